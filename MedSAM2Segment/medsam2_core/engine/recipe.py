@@ -1,0 +1,154 @@
+"""What a model receives besides stock SAM 2 prompts.
+
+Published SAM 2 weights take boxes and clicks as tokens and nothing else, and get exactly that (``STOCK``). A small
+model trained from nothing learns to use prompts much sooner when they are also drawn: the ellipse inscribed in a
+box, a disc around a click, the mask of the slice before. They enter as what SAM 2 calls a mask prompt, logits of
+shape (B, 1, S/4, S/4). Training and inference share this one function, so that they cannot drift apart.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+# Logits drawn for inside and outside. Mild, so that the network still decides where the image disagrees.
+INSIDE, OUTSIDE = 4.0, -4.0
+
+
+@dataclass(frozen=True)
+class PromptRecipe:
+    """How prompts are drawn for one model.
+
+    Attributes
+    ----------
+    draws_prompts
+        Draw boxes as inscribed ellipses and clicks as discs.
+    disc_radius
+        Radius of a click's disc, as a fraction of the image side.
+    carries_mask
+        While tracking, the mask of the slice before is drawn for the next one.
+    zoom
+        Side of the region of interest the model sees, in units of the prompt's box.
+    """
+
+    draws_prompts: bool = False
+    disc_radius: float = 0.03
+    carries_mask: bool = False
+    zoom: float = 2.0
+
+    def to_dict(self) -> dict:
+        """The recipe as JSON-ready values, as stored in the catalogue."""
+        return asdict(self)
+
+
+STOCK = PromptRecipe()
+
+
+def draw_box(boxes_xyxy: torch.Tensor, size: int) -> torch.Tensor:
+    """Draw the ellipse inscribed in each box.
+
+    Parameters
+    ----------
+    boxes_xyxy
+        (B, 4) corners in units of the image side (0 to 1).
+    size
+        Side of the drawing in pixels (S/4).
+
+    Returns
+    -------
+    torch.Tensor
+        (B, 1, size, size) logits between ``OUTSIDE`` and ``INSIDE``, zero crossing on the ellipse.
+    """
+    centre = (boxes_xyxy[:, None, :2] + boxes_xyxy[:, None, 2:]) / 2
+    radius = (boxes_xyxy[:, None, 2:] - boxes_xyxy[:, None, :2]).clamp(min=1e-4) / 2
+    grid = _pixel_centres(size, boxes_xyxy)  # (1, size*size, 2)
+    distance = ((grid - centre) / radius).square().sum(-1)  # 1 on the ellipse
+    logits = (INSIDE * 2 * (1 - distance)).clamp(OUTSIDE, INSIDE)
+    return logits.view(-1, 1, size, size)
+
+
+def draw_points(
+    canvas: torch.Tensor, points_xy: torch.Tensor, labels: torch.Tensor, radius: float
+) -> torch.Tensor:
+    """Draw a disc for each click over the logits already there.
+
+    Parameters
+    ----------
+    canvas
+        (B, 1, s, s) logits.
+    points_xy
+        (B, P, 2) positions in units of the image side.
+    labels
+        (B, P) 1 positive, 0 negative; anything else is padding and draws nothing.
+    radius
+        Disc radius in units of the image side.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, 1, s, s) logits; where discs overlap the later click wins.
+    """
+    size = canvas.shape[-1]
+    grid = _pixel_centres(size, points_xy)
+    flat = canvas.flatten(1)
+    for index in range(points_xy.shape[1]):
+        squared = (grid - points_xy[:, index : index + 1]).square().sum(-1)
+        # Never smaller than the pixel it lies in, whatever the size of the drawing.
+        hit = squared <= max(radius, 0.75 / size) ** 2
+        label = labels[:, index : index + 1]
+        flat = torch.where(hit & (label == 1), torch.full_like(flat, INSIDE), flat)
+        flat = torch.where(hit & (label == 0), torch.full_like(flat, OUTSIDE), flat)
+    return flat.view_as(canvas)
+
+
+def drawn_prompt(  # noqa: PLR0913
+    recipe: PromptRecipe,
+    size: int,
+    batch: int,
+    boxes_xyxy: torch.Tensor | None = None,
+    points_xy: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    previous_logits: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """The mask prompt a model gets for these prompts, or None when it gets none.
+
+    The previous mask (of the same slice while correcting, of the slice before while tracking) is the canvas if
+    there is one; else the box's ellipse; else zeros. Clicks are drawn on top. With a stock recipe the previous
+    logits are returned as they are.
+
+    Parameters
+    ----------
+    size
+        Side of the drawing (S/4).
+    batch
+        Number of objects B.
+    boxes_xyxy, points_xy
+        (B, 4) and (B, P, 2), in units of the image side.
+    labels
+        (B, P) 1 positive, 0 negative, other values padding.
+    previous_logits
+        (B, 1, size, size).
+
+    Returns
+    -------
+    torch.Tensor or None
+        (B, 1, size, size) logits.
+    """
+    if not recipe.draws_prompts:
+        return previous_logits
+    if previous_logits is not None:
+        canvas = previous_logits.clamp(-16.0, 16.0)
+    elif boxes_xyxy is not None:
+        canvas = draw_box(boxes_xyxy, size)
+    elif points_xy is not None:
+        canvas = torch.zeros(batch, 1, size, size, device=points_xy.device)
+    else:
+        return None
+    if points_xy is not None and labels is not None and points_xy.shape[1] > 0:
+        canvas = draw_points(canvas, points_xy, labels, recipe.disc_radius)
+    return canvas
+
+
+def _pixel_centres(size: int, like: torch.Tensor) -> torch.Tensor:
+    steps = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) / size
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    return torch.stack([x, y], dim=-1).view(1, size * size, 2)
