@@ -1,0 +1,206 @@
+"""From the name of a configuration to an untrained SAM 2 module.
+
+The modules are sam2's own. They are built straight from sam2's packaged YAML files (or ours, in ``configs/``):
+``sam2.build_sam`` is not used, because it works through Hydra's process-wide state and its neighbours import
+torchvision, which nothing here needs.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from medsam2_core.errors import CatalogueError
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+STOCK_CONFIGS = tuple(
+    f"{family}_hiera_{size}" for family in ("sam2", "sam2.1") for size in ("t", "s", "b+", "l")
+)
+OWN_CONFIGS = ("embedded",)
+
+# The classes a configuration may name. It is a list of Python names to be called, so a file from elsewhere could
+# otherwise run anything.
+_TRUSTED_PACKAGES = ("sam2.modeling.", "medsam2_core.engine.")
+
+# What stock build_sam2_video_predictor adds with its default apply_postprocessing=True. Its third addition,
+# fill_hole_area=8, is not part of SAM2Base, needs sam2's CUDA extension and is skipped by stock without it.
+_POSTPROCESSING = {
+    "sam_mask_decoder_extra_args": {
+        "dynamic_multimask_via_stability": True,
+        "dynamic_multimask_stability_delta": 0.05,
+        "dynamic_multimask_stability_thresh": 0.98,
+    },
+    "binarize_mask_from_pts_for_mem_enc": True,
+}
+
+
+def config_path(config: str | Path) -> Path:
+    """The YAML file of a configuration.
+
+    Parameters
+    ----------
+    config
+        One of ``STOCK_CONFIGS`` or ``OWN_CONFIGS``, sam2's own spelling (``configs/sam2.1/sam2.1_hiera_t.yaml``),
+        or the path of a ``.yaml`` file.
+
+    Raises
+    ------
+    CatalogueError
+        Nothing of that name.
+    """
+    name = Path(str(config)).name.removesuffix(".yaml")
+    if Path(config).suffix == ".yaml" and Path(config).is_file():
+        return Path(config)
+    if name in STOCK_CONFIGS:
+        return Path(str(files("sam2"))) / "configs" / name.split("_")[0] / f"{name}.yaml"
+    if name in OWN_CONFIGS:
+        return Path(str(files("medsam2_core.engine"))) / "configs" / f"{name}.yaml"
+    known = ", ".join(STOCK_CONFIGS + OWN_CONFIGS)
+    raise CatalogueError(
+        f"no model configuration {str(config)!r}: use one of {known}, or the path of a .yaml file"
+    )
+
+
+def read_config(
+    config: str | Path, image_size: int | None = None, apply_postprocessing: bool = True
+) -> dict[str, Any]:
+    """A configuration's ``model`` part as plain values, with our options applied and its class names checked.
+
+    Parameters
+    ----------
+    image_size
+        Side S of the square image the model sees; None keeps the file's.
+    apply_postprocessing
+        As in stock ``build_sam2_video_predictor``, and on as there: fall back to the best of three masks when
+        the single one is unstable, and binarise clicked masks before they are remembered. Only for sam2's own
+        configurations: others say themselves what they want.
+
+    Raises
+    ------
+    CatalogueError
+        Unknown or unreadable configuration, a class outside sam2 and this package, or an impossible image size.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = config_path(config)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise CatalogueError(f"{path} cannot be read as a model configuration: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise CatalogueError(f"{path} is not a SAM 2 configuration: it has no `model` section")
+    model = content["model"]
+    if apply_postprocessing and path.name.removesuffix(".yaml") in STOCK_CONFIGS:
+        model.update(_POSTPROCESSING)
+    if image_size is not None:
+        model["image_size"] = image_size
+    size = model.get("image_size")
+    if type(size) is not int or size <= 0 or size % 32:
+        raise CatalogueError(f"image size {size!r} cannot be used: it must be a positive multiple of 32")
+    if model.get("_target_") != "sam2.modeling.sam2_base.SAM2Base":
+        raise CatalogueError(
+            f"{path} describes {model.get('_target_')!r}, not sam2.modeling.sam2_base.SAM2Base"
+        )
+    for key, value in _leaves(model):
+        _check_setting(path, key, value)
+    return model
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _leaves(value, str(name))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _leaves(value, key)
+    else:
+        yield key, node
+
+
+def _check_setting(path: Path, key: str, value: Any) -> None:
+    """Refuse what would make instantiation call something else than a network module's constructor."""
+    if key == "weights_path" and value is not None:
+        raise CatalogueError(
+            f"{path} names further weights ({value!r}): give one checkpoint with everything in it"
+        )
+    if key.startswith("_") and key not in ("_target_",):
+        raise CatalogueError(f"{path} uses {key}, which is not allowed in a model configuration")
+    if key != "_target_":
+        return
+    from hydra.utils import get_object
+
+    trusted = isinstance(value, str) and value.startswith(_TRUSTED_PACKAGES)
+    if trusted:
+        try:
+            found = get_object(value)
+        except (ImportError, ValueError, AttributeError) as error:
+            raise CatalogueError(f"{path} names {value}, which this version of sam2 does not have") from error
+        # "sam2.modeling.sam2_base.torch.load" starts well, too: what counts is where the class was made.
+        made_here = f"{getattr(found, '__module__', '')}.".startswith(_TRUSTED_PACKAGES)
+        trusted = isinstance(found, type) and issubclass(found, nn.Module) and made_here
+    if not trusted:
+        raise CatalogueError(
+            f"{path} wants to call {value!r}: only network modules of sam2 and this package may be"
+        )
+
+
+def build_module(
+    config: str | Path, image_size: int | None = None, apply_postprocessing: bool = True
+) -> "SAM2Base":
+    """Build a SAM 2 with random weights, in eval mode, on the CPU; gradients are left on for training.
+
+    Parameters are those of :func:`read_config`. Building takes from half a second (tiny) to four seconds (large):
+    do it once and keep the module.
+
+    Raises
+    ------
+    CatalogueError
+        As :func:`read_config`, or settings that do not fit each other.
+    """
+    return build_from(read_config(config, image_size, apply_postprocessing), str(config))
+
+
+def build_from(settings: Mapping[str, Any], name: str) -> "SAM2Base":
+    """Build what :func:`read_config` returned; `name` is for the message when it does not fit together."""
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(dict(settings), _recursive_=True, _convert_="all").eval()
+    except HydraException as error:
+        raise CatalogueError(f"the configuration {name} does not make a SAM 2: {error}") from error
+
+
+@cache
+def _fingerprints() -> dict[tuple[int, int, bool], str]:
+    """(first width, number of trunk blocks, is 2.1) of sam2's eight configurations."""
+    table = {}
+    for name in STOCK_CONFIGS:
+        settings = read_config(name)
+        trunk = settings["image_encoder"]["trunk"]
+        is_21 = bool(settings.get("no_obj_embed_spatial", False))
+        table[trunk.get("embed_dim", 96), sum(trunk.get("stages", (2, 3, 16, 3))), is_21] = name
+    return table
+
+
+def guess_config(state: Mapping[str, torch.Tensor]) -> str | None:
+    """The configuration whose checkpoints look like this state dict, or None.
+
+    Decided by the trunk's width and depth and the tensors that came with SAM 2.1; strict loading has the last word.
+    """
+    if "image_encoder.trunk.stem.0.weight" in state:
+        return "embedded"
+    first = state.get("image_encoder.trunk.patch_embed.proj.weight")
+    if first is None or first.ndim != 4:
+        return None
+    prefix = "image_encoder.trunk.blocks."
+    blocks = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
+    return _fingerprints().get((first.shape[0], len(blocks), "no_obj_embed_spatial" in state))

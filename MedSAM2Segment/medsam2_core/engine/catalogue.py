@@ -1,0 +1,235 @@
+"""The models this package knows: what they are, where they come from and what their licences ask.
+
+The list itself is ``catalogue.json`` beside this file, meant to be read by people. Nothing here touches the network
+or needs torch.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from medsam2_core.errors import CatalogueError
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+_RECIPE_FIELDS = ("draws_prompts", "disc_radius", "carries_mask", "zoom")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model.
+
+    Attributes
+    ----------
+    name
+        What the user types, e.g. ``sam2.1-tiny``.
+    title
+        One line for people.
+    config
+        Configuration of the architecture, see :func:`medsam2_core.engine.architecture.config_path`; None only for
+        a local file, whose configuration is then guessed from its tensors.
+    image_size
+        Side S of the image the model sees, in pixels; None (local files) takes the configuration's.
+    repo, file
+        Repository on the Hugging Face Hub and the file's path in it; None when the model is bundled or local.
+    revision
+        Commit of the repository (40 hex digits), or None: not pinned. Then the newest commit is taken, and recorded
+        with the file.
+    sha256, bytes
+        Of the file's content, or None: not pinned. Then what first arrived is recorded and checked from then on.
+    licence, attribution, notice
+        SPDX name of the weights' licence (None: none was stated), who made them, and what the user should know
+        before downloading.
+    bundled
+        File inside this package, relative to ``engine/``, or None.
+    recipe
+        Keyword arguments of :class:`medsam2_core.engine.recipe.PromptRecipe`; empty for stock prompts.
+    postprocessing
+        Whether the configuration is used with stock's ``apply_postprocessing``.
+    path
+        Only for a local file: where it is.
+    """
+
+    name: str
+    title: str
+    config: str | None
+    image_size: int | None
+    repo: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    licence: str | None = None
+    attribution: str = ""
+    notice: str = ""
+    bundled: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    postprocessing: bool = True
+    path: Path | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a user's own file, not one of the catalogue."""
+        return self.path is not None
+
+    @property
+    def filename(self) -> str:
+        """The name under which the weights lie in a folder of models."""
+        return Path(self.file or self.bundled or str(self.path)).name
+
+    @property
+    def page(self) -> str | None:
+        """Where people can read about it."""
+        return f"https://huggingface.co/{self.repo}" if self.repo else None
+
+    def bundled_path(self) -> Path | None:
+        """Absolute path of the bundled weights (which may be missing from a source tree), or None."""
+        return Path(str(files("medsam2_core.engine"))) / self.bundled if self.bundled else None
+
+    @classmethod
+    def of_file(cls, path: str | Path) -> "ModelEntry":
+        """The entry of a checkpoint the user has."""
+        path = Path(path)
+        title = f"local checkpoint {path.name}"
+        return cls(name=path.stem, title=title, config=None, image_size=None, path=path)
+
+
+class Catalogue:
+    """All known models, in the order of the file."""
+
+    def __init__(self, entries: Mapping[str, ModelEntry]) -> None:
+        self._entries = MappingProxyType(dict(entries))
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> "Catalogue":
+        """Read the package's catalogue, or another file of the same form.
+
+        Raises
+        ------
+        CatalogueError
+            The file cannot be read, or an entry is wrong: which, and what.
+        """
+        return _packaged() if path is None else _read(Path(path))
+
+    def __iter__(self) -> Iterator[ModelEntry]:
+        return iter(self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def names(self) -> list[str]:
+        """The names, in the order of the file."""
+        return list(self._entries)
+
+    def find(self, name_or_path: str | Path) -> ModelEntry:
+        """The entry of a name, or of a checkpoint file of the user's own.
+
+        A name of the catalogue wins over a file of the same name in the current folder.
+
+        Raises
+        ------
+        CatalogueError
+            Neither: the message names the closest known names.
+        """
+        wanted = str(name_or_path)
+        if wanted in self._entries:
+            return self._entries[wanted]
+        path = Path(name_or_path).expanduser()
+        if path.is_file():
+            return ModelEntry.of_file(path)
+        if path.suffix in CHECKPOINT_SUFFIXES or path.parent != Path("."):
+            raise CatalogueError(f"there is no checkpoint file {wanted!r}, and no model of that name")
+        close = difflib.get_close_matches(wanted, self._entries, n=3, cutoff=0.5) or self._entries
+        raise CatalogueError(
+            f"no model {wanted!r} in the catalogue; known are, among others, {', '.join(close)}"
+        )
+
+
+@cache
+def _packaged() -> Catalogue:
+    return _read(Path(str(files("medsam2_core.engine"))) / "catalogue.json")
+
+
+def _read(path: Path) -> Catalogue:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CatalogueError(f"the model catalogue {path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("models"), list):
+        raise CatalogueError(f"the model catalogue {path} has no list `models`")
+    entries: dict[str, ModelEntry] = {}
+    for number, fact in enumerate(content["models"], start=1):
+        entry = _entry(fact, f"{path}, model {number}")
+        if entry.name in entries:
+            raise CatalogueError(f"{path} lists {entry.name!r} twice")
+        entries[entry.name] = entry
+    return Catalogue(entries)
+
+
+def _entry(facts: Any, where: str) -> ModelEntry:
+    known = {item.name for item in fields(ModelEntry)} - {"path"}
+    if not isinstance(facts, dict):
+        raise CatalogueError(f"{where} is not an object, but {facts!r}")
+    if unknown := sorted(set(facts) - known):
+        raise CatalogueError(f"{where} has unknown fields: {', '.join(unknown)}")
+    for name, kind, optional in _TYPES:
+        value = facts.get(name)
+        if value is None and optional:
+            continue
+        if type(value) is not kind or value == "":
+            raise CatalogueError(f"{where}: {name} must be a {kind.__name__}, not {value!r}")
+    entry = ModelEntry(**facts)
+    _check(entry, where)
+    return entry
+
+
+_TYPES = (
+    ("name", str, False),
+    ("title", str, False),
+    ("config", str, False),
+    ("image_size", int, False),
+    ("repo", str, True),
+    ("file", str, True),
+    ("revision", str, True),
+    ("sha256", str, True),
+    ("bytes", int, True),
+    ("licence", str, True),
+    ("attribution", str, True),
+    ("notice", str, True),
+    ("bundled", str, True),
+    ("recipe", dict, True),
+    ("postprocessing", bool, True),
+)
+
+
+def _check(entry: ModelEntry, where: str) -> None:
+    checks = (
+        (
+            re.fullmatch(r"[a-z0-9][a-z0-9.+_-]*", entry.name),
+            "name",
+            "lower case letters, digits and . + _ -",
+        ),
+        (entry.image_size % 32 == 0 and entry.image_size > 0, "image_size", "a positive multiple of 32"),
+        (entry.revision is None or re.fullmatch("[0-9a-f]{40}", entry.revision), "revision", "40 hex digits"),
+        (entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256), "sha256", "64 hex digits"),
+        (entry.bytes is None or entry.bytes > 0, "bytes", "positive"),
+        (entry.repo is None or re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repo), "repo", "owner/name"),
+        (_stays_inside(entry.file) and _stays_inside(entry.bundled), "file", "a relative path without .."),
+        ((entry.repo is None) == (entry.file is None), "repo", "given together with file"),
+        ((entry.repo is None) != (entry.bundled is None), "bundled", "given exactly when repo is not"),
+        (set(entry.recipe) <= set(_RECIPE_FIELDS), "recipe", f"made of {', '.join(_RECIPE_FIELDS)}"),
+    )
+    for good, name, rule in checks:
+        if not good:
+            raise CatalogueError(f"{where} ({entry.name}): {name} {getattr(entry, name)!r} must be {rule}")
+
+
+def _stays_inside(path: str | None) -> bool:
+    return path is None or re.fullmatch(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", path) is not None

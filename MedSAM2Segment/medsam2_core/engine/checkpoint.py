@@ -1,0 +1,259 @@
+"""Reading weights without trusting the file they come in.
+
+A ``.pt`` file is a zip archive with a pickle in it, and a pickle can run any program. Here it is only ever read by
+torch's restricted unpickler (``weights_only=True``), its checksums are compared first, and every tensor must have
+a place in the model: nothing is left out, nothing is made up.
+"""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import nn
+
+from medsam2_core.engine.architecture import guess_config
+from medsam2_core.errors import CheckpointError
+
+# Where published files keep the tensors, besides at the top level.
+_NESTED_UNDER = ("model", "state_dict", "model_state_dict")
+# What wrappers put in front of every name: DistributedDataParallel, torch.compile, Lightning.
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+# torch's zip reader and unpickler meet damage wherever it happens to lie, and say so with any of these.
+_DAMAGE = (
+    UnpicklingError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+    ImportError,
+    struct.error,
+    OSError,
+)
+
+# A tensor that only this architecture has -> what the file is, and what to do.
+_FOREIGN = (
+    ("image_encoder.patch_embed.seq.", "MobileSAM (SAM 1 with a TinyViT encoder)"),
+    ("image_encoder.blocks.0.attn.", "the first Segment Anything (SAM 1, a plain ViT encoder)"),
+    ("spatial_perceiver.", "EdgeTAM"),
+    ("image_encoder.trunk.body.", "a SAM 2 variant with a timm encoder (EdgeTAM)"),
+    (
+        "vision_encoder.",
+        "SAM in the layout of the transformers library; take the repository's .pt file instead",
+    ),
+)
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint, as they are stored, on the CPU.
+
+    Parameters
+    ----------
+    path
+        A file written by ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``: a plain state dict, or one under ``model``
+        or ``state_dict``) or by safetensors. What it is, is told by its first bytes, not by its name.
+
+    Raises
+    ------
+    CheckpointError
+        Missing, damaged, unsafe, or not a checkpoint.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if start.startswith(b"PK"):
+        content = _read_torch(path)
+    elif len(start) > 8 and start[8:9] == b"{":
+        content = _read_safetensors(path)
+    else:
+        raise CheckpointError(f"{path} is not a checkpoint: {_what_it_is_instead(start, size)}")
+    return _tensors_of(content, path)
+
+
+def _what_it_is_instead(start: bytes, size: int) -> str:
+    if size == 0:
+        return "the file is empty; get it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself; run `git lfs pull` or download the file"
+    if start.lstrip()[:1] == b"<":
+        return "it is a web page; download the file itself"
+    if start[:1] == b"\x80":
+        return "it is a bare pickle, which could run a program and is never opened; save it with torch.save or safetensors"
+    return (
+        f"{size} bytes that are neither a torch.save archive nor safetensors; it may be damaged, get it again"
+    )
+
+
+def _read_torch(path: Path) -> object:
+    _check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except _DAMAGE as error:
+        reason = str(error).strip()
+        if "weights_only" in reason.lower() or "unsupported global" in reason.lower():
+            raise CheckpointError(
+                f"{path} was not loaded: it holds Python objects besides tensors, which could run a program "
+                f"({_blamed_object(reason)}). Save its state dict alone, or as safetensors, on a machine you can risk"
+            ) from error
+        raise CheckpointError(
+            f"{path} is damaged and cannot be read ({_first_line(reason)}): get it again"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every checksum; torch itself does not when it maps a file into memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise CheckpointError(
+                    f"{path} is a compressed zip archive, not a checkpoint as torch.save writes it"
+                )
+            if not any(entry.filename.endswith("data.pkl") for entry in archive.infolist()):
+                raise CheckpointError(f"{path} is a zip archive without a checkpoint in it")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, *_DAMAGE) as error:
+        raise CheckpointError(
+            f"{path} is damaged or was cut off ({_first_line(str(error))}): get it again"
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} is wrong; get the file again")
+
+
+def _read_safetensors(path: Path) -> object:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, *_DAMAGE) as error:
+        raise CheckpointError(f"{path} is damaged ({_first_line(str(error))}): get it again") from error
+
+
+def _first_line(reason: str) -> str:
+    lines = reason.strip().splitlines()
+    return lines[0][:200] if lines else "no reason given"
+
+
+def _blamed_object(reason: str) -> str:
+    """The name of the refused object, out of torch's many words."""
+    for line in reason.splitlines():
+        for opening in ("Unsupported global: GLOBAL ", "Unsupported class ", "Unsupported operand "):
+            if opening in line:
+                return line.split(opening, 1)[1].split(" was not")[0].strip()[:100]
+    return _first_line(reason)
+
+
+def _tensors_of(content: object, path: Path) -> dict[str, torch.Tensor]:
+    for name in _NESTED_UNDER:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path} holds no state dict, but {_described(content)}")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(
+                f"{path}: {str(key)[:80]!r} is {_described(value)}, not a tensor of the model"
+            )
+        if value.layout is not torch.strided or value.is_quantized:
+            raise CheckpointError(
+                f"{path}: {key[:80]!r} is a sparse or quantised tensor, which SAM 2 has none of"
+            )
+    state = dict(content)
+    for prefix in _WRAPPER_PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "an empty dictionary" if not value else f"a dictionary with {_shortened(map(str, value))}"
+    return f"a {type(value).__name__}"
+
+
+def load_strict(
+    module: nn.Module, state: Mapping[str, torch.Tensor], config: str = "", source: str = ""
+) -> None:
+    """Copy a state dict into a module, accounting for every tensor.
+
+    Parameters
+    ----------
+    module
+        The receiving module. Its own precision (fp32) is kept: bf16 and fp16 values are widened.
+    state
+        Tensors by name, of any floating type.
+    config
+        Name of the module's configuration, for the message when another one would fit.
+    source
+        Where the tensors come from, for the message.
+
+    Raises
+    ------
+    CheckpointError
+        Missing, unexpected or differently shaped tensors, other than floating numbers, NaN or infinite values.
+    """
+    wanted = module.state_dict()
+    source = source or "the checkpoint"
+    problems = []
+    if missing := [key for key in wanted if key not in state]:
+        problems.append(f"{len(missing)} missing: {_shortened(missing)}")
+    if unexpected := [key for key in state if key not in wanted]:
+        problems.append(f"{len(unexpected)} unexpected: {_shortened(unexpected)}")
+    shared = [key for key in wanted if key in state]
+    if reshaped := [key for key in shared if state[key].shape != wanted[key].shape]:
+        listed = [f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}" for key in reshaped]
+        problems.append(f"{len(reshaped)} of another shape: {_shortened(listed)}")
+    if retyped := [key for key in shared if not state[key].is_floating_point()]:
+        listed = [f"{key} {str(state[key].dtype).removeprefix('torch.')}" for key in retyped]
+        problems.append(f"{len(retyped)} not of a floating type: {_shortened(listed)}")
+    if problems:
+        target = f"the model {config}" if config else "this model"
+        raise CheckpointError(
+            f"{source} does not fit {target}; {'; '.join(problems)}. {_advice(state, config)}"
+        )
+    with torch.no_grad():
+        for key, target in wanted.items():
+            target.copy_(state[key])
+            # Min and max meet every NaN and infinity without a temporary copy of the tensor.
+            if target.numel() and not all(map(torch.isfinite, target.aminmax())):
+                raise CheckpointError(
+                    f"{source} holds NaN or infinite values in {key}: it is damaged, get it again"
+                )
+
+
+def foreign_architecture(state: Mapping[str, torch.Tensor]) -> str | None:
+    """What a state dict is, in words, when it is a known relative of SAM 2 that cannot be loaded."""
+    for prefix, what in _FOREIGN:
+        if any(key.startswith(prefix) for key in state):
+            return what
+    return None
+
+
+def _advice(state: Mapping[str, torch.Tensor], config: str) -> str:
+    if what := foreign_architecture(state):
+        return f"The file is {what}; only SAM 2 models can be loaded"
+    fitting = guess_config(state)
+    if fitting and fitting != config:
+        return f"It looks like a checkpoint for the configuration {fitting}: give that one"
+    return "Use the configuration the checkpoint was trained with"
+
+
+def _shortened(names: Iterable[str], limit: int = 4) -> str:
+    names = [name if len(name) <= 120 else name[:117] + "…" for name in names]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

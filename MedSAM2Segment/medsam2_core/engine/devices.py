@@ -1,0 +1,114 @@
+"""Where a model computes, and in which precision.
+
+Weights stay in fp32; a lower precision means autocast around the model's calls, as Meta's own examples do.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
+
+import torch
+
+from medsam2_core.errors import DeviceError
+
+
+class Precision(str, Enum):
+    """The number format of a model's calculations."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch type of the same name."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.value]
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """A context in which modules on `device` compute in this precision; nothing at all for fp32."""
+        if self is Precision.FP32:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.dtype)
+
+
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """Pick where to compute.
+
+    Parameters
+    ----------
+    name
+        ``auto`` (a CUDA card, else Apple's GPU, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` … or ``mps``.
+
+    Raises
+    ------
+    DeviceError
+        The name means nothing, or this machine (or this build of torch) does not have the device.
+    """
+    if str(name) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"{name!r} is not a device: use auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type == "cuda":
+        _check_cuda(device)
+        return device
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError(
+                "mps was asked for, but this machine has no Apple GPU that torch can use: use cpu"
+            )
+        return device
+    raise DeviceError(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps")
+
+
+def _check_cuda(device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        why = "no working NVIDIA card or driver was found" if built else "this torch is a build without CUDA"
+        raise DeviceError(f"{device} was asked for, but {why} (torch {torch.__version__}): use cpu or auto")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        last = f"cuda:{count - 1}"
+        raise DeviceError(f"{device} was asked for, but this machine has {count} CUDA card(s), up to {last}")
+
+
+def choose_precision(device: torch.device, name: str | Precision = "auto") -> Precision:
+    """Pick the precision for a device.
+
+    ``auto`` is bf16 on CUDA cards that have it (Ampere and later), fp16 on Volta and Turing, and fp32 elsewhere: on
+    a CPU without matrix units bf16 is three times slower than fp32, and on ``mps`` it depends on the system version.
+
+    Raises
+    ------
+    DeviceError
+        The name means nothing, or the device cannot compute in it.
+    """
+    if str(getattr(name, "value", name)) == "auto":
+        return _automatic_precision(device)
+    try:
+        precision = Precision(name)
+    except ValueError as error:
+        raise DeviceError(f"{name!r} is not a precision: use auto, fp32, bf16 or fp16") from error
+    if precision is Precision.FP16 and device.type == "cpu":
+        raise DeviceError("fp16 is not supported on the CPU: use fp32 (or bf16), or a GPU")
+    if precision is Precision.BF16 and device.type == "cuda" and not _cuda_has_bf16(device):
+        card = torch.cuda.get_device_name(device)
+        raise DeviceError(f"{card} has no bf16: use fp16 or fp32")
+    return precision
+
+
+def _automatic_precision(device: torch.device) -> Precision:
+    if device.type != "cuda":
+        return Precision.FP32
+    if _cuda_has_bf16(device):
+        return Precision.BF16
+    return Precision.FP16 if torch.cuda.get_device_capability(device) >= (7, 0) else Precision.FP32
+
+
+def _cuda_has_bf16(device: torch.device) -> bool:
+    # torch.cuda.is_bf16_supported() also says yes to emulation, which is slower than fp32.
+    return torch.cuda.get_device_capability(device) >= (8, 0)

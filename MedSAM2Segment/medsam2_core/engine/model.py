@@ -1,0 +1,186 @@
+"""A loaded SAM 2 model and everything its users need to know about it.
+
+The example a newcomer needs::
+
+    model = load_model("embedded")             # or "sam2.1-tiny", or a path to a checkpoint
+    with model.computing():
+        features = model.module.forward_image(images)   # (N, 3, S, S) -> sam2's feature maps
+"""
+
+import hashlib
+import json
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from medsam2_core.engine.architecture import build_from, build_module, guess_config, read_config
+from medsam2_core.engine.catalogue import Catalogue, ModelEntry
+from medsam2_core.engine.checkpoint import foreign_architecture, load_strict, read_state_dict
+from medsam2_core.engine.devices import Precision, choose_device, choose_precision
+from medsam2_core.engine.recipe import STOCK, PromptRecipe
+from medsam2_core.engine.store import Store
+from medsam2_core.errors import CatalogueError, CheckpointError
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+__all__ = ["SegmentationModel", "build_module", "load_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationModel:
+    """A SAM 2 network ready to be asked.
+
+    Attributes
+    ----------
+    name
+        The catalogue's name, or the file's.
+    module
+        In eval mode, without gradients, fp32 weights on `device`. Shared by everybody who loaded the same model:
+        never change it.
+    image_size
+        Side S of the square image the model sees.
+    recipe
+        What the model receives besides stock prompts.
+    weights_key
+        SHA-256 of weights and configuration: equal keys give equal features for equal images.
+    device, precision
+        Where and in which number format the model computes.
+    """
+
+    name: str
+    module: "SAM2Base"
+    image_size: int
+    recipe: PromptRecipe
+    weights_key: str
+    device: torch.device
+    precision: Precision
+
+    @classmethod
+    def of(
+        cls,
+        module: "SAM2Base",
+        name: str,
+        recipe: PromptRecipe = STOCK,
+        device: str | torch.device = "cpu",
+        precision: str | Precision = "fp32",
+    ) -> "SegmentationModel":
+        """Wrap a module that is already built (in training, in tests). It is moved, frozen and set to eval mode."""
+        where = choose_device(device)
+        key = weights_key(module)
+        module = module.to(where).eval().requires_grad_(False)
+        return cls(name, module, module.image_size, recipe, key, where, choose_precision(where, precision))
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Everything a call of the module needs around it: no gradients, and autocast for bf16 and fp16."""
+        with torch.inference_mode(), self.precision.autocast(self.device):
+            yield
+
+
+def weights_key(module: "SAM2Base", settings: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 (hex) of a module's image size, tensors and, where given, configuration."""
+    digest = hashlib.sha256(json.dumps([module.image_size, settings], sort_keys=True).encode())
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        # view() as bytes: numpy knows no bf16, and a scalar cannot change its item size.
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# Loaded models somebody still holds. Building and reading one takes seconds, so a second session, or a second
+# volume, shares it; once nobody holds it, its memory is given back.
+_held: "weakref.WeakValueDictionary[tuple, SegmentationModel]" = weakref.WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def load_model(
+    name_or_path: str | Path = "embedded",
+    device: str | torch.device = "auto",
+    precision: str | Precision = "auto",
+    *,
+    config: str | Path | None = None,
+    image_size: int | None = None,
+    apply_postprocessing: bool | None = None,
+    catalogue: Catalogue | None = None,
+    store: Store | None = None,
+) -> SegmentationModel:
+    """Load a model of the catalogue, or any checkpoint of a SAM 2 architecture. Never downloads.
+
+    Parameters
+    ----------
+    name_or_path
+        A name from the catalogue (``medsam2 models list``) or the path of a checkpoint.
+    device, precision
+        See :func:`choose_device` and :func:`choose_precision`.
+    config
+        For a path: the name of its configuration or a ``.yaml`` file; None guesses from the tensors.
+    image_size
+        Another side S than the catalogue's (a positive multiple of 32).
+    apply_postprocessing
+        As in stock ``build_sam2_video_predictor`` (default there: on); None takes the catalogue's choice, which is
+        on for sam2's own configurations. See :func:`read_config`.
+    catalogue, store
+        Others than the default ones.
+
+    Raises
+    ------
+    CatalogueError
+        Unknown model, or a known one that is not on this machine: the message says how to get it.
+    CheckpointError
+        The file is damaged, unsafe, or of another architecture.
+    DeviceError
+        This machine does not have the device or precision.
+    """
+    where = choose_device(device)
+    how = choose_precision(where, precision)
+    entry = (catalogue or Catalogue.load()).find(name_or_path)
+    if config is not None and not entry.is_local:
+        raise CatalogueError(
+            f"{entry.name} has its own configuration ({entry.config}); give one only with a path"
+        )
+    path = (store or Store.default()).locate(entry)
+    postprocess = entry.postprocessing if apply_postprocessing is None else apply_postprocessing
+    size = image_size or entry.image_size
+    stamp = path.stat()
+    key = (
+        *(str(path.resolve()), stamp.st_mtime_ns, stamp.st_size, str(config or entry.config), size),
+        *(postprocess, json.dumps(entry.recipe, sort_keys=True), str(where), how),
+    )
+    with _loading:
+        model = _held.get(key)
+        if model is None:
+            model = _load(entry, path, config or entry.config, size, postprocess, where, how)
+            _held[key] = model
+        return model
+
+
+def _load(
+    entry: ModelEntry,
+    path: Path,
+    config: str | Path | None,
+    image_size: int | None,
+    postprocess: bool,
+    device: torch.device,
+    precision: Precision,
+) -> SegmentationModel:
+    state = read_state_dict(path)
+    if config is None:
+        config = guess_config(state)
+        if config is None:
+            what = foreign_architecture(state) or "of an architecture this package does not know"
+            raise CheckpointError(f"{path} is {what}: name its configuration if it is a SAM 2 variant")
+    settings = read_config(config, image_size, postprocess)
+    module = build_from(settings, str(config))
+    load_strict(module, state, str(config), str(path))
+    del state
+    recipe = PromptRecipe(**entry.recipe)
+    key = weights_key(module, settings)
+    module = module.to(device).requires_grad_(False)
+    return SegmentationModel(entry.name, module, settings["image_size"], recipe, key, device, precision)

@@ -1,0 +1,242 @@
+"""Where model files lie on this machine, and whether they are still what arrived.
+
+Three places, looked up in this order: inside the package (bundled), offline folders somebody filled by hand, and our
+own folder of downloads. Files lie flat under their published names, so that dropping one in is all it takes. Beside
+every file we downloaded lies a receipt, ``<file>.json``, with its hash, size, source and licence.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+
+from medsam2_core.engine.catalogue import ModelEntry
+from medsam2_core.errors import CatalogueError, CheckpointError
+
+_BLOCK = 1 << 20
+
+
+class ModelState(str, Enum):
+    """Where a model's weights are."""
+
+    BUNDLED = "bundled"
+    OFFLINE = "offline folder"
+    DOWNLOADED = "downloaded"
+    LOCAL = "local file"
+    MISSING = "not here"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was known about a file when it arrived."""
+
+    sha256: str
+    bytes: int
+    repo: str
+    file: str
+    revision: str | None
+    licence: str | None
+    attribution: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :meth:`Store.verify` found.
+
+    Attributes
+    ----------
+    path
+        The file that was hashed.
+    sha256, bytes
+        Of its content now.
+    against
+        What it was compared with: ``catalogue``, ``receipt``, or None when there was nothing to compare with.
+    """
+
+    path: Path
+    sha256: str
+    bytes: int
+    against: str | None
+
+
+class Store:
+    """The model files of this machine.
+
+    Parameters
+    ----------
+    models_folder
+        Our own folder; made at the first download. Only files in it are ever written or removed.
+    offline_folders
+        Further folders to look in.
+    """
+
+    def __init__(self, models_folder: str | Path, offline_folders: Sequence[str | Path] = ()) -> None:
+        self.models_folder = Path(models_folder).expanduser()
+        self.offline_folders = tuple(Path(folder).expanduser() for folder in offline_folders)
+
+    @classmethod
+    def default(
+        cls,
+        models_folder: str | Path | None = None,
+        offline_folders: Sequence[str | Path] = (),
+        environment: Mapping[str, str] = os.environ,
+    ) -> "Store":
+        """The user's store.
+
+        Arguments win over the environment: ``MEDSAM2_MODELS`` names our folder (default: ``models`` in the user's
+        application data), ``MEDSAM2_OFFLINE_MODELS`` further folders, separated as in ``PATH``.
+        """
+        if models_folder is None:
+            models_folder = environment.get("MEDSAM2_MODELS") or _application_data() / "models"
+        listed = environment.get("MEDSAM2_OFFLINE_MODELS", "").split(os.pathsep)
+        return cls(models_folder, [*offline_folders, *filter(None, listed)])
+
+    def download_path(self, entry: ModelEntry) -> Path:
+        """Where a download of this model goes."""
+        return self.models_folder / entry.filename
+
+    def find(self, entry: ModelEntry) -> tuple[ModelState, Path | None]:
+        """Where the model is; ``(ModelState.MISSING, None)`` when it is nowhere."""
+        if entry.path is not None:
+            return ModelState.LOCAL, entry.path
+        bundled = entry.bundled_path()
+        if bundled is not None:
+            return (ModelState.BUNDLED, bundled) if bundled.is_file() else (ModelState.MISSING, None)
+        for folder in self.offline_folders:
+            # Both as dropped by hand and as a copied repository.
+            for path in (folder / entry.filename, folder / (entry.repo or "") / (entry.file or "")):
+                if path.is_file():
+                    return ModelState.OFFLINE, path
+        path = self.download_path(entry)
+        return (ModelState.DOWNLOADED, path) if path.is_file() else (ModelState.MISSING, None)
+
+    def locate(self, entry: ModelEntry) -> Path:
+        """The model's file.
+
+        Its size is compared with what is known (the content only by :meth:`verify` and at download).
+
+        Raises
+        ------
+        CatalogueError
+            It is not on this machine; the message says how to get it.
+        CheckpointError
+            Its size is wrong.
+        """
+        _, path = self.find(entry)
+        if path is None:
+            raise CatalogueError(self._how_to_get(entry))
+        known = self._known(entry, path)
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            raise CheckpointError(f"{path} is not a file")
+        if known is not None and known[1] not in (None, size):
+            raise CheckpointError(
+                f"{path} has {size} bytes instead of {known[1]}: it was cut off or changed, get it again"
+            )
+        return path
+
+    def _how_to_get(self, entry: ModelEntry) -> str:
+        if entry.bundled:
+            return f"the bundled model {entry.name!r} ({entry.bundled_path()}) is not part of this copy of the package"
+        return (
+            f"the model {entry.name!r} is not on this machine: run `medsam2 models get {entry.name}`, "
+            f"or put {entry.filename} from {entry.page} into {self.models_folder}"
+        )
+
+    def receipt(self, path: Path) -> Receipt | None:
+        """The receipt of a downloaded file, or None."""
+        try:
+            facts = json.loads(receipt_path(path).read_text(encoding="utf-8"))
+            return Receipt(**facts)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"the receipt {receipt_path(path)} cannot be read: get the model again"
+            ) from error
+
+    def write_receipt(self, path: Path, receipt: Receipt) -> None:
+        """Put a receipt beside a file, at once or not at all."""
+        target = receipt_path(path)
+        partial = target.with_name(target.name + ".part")
+        partial.write_text(json.dumps(asdict(receipt), indent=2) + "\n", encoding="utf-8")
+        partial.replace(target)
+
+    def _known(self, entry: ModelEntry, path: Path) -> tuple[str | None, int | None, str] | None:
+        """(sha256, bytes, "catalogue" | "receipt"): what the file should be."""
+        if entry.sha256 is not None or entry.bytes is not None:
+            return entry.sha256, entry.bytes, "catalogue"
+        receipt = None if entry.is_local else self.receipt(path)
+        return (receipt.sha256, receipt.bytes, "receipt") if receipt else None
+
+    def verify(self, entry: ModelEntry, progress: Callable[[int, int], None] | None = None) -> Verdict:
+        """Hash a model's file and compare it with what is known.
+
+        Parameters
+        ----------
+        progress
+            Called with (bytes hashed, bytes in all).
+
+        Raises
+        ------
+        CatalogueError
+            The model is not on this machine.
+        CheckpointError
+            The content is not what it should be.
+        """
+        path = self.locate(entry)
+        known = self._known(entry, path)
+        found, size = hash_file(path, progress)
+        if known is not None and known[0] is not None and known[0] != found:
+            raise CheckpointError(
+                f"{path} is not what it should be: its SHA-256 is {found}, the {known[2]}'s is {known[0]}. "
+                f"Remove it and get it again"
+            )
+        against = known[2] if known is not None and known[0] is not None else None
+        return Verdict(path, found, size, against)
+
+    def remove(self, entry: ModelEntry) -> Path:
+        """Delete a downloaded model with its receipt; files that are not ours stay.
+
+        Raises
+        ------
+        CatalogueError
+            The model is not in our folder.
+        """
+        state, path = self.find(entry)
+        ours = self.download_path(entry)
+        if entry.is_local or entry.bundled or not ours.is_file():
+            where = f"it is a {state.value} ({path})" if path else "it is not on this machine"
+            raise CatalogueError(
+                f"the model {entry.name!r} was not downloaded into {self.models_folder}: {where}"
+            )
+        ours.unlink()
+        receipt_path(ours).unlink(missing_ok=True)
+        return ours
+
+
+def receipt_path(path: Path) -> Path:
+    """Where the receipt of a file lies."""
+    return path.with_name(path.name + ".json")
+
+
+def hash_file(path: Path, progress: Callable[[int, int], None] | None = None) -> tuple[str, int]:
+    """(SHA-256 in hex, number of bytes) of a file, read a megabyte at a time."""
+    digest = hashlib.sha256()
+    done, total = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            done += len(block)
+            if progress is not None:
+                progress(done, total)
+    return digest.hexdigest(), done
+
+
+def _application_data() -> Path:
+    from platformdirs import user_data_dir
+
+    return Path(user_data_dir("MedSAM2Segment", appauthor=False))
