@@ -1,0 +1,247 @@
+"""A volume as an ordered stack of 2-D slices, and the way back from slice pixels to voxels.
+
+Every stack shows slices the way a radiologist expects, whatever the storage order of the file, so that the
+same anatomy stored in another axis order gives bit-equal slices in the same order:
+
+========  ==================  ===================  ==================
+plane     columns run (x)     rows run (y)         slices run (n)
+========  ==================  ===================  ==================
+axial     to Left             to Posterior         to Superior
+coronal   to Left             to Inferior          to Posterior
+sagittal  to Posterior        to Inferior          to Left
+========  ==================  ===================  ==================
+
+``"i"``, ``"j"`` and ``"k"`` choose an array axis; its slices look like those of the plane closest to it.
+Pictures appear as they were stored. A position in a stack is ``[x, y, n]``: column, row and slice, pixel
+centres at integers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsam2_core.errors import GeometryError
+from medsam2_core.imaging.geometry import Geometry, transform
+from medsam2_core.imaging.volume import Volume, canonical_view
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+#: Directions of x, y, n for each plane.
+_DISPLAY = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
+_OPPOSITE = dict(zip("LRPAIS", "RLAPSI", strict=True))
+AXES = ("axial", "sagittal", "coronal", "i", "j", "k")
+
+
+class SliceStack(ABC):
+    """Ordered 2-D slices of a volume; made by :meth:`along` or :meth:`oblique`.
+
+    Attributes
+    ----------
+    volume : Volume
+    shape_hw : (H, W), rows and columns of every slice
+    pixel_mm : (between rows, between columns) in mm
+    slice_mm : distance between the planes of neighbouring slices in mm
+    key : equal for stacks that cut a volume in the same way
+    """
+
+    volume: Volume
+    shape_hw: tuple[int, int]
+    pixel_mm: tuple[float, float]
+    slice_mm: float
+    key: str
+    ijk_to_xyn: NDArray[np.float64]  # (4, 4)
+    xyn_to_ijk: NDArray[np.float64]  # (4, 4)
+
+    @staticmethod
+    def along(volume: Volume, axis: str = "axial") -> AxisStack:
+        """Slices along an anatomical plane (its closest array axis) or along ``"i"``, ``"j"``, ``"k"``."""
+        return AxisStack(volume, axis)
+
+    @staticmethod
+    def oblique(
+        volume: Volume,
+        origin_ras: ArrayLike,
+        row_direction_ras: ArrayLike,
+        column_direction_ras: ArrayLike,
+        spacing_mm: float | tuple[float, float, float] | None = None,
+    ) -> SliceStack:
+        """Parallel slices in any direction that together cover the volume.
+
+        Parameters
+        ----------
+        origin_ras : (3,) a point in mm; one of the slices has a pixel centre exactly there
+        row_direction_ras : (3,) the direction columns run to (x)
+        column_direction_ras : (3,) the direction rows run to (y), at a right angle to the former
+        spacing_mm : pixel and slice size: one number, or (x, y, n); by default the size of a voxel in each of
+            the
+            three directions, so pixels may be non-square as the voxels are
+        """
+        from medsam2_core.imaging.oblique import ObliqueStack
+
+        return ObliqueStack(volume, origin_ras, row_direction_ras, column_direction_ras, spacing_mm)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of slices."""
+
+    @abstractmethod
+    def image_hw(self, n: int) -> NDArray[Any]:
+        """Slice ``n`` in the volume's own type: (H, W), or (H, W, 3) for colour.
+
+        A copy that may be changed.
+        """
+
+    @abstractmethod
+    def mask_of(
+        self, mask_kji: NDArray[Any], n: int, offset_ijk: tuple[int, int, int] = (0, 0, 0)
+    ) -> NDArray[np.bool_]:
+        """(H, W) mask of slice ``n`` from a mask of voxels.
+
+        ``mask_kji`` may be the whole grid or a part of it whose first voxel is ``offset_ijk``.
+        """
+
+    @abstractmethod
+    def put(self, mask_hw: NDArray[Any], n: int, volume_mask_kji: NDArray[np.bool_]) -> None:
+        """Replace slice ``n`` of a (K, J, I) mask, in place; voxels of other slices stay."""
+
+    def volume_mask(self, masks: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
+        """(K, J, I) mask from masks of slices; slices that are not given stay empty."""
+        volume_mask_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype=bool)
+        for n, mask_hw in masks.items():
+            self.put(mask_hw, n, volume_mask_kji)
+        return volume_mask_kji
+
+    def to_slice(self, points_ijk: ArrayLike) -> NDArray[np.float64]:
+        """(N, 3) continuous IJK to (N, 3) ``[x, y, n]``."""
+        return transform(self.ijk_to_xyn, points_ijk)
+
+    def to_ijk(self, points_xyn: ArrayLike) -> NDArray[np.float64]:
+        """(N, 3) ``[x, y, n]`` to (N, 3) continuous IJK."""
+        return transform(self.xyn_to_ijk, points_xyn)
+
+    def __iter__(self) -> Any:
+        return (self.image_hw(n) for n in range(len(self)))
+
+    def checked(self, n: int) -> int:
+        """``n`` itself when there is such a slice, else GeometryError.
+
+        Negative numbers do not count from the end.
+        """
+        if not 0 <= int(n) < len(self):
+            raise GeometryError(f"slice {n} does not exist: {self.title} has slices 0 to {len(self) - 1}")
+        return int(n)
+
+    def checked_mask(self, mask_hw: NDArray[Any]) -> NDArray[np.bool_]:
+        """A mask of a slice as bool, or GeometryError when it has another shape."""
+        if mask_hw.shape != self.shape_hw:
+            raise GeometryError(f"a mask of {mask_hw.shape} pixels does not fit slices of {self.shape_hw}")
+        return mask_hw.astype(bool, copy=False)
+
+    def check_grid(self, mask_kji: NDArray[Any]) -> None:
+        """GeometryError when a mask of voxels does not have the volume's shape."""
+        grid = self.volume.voxels_kji.shape[:3]
+        if mask_kji.shape != grid:
+            raise GeometryError(f"a mask of {mask_kji.shape} voxels does not fit the volume {grid}")
+
+    @property
+    def title(self) -> str:
+        """What to call this stack in messages."""
+        return "the stack"
+
+
+class AxisStack(SliceStack):
+    """Slices along an array axis: every pixel is a voxel."""
+
+    def __init__(self, volume: Volume, axis: str) -> None:
+        if axis not in AXES:
+            raise GeometryError(f"unknown axis {axis!r}: use one of {', '.join(AXES)}")
+        geometry = volume.geometry
+        self.volume = volume
+        self.axis_name = axis
+        self.array_axis = "ijk".index(axis) if len(axis) == 1 else geometry.closest_axis(axis)
+        self.plane = geometry.plane_of_axis(self.array_axis)
+        self._towards = [_towards(geometry, direction) for direction in _DISPLAY[self.plane]]  # of x, y, n
+        width, height, self._depth = (geometry.shape_ijk[array_axis] for array_axis, _ in self._towards)
+        self.shape_hw = (height, width)
+        spacing = geometry.spacing
+        self.pixel_mm = (float(spacing[self._towards[1][0]]), float(spacing[self._towards[0][0]]))
+        self.slice_mm = _distance_between_planes(geometry, self.array_axis)
+        self.xyn_to_ijk = _axis_affine(geometry, self._towards)
+        self.ijk_to_xyn = np.linalg.inv(self.xyn_to_ijk)
+        signs = "".join(f"{'-+'[sign > 0]}{'ijk'[array_axis]}" for array_axis, sign in self._towards)
+        self.key = f"{self.plane}:{signs}"
+
+    def __len__(self) -> int:
+        return self._depth
+
+    @property
+    def title(self) -> str:
+        return f"the {self.plane} stack along {'ijk'[self.array_axis]}"
+
+    def image_hw(self, n: int) -> NDArray[Any]:
+        return np.array(self._slice(self.volume.voxels_kji, self.checked(n)), order="C")
+
+    def mask_of(
+        self, mask_kji: NDArray[Any], n: int, offset_ijk: tuple[int, int, int] = (0, 0, 0)
+    ) -> NDArray[np.bool_]:
+        n = self.checked(n)
+        full_shape = self.volume.voxels_kji.shape[:3]
+        if mask_kji.shape == full_shape and not any(offset_ijk):
+            return np.array(self._slice(mask_kji, n), dtype=bool, order="C")
+        index = self._index_along(n) - offset_ijk[self.array_axis]
+        flat_shape = list(full_shape)
+        flat_shape[2 - self.array_axis] = 1
+        flat_kji = np.zeros(flat_shape, dtype=bool)  # the one slice in voxel order
+        if 0 <= index < mask_kji.shape[2 - self.array_axis]:
+            part = np.take(mask_kji, [index], axis=2 - self.array_axis)
+            start = [0 if axis == self.array_axis else offset_ijk[axis] for axis in (2, 1, 0)]
+            flat_kji[tuple(slice(s, s + n) for s, n in zip(start, part.shape, strict=True))] = part
+        return np.array(self._slice(flat_kji, 0), order="C")
+
+    def put(self, mask_hw: NDArray[Any], n: int, volume_mask_kji: NDArray[np.bool_]) -> None:
+        self.check_grid(volume_mask_kji)
+        self._slice(volume_mask_kji, self.checked(n))[...] = self.checked_mask(mask_hw)
+
+    def _index_along(self, n: int) -> int:
+        return n if self._towards[2][1] > 0 else self._depth - 1 - n
+
+    def _slice(self, array_kji: NDArray[Any], n: int) -> NDArray[Any]:
+        """View (H, W, …) of slice n of an array on the volume's grid, or of one flat along the axis."""
+        view = canonical_view(array_kji, self.volume.geometry)  # axes S, P, L
+        if self.plane == "axial":
+            return view[n]
+        flipped = view[::-1]  # rows run to Inferior
+        return flipped[:, n] if self.plane == "coronal" else flipped[:, :, n]
+
+
+def _towards(geometry: Geometry, direction: str) -> tuple[int, int]:
+    return geometry.array_axis_towards(direction)
+
+
+def _axis_affine(geometry: Geometry, towards: list[tuple[int, int]]) -> NDArray[np.float64]:
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for column, (array_axis, sign) in enumerate(towards):
+        matrix[array_axis, column] = sign
+        if sign < 0:
+            matrix[array_axis, 3] = geometry.shape_ijk[array_axis] - 1
+    return matrix
+
+
+def _distance_between_planes(geometry: Geometry, array_axis: int) -> float:
+    """Perpendicular distance: shorter than the step from voxel to voxel in a sheared volume."""
+    first, second = (geometry.ijk_to_ras[:3, axis] for axis in range(3) if axis != array_axis)
+    normal = np.cross(first, second)
+    return float(abs(geometry.ijk_to_ras[:3, array_axis] @ normal) / np.linalg.norm(normal))
+
+
+def stack_key(prefix: str, matrix: NDArray[np.float64], shape: tuple[int, ...]) -> str:
+    """A short stable name for a stack that has no better one."""
+    digest = hashlib.sha256(np.round(matrix, 9).astype("<f8").tobytes() + repr(shape).encode())
+    return f"{prefix}:{digest.hexdigest()[:16]}"

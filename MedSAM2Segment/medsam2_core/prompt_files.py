@@ -1,0 +1,195 @@
+"""Prompts as JSON.
+
+::
+
+    {"version": 1, "space": "ras", "objects": [
+      {"name": "liver", "prompts": [
+        {"type": "point", "at": [-20.5, 13, 40], "positive": true},
+        {"type": "box", "first": [-60, -10, 40], "last": [10, 55, 40]},
+        {"type": "mask", "offset": [120, 88, 14], "shape": [30, 22, 1], "runs": [31, 5, 624]}]}]}
+
+``space`` is ``ijk``, ``ras`` or ``lps`` and holds for points and boxes. In IJK the first corner of a box has
+the smaller indices; in millimetres any two opposite corners will do, since patient axes may run against the
+voxels'. A mask consists of voxels and is always in IJK: ``offset`` and ``shape`` count i, j, k, and ``runs``
+are the lengths of alternating stretches of false and true, beginning with false, i fastest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsam2_core.errors import GeometryError, PromptError
+from medsam2_core.imaging.geometry import Space
+from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt, PromptSet
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medsam2_core.imaging.geometry import Geometry
+
+VERSION = 1
+_LARGEST_MASK = 1 << 31  # voxels; eight times 512 x 512 x 1000
+
+
+def to_json(prompt_set: PromptSet, space: Space | str = "ijk", geometry: Geometry | None = None) -> str:
+    """A prompt set as JSON text."""
+    space = _space(space, geometry)
+
+    def position(ijk: Iterable[float]) -> list[float]:
+        if space is Space.IJK or geometry is None:
+            return [float(value) for value in ijk]
+        return [round(float(value), 6) for value in geometry.ijk_to([list(ijk)], space)[0]]
+
+    def entry(prompt: Prompt) -> dict[str, Any]:
+        if isinstance(prompt, Point):
+            return {"type": "point", "at": position(prompt.ijk), "positive": prompt.positive}
+        if isinstance(prompt, Box):
+            return {"type": "box", "first": position(prompt.first_ijk), "last": position(prompt.last_ijk)}
+        return {
+            "type": "mask",
+            "offset": list(prompt.offset_ijk),
+            "shape": list(prompt.mask_kji.shape[::-1]),
+            "runs": _to_runs(prompt.mask_kji),
+        }
+
+    objects = [{"name": name, "prompts": [entry(p) for p in prompts]} for name, prompts in prompt_set]
+    return json.dumps({"version": VERSION, "space": space.value, "objects": objects})
+
+
+def from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet:
+    """A prompt set from JSON text.
+
+    Raises
+    ------
+    PromptError
+        When the text is not JSON, lacks a part, or a value is not what it must be; the message says where.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError covers JSONDecodeError and wrong UTF-8
+        raise PromptError(f"prompts are not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise PromptError(f"prompts must be a JSON object, not {type(data).__name__}")
+    if data.get("version") != VERSION or isinstance(data.get("version"), bool):
+        raise PromptError(f"prompts of version {data.get('version')!r}: this program reads version {VERSION}")
+    space = _space(data.get("space", "ijk"), geometry)
+    prompt_set = PromptSet()
+    for place, item in _items(data, "objects", "prompts"):
+        name = _part(item, "name", str, place)
+        if name in prompt_set.objects:
+            raise PromptError(f"{place}: a second object named {name!r}")
+        prompt_set.add_object(name)
+        for where, prompt in _items(item, "prompts", f"object {name!r}"):
+            prompt_set.add(name, _prompt(prompt, where, space, geometry))
+    return prompt_set
+
+
+def _prompt(item: dict[str, Any], where: str, space: Space, geometry: Geometry | None) -> Prompt:
+    kind = _part(item, "type", str, where)
+    try:
+        if kind == "point":
+            positive = item.get("positive", True)
+            if not isinstance(positive, bool):
+                raise PromptError(f"positive must be true or false, not {positive!r}")
+            return Point(_position(item, "at", space, geometry, where), positive)
+        if kind == "box":
+            first, last = (_position(item, part, space, geometry, where) for part in ("first", "last"))
+            return Box(first, last) if space is Space.IJK else Box.between(first, last)
+        if kind == "mask":
+            return _mask(item, where, geometry)
+    except PromptError as error:
+        raise error if str(error).startswith(where) else PromptError(f"{where}: {error}") from error
+    raise PromptError(f"{where}: unknown type {kind!r}, use point, box or mask")
+
+
+def _mask(item: dict[str, Any], where: str, geometry: Geometry | None) -> MaskPrompt:
+    offset, shape, runs = (_whole_numbers(item, part, where) for part in ("offset", "shape", "runs"))
+    if len(offset) != 3 or len(shape) != 3:
+        raise PromptError(f"{where}: offset {offset} and shape {shape} need three whole numbers each")
+    if min(shape) < 1 or min(runs, default=0) < 0:
+        raise PromptError(f"{where}: shape {shape} must be positive and no run negative")
+    voxels = shape[0] * shape[1] * shape[2]
+    if voxels > _LARGEST_MASK:
+        raise PromptError(f"{where}: mask of {shape} voxels is larger than {_LARGEST_MASK} voxels")
+    if min(offset) < 0:
+        raise PromptError(f"{where}: offset {offset} is outside the volume: it must not be negative")
+    if geometry is not None and any(
+        start + size > bound for start, size, bound in zip(offset, shape, geometry.shape_ijk, strict=True)
+    ):
+        size = list(geometry.shape_ijk)
+        raise PromptError(
+            f"{where}: mask of {shape} voxels at {offset} is outside the volume of {size} voxels"
+        )
+    if sum(runs) != voxels:
+        raise PromptError(f"{where}: runs add up to {sum(runs)}, but shape {shape} has {voxels} voxels")
+    values = np.arange(len(runs)) % 2 == 1
+    mask_kji = np.repeat(values, np.array(runs, dtype=np.int64)).reshape(shape[::-1])
+    return MaskPrompt(mask_kji, (offset[0], offset[1], offset[2]))
+
+
+def _to_runs(mask_kji: NDArray[np.bool_]) -> list[int]:
+    flat = mask_kji.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+def _position(
+    item: dict[str, Any], part: str, space: Space, geometry: Geometry | None, where: str
+) -> tuple[float, float, float]:
+    values = _part(item, part, list, where)
+    if len(values) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise PromptError(f"{where}: {part} must be three numbers, not {_short(values)}")
+    try:
+        numbers = np.array(values, dtype=np.float64)
+    except OverflowError as error:
+        raise PromptError(f"{where}: {part} {_short(values)} is too large") from error
+    if not np.isfinite(numbers).all():
+        raise PromptError(f"{where}: {part} {values} must be finite")
+    if geometry is not None:
+        numbers = geometry.ijk_from(numbers, space)[0]
+    i, j, k = numbers.tolist()
+    return i, j, k
+
+
+def _whole_numbers(item: dict[str, Any], part: str, where: str) -> list[int]:
+    values = _part(item, part, list, where)
+    if not all(isinstance(v, int) and not isinstance(v, bool) and abs(v) < 1 << 62 for v in values):
+        raise PromptError(f"{where}: {part} must be whole numbers, not {_short(values)}")
+    return values
+
+
+def _items(item: dict[str, Any], part: str, where: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    for number, entry in enumerate(_part(item, part, list, where)):
+        place = f"{where}, {part}[{number}]"
+        if not isinstance(entry, dict):
+            raise PromptError(f"{place} must be a JSON object, not {_short(entry)}")
+        yield place, entry
+
+
+def _part(item: dict[str, Any], part: str, kind: type, where: str) -> Any:
+    if part not in item:
+        raise PromptError(f"{where}: {part!r} is missing")
+    if not isinstance(item[part], kind):
+        expected = {str: "a text", list: "a list"}[kind]
+        raise PromptError(f"{where}: {part!r} must be {expected}, not {_short(item[part])}")
+    return item[part]
+
+
+def _space(space: Space | str, geometry: Geometry | None) -> Space:
+    try:
+        named = Space.named(space)
+    except GeometryError as error:
+        raise PromptError(str(error)) from error
+    if named is not Space.IJK and geometry is None:
+        raise PromptError(f"prompts in {named.value.upper()} millimetres need the volume they belong to")
+    return named
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
