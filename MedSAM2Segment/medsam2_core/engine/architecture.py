@@ -1,8 +1,8 @@
 """From the name of a configuration to an untrained SAM 2 module.
 
-The modules are sam2's own. They are built straight from sam2's packaged YAML files (or ours, in ``configs/``):
-``sam2.build_sam`` is not used, because it works through Hydra's process-wide state and its neighbours import
-torchvision, which nothing here needs.
+The modules are sam2's own. They are built straight from sam2's packaged YAML files (or ours, in
+``configs/``): ``sam2.build_sam`` is not used, because it works through Hydra's process-wide state and its
+neighbours import torchvision, which nothing here needs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,8 +24,8 @@ STOCK_CONFIGS = tuple(
 )
 OWN_CONFIGS = ("embedded",)
 
-# The classes a configuration may name. It is a list of Python names to be called, so a file from elsewhere could
-# otherwise run anything.
+# The classes a configuration may name. It is a list of Python names to be called, so a file from elsewhere
+# could otherwise run anything.
 _TRUSTED_PACKAGES = ("sam2.modeling.", "medsam2_core.engine.")
 
 # What stock build_sam2_video_predictor adds with its default apply_postprocessing=True. Its third addition,
@@ -46,8 +46,8 @@ def config_path(config: str | Path) -> Path:
     Parameters
     ----------
     config
-        One of ``STOCK_CONFIGS`` or ``OWN_CONFIGS``, sam2's own spelling (``configs/sam2.1/sam2.1_hiera_t.yaml``),
-        or the path of a ``.yaml`` file.
+        One of ``STOCK_CONFIGS`` or ``OWN_CONFIGS``, sam2's own spelling
+        (``configs/sam2.1/sam2.1_hiera_t.yaml``), or the path of a ``.yaml`` file.
 
     Raises
     ------
@@ -84,7 +84,8 @@ def read_config(
     Raises
     ------
     CatalogueError
-        Unknown or unreadable configuration, a class outside sam2 and this package, or an impossible image size.
+        Unknown or unreadable configuration, a class outside sam2 and this package, or an impossible image
+        size.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -157,8 +158,8 @@ def build_module(
 ) -> "SAM2Base":
     """Build a SAM 2 with random weights, in eval mode, on the CPU; gradients are left on for training.
 
-    Parameters are those of :func:`read_config`. Building takes from half a second (tiny) to four seconds (large):
-    do it once and keep the module.
+    Parameters are those of :func:`read_config`. Building takes from half a second (tiny) to four seconds
+    (large): do it once and keep the module.
 
     Raises
     ------
@@ -194,7 +195,8 @@ def _fingerprints() -> dict[tuple[int, int, bool], str]:
 def guess_config(state: Mapping[str, torch.Tensor]) -> str | None:
     """The configuration whose checkpoints look like this state dict, or None.
 
-    Decided by the trunk's width and depth and the tensors that came with SAM 2.1; strict loading has the last word.
+    Decided by the trunk's width and depth and the tensors that came with SAM 2.1; strict loading has the last
+    word.
     """
     if "image_encoder.trunk.stem.0.weight" in state:
         return "embedded"

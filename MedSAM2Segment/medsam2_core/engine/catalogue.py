@@ -1,14 +1,14 @@
 """The models this package knows: what they are, where they come from and what their licences ask.
 
-The list itself is ``catalogue.json`` beside this file, meant to be read by people. Nothing here touches the network
-or needs torch.
+The list itself is ``catalogue.json`` beside this file, meant to be read by people. Nothing here touches the
+network or needs torch.
 """
 
 import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -32,20 +32,21 @@ class ModelEntry:
     title
         One line for people.
     config
-        Configuration of the architecture, see :func:`medsam2_core.engine.architecture.config_path`; None only for
-        a local file, whose configuration is then guessed from its tensors.
+        Configuration of the architecture, see :func:`medsam2_core.engine.architecture.config_path`; None only
+        for a local file, whose configuration is then guessed from its tensors.
     image_size
         Side S of the image the model sees, in pixels; None (local files) takes the configuration's.
     repo, file
         Repository on the Hugging Face Hub and the file's path in it; None when the model is bundled or local.
     revision
-        Commit of the repository (40 hex digits), or None: not pinned. Then the newest commit is taken, and recorded
-        with the file.
+        Commit of the repository (40 hex digits), or None: not pinned. Then the newest commit is taken, and
+        recorded with the file.
     sha256, bytes
-        Of the file's content, or None: not pinned. Then what first arrived is recorded and checked from then on.
+        Of the file's content, or None: not pinned. Then what first arrived is recorded and checked from then
+        on.
     licence, attribution, notice
-        SPDX name of the weights' licence (None: none was stated), who made them, and what the user should know
-        before downloading.
+        SPDX name of the weights' licence (None: none was stated), who made them, and what the user should
+        know before downloading.
     bundled
         File inside this package, relative to ``engine/``, or None.
     recipe
@@ -99,6 +100,11 @@ class ModelEntry:
         title = f"local checkpoint {path.name}"
         return cls(name=path.stem, title=title, config=None, image_size=None, path=path)
 
+    def at(self, path: Path) -> "ModelEntry":
+        """This model as a file the user has; what its content is, is not promised any more."""
+        title = f"local checkpoint {path.name}, taken for {self.name}"
+        return replace(self, title=title, path=path, revision=None, sha256=None, bytes=None)
+
 
 class Catalogue:
     """All known models, in the order of the file."""
@@ -131,7 +137,9 @@ class Catalogue:
     def find(self, name_or_path: str | Path) -> ModelEntry:
         """The entry of a name, or of a checkpoint file of the user's own.
 
-        A name of the catalogue wins over a file of the same name in the current folder.
+        A name of the catalogue wins over a file of the same name in the current folder. A file that is called
+        as one of the catalogue (``MedSAM2_latest.pt``) takes over that one's configuration and image size,
+        which no tensor tells.
 
         Raises
         ------
@@ -143,7 +151,8 @@ class Catalogue:
             return self._entries[wanted]
         path = Path(name_or_path).expanduser()
         if path.is_file():
-            return ModelEntry.of_file(path)
+            namesake = next((entry for entry in self if entry.filename == path.name), None)
+            return namesake.at(path) if namesake else ModelEntry.of_file(path)
         if path.suffix in CHECKPOINT_SUFFIXES or path.parent != Path("."):
             raise CatalogueError(f"there is no checkpoint file {wanted!r}, and no model of that name")
         close = difflib.get_close_matches(wanted, self._entries, n=3, cutoff=0.5) or self._entries

@@ -1,8 +1,8 @@
 """Reading weights without trusting the file they come in.
 
-A ``.pt`` file is a zip archive with a pickle in it, and a pickle can run any program. Here it is only ever read by
-torch's restricted unpickler (``weights_only=True``), its checksums are compared first, and every tensor must have
-a place in the model: nothing is left out, nothing is made up.
+A ``.pt`` file is a zip archive with a pickle in it, and a pickle can run any program. Here it is only ever
+read by torch's restricted unpickler (``weights_only=True``), its checksums are compared first, and every
+tensor must have a place in the model: nothing is left out, nothing is made up.
 """
 
 import struct
@@ -60,8 +60,9 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     Parameters
     ----------
     path
-        A file written by ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``: a plain state dict, or one under ``model``
-        or ``state_dict``) or by safetensors. What it is, is told by its first bytes, not by its name.
+        A file written by ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``: a plain state dict, or one under
+        ``model`` or ``state_dict``) or by safetensors. What it is, is told by its first bytes, not by its
+        name.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def _what_it_is_instead(start: bytes, size: int) -> str:
     if start.lstrip()[:1] == b"<":
         return "it is a web page; download the file itself"
     if start[:1] == b"\x80":
-        return "it is a bare pickle, which could run a program and is never opened; save it with torch.save or safetensors"
+        return "it is a bare pickle, which could run a program and is never opened; save it as safetensors"
     return (
         f"{size} bytes that are neither a torch.save archive nor safetensors; it may be damaged, get it again"
     )
@@ -106,8 +107,8 @@ def _read_torch(path: Path) -> object:
         reason = str(error).strip()
         if "weights_only" in reason.lower() or "unsupported global" in reason.lower():
             raise CheckpointError(
-                f"{path} was not loaded: it holds Python objects besides tensors, which could run a program "
-                f"({_blamed_object(reason)}). Save its state dict alone, or as safetensors, on a machine you can risk"
+                f"{path} was not loaded: it holds Python objects besides tensors, which could run programs "
+                f"({_blamed_object(reason)}). Save its state dict alone where that is safe"
             ) from error
         raise CheckpointError(
             f"{path} is damaged and cannot be read ({_first_line(reason)}): get it again"
@@ -205,7 +206,8 @@ def load_strict(
     Raises
     ------
     CheckpointError
-        Missing, unexpected or differently shaped tensors, other than floating numbers, NaN or infinite values.
+        Missing, unexpected or differently shaped tensors, other than floating numbers, NaN or infinite
+        values.
     """
     wanted = module.state_dict()
     source = source or "the checkpoint"

@@ -79,8 +79,9 @@ def _check_cuda(device: torch.device) -> None:
 def choose_precision(device: torch.device, name: str | Precision = "auto") -> Precision:
     """Pick the precision for a device.
 
-    ``auto`` is bf16 on CUDA cards that have it (Ampere and later), fp16 on Volta and Turing, and fp32 elsewhere: on
-    a CPU without matrix units bf16 is three times slower than fp32, and on ``mps`` it depends on the system version.
+    ``auto`` is bf16 on CUDA cards that have it (Ampere and later), fp16 on Volta and Turing, and fp32
+    elsewhere: on a CPU without matrix units bf16 is three times slower than fp32, and on ``mps`` it depends
+    on the system version.
 
     Raises
     ------

@@ -42,8 +42,8 @@ class SegmentationModel:
     name
         The catalogue's name, or the file's.
     module
-        In eval mode, without gradients, fp32 weights on `device`. Shared by everybody who loaded the same model:
-        never change it.
+        In eval mode, without gradients, fp32 weights on `device`. Shared by everybody who loaded the same
+        model: never change it.
     image_size
         Side S of the square image the model sees.
     recipe
@@ -71,7 +71,7 @@ class SegmentationModel:
         device: str | torch.device = "cpu",
         precision: str | Precision = "fp32",
     ) -> "SegmentationModel":
-        """Wrap a module that is already built (in training, in tests). It is moved, frozen and set to eval mode."""
+        """Wrap a module that is already built: it is moved, frozen and set to eval mode."""
         where = choose_device(device)
         key = weights_key(module)
         module = module.to(where).eval().requires_grad_(False)
@@ -124,8 +124,8 @@ def load_model(
     image_size
         Another side S than the catalogue's (a positive multiple of 32).
     apply_postprocessing
-        As in stock ``build_sam2_video_predictor`` (default there: on); None takes the catalogue's choice, which is
-        on for sam2's own configurations. See :func:`read_config`.
+        As in stock ``build_sam2_video_predictor`` (default there: on); None takes the catalogue's choice,
+        which is on for sam2's own configurations. See :func:`read_config`.
     catalogue, store
         Others than the default ones.
 
@@ -156,7 +156,15 @@ def load_model(
     with _loading:
         model = _held.get(key)
         if model is None:
-            model = _load(entry, path, config or entry.config, size, postprocess, where, how)
+            model = _load(
+                entry,
+                path,
+                config=config or entry.config,
+                image_size=size,
+                postprocess=postprocess,
+                device=where,
+                precision=how,
+            )
             _held[key] = model
         return model
 
@@ -164,6 +172,7 @@ def load_model(
 def _load(
     entry: ModelEntry,
     path: Path,
+    *,
     config: str | Path | None,
     image_size: int | None,
     postprocess: bool,

@@ -1,8 +1,9 @@
 """Where model files lie on this machine, and whether they are still what arrived.
 
-Three places, looked up in this order: inside the package (bundled), offline folders somebody filled by hand, and our
-own folder of downloads. Files lie flat under their published names, so that dropping one in is all it takes. Beside
-every file we downloaded lies a receipt, ``<file>.json``, with its hash, size, source and licence.
+Three places, looked up in this order: inside the package (bundled), offline folders somebody filled by hand,
+and our own folder of downloads. Files lie flat under their published names, so that dropping one in is all it
+takes. Beside every file we downloaded lies a receipt, ``<file>.json``, with its hash, size, source and
+licence.
 """
 
 import hashlib
@@ -86,8 +87,8 @@ class Store:
     ) -> "Store":
         """The user's store.
 
-        Arguments win over the environment: ``MEDSAM2_MODELS`` names our folder (default: ``models`` in the user's
-        application data), ``MEDSAM2_OFFLINE_MODELS`` further folders, separated as in ``PATH``.
+        Arguments win over the environment: ``MEDSAM2_MODELS`` names our folder (default: ``models`` in the
+        user's application data), ``MEDSAM2_OFFLINE_MODELS`` further folders, separated as in ``PATH``.
         """
         if models_folder is None:
             models_folder = environment.get("MEDSAM2_MODELS") or _application_data() / "models"
@@ -128,19 +129,24 @@ class Store:
         _, path = self.find(entry)
         if path is None:
             raise CatalogueError(self._how_to_get(entry))
-        known = self._known(entry, path)
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:
+        if not path.is_file():
             raise CheckpointError(f"{path} is not a file")
-        if known is not None and known[1] not in (None, size):
+        if not self.has_right_size(entry, path):
             raise CheckpointError(
-                f"{path} has {size} bytes instead of {known[1]}: it was cut off or changed, get it again"
+                f"{path} has {path.stat().st_size} bytes instead of {self._known(entry, path)[1]}: "
+                f"it was cut off or changed; remove it and get it again"
             )
         return path
 
+    def has_right_size(self, entry: ModelEntry, path: Path) -> bool:
+        """Whether a file is as long as the catalogue or its receipt says; True when nobody knows."""
+        known = self._known(entry, path)
+        return known is None or known[1] in (None, path.stat().st_size)
+
     def _how_to_get(self, entry: ModelEntry) -> str:
         if entry.bundled:
-            return f"the bundled model {entry.name!r} ({entry.bundled_path()}) is not part of this copy of the package"
+            missing = f"the bundled model {entry.name!r} ({entry.bundled_path()})"
+            return f"{missing} is not part of this copy of the package: install the released package"
         return (
             f"the model {entry.name!r} is not on this machine: run `medsam2 models get {entry.name}`, "
             f"or put {entry.filename} from {entry.page} into {self.models_folder}"
@@ -167,10 +173,14 @@ class Store:
 
     def _known(self, entry: ModelEntry, path: Path) -> tuple[str | None, int | None, str] | None:
         """(sha256, bytes, "catalogue" | "receipt"): what the file should be."""
-        if entry.sha256 is not None or entry.bytes is not None:
+        if entry.sha256 is not None and entry.bytes is not None:
             return entry.sha256, entry.bytes, "catalogue"
         receipt = None if entry.is_local else self.receipt(path)
-        return (receipt.sha256, receipt.bytes, "receipt") if receipt else None
+        if receipt is not None and entry.sha256 is None:
+            return receipt.sha256, receipt.bytes, "receipt"
+        if entry.sha256 is not None or entry.bytes is not None:
+            return entry.sha256, entry.bytes or (receipt.bytes if receipt else None), "catalogue"
+        return None
 
     def verify(self, entry: ModelEntry, progress: Callable[[int, int], None] | None = None) -> Verdict:
         """Hash a model's file and compare it with what is known.
@@ -215,7 +225,21 @@ class Store:
             )
         ours.unlink()
         receipt_path(ours).unlink(missing_ok=True)
+        self.remove_partial(entry)
         return ours
+
+    def remove_partial(self, entry: ModelEntry) -> int:
+        """Delete what unfinished downloads of a model left behind; returns how many files."""
+        prefix = f".{entry.filename}."
+        found = [path for path in self.models_folder.glob(".*") if path.name.startswith(prefix)]
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
+
+
+def part_path(path: Path, etag: str) -> Path:
+    """Temporary name of a download; it names the content, so that only the same content is continued."""
+    return path.with_name(f".{path.name}.{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part")
 
 
 def receipt_path(path: Path) -> Path:

@@ -1,0 +1,329 @@
+"""Fetching a model, only when the user asked for it.
+
+Addresses, credentials, proxies, offline mode and error codes are huggingface_hub's. The bytes are streamed
+here, because huggingface_hub 2 drops what it has when a download breaks off: we keep it under a temporary
+name and go on from there the next time. Only a file of the right size and hash gets its real name. Plain
+HTTP, which the Hub offers for every file, is used; Xet is not.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsam2_core.engine.catalogue import ModelEntry
+from medsam2_core.engine.store import ModelState, Receipt, Store, hash_file, part_path
+from medsam2_core.errors import Cancelled, DownloadError
+
+if TYPE_CHECKING:
+    from huggingface_hub.file_download import HfFileMetadata
+
+Progress = Callable[[int, "int | None"], None]
+
+_CHUNK = 1 << 20
+_SPARE_BYTES = 64 << 20  # left free on the disk for everybody else
+_RETRIES = 5  # without a single new byte in between
+_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """What the Hub says about a file before it sends it."""
+
+    url: str
+    revision: str
+    size: int | None
+    etag: str
+
+    @property
+    def sha256(self) -> str | None:
+        """For large files the Hub's ETag is the content's SHA-256."""
+        return self.etag if re.fullmatch("[0-9a-f]{64}", self.etag) else None
+
+
+def fetch(
+    entry: ModelEntry,
+    progress: Progress | None = None,
+    *,
+    store: Store | None = None,
+    should_cancel: Callable[[], bool] | None = None,
+    endpoint: str | None = None,
+    retry_wait_s: float = 1.0,
+) -> Path:
+    """Bring a model's weights onto this machine, unless they are here already.
+
+    Parameters
+    ----------
+    entry
+        The model. Show its `notice` to the user first.
+    progress
+        Called with (bytes here, bytes in all or None), from the calling thread.
+    store
+        Where to; the default store if None.
+    should_cancel
+        Asked after every megabyte. What arrived is kept, and the next call goes on from there.
+    endpoint
+        Address of the Hub or of a mirror; None means huggingface_hub's (``HF_ENDPOINT``).
+    retry_wait_s
+        Seconds before a broken connection is tried again.
+
+    Returns
+    -------
+    Path
+        The complete, checked file.
+
+    Raises
+    ------
+    DownloadError
+        It could not be had, or was not what it should be. Nothing unusable is left behind under a usable
+        name.
+    CatalogueError
+        The model is bundled or local, and its file is missing.
+    Cancelled
+        `should_cancel` said so.
+    """
+    store = store or Store.default()
+    if entry.repo is None or entry.file is None:
+        return store.locate(entry)
+    state, path = store.find(entry)
+    if path is not None and (state is not ModelState.DOWNLOADED or store.has_right_size(entry, path)):
+        return store.locate(entry)
+    _make_folder(store.models_folder)
+    with _only_one(store.download_path(entry)), _explained(entry, endpoint, store):
+        remote = _ask(entry, endpoint)
+        _compare_with_catalogue(entry, remote)
+        part = part_path(store.download_path(entry), remote.etag)
+        _check_disk(part, remote.size, entry)
+        _stream(remote, part, progress or _silent, should_cancel or _never, retry_wait_s)
+        return _accept(entry, remote, part, store)
+
+
+def _silent(_done: int, _total: int | None) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownloadError(
+            f"the models folder {folder} cannot be made ({error.strerror}): set MEDSAM2_MODELS to another one"
+        ) from error
+
+
+@contextlib.contextmanager
+def _only_one(target: Path) -> Iterator[None]:
+    """Two processes fetching the same file would write into the same partial file."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DownloadError(
+            f"{target.name} is being downloaded by another process already: wait for it"
+        ) from error
+    except OSError as error:
+        raise DownloadError(
+            f"the models folder {target.parent} cannot be written to ({error.strerror}): "
+            f"set MEDSAM2_MODELS to another one"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _ask(entry: ModelEntry, endpoint: str | None) -> _Remote:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(entry.repo, entry.file, revision=entry.revision, endpoint=endpoint)
+    facts: HfFileMetadata = get_hf_file_metadata(url, timeout=_TIMEOUT_S, endpoint=endpoint)
+    if not facts.commit_hash or not facts.etag:
+        raise DownloadError(
+            f"{url} did not answer like the Hugging Face Hub: a proxy or a log-in page may be in between. "
+            f"Check HF_ENDPOINT and the network"
+        )
+    # From here on by commit, so that a change of the repository cannot mix two versions.
+    url = hf_hub_url(entry.repo, entry.file, revision=facts.commit_hash, endpoint=endpoint)
+    return _Remote(url, facts.commit_hash, facts.size, facts.etag)
+
+
+def _compare_with_catalogue(entry: ModelEntry, remote: _Remote) -> None:
+    """Refuse another file than the catalogue's before a byte of it is fetched."""
+    changed = None
+    if entry.bytes is not None and remote.size not in (None, entry.bytes):
+        changed = f"{remote.size} bytes instead of {entry.bytes}"
+    elif entry.sha256 is not None and remote.sha256 not in (None, entry.sha256):
+        changed = f"SHA-256 {remote.sha256} instead of {entry.sha256}"
+    if changed is not None:
+        raise DownloadError(
+            f"{entry.page} now offers another {entry.file} than this package knows ({changed}): not fetched. "
+            f"Update the package, or download it yourself and give its path if you trust it"
+        )
+
+
+def _check_disk(part: Path, size: int | None, entry: ModelEntry) -> None:
+    total = size or entry.bytes
+    if total is None:
+        return
+    missing = total - (part.stat().st_size if part.exists() else 0)
+    free = shutil.disk_usage(part.parent).free
+    if free < missing + _SPARE_BYTES:
+        raise DownloadError(
+            f"not enough disk space for {entry.file}: {_megabytes(missing + _SPARE_BYTES)} are needed in "
+            f"{part.parent}, {_megabytes(free)} are free. Make room, or set MEDSAM2_MODELS to another folder"
+        )
+
+
+def _stream(
+    remote: _Remote, part: Path, progress: Progress, should_cancel: Callable[[], bool], retry_wait_s: float
+) -> None:
+    """Append to the partial file until it is complete, reconnecting where the connection broke."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        if remote.size is not None and before == remote.size:
+            progress(before, remote.size)
+            return
+        if remote.size is not None and before > remote.size:
+            part.unlink()
+            continue
+        try:
+            _stream_once(remote, part, before, progress, should_cancel)
+        except HfHubHTTPError:  # an answer, not a broken connection
+            raise
+        except _connection_errors():
+            failures = 1 if part.exists() and part.stat().st_size > before else failures + 1
+            if failures > _RETRIES:
+                raise
+            time.sleep(retry_wait_s)
+            continue
+        if remote.size is None:
+            return
+        # The server ended early without an error: the next round asks for the rest.
+        failures = 1 if part.stat().st_size > before else failures + 1
+        if failures > _RETRIES and part.stat().st_size < remote.size:
+            got = part.stat().st_size
+            raise DownloadError(f"{remote.url} ended after {got} of {remote.size} bytes: try again later")
+
+
+def _stream_once(
+    remote: _Remote, part: Path, start: int, progress: Progress, should_cancel: Callable[[], bool]
+) -> None:
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    # Compressed on the way, a byte range would count other bytes than ours.
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with get_session().stream("GET", remote.url, headers=headers, timeout=_TIMEOUT_S) as response:
+        if response.status_code == 416:  # what we have is longer than the file
+            part.unlink()
+            return
+        hf_raise_for_status(response)
+        resumed = response.status_code == 206 and _starts_at(response.headers.get("Content-Range"), start)
+        done = start if resumed else 0
+        with part.open("ab" if resumed else "wb") as file:
+            for chunk in response.iter_bytes(_CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, remote.size)
+                if should_cancel():
+                    raise Cancelled(f"the download was stopped after {_megabytes(done)}; it can be continued")
+                if remote.size is not None and done > remote.size:
+                    file.truncate(0)
+                    raise DownloadError(f"{remote.url} sent more than the {remote.size} bytes it announced")
+
+
+def _starts_at(content_range: str | None, start: int) -> bool:
+    return content_range is not None and content_range.startswith(f"bytes {start}-")
+
+
+def _accept(entry: ModelEntry, remote: _Remote, part: Path, store: Store) -> Path:
+    """Check the complete file, write its receipt, and only then give it its name."""
+    sha256, size = hash_file(part)
+    wanted = entry.sha256 or remote.sha256
+    if (wanted is not None and sha256 != wanted) or (entry.bytes is not None and size != entry.bytes):
+        part.unlink()
+        raise DownloadError(
+            f"what arrived for {entry.file} is damaged (SHA-256 {sha256}, {size} bytes; expected "
+            f"{wanted or 'unknown'}, {entry.bytes or remote.size or 'unknown'}) and was deleted: try again"
+        )
+    target = store.download_path(entry)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    receipt = Receipt(sha256, size, entry.repo, entry.file, remote.revision, entry.licence, entry.attribution)
+    store.write_receipt(target, receipt)
+    part.replace(target)
+    return target
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    # The HTTP library under huggingface_hub changes its name; this class is the root of its errors.
+    from huggingface_hub import errors
+
+    return (errors.HTTPError, ConnectionError, TimeoutError)
+
+
+@contextlib.contextmanager
+def _explained(entry: ModelEntry, endpoint: str | None, store: Store) -> Iterator[None]:
+    """Turn what huggingface_hub, the network and the disk raise into one line and a way out."""
+    from huggingface_hub import constants, errors
+
+    by_hand = f"or get {entry.file} from {entry.page} yourself and put it into {store.models_folder}"
+    hub = endpoint or constants.ENDPOINT
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise DownloadError(
+            f"{entry.repo} is gated: accept its terms on {entry.page}, log in with `hf auth login` (or set "
+            f"HF_TOKEN), and try again, {by_hand}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise DownloadError(
+            f"{entry.repo} no longer has the revision {entry.revision}: update the package"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise DownloadError(f"{entry.repo} has no file {entry.file} any more: update the package") from error
+    except (errors.RepositoryNotFoundError, errors.DisabledRepoError) as error:
+        raise DownloadError(
+            f"{entry.repo} was not found on {hub}, or is private: look at {entry.page}; if it needs an "
+            f"account, log in with `hf auth login`"
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise DownloadError(
+            f"HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, {by_hand}"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = "try again later" if status == 429 or status >= 500 else "check your account and the network"
+        raise DownloadError(f"{hub} refused {entry.file} (HTTP {status}): {advice}, {by_hand}") from error
+    except _connection_errors() as error:
+        reason = str(error) or type(error).__name__
+        raise DownloadError(
+            f"no connection to {hub} ({reason}): check the network and the proxy and try again (what has "
+            f"arrived is kept), {by_hand}"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DownloadError(
+                f"the disk of {store.models_folder} is full: make room and try again"
+            ) from error
+        raise DownloadError(f"{store.models_folder} cannot be written to: {error}") from error
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
