@@ -1,0 +1,71 @@
+"""NPZ blocks as the MedSAM2 authors publish them.
+
+``imgs`` (K, J, I), ``gts`` of the same shape, ``spacing`` (i, j, k) mm.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsam2_core.errors import VolumeError
+from medsam2_core.imaging import files
+from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.volume import Volume
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def read_volume(path: Path, series: str | None = None) -> Volume:
+    """The images of a block, as CT that was already turned into 8 bits."""
+    with files.reading(path, "NPZ"):
+        files.chosen(path, series, 1, "volumes")
+        voxels = _array(path, "imgs")
+        modality = "CT" if voxels.dtype == np.uint8 else ""
+        metadata = {"format": "NPZ", "orientation_known": False}
+        return Volume(voxels, _geometry(path, voxels), modality, path.stem, path, metadata)
+
+
+def read_labels(path: Path) -> tuple[NDArray[Any], Geometry]:
+    """The labels of a block and where they are."""
+    with files.reading(path, "NPZ"):
+        labels = _array(path, "gts")
+        return labels, _geometry(path, labels)
+
+
+def _array(path: Path, name: str) -> NDArray[Any]:
+    """One array, its size checked before it is unpacked; pickled objects are never loaded."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.namelist()
+        if f"{name}.npy" not in members:
+            raise VolumeError(f"{path}: has no array {name!r}, only {', '.join(members)[:200] or 'nothing'}")
+        stored = archive.getinfo(f"{name}.npy").compress_size
+        with archive.open(f"{name}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            read_header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran_order, dtype = read_header(stream)
+            if len(shape) != 3 or dtype.hasobject or dtype.kind not in "buif":
+                raise VolumeError(f"{path}: {name} is {shape} of {dtype}: three axes of numbers are read")
+            wanted = files.checked_bytes(path, shape, dtype.itemsize, max(stored, 1), files.DEFLATE_RATIO)
+            flat = files.read_bytes(path, stream, wanted, None).view(dtype)
+    return files.native(flat).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _geometry(path: Path, voxels: NDArray[Any]) -> Geometry:
+    spacing = np.ones(3)
+    with np.load(path, allow_pickle=False) as arrays:
+        if "spacing" in arrays:
+            spacing = np.asarray(arrays["spacing"], dtype=np.float64).ravel()
+    if spacing.size != 3 or not all(math.isfinite(value) and value > 0 for value in spacing):
+        raise VolumeError(f"{path}: spacing {spacing.tolist()} should be three positive numbers")
+    k, j, i = voxels.shape
+    return Geometry.from_lps(np.diag([*spacing, 1.0]), (i, j, k))

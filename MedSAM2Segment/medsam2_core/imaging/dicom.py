@@ -1,0 +1,250 @@
+"""DICOM files and folders through pydicom: series are listed, chosen, put in order and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsam2_core.errors import VolumeError
+from medsam2_core.imaging import files
+from medsam2_core.imaging.dicom_frames import TAGS, Frame, Stack, frames_of, ordered, stacks_of
+from medsam2_core.imaging.volume import Volume
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
+_MAGIC_AT = 128
+#: The best codecs shrink an empty slice some thousand times; a header that claims more is damaged.
+_CODEC_RATIO = 20_000.0
+# Values of these mean a physical quantity, so what is shown white is not for the reader to turn round.
+_QUANTITATIVE = ("CT", "MR", "PT", "NM")
+
+
+@dataclass(frozen=True)
+class SeriesInfo:
+    """One volume that a file or folder holds; ``number`` (from 1) or ``uid`` chooses it."""
+
+    number: int
+    uid: str
+    description: str
+    modality: str
+    shape_ijk: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        size = " x ".join(map(str, self.shape_ijk))
+        what = f"{self.modality or '?'} {self.description or 'no description'}"
+        return f"{self.number}: {what}, {size} ({self.uid})"
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(_MAGIC_AT + 4)[_MAGIC_AT:] == b"DICM"
+    except OSError:
+        return False
+
+
+def list_series(path: Path) -> list[SeriesInfo]:
+    """What a DICOM file, or a folder with its subfolders, holds."""
+    with files.reading(path, "DICOM"):
+        return [_info(number, stack) for number, stack in enumerate(_stacks(path), start=1)]
+
+
+def read_volume(path: Path, series: str | None = None) -> Volume:
+    """One series as a volume; ``series`` is a number or UID from :func:`list_series`."""
+    with files.reading(path, "DICOM"):
+        stack = _choose(path, _stacks(path), series)
+        frames, geometry = ordered(stack)
+        voxels = _voxels(path, frames)
+        header = stack.header
+        metadata: dict[str, Any] = {
+            "format": "DICOM",
+            "series_uid": stack.uid,
+            "study_uid": str(header.get("StudyInstanceUID", "")),
+            "frame_of_reference_uid": str(header.get("FrameOfReferenceUID", "")),
+            "slice_files": [str(frame.path) for frame in frames],
+            "slice_frames": [frame.index + 1 for frame in frames],
+            "picture": len(frames) == 1 and not frames[0].is_placed,
+            "orientation_known": frames[0].is_placed,
+        }
+        name = str(header.get("SeriesDescription") or "").strip() or path.stem
+        return Volume(voxels, geometry, str(header.get("Modality", "")), name, path, metadata)
+
+
+def _stacks(path: Path) -> list[Stack]:
+    frames: list[Frame] = []
+    others: list[str] = []
+    seen: dict[str, Path] = {}
+    for file, header in _headers(path):
+        if "Rows" not in header or "Columns" not in header:
+            others.append(str(header.get("Modality", "")) or "no image")
+        elif header.get("SOPClassUID") == SEGMENTATION_STORAGE:
+            others.append("a segmentation (SEG), to be read as labels")
+        elif not _is_copy(file, header, seen):
+            frames.extend(frames_of(file, header))
+    if not frames:
+        what = f": it holds {', '.join(sorted(set(others)))}" if others else ""
+        raise VolumeError(f"{path}: no DICOM images found{what}")
+    return stacks_of(frames)
+
+
+def _is_copy(file: Path, header: Any, seen: dict[str, Path]) -> bool:
+    """Whether the same instance was already found with the same bytes: a copy adds nothing."""
+    uid = str(header.get("SOPInstanceUID", ""))
+    if not uid:
+        return False
+    first = seen.setdefault(uid, file)
+    return first is not file and first.read_bytes() == file.read_bytes()
+
+
+def _headers(path: Path) -> Iterator[tuple[Path, Any]]:
+    """Headers of all DICOM files; other files in a folder are passed over, a damaged DICOM file is not."""
+    import pydicom
+
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in found:
+        if file.name.upper() == "DICOMDIR":
+            continue
+        named = file.suffix.lower() in (".dcm", ".dicom", ".ima") or file == path
+        if not is_dicom(file) and not named:
+            continue
+        with files.reading(file, "DICOM"):
+            # Files of old scanners lack the preamble; their data can be read all the same.
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
+            if "SOPClassUID" not in header and "Rows" not in header and "Modality" not in header:
+                raise VolumeError(f"{file}: not a DICOM file")
+            yield file, header
+
+
+def _choose(path: Path, stacks: Sequence[Stack], series: str | None) -> Stack:
+    if series is None and len(stacks) == 1:
+        return stacks[0]
+    known = "\n  ".join(str(_info(n, stack)) for n, stack in enumerate(stacks, start=1))
+    if series is None:
+        raise VolumeError(f"{path}: holds {len(stacks)} series, choose one by number or UID:\n  {known}")
+    wanted = series.strip()
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(stacks):
+        return stacks[int(wanted) - 1]
+    matching = [stack for stack in stacks if stack.uid == wanted]
+    if len(matching) == 1:
+        return matching[0]
+    reason = "names several of" if matching else "is none of"
+    raise VolumeError(f"{path}: series {series!r} {reason} these, choose one by number:\n  {known}")
+
+
+def _info(number: int, stack: Stack) -> SeriesInfo:
+    header = stack.header
+    rows, columns, _ = stack.frames[0].size
+    description = str(header.get("SeriesDescription") or "").strip()
+    shape = (columns, rows, len(stack.frames))
+    return SeriesInfo(number, stack.uid, description, str(header.get("Modality", "")), shape)
+
+
+def _voxels(path: Path, frames: Sequence[Frame]) -> NDArray[Any]:
+    """(K, J, I) or (K, J, I, 3) voxels of frames in their order."""
+    rows, columns, samples = frames[0].size
+    stored = sum(file.stat().st_size for file in {frame.path for frame in frames})
+    bits = int(frames[0].header.get("BitsAllocated", 8))
+    wanted_bytes = max(1, bits // 8)
+    files.checked_bytes(path, (len(frames), rows, columns, samples), wanted_bytes, stored, _CODEC_RATIO)
+    whole = all(float(f.slope).is_integer() and float(f.intercept).is_integer() for f in frames)
+    voxels: NDArray[Any] | None = None
+    for k, image in _decoded(frames):
+        frame = frames[k]
+        if image.shape[:2] != (rows, columns) or image.ndim > 3:
+            raise VolumeError(f"{frame.path}: decoded to {image.shape}, expected {rows} x {columns} pixels")
+        if voxels is None:
+            dtype = (
+                np.uint8
+                if image.ndim == 3
+                else np.int16
+                if whole and image.dtype.kind in "bui"
+                else np.float32
+            )
+            voxels = np.empty((len(frames), *image.shape), dtype=dtype)
+        if image.shape != voxels.shape[1:]:
+            raise VolumeError(f"{frame.path}: grey and colour images in one series")
+        if voxels.dtype.kind == "f":
+            voxels[k] = image * np.float64(frame.slope) + frame.intercept
+        elif image.ndim == 3:
+            voxels[k] = image
+        else:
+            values = image.astype(np.int64) * int(frame.slope) + int(frame.intercept)
+            needed = files.smallest_integer(int(values.min()), int(values.max()))
+            if needed.itemsize > voxels.dtype.itemsize:
+                voxels = voxels.astype(needed)
+            voxels[k] = values
+    assert voxels is not None
+    return voxels
+
+
+def _decoded(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Slice number and pixels, opening each file once."""
+    import pydicom
+    from pydicom.pixels import iter_pixels
+
+    slices_of: dict[Path, dict[int, int]] = {}
+    for k, frame in enumerate(frames):
+        slices_of.setdefault(frame.path, {})[frame.index] = k
+    for file, slice_of in slices_of.items():
+        with files.reading(file, "DICOM"):
+            dataset = pydicom.dcmread(file, force=True)
+            _check_decoder(file, dataset)
+            indices = sorted(slice_of)
+            for index, pixels in zip(indices, iter_pixels(dataset, indices=indices), strict=True):
+                yield slice_of[index], _presented(file, dataset, pixels)
+
+
+def _check_decoder(file: Path, dataset: Any) -> None:
+    from pydicom.pixels import get_decoder
+
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise VolumeError(f"{file}: truncated or without pixels: the pixel data is missing")
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    if syntax is None:
+        # A file without a header; pydicom found out how its values are encoded and says so here.
+        implicit, little = dataset.original_encoding
+        names = {(True, True): "1.2.840.10008.1.2", (False, True): "1.2.840.10008.1.2.1"}
+        if (implicit, little) not in names:
+            raise VolumeError(f"{file}: does not say how its pixels are encoded")
+        dataset.file_meta.TransferSyntaxUID = names[implicit, little]
+    elif syntax.is_compressed and syntax.is_encapsulated:
+        try:
+            available = get_decoder(syntax).is_available
+        except NotImplementedError:
+            raise VolumeError(f"{file}: pixels compressed as {syntax.name!r} cannot be decoded") from None
+        if not available:
+            raise VolumeError(
+                f"{file}: no decoder for pixels compressed as {syntax.name!r} is installed: "
+                "pip install python-gdcm"
+            )
+
+
+def _presented(file: Path, dataset: Any, pixels: NDArray[Any]) -> NDArray[Any]:
+    """Pixels as this package wants them: grey that grows brighter, or RGB of 8 bits."""
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if photometric == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)
+        if pixels.dtype != np.uint8:
+            # palettes of 16 bits fill their range, whatever the index depth
+            pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 3:
+        if pixels.shape[2] < 3 or pixels.dtype != np.uint8:
+            raise VolumeError(
+                f"{file}: {pixels.shape[2]} values of {pixels.dtype} per pixel are not read as colour"
+            )
+        return pixels[..., :3]
+    if "ModalityLUTSequence" in dataset:
+        return np.asarray(apply_modality_lut(pixels, dataset))
+    if photometric == "MONOCHROME1" and str(dataset.get("Modality", "")) not in _QUANTITATIVE:
+        top = (1 << int(dataset.BitsStored)) - 1 if int(dataset.PixelRepresentation) == 0 else -1
+        return top - pixels.astype(np.int32)
+    return pixels

@@ -1,0 +1,198 @@
+"""Label maps: which voxels belong to which named object, read from files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsam2_core.errors import VolumeError
+from medsam2_core.imaging import arrays, dicom, dicom_seg, files, metaimage, nifti, nrrd_files, pictures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medsam2_core.imaging.geometry import Geometry
+
+_MOST_LABELS = 65_536  # more distinct values are a picture that was taken for a label map
+
+
+@dataclass(frozen=True)
+class Label:
+    """One object: its voxels are those of ``layer`` that have ``value``. ``colour`` is RGB from 0 to 1."""
+
+    name: str
+    value: int
+    layer: int = 0
+    colour: tuple[float, float, float] | None = None
+    tags: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """Objects on a grid. Objects that overlap are on different layers; most files have one.
+
+    ``layers_lkji`` is (L, K, J, I) of an integer type, shown read-only; 0 is background.
+    """
+
+    layers_lkji: NDArray[Any]
+    labels: tuple[Label, ...]
+    geometry: Geometry
+    name: str = ""
+    source: Path | None = None
+
+    def __post_init__(self) -> None:
+        layers = np.asarray(self.layers_lkji).view()
+        if (
+            layers.ndim != 4
+            or layers.shape[1:] != self.geometry.shape_ijk[::-1]
+            or layers.dtype.kind not in "ui"
+        ):
+            raise VolumeError(
+                f"labels {layers.shape} of {layers.dtype} do not fit a grid of {self.geometry.shape_ijk}"
+            )
+        layers.flags.writeable = False
+        object.__setattr__(self, "layers_lkji", layers)
+        object.__setattr__(self, "labels", tuple(self.labels))
+
+    @property
+    def voxels_kji(self) -> NDArray[Any]:
+        """(K, J, I) values, when no objects overlap; else use :meth:`mask_kji`."""
+        if len(self.layers_lkji) != 1:
+            raise VolumeError(f"{self.name!r} has overlapping objects on {len(self.layers_lkji)} layers")
+        return self.layers_lkji[0]
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Name by value, when no objects overlap."""
+        self._check_one_layer()
+        return {label.value: label.name for label in self.labels}
+
+    @property
+    def colours(self) -> dict[int, tuple[float, float, float]]:
+        """Colour (RGB from 0 to 1) by value for those that have one, when no objects overlap."""
+        self._check_one_layer()
+        return {label.value: label.colour for label in self.labels if label.colour is not None}
+
+    def find(self, name_or_value: str | int) -> Label:
+        """An object by its name or, without overlap, by its value; VolumeError lists the known ones."""
+        for label in self.labels:
+            if name_or_value == label.name or (
+                not isinstance(name_or_value, str)
+                and len(self.layers_lkji) == 1
+                and name_or_value == label.value
+            ):
+                return label
+        known = ", ".join(f"{label.name!r} ({label.value})" for label in self.labels) or "none"
+        raise VolumeError(f"no object {name_or_value!r} in {self.name!r}: it holds {known}")
+
+    def mask_kji(self, name_or_value: str | int) -> NDArray[np.bool_]:
+        """(K, J, I) mask of one object."""
+        label = self.find(name_or_value)
+        return self.layers_lkji[label.layer] == label.value
+
+    def _check_one_layer(self) -> None:
+        if len(self.layers_lkji) != 1:
+            raise VolumeError(
+                f"{self.name!r} has overlapping objects: values repeat on its layers, use 'labels'"
+            )
+
+
+def read_labels(path: str | Path) -> LabelMap:
+    """Read a label map: NRRD (also ``.seg.nrrd``), NIfTI, MetaImage, DICOM SEG, NPZ, or a grey or palette
+    picture.
+
+    Values must be whole numbers; floats that are whole are taken. Objects without a name are called by their
+    value.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise VolumeError(f"{path}: no such file")
+    name = path.name.lower()
+    if name.endswith((".nrrd", ".nhdr")):
+        return _from_nrrd(path)
+    if name.endswith((".nii", ".nii.gz", ".hdr", ".img")):
+        volume = nifti.read_volume(path)
+    elif name.endswith((".mha", ".mhd")):
+        volume = metaimage.read_volume(path)
+    elif name.endswith(pictures.SUFFIXES):
+        volume = pictures.read_volume(path, as_labels=True)
+    elif name.endswith(".npz"):
+        voxels, geometry = arrays.read_labels(path)
+        return _plain(path, voxels, geometry)
+    elif dicom.is_dicom(path):
+        layers, found, geometry = dicom_seg.read(path)
+        labels = tuple(Label(*one) for one in found)
+        return LabelMap(layers, labels, geometry, files.without_suffixes(path), path)
+    else:
+        raise VolumeError(
+            f"{path}: unknown kind of label map: NRRD, NIfTI, MetaImage, DICOM SEG, NPZ, PNG are read"
+        )
+    if volume.is_colour:
+        raise VolumeError(f"{path}: a colour picture is not a label map: save label numbers as grey values")
+    return _plain(path, volume.voxels_kji, volume.geometry)
+
+
+def _plain(path: Path, voxels: NDArray[Any], geometry: Geometry) -> LabelMap:
+    with files.reading(path, "a label map"):
+        voxels = files.whole_numbers(path, voxels)
+        labels = tuple(Label(str(value), value) for value in _values(path, voxels))
+        return LabelMap(voxels[np.newaxis], labels, geometry, files.without_suffixes(path), path)
+
+
+def _from_nrrd(path: Path) -> LabelMap:
+    content = nrrd_files.read_array(path)
+    with files.reading(path, "a label map"):
+        voxels = files.whole_numbers(path, content.voxels)
+        layers = voxels[np.newaxis] if voxels.ndim == 3 else np.ascontiguousarray(np.moveaxis(voxels, -1, 0))
+        labels = _segments(path, content.header, len(layers))
+        if not labels:
+            if len(layers) > 1:
+                raise VolumeError(
+                    f"{path}: {len(layers)} values per voxel, but no segments are named in the header"
+                )
+            return _plain(path, voxels, content.geometry)
+        return LabelMap(layers, labels, content.geometry, files.without_suffixes(path), path)
+
+
+def _segments(path: Path, header: Mapping[str, Any], layer_count: int) -> tuple[Label, ...]:
+    """Segments as 3D Slicer writes them into the header of a ``.seg.nrrd``."""
+    numbers = sorted(
+        int(digits)
+        for key in header
+        if key.startswith("Segment") and key.endswith("_ID") and (digits := key[7:-3]).isdecimal()
+    )
+    labels = []
+    for order, number in enumerate(numbers):
+        prefix = f"Segment{number}_"
+        # Files written before Slicer 4.11 have one layer per segment and neither of these fields.
+        layer = int(header.get(f"{prefix}Layer", order if layer_count > 1 else 0))
+        value = int(header.get(f"{prefix}LabelValue", 1))
+        if not 0 <= layer < layer_count:
+            raise VolumeError(f"{path}: segment {number} is on layer {layer} of {layer_count}")
+        name = str(header.get(f"{prefix}Name", header[f"{prefix}ID"]))
+        colour = _colour(str(header.get(f"{prefix}Color", "")))
+        labels.append(Label(name, value, layer, colour, str(header.get(f"{prefix}Tags", ""))))
+    return tuple(labels)
+
+
+def _colour(text: str) -> tuple[float, float, float] | None:
+    try:
+        red, green, blue = (min(1.0, max(0.0, float(part))) for part in text.split())
+    except ValueError:
+        return None  # a damaged colour is no reason to refuse the voxels
+    return red, green, blue
+
+
+def _values(path: Path, voxels: NDArray[Any]) -> list[int]:
+    found: set[int] = set()
+    for slice_ji in voxels.reshape(-1, voxels.shape[-2], voxels.shape[-1]):
+        found.update(np.unique(slice_ji).tolist())
+        if len(found) > _MOST_LABELS:
+            raise VolumeError(
+                f"{path}: more than {_MOST_LABELS} different values: this is an image, not a label map"
+            )
+    return sorted(found - {0})

@@ -1,0 +1,108 @@
+"""Open whatever a user names: one function for volumes, one for label maps, one for folders of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from medsam2_core.errors import VolumeError
+from medsam2_core.imaging import dicom, files, metaimage, nifti, nrrd_files, pictures
+from medsam2_core.imaging.arrays import read_volume as read_arrays
+from medsam2_core.imaging.dicom import SeriesInfo
+from medsam2_core.imaging.labels import LabelMap, read_labels
+from medsam2_core.imaging.volume import ImageSet, Volume
+
+__all__ = ["LabelMap", "SeriesInfo", "list_series", "read_images", "read_labels", "read_volume"]
+
+_READERS: dict[tuple[str, ...], Callable[[Path, str | None], Volume]] = {
+    (".nii", ".nii.gz", ".hdr", ".img"): nifti.read_volume,
+    (".nrrd", ".nhdr"): nrrd_files.read_volume,
+    (".mha", ".mhd"): metaimage.read_volume,
+    (".npz",): read_arrays,
+    pictures.SUFFIXES: pictures.read_volume,
+    (".dcm", ".dicom", ".ima"): dicom.read_volume,
+}
+_COUNTERS = {
+    nifti.read_volume: nifti.count,
+    nrrd_files.read_volume: nrrd_files.count,
+    metaimage.read_volume: metaimage.count,
+}
+
+
+def read_volume(path: str | Path, series: str | None = None) -> Volume:
+    """Read a volume or a picture.
+
+    Parameters
+    ----------
+    path : a NRRD, NIfTI, MetaImage, DICOM, PNG, JPEG, TIFF or NPZ file, or a folder with a DICOM series
+    series : which one, when the file or folder holds several: a number or UID from :func:`list_series`
+
+    Raises
+    ------
+    VolumeError
+        When there is nothing to read or it is damaged; GeometryError when slices are missing, doubled or
+        uneven. When a choice is needed, the message lists what there is.
+    """
+    path = _existing(path)
+    if path.is_dir():
+        return _read_folder(path, series)
+    return _reader(path)(path, series)
+
+
+def list_series(path: str | Path) -> list[SeriesInfo]:
+    """What a file or folder holds: DICOM series, or the volumes of a 4-D file.
+
+    One entry for a plain volume.
+    """
+    path = _existing(path)
+    if path.is_dir() or _reader(path) is dicom.read_volume:
+        return dicom.list_series(path)
+    reader = _reader(path)
+    count = _COUNTERS[reader](path) if reader in _COUNTERS else 1
+    name = files.without_suffixes(path)
+    if count == 1:
+        volume = reader(path, None)
+        return [SeriesInfo(1, "", name, volume.modality, volume.geometry.shape_ijk)]
+    shape = reader(path, "1").geometry.shape_ijk
+    return [SeriesInfo(n, "", f"{name}, volume {n} of {count}", "", shape) for n in range(1, count + 1)]
+
+
+def read_images(folder: str | Path) -> ImageSet:
+    """All pictures of a folder (PNG, JPEG, TIFF, single DICOM images), sorted by name but not a volume."""
+    folder = _existing(folder)
+    if not folder.is_dir():
+        raise VolumeError(f"{folder}: not a folder")
+    paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    found = [p for p in paths if p.suffix.lower() in pictures.SUFFIXES or dicom.is_dicom(p)]
+    if not found:
+        raise VolumeError(f"{folder}: no pictures found: PNG, JPEG, TIFF, BMP and DICOM images are read")
+    return ImageSet(tuple(read_volume(p) for p in found))
+
+
+def _read_folder(path: Path, series: str | None) -> Volume:
+    entries = [p for p in path.iterdir() if p.is_file()]
+    if not any(dicom.is_dicom(p) for p in path.rglob("*") if p.is_file()) and any(
+        p.suffix.lower() in pictures.SUFFIXES for p in entries
+    ):
+        raise VolumeError(f"{path}: a folder of pictures is not a volume: open it as a set of images")
+    return dicom.read_volume(path, series)
+
+
+def _reader(path: Path) -> Callable[[Path, str | None], Volume]:
+    name = path.name.lower()
+    for suffixes, reader in _READERS.items():
+        if name.endswith(suffixes):
+            return reader
+    if dicom.is_dicom(path):  # DICOM files often have no suffix, or a UID that looks like one
+        return dicom.read_volume
+    known = ", ".join(suffix for suffixes in _READERS for suffix in suffixes)
+    raise VolumeError(f"{path}: unknown kind of file: {known} and DICOM are read")
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise VolumeError(f"{path}: no such file or folder")
+    if path.is_file() and path.stat().st_size == 0:
+        raise VolumeError(f"{path}: the file is empty")
+    return path
