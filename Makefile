@@ -1,0 +1,84 @@
+# `make demo` and `make test` are all the set-up a fresh machine needs: Python 3.10 or newer with pip, and make.
+#
+#   make demo       segment the sample volume from one box; pictures and masks go to demo-output/
+#   make test       the test suite                    make lint    style and formatting only
+#   make campaign   the same with every randomised test ten times as long
+#   make bench      time and memory of the engine     make clean   remove everything made here
+#
+# PYTHON  the interpreter the environment is made from
+# TORCH   what pip installs as PyTorch. Where a machine needs another build (CPU only, another CUDA), put it into
+#         $(VENV) first or give its requirement, options included: make demo TORCH="torch==2.13.0 <pip options>"
+# ARGS    handed to pytest, e.g. make test ARGS="-k geometry"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+ifeq ($(OS),Windows_NT)
+bin := $(VENV)/Scripts
+else
+bin := $(VENV)/bin
+endif
+python := $(bin)/python
+pip := $(python) -m pip --disable-pip-version-check
+stamps := $(VENV)/.stamps
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format campaign bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '3,6p' Makefile | cut -c3-
+
+setup: $(stamps)/package
+
+# Debian's python3 may lack the module that puts pip into a new environment: then its own pip does it.
+$(stamps)/environment:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	    || { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	    || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) \
+	         && $(PYTHON) -m pip --python $(VENV) install pip; } \
+	    || { rm -rf $(VENV); echo "$(PYTHON) can make no virtual environment: install python3-venv" >&2; exit 1; }
+	$(pip) install --upgrade "setuptools>=68,<81" wheel
+	@mkdir -p $(stamps) && touch $@
+
+# First and alone, so that nothing that follows chooses another build.
+$(stamps)/torch: | $(stamps)/environment
+	$(pip) install $(TORCH)
+	@touch $@
+
+# sam2 declares torchvision, which nothing here uses and which must match torch's build: so without dependencies.
+# Those its modules do need are in pyproject.toml. It is built beside the torch that is there, without CUDA code.
+$(stamps)/sam2: requirements/sam2.txt | $(stamps)/torch
+	SAM2_BUILD_CUDA=0 $(pip) install --no-build-isolation --no-deps --require-hashes -r requirements/sam2.txt
+	@touch $@
+
+$(stamps)/package: pyproject.toml $(stamps)/sam2
+	$(pip) install -e ".[test,training]"
+	@touch $@
+
+demo: setup
+	$(python) Resources/demo/demo.py
+
+test: setup
+	$(python) -m pytest $(ARGS)
+
+lint: setup
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+format: setup
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+campaign: export MEDSAM2_CAMPAIGN = 10
+campaign: test
+
+bench: setup
+	$(python) Testing/bench.py
+
+clean:
+	rm -rf $(VENV) build dist demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info MedSAM2Segment/*.egg-info
+	find MedSAM2Segment Testing -name __pycache__ -type d -prune -exec rm -rf {} +

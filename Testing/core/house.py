@@ -1,0 +1,88 @@
+"""What the tests of the house look at: the project's files, and what their code says without running it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / "MedSAM2Segment" / "medsam2_core"
+
+
+def core_files() -> list[Path]:
+    """Every Python file of the core."""
+    return sorted(CORE.rglob("*.py"))
+
+
+def core_modules() -> list[str]:
+    """Every module of the core by its import name; the one that runs when called with ``-m`` is left out."""
+    names = []
+    for path in core_files():
+        parts = path.relative_to(CORE.parent).with_suffix("").parts
+        if parts[-1] != "__main__":
+            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names
+
+
+def project_files() -> list[Path]:
+    """Every file that is, or would be, part of the repository."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return sorted(path for path in (ROOT / name for name in listed) if path.is_file())
+
+
+def imported_names(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, full module name) of each import in a file: at its top, in functions, for types only."""
+    package = path.relative_to(CORE.parent).parent.parts
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *filter(None, [node.module])])
+            if module == "medsam2_core":  # `from medsam2_core import prompts` imports a module
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, module
+
+
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def place(path: Path, line: int) -> str:
+    """Where something is, as an editor understands it."""
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    """Run code in a fresh interpreter."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def importing(modules: list[str], refuse: str) -> subprocess.CompletedProcess:
+    """Import modules in a fresh interpreter that refuses others.
+
+    ``refuse`` is an expression of ``root``, the first part of a module's name, that tells which are refused.
+    """
+    return run_python(
+        "import importlib, sys\n"
+        "class Refusal:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        root = name.partition('.')[0]\n"
+        f"        if {refuse}:\n"
+        "            raise ModuleNotFoundError(f'{name} is refused here', name=name)\n"
+        "sys.meta_path.insert(0, Refusal())\n"
+        f"for name in {modules!r}:\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except ImportError as error:\n"
+        "        sys.exit(f'{name}: {error}')\n"
+    )

@@ -1,0 +1,45 @@
+"""What a fresh machine needs is what the files say."""
+
+import importlib.metadata
+import re
+
+import medsam2_core
+from house import ROOT
+
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_installed_package_has_the_version_of_the_source():
+    assert importlib.metadata.version("medsam2segment") == medsam2_core.__version__
+
+
+def test_the_changelog_starts_with_this_version():
+    newest = re.search(r"^## \[?(\d+\.\d+\.\d+|Unreleased)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert newest
+    assert newest.group(1) in (medsam2_core.__version__, "Unreleased")
+
+
+def test_sam2_is_installed_as_pinned_and_without_torchvision():
+    pinned = re.search(r"^sam2==(\S+) --hash=sha256:[0-9a-f]{64}$", _text("requirements/sam2.txt"), re.M)
+    assert pinned
+    assert importlib.metadata.version("sam2") == pinned.group(1)
+    assert not list(importlib.metadata.distributions(name="torchvision"))
+    assert not re.search(r"^\s*\"(sam2|torchvision)\b", PROJECT, re.M), "sam2 would bring torchvision"
+
+
+def test_what_sam2_needs_is_declared_here():
+    # `extra == …` requirements are for its notebooks, its server and its own training.
+    lines = [line for line in importlib.metadata.requires("sam2") or [] if "extra ==" not in line]
+    required = {re.split(r"[^\w.-]", line)[0].lower() for line in lines} - {"torchvision"}
+    declared = {name.lower() for name in re.findall(r"^\s*\"([\w.-]+)[><=~]", PROJECT, re.M)}
+    assert required, "sam2 declares nothing: was it installed from its own archive?"
+    assert required <= declared, required - declared
+
+
+def test_make_and_ci_do_the_same():
+    assert "make test" in _text(".ci/run")
+    assert re.search(r"^set -euo pipefail$", _text(".ci/run"), re.M)
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")

@@ -1,0 +1,111 @@
+"""The house is kept as CONTRIBUTING says."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from house import ROOT, core_files, parsed, place, project_files
+
+LONGEST_FILE = 400
+LONGEST_FUNCTION = 60
+# The one place that turns anything unexpected into a short line and an exit code.
+MAY_CATCH_EVERYTHING = {"app.py"}
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_is_content(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_everything_public_says_what_it_is_for():
+    silent = []
+    for path in core_files():
+        tree = parsed(path)
+        if path.name != "__main__.py" and tree.body and not ast.get_docstring(tree):
+            silent.append(place(path, 1))
+        for node in _public_definitions(tree):
+            if not ast.get_docstring(node):
+                silent.append(f"{place(path, node.lineno)}: {node.name}")
+    assert not silent, "no docstring:\n" + "\n".join(silent)
+
+
+def _public_definitions(tree: ast.Module):
+    """Functions, classes and methods; a method that may override one is described where it comes from."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef) and not node.bases:
+                yield from (
+                    method
+                    for method in node.body
+                    if isinstance(method, ast.FunctionDef) and not method.name.startswith("_")
+                )
+
+
+def test_files_and_functions_stay_short():
+    long = []
+    for path in core_files():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > LONGEST_FILE:
+            long.append(f"{place(path, 1)}: {lines} lines")
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = node.end_lineno - node.lineno + 1 - _documentation(node)
+                if length > LONGEST_FUNCTION:
+                    long.append(f"{place(path, node.lineno)}: {node.name} has {length} lines")
+    assert not long, "\n".join(long)
+
+
+def _documentation(node: ast.FunctionDef) -> int:
+    """Lines of its docstring: to explain must cost nothing."""
+    if ast.get_docstring(node) is None:
+        return 0
+    return node.body[0].end_lineno - node.body[0].lineno + 1
+
+
+def test_no_error_is_caught_without_knowing_which():
+    broad = []
+    for path in core_files():
+        if path.name in MAY_CATCH_EVERYTHING:
+            continue
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ExceptHandler) and not _passes_on(node):
+                caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+                names = {getattr(one, "id", "everything") if one else "everything" for one in caught}
+                if names & {"Exception", "BaseException"} or node.type is None:
+                    broad.append(place(path, node.lineno))
+    assert not broad, "\n".join(broad)
+
+
+def _passes_on(handler: ast.ExceptHandler) -> bool:
+    """It only tidies up: the error goes on as it was."""
+    return isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
+
+
+def test_no_file_names_a_place_of_one_machine_or_a_package_registry():
+    # One letter of each stands in brackets, so that this file does not name them either.
+    hosts = [r"py[p]i\.org", r"python[h]osted\.org", r"npm[j]s\.org", r"deb\.debia[n]\.org"]
+    hosts += [r"download\.pytorc[h]\.org"]
+    places = ["/[w]ork/", "/[r]oot/", "/[o]pt/", "/[h]ome/", "/[t]mp/", r"C:\\[U]sers"]
+    wanted = re.compile("|".join([*hosts, *(rf"(?<![\w.$}}/-]){place}" for place in places)]))
+    found = []
+    for path in project_files():
+        if path.suffix in {".png", ".nrrd", ".safetensors", ".gz", ".dcm"}:
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.splitlines(), start=1):
+            if match := wanted.search(line):
+                found.append(f"{place(path, number)}: {match.group()}")
+    assert not found, "\n".join(found)
+
+
+def test_nothing_large_is_in_the_repository():
+    large = {path.name: path.stat().st_size for path in project_files() if path.stat().st_size > 2 << 20}
+    weights = [name for name in large if name.endswith(".safetensors")]
+    assert set(large) == set(weights), f"more than 2 MB: {large}"
+    assert all(large[name] <= 25 << 20 for name in weights), large
