@@ -1,0 +1,275 @@
+"""The result: named objects as masks on the grid of a volume, and how they came about.
+
+Objects may overlap. Masks are kept cropped to their bounding box, so that thirty organs of a 512 x 512 x 300
+scan take tens of megabytes instead of gigabytes.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsam2_core.errors import VolumeError
+from medsam2_core.imaging.terminology import TISSUE, Terminology
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medsam2_core.imaging.geometry import Geometry
+
+# Bright on dark images, far apart in hue and lightness for the first, most frequent objects.
+_COLOURS = (
+    "3ddc5b ff5a5f 4aa8ff ffd21f e45bff 23e0e0 ff9a2e b5f03c ff9ec7 9c8cff f5e6b3 3fb59a".split()  # noqa: SIM905
+)
+_GOLDEN_ANGLE = 0.618033988749895  # of a turn: successive hues never come close
+
+
+def default_colour(number: int) -> tuple[float, float, float]:
+    """Red, green, blue (0 to 1) for the object of that number, from 0; the first hundred all differ."""
+    if number < len(_COLOURS):
+        code = _COLOURS[number]
+        red, green, blue = (int(code[n : n + 2], 16) / 255 for n in (0, 2, 4))
+        return red, green, blue
+    extra = number - len(_COLOURS)
+    saturation, value = ((0.55, 1.0), (0.9, 0.9), (0.35, 0.95), (0.7, 0.75))[extra % 4]
+    return colorsys.hsv_to_rgb((0.03 + extra * _GOLDEN_ANGLE) % 1.0, saturation, value)
+
+
+class Segment:
+    """One object: its name, colour, voxels and meaning.
+
+    Parameters
+    ----------
+    name : str
+        Not empty.
+    colour_rgb : three numbers from 0 to 1
+    mask_kji : (K, J, I) bool or integers, any value but 0 belongs to the object; copied
+    terminology : Terminology or None
+        What it is in coded terms; None says no more than "tissue", as 3D Slicer does for a new segment.
+    tags : mapping of str to str
+        More facts to be stored with this object, such as ``DICOM.SegmentAlgorithmType``.
+
+    Raises
+    ------
+    VolumeError
+        Naming the value that cannot be used.
+
+    Attributes
+    ----------
+    part_kji : (k, j, i) bool, read-only: the smallest part of the grid that holds the object
+    offset_ijk : index of the first voxel of ``part_kji``
+    shape_ijk : the whole grid
+    """
+
+    def __init__(
+        self,
+        name: str,
+        colour_rgb: Sequence[float],
+        mask_kji: NDArray[Any],
+        terminology: Terminology | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        mask = np.asarray(mask_kji)
+        if mask.ndim != 3 or mask.dtype.kind not in "bui":
+            raise VolumeError(
+                f"mask of {name!r}: expected three axes (k, j, i) of true and false, "
+                f"not {mask.shape} of {mask.dtype}"
+            )
+        if not isinstance(name, str) or not name.strip():
+            raise VolumeError(f"segment name {name!r}: give a name that is not empty")
+        self.name = name
+        self.colour_rgb = _checked_colour(name, colour_rgb)
+        self.terminology = TISSUE if terminology is None else terminology
+        self.tags: Mapping[str, str] = MappingProxyType({str(k): str(v) for k, v in (tags or {}).items()})
+        start, stop = bounding_box(mask)
+        part = mask[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] != 0  # always a copy
+        part.flags.writeable = False
+        self.part_kji: NDArray[np.bool_] = part
+        self.offset_ijk: tuple[int, int, int] = (start[2], start[1], start[0])
+        self.shape_ijk: tuple[int, int, int] = (mask.shape[2], mask.shape[1], mask.shape[0])
+
+    @property
+    def mask_kji(self) -> NDArray[np.bool_]:
+        """(K, J, I) bool on the whole grid; a new array each time."""
+        mask = np.zeros(self.shape_ijk[::-1], dtype=bool)
+        self.view_of(mask)[...] = self.part_kji
+        return mask
+
+    @property
+    def voxel_count(self) -> int:
+        """Number of voxels of the object."""
+        return int(np.count_nonzero(self.part_kji))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the object has no voxel."""
+        return not self.part_kji.any()
+
+    def view_of(self, array_kji: NDArray[Any]) -> NDArray[Any]:
+        """The part of an array on the whole grid that ``part_kji`` covers, as a view."""
+        start = self.offset_ijk[::-1]
+        return array_kji[tuple(slice(s, s + n) for s, n in zip(start, self.part_kji.shape, strict=True))]
+
+    def on_slice(self, array_ji: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
+        """The part of a (J, I) array of slice ``k`` this object may touch (a view), and its mask there."""
+        i, j, first_k = self.offset_ijk
+        depth, height, width = self.part_kji.shape
+        if not first_k <= k < first_k + depth:
+            return None
+        return array_ji[j : j + height, i : i + width], self.part_kji[k - first_k]
+
+    def overlap_with(self, other: Segment) -> int:
+        """Number of voxels that belong to both."""
+        ours, theirs = [], []
+        for axis in range(3):
+            a, b = self.offset_ijk[2 - axis], other.offset_ijk[2 - axis]
+            first = max(a, b)
+            last = min(a + self.part_kji.shape[axis], b + other.part_kji.shape[axis])
+            if first >= last:
+                return 0
+            ours.append(slice(first - a, last - a))
+            theirs.append(slice(first - b, last - b))
+        return int(np.count_nonzero(self.part_kji[tuple(ours)] & other.part_kji[tuple(theirs)]))
+
+    def __repr__(self) -> str:
+        return f"Segment({self.name!r}, {self.voxel_count} voxels)"
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Objects on the grid of one volume.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The grid of the volume they were drawn on.
+    segments : tuple of Segment
+        In order; their names differ and their masks have the grid's shape. The label value of a segment is
+        its place in this order, from 1.
+    provenance : mapping of str to values JSON knows
+        How it came about. Written with every object. Known keys: ``prompts`` (the JSON text of a PromptSet;
+        each object is stored with its own prompts only), ``model``, ``weights_sha256``, ``window``. Anything
+        else is stored as it is.
+    """
+
+    geometry: Geometry
+    segments: tuple[Segment, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        segments = tuple(self.segments)
+        object.__setattr__(self, "segments", segments)
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+        seen: set[str] = set()
+        for segment in segments:
+            if segment.shape_ijk != self.geometry.shape_ijk:
+                raise VolumeError(
+                    f"mask of {segment.name!r} has {segment.shape_ijk} voxels (i, j, k), "
+                    f"the grid {self.geometry.shape_ijk}"
+                )
+            if segment.name in seen:
+                raise VolumeError(f"two segments are named {segment.name!r}: give each its own name")
+            seen.add(segment.name)
+
+    @classmethod
+    def from_masks(
+        cls,
+        geometry: Geometry,
+        masks: Mapping[str, NDArray[Any]],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Segmentation:
+        """From (K, J, I) masks by name, in default colours."""
+        segments = (Segment(name, default_colour(n), mask) for n, (name, mask) in enumerate(masks.items()))
+        return cls(geometry, tuple(segments), provenance or {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the segments, in order."""
+        return tuple(segment.name for segment in self.segments)
+
+    def __getitem__(self, name: str) -> Segment:
+        for segment in self.segments:
+            if segment.name == name:
+                return segment
+        known = ", ".join(map(repr, self.names)) or "none"
+        raise VolumeError(f"unknown segment {name!r}: known segments are {known}")
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.segments)
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def volume_ml(self, name: str) -> float:
+        """Volume of an object in millilitres."""
+        cubic_mm = abs(float(np.linalg.det(self.geometry.ijk_to_ras[:3, :3])))
+        return self[name].voxel_count * cubic_mm / 1000.0
+
+    def overlaps(self) -> Iterator[tuple[Segment, Segment, int]]:
+        """Pairs of segments (earlier, later) that share voxels, and how many they share."""
+        for n, later in enumerate(self.segments):
+            for earlier in self.segments[:n]:
+                if count := earlier.overlap_with(later):
+                    yield earlier, later, count
+
+    def layers(self) -> tuple[int, ...]:
+        """For each segment the first layer, from 0, in which it overlaps no segment before it."""
+        rivals: dict[str, list[str]] = {}
+        for earlier, later, _ in self.overlaps():
+            rivals.setdefault(later.name, []).append(earlier.name)
+        layer_of: dict[str, int] = {}
+        for name in self.names:
+            taken = {layer_of[rival] for rival in rivals.get(name, ())}
+            layer_of[name] = next(n for n in range(len(taken) + 1) if n not in taken)
+        return tuple(layer_of.values())
+
+    @property
+    def label_dtype(self) -> np.dtype[Any]:
+        """uint8 for up to 255 segments, else uint16."""
+        if len(self.segments) > 65535:
+            raise VolumeError(f"{len(self.segments)} segments: at most 65535 can be numbered")
+        return np.dtype(np.uint8 if len(self.segments) <= 255 else np.uint16)
+
+    def label_slice(self, k: int, numbers: Iterable[int] | None = None) -> NDArray[Any]:
+        """(J, I) label values of slice ``k``; where objects overlap, the later one.
+
+        ``numbers`` (from 0) restricts it to some of the segments.
+        """
+        labels_ji = np.zeros(self.geometry.shape_ijk[1::-1], dtype=self.label_dtype)
+        for n in range(len(self.segments)) if numbers is None else numbers:
+            touched = self.segments[n].on_slice(labels_ji, k)
+            if touched is not None:
+                view, mask = touched
+                view[mask] = n + 1
+        return labels_ji
+
+
+def bounding_box(mask_kji: NDArray[Any]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """First and one past last index along k, j, i of the voxels that are not 0; all 0 for an empty mask."""
+    filled_kj = np.empty(mask_kji.shape[:2], dtype=bool)
+    filled_i = np.zeros(mask_kji.shape[2], dtype=bool)
+    for k, mask_ji in enumerate(mask_kji):  # one pass in memory order, without a copy of the whole
+        filled_kj[k] = mask_ji.any(axis=1)
+        if filled_kj[k].any():
+            filled_i |= mask_ji.any(axis=0)
+    indices = [np.flatnonzero(f) for f in (filled_kj.any(axis=1), filled_kj.any(axis=0), filled_i)]
+    if indices[0].size == 0:
+        return (0, 0, 0), (0, 0, 0)
+    start, stop = [int(n[0]) for n in indices], [int(n[-1]) + 1 for n in indices]
+    return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
+
+
+def _checked_colour(name: str, colour_rgb: Sequence[float]) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(part) for part in colour_rgb)
+    except (TypeError, ValueError) as error:
+        raise VolumeError(f"colour {colour_rgb!r} of {name!r}: expected red, green and blue") from error
+    if not all(math.isfinite(part) and 0 <= part <= 1 for part in (red, green, blue)):
+        raise VolumeError(f"colour {tuple(colour_rgb)} of {name!r}: each part must be from 0 to 1")
+    return red, green, blue
