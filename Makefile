@@ -31,7 +31,7 @@ stamps := $(VENV)/.stamps
 help:
 	@sed -n '3,6p' Makefile | cut -c3-
 
-setup: $(stamps)/package
+setup: $(stamps)/package $(stamps)/sam2
 
 # Debian's python3 may lack the module that puts pip into a new environment: then its own pip does it.
 $(stamps)/environment:
@@ -49,14 +49,14 @@ $(stamps)/torch: | $(stamps)/environment
 	$(pip) install $(TORCH)
 	@touch $@
 
-# sam2 declares torchvision, which nothing here uses and which must match torch's build: so without dependencies.
-# Those its modules do need are in pyproject.toml. It is built beside the torch that is there, without CUDA code.
-$(stamps)/sam2: requirements/sam2.txt | $(stamps)/torch
-	SAM2_BUILD_CUDA=0 $(pip) install --no-build-isolation --no-deps --require-hashes -r requirements/sam2.txt
+$(stamps)/package: pyproject.toml | $(stamps)/torch
+	$(pip) install -e ".[test,training]"
 	@touch $@
 
-$(stamps)/package: pyproject.toml $(stamps)/sam2
-	$(pip) install -e ".[test,training]"
+# sam2 declares torchvision, which nothing here uses and which must match torch's build: so without dependencies.
+# Those its modules do need are in pyproject.toml. It is built beside the torch that is there, without CUDA code.
+$(stamps)/sam2: requirements/sam2.txt | $(stamps)/package
+	SAM2_BUILD_CUDA=0 $(pip) install --no-build-isolation --no-deps --require-hashes -r requirements/sam2.txt
 	@touch $@
 
 demo: setup
