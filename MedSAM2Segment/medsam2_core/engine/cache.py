@@ -1,0 +1,143 @@
+"""Features of slices already encoded, kept within a limit of bytes.
+
+Encoding a slice is the dearest step of segmentation, and a click, a correction or a second object asks for
+the same slice again. The cache forgets what was used least recently; slices a user prompted are forgotten
+last, but they are forgotten, too, when the limit demands it.
+"""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from medsam2_core.engine.zoom import Region
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureKey:
+    """Everything the features of a slice depend on.
+
+    Attributes
+    ----------
+    source
+        The images' key: volume content, how it is cut into slices, and window.
+    n
+        Slice.
+    region
+        The part of the slice the model saw.
+    image_size, weights, precision
+        Of the model.
+    """
+
+    source: str
+    n: int
+    region: Region
+    image_size: int
+    weights: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFeatures:
+    """What the image encoder says about one region of one slice.
+
+    Attributes
+    ----------
+    coarse
+        (1, C, S/16, S/16).
+    fine
+        For the mask decoder: (1, C/8, S/4, S/4) and (1, C/4, S/8, S/8); empty when the model uses none.
+    """
+
+    coarse: torch.Tensor
+    fine: tuple[torch.Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(x.numel() * x.element_size() for x in (self.coarse, *self.fine))
+
+    def to(self, dtype: torch.dtype) -> "SliceFeatures":
+        """The same features in another number format."""
+        return SliceFeatures(self.coarse.to(dtype), tuple(x.to(dtype) for x in self.fine))
+
+
+class FeatureCache:
+    """Least-recently-used features within `byte_limit` bytes; may be shared by sessions and threads.
+
+    Parameters
+    ----------
+    byte_limit
+        Never exceeded. 0 keeps nothing.
+    """
+
+    def __init__(self, byte_limit: int = 512 * 2**20) -> None:
+        if byte_limit < 0:
+            raise ValueError(f"a cache of {byte_limit} bytes makes no sense: give 0 or more")
+        self.byte_limit = byte_limit
+        self._entries: OrderedDict[FeatureKey, SliceFeatures] = OrderedDict()
+        self._pinned: set[tuple[str, int]] = set()
+        self._lock = threading.Lock()
+        self._nbytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: FeatureKey) -> bool:
+        return key in self._entries
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return self._nbytes
+
+    def get(self, key: FeatureKey) -> SliceFeatures | None:
+        """The features, now the most recently used, or None."""
+        with self._lock:
+            found = self._entries.get(key)
+            if found is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._entries.move_to_end(key)
+            return found
+
+    def put(self, key: FeatureKey, features: SliceFeatures) -> None:
+        """Keep features, forgetting others until they fit; features larger than the limit are not kept."""
+        with self._lock:
+            self._drop(key)
+            if features.nbytes > self.byte_limit:
+                return
+            self._make_room(features.nbytes)
+            self._entries[key] = features
+            self._nbytes += features.nbytes
+
+    def pin(self, source: str, n: int) -> None:
+        """Forget this slice only when nothing else is left to forget."""
+        with self._lock:
+            self._pinned.add((source, n))
+
+    def unpin(self, source: str, n: int) -> None:
+        """Treat this slice like every other again."""
+        with self._lock:
+            self._pinned.discard((source, n))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._pinned.clear()
+            self._nbytes = 0
+
+    def _make_room(self, wanted: int) -> None:
+        while self._nbytes + wanted > self.byte_limit:
+            loose = (key for key in self._entries if (key.source, key.n) not in self._pinned)
+            self._drop(next(loose, None) or next(iter(self._entries)))
+
+    def _drop(self, key: FeatureKey) -> None:
+        dropped = self._entries.pop(key, None)
+        if dropped is not None:
+            self._nbytes -= dropped.nbytes

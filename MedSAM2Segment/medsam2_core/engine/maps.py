@@ -1,0 +1,128 @@
+"""Mask logits between regions, and between regions and slices.
+
+Low-resolution logits are (1, 1, S/4, S/4) over a region; positive is inside. sam2's own constants: an
+absent object is -1024 everywhere, a user's mask is +-10.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from medsam2_core.engine.zoom import Region
+
+#: Logits outside a region that was looked at: surely not the object.
+BEYOND = -10.0
+
+
+def mask_of_logits(logits: torch.Tensor, region: Region, shape_hw: Sequence[int]) -> NDArray[np.bool_]:
+    """(H, W) mask of the slice from logits (1, 1, s, s) over a region."""
+    return region.paste(_in_region(logits, region).cpu().numpy() > 0, shape_hw)
+
+
+def logits_on_slice(
+    logits: torch.Tensor, region: Region, shape_hw: Sequence[int], outside: float = -1024.0
+) -> NDArray[np.float32]:
+    """(H, W) logits of the slice; `outside` where the region does not reach."""
+    inner = _in_region(logits, region).cpu().numpy()
+    return region.paste(inner - outside, shape_hw) + outside if region.stock is False else inner
+
+
+def _in_region(logits: torch.Tensor, region: Region) -> torch.Tensor:
+    # A region is whole pixels, so interpolation alone puts the values on the pixels' centres.
+    size = (region.height, region.width)
+    return functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def mask_for_model(mask_hw: NDArray, region: Region, image_size: int, device: torch.device) -> torch.Tensor:
+    """(1, 1, S, S) of 0 and 1 from a mask of the slice, as stock `add_new_mask` makes it."""
+    crop = np.ascontiguousarray(region.crop(np.asarray(mask_hw, dtype=bool)))
+    mask = torch.from_numpy(crop)[None, None].float().to(device)
+    if mask.shape[-2:] == (image_size, image_size):
+        return mask
+    size = (image_size, image_size)
+    mask = functional.interpolate(mask, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return (mask >= 0.5).float()
+
+
+def logits_of_mask(
+    mask_hw: NDArray, region: Region, size: int, device: torch.device, height: float = 10.0
+) -> torch.Tensor:
+    """(1, 1, size, size) logits between -height and +height from a mask of the slice."""
+    crop = np.ascontiguousarray(region.crop(np.asarray(mask_hw, dtype=bool)))
+    mask = torch.from_numpy(crop)[None, None].float().to(device)
+    mask = functional.interpolate(
+        mask, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+    return mask * (2 * height) - height
+
+
+def moved_logits(logits: torch.Tensor, old: Region, new: Region) -> torch.Tensor:
+    """Logits (1, 1, s, s) over one region as logits of the same size over another; `BEYOND` where unknown."""
+    if (old.x0, old.y0, old.x1, old.y1) == (new.x0, new.y0, new.x1, new.y1):
+        return logits
+    size = logits.shape[-1]
+    steps = (torch.arange(size, device=logits.device, dtype=torch.float32) + 0.5) / size
+
+    def positions(first: int, length: int, old_first: int, old_length: int) -> torch.Tensor:
+        return 2 * (first + steps * length - old_first) / old_length - 1
+
+    x = positions(new.x0, new.width, old.x0, old.width)
+    y = positions(new.y0, new.height, old.y0, old.height)
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+    # Shifted so that "unknown" is the zero that grid_sample pads with; an absent object's -1024 must not
+    # smear.
+    shifted = logits.float().clamp(min=-32.0, max=32.0) - BEYOND
+    return functional.grid_sample(shifted, grid, align_corners=False, padding_mode="zeros") + BEYOND
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMask:
+    """A mask of a slice as bits of its bounding box: tens of bytes for most objects, not H x W.
+
+    Attributes
+    ----------
+    bits
+        The box's rows, packed; empty for an empty mask.
+    box
+        First row, first column, rows, columns.
+    shape_hw
+        Of the slice.
+    """
+
+    bits: bytes
+    box: tuple[int, int, int, int]
+    shape_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, mask_hw: NDArray[np.bool_]) -> "PackedMask":
+        """Pack a mask (H, W)."""
+        rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+        shape = (int(mask_hw.shape[0]), int(mask_hw.shape[1]))
+        if len(rows) == 0:
+            return cls(b"", (0, 0, 0, 0), shape)
+        y, x = int(rows[0]), int(columns[0])
+        inner = mask_hw[y : rows[-1] + 1, x : columns[-1] + 1]
+        return cls(np.packbits(inner).tobytes(), (y, x, inner.shape[0], inner.shape[1]), shape)
+
+    def mask_hw(self) -> NDArray[np.bool_]:
+        """The mask (H, W)."""
+        out = np.zeros(self.shape_hw, dtype=bool)
+        y, x, height, width = self.box
+        if self.bits:
+            bits = np.unpackbits(np.frombuffer(self.bits, dtype=np.uint8), count=height * width)
+            out[y : y + height, x : x + width] = bits.reshape(height, width).astype(bool)
+        return out
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is inside."""
+        return not self.bits
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the bits."""
+        return len(self.bits)

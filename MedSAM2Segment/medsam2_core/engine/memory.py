@@ -1,0 +1,360 @@
+"""Which slices the model remembers while it segments the next one.
+
+``RecentMemory`` is SAM 2's own rule (Ravi et al., arXiv 2408.00714): all slices a user spoke about, and the
+last few before the current one. ``SelfSortingMemory`` is the memory bank of Medical SAM 2 (Zhu et al.,
+arXiv 2408.00874): confident slices that differ most from each other, whatever their order, and of these the
+ones most like the current slice. Slices a user spoke about are always remembered, by both.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from medsam2_core.engine.states import SliceMemory
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRead:
+    """What memory attention gets for one slice.
+
+    Attributes
+    ----------
+    spatial
+        Temporal position and memory. 0 is a conditioning slice, ``num_maskmem - 1`` the slice just before;
+        None adds no temporal encoding.
+    pointers
+        Distance in slices (positive: earlier in the direction of tracking) and memory.
+    """
+
+    spatial: list[tuple[int | None, SliceMemory]]
+    pointers: list[tuple[int, SliceMemory]]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The slice for which memories are wanted.
+
+    Attributes
+    ----------
+    n
+        Slice.
+    total
+        Slices in the volume.
+    reverse
+        Whether tracking runs towards lower numbers.
+    ordered
+        Whether numbers mean neighbourhood.
+    embedding
+        (1, C, S/16, S/16) its image features.
+    """
+
+    n: int
+    total: int
+    reverse: bool
+    ordered: bool
+    embedding: torch.Tensor
+
+
+class MemoryBank(Protocol):
+    """The memories of one object's tracked slices."""
+
+    def add(self, memory: SliceMemory) -> None:
+        """Offer the memory of a slice just tracked; the bank may refuse it or forget another."""
+        ...
+
+    def remove(self, n: int) -> None:
+        """Forget a slice."""
+        ...
+
+    def memories(self) -> Iterable[SliceMemory]:
+        """All memories held."""
+        ...
+
+    def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
+        """Choose what the queried slice attends to; `conditioning` by slice."""
+        ...
+
+
+class Embedding(Enum):
+    """Image features (1, C, S/16, S/16) a memory can keep beside itself."""
+
+    NONE = "none"
+    IMAGE = "image"
+    ATTENDED = "attended"
+
+
+class MemoryPolicy(Protocol):
+    """Makes banks.
+
+    Attributes
+    ----------
+    embedding
+        What of a slice its memories keep for comparison.
+    """
+
+    embedding: "Embedding"
+
+    def bank(self, module: "SAM2Base") -> MemoryBank:
+        """An empty bank for one object and direction."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RecentMemory:
+    """SAM 2's rule, as the model's own flags say it.
+
+    Attributes
+    ----------
+    keeps_all
+        Never forget a slice, as stock does: its memory grows with the volume (8 MiB a slice at S = 1024 in
+        stock, 0.5 MiB here). Otherwise only what can still be read in the direction of tracking is kept.
+    nearest_conditioning
+        Attend only to so many conditioning slices, the nearest; None takes the model's flag (stock: all).
+    """
+
+    keeps_all: bool = False
+    nearest_conditioning: int | None = None
+
+    @property
+    def embedding(self) -> Embedding:
+        """Nothing is compared."""
+        return Embedding.NONE
+
+    def bank(self, module: "SAM2Base") -> "RecentBank":
+        """An empty bank."""
+        limit = self.nearest_conditioning
+        return RecentBank(module, self.keeps_all, module.max_cond_frames_in_attn if limit is None else limit)
+
+
+class RecentBank:
+    """The last slices before the current one."""
+
+    def __init__(self, module: "SAM2Base", keeps_all: bool, nearest_conditioning: int) -> None:
+        self._module = module
+        self._keeps_all = keeps_all
+        self._nearest = nearest_conditioning
+        self._held: dict[int, SliceMemory] = {}
+        stride = module.memory_temporal_stride_for_eval
+        self._feature_window = max(1, (module.num_maskmem - 1) * stride)
+        self._window = max(self._feature_window, module.max_obj_ptrs_in_encoder - 1)
+
+    def add(self, memory: SliceMemory) -> None:
+        """Remember a slice; forget what no later slice will look back to."""
+        self._held.pop(memory.n, None)
+        self._held[memory.n] = memory
+        if self._keeps_all:
+            return
+        held = list(self._held)
+        for n in held[: -self._window]:
+            del self._held[n]
+        for n in held[-self._window : -self._feature_window]:
+            self._held[n].features = None
+
+    def remove(self, n: int) -> None:
+        """Forget a slice."""
+        self._held.pop(n, None)
+
+    def memories(self) -> Iterable[SliceMemory]:
+        """All memories held."""
+        return self._held.values()
+
+    def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
+        """Conditioning slices first, then earlier slices, farthest first; pointers likewise, nearest
+        first."""
+        from sam2.modeling.sam2_utils import select_closest_cond_frames
+
+        chosen, others = select_closest_cond_frames(query.n, dict(conditioning), self._nearest)
+        spatial: list[tuple[int | None, SliceMemory]] = [(0, memory) for memory in chosen.values()]
+        for position, n in self._earlier(query):
+            memory = self._held.get(n) or others.get(n)
+            if memory is not None and memory.features is not None:
+                spatial.append((position, memory))
+        return MemoryRead(spatial, self._pointers(query, chosen, others))
+
+    def _earlier(self, query: Query) -> Iterable[tuple[int, int]]:
+        """Temporal position and number of the slices SAM 2 looks back to (its stride is 1 in all
+        releases)."""
+        count = self._module.num_maskmem
+        stride = self._module.memory_temporal_stride_for_eval
+        for position in range(1, count):
+            back = count - position
+            if back == 1:
+                n = query.n + 1 if query.reverse else query.n - 1
+            elif query.reverse:
+                n = -(-(query.n + 2) // stride) * stride + (back - 2) * stride
+            else:
+                n = (query.n - 2) // stride * stride - (back - 2) * stride
+            yield position, n
+
+    def _pointers(
+        self, query: Query, chosen: Mapping[int, SliceMemory], others: Mapping[int, SliceMemory]
+    ) -> list[tuple[int, SliceMemory]]:
+        pointers = conditioning_pointers(self._module, query, chosen)
+        limit = min(query.total, self._module.max_obj_ptrs_in_encoder)
+        for distance in range(1, limit):
+            n = query.n + distance if query.reverse else query.n - distance
+            if not 0 <= n < query.total:
+                break
+            memory = self._held.get(n) or others.get(n)
+            if memory is not None:
+                pointers.append((distance, memory))
+        return pointers
+
+
+def conditioning_pointers(
+    module: "SAM2Base", query: Query, conditioning: Mapping[int, SliceMemory]
+) -> list[tuple[int, SliceMemory]]:
+    """Pointers of conditioning slices: by the model's flags only of those already passed, distances
+    signed."""
+    pointers = []
+    for n, memory in conditioning.items():
+        ahead = n < query.n if query.reverse else n > query.n
+        if ahead and module.only_obj_ptrs_in_the_past_for_eval:
+            continue
+        distance = query.n - n
+        if module.use_signed_tpos_enc_to_obj_ptrs:
+            pointers.append((-distance if query.reverse else distance, memory))
+        else:
+            pointers.append((abs(distance), memory))
+    return pointers
+
+
+class SortingMode(Enum):
+    """Two descriptions of the same idea."""
+
+    PAPER = "paper"
+    REFERENCE = "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class SelfSortingMemory:
+    """Medical SAM 2's bank, in 3-D and for unordered images.
+
+    Attributes
+    ----------
+    mode
+        PAPER: admit what is confident enough, keep the most dissimilar. REFERENCE: as the authors' code
+        does it (its 2-D loop; it has no bank in 3-D): a full bank swaps an entry for a new one that is less
+        alike.
+    capacity
+        Slices held.
+    least_iou
+        PAPER: predicted IoU a slice must exceed to be admitted.
+    tolerance
+        REFERENCE: how much lower than the replaced entry's the predicted IoU may be.
+    read
+        Slices read at once; None is SAM 2's number (6).
+    seed
+        None reads the slices most like the current one, which is deterministic. A number draws them at
+        random as the paper does: PAPER without replacement with p ~ cos, REFERENCE with replacement with p
+        ~ softmax.
+    temperature
+        Of that softmax. The authors' softmax of raw cosines (1.0) is nearly flat.
+    """
+
+    mode: SortingMode = SortingMode.PAPER
+    capacity: int = 16
+    least_iou: float = 0.5
+    tolerance: float = 0.1
+    read: int | None = None
+    seed: int | None = None
+    temperature: float = 0.1
+
+    @property
+    def embedding(self) -> Embedding:
+        """Image features; the authors' code keeps them as they leave memory attention."""
+        return Embedding.IMAGE if self.mode is SortingMode.PAPER else Embedding.ATTENDED
+
+    def bank(self, module: "SAM2Base") -> "SelfSortingBank":
+        """An empty bank."""
+        return SelfSortingBank(module, self)
+
+
+class SelfSortingBank:
+    """Confident and diverse slices."""
+
+    def __init__(self, module: "SAM2Base", rule: SelfSortingMemory) -> None:
+        self._module, self._rule = module, rule
+        self._held: list[SliceMemory] = []
+        self._generator = None if rule.seed is None else torch.Generator().manual_seed(rule.seed)
+
+    def add(self, memory: SliceMemory) -> None:
+        """Admit a slice if it is confident, and worth more than one already held."""
+        self.remove(memory.n)
+        if self._rule.mode is SortingMode.PAPER:
+            self._add_as_in_paper(memory)
+        else:
+            self._add_as_in_reference(memory)
+
+    def remove(self, n: int) -> None:
+        """Forget a slice."""
+        self._held = [memory for memory in self._held if memory.n != n]
+
+    def memories(self) -> Iterable[SliceMemory]:
+        """All memories held, in the order of admission."""
+        return list(self._held)
+
+    def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
+        """All conditioning slices and the held slices most like the queried one."""
+        chosen = self._choose(query)
+        spatial: list[tuple[int | None, SliceMemory]] = [(0, memory) for memory in conditioning.values()]
+        if not query.ordered or self._rule.mode is SortingMode.REFERENCE:
+            # No order in time, so neither temporal encodings nor pointers, which carry distances.
+            return MemoryRead([(None, memory) for _, memory in spatial] + [(None, m) for m in chosen], [])
+        nearest_first = sorted(chosen, key=lambda memory: abs(memory.n - query.n))
+        last = self._module.num_maskmem - 1
+        spatial += [(max(last - rank, 1), memory) for rank, memory in enumerate(nearest_first)]
+        pointers = conditioning_pointers(self._module, query, conditioning)
+        pointers += [(abs(memory.n - query.n), memory) for memory in nearest_first]
+        return MemoryRead(spatial, pointers)
+
+    def _add_as_in_paper(self, memory: SliceMemory) -> None:
+        if memory.iou <= self._rule.least_iou:
+            return
+        self._held.append(memory)
+        if len(self._held) > self._rule.capacity:
+            alike = _cosines([m.features for m in self._held])
+            # Total dissimilarity; an entry's likeness to itself adds 0. The oldest goes among equals.
+            self._held.pop(int((1 - alike).sum(1).argmin()))
+
+    def _add_as_in_reference(self, memory: SliceMemory) -> None:
+        if len(self._held) < self._rule.capacity:
+            self._held.append(memory)
+            return
+        alike = _cosines([m.features for m in (*self._held, memory)])
+        to_new, among = alike[-1, :-1], alike[:-1, :-1].clone()
+        among.fill_diagonal_(-torch.inf)
+        least = int(to_new.argmin())
+        twin = int(among[least].argmax())
+        less_alike = to_new[least] < among[least, twin]
+        if less_alike and memory.iou > self._held[twin].iou - self._rule.tolerance:
+            self._held.pop(twin)
+            self._held.append(memory)
+
+    def _choose(self, query: Query) -> list[SliceMemory]:
+        count = self._module.num_maskmem - 1 if self._rule.read is None else self._rule.read
+        if not self._held or count <= 0:
+            return []
+        alike = _cosines([query.embedding, *(m.embedding for m in self._held)])[0, 1:]
+        if self._generator is None:
+            order = alike.argsort(descending=True, stable=True)[:count]
+        elif self._rule.mode is SortingMode.PAPER:
+            weights = alike.clamp(min=1e-6)
+            order = torch.multinomial(weights, min(count, len(weights)), generator=self._generator)
+        else:
+            weights = (alike / self._rule.temperature).softmax(0)
+            order = torch.multinomial(weights, count, replacement=True, generator=self._generator)
+        return [self._held[index] for index in order.tolist()]
+
+
+def _cosines(maps: Iterable[torch.Tensor | None]) -> torch.Tensor:
+    """(N, N) cosines, on the CPU, of N maps of one shape, each flattened channel by channel."""
+    rows = [x.flatten().float() for x in maps if x is not None]
+    unit = torch.nn.functional.normalize(torch.stack(rows), dim=1)
+    return (unit @ unit.T).cpu()

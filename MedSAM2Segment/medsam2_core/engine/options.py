@@ -1,0 +1,73 @@
+"""How a tracker behaves where one can choose."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Order(Enum):
+    """Which prompted slice an unprompted one is tracked from.
+
+    NEAREST: from the nearest prompted slice that holds the object, half the gap from either side, so that a
+    corrected slice corrects its neighbours on both sides. A slice the user said is empty ends tracking
+    there. EARLIEST: as stock: forward from the first prompted slice through all others, then in reverse
+    from the first.
+    """
+
+    NEAREST = "nearest"
+    EARLIEST = "earliest"
+
+
+class Direction(Enum):
+    """Where to propagate to."""
+
+    FORWARD = "forward"
+    REVERSE = "reverse"
+    BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerOptions:
+    """Ours by default; :meth:`stock` repeats sam2's video predictor exactly.
+
+    Attributes
+    ----------
+    zoom
+        Look at a region around the object. Off: at whole slices, as stock. Always off for unordered images.
+    zoom_factor
+        Side of the region in units of the object's box; None takes the model's recipe.
+    order
+        See :class:`Order`.
+    fresh_reverse
+        The reverse pass starts from the prompted slices alone, as MedSAM2's reset between its two passes.
+        False, as stock: it also reads what the forward pass (and any earlier one) remembered.
+    correct_with_memory
+        A click on a tracked slice is decoded with memories of other slices, as stock; else from the slice
+        alone.
+    feeds_back_always
+        As stock, a click always feeds back what was predicted on its slice. Otherwise not when that no longer
+        means anything: a box begins anew, and so does a prompt from which something was taken back, and a
+        positive click where the object was thought absent.
+    recent_logits
+        Tracked slices whose exact logits are kept to be fed back (older ones are rebuilt from their masks);
+        None keeps all, as stock.
+    """
+
+    zoom: bool = True
+    zoom_factor: float | None = None
+    order: Order = Order.NEAREST
+    fresh_reverse: bool = True
+    correct_with_memory: bool = True
+    feeds_back_always: bool = False
+    recent_logits: int | None = 32
+
+    @classmethod
+    def stock(cls) -> "TrackerOptions":
+        """sam2 1.1.0 with ``add_all_frames_to_correct_as_cond`` (without it corrections are lost). Wants
+        ``RecentMemory(keeps_all=True)`` beside it."""
+        return cls(
+            zoom=False,
+            order=Order.EARLIEST,
+            fresh_reverse=False,
+            feeds_back_always=True,
+            recent_logits=None,
+        )

@@ -1,0 +1,186 @@
+"""From what a user says about one slice to a prediction: tokens, feedback, and where to look."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from medsam2_core.engine.encoder import SliceEncoder
+from medsam2_core.engine.heads import Heads, Tokens
+from medsam2_core.engine.maps import logits_of_mask, mask_of_logits, moved_logits
+from medsam2_core.engine.memory import Query
+from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.states import ObjectState, Prediction, SliceMemory
+from medsam2_core.engine.zoom import Box, Region, Zoom
+
+if TYPE_CHECKING:
+    from medsam2_core.prompts import SlicePrompt
+
+# Looking again at another scale is worth it only if the region really changes, and only so often.
+_WORTH_ZOOMING = 0.75
+_MOST_LOOKS = 2
+
+
+def only_mask(prompt: "SlicePrompt") -> bool:
+    """Whether the user gave a mask and nothing to change it."""
+    return prompt.mask_hw is not None and prompt.box_xyxy is None and len(prompt.labels) == 0
+
+
+def extends(new: "SlicePrompt", old: "SlicePrompt") -> bool:
+    """Whether a prompt says all the old one said, in the same order, and perhaps more points."""
+
+    def same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+        return (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+
+    count = len(old.labels)
+    return (
+        same(new.box_xyxy, old.box_xyxy)
+        and same(new.mask_hw, old.mask_hw)
+        and np.array_equal(new.labels[:count], old.labels)
+        and np.array_equal(new.points_xy[:count], old.points_xy)
+    )
+
+
+class Prompter:
+    """Answers prompts on single slices."""
+
+    def __init__(self, encoder: SliceEncoder, heads: Heads, options: TrackerOptions) -> None:
+        self._encoder, self._heads, self._options = encoder, heads, options
+
+    def answer(self, state: ObjectState, n: int, prompt: "SlicePrompt", zoom: Zoom | None) -> Prediction:
+        """Predict the object on slice `n`; `zoom` None looks at the whole slice."""
+        if only_mask(prompt):
+            region = self.region_of_mask(state, n, prompt.mask_hw, zoom)
+            return self._heads.take_mask(self._encoder.features(n, region), prompt.mask_hw, region)
+        previous = self._feedback(state, n, prompt)
+        if zoom is None:
+            whole = Region.whole(self._encoder.source.shape_of(n))
+            return self._ask(state, n, prompt, whole, previous)
+        return self._look_closely(state, n, prompt, previous, zoom)
+
+    def region_of_mask(self, state: ObjectState, n: int, mask_hw: np.ndarray, zoom: Zoom | None) -> Region:
+        """Where to look at a mask; for an empty one, wherever the object was seen nearest to it."""
+        if zoom is None:
+            return Region.whole(self._encoder.source.shape_of(n))
+        box = Box.of_mask(np.asarray(mask_hw, dtype=bool))
+        if box is not None:
+            return zoom.around(box)
+        nearest = min(state.conditioning, key=lambda m: abs(m - n), default=None)
+        if nearest is None:
+            return Region.whole(self._encoder.source.shape_of(n))
+        return state.conditioning[nearest].prediction.region
+
+    def _feedback(
+        self, state: ObjectState, n: int, prompt: "SlicePrompt"
+    ) -> tuple[torch.Tensor, Region] | None:
+        """Logits to be fed back with a prompt, and their region."""
+        model, always = self._encoder.model, self._options.feeds_back_always
+        given = state.conditioning.get(n)
+        known = state.logits_of(n, self._heads.mask_side, model.device)
+        if given is not None and (always or (given.prompt is not None and extends(prompt, given.prompt))):
+            pass
+        elif prompt.mask_hw is not None:
+            region = Region.whole(self._encoder.source.shape_of(n))
+            mask = logits_of_mask(prompt.mask_hw, region, 4 * self._heads.mask_side, model.device)
+            return mask, region
+        elif not always and (given is not None or prompt.box_xyxy is not None):
+            return None
+        if known is None or always:
+            return known
+        nothing_there = not bool((known[0] > 0).any())
+        return None if nothing_there and np.any(prompt.labels == 1) else known
+
+    def _ask(
+        self,
+        state: ObjectState,
+        n: int,
+        prompt: "SlicePrompt",
+        region: Region,
+        previous: tuple[torch.Tensor, Region] | None,
+    ) -> Prediction:
+        heads, model = self._heads, self._encoder.model
+        features = self._encoder.features(n, region)
+        tokens = Tokens.of(prompt, region, model.image_size, model.device)
+        logits = None
+        if previous is not None:
+            logits = moved_logits(*previous, region)
+            size = (heads.mask_side, heads.mask_side)
+            if logits.shape[-2:] != size:
+                logits = torch.nn.functional.interpolate(
+                    logits, size=size, mode="bilinear", align_corners=False, antialias=True
+                )
+        memories = self._memories(state, n)
+        if memories:
+            read = state.banks[state.tracked[n]].read(self._query(n, state, features.coarse), memories)
+            conditioned = heads.with_memory(
+                features, self._encoder.position(), read, len(self._encoder.source)
+            )
+        else:
+            conditioned = heads.without_memory(features, self._encoder.position())
+        canvas = heads.canvas(tokens, logits)
+        return heads.decode(features, conditioned, region, tokens=tokens, canvas=canvas, first=not memories)
+
+    def _memories(self, state: ObjectState, n: int) -> Mapping[int, SliceMemory]:
+        """What a prompt on slice `n` may remember: nothing unless tracking has been there, as in stock."""
+        if n not in state.tracked or not self._options.correct_with_memory:
+            return {}
+        return {m: given.memory for m, given in state.conditioning.items() if given.memory is not None}
+
+    def _query(self, n: int, state: ObjectState, embedding: torch.Tensor) -> Query:
+        source = self._encoder.source
+        return Query(n, len(source), state.tracked[n], source.ordered, embedding)
+
+    def _look_closely(
+        self,
+        state: ObjectState,
+        n: int,
+        prompt: "SlicePrompt",
+        previous: tuple[torch.Tensor, Region] | None,
+        zoom: Zoom,
+    ) -> Prediction:
+        """Predict in a first region, then larger where the mask reaches its border, or closer where only
+        clicks were given. Another look counts only if the model is at least as sure of it."""
+        region = self._first_region(prompt, previous, zoom)
+        best = self._ask(state, n, prompt, region, previous)
+        only_clicks = prompt.box_xyxy is None and previous is None
+        for _ in range(_MOST_LOOKS):
+            box = Box.of_mask(mask_of_logits(best.logits, best.region, zoom.shape_hw))
+            if box is None:
+                return best
+            box = box.union(Box.of_points(prompt.points_xy))
+            if zoom.is_cut(best.region, box):
+                region, fed = zoom.grown(best.region, box), previous
+            elif only_clicks:
+                region, fed = zoom.around(box), (best.logits, best.region)
+                if zoom.side_mm(region) > _WORTH_ZOOMING * zoom.side_mm(best.region):
+                    return best
+            else:
+                return best
+            if region == best.region:
+                return best
+            again = self._ask(state, n, prompt, region, fed)
+            if again.is_absent or again.iou < best.iou:
+                return best
+            best = again
+        return best
+
+    def _first_region(
+        self, prompt: "SlicePrompt", previous: tuple[torch.Tensor, Region] | None, zoom: Zoom
+    ) -> Region:
+        clicks = Box.of_points(np.asarray(prompt.points_xy).reshape(-1, 2))
+        if prompt.box_xyxy is not None:
+            box = Box.of_prompt(prompt.box_xyxy)
+            region = zoom.around(box)
+            return region if clicks is None or region.holds(clicks) else zoom.around(box.union(clicks))
+        if prompt.mask_hw is not None:
+            box = Box.of_mask(np.asarray(prompt.mask_hw, dtype=bool))
+            if box is not None:
+                return zoom.around(box.union(clicks))
+        if previous is None:
+            return zoom.first(np.asarray(prompt.points_xy).reshape(-1, 2))
+        region = previous[1]
+        if clicks is None or region.holds(clicks):
+            return region
+        seen = Box.of_mask(mask_of_logits(*previous, zoom.shape_hw))
+        return zoom.around(clicks.union(seen))

@@ -1,0 +1,128 @@
+"""One step of tracking: look where the object should be, remember, decode, decide where to look next."""
+
+from dataclasses import dataclass
+
+import torch
+
+from medsam2_core.engine.cache import SliceFeatures
+from medsam2_core.engine.encoder import SliceEncoder
+from medsam2_core.engine.heads import Heads
+from medsam2_core.engine.maps import PackedMask, mask_of_logits, moved_logits
+from medsam2_core.engine.memory import Embedding, MemoryPolicy, Query
+from medsam2_core.engine.planning import Step
+from medsam2_core.engine.states import ObjectState, Outcome, Prediction, SliceMemory
+from medsam2_core.engine.zoom import Box, Region, Zoom
+
+
+@dataclass(slots=True)
+class Run:
+    """One object on its way from one prompted slice in one direction.
+
+    Attributes
+    ----------
+    region
+        Where to look next; None before the first step.
+    absent_for
+        Slices since the object was last seen.
+    """
+
+    region: Region | None = None
+    absent_for: int = 0
+
+
+class Runner:
+    """Tracks objects from slice to slice."""
+
+    def __init__(self, encoder: SliceEncoder, heads: Heads, policy: MemoryPolicy) -> None:
+        self._encoder, self._heads, self._policy = encoder, heads, policy
+
+    def track(self, state: ObjectState, step: Step, run: Run, zoom: Zoom | None) -> None:
+        """Predict one object on one slice, and remember it."""
+        memories = self._conditioning(state)
+        shape = self._encoder.source.shape_of(step.n)
+        if run.region is None:
+            run.region = self._start_region(state, step, zoom)
+        region = Region.whole(shape) if zoom is None else run.region
+        features, attended, prediction = self._look(state, step, region, memories)
+        mask_hw = mask_of_logits(prediction.logits, region, shape)
+        box = Box.of_mask(mask_hw)
+        if zoom is not None and box is not None and zoom.is_cut(region, box):
+            larger = zoom.grown(region, box)
+            if larger != region:
+                again = self._look(state, step, larger, memories)
+                if again[2].iou >= prediction.iou and not again[2].is_absent:
+                    region, (features, attended, prediction) = larger, again
+                    mask_hw = mask_of_logits(prediction.logits, region, shape)
+                    box = Box.of_mask(mask_hw)
+        run.region = region if zoom is None else zoom.follow(region, box)
+        run.absent_for = run.absent_for + 1 if box is None else 0
+        self._remember(state, step, features, attended, prediction)
+        packed = PackedMask.of(mask_hw)
+        score = float(prediction.score)
+        state.outcomes[step.n] = Outcome(packed, prediction.iou, score, prediction.region, prompted=False)
+
+    def pass_final(self, state: ObjectState, step: Step, run: Run, zoom: Zoom | None) -> None:
+        """Remember a frozen mask as if it had been predicted, so that tracking goes on from it."""
+        mask_hw = state.outcomes[step.n].mask.mask_hw()
+        box = Box.of_mask(mask_hw)
+        region = Region.whole(mask_hw.shape)
+        if zoom is not None:
+            region = run.region or self._start_region(state, step, zoom)
+            if box is not None and not region.holds(box):
+                region = zoom.around(box)
+        features = self._encoder.features(step.n, region)
+        prediction = self._heads.take_mask(features, mask_hw, region)
+        run.region = region if zoom is None else zoom.follow(region, box)
+        run.absent_for = run.absent_for + 1 if box is None else 0
+        self._remember(state, step, features, features.coarse, prediction)
+
+    def _look(
+        self, state: ObjectState, step: Step, region: Region, memories: dict[int, SliceMemory]
+    ) -> tuple[SliceFeatures, torch.Tensor, Prediction]:
+        encoder, heads, source = self._encoder, self._heads, self._encoder.source
+        features = encoder.features(step.n, region)
+        query = Query(step.n, len(source), step.reverse, source.ordered, features.coarse)
+        read = state.banks[step.reverse].read(query, memories)
+        attended = heads.with_memory(features, encoder.position(), read, len(source))
+        canvas = None
+        if source.ordered and encoder.model.recipe.carries_mask:
+            canvas = heads.carried(moved_logits(*self._previous(state, step), region))
+        return features, attended, heads.decode(features, attended, region, canvas=canvas)
+
+    def _previous(self, state: ObjectState, step: Step) -> tuple[torch.Tensor, Region]:
+        """Logits of the slice this one is reached from; of the seed when nothing is known there."""
+        before = step.n + 1 if step.reverse else step.n - 1
+        side, device = self._heads.mask_side, self._encoder.model.device
+        known = state.logits_of(before, side, device) or state.logits_of(step.seed, side, device)
+        assert known is not None  # a seed is a conditioning slice
+        return known
+
+    def _start_region(self, state: ObjectState, step: Step, zoom: Zoom | None) -> Region:
+        if zoom is None:
+            return Region.whole(self._encoder.source.shape_of(step.n))
+        before = step.n + 1 if step.reverse else step.n - 1
+        outcome = state.outcomes.get(before) or state.outcomes[step.seed]
+        return zoom.follow(outcome.region, Box.of_mask(outcome.mask.mask_hw()))
+
+    def _conditioning(self, state: ObjectState) -> dict[int, SliceMemory]:
+        """Memories of all prompted slices, ascending; those not encoded yet are, now."""
+        for n, given in state.conditioning.items():
+            if not given.is_remembered:
+                features = self._encoder.features(n, given.prediction.region)
+                given.memory = self._heads.remember(n, features, given.prediction, prompted=True)
+                given.is_remembered = True
+        return {n: state.conditioning[n].memory for n in sorted(state.conditioning)}
+
+    def _remember(
+        self,
+        state: ObjectState,
+        step: Step,
+        features: SliceFeatures,
+        attended: torch.Tensor,
+        prediction: Prediction,
+    ) -> None:
+        kept = {Embedding.IMAGE: features.coarse, Embedding.ATTENDED: attended}.get(self._policy.embedding)
+        memory = self._heads.remember(step.n, features, prediction, prompted=False, embedding=kept)
+        state.banks[step.reverse].add(memory)
+        state.remember_logits(step.n, prediction.logits, prediction.region)
+        state.tracked[step.n] = step.reverse

@@ -1,0 +1,133 @@
+"""What the engine asks of images: a few answers, so that volumes, unordered sets and tests all fit."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.intensity import Window
+    from medsam2_core.imaging.slices import SliceStack
+    from medsam2_core.imaging.volume import ImageSet
+
+
+class ImageSource(Protocol):
+    """Slices (or images) to be segmented, as they are displayed.
+
+    Attributes
+    ----------
+    key
+        Two sources of equal key show equal images: content, how it is cut into slices, window.
+    ordered
+        Whether neighbours in number are neighbours in space; a set of images is not.
+    pixel_mm
+        (between rows, between columns).
+    """
+
+    key: str
+    ordered: bool
+    pixel_mm: tuple[float, float]
+
+    def __len__(self) -> int:
+        """Number of slices."""
+        ...
+
+    def shape_of(self, n: int) -> tuple[int, int]:
+        """(H, W) of slice `n`."""
+        ...
+
+    def image(self, n: int) -> NDArray[np.uint8]:
+        """Slice `n` (H, W, 3), windowed."""
+        ...
+
+
+class StackImages:
+    """The slices of a volume through a window; nothing but the slice asked for is converted."""
+
+    ordered = True
+
+    def __init__(self, stack: "SliceStack", window: "Window") -> None:
+        self._stack, self._window = stack, window
+        self.pixel_mm = stack.pixel_mm
+        self.key = f"{stack.volume.content_key}|{stack.key}|{window.to_dict()}"
+
+    def __len__(self) -> int:
+        return len(self._stack)
+
+    def shape_of(self, n: int) -> tuple[int, int]:
+        """(H, W), the same for all slices."""
+        return self._stack.shape_hw
+
+    def image(self, n: int) -> NDArray[np.uint8]:
+        """Slice `n` (H, W, 3), windowed."""
+        from medsam2_core.imaging.intensity import to_display
+
+        return to_display(self._stack.image_hw(n), self._window)
+
+
+class SetImages:
+    """An unordered set of pictures, each with its own window and its own size."""
+
+    ordered = False
+    pixel_mm = (1.0, 1.0)
+
+    def __init__(self, images: "ImageSet", windows: "Sequence[Window]") -> None:
+        if len(windows) != len(images.images):
+            raise ValueError(f"{len(images.images)} images need as many windows, not {len(windows)}")
+        self._images, self._windows = images.images, list(windows)
+        parts = zip(self._images, self._windows, strict=True)
+        self.key = "|".join(f"{image.content_key[:16]}:{window.to_dict()}" for image, window in parts)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def shape_of(self, n: int) -> tuple[int, int]:
+        """(H, W) of image `n`."""
+        height, width = self._images[n].voxels_kji.shape[1:3]
+        return int(height), int(width)
+
+    def image(self, n: int) -> NDArray[np.uint8]:
+        """Image `n` (H, W, 3), windowed."""
+        from medsam2_core.imaging.intensity import to_display
+
+        return to_display(self._images[n].voxels_kji[0], self._windows[n])
+
+
+class ArrayImages:
+    """Display images that are already at hand (N, H, W, 3) or (N, H, W), uint8: for notebooks, training and
+    tests."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+        key: str = "",
+        pixel_mm: tuple[float, float] = (1.0, 1.0),
+        ordered: bool = True,
+    ) -> None:
+        self._images = [np.asarray(image) for image in images]
+        self.pixel_mm, self.ordered = pixel_mm, ordered
+        self.key = key or _content_key(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def shape_of(self, n: int) -> tuple[int, int]:
+        """(H, W) of image `n`."""
+        height, width = self._images[n].shape[:2]
+        return int(height), int(width)
+
+    def image(self, n: int) -> NDArray[np.uint8]:
+        """Image `n` (H, W, 3)."""
+        image = self._images[n]
+        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
+
+
+def _content_key(images: Sequence[NDArray]) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.shape} {image.dtype}".encode())
+        digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()

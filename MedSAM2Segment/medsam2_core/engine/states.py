@@ -1,0 +1,234 @@
+"""What is remembered of an object: typed, and bounded whatever the depth of the volume.
+
+Large tensors are kept only where they are needed: for slices a user prompted, and for the few slices memory
+attention looks back to. Every other slice leaves a mask of some hundred bytes and three numbers.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medsam2_core.engine.maps import PackedMask, logits_of_mask
+from medsam2_core.engine.zoom import Region
+
+if TYPE_CHECKING:
+    from medsam2_core.engine.memory import MemoryBank
+    from medsam2_core.prompts import SlicePrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The mask decoder's answer for one object on one slice.
+
+    Attributes
+    ----------
+    logits
+        (1, 1, S/4, S/4), fp32, over `region`; -1024 everywhere when the object is absent.
+    iou
+        The model's own estimate of the mask's quality, 0 to 1.
+    score
+        (1, 1) object score as a logit; 0 or less means absent.
+    pointer
+        (1, C) object pointer.
+    region
+        What the model saw.
+    """
+
+    logits: torch.Tensor
+    iou: float
+    score: torch.Tensor
+    pointer: torch.Tensor
+    region: Region
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the object is not on this slice."""
+        return float(self.score) <= 0 or not bool((self.logits > 0).any())
+
+
+@dataclass(slots=True)
+class SliceMemory:
+    """What later slices may attend to.
+
+    Attributes
+    ----------
+    n
+        Slice.
+    features
+        (1, 64, S/16, S/16), bf16 as in stock; None once only the pointer is still of use.
+    pointer
+        (1, C).
+    iou, score
+        Of the prediction that was remembered.
+    region
+        The features' grid lies over this region. When the region has moved since, the features are used as
+        they are: they describe the object relative to its own neighbourhood, which the new region shows
+        again.
+    embedding
+        (1, C, S/16, S/16) image features; only for policies that compare slices.
+    """
+
+    n: int
+    features: torch.Tensor | None
+    pointer: torch.Tensor
+    iou: float
+    score: float
+    region: Region
+    embedding: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors held."""
+        return sum(
+            x.numel() * x.element_size()
+            for x in (self.features, self.pointer, self.embedding)
+            if x is not None
+        )
+
+
+@dataclass(slots=True)
+class ConditioningSlice:
+    """A slice a user spoke about. It is remembered by all others and never replaced by tracking.
+
+    Attributes
+    ----------
+    prompt
+        What the user said, all of it; None for a mask that was marked as final.
+    prediction
+        The answer, or the user's mask in the form of one.
+    memory
+        Of the prediction at the time of the last propagation, as in stock; encoded only then, so that a click
+        costs no more than it must.
+    is_remembered
+        Whether `memory` is of this prediction.
+    """
+
+    n: int
+    prompt: "SlicePrompt | None"
+    prediction: Prediction
+    memory: SliceMemory | None = None
+    is_remembered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The mask of one slice as it stands, without tensors."""
+
+    mask: PackedMask
+    iou: float
+    score: float
+    region: Region
+    prompted: bool
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SliceResult:
+    """The mask of one object on one slice, as given to the caller.
+
+    Attributes
+    ----------
+    object_id, n
+        Which object, which slice.
+    mask_hw
+        (H, W) bool.
+    iou
+        The model's estimate of the mask's quality (0 to 1); 1 for a user's own mask.
+    object_score
+        Logit; 0 or less means the model thinks the object is not here.
+    region
+        What the model saw of the slice.
+    prompted
+        Whether the user spoke about this slice.
+    final
+        Whether it will never be overwritten.
+    low_res_logits
+        (S/4, S/4) fp32 over `region`, on the model's device; None when only the mask is still known.
+    """
+
+    object_id: str
+    n: int
+    mask_hw: NDArray[np.bool_]
+    iou: float
+    object_score: float
+    region: Region
+    prompted: bool
+    final: bool
+    low_res_logits: torch.Tensor | None = None
+
+    @property
+    def confidence(self) -> float:
+        """0 to 1: the estimated quality, times the probability that the object is here at all (or, for an
+        empty mask, the probability that it is not)."""
+        present = 1 / (1 + float(np.exp(-np.clip(self.object_score, -30, 30))))
+        return self.iou * present if self.mask_hw.any() else 1 - present
+
+
+@dataclass(slots=True)
+class ObjectState:
+    """Everything known about one object.
+
+    Attributes
+    ----------
+    conditioning
+        Slices the user spoke about.
+    outcomes
+        Masks of all slices so far.
+    tracked
+        Slices tracking has visited, and whether in reverse.
+    recent
+        Logits of the slices tracked last, to be corrected by clicks; at most `recent_limit`.
+    banks
+        Memories of tracked slices: forward, reverse.
+    """
+
+    object_id: str
+    banks: "list[MemoryBank]"
+    recent_limit: int | None
+    conditioning: dict[int, ConditioningSlice] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    tracked: dict[int, bool] = field(default_factory=dict)
+    recent: "OrderedDict[int, tuple[torch.Tensor, Region]]" = field(default_factory=OrderedDict)
+
+    def remember_logits(self, n: int, logits: torch.Tensor, region: Region) -> None:
+        """Keep the logits of a tracked slice for a while."""
+        self.recent.pop(n, None)
+        self.recent[n] = (logits, region)
+        while self.recent_limit is not None and len(self.recent) > self.recent_limit:
+            self.recent.popitem(last=False)
+
+    def logits_of(self, n: int, size: int, device: torch.device) -> tuple[torch.Tensor, Region] | None:
+        """Logits of a slice and their region: those predicted if still kept, else made from the mask."""
+        if n in self.conditioning:
+            prediction = self.conditioning[n].prediction
+            return prediction.logits, prediction.region
+        if n in self.recent:
+            return self.recent[n]
+        if n in self.outcomes:
+            outcome = self.outcomes[n]
+            return logits_of_mask(outcome.mask.mask_hw(), outcome.region, size, device), outcome.region
+        return None
+
+    def forget(self, n: int) -> None:
+        """Drop what tracking said about a slice."""
+        self.outcomes.pop(n, None)
+        self.recent.pop(n, None)
+        self.tracked.pop(n, None)
+        for bank in self.banks:
+            bank.remove(n)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors and masks held."""
+        logits = [entry.prediction.logits for entry in self.conditioning.values()]
+        logits += [kept for kept, _ in self.recent.values()]
+        total = sum(x.numel() * x.element_size() for x in logits)
+        total += sum(outcome.mask.nbytes for outcome in self.outcomes.values())
+        memories = [entry.memory for entry in self.conditioning.values() if entry.memory is not None]
+        banks = {id(bank): bank for bank in self.banks}.values()
+        memories += [memory for bank in banks for memory in bank.memories()]
+        return total + sum(memory.nbytes for memory in memories)

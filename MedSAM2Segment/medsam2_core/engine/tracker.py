@@ -1,0 +1,341 @@
+"""Objects through a volume: prompts on slices, and masks of all the others.
+
+    tracker = Tracker(model, SliceEncoder(model, images))
+    tracker.prompt("liver", 40, SlicePrompt(..., box_xyxy=...))     # a mask of slice 40, at once
+    for result in tracker.propagate(): ...                          # every other slice
+
+What a user says about a slice stays: a prompted slice conditions all others and is never replaced by
+tracking, so a correction survives any number of propagations. What has been tracked is only a best guess so
+far, and a new propagation replaces it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam2_core.engine.encoder import SliceEncoder
+from medsam2_core.engine.heads import Heads
+from medsam2_core.engine.maps import PackedMask, mask_of_logits
+from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
+from medsam2_core.engine.options import Direction, TrackerOptions
+from medsam2_core.engine.planning import Step, plan_set, plan_steps
+from medsam2_core.engine.prompting import Prompter, only_mask
+from medsam2_core.engine.running import Run, Runner
+from medsam2_core.engine.states import ConditioningSlice, ObjectState, Outcome, SliceResult
+from medsam2_core.engine.zoom import Zoom
+from medsam2_core.errors import Cancelled, PromptError
+
+if TYPE_CHECKING:
+    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.prompts import SlicePrompt
+
+
+@dataclass
+class Propagation(Iterator[SliceResult]):
+    """Results as they come.
+
+    Attributes
+    ----------
+    total
+        Most results there can be: slices times objects. Fewer come when an object is gone.
+    done
+        Steps finished so far, with or without a result.
+    """
+
+    total: int
+    done: int = 0
+    results: Iterator[SliceResult] | None = None
+
+    def __next__(self) -> SliceResult:
+        return next(self.results or iter(()))
+
+
+class Tracker:
+    """Segments objects on the slices of one source.
+
+    Parameters
+    ----------
+    model
+        A loaded model.
+    encoder
+        For the same model and the slices to segment.
+    memory
+        Which slices are remembered; None is SAM 2's own rule.
+    options
+        See :class:`TrackerOptions`.
+    """
+
+    def __init__(
+        self,
+        model: "SegmentationModel",
+        encoder: SliceEncoder,
+        memory: MemoryPolicy | None = None,
+        options: TrackerOptions | None = None,
+    ) -> None:
+        self.model, self.encoder, self.source = model, encoder, encoder.source
+        self.options = options or TrackerOptions()
+        self._policy = memory or RecentMemory()
+        self._heads = Heads(model)
+        self._objects: dict[str, ObjectState] = {}
+        self._prompter = Prompter(encoder, self._heads, self.options)
+        self._runner = Runner(encoder, self._heads, self._policy)
+
+    @classmethod
+    def stock(cls, model: "SegmentationModel", encoder: SliceEncoder) -> "Tracker":
+        """A tracker that repeats sam2's video predictor, for comparison."""
+        return cls(model, encoder, RecentMemory(keeps_all=True), TrackerOptions.stock())
+
+    @property
+    def object_ids(self) -> list[str]:
+        """Objects prompted so far, in order."""
+        return list(self._objects)
+
+    def state(self, object_id: str) -> ObjectState:
+        """What is known about an object (to be looked at, not changed)."""
+        if object_id not in self._objects:
+            known = ", ".join(map(repr, self._objects)) or "none yet"
+            raise PromptError(f"unknown object {object_id!r}: prompt it first (known: {known})")
+        return self._objects[object_id]
+
+    def prompt(self, object_id: str, n: int, prompt: "SlicePrompt") -> SliceResult:
+        """Take everything the user says about an object on slice `n`, and predict its mask there.
+
+        `prompt` replaces what was said about this slice before. A mask alone is taken as it is (an empty
+        one says that the object is not here); with points or a box it is what they correct.
+
+        Raises
+        ------
+        PromptError
+            No such slice, nothing in the prompt, a mask of another shape, or a slice marked as final.
+        """
+        self._check_slice(n)
+        self._check_prompt(n, prompt)
+        state = self._objects.get(object_id) or self._new_state(object_id)
+        self._check_not_final(state, n)
+        prediction = self._prompter.answer(state, n, prompt, self._zoom(n))
+        if only_mask(prompt):
+            mask_hw = np.asarray(prompt.mask_hw, dtype=bool)
+        else:
+            mask_hw = mask_of_logits(prediction.logits, prediction.region, self.source.shape_of(n))
+        self._objects[object_id] = state
+        earlier = state.conditioning.get(n)
+        memory = earlier.memory if earlier is not None else None
+        state.conditioning[n] = ConditioningSlice(n, prompt, prediction, memory)
+        state.recent.pop(n, None)
+        for bank in state.banks:
+            bank.remove(n)
+        score = float(prediction.score)
+        packed = PackedMask.of(mask_hw)
+        state.outcomes[n] = Outcome(packed, prediction.iou, score, prediction.region, prompted=True)
+        self.encoder.cache.pin(self.source.key, n)
+        return self.result(object_id, n)
+
+    def unprompt(self, object_id: str, n: int) -> None:
+        """Take back everything said about slice `n`, and the mask there; an object without prompts is
+        removed."""
+        state = self.state(object_id)
+        self._check_not_final(state, n)
+        if n not in state.conditioning:
+            raise PromptError(f"object {object_id!r} has no prompt on slice {n}")
+        del state.conditioning[n]
+        state.forget(n)
+        if not state.conditioning:
+            del self._objects[object_id]
+
+    def finalise(self, object_id: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceResult:
+        """Mark slice `n` as final: neither tracking nor prompts change it until it is released.
+
+        Parameters
+        ----------
+        mask_hw
+            (H, W) the user's own mask, which then conditions other slices; None freezes the mask as it
+            stands.
+        """
+        self._check_slice(n)
+        state = self._objects.get(object_id)
+        if mask_hw is not None:
+            from medsam2_core.prompts import SlicePrompt
+
+            if state is not None:
+                self.release(object_id, n)
+            nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+            self.prompt(object_id, n, SlicePrompt(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool)))
+            state = self._objects[object_id]
+        elif n not in self.state(object_id).outcomes:
+            raise PromptError(f"slice {n} of object {object_id!r} has no mask yet that could be final")
+        state.outcomes[n] = replace(state.outcomes[n], final=True)
+        return self.result(object_id, n)
+
+    def release(self, object_id: str, n: int) -> None:
+        """Allow slice `n` to be changed again."""
+        state = self.state(object_id)
+        if n in state.outcomes:
+            state.outcomes[n] = replace(state.outcomes[n], final=False)
+
+    def remove_object(self, object_id: str) -> None:
+        """Forget an object."""
+        self.state(object_id)
+        del self._objects[object_id]
+
+    def result(self, object_id: str, n: int) -> SliceResult:
+        """The mask of a slice as it stands."""
+        state = self.state(object_id)
+        if n not in state.outcomes:
+            raise PromptError(f"slice {n} of object {object_id!r} has not been segmented yet")
+        outcome = state.outcomes[n]
+        kept = state.recent.get(n)
+        logits = kept[0] if kept is not None else None
+        if n in state.conditioning:
+            logits = state.conditioning[n].prediction.logits
+        return SliceResult(
+            object_id,
+            n,
+            outcome.mask.mask_hw(),
+            outcome.iou,
+            outcome.score,
+            outcome.region,
+            outcome.prompted,
+            outcome.final,
+            None if logits is None else logits[0, 0],
+        )
+
+    def results(self, object_id: str) -> Iterator[SliceResult]:
+        """All slices segmented so far, ascending."""
+        return (self.result(object_id, n) for n in sorted(self.state(object_id).outcomes))
+
+    def propagate(
+        self,
+        object_ids: Sequence[str] | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        *,
+        direction: Direction | str = Direction.BOTH,
+        stop_after_absent: int | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> Propagation:
+        """Segment the slices from `first` to `last` (inclusive; None: to the end) that the user did not
+        prompt.
+
+        Prompted and final slices are given as they are. Slices outside the range keep their masks.
+
+        Parameters
+        ----------
+        object_ids
+            Which objects; None all.
+        stop_after_absent
+            Give an object up, in one direction, after so many slices without it; None never.
+        should_cancel
+            Asked before every step.
+
+        Raises
+        ------
+        PromptError
+            Unknown object, nothing prompted yet, or an impossible range; at once.
+        Cancelled
+            While iterating, when `should_cancel` says so. All results until then stay.
+        """
+        states = [
+            self.state(object_id) for object_id in (self._objects if object_ids is None else object_ids)
+        ]
+        if not states:
+            raise PromptError("nothing to propagate: prompt an object first")
+        first = 0 if first is None else first
+        last = len(self.source) - 1 if last is None else last
+        self._check_slice(first)
+        self._check_slice(last)
+        if first > last:
+            raise PromptError(f"the range {first} to {last} is empty: give the lower slice first")
+        direction = Direction(direction)
+        if self.source.ordered:
+            steps = plan_steps(states, first, last, direction, self.options.order)
+        else:
+            steps = plan_set(states, first, last)
+        progress = Propagation(len(steps))
+        progress.results = self._run(states, steps, stop_after_absent, should_cancel, progress)
+        return progress
+
+    def _run(
+        self,
+        states: Sequence[ObjectState],
+        steps: Sequence[Step],
+        stop_after_absent: int | None,
+        should_cancel: Callable[[], bool] | None,
+        progress: Propagation,
+    ) -> Iterator[SliceResult]:
+        if self.options.fresh_reverse:
+            for state in states:
+                state.banks = [self._policy.bank(self.model.module) for _ in range(2)]
+        runs: dict[tuple[str, bool, int], Run] = {}
+        for step in steps:
+            if should_cancel is not None and should_cancel():
+                raise Cancelled(f"stopped before slice {step.n}: {progress.done} of {progress.total} done")
+            result = self._step(step, runs, stop_after_absent)
+            progress.done += 1
+            if result is not None:
+                yield result
+
+    def _step(
+        self, step: Step, runs: dict[tuple[str, bool, int], Run], stop_after_absent: int | None
+    ) -> SliceResult | None:
+        state = self._objects.get(step.object_id)
+        if state is None:  # removed meanwhile
+            return None
+        if step.n in state.conditioning:
+            state.tracked[step.n] = step.reverse
+            return self.result(step.object_id, step.n)
+        if step.seed is None:
+            return self._gone(state, step.n)
+        zoom = self._zoom(step.n)
+        run = runs.setdefault((step.object_id, step.reverse, step.seed), Run())
+        outcome = state.outcomes.get(step.n)
+        is_final = outcome is not None and outcome.final
+        given_up = stop_after_absent is not None and run.absent_for >= stop_after_absent
+        if given_up and not is_final:
+            return self._gone(state, step.n)
+        if is_final:
+            self._runner.pass_final(state, step, run, zoom)
+        else:
+            self._runner.track(state, step, run, zoom)
+        return self.result(step.object_id, step.n)
+
+    def _gone(self, state: ObjectState, n: int) -> SliceResult | None:
+        """The object is not on this slice. Say so only where an earlier propagation saw it."""
+        outcome = state.outcomes.get(n)
+        if outcome is None or outcome.final:
+            return None
+        was_empty = outcome.mask.is_empty
+        state.forget(n)
+        state.outcomes[n] = Outcome(
+            PackedMask(b"", (0, 0, 0, 0), outcome.mask.shape_hw), outcome.iou, -10.0, outcome.region, False
+        )
+        return None if was_empty else self.result(state.object_id, n)
+
+    def _new_state(self, object_id: str) -> ObjectState:
+        forward = self._policy.bank(self.model.module)
+        # Stock knows one memory for both directions.
+        reverse = self._policy.bank(self.model.module) if self.options.fresh_reverse else forward
+        return ObjectState(object_id, [forward, reverse], self.options.recent_logits)
+
+    def _zoom(self, n: int) -> Zoom | None:
+        if not self.options.zoom or not self.source.ordered:
+            return None
+        factor = self.options.zoom_factor or self.model.recipe.zoom
+        return Zoom(self.source.shape_of(n), self.source.pixel_mm, factor)
+
+    def _check_slice(self, n: int) -> None:
+        if not 0 <= n < len(self.source):
+            raise PromptError(f"there is no slice {n}: slices are 0 to {len(self.source) - 1}")
+
+    def _check_prompt(self, n: int, prompt: "SlicePrompt") -> None:
+        if prompt.mask_hw is None and prompt.box_xyxy is None and len(prompt.labels) == 0:
+            raise PromptError(f"the prompt on slice {n} is empty: give a point, a box or a mask")
+        shape = self.source.shape_of(n)
+        if prompt.mask_hw is not None and tuple(prompt.mask_hw.shape) != tuple(shape):
+            raise PromptError(f"the mask on slice {n} is {prompt.mask_hw.shape}, the slice is {shape}")
+
+    def _check_not_final(self, state: ObjectState, n: int) -> None:
+        if n in state.outcomes and state.outcomes[n].final:
+            raise PromptError(f"slice {n} of object {state.object_id!r} is final: release it first")
