@@ -51,6 +51,7 @@ def _header(segmentation: Segmentation) -> Any:
     else:
         header.set_qform(geometry.ijk_to_ras, code=_SCANNER)
     header.set_intent("label")
+    header.set_slope_inter(1, 0)  # stored values are the labels
     names = "; ".join(f"{n} {name}" for n, name in enumerate(segmentation.names, start=1))
     header["descrip"] = f"{metadata.SOFTWARE}: {names}".encode("ascii", "replace")[:_LONGEST]
     comment = metadata.to_json(metadata.description(segmentation)).encode("utf-8", "replace")

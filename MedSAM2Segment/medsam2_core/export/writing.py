@@ -87,5 +87,5 @@ def _notes(segmentation: Segmentation, suffix: str) -> Iterator[str]:
     if suffix in (".nii", ".nii.gz") and segmentation.geometry.is_sheared:
         yield (
             "the voxel axes are not at right angles (gantry tilt): the NIfTI says so, but programs built on "
-            "ITK straighten it, which moves voxels; .seg.nrrd is understood by all"
+            "ITK refuse it or move its voxels; they read .seg.nrrd, .nrrd and .mha rightly"
         )

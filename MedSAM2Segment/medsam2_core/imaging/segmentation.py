@@ -38,7 +38,11 @@ def default_colour(number: int) -> tuple[float, float, float]:
         return red, green, blue
     extra = number - len(_COLOURS)
     saturation, value = ((0.55, 1.0), (0.9, 0.9), (0.35, 0.95), (0.7, 0.75))[extra % 4]
-    return colorsys.hsv_to_rgb((0.03 + extra * _GOLDEN_ANGLE) % 1.0, saturation, value)
+    red, green, blue = colorsys.hsv_to_rgb((0.03 + extra * _GOLDEN_ANGLE) % 1.0, saturation, value)
+    lacking = max(
+        0.0, 0.4 - (0.2126 * red + 0.7152 * green + 0.0722 * blue)
+    )  # deep blue looks black on black
+    return tuple(part + lacking * (1 - part) / 0.6 for part in (red, green, blue))  # type: ignore[return-value]
 
 
 class Segment:

@@ -1,0 +1,230 @@
+"""A picture to judge a result by: slices with the outlines of the objects.
+
+Each slice has its true proportions, orientation letters at its borders, its number and its place in mm.
+Prompts are drawn where they were given. When the objects are small, all slices show the same part of the
+field of view around them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsam2_core.errors import ExportError
+from medsam2_core.export import atomic, drawing
+from medsam2_core.export.drawing import Tile, View
+from medsam2_core.imaging.intensity import Window, to_display
+from medsam2_core.prompts import PromptSet, resolve
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medsam2_core.imaging.segmentation import Segment, Segmentation
+    from medsam2_core.imaging.slices import SliceStack
+    from medsam2_core.prompts import SlicePrompt
+
+_TILE_INCHES = {1: 6.0, 2: 4.5, 4: 4.0}  # up to so many slices; more get less
+_SMALL_TILE_INCHES = 3.2
+_DPI = 120
+_GAP = 0.06  # inches between tiles
+_LEGEND_LINE = 0.26  # inches
+_SMALL = 0.45  # objects whose surroundings take less of the width and height than this are shown enlarged
+_MARGIN = 0.75  # of the objects' extent, on every side
+_LEAST_MM = 40.0  # shown around the smallest of objects
+
+
+def montage(
+    stack: SliceStack,
+    window: Window,
+    segmentation: Segmentation,
+    path: str | Path,
+    *,
+    prompts: PromptSet | None = None,
+    max_slices: int = 12,
+    overwrite: bool = False,
+) -> Path:
+    """Write a PNG of evenly spread slices with the outlines of the objects.
+
+    Parameters
+    ----------
+    stack : SliceStack
+        Of the volume the segmentation belongs to.
+    window : Window
+        How values become grey.
+    prompts : PromptSet, optional
+        Their slices are always among those shown, as far as ``max_slices`` allows.
+    max_slices : int
+        At least 1.
+
+    Raises
+    ------
+    ExportError
+        When the grids differ, the name does not end with ``.png``, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ExportError(f"{path}: pictures are written as .png")
+    if not segmentation.geometry.same_grid(stack.volume.geometry):
+        raise ExportError("the segmentation is not on the grid of the volume to be shown")
+    atomic.check_target(path, overwrite=overwrite)
+    given = {name: resolve(list(own), stack) for name, own in prompts} if prompts is not None else {}
+    prompted = sorted({n for by_slice in given.values() for n in by_slice})
+    extents = [extent for segment in segmentation if (extent := _extent(stack, segment)) is not None]
+    tiles = []
+    for n in chosen_slices(len(stack), prompted, extents, max(1, max_slices)):
+        masks = {s.name: stack.mask_of(s.part_kji, n, s.offset_ijk) for s in segmentation if not s.is_empty}
+        marks = {name: by_slice[n] for name, by_slice in given.items() if n in by_slice}
+        tiles.append(Tile(n, to_display(stack.image_hw(n), window), masks, marks))
+    figure = _drawn(stack, segmentation, tiles, _view(stack, extents, given))
+    with atomic.new_file(path, overwrite=overwrite) as stream, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts the font lacks become boxes
+        figure.savefig(
+            stream, format="png", dpi=_DPI, facecolor=drawing.BACKGROUND, metadata={"Software": None}
+        )
+    return path
+
+
+def chosen_slices(
+    count: int, prompted: list[int], extents: list[NDArray[np.float64]], most: int
+) -> list[int]:
+    """Slice numbers to show, ascending: spread over the slices that hold an object, prompted ones included.
+
+    ``extents`` are (2, 3) first and last ``[x, y, n]`` of every object.
+    """
+    first = min((round(extent[0, 2]) for extent in extents), default=0)
+    last = max((round(extent[1, 2]) for extent in extents), default=count - 1)
+    first, last = max(0, min([first, *prompted])), min(count - 1, max([last, *prompted]))
+    wanted = min(most, last - first + 1)
+    spread = [round(n) for n in np.linspace(first, last, wanted)] if wanted > 1 else [(first + last) // 2]
+    shown = dict.fromkeys(prompted[:most])  # an ordered set
+    for n in prompted[:most]:
+        # A prompted slice takes the place of its nearest neighbour, so that the others stay spread.
+        spread.remove(min(spread, key=lambda other: abs(other - n)))
+    return sorted([*shown, *spread])
+
+
+def _extent(stack: SliceStack, segment: Segment) -> NDArray[np.float64] | None:
+    """(2, 3) smallest and largest ``[x, y, n]`` of the object's bounding box; None for an empty object."""
+    if segment.is_empty:
+        return None
+    first = np.array(segment.offset_ijk, dtype=np.float64)
+    last = first + np.array(segment.part_kji.shape[::-1]) - 1
+    corners = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    points = stack.to_slice(first + corners * (last - first))
+    return np.array([points.min(axis=0), points.max(axis=0)])
+
+
+def _view(
+    stack: SliceStack, extents: list[NDArray[np.float64]], given: dict[str, dict[int, SlicePrompt]]
+) -> View:
+    """The whole slice, or the surroundings of the objects and boxes when those are small."""
+    height, width = stack.shape_hw
+    corners = [point[:2] for extent in extents for point in extent]
+    for by_slice in given.values():
+        for prompt in by_slice.values():
+            corners.extend(prompt.points_xy)
+            if prompt.box_xyxy is not None:
+                corners.extend((prompt.box_xyxy[:2], prompt.box_xyxy[2:]))
+    whole = View(0, 0, width, height, stack.pixel_mm)
+    if not corners:
+        return whole
+    pixel = np.array(stack.pixel_mm[::-1])  # x, y
+    low, high = np.min(corners, axis=0), np.max(corners, axis=0) + 1
+    half_mm = max(float(((high - low) * pixel).max()) * (0.5 + _MARGIN), _LEAST_MM / 2)
+    if 2 * half_mm > _SMALL * max(whole.width_mm, whole.height_mm):
+        return whole
+    half, size = half_mm / pixel, np.array([width, height])
+    centre = np.clip((low + high) / 2, np.minimum(half, size / 2), np.maximum(size - half, size / 2))
+    x0, y0 = np.clip(np.floor(centre - half), 0, size - 1).astype(int)
+    x1, y1 = np.clip(np.ceil(centre + half), 1, size).astype(int)
+    return View(int(x0), int(y0), int(x1), int(y1), stack.pixel_mm)
+
+
+def _drawn(stack: SliceStack, segmentation: Segmentation, tiles: list[Tile], view: View) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    longest = next(
+        (inches for most, inches in _TILE_INCHES.items() if len(tiles) <= most), _SMALL_TILE_INCHES
+    )
+    scale = longest / max(view.width_mm, view.height_mm)
+    tile_width = max(view.width_mm * scale, 0.55 * longest)
+    tile_height = max(view.height_mm * scale, 0.25 * longest)
+    columns = _columns(len(tiles), tile_width, tile_height)
+    rows = math.ceil(len(tiles) / columns)
+    width = columns * (tile_width + _GAP) + _GAP
+    legend = _legend_lines(segmentation, stack, width)
+    height = rows * (tile_height + _GAP) + _GAP + len(legend) * _LEGEND_LINE + 0.08
+    figure = Figure(figsize=(width, height), facecolor=drawing.BACKGROUND)
+    FigureCanvasAgg(figure)  # draws without a screen, and without pyplot's global state
+    for place, tile in enumerate(tiles):
+        row, column = divmod(place, columns)
+        left = _GAP + column * (tile_width + _GAP)
+        top = height - _GAP - row * (tile_height + _GAP)
+        axes = figure.add_axes(
+            (left / width, (top - tile_height) / height, tile_width / width, tile_height / height)
+        )
+        drawing.draw_tile(axes, stack, segmentation, tile, view)
+        if place == 0 and not stack.volume.is_picture:
+            drawing.draw_scale_bar(axes, view)
+    _draw_legend(figure, legend, width, height)
+    return figure
+
+
+def _columns(count: int, tile_width: float, tile_height: float) -> int:
+    """As many columns as make the picture about 4:3 without empty places in the last row where possible."""
+
+    def badness(columns: int) -> float:
+        rows = math.ceil(count / columns)
+        shape = (columns * tile_width) / (rows * tile_height)
+        return abs(math.log(shape / (4 / 3))) + 1.2 * (rows * columns - count) / count
+
+    return min(range(1, min(count, 8) + 1), key=badness)
+
+
+def _legend_lines(
+    segmentation: Segmentation, stack: SliceStack, width: float
+) -> list[list[tuple[str, tuple[float, float, float]]]]:
+    """Names (with their volume) and colours of the objects, in lines of equally wide entries."""
+    entries = []
+    for segment in segmentation:
+        text = segment.name if len(segment.name) <= 40 else segment.name[:39] + "…"
+        if not stack.volume.is_picture:
+            text += f"  {_millilitres(segmentation.volume_ml(segment.name))}"
+        elif segment.is_empty:
+            text += "  (empty)"
+        entries.append((text, segment.colour_rgb))
+    widest = max((_text_inches(text) for text, _ in entries), default=1.0)
+    columns = max(1, int((width - 2 * _GAP) / widest))
+    return [entries[n : n + columns] for n in range(0, len(entries), columns)]
+
+
+def _millilitres(volume: float) -> str:
+    if volume == 0:
+        return "(empty)"
+    return f"{volume:.0f} ml" if volume >= 100 else f"{volume:.3g} ml"
+
+
+def _text_inches(text: str) -> float:
+    return 0.42 + 0.078 * sum(2 if ord(letter) > 0x2E80 else 1 for letter in text)
+
+
+def _draw_legend(
+    figure: Any, lines: list[list[tuple[str, tuple[float, float, float]]]], width: float, height: float
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    step = max((_text_inches(text) for line in lines for text, _ in line), default=1.0)
+    for row, line in enumerate(reversed(lines)):
+        left, middle = 2 * _GAP, 0.04 + (row + 0.5) * _LEGEND_LINE
+        for text, colour in line:
+            patch = Rectangle((left / width, (middle - 0.055) / height), 0.16 / width, 0.11 / height)
+            patch.set(facecolor=colour, transform=figure.transFigure)
+            figure.add_artist(patch)
+            label = figure.text((left + 0.22) / width, middle / height, text, color=drawing.TEXT, fontsize=9)
+            label.set(va="center", parse_math=False)
+            left += step
