@@ -75,7 +75,8 @@ def from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet:
     if not isinstance(data, dict):
         raise PromptError(f"prompts must be a JSON object, not {type(data).__name__}")
     if data.get("version") != VERSION or isinstance(data.get("version"), bool):
-        raise PromptError(f"prompts of version {data.get('version')!r}: this program reads version {VERSION}")
+        version = _short(data.get("version"))
+        raise PromptError(f"prompts of version {version}: this program reads version {VERSION}")
     space = _space(data.get("space", "ijk"), geometry)
     prompt_set = PromptSet()
     for place, item in _items(data, "objects", "prompts"):
@@ -94,7 +95,7 @@ def _prompt(item: dict[str, Any], where: str, space: Space, geometry: Geometry |
         if kind == "point":
             positive = item.get("positive", True)
             if not isinstance(positive, bool):
-                raise PromptError(f"positive must be true or false, not {positive!r}")
+                raise PromptError(f"positive must be true or false, not {_short(positive)}")
             return Point(_position(item, "at", space, geometry, where), positive)
         if kind == "box":
             first, last = (_position(item, part, space, geometry, where) for part in ("first", "last"))
@@ -103,13 +104,15 @@ def _prompt(item: dict[str, Any], where: str, space: Space, geometry: Geometry |
             return _mask(item, where, geometry)
     except PromptError as error:
         raise error if str(error).startswith(where) else PromptError(f"{where}: {error}") from error
-    raise PromptError(f"{where}: unknown type {kind!r}, use point, box or mask")
+    raise PromptError(f"{where}: unknown type {_short(kind)}, use point, box or mask")
 
 
 def _mask(item: dict[str, Any], where: str, geometry: Geometry | None) -> MaskPrompt:
     offset, shape, runs = (_whole_numbers(item, part, where) for part in ("offset", "shape", "runs"))
     if len(offset) != 3 or len(shape) != 3:
-        raise PromptError(f"{where}: offset {offset} and shape {shape} need three whole numbers each")
+        raise PromptError(
+            f"{where}: offset {_short(offset)} and shape {_short(shape)} need three whole numbers each"
+        )
     if min(shape) < 1 or min(runs, default=0) < 0:
         raise PromptError(f"{where}: shape {shape} must be positive and no run negative")
     voxels = shape[0] * shape[1] * shape[2]
@@ -149,7 +152,7 @@ def _position(
     except OverflowError as error:
         raise PromptError(f"{where}: {part} {_short(values)} is too large") from error
     if not np.isfinite(numbers).all():
-        raise PromptError(f"{where}: {part} {values} must be finite")
+        raise PromptError(f"{where}: {part} {_short(values)} must be finite")
     if geometry is not None:
         numbers = geometry.ijk_from(numbers, space)[0]
     i, j, k = numbers.tolist()
@@ -184,7 +187,8 @@ def _space(space: Space | str, geometry: Geometry | None) -> Space:
     try:
         named = Space.named(space)
     except GeometryError as error:
-        raise PromptError(str(error)) from error
+        known = ", ".join(one.value for one in Space)
+        raise PromptError(f"unknown space {_short(space)}: use one of {known}") from error
     if named is not Space.IJK and geometry is None:
         raise PromptError(f"prompts in {named.value.upper()} millimetres need the volume they belong to")
     return named

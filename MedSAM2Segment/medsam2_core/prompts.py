@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-3  # voxels: what conversion to millimetres, five printed digits and back may cost
 _FLAT = 0.5  # slices: corners of a box that are closer than this lie on one slice
 _AXES = "ijk"
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ class PromptSet:
     def add_object(self, name: str) -> None:
         """Add an object without prompts; nothing happens when it is there."""
         if not isinstance(name, str) or not name.strip():
-            raise PromptError(f"object name {name!r}: give a name that is not empty")
+            raise PromptError(f"object name {repr(name)[:60]}: give a name that is not empty")
+        if len(name) > _LONGEST_NAME:
+            raise PromptError(f"object name {name[:40]!r}... is longer than {_LONGEST_NAME} letters")
         self.objects.setdefault(name, [])
 
     def add(self, object_name: str, prompt: Prompt) -> None:

@@ -1,0 +1,208 @@
+"""Prompts say where an object is; those that cannot be true are refused with the value and the bounds."""
+
+import numpy as np
+import pytest
+from medsam2_core.errors import PromptError
+from medsam2_core.imaging.reading import read_volume
+from medsam2_core.imaging.slices import SliceStack
+from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, resolve, validate
+from small_files import OBLIQUE_RAS, a_volume
+
+
+def a_stack(axis="axial", shape_kji=(10, 20, 30), matrix=None) -> SliceStack:
+    return SliceStack.along(a_volume(shape_kji, matrix), axis)
+
+
+def test_clicks_become_pixels_of_their_slice():
+    resolved = resolve([Point((3, 4, 5)), Point((7.5, 4, 5), positive=False), Point((1, 1, 2.3))], a_stack())
+    assert list(resolved) == [2, 5]
+    assert resolved[5].points_xy.tolist() == [[3, 4], [7.5, 4]]
+    assert resolved[5].labels.tolist() == [1, 0]
+    assert resolved[2].points_xy.tolist() == [[1, 1]]
+    assert resolved[5].box_xyxy is None
+    assert resolved[5].mask_hw is None
+
+
+def test_a_box_is_left_top_right_bottom_whatever_way_the_slice_is_shown():
+    box = Box((3, 4, 5), (9, 11, 5))
+    assert resolve([box], a_stack())[5].box_xyxy.tolist() == [3, 4, 9, 11]
+    mirrored = a_stack(matrix=np.diag([1.0, 1, 1, 1]))  # RAS: columns and rows are shown from the other end
+    assert resolve([box], mirrored)[5].box_xyxy.tolist() == [20, 8, 26, 15]
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+def test_a_box_on_a_slice_of_any_plane_surrounds_the_voxels_it_names(axis):
+    stack = a_stack(axis, matrix=OBLIQUE_RAS)
+    first, last = np.array([3, 4, 5]), np.array([9, 11, 8])
+    last[stack.array_axis] = first[stack.array_axis]
+    mask_kji = np.zeros((10, 20, 30), bool)
+    mask_kji[first[2] : last[2] + 1, first[1] : last[1] + 1, first[0] : last[0] + 1] = True
+    ((n, prompt),) = resolve([Box(tuple(first), tuple(last))], stack).items()
+    rows, columns = stack.mask_of(mask_kji, n).nonzero()
+    assert prompt.box_xyxy.tolist() == [columns.min(), rows.min(), columns.max(), rows.max()]
+
+
+def test_masks_become_masks_of_the_slices_that_hold_voxels():
+    mask_kji = np.zeros((10, 20, 30), bool)
+    mask_kji[3, 5:9, 7:12] = mask_kji[6, 5:9, 7:12] = True
+    prompt = MaskPrompt.from_volume(mask_kji)
+    assert prompt.offset_ijk == (7, 5, 3)
+    assert prompt.mask_kji.shape == (4, 4, 5)
+    stack = a_stack()
+    resolved = resolve([prompt], stack)
+    assert list(resolved) == [3, 6]
+    assert np.array_equal(stack.volume_mask({n: p.mask_hw for n, p in resolved.items()}), mask_kji)
+
+
+def test_a_mask_of_one_slice_may_say_that_the_object_is_absent():
+    resolved = resolve([MaskPrompt(np.zeros((1, 4, 4), bool), (2, 2, 7))], a_stack())
+    assert list(resolved) == [7]
+    assert not resolved[7].mask_hw.any()
+
+
+def test_prompts_on_an_oblique_plane_land_on_its_slices():
+    volume = a_volume((20, 20, 20))
+    stack = SliceStack.oblique(volume, (-10, -10, 10), (-1, 0, 0), (0, -0.8, 0.6))
+    corners = stack.to_ijk([[5, 6, 8], [11, 12, 8]])
+    resolved = resolve([Box.between(*corners.tolist()), Point(tuple(stack.to_ijk([[7, 8, 8]])[0]))], stack)
+    assert np.allclose(resolved[8].box_xyxy, [5, 6, 11, 12])
+    assert np.allclose(resolved[8].points_xy, [[7, 8]])
+
+
+def test_the_same_place_in_the_patient_is_the_same_pixel_in_ten_axis_orders(shared_data):
+    seen = []
+    for path in sorted((shared_data / "orient").glob("???.nii.gz")):
+        volume = read_volume(path)
+        stack = SliceStack.along(volume, "axial")
+        point, first, last = volume.geometry.to_ijk([[5, -3, 12], [-30, -20, 11.83], [25, 30, 11.83]])
+        first[stack.array_axis] = last[stack.array_axis]
+        ((n, prompt),) = resolve([Point(tuple(point)), Box.between(first, last)], stack).items()
+        seen.append([n, *prompt.points_xy[0], *prompt.box_xyxy])
+    assert len(seen) == 10
+    assert np.ptp(seen, axis=0).max() < 1e-3
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("ijk", "told"),
+    [
+        ((-0.6, 5, 5), r"point \(-0.6, 5, 5\) is outside the volume: i = -0.6.* -0.5 to 29.5"),
+        ((5, 19.6, 5), r"j = 19.6.* to 19.5"),
+        ((5, 5, 10), r"k = 10.* to 9.5"),
+    ],
+)
+def test_a_point_outside_is_named_with_the_bounds(ijk, told):
+    with pytest.raises(PromptError, match=told):
+        resolve([Point(ijk)], a_stack())
+
+
+def test_points_on_the_outer_faces_are_inside():
+    resolved = resolve([Point((-0.5, -0.5, -0.5)), Point((29.5, 19.5, 9.5))], a_stack())
+    assert list(resolved) == [0, 9]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(value):
+    with pytest.raises(PromptError, match="finite"):
+        Point((1, value, 2))
+    with pytest.raises(PromptError, match="finite"):
+        Box((1, 2, 3), (4, value, 3))
+
+
+@pytest.mark.parametrize("ijk", [(1, 2), "abc", None, (1, 2, "x"), (1, 2, 3, 4)])
+def test_what_is_not_a_position_is_refused(ijk):
+    with pytest.raises(PromptError, match="three numbers"):
+        Point(ijk)
+
+
+def test_an_inverted_box_names_the_axis():
+    with pytest.raises(
+        PromptError, match=r"box \(9, 4, 5\) to \(3, 11, 5\) is inverted: i runs from 9 back to 3"
+    ):
+        Box((9, 4, 5), (3, 11, 5))
+    assert Box.between((9, 4, 5), (3, 11, 5)) == Box((3, 4, 5), (9, 11, 5))
+
+
+@pytest.mark.parametrize(("first", "last"), [((3, 4, 5), (3, 11, 5)), ((3, 4, 5), (3, 4, 5))])
+def test_an_empty_box_is_refused(first, last):
+    with pytest.raises(PromptError, match="is empty"):
+        Box(first, last)
+
+
+def test_a_box_must_fit_the_volume():
+    with pytest.raises(
+        PromptError, match=r"box .* outside the volume: i = 30, which must be from -0.5 to 29.5"
+    ):
+        resolve([Box((3, 4, 5), (30, 11, 5))], a_stack())
+
+
+def test_a_box_through_several_slices_is_refused():
+    with pytest.raises(
+        PromptError, match="spans slices 3 to 6 of the axial stack along k: a box lies on one slice"
+    ):
+        resolve([Box((3, 4, 3), (9, 11, 6))], a_stack())
+
+
+def test_a_box_of_another_axis_is_refused_as_mixed():
+    with pytest.raises(PromptError, match=r"lies on a slice along i \(mixed axes\)"):
+        resolve([Box((3, 4, 3), (3, 11, 6))], a_stack())
+
+
+def test_boxes_that_imply_different_axes_are_refused():
+    prompts = PromptSet()
+    prompts.add("liver", Box((3, 4, 5), (9, 11, 5)))
+    assert prompts.implied_axis() == "k"
+    prompts.add("spleen", Box((3, 4, 3), (3, 11, 6)))
+    with pytest.raises(PromptError, match=r"mixed axes: .*'liver' .* along k; .*'spleen' .* along i"):
+        prompts.implied_axis()
+    with pytest.raises(PromptError, match="mixed axes"):
+        validate(prompts, a_stack())
+
+
+def test_two_boxes_of_an_object_on_one_slice_are_refused():
+    with pytest.raises(PromptError, match="two boxes on slice 5"):
+        resolve([Box((3, 4, 5), (9, 11, 5)), Box((3, 4, 5), (9, 12, 5))], a_stack())
+
+
+def test_a_mask_must_fit_and_hold_something():
+    with pytest.raises(PromptError, match=r"mask of \(4, 4, 2\) voxels at \(28, 0, 0\) is outside"):
+        resolve([MaskPrompt(np.ones((2, 4, 4), bool), (28, 0, 0))], a_stack())
+    with pytest.raises(PromptError, match="empty"):
+        MaskPrompt(np.zeros((2, 4, 4), bool))
+    with pytest.raises(PromptError, match="empty"):
+        MaskPrompt.from_volume(np.zeros((10, 20, 30), bool))
+    with pytest.raises(PromptError, match="not float64"):
+        MaskPrompt(np.zeros((1, 4, 4)))
+    with pytest.raises(PromptError, match="only a mask of one slice"):
+        resolve([MaskPrompt(np.zeros((2, 1, 4), bool))], a_stack())
+
+
+def test_an_unknown_object_is_named_with_the_known_ones():
+    prompts = PromptSet()
+    prompts.add("liver", Point((1, 2, 3)))
+    with pytest.raises(PromptError, match="unknown object 'lever': known objects are 'liver'"):
+        prompts.of("lever")
+    with pytest.raises(PromptError, match="not empty"):
+        prompts.add(" ", Point((1, 2, 3)))
+    with pytest.raises(PromptError, match="not a point"):
+        prompts.add("liver", (1, 2, 3))
+
+
+def test_validation_says_which_object_is_wrong():
+    prompts = PromptSet()
+    prompts.add("liver", Point((1, 2, 3)))
+    prompts.add("spleen", Point((1, 2, 33)))
+    with pytest.raises(PromptError, match=r"object 'spleen': point \(1, 2, 33\) is outside"):
+        validate(prompts, a_stack())
+
+
+def test_objects_keep_their_order_and_can_be_removed():
+    prompts = PromptSet()
+    for name in ("liver", "spleen", "aorta"):
+        prompts.add(name, Point((1, 2, 3)))
+    prompts.remove_object("spleen")
+    assert prompts.names == ("liver", "aorta")
+    assert [name for name, _ in prompts] == ["liver", "aorta"]
+    assert len(prompts) == 2
