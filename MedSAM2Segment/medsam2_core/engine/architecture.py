@@ -6,6 +6,7 @@ neighbours import torchvision, which nothing here needs.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medsam2_core.errors import CatalogueError
 
@@ -169,15 +171,40 @@ def build_module(
     return build_from(read_config(config, image_size, apply_postprocessing), str(config))
 
 
-def build_from(settings: Mapping[str, Any], name: str) -> "SAM2Base":
-    """Build what :func:`read_config` returned; `name` is for the message when it does not fit together."""
+def build_from(settings: Mapping[str, Any], name: str, blank: bool = False) -> "SAM2Base":
+    """Build what :func:`read_config` returned.
+
+    Parameters
+    ----------
+    name
+        For the message when the settings do not fit together.
+    blank
+        Leave out the drawing of random weights, which takes most of the time, for a module that gets every
+        tensor from a checkpoint right after.
+    """
     from hydra.errors import HydraException
     from hydra.utils import instantiate
 
     try:
-        return instantiate(dict(settings), _recursive_=True, _convert_="all").eval()
+        with _NothingDrawn() if blank else nullcontext():
+            return instantiate(dict(settings), _recursive_=True, _convert_="all").eval()
     except HydraException as error:
         raise CatalogueError(f"the configuration {name} does not make a SAM 2: {error}") from error
+
+
+class _NothingDrawn(TorchDispatchMode):
+    """Inside, tensors are not filled with random numbers; they keep whatever is in their memory."""
+
+    _drawing = (
+        torch.ops.aten.uniform_.default,
+        torch.ops.aten.normal_.default,
+        torch.ops.aten.erfinv_.default,  # the second half of a truncated normal distribution
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in self._drawing:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 @cache

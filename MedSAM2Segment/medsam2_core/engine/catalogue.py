@@ -134,6 +134,10 @@ class Catalogue:
         """The names, in the order of the file."""
         return list(self._entries)
 
+    def recipe_of(self, config: str | Path) -> Mapping[str, Any]:
+        """What models of a configuration receive besides stock prompts: a local checkpoint gets the same."""
+        return next((entry.recipe for entry in self if entry.config == str(config)), {})
+
     def find(self, name_or_path: str | Path) -> ModelEntry:
         """The entry of a name, or of a checkpoint file of the user's own.
 

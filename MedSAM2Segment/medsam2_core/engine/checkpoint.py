@@ -5,6 +5,7 @@ read by torch's restricted unpickler (``weights_only=True``), its checksums are 
 tensor must have a place in the model: nothing is left out, nothing is made up.
 """
 
+import re
 import struct
 import zipfile
 import zlib
@@ -104,15 +105,16 @@ def _read_torch(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except _DAMAGE as error:
-        reason = str(error).strip()
-        if "weights_only" in reason.lower() or "unsupported global" in reason.lower():
+        reason = str(error)
+        # torch puts its objection into a long text about how to switch the protection off.
+        if refused := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", reason):
             raise CheckpointError(
                 f"{path} was not loaded: it holds Python objects besides tensors, which could run programs "
-                f"({_blamed_object(reason)}). Save its state dict alone where that is safe"
+                f"({refused[1]}). Save its state dict alone where that is safe"
             ) from error
-        raise CheckpointError(
-            f"{path} is damaged and cannot be read ({_first_line(reason)}): get it again"
-        ) from error
+        objection = re.search(r"WeightsUnpickler error: (.*)", reason)
+        what = _first_line(objection[1] if objection else reason)
+        raise CheckpointError(f"{path} is damaged and cannot be read ({what}): get it again") from error
 
 
 def _check_archive(path: Path) -> None:
@@ -147,15 +149,6 @@ def _read_safetensors(path: Path) -> object:
 def _first_line(reason: str) -> str:
     lines = reason.strip().splitlines()
     return lines[0][:200] if lines else "no reason given"
-
-
-def _blamed_object(reason: str) -> str:
-    """The name of the refused object, out of torch's many words."""
-    for line in reason.splitlines():
-        for opening in ("Unsupported global: GLOBAL ", "Unsupported class ", "Unsupported operand "):
-            if opening in line:
-                return line.split(opening, 1)[1].split(" was not")[0].strip()[:100]
-    return _first_line(reason)
 
 
 def _tensors_of(content: object, path: Path) -> dict[str, torch.Tensor]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, "int | None"], None]
 
-_CHUNK = 1 << 20
 _SPARE_BYTES = 64 << 20  # left free on the disk for everybody else
 _RETRIES = 5  # without a single new byte in between
 _TIMEOUT_S = 20.0
@@ -67,7 +66,7 @@ def fetch(
     store
         Where to; the default store if None.
     should_cancel
-        Asked after every megabyte. What arrived is kept, and the next call goes on from there.
+        Asked after every few kilobytes. What arrived is kept, and the next call goes on from there.
     endpoint
         Address of the Hub or of a mirror; None means huggingface_hub's (``HF_ENDPOINT``).
     retry_wait_s
@@ -237,7 +236,7 @@ def _stream_once(
         resumed = response.status_code == 206 and _starts_at(response.headers.get("Content-Range"), start)
         done = start if resumed else 0
         with part.open("ab" if resumed else "wb") as file:
-            for chunk in response.iter_bytes(_CHUNK):
+            for chunk in response.iter_bytes():  # as they come: a broken connection loses nothing
                 file.write(chunk)
                 done += len(chunk)
                 progress(done, remote.size)
@@ -293,22 +292,23 @@ def _explained(entry: ModelEntry, endpoint: str | None, store: Store) -> Iterato
             f"HF_TOKEN), and try again, {by_hand}"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise DownloadError(
-            f"{entry.repo} no longer has the revision {entry.revision}: update the package"
-        ) from error
+        gone = f"the revision {entry.revision} of {entry.repo} is not there any more"
+        raise DownloadError(f"{gone}: update the package, {by_hand}") from error
     except errors.EntryNotFoundError as error:
-        raise DownloadError(f"{entry.repo} has no file {entry.file} any more: update the package") from error
-    except (errors.RepositoryNotFoundError, errors.DisabledRepoError) as error:
-        raise DownloadError(
-            f"{entry.repo} was not found on {hub}, or is private: look at {entry.page}; if it needs an "
-            f"account, log in with `hf auth login`"
-        ) from error
+        gone = f"{entry.repo} has no file {entry.file} any more"
+        raise DownloadError(f"{gone}: look at {entry.page}, or update the package") from error
     except errors.OfflineModeIsEnabled as error:
         raise DownloadError(
             f"HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, {by_hand}"
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
+        nowhere = isinstance(error, (errors.RepositoryNotFoundError, errors.DisabledRepoError))
+        if nowhere or status == 401:  # the Hub answers 401 for what does not exist, too
+            raise DownloadError(
+                f"{entry.repo} was not found on {hub}, or is private: look at {entry.page}; if it needs an "
+                f"account, log in with `hf auth login`"
+            ) from error
         advice = "try again later" if status == 429 or status >= 500 else "check your account and the network"
         raise DownloadError(f"{hub} refused {entry.file} (HTTP {status}): {advice}, {by_hand}") from error
     except _connection_errors() as error:

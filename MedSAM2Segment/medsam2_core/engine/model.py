@@ -11,11 +11,11 @@ import hashlib
 import json
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -49,7 +49,7 @@ class SegmentationModel:
     recipe
         What the model receives besides stock prompts.
     weights_key
-        SHA-256 of weights and configuration: equal keys give equal features for equal images.
+        SHA-256 over weights and configuration: equal keys give equal features for equal images.
     device, precision
         Where and in which number format the model computes.
     """
@@ -73,7 +73,7 @@ class SegmentationModel:
     ) -> "SegmentationModel":
         """Wrap a module that is already built: it is moved, frozen and set to eval mode."""
         where = choose_device(device)
-        key = weights_key(module)
+        key = _module_key(module)
         module = module.to(where).eval().requires_grad_(False)
         return cls(name, module, module.image_size, recipe, key, where, choose_precision(where, precision))
 
@@ -84,19 +84,19 @@ class SegmentationModel:
             yield
 
 
-def weights_key(module: "SAM2Base", settings: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 (hex) of a module's image size, tensors and, where given, configuration."""
-    digest = hashlib.sha256(json.dumps([module.image_size, settings], sort_keys=True).encode())
+def _module_key(module: "SAM2Base") -> str:
+    """SHA-256 (hex) of a module's image size and tensors."""
+    digest = hashlib.sha256(str(module.image_size).encode())
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        # view() as bytes: numpy knows no bf16, and a scalar cannot change its item size.
+        # As bytes, because numpy knows no bf16; flat, because a scalar cannot change its item size.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 # Loaded models somebody still holds. Building and reading one takes seconds, so a second session, or a second
 # volume, shares it; once nobody holds it, its memory is given back.
-_held: "weakref.WeakValueDictionary[tuple, SegmentationModel]" = weakref.WeakValueDictionary()
+_held: "weakref.WeakValueDictionary[str, SegmentationModel]" = weakref.WeakValueDictionary()
 _loading = threading.Lock()
 
 
@@ -140,56 +140,44 @@ def load_model(
     """
     where = choose_device(device)
     how = choose_precision(where, precision)
-    entry = (catalogue or Catalogue.load()).find(name_or_path)
-    if config is not None and not entry.is_local:
-        raise CatalogueError(
-            f"{entry.name} has its own configuration ({entry.config}); give one only with a path"
-        )
-    path = (store or Store.default()).locate(entry)
-    postprocess = entry.postprocessing if apply_postprocessing is None else apply_postprocessing
-    size = image_size or entry.image_size
+    catalogue = catalogue or Catalogue.load()
+    store = store or Store.default()
+    entry = catalogue.find(name_or_path)
+    if entry.is_local:
+        entry = replace(entry, config=config if config is not None else entry.config)
+    elif config is not None:
+        raise CatalogueError(f"{entry.name} has its own configuration ({entry.config}): leave it out")
+    if image_size is not None:
+        entry = replace(entry, image_size=image_size)
+    if apply_postprocessing is not None:
+        entry = replace(entry, postprocessing=apply_postprocessing)
+    path = store.locate(entry)
     stamp = path.stat()
-    key = (
-        *(str(path.resolve()), stamp.st_mtime_ns, stamp.st_size, str(config or entry.config), size),
-        *(postprocess, json.dumps(entry.recipe, sort_keys=True), str(where), how),
+    asked = json.dumps(
+        [str(path.resolve()), stamp.st_mtime_ns, stamp.st_size, str(where), how, asdict(entry)], default=str
     )
     with _loading:
-        model = _held.get(key)
+        model = _held.get(asked)
         if model is None:
-            model = _load(
-                entry,
-                path,
-                config=config or entry.config,
-                image_size=size,
-                postprocess=postprocess,
-                device=where,
-                precision=how,
-            )
-            _held[key] = model
+            model = _load(entry, catalogue, store, where, how)
+            _held[asked] = model
         return model
 
 
 def _load(
-    entry: ModelEntry,
-    path: Path,
-    *,
-    config: str | Path | None,
-    image_size: int | None,
-    postprocess: bool,
-    device: torch.device,
-    precision: Precision,
+    entry: ModelEntry, catalogue: Catalogue, store: Store, device: torch.device, precision: Precision
 ) -> SegmentationModel:
-    state = read_state_dict(path)
+    # One pass over the file: is it what it should be, and what tells it from all others.
+    verdict = store.verify(entry)
+    state = read_state_dict(verdict.path)
+    config = entry.config or guess_config(state)
     if config is None:
-        config = guess_config(state)
-        if config is None:
-            what = foreign_architecture(state) or "of an architecture this package does not know"
-            raise CheckpointError(f"{path} is {what}: name its configuration if it is a SAM 2 variant")
-    settings = read_config(config, image_size, postprocess)
-    module = build_from(settings, str(config))
-    load_strict(module, state, str(config), str(path))
-    del state
-    recipe = PromptRecipe(**entry.recipe)
-    key = weights_key(module, settings)
+        what = foreign_architecture(state) or "of an architecture this package does not know"
+        raise CheckpointError(f"{verdict.path} is {what}: name its configuration if it is a SAM 2 variant")
+    settings = read_config(config, entry.image_size, entry.postprocessing)
+    module = build_from(settings, str(config), blank=True)
+    load_strict(module, state, str(config), str(verdict.path))
     module = module.to(device).requires_grad_(False)
+    recipe = PromptRecipe(**(entry.recipe or catalogue.recipe_of(config)))
+    key = hashlib.sha256(json.dumps([verdict.sha256, settings], sort_keys=True).encode()).hexdigest()
     return SegmentationModel(entry.name, module, settings["image_size"], recipe, key, device, precision)
