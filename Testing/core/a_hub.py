@@ -24,7 +24,10 @@ class Hub:
         self.error: tuple[int, str] | None = None  # status and X-Error-Code of every answer
         self.drop_after: list[int] = []  # bytes after which the next bodies break off
         self.ignores_ranges = False
+        self.stall_after: int | None = None  # bytes after which a body stops without ending
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
+        self.credentials: list[tuple[str, str | None]] = []  # path, Authorization
+        self.stalled, self.go_on = threading.Event(), threading.Event()
         self.endpoint = ""
         self.cdn = ""
 
@@ -41,6 +44,7 @@ class Hub:
         try:
             yield self
         finally:
+            self.go_on.set()
             server.shutdown()
             server.server_close()
             thread.join()
@@ -73,6 +77,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _note(self) -> None:
             hub.requests.append((self.command, self.path, self.headers.get("Range")))
+            hub.credentials.append((self.path, self.headers.get("Authorization")))
 
         def _resolve(self) -> None:
             if hub.error is not None:
@@ -111,6 +116,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if hub.drop_after:
                 body = body[: hub.drop_after.pop(0)]
                 self.close_connection = True
+            if hub.stall_after is not None:
+                self.wfile.write(body[: hub.stall_after])
+                hub.stalled.set()
+                hub.go_on.wait(30)
+                return
             self.wfile.write(body)
 
     return Handler

@@ -361,6 +361,7 @@ def test_damaged_safetensors_are_an_error_or_a_state(tmp_path, campaign):
         assert all(torch.isfinite(value).all() for value in module.state_dict().values()), f"seed {seed}"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_is_refused(tmp_path):
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), buffer)

@@ -104,6 +104,33 @@ def test_a_connection_that_never_recovers_is_an_error_and_keeps_what_came(store,
     assert hub.bodies[-1] == "bytes=500000-"
 
 
+def test_a_killed_download_leaves_nothing_that_looks_whole(store, hub):
+    script = (
+        "import sys; from medsam2_core.engine.download import fetch\n"
+        "from medsam2_core.engine.catalogue import ModelEntry; from medsam2_core.engine.store import Store\n"
+        "entry = ModelEntry('tiny', 't', 'c', 512, repo='owner/repo', file='tiny.pt')\n"
+        "fetch(entry, store=Store(sys.argv[1]), endpoint=sys.argv[2])\n"
+    )
+    hub.stall_after = 2_000_000
+    process = subprocess.Popen([sys.executable, "-c", script, str(store.models_folder), hub.endpoint])
+    try:
+        assert hub.stalled.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    hub.stall_after = None
+    hub.go_on.set()
+    assert store.find(an_entry()) == (ModelState.MISSING, None)
+    assert get(an_entry(), store, hub).read_bytes() == CONTENT
+
+
+def test_credentials_go_to_the_hub_and_not_to_the_host_of_the_content(store, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    get(an_entry(), store, hub)
+    sent = {path.split("/")[1]: credential for path, credential in hub.credentials}
+    assert sent == {"owner": "Bearer hf_secret", "cdn": None}
+
+
 def test_the_rest_of_another_content_is_not_appended(store, hub):
     with pytest.raises(Cancelled):
         get(an_entry(), store, hub, should_cancel=lambda: True)
