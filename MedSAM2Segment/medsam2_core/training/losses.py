@@ -1,0 +1,82 @@
+"""Losses of base training: mask, confidence, presence, and the affinity that makes a young network look."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """BCE (twice) plus soft Dice for each mask.
+
+    Parameters
+    ----------
+    logits
+        (B, s, s).
+    targets
+        (B, s, s) coverage 0..1: the area of each logit's cell that belongs to the object.
+
+    Returns
+    -------
+    torch.Tensor
+        (B,).
+    """
+    bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
+    # Small objects fill little of the view; without this their border would hardly count.
+    share = targets.mean((1, 2)).clamp(0.02, 0.25)
+    probability = logits.sigmoid()
+    overlap = (probability * targets).sum((1, 2))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2)) + targets.sum((1, 2)) + 1)
+    return 2 * bce * (0.25 / share).sqrt() + dice
+
+
+def true_iou(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(B, ...) intersection over union of thresholded masks, 1 for empty against empty."""
+    answer, truth = logits > 0, targets > 0.5
+    both = (answer & truth).float().sum((-2, -1))
+    either = (answer | truth).float().sum((-2, -1))
+    return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both))
+
+
+class AffinityHeads(nn.Module):
+    """Do two pixels belong to the same region? Asked of the neck's three maps; thrown away after training.
+
+    Without this dense signal a network trained from nothing answers every box with its ellipse and never
+    looks at the image.
+    """
+
+    def __init__(self, channels: int, levels: int = 3, width: int = 16) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Conv2d(channels, width, 1) for _ in range(levels))
+        self.scale = nn.Parameter(torch.full((levels,), 5.0))
+        self.bias = nn.Parameter(torch.zeros(levels))
+
+    def forward(
+        self, maps: list[torch.Tensor], regions: torch.Tensor, samples: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Mean balanced BCE over random pixel pairs.
+
+        Parameters
+        ----------
+        maps
+            (N, C, h, w), finest first.
+        regions
+            (N, S, S) uint8 labels; 255 is unknown, and a pair of unknowns does not count.
+        samples
+            Pixels drawn an image and level.
+        """
+        total = torch.zeros(())
+        for level, (features, head) in enumerate(zip(maps, self.heads, strict=True)):
+            step = regions.shape[-1] // features.shape[-1]
+            labels = regions[:, step // 2 :: step, step // 2 :: step].flatten(1).long()
+            index = torch.randint(labels.shape[1], (samples,), generator=generator)
+            embedding = functional.normalize(head(features).flatten(2)[..., index].float(), dim=1)
+            picked = labels[:, index]
+            same = (picked[:, :, None] == picked[:, None]).float()
+            known = ((picked[:, :, None] != 255) | (picked[:, None] != 255)).float()
+            logits = torch.einsum("ncp,ncq->npq", embedding, embedding) * self.scale[level] - self.bias[level]
+            loss = functional.binary_cross_entropy_with_logits(logits, same, reduction="none")
+            balance = same / (same * known).sum().clamp(min=1) + (1 - same) / (
+                (1 - same) * known
+            ).sum().clamp(min=1)
+            total = total + (loss * known * balance).sum() / 2
+        return total / len(self.heads)

@@ -1,0 +1,148 @@
+"""Forward passes of training through sam2's own modules, with gradients."""
+
+from dataclasses import dataclass
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from torch.nn import functional
+
+from medsam2_core.engine.recipe import PromptRecipe, drawn_prompt
+from medsam2_core.training.users import Prompts
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Encoded:
+    """Features of N slices.
+
+    Attributes
+    ----------
+    maps
+        The neck's three maps at strides 4, 8 and 16, finest first.
+    position
+        (N, C, h, w) positional encoding of the coarsest.
+    fine
+        What the decoder reads of the two finer ones.
+    """
+
+    maps: list[torch.Tensor]
+    position: torch.Tensor
+    fine: list[torch.Tensor]
+
+    def of(self, index: torch.Tensor) -> "ObjectFeatures":
+        """The features of slices ``index``, one for each of B objects; slices may repeat."""
+        return ObjectFeatures(self.maps[-1][index], self.position[index], [f[index] for f in self.fine])
+
+
+@dataclass
+class ObjectFeatures:
+    """Features of the slice each of B objects lies on: (B, C, h, w) coarse, its position, two fine maps."""
+
+    coarse: torch.Tensor
+    position: torch.Tensor
+    fine: list[torch.Tensor]
+
+
+@dataclass
+class Answer:
+    """What the decoder says of B objects: four candidates each, the single mask first."""
+
+    logits: torch.Tensor  # (B, 4, s, s)
+    iou: torch.Tensor  # (B, 4)
+    tokens: torch.Tensor  # (B, 4, C)
+    presence: torch.Tensor  # (B, 1) logit
+
+
+def encode(module: SAM2Base, images: torch.Tensor) -> Encoded:
+    """Encode (N, 3, S, S) images in 0..1."""
+    mean = torch.tensor(_MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(_STD, device=images.device)[:, None, None]
+    out = module.image_encoder((images - mean) / std)
+    maps, decoder = out["backbone_fpn"], module.sam_mask_decoder
+    return Encoded(maps, out["vision_pos_enc"][-1], [decoder.conv_s0(maps[0]), decoder.conv_s1(maps[1])])
+
+
+def without_memory(module: SAM2Base, features: ObjectFeatures) -> torch.Tensor:
+    """(B, C, h, w) the embedding of slices that see no memory."""
+    return features.coarse + module.no_mem_embed.view(1, -1, 1, 1)
+
+
+def decode(
+    module: SAM2Base,
+    recipe: PromptRecipe,
+    embedding: torch.Tensor,
+    fine: list[torch.Tensor],
+    prompts: Prompts,
+) -> Answer:
+    """Prompt encoder and mask decoder for B objects, each with its own embedding (B, C, h, w)."""
+    encoder = module.sam_prompt_encoder
+    batch, size = embedding.shape[0], encoder.mask_input_size[0]
+    canvas = drawn_prompt(
+        recipe, size, batch, prompts.boxes_xyxy, prompts.points_xy, prompts.labels, prompts.previous_logits
+    )
+    sparse, dense = encoder(points=prompts.tokens(module.image_size), boxes=None, masks=canvas)
+    masks, iou, tokens, presence = module.sam_mask_decoder.predict_masks(
+        image_embeddings=embedding,
+        image_pe=encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=fine,
+    )
+    return Answer(masks.float(), iou.float(), tokens, presence.float())
+
+
+class ObjectMemory:
+    """Memory of B objects through a clip, kept and read exactly as SAM 2 does."""
+
+    def __init__(self, module: SAM2Base, frames: int) -> None:
+        self._module = module
+        self._frames = frames
+        self._outputs: dict[str, dict[int, dict]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+
+    def read(self, frame: int, features: ObjectFeatures) -> torch.Tensor:
+        """(B, C, h, w) the frame's embedding, conditioned on what is remembered."""
+        tokens, position, size = _flattened(features)
+        return self._module._prepare_memory_conditioned_features(
+            frame_idx=frame,
+            is_init_cond_frame=False,
+            current_vision_feats=[tokens],
+            current_vision_pos_embeds=[position],
+            feat_sizes=[size],
+            output_dict=self._outputs,
+            num_frames=self._frames,
+        )
+
+    def write(
+        self, frame: int, features: ObjectFeatures, answer: Answer, logits: torch.Tensor, prompted: bool
+    ) -> None:
+        """Remember the frame with mask logits (B, 1, s, s)."""
+        module = self._module
+        tokens, _, size = _flattened(features)
+        full = functional.interpolate(
+            logits.float(), size=(module.image_size,) * 2, mode="bilinear", align_corners=False
+        )
+        memory, position = module._encode_new_memory(
+            current_vision_feats=[tokens],
+            feat_sizes=[size],
+            pred_masks_high_res=full,
+            object_score_logits=answer.presence,
+            is_mask_from_pts=prompted,
+        )
+        here = (answer.presence > 0).float()
+        pointer = here * module.obj_ptr_proj(answer.tokens[:, 0]) + (1 - here) * module.no_obj_ptr
+        kind = "cond_frame_outputs" if prompted else "non_cond_frame_outputs"
+        self._outputs[kind][frame] = {
+            "maskmem_features": memory,
+            "maskmem_pos_enc": position,
+            "obj_ptr": pointer,
+        }
+
+
+def _flattened(features: ObjectFeatures) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """SAM 2's own layout: (h·w, B, C) tokens and positions, and (h, w)."""
+    height, width = features.coarse.shape[-2:]
+    tokens, position = (m.flatten(2).permute(2, 0, 1) for m in (features.coarse, features.position))
+    return tokens, position, (height, width)
