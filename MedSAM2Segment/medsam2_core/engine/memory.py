@@ -7,6 +7,7 @@ ones most like the current slice. Slices a user spoke about are always remembere
 """
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -78,6 +79,10 @@ class MemoryBank(Protocol):
 
     def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
         """Choose what the queried slice attends to; `conditioning` by slice."""
+        ...
+
+    def copied(self) -> "MemoryBank":
+        """A bank of its own with the same memories; tensors are shared, they never change."""
         ...
 
 
@@ -163,6 +168,13 @@ class RecentBank:
     def memories(self) -> Iterable[SliceMemory]:
         """All memories held."""
         return self._held.values()
+
+    def copied(self) -> "RecentBank":
+        """A bank of its own with the same memories."""
+        twin = copy(self)
+        # Each memory too: a bank drops its features in place.
+        twin._held = {n: copy(memory) for n, memory in self._held.items()}
+        return twin
 
     def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
         """Conditioning slices first, then earlier slices, farthest first; pointers likewise, nearest
@@ -299,6 +311,14 @@ class SelfSortingBank:
     def memories(self) -> Iterable[SliceMemory]:
         """All memories held, in the order of admission."""
         return list(self._held)
+
+    def copied(self) -> "SelfSortingBank":
+        """A bank of its own with the same memories, whose random draws go on as this one's would."""
+        twin = copy(self)
+        twin._held = list(self._held)
+        if self._generator is not None:
+            twin._generator = self._generator.clone_state()
+        return twin
 
     def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
         """All conditioning slices and the held slices most like the queried one."""

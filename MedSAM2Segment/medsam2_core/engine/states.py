@@ -5,7 +5,8 @@ attention looks back to. Every other slice leaves a mask of some hundred bytes a
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -212,6 +213,19 @@ class ObjectState:
             outcome = self.outcomes[n]
             return logits_of_mask(outcome.mask.mask_hw(), outcome.region, size, device), outcome.region
         return None
+
+    def copied(self) -> "ObjectState":
+        """A state of its own that says the same. Masks and tensors are shared, they never change."""
+        # Stock keeps one bank for both directions: it must stay one.
+        banks = {id(bank): bank.copied() for bank in self.banks}
+        return replace(
+            self,
+            banks=[banks[id(bank)] for bank in self.banks],
+            conditioning={n: copy(given) for n, given in self.conditioning.items()},
+            outcomes=dict(self.outcomes),
+            tracked=dict(self.tracked),
+            recent=OrderedDict(self.recent),
+        )
 
     def forget(self, n: int) -> None:
         """Drop what tracking said about a slice."""

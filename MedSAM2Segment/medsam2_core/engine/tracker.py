@@ -9,7 +9,7 @@ tracking, so a correction survives any number of propagations. What has been tra
 far, and a new propagation replaces it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -179,6 +179,14 @@ class Tracker:
         """Forget an object."""
         self.state(object_id)
         del self._objects[object_id]
+
+    def snapshot(self) -> dict[str, ObjectState]:
+        """Everything known so far, for :meth:`restore`. Cheap: masks and tensors are shared."""
+        return {object_id: state.copied() for object_id, state in self._objects.items()}
+
+    def restore(self, snapshot: Mapping[str, ObjectState]) -> None:
+        """Go back to a snapshot; it can be restored again later."""
+        self._objects = {object_id: state.copied() for object_id, state in snapshot.items()}
 
     def result(self, object_id: str, n: int) -> SliceResult:
         """The mask of a slice as it stands."""

@@ -1,0 +1,433 @@
+"""One volume, its objects, and what the user says about them: the API of notebooks, command line and worker.
+
+::
+
+    from medsam2_core.prompts import Box, Point
+    from medsam2_core.session import Session
+
+    session = Session.open("scan.nrrd", window="abdomen")
+    result = session.prompt("liver", Box((40, 60, 12), (110, 130, 12)))  # the mask of that slice, at once
+    for result in session.propagate():                                   # then every other slice
+        print(result.n, result.confidence)
+    session.prompt("liver", Point((80, 70, 15), positive=False))         # correct a slice …
+    for result in session.propagate():                                   # … and its neighbours follow
+        pass
+    session.undo()                                                       # or rather not
+    mask_kji = session.mask_kji("liver")                                 # on the volume's own grid
+
+Prompts are given in IJK. A session is not thread-safe; ``should_cancel`` is how another thread ends it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam2_core.engine.cache import FeatureCache
+from medsam2_core.engine.encoder import SliceEncoder
+from medsam2_core.engine.memory import MemoryPolicy, RecentMemory, SelfSortingMemory
+from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.sources import StackImages
+from medsam2_core.engine.states import ObjectState, SliceResult
+from medsam2_core.engine.tracker import Propagation, Tracker
+from medsam2_core.errors import PromptError
+from medsam2_core.imaging.intensity import Window, parse_window
+from medsam2_core.imaging.reading import read_volume
+from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
+from medsam2_core.imaging.slices import SliceStack
+from medsam2_core.imaging.volume import Volume
+from medsam2_core.prompts import Point, Prompt, PromptSet, resolve, validate
+from medsam2_core.version import __version__
+
+if TYPE_CHECKING:
+    from medsam2_core.engine.options import Direction
+
+MEMORIES: Mapping[str, Callable[[], MemoryPolicy]] = {
+    "recent": RecentMemory,
+    "self-sorting": SelfSortingMemory,
+}
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What undo goes back to."""
+
+    what: str
+    prompts: dict[str, list[Prompt]]
+    states: dict[str, ObjectState]
+    changed: dict[str, frozenset[int]]
+
+
+class Session:
+    """Segments objects of one volume; see the module's example.
+
+    Parameters
+    ----------
+    volume
+        The scan.
+    model
+        A loaded model.
+    stack
+        How the volume is cut into slices; axial by default.
+    window
+        What the model sees of the intensities; chosen from the volume by default.
+    memory
+        ``"recent"`` (SAM 2) or ``"self-sorting"`` (Medical SAM 2), or a policy of your own.
+    options
+        See :class:`~medsam2_core.engine.options.TrackerOptions`.
+    cache
+        Feature cache, if several sessions shall share one limit.
+    undo_limit
+        Steps :meth:`undo` can take back.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        model: SegmentationModel,
+        *,
+        stack: SliceStack | None = None,
+        window: Window | None = None,
+        memory: str | MemoryPolicy = "recent",
+        options: TrackerOptions | None = None,
+        cache: FeatureCache | None = None,
+        undo_limit: int = 50,
+    ) -> None:
+        self.volume = volume
+        self.model = model
+        self.stack = stack or SliceStack.along(volume, "axial")
+        self.window = window or parse_window("auto", volume)
+        self._prompts = PromptSet()
+        encoder = SliceEncoder(model, StackImages(self.stack, self.window), cache)
+        self.tracker = Tracker(model, encoder, _policy(memory), options)
+        self._changed: dict[str, set[int]] = {}
+        self._past: list[_Moment] = []
+        self._undo_limit = undo_limit
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path | Volume,
+        model: str | Path | SegmentationModel = "embedded",
+        *,
+        axis: str = "axial",
+        window: str | Window = "auto",
+        memory: str | MemoryPolicy = "recent",
+        zoom: str = "auto",
+        device: str = "auto",
+        series: str | None = None,
+        cache: FeatureCache | None = None,
+    ) -> "Session":
+        """Read a volume, load a model, and be ready for prompts.
+
+        Parameters
+        ----------
+        source
+            A file or folder :func:`~medsam2_core.imaging.reading.read_volume` opens, or a volume.
+        model
+            A name from the catalogue, a checkpoint's path, or a loaded model.
+        axis
+            ``axial``, ``sagittal``, ``coronal``, ``i``, ``j`` or ``k``.
+        window
+            ``auto``, a preset, ``"WIDTH,LEVEL"`` or a :class:`Window`.
+        zoom
+            ``auto``: the model looks at a region around the object; ``off``: at whole slices, as stock SAM 2.
+        series
+            Which series of a DICOM folder.
+
+        Raises
+        ------
+        MedSAM2Error
+            Of the kind that says what is wrong: the volume, the model, the device, or a setting.
+        """
+        volume = source if isinstance(source, Volume) else read_volume(source, series)
+        stack = SliceStack.along(volume, axis)
+        chosen = window if isinstance(window, Window) else parse_window(window, volume)
+        options = TrackerOptions(zoom=_is_on(zoom))
+        policy = _policy(memory)
+        loaded = model if isinstance(model, SegmentationModel) else load_model(model, device)
+        return cls(volume, loaded, stack=stack, window=chosen, memory=policy, options=options, cache=cache)
+
+    @property
+    def object_names(self) -> tuple[str, ...]:
+        """Objects in the order they were added."""
+        return self._prompts.names
+
+    @property
+    def prompts(self) -> PromptSet:
+        """A copy of everything the user said."""
+        return PromptSet({name: list(prompts) for name, prompts in self._prompts})
+
+    def add_object(self, name: str) -> None:
+        """Add an object without prompts. PromptError when the name is empty or taken."""
+        if name in self._prompts.names:
+            raise PromptError(f"there is an object {name!r} already: prompt it, or choose another name")
+        with self._step(f"add {name}"):
+            self._prompts.add_object(name)
+
+    def remove_object(self, name: str) -> None:
+        """Forget an object, its prompts and its masks."""
+        self._prompts.of(name)
+        with self._step(f"remove {name}"):
+            self._prompts.remove_object(name)
+            self._changed.pop(name, None)
+            if name in self.tracker.object_ids:
+                self.tracker.remove_object(name)
+
+    def prompt(self, name: str, *prompts: Prompt) -> SliceResult:
+        """Say something about an object, on one slice, and get its mask there.
+
+        A new name makes a new object. Clicks add to what was said about their slice; a box replaces the
+        slice's box, a mask its mask. On a slice that propagation has segmented, clicks correct the mask.
+
+        Raises
+        ------
+        PromptError
+            When a prompt does not fit, or the prompts lie on several slices (see :meth:`apply`).
+        """
+        if not prompts:
+            raise PromptError(f"nothing was said about {name!r}: give a point, a box or a mask")
+        slices = resolve(prompts, self.stack)
+        if len(slices) != 1:
+            raise PromptError(
+                f"the prompts lie on slices {', '.join(map(str, slices))}: give them one slice at a time"
+            )
+        (n,) = slices
+        with self._step(f"prompt {name}"):
+            self._take(name, n, prompts)
+        return self.tracker.result(name, n)
+
+    def apply(self, prompts: PromptSet) -> list[SliceResult]:
+        """Take prompts of several objects on several slices at once; the masks of all those slices.
+
+        Raises
+        ------
+        PromptError
+            Before anything is changed, naming the object.
+        """
+        validate(prompts, self.stack)
+        touched = []
+        with self._step("apply prompts"):
+            for name, given in prompts:
+                self._prompts.add_object(name)
+                for n, of_slice in self._by_slice(given).items():
+                    self._take(name, n, of_slice)
+                    touched.append((name, n))
+        return [self.tracker.result(name, n) for name, n in touched]
+
+    def unprompt(self, name: str, n: int) -> None:
+        """Take back everything said about an object on slice ``n``, and its mask there."""
+        kept = [p for p in self._prompts.of(name) if self._slice_of(p) != n]
+        with self._step(f"take back prompts of {name}"):
+            self.tracker.unprompt(name, n)
+            self._prompts.objects[name] = kept
+            self._changed.setdefault(name, set()).add(n)
+
+    def finalise(self, name: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceResult:
+        """Mark slice ``n`` as final, with the user's own mask or as it stands; nothing will change it."""
+        with self._step(f"finalise slice {n} of {name}"):
+            if mask_hw is not None:
+                self._prompts.add_object(name)
+            result = self.tracker.finalise(name, n, mask_hw)
+            if mask_hw is not None:
+                self._changed.setdefault(name, set()).add(n)
+        return result
+
+    def release(self, name: str, n: int) -> None:
+        """Allow a final slice to be changed again."""
+        with self._step(f"release slice {n} of {name}"):
+            self.tracker.release(name, n)
+
+    def propagate(
+        self,
+        names: list[str] | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        *,
+        direction: "Direction | str" = "both",
+        stop_after_absent: int | None = 3,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> Propagation:
+        """Segment all slices of the prompted objects, one result at a time.
+
+        After a correction only what it can change is segmented again: the slices nearer to the corrected
+        slice than to any other prompted one. One undo takes back the whole propagation.
+
+        Parameters
+        ----------
+        names
+            Objects; all that are prompted by default.
+        first, last
+            Range of slices, inclusive.
+        stop_after_absent
+            In each direction, stop after so many slices without the object; None goes to the end.
+        should_cancel
+            Asked before every slice; :class:`~medsam2_core.errors.Cancelled` is raised while iterating.
+        """
+        known = list(names or self.tracker.object_ids)
+        if not known:
+            raise PromptError("nothing to propagate: prompt an object first")
+        for name in known:
+            self.tracker.state(name)  # refuses what was never prompted
+        whole = first is None and last is None
+        wanted = [name for name in known if self._changed.get(name)] if whole else known
+        if not wanted:
+            return Propagation(0)
+        if whole:
+            ranges = [self._affected(name) for name in wanted]
+            first, last = min(low for low, _ in ranges), max(high for _, high in ranges)
+        before = self._moment("propagate")
+        progress = self.tracker.propagate(
+            wanted, first, last, direction=direction,
+            stop_after_absent=stop_after_absent, should_cancel=should_cancel,
+        )  # fmt: skip
+        inner = progress.results
+        progress.results = self._watched(inner or iter(()), before, wanted if whole else [])
+        return progress
+
+    def mask_kji(self, name: str) -> NDArray[np.bool_]:
+        """(K, J, I) mask of an object on the volume's grid; empty when nothing was segmented yet."""
+        self._prompts.of(name)
+        if name not in self.tracker.object_ids:
+            return np.zeros(self.volume.voxels_kji.shape[:3], dtype=bool)
+        return self.stack.volume_mask({r.n: r.mask_hw for r in self.tracker.results(name)})
+
+    def results(self, name: str) -> Iterator[SliceResult]:
+        """The slices of an object segmented so far, ascending."""
+        self._prompts.of(name)
+        return self.tracker.results(name) if name in self.tracker.object_ids else iter(())
+
+    def segmentation(self) -> Segmentation:
+        """All objects on the volume's grid, with what they were made from."""
+        segments = (
+            Segment(
+                name, default_colour(number), self.mask_kji(name), tags={"Confidence": self._confidence(name)}
+            )
+            for number, name in enumerate(self.object_names)
+        )
+        return Segmentation(self.volume.geometry, tuple(segments), self.provenance())
+
+    def provenance(self) -> dict[str, Any]:
+        """How the masks came about: prompts, model, window, software."""
+        return {
+            "prompts": self._prompts.to_json(),
+            "model": self.model.name,
+            "weights_sha256": self.model.weights_key,
+            "window": self.window.to_dict(),
+            "slices": self.stack.key,
+            "software": f"MedSAM2Segment {__version__}",
+        }
+
+    @property
+    def undo_steps(self) -> list[str]:
+        """What :meth:`undo` would take back, the next first."""
+        return [moment.what for moment in reversed(self._past)]
+
+    def undo(self) -> str:
+        """Take back the last step; returns what it was. PromptError when there is none."""
+        if not self._past:
+            raise PromptError("there is nothing to undo")
+        moment = self._past.pop()
+        self._go_back(moment)
+        return moment.what
+
+    def _take(self, name: str, n: int, prompts: "tuple[Prompt, ...] | list[Prompt]") -> None:
+        """Add prompts of one slice and ask the model."""
+        self._prompts.add_object(name)
+        said = self._prompts.of(name)
+        replaced = {type(p) for p in prompts} - {Point}
+        kept = [p for p in said if not (type(p) in replaced and self._slice_of(p) == n)]
+        together = [p for p in kept if self._slice_of(p) == n] + list(prompts)
+        answer = resolve(together, self.stack)[n]
+        self.tracker.prompt(name, n, answer)
+        self._prompts.objects[name] = kept + list(prompts)
+        self._changed.setdefault(name, set()).add(n)
+
+    def _by_slice(self, prompts: list[Prompt]) -> dict[int, list[Prompt]]:
+        grouped: dict[int, list[Prompt]] = {}
+        for prompt in prompts:
+            for n in resolve([prompt], self.stack):
+                grouped.setdefault(n, []).append(prompt)
+        return grouped
+
+    def _slice_of(self, prompt: Prompt) -> int:
+        return next(iter(resolve([prompt], self.stack)))
+
+    def _affected(self, name: str) -> tuple[int, int]:
+        """First and last slice that the changes since the last propagation can reach.
+
+        A slice follows its nearest prompted slice; so a change at n reaches to the prompted slices on
+        either side of it, and no further.
+        """
+        changed, state = self._changed[name], self.tracker.state(name)
+        anchors = sorted(set(state.conditioning) - changed)
+        if not state.tracked:
+            return 0, len(self.stack) - 1
+        below = max((n for n in anchors if n < min(changed)), default=0)
+        above = min((n for n in anchors if n > max(changed)), default=len(self.stack) - 1)
+        return below, above
+
+    def _watched(
+        self, results: Iterator[SliceResult], before: _Moment, finished: list[str]
+    ) -> Iterator[SliceResult]:
+        """Pass results on; from the first one on, the propagation can be undone."""
+        for number, result in enumerate(results):
+            if number == 0:
+                self._remember(before)
+            yield result
+        for name in finished:
+            self._changed.pop(name, None)
+
+    def _confidence(self, name: str) -> str:
+        values = [result.confidence for result in self.results(name) if result.mask_hw.any()]
+        return f"{np.mean(values):.3f}" if values else "0"
+
+    def _moment(self, what: str) -> _Moment:
+        changed = {name: frozenset(slices) for name, slices in self._changed.items()}
+        return _Moment(what, self.prompts.objects, self.tracker.snapshot(), changed)
+
+    def _remember(self, moment: _Moment) -> None:
+        self._past.append(moment)
+        del self._past[: -self._undo_limit]
+
+    def _go_back(self, moment: _Moment) -> None:
+        self._prompts = PromptSet({name: list(prompts) for name, prompts in moment.prompts.items()})
+        self.tracker.restore(moment.states)
+        self._changed = {name: set(slices) for name, slices in moment.changed.items()}
+
+    def _step(self, what: str) -> "_Step":
+        return _Step(self, what)
+
+
+def _policy(memory: str | MemoryPolicy) -> MemoryPolicy:
+    if not isinstance(memory, str):
+        return memory
+    if memory not in MEMORIES:
+        raise PromptError(f"unknown memory {memory!r}: use one of {', '.join(MEMORIES)}")
+    return MEMORIES[memory]()
+
+
+def _is_on(zoom: str) -> bool:
+    if zoom not in ("auto", "off"):
+        raise PromptError(f"unknown zoom {zoom!r}: use auto or off")
+    return zoom == "auto"
+
+
+class _Step:
+    """One undoable step: all of it happens, or nothing."""
+
+    def __init__(self, session: Session, what: str) -> None:
+        self._session, self._before = session, session._moment(what)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._session._remember(self._before)
+        else:
+            self._session._go_back(self._before)
