@@ -1,0 +1,140 @@
+"""Which images and labels to measure on: one pair, or a table of many."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam2_core.errors import EvaluationError
+from medsam2_core.evaluation.simulated_user import largest_piece
+from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.volume import Volume
+
+COLUMNS = ("row", "image", "labels", "axis", "window")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image with its label map, not yet read.
+
+    Attributes
+    ----------
+    row
+        Name under which results are averaged.
+    axis
+        Slicing direction, as in :class:`~medsam2_core.imaging.slices.SliceStack`.
+    window
+        As on the command line: ``auto``, a preset, or ``W,L``.
+    """
+
+    row: str
+    image: Path
+    labels: Path
+    axis: str = "axial"
+    window: str = "auto"
+
+
+@dataclass(frozen=True)
+class MeasuredObject:
+    """One object of a case: the largest connected piece of one label."""
+
+    case: Case
+    label: int
+    truth_kji: NDArray[np.bool_]
+
+    @property
+    def name(self) -> str:
+        """Short name for tables: the file and the label."""
+        return f"{self.case.image.name}:{self.label}"
+
+
+def read_table(path: str | Path, data: str | Path | None = None) -> list[Case]:
+    """Read a tab-separated table of cases.
+
+    Columns: row, image, labels and, if wanted, axis and window. ``image`` may hold a ``*``; the labels'
+    file then follows by replacing in ``labels`` the same ``*``.
+
+    Parameters
+    ----------
+    data
+        Folder that file names are relative to; the table's own folder by default.
+
+    Raises
+    ------
+    EvaluationError
+        If a column or a file is missing.
+    """
+    path = Path(path)
+    folder = Path(data) if data else path.parent
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"the table of cases {path} cannot be read: {error}") from error
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    cases = []
+    for entry in csv.DictReader(lines, delimiter="\t"):
+        missing = [column for column in COLUMNS[:3] if not entry.get(column)]
+        if missing:
+            raise EvaluationError(
+                f"{path}: a line lacks {', '.join(missing)}; columns are {', '.join(COLUMNS)}"
+            )
+        options = {key: entry[key] for key in ("axis", "window") if entry.get(key)}
+        cases += [
+            Case(entry["row"], *pair, **options) for pair in _pairs(folder, entry["image"], entry["labels"])
+        ]
+    if not cases:
+        raise EvaluationError(f"{path} names no case")
+    return cases
+
+
+def objects_of(case: Case, volume: Volume, smallest: int = 30) -> Iterator[MeasuredObject]:
+    """The objects of a case, label by label; pieces of fewer than ``smallest`` voxels are left out.
+
+    Raises
+    ------
+    EvaluationError
+        If image and labels do not lie on one grid.
+    """
+    labels = read_labels(case.labels)
+    voxels = labels.voxels_kji
+    if voxels.shape != volume.voxels_kji.shape[:3]:
+        raise EvaluationError(
+            f"{case.labels} has {voxels.shape[::-1]} voxels, "
+            f"{case.image} {volume.voxels_kji.shape[2::-1]}: labels must lie on the image's grid"
+        )
+    for label in np.unique(voxels):
+        if label == 0:
+            continue
+        truth = largest_piece(voxels == label)
+        if truth.sum() >= smallest:
+            yield MeasuredObject(case, int(label), truth)
+
+
+def read_case(case: Case) -> Volume:
+    """The image of a case."""
+    return read_volume(case.image)
+
+
+def _pairs(folder: Path, image: str, labels: str) -> Iterator[tuple[Path, Path]]:
+    if "*" not in image:
+        found = [("", folder / image)]
+    else:
+        before, after = image.split("*")
+        prefix = len(str(folder / before)) if before and not before.endswith("/") else None
+        found = []
+        for path in sorted((folder / image).parent.glob(Path(image).name)):
+            start = prefix if prefix is not None else len(str(path.parent)) + 1
+            found.append((str(path)[start : len(str(path)) - len(after)], path))
+    for star, path in found:
+        beside = folder / labels.replace("*", star)
+        for file in (path, beside):
+            if not file.exists():
+                raise EvaluationError(f"{file} does not exist: is --data the folder the table was made for?")
+        yield path, beside
+    if not found:
+        raise EvaluationError(
+            f"no file matches {folder / image}: is --data the folder the table was made for?"
+        )
