@@ -40,7 +40,8 @@ def a_volume(shape_kji=(4, 5, 6), ijk_to_ras=None, dtype=np.int16, **more) -> Vo
 def write_nifti(path: Path, voxels_kji: np.ndarray, ijk_to_ras=OBLIQUE_RAS, **header) -> Path:
     import nibabel
 
-    image = nibabel.Nifti1Image(np.moveaxis(voxels_kji, (0, 1, 2), (2, 1, 0)), np.asarray(ijk_to_ras))
+    voxels_ijk = np.moveaxis(voxels_kji, (0, 1, 2), (2, 1, 0))
+    image = nibabel.Nifti1Image(voxels_ijk, np.asarray(ijk_to_ras), dtype=voxels_ijk.dtype)
     for key, value in header.items():
         image.header[key] = value
     nibabel.save(image, path)

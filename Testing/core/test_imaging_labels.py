@@ -1,0 +1,114 @@
+"""Label maps: which voxels belong to which named object."""
+
+import nrrd
+import numpy as np
+import pytest
+import slicerio
+from medsam2_core.errors import VolumeError
+from medsam2_core.imaging.reading import read_labels, read_volume
+from small_files import OBLIQUE_RAS, some_voxels, write_nifti, write_nrrd, write_picture
+
+
+def test_real_label_maps_lie_on_the_grid_of_their_images(shared_data):
+    pairs = [
+        ("mr/brain1_label.nrrd", "mr/brain1_image.nrrd"),
+        ("ct/spleen2_seg.nii.gz", "ct/spleen2_ct.nii.gz"),
+        ("mr/cord_t2_seg.nii.gz", "mr/cord_t2.nii.gz"),
+        ("orient/oblique_FLAIR_lesion.nii.gz", "orient/oblique_FLAIR.nii.gz"),
+        ("mr/hippocampus/003_label.nii.gz", "mr/hippocampus/003_image.nii.gz"),
+        ("dicom/ct_liver_dcmqi_liver.nrrd", "dicom/ct_liver_dcmqi_spine.nrrd"),
+    ]
+    for label, image in pairs:
+        labels = read_labels(shared_data / label)
+        assert labels.geometry.same_grid(read_volume(shared_data / image).geometry, 0.01)
+        assert labels.voxels_kji.dtype.kind in "ui"
+        assert labels.labels
+
+
+def test_the_dicom_segmentation_equals_the_nrrd_made_from_it(shared_data):
+    segmentation = read_labels(shared_data / "dicom" / "ct_liver_dcmqi_SEG.dcm")
+    expected = read_labels(shared_data / "dicom" / "ct_liver_dcmqi_liver.nrrd")
+    scan = read_volume(shared_data / "dicom" / "ct_liver_dcmqi")
+    assert [label.name for label in segmentation.labels] == ["Liver"]
+    assert segmentation.labels[0].colour == pytest.approx((221 / 255, 130 / 255, 101 / 255), abs=0.06)
+    assert segmentation.geometry.same_grid(scan.geometry, 0.01)
+    mask = segmentation.mask_kji("Liver")
+    if not expected.geometry.same_grid(segmentation.geometry, 0.01):  # stored from the other end
+        mask = mask[::-1]
+    assert np.array_equal(mask, expected.mask_kji(1))
+
+
+def a_slicer_segmentation(path, overlapping: bool):
+    liver, tumour = np.zeros((4, 5, 6), np.uint8), np.zeros((4, 5, 6), np.uint8)
+    liver[1:3, 1:4, 1:5] = 1
+    tumour[1:3, 1:3, 1:3] = 1
+    if not overlapping:
+        liver[tumour > 0] = 0
+    lps = np.diag([-1, -1, 1, 1]) @ OBLIQUE_RAS
+    segmentation = slicerio.create_segmentation((6, 5, 4), lps)
+    for mask, name, colour in ((liver, "Leber", [0.8, 0.4, 0.2]), (tumour, "Tumor", [0.1, 0.9, 0.1])):
+        slicerio.add_segment(segmentation, mask.transpose(2, 1, 0), {"name": name, "color": colour})
+    slicerio.write_segmentation(str(path), segmentation)
+    return liver > 0, tumour > 0
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_segmentations_of_3d_slicer_come_with_names_colours_and_place(tmp_path, overlapping):
+    path = tmp_path / "two.seg.nrrd"
+    liver, tumour = a_slicer_segmentation(path, overlapping)
+    labels = read_labels(path)
+    assert [label.name for label in labels.labels] == ["Leber", "Tumor"]
+    assert labels.labels[0].colour == pytest.approx((0.8, 0.4, 0.2))
+    assert np.array_equal(labels.mask_kji("Leber"), liver)
+    assert np.array_equal(labels.mask_kji("Tumor"), tumour)
+    assert np.allclose(labels.geometry.ijk_to_ras, OBLIQUE_RAS)
+    assert labels.name == "two"
+    if not overlapping:
+        assert set(labels.names.values()) == {"Leber", "Tumor"}
+        assert np.array_equal(labels.voxels_kji > 0, liver | tumour)
+
+
+def test_overlapping_objects_on_layers_have_no_single_map(tmp_path):
+    layers = np.zeros((4, 5, 6, 2), np.uint8)
+    layers[1, 1:4, 1:5, 0] = 1
+    layers[1, 2:4, 1:3, 1] = 1
+    header = {
+        "kinds": ["list", "domain", "domain", "domain"],
+        "space": "left-posterior-superior",
+        "space directions": np.array([[np.nan] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+    }
+    for n, name in enumerate(("liver", "tumour")):
+        header |= {f"Segment{n}_ID": f"S{n}", f"Segment{n}_Name": name, f"Segment{n}_Color": "1 0.5 0"}
+        header |= {f"Segment{n}_Layer": str(n), f"Segment{n}_LabelValue": "1"}
+    nrrd.write(str(tmp_path / "two.seg.nrrd"), layers, header, index_order="C")
+    labels = read_labels(tmp_path / "two.seg.nrrd")
+    assert np.array_equal(labels.mask_kji("tumour"), layers[..., 1] > 0)
+    assert labels.mask_kji("liver").sum() == 12
+    with pytest.raises(VolumeError, match="overlapping objects on 2 layers"):
+        _ = labels.voxels_kji
+    with pytest.raises(VolumeError, match=r"no object 'kidney'.*'liver'.*'tumour'"):
+        labels.mask_kji("kidney")
+
+
+def test_labels_written_as_floats_are_read_when_whole_and_refused_when_not(tmp_path):
+    voxels = (some_voxels(dtype=np.uint8) % 3).astype(np.float32)
+    labels = read_labels(write_nifti(tmp_path / "l.nii", voxels))
+    assert labels.voxels_kji.dtype == np.int16
+    assert labels.names == {1: "1", 2: "2"}
+    voxels[0, 0, 0] = 1.5
+    with pytest.raises(VolumeError, match=r"not whole numbers, such as 1.5"):
+        read_labels(write_nifti(tmp_path / "l.nii", voxels))
+    voxels[0, 0, 0] = np.nan
+    with pytest.raises(VolumeError, match="not finite"):
+        read_labels(write_nifti(tmp_path / "l.nii", voxels))
+
+
+def test_an_image_is_not_taken_for_labels(tmp_path):
+    colour = write_picture(tmp_path / "c.png", some_voxels((5, 6, 3), np.uint8))
+    with pytest.raises(VolumeError, match="colour picture is not a label map"):
+        read_labels(colour)
+    many = np.arange(70 * 70 * 20, dtype=np.int32).reshape(20, 70, 70)
+    with pytest.raises(VolumeError, match="different values"):
+        read_labels(write_nrrd(tmp_path / "many.nrrd", many))
+    with pytest.raises(VolumeError, match="no such file"):
+        read_labels(tmp_path / "none.nrrd")
