@@ -1,0 +1,168 @@
+"""`medsam2 info`: what a file or folder holds, before anything is done with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medsam2_core.cli.report import print_table
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.labels import LabelMap
+    from medsam2_core.imaging.volume import Volume
+
+# A volume of whole numbers with at most this many different ones is taken for a label map.
+_MOST_LABELS = 64
+
+
+def info(
+    volume: Annotated[Path, typer.Argument(help="A volume, picture, label map or DICOM folder.")],
+    series: Annotated[
+        str | None, typer.Option(help="Number or UID, where VOLUME holds several series.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show size, place, modality, intensities and automatic window of a volume; segments of a label map."""
+    from medsam2_core.imaging.reading import list_series, read_volume
+
+    listed = list_series(volume) if series is None else []
+    if len(listed) > 1:
+        facts: dict[str, Any] = {
+            "path": str(volume),
+            "series": [
+                {
+                    "number": one.number,
+                    "uid": one.uid,
+                    "description": one.description,
+                    "modality": one.modality,
+                    "shape_ijk": list(one.shape_ijk),
+                }
+                for one in listed
+            ],
+        }
+        if not as_json:
+            print(f"{volume} holds {len(listed)} series; choose one with --series")
+            for one in listed:
+                print(f"  {one}")
+            return
+    elif volume.name.lower().endswith(".seg.nrrd") or (listed and listed[0].modality == "SEG"):
+        from medsam2_core.imaging.labels import read_labels
+
+        facts = _label_facts(read_labels(volume)) | {"path": str(volume)}
+    else:
+        read = read_volume(volume, series)
+        facts = {"path": str(volume), **_volume_facts(read), **_labels_in(read)}
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print_for_people(facts)
+
+
+def _grid_facts(geometry: Any) -> dict[str, Any]:
+    return {
+        "shape_ijk": list(geometry.shape_ijk),
+        "spacing_mm": [round(float(value), 6) for value in geometry.spacing],
+        "origin_ras": [round(float(value), 4) for value in geometry.origin_ras],
+        "axes_run_to": geometry.axis_codes,
+        "sheared": geometry.is_sheared,
+        "ijk_to_ras": geometry.ijk_to_ras.tolist(),
+    }
+
+
+def _volume_facts(volume: Volume) -> dict[str, Any]:
+    from medsam2_core.imaging.intensity import automatic_window
+
+    window = automatic_window(volume)
+    low, high = _extremes(volume)
+    return {
+        "kind": "picture" if volume.is_picture else "volume",
+        "modality": volume.modality or None,
+        **_grid_facts(volume.geometry),
+        "voxels": "colour" if volume.is_colour else str(volume.voxels_kji.dtype),
+        "intensity_range": [low, high],
+        "automatic_window": window.to_dict(),
+    }
+
+
+def _extremes(volume: Volume) -> tuple[float | None, float | None]:
+    """Smallest and largest finite value, one slice at a time."""
+    import numpy as np
+
+    low, high = None, None
+    for slice_ji in volume.voxels_kji:
+        values = slice_ji[np.isfinite(slice_ji)] if slice_ji.dtype.kind == "f" else slice_ji
+        if values.size:
+            low = float(values.min()) if low is None else min(low, float(values.min()))
+            high = float(values.max()) if high is None else max(high, float(values.max()))
+    return low, high
+
+
+def _label_facts(labels: LabelMap) -> dict[str, Any]:
+    import numpy as np
+
+    millilitres = abs(float(np.linalg.det(labels.geometry.ijk_to_ras[:3, :3]))) / 1000
+    segments = []
+    for label in labels.labels:
+        count = int(np.count_nonzero(labels.layers_lkji[label.layer] == label.value))
+        segments.append(
+            {
+                "name": label.name,
+                "value": label.value,
+                "layer": label.layer,
+                "voxels": count,
+                "millilitres": round(count * millilitres, 3),
+            }
+        )
+    return {"kind": "label map", **_grid_facts(labels.geometry), "segments": segments}
+
+
+def _labels_in(volume: Volume) -> dict[str, Any]:
+    """The labels, when the volume looks like a label map."""
+    import numpy as np
+
+    voxels = volume.voxels_kji
+    if volume.is_colour or volume.is_picture or voxels.dtype.kind not in "buif":
+        return {}
+    found: dict[int, int] = {}
+    for slice_ji in voxels:
+        if voxels.dtype.kind == "f" and not (
+            np.isfinite(slice_ji).all() and (slice_ji == np.rint(slice_ji)).all()
+        ):
+            return {}
+        values, counts = np.unique(slice_ji, return_counts=True)
+        if len(values) > _MOST_LABELS or values[0] < 0:
+            return {}
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            found[int(value)] = found.get(int(value), 0) + count
+    if len(found) > _MOST_LABELS or 0 not in found or max(found) > 65535:
+        return {}
+    labels = [{"value": value, "voxels": count} for value, count in sorted(found.items()) if value]
+    return {"may_be_a_label_map_of": labels}
+
+
+def _print_for_people(facts: dict[str, Any]) -> None:
+    print(facts["path"])
+    modality = f", {facts['modality']}" if facts.get("modality") else ""
+    spacing = " x ".join(f"{value:g}" for value in facts["spacing_mm"])
+    rows = [
+        ("what", f"{facts['kind']}{modality}"),
+        ("voxels (i, j, k)", " x ".join(map(str, facts["shape_ijk"]))),
+        ("spacing", f"{spacing} mm"),
+        ("axes run to", facts["axes_run_to"] + (", sheared (gantry tilt)" if facts["sheared"] else "")),
+        ("first voxel (RAS)", ", ".join(f"{value:g}" for value in facts["origin_ras"]) + " mm"),
+    ]
+    if "intensity_range" in facts:
+        low, high = facts["intensity_range"]
+        window = facts["automatic_window"]
+        rows += [
+            ("values", f"{low:g} to {high:g} ({facts['voxels']})" if low is not None else "none finite"),
+            ("automatic window", f"width {window['width']:g}, level {window['level']:g} ({window['name']})"),
+        ]
+    print_table([(f"  {name}", value) for name, value in rows])
+    for segment in facts.get("segments", []):
+        print(f"  segment {segment['value']}: {segment['name']}, {segment['millilitres']:g} ml")
+    if labels := facts.get("may_be_a_label_map_of"):
+        print(f"  labels: {', '.join(str(label['value']) for label in labels)}")

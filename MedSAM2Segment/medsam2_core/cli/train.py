@@ -1,0 +1,93 @@
+"""`medsam2 train base`: train the embedded model from nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Train models.", no_args_is_help=True)
+
+
+@app.callback()
+def _train() -> None:
+    """Train models."""
+
+
+@app.command()
+def base(
+    data: Annotated[Path, typer.Argument(help="Folder of data sets: *_img.png and *_seg.png, *_seg.nii.gz.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; a run in it is resumed.")],
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="SLICES,CLIPS", help="Steps of the two stages; the usual ones by default."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 1,
+) -> None:
+    """Train the embedded model: single slices first, then clips for the memory.
+
+    Ctrl-C stops after the step under way; the same command goes on from there.
+    """
+    from dataclasses import replace
+
+    from medsam2_core.engine.devices import choose_device
+    from medsam2_core.errors import TrainingError
+    from medsam2_core.training.base import BaseTrainer, BaseTraining
+
+    if precision not in ("bf16", "fp32"):
+        raise TrainingError(f"--precision {precision}: use bf16 or fp32")
+    settings = BaseTraining(
+        data=str(data),
+        seed=seed,
+        device=str(choose_device(device)),
+        precision=precision,
+        threads=threads,
+        workers=workers,
+    )
+    if steps is not None:
+        counts = _steps(steps, len(settings.stages))
+        stages = [replace(stage, steps=n) for stage, n in zip(settings.stages, counts, strict=True)]
+        settings = replace(settings, stages=tuple(stage for stage in stages if stage.steps))
+    trainer = BaseTrainer(settings, out, _report)
+    stopping = _stop_on_request()
+    trainer.run(lambda: bool(stopping))
+    if stopping:
+        print(f"stopped; the same command resumes the run in {out}", file=sys.stderr)
+        raise typer.Exit(130)
+    print(out / "weights.safetensors")
+
+
+def _steps(text: str, stages: int) -> list[int]:
+    from medsam2_core.errors import TrainingError
+
+    parts = text.split(",")
+    if len(parts) != stages or not all(part.strip().isdecimal() for part in parts):
+        raise TrainingError(f"--steps {text}: write {stages} whole numbers, one a stage, such as 5500,2200")
+    return [int(part) for part in parts]
+
+
+def _report(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def _stop_on_request() -> list[int]:
+    """A list that gets a signal's number at the first Ctrl-C; a second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("stopping after this step …", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    return asked
