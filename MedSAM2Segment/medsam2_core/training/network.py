@@ -77,6 +77,7 @@ def decode(
     prompts: Prompts,
 ) -> Answer:
     """Prompt encoder and mask decoder for B objects, each with its own embedding (B, C, h, w)."""
+    prompts = prompts.to(embedding.device)
     encoder = module.sam_prompt_encoder
     batch, size = embedding.shape[0], encoder.mask_input_size[0]
     canvas = drawn_prompt(

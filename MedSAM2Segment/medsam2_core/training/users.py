@@ -28,6 +28,20 @@ class Prompts:
     labels: torch.Tensor
     previous_logits: torch.Tensor | None
 
+    @classmethod
+    def only(cls, previous_logits: torch.Tensor) -> "Prompts":
+        """No box and no click, just the mask so far."""
+        batch = len(previous_logits)
+        return cls(
+            None, previous_logits.new_zeros(batch, 0, 2), previous_logits.new_zeros(batch, 0), previous_logits
+        )
+
+    def to(self, device: torch.device) -> "Prompts":
+        """The same prompts on another device."""
+        boxes = None if self.boxes_xyxy is None else self.boxes_xyxy.to(device)
+        logits = None if self.previous_logits is None else self.previous_logits.to(device)
+        return Prompts(boxes, self.points_xy.to(device), self.labels.to(device), logits)
+
     def tokens(self, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Coordinates in pixels (B, N, 2) and labels (B, N): a box as labels 2 and 3, then clicks.
 
