@@ -27,8 +27,7 @@ def logits_on_slice(
     logits: torch.Tensor, region: Region, shape_hw: Sequence[int], outside: float = -1024.0
 ) -> NDArray[np.float32]:
     """(H, W) logits of the slice; `outside` where the region does not reach."""
-    inner = _in_region(logits, region).cpu().numpy()
-    return region.paste(inner - outside, shape_hw) + outside if region.stock is False else inner
+    return region.paste(_in_region(logits, region).cpu().numpy(), shape_hw, fill=outside)
 
 
 def _in_region(logits: torch.Tensor, region: Region) -> torch.Tensor:

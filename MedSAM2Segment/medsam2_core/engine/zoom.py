@@ -83,10 +83,10 @@ class Region:
         )
         return out
 
-    def paste(self, crop: NDArray, shape_hw: Sequence[int]) -> NDArray:
-        """The image (H, W, ...) whose crop is (height, width, ...): zeros outside the region."""
+    def paste(self, crop: NDArray, shape_hw: Sequence[int], fill: float = 0) -> NDArray:
+        """The image (H, W, ...) whose crop is (height, width, ...); `fill` outside the region."""
         rows, columns = self._inside(shape_hw)
-        out = np.zeros((*shape_hw[:2], *crop.shape[2:]), dtype=crop.dtype)
+        out = np.full((*shape_hw[:2], *crop.shape[2:]), fill, dtype=crop.dtype)
         out[rows, columns] = crop[self._shifted(rows, columns)]
         return out
 
