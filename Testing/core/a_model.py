@@ -1,4 +1,4 @@
-"""Small models with random weights, images to segment, and stock SAM 2 beside ours: for tests of the engine."""
+"""Small models with random weights, images to segment, stock SAM 2 beside ours: for tests of the engine."""
 
 import hashlib
 from dataclasses import dataclass
@@ -46,8 +46,8 @@ def some_slices(count=10, shape_hw=(90, 120), seed=0) -> np.ndarray:
 
 
 def stir(module: torch.nn.Module, score_bias: float, seed: int = 0) -> None:
-    """Move every parameter that starts as a constant (norms, layer scales, position tables), so that no branch
-    of the network hides in a parity test; and make objects present (+) or absent (-)."""
+    """Move every parameter that starts as a constant (norms, layer scales, position tables), so that no
+    branch of the network hides in a parity test; and make objects present (+) or absent (-)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

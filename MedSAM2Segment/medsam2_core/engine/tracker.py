@@ -66,6 +66,8 @@ class Tracker:
         Which slices are remembered; None is SAM 2's own rule.
     options
         See :class:`TrackerOptions`.
+    heads
+        What decodes and remembers; None is the model's own.
     """
 
     def __init__(
@@ -74,14 +76,15 @@ class Tracker:
         encoder: SliceEncoder,
         memory: MemoryPolicy | None = None,
         options: TrackerOptions | None = None,
+        heads: Heads | None = None,
     ) -> None:
         self.model, self.encoder, self.source = model, encoder, encoder.source
         self.options = options or TrackerOptions()
         self._policy = memory or RecentMemory()
-        self._heads = Heads(model)
+        heads = heads or Heads(model)
         self._objects: dict[str, ObjectState] = {}
-        self._prompter = Prompter(encoder, self._heads, self.options)
-        self._runner = Runner(encoder, self._heads, self._policy)
+        self._prompter = Prompter(encoder, heads, self.options)
+        self._runner = Runner(encoder, heads, self._policy)
 
     @classmethod
     def stock(cls, model: "SegmentationModel", encoder: SliceEncoder) -> "Tracker":
