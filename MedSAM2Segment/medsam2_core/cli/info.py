@@ -11,6 +11,7 @@ import typer
 from medsam2_core.cli.report import print_table
 
 if TYPE_CHECKING:
+    from medsam2_core.imaging.dicom import SeriesInfo
     from medsam2_core.imaging.labels import LabelMap
     from medsam2_core.imaging.volume import Volume
 
@@ -28,30 +29,19 @@ def info(
     """Show size, place, modality, intensities and automatic window of a volume; segments of a label map."""
     from medsam2_core.imaging.reading import list_series, read_volume
 
-    listed = list_series(volume) if series is None else []
-    if len(listed) > 1:
-        facts: dict[str, Any] = {
-            "path": str(volume),
-            "series": [
-                {
-                    "number": one.number,
-                    "uid": one.uid,
-                    "description": one.description,
-                    "modality": one.modality,
-                    "shape_ijk": list(one.shape_ijk),
-                }
-                for one in listed
-            ],
-        }
+    is_segmentation = volume.name.lower().endswith(".seg.nrrd")
+    listed = [] if series is not None or is_segmentation else list_series(volume)
+    if is_segmentation or (len(listed) == 1 and listed[0].modality == "SEG"):
+        from medsam2_core.imaging.labels import read_labels
+
+        facts = {"path": str(volume), **_label_facts(read_labels(volume))}
+    elif len(listed) > 1:
+        facts = {"path": str(volume), "series": [_series_facts(one) for one in listed]}
         if not as_json:
             print(f"{volume} holds {len(listed)} series; choose one with --series")
             for one in listed:
                 print(f"  {one}")
             return
-    elif volume.name.lower().endswith(".seg.nrrd") or (listed and listed[0].modality == "SEG"):
-        from medsam2_core.imaging.labels import read_labels
-
-        facts = _label_facts(read_labels(volume)) | {"path": str(volume)}
     else:
         read = read_volume(volume, series)
         facts = {"path": str(volume), **_volume_facts(read), **_labels_in(read)}
@@ -59,6 +49,16 @@ def info(
         print(json.dumps(facts, indent=2))
     else:
         _print_for_people(facts)
+
+
+def _series_facts(one: SeriesInfo) -> dict[str, Any]:
+    return {
+        "number": one.number,
+        "uid": one.uid,
+        "description": one.description,
+        "modality": one.modality,
+        "shape_ijk": list(one.shape_ijk),
+    }
 
 
 def _grid_facts(geometry: Any) -> dict[str, Any]:

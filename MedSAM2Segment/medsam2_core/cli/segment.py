@@ -15,7 +15,7 @@ import typer
 from medsam2_core.cli.ordered import in_order
 from medsam2_core.cli.progress import slices_bar
 from medsam2_core.cli.report import peak_memory_mb, print_table
-from medsam2_core.errors import PromptError
+from medsam2_core.errors import ExportError, PromptError
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
@@ -184,9 +184,8 @@ def segment(
 
     started = time.perf_counter()
     opened = read_volume(volume, series)
+    _check_free(out, picture, overwrite)
     export.check(out, opened.geometry, overwrite=overwrite)
-    if picture is not None:
-        _check_picture(picture, overwrite)
     stack = AxisStack(opened, axis.value)
     job = _understood(in_order(ctx), prompts, stack, space.value, range)
     from medsam2_core.session import Session  # only now: torch takes seconds to load
@@ -245,13 +244,18 @@ def _understood(
     return _Job(prompts, first, last)
 
 
-def _check_picture(path: Path, overwrite: bool) -> None:
-    from medsam2_core.errors import ExportError
-    from medsam2_core.export.atomic import check_target
-
-    if path.suffix.lower() != ".png":
-        raise ExportError(f"--picture {path}: pictures are written as .png")
-    check_target(path, overwrite=overwrite)
+def _check_free(out: Path, picture: Path | None, overwrite: bool) -> None:
+    """Refuse what could not be written before hours of work, not after them."""
+    if picture is not None:
+        if picture.suffix.lower() != ".png":
+            raise ExportError(f"--picture {picture}: pictures are written as .png")
+        if not picture.parent.is_dir():
+            raise ExportError(f"--picture {picture}: the folder {picture.parent} does not exist")
+        if picture.resolve() == out.resolve():
+            raise ExportError(f"--picture {picture} is also --out: the one would replace the other")
+    for path in (out, picture):
+        if path is not None and path.exists() and not overwrite:
+            raise ExportError(f"{path} exists already: choose another name, or add --overwrite")
 
 
 def _propagate(session: Session, job: _Job) -> None:
@@ -272,9 +276,7 @@ def _object_facts(segmentation: Segmentation, name: str, session: Session) -> di
         "millilitres": round(segmentation.volume_ml(name), 3),
         "slices": [] if segment.is_empty else _slices_of(segment, session),
         "confidence": round(sum(confidence.values()) / len(confidence), 3) if confidence else None,
-        "least_confident_slice": _index_of(min(confidence, key=confidence.get), session)
-        if confidence
-        else None,
+        "least_confident_slice": None if least is None else _index_of(least, session),
     }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the volumes; made if missing.")],
     count: Annotated[int, typer.Option(min=1, max=100_000, help="How many volumes.")] = 1,
-    size: Annotated[int, typer.Option(min=16, max=256, help="Voxels along each axis.")] = 96,
+    size: Annotated[int, typer.Option(min=32, max=256, help="Voxels along each axis; even.")] = 96,
     spacing: Annotated[float, typer.Option(min=0.01, max=100.0, help="Voxel size in mm.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal volumes.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
@@ -24,6 +24,8 @@ def synth(
     """Make volumes of random anatomy: NAME_img.nrrd and its label map NAME_seg.nrrd."""
     from medsam2_core.errors import ExportError
 
+    if size % 2:
+        raise ExportError(f"--size {size}: must be even")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,5 +80,8 @@ def _write(path: Path, voxels_kji: np.ndarray, spacing: float, overwrite: bool) 
         "encoding": "gzip",
     }
     nrrd.write(content, voxels_kji.transpose(), header, index_order="F")
+    # Comments hold the time of writing: without them equal volumes are equal files.
+    head, blank, voxels = content.getvalue().partition(b"\n\n")
+    lines = [line for line in head.split(b"\n") if not line.startswith(b"#")]
     with new_file(path, overwrite=overwrite) as stream:
-        stream.write(content.getvalue())
+        stream.write(b"\n".join(lines) + blank + voxels)

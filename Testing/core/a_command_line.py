@@ -1,0 +1,66 @@
+"""A command line to try: runs in this process, and tells exit code, stdout and stderr."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from medsam2_core.cli import main
+
+# Where the bright ball of `a_scan` is, in array indices.
+CENTRE_IJK = (20, 26, 12)
+RADIUS = 7
+BALL_BOX = "13,19,27,33@12"
+
+
+@dataclass
+class Answer:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def facts(self):
+        """What ``--json`` printed."""
+        return json.loads(self.out)
+
+
+class CommandLine:
+    """Call it with the words of a command line."""
+
+    def __init__(self, capsys) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *words: object) -> Answer:
+        self._capsys.readouterr()
+        code = main([str(word) for word in words])
+        said = self._capsys.readouterr()
+        return Answer(code, said.out, said.err)
+
+
+def ball_kji() -> np.ndarray:
+    """(24, 48, 40) true mask of the ball."""
+    k, j, i = np.mgrid[:24, :48, :40]
+    a, b, c = CENTRE_IJK
+    return (i - a) ** 2 + (j - b) ** 2 + ((k - c) * 2) ** 2 <= RADIUS**2
+
+
+def write_nrrd(path: Path, voxels_kji: np.ndarray) -> Path:
+    """Voxels of 1 x 1 x 2 mm, stored with i to Left, j to Posterior, k to Superior."""
+    import nrrd
+
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": np.diag([1.0, 1.0, 2.0]),
+        "space origin": np.array([-10.0, 5.0, 100.0]),
+    }
+    nrrd.write(str(path), np.ascontiguousarray(voxels_kji.T), header)
+    return path
+
+
+def write_scan(path: Path) -> Path:
+    """A bright ball in noise."""
+    noise = np.random.default_rng(3).normal(100, 10, (24, 48, 40))
+    return write_nrrd(path, (noise + 300 * ball_kji()).astype(np.int16))

@@ -1,0 +1,224 @@
+"""`medsam2 segment` from words to files, with random weights: what is tested is all around the model."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from a_command_line import BALL_BOX, CommandLine, ball_kji, write_nrrd, write_scan
+from medsam2_core.imaging.reading import read_labels, read_volume
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint of the embedded model's architecture and name, never trained."""
+    import torch
+    from medsam2_core.engine.model import build_module
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("models") / "embedded.safetensors"
+    save_file({key: value.contiguous() for key, value in build_module("embedded").state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def medsam2(capsys):
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return write_scan(tmp_path / "scan.nrrd")
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    return folder
+
+
+def test_a_box_becomes_a_named_segment_on_the_scans_grid(medsam2, model, scan, results):
+    out, picture = results / "ball.seg.nrrd", results / "ball.png"
+    answer = medsam2(
+        *("segment", scan, "--out", out, "--model", model, "--object", "ball", "--box", BALL_BOX),
+        *("--range", "10:14", "--picture", picture, "--json"),
+    )
+    assert answer.code == 0, answer.err
+    assert answer.err == "", "no bar where nobody looks"
+    labels = read_labels(out)
+    assert [label.name for label in labels.labels] == ["ball"]
+    assert labels.geometry.same_grid(read_volume(scan).geometry)
+    (ball,) = answer.facts["objects"]
+    assert ball["voxels"] == labels.mask_kji("ball").sum()
+    assert ball["millilitres"] == pytest.approx(ball["voxels"] * 2 / 1000, abs=1e-3)
+    assert not ball["slices"] or (ball["slices"][0] >= 10 and ball["slices"][1] <= 14)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in results.iterdir()) == ["ball.png", "ball.seg.nrrd"]
+
+
+def test_the_result_says_how_it_came_about(medsam2, model, scan, results):
+    out = results / "ball.seg.nrrd"
+    medsam2("segment", scan, "--out", out, "--model", model, "--box", BALL_BOX, "--window", "600,250",
+            "--range", "12:12")  # fmt: skip
+    tags = read_labels(out).labels[0].tags
+    assert '"box"' in tags
+    assert "embedded" in tags
+    assert "600" in tags
+
+
+def test_options_that_follow_an_object_are_its_own(medsam2, model, scan, results):
+    out = results / "two.seg.nrrd"
+    answer = medsam2(
+        *("segment", scan, "--out", out, "--model", model, "--range", "12:12", "--json"),
+        *("--object", "ball", "--box", BALL_BOX, "--object", "corner", "--point", "2,2,12"),
+        *("--point", "20,26,12,-"),
+    )
+    assert answer.code == 0, answer.err
+    assert [item["name"] for item in answer.facts["objects"]] == ["ball", "corner"]
+    tags = {label.name: label.tags for label in read_labels(out).labels}
+    assert '"box"' in tags["ball"]
+    assert '"box"' not in tags["corner"]
+    assert tags["corner"].count('"point"') == 2
+
+
+def test_prompts_come_from_a_file_too(medsam2, model, scan, results, tmp_path):
+    file = tmp_path / "prompts.json"
+    box = {"type": "box", "first": [13, 19, 12], "last": [27, 33, 12]}
+    file.write_text(
+        json.dumps({"version": 1, "space": "ijk", "objects": [{"name": "ball", "prompts": [box]}]})
+    )
+    out = results / "ball.nii.gz"
+    answer = medsam2("segment", scan, "-o", out, "--model", model, "--prompts", file, "--range", "12:12")
+    assert answer.code == 0, answer.err
+    assert "ball" in answer.out
+    assert str(out) in answer.out
+
+
+def test_a_mask_of_one_slice_is_a_prompt(medsam2, model, scan, results, tmp_path):
+    key = np.where(np.arange(24)[:, None, None] == 12, ball_kji(), 0).astype(np.uint8)
+    file = write_nrrd(tmp_path / "key.nrrd", key)
+    out = results / "ball.nrrd"
+    answer = medsam2("segment", scan, "-o", out, "--model", model, "--mask", file, "--range", "12:13")
+    assert answer.code == 0, answer.err
+
+
+def test_a_picture_gives_a_picture(medsam2, model, results, tmp_path):
+    from PIL import Image
+
+    photo = tmp_path / "photo.png"
+    Image.fromarray((ball_kji()[12] * 200 + 20).astype(np.uint8)).save(photo)
+    out = results / "mask.png"
+    answer = medsam2("segment", photo, "--out", out, "--model", model, "--box", "13,19,27,33@0")
+    assert answer.code == 0, answer.err
+    assert Image.open(out).size == (40, 48)
+
+
+WRONG = {
+    "a volume that is not there": (("nowhere.nrrd",), "nowhere.nrrd: no such file"),
+    "a volume that is none": (("{junk}",), "junk.nrrd"),
+    "no prompt": ((), "nothing says what to segment"),
+    "a box outside": (("--box", "13,19,27,33@24"), "k = 24, which must be from -0.5 to 23.5"),
+    "a box of another axis": (("--axis", "coronal", "--box", "1,1,5,9,9,5"), "mixed axes"),
+    "two boxes on a slice": (("--box", "1,1,9,9@3", "--box", "2,2,9,9@3"), "two boxes on slice 3"),
+    "a point outside": (("--point", "40,0,0"), "i = 40, which must be from -0.5 to 39.5"),
+    "an object without prompts": (("--box", "1,1,9,9@3", "--object", "a", "--object", "b"), "'b' has no"),
+    "a range outside": (("--box", "1,1,9,9@3", "--range", "3:99"), "--range 3:99"),
+    "a window of letters": (("--box", "1,1,9,9@3", "--window", "wide"), "wide"),
+    "a window of no width": (("--box", "1,1,9,9@3", "--window", "0,40"), "window width 0"),
+    "a model nobody knows": (("--box", "1,1,9,9@3", "--model", "sam3"), "no model 'sam3'"),
+    "a model that is none": (("--box", "1,1,9,9@3", "--model", "{junk}"), "junk.nrrd"),
+    "a device that is none": (("--box", "1,1,9,9@3", "--device", "abacus"), "'abacus'"),
+    "an axis that is none": (("--box", "1,1,9,9@3", "--axis", "up"), "'up' is not one of"),
+    "a file of prompts that is not there": (("--prompts", "none.json"), "none.json cannot be read"),
+    "a file of prompts that is none": (("--prompts", "{junk}"), "not valid JSON"),
+    "a mask that is not there": (("--mask", "none.nrrd"), "none.nrrd: no such file"),
+    "an ending nobody writes": (("--box", "1,1,9,9@3", "--out", "{folder}/mask.xyz"), "unknown format"),
+    "a folder that is missing": (("--box", "1,1,9,9@3", "--out", "{folder}/no/m.nrrd"), "does not exist"),
+    "a png of a volume": (("--box", "1,1,9,9@3", "--out", "{folder}/m.png"), "24 slices do not fit a PNG"),
+    "a montage that is no png": (("--box", "1,1,9,9@3", "--picture", "{folder}/m.jpg"), "written as .png"),
+    "an option nobody knows": (("--boxes", "1"), "--boxes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_bad_input_is_one_clear_line_and_no_file(medsam2, model, scan, results, tmp_path, mistake):
+    words, reason = WRONG[mistake]
+    junk = tmp_path / "junk.nrrd"
+    junk.write_bytes(b"NRRD0004\nnothing of use")
+    words = [word.format(junk=junk, folder=results) for word in words]
+    volume = [] if words and not words[0].startswith("-") else [scan]
+    defaults = ["--out", results / "m.nrrd", "--model", model]
+    answer = medsam2("segment", *volume, *defaults, *words)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert reason in answer.err
+    assert answer.err.startswith("medsam2: ")
+    assert answer.err.count("\n") == 1, "one line"
+    assert not list(results.iterdir())
+
+
+def test_a_file_that_exists_is_replaced_only_on_demand(medsam2, model, scan, results):
+    out = results / "m.nrrd"
+    out.write_text("precious")
+    words = ("segment", scan, "--out", out, "--model", model, "--box", BALL_BOX, "--range", "12:12")
+    answer = medsam2(*words)
+    assert answer.code == 2
+    assert "--overwrite" in answer.err
+    assert out.read_text() == "precious"
+    assert medsam2(*words, "--overwrite").code == 0
+    assert read_labels(out).geometry.shape_ijk == (40, 48, 24)
+
+
+def test_a_defect_of_ours_is_told_apart(medsam2, scan, results, monkeypatch, tmp_path):
+    def stumble(*_args, **_options):
+        raise KeyError("a key nobody thought of")
+
+    monkeypatch.setattr("medsam2_core.imaging.reading.read_volume", stumble)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    words = ("segment", scan, "--out", results / "m.nrrd", "--box", BALL_BOX)
+    answer = medsam2(*words)
+    assert answer.code == 1
+    assert answer.err.count("\n") == 1
+    assert "KeyError" in answer.err
+    (report,) = tmp_path.glob("medsam2-error-*.txt")
+    assert str(report) in answer.err
+    assert "a key nobody thought of" in report.read_text()
+    monkeypatch.setenv("MEDSAM2_DEBUG", "1")
+    assert "Traceback" in medsam2(*words).err
+
+
+STARTED = """
+import sys
+from medsam2_core.cli import main
+from medsam2_core.session import Session
+usual = Session.propagate
+def propagate(*args, **options):
+    print("propagating", flush=True)
+    return usual(*args, **options)
+Session.propagate = propagate
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_leaves_nothing_behind(model, results, tmp_path, number, code):
+    big = write_nrrd(tmp_path / "big.nrrd", np.random.default_rng(1).integers(0, 99, (200, 64, 64), np.int16))
+    words = ["segment", big, "--out", results / "m.seg.nrrd", "--model", model, "--box", "9,9,50,50@100"]
+    words += ["--picture", results / "m.png"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTED, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "propagating\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert not list(results.iterdir())
