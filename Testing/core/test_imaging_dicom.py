@@ -269,3 +269,38 @@ def test_other_files_in_the_folder_do_not_disturb(tmp_path):
     (folder / "broken.dcm").write_bytes(b"garbage")
     with pytest.raises(VolumeError, match=r"broken\.dcm"):
         read_volume(folder)
+
+
+def a_jp2(pixels) -> bytearray:
+    import io
+
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG2000")
+    return bytearray(stream.getvalue())
+
+
+def test_a_jp2_box_of_no_length_does_not_hang(tmp_path):
+    pixels = some_voxels((16, 16), np.uint8)
+    whole = a_jp2(pixels)
+    boxless = whole.copy()
+    boxless[12:16] = bytes(4)
+    lying = whole.copy()
+    size = lying.find(b"\xff\x51") + 6
+    lying[size : size + 4] = (60_000).to_bytes(4, "big")
+    for frame, told in (
+        (whole, None),
+        (boxless, "JP2 box of 0 bytes"),
+        (lying, "16 x 60000, the header says 16 x 16"),
+    ):
+        dataset = a_dicom_slice(pixels)
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+        dataset.PixelData = pydicom.encaps.encapsulate([bytes(frame)])
+        dataset["PixelData"].VR = "OB"
+        path = write_dicom(tmp_path / "a.dcm", dataset)
+        if told is None:
+            assert np.array_equal(read_volume(path).voxels_kji[0], pixels)
+        else:
+            with pytest.raises(VolumeError, match=told):
+                read_volume(path)

@@ -253,6 +253,13 @@ def test_pictures_are_volumes_of_one_slice(tmp_path, name, pixels):
     assert np.array_equal(SliceStack.along(volume, "axial").image_hw(0), pixels)
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_tiff_is_read_whatever_its_compression(tmp_path, compression):
+    for pixels in (some_voxels((5, 6), np.uint16), some_voxels((5, 6, 3), np.uint8)):
+        path = write_picture(tmp_path / "a.tif", pixels, compression=compression)
+        assert np.array_equal(read_volume(path).voxels_kji[0], pixels)
+
+
 def test_alpha_is_dropped_and_grey_stored_as_colour_is_grey(tmp_path):
     colour = some_voxels((5, 6, 4), np.uint8)
     assert np.array_equal(

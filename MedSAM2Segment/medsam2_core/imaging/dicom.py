@@ -11,6 +11,7 @@ import numpy as np
 
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
+from medsam2_core.imaging.codestreams import check_size
 from medsam2_core.imaging.dicom_frames import TAGS, Frame, Stack, frames_of, ordered, stacks_of
 from medsam2_core.imaging.volume import Volume
 
@@ -89,7 +90,7 @@ def _stacks(path: Path) -> list[Stack]:
         elif not _is_copy(file, header, seen):
             frames.extend(frames_of(file, header))
     if not frames:
-        what = f": it holds {', '.join(sorted(set(others)))}" if others else ""
+        what = f": it holds {', '.join(sorted(set(others)))[:200]}" if others else ""
         raise VolumeError(f"{path}: no DICOM images found{what}")
     return stacks_of(frames)
 
@@ -196,6 +197,7 @@ def _decoded(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[Any]]]:
         with files.reading(file, "DICOM"):
             dataset = pydicom.dcmread(file, force=True)
             _check_decoder(file, dataset)
+            _check_codestreams(file, dataset)
             indices = sorted(slice_of)
             for index, pixels in zip(indices, iter_pixels(dataset, indices=indices), strict=True):
                 yield slice_of[index], _presented(file, dataset, pixels)
@@ -224,6 +226,21 @@ def _check_decoder(file: Path, dataset: Any) -> None:
                 f"{file}: no decoder for pixels compressed as {syntax.name!r} is installed: "
                 "pip install python-gdcm"
             )
+
+
+def _check_codestreams(file: Path, dataset: Any) -> None:
+    from pydicom.encaps import generate_frames
+    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+
+    checked = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+    if dataset.file_meta.TransferSyntaxUID not in checked:
+        return
+    count = int(dataset.get("NumberOfFrames") or 1)
+    for frame in generate_frames(dataset.PixelData, number_of_frames=count):
+        try:
+            check_size(frame, int(dataset.Rows), int(dataset.Columns))
+        except VolumeError as error:
+            raise VolumeError(f"{file}: {error}") from error
 
 
 def _presented(file: Path, dataset: Any, pixels: NDArray[Any]) -> NDArray[Any]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _LARGEST_PICTURE = 178_000_000  # pixels: 13,000 x 13,000, where Pillow draws the line as well
 _CODEC_RATIO = 50_000.0
+_PLAIN_TIFF_COLOURS = (1, 2)  # black is zero, RGB
+_PLAIN_TIFF_COMPRESSIONS = (1, 8, 32773, 32946)  # none, deflate, PackBits, deflate
 
 
 def read_volume(path: Path, series: str | None = None, *, as_labels: bool = False) -> Volume:
@@ -40,10 +42,12 @@ def read_volume(path: Path, series: str | None = None, *, as_labels: bool = Fals
         return Volume(np.ascontiguousarray(pixels), geometry, name=path.stem, source=path, metadata=metadata)
 
 
-def _read_with_pillow(path: Path, as_labels: bool) -> NDArray[Any]:
+def _read_with_pillow(path: Path, as_labels: bool, page: int = 0) -> NDArray[Any]:
     from PIL import Image
 
     with Image.open(path) as image:
+        if page:
+            image.seek(page)
         _check_size(path, image.height, image.width, 4)
         if image.mode in ("P", "PA") and not as_labels:
             return np.asarray(image.convert("RGB"))
@@ -64,11 +68,14 @@ def _read_tiff(path: Path, as_labels: bool) -> NDArray[Any]:
             raise VolumeError(f"{path}: {count} pages of different sizes: save one page as a file of its own")
         itemsize = 1 if first.dtype is None else first.dtype.itemsize
         _check_size(path, first.imagelength, first.imagewidth, count * first.samplesperpixel * itemsize)
-        needs_pillow = first.colormap is not None or first.photometric in (0, 5, 6, 8)
-        if needs_pillow and count == 1:  # palettes, white-is-zero, CMYK, YCbCr, CIELAB
-            return _read_with_pillow(path, as_labels)[np.newaxis]
-        pages = [_samples_last(page, page.asarray(maxworkers=1)) for page in tiff.pages]
-    return np.stack(pages)
+        # Pillow knows the colour spaces and, through libtiff, LZW and JPEG; tifffile knows the rarer types of
+        # pixel.
+        if (
+            first.photometric not in _PLAIN_TIFF_COLOURS
+            or int(first.compression) not in _PLAIN_TIFF_COMPRESSIONS
+        ):
+            return np.stack([_read_with_pillow(path, as_labels, page) for page in range(count)])
+        return np.stack([_samples_last(page, page.asarray(maxworkers=1)) for page in tiff.pages])
 
 
 def _samples_last(page: Any, pixels: NDArray[Any]) -> NDArray[Any]:
