@@ -174,7 +174,7 @@ class Heads:
         # the next slice.
         drawn = logits_of_mask(mask_hw, region, self.mask_side, model.device, INSIDE)
         if float(score) > 0:
-            canvas = drawn_prompt(model.recipe, self.mask_side, 1, previous_logits=drawn)
+            canvas = drawn_prompt(model.recipe, self.mask_side, previous_logits=drawn)
             conditioned = self.without_memory(features, torch.zeros_like(features.coarse))
             pointer = self.decode(features, conditioned, region, canvas=canvas).pointer
         return Prediction(drawn, 1.0, score.float(), pointer.float(), region)
@@ -188,7 +188,6 @@ class Heads:
         return drawn_prompt(
             recipe,
             self.mask_side,
-            1,
             boxes_xyxy=tokens.boxes_xyxy,
             points_xy=tokens.points_xy,
             labels=tokens.point_labels,
@@ -201,7 +200,7 @@ class Heads:
         if previous is None or not recipe.carries_mask:
             return None
         previous = previous.clamp(-CARRIED_LIMIT, CARRIED_LIMIT)
-        return drawn_prompt(recipe, self.mask_side, 1, previous_logits=previous)
+        return drawn_prompt(recipe, self.mask_side, previous_logits=previous)
 
     def remember(
         self,

@@ -1,9 +1,10 @@
 """What a model receives besides stock SAM 2 prompts.
 
-Published SAM 2 weights take boxes and clicks as tokens and nothing else, and get exactly that (``STOCK``). A small
-model trained from nothing learns to use prompts much sooner when they are also drawn: the ellipse inscribed in a
-box, a disc around a click, the mask of the slice before. They enter as what SAM 2 calls a mask prompt, logits of
-shape (B, 1, S/4, S/4). Training and inference share this one function, so that they cannot drift apart.
+Published SAM 2 weights take boxes and clicks as tokens and nothing else, and get exactly that (``STOCK``). A
+small model trained from nothing learns to use prompts much sooner when they are also drawn: the ellipse
+inscribed in a box, a disc around a click, the mask of the slice before. They enter as what SAM 2 calls a
+mask prompt, logits of shape (B, 1, S/4, S/4). Training and inference share this one function, so that they
+cannot drift apart.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ import torch
 
 # Logits drawn for inside and outside. Mild, so that the network still decides where the image disagrees.
 INSIDE, OUTSIDE = 4.0, -4.0
+# A mask so far is surer than a box, and a click is surer still: logits beyond this are cut.
+SURE = 10.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class PromptRecipe:
         Draw boxes as inscribed ellipses and clicks as discs.
     disc_radius
         Radius of a click's disc, as a fraction of the image side.
+    cone_radius
+        A first click also draws a cone, the rough guess "something about here": its logits fall with the
+        distance and cross zero at this fraction of the image side.
     carries_mask
         While tracking, the mask of the slice before is drawn for the next one.
     zoom
@@ -31,7 +37,8 @@ class PromptRecipe:
     """
 
     draws_prompts: bool = False
-    disc_radius: float = 0.03
+    disc_radius: float = 0.05
+    cone_radius: float = 0.125
     carries_mask: bool = False
     zoom: float = 2.0
 
@@ -95,15 +102,38 @@ def draw_points(
         # Never smaller than the pixel it lies in, whatever the size of the drawing.
         hit = squared <= max(radius, 0.75 / size) ** 2
         label = labels[:, index : index + 1]
-        flat = torch.where(hit & (label == 1), torch.full_like(flat, INSIDE), flat)
-        flat = torch.where(hit & (label == 0), torch.full_like(flat, OUTSIDE), flat)
+        flat = torch.where(hit & (label == 1), torch.full_like(flat, SURE), flat)
+        flat = torch.where(hit & (label == 0), torch.full_like(flat, -SURE), flat)
     return flat.view_as(canvas)
 
 
-def drawn_prompt(  # noqa: PLR0913
+def draw_cones(points_xy: torch.Tensor, labels: torch.Tensor, size: int, radius: float) -> torch.Tensor:
+    """Draw a cone around every positive click.
+
+    ``INSIDE`` at the click, 0 at ``radius``, ``OUTSIDE`` from twice that on; zeros for an object without a
+    positive click.
+
+    Parameters
+    ----------
+    points_xy, labels
+        (B, P, 2) in units of the image side and (B, P).
+
+    Returns
+    -------
+    torch.Tensor
+        (B, 1, size, size) logits.
+    """
+    grid = _pixel_centres(size, points_xy)
+    distance = (grid[:, None] - points_xy[:, :, None]).square().sum(-1).sqrt()  # (B, P, size * size)
+    distance = distance.masked_fill((labels != 1)[..., None], torch.inf).amin(1)
+    logits = (INSIDE * (1 - distance / radius)).clamp(OUTSIDE, INSIDE)
+    logits = torch.where(torch.isinf(distance), torch.zeros_like(logits), logits)
+    return logits.view(-1, 1, size, size)
+
+
+def drawn_prompt(
     recipe: PromptRecipe,
     size: int,
-    batch: int,
     boxes_xyxy: torch.Tensor | None = None,
     points_xy: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
@@ -111,16 +141,14 @@ def drawn_prompt(  # noqa: PLR0913
 ) -> torch.Tensor | None:
     """The mask prompt a model gets for these prompts, or None when it gets none.
 
-    The previous mask (of the same slice while correcting, of the slice before while tracking) is the canvas if
-    there is one; else the box's ellipse; else zeros. Clicks are drawn on top. With a stock recipe the previous
-    logits are returned as they are.
+    The previous mask (of the same slice while correcting, of the slice before while tracking) is the canvas
+    if there is one; else the box's ellipse; else cones around positive clicks. Clicks are drawn on top.
+    With a stock recipe the previous logits are returned as they are.
 
     Parameters
     ----------
     size
         Side of the drawing (S/4).
-    batch
-        Number of objects B.
     boxes_xyxy, points_xy
         (B, 4) and (B, P, 2), in units of the image side.
     labels
@@ -136,11 +164,11 @@ def drawn_prompt(  # noqa: PLR0913
     if not recipe.draws_prompts:
         return previous_logits
     if previous_logits is not None:
-        canvas = previous_logits.clamp(-16.0, 16.0)
+        canvas = previous_logits.clamp(-SURE, SURE)
     elif boxes_xyxy is not None:
         canvas = draw_box(boxes_xyxy, size)
-    elif points_xy is not None:
-        canvas = torch.zeros(batch, 1, size, size, device=points_xy.device)
+    elif points_xy is not None and labels is not None:
+        canvas = draw_cones(points_xy, labels, size, recipe.cone_radius)
     else:
         return None
     if points_xy is not None and labels is not None and points_xy.shape[1] > 0:

@@ -27,7 +27,7 @@ from medsam2_core.training.sources import load_sources, split
 from medsam2_core.training.validation import validate
 
 # What the embedded model receives beside tokens; stored with the weights, used by the engine.
-EMBEDDED_RECIPE = PromptRecipe(draws_prompts=True, disc_radius=0.03, carries_mask=True, zoom=2.0)
+EMBEDDED_RECIPE = PromptRecipe(draws_prompts=True, carries_mask=True)
 
 
 SLICES = Stage("slices", steps=5_500, frames=1, batch=8, learning_rate=8e-4)

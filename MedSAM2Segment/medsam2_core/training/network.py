@@ -79,9 +79,9 @@ def decode(
     """Prompt encoder and mask decoder for B objects, each with its own embedding (B, C, h, w)."""
     prompts = prompts.to(embedding.device)
     encoder = module.sam_prompt_encoder
-    batch, size = embedding.shape[0], encoder.mask_input_size[0]
+    size = encoder.mask_input_size[0]
     canvas = drawn_prompt(
-        recipe, size, batch, prompts.boxes_xyxy, prompts.points_xy, prompts.labels, prompts.previous_logits
+        recipe, size, prompts.boxes_xyxy, prompts.points_xy, prompts.labels, prompts.previous_logits
     )
     sparse, dense = encoder(points=prompts.tokens(module.image_size), boxes=None, masks=canvas)
     masks, iou, tokens, presence = module.sam_mask_decoder.predict_masks(

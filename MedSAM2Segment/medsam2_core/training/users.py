@@ -150,7 +150,7 @@ def corrected(
         prompts.boxes_xyxy,
         torch.cat([prompts.points_xy, point[:, None]], dim=1),
         torch.cat([prompts.labels, label[:, None]], dim=1),
-        logits.clamp(-16, 16),
+        logits,
     )
 
 
