@@ -21,6 +21,8 @@ _DIRECTIONS = ("LR", "PA", "IS")
 
 @dataclass
 class Tile:
+    """A slice to draw: its number, picture (H, W, 3), and masks (H, W) and prompts by the object's name."""
+
     n: int
     image: NDArray[np.uint8]
     masks: dict[str, NDArray[np.bool_]]
@@ -39,14 +41,17 @@ class View:
 
     @property
     def width_mm(self) -> float:
+        """Its width in mm."""
         return (self.x1 - self.x0) * self.pixel_mm[1]
 
     @property
     def height_mm(self) -> float:
+        """Its height in mm."""
         return (self.y1 - self.y0) * self.pixel_mm[0]
 
 
 def draw_tile(axes: Any, stack: SliceStack, segmentation: Segmentation, tile: Tile, view: View) -> None:
+    """Draw one slice with everything on it."""
     axes.imshow(
         tile.image, aspect=view.pixel_mm[0] / view.pixel_mm[1], interpolation="bicubic", origin="upper"
     )
@@ -152,6 +157,7 @@ def _place_is_known(stack: SliceStack) -> bool:
 
 
 def draw_scale_bar(axes: Any, view: View) -> None:
+    """Draw a bar of a round length in the lower right corner."""
     length = next(mm for mm in (100, 50, 20, 10, 5, 2, 1, 0) if mm <= 0.4 * view.width_mm)
     if length == 0:
         return

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # Bright on dark images, far apart in hue and lightness for the first, most frequent objects.
 _COLOURS = (
-    "3ddc5b ff5a5f 4aa8ff ffd21f e45bff 23e0e0 ff9a2e b5f03c ff9ec7 9c8cff f5e6b3 3fb59a".split()  # noqa: SIM905
+    *("3ddc5b", "ff5a5f", "4aa8ff", "ffd21f", "e45bff", "23e0e0"),
+    *("ff9a2e", "b5f03c", "ff9ec7", "9c8cff", "f5e6b3", "3fb59a"),
 )
 _GOLDEN_ANGLE = 0.618033988749895  # of a turn: successive hues never come close
 
@@ -42,7 +43,8 @@ def default_colour(number: int) -> tuple[float, float, float]:
     lacking = max(
         0.0, 0.4 - (0.2126 * red + 0.7152 * green + 0.0722 * blue)
     )  # deep blue looks black on black
-    return tuple(part + lacking * (1 - part) / 0.6 for part in (red, green, blue))  # type: ignore[return-value]
+    # type: ignore[return-value]
+    return tuple(part + lacking * (1 - part) / 0.6 for part in (red, green, blue))
 
 
 class Segment:
