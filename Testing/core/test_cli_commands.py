@@ -127,7 +127,7 @@ def test_info_tells_the_segments_of_a_segmentation(medsam2, tmp_path):
 
     geometry = read_volume(write_scan(tmp_path / "scan.nrrd")).geometry
     segmentation = Segmentation.from_masks(
-        geometry, {"ball": ball_kji(), "both": np.ones((24, 48, 40), bool)}
+        geometry, {"ball": ball_kji(), "everything": np.ones((24, 48, 40), bool)}
     )
     export.write(segmentation, tmp_path / "two.seg.nrrd")
     facts = medsam2("info", tmp_path / "two.seg.nrrd", "--json").facts
