@@ -141,7 +141,7 @@ class Prompter:
     ) -> Prediction:
         """Predict in a first region, then larger where the mask reaches its border, or closer where only
         clicks were given. Another look counts only if the model is at least as sure of it."""
-        region = self._first_region(prompt, previous, zoom)
+        region = self._first_region(prompt, previous, zoom, _seen_nearby(state, n))
         best = self._ask(state, n, prompt, region, previous)
         only_clicks = prompt.box_xyxy is None and previous is None
         for _ in range(_MOST_LOOKS):
@@ -166,8 +166,13 @@ class Prompter:
         return best
 
     def _first_region(
-        self, prompt: "SlicePrompt", previous: tuple[torch.Tensor, Region] | None, zoom: Zoom
+        self,
+        prompt: "SlicePrompt",
+        previous: tuple[torch.Tensor, Region] | None,
+        zoom: Zoom,
+        nearby: Region | None,
     ) -> Region:
+        """Where to look first; `nearby` is the region the object was seen in on the nearest other slice."""
         clicks = Box.of_points(np.asarray(prompt.points_xy).reshape(-1, 2))
         if prompt.box_xyxy is not None:
             box = Box.of_prompt(prompt.box_xyxy)
@@ -177,6 +182,9 @@ class Prompter:
             box = Box.of_mask(np.asarray(prompt.mask_hw, dtype=bool))
             if box is not None:
                 return zoom.around(box.union(clicks))
+        if previous is None and clicks is not None and nearby is not None:
+            # The object was lost here, but its size is known.
+            return zoom.around(clicks, at_least=zoom.side_mm(nearby))
         if previous is None:
             return zoom.first(np.asarray(prompt.points_xy).reshape(-1, 2))
         region = previous[1]
@@ -184,3 +192,9 @@ class Prompter:
             return region
         seen = Box.of_mask(mask_of_logits(*previous, zoom.shape_hw))
         return zoom.around(clicks.union(seen))
+
+
+def _seen_nearby(state: ObjectState, n: int) -> Region | None:
+    """The region of the nearest slice the object is on; None when it has not been seen yet."""
+    seen = [m for m, outcome in state.outcomes.items() if m != n and not outcome.mask.is_empty]
+    return state.outcomes[min(seen, key=lambda m: abs(m - n))].region if seen else None

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from medsam2_core.errors import TrainingError
+from medsam2_core.imaging.labels import read_labels
+from medsam2_core.imaging.reading import read_volume
 
 # Every eighth case is for validation. Whole patients are held back where one patient gave several cases.
 _VALIDATION_EVERY = 8
@@ -97,20 +99,18 @@ def _read_picture(row: str, path: Path) -> LabelledStack:
 
 
 def _read_volume(row: str, path: Path) -> LabelledStack:
-    import SimpleITK
-
     case = path.name.removesuffix("_seg.nii.gz")
-    label_image = SimpleITK.ReadImage(str(path))
-    labels = SimpleITK.GetArrayFromImage(label_image)
+    label_map = read_labels(path)
+    labels = label_map.voxels_kji
     scan = path.with_name(f"{case}_img.nii.gz")
     image = None
     if scan.exists():
-        voxels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(scan))).astype(np.float32)
+        voxels = read_volume(scan).voxels_kji.astype(np.float32)
         if voxels.shape != labels.shape:
             raise TrainingError(f"{scan}: shape {voxels.shape}, its labels {labels.shape}: they must agree")
         low, high = np.percentile(voxels[voxels > 0], (0.5, 99.5))
         image = (np.clip((voxels - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    spacing = tuple(float(value) for value in label_image.GetSpacing()[::-1])
+    spacing = tuple(float(value) for value in label_map.geometry.spacing[::-1])
     return LabelledStack(row, case, _compact(labels), image, spacing, complete=image is None)
 
 

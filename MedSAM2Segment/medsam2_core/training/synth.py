@@ -1,7 +1,4 @@
-"""Synthetic labelled volumes as files: for trying things out, for tests, and to see what training sees."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""Synthetic labelled volumes: for trying things out, for tests, and to see what training sees."""
 
 import numpy as np
 import torch
@@ -54,30 +51,3 @@ def make_volume(seed: int, side: int = 128, slices: int = 48) -> tuple[Volume, S
     masks = {f"region {value}": values == value for value in np.unique(values) if value > 0}
     volume = Volume(voxels, geometry, modality="MR", name=f"synthetic {seed}")
     return volume, Segmentation.from_masks(geometry, masks, {"software": "random anatomy", "seed": seed})
-
-
-def write_volumes(
-    folder: str | Path, count: int, seed: int = 0, side: int = 128, slices: int = 48
-) -> Iterator[tuple[Path, Path]]:
-    """Write ``count`` volumes as ``synthetic-SEED.nrrd`` with ``synthetic-SEED.seg.nrrd`` beside them.
-
-    Yields the two paths as they are written. Existing files are replaced.
-    """
-    import SimpleITK
-
-    from medsam2_core.export.writing import write
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(seed, seed + count):
-        volume, truth = make_volume(number, side, slices)
-        image = SimpleITK.GetImageFromArray(volume.voxels_kji)
-        lps = volume.geometry.ijk_to_lps
-        image.SetOrigin(lps[:3, 3].tolist())
-        image.SetSpacing(volume.geometry.spacing.tolist())
-        image.SetDirection((lps[:3, :3] / volume.geometry.spacing).ravel().tolist())
-        path = folder / f"synthetic-{number:05d}.nrrd"
-        SimpleITK.WriteImage(image, str(path), useCompression=True)
-        labels = folder / f"synthetic-{number:05d}.seg.nrrd"
-        write(truth, labels, overwrite=True)
-        yield path, labels

@@ -1,0 +1,63 @@
+"""From a finished run to the weights that ship: half precision, checked, with a fingerprint for the catalogue."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from medsam2_core.engine.checkpoint import load_strict, read_state_dict
+from medsam2_core.engine.model import build_module
+from medsam2_core.errors import TrainingError
+
+# What the package may weigh stays below what people accept on a hospital network.
+_LARGEST = 25_000_000
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A weights file and what the catalogue says about it."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+def package(run: str | Path, target: str | Path, config: str = "embedded") -> Packaged:
+    """Store a run's averaged weights in half precision.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    target
+        The ``.safetensors`` file to write; replaced if it exists, never half written.
+
+    Raises
+    ------
+    TrainingError
+        If the run has no weights yet, a weight does not fit half precision, or the file would exceed 25 MB.
+    CheckpointError
+        If the weights do not fit the configuration, key by key.
+    """
+    source, target = Path(run) / "weights.safetensors", Path(target)
+    if not source.exists():
+        raise TrainingError(f"{source} does not exist: the run has saved nothing yet")
+    state = read_state_dict(source)
+    load_strict(build_module(config), state, config, str(source))
+    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    broken = [key for key, value in half.items() if not torch.isfinite(value.float()).all()]
+    if broken:
+        raise TrainingError(f"{source}: {broken[0]} (and {len(broken) - 1} more) does not fit half precision")
+    partial = target.with_name(target.name + ".partial")
+    save_file(half, partial)
+    size = partial.stat().st_size
+    if size > _LARGEST:
+        partial.unlink()
+        raise TrainingError(f"{target} would take {size / 1e6:.1f} MB: at most {_LARGEST / 1e6:.0f} MB ship")
+    os.replace(partial, target)
+    # safetensors writes for the owner alone; a package is read by everybody.
+    target.chmod(0o644)
+    return Packaged(target, size, hashlib.sha256(target.read_bytes()).hexdigest())
