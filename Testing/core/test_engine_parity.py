@@ -5,7 +5,10 @@ import pytest
 import torch
 from a_model import StockAndOurs, a_disc, prompt
 from medsam2_core.engine.encoder import SliceEncoder
+from medsam2_core.engine.heads import Heads
+from medsam2_core.engine.memory import Query, RecentMemory
 from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.states import SliceMemory
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.engine.zoom import Region
 
@@ -188,6 +191,51 @@ def test_the_image_encoder_sees_what_stock_sees(both):
     for theirs, mine in zip(features, (*found.fine, found.coarse), strict=True):
         difference = theirs - mine.flatten(2).permute(2, 0, 1)
         assert difference.abs().max() <= 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize(("slices", "past"), [(1, True), (1, False), (3, True), (7, True), (16, True)])
+def test_memory_attention(both, slices, past, reverse):
+    """A prompted slice (passed, or ahead and so without a pointer) and the slices before the current one."""
+    module, encoder, n, total = both.model.module, both.encoder, 20, 41
+    generator = torch.Generator().manual_seed(slices)
+    side = both.model.image_size // 16
+    step = 1 if reverse else -1
+    numbers = [n + step * slices if past else n - step] + [n + step * k for k in range(slices - 1, 0, -1)]
+    memories = {}
+    for number in numbers:
+        features = torch.randn(1, 64, side, side, generator=generator)
+        pointer = torch.randn(1, 256, generator=generator)
+        memories[number] = SliceMemory(number, features, pointer, 1.0, 1.0, Region.whole(both.shape_hw))
+    position = module.memory_encoder.position_encoding(features)
+    as_stock = {
+        number: {"maskmem_features": m.features, "maskmem_pos_enc": [position], "obj_ptr": m.pointer}
+        for number, m in memories.items()
+    }
+    given, *others = numbers
+    features = encoder.features(0, Region.whole(both.shape_hw))
+    tokens = [x.flatten(2).permute(2, 0, 1) for x in (features.coarse, encoder.position())]
+    with torch.no_grad():
+        theirs = module._prepare_memory_conditioned_features(
+            n,
+            False,
+            tokens[:1],
+            tokens[1:],
+            [(side, side)],
+            {
+                "cond_frame_outputs": {given: as_stock[given]},
+                "non_cond_frame_outputs": {number: as_stock[number] for number in others},
+            },
+            total,
+            reverse,
+        )
+    bank = RecentMemory().bank(module)
+    for number in others:
+        bank.add(memories[number])
+    read = bank.read(Query(n, total, reverse, True, features.coarse), {given: memories[given]})
+    assert len(read.spatial) == min(slices, 7) and len(read.pointers) == (slices if past else 0)
+    ours = Heads(both.model).with_memory(features, encoder.position(), read, total)
+    assert (theirs - ours).abs().max() < 1e-4
 
 
 def test_bf16_masks_are_those_of_stock_in_bf16(tmp_path):
