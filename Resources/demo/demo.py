@@ -46,9 +46,8 @@ def main() -> int:
             slices += 1
             update(progress.done, f"slice {result.n}")
     seconds = time.perf_counter() - answered
-    print(
-        f"{slices} slices in {seconds:.1f} s: {seconds / max(slices, 1):.2f} s a slice ({session.model.device})"
-    )
+    each = seconds / max(slices, 1)
+    print(f"{slices} slices in {seconds:.1f} s: {each:.2f} s a slice ({session.model.device})")
 
     segmentation = session.segmentation()
     mask = export.write(segmentation, options.out / "segmentation.seg.nrrd", overwrite=True).path

@@ -1,4 +1,4 @@
-"""`medsam2 train base`: train the embedded model from nothing."""
+"""`medsam2 train …`: train the embedded model from nothing, and pack the result."""
 
 from __future__ import annotations
 
@@ -63,6 +63,21 @@ def base(
         print(f"stopped; the same command resumes the run in {out}", file=sys.stderr)
         raise typer.Exit(130)
     print(out / "weights.safetensors")
+
+
+@app.command()
+def package(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+) -> None:
+    """Store a run's averaged weights in half precision, as they ship; print size and SHA-256."""
+    from medsam2_core.export.atomic import check_target
+    from medsam2_core.training.packaging import package as pack
+
+    check_target(out, overwrite=overwrite)
+    packed = pack(run, out)
+    print(f"{packed.path}: {packed.size} bytes, sha256 {packed.sha256}")
 
 
 def _steps(text: str, stages: int) -> list[int]:
