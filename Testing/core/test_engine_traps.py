@@ -15,11 +15,8 @@ from medsam2_core.engine.sources import ArrayImages
 from medsam2_core.engine.tracker import Tracker
 
 BOX = [40, 30, 80, 62]
-BOTH_WAYS = pytest.mark.parametrize(
-    "options",
-    [TrackerOptions(), TrackerOptions(zoom=False), TrackerOptions.stock()],
-    ids=["zoom", "off", "stock"],
-)
+WAYS = {"zoom": TrackerOptions(), "off": TrackerOptions(zoom=False), "stock": TrackerOptions.stock()}
+EVERY_WAY = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 
 
 @pytest.fixture(scope="module")
