@@ -1,7 +1,7 @@
 """Time and memory of the engine: `make bench`. Figures depend on the machine; run it twice and compare.
 
-One object in a 512 x 512 volume of noise with a bright ball, prompted with a box. The first pass encodes every
-slice; the second, after a click, finds what still is in the feature cache.
+One object in a 512 x 512 volume of noise with a bright ball, prompted with a box. The first pass encodes
+every slice; the second, after a click, finds what still is in the feature cache.
 """
 
 import argparse

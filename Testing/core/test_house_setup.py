@@ -43,3 +43,19 @@ def test_make_and_ci_do_the_same():
 
 def _text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_extension_is_described_twice_in_the_same_words():
+    said = dict(re.findall(r'^set\(EXTENSION_(\w+) "(.*)"\)$', _text("CMakeLists.txt"), re.M))
+    listed = dict(re.findall(r"^(\w+) (.+)$", _text("MedSAM2Segment.s4ext"), re.M))
+    names = ("homepage", "category", "contributors", "description", "iconurl", "screenshoturls", "depends")
+    for name in names:
+        assert said[name.upper()] == listed[name]
+    assert len(listed["description"]) < 128
+
+
+def test_the_icon_is_what_the_extensions_index_asks_for():
+    from PIL import Image
+
+    with Image.open(ROOT / "Resources" / "MedSAM2Segment.png") as icon:
+        assert (icon.size, icon.format) == ((128, 128), "PNG")
