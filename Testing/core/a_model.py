@@ -80,17 +80,23 @@ class StockAndOurs:
 
     @classmethod
     def build(
-        cls, folder: Path, score_bias: float = 5.0, count: int = 10, image_size: int = 128, **flags
+        cls,
+        folder: Path,
+        score_bias: float = 5.0,
+        count: int = 10,
+        image_size: int = 128,
+        postprocessing: bool = False,
+        **flags,
     ) -> "StockAndOurs":
         """SAM 2.1 tiny at few pixels; `flags` are the predictor's."""
         from hydra.utils import instantiate
 
-        settings = read_config("sam2.1_hiera_t", image_size=image_size, apply_postprocessing=False)
+        settings = read_config("sam2.1_hiera_t", image_size, postprocessing)
         settings = {**settings, "_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor", **flags}
         torch.manual_seed(0)
         stock = instantiate(OmegaConf.create(settings), _convert_="all").eval()
         stir(stock, score_bias)
-        ours = build_module("sam2.1_hiera_t", image_size, apply_postprocessing=False)
+        ours = build_module("sam2.1_hiera_t", image_size, postprocessing)
         ours.load_state_dict(stock.state_dict(), strict=True)
         model = SegmentationModel.of(ours, "test", STOCK)
         slices = some_slices(count, (90, 120))

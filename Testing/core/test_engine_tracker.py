@@ -64,6 +64,24 @@ def test_where_the_user_said_absent_tracking_ends():
     }
 
 
+def test_a_box_the_model_finds_nothing_in_does_not_end_tracking():
+    circle = (60, 50, 15)
+    tracker, _ = bright_tracker(discs(SHAPE, circle, circle, None, circle, circle))
+    assert not tracker.prompt("it", 2, prompt(box=BOX)).mask_hw.any()
+    # Alone, it is still where tracking starts; with a better slice, that one is.
+    assert slices_of(tracker.propagate()) == [2, 3, 4, 1, 0]
+    tracker.prompt("it", 0, prompt(box=BOX))
+    assert slices_of(tracker.propagate()) == [0, 1, 2, 3, 4]
+
+
+def test_clicks_that_remove_everything_say_absent():
+    circle = (60, 50, 15)
+    tracker, _ = bright_tracker(discs(SHAPE, circle, circle, None, circle))
+    tracker.prompt("it", 0, prompt(box=BOX))
+    tracker.prompt("it", 2, prompt([[60, 50]], [0]))
+    assert slices_of(tracker.propagate()) == [0, 1, 2]
+
+
 def test_only_slices_in_the_range_are_touched():
     tracker, _ = bright_tracker(steady(9))
     tracker.prompt("it", 4, prompt(box=BOX))

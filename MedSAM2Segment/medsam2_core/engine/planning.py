@@ -45,25 +45,24 @@ def plan_steps(
 
 
 def _steps_of(state: ObjectState, slices: range, direction: Direction, order: Order) -> Iterable[Step]:
-    given = sorted(state.conditioning)
-    only_reverse = direction is Direction.REVERSE
+    seeds, walls = _anchors(state)
     for n in slices:
         if n in state.conditioning:
-            yield Step(state.object_id, n, only_reverse, n)
+            yield Step(state.object_id, n, direction is Direction.REVERSE, n)
             continue
-        below = max((m for m in given if m < n), default=None)
-        above = min((m for m in given if m > n), default=None)
         if order is Order.EARLIEST:
-            chosen = _as_stock(below, above, direction)
+            seed = _as_stock(state, n, direction)
         else:
-            chosen = _nearest(state, n, below, above, direction)
-            if chosen is None and direction is Direction.BOTH:
+            seed = _nearest(seeds, walls, n, direction)
+            if seed is None and direction is Direction.BOTH:
                 yield Step(state.object_id, n, False, None)
-        if chosen is not None:
-            yield Step(state.object_id, n, chosen > n, chosen)
+        if seed is not None:
+            yield Step(state.object_id, n, seed > n, seed)
 
 
-def _as_stock(below: int | None, above: int | None, direction: Direction) -> int | None:
+def _as_stock(state: ObjectState, n: int, direction: Direction) -> int | None:
+    below = max((m for m in state.conditioning if m < n), default=None)
+    above = min((m for m in state.conditioning if m > n), default=None)
     if direction is Direction.REVERSE:
         return above
     if below is not None:
@@ -71,18 +70,20 @@ def _as_stock(below: int | None, above: int | None, direction: Direction) -> int
     return above if direction is Direction.BOTH else None
 
 
-def _nearest(
-    state: ObjectState, n: int, below: int | None, above: int | None, direction: Direction
-) -> int | None:
-    def holds_object(m: int | None) -> bool:
-        return m is not None and not state.conditioning[m].prediction.is_absent
+def _anchors(state: ObjectState) -> tuple[list[int], list[int]]:
+    """Prompted slices tracking may start from, and those where the user said that the object is not."""
+    walls = [m for m, given in state.conditioning.items() if given.says_absent]
+    seeds = [m for m in state.conditioning if m not in walls]
+    # Where the model found nothing under a box or a positive click, other slices know better, if any.
+    return [m for m in seeds if not state.conditioning[m].prediction.is_absent] or seeds, walls
 
-    candidates = []
-    if direction is not Direction.REVERSE and holds_object(below):
-        candidates.append(below)
-    if direction is not Direction.FORWARD and holds_object(above):
-        candidates.append(above)
-    return min(candidates, key=lambda m: abs(m - n), default=None)
+
+def _nearest(seeds: Sequence[int], walls: Sequence[int], n: int, direction: Direction) -> int | None:
+    """The nearest seed in the right direction that no wall hides."""
+    if direction is not Direction.BOTH:
+        seeds = [m for m in seeds if (m > n) is (direction is Direction.REVERSE)]
+    within_reach = [m for m in seeds if not any(min(m, n) < wall < max(m, n) for wall in walls)]
+    return min(within_reach, key=lambda m: (abs(m - n), m), default=None)
 
 
 def plan_set(states: Sequence[ObjectState], first: int, last: int) -> list[Step]:

@@ -114,6 +114,14 @@ class ConditioningSlice:
     memory: SliceMemory | None = None
     is_remembered: bool = False
 
+    @property
+    def says_absent(self) -> bool:
+        """Whether the user means that the object is not here: an empty mask, or clicks that removed it all. A
+        box or a positive click says the contrary, even if the model finds nothing."""
+        said = self.prompt
+        means_it = said is not None and (said.box_xyxy is not None or bool((said.labels == 1).any()))
+        return self.prediction.is_absent and not means_it
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -162,10 +162,12 @@ class Tracker:
         if mask_hw is not None:
             from medsam2_core.prompts import SlicePrompt
 
+            nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+            words = SlicePrompt(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool))
+            self._check_prompt(n, words)
             if state is not None:
                 self.release(object_id, n)
-            nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
-            self.prompt(object_id, n, SlicePrompt(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool)))
+            self.prompt(object_id, n, words)
             state = self._objects[object_id]
         elif n not in self.state(object_id).outcomes:
             raise PromptError(f"slice {n} of object {object_id!r} has no mask yet that could be final")
