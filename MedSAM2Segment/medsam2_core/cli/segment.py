@@ -6,12 +6,12 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from medsam2_core.cli import segment_options as given
 from medsam2_core.cli.ordered import in_order
 from medsam2_core.cli.progress import slices_bar
 from medsam2_core.cli.report import peak_memory_mb, print_table
@@ -21,96 +21,6 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.prompts import PromptSet
     from medsam2_core.session import Session
-
-
-class Axis(str, Enum):
-    """What slices are stacked along."""
-
-    axial = "axial"
-    sagittal = "sagittal"
-    coronal = "coronal"
-    i = "i"
-    j = "j"
-    k = "k"
-
-
-class SpaceName(str, Enum):
-    """The space numbers are given in."""
-
-    ijk = "ijk"
-    ras = "ras"
-    lps = "lps"
-
-
-class Memory(str, Enum):
-    """Which slices the model remembers."""
-
-    recent = "recent"
-    self_sorting = "self-sorting"
-
-
-class Zoom(str, Enum):
-    """Whether the model looks at a region around the object."""
-
-    auto = "auto"
-    off = "off"
-
-
-_PROMPTS = "Prompts (each belongs to the --object typed before it)"
-_WORK = "How to work"
-_RESULT = "Result"
-
-VolumeArgument = Annotated[
-    Path, typer.Argument(help="NRRD, NIfTI, MetaImage, DICOM, PNG, JPEG or TIFF file, or a DICOM folder.")
-]
-OutOption = Annotated[
-    Path,
-    typer.Option(
-        "--out", "-o", help=".seg.nrrd (keeps everything), .nii.gz, .nrrd, .mha; .png for a picture.",
-        rich_help_panel=_RESULT,
-    ),
-]  # fmt: skip
-ModelOption = Annotated[
-    str, typer.Option(help="A name from `medsam2 models list`, or a checkpoint file.", rich_help_panel=_WORK)
-]
-BoxOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="I0,J0,I1,J1@K",
-        help="A box around the object on slice K: the two remaining axes in their order, then the slice. "
-        "For --axis sagittal of a volume stored along i: J0,K0,J1,K1@I. "
-        "Or two opposite corners: X0,Y0,Z0,X1,Y1,Z1.",
-        rich_help_panel=_PROMPTS,
-    ),
-]
-PointOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="X,Y,Z[,+|-]",
-        help="A click on the object, or with - beside it.",
-        rich_help_panel=_PROMPTS,
-    ),
-]
-MaskOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="FILE",
-        help="A label map on the volume's grid: the label of the object's name, or its only one.",
-        rich_help_panel=_PROMPTS,
-    ),
-]
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.json", help="Prompts as JSON.", rich_help_panel=_PROMPTS),
-]
-ObjectOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="Start an object of this name; prompts before the first one are its own too.",
-        rich_help_panel=_PROMPTS,
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -124,58 +34,25 @@ class _Job:
 
 def segment(
     ctx: typer.Context,
-    volume: VolumeArgument,
-    out: OutOption,
-    model: ModelOption = "embedded",
-    box: BoxOption = None,
-    point: PointOption = None,
-    mask: MaskOption = None,
-    prompts: PromptsOption = None,
-    object: ObjectOption = None,  # noqa: A002, RUF100 - the option's name
-    axis: Annotated[
-        Axis, typer.Option(help="The plane of the slices, or an array axis.", rich_help_panel=_WORK)
-    ] = Axis.axial,
-    space: Annotated[
-        SpaceName,
-        typer.Option(help="What --box, --point and --range are given in.", rich_help_panel=_PROMPTS),
-    ] = SpaceName.ijk,
-    window: Annotated[
-        str,
-        typer.Option(
-            metavar="W,L|PRESET",
-            help="Width and level, or abdomen, lung, brain, mediastinum, bone, auto.",
-            rich_help_panel=_WORK,
-        ),
-    ] = "auto",
-    range: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A:B", help="Only these slices, counted as K of a box is.", rich_help_panel=_WORK
-        ),
-    ] = None,
-    memory: Annotated[
-        Memory, typer.Option(help="Which slices the model remembers.", rich_help_panel=_WORK)
-    ] = Memory.recent,
-    zoom: Annotated[
-        Zoom, typer.Option(help="Look at a region around the object.", rich_help_panel=_WORK)
-    ] = Zoom.auto,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_WORK)
-    ] = "auto",
-    series: Annotated[
-        str | None,
-        typer.Option(help="Number or UID, where VOLUME holds several series.", rich_help_panel=_WORK),
-    ] = None,
-    picture: Annotated[
-        Path | None,
-        typer.Option(metavar="PNG", help="Also write a montage of slices.", rich_help_panel=_RESULT),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.", rich_help_panel=_RESULT)
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a summary as JSON.", rich_help_panel=_RESULT)
-    ] = False,
+    volume: given.VolumeArgument,
+    out: given.OutOption,
+    model: given.ModelOption = "embedded",
+    box: given.BoxOption = None,
+    point: given.PointOption = None,
+    mask: given.MaskOption = None,
+    prompts: given.PromptsOption = None,
+    object: given.ObjectOption = None,
+    axis: given.AxisOption = given.Axis.axial,
+    space: given.SpaceOption = given.SpaceName.ijk,
+    window: given.WindowOption = "auto",
+    range: given.RangeOption = None,
+    memory: given.MemoryOption = given.Memory.recent,
+    zoom: given.ZoomOption = given.Zoom.auto,
+    device: given.DeviceOption = "auto",
+    series: given.SeriesOption = None,
+    picture: given.PictureOption = None,
+    overwrite: given.OverwriteOption = False,
+    as_json: given.JsonOption = False,
 ) -> None:
     """Segment objects of a volume from boxes, clicks or masks on one or more slices."""
     from medsam2_core import export
@@ -186,46 +63,36 @@ def segment(
     opened = read_volume(volume, series)
     _check_free(out, picture, overwrite)
     export.check(out, opened.geometry, overwrite=overwrite)
-    stack = AxisStack(opened, axis.value)
-    job = _understood(in_order(ctx), prompts, stack, space.value, range)
+    # The values of box, point, mask and object are taken from here: in the order they were typed.
+    job = _understood(in_order(ctx), prompts, AxisStack(opened, axis.value), space.value, range)
+
     from medsam2_core.session import Session  # only now: torch takes seconds to load
 
-    session = Session.open(
-        opened,
-        model=model,
-        axis=axis.value,
-        window=window,
-        memory=memory.value,
-        zoom=zoom.value,
-        device=device,
-    )
+    settings = {"axis": axis.value, "window": window, "memory": memory.value, "zoom": zoom.value}
+    session = Session.open(opened, model, device=device, **settings)
     session.apply(job.prompts)
     _propagate(session, job)
     segmentation = session.segmentation()
-    notes = list(export.write(segmentation, out, overwrite=overwrite).notes)
+    notes = export.write(segmentation, out, overwrite=overwrite).notes
     if picture is not None:
         from medsam2_core.export.picture import montage
 
-        montage(
-            session.stack, session.window, segmentation, picture, prompts=job.prompts, overwrite=overwrite
-        )
+        shown = (session.stack, session.window, segmentation, picture)
+        montage(*shown, prompts=job.prompts, overwrite=overwrite)
     facts = {
         "volume": str(volume),
         "out": str(out),
         "picture": str(picture) if picture else None,
-        "model": model,
-        "axis": axis.value,
-        "window": session.window.to_dict(),
-        "objects": [_object_facts(segmentation, name, session) for name in segmentation.names],
+        **_facts(session, segmentation),
         "seconds": round(time.perf_counter() - started, 2),
         "peak_memory_mb": peak_memory_mb(),
-        "notes": notes,
+        "notes": list(notes),
     }
     print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)
 
 
 def _understood(
-    given: list[tuple[str, str]], file: Path | None, stack: Any, space: str, range_text: str | None
+    typed: list[tuple[str, str]], file: Path | None, stack: Any, space: str, range_text: str | None
 ) -> _Job:
     from medsam2_core.cli.prompt_options import Frame, collect, slice_range
     from medsam2_core.imaging.geometry import Space
@@ -238,7 +105,7 @@ def _understood(
             from_file = PromptSet.from_json(file.read_bytes(), stack.volume.geometry)
         except OSError as error:
             raise PromptError(f"the prompts file {file} cannot be read: {error.strerror}") from error
-    prompts = collect(given, from_file, frame)
+    prompts = collect(typed, from_file, frame)
     validate(prompts, stack)
     first, last = slice_range(range_text, frame)
     return _Job(prompts, first, last)
@@ -264,6 +131,15 @@ def _propagate(session: Session, job: _Job) -> None:
     with slices_bar("segmenting", progress.total) as update:
         for result in progress:
             update(progress.done, f"{result.object_id}, slice {result.n}")
+
+
+def _facts(session: Session, segmentation: Segmentation) -> dict[str, Any]:
+    return {
+        "model": session.model.name,
+        "slices": session.stack.key,
+        "window": session.window.to_dict(),
+        "objects": [_object_facts(segmentation, name, session) for name in segmentation.names],
+    }
 
 
 def _object_facts(segmentation: Segmentation, name: str, session: Session) -> dict[str, Any]:
