@@ -8,15 +8,17 @@ the trunk look at the image, and corrections are as frequent as first prompts. A
 
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from medsam2_core.engine.devices import choose_device
 from medsam2_core.engine.model import build_module
 from medsam2_core.engine.recipe import PromptRecipe
 from medsam2_core.errors import TrainingError
@@ -29,6 +31,11 @@ from medsam2_core.training.validation import validate
 # What the embedded model receives beside tokens; stored with the weights, used by the engine.
 EMBEDDED_RECIPE = PromptRecipe(draws_prompts=True, carries_mask=True)
 
+# What torch and its unpickler raise on a file that was cut off, changed, or never was a run's state.
+_DAMAGE = (
+    pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    EOFError, OSError, ArithmeticError, MemoryError, RecursionError, ImportError,
+)  # fmt: skip
 
 SLICES = Stage("slices", steps=5_500, frames=1, batch=8, learning_rate=8e-4)
 CLIPS = Stage(
@@ -73,7 +80,9 @@ class BaseTrainer:
     Raises
     ------
     TrainingError
-        If the data cannot be read, or the folder holds a run with other settings.
+        If the data cannot be read, or the folder holds a run with other settings or a damaged one.
+    DeviceError
+        If this machine does not have the device.
     """
 
     def __init__(
@@ -81,11 +90,15 @@ class BaseTrainer:
     ) -> None:
         self.settings = settings
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._report_to = report
+        self.device = choose_device(settings.device)
+        self._training, self._validation = split(load_sources(settings.data))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"{folder} cannot be the run's folder: {error.strerror or error}") from error
         torch.manual_seed(settings.seed)
         torch.set_num_threads(settings.threads)
-        self.device = torch.device(settings.device)
         self.module = build_module(settings.config).to(self.device).train()
         self.size = self.module.image_size
         self.heads = AffinityHeads(self.module.hidden_dim).to(self.device)
@@ -94,22 +107,27 @@ class BaseTrainer:
         self.stage_index = 0
         self.step = 0
         self.seconds = 0.0
+        self._since = time.monotonic()
         self._pending_optimiser: dict | None = None
         self._resume()
-        self._training, self._validation = split(load_sources(settings.data))
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Train to the end, or until ``should_stop`` says so; either way the run can be resumed."""
+        self._since = time.monotonic()
         while self.stage_index < len(self.settings.stages):
             stage = self.settings.stages[self.stage_index]
-            if not self._run_stage(stage, should_stop):
+            stopped = self._run_stage(stage, should_stop)
+            if self.step < stage.steps:
                 return
             self.stage_index += 1
             self.step = 0
             self._pending_optimiser = None
             self._save(optimiser=None)
+            if stopped:
+                return
 
     def _run_stage(self, stage: Stage, should_stop: Callable[[], bool]) -> bool:
+        """Train until the stage ends, or until ``should_stop`` says so, which is returned."""
         settings = self.settings
         optimiser = self._optimiser(stage)
         batches = stream(
@@ -117,36 +135,26 @@ class BaseTrainer:
             seed=settings.seed * 1_000_003 + self.stage_index * 100_003 + self.step, workers=settings.workers,
         )  # fmt: skip
         validation = fixed_views(self._validation, self.size, stage.frames, settings.validation_views, seed=7)
-        sums: dict[str, float] = {}
-        since = time.monotonic()
-        while self.step < stage.steps:
+        meter, stop = _Meter(), False
+        while self.step < stage.steps and not stop:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * schedule(self.step, stage.steps, settings.warm_up)
-            parts = self._train_step(next(batches), stage, optimiser)
+            meter.add(self._train_step(next(batches), stage, optimiser))
             self.step += 1
-            for key, value in parts.items():
-                sums[key] = sums.get(key, 0.0) + value
             stop = should_stop()
-            if self.step % settings.report_every == 0:
-                now = time.monotonic()
-                self.seconds += now - since
-                rate = settings.report_every * stage.batch * stage.frames / (now - since)
-                since = now
-                means = {key: round(value / settings.report_every, 4) for key, value in sums.items()}
-                self._log(
-                    {"stage": stage.name, "step": self.step, **means, "images_per_second": round(rate, 2)}
-                )
-                sums = {}
-            if self.step % settings.validate_every == 0 or self.step == stage.steps:
-                self._log(
-                    {"stage": stage.name, "step": self.step, "validation": self._validate(validation, stage)}
-                )
+            ends = self.step == stage.steps
+            if self.step % settings.report_every == 0 or ends or stop:
+                self._log({"stage": stage.name, "step": self.step, **meter.means(stage.batch * stage.frames)})
+                meter = _Meter()
+            if self.step % settings.validate_every == 0 or ends:
+                meter.pause()
+                scores = self._validate(validation, stage)
+                self._log({"stage": stage.name, "step": self.step, "validation": scores})
                 self._save(optimiser)
-                since = time.monotonic()
-            if stop:
+                meter.go_on()
+            elif stop:
                 self._save(optimiser)
-                return self.step >= stage.steps
-        return True
+        return stop
 
     def _train_step(self, batch: Batch, stage: Stage, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         generator = torch.Generator().manual_seed(
@@ -162,7 +170,8 @@ class BaseTrainer:
             return {"skipped": 1.0}
         optimiser.zero_grad(set_to_none=True)
         total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, 1.0)):
+            return {"skipped": 1.0}
         optimiser.step()
         self._update_average()
         return {key: float(value.detach()) for key, value in losses.items()}
@@ -197,7 +206,10 @@ class BaseTrainer:
             betas=(0.9, 0.99),
         )
         if self._pending_optimiser is not None:
-            optimiser.load_state_dict(self._pending_optimiser)
+            try:
+                optimiser.load_state_dict(self._pending_optimiser)
+            except _DAMAGE as error:
+                raise self._damaged(error) from error
             self._pending_optimiser = None
         return optimiser
 
@@ -212,13 +224,19 @@ class BaseTrainer:
                 if value.is_floating_point():
                     self.average[key].lerp_(value, 1 - keep)
 
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+
     def _log(self, line: dict) -> None:
+        self._count_time()
         line = {"hours": round(self.seconds / 3600, 3), **line}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
         self._report_to(line)
 
     def _save(self, optimiser: torch.optim.Optimizer | None) -> None:
+        self._count_time()
         state = {
             "settings": asdict(self.settings),
             "stage_index": self.stage_index,
@@ -230,33 +248,102 @@ class BaseTrainer:
             "optimiser": optimiser.state_dict() if optimiser else None,
             "random": torch.get_rng_state(),
         }
-        partial = self.folder / "last.pt.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / "last.pt")
+        self._put("last.pt", lambda partial: torch.save(state, partial))
         weights = {key: value.contiguous() for key, value in self.average.items()}
-        partial = self.folder / "weights.safetensors.partial"
-        save_file(weights, partial)
-        os.replace(partial, self.folder / "weights.safetensors")
+        # Not safetensors' own writer of files: it lets nobody but the owner read them.
+        self._put("weights.safetensors", lambda partial: partial.write_bytes(save(weights)))
+
+    def _put(self, name: str, write: Callable[[Path], object]) -> None:
+        """Put a file in the run's folder, whole or not at all."""
+        partial = self.folder / f"{name}.partial"
+        try:
+            write(partial)
+            os.replace(partial, self.folder / name)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
+            raise TrainingError(f"{self.folder / name} cannot be written: {error}") from error
 
     def _resume(self) -> None:
         path = self.folder / "last.pt"
         if not path.exists():
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        fixed = ("config", "seed")
-        for key in fixed:
-            if state["settings"][key] != getattr(self.settings, key):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self._check_same_run(state["settings"], state["stage_index"])
+            self.stage_index, self.step = int(state["stage_index"]), int(state["step"])
+            self.seconds = float(state["seconds"])
+            self.module.load_state_dict(state["module"])
+            self.heads.load_state_dict(state["heads"])
+            if state["average"].keys() != self.average.keys():
+                raise KeyError("the averaged weights belong to another network")
+            self.average = {key: value.to(self.device) for key, value in state["average"].items()}
+            self._pending_optimiser = state["optimiser"]
+            torch.set_rng_state(state["random"])
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+        self._drop_half_a_line()
+
+    def _damaged(self, error: Exception) -> TrainingError:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return TrainingError(
+            f"{self.folder / 'last.pt'} is damaged or was written by another version ({reason}): "
+            "remove it to begin anew, or choose another --out"
+        )
+
+    def _drop_half_a_line(self) -> None:
+        """A run that was killed while it wrote its log leaves half a line, to which no other is appended."""
+        log = self.folder / "log.jsonl"
+        text = log.read_bytes() if log.exists() else b""
+        if text and not text.endswith(b"\n"):
+            log.write_bytes(text[: text.rfind(b"\n") + 1])
+
+    def _check_same_run(self, theirs: dict, stage_index: int) -> None:
+        """Refuse to go on with another network, other random numbers, or in another stage."""
+        for key in ("config", "seed"):
+            if theirs[key] != getattr(self.settings, key):
                 raise TrainingError(
-                    f"{self.folder} holds a run with {key}={state['settings'][key]!r}, not "
+                    f"{self.folder} holds a run with {key}={theirs[key]!r}, not "
                     f"{getattr(self.settings, key)!r}: choose another --out, or the same {key}"
                 )
-        self.stage_index, self.step = state["stage_index"], state["step"]
-        self.seconds = state["seconds"]
-        self.module.load_state_dict(state["module"])
-        self.heads.load_state_dict(state["heads"])
-        self.average = state["average"]
-        self._pending_optimiser = state["optimiser"]
-        torch.set_rng_state(state["random"])
+        begun = [stage["name"] for stage in theirs["stages"]][: stage_index + 1]
+        ours = [stage.name for stage in self.settings.stages]
+        if begun != ours[: len(begun)]:
+            raise TrainingError(
+                f"{self.folder} holds a run with the stages {', '.join(begun)}, not {', '.join(ours)}: "
+                "choose another --out, or the same stages"
+            )
+
+
+class _Meter:
+    """Means of losses and speed since the last report."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = self._skipped = 0
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def pause(self) -> None:
+        """Stop the clock, until :meth:`go_on`."""
+        self._seconds += time.monotonic() - self._since
+
+    def go_on(self) -> None:
+        """Let the clock run again."""
+        self._since = time.monotonic()
+
+    def add(self, parts: dict[str, float]) -> None:
+        """Count one step's losses; of a skipped step only that it was skipped."""
+        self._steps += 1
+        self._skipped += "skipped" in parts
+        for key, value in parts.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+
+    def means(self, images_per_step: int) -> dict[str, float]:
+        """Loss by term over the steps that counted, steps skipped if any, and images a second."""
+        counted = max(self._steps - self._skipped, 1)
+        means = {key: round(value / counted, 4) for key, value in self._sums.items() if key != "skipped"}
+        if self._skipped:
+            means["skipped"] = self._skipped
+        seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
+        return {**means, "images_per_second": round(self._steps * images_per_step / seconds, 2)}
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:

@@ -72,7 +72,8 @@ class Views(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
-        torch.set_num_threads(1)
+        if worker is not None:  # in this process the network needs its threads
+            torch.set_num_threads(1)
         rng = np.random.default_rng([self._seed, worker.id if worker else 0])
         fresh = self._fresh(rng)
         shelf: list[View] = []

@@ -1,4 +1,4 @@
-"""From a finished run to the weights that ship: half precision, checked, with a fingerprint for the catalogue."""
+"""From a finished run to the weights that ship: half precision, checked, with a hash for the catalogue."""
 
 import hashlib
 import os

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.labels import read_labels
-from medsam2_core.imaging.reading import read_volume
+from medsam2_core.errors import TrainingError, VolumeError
+from medsam2_core.imaging.reading import read_labels, read_volume
+
+# In uint8 with background, one lesion that may be drawn into a view, and 255 for "unknown".
+MOST_LABELS = 253
 
 # Every eighth case is for validation. Whole patients are held back where one patient gave several cases.
 _VALIDATION_EVERY = 8
@@ -52,7 +54,7 @@ def load_sources(folder: str | Path, progress: Callable[[str], None] = lambda _:
     Raises
     ------
     TrainingError
-        If the folder does not exist, holds no case, or an image and its labels differ in size.
+        If the folder does not exist, holds no case, or a case cannot be used: which, and why.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,43 +85,72 @@ def split(stacks: list[LabelledStack]) -> tuple[list[LabelledStack], list[Labell
 
 
 def _read_picture(row: str, path: Path) -> LabelledStack:
-    from PIL import Image
-
     case = path.name.removesuffix("_seg.png")
-    labels = np.asarray(Image.open(path))
-    with Image.open(path.with_name(f"{case}_img.png")) as picture:
-        image = np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-    if labels.shape != image.shape[:2]:
-        raise TrainingError(
-            f"{path}: labels are {labels.shape}, the image is {image.shape[:2]}: they must agree"
-        )
-    return LabelledStack(
-        row, case, labels[None].astype(np.uint8), image[None], (1.0, 1.0, 1.0), complete=False
-    )
+    labels, _ = _labels(path)
+    image = _eight_bits(_scan(path.with_name(f"{case}_img.png"), labels.shape))
+    return LabelledStack(row, case, labels, image, (1.0, 1.0, 1.0), complete=False)
 
 
 def _read_volume(row: str, path: Path) -> LabelledStack:
     case = path.name.removesuffix("_seg.nii.gz")
-    label_map = read_labels(path)
-    labels = label_map.voxels_kji
+    labels, spacing = _labels(path)
     scan = path.with_name(f"{case}_img.nii.gz")
-    image = None
-    if scan.exists():
-        voxels = read_volume(scan).voxels_kji.astype(np.float32)
-        if voxels.shape != labels.shape:
-            raise TrainingError(f"{scan}: shape {voxels.shape}, its labels {labels.shape}: they must agree")
-        low, high = np.percentile(voxels[voxels > 0], (0.5, 99.5))
-        image = (np.clip((voxels - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    spacing = tuple(float(value) for value in label_map.geometry.spacing[::-1])
-    return LabelledStack(row, case, _compact(labels), image, spacing, complete=image is None)
+    if not scan.exists():
+        return LabelledStack(row, case, labels, None, spacing, complete=True)
+    voxels = _scan(scan, labels.shape)
+    if voxels.ndim != 3:
+        raise TrainingError(f"{scan}: a colour volume: train on grey ones")
+    return LabelledStack(row, case, labels, _stretched(voxels), spacing, complete=False)
 
 
-def _compact(labels: np.ndarray) -> np.ndarray:
-    """Renumber to 0..n, 0 staying 0, so that any label volume fits uint8."""
+def _labels(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """(K, J, I) uint8 labels and the voxel size along each axis."""
+    try:
+        found = read_labels(path)
+        voxels = found.voxels_kji
+    except VolumeError as error:
+        raise TrainingError(f"labels cannot be used: {error}") from error
+    along_k, along_j, along_i = (float(value) for value in found.geometry.spacing[::-1])
+    return _compact(path, voxels), (along_k, along_j, along_i)
+
+
+def _scan(path: Path, shape_kji: tuple[int, ...]) -> np.ndarray:
+    """(K, J, I) or (K, J, I, 3) voxels of the image that belongs to labels of a shape."""
+    try:
+        voxels = read_volume(path).voxels_kji
+    except VolumeError as error:
+        raise TrainingError(f"image cannot be used: {error}") from error
+    if voxels.shape[:3] != shape_kji:
+        raise TrainingError(
+            f"{path} has {_size(voxels.shape[:3])} voxels, its labels {_size(shape_kji)}: they must agree"
+        )
+    return voxels
+
+
+def _eight_bits(voxels: np.ndarray) -> np.ndarray:
+    return np.array(voxels) if voxels.dtype == np.uint8 else _stretched(voxels)
+
+
+def _stretched(voxels: np.ndarray) -> np.ndarray:
+    """uint8, from the 0.5 to the 99.5 percentile of what is above 0; black when that is nothing."""
+    voxels = np.nan_to_num(voxels.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    bright = voxels[voxels > 0]
+    low, high = np.percentile(bright, (0.5, 99.5)) if bright.size else (0.0, 1.0)
+    if high <= low:  # one brightness only, as in a mask
+        low = 0.0
+    return (np.clip((voxels - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def _compact(path: Path, labels: np.ndarray) -> np.ndarray:
+    """Renumber to 0..n in the same order, 0 staying 0, so that labels fit uint8."""
     values = np.unique(labels)
-    values = np.concatenate([[0], values[values != 0]])
-    if len(values) > 256:
-        raise TrainingError(f"{len(values)} labels in one volume: at most 255 can be used")
-    return (
-        np.searchsorted(values[1:], labels, side="right").astype(np.uint8) if len(values) > 1 else labels * 0
-    )
+    if len(values) and values[0] < 0:
+        raise TrainingError(f"{path}: label {values[0]} is negative: 0 is background, objects are above it")
+    values = values[values != 0]
+    if len(values) > MOST_LABELS:
+        raise TrainingError(f"{path} has {len(values)} labels: at most {MOST_LABELS} can be used")
+    return np.searchsorted(values, labels, side="right").astype(np.uint8)
+
+
+def _size(shape_kji: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in reversed(shape_kji))
