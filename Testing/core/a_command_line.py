@@ -64,3 +64,18 @@ def write_scan(path: Path) -> Path:
     """A bright ball in noise."""
     noise = np.random.default_rng(3).normal(100, 10, (24, 48, 40))
     return write_nrrd(path, (noise + 300 * ball_kji()).astype(np.int16))
+
+
+def write_untrained_model(folder: Path) -> Path:
+    """A checkpoint with the embedded model's architecture and file name, never trained.
+
+    The name makes it prompted as the embedded model is.
+    """
+    import torch
+    from medsam2_core.engine.model import build_module
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    path = folder / "embedded.safetensors"
+    save_file({key: value.contiguous() for key, value in build_module("embedded").state_dict().items()}, path)
+    return path

@@ -7,21 +7,14 @@ import sys
 
 import numpy as np
 import pytest
-from a_command_line import BALL_BOX, CommandLine, ball_kji, write_nrrd, write_scan
+from a_command_line import BALL_BOX, CommandLine, ball_kji, write_nrrd, write_scan, write_untrained_model
 from medsam2_core.imaging.reading import read_labels, read_volume
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A checkpoint of the embedded model's architecture and name, never trained."""
-    import torch
-    from medsam2_core.engine.model import build_module
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("models") / "embedded.safetensors"
-    save_file({key: value.contiguous() for key, value in build_module("embedded").state_dict().items()}, path)
-    return path
+    return write_untrained_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
