@@ -18,7 +18,7 @@
 Prompts are given in IJK. A session is not thread-safe; ``should_cancel`` is how another thread ends it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,14 @@ from numpy.typing import NDArray
 
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
-from medsam2_core.engine.memory import MemoryPolicy, RecentMemory, SelfSortingMemory
+from medsam2_core.engine.memory import MemoryPolicy
 from medsam2_core.engine.model import SegmentationModel, load_model
-from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.options import TrackerOptions, memory_policy
 from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.states import ObjectState, SliceResult
 from medsam2_core.engine.tracker import Propagation, Tracker
 from medsam2_core.errors import PromptError
+from medsam2_core.history import History, Moment
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
@@ -46,19 +47,13 @@ from medsam2_core.version import __version__
 if TYPE_CHECKING:
     from medsam2_core.engine.options import Direction
 
-MEMORIES: Mapping[str, Callable[[], MemoryPolicy]] = {
-    "recent": RecentMemory,
-    "self-sorting": SelfSortingMemory,
-}
-
 
 @dataclass(frozen=True)
-class _Moment:
+class _State:
     """What undo goes back to."""
 
-    what: str
     prompts: dict[str, list[Prompt]]
-    states: dict[str, ObjectState]
+    masks: dict[str, ObjectState]
     changed: dict[str, frozenset[int]]
 
 
@@ -103,10 +98,9 @@ class Session:
         self.window = window or parse_window("auto", volume)
         self._prompts = PromptSet()
         encoder = SliceEncoder(model, StackImages(self.stack, self.window), cache)
-        self.tracker = Tracker(model, encoder, _policy(memory), options)
+        self.tracker = Tracker(model, encoder, memory_policy(memory), options)
         self._changed: dict[str, set[int]] = {}
-        self._past: list[_Moment] = []
-        self._undo_limit = undo_limit
+        self._history = History(self._state, self._go_back, undo_limit)
 
     @classmethod
     def open(
@@ -148,7 +142,7 @@ class Session:
         stack = SliceStack.along(volume, axis)
         chosen = window if isinstance(window, Window) else parse_window(window, volume)
         options = TrackerOptions(zoom=_is_on(zoom))
-        policy = _policy(memory)
+        policy = memory_policy(memory)
         loaded = model if isinstance(model, SegmentationModel) else load_model(model, device)
         return cls(volume, loaded, stack=stack, window=chosen, memory=policy, options=options, cache=cache)
 
@@ -166,13 +160,13 @@ class Session:
         """Add an object without prompts. PromptError when the name is empty or taken."""
         if name in self._prompts.names:
             raise PromptError(f"there is an object {name!r} already: prompt it, or choose another name")
-        with self._step(f"add {name}"):
+        with self._history.step(f"add {name}"):
             self._prompts.add_object(name)
 
     def remove_object(self, name: str) -> None:
         """Forget an object, its prompts and its masks."""
         self._prompts.of(name)
-        with self._step(f"remove {name}"):
+        with self._history.step(f"remove {name}"):
             self._prompts.remove_object(name)
             self._changed.pop(name, None)
             if name in self.tracker.object_ids:
@@ -197,7 +191,7 @@ class Session:
                 f"the prompts lie on slices {', '.join(map(str, slices))}: give them one slice at a time"
             )
         (n,) = slices
-        with self._step(f"prompt {name}"):
+        with self._history.step(f"prompt {name}"):
             self._take(name, n, prompts)
         return self.tracker.result(name, n)
 
@@ -211,7 +205,7 @@ class Session:
         """
         validate(prompts, self.stack)
         touched = []
-        with self._step("apply prompts"):
+        with self._history.step("apply prompts"):
             for name, given in prompts:
                 self._prompts.add_object(name)
                 for n, of_slice in self._by_slice(given).items():
@@ -222,14 +216,14 @@ class Session:
     def unprompt(self, name: str, n: int) -> None:
         """Take back everything said about an object on slice ``n``, and its mask there."""
         kept = [p for p in self._prompts.of(name) if self._slice_of(p) != n]
-        with self._step(f"take back prompts of {name}"):
+        with self._history.step(f"take back prompts of {name}"):
             self.tracker.unprompt(name, n)
             self._prompts.objects[name] = kept
             self._changed.setdefault(name, set()).add(n)
 
     def finalise(self, name: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceResult:
         """Mark slice ``n`` as final, with the user's own mask or as it stands; nothing will change it."""
-        with self._step(f"finalise slice {n} of {name}"):
+        with self._history.step(f"finalise slice {n} of {name}"):
             if mask_hw is not None:
                 self._prompts.add_object(name)
             result = self.tracker.finalise(name, n, mask_hw)
@@ -239,7 +233,7 @@ class Session:
 
     def release(self, name: str, n: int) -> None:
         """Allow a final slice to be changed again."""
-        with self._step(f"release slice {n} of {name}"):
+        with self._history.step(f"release slice {n} of {name}"):
             self.tracker.release(name, n)
 
     def propagate(
@@ -280,7 +274,7 @@ class Session:
         if whole:
             ranges = [self._affected(name) for name in wanted]
             first, last = min(low for low, _ in ranges), max(high for _, high in ranges)
-        before = self._moment("propagate")
+        before = self._history.now("propagate")
         progress = self.tracker.propagate(
             wanted, first, last, direction=direction,
             stop_after_absent=stop_after_absent, should_cancel=should_cancel,
@@ -325,15 +319,11 @@ class Session:
     @property
     def undo_steps(self) -> list[str]:
         """What :meth:`undo` would take back, the next first."""
-        return [moment.what for moment in reversed(self._past)]
+        return self._history.steps
 
     def undo(self) -> str:
         """Take back the last step; returns what it was. PromptError when there is none."""
-        if not self._past:
-            raise PromptError("there is nothing to undo")
-        moment = self._past.pop()
-        self._go_back(moment)
-        return moment.what
+        return self._history.undo()
 
     def _take(self, name: str, n: int, prompts: "tuple[Prompt, ...] | list[Prompt]") -> None:
         """Add prompts of one slice and ask the model."""
@@ -372,12 +362,12 @@ class Session:
         return below, above
 
     def _watched(
-        self, results: Iterator[SliceResult], before: _Moment, finished: list[str]
+        self, results: Iterator[SliceResult], before: Moment[_State], finished: list[str]
     ) -> Iterator[SliceResult]:
         """Pass results on; from the first one on, the propagation can be undone."""
         for number, result in enumerate(results):
             if number == 0:
-                self._remember(before)
+                self._history.remember(before)
             yield result
         for name in finished:
             self._changed.pop(name, None)
@@ -386,48 +376,17 @@ class Session:
         values = [result.confidence for result in self.results(name) if result.mask_hw.any()]
         return f"{np.mean(values):.3f}" if values else "0"
 
-    def _moment(self, what: str) -> _Moment:
+    def _state(self) -> _State:
         changed = {name: frozenset(slices) for name, slices in self._changed.items()}
-        return _Moment(what, self.prompts.objects, self.tracker.snapshot(), changed)
+        return _State(self.prompts.objects, self.tracker.snapshot(), changed)
 
-    def _remember(self, moment: _Moment) -> None:
-        self._past.append(moment)
-        del self._past[: -self._undo_limit]
-
-    def _go_back(self, moment: _Moment) -> None:
-        self._prompts = PromptSet({name: list(prompts) for name, prompts in moment.prompts.items()})
-        self.tracker.restore(moment.states)
-        self._changed = {name: set(slices) for name, slices in moment.changed.items()}
-
-    def _step(self, what: str) -> "_Step":
-        return _Step(self, what)
-
-
-def _policy(memory: str | MemoryPolicy) -> MemoryPolicy:
-    if not isinstance(memory, str):
-        return memory
-    if memory not in MEMORIES:
-        raise PromptError(f"unknown memory {memory!r}: use one of {', '.join(MEMORIES)}")
-    return MEMORIES[memory]()
+    def _go_back(self, state: _State) -> None:
+        self._prompts = PromptSet({name: list(prompts) for name, prompts in state.prompts.items()})
+        self.tracker.restore(state.masks)
+        self._changed = {name: set(slices) for name, slices in state.changed.items()}
 
 
 def _is_on(zoom: str) -> bool:
     if zoom not in ("auto", "off"):
         raise PromptError(f"unknown zoom {zoom!r}: use auto or off")
     return zoom == "auto"
-
-
-class _Step:
-    """One undoable step: all of it happens, or nothing."""
-
-    def __init__(self, session: Session, what: str) -> None:
-        self._session, self._before = session, session._moment(what)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._session._remember(self._before)
-        else:
-            self._session._go_back(self._before)

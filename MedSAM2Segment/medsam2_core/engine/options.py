@@ -1,7 +1,11 @@
 """How a tracker behaves where one can choose."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+
+from medsam2_core.engine.memory import MemoryPolicy, RecentMemory, SelfSortingMemory
+from medsam2_core.errors import PromptError
 
 
 class Order(Enum):
@@ -71,3 +75,19 @@ class TrackerOptions:
             feeds_back_always=True,
             recent_logits=None,
         )
+
+
+#: Memory policies by the name users know them by.
+MEMORIES: Mapping[str, Callable[[], MemoryPolicy]] = {
+    "recent": RecentMemory,
+    "self-sorting": SelfSortingMemory,
+}
+
+
+def memory_policy(memory: str | MemoryPolicy) -> MemoryPolicy:
+    """The policy of a name, or the policy itself; PromptError names the choices."""
+    if not isinstance(memory, str):
+        return memory
+    if memory not in MEMORIES:
+        raise PromptError(f"unknown memory {memory!r}: use one of {', '.join(MEMORIES)}")
+    return MEMORIES[memory]()
