@@ -1,8 +1,8 @@
 """Every error this package raises on purpose.
 
-A message names what was wrong, the value that was wrong, and what to do about it. Whoever sits at the top (the
-command line, the worker, the panel) shows the message as it is; anything that is not a :class:`MedSAM2Error` is
-a defect of ours.
+A message names what was wrong, the value that was wrong, and what to do about it. Whoever sits at the top
+(the command line, the worker, the panel) shows the message as it is; anything that is not a
+:class:`MedSAM2Error` is a defect of ours.
 """
 
 
@@ -15,7 +15,8 @@ class VolumeError(MedSAM2Error):
 
 
 class GeometryError(VolumeError):
-    """Positions that cannot be trusted: singular or non-finite matrices, missing or unevenly spaced slices."""
+    """Positions that cannot be trusted: singular or non-finite matrices, missing or unevenly spaced slices.
+    """
 
 
 class PromptError(MedSAM2Error):

@@ -113,7 +113,7 @@ def test_configurations_are_found_by_every_usual_spelling(tmp_path):
         ),
         ("sam2.modeling.memory_attention.MemoryAttention\n", "sam2.modeling.nothing.Here\n", "does not have"),
         ("sam2.modeling.sam2_base.SAM2Base", "medsam2_core.engine.trunk.ConvTrunk", "not sam2.modeling"),
-        ("embed_dim: 96", "embed_dim: 96\n      weights_path: /tmp/x.pkl", "names further weights"),
+        ("embed_dim: 96", "embed_dim: 96\n      weights_path: /x.pkl", "names further weights"),
         ("embed_dim: 96", "embed_dim: 96\n      _args_: [1]", "_args_"),
         ("embed_dim: 96", "embed_dims: 96", "does not make a SAM 2"),
         ("model:", "network:", "no `model` section"),
