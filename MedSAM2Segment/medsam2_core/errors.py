@@ -15,7 +15,7 @@ class VolumeError(MedSAM2Error):
 
 
 class GeometryError(VolumeError):
-    """Positions that cannot be trusted: singular or non-finite matrices, missing or unevenly spaced slices."""
+    """Positions that cannot be trusted: singular or non-finite matrices, missing or uneven slices."""
 
 
 class PromptError(MedSAM2Error):
