@@ -22,7 +22,7 @@ from medsam2_core.session import Session
 
 HERE = Path(__file__).resolve().parent
 # Array indices of two opposite corners, on slice k = 24, as a user would drag them: a little too wide.
-BRAIN = Box((13, 14, 24), (156, 193, 24))
+BRAIN = Box((10, 11, 24), (158, 194, 24))
 
 
 def main() -> int:
