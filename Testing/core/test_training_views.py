@@ -1,0 +1,247 @@
+"""What the model sees in training: random anatomy, appearances, views of objects, batches."""
+
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from a_training_folder import write_training_folder
+from medsam2_core.errors import TrainingError
+from medsam2_core.training import loader
+from medsam2_core.training.anatomy import MAX_LABELS, random_anatomy
+from medsam2_core.training.appearance import blur, colourise, degrade, paint
+from medsam2_core.training.loader import Batch, Mixture, Views, fixed_views, stream
+from medsam2_core.training.sources import LabelledStack, load_sources
+from medsam2_core.training.synth import make_volume
+from medsam2_core.training.views import MAX_OBJECTS, flipped, make_view
+
+SIZE = 64
+
+
+@pytest.fixture(autouse=True)
+def small_anatomies(monkeypatch):
+    monkeypatch.setattr(loader, "random_anatomy", partial(random_anatomy, side=32))
+
+
+@pytest.fixture(scope="module")
+def stacks(tmp_path_factory):
+    return load_sources(write_training_folder(tmp_path_factory.mktemp("views") / "train"))
+
+
+@pytest.fixture(scope="module")
+def views(stacks):
+    """Views of every kind of source, single slices and clips."""
+    rng = np.random.default_rng(0)
+    made_up = LabelledStack("synthetic", "", random_anatomy(rng, 48), None, (1.0, 1.0, 1.0), complete=True)
+    found = []
+    for stack in (stacks[0], stacks[-2], stacks[-1], made_up):
+        for frames in (1, 4):
+            made = (make_view(stack, rng, SIZE, frames) for _ in range(20))
+            found += [(stack, view) for view in islice(filter(None, made), 7)]
+    return found
+
+
+def test_one_seed_gives_one_anatomy():
+    first, same, other = (random_anatomy(np.random.default_rng(seed), 32) for seed in (1, 1, 2))
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
+    assert first.dtype == np.uint8 and first.shape == (32, 32, 32)
+
+
+def test_anatomies_differ_in_what_they_hold():
+    counts = [len(np.unique(random_anatomy(np.random.default_rng(seed), 24))) for seed in range(8)]
+    assert min(counts) >= 3 and max(counts) <= MAX_LABELS + 1
+    assert len(set(counts)) > 3
+
+
+def test_an_appearance_keeps_labels_apart_and_stays_in_range():
+    labels = torch.zeros(3, SIZE, SIZE, dtype=torch.long)
+    labels[:, 16:48, 16:48] = 1
+    contrasts = []
+    for seed in range(12):
+        image = paint(labels, np.random.default_rng(seed))
+        assert image.shape == labels.shape and image.dtype == torch.float32
+        assert torch.isfinite(image).all() and 0 <= image.min() and image.max() <= 1
+        contrasts.append(abs(float(image[labels == 1].mean() - image[labels == 0].mean())))
+    assert np.median(contrasts) > 0.1
+
+
+def test_a_scanner_never_leaves_the_range():
+    grey = torch.rand(1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    for image in (grey, torch.zeros_like(grey), torch.ones_like(grey)):
+        for seed in range(20):
+            worse = degrade(image, np.random.default_rng(seed))
+            assert worse.shape == image.shape
+            assert torch.isfinite(worse).all() and 0 <= worse.min() and worse.max() <= 1
+
+
+def test_blurring_moves_nothing():
+    point = torch.zeros(1, 33, 33)
+    point[0, 16, 16] = 1
+    blurred = blur(point, 2.0)
+    assert float(blurred.sum()) == pytest.approx(1, abs=1e-4)
+    assert torch.allclose(blurred, blurred.flip(-1)) and torch.allclose(blurred, blurred.transpose(-1, -2))
+    spread = (blurred[0].sum(0) * (torch.arange(33) - 16.0).square()).sum()
+    assert float(spread) == pytest.approx(4, rel=0.1)  # sigma squared
+    assert torch.allclose(blur(torch.ones(1, 9, 9), 1.0), torch.ones(1, 9, 9), atol=1e-5)
+
+
+def test_some_images_get_a_tint():
+    grey = torch.rand(2, 8, 8)
+    assert torch.equal(colourise(grey, np.random.default_rng(0), 0.0)[:, 1], grey)
+    tinted = colourise(grey, np.random.default_rng(0), 1.0)
+    assert tinted.shape == (2, 3, 8, 8)
+    assert not torch.equal(tinted[:, 0], tinted[:, 1])
+
+
+# Views ------------------------------------------------------------------------------------------------------
+
+
+def test_a_view_holds_what_it_promises(views):
+    assert len(views) > 40
+    for _, view in views:
+        frames = view.image.shape[0]
+        assert view.image.shape == (frames, 3, SIZE, SIZE) and view.image.dtype == torch.float32
+        assert 0 <= view.image.min() and view.image.max() <= 1 + 1e-5
+        assert view.objects.shape[0] == frames and view.objects.shape[2:] == (SIZE, SIZE)
+        assert 1 <= view.objects.shape[1] <= MAX_OBJECTS and view.objects.dtype == torch.bool
+        assert view.regions.shape == (frames, SIZE, SIZE) and view.regions.dtype == torch.uint8
+
+
+def test_every_object_of_a_view_is_visible_on_its_first_slice(views):
+    for _, view in views:
+        shares = view.objects[0].flatten(1).float().mean(1)
+        assert (shares >= 40 / 256**2).all() and (shares <= 0.85).all()
+
+
+def test_what_is_not_labelled_is_unknown_unless_everything_is(views):
+    for stack, view in views:
+        unknown = view.regions == 255
+        if stack.complete:
+            assert not unknown.any()
+        else:
+            assert not (view.regions == 0).any()
+            assert not (view.objects.any(1) & unknown).any()
+
+
+def test_an_object_is_a_region_or_two(views):
+    for _, view in views:
+        for mask in view.objects[0]:
+            inside = set(view.regions[0][mask].tolist())
+            assert 1 <= len(inside) <= 2
+            outside = view.regions[0][~mask]
+            whole = sum(not (outside == value).any() for value in inside)
+            assert whole == len(inside) or view.image.shape[0] == 1  # a piece of it, on single slices
+
+
+def test_the_image_shows_the_objects_where_they_are(stacks):
+    """In the discs' pictures objects are brighter than all else, whatever the view does to them."""
+    rng = np.random.default_rng(1)
+    made = [make_view(stacks[0], rng, SIZE, 1) for _ in range(30)]
+    agreements = []
+    for view in (view for view in made if view is not None):
+        grey, mask = view.image[0].mean(0), view.objects[0].any(0)
+        near = torch.nn.functional.max_pool2d(mask[None, None].float(), 9, 1, 4)[0, 0].bool()
+        if near.all():
+            continue
+        agreements.append(abs(float(grey[mask].mean() - grey[~near].mean())))
+    assert np.mean(np.array(agreements) > 0.05) > 0.85
+
+
+def test_a_flipped_view_is_still_the_same_view(views):
+    rng = np.random.default_rng(3)
+    for _, view in views[::5]:
+        turned = flipped(view, rng)
+        assert turned.objects.shape == view.objects.shape
+        assert torch.equal(turned.objects.flatten(2).sum(2), view.objects.flatten(2).sum(2))
+        assert torch.equal(turned.regions.flatten().sort().values, view.regions.flatten().sort().values)
+        assert 0 <= turned.image.min() and turned.image.max() <= 1
+    seen = {flipped(views[0][1], rng).objects.numpy().tobytes() for _ in range(60)}
+    assert len(seen) == 8
+
+
+def test_nothing_to_see_gives_no_view():
+    nothing = LabelledStack("r", "c", np.zeros((1, 40, 40), np.uint8), None, (1, 1, 1), True)
+    assert make_view(nothing, np.random.default_rng(0), SIZE, 1) is None
+
+
+def test_labels_of_a_scanner_with_thick_slices_keep_their_shape_in_mm(stacks):
+    """The ball of the label volume is an ellipsoid of 3 mm slices: a view's pixels are mm."""
+    rng = np.random.default_rng(4)
+    flat = LabelledStack("r", "c", stacks[-1].labels_kji, None, (3.0, 1.5, 1.0), True)
+    for _ in range(5):
+        view = make_view(flat, rng, SIZE, 3)
+        assert view is None or view.objects.any()
+
+
+# Batches ----------------------------------------------------------------------------------------------------
+
+
+def batches(stacks, seed, count=2, **changes):
+    settings = {"size": SIZE, "frames": 2, "batch": 3, "seed": seed, **changes}
+    made = iter(Views(stacks, Mixture(), **settings))
+    return [next(made) for _ in range(count)]
+
+
+def test_the_same_seed_gives_the_same_batches(stacks):
+    first, same, other = (batches(stacks, seed) for seed in (1, 1, 2))
+    for one, two in zip(first, same, strict=True):
+        assert one.rows == two.rows
+        for name in ("images", "objects", "regions", "image_of"):
+            assert torch.equal(getattr(one, name), getattr(two, name))
+    assert not torch.equal(first[0].images, other[0].images)
+
+
+def test_a_batch_gathers_views_and_knows_whose_object_is_whose(stacks):
+    (batch,) = batches(stacks, 5, count=1)
+    assert batch.images.shape == (3, 2, 3, SIZE, SIZE) and batch.regions.shape == (3, 2, SIZE, SIZE)
+    assert batch.objects.shape[1:] == (2, SIZE, SIZE) and len(batch.objects) == len(batch.image_of)
+    assert batch.image_of.unique().tolist() == [0, 1, 2]
+    views = [make_view(stacks[0], np.random.default_rng(n), SIZE, 1) for n in range(20)]
+    views = [view for view in views if view is not None][:2]
+    both = Batch.of(views)
+    for n, view in enumerate(views):
+        assert torch.equal(both.objects[both.image_of == n].transpose(0, 1), view.objects)
+
+
+def test_making_batches_here_leaves_the_network_its_threads(stacks):
+    before = torch.get_num_threads()
+    next(stream(stacks, Mixture(), size=SIZE, frames=1, batch=1, seed=0, workers=0))
+    assert torch.get_num_threads() == before
+
+
+def test_a_background_process_makes_the_same_batches(stacks):
+    settings = {"size": SIZE, "frames": 1, "batch": 2, "seed": 4}
+    here = next(stream(stacks, Mixture(), workers=0, **settings))
+    there = next(stream(stacks, Mixture(), workers=1, **settings))
+    assert torch.equal(here.images, there.images)
+
+
+def test_validation_sees_the_same_views_every_time(stacks):
+    first, again = (fixed_views(stacks[:3], SIZE, 1, 2, seed=7) for _ in range(2))
+    assert list(first) == ["discs", "synthetic"]
+    for row, views in first.items():
+        assert len(views) == 2
+        for one, two in zip(views, again[row], strict=True):
+            assert torch.equal(one.image, two.image) and torch.equal(one.objects, two.objects)
+
+
+# Synthetic volumes ------------------------------------------------------------------------------------------
+
+
+def test_synthetic_volumes_are_the_same_for_a_seed():
+    (volume, truth), (same, _), (other, _) = (make_volume(seed, 32, 8) for seed in (3, 3, 4))
+    assert np.array_equal(volume.voxels_kji, same.voxels_kji)
+    assert not np.array_equal(volume.voxels_kji, other.voxels_kji)
+    assert volume.voxels_kji.shape == (8, 32, 32) and volume.voxels_kji.dtype == np.int16
+    assert 0 <= volume.voxels_kji.min() and volume.voxels_kji.max() <= 1000
+    assert np.allclose(volume.geometry.spacing, (1, 1, 4)) and volume.geometry.axis_codes == "LPS"
+    assert sum(segment.voxel_count for segment in truth) > 0.3 * volume.voxels_kji.size
+    masks = [segment.mask_kji for segment in truth if segment.voxel_count > 100]
+    assert masks
+
+
+def test_a_synthetic_volume_has_a_size():
+    with pytest.raises(TrainingError, match="at least 1 of 32 pixels"):
+        make_volume(0, side=16)
