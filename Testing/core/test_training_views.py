@@ -62,7 +62,7 @@ def test_an_appearance_keeps_labels_apart_and_stays_in_range():
     for seed in range(12):
         image = paint(labels, np.random.default_rng(seed))
         assert image.shape == labels.shape and image.dtype == torch.float32
-        assert torch.isfinite(image).all() and 0 <= image.min() and image.max() <= 1
+        assert torch.isfinite(image).all() and image.min() >= 0 and image.max() <= 1
         contrasts.append(abs(float(image[labels == 1].mean() - image[labels == 0].mean())))
     assert np.median(contrasts) > 0.1
 
@@ -73,7 +73,7 @@ def test_a_scanner_never_leaves_the_range():
         for seed in range(20):
             worse = degrade(image, np.random.default_rng(seed))
             assert worse.shape == image.shape
-            assert torch.isfinite(worse).all() and 0 <= worse.min() and worse.max() <= 1
+            assert torch.isfinite(worse).all() and worse.min() >= 0 and worse.max() <= 1
 
 
 def test_blurring_moves_nothing():
@@ -103,7 +103,7 @@ def test_a_view_holds_what_it_promises(views):
     for _, view in views:
         frames = view.image.shape[0]
         assert view.image.shape == (frames, 3, SIZE, SIZE) and view.image.dtype == torch.float32
-        assert 0 <= view.image.min() and view.image.max() <= 1 + 1e-5
+        assert view.image.min() >= 0 and view.image.max() <= 1 + 1e-5
         assert view.objects.shape[0] == frames and view.objects.shape[2:] == (SIZE, SIZE)
         assert 1 <= view.objects.shape[1] <= MAX_OBJECTS and view.objects.dtype == torch.bool
         assert view.regions.shape == (frames, SIZE, SIZE) and view.regions.dtype == torch.uint8
@@ -156,7 +156,7 @@ def test_a_flipped_view_is_still_the_same_view(views):
         assert turned.objects.shape == view.objects.shape
         assert torch.equal(turned.objects.flatten(2).sum(2), view.objects.flatten(2).sum(2))
         assert torch.equal(turned.regions.flatten().sort().values, view.regions.flatten().sort().values)
-        assert 0 <= turned.image.min() and turned.image.max() <= 1
+        assert turned.image.min() >= 0 and turned.image.max() <= 1
     seen = {flipped(views[0][1], rng).objects.numpy().tobytes() for _ in range(60)}
     assert len(seen) == 8
 
@@ -235,7 +235,7 @@ def test_synthetic_volumes_are_the_same_for_a_seed():
     assert np.array_equal(volume.voxels_kji, same.voxels_kji)
     assert not np.array_equal(volume.voxels_kji, other.voxels_kji)
     assert volume.voxels_kji.shape == (8, 32, 32) and volume.voxels_kji.dtype == np.int16
-    assert 0 <= volume.voxels_kji.min() and volume.voxels_kji.max() <= 1000
+    assert volume.voxels_kji.min() >= 0 and volume.voxels_kji.max() <= 1000
     assert np.allclose(volume.geometry.spacing, (1, 1, 4)) and volume.geometry.axis_codes == "LPS"
     assert sum(segment.voxel_count for segment in truth) > 0.3 * volume.voxels_kji.size
     masks = [segment.mask_kji for segment in truth if segment.voxel_count > 100]
