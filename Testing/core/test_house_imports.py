@@ -16,7 +16,9 @@ FLOORS = {
     "auto": {"errors", "version", "imaging", "prompts", "engine"},
     "training": {"errors", "version", "imaging", "prompts", "engine"},
     "session": {"errors", "version", "imaging", "prompts", "engine", "auto", "training"},
-    "evaluation": {"errors", "version", "imaging", "prompts", "engine", "auto", "training", "session"},
+    "evaluation": {
+        *("errors", "version", "imaging", "prompts", "export", "engine", "auto", "training", "session"),
+    },
     "worker": {"errors", "version", "imaging", "prompts", "engine", "auto", "training", "session", "export"},
     "cli": {
         *("errors", "version", "imaging", "prompts", "export", "engine", "auto", "training", "session"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from medsam2_core.evaluation.protocol import Measurement
+from medsam2_core.export.atomic import new_file
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def write_json(path: str | Path, measurements: Sequence[Measurement], about: dic
         "rows": [row.__dict__ for row in means(measurements)],
         "objects": [measurement.to_dict() for measurement in measurements],
     }
-    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with new_file(Path(path), overwrite=True) as stream:
+        stream.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def plot(path: str | Path, rows: Sequence[RowMeans]) -> None:
@@ -84,7 +86,8 @@ def plot(path: str | Path, rows: Sequence[RowMeans]) -> None:
     axes.set_xlim(0, 1)
     axes.set_xlabel("mean Dice")
     axes.legend(loc="lower left", ncols=4, bbox_to_anchor=(0, 1), frameon=False)
-    figure.savefig(path, dpi=110)
+    with new_file(Path(path), overwrite=True) as stream:
+        figure.savefig(stream, dpi=110, format="png")
 
 
 def _row_means(row: str, found: Sequence[Measurement]) -> RowMeans:
