@@ -1,4 +1,4 @@
-"""Memory stays bounded however deep the volume: proven by what is held, not by a clock or the system's word."""
+"""Memory stays bounded however deep the volume: proven by what is held, not by a clock."""
 
 import tracemalloc
 

@@ -72,7 +72,8 @@ def test_the_installed_program_tells_its_version():
         (("models", "find"), "No such command 'find'"),
         (("synth",), "Missing option '--out'"),
         (("synth", "--out", "x", "--count", "0"), "--count"),
-        (("synth", "--out", "x", "--size", "33"), "--size 33"),
+        (("synth", "--out", "x", "--size", "30"), "--size"),
+        (("synth", "--out", "x", "--labels", "none.nrrd"), "none.nrrd"),
         (("info",), "Missing argument"),
         (("models", "get", "sam3"), "no model 'sam3'"),
         (("models", "path", "sam3"), "no model 'sam3'"),
@@ -210,6 +211,16 @@ def test_equal_seeds_make_equal_volumes(medsam2, tmp_path):
     assert image.geometry.same_grid(labels.geometry)
     assert image.voxels_kji.std() > 1
     assert len(labels.labels) > 1
+
+
+def test_a_label_map_is_painted_in_its_own_place(medsam2, tmp_path):
+    assert medsam2("synth", "--out", tmp_path / "a", "--size", 33).code == 0
+    labels = tmp_path / "a" / "synth_1_00000_seg.nrrd"
+    assert medsam2("synth", "--out", tmp_path / "b", "--labels", labels, "--seed", 4).code == 0
+    image = read_volume(tmp_path / "b" / "synth_4_00000_img.nrrd")
+    truth = read_labels(tmp_path / "b" / "synth_4_00000_seg.nrrd")
+    assert image.geometry.same_grid(read_labels(labels).geometry)
+    assert np.array_equal(truth.voxels_kji, read_labels(labels).voxels_kji)
 
 
 def test_volumes_that_exist_are_kept(medsam2, tmp_path):

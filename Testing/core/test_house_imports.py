@@ -26,7 +26,10 @@ FLOORS = {
     },
 }
 # Rooms that are more than one file at the top level.
-SAME_ROOM = {"prompt_files": "prompts", "history": "session"}
+SAME_ROOM = {
+    **{"prompt_files": "prompts", "history": "session"},
+    **{"changes": "session", "slice_prompts": "session"},
+}
 
 # What Slicer's own Python loads: it has numpy, and nothing heavier must be needed before the user asks.
 LIGHT = [

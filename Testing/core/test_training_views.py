@@ -13,7 +13,7 @@ from medsam2_core.training.anatomy import MAX_LABELS, random_anatomy
 from medsam2_core.training.appearance import blur, colourise, degrade, paint
 from medsam2_core.training.loader import Batch, Mixture, Views, fixed_views, stream
 from medsam2_core.training.sources import LabelledStack, load_sources
-from medsam2_core.training.synth import make_volume
+from medsam2_core.training.synth import painted_map, random_volume
 from medsam2_core.training.views import MAX_OBJECTS, flipped, make_view
 
 SIZE = 64
@@ -230,18 +230,32 @@ def test_validation_sees_the_same_views_every_time(stacks):
 # Synthetic volumes ------------------------------------------------------------------------------------------
 
 
-def test_synthetic_volumes_are_the_same_for_a_seed():
-    (volume, truth), (same, _), (other, _) = (make_volume(seed, 32, 8) for seed in (3, 3, 4))
-    assert np.array_equal(volume.voxels_kji, same.voxels_kji)
-    assert not np.array_equal(volume.voxels_kji, other.voxels_kji)
-    assert volume.voxels_kji.shape == (8, 32, 32) and volume.voxels_kji.dtype == np.int16
-    assert volume.voxels_kji.min() >= 0 and volume.voxels_kji.max() <= 1000
-    assert np.allclose(volume.geometry.spacing, (1, 1, 4)) and volume.geometry.axis_codes == "LPS"
-    assert sum(segment.voxel_count for segment in truth) > 0.3 * volume.voxels_kji.size
-    masks = [segment.mask_kji for segment in truth if segment.voxel_count > 100]
-    assert masks
+@pytest.mark.parametrize("side", [32, 33, 50])
+def test_synthetic_volumes_are_the_same_for_a_seed(side):
+    (image, truth), (same, _), (other, _) = (
+        random_volume(np.random.default_rng(seed), side) for seed in (3, 3, 4)
+    )
+    assert np.array_equal(image, same)
+    assert not np.array_equal(image, other)
+    assert image.shape == truth.shape == (side, side, side) and image.dtype == np.uint8
+    assert (truth > 0).mean() > 0.3
+    assert len(np.unique(truth)) > 3
 
 
 def test_a_synthetic_volume_has_a_size():
-    with pytest.raises(TrainingError, match="at least 1 of 32 pixels"):
-        make_volume(0, side=16)
+    with pytest.raises(TrainingError, match="at least 32 are needed"):
+        random_volume(np.random.default_rng(0), side=16)
+
+
+def test_a_label_map_gets_a_made_up_scan_on_its_own_grid():
+    values = np.zeros((3, 40, 60), dtype=np.int16)
+    values[:, 10:30, 10:30] = 700
+    values[:, 20:35, 40:50] = -3
+    geometry = Geometry(np.eye(4), (60, 40, 3))
+    scans = [
+        painted_map(LabelMap(values[None], (), geometry), np.random.default_rng(seed)) for seed in range(12)
+    ]
+    assert all(scan.shape == values.shape for scan in scans)
+    # Over several draws the objects are told apart from what is around them.
+    contrasts = [abs(scan[values == 700].mean() - scan[values == 0].mean()) for scan in scans]
+    assert max(contrasts) > 60

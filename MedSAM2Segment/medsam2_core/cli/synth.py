@@ -1,4 +1,4 @@
-"""`medsam2 synth`: random anatomy with its labels, as the embedded model was trained on."""
+"""`medsam2 synth`: random or given anatomy in a made-up scan, as the embedded model was trained on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,29 @@ from medsam2_core.cli.progress import slices_bar
 if TYPE_CHECKING:
     import numpy as np
 
+    from medsam2_core.imaging.geometry import Geometry
+
 
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the volumes; made if missing.")],
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Anatomy from this label map instead of random one.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=100_000, help="How many volumes.")] = 1,
-    size: Annotated[int, typer.Option(min=32, max=256, help="Voxels along each axis; even.")] = 96,
-    spacing: Annotated[float, typer.Option(min=0.01, max=100.0, help="Voxel size in mm.")] = 1.0,
+    size: Annotated[int, typer.Option(min=32, max=256, help="Voxels a side of random anatomy.")] = 96,
+    spacing: Annotated[float, typer.Option(min=0.01, max=100.0, help="Its voxel size in mm.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal volumes.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Make volumes of random anatomy: NAME_img.nrrd and its label map NAME_seg.nrrd."""
-    from medsam2_core.errors import ExportError
+    import numpy as np
 
-    if size % 2:
-        raise ExportError(f"--size {size}: must be even")
+    from medsam2_core.errors import ExportError
+    from medsam2_core.imaging.geometry import Geometry
+    from medsam2_core.imaging.labels import read_labels
+    from medsam2_core.training.synth import painted_map, random_volume
+
+    given = None if labels is None else read_labels(labels)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -34,25 +43,16 @@ def synth(
     _check_free(out, names, overwrite)
     with slices_bar("volumes", count) as update:
         for number, name in enumerate(names):
-            image, labels = _one(seed, number, size)
-            _write(out / f"{name}_img.nrrd", image, spacing, overwrite)
-            _write(out / f"{name}_seg.nrrd", labels, spacing, overwrite)
+            rng = np.random.default_rng([seed, number])  # each volume depends on its own number only
+            if given is None:
+                image, truth = random_volume(rng, size)
+                geometry = Geometry.from_lps(np.diag([spacing] * 3 + [1.0]), (size, size, size))
+            else:
+                image, truth, geometry = painted_map(given, rng), given.voxels_kji, given.geometry
+            _write(out / f"{name}_img.nrrd", image, geometry, overwrite)
+            _write(out / f"{name}_seg.nrrd", truth, geometry, overwrite)
             update(number + 1, name)
-    print(f"{out}: {count} volumes of {size} x {size} x {size} voxels with their labels")
-
-
-def _one(seed: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(K, J, I) uint8 image and labels; each volume depends on its own number only."""
-    import numpy as np
-    import torch
-
-    from medsam2_core.training.anatomy import random_anatomy
-    from medsam2_core.training.appearance import paint
-
-    rng = np.random.default_rng([seed, number])
-    labels = random_anatomy(rng, size)
-    image = paint(torch.from_numpy(labels), rng)
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy(), labels
+    print(f"{out}: {count} volumes of {' x '.join(map(str, geometry.shape_ijk))} voxels with their labels")
 
 
 def _check_free(out: Path, names: list[str], overwrite: bool) -> None:
@@ -63,19 +63,19 @@ def _check_free(out: Path, names: list[str], overwrite: bool) -> None:
             check_target(out / f"{name}_{kind}.nrrd", overwrite=overwrite)
 
 
-def _write(path: Path, voxels_kji: np.ndarray, spacing: float, overwrite: bool) -> None:
+def _write(path: Path, voxels_kji: np.ndarray, geometry: Geometry, overwrite: bool) -> None:
     import io
 
     import nrrd
-    import numpy as np
 
     from medsam2_core.export.atomic import new_file
 
     content = io.BytesIO()
+    matrix = geometry.ijk_to_lps
     header = {
         "space": "left-posterior-superior",
-        "space directions": np.eye(3) * spacing,
-        "space origin": np.zeros(3),
+        "space directions": matrix[:3, :3].T,
+        "space origin": matrix[:3, 3],
         "kinds": ["domain"] * 3,
         "encoding": "gzip",
     }

@@ -111,7 +111,7 @@ class _Canvas:
         ].T
         coarse = self.grid[::2, ::2, ::2].reshape(-1, 3)
         distance = torch.cdist(coarse, curve).min(dim=1).values
-        half = self.side // 2
+        half = (self.side + 1) // 2
         distance = distance.view(1, 1, half, half, half)
         distance = functional.interpolate(distance, size=(self.side,) * 3, mode="trilinear")[0, 0]
         radius = self.rng.uniform(0.015, 0.08) * (1 + 0.4 * self._noise(3))

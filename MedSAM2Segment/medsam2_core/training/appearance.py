@@ -19,12 +19,12 @@ def paint(labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     Parameters
     ----------
     labels
-        (T, S, S) integer labels of T neighbouring slices.
+        (T, H, W) integer labels of T neighbouring slices.
 
     Returns
     -------
     torch.Tensor
-        (T, S, S) float32 between 0 and 1. One tissue keeps its brightness through the slices; noise is fresh.
+        (T, H, W) float32 between 0 and 1. One tissue keeps its brightness through the slices; noise is fresh.
     """
     image = _tissue(labels, rng)
     image = image + _texture(labels, rng)
@@ -105,32 +105,35 @@ def _texture(labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _coarser(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    size = image.shape[-1]
-    small = int(np.exp(rng.uniform(np.log(28), np.log(size))))
+    full = tuple(image.shape[-2:])
+    share = np.exp(rng.uniform(np.log(min(28, *full) / min(full)), 0))
+    small = [max(1, int(side * share)) for side in full]
     mode = str(rng.choice(["area", "nearest"], p=[0.8, 0.2]))
-    down = functional.interpolate(image[:, None], size=(small, small), mode=mode)
+    down = functional.interpolate(image[:, None], size=small, mode=mode)
     if rng.random() < 0.7:  # the scanner's noise is as coarse as its pixels
         noise = torch.from_numpy(rng.standard_normal(tuple(down.shape)).astype(np.float32))
         down = down + noise * rng.uniform(0, 0.08)
-    return functional.interpolate(down, size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+    return functional.interpolate(down, size=full, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _ultrasound(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Speckle wider than tall, attenuation with depth, shadows; log-compressed now and then."""
-    frames, size = image.shape[0], image.shape[-1]
-    height, width = int(size / rng.uniform(1, 3)), int(size / rng.uniform(1.5, 6))
+    frames, rows, columns_count = image.shape
+    height, width = int(rows / rng.uniform(1, 3)), int(columns_count / rng.uniform(1.5, 6))
     pair = torch.from_numpy(rng.standard_normal((frames, 2, height, width)).astype(np.float32))
     rayleigh = pair.square().sum(1, keepdim=True).sqrt() / 1.25
-    rayleigh = functional.interpolate(rayleigh, size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+    rayleigh = functional.interpolate(rayleigh, size=image.shape[1:], mode="bilinear", align_corners=False)[
+        :, 0
+    ]
     amount = rng.uniform(0.3, 1.0)
     image = (image + 0.03) * (1 + amount * (rayleigh - 1))
     if rng.random() < 0.5:
         image = torch.log1p(rng.uniform(2, 20) * image.clamp(min=0))
         image = image / image.max().clamp(min=1e-3)
-    depth = torch.linspace(0, 1, size)[None, :, None]
+    depth = torch.linspace(0, 1, rows)[None, :, None]
     image = image * torch.exp(-rng.uniform(0, 1.2) * depth)
     for _ in range(int(rng.integers(0, 3))):
-        columns = torch.linspace(0, 1, size)[None, None, :]
+        columns = torch.linspace(0, 1, columns_count)[None, None, :]
         beam = torch.exp(-((columns - rng.uniform(0, 1)) / rng.uniform(0.02, 0.12)).square())
         below = (depth > rng.uniform(0, 0.8)).float()
         image = image * (1 - rng.uniform(0.3, 0.95) * beam * below)

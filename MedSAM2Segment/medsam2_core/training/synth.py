@@ -2,52 +2,48 @@
 
 import numpy as np
 import torch
-from torch.nn import functional
+from numpy.typing import NDArray
 
 from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.segmentation import Segmentation
-from medsam2_core.imaging.volume import Volume
+from medsam2_core.imaging.labels import LabelMap
 from medsam2_core.training.anatomy import random_anatomy
 from medsam2_core.training.appearance import paint
 
 _SMALLEST = 32
 
 
-def make_volume(seed: int, side: int = 128, slices: int = 48) -> tuple[Volume, Segmentation]:
-    """One random volume with its truth; the same seed gives the same voxels.
-
-    Parameters
-    ----------
-    side
-        Rows and columns of a slice.
-    slices
-        Number of slices; fewer slices than ``side`` are thicker ones.
+def random_volume(rng: np.random.Generator, side: int = 96) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One volume of random anatomy; the same state of ``rng`` gives the same voxels.
 
     Returns
     -------
     tuple
-        A volume of (slices, side, side) int16 voxels from 0 to 1000, 1 mm in plane, and its labels as
-        segments.
+        Image and labels, both (side, side, side).
 
     Raises
     ------
     TrainingError
-        If the volume would be smaller than 32 pixels a side or have no slice.
+        If a side is shorter than 32 voxels.
     """
-    if side < _SMALLEST or slices < 1:
-        raise TrainingError(f"a volume of {slices} slices of {side} pixels: at least 1 of {_SMALLEST} pixels")
-    rng = np.random.default_rng(seed)
-    labels = torch.from_numpy(random_anatomy(rng))[None, None].float()
-    labels = functional.interpolate(labels, size=(slices, side, side), mode="nearest")[0, 0].long()
-    image = paint(labels, rng)
-    thickness = side / slices
-    matrix = np.diag([-1.0, -1.0, thickness, 1.0])
-    matrix[:2, 3] = (side - 1) / 2
-    matrix[2, 3] = -thickness * (slices - 1) / 2
-    geometry = Geometry(matrix, (side, side, slices))
-    voxels = np.round(image.numpy() * 1000).astype(np.int16)
-    values = labels.numpy()
-    masks = {f"region {value}": values == value for value in np.unique(values) if value > 0}
-    volume = Volume(voxels, geometry, modality="MR", name=f"synthetic {seed}")
-    return volume, Segmentation.from_masks(geometry, masks, {"software": "random anatomy", "seed": seed})
+    if side < _SMALLEST:
+        raise TrainingError(
+            f"a volume of {side} voxels a side: at least {_SMALLEST} are needed to draw anatomy"
+        )
+    labels = random_anatomy(rng, side)
+    return painted(labels, rng), labels
+
+
+def painted_map(labels: LabelMap, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(K, J, I) a made-up scan of real anatomy, given as a label map without overlap."""
+    values, places = np.unique(labels.voxels_kji, return_inverse=True)
+    # Background keeps number 0, whatever values the labels have.
+    order = np.argsort(values != 0, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return painted(rank[places].reshape(labels.voxels_kji.shape), rng)
+
+
+def painted(labels_kji: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(K, J, I) uint8 image of labels numbered from 0."""
+    image = paint(torch.from_numpy(np.ascontiguousarray(labels_kji)), rng)
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
