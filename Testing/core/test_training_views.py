@@ -8,6 +8,8 @@ import pytest
 import torch
 from a_training_folder import write_training_folder
 from medsam2_core.errors import TrainingError
+from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.labels import LabelMap
 from medsam2_core.training import loader
 from medsam2_core.training.anatomy import MAX_LABELS, random_anatomy
 from medsam2_core.training.appearance import blur, colourise, degrade, paint
