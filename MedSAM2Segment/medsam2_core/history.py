@@ -68,7 +68,7 @@ class History(Generic[State]):
     def remember(self, before: Moment[State]) -> None:
         """Make the step that began at a moment undoable."""
         self._past.append(before)
-        del self._past[: -self._limit]
+        del self._past[: max(len(self._past) - self._limit, 0)]
 
     def undo(self) -> str:
         """Take back the last step and return what it was; PromptError when there is none."""

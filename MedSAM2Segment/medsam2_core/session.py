@@ -21,31 +21,30 @@ Prompts are given in IJK. A session is not thread-safe; ``should_cancel`` is how
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam2_core.changes import Changes
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import MemoryPolicy
 from medsam2_core.engine.model import SegmentationModel, load_model
-from medsam2_core.engine.options import TrackerOptions, memory_policy
+from medsam2_core.engine.options import Direction, TrackerOptions, memory_policy
 from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.states import ObjectState, SliceResult
 from medsam2_core.engine.tracker import Propagation, Tracker
 from medsam2_core.errors import PromptError
-from medsam2_core.history import History, Moment
+from medsam2_core.history import History
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Point, Prompt, PromptSet, resolve, validate
+from medsam2_core.slice_prompts import by_slice, mask_on_slice, slices_of
 from medsam2_core.version import __version__
-
-if TYPE_CHECKING:
-    from medsam2_core.engine.options import Direction
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class _State:
 
     prompts: dict[str, list[Prompt]]
     masks: dict[str, ObjectState]
-    changed: dict[str, frozenset[int]]
+    changes: Changes
 
 
 class Session:
@@ -99,7 +98,7 @@ class Session:
         self._prompts = PromptSet()
         encoder = SliceEncoder(model, StackImages(self.stack, self.window), cache)
         self.tracker = Tracker(model, encoder, memory_policy(memory), options)
-        self._changed: dict[str, set[int]] = {}
+        self._changes = Changes()
         self._history = History(self._state, self._go_back, undo_limit)
 
     @classmethod
@@ -168,7 +167,7 @@ class Session:
         self._prompts.of(name)
         with self._history.step(f"remove {name}"):
             self._prompts.remove_object(name)
-            self._changed.pop(name, None)
+            self._changes.forget(name)
             if name in self.tracker.object_ids:
                 self.tracker.remove_object(name)
 
@@ -192,7 +191,7 @@ class Session:
             )
         (n,) = slices
         with self._history.step(f"prompt {name}"):
-            self._take(name, n, prompts)
+            self._take(name, n, by_slice(prompts, self.stack)[n])
         return self.tracker.result(name, n)
 
     def apply(self, prompts: PromptSet) -> list[SliceResult]:
@@ -208,33 +207,43 @@ class Session:
         with self._history.step("apply prompts"):
             for name, given in prompts:
                 self._prompts.add_object(name)
-                for n, of_slice in self._by_slice(given).items():
+                for n, of_slice in by_slice(given, self.stack).items():
                     self._take(name, n, of_slice)
                     touched.append((name, n))
         return [self.tracker.result(name, n) for name, n in touched]
 
     def unprompt(self, name: str, n: int) -> None:
         """Take back everything said about an object on slice ``n``, and its mask there."""
-        kept = [p for p in self._prompts.of(name) if self._slice_of(p) != n]
+        kept = self._said_elsewhere(name, n)
         with self._history.step(f"take back prompts of {name}"):
             self.tracker.unprompt(name, n)
             self._prompts.objects[name] = kept
-            self._changed.setdefault(name, set()).add(n)
+            self._changes.add(name, n)
 
     def finalise(self, name: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceResult:
-        """Mark slice ``n`` as final, with the user's own mask or as it stands; nothing will change it."""
+        """Mark slice ``n`` as final, with the user's own mask or as it stands; nothing will change it.
+
+        The user's mask replaces all that was said about the slice.
+        """
         with self._history.step(f"finalise slice {n} of {name}"):
-            if mask_hw is not None:
-                self._prompts.add_object(name)
+            if mask_hw is None:
+                return self.tracker.finalise(name, n)
+            drawn = mask_on_slice(mask_hw, n, self.stack)
+            self._prompts.add_object(name)
             result = self.tracker.finalise(name, n, mask_hw)
-            if mask_hw is not None:
-                self._changed.setdefault(name, set()).add(n)
+            said = self._said_elsewhere(name, n)
+            self._prompts.objects[name] = said + ([] if drawn is None else [drawn])
+            self._changes.add(name, n)
         return result
 
     def release(self, name: str, n: int) -> None:
-        """Allow a final slice to be changed again."""
+        """Allow a final slice to be changed again, by prompts or by the next propagation."""
+        if not self.tracker.result(name, n).final:
+            raise PromptError(f"slice {n} of object {name!r} is not final: there is nothing to release")
         with self._history.step(f"release slice {n} of {name}"):
             self.tracker.release(name, n)
+            if n not in self.tracker.state(name).conditioning:
+                self._changes.add(name, n)
 
     def propagate(
         self,
@@ -242,14 +251,14 @@ class Session:
         first: int | None = None,
         last: int | None = None,
         *,
-        direction: "Direction | str" = "both",
+        direction: Direction | str = "both",
         stop_after_absent: int | None = 3,
         should_cancel: Callable[[], bool] | None = None,
     ) -> Propagation:
         """Segment all slices of the prompted objects, one result at a time.
 
-        After a correction only what it can change is segmented again: the slices nearer to the corrected
-        slice than to any other prompted one. One undo takes back the whole propagation.
+        After a correction only what it can change is segmented again: the slices up to the next prompted
+        ones on either side. One undo takes back the whole propagation.
 
         Parameters
         ----------
@@ -267,20 +276,26 @@ class Session:
             raise PromptError("nothing to propagate: prompt an object first")
         for name in known:
             self.tracker.state(name)  # refuses what was never prompted
+        towards = _direction(direction)
         whole = first is None and last is None
-        wanted = [name for name in known if self._changed.get(name)] if whole else known
-        if not wanted:
-            return Propagation(0)
-        if whole:
-            ranges = [self._affected(name) for name in wanted]
-            first, last = min(low for low, _ in ranges), max(high for _, high in ranges)
-        before = self._history.now("propagate")
-        progress = self.tracker.propagate(
-            wanted, first, last, direction=direction,
-            stop_after_absent=stop_after_absent, should_cancel=should_cancel,
-        )  # fmt: skip
-        inner = progress.results
-        progress.results = self._watched(inner or iter(()), before, wanted if whole else [])
+        ranges: dict[tuple[int | None, int | None], list[str]] = {}
+        for name in known:
+            reach = (first, last)
+            if whole:
+                reach = self._changes.reach(self.tracker.state(name), len(self.stack), stop_after_absent)
+            if reach is not None:
+                ranges.setdefault(reach, []).append(name)
+        parts = [
+            self.tracker.propagate(
+                together, low, high, direction=towards,
+                stop_after_absent=stop_after_absent, should_cancel=should_cancel,
+            )
+            for (low, high), together in ranges.items()
+        ]  # fmt: skip
+        progress = Propagation(sum(part.total for part in parts))
+        settles = whole and towards is Direction.BOTH
+        settled = [name for together in ranges.values() for name in together] if settles else []
+        progress.results = self._watched(progress, parts, settled, stop_after_absent)
         return progress
 
     def mask_kji(self, name: str) -> NDArray[np.bool_]:
@@ -325,68 +340,61 @@ class Session:
         """Take back the last step; returns what it was. PromptError when there is none."""
         return self._history.undo()
 
-    def _take(self, name: str, n: int, prompts: "tuple[Prompt, ...] | list[Prompt]") -> None:
+    def _take(self, name: str, n: int, prompts: list[Prompt]) -> None:
         """Add prompts of one slice and ask the model."""
         self._prompts.add_object(name)
-        said = self._prompts.of(name)
         replaced = {type(p) for p in prompts} - {Point}
-        kept = [p for p in said if not (type(p) in replaced and self._slice_of(p) == n)]
-        together = [p for p in kept if self._slice_of(p) == n] + list(prompts)
-        answer = resolve(together, self.stack)[n]
-        self.tracker.prompt(name, n, answer)
-        self._prompts.objects[name] = kept + list(prompts)
-        self._changed.setdefault(name, set()).add(n)
+        here = [
+            p for p in self._prompts.of(name) if n in slices_of(p, self.stack) and type(p) not in replaced
+        ]
+        together = here + prompts
+        self.tracker.prompt(name, n, resolve(together, self.stack)[n])
+        self._prompts.objects[name] = self._said_elsewhere(name, n) + together
+        self._changes.add(name, n)
 
-    def _by_slice(self, prompts: list[Prompt]) -> dict[int, list[Prompt]]:
-        grouped: dict[int, list[Prompt]] = {}
-        for prompt in prompts:
-            for n in resolve([prompt], self.stack):
-                grouped.setdefault(n, []).append(prompt)
-        return grouped
-
-    def _slice_of(self, prompt: Prompt) -> int:
-        return next(iter(resolve([prompt], self.stack)))
-
-    def _affected(self, name: str) -> tuple[int, int]:
-        """First and last slice that the changes since the last propagation can reach.
-
-        A slice follows its nearest prompted slice; so a change at n reaches to the prompted slices on
-        either side of it, and no further.
-        """
-        changed, state = self._changed[name], self.tracker.state(name)
-        anchors = sorted(set(state.conditioning) - changed)
-        if not state.tracked:
-            return 0, len(self.stack) - 1
-        below = max((n for n in anchors if n < min(changed)), default=0)
-        above = min((n for n in anchors if n > max(changed)), default=len(self.stack) - 1)
-        return below, above
+    def _said_elsewhere(self, name: str, n: int) -> list[Prompt]:
+        """What was said about an object on other slices than ``n``."""
+        return [p for p in self._prompts.of(name) if n not in slices_of(p, self.stack)]
 
     def _watched(
-        self, results: Iterator[SliceResult], before: Moment[_State], finished: list[str]
+        self, progress: Propagation, parts: list[Propagation], settled: list[str], patience: int | None
     ) -> Iterator[SliceResult]:
         """Pass results on; from the first one on, the propagation can be undone."""
-        for number, result in enumerate(results):
-            if number == 0:
-                self._history.remember(before)
-            yield result
-        for name in finished:
-            self._changed.pop(name, None)
+        before, since = self._history.now("propagate"), self._changes.copied()
+        done, is_undoable = 0, False
+        for part in parts:
+            for result in part:
+                progress.done = done + part.done
+                if not is_undoable:
+                    self._history.remember(before)
+                    is_undoable = True
+                yield result
+            done += part.done
+        progress.done = done
+        self._changes.settle(settled, patience, since)
 
     def _confidence(self, name: str) -> str:
         values = [result.confidence for result in self.results(name) if result.mask_hw.any()]
         return f"{np.mean(values):.3f}" if values else "0"
 
     def _state(self) -> _State:
-        changed = {name: frozenset(slices) for name, slices in self._changed.items()}
-        return _State(self.prompts.objects, self.tracker.snapshot(), changed)
+        return _State(self.prompts.objects, self.tracker.snapshot(), self._changes.copied())
 
     def _go_back(self, state: _State) -> None:
         self._prompts = PromptSet({name: list(prompts) for name, prompts in state.prompts.items()})
         self.tracker.restore(state.masks)
-        self._changed = {name: set(slices) for name, slices in state.changed.items()}
+        self._changes = state.changes.copied()
 
 
 def _is_on(zoom: str) -> bool:
     if zoom not in ("auto", "off"):
         raise PromptError(f"unknown zoom {zoom!r}: use auto or off")
     return zoom == "auto"
+
+
+def _direction(direction: Direction | str) -> Direction:
+    try:
+        return Direction(direction)
+    except ValueError as error:
+        choices = ", ".join(one.value for one in Direction)
+        raise PromptError(f"unknown direction {direction!r}: use one of {choices}") from error

@@ -120,11 +120,18 @@ class RecentMemory:
         Never forget a slice, as stock does: its memory grows with the volume (8 MiB a slice at S = 1024 in
         stock, 0.5 MiB here). Otherwise only what can still be read in the direction of tracking is kept.
     nearest_conditioning
-        Attend only to so many conditioning slices, the nearest; None takes the model's flag (stock: all).
+        Attend only to so many conditioning slices, the nearest, at least 2 (sam2 keeps one on either side);
+        -1 all; None takes the model's flag (stock: all).
     """
 
     keeps_all: bool = False
     nearest_conditioning: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.nearest_conditioning in (0, 1):
+            raise ValueError(
+                f"{self.nearest_conditioning} conditioning slices are too few: give 2 or more, or -1 for all"
+            )
 
     @property
     def embedding(self) -> Embedding:

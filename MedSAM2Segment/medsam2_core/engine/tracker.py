@@ -138,11 +138,17 @@ class Tracker:
 
     def unprompt(self, object_id: str, n: int) -> None:
         """Take back everything said about slice `n`, and the mask there; an object without prompts is
-        removed."""
+        removed. PromptError when slice `n` is final, or others are and this was the last prompt."""
         state = self.state(object_id)
         self._check_not_final(state, n)
         if n not in state.conditioning:
             raise PromptError(f"object {object_id!r} has no prompt on slice {n}")
+        finals = sorted(m for m, outcome in state.outcomes.items() if outcome.final)
+        if finals and len(state.conditioning) == 1:
+            raise PromptError(
+                f"the prompt on slice {n} is the last one of object {object_id!r}, which has final slices "
+                f"({', '.join(map(str, finals))}): release them first, or remove the object"
+            )
         del state.conditioning[n]
         state.forget(n)
         if not state.conditioning:

@@ -289,7 +289,7 @@ def _choose_objects(labels: torch.Tensor, rng: np.random.Generator, target: int)
     chosen = []
     for value in order:
         whole = labels == value
-        if labels.shape[0] == 1 and rng.random() < 0.8:
+        if rng.random() < 0.8:
             whole = _largest_piece(whole)
         chosen.append(whole)
     if len(values) > 1 and rng.random() < 0.25:  # organ with its vessels, wall with its lumen
@@ -301,8 +301,9 @@ def _choose_objects(labels: torch.Tensor, rng: np.random.Generator, target: int)
 
 
 def _largest_piece(mask: torch.Tensor) -> torch.Tensor:
-    pieces, count = ndimage.label(mask[0].numpy())
-    if count <= 1:
+    """The connected piece (through all slices) that is largest on the first one."""
+    pieces, count = ndimage.label(mask.numpy())
+    on_first = np.bincount(pieces[0].ravel(), minlength=count + 1)[1:]
+    if count <= 1 or not on_first.any():
         return mask
-    largest = int(np.bincount(pieces.ravel())[1:].argmax()) + 1
-    return torch.from_numpy(pieces == largest)[None]
+    return torch.from_numpy(pieces == int(on_first.argmax()) + 1)
