@@ -26,6 +26,15 @@ def small_anatomies(monkeypatch):
     monkeypatch.setattr(loader, "random_anatomy", partial(random_anatomy, side=32))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Views are made by one thread, as in training's background process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def stacks(tmp_path_factory):
     return load_sources(write_training_folder(tmp_path_factory.mktemp("views") / "train"))
@@ -132,9 +141,6 @@ def test_an_object_is_a_region_or_two(views):
         for mask in view.objects[0]:
             inside = set(view.regions[0][mask].tolist())
             assert 1 <= len(inside) <= 2
-            outside = view.regions[0][~mask]
-            whole = sum(not (outside == value).any() for value in inside)
-            assert whole == len(inside) or view.image.shape[0] == 1  # a piece of it, on single slices
 
 
 def test_the_image_shows_the_objects_where_they_are(stacks):
@@ -208,9 +214,10 @@ def test_a_batch_gathers_views_and_knows_whose_object_is_whose(stacks):
 
 
 def test_making_batches_here_leaves_the_network_its_threads(stacks):
-    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     next(stream(stacks, Mixture(), size=SIZE, frames=1, batch=1, seed=0, workers=0))
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
 
 
 def test_a_background_process_makes_the_same_batches(stacks):

@@ -75,7 +75,11 @@ def read_table(path: str | Path, data: str | Path | None = None) -> list[Case]:
         raise EvaluationError(f"the table of cases {path} cannot be read: {error}") from error
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     cases = []
-    for entry in csv.DictReader(lines, delimiter="\t"):
+    try:
+        entries = list(csv.DictReader(lines, delimiter="\t"))
+    except csv.Error as error:
+        raise EvaluationError(f"{path} is not a table: {error}") from error
+    for entry in entries:
         missing = [column for column in COLUMNS[:3] if not entry.get(column)]
         if missing:
             raise EvaluationError(
@@ -122,6 +126,8 @@ def _pairs(folder: Path, image: str, labels: str) -> Iterator[tuple[Path, Path]]
     if "*" not in image:
         found = [("", folder / image)]
     else:
+        if image.count("*") > 1:
+            raise EvaluationError(f"{image}: one * can be used, in the name of the file")
         before, after = image.split("*")
         prefix = len(str(folder / before)) if before and not before.endswith("/") else None
         found = []

@@ -44,7 +44,7 @@ def scores(
     mask, truth
         (K, J, I) or (H, W) bool.
     spacing_mm
-        Voxel size along each array axis.
+        Voxel size along each array axis. A volume of one slice is compared as a picture.
     tolerance_mm
         For the surface Dice; by default the largest spacing, that is one voxel.
     """
@@ -52,8 +52,20 @@ def scores(
     overlap = dice(mask, truth)
     if not mask.any() or not truth.any():
         return Scores(overlap, 1.0 if overlap == 1.0 else 0.0, None)
+    if mask.ndim == 3 and mask.shape[0] == 1:
+        # A picture: in space it would be all surface, and every pixel of it on the border.
+        mask, truth, spacing_mm = mask[0], truth[0], spacing_mm[1:]
+        tolerance = max(spacing_mm) if tolerance_mm is None else tolerance_mm
+    return Scores(overlap, *_surface_scores(mask, truth, spacing_mm, tolerance))
+
+
+def _surface_scores(
+    mask: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: tuple[float, ...], tolerance: float
+) -> tuple[float, float]:
+    """Surface Dice and HD95 of masks that hold something."""
+    import warnings
+
     import torch
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
     part = _around(mask | truth)
     # MONAI wants (batch, class, ...).
@@ -61,11 +73,16 @@ def scores(
         torch.from_numpy(np.ascontiguousarray(m[part]))[None, None].float() for m in (mask, truth)
     )
     spacing = [float(value) for value in spacing_mm]
-    surface = compute_surface_dice(ours, theirs, [tolerance], include_background=True, spacing=spacing)
-    distance = compute_hausdorff_distance(
-        ours, theirs, include_background=True, percentile=95, spacing=spacing
-    )
-    return Scores(overlap, float(surface[0, 0]), float(distance[0, 0]))
+    with warnings.catch_warnings():
+        # MONAI 1.5 warns of an argument that only MONAI itself passes.
+        warnings.filterwarnings("ignore", r"(?s).*always_return_as_numpy", FutureWarning)
+        from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+        surface = compute_surface_dice(ours, theirs, [tolerance], include_background=True, spacing=spacing)
+        distance = compute_hausdorff_distance(
+            ours, theirs, include_background=True, percentile=95, spacing=spacing
+        )
+    return float(surface[0, 0]), float(distance[0, 0])
 
 
 def _around(mask: NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -17,7 +17,7 @@ from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.evaluation.baselines import copied_key_mask, inscribed_ellipse
 from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of, read_case
 from medsam2_core.evaluation.metrics import Scores, dice, scores
-from medsam2_core.evaluation.simulated_user import centre_of, correction, jittered_box
+from medsam2_core.evaluation.simulated_user import centre_of, correction, jittered_box, tight_box
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
@@ -177,7 +177,8 @@ class _User:
     def baseline(self) -> float:
         """Dice of the answer that never looks at the image."""
         if len(self._stack) == 1:
-            ellipse = inscribed_ellipse(self._box, self._stack.shape_hw)
+            truth = self._truth_hw(self._key)
+            ellipse = inscribed_ellipse(tight_box(truth), self._stack.shape_hw)
             return dice(self._stack.volume_mask({0: ellipse}), self._truth_kji)
         return dice(copied_key_mask(self._truth_kji, self._stack, self._key), self._truth_kji)
 

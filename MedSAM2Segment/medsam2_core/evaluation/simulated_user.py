@@ -16,16 +16,21 @@ def largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return pieces == int(np.bincount(pieces.ravel())[1:].argmax()) + 1
 
 
+def tight_box(mask_hw: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom (pixel positions) of the box around a mask: half a pixel outside the outermost
+    centres, the border between pixels as a user drags it.
+    """
+    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+    return columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5
+
+
 def jittered_box(
     mask_hw: NDArray[np.bool_], rng: np.random.Generator, jitter: float = 0.05
 ) -> tuple[float, float, float, float]:
     """Left, top, right, bottom (pixel positions) of the box around a mask, each side moved by up to
     ``jitter`` of the box's size and kept inside the slice.
     """
-    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-    # The border between pixels, as a user drags it: half a pixel outside the outermost centres.
-    left, right = columns[0] - 0.5, columns[-1] + 0.5
-    top, bottom = rows[0] - 0.5, rows[-1] + 0.5
+    left, top, right, bottom = tight_box(mask_hw)
     width, height = right - left, bottom - top
     moves = rng.uniform(-jitter, jitter, 4) * [width, height, width, height]
     left, top, right, bottom = np.array([left, top, right, bottom]) + moves
