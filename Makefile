@@ -77,7 +77,9 @@ campaign: export MEDSAM2_CAMPAIGN = 10
 campaign: test
 
 bench: setup
-	$(python) Testing/bench.py
+	$(python) Testing/bench/long_volume.py
+	$(python) Testing/bench/long_volume.py --config sam2.1_hiera_t --size 512 --slices 12
+	$(python) Testing/bench/against_stock.py
 
 clean:
 	rm -rf $(VENV) build dist demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info MedSAM2Segment/*.egg-info
