@@ -18,7 +18,7 @@ from typing import Any
 from medsam2_core.errors import CatalogueError
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
-_RECIPE_FIELDS = ("draws_prompts", "disc_radius", "cone_radius", "carries_mask", "zoom")
+_RECIPE_FIELDS = ("draws_prompts", "disc_radius", "cone_radius", "carries_mask", "least_iou", "zoom")
 
 
 @dataclass(frozen=True)

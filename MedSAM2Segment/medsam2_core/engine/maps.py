@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from medsam2_core.engine.zoom import Region
 
+#: Logits of an absent object, sam2's own.
+ABSENT = -1024.0
 #: Logits outside a region that was looked at: surely not the object.
 BEYOND = -10.0
 
@@ -24,7 +26,7 @@ def mask_of_logits(logits: torch.Tensor, region: Region, shape_hw: Sequence[int]
 
 
 def logits_on_slice(
-    logits: torch.Tensor, region: Region, shape_hw: Sequence[int], outside: float = -1024.0
+    logits: torch.Tensor, region: Region, shape_hw: Sequence[int], outside: float = ABSENT
 ) -> NDArray[np.float32]:
     """(H, W) logits of the slice; `outside` where the region does not reach."""
     return region.paste(_in_region(logits, region).cpu().numpy(), shape_hw, fill=outside)

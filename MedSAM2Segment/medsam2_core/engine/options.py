@@ -11,10 +11,10 @@ from medsam2_core.errors import PromptError
 class Order(Enum):
     """Which prompted slice an unprompted one is tracked from.
 
-    NEAREST: from the nearest prompted slice that holds the object, half the gap from either side, so that a
-    corrected slice corrects its neighbours on both sides. A slice the user said is empty ends tracking
-    there. EARLIEST: as stock: forward from the first prompted slice through all others, then in reverse
-    from the first.
+    NEAREST: from the nearest prompted slice that holds the object, half the gap from either side (more from
+    the side the model is surer of), so that a corrected slice corrects its neighbours on both sides. A
+    slice the user said is empty ends tracking there. EARLIEST: as stock: forward from the first prompted
+    slice through all others, then in reverse from the first.
     """
 
     NEAREST = "nearest"

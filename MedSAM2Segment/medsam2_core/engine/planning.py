@@ -1,10 +1,13 @@
 """In which order slices are tracked, and from where."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medsam2_core.engine.options import Direction, Order
 from medsam2_core.engine.states import ObjectState
+
+# A prompted slice counts for something, however unsure the model is of it.
+_LEAST_TRUST = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ def plan_steps(
 
 def _steps_of(state: ObjectState, slices: range, direction: Direction, order: Order) -> Iterable[Step]:
     seeds, walls = _anchors(state)
+    trust = {m: max(state.conditioning[m].prediction.iou, _LEAST_TRUST) for m in seeds}
     for n in slices:
         if n in state.conditioning:
             yield Step(state.object_id, n, direction is Direction.REVERSE, n)
@@ -53,7 +57,7 @@ def _steps_of(state: ObjectState, slices: range, direction: Direction, order: Or
         if order is Order.EARLIEST:
             seed = _as_stock(state, n, direction)
         else:
-            seed = _nearest(seeds, walls, n, direction)
+            seed = _nearest(trust, walls, n, direction)
             if seed is None and direction is Direction.BOTH:
                 yield Step(state.object_id, n, False, None)
         if seed is not None:
@@ -78,12 +82,19 @@ def _anchors(state: ObjectState) -> tuple[list[int], list[int]]:
     return [m for m in seeds if not state.conditioning[m].prediction.is_absent] or seeds, walls
 
 
-def _nearest(seeds: Sequence[int], walls: Sequence[int], n: int, direction: Direction) -> int | None:
-    """The nearest seed in the right direction that no wall hides."""
-    if direction is not Direction.BOTH:
-        seeds = [m for m in seeds if (m > n) is (direction is Direction.REVERSE)]
-    within_reach = [m for m in seeds if not any(min(m, n) < wall < max(m, n) for wall in walls)]
-    return min(within_reach, key=lambda m: (abs(m - n), m), default=None)
+def _nearest(trust: Mapping[int, float], walls: Sequence[int], n: int, direction: Direction) -> int | None:
+    """Of the next seeds on either side that no wall hides, the nearer.
+
+    Distance counts less for a seed the model is surer of: between a good mask and a poor one, slices should
+    not follow the poor one half the way.
+    """
+    sides: dict[bool, int] = {}
+    for m in sorted(trust, key=lambda m: abs(m - n)):
+        hidden = any(min(m, n) < wall < max(m, n) for wall in walls)
+        wanted = direction is Direction.BOTH or (m > n) is (direction is Direction.REVERSE)
+        if wanted and not hidden:
+            sides.setdefault(m > n, m)
+    return min(sides.values(), key=lambda m: (abs(m - n) / trust[m], m), default=None)
 
 
 def plan_set(states: Sequence[ObjectState], first: int, last: int) -> list[Step]:

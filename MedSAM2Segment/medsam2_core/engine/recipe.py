@@ -32,6 +32,8 @@ class PromptRecipe:
         distance and cross zero at this fraction of the image side.
     carries_mask
         While tracking, the mask of the slice before is drawn for the next one.
+    least_iou
+        While tracking, a mask of which the model predicts a lower IoU is taken as "the object is not here".
     zoom
         Side of the region of interest the model sees, in units of the prompt's box.
     """
@@ -40,6 +42,7 @@ class PromptRecipe:
     disc_radius: float = 0.05
     cone_radius: float = 0.125
     carries_mask: bool = False
+    least_iou: float = 0.0
     zoom: float = 2.0
 
     def to_dict(self) -> dict:

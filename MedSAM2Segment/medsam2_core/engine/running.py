@@ -87,7 +87,10 @@ class Runner:
         canvas = None
         if source.ordered and encoder.model.recipe.carries_mask:
             canvas = heads.carried(moved_logits(*self._previous(state, step), region))
-        return features, attended, heads.decode(features, attended, region, canvas=canvas)
+        prediction = heads.decode(features, attended, region, canvas=canvas)
+        if prediction.iou < encoder.model.recipe.least_iou:
+            prediction = prediction.as_absent()
+        return features, attended, prediction
 
     def _previous(self, state: ObjectState, step: Step) -> tuple[torch.Tensor, Region]:
         """Logits of the slice this one is reached from; of the seed when nothing is known there."""

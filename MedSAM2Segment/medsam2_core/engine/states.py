@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsam2_core.engine.maps import PackedMask, logits_of_mask
+from medsam2_core.engine.maps import ABSENT, PackedMask, logits_of_mask
 from medsam2_core.engine.zoom import Region
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ class Prediction:
     score: torch.Tensor
     pointer: torch.Tensor
     region: Region
+
+    def as_absent(self) -> "Prediction":
+        """The same answer, taken as "the object is not here"."""
+        nothing = torch.full_like(self.logits, ABSENT)
+        return replace(self, logits=nothing, score=torch.full_like(self.score, -1.0))
 
     @property
     def is_absent(self) -> bool:
