@@ -247,7 +247,7 @@ def test_training_is_set_up_from_the_options(medsam2, tmp_path, monkeypatch):
             asked["report"]({"step": 1})
 
     monkeypatch.setattr("medsam2_core.training.base.BaseTrainer", Trainer)
-    answer = medsam2("train", "base", tmp_path, "--out", tmp_path / "run", "--steps", "7,0", "--seed", 4,
+    answer = medsam2("train", "base", tmp_path, "--out", tmp_path / "run", "--steps", "7,0,0", "--seed", 4,
                      "--device", "cpu", "--threads", 1, "--workers", 0)  # fmt: skip
     assert answer.code == 0, answer.err
     settings = asked["settings"]

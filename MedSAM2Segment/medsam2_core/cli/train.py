@@ -24,7 +24,7 @@ def base(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; a run in it is resumed.")],
     steps: Annotated[
         str | None,
-        typer.Option(metavar="SLICES,CLIPS", help="Steps of the two stages; the usual ones by default."),
+        typer.Option(metavar="A,B,C", help="Steps of the stages; the usual ones by default."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -85,7 +85,7 @@ def _steps(text: str, stages: int) -> list[int]:
 
     parts = text.split(",")
     if len(parts) != stages or not all(part.strip().isdecimal() for part in parts):
-        raise TrainingError(f"--steps {text}: write {stages} whole numbers, one a stage, such as 5500,2200")
+        raise TrainingError(f"--steps {text}: {stages} numbers wanted, one a stage, such as 3000,1300,420")
     return [int(part) for part in parts]
 
 

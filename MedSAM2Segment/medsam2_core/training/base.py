@@ -11,7 +11,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from medsam2_core.training.sources import load_sources, split
 from medsam2_core.training.validation import validate
 
 # What the embedded model receives beside tokens; stored with the weights, used by the engine.
-EMBEDDED_RECIPE = PromptRecipe(draws_prompts=True, carries_mask=True)
+EMBEDDED_RECIPE = PromptRecipe(draws_prompts=True, carries_mask=True, least_iou=0.4)
 
 # What torch and its unpickler raise on a file that was cut off, changed, or never was a run's state.
 _DAMAGE = (
@@ -37,11 +37,12 @@ _DAMAGE = (
     EOFError, OSError, ArithmeticError, MemoryError, RecursionError, ImportError,
 )  # fmt: skip
 
-SLICES = Stage("slices", steps=5_500, frames=1, batch=8, learning_rate=8e-4)
+SLICES = Stage("slices", steps=3_000, frames=1, batch=8, learning_rate=8e-4)
 CLIPS = Stage(
-    "clips", steps=2_200, frames=5, batch=2, learning_rate=3e-4, trunk_factor=0.3, corrections=1,
+    "clips", steps=1_300, frames=5, batch=2, learning_rate=3e-4, trunk_factor=0.3, corrections=1,
     kinds=(0.5, 0.2, 0.3), affinity_weight=0.3,
 )  # fmt: skip
+LONG_CLIPS = replace(CLIPS, name="long clips", steps=420, frames=7, learning_rate=2e-4)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class BaseTraining:
     data: str
     config: str = "embedded"
     seed: int = 1
-    stages: tuple[Stage, ...] = (SLICES, CLIPS)
+    stages: tuple[Stage, ...] = (SLICES, CLIPS, LONG_CLIPS)
     mixture: Mixture = field(default_factory=Mixture)
     warm_up: int = 150
     weight_decay: float = 0.05
