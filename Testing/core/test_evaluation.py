@@ -129,6 +129,17 @@ def test_a_box_is_off_by_its_jitter_at_most_and_stays_inside():
         assert left >= -0.5 and top >= -0.5 and right <= 79.5 and bottom <= 49.5
 
 
+def test_every_object_is_boxed_by_another_hand():
+    mask = a_disc((60, 80), (40, 30), 20)
+    case = Case("row", Path("a.png"), Path("b.png"))
+    boxes = [
+        jittered_box(mask, protocol_module.hand_for(MeasuredObject(case, label, mask[None]), seed))
+        for label, seed in ((1, 0), (2, 0), (1, 1), (1, 0))
+    ]
+    assert boxes[0] == boxes[3]
+    assert len(set(boxes)) == 3
+
+
 def test_a_click_is_as_far_from_the_border_as_can_be():
     mask = a_disc((60, 60), (40, 20), 12)
     mask[30:58, 2:5] = True

@@ -4,7 +4,7 @@ import nrrd
 import numpy as np
 import pytest
 import slicerio
-from medsam2_core.errors import VolumeError
+from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging.reading import read_labels, read_volume
 from small_files import OBLIQUE_RAS, some_voxels, write_nifti, write_nrrd, write_picture
 
@@ -112,3 +112,40 @@ def test_an_image_is_not_taken_for_labels(tmp_path):
         read_labels(write_nrrd(tmp_path / "many.nrrd", many))
     with pytest.raises(VolumeError, match="no such file"):
         read_labels(tmp_path / "none.nrrd")
+
+
+@pytest.mark.parametrize("order", ["LPS", "LAS", "RAS", "SAL", "PIR"])
+def test_labels_stored_in_another_axis_order_come_onto_the_images_grid(order, tmp_path):
+    import nibabel
+
+    rng = np.random.default_rng(3)
+    ras = nibabel.Nifti1Image(rng.integers(0, 4, (5, 6, 7)).astype(np.uint8), np.diag([1.5, 2, 3, 1]))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(ras.affine), nibabel.orientations.axcodes2ornt(order)
+    )
+    nibabel.save(ras, tmp_path / "image.nii")
+    nibabel.save(ras.as_reoriented(turn), tmp_path / "labels.nii")
+    image = read_volume(tmp_path / "image.nii")
+    labels = read_labels(tmp_path / "labels.nii").on_grid(image.geometry)
+    assert labels.geometry is image.geometry or labels.geometry.same_grid(image.geometry)
+    assert np.array_equal(labels.voxels_kji, image.voxels_kji)
+
+
+def test_labels_that_lie_elsewhere_are_not_moved(tmp_path):
+    import nibabel
+
+    voxels = np.ones((5, 6, 7), dtype=np.uint8)
+    affine = np.diag([1.5, 2, 3, 1.0])
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "image.nii")
+    affine[0, 3] = 0.4
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "labels.nii")
+    with pytest.raises(GeometryError, match="do not lie on the image's grid"):
+        read_labels(tmp_path / "labels.nii").on_grid(read_volume(tmp_path / "image.nii").geometry)
+
+
+def test_the_real_ct_and_its_flipped_labels_meet(shared_data):
+    image = read_volume(shared_data / "dicom" / "ct_body_j2k")
+    labels = read_labels(shared_data / "dicom" / "ct_body_j2k_seg.nii.gz")
+    assert labels.geometry.axis_codes != image.geometry.axis_codes
+    in_air = image.voxels_kji[labels.on_grid(image.geometry).voxels_kji > 0] < -500
+    assert in_air.mean() < 0.03

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsam2_core.errors import PromptError
+from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.imaging.geometry import PLANE_NORMAL, Space
 from medsam2_core.imaging.slices import AxisStack
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
@@ -91,11 +91,10 @@ def mask(path: str | Path, object_name: str, frame: Frame) -> MaskPrompt:
 
     labels = read_labels(path)
     geometry = frame.stack.volume.geometry
-    if not labels.geometry.same_grid(geometry, tolerance_mm=0.01):
-        raise PromptError(
-            f"--mask {path}: its grid {labels.geometry.shape_ijk} is not the volume's {geometry.shape_ijk}, "
-            "or lies elsewhere: resample it first"
-        )
+    try:
+        labels = labels.on_grid(geometry)
+    except GeometryError as error:
+        raise PromptError(f"--mask {path}: {error}") from error
     names = [label.name for label in labels.labels]
     if object_name not in names and len(names) != 1:
         raise PromptError(

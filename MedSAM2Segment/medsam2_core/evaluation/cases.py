@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_core.errors import EvaluationError
+from medsam2_core.errors import EvaluationError, GeometryError
 from medsam2_core.evaluation.simulated_user import largest_piece
 from medsam2_core.imaging.reading import read_labels, read_volume
 from medsam2_core.imaging.volume import Volume
@@ -102,13 +102,10 @@ def objects_of(case: Case, volume: Volume, smallest: int = 30) -> Iterator[Measu
     EvaluationError
         If image and labels do not lie on one grid.
     """
-    labels = read_labels(case.labels)
-    voxels = labels.voxels_kji
-    if voxels.shape != volume.voxels_kji.shape[:3]:
-        raise EvaluationError(
-            f"{case.labels} has {voxels.shape[::-1]} voxels, "
-            f"{case.image} {volume.voxels_kji.shape[2::-1]}: labels must lie on the image's grid"
-        )
+    try:
+        voxels = read_labels(case.labels).on_grid(volume.geometry).voxels_kji
+    except GeometryError as error:
+        raise EvaluationError(f"{case.labels} and {case.image}: {error}") from error
     for label in np.unique(voxels):
         if label == 0:
             continue

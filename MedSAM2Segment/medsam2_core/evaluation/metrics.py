@@ -59,6 +59,19 @@ def scores(
     return Scores(overlap, *_surface_scores(mask, truth, spacing_mm, tolerance))
 
 
+def require_monai() -> None:
+    """MissingPackageError when what measures distances is not installed."""
+    try:
+        found = find_spec("monai")
+    except ValueError:  # something stands in its place
+        found = None
+    if found is None:
+        raise MissingPackageError(
+            "measuring needs the package monai, which is not installed: `pip install 'medsam2segment[training]'`,"
+            " in a checkout `pip install -e '.[training]'`"
+        )
+
+
 def _surface_scores(
     mask: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: tuple[float, ...], tolerance: float
 ) -> tuple[float, float]:

@@ -8,6 +8,7 @@ without propagation. Every object gets a session of its own; features are shared
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,11 @@ def measure_object(
     )
 
 
+def hand_for(measured: MeasuredObject, seed: int) -> np.random.Generator:
+    """How the user's hand is off: otherwise for every object, the same in every run."""
+    return np.random.default_rng([seed, crc32(f"{measured.case.row} {measured.name}".encode())])
+
+
 class _User:
     """The simulated user in front of one object."""
 
@@ -147,8 +153,8 @@ class _User:
         self._stack = self.session.stack
         areas = [int(self._truth_hw(n).sum()) for n in range(len(self._stack))]
         self._key = int(np.argmax(areas))
-        rng = np.random.default_rng(protocol.seed)
-        self._box = jittered_box(self._truth_hw(self._key), rng, protocol.jitter)
+        hand = hand_for(measured, protocol.seed)
+        self._box = jittered_box(self._truth_hw(self._key), hand, protocol.jitter)
 
     def click_alone(self) -> float:
         """Dice after one click in the middle of the object, propagated."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import VolumeError
+from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging import arrays, dicom, dicom_seg, files, metaimage, nifti, nrrd_files, pictures
+from medsam2_core.imaging.volume import canonical_affine, canonical_view
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,11 +95,48 @@ class LabelMap:
         label = self.find(name_or_value)
         return self.layers_lkji[label.layer] == label.value
 
+    def on_grid(self, geometry: Geometry, tolerance_mm: float = 0.05) -> LabelMap:
+        """The same labels stored as an image of that geometry is: axes turned and flipped, nothing resampled.
+
+        Raises
+        ------
+        GeometryError
+            When the voxels are not in the same places, in whatever order they are stored.
+        """
+        if self.geometry.same_grid(geometry, tolerance_mm):
+            return self
+        layers = np.zeros((len(self.layers_lkji), *geometry.shape_ijk[::-1]), dtype=self.layers_lkji.dtype)
+        pairs = [
+            (canonical_view(ours, self.geometry), canonical_view(theirs, geometry))
+            for ours, theirs in zip(self.layers_lkji, layers, strict=True)
+        ]
+        if not _same_places(self.geometry, geometry, pairs[0][0].shape, pairs[0][1].shape, tolerance_mm):
+            ours, theirs = (
+                f"{grid.shape_ijk} voxels ({grid.axis_codes})" for grid in (self.geometry, geometry)
+            )
+            raise GeometryError(
+                f"labels {self.name!r} of {ours} do not lie on the image's grid of {theirs}: resample"
+            )
+        for source, target in pairs:
+            target[...] = source
+        return LabelMap(layers, self.labels, geometry, self.name, self.source)
+
     def _check_one_layer(self) -> None:
         if len(self.layers_lkji) != 1:
             raise VolumeError(
                 f"{self.name!r} has overlapping objects: values repeat on its layers, use 'labels'"
             )
+
+
+def _same_places(
+    one: Geometry, other: Geometry, shape: tuple[int, ...], other_shape: tuple[int, ...], tolerance_mm: float
+) -> bool:
+    """Whether two grids, seen in canonical order, hold their voxels in the same places."""
+    if shape != other_shape:
+        return False
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*shape, 1]
+    difference = (canonical_affine(one) - canonical_affine(other)) @ corners.T
+    return bool(np.abs(difference).max() <= tolerance_mm)
 
 
 def read_labels(path: str | Path) -> LabelMap:

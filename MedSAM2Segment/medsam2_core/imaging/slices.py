@@ -78,9 +78,8 @@ class SliceStack(ABC):
         origin_ras : (3,) a point in mm; one of the slices has a pixel centre exactly there
         row_direction_ras : (3,) the direction columns run to (x)
         column_direction_ras : (3,) the direction rows run to (y), at a right angle to the former
-        spacing_mm : pixel and slice size: one number, or (x, y, n); by default the size of a voxel in each of
-            the
-            three directions, so pixels may be non-square as the voxels are
+        spacing_mm : pixel and slice size: one number, or (x, y, n); by default the size of a voxel in each
+            of the three directions, so pixels may be non-square as the voxels are
         """
         from medsam2_core.imaging.oblique import ObliqueStack
 

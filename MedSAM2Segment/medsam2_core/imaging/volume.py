@@ -108,6 +108,19 @@ def canonical_view(voxels_kji: NDArray[Any], geometry: Geometry) -> NDArray[Any]
     return view.transpose([2 - axis for axis, _ in towards] + list(range(3, voxels_kji.ndim)))
 
 
+def canonical_affine(geometry: Geometry) -> NDArray[np.float64]:
+    """(4, 4) from indices of :func:`canonical_view` (s, p, l) to RAS in mm: equal for equal grids, however
+    stored.
+    """
+    to_ijk = np.zeros((4, 4))
+    to_ijk[3, 3] = 1
+    for column, (axis, sign) in enumerate(geometry.array_axis_towards(direction) for direction in "SPL"):
+        to_ijk[axis, column] = sign
+        if sign < 0:
+            to_ijk[axis, 3] = geometry.shape_ijk[axis] - 1
+    return geometry.ijk_to_ras @ to_ijk
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """2-D images without an order or a common place: a folder of photographs or stills."""
