@@ -35,7 +35,11 @@ class DownloadError(CheckpointError):
 
 
 class DeviceError(MedSAM2Error):
-    """A device or precision that this machine does not have."""
+    """A device or precision that this machine does not have, or a card whose memory is full."""
+
+
+class MissingPackageError(MedSAM2Error):
+    """A Python package that what was asked for needs, and that is not installed."""
 
 
 class ExportError(MedSAM2Error):

@@ -31,7 +31,7 @@ from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import MemoryPolicy
 from medsam2_core.engine.model import SegmentationModel, load_model
-from medsam2_core.engine.options import Direction, TrackerOptions, memory_policy
+from medsam2_core.engine.options import Direction, TrackerOptions, memory_name, memory_policy, zoom_is_on
 from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.states import ObjectState, SliceResult
 from medsam2_core.engine.tracker import Propagation, Tracker
@@ -97,7 +97,8 @@ class Session:
         self.window = window or parse_window("auto", volume)
         self._prompts = PromptSet()
         encoder = SliceEncoder(model, StackImages(self.stack, self.window), cache)
-        self.tracker = Tracker(model, encoder, memory_policy(memory), options)
+        self._memory = memory_policy(memory)
+        self.tracker = Tracker(model, encoder, self._memory, options)
         self._changes = Changes()
         self._history = History(self._state, self._go_back, undo_limit)
 
@@ -112,6 +113,9 @@ class Session:
         memory: str | MemoryPolicy = "recent",
         zoom: str = "auto",
         device: str = "auto",
+        precision: str = "auto",
+        config: str | Path | None = None,
+        image_size: int | None = None,
         series: str | None = None,
         cache: FeatureCache | None = None,
     ) -> "Session":
@@ -129,6 +133,8 @@ class Session:
             ``auto``, a preset, ``"WIDTH,LEVEL"`` or a :class:`Window`.
         zoom
             ``auto``: the model looks at a region around the object; ``off``: at whole slices, as stock SAM 2.
+        device, precision, config, image_size
+            As in :func:`~medsam2_core.engine.model.load_model`; a loaded model has its own.
         series
             Which series of a DICOM folder.
 
@@ -140,10 +146,11 @@ class Session:
         volume = source if isinstance(source, Volume) else read_volume(source, series)
         stack = SliceStack.along(volume, axis)
         chosen = window if isinstance(window, Window) else parse_window(window, volume)
-        options = TrackerOptions(zoom=_is_on(zoom))
+        options = TrackerOptions(zoom=zoom_is_on(zoom))
         policy = memory_policy(memory)
-        loaded = model if isinstance(model, SegmentationModel) else load_model(model, device)
-        return cls(volume, loaded, stack=stack, window=chosen, memory=policy, options=options, cache=cache)
+        if not isinstance(model, SegmentationModel):
+            model = load_model(model, device, precision, config=config, image_size=image_size)
+        return cls(volume, model, stack=stack, window=chosen, memory=policy, options=options, cache=cache)
 
     @property
     def object_names(self) -> tuple[str, ...]:
@@ -313,9 +320,7 @@ class Session:
     def segmentation(self) -> Segmentation:
         """All objects on the volume's grid, with what they were made from."""
         segments = (
-            Segment(
-                name, default_colour(number), self.mask_kji(name), tags={"Confidence": self._confidence(name)}
-            )
+            Segment(name, default_colour(number), self.mask_kji(name), tags=self._tags(name))
             for number, name in enumerate(self.object_names)
         )
         return Segmentation(self.volume.geometry, tuple(segments), self.provenance())
@@ -324,10 +329,11 @@ class Session:
         """How the masks came about: prompts, model, window, software."""
         return {
             "prompts": self._prompts.to_json(),
-            "model": self.model.name,
-            "weights_sha256": self.model.weights_key,
+            **self.model.provenance(),
             "window": self.window.to_dict(),
             "slices": self.stack.key,
+            "zoom": "auto" if self.tracker.options.zoom else "off",
+            "memory": memory_name(self._memory),
             "software": f"MedSAM2Segment {__version__}",
         }
 
@@ -373,9 +379,9 @@ class Session:
         progress.done = done
         self._changes.settle(settled, patience, since)
 
-    def _confidence(self, name: str) -> str:
+    def _tags(self, name: str) -> dict[str, str]:
         values = [result.confidence for result in self.results(name) if result.mask_hw.any()]
-        return f"{np.mean(values):.3f}" if values else "0"
+        return {"MedSAM2.confidence": f"{np.mean(values):.3f}" if values else "0"}
 
     def _state(self) -> _State:
         return _State(self.prompts.objects, self.tracker.snapshot(), self._changes.copied())
@@ -384,12 +390,6 @@ class Session:
         self._prompts = PromptSet({name: list(prompts) for name, prompts in state.prompts.items()})
         self.tracker.restore(state.masks)
         self._changes = state.changes.copied()
-
-
-def _is_on(zoom: str) -> bool:
-    if zoom not in ("auto", "off"):
-        raise PromptError(f"unknown zoom {zoom!r}: use auto or off")
-    return zoom == "auto"
 
 
 def _direction(direction: Direction | str) -> Direction:

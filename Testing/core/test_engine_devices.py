@@ -3,6 +3,8 @@
 import pytest
 import torch
 from medsam2_core.engine.devices import Precision, choose_device, choose_precision
+from medsam2_core.engine.model import SegmentationModel
+from medsam2_core.engine.recipe import STOCK
 from medsam2_core.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -79,3 +81,10 @@ def test_autocast_computes_in_the_precision_asked_for():
         assert layer(x).dtype is torch.bfloat16
     with Precision.FP32.autocast(CPU):
         assert layer(x).dtype is torch.float32
+
+
+def test_a_full_card_is_no_defect():
+    model = SegmentationModel("tiny", torch.nn.Identity(), 64, STOCK, "", CPU, Precision.FP32)
+    full = r"memory of cpu is full: .*--image-size.*--device cpu"
+    with pytest.raises(DeviceError, match=full), model.computing():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from medsam2_core.engine import architecture
 from medsam2_core.engine import model as model_room
 from medsam2_core.engine.architecture import build_module, config_path, read_config
 from medsam2_core.engine.catalogue import Catalogue, ModelEntry
@@ -15,7 +16,7 @@ from medsam2_core.engine.devices import Precision
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.engine.recipe import STOCK
 from medsam2_core.engine.store import Store
-from medsam2_core.errors import CatalogueError, CheckpointError, DeviceError
+from medsam2_core.errors import CatalogueError, CheckpointError, DeviceError, MissingPackageError
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,17 @@ def test_building_imports_no_torchvision_and_no_hydra_search_path():
 def test_impossible_image_sizes_are_refused(size):
     with pytest.raises(CatalogueError, match=f"image size {size!r} .* multiple of 32"):
         build_module("sam2_hiera_t", image_size=size)
+
+
+@pytest.mark.parametrize("missing", [None, ValueError])
+def test_without_sam2_the_way_to_get_it_is_told(monkeypatch, missing):
+    def found(name):
+        if missing is not None:
+            raise missing(f"{name}.__spec__ is None")
+
+    monkeypatch.setattr(architecture, "find_spec", found)
+    with pytest.raises(MissingPackageError, match="SAM2_BUILD_CUDA=0 pip install --no-deps"):
+        build_module("embedded")
 
 
 def test_configurations_are_found_by_every_usual_spelling(tmp_path):

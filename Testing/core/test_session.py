@@ -87,7 +87,7 @@ def test_the_example_of_the_module_runs(tmp_path, monkeypatch, model):
     )
     example = inspect.getdoc(session_module).split("::\n", 1)[1].split("\nPrompts are given")[0]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session_module, "load_model", lambda name, device: model)
+    monkeypatch.setattr(session_module, "load_model", lambda name, *given, **options: model)
     names = {}
     exec(textwrap.dedent(example), names)
     assert names["mask_kji"].shape == (18, 150, 130)
@@ -232,6 +232,47 @@ def test_what_follows_an_undo_is_what_would_have_followed(volume, model):
         session.prompt("ball", Point((20, 26, 9), positive=False))
         list(session.propagate())
     assert everything(one) == everything(two)
+
+
+def test_steps_long_ago_keep_masks_but_no_tensors_of_tracked_slices(session):
+    session.prompt("ball", BALL)
+    list(session.propagate(stop_after_absent=None))
+    pictures = []
+    for k in range(1, 8):
+        pictures.append(everything(session))
+        session.prompt("ball", Point((20, 26, k)))
+    *old, one, two, three, four = (moment.state.masks for moment in session._history._past)
+    assert len(old) == 5
+    for masks in old:
+        for state in masks.values():
+            assert not state.recent and not any(list(bank.memories()) for bank in state.banks)
+    assert all(masks["ball"].recent for masks in (one, two, three, four))
+    for picture in reversed(pictures):
+        session.undo()
+        assert everything(session) == picture
+    assert session.prompt("ball", Point((20, 26, 5))).mask_hw.shape == (48, 40)
+    assert 6 in propagated(session, stop_after_absent=None)
+
+
+@pytest.mark.parametrize("step", ["unprompt", "remove", "undo"])
+def test_a_slice_that_is_no_longer_prompted_has_no_claim_on_the_cache(session, step):
+    session.prompt("other", Point((20, 26, 3)))
+    session.prompt("ball", Point((20, 26, 3)))
+    session.prompt("ball", BALL)
+    pinned = session.tracker.encoder.cache._pinned
+
+    def claims():
+        return {n for _, n in pinned[session.tracker]}
+
+    assert claims() == {3, 12}
+    {
+        "unprompt": lambda: session.unprompt("ball", 12),
+        "remove": lambda: session.remove_object("ball"),
+        "undo": session.undo,
+    }[step]()
+    assert claims() == {3}  # the other object's, whatever happens to this one
+    session.remove_object("other")
+    assert claims() == ({3} if step != "remove" else set())
 
 
 def test_undo_ends_somewhere(volume, model):
@@ -409,6 +450,23 @@ def test_what_is_said_during_propagation_is_not_forgotten(session):
     assert 17 in propagated(session, stop_after_absent=None)
 
 
+def test_what_is_said_before_the_first_result_is_not_forgotten(session):
+    session.prompt("ball", BALL)
+    progress = session.propagate(stop_after_absent=None)
+    session.prompt("ball", Point((20, 26, 16)))
+    list(progress)
+    assert {15, 17} <= set(propagated(session, stop_after_absent=None))
+    assert propagated(session, stop_after_absent=None) == []
+
+
+def test_what_is_said_again_about_a_slice_during_propagation_is_not_forgotten(session):
+    session.prompt("ball", BALL)
+    for result in session.propagate(stop_after_absent=None):
+        if result.n == 20:
+            session.prompt("ball", Point((2, 2, 12), positive=False))
+    assert {11, 13} <= set(propagated(session, stop_after_absent=None))
+
+
 @pytest.mark.parametrize("memory", ["recent", "self-sorting"])
 def test_both_memories_propagate(volume, model, memory):
     session = Session.open(volume, model, memory=memory)
@@ -453,7 +511,8 @@ def test_an_oblique_session_keeps_masks_whole(volume, model):
     assert agreement.sum() > 0.9 * ball_kji().sum()
 
 
-def test_the_same_box_in_ras_gives_the_same_mask_in_every_axis_order(shared_data, model):
+@pytest.mark.parametrize("kind", [Box, Point])
+def test_the_same_prompt_in_ras_gives_the_same_mask_in_every_axis_order(shared_data, model, kind):
     paths = sorted(path for path in (shared_data / "orient").glob("*.nii.gz") if len(path.name) == 10)
     assert len(paths) == 10
     masks = {}
@@ -462,9 +521,10 @@ def test_the_same_box_in_ras_gives_the_same_mask_in_every_axis_order(shared_data
         geometry = volume.geometry
         centre = np.array(masks.get("centre", geometry.to_ras([np.array(geometry.shape_ijk) // 2])[0]))
         masks.setdefault("centre", centre)
-        corners = geometry.to_ijk(np.add(centre, [[-18, -22, 0], [18, 22, 0]]))
+        here, *corners = geometry.to_ijk(np.add(centre, [[0, 0, 0], [-18, -22, 0], [18, 22, 0]]))
         session = Session.open(volume, model)
-        result = session.prompt("it", Box.between(*map(tuple, corners)))
+        said = Point(tuple(here)) if kind is Point else Box.between(*map(tuple, corners))
+        result = session.prompt("it", said)
         list(session.propagate(first=result.n - 2, last=result.n + 2, stop_after_absent=None))
         masks[path.name] = np.ascontiguousarray(canonical_view(session.mask_kji("it"), geometry))
     del masks["centre"]
@@ -481,7 +541,10 @@ def test_provenance_names_no_place(tmp_path, model):
     session = Session.open(path, model, window="400,40")
     session.prompt("ball", BALL)
     facts = session.segmentation().provenance
-    assert {"prompts", "model", "weights_sha256", "window", "slices", "software"} <= facts.keys()
+    assert {"prompts", "weights_sha256", "window", "slices", "software"} <= facts.keys()
+    assert (facts["zoom"], facts["memory"]) == ("auto", "recent")
+    assert (facts["device"], facts["precision"]) == ("cpu", "fp32")
+    assert "MedSAM2.confidence" in session.segmentation()["ball"].tags
     text = repr(dict(facts)) + repr([dict(segment.tags) for segment in session.segmentation()])
     assert str(tmp_path) not in text and "scan.nrrd" not in text and "/" not in facts["model"]
     assert PromptSet.from_json(facts["prompts"]).of("ball") == [BALL]
@@ -513,6 +576,7 @@ def test_settings_that_mean_nothing_are_refused_with_the_choices(volume, model, 
         (lambda s: s.finalise("liver", 3), "unknown object 'liver'"),
         (lambda s: (s.add_object("a"), s.add_object("a")), "there is an object 'a' already"),
         (lambda s: (s.prompt("a", BALL), s.unprompt("a", 3)), "no prompt on slice 3"),
+        (lambda s: (s.prompt("a", BALL), s.propagate([])), "nothing to propagate: name an object"),
         (lambda s: (s.prompt("a", BALL), s.propagate(direction="up")), "forward, reverse, both"),
         (lambda s: (s.prompt("a", BALL), s.propagate(first=9, last=3)), "range 9 to 3 is empty"),
         (lambda s: (s.prompt("a", BALL), s.propagate(last=24)), "no slice 24"),

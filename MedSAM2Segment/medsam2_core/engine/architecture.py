@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medsam2_core.errors import CatalogueError
+from medsam2_core.errors import CatalogueError, MissingPackageError
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -40,6 +41,19 @@ _POSTPROCESSING = {
     },
     "binarize_mask_from_pts_for_mem_enc": True,
 }
+
+
+def require_sam2() -> None:
+    """MissingPackageError when sam2 is not installed. It is no dependency pip would install by itself."""
+    try:
+        found = find_spec("sam2")
+    except ValueError:  # something stands in its place
+        found = None
+    if found is None:
+        raise MissingPackageError(
+            "the package sam2 is not installed; beside the torch that is there, install it with "
+            "`SAM2_BUILD_CUDA=0 pip install --no-deps --no-build-isolation sam2==1.1.0`"
+        )
 
 
 def config_path(config: str | Path) -> Path:
@@ -88,7 +102,10 @@ def read_config(
     CatalogueError
         Unknown or unreadable configuration, a class outside sam2 and this package, or an impossible image
         size.
+    MissingPackageError
+        sam2 is not installed.
     """
+    require_sam2()
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError

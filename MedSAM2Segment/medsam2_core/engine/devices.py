@@ -113,3 +113,11 @@ def _automatic_precision(device: torch.device) -> Precision:
 def _cuda_has_bf16(device: torch.device) -> bool:
     # torch.cuda.is_bf16_supported() also says yes to emulation, which is slower than fp32.
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def out_of_memory(device: torch.device) -> DeviceError:
+    """What to tell when torch found no room on a graphics card."""
+    return DeviceError(
+        f"the memory of {device} is full: take a smaller model or --image-size, fewer objects at once, "
+        "close other programs that use the card, or take --device cpu"
+    )

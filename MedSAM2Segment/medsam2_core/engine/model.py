@@ -22,7 +22,7 @@ import torch
 from medsam2_core.engine.architecture import build_from, build_module, guess_config, read_config
 from medsam2_core.engine.catalogue import Catalogue, ModelEntry
 from medsam2_core.engine.checkpoint import foreign_architecture, load_strict, read_state_dict
-from medsam2_core.engine.devices import Precision, choose_device, choose_precision
+from medsam2_core.engine.devices import Precision, choose_device, choose_precision, out_of_memory
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
 from medsam2_core.engine.store import Store
 from medsam2_core.errors import CatalogueError, CheckpointError
@@ -79,9 +79,27 @@ class SegmentationModel:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Everything a call of the module needs around it: no gradients, and autocast for bf16 and fp16."""
-        with torch.inference_mode(), self.precision.autocast(self.device):
-            yield
+        """Everything a call of the module needs around it: no gradients, and autocast for bf16 and fp16.
+
+        Raises
+        ------
+        DeviceError
+            The graphics card's memory is full.
+        """
+        try:
+            with torch.inference_mode(), self.precision.autocast(self.device):
+                yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise out_of_memory(self.device) from error
+
+    def provenance(self) -> dict[str, str]:
+        """What a result made with this model should say about it."""
+        return {
+            "model": self.name,
+            "weights_sha256": self.weights_key,
+            "device": str(self.device),
+            "precision": self.precision.value,
+        }
 
 
 def _module_key(module: "SAM2Base") -> str:
@@ -177,7 +195,10 @@ def _load(
     settings = read_config(config, entry.image_size, entry.postprocessing)
     module = build_from(settings, str(config), blank=True)
     load_strict(module, state, str(config), str(verdict.path))
-    module = module.to(device).requires_grad_(False)
+    try:
+        module = module.to(device).requires_grad_(False)
+    except torch.cuda.OutOfMemoryError as error:
+        raise out_of_memory(device) from error
     recipe = PromptRecipe(**(entry.recipe or catalogue.recipe_of(config)))
     key = hashlib.sha256(json.dumps([verdict.sha256, settings], sort_keys=True).encode()).hexdigest()
     return SegmentationModel(entry.name, module, settings["image_size"], recipe, key, device, precision)

@@ -67,7 +67,7 @@ class TrackerOptions:
     @classmethod
     def stock(cls) -> "TrackerOptions":
         """sam2 1.1.0 with ``add_all_frames_to_correct_as_cond`` (without it corrections are lost). Wants
-        ``RecentMemory(keeps_all=True)`` beside it."""
+        ``RecentMemory(keeps_all=True, nearest_conditioning=None)`` beside it."""
         return cls(
             zoom=False,
             order=Order.EARLIEST,
@@ -91,3 +91,15 @@ def memory_policy(memory: str | MemoryPolicy) -> MemoryPolicy:
     if memory not in MEMORIES:
         raise PromptError(f"unknown memory {memory!r}: use one of {', '.join(MEMORIES)}")
     return MEMORIES[memory]()
+
+
+def memory_name(policy: MemoryPolicy) -> str:
+    """What :func:`memory_policy` calls a policy; the class's name for one of the caller's own."""
+    return next((name for name, kind in MEMORIES.items() if type(policy) is kind), type(policy).__name__)
+
+
+def zoom_is_on(zoom: str) -> bool:
+    """Whether ``auto`` or ``off`` was chosen; PromptError for anything else."""
+    if zoom not in ("auto", "off"):
+        raise PromptError(f"unknown zoom {zoom!r}: use auto or off")
+    return zoom == "auto"

@@ -1,9 +1,12 @@
 """Dice, normalised surface Dice and 95 % Hausdorff distance of one object, by MONAI."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medsam2_core.errors import MissingPackageError
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def require_monai() -> None:
         found = None
     if found is None:
         raise MissingPackageError(
-            "measuring needs the package monai, which is not installed: `pip install 'medsam2segment[training]'`,"
-            " in a checkout `pip install -e '.[training]'`"
+            "measuring needs the package monai, which is not installed: it comes with the extra `training`, "
+            "`pip install 'medsam2segment[training]'` or, in a checkout, `pip install -e '.[training]'`"
         )
 
 

@@ -1,13 +1,18 @@
 """Forward passes of training through sam2's own modules, with gradients."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from sam2.modeling.sam2_base import SAM2Base
 from torch.nn import functional
 
 from medsam2_core.engine.recipe import PromptRecipe, drawn_prompt
 from medsam2_core.training.users import Prompts
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -31,7 +36,7 @@ class Encoded:
     position: torch.Tensor
     fine: list[torch.Tensor]
 
-    def of(self, index: torch.Tensor) -> "ObjectFeatures":
+    def of(self, index: torch.Tensor) -> ObjectFeatures:
         """The features of slices ``index``, one for each of B objects; slices may repeat."""
         return ObjectFeatures(self.maps[-1][index], self.position[index], [f[index] for f in self.fine])
 

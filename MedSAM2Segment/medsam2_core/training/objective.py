@@ -1,10 +1,12 @@
 """What is minimised: the answers to a first prompt, to corrections, and along a clip, against the truth."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from sam2.modeling.sam2_base import SAM2Base
 from torch.nn import functional
 
 from medsam2_core.engine.recipe import PromptRecipe
@@ -12,6 +14,9 @@ from medsam2_core.training import network
 from medsam2_core.training.loader import Batch
 from medsam2_core.training.losses import AffinityHeads, mask_loss, true_iou
 from medsam2_core.training.users import Prompts, corrected, first_prompts
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
 
 
 @dataclass(frozen=True)
