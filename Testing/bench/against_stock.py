@@ -74,8 +74,10 @@ class Stock:
             self.predictor.forward_image(torch.zeros(1, 3, *2 * [self.predictor.image_size]))
 
     def start(self) -> None:
-        """Load all frames, which stock does at once; not timed."""
+        """Load all frames, which stock does at once; not timed. Nor is the slice it encodes then, so that one
+        is forgotten."""
         self.state = self.predictor.init_state(self._folder)
+        self.state["cached_features"].clear()
 
     def cold(self) -> None:
         """A box, and all slices."""

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--zoom", default="auto")
-    parser.add_argument("--cache", type=int, default=24, help="limit of the feature cache, MB")
+    parser.add_argument("--cache", type=int, default=16, help="limit of the feature cache, MB")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
