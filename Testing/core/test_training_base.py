@@ -232,3 +232,11 @@ def test_a_folder_that_cannot_be_written_ends_in_one_line(settings, run):
     (run / "last.pt.partial").mkdir()
     with pytest.raises(TrainingError, match=r"last\.pt cannot be written"):
         trainer._save(None)
+
+
+def test_the_engine_asks_the_embedded_model_as_it_was_trained():
+    from medsam2_core.engine.catalogue import Catalogue
+    from medsam2_core.engine.recipe import PromptRecipe
+    from medsam2_core.training.base import EMBEDDED_RECIPE
+
+    assert PromptRecipe(**Catalogue.load().find("embedded").recipe) == EMBEDDED_RECIPE

@@ -28,7 +28,7 @@ from medsam2_core.training.objective import Objective, Stage
 from medsam2_core.training.sources import load_sources, split
 from medsam2_core.training.validation import validate
 
-# What the embedded model receives beside tokens; stored with the weights, used by the engine.
+# What the embedded model receives beside tokens; the catalogue says the same to the engine.
 EMBEDDED_RECIPE = PromptRecipe(draws_prompts=True, carries_mask=True, least_iou=0.4)
 
 # What torch and its unpickler raise on a file that was cut off, changed, or never was a run's state.
