@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from a_command_line import CommandLine, ball_kji, write_untrained_model
+from medsam2_core.evaluation import metrics, protocol
 from PIL import Image
 
 
@@ -78,3 +79,53 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(medsam2, model, pict
     assert answer.code == 2
     assert reason in answer.err
     assert answer.err.count("\n") == 1
+
+
+def test_a_case_that_cannot_be_read_is_named_and_the_others_are_measured(medsam2, model, pictures):
+    (pictures / "1_img.png").write_bytes(b"not a picture")
+    out = pictures / "figures.json"
+    words = ("evaluate", "--cases", pictures / "cases.tsv", "--model", model, "--corrections", 0)
+    answer = medsam2(*words, "--row", "discs", "--json", out)
+    assert answer.code == 2
+    assert "discs, 1_img.png is left out" in answer.err
+    assert "1 of 2 cases could not be read" in answer.err
+    assert "| discs | 1 |" in answer.out
+    content = json.loads(out.read_text())
+    assert [one["name"] for one in content["objects"]] == ["2_img.png:1"]
+    assert list(content["about"]["left_out"]) == [str(pictures / "1_img.png")]
+
+
+def test_what_was_measured_before_ctrl_c_is_kept(medsam2, model, pictures, monkeypatch):
+    measure_case = protocol.measure_case
+
+    def interrupted(case, *given):
+        if case.image.name.startswith("2"):
+            raise KeyboardInterrupt
+        return measure_case(case, *given)
+
+    monkeypatch.setattr(protocol, "measure_case", interrupted)
+    out = pictures / "figures.json"
+    words = ("evaluate", "--cases", pictures / "cases.tsv", "--model", model, "--corrections", 0)
+    answer = medsam2(*words, "--json", out)
+    assert answer.code == 130
+    assert "| discs | 1 |" in answer.out
+    assert [one["name"] for one in json.loads(out.read_text())["objects"]] == ["1_img.png:1"]
+
+
+def test_without_monai_nothing_is_begun(medsam2, model, pictures, monkeypatch):
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    answer = medsam2("evaluate", "--cases", pictures / "cases.tsv", "--model", model)
+    assert answer.code == 2
+    assert "[training]" in answer.err
+
+
+def test_a_checkpoint_of_any_name_is_measured_with_its_configuration(medsam2, model, pictures):
+    renamed = pictures / "mine.safetensors"
+    renamed.symlink_to(model)
+    pair = ("evaluate", pictures / "1_img.png", pictures / "1_seg.png", "--corrections", 0)
+    out = pictures / "figures.json"
+    settings = ("--config", "embedded", "--image-size", 128, "--precision", "fp32", "--device", "cpu")
+    answer = medsam2(*pair, "--model", renamed, *settings, "--json", out)
+    assert answer.code == 0, answer.err
+    about = json.loads(out.read_text())["about"]
+    assert (about["model"], about["image_size"], about["precision"]) == ("mine", 128, "fp32")

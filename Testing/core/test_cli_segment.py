@@ -1,6 +1,7 @@
 """`medsam2 segment` from words to files, with random weights: what is tested is all around the model."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from a_command_line import BALL_BOX, CommandLine, ball_kji, write_nrrd, write_scan, write_untrained_model
+from medsam2_core.engine.architecture import config_path
 from medsam2_core.imaging.reading import read_labels, read_volume
 
 
@@ -97,6 +99,24 @@ def test_a_mask_of_one_slice_is_a_prompt(medsam2, model, scan, results, tmp_path
     out = results / "ball.nrrd"
     answer = medsam2("segment", scan, "-o", out, "--model", model, "--mask", file, "--range", "12:13")
     assert answer.code == 0, answer.err
+
+
+def test_a_checkpoint_of_any_name_works_with_its_configuration(medsam2, model, scan, results, tmp_path):
+    renamed = tmp_path / "mine.safetensors"
+    shutil.copy(model, renamed)
+    out = results / "ball.seg.nrrd"
+    words = ("segment", scan, "--out", out, "--box", BALL_BOX, "--range", "12:12", "--device", "cpu")
+    answer = medsam2(*words, "--model", renamed, "--config", config_path("embedded"), "--image-size", 128,
+                     "--precision", "bf16")  # fmt: skip
+    assert answer.code == 0, answer.err
+    tags = read_labels(out).labels[0].tags
+    assert "bf16" in tags
+    answer = medsam2(*words, "--overwrite", "--model", renamed, "--config", "sam2.1_hiera_t")
+    assert answer.code == 2
+    assert "does not fit the model sam2.1_hiera_t" in answer.err
+    answer = medsam2(*words, "--overwrite", "--model", "embedded", "--config", "sam2.1_hiera_t")
+    assert answer.code == 2
+    assert "has its own configuration" in answer.err
 
 
 def test_a_picture_gives_a_picture(medsam2, model, results, tmp_path):

@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medsam2_core.cli import segment_options as given
+from medsam2_core.cli.exits import say
 from medsam2_core.cli.progress import slices_bar
 
 if TYPE_CHECKING:
+    from medsam2_core.engine.model import SegmentationModel
     from medsam2_core.evaluation.cases import Case
     from medsam2_core.evaluation.protocol import Measurement, Protocol
+
+
+@dataclass
+class _Run:
+    """What has been measured so far; ``json`` is written anew after every case."""
+
+    cases: list[Case]
+    json: Path | None
+    about: dict[str, Any]
+    found: list[Measurement] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def measure(self, model: SegmentationModel, protocol: Protocol) -> None:
+        """Every case; one that cannot be read is named and passed over."""
+        from medsam2_core.engine.cache import FeatureCache
+        from medsam2_core.errors import EvaluationError, VolumeError
+        from medsam2_core.evaluation.protocol import measure_case
+
+        cache = FeatureCache()
+        with slices_bar("measuring", len(self.cases)) as update:
+            for number, case in enumerate(self.cases):
+                update(number, f"{case.row}, {case.image.name}")
+                try:
+                    # One by one: what is stopped in the middle of a case keeps the objects before.
+                    for measurement in measure_case(case, model, protocol, cache):
+                        self.found.append(measurement)
+                except (VolumeError, EvaluationError) as error:
+                    if len(self.cases) == 1:
+                        raise
+                    say(f"{case.row}, {case.image.name} is left out: {error}")
+                    self.failed[str(case.image)] = str(error)
+                self.save()
+            update(len(self.cases), "")
+
+    def save(self) -> None:
+        """Write the figures there are."""
+        from medsam2_core.evaluation import report
+
+        if self.json is not None and self.found:
+            state = {"cases": len(self.cases), "left_out": self.failed}
+            report.write_json(self.json, self.found, {**self.about, **state})
 
 
 def evaluate(
@@ -30,40 +75,63 @@ def evaluate(
         list[str] | None, typer.Option(metavar="NAME", help="Only these rows of the table.")
     ] = None,
     most: Annotated[int | None, typer.Option(min=1, help="At most so many cases a row.")] = None,
-    model: Annotated[str, typer.Option(help="A name from `medsam2 models list`, or a file.")] = "embedded",
+    model: given.ModelOption = "embedded",
     axis: Annotated[str, typer.Option(help="Slices of IMAGE: axial, sagittal, …")] = "axial",
     window: Annotated[str, typer.Option(help="Window of IMAGE: W,L, a preset, auto.")] = "auto",
     corrections: Annotated[int, typer.Option(min=0, help="Clicks after the box.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the simulated user.")] = 0,
     zoom: Annotated[str, typer.Option(help="auto or off.")] = "auto",
     memory: Annotated[str, typer.Option(help="recent or self-sorting.")] = "recent",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: given.DeviceOption = "auto",
+    precision: given.PrecisionOption = "auto",
+    config: given.ConfigOption = None,
+    image_size: given.ImageSizeOption = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the means by row.")] = None,
 ) -> None:
     """Measure a model on labelled volumes.
 
     For each label's largest piece: one box, then corrections where the result is most wrong, then one click
-    alone; beside a baseline that never looks at the image. Prints a table of mean Dice.
+    alone; beside a baseline that never looks at the image. Prints a table of mean Dice. A case that cannot be
+    read is named and left out; what was measured is kept, however the command ends.
     """
+    from medsam2_core.engine.architecture import require_sam2
+    from medsam2_core.engine.model import load_model
     from medsam2_core.errors import EvaluationError
-    from medsam2_core.evaluation import report
+    from medsam2_core.evaluation.metrics import require_monai
     from medsam2_core.evaluation.protocol import Protocol
+    from medsam2_core.export.atomic import check_target
 
+    require_sam2()
+    require_monai()
     chosen = _cases(image, labels, cases, data, axis, window)
     chosen = _only(chosen, row or [], most)
     for target in (json, plot):
-        if target is not None and not target.parent.is_dir():
-            raise EvaluationError(f"{target}: the folder {target.parent} does not exist, create it first")
+        if target is not None:
+            check_target(target, overwrite=True)
     protocol = Protocol(corrections=corrections, seed=seed, zoom=zoom, memory=memory)
-    measurements = _measure(chosen, model, device, protocol)
-    if not measurements:
+    loaded = load_model(model, device, precision, config=config, image_size=image_size)
+    about = {**protocol.__dict__, **loaded.provenance(), "image_size": loaded.image_size}
+    run = _Run(chosen, json, about)
+    try:
+        run.measure(loaded, protocol)
+    finally:
+        _show(run, plot)
+    if run.failed:
+        raise EvaluationError(f"{len(run.failed)} of {len(chosen)} cases could not be read; see above")
+    if not run.found:
         raise EvaluationError("no object to measure: every label is empty or too small")
-    rows = report.means(measurements)
+
+
+def _show(run: _Run, plot: Path | None) -> None:
+    """The table of everything measured, and its picture."""
+    from medsam2_core.evaluation import report
+
+    if not run.found:
+        return
+    run.save()
+    rows = report.means(run.found)
     print(report.table(rows))
-    if json is not None:
-        about = {"model": model, "device": device, **protocol.__dict__}
-        report.write_json(json, measurements, about)
     if plot is not None:
         report.plot(plot, rows)
 
@@ -78,6 +146,9 @@ def _cases(
         raise EvaluationError("say what to measure: IMAGE and LABELS, or --cases TABLE.tsv")
     if table is not None:
         return read_table(table, data)
+    for path in (image, labels):
+        if not path.exists():
+            raise EvaluationError(f"{path}: no such file or folder")
     return [Case(image.name, image, labels, axis, window)]
 
 
@@ -93,18 +164,3 @@ def _only(cases: list[Case], rows: list[str], most: int | None) -> list[Case]:
             counts[case.row] += 1
             kept.append(case)
     return kept
-
-
-def _measure(cases: list[Case], model: str, device: str, protocol: Protocol) -> list[Measurement]:
-    from medsam2_core.engine.cache import FeatureCache
-    from medsam2_core.engine.model import load_model
-    from medsam2_core.evaluation.protocol import measure_case
-
-    loaded, cache = load_model(model, device), FeatureCache()
-    found: list[Measurement] = []
-    with slices_bar("measuring", len(cases)) as update:
-        for number, case in enumerate(cases):
-            update(number, f"{case.row}, {case.image.name}")
-            found += measure_case(case, loaded, protocol, cache)
-        update(len(cases), "")
-    return found

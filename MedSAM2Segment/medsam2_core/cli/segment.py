@@ -49,6 +49,9 @@ def segment(
     memory: given.MemoryOption = given.Memory.recent,
     zoom: given.ZoomOption = given.Zoom.auto,
     device: given.DeviceOption = "auto",
+    precision: given.PrecisionOption = "auto",
+    config: given.ConfigOption = None,
+    image_size: given.ImageSizeOption = None,
     series: given.SeriesOption = None,
     picture: given.PictureOption = None,
     overwrite: given.OverwriteOption = False,
@@ -69,7 +72,8 @@ def segment(
     from medsam2_core.session import Session  # only now: torch takes seconds to load
 
     settings = {"axis": axis.value, "window": window, "memory": memory.value, "zoom": zoom.value}
-    session = Session.open(opened, model, device=device, **settings)
+    network = {"device": device, "precision": precision, "config": config, "image_size": image_size}
+    session = Session.open(opened, model, **settings, **network)
     session.apply(job.prompts)
     _propagate(session, job)
     segmentation = session.segmentation()

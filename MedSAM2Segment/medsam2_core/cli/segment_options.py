@@ -120,6 +120,24 @@ MemoryOption = Annotated[
 ]
 ZoomOption = Annotated[Zoom, typer.Option(help="Look at a region around the object.", rich_help_panel=_WORK)]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_WORK)]
+PrecisionOption = Annotated[
+    str, typer.Option(help="auto, fp32, bf16, fp16: what the model computes in.", rich_help_panel=_WORK)
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE.yaml",
+        help="Of a checkpoint file: its SAM 2 configuration, where it is not recognised.",
+        rich_help_panel=_WORK,
+    ),
+]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Side of the square the model sees, a multiple of 32: smaller is faster and needs less memory.",
+        rich_help_panel=_WORK,
+    ),
+]
 SeriesOption = Annotated[
     str | None, typer.Option(help="Number or UID, where VOLUME holds several series.", rich_help_panel=_WORK)
 ]
