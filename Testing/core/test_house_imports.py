@@ -15,11 +15,11 @@ FLOORS = {
     "engine": {"errors", "version", "imaging", "prompts"},
     "auto": {"errors", "version", "imaging", "prompts", "engine"},
     "training": {"errors", "version", "imaging", "prompts", "engine"},
-    "session": {"errors", "version", "imaging", "prompts", "engine", "auto", "training"},
+    "session": {"errors", "version", "imaging", "prompts", "engine", "auto"},
     "evaluation": {
-        *("errors", "version", "imaging", "prompts", "export", "engine", "auto", "training", "session"),
+        *("errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
     },
-    "worker": {"errors", "version", "imaging", "prompts", "engine", "auto", "training", "session", "export"},
+    "worker": {"errors", "version", "imaging", "prompts", "engine", "auto", "session", "export"},
     "cli": {
         *("errors", "version", "imaging", "prompts", "export", "engine", "auto", "training", "session"),
         *("evaluation", "worker"),

@@ -4,7 +4,8 @@ import importlib.metadata
 import re
 
 import medsam2_core
-from house import ROOT
+import pytest
+from house import ROOT, project_files
 
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -39,6 +40,12 @@ def test_what_sam2_needs_is_declared_here():
 def test_make_and_ci_do_the_same():
     assert "make test" in _text(".ci/run")
     assert re.search(r"^set -euo pipefail$", _text(".ci/run"), re.M)
+
+
+def test_a_machine_without_git_can_run_the_tests(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(pytest.skip.Exception, match="git does not tell"):
+        project_files()
 
 
 def _text(name: str) -> str:
