@@ -1,5 +1,6 @@
 """The feature cache: least recently used goes first, prompted slices last, and the limit always holds."""
 
+import gc
 import random
 
 import pytest
@@ -8,6 +9,10 @@ from medsam2_core.engine.cache import FeatureCache, FeatureKey, SliceFeatures
 from medsam2_core.engine.zoom import Region
 
 WHOLE = Region(0, 0, 10, 10)
+
+
+class Owner:
+    """Somebody who pins."""
 
 
 def key(n, source="scan", region=WHOLE, **others):
@@ -33,17 +38,31 @@ def test_the_least_recently_used_is_forgotten_first():
 
 def test_prompted_slices_are_forgotten_last_but_do_not_break_the_limit():
     cache = FeatureCache(3 * 1024)
+    cache.pin(owner := Owner(), "scan", range(3))
     for n in range(3):
-        cache.pin("scan", n)
         cache.put(key(n), features())
     cache.put(key(7), features())  # only pinned ones could go: the oldest does
     assert cache.nbytes <= 3 * 1024 and key(7) in cache and key(0) not in cache
     cache.put(key(8), features())
     assert key(7) not in cache and key(1) in cache
-    cache.unpin("scan", 1)
+    cache.pin(owner, "scan", [0, 2])
     cache.put(key(9), features())
     cache.put(key(10), features())
     assert key(1) not in cache and key(2) in cache
+
+
+def test_a_pin_ends_with_its_owner_but_not_with_that_of_another():
+    cache = FeatureCache(2 * 1024)
+    owner, other = Owner(), Owner()
+    cache.pin(owner, "scan", [0, 1])
+    cache.pin(other, "scan", [1])
+    for n in range(2):
+        cache.put(key(n), features())
+    del owner
+    gc.collect()
+    for n in (7, 8):
+        cache.put(key(n), features())
+        assert key(1) in cache and key(n) in cache and key(0) not in cache
 
 
 def test_what_is_larger_than_the_limit_is_not_kept():
@@ -61,6 +80,7 @@ def test_what_is_larger_than_the_limit_is_not_kept():
 def test_the_limit_holds_whatever_happens():
     rng = random.Random(0)
     cache = FeatureCache(20 * 1024)
+    owners = [Owner(), Owner()]
     for _ in range(3000):
         n = rng.randrange(60)
         action = rng.random()
@@ -68,10 +88,8 @@ def test_the_limit_holds_whatever_happens():
             cache.put(key(n), features(rng.randrange(1, 6)))
         elif action < 0.8:
             cache.get(key(n))
-        elif action < 0.9:
-            cache.pin("scan", n)
         else:
-            cache.unpin("scan", n)
+            cache.pin(owners[n % 2], "scan", rng.sample(range(60), n))
         assert cache.nbytes <= cache.byte_limit
         assert cache.nbytes == sum(found.nbytes for found in cache._entries.values())
     cache.clear()

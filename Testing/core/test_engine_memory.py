@@ -101,6 +101,13 @@ class TestRecentMemory:
             for bank in (bounded, everything):
                 bank.add(memory(n))
 
+    def test_of_a_hundred_prompted_slices_the_nearest_sixteen_are_read_by_default(self):
+        given = {n: memory(n) for n in range(101) if n != 50}
+        read = self.filled([]).read(query(50, total=101), given)
+        assert sorted(n for _, n in numbers(read.spatial)) == [*range(42, 50), *range(51, 59)]
+        stock = self.filled([], nearest_conditioning=None).read(query(50, total=101), given)
+        assert len(stock.spatial) == 100
+
     def test_the_nearest_prompted_slices_alone(self):
         given = {n: memory(n) for n in (0, 10, 18, 22, 90)}
         read = self.filled([19], nearest_conditioning=2).read(query(20), given)

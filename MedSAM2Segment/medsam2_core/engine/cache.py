@@ -7,7 +7,9 @@ last, but they are forgotten, too, when the limit demands it.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -77,7 +79,7 @@ class FeatureCache:
             raise ValueError(f"a cache of {byte_limit} bytes makes no sense: give 0 or more")
         self.byte_limit = byte_limit
         self._entries: OrderedDict[FeatureKey, SliceFeatures] = OrderedDict()
-        self._pinned: set[tuple[str, int]] = set()
+        self._pinned: WeakKeyDictionary[object, frozenset[tuple[str, int]]] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._nbytes = 0
         self.hits = 0
@@ -115,15 +117,13 @@ class FeatureCache:
             self._entries[key] = features
             self._nbytes += features.nbytes
 
-    def pin(self, source: str, n: int) -> None:
-        """Forget this slice only when nothing else is left to forget."""
-        with self._lock:
-            self._pinned.add((source, n))
+    def pin(self, owner: object, source: str, slices: Iterable[int]) -> None:
+        """Forget these slices only when nothing else is left to forget.
 
-    def unpin(self, source: str, n: int) -> None:
-        """Treat this slice like every other again."""
+        They take the place of what the owner pinned before; its pins end with its life.
+        """
         with self._lock:
-            self._pinned.discard((source, n))
+            self._pinned[owner] = frozenset((source, n) for n in slices)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -133,8 +133,11 @@ class FeatureCache:
             self._nbytes = 0
 
     def _make_room(self, wanted: int) -> None:
+        if self._nbytes + wanted <= self.byte_limit:
+            return
+        pinned = frozenset().union(*self._pinned.values())
         while self._nbytes + wanted > self.byte_limit:
-            loose = (key for key in self._entries if (key.source, key.n) not in self._pinned)
+            loose = (key for key in self._entries if (key.source, key.n) not in pinned)
             self._drop(next(loose, None) or next(iter(self._entries)))
 
     def _drop(self, key: FeatureKey) -> None:

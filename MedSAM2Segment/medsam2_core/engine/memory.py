@@ -121,11 +121,12 @@ class RecentMemory:
         stock, 0.5 MiB here). Otherwise only what can still be read in the direction of tracking is kept.
     nearest_conditioning
         Attend only to so many conditioning slices, the nearest, at least 2 (sam2 keeps one on either side);
-        -1 all; None takes the model's flag (stock: all).
+        -1 all; None takes the model's flag (stock: all). Attention's memory grows with each: with all, a
+        mask of a hundred slices would need gigabytes at S = 1024.
     """
 
     keeps_all: bool = False
-    nearest_conditioning: int | None = None
+    nearest_conditioning: int | None = 16
 
     def __post_init__(self) -> None:
         if self.nearest_conditioning in (0, 1):

@@ -89,7 +89,8 @@ class Tracker:
     @classmethod
     def stock(cls, model: "SegmentationModel", encoder: SliceEncoder) -> "Tracker":
         """A tracker that repeats sam2's video predictor, for comparison."""
-        return cls(model, encoder, RecentMemory(keeps_all=True), TrackerOptions.stock())
+        memory = RecentMemory(keeps_all=True, nearest_conditioning=None)
+        return cls(model, encoder, memory, TrackerOptions.stock())
 
     @property
     def object_ids(self) -> list[str]:
@@ -133,7 +134,7 @@ class Tracker:
         score = float(prediction.score)
         packed = PackedMask.of(mask_hw)
         state.outcomes[n] = Outcome(packed, prediction.iou, score, prediction.region, prompted=True)
-        self.encoder.cache.pin(self.source.key, n)
+        self._pin()
         return self.result(object_id, n)
 
     def unprompt(self, object_id: str, n: int) -> None:
@@ -153,6 +154,7 @@ class Tracker:
         state.forget(n)
         if not state.conditioning:
             del self._objects[object_id]
+        self._pin()
 
     def finalise(self, object_id: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceResult:
         """Mark slice `n` as final: neither tracking nor prompts change it until it is released.
@@ -190,6 +192,7 @@ class Tracker:
         """Forget an object."""
         self.state(object_id)
         del self._objects[object_id]
+        self._pin()
 
     def snapshot(self) -> dict[str, ObjectState]:
         """Everything known so far, for :meth:`restore`. Cheap: masks and tensors are shared."""
@@ -198,6 +201,7 @@ class Tracker:
     def restore(self, snapshot: Mapping[str, ObjectState]) -> None:
         """Go back to a snapshot; it can be restored again later."""
         self._objects = {object_id: state.copied() for object_id, state in snapshot.items()}
+        self._pin()
 
     def result(self, object_id: str, n: int) -> SliceResult:
         """The mask of a slice as it stands."""
@@ -331,6 +335,11 @@ class Tracker:
             PackedMask(b"", (0, 0, 0, 0), outcome.mask.shape_hw), outcome.iou, -10.0, outcome.region, False
         )
         return None if was_empty else self.result(state.object_id, n)
+
+    def _pin(self) -> None:
+        """Keep the features of the slices prompted now, and of no others, longer than the rest."""
+        prompted = {n for state in self._objects.values() for n in state.conditioning}
+        self.encoder.cache.pin(self, self.source.key, prompted)
 
     def _new_state(self, object_id: str) -> ObjectState:
         forward = self._policy.bank(self.model.module)
