@@ -1,9 +1,14 @@
 """What propagation has to do again: which slices changed since the last one, and how far that reaches."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count as counting
 
 from medsam2_core.engine.states import ObjectState
+from medsam2_core.prompts import Prompt
+
+# Every change has a number of its own: a slice changed twice is not the slice changed once.
+_numbers = counting()
 
 
 @dataclass
@@ -13,17 +18,17 @@ class Changes:
     Attributes
     ----------
     slices
-        What was prompted, taken back or released.
+        What was prompted, taken back or released; and the number of that change.
     patience
         By object, after how many slices without it the last whole propagation gave up; None never.
     """
 
-    slices: dict[str, frozenset[int]] = field(default_factory=dict)
+    slices: dict[str, dict[int, int]] = field(default_factory=dict)
     patience: dict[str, int | None] = field(default_factory=dict)
 
     def add(self, name: str, n: int) -> None:
         """Slice ``n`` of an object changed."""
-        self.slices[name] = self.slices.get(name, frozenset()) | {n}
+        self.slices[name] = {**self.slices.get(name, {}), n: next(_numbers)}
 
     def forget(self, name: str) -> None:
         """The object is gone."""
@@ -33,12 +38,24 @@ class Changes:
     def settle(self, names: Iterable[str], patience: int | None, since: "Changes") -> None:
         """What had changed of these objects ``since`` then has been propagated; what came later has not."""
         for name in names:
-            self.slices[name] = self.slices.get(name, frozenset()) - since.slices.get(name, frozenset())
+            done = since.slices.get(name, {}).items()
+            self.slices[name] = dict(self.slices.get(name, {}).items() - done)
             self.patience[name] = patience
 
     def copied(self) -> "Changes":
         """The same, for undo."""
         return Changes(dict(self.slices), dict(self.patience))
+
+    def ranges(
+        self, states: Iterable[ObjectState], count: int, patience: int | None
+    ) -> dict[tuple[int, int], list[str]]:
+        """Objects by the range of slices a propagation has to do again (see :meth:`reach`)."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for state in states:
+            reach = self.reach(state, count, patience)
+            if reach is not None:
+                found.setdefault(reach, []).append(state.object_id)
+        return found
 
     def reach(self, state: ObjectState, count: int, patience: int | None) -> tuple[int, int] | None:
         """First and last of ``count`` slices that a propagation has to do again; None when nothing changed.
@@ -64,3 +81,16 @@ class Changes:
     def _gave_up_too_soon(self, name: str, patience: int | None) -> bool:
         earlier = self.patience.get(name)
         return earlier is not None and (patience is None or patience > earlier)
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """What a session's undo goes back to."""
+
+    prompts: dict[str, list[Prompt]]
+    masks: dict[str, ObjectState]
+    changes: Changes
+
+    def faded(self) -> "SessionState":
+        """The same prompts and masks, without the tensors that only make a later click a little better."""
+        return replace(self, masks={name: state.faded() for name, state in self.masks.items()})

@@ -37,12 +37,22 @@ class History(Generic[State]):
         Puts the owner back into a captured state.
     limit
         Steps that can be taken back.
+    fade
+        Makes a captured state smaller, for steps longer ago than the last `fresh`; must keep what the owner
+        promises to restore exactly.
     """
 
     def __init__(
-        self, capture: Callable[[], State], restore: Callable[[State], None], limit: int = 50
+        self,
+        capture: Callable[[], State],
+        restore: Callable[[State], None],
+        limit: int = 50,
+        *,
+        fade: Callable[[State], State] = lambda state: state,
+        fresh: int = 4,
     ) -> None:
         self._capture, self._restore, self._limit = capture, restore, limit
+        self._fade, self._fresh = fade, fresh
         self._past: list[Moment[State]] = []
 
     @property
@@ -69,6 +79,9 @@ class History(Generic[State]):
         """Make the step that began at a moment undoable."""
         self._past.append(before)
         del self._past[: max(len(self._past) - self._limit, 0)]
+        if len(self._past) > self._fresh:
+            old = self._past[-self._fresh - 1]
+            self._past[-self._fresh - 1] = Moment(old.what, self._fade(old.state))
 
     def undo(self) -> str:
         """Take back the last step and return what it was; PromptError when there is none."""

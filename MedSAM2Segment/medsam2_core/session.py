@@ -19,21 +19,21 @@ Prompts are given in IJK. A session is not thread-safe; ``should_cancel`` is how
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_core.changes import Changes
+from medsam2_core.changes import Changes, SessionState
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import MemoryPolicy
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.engine.options import Direction, TrackerOptions, memory_name, memory_policy, zoom_is_on
 from medsam2_core.engine.sources import StackImages
-from medsam2_core.engine.states import ObjectState, SliceResult
+from medsam2_core.engine.states import SliceResult
 from medsam2_core.engine.tracker import Propagation, Tracker
 from medsam2_core.errors import PromptError
 from medsam2_core.history import History
@@ -45,15 +45,6 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Point, Prompt, PromptSet, resolve, validate
 from medsam2_core.slice_prompts import by_slice, mask_on_slice, slices_of
 from medsam2_core.version import __version__
-
-
-@dataclass(frozen=True)
-class _State:
-    """What undo goes back to."""
-
-    prompts: dict[str, list[Prompt]]
-    masks: dict[str, ObjectState]
-    changes: Changes
 
 
 class Session:
@@ -100,7 +91,7 @@ class Session:
         self._memory = memory_policy(memory)
         self.tracker = Tracker(model, encoder, self._memory, options)
         self._changes = Changes()
-        self._history = History(self._state, self._go_back, undo_limit)
+        self._history = History(self._state, self._go_back, undo_limit, fade=SessionState.faded)
 
     @classmethod
     def open(
@@ -270,7 +261,7 @@ class Session:
         Parameters
         ----------
         names
-            Objects; all that are prompted by default.
+            Objects, one at least; all that are prompted by default.
         first, last
             Range of slices, inclusive.
         stop_after_absent
@@ -278,20 +269,16 @@ class Session:
         should_cancel
             Asked before every slice; :class:`~medsam2_core.errors.Cancelled` is raised while iterating.
         """
-        known = list(names or self.tracker.object_ids)
+        known = list(self.tracker.object_ids if names is None else names)
         if not known:
-            raise PromptError("nothing to propagate: prompt an object first")
-        for name in known:
-            self.tracker.state(name)  # refuses what was never prompted
+            way_out = "prompt an object first" if names is None else "name an object, or leave names out"
+            raise PromptError(f"nothing to propagate: {way_out}")
+        states = [self.tracker.state(name) for name in known]  # refuses what was never prompted
         towards = _direction(direction)
         whole = first is None and last is None
-        ranges: dict[tuple[int | None, int | None], list[str]] = {}
-        for name in known:
-            reach = (first, last)
-            if whole:
-                reach = self._changes.reach(self.tracker.state(name), len(self.stack), stop_after_absent)
-            if reach is not None:
-                ranges.setdefault(reach, []).append(name)
+        ranges = {(first, last): known}
+        if whole:
+            ranges = self._changes.ranges(states, len(self.stack), stop_after_absent)
         parts = [
             self.tracker.propagate(
                 together, low, high, direction=towards,
@@ -302,7 +289,10 @@ class Session:
         progress = Propagation(sum(part.total for part in parts))
         settles = whole and towards is Direction.BOTH
         settled = [name for together in ranges.values() for name in together] if settles else []
-        progress.results = self._watched(progress, parts, settled, stop_after_absent)
+        # What is said from now on is not in this plan, even if it is said before the first result.
+        since = self._changes.copied()
+        settle = partial(Changes.settle, names=settled, patience=stop_after_absent, since=since)
+        progress.results = self._watched(progress, parts, settle)
         return progress
 
     def mask_kji(self, name: str) -> NDArray[np.bool_]:
@@ -363,10 +353,10 @@ class Session:
         return [p for p in self._prompts.of(name) if n not in slices_of(p, self.stack)]
 
     def _watched(
-        self, progress: Propagation, parts: list[Propagation], settled: list[str], patience: int | None
+        self, progress: Propagation, parts: list[Propagation], settle: Callable[[Changes], None]
     ) -> Iterator[SliceResult]:
         """Pass results on; from the first one on, the propagation can be undone."""
-        before, since = self._history.now("propagate"), self._changes.copied()
+        before = self._history.now("propagate")
         done, is_undoable = 0, False
         for part in parts:
             for result in part:
@@ -377,16 +367,16 @@ class Session:
                 yield result
             done += part.done
         progress.done = done
-        self._changes.settle(settled, patience, since)
+        settle(self._changes)
 
     def _tags(self, name: str) -> dict[str, str]:
         values = [result.confidence for result in self.results(name) if result.mask_hw.any()]
         return {"MedSAM2.confidence": f"{np.mean(values):.3f}" if values else "0"}
 
-    def _state(self) -> _State:
-        return _State(self.prompts.objects, self.tracker.snapshot(), self._changes.copied())
+    def _state(self) -> SessionState:
+        return SessionState(self.prompts.objects, self.tracker.snapshot(), self._changes.copied())
 
-    def _go_back(self, state: _State) -> None:
+    def _go_back(self, state: SessionState) -> None:
         self._prompts = PromptSet({name: list(prompts) for name, prompts in state.prompts.items()})
         self.tracker.restore(state.masks)
         self._changes = state.changes.copied()

@@ -83,7 +83,7 @@ class Player:
     def __init__(self, session: Session, rng: np.random.Generator) -> None:
         self.session, self.rng = session, rng
         self.said: list[str] = []
-        self.past: deque[tuple[dict, Callable[[], None], dict]] = deque()
+        self.past: deque[tuple[dict, Callable[[], None] | None, dict]] = deque()
 
     def play(self) -> None:
         """One step."""
@@ -102,10 +102,17 @@ class Player:
         after = picture(self.session)
         if len(self.session.undo_steps) > count:
             assert len(self.session.undo_steps) == count + 1, "one deed is one step"
-            self.past.append((before, deed, after))
+            self.remember(before, deed, after)
         else:
             assert after == before, "what changes anything can be undone"
         self.check(before, after)
+
+    def remember(self, before: dict, deed: Callable[[], None], after: dict) -> None:
+        """A step was done. Undo of the last four also brings back the logits of tracked slices."""
+        self.past.append((before, deed, after))
+        if len(self.past) > 4:
+            before, _, after = self.past[-5]
+            self.past[-5] = before, None, after
 
     def undo(self) -> None:
         """Take a step back, and sometimes do it again: both lead exactly to where one has been."""
@@ -118,11 +125,11 @@ class Player:
         self.session.undo()
         assert picture(self.session) == before, "undo leads exactly back"
         assert len(self.session.undo_steps) == len(self.past)
-        if self.rng.random() < 0.5:
+        if deed is not None and self.rng.random() < 0.5:
             self.said.append("again")
             deed()
             assert picture(self.session) == after, "the same again has the same result"
-            self.past.append((before, deed, after))
+            self.remember(before, deed, after)
 
     def check(self, before: dict, after: dict) -> None:
         """What holds after every deed."""

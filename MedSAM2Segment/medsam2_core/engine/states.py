@@ -240,6 +240,19 @@ class ObjectState:
             recent=OrderedDict(self.recent),
         )
 
+    def faded(self) -> "ObjectState":
+        """A copy with the same masks and prompts, without the tensors of tracked slices.
+
+        They serve only a click on a tracked slice, which then is fed logits made from its mask, and sees no
+        memories but those of prompted slices; the next propagation makes them anew.
+        """
+        faded = self.copied()
+        faded.recent.clear()
+        for bank in faded.banks:
+            for memory in list(bank.memories()):
+                bank.remove(memory.n)
+        return faded
+
     def forget(self, n: int) -> None:
         """Drop what tracking said about a slice."""
         self.outcomes.pop(n, None)
