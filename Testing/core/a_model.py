@@ -86,17 +86,18 @@ class StockAndOurs:
         count: int = 10,
         image_size: int = 128,
         postprocessing: bool = False,
+        config: str = "sam2.1_hiera_t",
         **flags,
     ) -> "StockAndOurs":
-        """SAM 2.1 tiny at few pixels; `flags` are the predictor's."""
+        """SAM 2.1 tiny, or another, at few pixels; `flags` are the predictor's."""
         from hydra.utils import instantiate
 
-        settings = read_config("sam2.1_hiera_t", image_size, postprocessing)
+        settings = read_config(config, image_size, postprocessing)
         settings = {**settings, "_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor", **flags}
         torch.manual_seed(0)
         stock = instantiate(OmegaConf.create(settings), _convert_="all").eval()
         stir(stock, score_bias)
-        ours = build_module("sam2.1_hiera_t", image_size, postprocessing)
+        ours = build_module(config, image_size, postprocessing)
         ours.load_state_dict(stock.state_dict(), strict=True)
         model = SegmentationModel.of(ours, "test", STOCK)
         slices = some_slices(count, (90, 120))

@@ -24,6 +24,13 @@ def both(tmp_path_factory) -> StockAndOurs:
     return StockAndOurs.build(tmp_path_factory.mktemp("frames"), **FLAGS)
 
 
+@pytest.fixture(scope="module", params=[5.0, -5.0], ids=["present", "absent"])
+def both_of_sam2_0(tmp_path_factory, request) -> StockAndOurs:
+    """SAM 2.0: pointers without times or projection, and no embedding for "the object is not here"."""
+    folder = tmp_path_factory.mktemp("frames")
+    return StockAndOurs.build(folder, score_bias=request.param, config="sam2_hiera_t", **FLAGS)
+
+
 @pytest.fixture(scope="module")
 def both_see_nothing(tmp_path_factory) -> StockAndOurs:
     """The object score is negative on every slice."""
@@ -189,7 +196,41 @@ def test_corrections_of_tracked_slices(both, record_property):
     pair.agree(record_property)
 
 
+def test_sam2_0_forward_then_reverse(both_of_sam2_0, record_property):
+    module = both_of_sam2_0.model.module
+    assert not module.use_signed_tpos_enc_to_obj_ptrs and not module.proj_tpos_enc_in_obj_ptrs
+    assert module.no_obj_embed_spatial is None
+    pair = Comparison(both_of_sam2_0)
+    pair.prompt("it", 4, box=[40, 30, 80, 62])
+    pair.propagate("forward", 4)
+    pair.propagate("reverse", 4, last=3)
+    pair.agree(record_property)
+
+
+def test_sam2_0_corrections_and_an_empty_slice(both_of_sam2_0, record_property):
+    pair = Comparison(both_of_sam2_0)
+    pair.prompt("it", 1, [[60, 45]], [1])
+    pair.propagate()
+    pair.prompt("it", 5, [[75, 40], [20, 70]], [1, 0])
+    pair.prompt("it", 8, mask=np.zeros((90, 120), bool))
+    pair.propagate()
+    pair.agree(record_property)
+
+
+def test_stock_attends_to_all_prompted_slices_and_we_to_the_nearest(both):
+    assert Tracker.stock(both.model, both.encoder)._policy.bank(both.model.module)._nearest == -1
+    assert Tracker(both.model, both.encoder)._policy.bank(both.model.module)._nearest == 16
+
+
+def test_the_image_encoder_sees_what_stock_sees_at_512_pixels(tmp_path):
+    the_encoder_agrees(StockAndOurs.build(tmp_path, count=4, image_size=512, config="sam2_hiera_t"))
+
+
 def test_the_image_encoder_sees_what_stock_sees(both):
+    the_encoder_agrees(both)
+
+
+def the_encoder_agrees(both: StockAndOurs) -> None:
     state = both.state()
     whole = Region.whole(both.shape_hw)
     ours = both.encoder.model_input(3, whole)
