@@ -333,7 +333,11 @@ class Session:
         return self._history.steps
 
     def undo(self) -> str:
-        """Take back the last step; returns what it was. PromptError when there is none."""
+        """Take back the last step; returns what it was. PromptError when there is none.
+
+        Masks and prompts come back exactly. Beyond the last four steps, a click on a slice that was only
+        tracked is then answered from its mask, no longer from the logits and memories behind it.
+        """
         return self._history.undo()
 
     def _take(self, name: str, n: int, prompts: list[Prompt]) -> None:
