@@ -296,7 +296,7 @@ def test_a_folder_of_pictures_is_a_set_and_not_a_volume(tmp_path):
     (tmp_path / "notes.txt").write_text("not a picture")
     images = read_images(tmp_path)
     assert [image.name for image in images] == ["a", "b"]
-    with pytest.raises(VolumeError, match="open it as a set of images"):
+    with pytest.raises(VolumeError, match=r"name one picture, or read all with read_images"):
         read_volume(tmp_path)
 
 

@@ -84,7 +84,9 @@ def _read_folder(path: Path, series: str | None) -> Volume:
     if not any(dicom.is_dicom(p) for p in path.rglob("*") if p.is_file()) and any(
         p.suffix.lower() in pictures.SUFFIXES for p in entries
     ):
-        raise VolumeError(f"{path}: a folder of pictures is not a volume: open it as a set of images")
+        raise VolumeError(
+            f"{path}: a folder of pictures is not a volume: name one picture, or read all with read_images()"
+        )
     return dicom.read_volume(path, series)
 
 
