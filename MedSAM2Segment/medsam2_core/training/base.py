@@ -49,9 +49,9 @@ LONG_CLIPS = replace(CLIPS, name="long clips", steps=420, frames=7, learning_rat
 class BaseTraining:
     """Settings of a run, stored in its folder.
 
-    A resumed run must have the same network, seed and stages begun; steps, data and pace may change. Views are
-    drawn afresh from the step a run was stopped at: a resumed run is as good as one that never stopped, not
-    equal to it.
+    A resumed run must have the same network, seed and stages begun; steps, data and pace may change. Views
+    are drawn afresh from the step a run was stopped at: a resumed run is as good as one that never stopped,
+    not equal to it.
     """
 
     data: str
