@@ -9,9 +9,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from medsam2_core import export
+from medsam2_core import atomic, export
 from medsam2_core.errors import ExportError
-from medsam2_core.export import atomic
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from some_objects import a_geometry, a_segmentation

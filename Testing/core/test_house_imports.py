@@ -9,20 +9,23 @@ from house import CORE, core_files, core_modules, imported_names, importing, pla
 FLOORS = {
     "errors": set(),
     "version": set(),
+    "atomic": {"errors"},
     "imaging": {"errors"},
     "prompts": {"errors", "imaging"},
-    "export": {"errors", "version", "imaging", "prompts"},
+    "export": {"atomic", "errors", "version", "imaging", "prompts"},
     "engine": {"errors", "version", "imaging", "prompts"},
     "auto": {"errors", "version", "imaging", "prompts", "engine"},
-    "training": {"errors", "version", "imaging", "prompts", "engine"},
+    "training": {"atomic", "errors", "version", "imaging", "prompts", "engine"},
     "session": {"errors", "version", "imaging", "prompts", "engine", "auto"},
     "evaluation": {
-        *("errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
+        *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
     },
-    "worker": {"errors", "version", "imaging", "prompts", "engine", "auto", "session", "export"},
+    "worker": {
+        *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
+    },
     "cli": {
-        *("errors", "version", "imaging", "prompts", "export", "engine", "auto", "training", "session"),
-        *("evaluation", "worker"),
+        *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
+        *("training", "evaluation", "worker"),
     },
 }
 # Rooms that are more than one file at the top level.

@@ -95,12 +95,12 @@ def evaluate(
     alone; beside a baseline that never looks at the image. Prints a table of mean Dice. A case that cannot be
     read is named and left out; what was measured is kept, however the command ends.
     """
+    from medsam2_core.atomic import check_target
     from medsam2_core.engine.architecture import require_sam2
     from medsam2_core.engine.model import load_model
     from medsam2_core.errors import EvaluationError
     from medsam2_core.evaluation.metrics import require_monai
     from medsam2_core.evaluation.protocol import Protocol
-    from medsam2_core.export.atomic import check_target
 
     require_sam2()
     require_monai()

@@ -56,7 +56,7 @@ def synth(
 
 
 def _check_free(out: Path, names: list[str], overwrite: bool) -> None:
-    from medsam2_core.export.atomic import check_target
+    from medsam2_core.atomic import check_target
 
     for name in names:
         for kind in ("img", "seg"):
@@ -68,7 +68,7 @@ def _write(path: Path, voxels_kji: np.ndarray, geometry: Geometry, overwrite: bo
 
     import nrrd
 
-    from medsam2_core.export.atomic import new_file
+    from medsam2_core.atomic import new_file
 
     content = io.BytesIO()
     matrix = geometry.ijk_to_lps

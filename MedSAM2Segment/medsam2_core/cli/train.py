@@ -72,7 +72,7 @@ def package(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Store a run's averaged weights in half precision, as they ship; print size and SHA-256."""
-    from medsam2_core.export.atomic import check_target
+    from medsam2_core.atomic import check_target
     from medsam2_core.training.packaging import package as pack
 
     check_target(out, overwrite=overwrite)

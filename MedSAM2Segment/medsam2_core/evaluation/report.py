@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from medsam2_core.atomic import new_file
 from medsam2_core.evaluation.protocol import Measurement
-from medsam2_core.export.atomic import new_file
 
 
 @dataclass(frozen=True)

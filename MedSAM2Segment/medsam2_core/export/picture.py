@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medsam2_core import atomic
 from medsam2_core.errors import ExportError
-from medsam2_core.export import atomic, drawing
+from medsam2_core.export import drawing
 from medsam2_core.export.drawing import Tile, View
 from medsam2_core.imaging.intensity import Window, to_display
 from medsam2_core.prompts import PromptSet, resolve

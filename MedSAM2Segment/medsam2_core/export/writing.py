@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from medsam2_core import atomic
 from medsam2_core.errors import ExportError
-from medsam2_core.export import atomic, meta_image, nifti, png, seg_nrrd
+from medsam2_core.export import meta_image, nifti, png, seg_nrrd
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.geometry import Geometry

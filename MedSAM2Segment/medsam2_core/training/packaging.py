@@ -1,13 +1,13 @@
 """From a finished run to the weights that ship: half precision, checked, with a hash for the catalogue."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from medsam2_core.atomic import new_file
 from medsam2_core.engine.checkpoint import load_strict, read_state_dict
 from medsam2_core.engine.model import build_module
 from medsam2_core.errors import TrainingError
@@ -39,6 +39,8 @@ def package(run: str | Path, target: str | Path, config: str = "embedded") -> Pa
     ------
     TrainingError
         If the run has no weights yet, a weight does not fit half precision, or the file would exceed 25 MB.
+    ExportError
+        If the file cannot be written.
     CheckpointError
         If the weights do not fit the configuration, key by key.
     """
@@ -51,13 +53,11 @@ def package(run: str | Path, target: str | Path, config: str = "embedded") -> Pa
     broken = [key for key, value in half.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise TrainingError(f"{source}: {broken[0]} (and {len(broken) - 1} more) does not fit half precision")
-    partial = target.with_name(target.name + ".partial")
-    save_file(half, partial)
-    size = partial.stat().st_size
+    # Not safetensors' own writer of files: it lets nobody but the owner read them.
+    content = save(half)
+    size = len(content)
     if size > _LARGEST:
-        partial.unlink()
         raise TrainingError(f"{target} would take {size / 1e6:.1f} MB: at most {_LARGEST / 1e6:.0f} MB ship")
-    os.replace(partial, target)
-    # safetensors writes for the owner alone; a package is read by everybody.
-    target.chmod(0o644)
-    return Packaged(target, size, hashlib.sha256(target.read_bytes()).hexdigest())
+    with new_file(target, overwrite=True) as stream:
+        stream.write(content)
+    return Packaged(target, size, hashlib.sha256(content).hexdigest())
