@@ -113,6 +113,30 @@ def test_means_are_over_the_steps_since_the_last_report(settings, tmp_path, monk
     assert "skipped" not in reports[0] and reports[1]["skipped"] == 1
 
 
+def test_clips_and_single_slices_take_turns(settings, tmp_path, monkeypatch):
+    stage = replace(settings.stages[1], steps=4, batch=1, slices=3)
+    trainer, seen = BaseTrainer(replace(settings, stages=(stage,)), tmp_path), []
+
+    def note(batch, turn, _optimiser):
+        seen.append((tuple(batch.images.shape[:2]), turn.frames, turn.corrections))
+        return {"mask": 1.0}
+
+    monkeypatch.setattr(trainer, "_train_step", note)
+    trainer.run()
+    assert seen == [((1, 2), 2, 1), ((3, 1), 1, 2)] * 2
+
+
+def test_a_run_that_is_killed_loses_little(settings, tmp_path, monkeypatch):
+    rare = replace(settings, stages=settings.stages[:1], validate_every=100, save_every=2)
+    trainer = BaseTrainer(rare, tmp_path)
+    parts = iter([{"mask": 1.0}] * 3)
+    monkeypatch.setattr(trainer, "_train_step", lambda *_: next(parts))
+    with pytest.raises(StopIteration):
+        trainer.run()
+    assert BaseTrainer(rare, tmp_path).step == 2
+    assert (tmp_path / "weights.safetensors").exists()
+
+
 def test_a_step_that_is_not_finite_is_skipped(settings, data, tmp_path):
     trainer, stage = BaseTrainer(settings, tmp_path), settings.stages[0]
     optimiser = trainer._optimiser(stage)

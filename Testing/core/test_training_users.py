@@ -15,8 +15,9 @@ from medsam2_core.engine.tracker import Tracker
 from medsam2_core.engine.zoom import Region
 from medsam2_core.training import network
 from medsam2_core.training.base import EMBEDDED_RECIPE, schedule
+from medsam2_core.training.loader import Batch
 from medsam2_core.training.losses import AffinityHeads, mask_loss, true_iou
-from medsam2_core.training.objective import Objective, answer_losses, best_logits
+from medsam2_core.training.objective import Objective, Stage, answer_losses, best_logits
 from medsam2_core.training.users import Prompts, corrected, first_prompts, jittered_boxes
 from medsam2_core.training.validation import dice
 
@@ -224,6 +225,26 @@ def test_one_click_may_be_answered_by_any_of_three():
     answer.iou[0] = torch.tensor([0.9, 0.1, 0.2, 0.8])
     assert torch.equal(best_logits(answer, True), logits[:, 3:4])
     assert torch.equal(best_logits(answer, False), logits[:, :1])
+
+
+@pytest.mark.parametrize("share, spoken_about", [(0.0, [True, False]), (1.0, [True, True])])
+def test_a_slice_that_was_corrected_conditions_the_others(model, monkeypatch, share, spoken_about):
+    heads = AffinityHeads(model.module.hidden_dim)
+    said, write = [], network.ObjectMemory.write
+
+    def note(memory, frame, here, answer, logits, prompted):
+        said.append(prompted)
+        write(memory, frame, here, answer, logits, prompted)
+
+    monkeypatch.setattr(network.ObjectMemory, "write", note)
+    objects = torch.zeros(1, 3, 64, 64, dtype=torch.bool)
+    objects[..., 16:48, 16:48] = True
+    regions = objects.to(torch.uint8)
+    batch = Batch(torch.rand(1, 3, 3, 64, 64), objects, regions, torch.tensor([0]), ["discs"])
+    stage = Stage("clips", steps=1, frames=3, batch=1, learning_rate=1e-3, tracked_corrections=share)
+    losses = Objective(model.module, heads, EMBEDDED_RECIPE).losses(batch, stage, generator())
+    assert said == spoken_about
+    assert all(torch.isfinite(value) for value in losses.values())
 
 
 def test_the_learning_rate_warms_up_and_falls():

@@ -1,4 +1,4 @@
-"""Training the embedded model from nothing: first single slices, then clips for the memory.
+"""Training the embedded model from nothing: single slices, clips for the memory, then both by turns.
 
 What a first experiment taught is built in: prompts are drawn as well as embedded, an affinity loss makes
 the trunk look at the image, and corrections are as frequent as first prompts. A run is a folder:
@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -42,7 +42,10 @@ CLIPS = Stage(
     "clips", steps=1_300, frames=5, batch=2, learning_rate=3e-4, trunk_factor=0.3, corrections=1,
     kinds=(0.5, 0.2, 0.3), affinity_weight=0.3,
 )  # fmt: skip
-LONG_CLIPS = replace(CLIPS, name="long clips", steps=420, frames=7, learning_rate=2e-4)
+CORRECTIONS = replace(
+    CLIPS, name="corrections", steps=2_400, frames=6, learning_rate=4e-4, trunk_factor=0.6, corrections=2,
+    tracked_corrections=0.5, affinity_weight=0.5, kinds=(0.45, 0.3, 0.25), slices=8,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class BaseTraining:
     data: str
     config: str = "embedded"
     seed: int = 1
-    stages: tuple[Stage, ...] = (SLICES, CLIPS, LONG_CLIPS)
+    stages: tuple[Stage, ...] = (SLICES, CLIPS, CORRECTIONS)
     mixture: Mixture = field(default_factory=Mixture)
     warm_up: int = 150
     weight_decay: float = 0.05
@@ -69,6 +72,7 @@ class BaseTraining:
     validation_views: int = 8
     report_every: int = 100
     validate_every: int = 500
+    save_every: int = 100
 
 
 class BaseTrainer:
@@ -136,21 +140,21 @@ class BaseTrainer:
         """Train until the stage ends, or until ``should_stop`` says so, which is returned."""
         settings = self.settings
         optimiser = self._optimiser(stage)
-        batches = stream(
-            self._training, settings.mixture, size=self.size, frames=stage.frames, batch=stage.batch,
-            seed=settings.seed * 1_000_003 + self.stage_index * 100_003 + self.step, workers=settings.workers,
-        )  # fmt: skip
+        turns = stage.turns
+        batches = [self._batches(turn) for turn in turns]
         validation = fixed_views(self._validation, self.size, stage.frames, settings.validation_views, seed=7)
         meter, stop = _Meter(), False
         while self.step < stage.steps and not stop:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * schedule(self.step, stage.steps, settings.warm_up)
-            meter.add(self._train_step(next(batches), stage, optimiser))
+            turn = turns[self.step % len(turns)]
+            batch = next(batches[self.step % len(turns)])
+            meter.add(self._train_step(batch, turn, optimiser), images=turn.batch * turn.frames)
             self.step += 1
             stop = should_stop()
             ends = self.step == stage.steps
             if self.step % settings.report_every == 0 or ends or stop:
-                self._log({"stage": stage.name, "step": self.step, **meter.means(stage.batch * stage.frames)})
+                self._log({"stage": stage.name, "step": self.step, **meter.means()})
                 meter = _Meter()
             if self.step % settings.validate_every == 0 or ends:
                 meter.pause()
@@ -158,9 +162,17 @@ class BaseTrainer:
                 self._log({"stage": stage.name, "step": self.step, "validation": scores})
                 self._save(optimiser)
                 meter.go_on()
-            elif stop:
+            elif stop or self.step % settings.save_every == 0:
                 self._save(optimiser)
         return stop
+
+    def _batches(self, turn: Stage) -> Iterator[Batch]:
+        """Batches of a stage, other ones for every step a run is resumed at."""
+        seed = self.settings.seed * 1_000_003 + self.stage_index * 100_003 + self.step + 7_919 * turn.frames
+        return stream(
+            self._training, self.settings.mixture, size=self.size, frames=turn.frames, batch=turn.batch,
+            seed=seed, workers=self.settings.workers,
+        )  # fmt: skip
 
     def _train_step(self, batch: Batch, stage: Stage, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         generator = torch.Generator().manual_seed(
@@ -324,7 +336,7 @@ class _Meter:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._steps = self._skipped = 0
+        self._steps = self._skipped = self._images = 0
         self._seconds, self._since = 0.0, time.monotonic()
 
     def pause(self) -> None:
@@ -335,21 +347,22 @@ class _Meter:
         """Let the clock run again."""
         self._since = time.monotonic()
 
-    def add(self, parts: dict[str, float]) -> None:
+    def add(self, parts: dict[str, float], images: int) -> None:
         """Count one step's losses; of a skipped step only that it was skipped."""
         self._steps += 1
+        self._images += images
         self._skipped += "skipped" in parts
         for key, value in parts.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
 
-    def means(self, images_per_step: int) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Loss by term over the steps that counted, steps skipped if any, and images a second."""
         counted = max(self._steps - self._skipped, 1)
         means = {key: round(value / counted, 4) for key, value in self._sums.items() if key != "skipped"}
         if self._skipped:
             means["skipped"] = self._skipped
         seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
-        return {**means, "images_per_second": round(self._steps * images_per_step / seconds, 2)}
+        return {**means, "images_per_second": round(self._images / seconds, 2)}
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +33,9 @@ class Stage:
         Clicks after the first prompt, on the prompted slice.
     tracked_corrections
         How often a tracked slice is corrected by a click before the next one is tracked.
+    slices
+        Views in the batches of single slices that take turns with the clips, with one correction more:
+        clips alone unlearn corrections. 0: no such batches.
     """
 
     name: str
@@ -45,6 +48,15 @@ class Stage:
     kinds: tuple[float, float, float] = (0.45, 0.3, 0.25)
     affinity_weight: float = 1.0
     tracked_corrections: float = 0.3
+    slices: int = 0
+
+    @property
+    def turns(self) -> tuple[Stage, ...]:
+        """What the batches are, by turns."""
+        if not self.slices:
+            return (self,)
+        alone = replace(self, frames=1, batch=self.slices, corrections=self.corrections + 1, slices=0)
+        return self, alone
 
 
 class Objective:
@@ -98,7 +110,9 @@ class Objective:
             answer, ambiguous = answers[-1]
             carried = best_logits(answer, ambiguous).detach()
             if memory is not None and frame < frames - 1:
-                memory.write(frame, here, answer, answer.logits[:, :1], prompted=frame == 0)
+                # As in use: a slice the user has spoken about conditions all others.
+                said = frame == 0 or len(answers) > 1
+                memory.write(frame, here, answer, answer.logits[:, :1], prompted=said)
         scaled = {key: value / total for key, value in sums.items()}
         return {**scaled, "affinity": stage.affinity_weight * affinity}
 
