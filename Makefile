@@ -25,13 +25,14 @@ pip := $(python) -m pip --disable-pip-version-check
 stamps := $(VENV)/.stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format campaign bench clean
+.PHONY: help setup test-setup demo test lint format campaign bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '3,6p' Makefile | cut -c3-
 
 setup: $(stamps)/package $(stamps)/sam2
+test-setup: setup $(stamps)/slicer
 
 # Debian's python3 may lack the module that puts pip into a new environment: then its own pip does it.
 $(stamps)/environment:
@@ -59,10 +60,17 @@ $(stamps)/sam2: requirements/sam2.txt | $(stamps)/package
 	SAM2_BUILD_CUDA=0 $(pip) install --no-build-isolation --no-deps --require-hashes -r requirements/sam2.txt
 	@touch $@
 
+# Slicer's scene and views as packages exist for the usual platforms only. Without them the tests of the Slicer module
+# are skipped, and say so.
+$(stamps)/slicer: pyproject.toml | $(stamps)/sam2
+	$(pip) install -e ".[slicer]" \
+	    || echo "Slicer's scene cannot be installed here: the tests that need it will be skipped" >&2
+	@touch $@
+
 demo: setup
 	$(python) Resources/demo/demo.py
 
-test: setup
+test: test-setup
 	$(python) -m pytest $(ARGS)
 
 lint: setup

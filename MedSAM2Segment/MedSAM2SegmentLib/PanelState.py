@@ -1,0 +1,103 @@
+"""What the options panel shows: plain values, made by the controller, drawn by the panel."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Status(enum.Enum):
+    """Where the user stands. Every member has a line that tells what to do next (see the controller)."""
+
+    NO_VOLUME = "no volume"
+    VOLUME_REFUSED = "volume refused"
+    NO_SEGMENT = "no segment"
+    NO_RUNTIME = "no runtime"
+    INSTALLING = "installing"
+    STARTING = "starting"
+    SENDING = "sending the volume"
+    DOWNLOADING = "downloading the model"
+    LOADING = "loading the model"
+    READY = "ready"
+    ENCODING = "encoding"
+    PROMPTED = "prompted"
+    PROPAGATING = "propagating"
+    KEEP_OR_DISCARD = "keep or discard"
+    WORKER_LOST = "worker lost"
+    FAILED = "failed"
+
+
+class Tool(enum.Enum):
+    """What a press of the mouse in a slice view means."""
+
+    POINT = "point"
+    BOX = "box"
+    SCRIBBLE = "scribble"
+
+
+@dataclass(frozen=True)
+class SliceConfidence:
+    """One slice of the confidence strip.
+
+    Attributes
+    ----------
+    n
+        Slice number in the stack.
+    confidence
+        0 to 1; None when the slice was not segmented.
+    prompted, final
+        Whether the user spoke about it, and whether it is final.
+    """
+
+    n: int
+    confidence: float | None = None
+    prompted: bool = False
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class PanelState:
+    """Everything the panel needs to draw itself.
+
+    Attributes
+    ----------
+    status, text
+        Where the user stands and, in one line, what to do next.
+    action
+        Label of the one button beside the status line ("Install…", "Restart"); empty hides it.
+    details
+        What *Details* and *Copy report* give; empty hides both.
+    progress
+        (done, total) of what is running; total 0 when it is unknown; None hides the bar.
+    remaining
+        Time left in words; empty when unknown.
+    confidences
+        The strip, ascending; empty hides it.
+    current
+        The slice of the stack the user looks at; None when no slice is.
+    choices
+        By parameter name ("model", "window", "direction", "range", "stack"), what can be chosen:
+        (value, label) pairs.
+    values
+        By parameter name, the value chosen; as strings, as they stand in the scene.
+    """
+
+    status: Status = Status.NO_VOLUME
+    text: str = ""
+    action: str = ""
+    details: str = ""
+    progress: tuple[int, int] | None = None
+    remaining: str = ""
+    tool: Tool = Tool.POINT
+    negative: bool = False
+    canPrompt: bool = False
+    canPropagate: bool = False
+    canCancel: bool = False
+    canKeep: bool = False
+    canFinalise: bool = False
+    canJump: bool = False
+    canClear: bool = False
+    confidences: tuple[SliceConfidence, ...] = ()
+    current: int | None = None
+    choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
