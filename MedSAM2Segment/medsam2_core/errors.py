@@ -54,5 +54,17 @@ class EvaluationError(MedSAM2Error):
     """A case that cannot be measured."""
 
 
+class WorkerError(MedSAM2Error):
+    """The worker process could not be started, was lost, or does not answer."""
+
+
+class ProtocolError(WorkerError):
+    """Bytes or messages that are not the worker's protocol, or another version of it."""
+
+
+class RuntimeInstallError(MedSAM2Error):
+    """The worker's Python environment could not be made, mended or removed."""
+
+
 class Cancelled(MedSAM2Error):
     """The user asked to stop. What was finished until then stays valid."""
