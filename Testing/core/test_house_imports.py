@@ -39,6 +39,7 @@ LIGHT = [
     *("errors", "version", "prompts", "prompt_files"),
     *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.oblique", "imaging.intensity"),
     "imaging.segmentation",
+    *("worker", "worker.frames", "worker.masks", "worker.messages"),
 ]
 
 

@@ -1,0 +1,195 @@
+"""Frames: what is written is read again in any pieces, and nothing else is."""
+
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from medsam2_core.errors import ProtocolError
+from medsam2_core.worker import frames
+from medsam2_core.worker.frames import DTYPES, FrameReader, encode
+
+
+def on_the_wire(header, arrays=None, **options):
+    return b"".join(encode(header, arrays, **options))
+
+
+def made_by_hand(header, body=b"", magic=frames.MAGIC, header_size=None, body_size=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    sizes = len(text) if header_size is None else header_size, len(body) if body_size is None else body_size
+    return magic + struct.pack("<IQ", *sizes) + text + body
+
+
+def one_array(**changed):
+    told = {"name": "a", "dtype": "|u1", "shape": [4], "coding": "raw", "bytes": 4, **changed}
+    return {"type": "t", "arrays": [told]}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=8)
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+headers = st.dictionaries(st.text(max_size=8).filter(lambda k: k != "arrays"), values, max_size=4).map(
+    lambda given: {**given, "type": "anything"}
+)
+arrays_by_name = st.dictionaries(
+    st.text(max_size=6),
+    st.sampled_from(DTYPES).flatmap(
+        lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+    ),
+    max_size=3,
+)
+
+
+@given(messages=st.lists(st.tuples(headers, arrays_by_name, st.booleans()), max_size=4), data=st.data())
+def test_messages_arrive_whole_whatever_pieces_the_bytes_come_in(messages, data):
+    stream = b"".join(on_the_wire(h, a, compress=c) for h, a, c in messages)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
+    reader, got = FrameReader(), []
+    for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        got += reader.feed(stream[start:stop])
+    assert [frame.header for frame in got] == [header for header, _, _ in messages]
+    for frame, (_, sent, _) in zip(got, messages, strict=True):
+        assert list(frame.arrays) == list(sent)
+        for name, array in sent.items():
+            assert frame.arrays[name].dtype == array.dtype and frame.arrays[name].shape == array.shape
+            assert frame.arrays[name].tobytes() == array.tobytes()
+    assert sum(frame.nbytes for frame in got) == len(stream) and not reader.is_in_frame
+
+
+def test_arrays_of_any_order_arrive_in_c_order_and_read_only():
+    sent = np.arange(24, dtype=">i2").reshape(2, 3, 4).transpose(2, 0, 1)
+    (frame,) = FrameReader().feed(on_the_wire({"type": "t"}, {"x": sent, "b": np.array([True, False])}))
+    assert np.array_equal(frame.arrays["x"], sent) and frame.arrays["x"].flags.c_contiguous
+    assert frame.arrays["x"].flags.aligned and not frame.arrays["x"].flags.writeable
+    assert frame.arrays["b"].tolist() == [1, 0]
+
+
+def test_compression_is_used_only_where_it_helps():
+    noise = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8)
+    pieces = encode({"type": "t"}, {"flat": np.zeros(5000, np.int16), "noise": noise}, compress=True)
+    codings = [one["coding"] for one in json.loads(bytes(pieces[0])[16:])["arrays"]]
+    assert codings == ["zlib", "raw"]
+    (frame,) = FrameReader().feed(b"".join(pieces))
+    assert not frame.arrays["flat"].any() and np.array_equal(frame.arrays["noise"], noise)
+
+
+def test_what_a_login_prints_is_skipped_and_kept():
+    stream = b"Welcome to MS2 cluster!\r\nLast login: today MS2" + on_the_wire({"type": "t"})
+    reader, got = FrameReader(skip_banner=True), []
+    for n in range(len(stream)):
+        got += reader.feed(stream[n : n + 1])
+    assert len(got) == 1 and reader.banner.endswith(b"today MS2")
+
+
+def test_a_stream_without_a_frame_is_given_up_and_says_what_it_read_instead():
+    reader = FrameReader(skip_banner=True)
+    with pytest.raises(ProtocolError, match="Welcome"):
+        for _ in range(2000):
+            reader.feed(b"Welcome to a shell that never ends.\n" * 2)
+
+
+def test_frames_before_damage_are_given_and_then_the_error():
+    reader = FrameReader()
+    assert len(reader.feed(on_the_wire({"type": "t"}) + b"Segmentation fault (core dumped)")) == 1
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="Segmentation fault"):
+            reader.feed(b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"#!/bin/sh echo hello", "bin/sh"),
+        (b"MS2\x02" + bytes(12), "layout 2.*update this side"),
+        (made_by_hand({"type": "t"}, header_size=2**32 - 1), "header of 4294967295"),
+        (made_by_hand({"type": "t"}, body_size=2**64 - 1), "body of 18446744073709551615"),
+        (made_by_hand(b'{"type": "t"'), "not JSON"),
+        (made_by_hand(b'{"type": "\xff"}'), "not JSON"),
+        (made_by_hand(b'{"type": "t", "x": NaN}'), "not JSON"),
+        (made_by_hand(b'{"type": "t", "x": ' + b"1" * 5000 + b"}"), "JSON|type"),
+        (made_by_hand(b"[" * 100_000), "not JSON"),
+        (made_by_hand(b'{"type": "t", "x": ' + b"[" * 40 + b"]" * 40 + b"}"), "32 levels"),
+        (made_by_hand(b"[]"), "with a type"),
+        (made_by_hand({"no": "type"}), "with a type"),
+        (made_by_hand({"type": "t"}, b"more"), "0 bytes of a body of 4"),
+        (made_by_hand({"type": "t", "arrays": 3}), "list"),
+        (made_by_hand({"type": "t", "arrays": [3]}), "JSON object"),
+        (made_by_hand(one_array(dtype="|O"), bytes(4)), "type '|O'"),
+        (made_by_hand(one_array(dtype=">u2"), bytes(4)), "type '>u2'"),
+        (made_by_hand(one_array(dtype=None), bytes(4)), "type None"),
+        (made_by_hand(one_array(name=["a"]), bytes(4)), "name"),
+        (made_by_hand(one_array(shape=[5]), bytes(4)), "needs 5 bytes and has 4"),
+        (made_by_hand(one_array(shape=[-4]), bytes(4)), "shape"),
+        (made_by_hand(one_array(shape=[True, 4]), bytes(4)), "shape"),
+        (made_by_hand(one_array(shape=[1] * 40), bytes(4)), "at most 8"),
+        (made_by_hand(one_array(shape=[2**62, 2**62]), bytes(4)), "larger than"),
+        (made_by_hand(one_array(shape=[0, 2**62]), bytes(4)), "larger than"),
+        (made_by_hand(one_array(bytes=8), bytes(4)), "beyond"),
+        (made_by_hand(one_array(bytes=-1), bytes(4)), "-1 bytes"),
+        (made_by_hand(one_array(coding="pickle"), bytes(4)), "pickle"),
+        (made_by_hand(one_array(coding="zlib"), b"nope"), "damaged"),
+        (made_by_hand({"type": "t", "arrays": one_array()["arrays"] * 2}, bytes(8)), "twice"),
+    ],
+)
+def test_damage_is_named(data, says):
+    with pytest.raises(ProtocolError, match=says):
+        FrameReader().feed(data)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_compressed_array_must_inflate_to_what_it_says(size):
+    data = zlib.compress(bytes(size))
+    with pytest.raises(ProtocolError, match=r"inflates to something else|has [35]"):
+        FrameReader().feed(made_by_hand(one_array(coding="zlib", bytes=len(data)), data))
+
+
+def test_a_bomb_is_not_inflated():
+    import tracemalloc
+
+    bomb = zlib.compress(bytes(200 << 20))
+    stream = made_by_hand(one_array(coding="zlib", bytes=len(bomb)), bomb)
+    tracemalloc.start()
+    with pytest.raises(ProtocolError, match="inflates"):
+        FrameReader().feed(stream)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_frames_or_a_protocol_error(noise):
+    for data in (noise, made_by_hand(noise), made_by_hand(one_array(coding="zlib", bytes=len(noise)), noise)):
+        try:
+            FrameReader(skip_banner=True).feed(data)
+            FrameReader().feed(data)
+        except ProtocolError:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("header", "arrays"),
+    [
+        ({"type": "t", "x": float("nan")}, {}),
+        ({"type": "t", "x": {1, 2}}, {}),
+        ({"type": "t", "x": "y" * (5 << 20)}, {}),
+        ({"type": "t"}, {"x": np.array(["text"])}),
+        ({"type": "t"}, {"x": np.zeros(2, np.complex64)}),
+    ],
+)
+def test_what_the_protocol_cannot_say_is_not_written(header, arrays):
+    with pytest.raises(ProtocolError):
+        encode(header, arrays)
+
+
+def test_a_large_frame_in_small_pieces_is_read_in_time_that_grows_with_its_size():
+    stream = memoryview(on_the_wire({"type": "t"}, {"x": np.zeros(8 << 20, np.uint8)}))
+    reader, got = FrameReader(), []
+    for start in range(0, len(stream), 1000):
+        got += reader.feed(stream[start : start + 1000])
+    assert got[0].arrays["x"].size == 8 << 20
