@@ -1,0 +1,95 @@
+"""What the user sets once for all volumes: kept in Slicer's own settings file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+import qt
+from medsam2_core.errors import WorkerError
+
+DEFAULT_MODEL = "embedded"
+DEFAULT_WINDOW = "auto"
+_GROUP = "MedSAM2Segment/"
+
+
+class Settings:
+    """Typed access to the settings of this extension.
+
+    A settings file gives back text whatever was put in, and nothing at all for what is empty; the getters
+    turn that into what they say they return.
+
+    Parameters
+    ----------
+    store
+        The settings to use; Slicer's own when absent.
+    """
+
+    def __init__(self, store: qt.QSettings | None = None) -> None:
+        self._store = qt.QSettings() if store is None else store
+
+    @property
+    def remoteCommand(self) -> str:
+        """Command line that starts a worker somewhere else ("ssh host medsam2 worker"); "" means here."""
+        return self._text("remoteCommand", "")
+
+    @remoteCommand.setter
+    def remoteCommand(self, command: str) -> None:
+        self._put("remoteCommand", command.strip())
+
+    def remoteWords(self) -> list[str]:
+        """The remote command as a program and its arguments; empty when the worker runs here.
+
+        Raises
+        ------
+        WorkerError
+            A quotation mark in it is never closed.
+        """
+        command = self.remoteCommand
+        try:
+            words = shlex.split(command, posix=os.name != "nt")
+        except ValueError as error:
+            raise WorkerError(
+                f"The remote command {command!r} cannot be read: {error}. Correct it on the page of the "
+                "MedSAM2Segment module"
+            ) from error
+        return [word.strip('"') if os.name == "nt" else word for word in words]
+
+    @property
+    def wheelFolder(self) -> str:
+        """Folder of wheels to install from where there is no network; "" means the network."""
+        return self._text("wheelFolder", "")
+
+    @wheelFolder.setter
+    def wheelFolder(self, path: str) -> None:
+        self._put("wheelFolder", path.strip())
+
+    @property
+    def defaultModel(self) -> str:
+        """Catalogue name of the model new segmentations begin with."""
+        return self._text("defaultModel", DEFAULT_MODEL)
+
+    @defaultModel.setter
+    def defaultModel(self, name: str) -> None:
+        self._put("defaultModel", name)
+
+    @property
+    def defaultWindow(self) -> str:
+        """Window new segmentations begin with: "auto", "displayed", a preset, or "width,level"."""
+        return self._text("defaultWindow", DEFAULT_WINDOW)
+
+    @defaultWindow.setter
+    def defaultWindow(self, window: str) -> None:
+        self._put("defaultWindow", window)
+
+    def _text(self, name: str, default: str) -> str:
+        value = self._store.value(_GROUP + name)
+        if isinstance(value, tuple | list):  # "400,40" may come back as a list of two texts
+            value = ",".join(str(part).strip() for part in value)
+        return str(value) if value else default
+
+    def _put(self, name: str, value: str) -> None:
+        if value:
+            self._store.setValue(_GROUP + name, value)
+        else:
+            self._store.remove(_GROUP + name)

@@ -1,0 +1,38 @@
+"""Slicer's module `qt`, made of PySide6: properties are attributes as in Slicer, and nothing is on a screen.
+
+What PySide6 does and PythonQt does not (keyword arguments, `bytes(QByteArray)`, …) it cannot show;
+test_lib_pythonqt.py reads the code for that.
+"""
+
+import os
+import sys
+import types
+
+import pytest
+
+
+def installed() -> types.ModuleType:
+    """The stand-in, in `sys.modules` under the name `qt`; the same one every time. Skips without PySide6."""
+    present = sys.modules.get("qt")
+    if present is not None:
+        return present
+    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    pytest.importorskip("PySide6.QtWidgets")
+    from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
+
+    # PySide6 remembers this for the module it stands in, and keeps to it in modules that import only `qt`.
+    from __feature__ import true_property  # noqa: F401  isort: skip
+
+    module = types.ModuleType("qt")
+    for source in (QtCore, QtGui, QtWidgets, QtUiTools):
+        for name in dir(source):
+            if not name.startswith("_"):
+                setattr(module, name, getattr(source, name))
+    sys.modules["qt"] = module
+    return module
+
+
+def application():
+    """The one application of this process."""
+    qt = installed()
+    return qt.QApplication.instance() or qt.QApplication(["tests"])
