@@ -68,3 +68,7 @@ class RuntimeInstallError(MedSAM2Error):
 
 class Cancelled(MedSAM2Error):
     """The user asked to stop. What was finished until then stays valid."""
+
+
+class Interrupted(MedSAM2Error):
+    """A computation made way for another; nothing is lost, ask for it again."""

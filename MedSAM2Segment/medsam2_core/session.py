@@ -26,16 +26,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam2_core.answers import Answers
 from medsam2_core.changes import Changes, SessionState
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import MemoryPolicy
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.engine.options import Direction, TrackerOptions, memory_name, memory_policy, zoom_is_on
+from medsam2_core.engine.propagating import Propagation
 from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.states import SliceResult
-from medsam2_core.engine.tracker import Propagation, Tracker
+from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
+from medsam2_core.following import followed
 from medsam2_core.history import History
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.reading import read_volume
@@ -47,7 +50,7 @@ from medsam2_core.slice_prompts import by_slice, mask_on_slice, slices_of
 from medsam2_core.version import __version__
 
 
-class Session:
+class Session(Answers):
     """Segments objects of one volume; see the module's example.
 
     Parameters
@@ -269,7 +272,7 @@ class Session:
         should_cancel
             Asked before every slice; :class:`~medsam2_core.errors.Cancelled` is raised while iterating.
         """
-        known = list(self.tracker.object_ids if names is None else names)
+        known = list(self.tracker.prompted_ids if names is None else names)
         if not known:
             way_out = "prompt an object first" if names is None else "name an object, or leave names out"
             raise PromptError(f"nothing to propagate: {way_out}")
@@ -286,14 +289,12 @@ class Session:
             )
             for (low, high), together in ranges.items()
         ]  # fmt: skip
-        progress = Propagation(sum(part.total for part in parts))
         settles = whole and towards is Direction.BOTH
         settled = [name for together in ranges.values() for name in together] if settles else []
         # What is said from now on is not in this plan, even if it is said before the first result.
         since = self._changes.copied()
         settle = partial(Changes.settle, names=settled, patience=stop_after_absent, since=since)
-        progress.results = self._watched(progress, parts, settle)
-        return progress
+        return followed(parts, self._history, lambda: settle(self._changes))
 
     def mask_kji(self, name: str) -> NDArray[np.bool_]:
         """(K, J, I) mask of an object on the volume's grid; empty when nothing was segmented yet."""
@@ -355,23 +356,6 @@ class Session:
     def _said_elsewhere(self, name: str, n: int) -> list[Prompt]:
         """What was said about an object on other slices than ``n``."""
         return [p for p in self._prompts.of(name) if n not in slices_of(p, self.stack)]
-
-    def _watched(
-        self, progress: Propagation, parts: list[Propagation], settle: Callable[[Changes], None]
-    ) -> Iterator[SliceResult]:
-        """Pass results on; from the first one on, the propagation can be undone."""
-        before = self._history.now("propagate")
-        done, is_undoable = 0, False
-        for part in parts:
-            for result in part:
-                progress.done = done + part.done
-                if not is_undoable:
-                    self._history.remember(before)
-                    is_undoable = True
-                yield result
-            done += part.done
-        progress.done = done
-        settle(self._changes)
 
     def _tags(self, name: str) -> dict[str, str]:
         values = [result.confidence for result in self.results(name) if result.mask_hw.any()]

@@ -31,6 +31,7 @@ FLOORS = {
 # Rooms that are more than one file at the top level.
 SAME_ROOM = {
     **{"prompt_files": "prompts", "history": "session"},
+    **{"answers": "session", "following": "session"},
     **{"changes": "session", "slice_prompts": "session"},
 }
 

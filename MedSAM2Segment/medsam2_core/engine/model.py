@@ -11,8 +11,8 @@ import hashlib
 import json
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from medsam2_core.engine.architecture import build_from, build_module, guess_con
 from medsam2_core.engine.catalogue import Catalogue, ModelEntry
 from medsam2_core.engine.checkpoint import foreign_architecture, load_strict, read_state_dict
 from medsam2_core.engine.devices import Precision, choose_device, choose_precision, out_of_memory
+from medsam2_core.engine.interrupting import asking
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
 from medsam2_core.engine.store import Store
 from medsam2_core.errors import CatalogueError, CheckpointError
@@ -91,6 +92,15 @@ class SegmentationModel:
                 yield
         except torch.cuda.OutOfMemoryError as error:
             raise out_of_memory(self.device) from error
+
+    def asking(self, ask: Callable[[], None]) -> AbstractContextManager[None]:
+        """A context in which `ask()` is called between the blocks of the network, many times a slice.
+
+        It may raise: :class:`~medsam2_core.errors.Cancelled` ends what is being computed, and a propagation
+        that meets :class:`~medsam2_core.errors.Interrupted` goes on when its next result is asked for. The
+        module is shared, so whoever computes with it is asked.
+        """
+        return asking(self.module, ask)
 
     def provenance(self) -> dict[str, str]:
         """What a result made with this model should say about it."""

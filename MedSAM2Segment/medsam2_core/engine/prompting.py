@@ -8,11 +8,12 @@ import torch
 
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads, Tokens
-from medsam2_core.engine.maps import logits_of_mask, mask_of_logits, moved_logits
+from medsam2_core.engine.maps import PackedMask, logits_of_mask, mask_of_logits, moved_logits
 from medsam2_core.engine.memory import Query
 from medsam2_core.engine.options import TrackerOptions
-from medsam2_core.engine.states import ObjectState, Prediction, SliceMemory
+from medsam2_core.engine.states import Found, ObjectState, Outcome, Prediction, SliceMemory
 from medsam2_core.engine.zoom import Box, Region, Zoom
+from medsam2_core.errors import PromptError
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompt
@@ -42,14 +43,37 @@ def extends(new: "SlicePrompt", old: "SlicePrompt") -> bool:
     )
 
 
+def check_prompt(n: int, prompt: "SlicePrompt", shape_hw: tuple[int, int]) -> None:
+    """PromptError for a prompt that says nothing, or a mask that does not have the slice's shape."""
+    if prompt.mask_hw is None and prompt.box_xyxy is None and len(prompt.labels) == 0:
+        raise PromptError(f"the prompt on slice {n} is empty: give a point, a box or a mask")
+    if prompt.mask_hw is not None and tuple(prompt.mask_hw.shape) != tuple(shape_hw):
+        raise PromptError(f"the mask on slice {n} is {prompt.mask_hw.shape}, the slice is {shape_hw}")
+
+
+def taken_over(n: int, found: Found, shape_hw: tuple[int, int], zoom: Zoom | None) -> Outcome:
+    """A tracked mask that comes from elsewhere; PromptError when it does not have the slice's shape."""
+    mask_hw = np.asarray(found.mask_hw, dtype=bool)
+    if mask_hw.shape != tuple(shape_hw):
+        raise PromptError(f"the mask on slice {n} is {mask_hw.shape}, the slice is {shape_hw}")
+    box = Box.of_mask(mask_hw)
+    region = Region.whole(shape_hw) if zoom is None or box is None else zoom.around(box)
+    return Outcome(PackedMask.of(mask_hw), found.iou, found.score, region, prompted=False)
+
+
 class Prompter:
     """Answers prompts on single slices."""
 
     def __init__(self, encoder: SliceEncoder, heads: Heads, options: TrackerOptions) -> None:
         self._encoder, self._heads, self._options = encoder, heads, options
 
-    def answer(self, state: ObjectState, n: int, prompt: "SlicePrompt", zoom: Zoom | None) -> Prediction:
-        """Predict the object on slice `n`; `zoom` None looks at the whole slice."""
+    def answer(
+        self, state: ObjectState, n: int, prompt: "SlicePrompt", zoom: Zoom | None, looks_around: bool = True
+    ) -> Prediction:
+        """Predict the object on slice `n`; `zoom` None looks at the whole slice.
+
+        `looks_around` lets a click on a slice without a mask look where the object is on other slices.
+        """
         if only_mask(prompt):
             region = self.region_of_mask(state, n, prompt.mask_hw, zoom)
             return self._heads.take_mask(self._encoder.features(n, region), prompt.mask_hw, region)
@@ -57,7 +81,8 @@ class Prompter:
         if zoom is None:
             whole = Region.whole(self._encoder.source.shape_of(n))
             return self._ask(state, n, prompt, whole, previous)
-        return self._look_closely(state, n, prompt, previous, zoom)
+        nearby = _seen_nearby(state, n) if looks_around else None
+        return self._look_closely(state, n, prompt, previous, zoom, nearby)
 
     def region_of_mask(self, state: ObjectState, n: int, mask_hw: np.ndarray, zoom: Zoom | None) -> Region:
         """Where to look at a mask; for an empty one, wherever the object was seen nearest to it."""
@@ -138,10 +163,11 @@ class Prompter:
         prompt: "SlicePrompt",
         previous: tuple[torch.Tensor, Region] | None,
         zoom: Zoom,
+        nearby: Region | None,
     ) -> Prediction:
         """Predict in a first region, then larger where the mask reaches its border, or closer where only
         clicks were given. Another look counts only if the model is at least as sure of it."""
-        region = self._first_region(prompt, previous, zoom, _seen_nearby(state, n))
+        region = self._first_region(prompt, previous, zoom, nearby)
         best = self._ask(state, n, prompt, region, previous)
         only_clicks = prompt.box_xyxy is None and previous is None
         for _ in range(_MOST_LOOKS):

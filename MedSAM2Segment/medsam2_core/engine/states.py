@@ -111,6 +111,11 @@ class ConditioningSlice:
         costs no more than it must.
     is_remembered
         Whether `memory` is of this prediction.
+    beneath
+        What tracking had found here before; it stands again when all prompts are taken back.
+    by_words
+        Whether the answer follows from the words alone, one after the other, so that further words can refine
+        it and the same words would give it again.
     """
 
     n: int
@@ -118,6 +123,8 @@ class ConditioningSlice:
     prediction: Prediction
     memory: SliceMemory | None = None
     is_remembered: bool = False
+    beneath: "Beneath | None" = None
+    by_words: bool = False
 
     @property
     def says_absent(self) -> bool:
@@ -138,6 +145,37 @@ class Outcome:
     region: Region
     prompted: bool
     final: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A mask (H, W) bool that is known without asking the model.
+
+    `iou` is its estimated quality and `score` the object's presence as a logit, as in :class:`SliceResult`.
+    """
+
+    mask_hw: NDArray[np.bool_]
+    iou: float = 1.0
+    score: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beneath:
+    """What was known of a slice before the user spoke about it.
+
+    Attributes
+    ----------
+    outcome
+        The mask.
+    reverse
+        Whether tracking came from a higher slice; None where it had given the object up.
+    logits
+        (1, 1, S/4, S/4) and their region; None when only the mask was still known.
+    """
+
+    outcome: Outcome
+    reverse: bool | None
+    logits: tuple[torch.Tensor, Region] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,6 +278,46 @@ class ObjectState:
             recent=OrderedDict(self.recent),
         )
 
+    def result(self, n: int) -> SliceResult:
+        """The mask of a slice that has one, as given to the caller."""
+        outcome = self.outcomes[n]
+        kept = self.recent.get(n)
+        logits = kept[0] if kept is not None else None
+        if n in self.conditioning:
+            logits = self.conditioning[n].prediction.logits
+        return SliceResult(
+            self.object_id,
+            n,
+            outcome.mask.mask_hw(),
+            outcome.iou,
+            outcome.score,
+            outcome.region,
+            outcome.prompted,
+            outcome.final,
+            None if logits is None else logits[0, 0],
+        )
+
+    def beneath(self, n: int) -> Beneath | None:
+        """What tracking found on a slice, to be kept while the user's words cover it."""
+        given = self.conditioning.get(n)
+        if given is not None:
+            return given.beneath
+        if n not in self.outcomes:
+            return None
+        return Beneath(self.outcomes[n], self.tracked.get(n), self.recent.get(n))
+
+    def uncover(self, n: int) -> None:
+        """Drop what the user said about a slice; what tracking had found there stands again."""
+        beneath = self.beneath(n)
+        self.conditioning.pop(n, None)
+        self.forget(n)
+        if beneath is not None:
+            self.outcomes[n] = beneath.outcome
+            if beneath.reverse is not None:
+                self.tracked[n] = beneath.reverse
+            if beneath.logits is not None:
+                self.remember_logits(n, *beneath.logits)
+
     def faded(self) -> "ObjectState":
         """A copy with the same masks and prompts, without the tensors of tracked slices.
 
@@ -248,6 +326,9 @@ class ObjectState:
         """
         faded = self.copied()
         faded.recent.clear()
+        for given in faded.conditioning.values():
+            if given.beneath is not None:
+                given.beneath = replace(given.beneath, logits=None)
         for bank in faded.banks:
             for memory in list(bank.memories()):
                 bank.remove(memory.n)
@@ -266,6 +347,8 @@ class ObjectState:
         """Bytes of tensors and masks held."""
         logits = [entry.prediction.logits for entry in self.conditioning.values()]
         logits += [kept for kept, _ in self.recent.values()]
+        covered = [entry.beneath for entry in self.conditioning.values() if entry.beneath is not None]
+        logits += [beneath.logits[0] for beneath in covered if beneath.logits is not None]
         total = sum(x.numel() * x.element_size() for x in logits)
         total += sum(outcome.mask.nbytes for outcome in self.outcomes.values())
         memories = [entry.memory for entry in self.conditioning.values() if entry.memory is not None]

@@ -10,10 +10,12 @@ far, and a new propagation replaces it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from medsam2_core.engine.encoder import SliceEncoder
@@ -22,35 +24,23 @@ from medsam2_core.engine.maps import PackedMask, mask_of_logits
 from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
 from medsam2_core.engine.options import Direction, TrackerOptions
 from medsam2_core.engine.planning import Step, plan_set, plan_steps
-from medsam2_core.engine.prompting import Prompter, only_mask
+from medsam2_core.engine.prompting import Prompter, check_prompt, only_mask, taken_over
+from medsam2_core.engine.propagating import Propagation, Steps
 from medsam2_core.engine.running import Run, Runner
-from medsam2_core.engine.states import ConditioningSlice, ObjectState, Outcome, SliceResult
+from medsam2_core.engine.states import (
+    ConditioningSlice,
+    Found,
+    ObjectState,
+    Outcome,
+    Prediction,
+    SliceResult,
+)
 from medsam2_core.engine.zoom import Zoom
-from medsam2_core.errors import Cancelled, PromptError
+from medsam2_core.errors import Interrupted, PromptError
 
 if TYPE_CHECKING:
     from medsam2_core.engine.model import SegmentationModel
     from medsam2_core.prompts import SlicePrompt
-
-
-@dataclass
-class Propagation(Iterator[SliceResult]):
-    """Results as they come.
-
-    Attributes
-    ----------
-    total
-        Most results there can be: slices times objects. Fewer come when an object is gone.
-    done
-        Steps finished so far, with or without a result.
-    """
-
-    total: int
-    done: int = 0
-    results: Iterator[SliceResult] | None = None
-
-    def __next__(self) -> SliceResult:
-        return next(self.results or iter(()))
 
 
 class Tracker:
@@ -89,13 +79,17 @@ class Tracker:
     @classmethod
     def stock(cls, model: "SegmentationModel", encoder: SliceEncoder) -> "Tracker":
         """A tracker that repeats sam2's video predictor, for comparison."""
-        memory = RecentMemory(keeps_all=True, nearest_conditioning=None)
-        return cls(model, encoder, memory, TrackerOptions.stock())
+        return cls(model, encoder, RecentMemory(True, None), TrackerOptions.stock())
 
     @property
     def object_ids(self) -> list[str]:
         """Objects prompted so far, in order."""
         return list(self._objects)
+
+    @property
+    def prompted_ids(self) -> list[str]:
+        """Objects the user speaks about now, in order."""
+        return [object_id for object_id, state in self._objects.items() if state.conditioning]
 
     def state(self, object_id: str) -> ObjectState:
         """What is known about an object (to be looked at, not changed)."""
@@ -104,11 +98,12 @@ class Tracker:
             raise PromptError(f"unknown object {object_id!r}: prompt it first (known: {known})")
         return self._objects[object_id]
 
-    def prompt(self, object_id: str, n: int, prompt: "SlicePrompt") -> SliceResult:
+    def prompt(self, object_id: str, n: int, prompt: "SlicePrompt", *, by_words: bool = False) -> SliceResult:
         """Take everything the user says about an object on slice `n`, and predict its mask there.
 
         `prompt` replaces what was said about this slice before. A mask alone is taken as it is (an empty
-        one says that the object is not here); with points or a box it is what they correct.
+        one says that the object is not here); with points or a box it is what they correct. `by_words`: on a
+        slice tracking did not reach, other slices have no say in where to look.
 
         Raises
         ------
@@ -116,18 +111,45 @@ class Tracker:
             No such slice, nothing in the prompt, a mask of another shape, or a slice marked as final.
         """
         self._check_slice(n)
-        self._check_prompt(n, prompt)
+        check_prompt(n, prompt, self.source.shape_of(n))
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
-        prediction = self._prompter.answer(state, n, prompt, self._zoom(n))
+        looks_around = not by_words or state.beneath(n) is not None
+        prediction = self._prompter.answer(state, n, prompt, self._zoom(n), looks_around)
         if only_mask(prompt):
             mask_hw = np.asarray(prompt.mask_hw, dtype=bool)
         else:
             mask_hw = mask_of_logits(prediction.logits, prediction.region, self.source.shape_of(n))
-        self._objects[object_id] = state
-        earlier = state.conditioning.get(n)
+        return self._condition(state, n, prompt, prediction, mask_hw, by_words)
+
+    def accept(self, object_id: str, n: int, prompt: "SlicePrompt", known: Found) -> SliceResult:
+        """As :meth:`prompt`, but the answer is known already."""
+        self._check_slice(n)
+        words = replace(prompt, mask_hw=np.asarray(known.mask_hw, dtype=bool))
+        check_prompt(n, words, self.source.shape_of(n))
+        state = self._objects.get(object_id) or self._new_state(object_id)
+        self._check_not_final(state, n)
+        only_it = replace(words, box_xyxy=None, points_xy=prompt.points_xy[:0], labels=prompt.labels[:0])
+        prediction = self._prompter.answer(state, n, only_it, self._zoom(n))
+        prediction = replace(prediction, iou=known.iou)
+        if known.score > 0 and words.mask_hw.any():
+            prediction = replace(prediction, score=torch.full_like(prediction.score, known.score))
+        return self._condition(state, n, prompt, prediction, words.mask_hw)
+
+    def _condition(
+        self,
+        state: ObjectState,
+        n: int,
+        prompt: "SlicePrompt",
+        prediction: Prediction,
+        mask_hw: NDArray[np.bool_],
+        by_words: bool = False,
+    ) -> SliceResult:
+        """Let all other slices follow from a slice the user spoke about."""
+        self._objects[state.object_id] = state
+        earlier, beneath = state.conditioning.get(n), state.beneath(n)
         memory = earlier.memory if earlier is not None else None
-        state.conditioning[n] = ConditioningSlice(n, prompt, prediction, memory)
+        state.conditioning[n] = ConditioningSlice(n, prompt, prediction, memory, False, beneath, by_words)
         state.recent.pop(n, None)
         for bank in state.banks:
             bank.remove(n)
@@ -135,7 +157,32 @@ class Tracker:
         packed = PackedMask.of(mask_hw)
         state.outcomes[n] = Outcome(packed, prediction.iou, score, prediction.region, prompted=True)
         self._pin()
-        return self.result(object_id, n)
+        return self.result(state.object_id, n)
+
+    def uncover(self, object_id: str, n: int) -> None:
+        """Take back everything said about slice `n`: the mask tracking had found there stands again.
+
+        Without one the slice has none, and an object of which nothing is left is removed. Nothing happens
+        where nothing was said. PromptError when the slice is final.
+        """
+        state = self.state(object_id)
+        self._check_not_final(state, n)
+        if n in state.conditioning:
+            state.uncover(n)
+        if not state.conditioning and not state.outcomes:
+            del self._objects[object_id]
+        self._pin()
+
+    def take_over(self, object_id: str, found: Mapping[int, Found]) -> None:
+        """Masks that tracking found in another process, for slices of an object nobody spoke about here."""
+        state = self._objects.get(object_id) or self._new_state(object_id)
+        for n, one in found.items():
+            self._check_slice(n)
+            state.outcomes[n] = taken_over(n, one, self.source.shape_of(n), self._zoom(n))
+            seed = min(state.conditioning, key=lambda m: abs(m - n), default=n)
+            state.tracked[n] = seed > n
+        if state.outcomes:
+            self._objects[object_id] = state
 
     def unprompt(self, object_id: str, n: int) -> None:
         """Take back everything said about slice `n`, and the mask there; an object without prompts is
@@ -172,7 +219,7 @@ class Tracker:
 
             nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
             words = SlicePrompt(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool))
-            self._check_prompt(n, words)
+            check_prompt(n, words, self.source.shape_of(n))
             if state is not None:
                 self.release(object_id, n)
             self.prompt(object_id, n, words)
@@ -208,22 +255,7 @@ class Tracker:
         state = self.state(object_id)
         if n not in state.outcomes:
             raise PromptError(f"slice {n} of object {object_id!r} has not been segmented yet")
-        outcome = state.outcomes[n]
-        kept = state.recent.get(n)
-        logits = kept[0] if kept is not None else None
-        if n in state.conditioning:
-            logits = state.conditioning[n].prediction.logits
-        return SliceResult(
-            object_id,
-            n,
-            outcome.mask.mask_hw(),
-            outcome.iou,
-            outcome.score,
-            outcome.region,
-            outcome.prompted,
-            outcome.final,
-            None if logits is None else logits[0, 0],
-        )
+        return state.result(n)
 
     def results(self, object_id: str) -> Iterator[SliceResult]:
         """All slices segmented so far, ascending."""
@@ -260,11 +292,14 @@ class Tracker:
         Cancelled
             While iterating, when `should_cancel` says so. All results until then stay.
         """
-        states = [
-            self.state(object_id) for object_id in (self._objects if object_ids is None else object_ids)
-        ]
+        states = [self.state(name) for name in (self.prompted_ids if object_ids is None else object_ids)]
         if not states:
             raise PromptError("nothing to propagate: prompt an object first")
+        for state in states:
+            if not state.conditioning:
+                raise PromptError(
+                    f"nothing is said about object {state.object_id!r} any more: prompt it first"
+                )
         first = 0 if first is None else first
         last = len(self.source) - 1 if last is None else last
         self._check_slice(first)
@@ -277,28 +312,23 @@ class Tracker:
         else:
             steps = plan_set(states, first, last)
         progress = Propagation(len(steps))
-        progress.results = self._run(states, steps, stop_after_absent, should_cancel, progress)
+        runs: dict[tuple[str, bool, int], Run] = {}
+        step = partial(self._step, runs=runs, stop_after_absent=stop_after_absent)
+        names = [state.object_id for state in states]
+
+        def take(one: Step) -> SliceResult | None:
+            if progress.done == 0:
+                self._forget_tracked(names)
+            return step(one)
+
+        progress.results = Steps(steps, take, progress, should_cancel)
         return progress
 
-    def _run(
-        self,
-        states: Sequence[ObjectState],
-        steps: Sequence[Step],
-        stop_after_absent: int | None,
-        should_cancel: Callable[[], bool] | None,
-        progress: Propagation,
-    ) -> Iterator[SliceResult]:
+    def _forget_tracked(self, object_ids: Sequence[str]) -> None:
+        """Start a propagation from the prompted slices alone."""
         if self.options.fresh_reverse:
-            for state in states:
+            for state in filter(None, map(self._objects.get, object_ids)):
                 state.banks = [self._policy.bank(self.model.module) for _ in range(2)]
-        runs: dict[tuple[str, bool, int], Run] = {}
-        for step in steps:
-            if should_cancel is not None and should_cancel():
-                raise Cancelled(f"stopped before slice {step.n}: {progress.done} of {progress.total} done")
-            result = self._step(step, runs, stop_after_absent)
-            progress.done += 1
-            if result is not None:
-                yield result
 
     def _step(
         self, step: Step, runs: dict[tuple[str, bool, int], Run], stop_after_absent: int | None
@@ -311,6 +341,8 @@ class Tracker:
             return self.result(step.object_id, step.n)
         if step.seed is None:
             return self._gone(state, step.n)
+        if step.seed not in state.conditioning:  # taken back meanwhile: the next propagation has another plan
+            return None
         zoom = self._zoom(step.n)
         run = runs.setdefault((step.object_id, step.reverse, step.seed), Run())
         outcome = state.outcomes.get(step.n)
@@ -318,10 +350,15 @@ class Tracker:
         given_up = stop_after_absent is not None and run.absent_for >= stop_after_absent
         if given_up and not is_final:
             return self._gone(state, step.n)
-        if is_final:
-            self._runner.pass_final(state, step, run, zoom)
-        else:
-            self._runner.track(state, step, run, zoom)
+        before = replace(run)
+        try:
+            if is_final:
+                self._runner.pass_final(state, step, run, zoom)
+            else:
+                self._runner.track(state, step, run, zoom)
+        except Interrupted:  # the next try starts where this one did
+            run.region, run.absent_for = before.region, before.absent_for
+            raise
         return self.result(step.object_id, step.n)
 
     def _gone(self, state: ObjectState, n: int) -> SliceResult | None:
@@ -356,13 +393,6 @@ class Tracker:
     def _check_slice(self, n: int) -> None:
         if not 0 <= n < len(self.source):
             raise PromptError(f"there is no slice {n}: slices are 0 to {len(self.source) - 1}")
-
-    def _check_prompt(self, n: int, prompt: "SlicePrompt") -> None:
-        if prompt.mask_hw is None and prompt.box_xyxy is None and len(prompt.labels) == 0:
-            raise PromptError(f"the prompt on slice {n} is empty: give a point, a box or a mask")
-        shape = self.source.shape_of(n)
-        if prompt.mask_hw is not None and tuple(prompt.mask_hw.shape) != tuple(shape):
-            raise PromptError(f"the mask on slice {n} is {prompt.mask_hw.shape}, the slice is {shape}")
 
     def _check_not_final(self, state: ObjectState, n: int) -> None:
         if n in state.outcomes and state.outcomes[n].final:

@@ -1,0 +1,373 @@
+"""Words by slice: the same words give the same mask, whatever was said in between; restoring; pausing."""
+
+import numpy as np
+import pytest
+import torch
+from a_command_line import ball_kji
+from a_tiny_model import tiny_model
+from medsam2_core.answers import Words
+from medsam2_core.engine.interrupting import blocks
+from medsam2_core.engine.model import load_model
+from medsam2_core.engine.states import Found
+from medsam2_core.errors import Cancelled, Interrupted, PromptError
+from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.volume import Volume
+from medsam2_core.prompts import Box, MaskPrompt, Point
+from medsam2_core.session import Session
+
+SHAPE_KJI = (24, 48, 40)
+N = 12
+BOX = Box((13, 19, 12), (27, 33, 12))
+INSIDE, ASIDE, OUTSIDE = Point((20, 26, 12)), Point((16, 26, 12)), Point((5, 5, 12), positive=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=["tiny", "embedded"])
+def model(request):
+    """A small network of random weights, and the one that ships."""
+    return tiny_model() if request.param == "tiny" else load_model("embedded", "cpu")
+
+
+@pytest.fixture(scope="module")
+def volume():
+    noise = np.random.default_rng(3).normal(100, 10, SHAPE_KJI)
+    voxels = (noise + 300 * ball_kji()).astype(np.int16)
+    return Volume(voxels, Geometry(np.diag([-1.0, -1.0, 2.0, 1.0]), SHAPE_KJI[::-1]), modality="MR")
+
+
+@pytest.fixture
+def session(volume, model):
+    return Session.open(volume, model)
+
+
+def seen(result):
+    """All of a result that must be equal bit for bit."""
+    if result is None:
+        return None
+    logits = None if result.low_res_logits is None else result.low_res_logits.numpy().tobytes()
+    return result.mask_hw.tobytes(), result.iou, result.object_score, result.region, logits
+
+
+def everything(session, name="ball"):
+    return {r.n: (r.mask_hw.tobytes(), r.iou, r.prompted, r.final) for r in session.results(name)}
+
+
+def elsewhere(n, *points):
+    """The same clicks on another slice."""
+    return [Point((*point.ijk[:2], n), point.positive) for point in points]
+
+
+WORDS = {
+    "one click": [INSIDE],
+    "clicks": [INSIDE, OUTSIDE, ASIDE],
+    "a box": [BOX],
+    "a box and clicks": [BOX, OUTSIDE, INSIDE],
+    "a click and a box": [INSIDE, BOX],
+    "a mask and a click": [MaskPrompt(np.ones((1, 8, 8), bool), (16, 22, 12)), OUTSIDE],
+    "a click outside": [OUTSIDE],
+}
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
+def test_the_same_words_give_the_same_mask(session, volume, model, words):
+    first = seen(session.say("ball", N, words))
+    assert session.say("ball", N, []) is None
+    assert seen(session.say("ball", N, words)) == first, "said again"
+
+    session.say("ball", N, [ASIDE])
+    assert seen(session.say("ball", N, words)) == first, "after something else"
+
+    session.say("ball", N, [])
+    session.say("ball", N - 2, elsewhere(N - 2, INSIDE))
+    for count in range(1, len(words) + 1):
+        last = session.say("ball", N, words[:count])
+    assert seen(last) == first, "one by one, beside another slice"
+
+    fresh = Session.open(volume, model)
+    assert seen(fresh.say("another name", N, words)) == first, "in a fresh session"
+
+
+def test_the_same_words_give_the_same_mask_after_any_talk(volume, model, campaign):
+    rng = np.random.default_rng(5)
+    expected = seen(Session.open(volume, model).say("ball", N, [INSIDE, OUTSIDE]))
+    choices = [[INSIDE], [INSIDE, ASIDE], [BOX], [], [OUTSIDE, INSIDE], [INSIDE, OUTSIDE]]
+    for _ in range(3 * campaign):
+        session = Session.open(volume, model)
+        for _ in range(6):
+            n = int(rng.choice([N, N, N + 1, N - 3]))
+            words = choices[rng.integers(len(choices))]
+            if n != N:
+                words = elsewhere(n, *(one for one in words if isinstance(one, Point)))
+            session.say("ball", n, words)
+            if rng.random() < 0.2:
+                session.undo()
+        assert seen(session.say("ball", N, [INSIDE, OUTSIDE])) == expected
+
+
+def test_words_taken_back_leave_nothing(session):
+    session.say("ball", N, [INSIDE])
+    assert session.say("ball", N, []) is None
+    assert not session.mask_kji("ball").any()
+    assert session.prompts.of("ball") == []
+    assert session.say("unheard of", N, []) is None
+    assert "unheard of" not in session.object_names
+
+
+def test_words_taken_back_uncover_what_tracking_had_found(session):
+    session.say("ball", N, [BOX])
+    list(session.propagate())
+    tracked = everything(session)
+    session.say("ball", N + 2, elsewhere(N + 2, OUTSIDE))
+    result = session.say("ball", N + 2, [])
+    assert not result.prompted
+    assert everything(session) == tracked
+    session.say("ball", N, [])
+    left = everything(session)
+    assert set(left) == set(tracked) - {N}
+    with pytest.raises(PromptError, match="prompt"):
+        session.propagate(["ball"])
+
+
+def test_a_correction_that_moves_corrects_the_same_mask(session):
+    session.say("ball", N, [BOX])
+    list(session.propagate())
+    one, other = elsewhere(N + 2, OUTSIDE, INSIDE)
+    first = seen(session.say("ball", N + 2, [one, other]))
+    session.say("ball", N + 2, [other])
+    session.say("ball", N + 2, [])
+    session.say("ball", N + 2, [one])
+    assert seen(session.say("ball", N + 2, [one, other])) == first
+
+
+def test_a_known_answer_is_taken_as_it_is(session, monkeypatch):
+    known = np.zeros(session.stack.shape_hw, dtype=bool)
+    known[20:30, 10:20] = True
+    result = session.say("ball", N, [INSIDE], known=Found(known, iou=0.5))
+    assert (result.mask_hw == known).all()
+    assert result.iou == 0.5
+    assert result.prompted
+    assert session.prompts.of("ball") == [INSIDE]
+    assert len(list(session.propagate(first=N - 1, last=N + 1))) == 3
+
+
+def test_more_words_after_a_known_answer_mean_what_they_always_mean(session, volume, model):
+    expected = seen(Session.open(volume, model).say("ball", N, [INSIDE, OUTSIDE]))
+    session.say("ball", N, [INSIDE], known=np.ones(session.stack.shape_hw, dtype=bool))
+    assert seen(session.say("ball", N, [INSIDE, OUTSIDE])) == expected
+
+
+def test_a_final_slice_stays_until_it_is_said_otherwise(session):
+    session.say("ball", N, [BOX])
+    list(session.propagate())
+    before = everything(session)
+    assert session.say("ball", N + 1, [], final=True).final
+    assert not session.say("ball", N + 1, [], final=True).prompted
+    session.say("ball", N, [BOX, INSIDE])
+    list(session.propagate())
+    assert everything(session)[N + 1][0] == before[N + 1][0]
+    assert not session.say("ball", N + 1, []).final
+    final = session.say("ball", N + 2, elsewhere(N + 2, INSIDE), final=True)
+    assert final.final
+    assert not session.say("ball", N + 2, elsewhere(N + 2, INSIDE)).final
+    with pytest.raises(PromptError, match="no mask yet"):
+        session.say("other", N, [], final=True)
+    assert "other" not in session.object_names
+
+
+def test_the_users_own_mask_is_a_prompt_and_final(session):
+    mine = np.zeros(session.stack.shape_hw, dtype=bool)
+    mine[20:25, 10:20] = True
+    result = session.say("ball", N, [], known=mine, final=True)
+    assert result.final
+    assert result.prompted
+    assert (result.mask_hw == mine).all()
+    assert isinstance(session.prompts.of("ball")[0], MaskPrompt)
+
+
+def test_several_slices_are_one_step(session):
+    session.say("ball", N, [INSIDE])
+    before = everything(session)
+    session.say_all("ball", {n: Words(elsewhere(n, INSIDE, OUTSIDE)) for n in (N, N + 1, N + 2)})
+    assert set(everything(session)) == {N, N + 1, N + 2}
+    assert session.undo() == "prompt ball"
+    assert everything(session) == before
+
+
+@pytest.mark.parametrize(
+    ("n", "words", "reason"),
+    [
+        (99, [INSIDE], "no slice 99"),
+        (N + 1, [INSIDE], "lies on slice 12"),
+        (N, [BOX, BOX], "two boxes"),
+        (N, [Point((500, 0, 12))], "outside the volume"),
+    ],
+)
+def test_refused_words_change_nothing(session, n, words, reason):
+    session.say("ball", N, [INSIDE])
+    before, steps = everything(session), session.undo_steps
+    with pytest.raises(PromptError, match=reason):
+        session.say("ball", n, words)
+    with pytest.raises(PromptError, match="the slice is"):
+        session.say("ball", N, [], known=np.ones((3, 3), dtype=bool))
+    assert everything(session) == before
+    assert session.undo_steps == steps
+
+
+def test_an_object_is_restored_from_what_was_told_about_it(session, volume, model):
+    session.say("ball", N, [BOX])
+    session.say("ball", N + 4, elsewhere(N + 4, INSIDE, OUTSIDE))
+    list(session.propagate())
+    session.say("ball", N + 1, [], final=True)
+    told = {r.n: r for r in session.results("ball")}
+    words = {N: Words([BOX]), N + 4: Words(elsewhere(N + 4, INSIDE, OUTSIDE)), N + 1: Words(final=True)}
+    tracked = {n: Found(r.mask_hw, r.iou, r.object_score) for n, r in told.items()}
+
+    other = Session.open(volume, model)
+    other.say("ball", 3, elsewhere(3, INSIDE))
+    other.restore_object("ball", words, tracked)
+    assert everything(other) == everything(session)
+    assert other.prompts.of("ball") == session.prompts.of("ball")
+    assert seen(other.tracker.result("ball", N)) == seen(session.tracker.result("ball", N))
+    list(other.propagate())
+    list(session.propagate())
+    other.undo()
+    other.undo()
+    assert set(everything(other)) == {3}
+
+
+def test_an_object_is_restored_with_masks_alone(session):
+    mask = np.zeros(session.stack.shape_hw, dtype=bool)
+    mask[20:30, 10:20] = True
+    session.restore_object("ball", {}, {5: Found(mask, 0.7), 6: Found(mask & False, 0.6, -3.0)})
+    assert [r.n for r in session.results("ball")] == [5, 6]
+    with pytest.raises(PromptError):
+        session.propagate()
+    corrected = session.say("ball", 5, elsewhere(5, OUTSIDE))
+    assert corrected.prompted
+    list(session.propagate())
+
+
+# Making way -------------------------------------------------------------------------------------------------
+
+
+class Interruptions:
+    """Interrupts at random blocks, and counts questions."""
+
+    def __init__(self, seed, chance=0.02):
+        self.rng, self.chance = np.random.default_rng(seed), chance
+        self.asked = self.raised = 0
+
+    def __call__(self):
+        self.asked += 1
+        if self.rng.random() < self.chance:
+            self.raised += 1
+            raise Interrupted
+
+
+def persistently(propagation, between=lambda: None):
+    """All results of a propagation, asking again whenever it was interrupted."""
+    results = []
+    while True:
+        try:
+            result = next(propagation, None)
+        except Interrupted:
+            between()
+            continue
+        if result is None:
+            return results
+        results.append(result)
+
+
+@pytest.mark.parametrize("memory", ["recent", "self-sorting"])
+def test_an_interrupted_propagation_gives_the_same_masks(volume, model, memory, campaign):
+    def talked():
+        session = Session.open(volume, model, memory=memory)
+        session.say("ball", N, [BOX])
+        session.say("ball", N + 5, elsewhere(N + 5, INSIDE))
+        session.say("other", N - 3, elsewhere(N - 3, ASIDE))
+        return session
+
+    plain = talked()
+    expected = [seen(result) for result in plain.propagate()]
+    for seed in range(campaign):
+        session, hook = talked(), Interruptions(seed)
+        session.tracker.encoder.cache.clear()
+        with model.asking(hook):
+            progress = session.propagate()
+            results = persistently(progress)
+        assert hook.raised > 3
+        assert [seen(result) for result in results] == expected
+        assert progress.done == progress.total
+        assert everything(session) == everything(plain)
+        assert session.undo() == "propagate"
+
+
+def test_clicks_are_answered_while_a_propagation_pauses(volume, model):
+    alone = Session.open(volume, model)
+    expected = seen(alone.say("late", N, [INSIDE, OUTSIDE]))
+    session, hook = Session.open(volume, model), Interruptions(7, 0.05)
+    session.say("ball", N, [BOX])
+    said = []
+
+    def click():
+        chance, hook.chance = hook.chance, 0
+        said.append(seen(session.say("late", N, [INSIDE, OUTSIDE])))
+        session.say("late", N, [])
+        session.say("ball", N + 6, elsewhere(N + 6, INSIDE))
+        hook.chance = chance
+
+    with model.asking(hook):
+        results = persistently(session.propagate(), click)
+    assert len(said) == hook.raised > 3
+    assert set(said) == {expected}
+    prompted = {r.n for r in session.results("ball") if r.prompted}
+    assert prompted == {N, N + 6}
+    assert {r.n for r in results if r.object_id == "ball"} >= prompted
+    session.say("ball", N, [])
+    assert session.say("ball", N + 6, elsewhere(N + 6, INSIDE)).prompted
+
+
+def test_a_propagation_outlives_the_words_it_came_from(session, model):
+    session.say("ball", 5, elsewhere(5, INSIDE))
+    session.say("ball", 18, elsewhere(18, INSIDE))
+    progress = session.propagate()
+    next(progress)
+    session.say("ball", 18, [])
+    assert all(result.object_id == "ball" for result in progress)
+    progress = session.propagate()
+    session.remove_object("ball")
+    assert list(progress) == []
+
+
+def test_interrupted_words_are_not_half_said(session, model):
+    session.say("ball", N, [INSIDE])
+    before = everything(session)
+
+    def interrupt():
+        raise Interrupted
+
+    with model.asking(interrupt), pytest.raises(Interrupted):
+        session.say("ball", N, [ASIDE, OUTSIDE])
+    assert everything(session) == before
+    assert session.prompts.of("ball") == [INSIDE]
+
+
+def test_a_cancelled_propagation_is_over(session, model):
+    session.say("ball", N, [BOX])
+    progress = session.propagate()
+    next(progress)
+
+    def cancel():
+        raise Cancelled("enough")
+
+    with model.asking(cancel), pytest.raises(Cancelled):
+        list(progress)
+    assert list(progress) == []
+    assert not any(part._forward_pre_hooks for part in blocks(model.module))
