@@ -84,33 +84,84 @@ class ConfidenceStrip(qt.QWidget):
         self._onJump: Callable[[int], None] | None = onJump
         self._slices: tuple[SliceConfidence, ...] = ()
         self._current: int | None = None
-        self._hovered: int | None = None
+        self._hovered: Bar | None = None
+        self._bars: list[Bar] = []
+        self._barsWidth = -1
         self.minimumHeight = _HEIGHT
         self.maximumHeight = _HEIGHT
         self.mouseTracking = True
         self.focusPolicy = qt.Qt.StrongFocus
         self.accessibleName = "Confidence by slice"
 
-    def show_(self, slices: tuple[SliceConfidence, ...], current: int | None) -> None:
-        """Paint these slices from now on."""
+    def display(self, slices: tuple[SliceConfidence, ...], current: int | None) -> None:
+        """Paint these slices from now on; ``current`` is the one the user looks at."""
         if slices == self._slices and current == self._current:
             return
+        if slices != self._slices:
+            self._barsWidth = -1
+            self._hovered = None
         self._slices, self._current = slices, current
-        now = next((describe(one) for one in slices if one.n == current), "")
-        self.accessibleDescription = now
-        qt.QWidget.update(self)
+        self.accessibleDescription = next((describe(one) for one in slices if one.n == current), "")
+        self.update()
 
     def detach(self) -> None:
         """Call nobody any more."""
         self._onJump = None
 
+    # What Qt asks for and tells
+
     def paintEvent(self, _event) -> None:
-        """Qt asks for the picture."""
+        """Paint it."""
         painter = qt.QPainter(self)
         try:
             self._paint(painter)
         finally:
             painter.end()
+
+    def mousePressEvent(self, event) -> None:
+        """Go to the slice under the mouse."""
+        bar = self._barAt(event.pos().x())
+        if bar is not None:
+            self._jump(bar.shown.n)
+
+    def mouseMoveEvent(self, event) -> None:
+        """Say which slice is under the mouse."""
+        bar = self._barAt(event.pos().x())
+        if bar != self._hovered:
+            self._hovered = bar
+            self.toolTip = describe(bar.shown) if bar is not None else ""
+            self.update()
+
+    def leaveEvent(self, _event) -> None:
+        """Nothing is under the mouse any more."""
+        self._hovered = None
+        self.update()
+
+    def keyPressEvent(self, event) -> None:
+        """Left and right go from slice to slice; all other keys are somebody else's."""
+        step = {int(qt.Qt.Key_Left): -1, int(qt.Qt.Key_Right): 1}.get(int(event.key()))
+        numbers = [one.n for one in self._slices]
+        if step is None or self._current not in numbers:
+            event.ignore()
+            return
+        place = numbers.index(self._current) + step
+        if 0 <= place < len(numbers):
+            self._jump(numbers[place])
+
+    def _jump(self, n: int) -> None:
+        if self._onJump is not None:
+            self._onJump(n)
+
+    # Painting
+
+    def _barsNow(self) -> list[Bar]:
+        if self._barsWidth != self.width:
+            self._barsWidth = self.width
+            self._bars = barsOf(self._slices, self._barsWidth)
+        return self._bars
+
+    def _barAt(self, x: int) -> Bar | None:
+        return next((bar for bar in self._barsNow() if bar.left <= x < bar.right), None)
 
     def _paint(self, painter) -> None:
         palette = self.palette
@@ -120,38 +171,34 @@ class ConfidenceStrip(qt.QWidget):
         painter.fillRect(0, 0, width, height, base)
         room = height - _MARKS - _TOP
         floor = _TOP + room
-        for bar in barsOf(self._slices, width):
+        for bar in self._barsNow():
             across = bar.right - bar.left - (1 if bar.right - bar.left > 3 else 0)
+            if bar == self._hovered:
+                painter.fillRect(bar.left, 0, across, floor, palette.color(qt.QPalette.Mid))
             if bar.shown.confidence is not None:
                 tall = max(1, round(min(1.0, bar.shown.confidence) * room))
                 colour = qt.QColor(*_colour(bar.shown.confidence)[dark])
                 painter.fillRect(bar.left, floor - tall, across, tall, colour)
-            self._mark(painter, bar, floor + 2, ink)
-            if self._covers(bar, self._current):
-                painter.fillRect((bar.left + bar.right) // 2 - 1, 0, 2, height, ink)
-            elif self._hovered is not None and bar.first <= self._hovered <= bar.last:
-                painter.fillRect((bar.left + bar.right) // 2, _TOP, 1, room, ink)
+            _mark(painter, bar, floor + 2, ink)
         painter.fillRect(0, floor, width, 1, palette.color(qt.QPalette.Mid))
-
-    def _mark(self, painter, bar: Bar, top: int, ink) -> None:
-        """A dot under a slice with prompts; a full square, broader, under one that is final."""
-        middle = (bar.left + bar.right) // 2
-        if bar.final:
-            painter.fillRect(middle - 3, top, 6, 6, ink)
-        elif bar.prompted:
-            painter.fillRect(middle - 1, top, 3, 6, ink)
+        for bar in self._barsNow():
+            if self._covers(bar, self._current):
+                painter.fillRect((bar.left + bar.right) // 2 - 1, 0, 2, floor, ink)
+        if self.focus:
+            painter.setPen(palette.color(qt.QPalette.Highlight))
+            painter.drawRect(0, 0, width - 1, height - 1)
 
     def _covers(self, bar: Bar, n: int | None) -> bool:
         return n is not None and self._slices[bar.first].n <= n <= self._slices[bar.last].n
 
-    def mousePressEvent(self, event) -> None:
-        """Qt tells of a press."""
-        bar = self._barAt(event.pos().x())
-        if bar is not None and self._onJump is not None:
-            self._onJump(bar.shown.n)
 
-    def _barAt(self, x: int) -> Bar | None:
-        return next((bar for bar in barsOf(self._slices, self.width) if bar.left <= x < bar.right), None)
+def _mark(painter, bar: Bar, top: int, ink) -> None:
+    """A stroke under a slice with prompts; a square under one that is final."""
+    middle = (bar.left + bar.right) // 2
+    if bar.final:
+        painter.fillRect(middle - 3, top, 6, 6, ink)
+    elif bar.prompted:
+        painter.fillRect(middle - 1, top, 2, 6, ink)
 
 
 def _colour(confidence: float) -> tuple:

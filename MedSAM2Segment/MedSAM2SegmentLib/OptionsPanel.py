@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import qt
 
 from .ConfidenceStrip import ConfidenceStrip
@@ -24,13 +26,15 @@ _CHOICES = {"direction": "directionBox", "model": "modelBox", "stack": "stackBox
 _SWITCHES = {"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox"}
 _ALL = "all"
 _FROM_TO = "from..to"
-_RANGES = ((_ALL, "All"), (_FROM_TO, "From … to …"))
+_RANGES = ((_ALL, "All slices"), (_FROM_TO, "From … to …"))
+_RANGE = re.compile(r"\s*(\d+)\D+(\d+)\s*$")
 _FULL = 1000  # steps of the progress bar: Qt's whole numbers are too short for bytes of a volume
 
 _BUSY = {Status.INSTALLING, Status.STARTING, Status.SENDING, Status.DOWNLOADING, Status.LOADING}
 _BUSY |= {Status.ENCODING, Status.PROPAGATING}
 _GOOD = {Status.READY, Status.PROMPTED}
 _BAD = {Status.FAILED, Status.VOLUME_REFUSED}
+_SETTLED_MS = 400
 _IDLE_PAGE, _RUNNING_PAGE, _ENDED_PAGE = range(3)
 
 
@@ -66,8 +70,10 @@ class OptionsPanel:
     def show(self, state: PanelState) -> None:
         """Show this state. Nobody is told of anything: only the user's own doing reaches the controller."""
         before, self._state = self._state, state
-        if state == before:
-            return
+        if state != before:
+            self._draw(state, before)
+
+    def _draw(self, state: PanelState, before: PanelState | None) -> None:
         self._showStatus(state)
         self._showTools(state)
         self._showWork(state)
@@ -173,6 +179,9 @@ class OptionsPanel:
                 fill(combo, offered)
             if value:
                 choose(combo, value)
+        line = self._window.lineEdit()
+        if not line.focus:
+            put(self._window, "currentText", self._window.itemText(self._window.currentIndex))
         for name, box in self._switches.items():
             put(box, "checked", state.values.get(name, "0") == "1")
         self._showRange(state, before)
@@ -200,13 +209,20 @@ class OptionsPanel:
         put(self._buttons["segmentButton"], "enabled", state.canPrompt)
         put(self._buttons["clearButton"], "enabled", state.canClear)
         self._stripHolder.visible = bool(state.confidences)
-        self._strip.show_(state.confidences, state.current)
+        self._strip.display(state.confidences, state.current)
 
     # What the user did
 
     def _do(self, name: str, *values) -> None:
+        if self._actions is None:
+            return
+        getattr(self._actions, name)(*values)
+        # What was not accepted must not go on looking as if it were.
+        qt.QTimer.singleShot(_SETTLED_MS, self._redraw)
+
+    def _redraw(self) -> None:
         if self._actions is not None:
-            getattr(self._actions, name)(*values)
+            self._draw(self._state, self._state)
 
     def _onJump(self, n: int) -> None:
         self._do("jumpTo", n)
@@ -245,16 +261,12 @@ class OptionsPanel:
 
 def parseRange(text: str) -> tuple[int, int] | None:
     """(first, last) of "12..40"; None for "all", and for what is no range."""
-    first, dots, last = text.partition("..")
-    return (int(first), int(last)) if dots and first.isdecimal() and last.isdecimal() else None
+    found = _RANGE.match(text)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _limits(state: PanelState) -> tuple[int, int]:
     """Lowest and highest slice that can be asked for."""
-    for value, _label in state.choices.get("range", ()):
-        ends = parseRange(value)
-        if ends is not None:
-            return ends
     if state.confidences:
         return state.confidences[0].n, state.confidences[-1].n
     return 0, 99999
