@@ -1,0 +1,66 @@
+"""What the user did with the mouse, in millimetres of the world (RAS); nothing here knows about volumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from medsam2_core.errors import PromptError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class PointGesture:
+    """A click at ``ras`` (3,): this belongs to the segment (``positive``) or does not."""
+
+    ras: NDArray[np.float64]
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ras", _points(self.ras, "a point")[0])
+
+
+@dataclass(frozen=True, eq=False)
+class BoxGesture:
+    """A rectangle drawn in a slice view.
+
+    ``rasCorners`` (4, 3) in order round the rectangle, the first edge along the view's rows. ``thickness`` is
+    the distance in mm between neighbouring slices of that view: how far from its plane the box is shown.
+    """
+
+    rasCorners: NDArray[np.float64]
+    thickness: float = 1.0
+
+    def __post_init__(self) -> None:
+        corners = _points(self.rasCorners, "a box")
+        if len(corners) != 4:
+            raise PromptError(f"a box has four corners, not {len(corners)}: draw it again")
+        object.__setattr__(self, "rasCorners", corners)
+
+
+@dataclass(frozen=True, eq=False)
+class ScribbleGesture:
+    """A stroke through ``ras`` (N, 3), N at least 2, in the order it was drawn."""
+
+    ras: NDArray[np.float64]
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        points = _points(self.ras, "a scribble")
+        if len(points) < 2:
+            raise PromptError("a scribble needs at least two positions: draw it again")
+        object.__setattr__(self, "ras", points)
+
+
+Gesture = PointGesture | BoxGesture | ScribbleGesture
+
+
+def _points(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    points = np.array(values, dtype=np.float64, ndmin=2)
+    if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
+        raise PromptError(f"{what} needs finite positions (N, 3) in RAS, not {values!r}")
+    points.flags.writeable = False
+    return points
