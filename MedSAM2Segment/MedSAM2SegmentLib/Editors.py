@@ -1,0 +1,187 @@
+"""Slicer's edit functions as the rest of the effect sees them, whoever carries them out."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import vtk
+from medsam2_core.errors import GeometryError, MedSAM2Error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+#: What a labelmap may do to a segment.
+ADD, REMOVE = "add", "remove"
+
+
+class SegmentError(MedSAM2Error):
+    """A segment that is gone, or that cannot be edited as it stands."""
+
+
+class SegmentEditor(Protocol):
+    """What the effect may do to a segmentation, and nothing else.
+
+    Masking, overwriting of neighbours and undo are those of Slicer's Segment Editor, as the user set them.
+    """
+
+    def saveStateForUndo(self) -> None:
+        """Make what comes next one step of Slicer's undo."""
+
+    def modifySegment(self, segmentID: str, labelmap: Any, mode: str) -> None:
+        """Add a labelmap to a segment, or remove it, through Slicer's masks and overwrite mode.
+
+        The labelmap (``vtkOrientedImageData`` of 0 and 1) has the matrix of :meth:`referenceGeometry` and as
+        its own extent the extent that may change.
+        """
+
+    def referenceGeometry(self) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+        """(4, 4) from voxel indices to the segmentation's own RAS, and the extent (i0, i1, j0, j1, k0, k1).
+
+        GeometryError when the segmentation has none yet.
+        """
+
+    def segmentationNode(self) -> Any:
+        """The segmentation being edited, or None."""
+
+    def selectedSegmentID(self) -> str:
+        """The segment being edited; empty when none is selected."""
+
+    def sourceVolumeNode(self) -> Any:
+        """The volume being segmented, or None."""
+
+    def parameterSetNode(self) -> Any:
+        """The node with the parameters of this Segment Editor, or None."""
+
+    def parameter(self, name: str) -> str:
+        """A parameter of the effect; empty when it was never set."""
+
+    def setParameter(self, name: str, value: str) -> None:
+        """Keep a parameter of the effect in the scene."""
+
+    def confirmSegmentVisible(self) -> bool:
+        """Whether the selected segment may be edited now: Slicer asks the user when it is hidden."""
+
+
+class ScriptedEffectEditor:
+    """The Segment Editor of a running Slicer, through a scripted effect.
+
+    Parameters
+    ----------
+    scriptedEffect
+        ``qSlicerSegmentEditorScriptedEffect``. Only calls that PythonQt can make are used: none of them has
+        an extent as a C array, which is why the labelmap's own extent says what may change.
+    """
+
+    def __init__(self, scriptedEffect: Any) -> None:
+        self.scriptedEffect = scriptedEffect
+
+    def saveStateForUndo(self) -> None:
+        self.scriptedEffect.saveStateForUndo()
+
+    def modifySegment(self, segmentID: str, labelmap: Any, mode: str) -> None:
+        import slicer  # the class exists in a running Slicer only, not where its scene alone is installed
+
+        effect = slicer.qSlicerSegmentEditorAbstractEffect
+        modes = {ADD: effect.ModificationModeAdd, REMOVE: effect.ModificationModeRemove}
+        with selected(self.parameterSetNode(), segmentID):
+            self.scriptedEffect.modifySegmentByLabelmap(
+                self.segmentationNode(), segmentID, labelmap, modes[mode]
+            )
+
+    def referenceGeometry(self) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+        return geometryOfImage(self.scriptedEffect.referenceGeometryImage())
+
+    def segmentationNode(self) -> Any:
+        node = self.parameterSetNode()
+        return node.GetSegmentationNode() if node else None
+
+    def selectedSegmentID(self) -> str:
+        node = self.parameterSetNode()
+        return (node.GetSelectedSegmentID() or "") if node else ""
+
+    def sourceVolumeNode(self) -> Any:
+        node = self.parameterSetNode()
+        return node.GetSourceVolumeNode() if node else None
+
+    def parameterSetNode(self) -> Any:
+        return self.scriptedEffect.parameterSetNode()
+
+    def parameter(self, name: str) -> str:
+        # Slicer prints an error when a parameter that was never set is asked for.
+        return self.scriptedEffect.parameter(name) if self.scriptedEffect.parameterDefined(name) else ""
+
+    def setParameter(self, name: str, value: str) -> None:
+        self.scriptedEffect.setParameter(name, value)
+
+    def confirmSegmentVisible(self) -> bool:
+        # After a dialog the mouse is somewhere else: the user clicks once more, as in Slicer's own effects.
+        answer = self.scriptedEffect.confirmCurrentSegmentVisible()
+        return answer == self.scriptedEffect.ConfirmedWithoutDialog
+
+
+@contextmanager
+def selected(parameterSetNode: Any, segmentID: str) -> Iterator[None]:
+    """Make a segment the selected one while it is edited, without anybody being told.
+
+    Slicer's edit mask always leaves out the *selected* segment: were another one edited under it, "outside
+    all segments" would forbid its own voxels and allow those of the selected one.
+    """
+    before = parameterSetNode.GetSelectedSegmentID()
+    if before == segmentID:
+        yield
+        return
+    silent = parameterSetNode.GetDisableModifiedEvent()
+    parameterSetNode.SetDisableModifiedEvent(1)
+    try:
+        parameterSetNode.SetSelectedSegmentID(segmentID)
+        yield
+    finally:
+        parameterSetNode.SetSelectedSegmentID(before)
+        parameterSetNode.SetDisableModifiedEvent(silent)
+
+
+def geometryOfImage(image: Any) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+    """(4, 4) from indices to the segmentation's RAS, and the extent, of a reference geometry image."""
+    extent = tuple(image.GetExtent()) if image is not None else (0, -1, 0, -1, 0, -1)
+    if any(extent[2 * axis] > extent[2 * axis + 1] for axis in range(3)):
+        raise GeometryError(
+            "the segmentation has no geometry yet: choose a source volume in the Segment Editor first"
+        )
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    return matrixToArray(matrix), extent
+
+
+def matrixToArray(matrix: Any) -> NDArray[np.float64]:
+    """(4, 4) array of a ``vtkMatrix4x4``."""
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def arrayToMatrix(array: NDArray[np.float64]) -> Any:
+    """``vtkMatrix4x4`` of a (4, 4) array."""
+    matrix = vtk.vtkMatrix4x4()
+    for row in range(4):
+        for column in range(4):
+            matrix.SetElement(row, column, float(array[row, column]))
+    return matrix
+
+
+def transformToWorld(node: Any) -> NDArray[np.float64]:
+    """(4, 4) from a node's own RAS to the world's: its linear parent transforms in one.
+
+    GeometryError when a parent transform is not linear.
+    """
+    transformNode = node.GetParentTransformNode()
+    if transformNode is None:
+        return np.eye(4)
+    matrix = vtk.vtkMatrix4x4()
+    if not transformNode.IsTransformToWorldLinear() or not transformNode.GetMatrixTransformToWorld(matrix):
+        raise GeometryError(
+            f"{node.GetName()!r} is under the transform {transformNode.GetName()!r}, which is not linear: "
+            "harden the transform, or take the node out of it"
+        )
+    return matrixToArray(matrix)
