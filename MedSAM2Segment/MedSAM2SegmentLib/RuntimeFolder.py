@@ -3,6 +3,7 @@
 runtime/
   env/               the environment, only ever put there whole, by a rename
     medsam2-runtime.json   its manifest, written last: an environment without one is not finished
+    medsam2-problem.json   what a check found wrong with it
   new-…/             an environment that is being made
   old-…/             one that is being thrown away
   cache/             what was downloaded; kept until an installation succeeds, so that it can be resumed
@@ -26,6 +27,7 @@ from .RuntimeTask import describeOSError
 
 FOLDER_VARIABLE = "MEDSAM2_RUNTIME_FOLDER"
 MANIFEST = "medsam2-runtime.json"
+_PROBLEM = "medsam2-problem.json"
 
 
 def defaultFolder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
@@ -101,6 +103,25 @@ class RuntimeFolder:
             writeJson(self._interpreter, {"interpreter": interpreter})
         else:
             self._interpreter.unlink(missing_ok=True)
+
+    def problem(self) -> str:
+        """What a check found wrong with the environment; empty when nothing."""
+        found = (_readJson(self.environment / _PROBLEM) or {}).get("problem", "")
+        return found if isinstance(found, str) else ""
+
+    def setProblem(self, text: str) -> None:
+        """Remember what a check found; an empty text forgets it."""
+        if text:
+            writeJson(self.environment / _PROBLEM, {"problem": text})
+        else:
+            (self.environment / _PROBLEM).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """After a removal: the folder itself goes, unless the user has something else in it."""
+        self.lock.unlink(missing_ok=True)
+        for path in (self.path, self.path.parent):
+            if path.name in ("runtime", "MedSAM2Segment") and path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 def writeJson(path: Path, content: dict) -> None:

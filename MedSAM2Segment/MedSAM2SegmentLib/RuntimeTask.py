@@ -1,7 +1,7 @@
 """Work that consists of child processes, one after another, without ever blocking who started it.
 
-The work is a generator that yields a :class:`Command` and is handed its :class:`Output`; a :class:`Task` runs the
-commands through a process runner, whose callbacks come in the caller's own thread (QProcess in Slicer).
+The work is a generator that yields a :class:`Command` and is handed its :class:`Output`; a :class:`Task` runs
+the commands through a process runner, whose callbacks come in the caller's own thread (QProcess in Slicer).
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from medsam2_core.errors import Cancelled, RuntimeInstallError
 
@@ -81,7 +80,8 @@ class Output:
         return self.code == 0
 
 
-Work = Generator[Command, Output, None]
+# What is returned goes to whoever says ``yield from``.
+Work = Generator[Command, Output, Any]
 
 
 class Task:
@@ -191,8 +191,3 @@ def describeOSError(error: OSError) -> str:
     """What the disk refused, and where."""
     place = f"{os.fspath(error.filename)}: " if error.filename else ""
     return f"{place}{error.strerror or error}. Free disk space or permissions may be missing; then try again"
-
-
-def pathText(path: Path) -> str:
-    """A path as a command line takes it."""
-    return os.fspath(path)

@@ -1,0 +1,44 @@
+"""Fill a folder from which the runtime can be installed on a computer without a network.
+
+    python collect.py FOLDER [pip options]
+
+Run it on a computer with a network, of the same kind and with the same Python version (3.10 to 3.13) as
+the one without; give pip's options for the build of PyTorch that fits there, such as an index of CPU builds.
+Needs pip and setuptools. What the pinned lists beside this file name is fetched and checked by their hashes;
+of PyTorch only the version is pinned, since its builds differ.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def download(folder: Path, *words: str) -> None:
+    """Let pip fetch something without what it depends on: the lists are complete."""
+    pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--dest", str(folder), *words], check=True)
+
+
+def main(words: "list[str]") -> int:
+    """Fetch everything."""
+    if not words or words[0].startswith("-"):
+        print(__doc__)
+        return 1
+    folder, options = Path(words[0]), words[1:]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("build.lock", "requirements.lock", "sam2.txt"):
+        download(folder, "--require-hashes", "-r", str(HERE / name))
+    download(folder, "--require-hashes", "--only-binary", ":all:", "-r", str(HERE / "uv.txt"))
+    text = (HERE / "torch.lock").read_text(encoding="utf-8")
+    torch = re.search(r"^torch==[\w.]+", text, re.MULTILINE).group()
+    # With what it depends on: the CUDA builds bring NVIDIA's libraries.
+    pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--dest", str(folder)]
+    subprocess.run([*pip, "--find-links", str(folder), *options, torch], check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""Tell whether an interpreter can run the worker: imports what it needs, computes, prints one line of JSON.
+
+    probe.py            imports and a tiny computation
+    probe.py --files    also looks whether every installed file is there with its right size
+
+Any Python runs this; what is wrong is said in one line, and the exit code is 1.
+"""
+
+import json
+import platform
+import sys
+
+OLDEST = (3, 10)
+
+
+def versions() -> "dict[str, str]":
+    """Import everything the worker needs and compute with it."""
+    import numpy
+    import sam2
+    import torch
+    from medsam2_core import session
+    from medsam2_core.engine.model import build_module
+    from medsam2_core.version import __version__
+
+    if session.__file__ is None or sam2.__file__ is None:
+        raise ImportError("sam2 or medsam2_core is an empty folder")
+    with torch.no_grad():
+        product = torch.ones(4, 4) @ torch.ones(4, 4)
+        if float(product.sum()) != 64.0:
+            raise ImportError("torch computes 1+1 wrongly")
+        build_module("embedded")
+    device = "cpu"
+    if torch.cuda.is_available():
+        float(torch.ones(4, device="cuda").sum())
+        device = "cuda"
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        sam2Version = version("sam2")
+    except PackageNotFoundError:
+        sam2Version = "of unknown version"
+    return {
+        "python": platform.python_version(),
+        "architecture": platform.machine(),
+        "basePython": getattr(sys, "_base_executable", sys.executable),
+        "torch": torch.__version__,
+        "sam2": sam2Version,
+        "numpy": numpy.__version__,
+        "medsam2": __version__,
+        "device": device,
+    }
+
+
+def damagedFiles() -> "list[str]":
+    """Installed files of this environment that are gone or no longer have their size."""
+    from importlib.metadata import distributions
+
+    wrong = []
+    for distribution in distributions():
+        for entry in distribution.files or ():
+            if entry.name.endswith(".pyc"):
+                continue
+            path = entry.locate()
+            if not path.exists():
+                wrong.append(f"{entry} is gone")
+            elif entry.size is not None and path.stat().st_size != entry.size:
+                wrong.append(f"{entry} has {path.stat().st_size} bytes instead of {entry.size}")
+    return wrong
+
+
+def main(words: "list[str]") -> int:
+    """Look, tell, and say by the exit code whether all is well."""
+    if sys.version_info < OLDEST:
+        print(f"Python {platform.python_version()} is too old: 3.10 or newer is needed")
+        return 1
+    if "--files" in words and (wrong := damagedFiles()):
+        print(f"{len(wrong)} installed files are damaged: {'; '.join(wrong[:3])}")
+        return 1
+    try:
+        found = versions()
+    except Exception as error:  # whatever a damaged library raises, the answer is the same
+        print(f"{type(error).__name__}: {error}")
+        return 1
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
