@@ -11,7 +11,7 @@ from .RuntimeEnvironment import sourceTitle
 from .RuntimeFolder import RuntimeFolder
 from .RuntimeMachine import Machine
 from .RuntimePlan import InstallPlan
-from .RuntimeSteps import InstallOptions, torchSources, torchVersion
+from .RuntimeSteps import FILES, InstallOptions, torchSources, torchVersion
 from .UvTool import UvTool
 
 # Megabytes to download and on disk: packages without PyTorch (measured), then PyTorch by build.
@@ -36,11 +36,16 @@ _CUDA_LICENCE = ("NVIDIA CUDA libraries", "NVIDIA's proprietary licence")
 
 
 def makePlan(
-    folder: RuntimeFolder, base: Mapping[str, str], machine: Machine, options: InstallOptions, helper: str
+    folder: RuntimeFolder,
+    base: Mapping[str, str],
+    machine: Machine,
+    options: InstallOptions,
+    helper: str,
+    files: Path = FILES,
 ) -> InstallPlan:
     """Put the plan together; runs nothing."""
-    source = torchSources(machine, base, options)[0]
-    uv = UvTool(folder, base, machine, helper, options.offlineFolder).found()
+    source = torchSources(machine, base, options, files)[0]
+    uv = UvTool(folder, base, machine, helper, options.offlineFolder, files).found()
     asked = options.torchBackend or base.get("UV_TORCH_BACKEND", "")
     isCuda = asked.startswith(("cu", "rocm")) or (not asked and machine.hasCuda)
     kind = "cuda" if isCuda else machine.system if machine.system in _TORCH else "cpu"
@@ -54,7 +59,7 @@ def makePlan(
     free = freeMegabytes(folder.path)
     return InstallPlan(
         folder=folder.path,
-        torch=f"{torchVersion()}, {source.title} ({machine.title})",
+        torch=f"{torchVersion(files)}, {source.title} ({machine.title})",
         python=options.python or "one of this computer (3.10 to 3.13), else 3.12, downloaded into the folder",
         uv=f"uv, {uv}" if uv else "uv, fetched into the folder",
         source=sourceTitle(base, options.offlineFolder),

@@ -14,7 +14,7 @@ from .RuntimeFolder import RuntimeFolder, defaultFolder, pythonOf
 from .RuntimeLock import RuntimeLock
 from .RuntimeMachine import Machine, detectMachine
 from .RuntimePlan import InstallListener, InstallPlan, RuntimeState, RuntimeStatus
-from .RuntimeSteps import Installation, InstallOptions, lockHash, probe, removal
+from .RuntimeSteps import FILES, Installation, InstallOptions, lockHash, probe, removal
 from .RuntimeTask import ProcessRunner, Task, Work
 
 # The folder that holds medsam2_core, in the source tree and in an installed extension.
@@ -42,6 +42,13 @@ class RuntimeInstaller:
         A Python for errands such as unpacking; None: PythonSlicer, else the present one.
     extension
         The folder that holds ``medsam2_core``; None: the one this file is installed in.
+    files
+        The folder of the pinned lists and of ``probe.py``; None: those of this extension.
+
+    Attributes
+    ----------
+    options
+        What the user chose, used where a method is not told otherwise.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class RuntimeInstaller:
         machine: Machine | None = None,
         helper: str | None = None,
         extension: Path | None = None,
+        files: Path | None = None,
     ) -> None:
         self._base = cleanedEnvironment(os.environ if environment is None else environment)
         self.folder = RuntimeFolder(Path(folder) if folder is not None else defaultFolder(self._base))
@@ -60,6 +68,8 @@ class RuntimeInstaller:
         self._machine = machine
         self._helper = helper or helperPython()
         self._extension = extension or _EXTENSION
+        self._files = files or FILES
+        self.options = InstallOptions()
         self._task: Task | None = None
 
     # What there is
@@ -98,8 +108,10 @@ class RuntimeInstaller:
         if problem := self._problemOfOwn():
             return RuntimeState.BROKEN, f"The runtime is damaged ({problem}): press Repair"
         manifest = folder.manifest() or {}
-        if manifest.get("lock") != lockHash():
-            text = "The runtime works, but this extension was made for other versions: press Update"
+        if manifest.get("lock") != lockHash(self._files):
+            text = (
+                "The runtime works, but this extension was made for other versions: press Repair to renew it"
+            )
             return RuntimeState.OUTDATED, text
         versions = manifest.get("versions", {})
         text = f"Installed: Python {versions.get('python')}, PyTorch {versions.get('torch')}"
@@ -149,14 +161,16 @@ class RuntimeInstaller:
 
     def plan(self, options: InstallOptions | None = None) -> InstallPlan:
         """What installing would bring, to be shown before; changes nothing."""
-        return makePlan(self.folder, self._base, self.machine, options or InstallOptions(), self._helper)
+        return makePlan(
+            self.folder, self._base, self.machine, options or self.options, self._helper, self._files
+        )
 
     def install(self, listener: InstallListener, options: InstallOptions | None = None) -> None:
         """Make the environment, or go on with an interrupted installation.
 
         Returns at once; ``listener.ended`` tells. What was there before is used until the new one is whole.
         """
-        chosen = options or InstallOptions()
+        chosen = options or self.options
         plan = self.plan(chosen)
         if plan.problems:
             listener.ended(RuntimeInstallError(plan.problems[0]))
@@ -169,6 +183,7 @@ class RuntimeInstaller:
             self._helper,
             self._extension,
             listener.progress,
+            self._files,
         )
         self._start(installation.work(), listener)
 
@@ -186,7 +201,9 @@ class RuntimeInstaller:
 
     def _check(self, status: RuntimeStatus) -> Work:
         try:
-            yield from probe(status.interpreter, self._base, self._extension, files=status.isOwn)
+            yield from probe(
+                status.interpreter, self._base, self._extension, self._files, installed=status.isOwn
+            )
         except RuntimeInstallError as error:
             if status.isOwn:
                 self.folder.setProblem(str(error))
@@ -195,7 +212,11 @@ class RuntimeInstaller:
             self.folder.setProblem("")
 
     def remove(self, listener: InstallListener) -> None:
-        """Delete all that was installed, and forget a named interpreter; other files in the folder stay."""
+        """Forget the named interpreter, if one is used; else delete all that was installed, no other file."""
+        if self.folder.interpreter():
+            self.folder.setInterpreter("")
+            listener.ended(None)
+            return
         self._start(self._remove(), listener)
 
     def _remove(self) -> Work:
@@ -204,7 +225,6 @@ class RuntimeInstaller:
             return
         lock.acquire()
         try:
-            self.folder.setInterpreter("")
             if self.folder.environment.exists():
                 # By one rename: an environment half deleted must not be taken for one that is there.
                 self.folder.environment.rename(self.folder.oldEnvironment())
@@ -243,7 +263,7 @@ class RuntimeInstaller:
             )
         # Not resolved: an environment's interpreter is a link, and what it links to knows no packages.
         python = os.path.abspath(named)
-        yield from probe(python, self._base, self._extension)
+        yield from probe(python, self._base, self._extension, self._files)
         self.folder.setInterpreter(python)
 
     def _start(self, work: Work, listener: InstallListener) -> None:

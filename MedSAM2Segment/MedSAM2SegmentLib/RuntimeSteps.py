@@ -21,6 +21,7 @@ from .RuntimeMessages import explained
 from .RuntimeTask import Command, Work
 from .UvTool import UvTool, isSlicers
 
+# The pinned lists and the scripts that run in other processes.
 FILES = Path(__file__).resolve().parent / "Runtime"
 # What makes up the pinned list: another content makes an installed runtime outdated.
 LOCKS = ("build.lock", "requirements.lock", "torch.lock", "sam2.txt")
@@ -49,18 +50,18 @@ class InstallOptions:
     torchBackend: str = ""
 
 
-def lockHash() -> str:
+def lockHash(files: Path = FILES) -> str:
     """SHA-256 of the pinned lists."""
     digest = hashlib.sha256()
     for name in LOCKS:
         # Line ends may have been changed on the way to this computer.
-        digest.update((FILES / name).read_bytes().replace(b"\r\n", b"\n"))
+        digest.update((files / name).read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
 
 
-def torchVersion() -> str:
+def torchVersion(files: Path = FILES) -> str:
     """The version of PyTorch that is pinned."""
-    found = re.search(r"^torch==(\S+)", (FILES / "torch.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^torch==(\S+)", (files / "torch.lock").read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
         raise RuntimeInstallError("Runtime/torch.lock names no version of torch: reinstall the extension")
     return found.group(1)
@@ -75,10 +76,12 @@ class TorchSource:
     title: str
 
 
-def torchSources(machine: Machine, base: Mapping[str, str], options: InstallOptions) -> list[TorchSource]:
+def torchSources(
+    machine: Machine, base: Mapping[str, str], options: InstallOptions, files: Path = FILES
+) -> list[TorchSource]:
     """The ways to get the build that fits, to be tried in this order."""
-    plain = f"torch=={torchVersion()}"
-    pinned = ("--no-deps", "--require-hashes", "-r", str(FILES / "torch.lock"))
+    plain = f"torch=={torchVersion(files)}"
+    pinned = ("--no-deps", "--require-hashes", "-r", str(files / "torch.lock"))
     if options.offlineFolder is not None:
         return [TorchSource((plain,), (), "the build in the offline folder")]
     backend = options.torchBackend or base.get("UV_TORCH_BACKEND", "")
@@ -117,6 +120,8 @@ class Installation:
         The folder that holds ``medsam2_core``.
     tell
         ``tell(fraction, text)``: how far it is.
+    files
+        The folder of the pinned lists and of ``probe.py``.
     """
 
     def __init__(
@@ -128,7 +133,9 @@ class Installation:
         helper: str,
         extension: Path,
         tell: Callable[[float, str], None],
+        files: Path = FILES,
     ) -> None:
+        self._files = files
         self._folder = folder
         self._base = base
         self._machine = machine
@@ -137,7 +144,7 @@ class Installation:
         self._extension = extension
         self._listener = tell
         self._fraction = 0.0
-        self._uv = UvTool(folder, base, machine, helper, options.offlineFolder)
+        self._uv = UvTool(folder, base, machine, helper, options.offlineFolder, files)
         self._torch = ""
 
     def work(self) -> Work:
@@ -163,7 +170,7 @@ class Installation:
         """An environment that was whole when Slicer was killed before it could be put in its place."""
         for path in self._folder.leftovers():
             manifest = self._folder.manifest(path)
-            if path.name.startswith("new-") and manifest and manifest.get("lock") == lockHash():
+            if path.name.startswith("new-") and manifest and manifest.get("lock") == lockHash(self._files):
                 return path
         return None
 
@@ -186,17 +193,19 @@ class Installation:
         self._tell(0.1, "Installing packages")
         locked = ("--require-hashes", "--no-build-isolation", "-r")
         yield from self._pip(
-            new, "The build tools could not be installed", *locked, str(FILES / "build.lock")
+            new, "The build tools could not be installed", *locked, str(self._files / "build.lock")
         )
-        words = (*locked, str(FILES / "requirements.lock"))
+        words = (*locked, str(self._files / "requirements.lock"))
         yield from self._pip(new, "The packages could not be installed", *words)
         self._tell(0.3, "Installing PyTorch; this is the largest part")
         yield from self._installTorch(new)
         self._tell(0.85, "Building SAM 2")
-        words = ("--no-deps", *locked, str(FILES / "sam2.txt"))
+        words = ("--no-deps", *locked, str(self._files / "sam2.txt"))
         yield from self._pip(new, "SAM 2 could not be installed", *words, SAM2_BUILD_CUDA="0")
         self._tell(0.92, "Trying it")
-        versions = yield from probe(str(pythonOf(new)), self._base, self._extension, files=True)
+        versions = yield from probe(
+            str(pythonOf(new)), self._base, self._extension, self._files, installed=True
+        )
         self._finish(new, versions)
 
     def _python(self) -> Work:
@@ -229,7 +238,7 @@ class Installation:
         return _lastPath(output.lines)
 
     def _installTorch(self, new: Path) -> Work:
-        sources = torchSources(self._machine, self._base, self._options)
+        sources = torchSources(self._machine, self._base, self._options, self._files)
         for number, source in enumerate(sources, start=1):
             self._torch = source.title
             command = self._pipCommand(new, *source.words, **dict(source.variables))
@@ -269,7 +278,7 @@ class Installation:
         """Write the manifest, the last thing of all."""
         manifest = {
             "format": MANIFEST_FORMAT,
-            "lock": lockHash(),
+            "lock": lockHash(self._files),
             "torchBuild": self._torch,
             "versions": versions,
             "machine": self._machine.title,
@@ -302,15 +311,19 @@ def removal(helper: str, base: Mapping[str, str], *paths: Path) -> Command:
     return Command((helper, str(FILES / "helper.py"), "remove", *map(str, paths)), dict(base))
 
 
-def probe(python: str, base: Mapping[str, str], extension: Path, *, files: bool = False) -> Work:
+def probe(
+    python: str, base: Mapping[str, str], extension: Path, files: Path = FILES, *, installed: bool = False
+) -> Work:
     """Let an interpreter show that it can run the worker; returns its versions.
+
+    With ``installed`` it also looks whether the files of all packages are as they were installed.
 
     Raises
     ------
     RuntimeInstallError
         When it cannot; the message says why.
     """
-    words = [python, str(FILES / "probe.py"), *(["--files"] if files else [])]
+    words = [python, str(files / "probe.py"), *(["--files"] if installed else [])]
     output = yield Command(tuple(words), workerEnvironment(base, extension))
     versions = _lastJson(output.lines)
     if not output.ok or versions is None:

@@ -35,7 +35,9 @@ class UvTool:
         machine: Machine,
         helper: str,
         offlineFolder: Path | None,
+        files: Path = _FILES,
     ) -> None:
+        self._files = files
         self._folder = folder
         self._base = base
         self._machine = machine
@@ -76,7 +78,7 @@ class UvTool:
     def _fetch(self) -> Work:
         target = self._folder.cache / "uv-wheel"
         words = [self._helper, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        words += ["--require-hashes", "--progress-bar", "off", "-r", str(_FILES / "uv.txt")]
+        words += ["--require-hashes", "--progress-bar", "off", "-r", str(self._files / "uv.txt")]
         words += ["--dest", str(target)]
         if self._machine.isTranslated:
             words += _ARM_MAC
