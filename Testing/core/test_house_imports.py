@@ -40,7 +40,8 @@ LIGHT = [
     *("errors", "version", "prompts", "prompt_files"),
     *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.oblique", "imaging.intensity"),
     "imaging.segmentation",
-    *("worker", "worker.frames", "worker.masks", "worker.messages"),
+    *("worker", "worker.frames", "worker.masks", "worker.messages", "worker.books", "worker.client"),
+    *("worker.transports", "worker.volumes", "worker.connection", "worker.remote", "worker.supervision"),
 ]
 
 
