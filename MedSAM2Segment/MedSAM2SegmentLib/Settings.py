@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-
 import qt
 from medsam2_core.errors import WorkerError
+from medsam2_core.worker.transports import split_command
 
 DEFAULT_MODEL = "embedded"
 DEFAULT_WINDOW = "auto"
@@ -47,13 +45,12 @@ class Settings:
         """
         command = self.remoteCommand
         try:
-            words = shlex.split(command, posix=os.name != "nt")
+            return split_command(command)
         except ValueError as error:
             raise WorkerError(
                 f"The remote command {command!r} cannot be read: {error}. Correct it on the page of the "
                 "MedSAM2Segment module"
             ) from error
-        return [word.strip('"') if os.name == "nt" else word for word in words]
 
     @property
     def wheelFolder(self) -> str:

@@ -71,10 +71,12 @@ class QProcessTransport:
         self._process.setProcessEnvironment(variables)
         for signal, slot in self._slots():
             getattr(self._process, signal).connect(slot)
-        self._process.start(self._command[0], self._command[1:])
+        self._process.start(self._command[0], list(self._command[1:]))
 
     def write(self, data: bytes) -> None:
-        """Send bytes, as soon as the process takes them."""
+        """Send bytes, as soon as the process takes them; after its end they go nowhere."""
+        if self._listener is None or self._closing:
+            return
         view = memoryview(data).cast("B")
         for first in range(0, len(view), _PIECE):
             self._waiting.append(bytes(view[first : first + _PIECE]))
@@ -93,7 +95,12 @@ class QProcessTransport:
         self._pump()
 
     def kill(self) -> None:
-        """End the process now; the listener is told as always."""
+        """End the process now; the listener is told as always, later. May be called at any time, and twice.
+
+        What a wrapper (ssh, srun) started ends with its standard input, which is closed by this.
+        """
+        self._waiting.clear()
+        self._waitingBytes = 0
         if self._process is not None:
             self._process.kill()
 
@@ -119,8 +126,7 @@ class QProcessTransport:
             self._waitingBytes -= len(piece)
             process.write(bytes(piece))
         if self._closing and not self._waiting:
-            self._closing = False
-            process.closeWriteChannel()
+            process.closeWriteChannel()  # Qt still delivers what it holds
 
     def _onOutput(self) -> None:
         if self._process is not None:
@@ -217,3 +223,32 @@ class SharedWorker:
 
     def _makeTransport(self) -> QProcessTransport:
         return QProcessTransport(self._command, self._environment)
+
+
+class Workers:
+    """The worker the settings ask for: a remote command, or the runtime of this computer.
+
+    Parameters
+    ----------
+    settings
+        Settings.
+    installer
+        RuntimeInstaller.
+    """
+
+    def __init__(self, settings, installer) -> None:
+        self._settings = settings
+        self._installer = installer
+
+    def current(self) -> SharedWorker:
+        """The shared worker, started or not.
+
+        Raises
+        ------
+        MedSAM2Error
+            There is no runtime, or the remote command cannot be read; the message says what to do.
+        """
+        words = self._settings.remoteWords()
+        if words:
+            return SharedWorker.of(words, remoteEnvironment())
+        return SharedWorker.of(self._installer.command(), self._installer.environment())

@@ -4,6 +4,7 @@ What PySide6 does and PythonQt does not (keyword arguments, `bytes(QByteArray)`,
 test_lib_pythonqt.py reads the code for that.
 """
 
+import ctypes
 import os
 import sys
 import types
@@ -23,6 +24,8 @@ def installed() -> types.ModuleType:
     # PySide6 remembers this for the module it stands in, and keeps to it in modules that import only `qt`.
     from __feature__ import true_property  # noqa: F401  isort: skip
 
+    _keep_none_alive()
+
     module = types.ModuleType("qt")
     for source in (QtCore, QtGui, QtWidgets, QtUiTools):
         for name in dir(source):
@@ -30,6 +33,15 @@ def installed() -> types.ModuleType:
                 setattr(module, name, getattr(source, name))
     sys.modules["qt"] = module
     return module
+
+
+def _keep_none_alive() -> None:
+    """With this feature, PySide6 gives up a reference to None that is not its own in every call.
+
+    Before Python 3.12, which counts no references to None, a test of some minutes would end the interpreter.
+    """
+    if sys.version_info < (3, 12):
+        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
 
 def application():
