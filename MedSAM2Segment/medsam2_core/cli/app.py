@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from medsam2_core.cli import evaluate, info, models, segment, synth, train
+from medsam2_core.cli import evaluate, info, models, segment, synth, train, worker
 from medsam2_core.cli.exits import ExitCode, say, say_defect
 from medsam2_core.cli.ordered import OrderedCommand
 from medsam2_core.errors import Cancelled, MedSAM2Error
@@ -34,6 +34,7 @@ app.add_typer(models.app, name="models")
 app.command("evaluate")(evaluate.evaluate)
 app.command("synth")(synth.synth)
 app.add_typer(train.app, name="train")
+app.command("worker")(worker.worker)
 
 
 def _show_version(wanted: bool) -> None:

@@ -115,7 +115,7 @@ class Tracker:
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
         looks_around = not by_words or state.beneath(n) is not None
-        prediction = self._prompter.answer(state, n, prompt, self._zoom(n), looks_around)
+        prediction = self._prompter.answer(state, n, prompt, self.zoom(n), looks_around)
         if only_mask(prompt):
             mask_hw = np.asarray(prompt.mask_hw, dtype=bool)
         else:
@@ -130,7 +130,7 @@ class Tracker:
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
         only_it = replace(words, box_xyxy=None, points_xy=prompt.points_xy[:0], labels=prompt.labels[:0])
-        prediction = self._prompter.answer(state, n, only_it, self._zoom(n))
+        prediction = self._prompter.answer(state, n, only_it, self.zoom(n))
         prediction = replace(prediction, iou=known.iou)
         if known.score > 0 and words.mask_hw.any():
             prediction = replace(prediction, score=torch.full_like(prediction.score, known.score))
@@ -178,7 +178,7 @@ class Tracker:
         state = self._objects.get(object_id) or self._new_state(object_id)
         for n, one in found.items():
             self._check_slice(n)
-            state.outcomes[n] = taken_over(n, one, self.source.shape_of(n), self._zoom(n))
+            state.outcomes[n] = taken_over(n, one, self.source.shape_of(n), self.zoom(n))
             seed = min(state.conditioning, key=lambda m: abs(m - n), default=n)
             state.tracked[n] = seed > n
         if state.outcomes:
@@ -343,7 +343,7 @@ class Tracker:
             return self._gone(state, step.n)
         if step.seed not in state.conditioning:  # taken back meanwhile: the next propagation has another plan
             return None
-        zoom = self._zoom(step.n)
+        zoom = self.zoom(step.n)
         run = runs.setdefault((step.object_id, step.reverse, step.seed), Run())
         outcome = state.outcomes.get(step.n)
         is_final = outcome is not None and outcome.final
@@ -384,7 +384,8 @@ class Tracker:
         reverse = self._policy.bank(self.model.module) if self.options.fresh_reverse else forward
         return ObjectState(object_id, [forward, reverse], self.options.recent_logits)
 
-    def _zoom(self, n: int) -> Zoom | None:
+    def zoom(self, n: int) -> Zoom | None:
+        """How regions of slice `n` are chosen; None when the model looks at whole slices."""
         if not self.options.zoom or not self.source.ordered:
             return None
         factor = self.options.zoom_factor or self.model.recipe.zoom

@@ -1,0 +1,36 @@
+"""Which regions of a slice will probably be asked for next, to be encoded while nobody waits."""
+
+from typing import TYPE_CHECKING
+
+from medsam2_core.engine.zoom import Box, Region, Zoom
+
+if TYPE_CHECKING:
+    from medsam2_core.engine.states import ObjectState
+    from medsam2_core.engine.tracker import Tracker
+
+
+def expected_regions(tracker: "Tracker", n: int) -> list[Region]:
+    """Where a click, or tracking, would look on slice `n`; each region once, the likeliest first.
+
+    Exact for slices that have a mask, and without zoom for all. Near them tracking looks where the object was
+    seen last. Elsewhere nothing is expected: the first look is centred on the click.
+    """
+    zoom = tracker.zoom(n)
+    if zoom is None:
+        return [Region.whole(tracker.source.shape_of(n))]
+    regions = [_region_of(tracker.state(name), n, zoom) for name in tracker.object_ids]
+    return list(dict.fromkeys(region for region in regions if region is not None))
+
+
+def _region_of(state: "ObjectState", n: int, zoom: Zoom) -> Region | None:
+    if n in state.conditioning:
+        return state.conditioning[n].prediction.region
+    if n in state.recent:
+        return state.recent[n][1]
+    if n in state.outcomes:
+        return state.outcomes[n].region
+    seen = [m for m in state.outcomes if not state.outcomes[m].mask.is_empty]
+    if not seen:
+        return None
+    nearest = state.outcomes[min(seen, key=lambda m: abs(m - n))]
+    return zoom.follow(nearest.region, Box.of_mask(nearest.mask.mask_hw()))
