@@ -1,0 +1,178 @@
+"""Keeps the session told what the prompts say, and the segments showing what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from medsam2_core.errors import PromptError
+from medsam2_core.version import __version__
+from medsam2_core.worker.masks import SliceRecord
+
+from MedSAM2SegmentLib.SessionLink import differences
+
+if TYPE_CHECKING:
+    from medsam2_core.worker.messages import SliceWords
+
+    from MedSAM2SegmentLib.SessionLink import Answer, SessionLink
+    from MedSAM2SegmentLib.Steps import Memory, Steps
+    from MedSAM2SegmentLib.Workplace import Workplace
+
+#: DICOM segment attributes that say how a segment was made.
+_TYPE_TAG, _NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
+
+
+class Conversation:
+    """Compares what the prompts say with what the session was told, and says the difference.
+
+    What is in the scene is the truth. When a session has to be told again what a segment shows already (a scene was
+    loaded, Slicer undid a step, the volume changed), the segment itself is given as the answer and not a voxel
+    changes.
+
+    Parameters
+    ----------
+    workplace, link, steps
+        Prompts and segments; the session; the way to write.
+    """
+
+    def __init__(self, workplace: Workplace, link: SessionLink, steps: Steps) -> None:
+        self._workplace, self._link, self._steps = workplace, link, steps
+
+    # Saying -------------------------------------------------------------------------------------------------
+
+    def sync(self, segmentIDs: Iterable[str] | None = None) -> str:
+        """Say what has changed about segments, all by default; what could not be said, and why.
+
+        Nothing happens while there is no session: what is not said now is said when it is open.
+        """
+        problem = ""
+        if self._link.session is None or self._workplace.adapter is None:
+            return problem
+        for segmentID in self._known() if segmentIDs is None else segmentIDs:
+            try:
+                self._say(segmentID, self.words(segmentID))
+            except PromptError as error:
+                problem = str(error)
+        return problem
+
+    def words(self, segmentID: str) -> dict[int, SliceWords]:
+        """What the prompts of a segment say by slice. PromptError names the prompt that says nothing."""
+        return self._workplace.markups.words(segmentID, self._workplace.adapter, self._link.stack)
+
+    def settle(self) -> None:
+        """Take it that all segments show what their prompts say: so they were found."""
+        markups = self._workplace.markups
+        for segmentID in markups.segmentIDs():
+            try:
+                words = self.words(segmentID)
+            except PromptError:
+                continue  # it is told when it is said
+            self._steps.settle(segmentID, markups.snapshot(segmentID), words)
+
+    def forget(self, segmentID: str) -> None:
+        """The segment is gone, or its prompts were cleared: the session shall not know it any more."""
+        self._link.drop(segmentID)
+        session = self._link.session
+        if session is not None and (session.words(segmentID) or session.records(segmentID)):
+            session.remove_object(segmentID)
+
+    def _say(self, segmentID: str, wanted: Mapping[int, SliceWords]) -> None:
+        if self._workplace.segment(segmentID) is None:
+            return
+        changed = differences(self._link.session.words(segmentID), wanted)
+        settled = differences(self._steps.settled.get(segmentID, {}), wanted)
+        again = self._withKnown(segmentID, {n: words for n, words in changed.items() if n not in settled})
+        fresh = {n: words for n, words in changed.items() if n not in again}
+        finals = {n: words for n, words in fresh.items() if words.final}
+        fresh.update(self._asTheyStand(segmentID, finals))
+        prompts = self._workplace.markups.snapshot(segmentID)
+        if again:
+            self._link.say(segmentID, again, prompts, isReplay=True)
+        if fresh:
+            self._link.say(segmentID, fresh, prompts)
+
+    def _withKnown(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
+        """The words with the segment as it stands as their answer; none when the segment was saved without it."""
+        known = self._asTheyStand(segmentID, words)
+        answered = [said.known for said in known.values() if said.known is not None]
+        if answered and all(record.is_empty for record in answered):
+            return {}
+        return known
+
+    def _asTheyStand(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
+        slices = [n for n, said in words.items() if said]
+        masks = self._workplace.writer.segmentMasks(segmentID, self._link.stack, slices) if slices else {}
+        return {
+            n: replace(said, known=SliceRecord.of_mask(segmentID, n, masks[n], final=said.final))
+            if said
+            else said
+            for n, said in words.items()
+        }
+
+    def _known(self) -> list[str]:
+        """Segments with prompts, and segments whose prompts are gone and whose session does not know it yet."""
+        said = [segmentID for segmentID in self._steps.settled if self._link.session.words(segmentID)]
+        return list(dict.fromkeys([*self._workplace.markups.segmentIDs(), *said]))
+
+    # Hearing ------------------------------------------------------------------------------------------------
+
+    def take(self, answer: Answer, model: str) -> bool:
+        """Write an answer as a step that is left open; whether there was anything to write.
+
+        Raises
+        ------
+        MedSAM2Error
+            When the segment cannot be edited.
+        """
+        if self._workplace.segment(answer.segmentID) is None:
+            return False
+        if answer.isReplay:
+            self._steps.settle(answer.segmentID, answer.prompts, answer.words)
+            return False
+        stack = self._link.stack
+        masks = {n: np.zeros(stack.shape_hw, dtype=bool) for n, words in answer.words.items() if not words}
+        masks |= {n: record.mask_hw for n, record in answer.records.items() if not answer.words[n].final}
+        self._steps.begin([answer.segmentID])
+        self._steps.settle(answer.segmentID, answer.prompts, answer.words)
+        if masks and self._steps.write(answer.segmentID, masks, stack):
+            self.sign(answer.segmentID, model)
+        return True
+
+    def sign(self, segmentID: str, model: str) -> None:
+        """Note in a segment how it was made, as DICOM wants to know it."""
+        segment = self._workplace.segment(segmentID)
+        name = f"MedSAM2Segment {__version__} ({model})"
+        with self._workplace.writing():
+            for tag, value in ((_TYPE_TAG, "SEMIAUTOMATIC"), (_NAME_TAG, name)):
+                if _tag(segment, tag) != value:
+                    segment.SetTag(tag, value)
+
+    def follow(self, memory: Memory) -> None:
+        """Bring prompts and session to what belongs to the voxels Slicer has brought back."""
+        markups, session = self._workplace.markups, self._link.session
+        for segmentID, prompts in memory.prompts.items():
+            self._link.drop(segmentID)
+            markups.restore(prompts, segmentID)
+            record = memory.records[segmentID]
+            if session is not None and record is not None and memory.session is session:
+                self._steps.settled[segmentID] = dict(record.words)
+                if record.words or record.records:
+                    session.restore(segmentID, record)
+                else:
+                    self.forget(segmentID)
+                continue
+            self._steps.settled.pop(segmentID, None)
+            if self._link.stack is not None and self._workplace.adapter is not None:
+                try:
+                    self._steps.settled[segmentID] = dict(self.words(segmentID))
+                except PromptError:
+                    continue  # it is told when it is said
+
+
+def _tag(segment: object, name: str) -> str:
+    import vtk
+
+    value = vtk.reference("")
+    return str(value) if segment.GetTag(name, value) else ""

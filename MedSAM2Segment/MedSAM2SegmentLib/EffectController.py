@@ -1,0 +1,463 @@
+"""What the user does becomes words for the session; what the session answers becomes voxels of segments.
+
+Everything happens in the thread that calls, and nothing here waits. Prompts are nodes of the scene; the session is
+told what they say whenever that differs from what it was told before; answers are written as steps of Slicer's
+undo. So a click before the worker is ready is answered when it is, a worker that was lost is told everything again,
+and a scene that is loaded goes on where it was saved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
+from medsam2_core.slice_prompts import mask_on_slice
+
+from MedSAM2SegmentLib.Conversation import Conversation
+from MedSAM2SegmentLib.Filling import Filling
+from MedSAM2SegmentLib.PanelMaker import PanelMaker
+from MedSAM2SegmentLib.PanelState import PanelState
+from MedSAM2SegmentLib.Parameters import Parameters
+from MedSAM2SegmentLib.SessionLink import SessionLink
+from MedSAM2SegmentLib.Slicing import Slicing
+from MedSAM2SegmentLib.Steps import Steps
+from MedSAM2SegmentLib.VolumeAdapter import hardenTransform
+from MedSAM2SegmentLib.Workplace import SEGMENT, SEGMENTATION, VOLUME, Workplace
+
+if TYPE_CHECKING:
+    from MedSAM2SegmentLib.Editors import SegmentEditor
+    from MedSAM2SegmentLib.Gestures import Gesture
+    from MedSAM2SegmentLib.SessionLink import Answer, WorkerSource
+
+#: Seconds an effect that is not active keeps its worker: a look into another effect must not cost a restart.
+IDLE_RELEASE = 600.0
+
+
+class EffectController:
+    """The effect without its windows; see the module.
+
+    Parameters
+    ----------
+    editor
+        Slicer's edit functions and the Segment Editor's parameters.
+    source
+        Where the worker comes from.
+    clock
+        Seconds, only ever growing.
+
+    Attributes
+    ----------
+    state
+        What the panel shows.
+    onStateChanged
+        Called with a new state.
+    """
+
+    def __init__(
+        self, editor: SegmentEditor, source: WorkerSource, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.state = PanelState()
+        self.onStateChanged: Callable[[PanelState], None] = lambda state: None
+        self.parameters = Parameters(editor)
+        self._source, self._clock = source, clock
+        self._workplace = Workplace(editor, self._onPrompts)
+        self._link = SessionLink(
+            source, onChange=self._onLink, onAnswer=self._onAnswer, onRefusal=self._onRefusal
+        )
+        self._steps = Steps(self._workplace, self._link)
+        self._conversation = Conversation(self._workplace, self._link, self._steps)
+        self._slicing = Slicing(self._workplace, self._link, self.parameters)
+        self._filling = Filling(self._workplace, self._link, self._steps, self._conversation, clock)
+        self._panel = PanelMaker(
+            self._workplace, self._link, self._filling, self._slicing, self.parameters, source
+        )
+        self._notice = self._details = ""
+        self._mustSync = False
+        self._isNew = True  # what prompts say is what the segments show, as they were found
+        self._isActive = False
+        self._idleSince = 0.0
+
+    # Slicer -------------------------------------------------------------------------------------------------
+
+    @property
+    def markups(self) -> Any:
+        """The prompts of the segmentation being edited; None without one."""
+        return self._workplace.markups
+
+    def activate(self) -> None:
+        """The effect was chosen: look around, and begin to start the worker."""
+        self._isActive = True
+        self.look()
+        if self._workplace.markups is not None:
+            self._workplace.markups.setVisible(True)
+
+    def deactivate(self) -> None:
+        """Another effect was chosen: what is being filled in stops, what has come stays; prompts are hidden."""
+        self._filling.settle()
+        self._isActive = False
+        self._idleSince = self._clock()
+        self._notice = ""
+        if self._workplace.markups is not None:
+            self._workplace.markups.setVisible(False)
+        self._publish()
+
+    def cleanup(self) -> None:
+        """Leave nothing behind but the segments and their prompts."""
+        self._isActive = False
+        self._filling.abandon()
+        self._link.end()
+        self._workplace.release()
+        self._steps.forget()
+        self._slicing.forget()
+        self.onStateChanged = lambda state: None
+
+    def look(self) -> None:
+        """Notice what has changed in the Segment Editor, and go on with it. Cheap when nothing has."""
+        changed = self._workplace.look()
+        if SEGMENTATION in changed:
+            self._filling.abandon()
+            self._link.close()
+            self._steps.forget()
+            self._slicing.forget()
+        if VOLUME in changed:
+            self._filling.abandon()
+            self._link.closeVolume()
+        if changed & {SEGMENTATION, VOLUME}:
+            self._isNew = True
+        if changed & {SEGMENTATION, VOLUME, SEGMENT}:
+            self._say("")
+        self._followUndo()
+        if self._isActive:
+            self._getReady()
+        self._publish()
+
+    def sceneClosed(self) -> None:
+        """The scene is being closed."""
+        self._filling.abandon()
+        self._link.closeVolume()
+        self._workplace.release()
+        self._steps.forget()
+        self._slicing.forget()
+        self._publish()
+
+    def tick(self) -> None:
+        """To be called about every 0.1 s."""
+        self.look()
+        self._filling.tick()
+        if self._mustSync:
+            self._mustSync = False
+            self._sync()
+        self._slicing.focus()
+        if not self._isActive and self._clock() - self._idleSince > IDLE_RELEASE:
+            self._link.end()
+        self._publish()
+
+    def viewUsed(self, sliceNode: Any) -> None:
+        """The mouse is in this slice view."""
+        self._slicing.view = sliceNode
+
+    # Prompts ------------------------------------------------------------------------------------------------
+
+    def onGesture(self, gesture: Gesture, sliceNode: Any = None) -> None:
+        """The user clicked, or drew a box or a scribble."""
+        if sliceNode is not None:
+            self._slicing.view = sliceNode
+        if not self._mayEdit():
+            self._publish()
+            return
+        self._filling.keep()
+        try:
+            self._open(fromView=True)
+            if self._link.stack is None:
+                raise PromptError(self._link.problem or "the volume cannot be cut into slices")
+            self._workplace.markups.check(gesture, self._workplace.adapter, self._link.stack)
+            self._workplace.markups.add(self._workplace.segmentID, gesture)
+        except MedSAM2Error as error:
+            self._say(str(error))
+        self._publish()
+
+    def onKey(self, what: str) -> None:
+        """A key was pressed in a slice view: "negative" and "tool" were changed already by who reads keys."""
+        actions = {"propagate": self.propagate, "nextWeakest": self.nextWeakest}
+        if what in actions:
+            actions[what]()
+
+    def setTool(self, name: Any) -> None:
+        """Choose what a press in a slice view means."""
+        self.setValue("tool", getattr(name, "value", name))
+
+    def setNegative(self, negative: bool) -> None:
+        """Choose whether clicks say "does not belong"."""
+        self.setValue("negative", "1" if negative else "0")
+
+    def clearPrompts(self) -> None:
+        """Delete all prompts of the selected segment. What it shows stays, as if the user had painted it."""
+        segmentID, markups = self._workplace.segmentID, self._workplace.markups
+        if not segmentID or markups is None:
+            return
+        self._filling.settle()
+        with markups.quiet():
+            markups.clear(segmentID)
+        self._conversation.forget(segmentID)
+        self._steps.remove(segmentID)
+        self._steps.settle(segmentID, (), {})
+        self._workplace.writer.forget(segmentID)
+        self._slicing.relax()
+        self._publish()
+
+    def finaliseSlice(self) -> None:
+        """Take the segment on the slice that is looked at as final, or, if it is, no longer."""
+        found = self._slice()
+        if found is None:
+            return
+        n, stack = found
+        segmentID, markups = self._workplace.segmentID, self._workplace.markups
+        words = self._steps.settled.get(segmentID, {}).get(n)
+        final = words is None or not words.final
+        with markups.quiet():
+            if final:
+                mask = self._workplace.writer.segmentMasks(segmentID, stack, [n])[n]
+                prompt = mask_on_slice(mask, n, stack)
+                if prompt is not None:
+                    markups.addMask(segmentID, n, prompt, stack.key)
+            markups.setFinal(segmentID, stack.key, n, final)
+        # The slice shows what is final already: nothing is to be asked, and nothing to be written.
+        said = self._conversation.words(segmentID).get(n)
+        if said is not None:
+            self._steps.settle(segmentID, markups.snapshot(segmentID), {n: said})
+        self._sync((segmentID,))
+        self._publish()
+
+    def useSegmentAsPrompt(self) -> None:
+        """Say that the segment on the slice that is looked at is right as it stands."""
+        found = self._slice()
+        if found is None:
+            return
+        n, stack = found
+        segmentID = self._workplace.segmentID
+        mask = self._workplace.writer.segmentMasks(segmentID, stack, [n])[n]
+        prompt = mask_on_slice(mask, n, stack) if mask.any() else None
+        if prompt is None:
+            why = (
+                "is empty on this slice" if not mask.any() else "can be a prompt only on slices along an axis"
+            )
+            self._say(f"the segment {why}: paint it first, or click instead")
+        else:
+            self._workplace.markups.addMask(segmentID, n, prompt, stack.key)
+        self._publish()
+
+    # Propagation --------------------------------------------------------------------------------------------
+
+    def propagate(self) -> None:
+        """Follow all segments that have prompts through the volume."""
+        self.look()
+        if not self._mayEdit():
+            self._publish()
+            return
+        self._filling.keep()
+        try:
+            self._open()
+            self._sync()
+            self._filling.begin(self._followed(), self._slicing.how(), self.parameters.text("model"))
+            self._slicing.revisit()
+        except MedSAM2Error as error:
+            self._say(str(error))
+        self._publish()
+
+    def cancel(self) -> None:
+        """Stop filling in; the user is asked whether to keep what has come."""
+        self._filling.cancel()
+        self._publish()
+
+    def keep(self) -> None:
+        """Keep what a stopped propagation has filled in."""
+        self._filling.keep()
+        self._publish()
+
+    def discard(self) -> None:
+        """Take back what a stopped propagation has filled in: one further step of undo."""
+        self._followUndo()
+        try:
+            self._filling.discard()
+        except MedSAM2Error as error:
+            self._say(str(error))
+        self._publish()
+
+    def nextWeakest(self) -> None:
+        """Show the slice of the selected segment the model was least sure about; then the next."""
+        n = self._slicing.weakest(self._workplace.segmentID)
+        if n is None:
+            self._say("no slice has a result that was not looked at: propagate first")
+        else:
+            self._slicing.jump(n)
+        self._publish()
+
+    def jumpTo(self, n: int) -> None:
+        """Show a slice in the views along the stack."""
+        self._slicing.jump(n)
+        self._publish()
+
+    # The rest of the panel ----------------------------------------------------------------------------------
+
+    def setValue(self, name: str, value: Any) -> None:
+        """Set a parameter. Another model, window or stack opens the session anew; all is said again."""
+        try:
+            changed = self.parameters.put(name, value)
+            if changed and name in ("model", "window", "stack"):
+                self._reopen(name)
+        except MedSAM2Error as error:
+            self._say(str(error))
+        self._publish()
+
+    def resolve(self) -> None:
+        """The button beside the status line: install, harden, restart, whatever it says."""
+        if self._source.problem():
+            self._source.resolve()
+        elif self._workplace.volumeProblem and self._panel.canHarden():
+            try:
+                hardenTransform(self._workplace.volumeNode)
+            except MedSAM2Error as error:
+                self._say(str(error))
+        else:
+            self._link.retry()
+            self._mustSync = True
+        self.look()
+
+    # Inside -------------------------------------------------------------------------------------------------
+
+    def _mayEdit(self) -> bool:
+        """Whether the selected segment can be worked on; says why not."""
+        self._say("")
+        self.look()
+        if self._workplace.adapter is None or not self._workplace.segmentID or self._source.problem():
+            return False  # the status line tells already
+        if self._workplace.isCompleted():
+            self._say("the segment is marked as completed: set its status to in progress to change it")
+            return False
+        return self._workplace.editor.confirmSegmentVisible()
+
+    def _slice(self) -> tuple[int, Any] | None:
+        """The slice that is looked at and its stack, for actions on it; None, and why, when there is none."""
+        if not self._mayEdit():
+            return None
+        self._filling.settle()
+        try:
+            self._open(fromView=True)
+        except MedSAM2Error as error:
+            self._say(str(error))
+            return None
+        n = self._slicing.current()
+        if n is None:
+            self._say("no view shows a slice that is segmented: click a slice in the strip, or another view")
+            self._publish()
+            return None
+        return n, self._link.stack
+
+    def _getReady(self) -> None:
+        """Start the worker and open the session while the user still looks where to click."""
+        if self._workplace.adapter is None or not self._workplace.segmentID or self._source.problem():
+            return
+        try:
+            self._open()
+        except MedSAM2Error as error:
+            self._say(str(error))
+
+    def _open(self, *, fromView: bool = False) -> None:
+        """Have a session that fits volume, slices and settings."""
+        if not self._slicing.open(fromView=fromView):
+            return
+        self._mustSync = True
+        if self._isNew and self._link.opened is not None:
+            self._isNew = False
+            self._conversation.settle()
+
+    def _reopen(self, name: str) -> None:
+        self._filling.settle()
+        if name == "stack":
+            self._slicing.relax(force=True)
+        if self._link.opened is not None and self._workplace.adapter is not None:
+            self._steps.unsettle()
+            self._slicing.open(fromView=name == "stack")
+            self._mustSync = True
+
+    def _sync(self, segmentIDs: tuple[str, ...] | None = None) -> None:
+        problem = self._conversation.sync(segmentIDs)
+        if problem:
+            self._say(problem)
+
+    def _followed(self) -> tuple[str, ...]:
+        """The segments to propagate."""
+        session = self._link.session
+        if session is None:
+            raise PromptError(self._link.problem or "nothing was said yet: prompt the segment first")
+        prompted = [one for one in self._workplace.markups.segmentIDs() if session.words(one)]
+        if not prompted:
+            raise PromptError("nothing to propagate: prompt the segment first")
+        return tuple(prompted)
+
+    def _followUndo(self) -> None:
+        workplace = self._workplace
+        if not workplace.isTouched or workplace.markups is None:
+            return
+        workplace.isTouched = False
+        for segmentID in list(self._steps.settled):
+            if workplace.segment(segmentID) is None:
+                self._conversation.forget(segmentID)
+                self._filling.forget(segmentID)
+        memories = self._steps.followed()
+        if memories:
+            self._filling.abandon()
+            self._say("")
+        for memory in memories:
+            self._conversation.follow(memory)
+        if memories:
+            self._mustSync = True
+
+    # What comes back ----------------------------------------------------------------------------------------
+
+    def _onPrompts(self, segmentIDs: tuple[str, ...]) -> None:
+        self._followUndo()
+        if self._isActive or self._link.opened is not None:
+            self._sync(segmentIDs)
+        self._publish()
+
+    def _onLink(self) -> None:
+        self._mustSync = True
+        self._publish()
+
+    def _onAnswer(self, answer: Answer) -> None:
+        self._followUndo()
+        if answer.isReplay or answer.words:
+            self._filling.forget(answer.segmentID, set(answer.words))
+        try:
+            written = self._conversation.take(answer, self.parameters.text("model"))
+        except MedSAM2Error as error:
+            self._say(str(error))
+            written = False
+        self._steps.close()
+        if written and self.parameters.isOn("autoPropagate") and not self._link.isAwaiting():
+            self._goOn(answer.segmentID)
+
+    def _goOn(self, segmentID: str) -> None:
+        """Propagate what was just said, together with what is being propagated already."""
+        known = self._filling.segmentIDs if self._filling.isRunning else ()
+        try:
+            together = tuple(dict.fromkeys([*known, segmentID]))
+            self._filling.begin(together, self._slicing.how(), self.parameters.text("model"), newUndo=False)
+        except MedSAM2Error as error:
+            self._say(str(error))
+
+    def _onRefusal(self, segmentID: str, error: MedSAM2Error) -> None:
+        if not isinstance(error, Cancelled):
+            self._say(str(error), getattr(error, "details", ""))
+
+    def _say(self, notice: str, details: str = "") -> None:
+        self._notice, self._details = notice, details
+
+    def _publish(self) -> None:
+        state = self._panel.state(self._notice, self._details)
+        if state != self.state:
+            self.state = state
+            self.onStateChanged(state)

@@ -1,0 +1,17 @@
+"""The rooms of the extension that know 3D Slicer; the heavy work is done by ``medsam2_core``'s worker."""
+
+__all__ = ["SegmentEditorEffect"]
+
+
+def __getattr__(name: str):
+    """The effect's class, under the name Slicer looks for in this package; loaded when it asks.
+
+    Everything else here works without Slicer's effects (and without Qt), so that importing the package costs
+    nothing at start-up.
+    """
+    if name != "SegmentEditorEffect":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from MedSAM2SegmentLib.SegmentEditorEffect import SegmentEditorEffect
+
+    globals()[name] = SegmentEditorEffect  # instead of the file of the same name
+    return SegmentEditorEffect

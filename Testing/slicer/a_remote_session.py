@@ -1,0 +1,334 @@
+"""A worker that lives in the test: it answers when it is told to, with discs instead of anatomy.
+
+It has the methods of the real supervisor and its sessions, so that what users do can be played through quickly and
+in any order of answers: ``worker.settle()`` answers everything, ``worker.step()`` one thing, ``worker.die()`` loses
+the process and ``worker.recover()`` brings it back as the real one comes back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from medsam2_core.errors import Cancelled, WorkerError
+from medsam2_core.prompts import resolve
+from medsam2_core.worker.masks import SliceRecord
+from medsam2_core.worker.messages import ObjectRecord, SliceWords
+from medsam2_core.worker.supervision import WorkerState
+
+RADIUS = 3  # pixels round a click
+REACH = 4  # slices an object has on either side of a prompted one
+
+
+@dataclass
+class ARequest:
+    """A request on its way."""
+
+    what: str
+    run: Callable[[], None]
+    failed: Callable[[Exception], None] | None = None
+    isOver: bool = False
+    worker: Any = None
+
+    def cancel(self) -> None:
+        """End it; the other side answers that it was cancelled."""
+        if not self.isOver:
+            self.isOver = True
+            self.worker.later(ARequest("cancelled", lambda: self._fail(Cancelled("cancelled by the user"))))
+
+    def _fail(self, error: Exception) -> None:
+        if self.failed is not None:
+            self.failed(error)
+
+
+@dataclass
+class AVolume:
+    """A volume the worker was sent."""
+
+    volume: Any
+    received: int = 0
+    total: int = 100
+    is_there: bool = True
+
+
+@dataclass
+class AWorker:
+    """Stands in for the supervisor and for the worker behind it.
+
+    Attributes
+    ----------
+    refusal
+        Raised at the next request that is answered, once.
+    isPrompt
+        Whether everything is answered at once.
+    """
+
+    state: WorkerState = WorkerState.READY
+    problem: str = ""
+    report: str = ""
+    welcome: dict = field(default_factory=lambda: {"device": {"title": "a test"}})
+    listeners: list = field(default_factory=list)
+    queue: list[ARequest] = field(default_factory=list)
+    sessions: list = field(default_factory=list)
+    volumes: list = field(default_factory=list)
+    refusal: Exception | None = None
+    starts: int = 0
+    answered: int = 0
+
+    def start(self) -> None:
+        self.starts += 1
+        self._become(WorkerState.READY)
+
+    def stop(self) -> None:
+        self._become(WorkerState.STOPPED)
+
+    def open_volume(self, volume: Any) -> AVolume:
+        self.volumes.append(AVolume(volume))
+        return self.volumes[-1]
+
+    def close_volume(self, volume: AVolume) -> None:
+        self.volumes.remove(volume)
+
+    def open_session(self, volume: AVolume, choice: Any, settings: Any, *, failed=None, opened=None):
+        session = ASession(self, choice.stack(volume.volume), settings)
+        self.sessions.append(session)
+
+        def open_it() -> None:
+            session.is_open = True
+            if opened is not None:
+                opened()
+
+        self.later(ARequest("open", open_it, failed, worker=self))
+        return session
+
+    def request(self, kind: str, fields: dict, done=None, failed=None, progress=None) -> ARequest:
+        request = ARequest(kind, lambda: done({"models": []}) if done else None, failed, worker=self)
+        self.later(request)
+        return request
+
+    # What the test says -------------------------------------------------------------------------------------
+
+    def later(self, request: ARequest) -> None:
+        """Answer this when the test says so."""
+        request.worker = self
+        self.queue.append(request)
+
+    def step(self, chance: random.Random | None = None) -> bool:
+        """Answer one request: the first, or any one but in the order of each session; whether there was one."""
+        if self.state is not WorkerState.READY or not self.queue:
+            return False
+        index = 0
+        if chance is not None and not any(one.what in ("open", "say") for one in self.queue[:1]):
+            index = chance.randrange(len(self.queue))
+        request = self.queue.pop(index)
+        if request.isOver and request.what != "cancelled":
+            return True
+        self.answered += 1
+        if self.refusal is not None and request.failed is not None:
+            error, self.refusal = self.refusal, None
+            request.isOver = True
+            request.failed(error)
+            return True
+        request.run()
+        return True
+
+    def settle(self, limit: int = 10_000) -> None:
+        """Answer everything."""
+        for _ in range(limit):
+            if not self.step():
+                return
+        raise AssertionError("the worker never comes to rest")
+
+    def die(self, problem: str = "killed by signal 9") -> None:
+        """Lose the process: what was being propagated fails, everything else will be said again."""
+        if self.state is not WorkerState.READY:
+            return
+        self.problem = problem
+        lost = [one for one in self.queue if one.what == "slice" and not one.isOver]
+        self.queue = [one for one in self.queue if one.what not in ("slice", "cancelled")]
+        for session in self.sessions:
+            session.is_open = False
+        self._become(WorkerState.RESTARTING)
+        for request in lost:
+            request.isOver = True
+            request.failed(WorkerError(problem))
+
+    def recover(self) -> None:
+        """The worker is back, and has been told everything again."""
+        if self.state is WorkerState.RESTARTING:
+            waiting = {id(one) for one in self.queue}
+            for session in self.sessions:
+                session.is_open = not any(
+                    id(one) in waiting and one.what == "open" for one in session.requests
+                )
+            self.problem = ""
+            self._become(WorkerState.READY)
+
+    def _become(self, state: WorkerState) -> None:
+        self.state = state
+        for listener in list(self.listeners):
+            listener()
+
+
+class ASession:
+    """Stands in for a remote session."""
+
+    def __init__(self, worker: AWorker, stack: Any, settings: Any) -> None:
+        self.worker, self.stack, self.settings = worker, stack, settings
+        self.is_open = False
+        self.isClosed = False
+        self.requests: list[ARequest] = []
+        self.focused: int | None = None
+        self._words: dict[str, dict[int, SliceWords]] = {}
+        self._records: dict[str, dict[int, SliceRecord]] = {}
+
+    def words(self, name: str) -> dict[int, SliceWords]:
+        return dict(self._words.get(name, {}))
+
+    def records(self, name: str) -> dict[int, SliceRecord]:
+        return dict(self._records.get(name, {}))
+
+    def snapshot(self, name: str) -> ObjectRecord:
+        return ObjectRecord(self.words(name), self.records(name))
+
+    def focus(self, n: int) -> None:
+        self.focused = n
+
+    def close(self) -> None:
+        self.isClosed = True
+        self.is_open = False
+        for request in self.requests:
+            request.isOver = True
+        self.worker.sessions.remove(self)
+
+    def remove_object(self, name: str, done=None, failed=None) -> None:
+        self._words.pop(name, None)
+        self._records.pop(name, None)
+
+    def restore(self, name: str, record: ObjectRecord, done=None, failed=None) -> ARequest:
+        self._words[name] = dict(record.words)
+        self._records[name] = dict(record.records)
+        return self._ask("restore", lambda: done([]) if done else None, failed)
+
+    def say(self, name: str, slices: dict[int, SliceWords], done=None, failed=None) -> ARequest:
+        said = self._words.setdefault(name, {})
+        said.update(slices)
+        for n in [n for n, words in said.items() if not words]:
+            del said[n]
+
+        def answer() -> None:
+            records = []
+            for n, words in slices.items():
+                if not words:
+                    self._records.get(name, {}).pop(n, None)
+                    continue
+                mask = words.known.mask_hw if words.known is not None else answer_to(words, n, self.stack)
+                records.append(
+                    SliceRecord.of_mask(name, n, mask, confidence=0.5 + 0.4 * (n % 5) / 5, final=words.final)
+                )
+            self._records.setdefault(name, {}).update({record.n: record for record in records})
+            if done is not None:
+                done(records)
+
+        return self._ask("say", answer, failed)
+
+    def propagate(
+        self, objects=None, first=None, last=None, direction="both", stop_after_absent=3,
+        *, slices=None, done=None, failed=None,
+    ) -> ARequest:  # fmt: skip
+        names = [name for name in (self._words if objects is None else objects) if self._words.get(name)]
+        plan = [(name, n, source) for name in names for n, source in self._plan(name, first, last, direction)]
+        plan.sort(key=lambda item: abs(item[1] - item[2]))
+        request = ARequest("slice", lambda: None, failed)
+        position = iter(range(len(plan) + 1))
+
+        def next_slice() -> None:
+            index = next(position)
+            if index == len(plan):
+                request.isOver = True
+                if done is not None:
+                    done({"done": len(plan), "total": len(plan)})
+                return
+            name, n, source = plan[index]
+            found = self._records.get(name, {}).get(source)
+            if found is not None and not self._records[name].get(n, found).final:
+                record = SliceRecord.of_mask(
+                    name, n, found.mask_hw, confidence=1 / (2 + abs(n - source)), prompted=False
+                )
+                self._records[name][n] = record
+                slices([record], index + 1, len(plan))
+            self.worker.later(request)
+
+        request.run = next_slice
+        self.requests.append(request)
+        self.worker.later(request)
+        return request
+
+    def _plan(self, name: str, first, last, direction):
+        prompted = sorted(self._words.get(name, {}))
+        for n in range(0 if first is None else first, (len(self.stack) - 1 if last is None else last) + 1):
+            sources = [
+                source
+                for source in prompted
+                if abs(n - source) <= REACH
+                and (direction != "forward" or source <= n)
+                and (direction != "reverse" or source >= n)
+            ]
+            if n not in prompted and sources:
+                yield n, min(sources, key=lambda source: abs(source - n))
+
+    def _ask(self, what: str, run: Callable[[], None], failed: Any) -> ARequest:
+        request = ARequest(what, run, failed)
+        self.requests.append(request)
+        self.worker.later(request)
+        return request
+
+
+@dataclass
+class ASource:
+    """Gives out the worker of the test, and counts who holds it."""
+
+    worker: AWorker = field(default_factory=AWorker)
+    trouble: str = ""
+    installing: bool = False
+    resolved: int = 0
+    owners: list = field(default_factory=list)
+
+    def problem(self) -> str:
+        return self.trouble
+
+    def isInstalling(self) -> bool:
+        return self.installing
+
+    def resolve(self) -> None:
+        self.resolved += 1
+
+    def acquire(self, owner: object) -> AWorker:
+        self.owners.append(owner)
+        return self.worker
+
+    def release(self, owner: object) -> None:
+        self.owners.remove(owner)
+
+
+def answer_to(words: SliceWords, n: int, stack: Any) -> np.ndarray:
+    """(H, W) discs round the positive points and filled boxes and masks, less discs round the negative points."""
+    mask = np.zeros(stack.shape_hw, dtype=bool)
+    rows, columns = np.indices(stack.shape_hw)
+    said = resolve(words.prompts, stack).get(n)
+    if said is None:
+        return mask
+    if said.mask_hw is not None:
+        mask |= said.mask_hw
+    if said.box_xyxy is not None:
+        left, top, right, bottom = said.box_xyxy
+        mask |= (columns >= left) & (columns <= right) & (rows >= top) & (rows <= bottom)
+    for wanted in (1, 0):
+        for (x, y), label in zip(said.points_xy, said.labels, strict=True):
+            if label == wanted:
+                disc = (columns - x) ** 2 + (rows - y) ** 2 <= RADIUS**2
+                mask = mask | disc if wanted else mask & ~disc
+    return mask
