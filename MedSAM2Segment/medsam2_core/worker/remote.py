@@ -95,7 +95,11 @@ class RemoteSession:
     volume, stack, settings
         What it was opened with.
     info
-        SessionInfo; None until the worker has opened it.
+        SessionInfo; None until a worker has opened it.
+    is_open
+        Whether the present worker has opened it, and knows all that was known.
+    is_closed
+        Whether it is over.
     """
 
     def __init__(
@@ -296,8 +300,8 @@ class RemoteSession:
     def _post_own(self, request: Request) -> None:
         def settled(over: Request) -> None:
             self._own.remove(over)
-            if not self._own and self.is_open:
-                self._blame.deaths = 0
+            if not self._own:
+                self._go_on()
 
         request.settled = settled
         self._own.append(request)
@@ -305,12 +309,16 @@ class RemoteSession:
 
     def _take_opened(self, frame: Frame) -> None:
         self.info = SessionInfo.from_json(frame.header)
-        self.is_open = True
         for name, books in self._books.items():
             if books.words or books.records:
                 restoring = self._restoring(name, books.record, None, self.fail)
                 restoring.blame = self._blame
                 self._post_own(restoring)
+
+    def _go_on(self) -> None:
+        """The worker knows all that it knew. Only now it is asked more, so that it is clear what ended it."""
+        self.is_open = True
+        self._blame.deaths = 0
         for waiting in list(self._waiting):
             self._port.post(waiting.request)
 
