@@ -1,74 +1,24 @@
-"""Which of our edits stand: undo is Slicer's, and this finds out about it."""
+"""Which of our edits stand: undo is Slicer's, and this finds out about it.
+
+Slicer tells nobody that its user pressed undo, and an effect cannot look into its history. But undo brings
+back exactly what was there before a step: so each step keeps what it changed, and when somebody else changed
+the segmentation, the segments are compared with that. A few voxels are looked at first; before a step is
+called undone, all that it changed are compared. A user who takes away by hand all that a step added has
+undone it, too: nothing distinguishes the two.
+"""
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from MedSAM2SegmentLib.EditSteps import AFTER, BEFORE, Sampled, Step, mismatches, stands
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from MedSAM2SegmentLib.SegmentWriter import Change, SegmentWriter
-    from MedSAM2SegmentLib.TargetGrid import Extent
 
 UNDONE, REDONE = "undone", "redone"
-_STEPS = 20  # Slicer keeps ten states by default
-
-
-@dataclass
-class Step:
-    """One action of the user that changed segments.
-
-    Attributes
-    ----------
-    payloadBefore, payloadAfter
-        What the caller wants back when the step is undone or redone.
-    done
-        Whether the step stands.
-    """
-
-    payloadBefore: Any
-    payloadAfter: Any = None
-    done: bool = True
-    patches: list[_Patch] = field(default_factory=list)
-
-    @property
-    def bytes(self) -> int:
-        """What it holds, packed."""
-        return sum(patch.bytes for patch in self.patches)
-
-
-class _Patch:
-    """A change, packed."""
-
-    def __init__(self, change: Change) -> None:
-        self.segmentID, self.extent = change.segmentID, change.extent
-        self._before, self._after = _packed(change.before), _packed(change.after)
-        self._notes = [
-            None if notes is None else zlib.compress(notes.tobytes(), 1)
-            for notes in (change.notesBefore, change.notesAfter)
-        ]
-
-    @property
-    def bytes(self) -> int:
-        return sum(len(part) for part in (self._before, self._after, *self._notes) if part)
-
-    @property
-    def before(self) -> NDArray[np.bool_]:
-        return _unpacked(self._before, self.extent)
-
-    @property
-    def after(self) -> NDArray[np.bool_]:
-        return _unpacked(self._after, self.extent)
-
-    def notes(self, which: int) -> NDArray[np.uint8] | None:
-        packed = self._notes[which]
-        if packed is None:
-            return None
-        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(self.extent.shape)
+_STEPS = 20  # Slicer's Segment Editor goes back ten states
+_BYTES = 512 << 20
 
 
 class EditLedger:
@@ -78,94 +28,163 @@ class EditLedger:
     ----------
     writer : SegmentWriter
         Its changes are recorded while a step is open.
+    limit, limitBytes
+        How many steps, and how much memory, are kept at most; at least as many as Slicer can undo.
+
+    Attributes
+    ----------
+    steps : list of Step
+        In the order in which they were done; those that are undone are the last ones.
     """
 
-    def __init__(self, writer: SegmentWriter, limit: int = _STEPS) -> None:
+    def __init__(self, writer: SegmentWriter, limit: int = _STEPS, limitBytes: int = _BYTES) -> None:
         self._writer = writer
-        self._limit = limit
+        self._limit, self._limitBytes = limit, limitBytes
         self._open: Step | None = None
+        self._atBegin: dict[int, Sampled] = {}
+        self._key = ""
         self.steps: list[Step] = []
         writer.written.append(self.written)
 
+    @property
+    def position(self) -> int:
+        """How many steps stand."""
+        return sum(step.done for step in self.steps)
+
+    # Recording ----------------------------------------------------------------------------------------------
+
     def begin(self, payloadBefore: Any) -> None:
-        """Open a step; an open one is closed with the payload it began with."""
+        """Open a step; one that is still open is closed with the payload it began with."""
         if self._open is not None:
             self.end(self._open.payloadBefore)
+        self._checkSegmentation()
         self._open = Step(payloadBefore)
+        self._atBegin = {id(step): step.read(self._writer) for step in self.steps}
 
     def written(self, changes: list[Change]) -> None:
         """Record changes of the open step; the writer calls this."""
-        if self._open is None:
-            return
-        if (
-            not self._open.patches
-        ):  # the first change of a new step: what was undone cannot be redone any more
-            self.steps = [step for step in self.steps if step.done]
-        self._open.patches += [_Patch(change) for change in changes]
+        if self._open is not None:
+            self._open.record(changes)
 
     def end(self, payloadAfter: Any) -> Step | None:
-        """Close the step; None when it changed nothing and so is not in Slicer's undo either."""
+        """Close the step; None when it changed no voxel: there is nothing then that Slicer could undo."""
         step, self._open = self._open, None
-        if step is None or not step.patches:
+        if step is None or step.isEmpty:
             return None
         step.payloadAfter = payloadAfter
-        self.steps = [*self.steps, step][-self._limit :]
+        # Slicer, too, forgets what could be redone as soon as something else is done.
+        self.steps = [one for one in self.steps if one.done]
+        for one in self.steps:
+            step.witnesses[id(one)] = (self._atBegin[id(one)], one.read(self._writer))
+        step.witnesses[id(step)] = ([one.before for one in step.samples], step.read(self._writer))
+        self.steps.append(step)
+        while len(self.steps) > self._limit or (len(self.steps) > 1 and self.bytes > self._limitBytes):
+            del self.steps[0]
         return step
 
-    def reconcile(self) -> list[tuple[Step, str]]:
-        """Steps that Slicer undid or redid since the last call, in that order."""
-        found = []
-        while step := self._lastDone():
-            if not self._stands(step, 0):
-                break
-            self._restore(step, 0)
-            step.done = False
-            found.append((step, UNDONE))
-        if found:
-            return found
-        while step := next((step for step in self.steps if not step.done), None):
-            if not self._stands(step, 1):
-                break
-            self._restore(step, 1)
-            step.done = True
-            found.append((step, REDONE))
-        return found
-
     def clear(self) -> None:
-        """Forget everything, as when the scene is closed or another segmentation is chosen."""
+        """Forget all steps, as when the scene is closed."""
         self.steps, self._open = [], None
 
-    def _lastDone(self) -> Step | None:
-        return next((step for step in reversed(self.steps) if step.done), None)
+    @property
+    def bytes(self) -> int:
+        """What all steps hold, packed."""
+        return sum(step.bytes for step in self.steps)
 
-    def _stands(self, step: Step, which: int) -> bool:
-        """Whether everything a step changed is as it was before (0) or after (1) it."""
-        expected: dict[str, dict[Extent, tuple[NDArray, NDArray]]] = {}
-        patches = step.patches if which else step.patches[::-1]
-        for patch in patches:
-            before, after = patch.before, patch.after
-            expected.setdefault(patch.segmentID, {})[patch.extent] = (
-                before != after,
-                after if which else before,
-            )
-        for segmentID, parts in expected.items():
-            for extent, (changed, values) in parts.items():
-                current = self._writer.maskOf(segmentID, extent)
-                if current is None or not np.array_equal(current[changed], values[changed]):
-                    return False
-        return True
+    # Finding out --------------------------------------------------------------------------------------------
 
-    def _restore(self, step: Step, which: int) -> None:
-        patches = step.patches if which else step.patches[::-1]
-        for patch in patches:
-            self._writer.restoreNotes(patch.segmentID, patch.extent, patch.notes(which))
+    def reconcile(self) -> list[tuple[Step, str]]:
+        """What Slicer undid or redid since the last call.
+
+        To be called when somebody else changed the segmentation. The writer's notes follow; when nothing was
+        undone, what changed is the user's own doing, and the writer takes a look at it.
+
+        Returns
+        -------
+        found
+            Steps with ``UNDONE``, the latest first, or with ``REDONE``, the earliest first. A step that is
+            still open may be among those undone: it is closed then, without a payload for redo.
+        """
+        self._checkSegmentation()
+        opened = self._open
+        if opened is not None and not opened.isEmpty:
+            undoneBefore = [step for step in self.steps if not step.done]
+            self.end(None)
+        standing = self.position
+        position = self._positionNow(standing)
+        if opened is not None and not opened.isEmpty and position >= standing:
+            self.steps.remove(opened)
+            self.steps += undoneBefore
+            self._open = opened
+            standing = position = self.position
+        found = [(step, UNDONE) for step in reversed(self.steps[position:standing])]
+        found += [(step, REDONE) for step in self.steps[standing:position]]
+        for step, what in found:
+            step.done = what == REDONE
+            step.restoreNotes(AFTER if step.done else BEFORE, self._writer)
+        if not found:
+            self._writer.look()
+        return found
+
+    def _positionNow(self, standing: int) -> int:
+        """How many steps stand, judged by the segments."""
+        if not self.steps:
+            return standing
+        now = {id(step): step.read(self._writer) for step in self.steps}
+        wrong = [self._mismatches(position, now) for position in range(len(self.steps) + 1)]
+        if wrong[standing] == 0:
+            return standing
+        candidates = [position for position in range(len(wrong)) if position != standing]
+        for position in sorted(candidates, key=lambda one: (wrong[one], abs(one - standing))):
+            if self._isAt(position, standing, now):
+                return position
+        return standing
+
+    def _mismatches(self, position: int, now: dict[int, Sampled]) -> int:
+        """How many samples are not as they were when so many steps stood."""
+        counts = []
+        if position < len(self.steps):
+            following = self.steps[position].witnesses
+            known = [*self.steps[: position + 1]]
+            counts.append(sum(_missed(now, step, following, BEFORE) for step in known))
+        if position > 0:
+            previous = self.steps[position - 1].witnesses
+            count = sum(_missed(now, step, previous, AFTER) for step in self.steps[:position])
+            if position < len(self.steps):
+                count += _missed(now, self.steps[position], self.steps[position].witnesses, BEFORE)
+            counts.append(count)
+        return min(counts)
+
+    def _isAt(self, position: int, standing: int, now: dict[int, Sampled]) -> bool:
+        """Whether all steps between two positions are undone, or redone."""
+        if position < standing:
+            changed, which, nearest = self.steps[position:standing], BEFORE, self.steps[position]
+        else:
+            changed, which, nearest = self.steps[standing:position], AFTER, self.steps[position - 1]
+        if _missed(now, nearest, nearest.witnesses, which):
+            return False
+        return stands(changed, which, self._writer)
+
+    def _checkSegmentation(self) -> None:
+        """With another segmentation Slicer's history begins anew, and so does this."""
+        key = self._writer.segmentationKey()
+        if key != self._key:
+            self.clear()
+            self._key = key
+
+    # Taking back --------------------------------------------------------------------------------------------
+
+    def revert(self, steps: list[Step]) -> None:
+        """Make what steps changed, and nobody changed after them, what it was before, as one further edit.
+
+        Goes through Slicer's edit functions in a step of Slicer's undo that begins with it; recorded in the
+        open step of the ledger.
+        """
+        self._writer.beginStep()
+        for patch in [patch for step in reversed(steps) for patch in reversed(step.patches)]:
+            self._writer.revert(patch)
 
 
-def _packed(mask_kji: NDArray[np.bool_]) -> bytes:
-    return zlib.compress(np.packbits(mask_kji).tobytes(), 1)
-
-
-def _unpacked(packed: bytes, extent: Extent) -> NDArray[np.bool_]:
-    size = int(np.prod(extent.shape))
-    bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=size)
-    return bits.astype(bool).reshape(extent.shape)
+def _missed(now: dict[int, Sampled], step: Step, witnesses: dict[int, Any], which: int) -> int:
+    known = witnesses.get(id(step))
+    return 0 if known is None else mismatches(now[id(step)], known[which])

@@ -9,12 +9,13 @@ import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from MedSAM2SegmentLib.Editors import SegmentError, arrayToMatrix, matrixToArray
-from MedSAM2SegmentLib.TargetGrid import NOWHERE, Extent
+from MedSAM2SegmentLib.VoxelSets import Extent, VoxelList, Voxels, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LABELMAP = "Binary labelmap"
+_SAME = 1e-4  # voxels by which two lattices may differ over a labelmap and still count as one
 
 
 class SegmentVoxels:
@@ -37,44 +38,48 @@ class SegmentVoxels:
         """SegmentError when the segment is gone, or when the segmentation is not made of labelmaps."""
         if self.segmentation.GetSegment(segmentID) is None:
             raise SegmentError(
-                f"the segment {segmentID!r} is no longer in {self.name!r}: select another one, or undo its "
-                "removal"
+                f"the segment {segmentID!r} is no longer in {self.name!r}: select another one, or undo what "
+                "removed it"
             )
         representation = self.segmentation.GetSourceRepresentationName()
         if representation != _LABELMAP:
             raise SegmentError(
-                f"{self.name!r} is kept as {representation}, which cannot be painted on: make Binary labelmap "
-                "its source representation (Segmentations module, Representations)"
+                f"{self.name!r} is kept as {representation}, which cannot be painted on: select the effect "
+                "again and let the Segment Editor convert it to a binary labelmap"
             )
 
-    def mask(self, segmentID: str, extent: Extent) -> NDArray[np.bool_]:
-        """(K, J, I) of the extent: which voxels belong to the segment. SegmentError when it is gone."""
+    def mask(self, segmentID: str, voxels: Voxels) -> NDArray[np.bool_]:
+        """Which voxels belong to the segment, as an array of their shape; none when it is gone."""
         segment = self.segmentation.GetSegment(segmentID)
-        if segment is None:
-            self.check(segmentID)
-        values = self._values(segment.GetRepresentation(_LABELMAP), extent)
-        return np.zeros(extent.shape, dtype=bool) if values is None else values == segment.GetLabelValue()
+        values = None if segment is None else self._values(segment.GetRepresentation(_LABELMAP), voxels)
+        return np.zeros(voxels.shape, dtype=bool) if values is None else values == segment.GetLabelValue()
 
-    def others(self, segmentID: str, extent: Extent) -> dict[str, NDArray[np.bool_]]:
-        """Masks of the other segments that have voxels in an extent."""
-        found, layers = {}, {}
+    def others(self, segmentID: str, voxels: Voxels) -> dict[str, NDArray[np.bool_]]:
+        """Masks of the other segments that have any of the voxels."""
+        found: dict[str, NDArray[np.bool_]] = {}
+        layers: dict[Any, tuple[Any, Any]] = {}
         for n in range(self.segmentation.GetNumberOfSegments()):
-            other = self.segmentation.GetNthSegmentID(n)
-            segment = self.segmentation.GetNthSegment(n)
+            other, segment = self.segmentation.GetNthSegmentID(n), self.segmentation.GetNthSegment(n)
             labelmap = segment.GetRepresentation(_LABELMAP)
             if other == segmentID or labelmap is None:
                 continue
-            if labelmap not in layers:
-                values = self._values(labelmap, extent)
-                layers[labelmap] = (values, () if values is None else np.unique(values))
+            if labelmap not in layers:  # segments that do not overlap share one
+                values = self._values(labelmap, voxels)
+                layers[labelmap] = (values, () if values is None else _present(values))
             values, present = layers[labelmap]
             if segment.GetLabelValue() in present:
                 found[other] = values == segment.GetLabelValue()
         return found
 
-    def _values(self, labelmap: Any, extent: Extent) -> NDArray[Any] | None:
-        """(K, J, I) label values in an extent, 0 outside the labelmap; None when it is empty there."""
-        if labelmap is None or labelmap.GetPointData().GetScalars() is None or extent.isEmpty:
+    def state(self, segmentID: str) -> object:
+        """Changes when the segment's voxels may have; None when it is gone."""
+        segment = self.segmentation.GetSegment(segmentID)
+        labelmap = None if segment is None else segment.GetRepresentation(_LABELMAP)
+        return None if labelmap is None else (labelmap.__this__, labelmap.GetMTime(), segment.GetLabelValue())
+
+    def _values(self, labelmap: Any, voxels: Voxels) -> NDArray[Any] | None:
+        """Label values at voxels, 0 outside the labelmap; None when there is nothing."""
+        if labelmap is None or labelmap.GetPointData().GetScalars() is None or voxels.isEmpty:
             return None
         filled = Extent(*labelmap.GetExtent())
         if filled.isEmpty:
@@ -83,48 +88,36 @@ class SegmentVoxels:
         matrix = vtk.vtkMatrix4x4()
         labelmap.GetImageToWorldMatrix(matrix)
         toLabelmap = np.linalg.inv(matrixToArray(matrix)) @ self.indexToRAS
-        if np.abs(toLabelmap - np.eye(4)).max() < 1e-6 * max(*np.abs(filled), 1):
-            shared = extent.intersection(filled)
-            if shared.isEmpty:
-                return None
-            if shared == extent:
-                return values_kji[extent.within(filled)]
-            values = np.zeros(extent.shape, dtype=values_kji.dtype)
-            values[shared.within(extent)] = values_kji[shared.within(filled)]
-            return values
-        return _resampled(values_kji, filled, toLabelmap, extent)
+        lean = np.abs(toLabelmap - np.eye(4))
+        if lean[:3, :3].max() * max(1, *map(abs, filled)) + lean[:3, 3].max() < _SAME:
+            return voxels.read(values_kji, filled)
+        return nearest(values_kji, filled, toLabelmap, voxels)  # imported as it was, on its own lattice
+
+
+def _present(values: NDArray[Any]) -> NDArray[Any]:
+    """The values that occur; without sorting where there cannot be many."""
+    if values.dtype.kind not in "ui" or values.dtype.itemsize > 2:
+        return np.unique(values)
+    counted = np.zeros(1 << (8 * values.dtype.itemsize), dtype=bool)
+    counted[values.ravel().view(f"u{values.dtype.itemsize}")] = True
+    return np.flatnonzero(counted).astype(f"u{values.dtype.itemsize}").view(values.dtype)
 
 
 def labelmapOf(
-    mask_kji: NDArray[np.bool_], extent: Extent, indexToRAS: NDArray[np.float64]
+    mask: NDArray[np.bool_], voxels: Voxels, indexToRAS: NDArray[np.float64]
 ) -> tuple[Any, Extent]:
     """``vtkOrientedImageData`` of 0 and 1 around the voxels of a mask, and its extent."""
     import slicer
 
-    around = extent.around(mask_kji)
+    around = voxels.around(mask)
     labelmap = slicer.vtkOrientedImageData()
     labelmap.SetExtent(*around)
     labelmap.SetGeometryFromImageToWorldMatrix(arrayToMatrix(indexToRAS))
     labelmap.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
-    values = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(around.shape)
-    values[...] = mask_kji[around.within(extent)]
+    values_kji = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(around.shape)
+    if isinstance(voxels, VoxelList):
+        values_kji[...] = 0
+        VoxelList(voxels.ijk[mask]).write(np.uint8(1), values_kji, around)
+    else:
+        values_kji[...] = mask[around.within(voxels)]
     return labelmap, around
-
-
-def _resampled(
-    values_kji: NDArray[Any], filled: Extent, toLabelmap: NDArray[np.float64], extent: Extent
-) -> NDArray[Any]:
-    """Nearest values of a labelmap on another lattice (a segment that was imported as it was)."""
-    if extent is NOWHERE:
-        return np.zeros(extent.shape, dtype=values_kji.dtype)
-    values = np.zeros(extent.shape, dtype=values_kji.dtype)
-    j, i = np.mgrid[extent.j0 : extent.j1 + 1, extent.i0 : extent.i1 + 1]
-    for k in range(extent.k0, extent.k1 + 1):  # one plane at a time keeps positions small
-        points = np.stack([i.ravel(), j.ravel(), np.full(i.size, k)], axis=1)
-        points = points @ toLabelmap[:3, :3].T + toLabelmap[:3, 3]
-        a, b, c = np.floor(points + 0.5 + 1e-6).astype(np.int64).T
-        a, b, c = a - filled.i0, b - filled.j0, c - filled.k0
-        depth, height, width = filled.shape
-        inside = (a >= 0) & (a < width) & (b >= 0) & (b < height) & (c >= 0) & (c < depth)
-        values[k - extent.k0].reshape(-1)[inside] = values_kji[c[inside], b[inside], a[inside]]
-    return values

@@ -2,71 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from MedSAM2SegmentLib.Editors import ADD, REMOVE, SegmentEditor, SegmentError, transformToWorld
+from MedSAM2SegmentLib.EditSteps import AFTER, BEFORE, Patch
+from MedSAM2SegmentLib.SegmentNotes import ERASED, OURS, SegmentNotes, noted
 from MedSAM2SegmentLib.SegmentVoxels import SegmentVoxels, labelmapOf
-from MedSAM2SegmentLib.TargetGrid import NOWHERE, Extent, SliceGrid, worldExtent
+from MedSAM2SegmentLib.TargetGrid import SliceGrid
+from MedSAM2SegmentLib.VoxelSets import Extent, Voxels
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
     from numpy.typing import NDArray
 
-# What is noted about each voxel of a segment, as bits.
-OURS = 1  # put there by us, and there when last looked
-KNOWN = 2  # wanted by us and there when last looked: if it is missing now, somebody else took it
-ERASED = 4  # taken away by the user: not ours to put back
+
+_LARGEST_GROUP = 1 << 23  # pixels: more at once costs more in fresh memory than it saves in calls
 
 
 @dataclass
 class Change:
-    """What one call of Slicer's edit functions changed in one segment.
+    """What one edit changed in one segment.
 
     Attributes
     ----------
-    segmentID, extent
-        Where.
+    segmentID, voxels
+        Where, on the grid ``indexToRAS`` (4, 4).
     before, after
-        (K, J, I) masks of the extent.
+        Masks, as arrays of the voxels' shape.
     notesBefore, notesAfter
-        (K, J, I) notes of the writer; None for a segment it never wrote to.
+        The writer's notes, likewise; None for a segment it never wrote to.
     """
 
     segmentID: str
-    extent: Extent
+    voxels: Voxels
     before: NDArray[np.bool_]
     after: NDArray[np.bool_]
     notesBefore: NDArray[np.uint8] | None = None
     notesAfter: NDArray[np.uint8] | None = None
-
-
-@dataclass
-class _Notes:
-    """Notes about the voxels of one segment, on the segmentation's grid."""
-
-    indexToRAS: NDArray[np.float64]  # (4, 4)
-    extent: Extent
-    bits: NDArray[np.uint8] = field(init=False)  # (K, J, I); memory is only taken where something is noted
-    used: Extent = NOWHERE
-
-    def __post_init__(self) -> None:
-        self.bits = np.zeros(self.extent.shape, dtype=np.uint8)
-
-    def view(self, extent: Extent) -> NDArray[np.uint8]:
-        """(K, J, I) of an extent; writing to it writes here."""
-        return self.bits[extent.within(self.extent)]
+    indexToRAS: NDArray[np.float64] | None = None
 
 
 class SegmentWriter:
     """Writes masks of slices into segments, and knows afterwards what it wrote.
 
-    What the user painted is never removed, and what the user erased is not put back, however often the same
-    slice is written: voxels are noted as ours only when they were not there before, and a voxel that was
-    there after we wrote and is missing now was erased by somebody.
+    What the user painted is never removed: only voxels that were not there before are ours. What the user
+    erased is not put back, however often the same slice is written: a voxel that was there after we wrote and
+    is missing later was erased. (Voxels that the user paints over ours cannot be told from them, and stay
+    ours.)
 
     Parameters
     ----------
@@ -75,17 +61,25 @@ class SegmentWriter:
     Attributes
     ----------
     written : list of callables
-        Called with a list of :class:`Change` after each change.
+        Called with a list of :class:`Change` after each edit.
     """
 
     def __init__(self, editor: SegmentEditor) -> None:
         self.editor = editor
         self.written: list[Callable[[list[Change]], None]] = []
-        self._notes: dict[str, _Notes] = {}
+        self._notes: dict[tuple[str, str], SegmentNotes] = {}  # by segmentation and segment
         self._stepDue = False
 
+    # Writing ------------------------------------------------------------------------------------------------
+
     def write(
-        self, segmentID: str, masks: Mapping[int, NDArray[np.bool_]], stack: SliceStack, *, newStep: bool
+        self,
+        segmentID: str,
+        masks: Mapping[int, NDArray[np.bool_]],
+        stack: SliceStack,
+        *,
+        newStep: bool,
+        revived: Mapping[int, NDArray[np.bool_]] | None = None,
     ) -> bool:
         """Make the segment on some slices what the masks say.
 
@@ -100,64 +94,126 @@ class SegmentWriter:
         newStep
             Whether this begins a step of Slicer's undo. It begins when something really changes: with this
             call, or with a later one.
+        revived
+            (H, W) by slice number: where the user asked for voxels that were erased before (a positive point
+            there), so that they come back.
 
         Returns
         -------
         changed
-            Whether any voxel was asked to change.
+            Whether any voxel was asked to change. Slicer's masks may have refused it.
 
         Raises
         ------
         SegmentError, GeometryError
-            When the segment is gone or cannot be edited. What other slices have been written stays.
+            When the segment is gone or cannot be edited, or the masks do not fit the stack: nothing is
+            written then.
         """
         self._stepDue |= newStep
         checked = {stack.checked(n): stack.checked_mask(mask_hw) for n, mask_hw in masks.items()}
-        voxels, grid = self._target(stack)
-        voxels.check(segmentID)
-        notes = self._notesOf(segmentID, voxels, grid.extent)
-        changed = [self._writeGroup(segmentID, group, grid, voxels, notes) for group in _groups(checked)]
-        return any(changed)
+        segments, grid = self._target(stack)
+        segments.check(segmentID)
+        notes = self._notesOf(segmentID, segments, grid.extent)
+        changed = False
+        for group in _groups(checked):
+            if revived:
+                self._revive({n: revived[n] for n in group if n in revived}, grid, notes)
+            changed |= self._writeGroup(segmentID, group, grid, segments, notes)
+        return changed
+
+    def apply(
+        self, segmentID: str, voxels: Voxels, *, add: NDArray[np.bool_], remove: NDArray[np.bool_]
+    ) -> None:
+        """Edit voxels as Slicer's effects do, in a step that is already due or open; nothing is noted."""
+        indexToRAS, _ = self.editor.referenceGeometry()
+        for mode, mask in ((REMOVE, remove), (ADD, add)):
+            if mask.any():
+                if self._stepDue:
+                    self.editor.saveStateForUndo()
+                    self._stepDue = False
+                labelmap, _ = labelmapOf(mask, voxels, indexToRAS)
+                self.editor.modifySegment(segmentID, labelmap, mode)
+
+    def beginStep(self) -> None:
+        """Let the next edit begin a step of Slicer's undo."""
+        self._stepDue = True
+
+    # Reading ------------------------------------------------------------------------------------------------
 
     def segmentMasks(
-        self, segmentID: str, stack: SliceStack, slices: list[int]
+        self, segmentID: str, stack: SliceStack, slices: Sequence[int]
     ) -> dict[int, NDArray[np.bool_]]:
-        """(H, W) masks of slices of the segment as it stands: of each pixel, the voxel nearest to its centre."""
-        voxels, grid = self._target(stack)
-        voxels.check(segmentID)
-        height, width = stack.shape_hw
-        masks = {}
-        y, x = np.mgrid[:height, :width]
-        for n in slices:
-            points = np.stack([x.ravel(), y.ravel(), np.full(x.size, stack.checked(n))], axis=1)
-            points = points @ grid.sliceToIndex[:3, :3].T + grid.sliceToIndex[:3, 3]
-            index = np.floor(points + 0.5 + 1e-6).astype(np.int64)
-            extent = Extent.between(index.min(axis=0), index.max(axis=0)).intersection(grid.extent)
-            mask_hw = np.zeros(height * width, dtype=bool)
-            if not extent.isEmpty:
-                i, j, k = (index - [extent.i0, extent.j0, extent.k0]).T
-                depth, rows, columns = extent.shape
-                inside = (i >= 0) & (i < columns) & (j >= 0) & (j < rows) & (k >= 0) & (k < depth)
-                mask_hw[inside] = voxels.mask(segmentID, extent)[k[inside], j[inside], i[inside]]
-            masks[n] = mask_hw.reshape(height, width)
-        return masks
+        """(H, W) masks of slices of the segment as it stands: of each pixel, the voxel nearest to its centre.
 
-    def forget(self, segmentID: str) -> None:
-        """Take all of a segment for the user's own from now on."""
-        self._notes.pop(segmentID, None)
+        Raises SegmentError when the segment is gone, GeometryError when there is no such slice.
+        """
+        segments, grid = self._target(stack)
+        segments.check(segmentID)
+        return grid.masksOf(
+            lambda voxels: segments.mask(segmentID, voxels), [stack.checked(n) for n in slices]
+        )
 
-    def maskOf(self, segmentID: str, extent: Extent) -> NDArray[np.bool_] | None:
-        """(K, J, I) of the segment as it stands on its own grid; None when it is gone."""
+    def maskOf(
+        self, segmentID: str, voxels: Voxels, indexToRAS: NDArray[np.float64] | None = None
+    ) -> NDArray[np.bool_] | None:
+        """The segment at voxels of the segmentation's grid, or of another; None when it is gone."""
         node = self.editor.segmentationNode()
         if node is None or node.GetSegmentation().GetSegment(segmentID) is None:
             return None
-        return SegmentVoxels(node, self.editor.referenceGeometry()[0]).mask(segmentID, extent)
+        if indexToRAS is None:
+            indexToRAS, _ = self.editor.referenceGeometry()
+        return SegmentVoxels(node, indexToRAS).mask(segmentID, voxels)
 
-    def restoreNotes(self, segmentID: str, extent: Extent, notes_kji: NDArray[np.uint8] | None) -> None:
+    # What is ours -------------------------------------------------------------------------------------------
+
+    def forget(self, segmentID: str) -> None:
+        """Take all of a segment for the user's own from now on, and its erasures for forgotten."""
+        self._notes.pop((self.segmentationKey(), segmentID), None)
+
+    def look(self) -> None:
+        """Look at all that is noted: somebody else changed the segmentation."""
+        key, node = self.segmentationKey(), self.editor.segmentationNode()
+        for (owner, segmentID), notes in self._notes.items():
+            if owner != key or notes.used.isEmpty:
+                continue
+            segments = SegmentVoxels(node, notes.indexToRAS)
+            state = segments.state(segmentID)
+            if state is not None and state != notes.seen:
+                notes.look(segments.mask(segmentID, notes.used))
+                notes.seen = state
+
+    def restoreNotes(self, segmentID: str, voxels: Voxels, notes: NDArray[np.uint8] | None) -> None:
         """Put notes back as they were before or after a change (undo and redo)."""
-        kept = self._notes.get(segmentID)
-        if kept is not None and notes_kji is not None:
-            kept.view(extent)[...] = notes_kji
+        kept = self._notes.get((self.segmentationKey(), segmentID))
+        if kept is not None and notes is not None and voxels.extent.union(kept.extent) == kept.extent:
+            kept.write(voxels, notes)
+
+    def segmentationKey(self) -> str:
+        """Tells the segmentation being edited from every other; empty when there is none."""
+        node = self.editor.segmentationNode()
+        return "" if node is None else f"{node.GetID()} {node.GetSegmentation().__this__}"
+
+    def revert(self, patch: Patch) -> None:
+        """Make what a patch changed, where nobody changed it since, what it was before."""
+        if self.maskOf(patch.segmentID, patch.voxels) is None:
+            return
+        node, voxels = self.editor.segmentationNode(), patch.voxels
+        segments = SegmentVoxels(node, patch.indexToRAS)
+        current = segments.mask(patch.segmentID, voxels).copy()
+        before, after = patch.mask(BEFORE), patch.mask(AFTER)
+        ours = (before != after) & (current == after)
+        self.apply(patch.segmentID, voxels, add=ours & before, remove=ours & ~before)
+        change = Change(patch.segmentID, voxels, current, segments.mask(patch.segmentID, voxels).copy())
+        notes, kept = patch.notes(BEFORE), self._notes.get((self.segmentationKey(), patch.segmentID))
+        changes = [change]
+        if notes is not None and kept is not None:
+            was = kept.read(notes[0]).copy()
+            self.restoreNotes(patch.segmentID, *notes)
+            look = segments.mask(patch.segmentID, notes[0])
+            changes.append(Change(patch.segmentID, notes[0], look, look, was, notes[1]))
+        self._tell(changes, patch.indexToRAS)
+
+    # Inside -------------------------------------------------------------------------------------------------
 
     def _target(self, stack: SliceStack) -> tuple[SegmentVoxels, SliceGrid]:
         node = self.editor.segmentationNode()
@@ -167,94 +223,92 @@ class SegmentWriter:
         grid = SliceGrid(stack, transformToWorld(node) @ indexToRAS, Extent(*extent))
         return SegmentVoxels(node, indexToRAS), grid
 
-    def _notesOf(self, segmentID: str, voxels: SegmentVoxels, extent: Extent) -> _Notes:
-        notes = self._notes.get(segmentID)
-        if notes is None or notes.extent != extent or not np.allclose(notes.indexToRAS, voxels.indexToRAS):
-            notes = self._notes[segmentID] = _Notes(voxels.indexToRAS, extent)
-        return notes
+    def _notesOf(self, segmentID: str, segments: SegmentVoxels, extent: Extent) -> SegmentNotes:
+        key = (self.segmentationKey(), segmentID)
+        notes = self._notes.get(key) or SegmentNotes(segments.indexToRAS, extent)
+        self._notes[key] = notes.onGrid(segments.indexToRAS, extent)
+        return self._notes[key]
+
+    def _revive(self, masks: dict[int, NDArray[np.bool_]], grid: SliceGrid, notes: SegmentNotes) -> None:
+        for n, mask_hw in masks.items():
+            voxels, asked = grid.sample({n: mask_hw}, grid.extentOfMasks({n: mask_hw}))
+            bits = notes.read(voxels).copy()
+            bits[asked & (bits & ERASED != 0)] = 0
+            if not voxels.isEmpty:
+                notes.write(voxels, bits)
 
     def _writeGroup(
         self,
         segmentID: str,
         masks: dict[int, NDArray[np.bool_]],
         grid: SliceGrid,
-        voxels: SegmentVoxels,
-        notes: _Notes,
+        segments: SegmentVoxels,
+        notes: SegmentNotes,
     ) -> bool:
-        extent = _extentOf(masks, grid, notes.used)
-        if extent.isEmpty:
+        slices = grid.extentOfSlices(min(masks), max(masks))
+        box = grid.extentOfMasks(masks).union(slices.intersection(notes.used))
+        voxels, wanted = (box, None) if box.isEmpty else grid.sample(masks, box)
+        if voxels.isEmpty:
             return False
-        wanted, member = grid.sample(masks, extent)
-        current = voxels.mask(segmentID, extent)
-        bits = notes.view(extent)
-        gone = (bits & KNOWN).astype(bool) & ~current
-        bits[gone] = ERASED
-        bits[(bits & ERASED).astype(bool) & current] = 0  # painted again by the user
-        add = wanted & ~current & ~(bits & ERASED).astype(bool)
-        remove = (bits & OURS).astype(bool) & current & ~wanted
-        if member is not None:
-            remove &= member
-        notes.used = notes.used.union(extent)
-        if not add.any() and not remove.any():
-            bits[wanted & current] |= KNOWN
+        before = segments.mask(segmentID, voxels).copy()  # what is read is Slicer's own memory
+        bits = notes.looked(voxels, before)
+        add = wanted & ~before
+        add &= bits & ERASED == 0
+        remove = (bits & OURS != 0) & ~wanted
+        touched = add | remove
+        if not touched.any():
+            notes.write(voxels, noted(bits, add, wanted, before))
             return False
-        others = voxels.others(segmentID, extent)
-        change = Change(segmentID, extent, current.copy(), current, bits.copy())
-        self._apply(segmentID, extent, {REMOVE: remove, ADD: add}, voxels.indexToRAS)
-        change.after = voxels.mask(segmentID, extent).copy()
-        bits[add & change.after] |= OURS
-        bits[~change.after & ~(bits & ERASED).astype(bool)] = 0
-        bits[wanted & change.after] |= KNOWN
-        if member is None:
-            member = np.ones_like(wanted)
-        bits[member & ~wanted] &= ~np.uint8(KNOWN)
-        change.notesAfter = bits.copy()
-        self._tell([change, *self._changesOfOthers(others, voxels.others(segmentID, extent), extent)])
+        near, _ = voxels.subset(touched)
+        others = self._others(segmentID, segments, near)
+        notesBefore = notes.read(voxels).copy()
+        self.apply(segmentID, voxels, add=add, remove=remove)
+        after = segments.mask(segmentID, voxels).copy()
+        notes.write(voxels, noted(bits, add, wanted, after))
+        change = Change(segmentID, voxels, before, after, notesBefore, notes.read(voxels).copy())
+        taken = self._changesOfOthers(others, self._others(segmentID, segments, near), near)
+        self._tell([change, *taken], segments.indexToRAS)
         return True
 
-    def _apply(
-        self,
-        segmentID: str,
-        extent: Extent,
-        masks: Mapping[str, NDArray[np.bool_]],
-        indexToRAS: NDArray[np.float64],
-    ) -> None:
-        if self._stepDue:
-            self.editor.saveStateForUndo()
-            self._stepDue = False
-        for mode, mask_kji in masks.items():
-            if mask_kji.any():
-                labelmap, _ = labelmapOf(mask_kji, extent, indexToRAS)
-                self.editor.modifySegment(segmentID, labelmap, mode)
+    def _others(
+        self, segmentID: str, segments: SegmentVoxels, voxels: Voxels
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Neighbours that this edit may change, as masks of their own; {} where Slicer leaves them alone."""
+        node = self.editor.parameterSetNode()
+        insideOne = node.GetMaskMode() == _insideSingleSegment()
+        if node.GetOverwriteMode() == node.OverwriteNone and not insideOne:
+            return {}
+        return segments.others(segmentID, voxels)
 
     def _changesOfOthers(
-        self, before: dict[str, NDArray[np.bool_]], after: dict[str, NDArray[np.bool_]], extent: Extent
+        self, before: dict[str, NDArray[np.bool_]], after: dict[str, NDArray[np.bool_]], voxels: Voxels
     ) -> Iterator[Change]:
-        """Segments that overwriting took voxels from; what we took from our own is not the user's erasure."""
+        """What overwriting took from neighbours; what we take from our own is no erasure of the user's."""
         for other in sorted({*before, *after}):
-            was = before.get(other, np.zeros(extent.shape, dtype=bool))
-            now = after.get(other, np.zeros(extent.shape, dtype=bool))
+            was = before.get(other, np.zeros(voxels.shape, dtype=bool))
+            now = after.get(other, np.zeros(voxels.shape, dtype=bool))
             if np.array_equal(was, now):
                 continue
-            change = Change(other, extent, was, now)
-            notes = self._notes.get(other)
-            if notes is not None:
-                bits = notes.view(extent)
-                change.notesBefore = bits.copy()
-                bits[was & ~now] = 0
-                change.notesAfter = bits.copy()
+            change = Change(other, voxels, was, now)
+            notes = self._notes.get((self.segmentationKey(), other))
+            if notes is not None and voxels.extent.union(notes.extent) == notes.extent:
+                change.notesBefore = notes.read(voxels).copy()
+                change.notesAfter = np.where(was & ~now, np.uint8(0), change.notesBefore)
+                notes.write(voxels, change.notesAfter)
             yield change
 
-    def _tell(self, changes: list[Change]) -> None:
+    def _tell(self, changes: list[Change], indexToRAS: NDArray[np.float64]) -> None:
+        for change in changes:
+            change.indexToRAS = indexToRAS
         for listener in self.written:
             listener(changes)
 
 
-def _groups(masks: dict[int, NDArray[np.bool_]]) -> Iterator[dict[int, NDArray[np.bool_]]]:
-    """Slices that follow one another: each group becomes one labelmap."""
-    group: dict[int, NDArray[np.bool_]] = {}
+def _groups(masks: dict[int, NDArray[Any]]) -> Iterator[dict[int, NDArray[Any]]]:
+    """Slices that follow one another: each group becomes one labelmap, unless it were very large."""
+    group: dict[int, NDArray[Any]] = {}
     for n in sorted(masks):
-        if group and n - 1 not in group:
+        if group and (n - 1 not in group or len(group) * masks[n].size > _LARGEST_GROUP):
             yield group
             group = {}
         group[n] = masks[n]
@@ -262,10 +316,7 @@ def _groups(masks: dict[int, NDArray[np.bool_]]) -> Iterator[dict[int, NDArray[n
         yield group
 
 
-def _extentOf(masks: dict[int, NDArray[np.bool_]], grid: SliceGrid, used: Extent) -> Extent:
-    """Voxels that may change: those of the masks, and those of the slices that something is noted about."""
-    height, width = grid.stack.shape_hw
-    slices = grid.extentOfPixels(np.array([0, 0, min(masks)]), np.array([width - 1, height - 1, max(masks)]))
-    filled = worldExtent(masks)
-    extent = NOWHERE if filled is None else grid.extentOfPixels(*filled)
-    return extent.union(slices.intersection(used) if not used.isEmpty else NOWHERE)
+def _insideSingleSegment() -> int:
+    import slicer
+
+    return slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment

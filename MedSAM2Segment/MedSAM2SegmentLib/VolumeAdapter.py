@@ -133,8 +133,9 @@ def _problemOfVoxels(node: Any) -> str:
     components, scalarType = image.GetNumberOfScalarComponents(), image.GetScalarType()
     if components != 1 and (components not in (3, 4) or scalarType != vtk.VTK_UNSIGNED_CHAR):
         return (
-            f"{name} has {components} values of type {image.GetScalarTypeAsString()} a voxel (several volumes "
-            "in one, or a vector field): only grey values and 8-bit colour can be segmented; take one volume of it"
+            f"{name} has {components} values of type {image.GetScalarTypeAsString()} a voxel (several "
+            "volumes in one, or a vector field): only grey values and 8-bit colour can be segmented; take "
+            "one volume out of it"
         )
     if scalarType == vtk.VTK_BIT:
         return f"{name} has voxels of one bit: cast it to unsigned char first"

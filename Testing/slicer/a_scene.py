@@ -12,20 +12,19 @@ from vtk.util.numpy_support import numpy_to_vtk
 
 SHAPE_KJI = (9, 14, 20)
 
-#: All ways in which i, j, k can run, of which these ten are tried: every axis in every place, flipped and not.
+#: Ten of the ways in which i, j, k can run: every axis in every place, flipped and not.
 AXIS_ORDERS = ["LPS", "RAS", "LAS", "RPI", "PSL", "AIR", "SLP", "IRA", "PLS", "SAR"]
 
 
-_KEPT = {}  # the logic that knows how segmentations are made must live as long as its scene
+_KEPT = {}  # the logics that know segmentations and sequences must live as long as their scene
 
 
 def an_empty_scene():
     """A scene that knows segmentations, as Slicer's own does."""
     scene = slicer.vtkMRMLScene()
-    logic = slicer.vtkSlicerSegmentationsModuleLogic()
-    logic.SetMRMLScene(scene)
-    _KEPT[scene] = logic
-    scene.AddObserver(slicer.vtkMRMLScene.EndCloseEvent, lambda *_: _KEPT.pop(scene, None))
+    _KEPT[scene] = [slicer.vtkSlicerSegmentationsModuleLogic(), slicer.vtkSlicerSequencesLogic()]
+    for logic in _KEPT[scene]:
+        logic.SetMRMLScene(scene)
     slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     return scene
 
@@ -180,7 +179,7 @@ def set_reference(node, matrix: np.ndarray, shape_kji: tuple[int, int, int]) -> 
 
 
 def reference_of(node) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Its geometry as (matrix (4, 4) to its own RAS, (K, J, I)), read from the scene and not through our code."""
+    """Its geometry: (4, 4) to its own RAS and (K, J, I); read from the scene, not through our code."""
     name = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
     numbers = [float(one) for one in node.GetSegmentation().GetConversionParameter(name).split(";") if one]
     i0, i1, j0, j1, k0, k1 = (int(one) for one in numbers[16:22])
@@ -188,7 +187,7 @@ def reference_of(node) -> tuple[np.ndarray, tuple[int, int, int]]:
 
 
 def voxels_of(node, segmentID: str = "A") -> np.ndarray:
-    """(K, J, I) mask of a segment on the whole reference grid, read from the scene and not through our code."""
+    """(K, J, I) mask of a segment on its reference grid; read from the scene, not through our code."""
     _, shape_kji = reference_of(node)
     mask_kji = np.zeros(shape_kji, dtype=bool)
     segment = node.GetSegmentation().GetSegment(segmentID)
@@ -206,10 +205,10 @@ def voxels_of(node, segmentID: str = "A") -> np.ndarray:
 
 def paint(editor, mask_kji: np.ndarray, segmentID: str = "A", mode: str = "add") -> None:
     """The user paints, or erases with ``mode="remove"``: a step of its own, on the whole reference grid."""
-    import MedSAM2SegmentLib.SegmentVoxels as voxels
-    from MedSAM2SegmentLib.TargetGrid import Extent
+    from MedSAM2SegmentLib import SegmentVoxels
+    from MedSAM2SegmentLib.VoxelSets import Extent
 
     matrix, extent = editor.referenceGeometry()
     editor.saveStateForUndo()
-    labelmap, _ = voxels.labelmapOf(mask_kji, Extent(*extent), matrix)
+    labelmap, _ = SegmentVoxels.labelmapOf(mask_kji, Extent(*extent), matrix)
     editor.modifySegment(segmentID, labelmap, mode)

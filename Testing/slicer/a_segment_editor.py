@@ -29,7 +29,7 @@ class LogicEditor:
         self.savedStates = 0
         self.edits = []
 
-    # What the effect asks for --------------------------------------------------------------------------------
+    # What the effect asks for -----------------------------------------------------------------------------
 
     def saveStateForUndo(self):
         self.savedStates += 1
@@ -68,7 +68,7 @@ class LogicEditor:
     def confirmSegmentVisible(self):
         return self.logic.IsSelectedSegmentVisible()
 
-    # What the user does --------------------------------------------------------------------------------------
+    # What the user does -----------------------------------------------------------------------------------
 
     def undo(self):
         self.logic.Undo()

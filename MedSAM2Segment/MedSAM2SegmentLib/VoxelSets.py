@@ -1,0 +1,243 @@
+"""Which voxels of a grid are meant: a box of them, or a list where a box would hold mostly others.
+
+Both are used alike: values at the voxels are an array of the set's shape, whatever that is, and ``read`` and
+``write`` go between it and a (k, j, i) array of a larger extent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+class Extent(NamedTuple):
+    """A box: first and last voxel index along i, j, k, as in VTK; both belong to it."""
+
+    i0: int
+    i1: int
+    j0: int
+    j1: int
+    k0: int
+    k1: int
+
+    @classmethod
+    def between(cls, first_ijk: NDArray[Any], last_ijk: NDArray[Any]) -> Extent:
+        """From first and last indices (3,)."""
+        return cls(*(int(value) for pair in zip(first_ijk, last_ijk, strict=True) for value in pair))
+
+    @property
+    def isEmpty(self) -> bool:
+        """Whether no voxel belongs to it."""
+        return self.i0 > self.i1 or self.j0 > self.j1 or self.k0 > self.k1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(K, J, I)."""
+        return max(self.k1 - self.k0 + 1, 0), max(self.j1 - self.j0 + 1, 0), max(self.i1 - self.i0 + 1, 0)
+
+    @property
+    def extent(self) -> Extent:
+        """The box around all voxels: itself."""
+        return self
+
+    def within(self, outer: Extent) -> tuple[slice, slice, slice]:
+        """Where its voxels are in a (k, j, i) array of ``outer``, which holds all of them."""
+        return (
+            slice(self.k0 - outer.k0, self.k1 - outer.k0 + 1),
+            slice(self.j0 - outer.j0, self.j1 - outer.j0 + 1),
+            slice(self.i0 - outer.i0, self.i1 - outer.i0 + 1),
+        )
+
+    def intersection(self, other: Extent) -> Extent:
+        """The voxels of both; may be empty."""
+        pairs = zip(self, other, (max, min) * 3, strict=True)
+        return Extent(*(choose(mine, its) for mine, its, choose in pairs))
+
+    def union(self, other: Extent) -> Extent:
+        """The smallest box that holds both; an empty one adds nothing."""
+        if self.isEmpty or other.isEmpty:
+            return other if self.isEmpty else self
+        pairs = zip(self, other, (min, max) * 3, strict=True)
+        return Extent(*(choose(mine, its) for mine, its, choose in pairs))
+
+    def around(self, mask: NDArray[np.bool_]) -> Extent:
+        """The smallest box that holds the voxels of a mask; empty when the mask is."""
+        bounds = []
+        for axis in (2, 1, 0):  # i, j, k
+            others = tuple(other for other in range(3) if other != axis)
+            filled = np.flatnonzero(mask.any(axis=others))
+            if not len(filled):
+                return NOWHERE
+            start = self[2 * (2 - axis)]
+            bounds += [start + int(filled[0]), start + int(filled[-1])]
+        return Extent(*bounds)
+
+    def subset(self, mask: NDArray[np.bool_]) -> tuple[Extent, Any]:
+        """A set that holds the voxels of a mask, and the index that takes their values out of an array."""
+        around = self.around(mask)
+        return around, around.within(self)
+
+    def read(self, values_kji: NDArray[Any], outer: Extent) -> NDArray[Any]:
+        """Values at the voxels, of an array of ``outer``; voxels outside it have 0. A view when it can be."""
+        shared = self.intersection(outer)
+        if shared == self:
+            return values_kji[self.within(outer)]
+        values = np.zeros(self.shape, dtype=values_kji.dtype)
+        if not shared.isEmpty:
+            values[shared.within(self)] = values_kji[shared.within(outer)]
+        return values
+
+    def write(self, values: NDArray[Any], values_kji: NDArray[Any], outer: Extent) -> None:
+        """Put values at the voxels into an array of ``outer``, which holds all of them."""
+        values_kji[self.within(outer)] = values
+
+    def corners(self) -> NDArray[np.float64]:
+        """(8, 3) i, j, k of the outermost edges of its voxels."""
+        sides = [(self[2 * axis] - 0.5, self[2 * axis + 1] + 0.5) for axis in range(3)]
+        return np.array(list(itertools.product(*sides)))
+
+    def positions(self, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """(N, 3) i, j, k of the voxels of a mask, or of all."""
+        mask = np.ones(self.shape, dtype=bool) if mask is None else mask
+        return np.argwhere(mask)[:, ::-1] + np.array([self.i0, self.j0, self.k0])
+
+    def planes(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """Index into an array of the shape and (N, 3) positions, in parts of moderate size."""
+        for plane in range(self.shape[0]):
+            flat = Extent(self.i0, self.i1, self.j0, self.j1, self.k0 + plane, self.k0 + plane)
+            yield plane, flat.positions()
+
+    def packed(self) -> Extent:
+        """As it is kept for long."""
+        return self
+
+    def unpacked(self) -> Extent:
+        """Back from :meth:`packed`."""
+        return self
+
+    @property
+    def bytes(self) -> int:
+        """What :meth:`packed` takes; nearly nothing."""
+        return 48
+
+
+NOWHERE = Extent(0, -1, 0, -1, 0, -1)
+
+
+class VoxelList:
+    """Voxels one by one, for slices that lie across the grid.
+
+    Parameters
+    ----------
+    ijk : (N, 3) int64
+    """
+
+    def __init__(self, ijk: NDArray[np.int64]) -> None:
+        self.ijk = ijk
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(N,)."""
+        return (len(self.ijk),)
+
+    @property
+    def isEmpty(self) -> bool:
+        """Whether it holds no voxel."""
+        return len(self.ijk) == 0
+
+    @property
+    def extent(self) -> Extent:
+        """The box around all voxels."""
+        return self.around(np.ones(self.shape, dtype=bool))
+
+    def around(self, mask: NDArray[np.bool_]) -> Extent:
+        """The smallest box that holds the voxels of a mask; empty when the mask is."""
+        chosen = self.ijk[mask]
+        return Extent.between(chosen.min(axis=0), chosen.max(axis=0)) if len(chosen) else NOWHERE
+
+    def subset(self, mask: NDArray[np.bool_]) -> tuple[VoxelList, Any]:
+        """The voxels of a mask, and the index that takes their values out of an array."""
+        return VoxelList(self.ijk[mask]), mask
+
+    def read(self, values_kji: NDArray[Any], outer: Extent) -> NDArray[Any]:
+        """Values at the voxels, of an array of ``outer``; voxels outside it have 0."""
+        i, j, k = (self.ijk - [outer.i0, outer.j0, outer.k0]).T
+        depth, height, width = outer.shape
+        inside = (i >= 0) & (i < width) & (j >= 0) & (j < height) & (k >= 0) & (k < depth)
+        if inside.all():
+            return values_kji[k, j, i]
+        values = np.zeros(self.shape, dtype=values_kji.dtype)
+        values[inside] = values_kji[k[inside], j[inside], i[inside]]
+        return values
+
+    def write(self, values: NDArray[Any], values_kji: NDArray[Any], outer: Extent) -> None:
+        """Put values at the voxels into an array of ``outer``, which holds all of them."""
+        i, j, k = (self.ijk - [outer.i0, outer.j0, outer.k0]).T
+        values_kji[k, j, i] = values
+
+    def positions(self, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """(N, 3) i, j, k of the voxels of a mask, or of all."""
+        return self.ijk if mask is None else self.ijk[mask]
+
+    def planes(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """Index into an array of the shape and (N, 3) positions."""
+        yield slice(None), self.ijk
+
+    def packed(self) -> PackedList:
+        """As it is kept for long."""
+        return PackedList(self.ijk)
+
+
+class PackedList:
+    """A list of voxels, compressed."""
+
+    def __init__(self, ijk: NDArray[np.int64]) -> None:
+        steps = np.diff(ijk.astype(np.int32), axis=0, prepend=np.zeros((1, 3), np.int32))
+        self._packed = zlib.compress(np.ascontiguousarray(steps.T).tobytes(), 1)
+
+    def unpacked(self) -> VoxelList:
+        """The list again."""
+        steps = np.frombuffer(zlib.decompress(self._packed), np.int32).reshape(3, -1).T
+        return VoxelList(np.cumsum(steps, axis=0, dtype=np.int64))
+
+    @property
+    def bytes(self) -> int:
+        """What it takes."""
+        return len(self._packed)
+
+
+Voxels = Extent | VoxelList
+
+
+def packedBits(mask: NDArray[np.bool_]) -> bytes:
+    """A mask of any shape, compressed."""
+    return zlib.compress(np.packbits(mask).tobytes(), 1)
+
+
+def unpackedBits(packed: bytes, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The mask again."""
+    bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=int(np.prod(shape)))
+    return bits.view(bool).reshape(shape)
+
+
+def nearest(
+    values_kji: NDArray[Any], outer: Extent, toOuter: NDArray[np.float64], voxels: Voxels
+) -> NDArray[Any]:
+    """Values at voxels of another lattice, each that of the voxel of ``outer`` nearest to it; 0 outside.
+
+    ``toOuter`` (4, 4) takes indices of ``voxels`` to indices of ``outer``.
+    """
+    values = np.zeros(voxels.shape, dtype=values_kji.dtype)
+    for index, positions in voxels.planes():  # in parts, to keep positions small
+        points = positions @ toOuter[:3, :3].T + toOuter[:3, 3]
+        found = VoxelList(np.floor(points + 0.5 + 1e-6).astype(np.int64)).read(values_kji, outer)
+        values[index] = found.reshape(values[index].shape)
+    return values
