@@ -161,7 +161,9 @@ class OptionsPanel:
         put(self._positive, "enabled", state.canPrompt)
 
     def _showWork(self, state: PanelState) -> None:
-        running = state.progress is not None or state.canCancel
+        # What takes a moment after every click must not move buttons about.
+        isMoment = state.status is Status.ENCODING
+        running = state.canCancel or (state.progress is not None and not isMoment)
         page = _RUNNING_PAGE if running else _ENDED_PAGE if state.canKeep else _IDLE_PAGE
         put(self._work, "currentIndex", page)
         put(self._buttons["propagateButton"], "enabled", state.canPropagate)
