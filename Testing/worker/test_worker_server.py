@@ -1,4 +1,4 @@
-"""The worker's own process with the model that ships: it answers as a session here would, in the right order."""
+"""The worker's own process with the model that ships: it answers as a session here would, in order."""
 
 import json
 import os

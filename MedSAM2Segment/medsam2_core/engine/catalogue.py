@@ -153,8 +153,9 @@ class Catalogue:
         wanted = str(name_or_path)
         if wanted in self._entries:
             return self._entries[wanted]
-        path = Path(name_or_path).expanduser()
-        if path.is_file():
+        path = Path(name_or_path)
+        if _is_file(path):
+            path = path.expanduser()
             namesake = next((entry for entry in self if entry.filename == path.name), None)
             return namesake.at(path) if namesake else ModelEntry.of_file(path)
         if path.suffix in CHECKPOINT_SUFFIXES or path.parent != Path("."):
@@ -163,6 +164,14 @@ class Catalogue:
         raise CatalogueError(
             f"no model {wanted!r} in the catalogue; known are, among others, {', '.join(close)}"
         )
+
+
+def _is_file(path: Path) -> bool:
+    """False also for what cannot be a path: too long, an unknown user's home, a zero in it."""
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 @cache
