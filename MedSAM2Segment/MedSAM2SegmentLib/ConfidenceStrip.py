@@ -100,6 +100,7 @@ class ConfidenceStrip(qt.QWidget):
         if slices != self._slices:
             self._barsWidth = -1
             self._hovered = None
+            self.toolTip = ""
         self._slices, self._current = slices, current
         self.accessibleDescription = next((describe(one) for one in slices if one.n == current), "")
         self.update()
