@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
-from medsam2_core.slice_prompts import mask_on_slice
 
+from MedSAM2SegmentLib.ByHand import ByHand
 from MedSAM2SegmentLib.Conversation import Conversation
 from MedSAM2SegmentLib.Filling import Filling
 from MedSAM2SegmentLib.PanelMaker import PanelMaker
@@ -62,12 +62,13 @@ class EffectController:
         self.onStateChanged: Callable[[PanelState], None] = lambda state: None
         self.parameters = Parameters(editor)
         self._source, self._clock = source, clock
-        self._workplace = Workplace(editor, self._onPrompts)
+        self._workplace = Workplace(editor, self._onPrompts, self.sceneClosed)
         self._link = SessionLink(
             source, onChange=self._onLink, onAnswer=self._onAnswer, onRefusal=self._onRefusal
         )
         self._steps = Steps(self._workplace, self._link)
         self._conversation = Conversation(self._workplace, self._link, self._steps)
+        self._byHand = ByHand(self._workplace, self._link, self._steps, self._conversation)
         self._slicing = Slicing(self._workplace, self._link, self.parameters)
         self._filling = Filling(self._workplace, self._link, self._steps, self._conversation, clock)
         self._panel = PanelMaker(
@@ -85,6 +86,11 @@ class EffectController:
     def markups(self) -> Any:
         """The prompts of the segmentation being edited; None without one."""
         return self._workplace.markups
+
+    def color(self) -> tuple[float, float, float]:
+        """The selected segment's."""
+        segment = self._workplace.segment()
+        return tuple(segment.GetColor()) if segment is not None else (1.0, 1.0, 0.0)
 
     def activate(self) -> None:
         """The effect was chosen: look around, and begin to start the worker."""
@@ -194,58 +200,23 @@ class EffectController:
 
     def clearPrompts(self) -> None:
         """Delete all prompts of the selected segment. What it shows stays, as if the user had painted it."""
-        segmentID, markups = self._workplace.segmentID, self._workplace.markups
-        if not segmentID or markups is None:
-            return
-        self._filling.settle()
-        with markups.quiet():
-            markups.clear(segmentID)
-        self._conversation.forget(segmentID)
-        self._steps.remove(segmentID)
-        self._steps.settle(segmentID, (), {})
-        self._workplace.writer.forget(segmentID)
-        self._slicing.relax()
+        self._say("")
+        self.look()
+        if self._workplace.segmentID:
+            self._filling.settle()
+            self._byHand.takeOver()
+            self._slicing.relax()
         self._publish()
 
     def finaliseSlice(self) -> None:
         """Take the segment on the slice that is looked at as final, or, if it is, no longer."""
-        found = self._slice()
-        if found is None:
-            return
-        n, stack = found
-        segmentID, markups = self._workplace.segmentID, self._workplace.markups
-        words = self._steps.settled.get(segmentID, {}).get(n)
-        final = words is None or not words.final
-        with markups.quiet():
-            if final:
-                mask = self._workplace.writer.segmentMasks(segmentID, stack, [n])[n]
-                prompt = mask_on_slice(mask, n, stack)
-                if prompt is not None:
-                    markups.addMask(segmentID, n, prompt, stack.key)
-            markups.setFinal(segmentID, stack.key, n, final)
-        # The slice shows what is final already: nothing is to be asked, and nothing to be written.
-        said = self._conversation.words(segmentID).get(n)
-        if said is not None:
-            self._steps.settle(segmentID, markups.snapshot(segmentID), {n: said})
-        self._sync((segmentID,))
+        self._withSlice(self._byHand.finalise)
+        self._sync((self._workplace.segmentID,))
         self._publish()
 
     def useSegmentAsPrompt(self) -> None:
         """Say that the segment on the slice that is looked at is right as it stands."""
-        found = self._slice()
-        if found is None:
-            return
-        n, stack = found
-        segmentID = self._workplace.segmentID
-        mask = self._workplace.writer.segmentMasks(segmentID, stack, [n])[n]
-        prompt = mask_on_slice(mask, n, stack) if mask.any() else None
-        if prompt is None:
-            why = (
-                "is empty on this slice" if not mask.any() else "can be a prompt only on slices along an axis"
-            )
-            self._say(f"the segment {why}: paint it first, or click instead")
-        else:
-            self._workplace.markups.addMask(segmentID, n, prompt, stack.key)
+        self._withSlice(self._byHand.useAsPrompt)
         self._publish()
 
     # Propagation --------------------------------------------------------------------------------------------
@@ -302,11 +273,11 @@ class EffectController:
     # The rest of the panel ----------------------------------------------------------------------------------
 
     def setValue(self, name: str, value: Any) -> None:
-        """Set a parameter. Another model, window or stack opens the session anew; all is said again."""
+        """Set a parameter. With another model, window or stack all is said again, to a new session."""
         try:
-            changed = self.parameters.put(name, value)
-            if changed and name in ("model", "window", "stack"):
-                self._reopen(name)
+            if self.parameters.put(name, value) and name == "stack":
+                self._slicing.relax(force=True)
+            self.look()
         except MedSAM2Error as error:
             self._say(str(error))
         self._publish()
@@ -338,22 +309,19 @@ class EffectController:
             return False
         return self._workplace.editor.confirmSegmentVisible()
 
-    def _slice(self) -> tuple[int, Any] | None:
-        """The slice that is looked at and its stack, for actions on it; None, and why, when there is none."""
+    def _withSlice(self, action: Callable[[int], None]) -> None:
+        """Do something with the slice that is looked at; say why, when it cannot be done."""
         if not self._mayEdit():
-            return None
+            return
         self._filling.settle()
         try:
             self._open(fromView=True)
+            n = self._slicing.current()
+            if n is None:
+                raise PromptError("no view shows a slice that is segmented: click one in the strip first")
+            action(n)
         except MedSAM2Error as error:
             self._say(str(error))
-            return None
-        n = self._slicing.current()
-        if n is None:
-            self._say("no view shows a slice that is segmented: click a slice in the strip, or another view")
-            self._publish()
-            return None
-        return n, self._link.stack
 
     def _getReady(self) -> None:
         """Start the worker and open the session while the user still looks where to click."""
@@ -365,22 +333,17 @@ class EffectController:
             self._say(str(error))
 
     def _open(self, *, fromView: bool = False) -> None:
-        """Have a session that fits volume, slices and settings."""
+        """Have a session that fits volume, slices and settings; ``fromView``: something is about to be said."""
+        before = self._link.manner
         if not self._slicing.open(fromView=fromView):
             return
         self._mustSync = True
-        if self._isNew and self._link.opened is not None:
-            self._isNew = False
+        if self._isNew:
             self._conversation.settle()
-
-    def _reopen(self, name: str) -> None:
-        self._filling.settle()
-        if name == "stack":
-            self._slicing.relax(force=True)
-        if self._link.opened is not None and self._workplace.adapter is not None:
+        elif before is not None and before != self._link.manner:
+            self._filling.settle()
             self._steps.unsettle()
-            self._slicing.open(fromView=name == "stack")
-            self._mustSync = True
+        self._isNew = False
 
     def _sync(self, segmentIDs: tuple[str, ...] | None = None) -> None:
         problem = self._conversation.sync(segmentIDs)

@@ -11,6 +11,8 @@ from medsam2_core.worker.messages import ObjectRecord
 from MedSAM2SegmentLib.Propagation import Propagation
 
 if TYPE_CHECKING:
+    from medsam2_core.imaging.slices import SliceStack
+
     from MedSAM2SegmentLib.Conversation import Conversation
     from MedSAM2SegmentLib.SessionLink import SessionLink
     from MedSAM2SegmentLib.Steps import Steps
@@ -42,6 +44,7 @@ class Filling:
         self._before: dict[str, ObjectRecord] = {}
         self._newUndo = True
         self._model = ""
+        self._stack: SliceStack | None = None
         self.mustDecide = False
         self.problem = self.details = ""
 
@@ -73,7 +76,7 @@ class Filling:
         self.settle()
         session = self._link.session
         self.problem = self.details = ""
-        self._model, self._newUndo = model, newUndo
+        self._model, self._newUndo, self._stack = model, newUndo, self._link.stack
         self._before = {segmentID: session.snapshot(segmentID) for segmentID in segmentIDs}
         self._propagation = Propagation(segmentIDs, self._clock, self._onEnd)
         self._propagation.begin(session, **how)
@@ -138,16 +141,15 @@ class Filling:
 
     def _write(self) -> None:
         masks = self._propagation.drain()
-        stack = self._link.stack
         for segmentID in [one for one in masks if self._workplace.segment(one) is None]:
             del masks[segmentID]
-        if not masks or stack is None:
+        if not masks:
             return
         self._steps.begin(masks, owner=self._propagation, newUndo=self._newUndo)
         self._newUndo = False
         try:
             for segmentID, slices in masks.items():
-                if self._steps.write(segmentID, slices, stack):
+                if self._steps.write(segmentID, slices, self._stack):
                     self._conversation.sign(segmentID, self._model)
         except MedSAM2Error as error:
             self._propagation.stop()

@@ -13,8 +13,7 @@ from MedSAM2SegmentLib.PanelState import Tool
 if TYPE_CHECKING:
     from MedSAM2SegmentLib.Editors import SegmentEditor
 
-#: Every parameter with its default, as they stand in the Segment Editor node. Without their prefix they would
-#: be shared by all effects that have a "range".
+#: Every parameter with its default, as they stand in the Segment Editor node (under the effect's name).
 DEFAULTS = {
     "model": "embedded",
     "window": "auto",

@@ -195,6 +195,11 @@ class SessionLink:
         return self._session
 
     @property
+    def manner(self) -> tuple[StackChoice, SessionSettings] | None:
+        """How the session cuts and sees the volume; None before there is one."""
+        return (self._wish.choice, self._wish.settings) if self._wish is not None else None
+
+    @property
     def opened(self) -> RemoteSession | None:
         """The session that was asked for: what one knows cannot be told to another."""
         return self._session

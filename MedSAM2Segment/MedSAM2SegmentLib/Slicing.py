@@ -38,6 +38,7 @@ class Slicing:
         self._workplace, self._link, self._parameters = workplace, link, parameters
         self.view: Any = None
         self._visited: set[tuple[str, int]] = set()
+        self._displayed: tuple[str, str] | None = None  # volume, and the window it was displayed with
 
     def forget(self) -> None:
         """Another segmentation, or none."""
@@ -60,7 +61,7 @@ class Slicing:
         adapter = self._workplace.adapter
         if adapter is None:
             return False
-        return self._link.open(adapter, self._choice(adapter, fromView), self._settings(adapter))
+        return self._link.open(adapter, self._choice(adapter, fromView), self._settings(adapter, fromView))
 
     def relax(self, *, force: bool = False) -> None:
         """Let the next prompt decide again, if nothing is said any more."""
@@ -104,10 +105,15 @@ class Slicing:
             return None  # edited by hand, or made for another volume: the next prompt decides
         return found
 
-    def _settings(self, adapter: VolumeAdapter) -> SessionSettings:
+    def _settings(self, adapter: VolumeAdapter, fromView: bool) -> SessionSettings:
         window = self._parameters.text("window")
         if window == "displayed":
-            window = adapter.displayedWindow() or "auto"
+            # Looked up when something is said: while the user is still dragging the window, nothing is asked.
+            if fromView or self._displayed is None or self._displayed[0] != adapter.node.GetID():
+                self._displayed = adapter.node.GetID(), adapter.displayedWindow() or "auto"
+            window = self._displayed[1]
+        else:
+            self._displayed = None
         return SessionSettings(model=self._parameters.text("model"), window=window)
 
     # Slices -------------------------------------------------------------------------------------------------

@@ -17,9 +17,6 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core.worker.messages import ObjectRecord, SliceWords
 
 from MedSAM2SegmentLib.EditLedger import UNDONE
-from MedSAM2SegmentLib.Editors import ADD, REMOVE
-from MedSAM2SegmentLib.SegmentVoxels import labelmapOf
-from MedSAM2SegmentLib.SegmentWriter import Change
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,30 +182,10 @@ class Steps:
         return [] if ledger is None else [s for s in ledger.steps if s.done and s.payloadAfter.owner is owner]
 
     def revert(self, steps: list[Step]) -> None:
-        """Make what steps changed, and nobody changed after them, what it was before; as one further step.
-
-        Goes through Slicer's edit functions as everything does: what they let through once, they let through
-        again, unless the masks were changed meanwhile.
-        """
-        workplace = self._workplace
-        indexToRAS, _ = workplace.editor.referenceGeometry()
-        with workplace.writing():
-            workplace.editor.saveStateForUndo()
-            for patch in [patch for step in reversed(steps) for patch in reversed(step.patches)]:
-                current = workplace.writer.maskOf(patch.segmentID, patch.extent)
-                if current is None:
-                    continue
-                was, before, after = current.copy(), patch.before, patch.after
-                ours = (before != after) & (was == after)
-                for mode, mask_kji in ((REMOVE, ours & was), (ADD, ours & ~was)):
-                    if mask_kji.any():
-                        labelmap, _ = labelmapOf(mask_kji, patch.extent, indexToRAS)
-                        workplace.editor.modifySegment(patch.segmentID, labelmap, mode)
-                now = workplace.writer.maskOf(patch.segmentID, patch.extent).copy()
-                notes = (patch.notes(1), patch.notes(0))
-                if (was == after).all():
-                    workplace.writer.restoreNotes(patch.segmentID, patch.extent, notes[1])
-                workplace.ledger.written([Change(patch.segmentID, patch.extent, was, now, *notes)])
+        """Make what steps changed, and nobody changed after them, what it was before; within the open step."""
+        self._isFirst = False
+        with self._workplace.writing():
+            self._workplace.ledger.revert(steps)
 
     def _remembered(self, segmentIDs: Iterable[str]) -> Memory:
         memory = Memory(session=self._link.opened)

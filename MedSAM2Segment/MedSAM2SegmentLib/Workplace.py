@@ -36,6 +36,8 @@ class Workplace:
         Slicer's edit functions.
     onPrompts
         Called with the IDs of segments whose prompts somebody changed.
+    onClosing
+        Called when the scene is about to be closed.
 
     Attributes
     ----------
@@ -49,9 +51,14 @@ class Workplace:
         Whether somebody else changed the segmentation since this was last set to False.
     """
 
-    def __init__(self, editor: SegmentEditor, onPrompts: Callable[[tuple[str, ...]], None]) -> None:
+    def __init__(
+        self,
+        editor: SegmentEditor,
+        onPrompts: Callable[[tuple[str, ...]], None],
+        onClosing: Callable[[], None],
+    ) -> None:
         self.editor = editor
-        self._onPrompts = onPrompts
+        self._onPrompts, self._onClosing = onPrompts, onClosing
         self.segmentation: Any = None
         self.segmentID = ""
         self.volumeNode: Any = None
@@ -125,10 +132,15 @@ class Workplace:
         self.ledger = EditLedger(self.writer)
         events = [getattr(slicer.vtkSegmentation, name) for name in _TOUCHED]
         self._tags = [(segmentation, segmentation.AddObserver(event, self._onTouched)) for event in events]
+        scene = segmentation.GetScene()
+        self._tags.append((scene, scene.AddObserver(scene.StartCloseEvent, self._onScene)))
 
     def _onTouched(self, *_: Any) -> None:
         if not self._isWriting:
             self.isTouched = True
+
+    def _onScene(self, *_: Any) -> None:
+        self._onClosing()
 
     def _lookAtVolume(self) -> bool:
         node = self.editor.sourceVolumeNode()

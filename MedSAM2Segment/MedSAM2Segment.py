@@ -1,0 +1,104 @@
+"""The module 3D Slicer loads: registers the Segment Editor effect, and shows the page that manages its runtime.
+
+Nothing is imported or installed at start-up that costs time: the rest is loaded when somebody uses it.
+"""
+
+import os
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+
+
+class MedSAM2Segment(ScriptedLoadableModule):
+    """The module's entry in Slicer's list."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("MedSAM2 Segment")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        self.parent.dependencies = ["Segmentations"]
+        self.parent.contributors = ["MedSAM2Segment contributors"]
+        self.parent.helpText = _(
+            "Adds the effect <b>MedSAM2</b> to the Segment Editor: click a structure in a slice view, see its mask, "
+            "and let it be followed through the volume. This page installs and removes what the effect needs, and "
+            "tells which models there are. Nothing leaves this computer."
+        )
+        self.parent.acknowledgementText = _(
+            "Segments with SAM 2 (Meta AI) and MedSAM-2: a volume is looked at as a video, slice by slice."
+        )
+        slicer.app.connect("startupCompleted()", self.onStartupCompleted)
+
+    def onStartupCompleted(self):
+        """Slicer has started: its Segment Editor and its Sample Data module take newcomers now."""
+        self.registerEditorEffect()
+        from MedSAM2SegmentLib.SampleData import registerSampleData
+
+        registerSampleData()
+
+    def registerEditorEffect(self):
+        """Add the effect to those of the Segment Editor."""
+        import qSlicerSegmentationsEditorEffectsPythonQt as effects
+
+        # Slicer looks for the class in the package, once this has loaded it; an error here tells why it cannot.
+        from MedSAM2SegmentLib import SegmentEditorEffect
+
+        instance = effects.qSlicerSegmentEditorScriptedEffect(None)
+        instance.setPythonSource(SegmentEditorEffect.filePath)
+        instance.self().register()
+
+
+class MedSAM2SegmentWidget(ScriptedLoadableModuleWidget):
+    """The module's page."""
+
+    def setup(self):
+        """Make the page; Slicer calls this when the user comes to it for the first time."""
+        ScriptedLoadableModuleWidget.setup(self)
+        from MedSAM2SegmentLib.ModulePage import ModulePage
+        from MedSAM2SegmentLib.WorkerAccess import sharedInstaller
+
+        self.page = ModulePage(None, installer=sharedInstaller())
+        self.layout.addWidget(self.page.widget)
+
+    def enter(self):
+        """The user has come to the page."""
+        self.page.enter()
+
+    def exit(self):
+        """The user has left the page."""
+        self.page.exit()
+
+    def cleanup(self):
+        """The module is taken down."""
+        self.page.cleanup()
+
+
+class MedSAM2SegmentTest(ScriptedLoadableModuleTest):
+    """What Slicer's own test run can tell without a runtime: that the effect is there."""
+
+    def runTest(self):
+        """Run all of it."""
+        self.setUp()
+        self.test_effectIsRegistered()
+
+    def setUp(self):
+        """Begin with an empty scene."""
+        slicer.mrmlScene.Clear()
+
+    def test_effectIsRegistered(self):
+        """The Segment Editor offers the effect."""
+        factory = slicer.qSlicerSegmentEditorEffectFactory.instance()
+        names = [effect.name for effect in factory.registeredEffects()]
+        self.assertIn("MedSAM2", names)
+        self.assertTrue(os.path.isfile(self.effectIcon()))
+
+    def effectIcon(self):
+        """Path of the effect's icon."""
+        from MedSAM2SegmentLib import SegmentEditorEffect
+
+        return os.path.join(os.path.dirname(SegmentEditorEffect.filePath), "SegmentEditorEffect.png")
