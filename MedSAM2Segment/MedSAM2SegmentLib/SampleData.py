@@ -1,4 +1,4 @@
-"""The sample volume that comes with the extension, offered in Slicer's Sample Data module. Needs no network."""
+"""The sample volume that comes with the extension, for Slicer's Sample Data module. Needs no network."""
 
 from __future__ import annotations
 

@@ -1,0 +1,42 @@
+"""Installs in a process of its own, which a test kills: ``a_runtime_script.py FOLDER WHEELS LISTS TOOLS``.
+
+Prints a line before each child process it starts, and one before and after each rename.
+"""
+
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "MedSAM2Segment")]
+
+from a_process_runner import SubprocessRunner, done  # noqa: E402
+from MedSAM2SegmentLib.RuntimeInstaller import RuntimeInstaller  # noqa: E402
+from MedSAM2SegmentLib.RuntimeMachine import Machine  # noqa: E402
+from MedSAM2SegmentLib.RuntimeSteps import InstallOptions  # noqa: E402
+
+
+def main(folder: str, wheels: str, lists: str, tools: str) -> None:
+    """Install once."""
+    runner = SubprocessRunner(lambda number, command: print("command", number, flush=True))
+    installer = RuntimeInstaller(
+        pathlib.Path(folder),
+        runner,
+        environment={"PATH": tools, "HOME": tools},
+        machine=Machine("linux", "x86_64"),
+        helper=sys.executable,
+        files=pathlib.Path(lists),
+    )
+    rename = pathlib.Path.rename
+
+    def told(self, target):
+        print("before", flush=True)
+        rename(self, target)
+        print("after", flush=True)
+
+    pathlib.Path.rename = told
+    error = done(installer.install, runner, InstallOptions(offlineFolder=pathlib.Path(wheels)))
+    print("ended", error, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
