@@ -10,11 +10,13 @@ from typing import ClassVar
 import qt
 from medsam2_core.worker.supervision import Supervisor
 
+from .QtHelpers import Connections
 from .RuntimeEnvironment import cleanedEnvironment
 
 _PIECE = 1 << 20  # bytes handed to Qt at a time
 _ON_THE_WAY = 4 << 20  # bytes Qt may hold at once; more would only be copied earlier
 _TICK_MS = 100
+_LAST_MS = 2000  # a killed process is gone at once, unless the system is in trouble
 
 
 def startupEnvironment() -> dict[str, str]:
@@ -60,6 +62,7 @@ class QProcessTransport:
         self._waiting: deque[bytes] = deque()
         self._waitingBytes = 0
         self._closing = False
+        self._connections = Connections()
 
     def start(self, listener) -> None:
         """Start the process; from now on ``listener`` hears of everything, from the event loop."""
@@ -70,7 +73,8 @@ class QProcessTransport:
         self._process = qt.QProcess(self._parent)
         self._process.setProcessEnvironment(variables)
         for signal, slot in self._slots():
-            getattr(self._process, signal).connect(slot)
+            self._connections.connect(self._process, signal, slot)
+        self._connections.connect(qt.QCoreApplication.instance(), "aboutToQuit", self._onQuit)
         self._process.start(self._command[0], list(self._command[1:]))
 
     def write(self, data: bytes) -> None:
@@ -157,10 +161,15 @@ class QProcessTransport:
         else:
             self._end(f"the process ended with exit code {code}", code)
 
+    def _onQuit(self) -> None:
+        # No event loop will tell of its end any more, and it must not be left to run.
+        if self._process is not None:
+            self._process.kill()
+            self._process.waitForFinished(_LAST_MS)
+
     def _end(self, reason: str, code: int | None) -> None:
         process, self._process = self._process, None
-        for signal, slot in self._slots():
-            getattr(process, signal).disconnect(slot)
+        self._connections.disconnectAll()
         process.deleteLater()
         self._waiting.clear()
         self._waitingBytes = 0
@@ -204,7 +213,7 @@ class SharedWorker:
             self.supervisor = Supervisor(self._makeTransport)
             self.supervisor.start()
             self._timer = qt.QTimer(qt.QCoreApplication.instance())
-            self._timer.setInterval(_TICK_MS)
+            self._timer.interval = _TICK_MS
             self._timer.timeout.connect(self.supervisor.tick)
             self._timer.start()
         return self.supervisor

@@ -7,6 +7,7 @@ test_lib_pythonqt.py reads the code for that.
 import ctypes
 import os
 import sys
+import time
 import types
 
 import pytest
@@ -48,3 +49,15 @@ def application():
     """The one application of this process."""
     qt = installed()
     return qt.QApplication.instance() or qt.QApplication(["tests"])
+
+
+def wait_for(condition, seconds=20.0) -> bool:
+    """Let Qt work until something is so; whether it came to be."""
+    app = application()
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        app.processEvents()
+        time.sleep(0.001)
+    return True
