@@ -55,7 +55,6 @@ class _QtProcess:
         self._process.errorOccurred.connect(self._onError)
         # Whatever happens inside start() is told once the caller has its handle.
         self._later = qt.QTimer(self._process)
-        self._later.setSingleShot(True)
         self._later.timeout.connect(self._onLater)
         self._result: tuple[int | None, str] | None = None
 
@@ -93,6 +92,7 @@ class _QtProcess:
             self._later.start(0)
 
     def _onLater(self) -> None:
+        self._later.stop()
         self._onReadyRead()
         process, self._process = self._process, None
         process.readyReadStandardOutput.disconnect(self._onReadyRead)
