@@ -5,7 +5,7 @@ import http.server
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -17,7 +17,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if parts[:1] == ["simple"] and len(parts) == 2:
             self._send(self._page(parts[1]), "text/html")
         elif parts[:1] == ["files"]:
-            self._send((self.server.folder / parts[1]).read_bytes(), "application/octet-stream")
+            self._send((self.server.folder / unquote(parts[1])).read_bytes(), "application/octet-stream")
         else:
             self.send_error(404)
 
