@@ -34,11 +34,9 @@ def remove(scene: Any, node: Any) -> None:
     hierarchy = _hierarchy(scene)
     folder = _folderOf(hierarchy, node) if hierarchy is not None else 0
     item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+    if item:
+        hierarchy.RemoveItem(item, False, False)  # the item alone: the node follows
     scene.RemoveNode(node)
-    if hierarchy is None:
-        return
-    if item and hierarchy.GetItemDataNode(item) is None and hierarchy.GetItemName(item):
-        hierarchy.RemoveItem(item)  # Slicer's application does that by itself
     if folder and hierarchy.GetNumberOfItemChildren(folder) == 0:
         hierarchy.RemoveItem(folder)
 

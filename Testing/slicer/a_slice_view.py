@@ -7,11 +7,13 @@ import vtk
 from MedSAM2SegmentLib import SliceViews
 from trame_slicer.core import SlicerApp
 from trame_slicer.views import SliceView
+from trame_slicer.views.render_scheduler import NoScheduleRendering
 from vtk.util.numpy_support import vtk_to_numpy
 
 SIZE = (400, 300)
 
 _app = None
+_views = {}
 
 
 def the_app() -> SlicerApp:
@@ -20,6 +22,15 @@ def the_app() -> SlicerApp:
     if _app is None:
         _app = SlicerApp()
     return _app
+
+
+def a_slice_view(name, orientation="Axial", size=SIZE):
+    """The view of that name, as new: views are kept, for they cost more than most tests."""
+    if name not in _views:
+        _views[name] = ASliceView(the_app(), name, size)
+    view = _views[name]
+    view.renew(orientation, size)
+    return view
 
 
 class Actors:
@@ -32,11 +43,11 @@ class Actors:
 
     def add(self, actor):
         self.shown.append(actor)
-        self.view.renderer().AddActor2D(actor)
+        self.view.renderer().AddViewProp(actor)
 
     def remove(self, actor):
         self.shown.remove(actor)
-        self.view.renderer().RemoveActor2D(actor)
+        self.view.renderer().RemoveViewProp(actor)
 
     def render(self):
         self.renders += 1
@@ -66,17 +77,25 @@ class ASliceView:
         "LeaveEvent",
     )
 
-    def __init__(self, app, name, orientation="Axial", size=SIZE):
-        self.view = SliceView(app.scene, app.app_logic, name)
+    def __init__(self, app, name, size=SIZE):
+        # Drawn when somebody looks, and before the hand does something, as between two events in Slicer.
+        strategy = NoScheduleRendering()
+        self.view = SliceView(app.scene, app.app_logic, name, scheduled_render_strategy=strategy)
         self.node = self.view.get_view_node()
-        self.view.set_orientation(orientation)
-        self.view.render_window().SetSize(*size)
-        self.view.interactor().UpdateSize(*size)
         self.interactor = self.view.interactor()
         self.actors = Actors(self.view)
         self.process = None
         self.consumed = []
         self._commands = [self._observe(name) for name in self.EVENTS]
+
+    def renew(self, orientation, size):
+        """Nothing heard, upright, as large as asked for."""
+        self.process = None
+        self.consumed.clear()
+        assert self.node is self.view.get_view_node() and not self.actors.shown
+        self.view.render_window().SetSize(*size)
+        self.interactor.UpdateSize(*size)
+        self.view.set_orientation(orientation)
 
     def _observe(self, name):
         tag = None
@@ -133,6 +152,7 @@ class ASliceView:
         self.event("MouseMoveEvent", pixel, **modifiers)
 
     def press(self, pixel, **modifiers):
+        self.view.render()
         self.move(pixel, **modifiers)
         self.event("LeftButtonPressEvent", pixel, **modifiers)
 
@@ -154,8 +174,3 @@ class ASliceView:
     def type(self, key, **modifiers):
         self.event("KeyPressEvent", key=key, **modifiers)
         self.event("KeyReleaseEvent", key=key, **modifiers)
-
-    def close(self):
-        """Take the view out of the application."""
-        self.process = None
-        self.view.finalize()
