@@ -116,9 +116,8 @@ class SegmentWriter:
         notes = self._notesOf(segmentID, segments, grid.extent)
         changed = False
         for group in _groups(checked):
-            if revived:
-                self._revive({n: revived[n] for n in group if n in revived}, grid, notes)
-            changed |= self._writeGroup(segmentID, group, grid, segments, notes)
+            asked = {n: revived[n] for n in group if n in revived} if revived else {}
+            changed |= self._writeGroup(segmentID, group, asked, grid, segments, notes)
         return changed
 
     def apply(
@@ -229,18 +228,11 @@ class SegmentWriter:
         self._notes[key] = notes.onGrid(segments.indexToRAS, extent)
         return self._notes[key]
 
-    def _revive(self, masks: dict[int, NDArray[np.bool_]], grid: SliceGrid, notes: SegmentNotes) -> None:
-        for n, mask_hw in masks.items():
-            voxels, asked = grid.sample({n: mask_hw}, grid.extentOfMasks({n: mask_hw}))
-            bits = notes.read(voxels).copy()
-            bits[asked & (bits & ERASED != 0)] = 0
-            if not voxels.isEmpty:
-                notes.write(voxels, bits)
-
     def _writeGroup(
         self,
         segmentID: str,
         masks: dict[int, NDArray[np.bool_]],
+        asked: dict[int, NDArray[np.bool_]],
         grid: SliceGrid,
         segments: SegmentVoxels,
         notes: SegmentNotes,
@@ -252,6 +244,10 @@ class SegmentWriter:
             return False
         before = segments.mask(segmentID, voxels).copy()  # what is read is Slicer's own memory
         bits = notes.looked(voxels, before)
+        if asked:
+            nowhere = np.zeros(grid.stack.shape_hw, dtype=bool)
+            again = grid.sample({n: asked.get(n, nowhere) for n in masks}, box)[1]
+            bits[again & (bits & ERASED != 0)] = 0
         add = wanted & ~before
         add &= bits & ERASED == 0
         remove = (bits & OURS != 0) & ~wanted

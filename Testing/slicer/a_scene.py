@@ -212,3 +212,30 @@ def paint(editor, mask_kji: np.ndarray, segmentID: str = "A", mode: str = "add")
     editor.saveStateForUndo()
     labelmap, _ = SegmentVoxels.labelmapOf(mask_kji, Extent(*extent), matrix)
     editor.modifySegment(segmentID, labelmap, mode)
+
+
+def box_mask(slices, rows, columns, shape_kji=SHAPE_KJI) -> np.ndarray:
+    """(K, J, I) mask of a box, given by (first, last) of k, j and i."""
+    mask_kji = np.zeros(shape_kji, dtype=bool)
+    mask_kji[tuple(slice(first, last + 1) for first, last in (slices, rows, columns))] = True
+    return mask_kji
+
+
+def an_editor(segmentation, volume, segmentID: str = "A", **options):
+    """Slicer's editing logic with a segment selected."""
+    from a_segment_editor import LogicEditor
+
+    return LogicEditor(segmentation, volume, segmentID, **options)
+
+
+def an_imported_segment(node, name: str, matrix: np.ndarray, shape_kji: tuple[int, int, int]) -> None:
+    """Add a full segment on a lattice of its own."""
+    image = slicer.vtkOrientedImageData()
+    image.SetExtent(0, shape_kji[2] - 1, 0, shape_kji[1] - 1, 0, shape_kji[0] - 1)
+    image.SetGeometryFromImageToWorldMatrix(arrayToMatrix(matrix))
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    image.GetPointData().GetScalars().Fill(1)
+    segment = slicer.vtkSegment()
+    segment.SetName(name)
+    segment.AddRepresentation("Binary labelmap", image)
+    node.GetSegmentation().AddSegment(segment, name)
