@@ -63,9 +63,14 @@ def a_volume(megabytes):
 
 def processes():
     """Children of this process that are alive."""
-    return [
-        one.pid for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE
-    ]
+    return [one.pid for one in psutil.Process().children(recursive=True) if is_alive(one.pid)]
+
+
+def is_alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
@@ -249,10 +254,10 @@ def test_the_worker_ends_when_slicer_is_killed(tmp_path):
     program = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=PYTHON, text=True)
     with program:
         pid = int(program.stdout.readline())
-        assert psutil.pid_exists(pid)
+        assert is_alive(pid)
         program.kill()
     end = time.monotonic() + 10
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    while is_alive(pid):
         assert time.monotonic() < end, "the worker outlived the program it belongs to"
         time.sleep(0.05)
 
@@ -310,4 +315,4 @@ def test_the_real_worker_answers_under_qt():
     assert "embedded" in [model["name"] for model in answers[0]["models"]]
     pid = supervisor.welcome["pid"]
     worker.release(owner)
-    assert wait_for(lambda: not psutil.pid_exists(pid), 5)
+    assert wait_for(lambda: not is_alive(pid), 5)
