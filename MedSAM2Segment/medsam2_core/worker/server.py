@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from types import TracebackType
@@ -189,6 +190,7 @@ def serve(streams: tuple[int, int], verbose: bool = False) -> None:
     from medsam2_core.worker.standard import end_by_signals
 
     end_by_signals()
+    sys.setswitchinterval(0.0005)  # seconds; who reads and answers at once shall not wait for who computes
     log = start_log(verbose)
     _log.info("MedSAM2Segment %s begins", __version__)
     Server(*streams, None if log is None else str(log)).run()
