@@ -1,0 +1,163 @@
+"""What stands behind the page of the module in tests: a runtime, settings and a worker that do as they are told."""
+
+from pathlib import Path
+
+from medsam2_core.errors import Cancelled, RuntimeInstallError
+from medsam2_core.worker.supervision import WorkerState
+from MedSAM2SegmentLib.ModulePageState import Kind, Line, ModelRow, PageState, RuntimeView, WorkerView
+from MedSAM2SegmentLib.RuntimePlan import InstallPlan, RuntimeState, RuntimeStatus
+
+PLAN = InstallPlan(
+    folder=Path("/data/users/somebody/application-data/MedSAM2Segment/runtime"),
+    torch="2.8 for CUDA 12.8: the driver is 570",
+    python="3.12, downloaded",
+    uv="0.9, found in Slicer's environment",
+    source="the public index",
+    downloadMegabytes=3200,
+    diskMegabytes=7400,
+    freeMegabytes=88000,
+    licences=(("PyTorch", "BSD-3-Clause"), ("SAM 2", "Apache-2.0"), ("CUDA libraries", "NVIDIA's own")),
+)
+MODELS = (
+    ModelRow("embedded", "Embedded", 24_000_000, "Apache-2.0", True, "/extension/weights/embedded.safetensors"),
+    ModelRow("medsam2", "MedSAM2, latest", 156_000_000, "CC BY-NC-SA 4.0", False, "", "downloading, 40 %"),
+    ModelRow("large", "SAM 2.1 Hiera large", 898_000_000, "Apache-2.0"),
+)
+
+
+class FakeInstaller:
+    """A runtime whose work ends when the test says so."""
+
+    def __init__(self, state=RuntimeState.NONE):
+        self.now, self.done, self.listener, self.refusal = state, [], None, None
+        self.options = None
+
+    def status(self):
+        words = {RuntimeState.NONE: "The runtime is not installed yet: press Install"}
+        return RuntimeStatus(self.now, words.get(self.now, f"The runtime is {self.now.value}"), "/runtime/python")
+
+    def plan(self, options=None):
+        if self.refusal:
+            raise RuntimeInstallError(self.refusal)
+        self.options = options
+        return PLAN
+
+    def install(self, listener, options=None):
+        self._begin("install", listener)
+
+    def repair(self, listener, options=None):
+        self._begin("repair", listener)
+
+    def remove(self, listener):
+        self._begin("remove", listener)
+
+    def useInterpreter(self, path, listener):
+        if self.refusal:
+            raise RuntimeInstallError(self.refusal)
+        self._begin(f"use {path}", listener)
+
+    def cancel(self):
+        self.listener.ended(Cancelled("Cancelled: what was downloaded is kept"))
+
+    def _begin(self, what, listener):
+        self.done.append(what)
+        self.listener = listener
+
+
+class FakeSettings:
+    """Settings without a file."""
+
+    def __init__(self, **values):
+        self.remoteCommand = self.wheelFolder = ""
+        self.defaultModel, self.defaultWindow = "embedded", "auto"
+        vars(self).update(values)
+
+
+class FakeRequest:
+    """One question, to be answered by the test."""
+
+    def __init__(self, type, fields, callbacks):
+        self.type, self.fields, self.callbacks, self.isCancelled = type, fields, callbacks, False
+
+    def cancel(self):
+        self.isCancelled = True
+
+    def answer(self, **result):
+        self.callbacks["done"](result)
+
+    def fail(self, error):
+        self.callbacks["failed"](error)
+
+
+class FakeWorker:
+    """Supervisor and shared worker in one."""
+
+    def __init__(self, state=WorkerState.READY):
+        self.state, self.problem, self.report = state, "", "the report"
+        self.welcome = {"software": "0.4", "host": "gpu-host", "device": {"title": "A card"}}
+        self.listeners, self.owners, self.asked = [], [], []
+
+    def acquire(self, owner):
+        self.owners.append(owner)
+        return self
+
+    def release(self, owner):
+        self.owners.remove(owner)
+
+    def request(self, type, fields, **callbacks):
+        self.asked.append(FakeRequest(type, fields, callbacks))
+        return self.asked[-1]
+
+    def become(self, state, problem=""):
+        self.state, self.problem = state, problem
+        for listener in list(self.listeners):
+            listener()
+
+    def last(self, type):
+        return next(request for request in reversed(self.asked) if request.type == type)
+
+
+class FakeWorkers:
+    """Where the page gets its worker from."""
+
+    def __init__(self, worker=None, problem=None):
+        self.worker, self.problem = worker or FakeWorker(), problem
+
+    def current(self):
+        if self.problem is not None:
+            raise self.problem
+        return self.worker
+
+
+def page_states():
+    """The page as it looks in the course of things."""
+    choices = {"model": (("embedded", "Embedded"),), "window": (("auto", "Automatic"), ("lung", "Lung"))}
+    values = {"model": "embedded", "window": "auto"}
+    missing = Line("The runtime is not installed yet: press Install", Kind.WARNING)
+    ready = RuntimeView(Line("The runtime is ready: PyTorch 2.8 for CUDA 12.8, 7.4 GB", Kind.GOOD))
+    connected = WorkerView(
+        Line("Connected: worker 0.4 on gpu-host, answers in 3 ms", Kind.GOOD),
+        device="NVIDIA H200, 120.0 GB of 139.0 GB free",
+        memory="812 MB in use; image features 200 MB of at most 2.0 GB; 1 volume, 2 sessions",
+        details="the report",
+        remoteCommand="ssh gpu-host.radiology.example.org medsam2 worker",
+    )
+    lost = "srun: error: Unable to allocate resources: Invalid account or account/partition combination"
+    return {
+        "fresh": PageState(RuntimeView(missing, canInstall=True), choices=choices, values=values),
+        "asking": PageState(RuntimeView(missing, PLAN.text, "Install now"), choices=choices, values=values),
+        "installing": PageState(
+            RuntimeView(Line("Downloading torch", Kind.BUSY), fraction=0.4, log="a\nb", canCancel=True),
+            choices=choices,
+            values=values,
+        ),
+        "ready": PageState(ready, MODELS, canChangeModels=True, worker=connected, choices=choices, values=values),
+        "failed": PageState(
+            RuntimeView(Line(f"The disk is full: {PLAN.folder}/python3.12/site-packages", Kind.ERROR), log="x"),
+            MODELS,
+            Line("large was not downloaded: no connection to the network", Kind.ERROR),
+            worker=WorkerView(Line(lost, Kind.ERROR), details="x", remoteCommand="srun medsam2 worker"),
+            choices=choices,
+            values=values,
+        ),
+    }
