@@ -35,10 +35,6 @@ class ByHand:
                 if prompt is not None:
                     markups.addMask(segmentID, n, prompt, stack.key)
             markups.setFinal(segmentID, stack.key, n, final)
-        # The slice shows what is final already: nothing is to be asked, and nothing to be written.
-        said = self._conversation.words(segmentID).get(n)
-        if said is not None:
-            self._steps.settle(segmentID, markups.snapshot(segmentID), {n: said})
 
     def useAsPrompt(self, n: int) -> None:
         """Say that the selected segment on slice ``n`` is right as it stands. PromptError when it cannot be said."""

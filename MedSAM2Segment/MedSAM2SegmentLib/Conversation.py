@@ -11,7 +11,7 @@ from medsam2_core.errors import PromptError
 from medsam2_core.version import __version__
 from medsam2_core.worker.masks import SliceRecord
 
-from MedSAM2SegmentLib.SessionLink import differences
+from MedSAM2SegmentLib.SessionLink import differences, differs
 
 if TYPE_CHECKING:
     from medsam2_core.worker.messages import SliceWords
@@ -39,6 +39,8 @@ class Conversation:
 
     def __init__(self, workplace: Workplace, link: SessionLink, steps: Steps) -> None:
         self._workplace, self._link, self._steps = workplace, link, steps
+        self._refused: dict[tuple[str, int], SliceWords] = {}
+        self._found: set[str] = set()  # segments whose prompts were there before us
 
     # Saying -------------------------------------------------------------------------------------------------
 
@@ -70,6 +72,7 @@ class Conversation:
             except PromptError:
                 continue  # it is told when it is said
             self._steps.settle(segmentID, markups.snapshot(segmentID), words)
+            self._found.add(segmentID)
 
     def forget(self, segmentID: str) -> None:
         """The segment is gone, or its prompts were cleared: the session shall not know it any more."""
@@ -78,10 +81,20 @@ class Conversation:
         if session is not None and (session.words(segmentID) or session.records(segmentID)):
             session.remove_object(segmentID)
 
+    def refused(self, segmentID: str, words: Mapping[int, SliceWords]) -> None:
+        """These words were not answered: they are not said again until something else is said there."""
+        self._refused.update({(segmentID, n): said for n, said in words.items()})
+
+    def askAgain(self) -> None:
+        """Another session, or another attempt: what was refused is said again."""
+        self._refused.clear()
+
     def _say(self, segmentID: str, wanted: Mapping[int, SliceWords]) -> None:
         if self._workplace.segment(segmentID) is None:
             return
         changed = differences(self._link.session.words(segmentID), wanted)
+        refused = {n: said for (of, n), said in self._refused.items() if of == segmentID}
+        changed = {n: said for n, said in changed.items() if n not in refused or differs(refused[n], said)}
         settled = differences(self._steps.settled.get(segmentID, {}), wanted)
         again = self._withKnown(segmentID, {n: words for n, words in changed.items() if n not in settled})
         fresh = {n: words for n, words in changed.items() if n not in again}
@@ -97,7 +110,7 @@ class Conversation:
         """The words with the segment as it stands as their answer; none when the segment was saved without it."""
         known = self._asTheyStand(segmentID, words)
         answered = [said.known for said in known.values() if said.known is not None]
-        if answered and all(record.is_empty for record in answered):
+        if segmentID in self._found and answered and all(record.is_empty for record in answered):
             return {}
         return known
 
@@ -126,8 +139,9 @@ class Conversation:
         MedSAM2Error
             When the segment cannot be edited.
         """
-        if self._workplace.segment(answer.segmentID) is None:
+        if self._workplace.segment(answer.segmentID) is None or not answer.words:
             return False
+        self._found.discard(answer.segmentID)
         if answer.isReplay:
             self._steps.settle(answer.segmentID, answer.prompts, answer.words)
             return False
@@ -150,25 +164,25 @@ class Conversation:
                     segment.SetTag(tag, value)
 
     def follow(self, memory: Memory) -> None:
-        """Bring prompts and session to what belongs to the voxels Slicer has brought back."""
+        """Bring prompts and session to what belongs to the voxels Slicer has brought back; not a voxel changes."""
         markups, session = self._workplace.markups, self._link.session
         for segmentID, prompts in memory.prompts.items():
             self._link.drop(segmentID)
+            self._found.discard(segmentID)
             markups.restore(prompts, segmentID)
             record = memory.records[segmentID]
             if session is not None and record is not None and memory.session is session:
-                self._steps.settled[segmentID] = dict(record.words)
                 if record.words or record.records:
                     session.restore(segmentID, record)
                 else:
                     self.forget(segmentID)
+            self._steps.settled[segmentID] = {}
+            if self._link.stack is None or self._workplace.adapter is None:
                 continue
-            self._steps.settled.pop(segmentID, None)
-            if self._link.stack is not None and self._workplace.adapter is not None:
-                try:
-                    self._steps.settled[segmentID] = dict(self.words(segmentID))
-                except PromptError:
-                    continue  # it is told when it is said
+            try:
+                self._steps.settled[segmentID] = dict(self.words(segmentID))
+            except PromptError:
+                continue  # it is told when it is said
 
 
 def _tag(segment: object, name: str) -> str:

@@ -9,7 +9,7 @@ and a scene that is loaded goes on where it was saved.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
@@ -27,6 +27,8 @@ from MedSAM2SegmentLib.VolumeAdapter import hardenTransform
 from MedSAM2SegmentLib.Workplace import SEGMENT, SEGMENTATION, VOLUME, Workplace
 
 if TYPE_CHECKING:
+    from medsam2_core.worker.messages import SliceWords
+
     from MedSAM2SegmentLib.Editors import SegmentEditor
     from MedSAM2SegmentLib.Gestures import Gesture
     from MedSAM2SegmentLib.SessionLink import Answer, WorkerSource
@@ -91,6 +93,11 @@ class EffectController:
         """The selected segment's."""
         segment = self._workplace.segment()
         return tuple(segment.GetColor()) if segment is not None else (1.0, 1.0, 0.0)
+
+    @property
+    def isWaiting(self) -> bool:
+        """Whether something is on its way that will change a segment."""
+        return self._mustSync or self._link.isAwaiting() or self._filling.isRunning
 
     def activate(self) -> None:
         """The effect was chosen: look around, and begin to start the worker."""
@@ -293,6 +300,7 @@ class EffectController:
                 self._say(str(error))
         else:
             self._link.retry()
+            self._conversation.askAgain()
             self._mustSync = True
         self.look()
 
@@ -338,6 +346,7 @@ class EffectController:
         if not self._slicing.open(fromView=fromView):
             return
         self._mustSync = True
+        self._conversation.askAgain()
         if self._isNew:
             self._conversation.settle()
         elif before is not None and before != self._link.manner:
@@ -412,7 +421,8 @@ class EffectController:
         except MedSAM2Error as error:
             self._say(str(error))
 
-    def _onRefusal(self, segmentID: str, error: MedSAM2Error) -> None:
+    def _onRefusal(self, segmentID: str, words: Mapping[int, SliceWords], error: MedSAM2Error) -> None:
+        self._conversation.refused(segmentID, words)
         if not isinstance(error, Cancelled):
             self._say(str(error), getattr(error, "details", ""))
 

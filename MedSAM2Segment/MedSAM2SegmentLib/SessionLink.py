@@ -85,7 +85,7 @@ class SessionLink:
     onChange
         Called when :attr:`phase` or what is awaited may have changed.
     onAnswer, onRefusal
-        Called with an :class:`Answer`; with the segment's ID and the error.
+        Called with an :class:`Answer`; with the segment's ID, what was said in vain, and the error.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class SessionLink:
         *,
         onChange: Callable[[], None],
         onAnswer: Callable[[Answer], None],
-        onRefusal: Callable[[str, MedSAM2Error], None],
+        onRefusal: Callable[[str, Mapping[int, SliceWords], MedSAM2Error], None],
     ) -> None:
         self._source = source
         self._onChange = onChange
@@ -267,7 +267,7 @@ class SessionLink:
             segmentID,
             said,
             done=partial(self._answered, session, serial, Answer(segmentID, said, {}, prompts, isReplay)),
-            failed=partial(self._refused, session, serial, segmentID),
+            failed=partial(self._refused, session, serial, segmentID, said),
         )
 
     def isAwaiting(self, segmentID: str | None = None) -> bool:
@@ -292,11 +292,17 @@ class SessionLink:
         self._onAnswer(replace(asked, words=words, records=found))
         self._onChange()
 
-    def _refused(self, session: RemoteSession, serial: int, segmentID: str, error: MedSAM2Error) -> None:
+    def _refused(
+        self,
+        session: RemoteSession,
+        serial: int,
+        segmentID: str,
+        words: Mapping[int, SliceWords],
+        error: MedSAM2Error,
+    ) -> None:
         if session is not self._session or self._waiting.pop(serial, None) is None:
             return
-        if not isinstance(error, Cancelled):
-            self._onRefusal(segmentID, error)
+        self._onRefusal(segmentID, words, error)
         self._onChange()
 
 
@@ -325,6 +331,11 @@ def differences(told: Mapping[int, SliceWords], wanted: Mapping[int, SliceWords]
     changed = {}
     for n in sorted({*told, *wanted}):
         before, after = told.get(n, nothing), wanted.get(n, nothing)
-        if (before.prompts, before.final) != (after.prompts, after.final):
+        if differs(before, after):
             changed[n] = after
     return changed
+
+
+def differs(before: SliceWords, after: SliceWords) -> bool:
+    """Whether other words are said; known masks do not count."""
+    return (before.prompts, before.final) != (after.prompts, after.final)

@@ -215,6 +215,7 @@ class ASession:
 
     def say(self, name: str, slices: dict[int, SliceWords], done=None, failed=None) -> ARequest:
         said = self._words.setdefault(name, {})
+        before = {n: said.get(n, SliceWords()) for n in slices}
         said.update(slices)
         for n in [n for n, words in said.items() if not words]:
             del said[n]
@@ -233,7 +234,14 @@ class ASession:
             if done is not None:
                 done(records)
 
-        return self._ask("say", answer, failed)
+        def refuse(error: Exception) -> None:
+            self._words.setdefault(name, {}).update({n: words for n, words in before.items() if words})
+            for n in [n for n, words in before.items() if not words]:
+                self._words[name].pop(n, None)
+            if failed is not None:
+                failed(error)
+
+        return self._ask("say", answer, refuse)
 
     def propagate(
         self, objects=None, first=None, last=None, direction="both", stop_after_absent=3,
