@@ -282,11 +282,11 @@ class ModulePageController:
         """Download a model, or the present version of it."""
         if not self._isReady() or self._modelRequest is not None:
             return
-        self._modelsLine = Line()
-        self._doing = {name: "waiting"}
+        self._begin(name, f"Installing {name}…")
 
         def onProgress(what: str, done: int, total: int | None) -> None:
-            self._doing = {name: f"{what}, {100 * done // total} %" if total else what}
+            self._doing = {name: f"{100 * done // total} %" if total else "…"}
+            self._modelsLine = Line(f"{name}: {what}, {_amount(done, total)}", Kind.BUSY)
             self._changed()
 
         self._modelRequest = self._ask(
@@ -307,9 +307,13 @@ class ModulePageController:
             freed = sizeWords(result.get("bytes", 0))
             self._onModelChanged(Line(f"{name} is removed; {freed} are free again.", Kind.GOOD))
 
-        self._doing = {name: "being removed"}
+        self._begin(name, f"Removing {name}…")
         self._modelRequest = self._ask("remove_model", {"name": name}, onRemoved, failed=self._onModelFailed)
         self._changed()
+
+    def _begin(self, name: str, text: str) -> None:
+        self._doing = {name: "…"}
+        self._modelsLine = Line(text, Kind.BUSY)
 
     def cancelModel(self) -> None:
         """Stop downloading."""
@@ -357,6 +361,10 @@ def _row(entry: dict) -> ModelRow:
 def _greeting(welcome: dict, latency: float | None) -> str:
     words = f"Connected: worker {welcome.get('software', '')} on {welcome.get('host', 'this computer')}"
     return words + (f", answers in {latency * 1000:.0f} ms" if latency is not None else "")
+
+
+def _amount(done: int, total: int | None) -> str:
+    return f"{sizeWords(done)} of {sizeWords(total)}" if total else sizeWords(done)
 
 
 def _deviceWords(device) -> str:

@@ -67,7 +67,7 @@ class ModelRow:
     size
         Bytes of its weights; None when unknown.
     doing
-        What is being done to it ("downloading, 40 %"); empty when nothing is.
+        How far it is with what is being done to it ("40 %"); empty when nothing is.
     """
 
     name: str

@@ -20,7 +20,7 @@ _ACTIONS = {
     "testButton": "testConnection",
 }
 _LABELS = ("runtimeText", "questionText", "modelsText", "placeText", "deviceText", "memoryText", "workerText")
-_COLUMNS = ("Model", "Size", "Licence", "State")
+_COLUMNS = ("Model", "Size", "Licence", "Installed")
 _FULL = 1000
 
 
@@ -123,7 +123,9 @@ class ModulePanel:
     # Showing
 
     def _showLine(self, name: str, line: Line) -> None:
-        put(self._labels[name + "Text"], "text", breakable(line.text))
+        label = self._labels[name + "Text"]
+        put(label, "text", breakable(line.text))
+        label.visible = bool(line.text)
         icon = self._icons[name + "Icon"]
         icon.pixmap = self.widget.style().standardIcon(_icon(line.kind)).pixmap(16, 16)
         icon.toolTip = line.kind.value
@@ -162,7 +164,7 @@ class ModulePanel:
         before = table.blockSignals(True)
         table.rowCount = len(rows)
         for place, row in enumerate(rows):
-            state = row.doing or ("installed" if row.isInstalled else "not installed")
+            state = row.doing or ("yes" if row.isInstalled else "no")
             tip = row.path or "Not on this computer yet"
             for column, text in enumerate((row.title, sizeWords(row.size), row.licence, state)):
                 item = qt.QTableWidgetItem(text)
@@ -174,7 +176,6 @@ class ModulePanel:
 
     def _showModelsLine(self, state: PageState) -> None:
         self._showLine("models", state.modelsLine)
-        self._labels["modelsText"].visible = bool(state.modelsLine.text)
         self._buttons["cancelModelButton"].visible = state.canCancelModel
         self._onSelected()
 

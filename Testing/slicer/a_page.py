@@ -20,7 +20,7 @@ PLAN = InstallPlan(
 )
 MODELS = (
     ModelRow("embedded", "Embedded", 24_000_000, "Apache-2.0", True, "/extension/weights/embedded.safetensors"),
-    ModelRow("medsam2", "MedSAM2, latest", 156_000_000, "CC BY-NC-SA 4.0", False, "", "downloading, 40 %"),
+    ModelRow("medsam2", "MedSAM2, latest", 156_000_000, "CC BY-NC-SA 4.0", False, "", "40 %"),
     ModelRow("large", "SAM 2.1 Hiera large", 898_000_000, "Apache-2.0"),
 )
 

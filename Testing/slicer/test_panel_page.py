@@ -104,7 +104,7 @@ def test_the_chosen_model_stays_chosen_while_others_change(panel, actions):
     assert table.currentRow() == 1
     button(panel, "installModelButton").click()
     assert actions.calls == [("installModel", "large")]
-    assert table.item(0, 3).text() == "downloading, 40 %"
+    assert table.item(0, 3).text() == "40 %"
 
 
 @pytest.mark.parametrize(
