@@ -1,0 +1,515 @@
+"""Click through the effect in a real 3D Slicer, and write down what happened, with screenshots.
+
+    Slicer --no-splash --python-script Testing/in_slicer/check.py -- --out FOLDER [--interpreter PYTHON] [--install]
+
+The module's folder must be among Slicer's additional module paths, or be given with
+``--additional-module-paths .../MedSAM2Segment``. The worker needs a Python: the runtime if it is installed, the one
+named with ``--interpreter``, or, with ``--install``, one that is installed now (this downloads about 1 GB). Nothing
+of the user's is touched: the scene is the sample volume, and Slicer ends without saving.
+
+``FOLDER/report.md`` and ``FOLDER/report.json`` say for each step whether it passed, what was measured, and why it
+failed; Slicer's exit code is 0 when all passed. Every step begins from what the earlier ones left, so the first failure
+is the one to look at.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+
+import numpy as np
+import qt
+import slicer
+import vtk
+
+MODULE, EFFECT = "MedSAM2Segment", "MedSAM2"
+SAMPLE_MIDDLE_SLICE = 24  # of the sample volume, along k
+
+
+class Failed(Exception):
+    """A step did not give what it should."""
+
+
+def expect(condition, what):
+    """Failed, saying what, unless the condition holds."""
+    if not condition:
+        raise Failed(what)
+
+
+class Report:
+    """Steps with their outcome, figures and pictures; written after every step, so that a crash leaves it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.steps = []
+        os.makedirs(folder, exist_ok=True)
+        app = slicer.app
+        self.about = {
+            "slicer": f"{app.applicationVersion} r{app.repositoryRevision}",
+            "platform": f"{app.os} {app.arch}",
+            "python": sys.version.split()[0],
+        }
+
+    def run(self, name, step):
+        """Run a step; whatever it raises is its failure, and the next one is tried."""
+        entry = {"name": name, "passed": False, "figures": {}, "picture": "", "problem": ""}
+        self.steps.append(entry)
+        start = time.monotonic()
+        try:
+            entry["figures"] = step() or {}
+            entry["passed"] = True
+        except Failed as failure:
+            entry["problem"] = str(failure)
+        except Exception:  # any defect at all belongs into the report
+            entry["problem"] = traceback.format_exc()
+        entry["seconds"] = round(time.monotonic() - start, 2)
+        entry["picture"] = self._screenshot(len(self.steps), name)
+        print(f"{'passed' if entry['passed'] else 'FAILED'}: {name} {entry['figures']} {entry['problem']}")
+        self.write()
+
+    @property
+    def passed(self):
+        return bool(self.steps) and all(step["passed"] for step in self.steps)
+
+    def write(self):
+        with open(os.path.join(self.folder, "report.json"), "w", encoding="utf-8") as file:
+            json.dump({"about": self.about, "passed": self.passed, "steps": self.steps}, file, indent=1)
+        lines = ["# MedSAM2Segment in Slicer", ""]
+        lines += [f"- {key}: {value}" for key, value in self.about.items()]
+        for number, step in enumerate(self.steps, 1):
+            lines += ["", f"## {number}. {step['name']}: {'passed' if step['passed'] else 'FAILED'}", ""]
+            lines += [f"- {key}: {value}" for key, value in step["figures"].items()]
+            lines.append(f"- {step['seconds']} s")
+            if step["problem"]:
+                lines += ["", "```", step["problem"].rstrip(), "```"]
+            if step["picture"]:
+                lines += ["", f"![{step['name']}]({step['picture']})"]
+        with open(os.path.join(self.folder, "report.md"), "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+    def _screenshot(self, number, name):
+        window = slicer.util.mainWindow()
+        if window is None:
+            return ""
+        slicer.app.processEvents()
+        words = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())[:50]
+        file = f"{number:02d}-{words}.png"
+        return file if window.grab().save(os.path.join(self.folder, file)) else ""
+
+
+class Heart:
+    """Beats every 20 ms while the event loop runs: the longest pause is how long the window was frozen."""
+
+    def __init__(self):
+        self._timer = qt.QTimer()
+        self._timer.setInterval(20)
+        self._timer.connect("timeout()", self._beat)
+        self._last, self.longest = None, 0.0
+
+    def _beat(self):
+        now = time.monotonic()
+        if self._last is not None:
+            self.longest = max(self.longest, now - self._last)
+        self._last = now
+
+    def start(self):
+        self._last, self.longest = None, 0.0
+        self._timer.start()
+
+    def stop(self):
+        self._timer.stop()
+        return round(self.longest, 3)
+
+
+def waitFor(condition, seconds, what):
+    """Let Slicer live until the condition holds; seconds it took. Failed when it does not in time."""
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > seconds:
+            raise Failed(f"waited {seconds} s in vain: {what()}")
+        slicer.app.processEvents()
+        time.sleep(0.005)
+    return round(time.monotonic() - start, 3)
+
+
+class Check:
+    """The steps, in order; what they share."""
+
+    def __init__(self, options, report):
+        self.options, self.report = options, report
+        self.heart = Heart()
+        self.volume = self.segmentation = self.widget = self.effect = None
+        self.segmentID = self.neighbourID = ""
+
+    def steps(self):
+        yield "The module loads and the effect is registered", self.moduleIsThere
+        yield "A Python for the worker", self.runtime
+        yield "Sample data", self.sample
+        yield "Segment Editor with the effect", self.editor
+        yield "A click gives a mask on its slice", self.click
+        yield "Undo and redo are exact, prompts follow", self.undo
+        yield "A box on another segment", self.box
+        yield "Propagate; the window does not freeze", self.propagate
+        yield "A neighbour is not erased", self.neighbour
+        yield "Cancel and discard", self.cancel
+        yield "A click in the sagittal view", self.sagittal
+        yield "A turned view and a transformed volume", self.transformed
+        yield "The worker is killed", self.kill
+        yield "Save and load the scene", self.scene
+        yield "The module page", self.page
+        yield "Leaving no trace", self.leave
+
+    # ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def controller(self):
+        return self.effect.self().controller
+
+    @property
+    def state(self):
+        return self.controller.state
+
+    def status(self):
+        return f"status {self.state.status.value!r}: {self.state.text} {self.state.details[-2000:]}"
+
+    def quiet(self):
+        """Whether nothing is awaited any more."""
+        return self.state.status.value in ("prompted", "ready") and self.state.progress is None
+
+    def voxels(self, segmentID):
+        """(K, J, I) bool of a segment on the volume's grid."""
+        array = slicer.util.arrayFromSegmentBinaryLabelmap(self.segmentation, segmentID, self.volume)
+        return np.asarray(array) != 0
+
+    def pressAt(self, viewName, ras, control=False, to=None):
+        """Press and release the left button in a slice view at a place, or drag from there."""
+        sliceWidget = slicer.app.layoutManager().sliceWidget(viewName)
+        interactor = sliceWidget.sliceView().interactor()
+
+        def move(place, event=None):
+            x, y = self.xy(sliceWidget, place)
+            interactor.SetEventInformation(x, y, 1 if control else 0, 0, chr(0), 0, None)
+            if event:
+                interactor.InvokeEvent(event)
+            slicer.app.processEvents()
+
+        move(ras, "EnterEvent")
+        move(ras, "MouseMoveEvent")
+        move(ras, "LeftButtonPressEvent")
+        if to is not None:
+            for part in (0.25, 0.5, 0.75, 1.0):
+                move([a + (b - a) * part for a, b in zip(ras, to)], "MouseMoveEvent")
+        move(ras if to is None else to, "LeftButtonReleaseEvent")
+
+    @staticmethod
+    def xy(sliceWidget, ras):
+        matrix = vtk.vtkMatrix4x4()
+        vtk.vtkMatrix4x4.Invert(sliceWidget.sliceLogic().GetSliceNode().GetXYToRAS(), matrix)
+        x, y, _z, _w = matrix.MultiplyPoint((ras[0], ras[1], ras[2], 1.0))
+        return int(round(x)), int(round(y))
+
+    def ras(self, i, j, k):
+        """World position of a voxel."""
+        matrix = vtk.vtkMatrix4x4()
+        self.volume.GetIJKToRASMatrix(matrix)
+        local = matrix.MultiplyPoint((i, j, k, 1.0))[:3]
+        world = [0.0, 0.0, 0.0]
+        transform = vtk.vtkGeneralTransform()
+        slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
+            self.volume.GetParentTransformNode(), None, transform
+        )
+        transform.TransformPoint(local, world)
+        return world
+
+    def show(self, viewName, ras):
+        slicer.app.layoutManager().sliceWidget(viewName).sliceLogic().GetSliceNode().JumpSliceByCentering(
+            *ras
+        )
+        slicer.app.processEvents()
+
+    # ---------------------------------------------------------------------------------------------------------
+
+    def moduleIsThere(self):
+        expect(
+            hasattr(slicer.modules, MODULE.lower()),
+            f"no module {MODULE}: is its folder among the module paths?",
+        )
+        self.widget = slicer.qMRMLSegmentEditorWidget()
+        self.widget.setMRMLScene(slicer.mrmlScene)
+        names = [name for name in self.widget.availableEffectNames()]
+        expect(EFFECT in names, f"no effect {EFFECT} among {names}")
+        return {"effects": len(names)}
+
+    def runtime(self):
+        from MedSAM2SegmentLib.RuntimePlan import InstallListener
+        from MedSAM2SegmentLib.WorkerAccess import sharedInstaller
+
+        installer = sharedInstaller()
+        ended, lines = [], []
+        listener = InstallListener(line=lines.append, ended=ended.append)
+        if self.options.interpreter:
+            installer.useInterpreter(self.options.interpreter, listener)
+        elif self.options.install and not installer.status().isReady:
+            installer.install(listener)
+        else:
+            ended.append(None)
+        seconds = waitFor(lambda: ended, 3600, lambda: "\n".join([installer.status().text, *lines[-20:]]))
+        expect(ended[0] is None, f"{ended[0]}\n" + "\n".join(lines[-40:]))
+        status = installer.status()
+        expect(status.isReady, f"{status.text} (give --interpreter PYTHON or --install)")
+        return {"interpreter": status.interpreter, "checked or installed in s": seconds}
+
+    def sample(self):
+        import SampleData
+
+        from MedSAM2SegmentLib.SampleData import SAMPLE_NAME
+
+        found = SampleData.downloadSample(SAMPLE_NAME)
+        self.volume = found[0] if isinstance(found, (list, tuple)) else found
+        expect(self.volume is not None, "the sample volume was not loaded")
+        shape = slicer.util.arrayFromVolume(self.volume).shape
+        return {"shape (k, j, i)": str(shape)}
+
+    def editor(self):
+        slicer.util.selectModule("SegmentEditor")
+        self.widget = slicer.modules.segmenteditor.widgetRepresentation().self().editor
+        self.segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Check")
+        self.segmentation.CreateDefaultDisplayNodes()
+        self.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
+        add = self.segmentation.GetSegmentation().AddEmptySegment
+        self.segmentID, self.neighbourID = add("brain", "brain"), add("neighbour", "neighbour")
+        self.widget.setSegmentationNode(self.segmentation)
+        self.widget.setSourceVolumeNode(self.volume)
+        self.widget.setCurrentSegmentID(self.segmentID)
+        self.widget.setActiveEffectByName(EFFECT)
+        self.effect = self.widget.activeEffect()
+        expect(self.effect is not None, "the effect cannot be activated")
+        slicer.util.setSliceViewerLayers(background=self.volume, fit=True)
+        ready = waitFor(lambda: self.state.status.value == "ready", 180, self.status)
+        return {"worker and model ready in s": ready}
+
+    def click(self):
+        centre = self.centre()
+        self.show("Red", centre)
+        self.heart.start()
+        self.pressAt("Red", centre)
+        first = waitFor(lambda: self.quiet() and self.voxels(self.segmentID).any(), 120, self.status)
+        frozen = self.heart.stop()
+        mask = self.voxels(self.segmentID)
+        slices = np.flatnonzero(mask.any(axis=(1, 2)))
+        expect(len(slices) == 1, f"one slice was clicked, but the segment is on {len(slices)}")
+        k, j, i = (int(n) for n in self.middle())
+        expect(mask[k, j, i], "the voxel that was clicked is not in the segment")
+        return {"first click s": first, "window frozen s": frozen, "voxels": int(mask.sum())}
+
+    def undo(self):
+        before = self.voxels(self.segmentID)
+        inside = self.ras(self.middle()[2] + 25, self.middle()[1], self.middle()[0])
+        seconds = None
+        start = time.monotonic()
+        self.pressAt("Red", inside, control=True)
+        waitFor(self.quiet, 60, self.status)
+        seconds = round(time.monotonic() - start, 3)
+        after = self.voxels(self.segmentID)
+        expect((before != after).any(), "a negative click inside the mask changed nothing")
+        self.widget.undo()
+        waitFor(self.quiet, 60, self.status)
+        expect(
+            np.array_equal(self.voxels(self.segmentID), before), "undo did not bring back the exact voxels"
+        )
+        self.widget.redo()
+        waitFor(self.quiet, 60, self.status)
+        expect(np.array_equal(self.voxels(self.segmentID), after), "redo did not bring back the exact voxels")
+        self.widget.undo()
+        waitFor(self.quiet, 60, self.status)
+        return {"second click s": seconds}
+
+    def box(self):
+        self.controller.clearPrompts()
+        self.controller.setTool("box")
+        shape = slicer.util.arrayFromVolume(self.volume).shape
+        k = SAMPLE_MIDDLE_SLICE if shape[0] > SAMPLE_MIDDLE_SLICE else shape[0] // 2
+        corner, opposite = self.ras(10, 11, k), self.ras(158, 194, k)
+        self.show("Red", self.ras(shape[2] // 2, shape[1] // 2, k))
+        self.pressAt("Red", corner, to=opposite)
+        seconds = waitFor(
+            lambda: self.quiet() and self.voxels(self.segmentID)[k].sum() > 1000, 60, self.status
+        )
+        self.controller.setTool("point")
+        return {"box s": seconds, "voxels on the slice": int(self.voxels(self.segmentID)[k].sum())}
+
+    def propagate(self):
+        self.heart.start()
+        start = time.monotonic()
+        self.controller.propagate()
+        waitFor(lambda: self.state.status.value == "propagating", 30, self.status)
+        waitFor(self.quiet, 600, self.status)
+        seconds = time.monotonic() - start
+        frozen = self.heart.stop()
+        slices = int(self.voxels(self.segmentID).any(axis=(1, 2)).sum())
+        expect(slices > 20, f"only {slices} slices were filled in")
+        expect(frozen < 1.0, f"the window was frozen for {frozen} s")
+        return {
+            "s": round(seconds, 1),
+            "slices": slices,
+            "s a slice": round(seconds / slices, 3),
+            "frozen s": frozen,
+        }
+
+    def neighbour(self):
+        """Overwrite none: what the neighbour has stays although our mask covers it."""
+        node = self.widget.mrmlSegmentEditorNode()
+        node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
+        brain = self.voxels(self.segmentID)
+        k, j, i = (int(n) for n in self.middle())
+        array = np.zeros(brain.shape, np.uint8)
+        array[k - 2 : k + 3, j - 10 : j + 10, i - 10 : i + 10] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(
+            array, self.segmentation, self.neighbourID, self.volume
+        )
+        self.pressAt("Red", self.ras(i, j + 40, k))
+        waitFor(self.quiet, 60, self.status)
+        expect(np.array_equal(self.voxels(self.neighbourID), array != 0), "the neighbour lost voxels")
+        return {}
+
+    def cancel(self):
+        before = self.voxels(self.segmentID)
+        shape = slicer.util.arrayFromVolume(self.volume).shape
+        k = SAMPLE_MIDDLE_SLICE
+        self.show("Red", self.ras(shape[2] // 2, shape[1] // 2, k))
+        self.pressAt("Red", self.ras(shape[2] // 2, 20, k), control=True)
+        waitFor(self.quiet, 60, self.status)
+        before = self.voxels(self.segmentID)
+        self.controller.propagate()
+        waitFor(lambda: (self.state.progress or (0, 0))[0] >= 3, 60, self.status)
+        start = time.monotonic()
+        self.controller.cancel()
+        waitFor(lambda: self.state.status.value != "propagating", 20, self.status)
+        seconds = round(time.monotonic() - start, 3)
+        if self.state.canKeep:
+            self.controller.discard()
+        waitFor(self.quiet, 20, self.status)
+        expect(
+            np.array_equal(self.voxels(self.segmentID), before), "discard did not bring back the exact voxels"
+        )
+        return {"cancelled in s": seconds}
+
+    def sagittal(self):
+        centre = self.centre()
+        self.show("Yellow", centre)
+        self.pressAt("Yellow", self.ras(*(int(n) for n in self.middle()[::-1])))
+        waitFor(self.quiet, 60, self.status)
+        return {"text": self.state.text}
+
+    def transformed(self):
+        transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Check transform")
+        matrix = vtk.vtkTransform()
+        matrix.Translate(12, -7, 5)
+        matrix.RotateWXYZ(20, 1, 2, 3)
+        transform.SetMatrixTransformToParent(matrix.GetMatrix())
+        self.volume.SetAndObserveTransformNodeID(transform.GetID())
+        self.segmentation.SetAndObserveTransformNodeID(transform.GetID())
+        self.controller.clearPrompts()
+        other = self.segmentation.GetSegmentation().AddEmptySegment("turned", "turned")
+        self.widget.setCurrentSegmentID(other)
+        slicer.app.processEvents()
+        centre = self.centre()
+        red = slicer.app.layoutManager().sliceWidget("Red").sliceLogic().GetSliceNode()
+        red.RotateToVolumePlane(self.volume)
+        self.show("Red", centre)
+        self.pressAt("Red", centre)
+        waitFor(lambda: self.quiet() and self.voxels(other).any(), 120, self.status)
+        mask = self.voxels(other)
+        k, j, i = (int(n) for n in self.middle())
+        expect(mask[k, j, i], "the voxel that was clicked is not in the segment")
+        self.volume.SetAndObserveTransformNodeID(None)
+        self.segmentation.SetAndObserveTransformNodeID(None)
+        red.SetOrientationToAxial()
+        self.widget.setCurrentSegmentID(self.segmentID)
+        slicer.app.processEvents()
+        return {"voxels": int(mask.sum())}
+
+    def kill(self):
+        import signal
+
+        before = self.voxels(self.segmentID)
+        welcome = self.controller.supervisor.welcome
+        expect(welcome is not None, "no worker is running")
+        os.kill(int(welcome["pid"]), getattr(signal, "SIGKILL", signal.SIGTERM))
+        waitFor(lambda: self.state.status.value == "worker lost", 30, self.status)
+        back = waitFor(self.quiet, 120, self.status)
+        expect(
+            np.array_equal(self.voxels(self.segmentID), before),
+            "the segment changed when the worker was lost",
+        )
+        return {"back in s": back}
+
+    def scene(self):
+        before = self.voxels(self.segmentID)
+        prompts = self.promptCount()
+        path = os.path.join(self.report.folder, "scene.mrb")
+        expect(slicer.util.saveScene(path), f"{path} was not saved")
+        self.widget.setActiveEffectByName("")
+        slicer.mrmlScene.Clear(0)
+        slicer.app.processEvents()
+        slicer.util.loadScene(path)
+        self.segmentation = slicer.util.getFirstNodeByClassByName("vtkMRMLSegmentationNode", "Check")
+        self.volume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+        expect(np.array_equal(self.voxels(self.segmentID), before), "the segment changed in the saved scene")
+        expect(self.promptCount() == prompts, f"{self.promptCount()} prompt nodes instead of {prompts}")
+        os.remove(path)
+        return {"prompt nodes": prompts}
+
+    def page(self):
+        slicer.util.selectModule(MODULE)
+        for _ in range(50):
+            slicer.app.processEvents()
+            time.sleep(0.02)
+        return {}
+
+    def leave(self):
+        self.widget.setActiveEffectByName("")
+        slicer.mrmlScene.Clear(0)
+        for _ in range(20):
+            slicer.app.processEvents()
+            time.sleep(0.02)
+        left = self.promptCount()
+        expect(left == 0, f"{left} prompt nodes are left in an empty scene")
+        return {}
+
+    # ---------------------------------------------------------------------------------------------------------
+
+    def middle(self):
+        """(k, j, i) in the middle of the volume."""
+        return [n // 2 for n in slicer.util.arrayFromVolume(self.volume).shape[:3]]
+
+    def centre(self):
+        k, j, i = self.middle()
+        return self.ras(i, j, k)
+
+    @staticmethod
+    def promptCount():
+        nodes = slicer.util.getNodesByClass("vtkMRMLMarkupsNode")
+        return sum(bool(node.GetAttribute("MedSAM2.role")) for node in nodes)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default=os.path.join(os.getcwd(), "medsam2-check"))
+    parser.add_argument("--interpreter", default="", help="a Python that has torch and sam2")
+    parser.add_argument("--install", action="store_true", help="install the runtime when there is none")
+    parser.add_argument("--stay", action="store_true", help="do not end Slicer afterwards")
+    options = parser.parse_args([word for word in sys.argv[1:] if word != "--"])
+    report = Report(options.out)
+    check = Check(options, report)
+    for name, step in check.steps():
+        report.run(name, step)
+    print(f"report: {os.path.join(options.out, 'report.md')}")
+    if not options.stay:
+        slicer.util.exit(0 if report.passed else 1)
+
+
+# The effect registers itself when Slicer has started; this script may be run before that.
+qt.QTimer.singleShot(1000, main)
