@@ -1,137 +1,34 @@
 """Click through the effect in a real 3D Slicer, and write down what happened, with screenshots.
 
-    Slicer --no-splash --python-script Testing/in_slicer/check.py -- --out FOLDER [--interpreter PYTHON] [--install]
+    Slicer --no-splash --additional-module-paths MedSAM2Segment --python-script Testing/in_slicer/check.py \\
+        --out FOLDER [--interpreter PYTHON | --install] [--stay]
 
-The module's folder must be among Slicer's additional module paths, or be given with
-``--additional-module-paths .../MedSAM2Segment``. The worker needs a Python: the runtime if it is installed, the one
-named with ``--interpreter``, or, with ``--install``, one that is installed now (this downloads about 1 GB). Nothing
-of the user's is touched: the scene is the sample volume, and Slicer ends without saving.
+The worker needs a Python: the runtime if it is installed, the one named with ``--interpreter``, or, with
+``--install``, one that is installed now (this downloads about 1 GB). Nothing of the user's is touched: the
+scene is the sample volume, and Slicer ends without saving.
 
-``FOLDER/report.md`` and ``FOLDER/report.json`` say for each step whether it passed, what was measured, and why it
-failed; Slicer's exit code is 0 when all passed. Every step begins from what the earlier ones left, so the first failure
-is the one to look at.
+``FOLDER/report.md`` and ``FOLDER/report.json`` say for each step whether it passed, what was measured, and
+why it failed; Slicer's exit code is 0 when all passed. Every step begins from what the earlier ones left, so
+the first failure is the one to look at.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
-import traceback
 
 import numpy as np
 import qt
 import slicer
 import vtk
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from pressing import press
+from reporting import Heart, Report, expect, waitFor
+
 MODULE, EFFECT = "MedSAM2Segment", "MedSAM2"
 SAMPLE_MIDDLE_SLICE = 24  # of the sample volume, along k
-
-
-class Failed(Exception):
-    """A step did not give what it should."""
-
-
-def expect(condition, what):
-    """Failed, saying what, unless the condition holds."""
-    if not condition:
-        raise Failed(what)
-
-
-class Report:
-    """Steps with their outcome, figures and pictures; written after every step, so that a crash leaves it."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.steps = []
-        os.makedirs(folder, exist_ok=True)
-        app = slicer.app
-        self.about = {
-            "slicer": f"{app.applicationVersion} r{app.repositoryRevision}",
-            "platform": f"{app.os} {app.arch}",
-            "python": sys.version.split()[0],
-        }
-
-    def run(self, name, step):
-        """Run a step; whatever it raises is its failure, and the next one is tried."""
-        entry = {"name": name, "passed": False, "figures": {}, "picture": "", "problem": ""}
-        self.steps.append(entry)
-        start = time.monotonic()
-        try:
-            entry["figures"] = step() or {}
-            entry["passed"] = True
-        except Failed as failure:
-            entry["problem"] = str(failure)
-        except Exception:  # any defect at all belongs into the report
-            entry["problem"] = traceback.format_exc()
-        entry["seconds"] = round(time.monotonic() - start, 2)
-        entry["picture"] = self._screenshot(len(self.steps), name)
-        print(f"{'passed' if entry['passed'] else 'FAILED'}: {name} {entry['figures']} {entry['problem']}")
-        self.write()
-
-    @property
-    def passed(self):
-        return bool(self.steps) and all(step["passed"] for step in self.steps)
-
-    def write(self):
-        with open(os.path.join(self.folder, "report.json"), "w", encoding="utf-8") as file:
-            json.dump({"about": self.about, "passed": self.passed, "steps": self.steps}, file, indent=1)
-        lines = ["# MedSAM2Segment in Slicer", ""]
-        lines += [f"- {key}: {value}" for key, value in self.about.items()]
-        for number, step in enumerate(self.steps, 1):
-            lines += ["", f"## {number}. {step['name']}: {'passed' if step['passed'] else 'FAILED'}", ""]
-            lines += [f"- {key}: {value}" for key, value in step["figures"].items()]
-            lines.append(f"- {step['seconds']} s")
-            if step["problem"]:
-                lines += ["", "```", step["problem"].rstrip(), "```"]
-            if step["picture"]:
-                lines += ["", f"![{step['name']}]({step['picture']})"]
-        with open(os.path.join(self.folder, "report.md"), "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-
-    def _screenshot(self, number, name):
-        window = slicer.util.mainWindow()
-        if window is None:
-            return ""
-        slicer.app.processEvents()
-        words = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())[:50]
-        file = f"{number:02d}-{words}.png"
-        return file if window.grab().save(os.path.join(self.folder, file)) else ""
-
-
-class Heart:
-    """Beats every 20 ms while the event loop runs: the longest pause is how long the window was frozen."""
-
-    def __init__(self):
-        self._timer = qt.QTimer()
-        self._timer.setInterval(20)
-        self._timer.connect("timeout()", self._beat)
-        self._last, self.longest = None, 0.0
-
-    def _beat(self):
-        now = time.monotonic()
-        if self._last is not None:
-            self.longest = max(self.longest, now - self._last)
-        self._last = now
-
-    def start(self):
-        self._last, self.longest = None, 0.0
-        self._timer.start()
-
-    def stop(self):
-        self._timer.stop()
-        return round(self.longest, 3)
-
-
-def waitFor(condition, seconds, what):
-    """Let Slicer live until the condition holds; seconds it took. Failed when it does not in time."""
-    start = time.monotonic()
-    while not condition():
-        if time.monotonic() - start > seconds:
-            raise Failed(f"waited {seconds} s in vain: {what()}")
-        slicer.app.processEvents()
-        time.sleep(0.005)
-    return round(time.monotonic() - start, 3)
 
 
 class Check:
@@ -161,8 +58,6 @@ class Check:
         yield "The module page", self.page
         yield "Leaving no trace", self.leave
 
-    # ---------------------------------------------------------------------------------------------------------
-
     @property
     def controller(self):
         return self.effect.self().controller
@@ -183,33 +78,6 @@ class Check:
         array = slicer.util.arrayFromSegmentBinaryLabelmap(self.segmentation, segmentID, self.volume)
         return np.asarray(array) != 0
 
-    def pressAt(self, viewName, ras, control=False, to=None):
-        """Press and release the left button in a slice view at a place, or drag from there."""
-        sliceWidget = slicer.app.layoutManager().sliceWidget(viewName)
-        interactor = sliceWidget.sliceView().interactor()
-
-        def move(place, event=None):
-            x, y = self.xy(sliceWidget, place)
-            interactor.SetEventInformation(x, y, 1 if control else 0, 0, chr(0), 0, None)
-            if event:
-                interactor.InvokeEvent(event)
-            slicer.app.processEvents()
-
-        move(ras, "EnterEvent")
-        move(ras, "MouseMoveEvent")
-        move(ras, "LeftButtonPressEvent")
-        if to is not None:
-            for part in (0.25, 0.5, 0.75, 1.0):
-                move([a + (b - a) * part for a, b in zip(ras, to)], "MouseMoveEvent")
-        move(ras if to is None else to, "LeftButtonReleaseEvent")
-
-    @staticmethod
-    def xy(sliceWidget, ras):
-        matrix = vtk.vtkMatrix4x4()
-        vtk.vtkMatrix4x4.Invert(sliceWidget.sliceLogic().GetSliceNode().GetXYToRAS(), matrix)
-        x, y, _z, _w = matrix.MultiplyPoint((ras[0], ras[1], ras[2], 1.0))
-        return int(round(x)), int(round(y))
-
     def ras(self, i, j, k):
         """World position of a voxel."""
         matrix = vtk.vtkMatrix4x4()
@@ -228,8 +96,6 @@ class Check:
             *ras
         )
         slicer.app.processEvents()
-
-    # ---------------------------------------------------------------------------------------------------------
 
     def moduleIsThere(self):
         expect(
@@ -263,7 +129,6 @@ class Check:
 
     def sample(self):
         import SampleData
-
         from MedSAM2SegmentLib.SampleData import SAMPLE_NAME
 
         found = SampleData.downloadSample(SAMPLE_NAME)
@@ -294,7 +159,7 @@ class Check:
         centre = self.centre()
         self.show("Red", centre)
         self.heart.start()
-        self.pressAt("Red", centre)
+        press("Red", centre)
         first = waitFor(lambda: self.quiet() and self.voxels(self.segmentID).any(), 120, self.status)
         frozen = self.heart.stop()
         mask = self.voxels(self.segmentID)
@@ -309,7 +174,7 @@ class Check:
         inside = self.ras(self.middle()[2] + 25, self.middle()[1], self.middle()[0])
         seconds = None
         start = time.monotonic()
-        self.pressAt("Red", inside, control=True)
+        press("Red", inside, control=True)
         waitFor(self.quiet, 60, self.status)
         seconds = round(time.monotonic() - start, 3)
         after = self.voxels(self.segmentID)
@@ -333,7 +198,7 @@ class Check:
         k = SAMPLE_MIDDLE_SLICE if shape[0] > SAMPLE_MIDDLE_SLICE else shape[0] // 2
         corner, opposite = self.ras(10, 11, k), self.ras(158, 194, k)
         self.show("Red", self.ras(shape[2] // 2, shape[1] // 2, k))
-        self.pressAt("Red", corner, to=opposite)
+        press("Red", corner, to=opposite)
         seconds = waitFor(
             lambda: self.quiet() and self.voxels(self.segmentID)[k].sum() > 1000, 60, self.status
         )
@@ -369,7 +234,7 @@ class Check:
         slicer.util.updateSegmentBinaryLabelmapFromArray(
             array, self.segmentation, self.neighbourID, self.volume
         )
-        self.pressAt("Red", self.ras(i, j + 40, k))
+        press("Red", self.ras(i, j + 40, k))
         waitFor(self.quiet, 60, self.status)
         expect(np.array_equal(self.voxels(self.neighbourID), array != 0), "the neighbour lost voxels")
         return {}
@@ -379,7 +244,7 @@ class Check:
         shape = slicer.util.arrayFromVolume(self.volume).shape
         k = SAMPLE_MIDDLE_SLICE
         self.show("Red", self.ras(shape[2] // 2, shape[1] // 2, k))
-        self.pressAt("Red", self.ras(shape[2] // 2, 20, k), control=True)
+        press("Red", self.ras(shape[2] // 2, 20, k), control=True)
         waitFor(self.quiet, 60, self.status)
         before = self.voxels(self.segmentID)
         self.controller.propagate()
@@ -399,7 +264,7 @@ class Check:
     def sagittal(self):
         centre = self.centre()
         self.show("Yellow", centre)
-        self.pressAt("Yellow", self.ras(*(int(n) for n in self.middle()[::-1])))
+        press("Yellow", self.ras(*(int(n) for n in self.middle()[::-1])))
         waitFor(self.quiet, 60, self.status)
         return {"text": self.state.text}
 
@@ -419,7 +284,7 @@ class Check:
         red = slicer.app.layoutManager().sliceWidget("Red").sliceLogic().GetSliceNode()
         red.RotateToVolumePlane(self.volume)
         self.show("Red", centre)
-        self.pressAt("Red", centre)
+        press("Red", centre)
         waitFor(lambda: self.quiet() and self.voxels(other).any(), 120, self.status)
         mask = self.voxels(other)
         k, j, i = (int(n) for n in self.middle())
@@ -478,8 +343,6 @@ class Check:
         left = self.promptCount()
         expect(left == 0, f"{left} prompt nodes are left in an empty scene")
         return {}
-
-    # ---------------------------------------------------------------------------------------------------------
 
     def middle(self):
         """(k, j, i) in the middle of the volume."""
