@@ -36,7 +36,14 @@ def remove(scene: Any, node: Any) -> None:
     item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
     if item:
         hierarchy.RemoveItem(item, False, False)  # the item alone: the node follows
+    own = []
+    if node.IsA("vtkMRMLDisplayableNode"):
+        own = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+    own.append(node.GetStorageNode())
     scene.RemoveNode(node)
+    for other in own:
+        if other is not None and scene.IsNodePresent(other):
+            scene.RemoveNode(other)
     if folder and hierarchy.GetNumberOfItemChildren(folder) == 0:
         hierarchy.RemoveItem(folder)
 

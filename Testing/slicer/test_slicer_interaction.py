@@ -84,7 +84,7 @@ def test_clicks_are_right_in_a_rotated_zoomed_panned_and_flipped_view(user):
     pose = np.eye(4)
     pose[:3, :3] = rotation((24, -13, 40)) @ np.diag([-1, 1, 1])  # seen in a mirror
     pose[:3, 3] = centre
-    view.node.SetSliceToRAS(arrayToMatrix(pose))
+    view.node.GetSliceToRAS().DeepCopy(arrayToMatrix(pose))
     view.node.UpdateMatrices()
     fov = view.node.GetFieldOfView()
     view.node.SetFieldOfView(fov[0] / 3, fov[1] / 3, fov[2])
@@ -241,6 +241,7 @@ def test_the_right_and_middle_buttons_the_wheel_and_shift_stay_slicers(at_work):
 def test_shift_and_the_mouse_move_the_crosshair(at_work):
     view = at_work.views["Red"]
     crosshair = at_work.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+    view.event("KeyPressEvent", key="Shift_L", shift=True)
     view.move((170, 130), shift=True)
     np.testing.assert_allclose(crosshair.GetCrosshairRAS(), shown_at(view, (170, 130)), atol=1e-3)
 
@@ -252,6 +253,19 @@ def test_placing_markups_is_left_alone(at_work):
     view.click((170, 130))
     at_work.app.markups_logic.disable_place_mode()
     assert mine.GetNumberOfControlPoints() >= 1 and not at_work.gestures
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_prompts_do_not_become_the_list_that_place_mode_adds_to(at_work, chosen):
+    selection = at_work.scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    mine = None
+    if chosen:
+        mine = at_work.scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "landmarks")
+    before = selection.GetActivePlaceNodeID(), selection.GetActivePlaceNodeClassName()
+    at_work.views["Red"].click((200, 150))
+    at_work.takes("box").views["Red"].drag((120, 100), (180, 220))
+    assert (selection.GetActivePlaceNodeID(), selection.GetActivePlaceNodeClassName()) == before
+    assert before[0] == (mine.GetID() if mine else None)
 
 
 # Keys -------------------------------------------------------------------------------------------------------
