@@ -59,12 +59,18 @@ class EditLedger:
             self.end(self._open.payloadBefore)
         self._checkSegmentation()
         self._open = Step(payloadBefore)
-        self._atBegin = {id(step): step.read(self._writer) for step in self.steps}
+        self._atBegin = {step.number: step.read(self._writer) for step in self.steps}
 
     def written(self, changes: list[Change]) -> None:
         """Record changes of the open step; the writer calls this."""
         if self._open is not None:
             self._open.record(changes)
+            # Noted at once: when the step is closed, Slicer may have undone it already.
+            self._open.witnesses = {
+                step.number: (self._atBegin[step.number], step.read(self._writer)) for step in self.steps
+            }
+            before = [samples.before for samples in self._open.samples]
+            self._open.witnesses[self._open.number] = before, self._open.read(self._writer)
 
     def end(self, payloadAfter: Any) -> Step | None:
         """Close the step; None when it changed no voxel: there is nothing then that Slicer could undo."""
@@ -73,11 +79,7 @@ class EditLedger:
             return None
         step.payloadAfter = payloadAfter
         # Slicer, too, forgets what could be redone as soon as something else is done.
-        self.steps = [one for one in self.steps if one.done]
-        for one in self.steps:
-            step.witnesses[id(one)] = (self._atBegin[id(one)], one.read(self._writer))
-        step.witnesses[id(step)] = ([one.before for one in step.samples], step.read(self._writer))
-        self.steps.append(step)
+        self.steps = [*(one for one in self.steps if one.done), step]
         while len(self.steps) > self._limit or (len(self.steps) > 1 and self.bytes > self._limitBytes):
             del self.steps[0]
         return step
@@ -106,16 +108,13 @@ class EditLedger:
             still open may be among those undone: it is closed then, without a payload for redo.
         """
         self._checkSegmentation()
-        opened = self._open
+        opened, steps = self._open, self.steps
         if opened is not None and not opened.isEmpty:
-            undoneBefore = [step for step in self.steps if not step.done]
             self.end(None)
         standing = self.position
         position = self._positionNow(standing)
-        if opened is not None and not opened.isEmpty and position >= standing:
-            self.steps.remove(opened)
-            self.steps += undoneBefore
-            self._open = opened
+        if opened is not None and not opened.isEmpty and position >= standing:  # it goes on
+            self.steps, self._open = steps, opened
             standing = position = self.position
         found = [(step, UNDONE) for step in reversed(self.steps[position:standing])]
         found += [(step, REDONE) for step in self.steps[standing:position]]
@@ -130,7 +129,7 @@ class EditLedger:
         """How many steps stand, judged by the segments."""
         if not self.steps:
             return standing
-        now = {id(step): step.read(self._writer) for step in self.steps}
+        now = {step.number: step.read(self._writer) for step in self.steps}
         wrong = [self._mismatches(position, now) for position in range(len(self.steps) + 1)]
         if wrong[standing] == 0:
             return standing
@@ -186,5 +185,5 @@ class EditLedger:
 
 
 def _missed(now: dict[int, Sampled], step: Step, witnesses: dict[int, Any], which: int) -> int:
-    known = witnesses.get(id(step))
-    return 0 if known is None else mismatches(now[id(step)], known[which])
+    known = witnesses.get(step.number)
+    return 0 if known is None else mismatches(now[step.number], known[which])

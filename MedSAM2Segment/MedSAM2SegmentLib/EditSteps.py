@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,7 @@ class Samples:
         return writer.maskOf(self.segmentID, self.voxels, self.indexToRAS)
 
 
-@dataclass
+@dataclass(eq=False)
 class Step:
     """One action of the user that changed segments.
 
@@ -105,7 +106,9 @@ class Step:
     samples
         Of the voxels it changed.
     witnesses
-        By earlier step (its ``id``) and by this one: how its samples stood before and after this step.
+        By the number of each earlier step, and of this one: how its samples stood before and after this one.
+    number
+        Its own.
     """
 
     payloadBefore: Any
@@ -114,6 +117,7 @@ class Step:
     patches: list[Patch] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
     witnesses: dict[int, tuple[Sampled, Sampled]] = field(default_factory=dict)
+    number: int = field(default_factory=itertools.count().__next__)
 
     @property
     def bytes(self) -> int:
@@ -128,7 +132,8 @@ class Step:
     def record(self, changes: Iterable[Change]) -> None:
         """Add changes."""
         for change in changes:
-            self._sample(change)
+            if not np.array_equal(change.before, change.after):
+                self._sample(change)
             self.patches.append(Patch(change))
 
     def restoreNotes(self, which: int, writer: SegmentWriter) -> None:
@@ -144,10 +149,9 @@ class Step:
 
     def _sample(self, change: Change) -> None:
         changed = np.flatnonzero(change.before != change.after)
+        known = self._samplesOf(change)
         # A long step is sampled thinner and thinner, but never not at all.
-        room = max(
-            _SAMPLES - sum(len(one.before) for one in self.samples if one.segmentID == change.segmentID), 8
-        )
+        room = max(_SAMPLES - len(known.before), 8)
         chosen = changed[np.unique(np.linspace(0, len(changed) - 1, min(len(changed), room)).astype(int))]
         mask = np.zeros(change.before.size, dtype=bool)
         mask[chosen] = True
@@ -158,8 +162,18 @@ class Step:
                 low, high = patch.box[::2], patch.box[1::2]
                 first = ~((ijk >= low) & (ijk <= high)).all(axis=1)
                 ijk, before = ijk[first], before[first]
-        if len(ijk):
-            self.samples.append(Samples(change.segmentID, change.indexToRAS, VoxelList(ijk), before))
+        known.voxels = VoxelList(np.concatenate([known.voxels.ijk, ijk]))
+        known.before = np.concatenate([known.before, before])
+
+    def _samplesOf(self, change: Change) -> Samples:
+        for samples in self.samples:
+            if samples.segmentID == change.segmentID and np.array_equal(
+                samples.indexToRAS, change.indexToRAS
+            ):
+                return samples
+        none = VoxelList(np.zeros((0, 3), dtype=np.int64))
+        self.samples.append(Samples(change.segmentID, change.indexToRAS, none, np.zeros(0, dtype=bool)))
+        return self.samples[-1]
 
 
 #: How the samples of a step stand; None where a segment is gone.

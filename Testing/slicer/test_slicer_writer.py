@@ -5,61 +5,26 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
+from a_desk import Desk  # noqa: E402
 from a_scene import (  # noqa: E402
     a_matrix,
     a_picture,
     a_segmentation,
-    a_volume,
     an_editor,
     an_imported_segment,
     box_mask,
     geometries,
     paint,
     set_reference,
-    voxels_of,
 )
 from medsam2_core.errors import GeometryError, MedSAM2Error  # noqa: E402
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
 from MedSAM2SegmentLib.Editors import SegmentError  # noqa: E402
 from MedSAM2SegmentLib.SegmentWriter import SegmentWriter  # noqa: E402
-from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter  # noqa: E402
 from MedSAM2SegmentLib.VoxelSets import Extent  # noqa: E402
 
 EDITOR = slicer.vtkMRMLSegmentEditorNode
 ALLOWED = slicer.vtkMRMLSegmentationNode
-
-
-class Desk:
-    """A volume, a segmentation with segments A, B, C, an editor on A and a writer."""
-
-    def __init__(self, scene, segments=("A", "B", "C"), matrix=None, **options):
-        self.volume_node = a_volume(scene, geometries()["plain"] if matrix is None else matrix)
-        self.segmentation = a_segmentation(scene, self.volume_node, segments, **options)
-        self.editor = an_editor(self.segmentation, self.volume_node)
-        self.writer = SegmentWriter(self.editor)
-        self.volume = VolumeAdapter(self.volume_node).volume
-        self.stack = SliceStack.along(self.volume, "k")
-        self.empty = np.zeros(self.stack.shape_hw, dtype=bool)
-
-    def mask(self, rows, columns):
-        """A rectangle on a slice, given by (first, last) of j and of i."""
-        kji = np.zeros(self.volume.voxels_kji.shape, dtype=bool)
-        kji[0, rows[0] : rows[1] + 1, columns[0] : columns[1] + 1] = True
-        return self.stack.mask_of(kji, self.n_of(0))
-
-    def n_of(self, k):
-        return round(float(self.stack.to_slice([[0, 0, k]])[0, 2]))
-
-    def write(self, k, rows, columns, segmentID="A", **options):
-        mask = self.mask(rows, columns) if rows else self.empty
-        options.setdefault("newStep", True)
-        return self.writer.write(segmentID, {self.n_of(k): mask}, self.stack, **options)
-
-    def voxels(self, segmentID="A"):
-        return voxels_of(self.segmentation, segmentID)
-
-    def overwrite(self, mode):
-        self.editor.node.SetOverwriteMode(mode)
 
 
 @pytest.fixture
