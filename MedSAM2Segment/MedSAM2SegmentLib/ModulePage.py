@@ -32,8 +32,11 @@ class ModulePage:
 
     def __init__(self, parent: qt.QWidget | None, installer=None, settings=None, workers=None) -> None:
         self.settings = settings or Settings()
-        self._runner = QProcessRunner(qt.QCoreApplication.instance())
-        self.installer = installer or RuntimeInstaller(None, self._runner, environment=startupEnvironment())
+        self._runner = None
+        if installer is None:
+            self._runner = QProcessRunner(qt.QCoreApplication.instance())
+            installer = RuntimeInstaller(None, self._runner, environment=startupEnvironment())
+        self.installer = installer
         self.controller = ModulePageController(
             self.installer, self.settings, workers or Workers(self.settings, self.installer), self._onChanged
         )
@@ -63,7 +66,8 @@ class ModulePage:
         self._timer.timeout.disconnect(self._onTick)
         self.controller.cleanup()
         self.panel.cleanup()
-        self._runner.killAll()
+        if self._runner is not None:
+            self._runner.killAll()
 
     def _onChanged(self) -> None:
         self._isOld = True

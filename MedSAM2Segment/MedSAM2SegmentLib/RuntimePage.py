@@ -156,8 +156,7 @@ class RuntimePage:
 
     def _onEnded(self, error: MedSAM2Error | None) -> None:
         self._fraction, self._step = None, ""
-        if error is None:
-            self._runtimeChanged()
-        else:
+        if error is not None:
             self._outcome = Line(str(error), Kind.PLAIN if isinstance(error, Cancelled) else Kind.ERROR)
+        self._runtimeChanged()  # also when it failed: what was there before can be used again
         self._changed()
