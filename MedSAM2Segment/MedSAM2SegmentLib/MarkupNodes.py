@@ -8,6 +8,7 @@ Every node carries ``MedSAM2.segmentID``, ``MedSAM2.role`` and a reference to it
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import slicer
 import vtk
 from medsam2_core.errors import PromptError
 
-from MedSAM2SegmentLib.SliceViews import matrixToArray
+from MedSAM2SegmentLib.Editors import matrixToArray
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -57,7 +58,10 @@ def promptNodes(scene: Any, segmentationNode: Any) -> Iterator[Any]:
         nodes.UnRegister(None)
         for index in range(nodes.GetNumberOfItems()):
             node = nodes.GetItemAsObject(index)
-            if isPrompt(node) and node.GetNodeReference(_SEGMENTATION_REFERENCE) is segmentationNode:
+            if (
+                isPrompt(node)
+                and node.GetNodeReferenceID(_SEGMENTATION_REFERENCE) == segmentationNode.GetID()
+            ):
                 yield node
 
 
@@ -82,7 +86,7 @@ def isPositive(node: Any) -> bool:
 
 
 def create(scene: Any, segmentationNode: Any, segmentID: str, role: str, volumeNode: Any = None) -> Any:
-    """A new empty prompt node, not yet coloured."""
+    """A new empty prompt node; its looks are given by :mod:`PromptLooks`."""
     segment = segmentationNode.GetSegmentation().GetSegment(segmentID)
     name = f"{segment.GetName() if segment else segmentID} {_NAMES[role]}"
     node = scene.CreateNodeByClass(_CLASSES[role])
@@ -90,14 +94,25 @@ def create(scene: Any, segmentationNode: Any, segmentID: str, role: str, volumeN
     node.SetName(scene.GenerateUniqueName(name))
     node.SetAttribute(_SEGMENT, segmentID)
     node.SetAttribute(_ROLE, role)
-    node = scene.AddNode(node)
+    # Before it is added, so that whoever hears of a new node knows whose it is.
     node.SetNodeReferenceID(_SEGMENTATION_REFERENCE, segmentationNode.GetID())
     if volumeNode is not None:
         node.SetNodeReferenceID(_VOLUME_REFERENCE, volumeNode.GetID())
-    if role != NOTES:
-        node.CreateDefaultDisplayNodes()
-        style(node)
-    return node
+    with _activeListKept(scene):
+        return scene.AddNode(node)
+
+
+@contextmanager
+def _activeListKept(scene: Any) -> Iterator[None]:
+    """Slicer makes every new markups node the one that its place mode adds points to: not ours."""
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    if selection is None:
+        yield
+        return
+    nodeID, className = selection.GetActivePlaceNodeID(), selection.GetActivePlaceNodeClassName()
+    yield
+    selection.SetReferenceActivePlaceNodeClassName(className)
+    selection.SetReferenceActivePlaceNodeID(nodeID)
 
 
 # Order ------------------------------------------------------------------------------------------------------
@@ -181,16 +196,16 @@ def setCurve(node: Any, ras: ArrayLike) -> None:
 def frameOf(gesture: BoxGesture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Frame (4, 4: unit axes and centre, RAS) and size (3,) in mm of a box that was drawn.
 
-    Its x and y run along the view's rows and columns, its z across them.
+    Its x runs across the slice, its y and z along the view's rows and columns.
     """
     corners = gesture.rasCorners
     along, across = corners[1] - corners[0], corners[3] - corners[0]
-    size = np.array([np.linalg.norm(along), np.linalg.norm(across), gesture.thickness])
+    size = np.array([gesture.thickness, np.linalg.norm(along), np.linalg.norm(across)])
     if min(size) <= 0:
-        raise PromptError(f"a box of {size[0]:g} x {size[1]:g} mm is empty: draw it again")
+        raise PromptError(f"a box of {size[1]:g} x {size[2]:g} mm is empty: draw it again")
     frame = np.eye(4)
-    frame[:3, 0], frame[:3, 1] = along / size[0], across / size[1]
-    frame[:3, 2] = np.cross(frame[:3, 0], frame[:3, 1])
+    frame[:3, 1], frame[:3, 2] = along / size[1], across / size[2]
+    frame[:3, 0] = np.cross(frame[:3, 1], frame[:3, 2])
     frame[:3, 3] = corners.mean(axis=0)
     return frame, size
 
@@ -228,51 +243,5 @@ def boxCorners(node: Any) -> NDArray[np.float64]:
 
 def cornersOf(frame: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
     """(4, 3) RAS of the corners of a frame and a size."""
-    halves = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) * size / 2
+    halves = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]]) * size / 2
     return halves @ frame[:3, :3].T + frame[:3, 3]
-
-
-# Looks ------------------------------------------------------------------------------------------------------
-
-
-def style(node: Any) -> None:
-    """How a prompt looks in slice views: small, unlabelled, only near its slice, not in 3-D views."""
-    display = node.GetDisplayNode()
-    wasModifying = display.StartModify()
-    display.SetVisibility3D(False)
-    display.SetPointLabelsVisibility(False)
-    display.SetPropertiesLabelVisibility(False)
-    display.SetSliceProjection(False)
-    display.SetUseGlyphScale(True)
-    role = roleOf(node)
-    if role == BOX:
-        display.SetGlyphScale(1.0)
-        display.SetFillVisibility(False)
-        display.SetHandlesInteractive(True)
-        display.SetTranslationHandleVisibility(False)
-        display.SetRotationHandleVisibility(False)
-        display.SetScaleHandleVisibility(True)
-    elif role in SCRIBBLE_ROLES:
-        display.SetGlyphScale(1.0)
-        display.SetHandlesInteractive(False)
-    else:
-        display.SetGlyphType(display.ThickCross2D if role == POSITIVE else display.Circle2D)
-        display.SetGlyphScale(2.0)
-        display.SetHandlesInteractive(False)
-    display.EndModify(wasModifying)
-
-
-def paint(node: Any, color: tuple[float, float, float]) -> None:
-    """Give a prompt the colour of its segment."""
-    display = node.GetDisplayNode()
-    if display is not None:
-        display.SetColor(*color)
-        display.SetSelectedColor(*color)
-        display.SetActiveColor(*color)
-
-
-def show(node: Any, visible: bool) -> None:
-    """Show or hide a prompt."""
-    display = node.GetDisplayNode() if node.IsA("vtkMRMLDisplayableNode") else None
-    if display is not None:
-        display.SetVisibility(visible)

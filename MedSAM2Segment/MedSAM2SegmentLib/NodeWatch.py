@@ -126,9 +126,7 @@ class NodeWatch:
         # While a scene is being read, references do not hold yet; all is found when it has been read.
         if self._ours or self._scene.IsImporting() or not MarkupNodes.isPrompt(node):
             return
-        before = set(self._watched)
-        self.find()
-        self._tell({MarkupNodes.segmentOf(self._watched[one].node) for one in set(self._watched) - before})
+        self._findAndTell()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _onNodeRemoved(self, _scene: Any, _event: str, node: Any) -> None:
@@ -141,9 +139,15 @@ class NodeWatch:
             self._tell({watched.state.segmentID})
 
     def _onImported(self, *_: Any) -> None:
+        self._findAndTell()
+
+    def _findAndTell(self) -> None:
         before = set(self._watched)
         self.find()
-        self._tell({MarkupNodes.segmentOf(self._watched[one].node) for one in set(self._watched) - before})
+        found = [watched.state for nodeID, watched in self._watched.items() if nodeID not in before]
+        self._tell(
+            {state.segmentID for state in found if not state.isEmpty}
+        )  # else another editor fills it soon
 
     def _onClosing(self, *_: Any) -> None:
         self._onGone(True)

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from medsam2_core.errors import PromptError
 from medsam2_core.prompts import MaskPrompt, Prompt
 from medsam2_core.slice_prompts import by_slice
 from medsam2_core.worker.messages import SliceWords
 
-from MedSAM2SegmentLib import MarkupNodes, PromptWords
+from MedSAM2SegmentLib import MarkupNodes, PromptFolder, PromptLooks, PromptWords
 from MedSAM2SegmentLib.Gestures import BoxGesture, Gesture, PointGesture, ScribbleGesture
 from MedSAM2SegmentLib.NodeWatch import NodeWatch
 from MedSAM2SegmentLib.PromptNotes import MaskNote, Notes
@@ -105,6 +106,8 @@ class PromptMarkups:
 
     def add(self, segmentID: str, gesture: Gesture) -> PromptHandle:
         """Put what was drawn into the scene. A box takes the place of an earlier one on the same plane."""
+        if self.segmentationNode is None:
+            raise PromptError("the segmentation is not in the scene any more: choose another one")
         number = self._nextOrder()
         with self._edit(segmentID):
             if isinstance(gesture, PointGesture):
@@ -114,7 +117,7 @@ class PromptMarkups:
                 return self._handle(node, MarkupNodes.addPoint(node, gesture.ras, number))
             if isinstance(gesture, BoxGesture):
                 for other in [one for one in self._boxes(segmentID) if _isOnPlane(one, gesture)]:
-                    self.scene.RemoveNode(other)
+                    self._delete(other)
                 node = self._new(segmentID, MarkupNodes.BOX)
                 MarkupNodes.setBox(node, gesture)
             else:
@@ -147,7 +150,7 @@ class PromptMarkups:
             if handle.index >= 0 and node.GetNumberOfControlPoints() > 1:
                 node.RemoveNthControlPoint(handle.index)
             else:
-                self.scene.RemoveNode(node)
+                self._delete(node)
         return True
 
     def removeAt(self, sliceNode: Any, xyz: ArrayLike) -> bool:
@@ -166,7 +169,7 @@ class PromptMarkups:
         """Delete all prompts of a segment."""
         with self._edit(segmentID):
             for node in self._nodes(segmentID):
-                self.scene.RemoveNode(node)
+                self._delete(node)
 
     # Undo ---------------------------------------------------------------------------------------------------
 
@@ -179,19 +182,17 @@ class PromptMarkups:
     def restore(self, snapshot: Snapshot, segmentID: str | None = None) -> None:
         """Bring back exactly what a snapshot (of the same segment) holds; nobody is told."""
         with self._watch.ours():
-            nodes = {_place(saved(node)): node for node in self.snapshotNodes(segmentID)}
+            nodes = self._watch.nodes if segmentID is None else self._nodes(segmentID)
             for state in snapshot:
-                node = nodes.pop(_place(state), None)
+                node = next((one for one in nodes if _place(saved(one)) == _place(state)), None)
                 if node is None:
                     node = self._new(state.segmentID, state.role)
+                else:
+                    nodes.remove(node)
                 if saved(node) != state:
                     fill(node, state)
-            for node in nodes.values():
-                self.scene.RemoveNode(node)
-
-    def snapshotNodes(self, segmentID: str | None) -> list[Any]:
-        """Nodes a snapshot (of one segment) is made of."""
-        return self._watch.nodes if segmentID is None else self._nodes(segmentID)
+            for node in nodes:
+                self._delete(node)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -208,7 +209,7 @@ class PromptMarkups:
         """Show or hide all prompts, also those to come."""
         self._isVisible = visible
         for node in self._watch.nodes:
-            MarkupNodes.show(node, visible)
+            PromptLooks.show(node, visible)
 
     def cleanup(self) -> None:
         """Take every observer back; the nodes stay in the scene."""
@@ -229,10 +230,15 @@ class PromptMarkups:
 
     def _new(self, segmentID: str, role: str) -> Any:
         node = MarkupNodes.create(self.scene, self.segmentationNode, segmentID, role, self.volumeNode)
-        MarkupNodes.paint(node, self._colour(segmentID))
-        MarkupNodes.show(node, self._isVisible)
+        PromptLooks.style(node)
+        PromptLooks.paint(node, self._colour(segmentID))
+        PromptLooks.show(node, self._isVisible)
+        PromptFolder.file(self.scene, self.segmentationNode, node, self._watch.nodes)
         self._watch.add(node)
         return node
+
+    def _delete(self, node: Any) -> None:
+        PromptFolder.remove(self.scene, node)
 
     def _handle(self, node: Any, index: int = -1) -> PromptHandle:
         return PromptHandle(node.GetID(), MarkupNodes.segmentOf(node), MarkupNodes.roleOf(node), index)
@@ -251,7 +257,7 @@ class PromptMarkups:
             return
         with self._edit(segmentID):
             if after.isEmpty:
-                self.scene.RemoveNode(found[0])
+                self._delete(found[0])
             else:
                 node = found[0] if found else self._new(segmentID, MarkupNodes.NOTES)
                 node.SetText(after.toText())
@@ -283,7 +289,7 @@ class PromptMarkups:
                 if MarkupNodes.isSet(node, index) and not MarkupNodes.pointOrder(node, index):
                     MarkupNodes.numberPoint(node, index, self._nextOrder())
         elif saved(node).isEmpty:
-            self.scene.RemoveNode(node)
+            self._delete(node)
 
     def _onSegments(self) -> None:
         present = set(self._presentSegments())
@@ -302,7 +308,7 @@ class PromptMarkups:
         self._watch.cleanup()
         self.segmentationNode = None
         for node in nodes if not isClosing else []:
-            self.scene.RemoveNode(node)
+            self._delete(node)
 
     def _presentSegments(self) -> tuple[str, ...]:
         return tuple(self.segmentationNode.GetSegmentation().GetSegmentIDs())
@@ -313,7 +319,7 @@ class PromptMarkups:
 
     def _paint(self) -> None:
         for node in self._watch.nodes:
-            MarkupNodes.paint(node, self._colour(MarkupNodes.segmentOf(node)))
+            PromptLooks.paint(node, self._colour(MarkupNodes.segmentOf(node)))
 
 
 def _place(state: SavedNode) -> tuple[str, str, int]:
@@ -323,7 +329,7 @@ def _place(state: SavedNode) -> tuple[str, str, int]:
 
 def _isOnPlane(box: Any, gesture: BoxGesture) -> bool:
     frame, _ = MarkupNodes.boxFrame(box)
-    distances = (gesture.rasCorners - frame[:3, 3]) @ frame[:3, 2]
+    distances = (gesture.rasCorners - frame[:3, 3]) @ frame[:3, 0]
     return bool(np.abs(distances).max() < gesture.thickness / 2)
 
 

@@ -41,6 +41,8 @@ def pick(nodes: Iterable[Any], sliceNode: Any, xyz: ArrayLike, *, lines: bool) -
     for node in nodes:
         if MarkupNodes.roleOf(node) == MarkupNodes.NOTES or not _isShown(node):
             continue
+        if node.GetLocked() and not lines:
+            continue  # the user does not want it to be moved
         distance, index = _distance(node, sliceNode, position, lines)
         if distance <= _REACH + _glyphRadius(node, sliceNode) and (best is None or distance < best[0]):
             best = (distance, _handle(node, index))

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 POINTS_OF_A_SCRIBBLE = 8
-_TILT = 1.0  # slices by which the corners of one box may differ
+_SPREAD = 1.0  # slices by which the corners of one box may differ
+_PARALLEL = np.cos(
+    np.radians(2.0)
+)  # a plane that is tilted less is the slice's: a large box has its corners further
 _EDGE = 1e-3  # voxels: rounding when millimetres become indices
 
 
@@ -64,7 +67,7 @@ def boxPrompt(rasCorners: ArrayLike, geometry: Geometry, stack: SliceStack, what
         When the corners lie on different slices, or no part of the box is on the volume.
     """
     corners = stack.to_slice(geometry.to_ijk(rasCorners))  # (4, 3) x, y, n
-    if np.ptp(corners[:, 2]) > _TILT:
+    if np.ptp(corners[:, 2]) > _SPREAD and _isTilted(np.asarray(rasCorners), geometry, stack):
         first, last = sorted((round(corners[:, 2].min()), round(corners[:, 2].max())))
         raise PromptError(
             f"{what} reaches from slice {first} to {last} of {stack.title}: a box lies on one slice. "
@@ -80,6 +83,17 @@ def boxPrompt(rasCorners: ArrayLike, geometry: Geometry, stack: SliceStack, what
     if isinstance(stack, AxisStack):
         return n, Box.between(first, last)
     return n, Box(*_diagonalInside(stack, geometry, (left, top, right, bottom), n, what))
+
+
+def _isTilted(rasCorners: NDArray[np.float64], geometry: Geometry, stack: SliceStack) -> bool:
+    """Whether a rectangle lies in another plane than the slices."""
+    xynToRas = geometry.ijk_to_ras @ stack.xyn_to_ijk
+    normals = [
+        np.cross(rasCorners[1] - rasCorners[0], rasCorners[3] - rasCorners[0]),
+        np.cross(xynToRas[:3, 0], xynToRas[:3, 1]),
+    ]
+    first, second = (normal / np.linalg.norm(normal) for normal in normals)
+    return bool(abs(first @ second) < _PARALLEL)
 
 
 def checkBoxes(placed: Iterable[tuple[int, int, object]], stack: SliceStack) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _CLICK = 4.0  # pixels the mouse may move between press and release of a click
 _STEP = 3.0  # pixels between the positions of a scribble
+_SPACING, _MOST = 8.0, 32  # pixels between the control points of a finished scribble, and how many at most
 _SMALLEST = 3.0  # pixels: a smaller box was a slip of the hand
 _FAR = 0.1  # slices: a corner further off the plane was drawn on another slice
 
@@ -107,9 +108,11 @@ class SliceInteraction:
             self._drawing.isPressed, self._drawing.pressedAt = True, xyz  # the second corner of a box
             return True
         self.drop()
-        if self.markups is not None and self.markups.hit(sliceNode, xyz) is not None:
+        isCtrl = bool(interactor.GetControlKey())
+        # Markups are dragged without Ctrl; with it, a point may lie close to another.
+        if self.markups is not None and not isCtrl and self.markups.hit(sliceNode, xyz) is not None:
             return False
-        positive = self.negative == bool(interactor.GetControlKey())
+        positive = self.negative == isCtrl
         self._drawing = _Drawing(sliceNode, [ras], positive, pressedAt=xyz)
         return True
 
@@ -135,7 +138,6 @@ class SliceInteraction:
             self.drop()
             return True
         xyz = SliceViews.mousePosition(interactor, sliceNode)
-        ras = SliceViews.toRas(sliceNode, xyz)[0]
         gesture: Gesture | None = None
         if self.tool is Tool.BOX:
             gesture = self._box(xyz)
@@ -143,7 +145,7 @@ class SliceInteraction:
                 drawing.isPressed = False  # a click: the next press is the other corner
                 return True
         elif self.tool is Tool.SCRIBBLE and drawing.hasMoved:
-            gesture = ScribbleGesture([*drawing.ras, ras], drawing.positive)
+            gesture = ScribbleGesture(self._stroke(xyz), drawing.positive)
         else:
             gesture = PointGesture(drawing.ras[0], drawing.positive)
         self.drop()
@@ -178,6 +180,12 @@ class SliceInteraction:
         (left, bottom), (right, top) = np.sort([first[:2], xyz[:2]], axis=0)
         z = first[2]
         return np.array([[left, bottom, z], [right, bottom, z], [right, top, z], [left, top, z]])
+
+    def _stroke(self, xyz: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, 3) RAS of the whole stroke, thinned to even steps that can be told apart and dragged."""
+        sliceNode = self._drawing.sliceNode
+        drawn = np.vstack([SliceViews.toXyz(sliceNode, self._drawing.ras), xyz])
+        return SliceViews.toRas(sliceNode, evenly(drawn, _SPACING, _MOST))
 
     def _box(self, xyz: NDArray[np.float64]) -> BoxGesture | None:
         corners = self._corners(xyz)
@@ -222,3 +230,11 @@ def _isPlacing(sliceNode: Any) -> bool:
     interaction = scene.GetNodeByID("vtkMRMLInteractionNodeSingleton") if scene is not None else None
     placing = slicer.vtkMRMLInteractionNode.Place
     return interaction is not None and interaction.GetCurrentInteractionMode() == placing
+
+
+def evenly(positions: NDArray[np.float64], spacing: float, most: int) -> NDArray[np.float64]:
+    """(M, 3) positions along a polyline (N, 3), about ``spacing`` apart, with both ends; 2 <= M <= ``most``."""
+    lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(positions, axis=0), axis=1))])
+    count = int(np.clip(round(lengths[-1] / spacing) + 1, 2, most))
+    wanted = np.linspace(0, lengths[-1], count)
+    return np.stack([np.interp(wanted, lengths, positions[:, axis]) for axis in range(3)], axis=1)

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
+from medsam2_core.imaging.geometry import transform
+
+from MedSAM2SegmentLib.Editors import matrixToArray
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-
-
-def matrixToArray(matrix: Any) -> NDArray[np.float64]:
-    """(4, 4) array of a vtkMatrix4x4."""
-    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
 
 
 def mousePosition(interactor: Any, sliceNode: Any) -> NDArray[np.float64]:
@@ -32,12 +30,12 @@ def mousePosition(interactor: Any, sliceNode: Any) -> NDArray[np.float64]:
 
 def toRas(sliceNode: Any, xyz: ArrayLike) -> NDArray[np.float64]:
     """(N, 3) positions in the view to (N, 3) RAS."""
-    return _transform(matrixToArray(sliceNode.GetXYToRAS()), xyz)
+    return transform(matrixToArray(sliceNode.GetXYToRAS()), xyz)
 
 
 def toXyz(sliceNode: Any, ras: ArrayLike) -> NDArray[np.float64]:
     """(N, 3) RAS to (N, 3) positions in the view; the third is the distance from its plane in slices."""
-    return _transform(np.linalg.inv(matrixToArray(sliceNode.GetXYToRAS())), ras)
+    return transform(np.linalg.inv(matrixToArray(sliceNode.GetXYToRAS())), ras)
 
 
 def sliceThickness(sliceNode: Any) -> float:
@@ -50,8 +48,3 @@ def planeOf(sliceNode: Any) -> NDArray[np.float64]:
     sliceToRas = matrixToArray(sliceNode.GetSliceToRAS())
     normal = sliceToRas[:3, 2] / np.linalg.norm(sliceToRas[:3, 2])
     return np.append(normal, normal @ sliceToRas[:3, 3])
-
-
-def _transform(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:
-    positions = np.array(points, dtype=np.float64, ndmin=2)
-    return positions @ matrix[:3, :3].T + matrix[:3, 3]
