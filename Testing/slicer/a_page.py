@@ -19,7 +19,7 @@ PLAN = InstallPlan(
     licences=(("PyTorch", "BSD-3-Clause"), ("SAM 2", "Apache-2.0"), ("CUDA libraries", "NVIDIA's own")),
 )
 MODELS = (
-    ModelRow("embedded", "Embedded", 24_000_000, "Apache-2.0", True, "/extension/weights/embedded.safetensors"),
+    ModelRow("embedded", "Embedded", 24_000_000, "Apache-2.0", True, "/extension/embedded.safetensors"),
     ModelRow("medsam2", "MedSAM2, latest", 156_000_000, "CC BY-NC-SA 4.0", False, "", "40 %"),
     ModelRow("large", "SAM 2.1 Hiera large", 898_000_000, "Apache-2.0"),
 )
@@ -33,8 +33,9 @@ class FakeInstaller:
         self.options = None
 
     def status(self):
-        words = {RuntimeState.NONE: "The runtime is not installed yet: press Install"}
-        return RuntimeStatus(self.now, words.get(self.now, f"The runtime is {self.now.value}"), "/runtime/python")
+        isThere = self.now is not RuntimeState.NONE
+        text = f"The runtime is {self.now.value}" if isThere else "Nothing is installed yet: press Install"
+        return RuntimeStatus(self.now, text, "/runtime/python")
 
     def plan(self, options=None):
         if self.refusal:
@@ -151,9 +152,9 @@ def page_states():
             choices=choices,
             values=values,
         ),
-        "ready": PageState(ready, MODELS, canChangeModels=True, worker=connected, choices=choices, values=values),
+        "ready": PageState(ready, MODELS, worker=connected, choices=choices, values=values),
         "failed": PageState(
-            RuntimeView(Line(f"The disk is full: {PLAN.folder}/python3.12/site-packages", Kind.ERROR), log="x"),
+            RuntimeView(Line(f"The disk is full: {PLAN.folder}/site-packages", Kind.ERROR), log="x"),
             MODELS,
             Line("large was not downloaded: no connection to the network", Kind.ERROR),
             worker=WorkerView(Line(lost, Kind.ERROR), details="x", remoteCommand="srun medsam2 worker"),
