@@ -28,7 +28,7 @@ def fake_worker(*words):
 
 def environment():
     """Variables with which a child process finds the core."""
-    return {**os.environ, "PYTHONPATH": str(CORE), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONPATH": str(CORE), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
 def volume(shape_kji=(6, 24, 32), dtype=np.int16, seed=0):

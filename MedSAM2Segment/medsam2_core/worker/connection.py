@@ -92,6 +92,7 @@ class Connection:
         self._streams: list[VolumeStream] = []
         self._stderr = b""
         self._ping: Request | None = None
+        self._ping_at = 0.0
         self._tick = clock()
         self._waiting = 0.0  # seconds without a word
         self._still = 0.0  # seconds without a word but pongs
@@ -170,9 +171,12 @@ class Connection:
             if self._waiting > self._timing.pong + slack:
                 self.lose(f"the worker hangs: no sign of life for {self._waiting:.0f} s")
         elif self._waiting >= self._timing.quiet:
-            self._waiting = 0.0
-            self._ping = Request("ping", take=self._take_pong)
-            self.send(self._ping)
+            self._send_ping()
+
+    def _send_ping(self) -> None:
+        self._waiting = 0.0
+        self._ping, self._ping_at = Request("ping", take=self._take_pong), self._clock()
+        self.send(self._ping)
 
     def on_bytes(self, data: bytes) -> None:
         """Bytes came."""
@@ -240,10 +244,13 @@ class Connection:
                 f"update {'this MedSAM2Segment' if is_newer else 'the worker'}"
             )
         self.welcome = told
+        self._send_ping()  # to learn how long an answer is under way
         self._owner.on_welcome(self)
 
     def _take_pong(self, frame: Frame) -> None:
         self._ping = None
+        passed = self._clock() - self._ping_at
+        self._speed.delay = min(self._speed.delay or passed, passed)
         age = frame.header.get("step_age")
         if frame.header.get("busy") is True and isinstance(age, int | float):
             # Whatever it told meanwhile was a step, too.

@@ -19,6 +19,7 @@ from medsam2_core.worker.volumes import RemoteVolume
 
 Done = Callable[[Any], None]
 Failed = Callable[[MedSAM2Error], None]
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class RemoteSession:
         Whether the present worker has opened it, and knows all that was known.
     is_closed
         Whether it is over.
+    progress
+        While it is being opened, what the worker does: as for a request's `progress`; else None.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class RemoteSession:
         self.info: SessionInfo | None = None
         self.is_open = False
         self.is_closed = False
+        self.progress: tuple[str, int, int | None] | None = None
         self._port = port
         self._failed, self._opened = failed, opened
         self._books: dict[str, Books] = {}
@@ -132,12 +136,13 @@ class RemoteSession:
         slices: Mapping[int, SliceWords],
         done: Callable[[list[SliceRecord]], None] | None = None,
         failed: Failed | None = None,
+        progress: Progress | None = None,
     ) -> Request:
         """Replace what was said about an object on these slices; `done` gets the records of the answer."""
         said = dict(slices)
         arrays: dict[str, NDArray[Any]] = {}
         told = [words_to_json(n, words, arrays) for n, words in sorted(said.items())]
-        request = Request("say", {"object": object, "slices": told}, arrays, done, failed)
+        request = Request("say", {"object": object, "slices": told}, arrays, done, failed, progress)
 
         def take(frame: Frame) -> list[SliceRecord]:
             records = self._checked(records_in(frame))
@@ -179,7 +184,7 @@ class RemoteSession:
         slices: Callable[[list[SliceRecord], int, int | None], None] | None = None,
         done: Done | None = None,
         failed: Failed | None = None,
-        progress: Callable[[str, int, int | None], None] | None = None,
+        progress: Progress | None = None,
     ) -> Request:
         """Follow objects through the slices; `slices` gets records as they come, with done and total.
 
@@ -294,7 +299,7 @@ class RemoteSession:
         fields = {"session": self.name, "volume": self.volume.name, "stack": self.stack.to_json()}
         fields["settings"] = self.settings.to_json()
         opening = Request("open_session", fields, done=self._on_opened, failed=self.fail, blame=self._blame)
-        opening.take = self._take_opened
+        opening.take, opening.progress = self._take_opened, self._on_progress
         self._post_own(opening)
 
     def _post_own(self, request: Request) -> None:
@@ -317,10 +322,13 @@ class RemoteSession:
 
     def _go_on(self) -> None:
         """The worker knows all that it knew. Only now it is asked more, so that it is clear what ended it."""
-        self.is_open = True
+        self.is_open, self.progress = True, None
         self._blame.deaths = 0
         for waiting in list(self._waiting):
             self._port.post(waiting.request)
+
+    def _on_progress(self, what: str, done: int, total: int | None) -> None:
+        self.progress = None if self.is_open else (what, done, total)
 
     def _on_opened(self, _: Any) -> None:
         opened, self._opened = self._opened, None
@@ -329,7 +337,7 @@ class RemoteSession:
 
     def lost(self, reason: str, too_many: int = 2) -> None:
         """The connection is gone. What was asked is asked again of the next, unless it ended two workers."""
-        self.is_open = False
+        self.is_open, self.progress = False, None
         self._focus = None
         self._own = []
         if self._blame.deaths >= too_many:

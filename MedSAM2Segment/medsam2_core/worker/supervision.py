@@ -8,6 +8,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from medsam2_core.errors import Cancelled, MedSAM2Error, WorkerError
@@ -361,7 +362,11 @@ class Supervisor:
         self.problem = problem
         if state is not self.state:
             self.state = state
-            self.calls.extend(list(self.listeners))
+            self.calls.extend(partial(self._tell, listener) for listener in self.listeners)
+
+    def _tell(self, listener: Callable[[], None]) -> None:
+        if listener in self.listeners:  # it may have been taken out since
+            listener()
 
     def _hint(self) -> str:
         """The line of its last messages that tells most: the last, as Python and shells put it."""

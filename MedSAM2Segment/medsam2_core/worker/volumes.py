@@ -16,7 +16,8 @@ from medsam2_core.worker.client import Blame, Client
 from medsam2_core.worker.frames import DTYPES
 
 _SMALLEST_SLAB, _LARGEST_SLAB, _FIRST_SLAB = 64 << 10, 1 << 20, 256 << 10  # bytes
-_SMALLEST_WINDOW, _LARGEST_WINDOW, _FIRST_WINDOW = 256 << 10, 4 << 20, 1 << 20  # bytes
+_SMALLEST_WINDOW, _LARGEST_WINDOW = 128 << 10, 4 << 20  # bytes
+_FIRST_WINDOW = 1  # bytes: one slab after the other until the link's speed is known
 _SECONDS_A_SLAB, _SECONDS_A_WINDOW = 0.125, 0.5
 _LONG_ENOUGH = 0.02  # seconds: shorter times say nothing of a link's speed
 _REMEMBERED = 16  # measurements
@@ -103,12 +104,16 @@ class LinkSpeed:
         which this side had nothing ready to send says nothing of the link.
     outstanding
         Bytes sent and not yet said to have come.
+    delay
+        The shortest time in which a small message was answered, in seconds: so long bytes and the word that
+        they have come are under way, however fast the link is.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._samples: deque[float] = deque(maxlen=_REMEMBERED)
         self.outstanding = 0
+        self.delay = 0.0
         self._mark = 0.0
         self._bytes, self._seconds = 0, 0.0
 
@@ -120,19 +125,17 @@ class LinkSpeed:
     @property
     def window(self) -> int:
         """How many bytes may be outstanding."""
-        return _FIRST_WINDOW if self.rate is None else self._seconds_of(
-            _SECONDS_A_WINDOW, _SMALLEST_WINDOW, _LARGEST_WINDOW
-        )  # fmt: skip
+        if self.rate is None:
+            return _FIRST_WINDOW
+        seconds = _SECONDS_A_WINDOW + min(self.delay, 2 * _SECONDS_A_WINDOW)
+        return int(min(max(self.rate * seconds, _SMALLEST_WINDOW), _LARGEST_WINDOW))
 
     @property
     def slab(self) -> int:
         """How many bytes to send at once."""
-        return _FIRST_SLAB if self.rate is None else self._seconds_of(
-            _SECONDS_A_SLAB, _SMALLEST_SLAB, _LARGEST_SLAB
-        )  # fmt: skip
-
-    def _seconds_of(self, seconds: float, low: int, high: int) -> int:
-        return int(min(max((self.rate or 0.0) * seconds, low), high))
+        if self.rate is None:
+            return _FIRST_SLAB
+        return int(min(max(self.rate * _SECONDS_A_SLAB, _SMALLEST_SLAB), _LARGEST_SLAB))
 
     def sent(self, nbytes: int) -> None:
         """Bytes were handed to the transport."""

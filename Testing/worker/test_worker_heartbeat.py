@@ -1,0 +1,97 @@
+"""Signs of life, with a clock that the test turns."""
+
+import math
+
+from a_simulated_link import SimulatedWorker
+from medsam2_core.worker.connection import Timing
+from medsam2_core.worker.supervision import WorkerState
+from test_worker_volumes import MB, noise
+
+STEADY = Timing(pauses=(0.1, 1.0, 4.0), deaths=3, within=60.0)
+
+
+def test_a_quiet_worker_is_asked_every_two_seconds():
+    link = SimulatedWorker()
+    link.pass_time(20.0, 0.05)
+    assert 8 <= len(link.came("ping")) <= 10 and link.starts == 1
+
+
+def test_a_worker_without_a_sign_of_life_for_ten_seconds_is_replaced():
+    link = SimulatedWorker()
+    link.pass_time(1.0)
+    link.mute_from = link.now
+    while link.supervisor.state is WorkerState.READY:
+        link.pass_time(0.1)
+        assert link.now < 20
+    assert 11.0 < link.now < 14.5 and link.kills == 1 and "hangs" in link.supervisor.problem
+    link.mute_from = math.inf
+    link.pass_time(1.0)
+    assert link.supervisor.state is WorkerState.READY and link.starts == 2
+
+
+def test_a_computation_that_does_not_move_for_two_minutes_is_ended():
+    link = SimulatedWorker(busy={"busy": True, "step_age": 0.0})
+    link.pass_time(1.0)
+    began = link.now
+    while link.supervisor.state is WorkerState.READY:
+        link.busy["step_age"] = link.now - began
+        link.pass_time(0.1, 0.05)
+        assert link.now < 200
+    assert 120 < link.now - began < 125 and "has not moved" in link.supervisor.problem
+
+
+def test_a_computation_that_tells_of_its_progress_is_not():
+    link = SimulatedWorker(busy={"busy": True, "step_age": 10.0**6})
+    link.pass_time(1.0)
+    errors = []
+    link.supervisor.request("install_model", {"name": "large"}, failed=errors.append)
+    link.pass_time(0.1)
+    (frame,) = [frame for _, frame in link.frames if frame.type == "install_model"]
+    for done in range(20):
+        link.pass_time(60.0, 0.1)
+        link.send("progress", frame.header, what="downloading", done=done, total=None)
+    assert link.starts == 1 and not errors
+
+
+def test_a_volume_on_a_slow_link_is_a_sign_of_life():
+    link = SimulatedWorker(rate=0.05 * MB)  # a slab takes longer than a pong may
+    link.pass_time(0.2)
+    remote = link.supervisor.open_volume(noise((4, 512, 512)))
+    link.pass_time(60.0, 0.05)
+    assert link.starts == 1 and remote.is_there
+
+
+def test_restarts_wait_longer_each_time_and_end():
+    link = SimulatedWorker(timing=STEADY)
+    starts = []
+    for _ in range(3):
+        link.pass_time(0.5)
+        assert link.supervisor.state is WorkerState.READY
+        died = link.now
+        link.listener.on_end("the worker ended with exit code 1", 1)
+        while link.supervisor.state is WorkerState.RESTARTING:
+            link.pass_time(0.05)
+        starts.append(link.now - died)
+    assert starts[0] < 0.4 and 0.9 < starts[1] < 1.5
+    assert link.supervisor.state is WorkerState.FAILED and link.starts == 3
+
+
+def test_deaths_far_apart_are_forgiven():
+    link = SimulatedWorker(timing=STEADY)
+    for _ in range(5):
+        link.pass_time(40.0, 0.1)
+        assert link.supervisor.state is WorkerState.READY
+        link.listener.on_end("the worker ended with exit code 1", 1)
+    link.pass_time(2.0)
+    assert link.supervisor.state is WorkerState.READY and link.starts == 6
+
+
+def test_what_an_old_worker_still_says_is_not_heard():
+    link = SimulatedWorker(timing=STEADY)
+    link.pass_time(0.5)
+    old = link.listener
+    old.on_end("the worker ended with exit code 1", 1)
+    old.on_bytes(b"some last words")
+    old.on_end("again", 1)
+    link.pass_time(1.0)
+    assert link.supervisor.state is WorkerState.READY and link.starts == 2
