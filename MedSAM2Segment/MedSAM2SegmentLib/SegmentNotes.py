@@ -9,6 +9,8 @@ import numpy as np
 from MedSAM2SegmentLib.VoxelSets import NOWHERE, Extent, PackedList, VoxelList, Voxels, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 #: Put there by us, and there when last looked.
@@ -20,6 +22,7 @@ ERASED = 4
 #: With ERASED: it was ours before.
 WAS_OURS = 8
 
+_KNOWN_BIT, _ERASED_BIT = 1, 2
 _ERASURES = 10  # as many as Slicer's undo goes back
 _LARGEST_ERASURE = 1 << 21  # voxels
 
@@ -95,9 +98,20 @@ class SegmentNotes:
         bits |= was * np.uint8(WAS_OURS)
         return bits
 
-    def look(self, current: NDArray[np.bool_]) -> None:
-        """See the segment as it stands at all ``used`` voxels: somebody else changed it."""
-        self.write(self.used, self.looked(self.used, current, isAll=True))
+    def look(self, maskOf: Callable[[Extent], NDArray[np.bool_]]) -> None:
+        """See the segment as it stands at all noted voxels: somebody else changed it.
+
+        ``maskOf`` gives the segment in a box.
+        """
+        news = [plane for plane in self.used.planes() if self._isNew(plane, maskOf(plane))]
+        if news:
+            box = self.used._replace(k0=news[0].k0, k1=news[-1].k1)
+            self.write(box, self.looked(box, maskOf(box), isAll=True))
+
+    def _isNew(self, plane: Extent, current: NDArray[np.bool_]) -> bool:
+        """Whether something was erased, or what was erased is back; a plane at a time stays in the cache."""
+        bits, there = self.read(plane), current.view(np.uint8)
+        return bool(((bits >> _KNOWN_BIT) & ~there & 1).any() or ((bits >> _ERASED_BIT) & there).any())
 
     def _noteErasure(self, voxels: Voxels, gone: NDArray[np.uint8]) -> None:
         if np.count_nonzero(gone) <= _LARGEST_ERASURE:

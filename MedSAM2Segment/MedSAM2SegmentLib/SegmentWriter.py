@@ -171,14 +171,13 @@ class SegmentWriter:
 
     def look(self) -> None:
         """Look at all that is noted: somebody else changed the segmentation."""
-        key, node = self.segmentationKey(), self.editor.segmentationNode()
-        for (owner, segmentID), notes in self._notes.items():
-            if owner != key or notes.used.isEmpty:
-                continue
+        node = self.editor.segmentationNode()
+        for segmentID, notes in self._notesHere().items():
             segments = SegmentVoxels(node, notes.indexToRAS)
             state = segments.state(segmentID)
             if state is not None and state != notes.seen:
-                notes.look(segments.mask(segmentID, notes.used))
+                if not notes.used.isEmpty:
+                    notes.look(lambda box, segments=segments, of=segmentID: segments.mask(of, box))
                 notes.seen = state
 
     def restoreNotes(self, segmentID: str, voxels: Voxels, notes: NDArray[np.uint8] | None) -> None:
@@ -258,13 +257,22 @@ class SegmentWriter:
         near, _ = voxels.subset(touched)
         others = self._others(segmentID, segments, near)
         notesBefore = notes.read(voxels).copy()
+        here = self._notesHere()
+        upToDate = [one for one in here if here[one].seen == segments.state(one) or here[one].used.isEmpty]
         self.apply(segmentID, voxels, add=add, remove=remove)
         after = segments.mask(segmentID, voxels).copy()
         notes.write(voxels, noted(bits, add, wanted, after))
         change = Change(segmentID, voxels, before, after, notesBefore, notes.read(voxels).copy())
         taken = self._changesOfOthers(others, self._others(segmentID, segments, near), near)
+        for one in upToDate:  # only we have changed anything
+            here[one].seen = segments.state(one)
         self._tell([change, *taken], segments.indexToRAS)
         return True
+
+    def _notesHere(self) -> dict[str, SegmentNotes]:
+        """By segment of the segmentation being edited."""
+        key = self.segmentationKey()
+        return {segmentID: notes for (owner, segmentID), notes in self._notes.items() if owner == key}
 
     def _others(
         self, segmentID: str, segments: SegmentVoxels, voxels: Voxels

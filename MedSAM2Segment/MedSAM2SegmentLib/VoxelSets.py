@@ -109,11 +109,13 @@ class Extent(NamedTuple):
         mask = np.ones(self.shape, dtype=bool) if mask is None else mask
         return np.argwhere(mask)[:, ::-1] + np.array([self.i0, self.j0, self.k0])
 
-    def planes(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    def planes(self) -> Iterator[Extent]:
+        """Its planes along k."""
+        return (self._replace(k0=k, k1=k) for k in range(self.k0, self.k1 + 1))
+
+    def parts(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
         """Index into an array of the shape and (N, 3) positions, in parts of moderate size."""
-        for plane in range(self.shape[0]):
-            flat = Extent(self.i0, self.i1, self.j0, self.j1, self.k0 + plane, self.k0 + plane)
-            yield plane, flat.positions()
+        return ((n, plane.positions()) for n, plane in enumerate(self.planes()))
 
     def packed(self) -> Extent:
         """As it is kept for long."""
@@ -187,7 +189,7 @@ class VoxelList:
         """(N, 3) i, j, k of the voxels of a mask, or of all."""
         return self.ijk if mask is None else self.ijk[mask]
 
-    def planes(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    def parts(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
         """Index into an array of the shape and (N, 3) positions."""
         yield slice(None), self.ijk
 
@@ -236,7 +238,7 @@ def nearest(
     ``toOuter`` (4, 4) takes indices of ``voxels`` to indices of ``outer``.
     """
     values = np.zeros(voxels.shape, dtype=values_kji.dtype)
-    for index, positions in voxels.planes():  # in parts, to keep positions small
+    for index, positions in voxels.parts():  # to keep positions small
         points = positions @ toOuter[:3, :3].T + toOuter[:3, 3]
         found = VoxelList(np.floor(points + 0.5 + 1e-6).astype(np.int64)).read(values_kji, outer)
         values[index] = found.reshape(values[index].shape)
