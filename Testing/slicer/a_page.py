@@ -1,4 +1,4 @@
-"""What stands behind the page of the module in tests: a runtime, settings and a worker that do as they are told."""
+"""What stands behind the page of the module in tests: runtime, settings, worker that do as they are told."""
 
 from pathlib import Path
 
