@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,7 +83,7 @@ def boxPrompt(rasCorners: ArrayLike, geometry: Geometry, stack: SliceStack, what
     first, last = stack.to_ijk([[left, top, n], [right, bottom, n]])
     if isinstance(stack, AxisStack):
         return n, Box.between(first, last)
-    return n, Box(*_diagonalInside(stack, geometry, (left, top, right, bottom), n, what))
+    return n, _obliqueBox(stack, geometry, (left, top, right, bottom), n, what)
 
 
 def _isTilted(rasCorners: NDArray[np.float64], geometry: Geometry, stack: SliceStack) -> bool:
@@ -107,23 +108,31 @@ def checkBoxes(placed: Iterable[tuple[int, int, object]], stack: SliceStack) -> 
             )
 
 
-def _diagonalInside(
+def _obliqueBox(
     stack: SliceStack, geometry: Geometry, edges: tuple[float, float, float, float], n: int, what: str
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Opposite corners on an oblique slice that are both on the volume, whose outline there is a polygon.
+) -> Box:
+    """A box on an oblique slice, of which the volume fills only a polygon; both its corners must be on it.
 
     The diagonal of which more is on the volume is cut off where the volume ends.
     """
     left, top, right, bottom = edges
-    best: tuple[float, NDArray[np.float64]] | None = None
+    parts: list[tuple[float, list[float], list[float]]] = []
     for ends in ([[left, top, n], [right, bottom, n]], [[left, bottom, n], [right, top, n]]):
         first, last = stack.to_ijk(ends)
         start, stop = _partInside(first, last, geometry)
-        if stop - start > 0 and (best is None or stop - start > best[0]):
-            best = (stop - start, np.array([first + start * (last - first), first + stop * (last - first)]))
-    if best is None:
+        if stop > start:
+            step = last - first
+            parts.append((stop - start, (first + start * step).tolist(), (first + stop * step).tolist()))
+    if not parts:
         raise PromptError(f"{what} is outside the volume: draw it on the image, or delete it")
-    return tuple(best[1][0].tolist()), tuple(best[1][1].tolist())
+    for _, first, last in sorted(parts, reverse=True):
+        # On a plane close to the voxels' own the corners have to be in order, so not every diagonal will do.
+        for one, other in ((first, last), (last, first)):
+            with suppress(PromptError):
+                return Box(tuple(one), tuple(other))
+    raise PromptError(
+        f"{what} cannot be told on {stack.title}: use points, or turn the view to the volume's plane"
+    )
 
 
 def _partInside(

@@ -233,7 +233,7 @@ def _isPlacing(sliceNode: Any) -> bool:
 
 
 def evenly(positions: NDArray[np.float64], spacing: float, most: int) -> NDArray[np.float64]:
-    """(M, 3) positions along a polyline (N, 3), about ``spacing`` apart, with both ends; 2 <= M <= ``most``."""
+    """(M, 3) positions along a polyline (N, 3), ``spacing`` apart or so, with both ends; M <= ``most``."""
     lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(positions, axis=0), axis=1))])
     count = int(np.clip(round(lengths[-1] / spacing) + 1, 2, most))
     wanted = np.linspace(0, lengths[-1], count)
