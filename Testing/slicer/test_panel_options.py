@@ -1,5 +1,7 @@
 """The options panel shows every state in full, and tells what the user pressed, nothing else."""
 
+import inspect
+
 import a_qt
 import pytest
 
@@ -19,6 +21,7 @@ from a_panel import (  # noqa: E402
 )
 from MedSAM2SegmentLib.OptionsPanel import OptionsPanel, parseRange  # noqa: E402
 from MedSAM2SegmentLib.PanelState import PanelState, Status, Tool  # noqa: E402
+from MedSAM2SegmentLib.QtHelpers import breakable  # noqa: E402
 
 BUTTONS = {
     "actionButton": ("resolve",),
@@ -251,3 +254,38 @@ def press(widget, key):
     app = a_qt.application()
     for kind in (qt.QEvent.KeyPress, qt.QEvent.KeyRelease):
         app.sendEvent(widget, qt.QKeyEvent(kind, key, qt.Qt.NoModifier))
+
+
+def test_the_controller_takes_everything_the_panel_tells():
+    pytest.importorskip("slicer")
+    from MedSAM2SegmentLib.EffectController import EffectController
+
+    told = [*BUTTONS.values(), ("jumpTo", 3), ("setValue", "model", "embedded")]
+    for name, *values in told:
+        method = inspect.signature(getattr(EffectController, name))
+        method.bind("self", *values)
+
+
+def test_values_the_controller_offers_are_offered_by_the_panel(panel, actions):
+    pytest.importorskip("slicer")
+    from MedSAM2SegmentLib.Parameters import DEFAULTS, Parameters
+
+    class Editor:
+        parameter = staticmethod({}.get)
+
+    parameters = Parameters(Editor())
+    panel.show(a_state(choices=parameters.choices(), values=parameters.values()))
+    shown(panel.widget)
+    for name in ("model", "window", "direction", "stack", "range"):
+        box = combo(panel, f"{name}Box")
+        assert box.itemData(box.currentIndex) == DEFAULTS[name]
+    assert clipped(panel.widget) == []
+    assert actions.calls == []
+
+
+def test_long_words_get_places_to_break():
+    path = "/data/some/very-long-folder/and.file.nrrd"
+    assert breakable(f"See {path} now").replace("\u200b", "") == f"See {path} now"
+    assert "\u200b" in breakable(path)
+    assert breakable("ordinary words stay whole") == "ordinary words stay whole"
+    assert max(len(part) for part in breakable("x" * 100).split("\u200b")) <= 24
