@@ -10,6 +10,9 @@ _MODULE = Path(__file__).resolve().parents[2] / "MedSAM2Segment"
 if str(_MODULE) not in sys.path:  # Slicer puts the module's folder there; the package of the core does not
     sys.path.insert(0, str(_MODULE))
 
+# The package `slicer` imports all modules of all folders called "slicer" on the path: not those of this one.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parents[1]]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads_at_most() -> None:
