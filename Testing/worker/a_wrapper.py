@@ -94,7 +94,8 @@ def main():
 
     def count(sent):
         if options.count:
-            Path(options.count).write_text(str(sent))
+            Path(options.count + ".new").write_text(str(sent))
+            os.replace(options.count + ".new", options.count)
 
     Link(0, os.dup(child.stdin.fileno()), options.rate, options.latency, count).start()
     child.stdin.close()

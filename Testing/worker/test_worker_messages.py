@@ -133,8 +133,8 @@ def test_an_object_is_told_with_the_masks_that_words_alone_would_not_give():
     record = {n: SliceRecord.of_mask("liver", n, np.eye(6, dtype=bool)) for n in (1, 2, 3)}
     words = {1: SliceWords(WORDS.prompts), 3: SliceWords(WORDS.prompts), 4: SliceWords()}
     arrays = {}
-    told = ObjectRecord(words, record, frozenset({3})).to_json(arrays)
-    assert [one["n"] for one in told["slices"]] == [1, 3] and [one["n"] for one in told["tracked"]] == [2]
+    told = ObjectRecord(words, record, {3: record[3]}).to_json(arrays)
+    assert [one["n"] for one in told["slices"]] == [1, 3] and [one["n"] for one in told["tracked"]] == [2, 3]
     assert ["mask" in one for one in told["slices"]] == [False, True]
 
 

@@ -65,28 +65,31 @@ class ObjectRecord:
     records
         By slice: the answers to the words, and what tracking found.
     refined
-        Slices whose words corrected a mask that tracking had found: saying the words again to somebody who
-        does not know that mask would give another.
+        By slice, the mask that tracking had found before words were said about it: the words correct it, and
+        would mean something else to somebody who does not know it.
     """
 
     words: Mapping[int, SliceWords] = field(default_factory=dict)
     records: Mapping[int, SliceRecord] = field(default_factory=dict)
-    refined: frozenset[int] = frozenset()
+    refined: Mapping[int, SliceRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         words = {n: words for n, words in self.words.items() if words}
         object.__setattr__(self, "words", MappingProxyType(words))
         object.__setattr__(self, "records", MappingProxyType(dict(self.records)))
-        object.__setattr__(self, "refined", frozenset(self.refined))
+        object.__setattr__(self, "refined", MappingProxyType(dict(self.refined)))
 
     def to_json(self, arrays: Arrays) -> dict[str, Any]:
         """Fields ``slices`` and ``tracked`` of a `restore` request."""
         slices = []
         for n, words in sorted(self.words.items()):
-            known = words.known or (self.records.get(n) if n in self.refined else None)
+            known = words.known
+            if known is None and words.prompts and n in self.refined:
+                known = self.records.get(n)
             slices.append(words_to_json(n, dataclasses.replace(words, known=known), arrays))
-        tracked = [r.to_json(arrays) for n, r in sorted(self.records.items()) if n not in self.words]
-        return {"slices": slices, "tracked": tracked}
+        found = {n: record for n, record in self.records.items() if n not in self.words}
+        found.update({n: record for n, record in self.refined.items() if n in self.words})
+        return {"slices": slices, "tracked": [found[n].to_json(arrays) for n in sorted(found)]}
 
 
 @dataclass(frozen=True)
