@@ -41,6 +41,7 @@ class Conversation:
         self._workplace, self._link, self._steps = workplace, link, steps
         self._refused: dict[tuple[str, int], SliceWords] = {}
         self._found: set[str] = set()  # segments whose prompts were there before us
+        self._gone: set[str] = set()  # segments that were removed
 
     # Saying -------------------------------------------------------------------------------------------------
 
@@ -91,7 +92,12 @@ class Conversation:
 
     def _say(self, segmentID: str, wanted: Mapping[int, SliceWords]) -> None:
         if self._workplace.segment(segmentID) is None:
+            self._gone.add(segmentID)
+            self.forget(segmentID)
             return
+        if segmentID in self._gone:  # undo has brought it back, and its prompts: it is as it was
+            self._gone.discard(segmentID)
+            self._steps.settle(segmentID, self._workplace.markups.snapshot(segmentID), wanted)
         changed = differences(self._link.session.words(segmentID), wanted)
         refused = {n: said for (of, n), said in self._refused.items() if of == segmentID}
         changed = {n: said for n, said in changed.items() if n not in refused or differs(refused[n], said)}

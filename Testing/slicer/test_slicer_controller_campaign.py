@@ -83,8 +83,7 @@ class ARandomUser:
         self.user.scribble([(i / 2 + n, j / 2 + n, k) for n in range(6)])
 
     def nodes(self):
-        markups = self.user.controller.markups
-        return [] if markups is None else list(markups.snapshotNodes(None))
+        return list(MarkupNodes.promptNodes(self.scene, self.user.segmentation))
 
     def move(self):
         nodes = [

@@ -1,0 +1,114 @@
+"""The whole way, nothing left out but Slicer's window: a real slice view, the controller, the worker's own process."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from a_scene import a_display, a_segmentation, a_volume
+from a_segment_editor import LogicEditor
+from a_slice_view import SIZE, a_slice_view, the_app
+from medsam2_core.worker.supervision import Supervisor
+from medsam2_core.worker.transports import SubprocessTransport
+from MedSAM2SegmentLib.EffectController import EffectController
+from MedSAM2SegmentLib.PanelState import Status
+from MedSAM2SegmentLib.SliceInteraction import SliceInteraction
+
+CORE = Path(__file__).resolve().parents[2] / "MedSAM2Segment"
+COMMAND = [sys.executable, "-m", "medsam2_core.worker"]
+BUSY = (Status.STARTING, Status.SENDING, Status.LOADING, Status.ENCODING, Status.WORKER_LOST)
+
+
+class ARealSource:
+    """One worker process for everybody who asks; it stays until it is stopped."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(CORE), "OMP_NUM_THREADS": "1"}
+        self.supervisor = Supervisor(lambda: SubprocessTransport(COMMAND, environment))
+        self.owners = []
+
+    def problem(self) -> str:
+        return ""
+
+    def isInstalling(self) -> bool:
+        return False
+
+    def resolve(self) -> None:
+        raise AssertionError("there is nothing to resolve")
+
+    def acquire(self, owner):
+        self.owners.append(owner)
+        self.supervisor.start()
+        return self.supervisor
+
+    def release(self, owner) -> None:
+        self.owners.remove(owner)
+
+
+class AClinic:
+    """A volume in a slice view, a segment, and the effect active on them."""
+
+    def __init__(self, source, volume, *, transform=None, segmentation=None, size=SIZE):
+        self.app = the_app()
+        self.scene = self.app.scene
+        self.source = source
+        self.core = volume
+        self.node = a_volume(
+            self.scene, volume.geometry.ijk_to_ras, np.ascontiguousarray(volume.voxels_kji), volume.name,
+            transform,
+        )  # fmt: skip
+        low, high = np.percentile(volume.voxels_kji, (1, 99.5))
+        display = a_display(self.node, float(high - low), float(high + low) / 2)
+        display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
+        self.segmentation = a_segmentation(self.scene, self.node, **(segmentation or {}))
+        self.view = a_slice_view("Red", size=size)
+        self.editor = LogicEditor(self.segmentation, self.node, "A")
+        self.controller = EffectController(self.editor, source)
+        self.interaction = SliceInteraction(self.controller.onGesture, self.onKey)
+        self.view.process = self.process
+        self.states = []
+        self.controller.onStateChanged = self.onState
+        self.controller.activate()
+
+    def process(self, interactor, eventName, sliceNode, actors) -> bool:
+        """As the effect's window does it."""
+        if eventName == "MouseMoveEvent":
+            self.controller.viewUsed(sliceNode)
+        self.interaction.markups = self.controller.markups
+        return self.interaction.process(interactor, eventName, sliceNode, actors)
+
+    def onKey(self, what: str) -> None:
+        if what == "negative":
+            self.controller.setNegative(self.interaction.negative)
+        elif what == "tool":
+            self.controller.setTool(self.interaction.tool)
+        else:
+            self.controller.onKey(what)
+
+    def onState(self, state) -> None:
+        self.states.append(state)
+        self.interaction.tool, self.interaction.negative = state.tool, state.negative
+
+    @property
+    def state(self):
+        return self.controller.state
+
+    def wait(self, seconds: float = 60.0) -> float:
+        """Until nothing is on its way; the seconds it took."""
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            self.source.supervisor.pump(0.02)
+            self.controller.tick()
+            if self.state.status is Status.FAILED:
+                raise AssertionError(f"{self.state.text}\n{self.state.details}")
+            if not self.controller.isWaiting and self.state.status not in (*BUSY, Status.PROPAGATING):
+                return time.monotonic() - began
+        raise AssertionError(f"still {self.state.status} after {seconds} s: {self.state.text}")
+
+    def close(self) -> None:
+        self.controller.cleanup()
+        self.view.process = None
+        self.scene.Clear(False)
