@@ -210,6 +210,8 @@ def test_a_view_across_the_slices_or_beside_the_volume_shows_none(scene):
     + [f"orient/{codes}.nii.gz" for codes in ("ASL", "ILP", "IRA", "LAS", "LPS", "PIR", "PSR", "RPI", "SAL")],
 )
 def test_real_scans_lie_where_slicers_own_reader_puts_them(scene, shared_data, name):
+    for reader in ("nibabel", "nrrd"):
+        pytest.importorskip(reader)
     from medsam2_core.imaging.reading import read_volume
 
     path = shared_data / name
