@@ -53,7 +53,9 @@ class Here:
 
     def __init__(self, slices: int) -> None:
         self._pipe, theirs = multiprocessing.get_context("spawn").Pipe()
-        self._process = multiprocessing.get_context("spawn").Process(target=_work_here, args=(theirs, slices))
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_work_here, args=(theirs, slices), daemon=True
+        )
         self._process.start()
         self._pipe.recv()
 
