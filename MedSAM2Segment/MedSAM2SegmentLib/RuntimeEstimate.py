@@ -45,10 +45,8 @@ def makePlan(
 ) -> InstallPlan:
     """Put the plan together; runs nothing."""
     source = torchSources(machine, base, options, files)[0]
+    kind = _kind(machine, base, options)
     uv = UvTool(folder, base, machine, helper, options.offlineFolder, files).found()
-    asked = options.torchBackend or base.get("UV_TORCH_BACKEND", "")
-    isCuda = asked.startswith(("cu", "rocm")) or (not asked and machine.hasCuda)
-    kind = "cuda" if isCuda else machine.system if machine.system in _TORCH else "cpu"
     parts = [_PACKAGES, _TORCH[kind]]
     if not uv:
         parts.append(_UV)
@@ -66,9 +64,21 @@ def makePlan(
         downloadMegabytes=download,
         diskMegabytes=disk,
         freeMegabytes=free,
-        licences=(*_LICENCES, _CUDA_LICENCE) if isCuda else _LICENCES,
+        licences=(*_LICENCES, _CUDA_LICENCE) if kind == "cuda" else _LICENCES,
         problems=tuple(_problems(folder.path, machine, options, disk, free)),
     )
+
+
+def torchMegabytes(machine: Machine, base: Mapping[str, str], options: InstallOptions) -> int:
+    """About what PyTorch takes up."""
+    return _TORCH[_kind(machine, base, options)][1]
+
+
+def _kind(machine: Machine, base: Mapping[str, str], options: InstallOptions) -> str:
+    asked = options.torchBackend or base.get("UV_TORCH_BACKEND", "")
+    if asked.startswith(("cu", "rocm")) or (not asked and machine.hasCuda):
+        return "cuda"
+    return machine.system if machine.system in _TORCH else "cpu"
 
 
 def freeMegabytes(path: Path) -> int:

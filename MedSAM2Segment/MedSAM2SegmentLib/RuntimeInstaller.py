@@ -9,7 +9,7 @@ from pathlib import Path
 from medsam2_core.errors import Cancelled, RuntimeInstallError
 
 from .RuntimeEnvironment import cleanedEnvironment, helperPython, workerEnvironment
-from .RuntimeEstimate import makePlan
+from .RuntimeEstimate import makePlan, torchMegabytes
 from .RuntimeFolder import RuntimeFolder, defaultFolder, pythonOf
 from .RuntimeLock import RuntimeLock
 from .RuntimeMachine import Machine, detectMachine
@@ -184,6 +184,7 @@ class RuntimeInstaller:
             self._extension,
             listener.progress,
             self._files,
+            torchMegabytes(self.machine, self._base, chosen),
         )
         self._start(installation.work(), listener)
 

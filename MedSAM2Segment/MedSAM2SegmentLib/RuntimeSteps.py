@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -28,6 +29,8 @@ LOCKS = ("build.lock", "requirements.lock", "torch.lock", "sam2.txt")
 PYTHONS = ">=3.10,<3.14"
 _MANAGED_PYTHON = "3.12"
 MANIFEST_FORMAT = 1
+# How far the installation is when PyTorch is there.
+_TORCH_DONE = 0.85
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class Installation:
         ``tell(fraction, text)``: how far it is.
     files
         The folder of the pinned lists and of ``probe.py``.
+    torchMegabytes
+        About what PyTorch takes up; for progress.
     """
 
     def __init__(
@@ -134,7 +139,9 @@ class Installation:
         extension: Path,
         tell: Callable[[float, str], None],
         files: Path = FILES,
+        torchMegabytes: int = 700,
     ) -> None:
+        self._torchMegabytes = torchMegabytes
         self._files = files
         self._folder = folder
         self._base = base
@@ -144,6 +151,7 @@ class Installation:
         self._extension = extension
         self._listener = tell
         self._fraction = 0.0
+        self._text = ""
         self._uv = UvTool(folder, base, machine, helper, options.offlineFolder, files)
         self._torch = ""
 
@@ -199,7 +207,7 @@ class Installation:
         yield from self._pip(new, "The packages could not be installed", *words)
         self._tell(0.3, "Installing PyTorch; this is the largest part")
         yield from self._installTorch(new)
-        self._tell(0.85, "Building SAM 2")
+        self._tell(_TORCH_DONE, "Building SAM 2")
         words = ("--no-deps", *locked, str(self._files / "sam2.txt"))
         yield from self._pip(new, "SAM 2 could not be installed", *words, SAM2_BUILD_CUDA="0")
         self._tell(0.92, "Trying it")
@@ -242,11 +250,26 @@ class Installation:
         for number, source in enumerate(sources, start=1):
             self._torch = source.title
             command = self._pipCommand(new, *source.words, **dict(source.variables))
-            output = yield command
+            output = yield dataclasses.replace(command, beside=self._watching())
             if output.ok:
                 return
             if number == len(sources):
                 raise explained("PyTorch could not be installed", output)
+
+    def _watching(self) -> Command:
+        """Tells how far PyTorch is, by what has arrived: uv itself does so only on a terminal."""
+        begun: list[int] = []
+        at = self._fraction
+
+        def onLine(line: str) -> None:
+            if line.isdigit():
+                begun.append(int(line))
+                arrived = begun[-1] - begun[0]
+                share = min(arrived / self._torchMegabytes, 1.0)
+                self._listener(at + (_TORCH_DONE - at) * share, f"{self._text}: {arrived} MB so far")
+
+        words = (self._helper, str(FILES / "helper.py"), "watch", str(self._folder.cache))
+        return Command(words, dict(self._base), onLine)
 
     def _pip(self, new: Path, failure: str, *words: str, **variables: str) -> Work:
         output = yield self._pipCommand(new, *words, **variables)
@@ -271,7 +294,7 @@ class Installation:
             self._tell(self._fraction, f"{found.group(1)} {found.group(2)}")
 
     def _tell(self, fraction: float, text: str) -> None:
-        self._fraction = fraction
+        self._fraction, self._text = fraction, text
         self._listener(fraction, text)
 
     def _finish(self, new: Path, versions: dict[str, str]) -> None:

@@ -54,11 +54,14 @@ class Command:
         All of its environment.
     onLine
         Told every line of its output; for progress.
+    beside
+        Another command that runs only as long as this one; for progress too. How it ends does not matter.
     """
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
     onLine: Callable[[str], None] | None = None
+    beside: Command | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Task:
         self._onEnd = onEnd
         self._onLine = onLine
         self._handle: ProcessHandle | None = None
+        self._beside: ProcessHandle | None = None
         self._command: Command | None = None
         self._lines: list[str] = []
         self._rest = ""
@@ -129,6 +133,7 @@ class Task:
         self._turn += 1
         if self._handle is not None:
             self._handle.kill()
+        self._endBeside()
         self._goOn(lambda: self._work.throw(Cancelled("The installation was cancelled")))
 
     def _goOn(self, step: Callable[[], Command]) -> None:
@@ -153,6 +158,23 @@ class Task:
             lambda text: self._onOutput(turn, text),
             lambda code, reason: self._onProcessEnd(turn, code, reason),
         )
+        if command.beside is not None:
+            self._runBeside(turn, command.beside)
+
+    def _runBeside(self, turn: int, command: Command) -> None:
+        def onOutput(text: str) -> None:
+            if turn == self._turn and command.onLine is not None:
+                for line in text.split():
+                    command.onLine(line)
+
+        self._beside = self._runner.run(
+            command.words, command.environment, onOutput, lambda code, reason: None
+        )
+
+    def _endBeside(self) -> None:
+        if self._beside is not None:
+            self._beside.kill()
+            self._beside = None
 
     def _onOutput(self, turn: int, text: str) -> None:
         if turn != self._turn:
@@ -168,6 +190,7 @@ class Task:
         if self._rest:
             self._tell(self._rest)
         self._handle = None
+        self._endBeside()
         output = Output(code, reason, tuple(self._lines))
         self._goOn(lambda: self._work.send(output))
 

@@ -1,10 +1,12 @@
-"""Installs in a process of its own, which a test kills: ``a_runtime_script.py FOLDER WHEELS LISTS TOOLS``.
+"""Installs in a process of its own, for a test to kill: ``python … FOLDER WHEELS LISTS TOOLS HALT``.
 
-Prints a line before each child process it starts, and one before and after each rename.
+Prints a line before each child process it starts, and one before and after each rename; having said HALT, it
+does nothing more.
 """
 
 import pathlib
 import sys
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "MedSAM2Segment")]
@@ -15,8 +17,14 @@ from MedSAM2SegmentLib.RuntimeMachine import Machine  # noqa: E402
 from MedSAM2SegmentLib.RuntimeSteps import InstallOptions  # noqa: E402
 
 
-def main(folder: str, wheels: str, lists: str, tools: str) -> None:
+def main(folder: str, wheels: str, lists: str, tools: str, halt: str) -> None:
     """Install once."""
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if line == halt:
+            time.sleep(600)
+
     runner = SubprocessRunner(lambda number, command: print("command", number, flush=True))
     installer = RuntimeInstaller(
         pathlib.Path(folder),
@@ -29,9 +37,9 @@ def main(folder: str, wheels: str, lists: str, tools: str) -> None:
     rename = pathlib.Path.rename
 
     def told(self, target):
-        print("before", flush=True)
+        say("before")
         rename(self, target)
-        print("after", flush=True)
+        say("after")
 
     pathlib.Path.rename = told
     error = done(installer.install, runner, InstallOptions(offlineFolder=pathlib.Path(wheels)))

@@ -1,6 +1,7 @@
 """The worker's environment is made, found out to be damaged, made anew and removed; on tiny packages."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,22 @@ def test_an_installation_is_ready_and_leaves_nothing_else(runtime):
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     assert outcome.lines
+
+
+@pytest.mark.skipif(os.name == "nt", reason="stands a shell script before uv")
+def test_what_has_arrived_of_pytorch_is_told_while_it_comes(runtime):
+    tool = runtime.tmp / "tools" / "uv"
+    real = tool.resolve()
+    tool.unlink()
+    tool.write_text(f'#!/bin/sh\ncase "$*" in *torch==*) /bin/sleep 2;; esac\nexec "{real}" "$@"\n')
+    tool.chmod(0o755)
+    outcome = runtime.outcome()
+    runtime.installer.install(outcome.listener)
+    assert outcome.wait() is None
+    told = [text for _, text in outcome.steps if "so far" in text]
+    assert told
+    assert all(re.fullmatch(r"Installing PyTorch.*: \d+ MB so far", text) for text in told)
+    assert not runtime.runner.running(), "nobody watches any more"
 
 
 def test_the_environment_works_where_it_was_moved_to(runtime):

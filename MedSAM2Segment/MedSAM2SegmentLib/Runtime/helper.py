@@ -2,6 +2,7 @@
 
     helper.py unpack-uv FOLDER TARGET   take the program uv out of the one wheel in FOLDER
     helper.py remove PATH …             delete folders and files, whatever their permissions
+    helper.py watch FOLDER              print its size in megabytes every two seconds, until nobody listens
 
 Standard library only; any Python 3.9 or newer runs it. Ends with 0, or with 1 and a line that says why.
 """
@@ -62,6 +63,26 @@ def _refuse(_function, path, failure) -> None:
     raise error if isinstance(error, OSError) else OSError(f"{path} cannot be deleted")
 
 
+def watch(folder: str) -> None:
+    """Print what a folder takes up, again and again; ends when its output is closed or its parent is gone."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        print(megabytes(folder), flush=True)
+        time.sleep(2)
+
+
+def megabytes(folder: str) -> int:
+    """What the files of a folder take up; files that vanish meanwhile do not count."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue
+    return round(total / 1e6)
+
+
 def main(words: "list[str]") -> int:
     """Run one errand."""
     try:
@@ -70,6 +91,8 @@ def main(words: "list[str]") -> int:
         elif words[:1] == ["remove"]:
             for path in words[1:]:
                 remove(path)
+        elif words[:1] == ["watch"]:
+            watch(words[1])
         else:
             raise OSError(f"unknown errand {words[:1]}")
     except (OSError, zipfile.BadZipFile) as error:
