@@ -14,6 +14,7 @@ from medsam2_core.prompts import Box, Point
 from MedSAM2SegmentLib.Editors import arrayToMatrix
 from MedSAM2SegmentLib.Gestures import BoxGesture, PointGesture, ScribbleGesture
 from MedSAM2SegmentLib.PanelState import Tool
+from shown_errors import every_error_shown
 
 SHAPE_KJI = (24, 30, 36)
 
@@ -21,8 +22,9 @@ SHAPE_KJI = (24, 30, 36)
 @pytest.fixture
 def user():
     user = APromptingUser()
-    yield user
-    user.leaves()
+    with every_error_shown():
+        yield user
+        user.leaves()
 
 
 @pytest.fixture
@@ -316,3 +318,50 @@ def test_gestures_refuse_what_is_no_place():
     ):
         with pytest.raises(Exception, match=r"needs|four corners"):
             make()
+
+
+# Anything goes ----------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_things_a_hand_may_do_leave_nothing_behind(at_work, campaign):
+    random = np.random.default_rng(7)
+    views = [at_work.view("Red"), at_work.view("Green")]
+    segmentation = at_work.segmentation.GetSegmentation()
+    snapshots = [at_work.markups.snapshot()]
+    for _ in range(1000 * campaign):
+        view = views[random.integers(2)]
+        pixel = tuple(random.integers((10, 10), (390, 290)))
+        ctrl = bool(random.random() < 0.2)
+        action = random.integers(12)
+        if action < 3:
+            view.event("LeftButtonPressEvent", pixel, ctrl=ctrl)
+        elif action < 6:
+            view.move(pixel, ctrl=ctrl)
+        elif action < 8:
+            view.event("LeftButtonReleaseEvent", pixel)
+        elif action == 8:
+            view.type(random.choice(["x", "c", "Escape", "Delete", "n", "s"]))
+        elif action == 9:
+            at_work.segment = random.choice(["A", "B"])
+            view.event(random.choice(["MouseWheelForwardEvent", "LeaveEvent", "EnterEvent"]), pixel)
+        elif action == 10:
+            snapshots = [*snapshots[-5:], at_work.markups.snapshot()]
+        elif random.random() < 0.7:
+            wanted = snapshots[random.integers(len(snapshots))]
+            at_work.markups.restore(wanted)
+            assert set(at_work.markups.snapshot()) == set(wanted)
+        else:
+            segment = segmentation.GetSegment("B")
+            segmentation.RemoveSegment("B")
+            assert "B" not in at_work.markups.segmentIDs()
+            segmentation.AddSegment(segment, "B")
+        if not at_work.hand.isDrawing:
+            assert not views[0].actors.shown and not views[1].actors.shown
+    nodes = at_work.scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode")
+    assert nodes == len([n for n in at_work.markups._watch.nodes if n.IsA("vtkMRMLMarkupsNode")])
+    for segment in ("A", "B"):
+        at_work.markups.clear(segment)
+    at_work.hand.drop()
+    for name in ("vtkMRMLMarkupsNode", "vtkMRMLMarkupsDisplayNode", "vtkMRMLTextNode"):
+        assert at_work.scene.GetNumberOfNodesByClass(name) == 0
+    assert not views[0].actors.shown and not views[1].actors.shown

@@ -16,6 +16,7 @@ from medsam2_core.prompts import Box, MaskPrompt, Point
 from MedSAM2SegmentLib.Gestures import BoxGesture, PointGesture, ScribbleGesture
 from MedSAM2SegmentLib.PromptMarkups import PromptMarkups
 from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter
+from shown_errors import every_error_shown
 
 SHAPE_KJI = (12, 30, 36)
 
@@ -100,7 +101,8 @@ def scene():
 @pytest.fixture
 def seg(scene):
     seg = ASegmentation(scene)
-    yield seg
+    with every_error_shown():
+        yield seg
     seg.markups.cleanup()
 
 

@@ -8,6 +8,7 @@ pytest.importorskip("trame_slicer")
 from a_prompting_user import APromptingUser
 from a_scene import a_matrix, direction_of
 from medsam2_core.prompts import Box
+from shown_errors import every_error_shown
 
 SHAPE_KJI = (24, 30, 36)
 GREEN = (0.5, 0.68, 0.5)
@@ -19,8 +20,9 @@ def user():
     user.opens(a_matrix(direction_of("LPS"), (1, 1, 3)), np.zeros(SHAPE_KJI, np.int16))
     user.segmentation.GetSegmentation().GetSegment("A").SetColor(*GREEN)
     user.view("Red")
-    yield user
-    user.leaves()
+    with every_error_shown():
+        yield user
+        user.leaves()
 
 
 def coloured(view, color):
