@@ -173,6 +173,8 @@ class ModulePageController:
         """Start the worker of the settings, and say what answered."""
         self._disconnect()
         self._connect()
+        if self._supervisor is not None and self._supervisor.state is WorkerState.FAILED:
+            self._supervisor.start()  # an effect still holds the one that failed
         self._changed()
 
     def _connect(self) -> None:

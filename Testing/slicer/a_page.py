@@ -98,6 +98,9 @@ class FakeWorker:
         self.welcome = {"software": "0.4", "host": "gpu-host", "device": {"title": "A card"}}
         self.listeners, self.owners, self.asked = [], [], []
 
+    def start(self):
+        self.become(WorkerState.STARTING)
+
     def acquire(self, owner):
         self.owners.append(owner)
         return self

@@ -199,6 +199,15 @@ def test_testing_the_connection_says_what_answered():
     assert page.state.worker.details == "the report"
 
 
+def test_testing_starts_a_worker_again_that_has_failed_for_an_effect():
+    page = Page(worker=FakeWorker(WorkerState.FAILED))
+    page.worker.owners.append("an effect")
+    page.controller.enter()
+    assert page.state.worker.line.kind is Kind.ERROR
+    page.controller.testConnection()
+    assert page.worker.state is WorkerState.STARTING
+
+
 def test_another_remote_command_ends_the_old_connection():
     page = Page().opened()
     page.controller.setRemoteCommand("ssh host medsam2 worker")
