@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from MedSAM2SegmentLib.PanelState import Status, Tool
 
@@ -12,6 +12,9 @@ _HOW = {
     Tool.BOX: "draw a box round the structure in a slice view: drag, or click two corners",
     Tool.SCRIBBLE: "draw a line inside the structure in a slice view",
 }
+
+
+_PREPARING = (Status.STARTING, Status.SENDING, Status.DOWNLOADING, Status.LOADING)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,10 @@ class StatusLine:
 
 def statusLine(now: Situation) -> StatusLine:
     """The line for a situation. What stops everything comes first, what is merely under way last."""
-    return _obstacle(now) or _preparation(now) or _work(now)
+    line = _obstacle(now) or _preparation(now) or _work(now)
+    if now.notice and line.status in _PREPARING:
+        return replace(line, text=_sentence(now.notice))
+    return line
 
 
 def _obstacle(now: Situation) -> StatusLine | None:
@@ -138,9 +144,9 @@ def _work(now: Situation) -> StatusLine:
     if now.isPropagating:
         counted = f" {now.done} of {now.total} slices" if now.total else ""
         text = f"Propagating:{counted or ' beginning'}. You can go on clicking; Cancel stops."
-        return StatusLine(Status.PROPAGATING, now.notice or text, details=now.report)
+        return StatusLine(Status.PROPAGATING, _sentence(now.notice) or text, details=now.report)
     if now.isAwaiting:
-        return StatusLine(Status.ENCODING, now.notice or "The model is looking at the slice …")
+        return StatusLine(Status.ENCODING, _sentence(now.notice) or "The model is looking at the slice …")
     if now.notice:
         status = Status.PROMPTED if now.hasPrompts else Status.READY
         return StatusLine(status, _sentence(now.notice), details=now.report)

@@ -262,7 +262,8 @@ class ASession:
                 return
             name, n, source = plan[index]
             found = self._records.get(name, {}).get(source)
-            if found is not None and not self._records[name].get(n, found).final:
+            known = self._records.get(name, {}).get(n)
+            if found is not None and (known is None or not known.final):
                 record = SliceRecord.of_mask(
                     name, n, found.mask_hw, confidence=1 / (2 + abs(n - source)), prompted=False
                 )

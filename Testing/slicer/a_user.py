@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import slicer
+import vtk
 from a_remote_session import ASource, AWorker
 from a_scene import a_segmentation, a_volume, paint, voxels_of
 from a_segment_editor import LogicEditor
+from MedSAM2SegmentLib import MarkupNodes
 from MedSAM2SegmentLib.EffectController import EffectController
 from MedSAM2SegmentLib.Gestures import BoxGesture, PointGesture, ScribbleGesture
 from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter
@@ -107,6 +109,16 @@ class AUser:
     def slices(self, segmentID="A"):
         """Numbers of the slices along k where a segment has voxels."""
         return [int(k) for k in np.flatnonzero(self.mask(segmentID).any(axis=(1, 2)))]
+
+    def prompt_nodes(self):
+        """Prompt nodes in the scene."""
+        return list(MarkupNodes.promptNodes(self.scene, self.segmentation))
+
+    @staticmethod
+    def tag(segment, name):
+        """A tag of a segment; empty when it has none."""
+        value = vtk.reference("")
+        return str(value) if segment.GetTag(name, value) else ""
 
     def prompts(self, segmentID="A"):
         """Everything said about a segment."""
