@@ -142,9 +142,11 @@ class RuntimeInstaller:
         status = self.status()
         if not status.isReady:
             raise RuntimeInstallError(status.text)
-        # An interpreter for both processors would otherwise be translated as Slicer is.
-        asArm = ["/usr/bin/arch", "-arm64"] if self.machine.isTranslated and status.isOwn else []
-        return [*asArm, status.interpreter, "-m", "medsam2_core.worker"]
+        return [*self._interpreterWords(status), "-m", "medsam2_core.worker"]
+
+    def _interpreterWords(self, status: RuntimeStatus) -> list[str]:
+        # An interpreter the user named may be for the other processor: it is started as it is.
+        return [*(self.machine.native if status.isOwn else ()), status.interpreter]
 
     def environment(self) -> dict[str, str]:
         """All of the worker's environment: the user's, without what is Slicer's, with our core to import."""
@@ -202,9 +204,8 @@ class RuntimeInstaller:
 
     def _check(self, status: RuntimeStatus) -> Work:
         try:
-            yield from probe(
-                status.interpreter, self._base, self._extension, self._files, installed=status.isOwn
-            )
+            words = self._interpreterWords(status)
+            yield from probe(words, self._base, self._extension, self._files, installed=status.isOwn)
         except RuntimeInstallError as error:
             if status.isOwn:
                 self.folder.setProblem(str(error))
@@ -264,7 +265,7 @@ class RuntimeInstaller:
             )
         # Not resolved: an environment's interpreter is a link, and what it links to knows no packages.
         python = os.path.abspath(named)
-        yield from probe(python, self._base, self._extension, self._files)
+        yield from probe([python], self._base, self._extension, self._files)
         self.folder.setInterpreter(python)
 
     def _start(self, work: Work, listener: InstallListener) -> None:

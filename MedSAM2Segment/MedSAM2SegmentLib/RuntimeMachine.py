@@ -49,6 +49,11 @@ class Machine:
         return bool(self.driver) and oldest is not None and _numbers(self.driver) >= oldest
 
     @property
+    def native(self) -> tuple[str, ...]:
+        """Words before a program made for several processors, so that it is not translated as Slicer is."""
+        return ("/usr/bin/arch", "-arm64") if self.isTranslated else ()
+
+    @property
     def title(self) -> str:
         """The machine in a few words."""
         card = f", NVIDIA driver {self.driver}" if self.driver else ""

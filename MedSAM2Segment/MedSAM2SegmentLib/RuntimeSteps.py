@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,7 +212,11 @@ class Installation:
         yield from self._pip(new, "SAM 2 could not be installed", *words, SAM2_BUILD_CUDA="0")
         self._tell(0.92, "Trying it")
         versions = yield from probe(
-            str(pythonOf(new)), self._base, self._extension, self._files, installed=True
+            [*self._machine.native, str(pythonOf(new))],
+            self._base,
+            self._extension,
+            self._files,
+            installed=True,
         )
         self._finish(new, versions)
 
@@ -266,7 +270,8 @@ class Installation:
                 begun.append(int(line))
                 arrived = begun[-1] - begun[0]
                 share = min(arrived / self._torchMegabytes, 1.0)
-                self._listener(at + (_TORCH_DONE - at) * share, f"{self._text}: {arrived} MB so far")
+                self._fraction = at + (_TORCH_DONE - at) * share
+                self._listener(self._fraction, f"{self._text}: {arrived} MB so far")
 
         words = (self._helper, str(FILES / "helper.py"), "watch", str(self._folder.cache))
         return Command(words, dict(self._base), onLine)
@@ -335,7 +340,12 @@ def removal(helper: str, base: Mapping[str, str], *paths: Path) -> Command:
 
 
 def probe(
-    python: str, base: Mapping[str, str], extension: Path, files: Path = FILES, *, installed: bool = False
+    python: Sequence[str],
+    base: Mapping[str, str],
+    extension: Path,
+    files: Path = FILES,
+    *,
+    installed: bool = False,
 ) -> Work:
     """Let an interpreter show that it can run the worker; returns its versions.
 
@@ -346,12 +356,12 @@ def probe(
     RuntimeInstallError
         When it cannot; the message says why.
     """
-    words = [python, str(files / "probe.py"), *(["--files"] if installed else [])]
+    words = [*python, str(files / "probe.py"), *(["--files"] if installed else [])]
     output = yield Command(tuple(words), workerEnvironment(base, extension))
     versions = _lastJson(output.lines)
     if not output.ok or versions is None:
         told = output.lines[-1] if output.lines else output.reason
-        raise RuntimeInstallError(f"{python} cannot run the worker: {told}")
+        raise RuntimeInstallError(f"{python[-1]} cannot run the worker: {told}")
     return versions
 
 

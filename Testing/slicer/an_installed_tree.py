@@ -1,4 +1,7 @@
-"""The extension as its CMake lists install it: by reading them, and by CMake itself where there is one."""
+"""The extension as its CMake lists install it: by reading them, and by CMake itself where there is one.
+
+python Testing/slicer/an_installed_tree.py    brings the lists in step with the module's folder
+"""
 
 import re
 import shutil
@@ -105,3 +108,22 @@ def _lists() -> str:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+
+
+def bringInStep() -> None:
+    """Write the module's files into its lists."""
+    text = _lists()
+    files = sorted({*sourceFiles(), "MedSAM2Segment.py"}, key=lambda name: (name.count("/"), name))
+    lists = {
+        "MODULE_PYTHON_SCRIPTS": [name for name in files if name.endswith(".py")],
+        "MODULE_PYTHON_RESOURCES": [name for name in files if not name.endswith(".py")],
+    }
+    for variable, names in lists.items():
+        lines = "".join(f"  {name.replace('MedSAM2Segment', '${MODULE_NAME}')}\n" for name in names)
+        block = rf"(?ms)^set\({variable}\n.*?^  \)$"
+        text = re.sub(block, lambda _, one=variable, all=lines: f"set({one}\n{all}  )", text)
+    (MODULE / "CMakeLists.txt").write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    bringInStep()

@@ -22,6 +22,8 @@ from an_installed_tree import (
     sourceFiles,
 )
 
+AGAIN = "or run `python Testing/slicer/an_installed_tree.py`"
+
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
@@ -32,7 +34,7 @@ def test_the_lists_name_every_file_of_the_module_once():
     named = listed("MODULE_PYTHON_SCRIPTS") + listed("MODULE_PYTHON_RESOURCES")
     missing = sorted(set(sourceFiles()) - set(named))
     unknown = sorted(set(named) - set(sourceFiles()))
-    assert not missing, "add to MedSAM2Segment/CMakeLists.txt:\n" + "\n".join(missing)
+    assert not missing, f"add to MedSAM2Segment/CMakeLists.txt ({AGAIN}):\n" + "\n".join(missing)
     assert not unknown, "listed in MedSAM2Segment/CMakeLists.txt, but not there:\n" + "\n".join(unknown)
     assert len(named) == len(set(named))
 

@@ -305,3 +305,45 @@ def test_packages_come_through_the_proxy(tmp_path, wheels):
         )
         assert runtime.install() is None, runtime.runner.words()
     assert "http://index.invalid/simple/numpy/" in asked
+
+
+# A Mac with Apple's processor and a Slicer that runs translated
+
+TRANSLATED = Machine("macos", "arm64", isTranslated=True)
+
+
+def test_uv_is_fetched_for_the_macs_own_processor(tmp_path, wheels):
+    runtime = Runtime(tmp_path, wheels, machine=TRANSLATED)
+    assert "uv could not be downloaded" in str(runtime.install())
+    fetching = next(words for words in runtime.runner.words() if "pip download" in words)
+    assert "--platform macosx_11_0_arm64" in fetching
+    assert "--only-binary :all:" in fetching
+
+
+@pytest.mark.skipif(os.name == "nt", reason="stands shell scripts before the real programs")
+def test_what_is_installed_runs_untranslated(tmp_path, wheels, monkeypatch):
+    arch = tmp_path / "arch"
+    arch.write_text('#!/bin/sh\n[ "$1" = -arm64 ] || exit 9\nshift\nexec "$@"\n')
+    arch.chmod(0o755)
+    monkeypatch.setattr(Machine, "native", (str(arch), "-arm64"))
+    environment = baseEnvironment(tmp_path)
+    tool = tmp_path / "tools" / "uv"
+    real = tool.resolve()
+    tool.unlink()
+    says = "uv 0.13.8 (aarch64-apple-darwin)"
+    tool.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{says}" && exit 0\nexec "{real}" "$@"\n')
+    tool.chmod(0o755)
+    options = InstallOptions(offlineFolder=wheels.folder, python=sys.executable)
+    runtime = Runtime(
+        tmp_path, wheels, environment=environment, options=options, machine=TRANSLATED
+    ).installed()
+    assert runtime.installer.command()[:2] == [str(arch), "-arm64"]
+    assert any(words.startswith("-arm64") and "probe.py" in words for words in runtime.runner.words())
+
+
+def test_without_a_python_of_its_own_kind_one_is_fetched(tmp_path, wheels):
+    environment = baseEnvironment(tmp_path, UV_PYTHON_INSTALL_MIRROR="http://127.0.0.1:9")
+    (tmp_path / "tools" / "python3").unlink()
+    runtime = Runtime(tmp_path, wheels, environment=environment, options=InstallOptions())
+    assert "Python could not be downloaded" in str(runtime.install())
+    assert any(words.startswith("python install 3.12 --no-bin") for words in runtime.runner.words())
