@@ -33,23 +33,33 @@ class Session:
 
     def __init__(self, volume, stack):
         self.stack = stack.stack(volume)
-        self.words, self.masks = {}, {}
+        self.words, self.masks, self.covered = {}, {}, {}
 
     def say(self, name, n, words):
         said, masks = self.words.setdefault(name, {}), self.masks.setdefault(name, {})
+        covered = self.covered.setdefault(name, {})
         earlier = said.pop(n, None)
+        if not words:
+            masks.pop(n, None)
+            if n in covered:
+                masks[n] = covered.pop(n)
+            return self.record(name, n) if n in masks else None
+        if earlier is None and n in masks:
+            covered[n] = masks[n]
         if words.known is not None:
             masks[n] = words.known.mask_hw
-        elif not words:
-            masks.pop(n, None)
-            return None
+        elif earlier is not None and words.extends(earlier):
+            masks[n] = self.fold(masks[n], words.prompts[len(earlier.prompts) :])
         else:
-            extends = earlier is None or words.extends(earlier)
-            done = 0 if earlier is None or not extends else len(earlier.prompts)
-            mask = masks.get(n) if extends else None
-            masks[n] = self.fold(mask, words.prompts[done:])
+            masks[n] = self.fold(covered.get(n), words.prompts)
         said[n] = words
         return self.record(name, n)
+
+    def restore(self, name, words, tracked):
+        for known in (self.words, self.masks, self.covered):
+            known[name] = {}
+        self.masks[name] = {n: record.mask_hw for n, record in tracked.items()}
+        return [self.say(name, n, said) for n, said in words]
 
     def fold(self, mask, prompts):
         height, width = self.stack.shape_hw
@@ -233,26 +243,25 @@ class FakeWorker:
 
     def do_restore(self, header, arrays):
         session, name = self.sessions[header["session"]], header["object"]
-        session.words[name], session.masks[name] = {}, {}
-        for item in header["tracked"]:
-            record = SliceRecord.from_json(item, arrays)
-            session.masks[name][record.n] = record.mask_hw
-        self.answer_records(header, self.said(header, arrays))
+        heard = [words_from_json(item, name, arrays) for item in header["slices"]]
+        records = (SliceRecord.from_json(item, arrays) for item in header["tracked"])
+        self.answer_records(header, session.restore(name, heard, {record.n: record for record in records}))
 
     def said(self, header, arrays):
         session, name = self.sessions[header["session"]], header["object"]
         heard = [words_from_json(item, name, arrays) for item in header["slices"]]
-        records = [session.say(name, n, words) for n, words in heard]
-        return [record for record in records if record is not None]
+        return [session.say(name, n, words) for n, words in heard]
 
     def answer_records(self, header, records):
         arrays = {}
-        self.answer(header, arrays, slices=[record.to_json(arrays) for record in records])
+        told = [record.to_json(arrays) for record in records if record is not None]
+        self.answer(header, arrays, slices=told)
 
     def do_remove_object(self, header, _):
         session = self.sessions[header["session"]]
         session.words.pop(header["object"], None)
         session.masks.pop(header["object"], None)
+        session.covered.pop(header["object"], None)
         self.answer(header)
 
     def do_propagate(self, header, _):

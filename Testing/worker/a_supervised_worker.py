@@ -18,7 +18,7 @@ from medsam2_core.worker.transports import SubprocessTransport
 FOLDER = Path(__file__).resolve().parent
 CORE = FOLDER.parents[1] / "MedSAM2Segment"
 #: Everything is noticed sooner than in real life, and may happen more often.
-HASTY = Timing(quiet=0.2, pong=1.5, step=2.0, start=20.0, pauses=(0.0, 0.05), deaths=10**6)
+HASTY = Timing(quiet=0.2, pong=1.5, loading=5.0, step=2.0, start=20.0, pauses=(0.0, 0.05), deaths=10**6)
 
 
 def fake_worker(*words):

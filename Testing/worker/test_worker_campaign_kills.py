@@ -144,3 +144,72 @@ def check(played, undisturbed):
     for name, records in undisturbed.final.items():
         assert played.final[name].keys() == records.keys(), f"killed in step {played.killed_in}"
         assert overlap(played.final[name], records) > 0.9, f"killed in step {played.killed_in}: {name}"
+
+
+def a_step(chance, session, snapshots):
+    """Anything a user may do, said to a session; what it is called."""
+    name, n = chance.choice("ab"), chance.randrange(6)
+    points = [Point((chance.randrange(48), chance.randrange(40), n), chance.random() < 0.7) for _ in range(2)]
+    told = session.words(name).get(n, SliceWords())
+    what = chance.choice(
+        ["afresh", "more", "more", "less", "propagate", "keep", "restore", "remove", "close"]
+    )
+    if what == "afresh":
+        session.say(name, {n: SliceWords(tuple(points), final=chance.random() < 0.2)})
+    elif what == "more":
+        session.say(name, {n: SliceWords((*told.prompts, points[0]))})
+    elif what == "less":
+        session.say(name, {n: SliceWords(told.prompts[:-1])})
+    elif what == "propagate":
+        return session.propagate()
+    elif what == "keep":
+        snapshots[name] = session.snapshot(name)
+    elif what == "restore" and name in snapshots:
+        session.restore(name, snapshots[name])
+    elif what == "remove" and chance.random() < 0.3:
+        session.remove_object(name)
+    return None
+
+
+def test_whatever_is_said_is_the_same_with_a_worker_that_keeps_dying(campaign):
+    steady, dying = (SupervisedWorker(fake_worker("--step", 0.002), PATIENT) for _ in range(2))
+    try:
+        for seed in range(3 * campaign):
+            ended = []
+            for worker in (steady, dying):
+                ended.append(
+                    played_at_random(worker, random.Random(seed), random.Random(-seed), worker is dying)
+                )
+            assert ended[0] == ended[1], f"seed {seed}"
+        assert len(dying.transports) > 2 * campaign and len(steady.transports) == 1
+    finally:
+        steady.close()
+        dying.close()
+
+
+def played_at_random(worker, chance, fate, is_dying):
+    """Words and records of both objects after thirty steps, propagations done to their end."""
+    remote = worker.supervisor.open_volume(a_ball())
+    session = worker.supervisor.open_session(remote, StackChoice("k"), failed=worker.errors.append)
+    snapshots = {}
+    for _ in range(30):
+        if is_dying and fate.random() < 0.1 and worker.supervisor.welcome:
+            worker.process.kill()
+        if a_step(chance, session, snapshots) is not None:
+            worker.answer(session.propagate)  # behind it, so that both have come as far when it is over
+            while not isinstance(worker.answer(session.propagate), dict):
+                pass
+        if fate.random() < 0.5:
+            worker.supervisor.pump(0.005)
+        if chance.random() < 0.3:
+            until_all_is_answered(worker, session)
+    until_all_is_answered(worker, session)
+    assert not worker.errors
+    state = {name: (session.words(name), session.records(name)) for name in "ab"}
+    session.close()
+    worker.supervisor.close_volume(remote)
+    return state
+
+
+def until_all_is_answered(worker, session):
+    worker.until(lambda: session.is_open and not session._waiting, 60)

@@ -376,3 +376,16 @@ def test_words_taken_back_from_a_tracked_slice_leave_what_tracking_found(supervi
     assert session.records("a")[4] != tracked[4] and session.snapshot("a").refined == {4: tracked[4]}
     session.say("a", {4: SliceWords()})
     assert session.records("a") == tracked
+
+
+def test_a_snapshot_does_not_take_an_earlier_answer_for_that_of_new_words(supervised):
+    worker = supervised(fake_worker("--step", 0.02))
+    session = worker.session()
+    (old,) = worker.answer(session.say, "a", words((5, 6), n=2))
+    session.say("a", words((25, 16), n=2))
+    assert session.records("a") == {2: old}, "it is shown until there is another"
+    taken = session.snapshot("a")
+    assert taken.words == words((25, 16), n=2) and not taken.records
+    worker.answer(session.say, "a", {2: SliceWords()})
+    (new,) = worker.answer(session.restore, "a", taken)
+    assert session.records("a") == {2: new} and new.mask_hw[16, 25] and not new.mask_hw[6, 5]

@@ -19,6 +19,7 @@ class Books:
     words: dict[int, SliceWords] = field(default_factory=dict)
     records: dict[int, SliceRecord] = field(default_factory=dict)
     refined: dict[int, SliceRecord] = field(default_factory=dict)
+    stale: set[int] = field(default_factory=set)  # slices whose records answer earlier words
 
     @classmethod
     def of(cls, record: ObjectRecord) -> Books:
@@ -27,10 +28,11 @@ class Books:
 
     @property
     def record(self) -> ObjectRecord:
-        """A copy that does not change."""
-        return ObjectRecord(self.words, self.records, self.refined)
+        """A copy that does not change; without masks that words not answered yet have made out of date."""
+        records = {n: record for n, record in self.records.items() if n not in self.stale}
+        return ObjectRecord(self.words, records, self.refined)
 
-    def say(self, said: Mapping[int, SliceWords], answers: Iterable[SliceRecord] = ()) -> None:
+    def say(self, said: Mapping[int, SliceWords], answers: Iterable[SliceRecord] | None = None) -> None:
         """Words were said; without answers the old masks stay until there are new ones."""
         for n, words in said.items():
             if words:
@@ -39,10 +41,14 @@ class Books:
                 self.words[n] = words
             else:
                 self._take_back(n)
-        self.records.update({record.n: record for record in answers})
+        if answers is None:
+            self.stale.update(n for n, words in said.items() if words)
+        else:
+            self.records.update({record.n: record for record in answers})
 
     def _take_back(self, n: int) -> None:
         """Nothing is said any more: what tracking had found stands again."""
+        self.stale.discard(n)
         self.words.pop(n, None)
         self.records.pop(n, None)
         if n in self.refined:

@@ -29,8 +29,9 @@ class Timing:
         From the start to the first answer; a batch system may let it wait.
     quiet
         After so long without a word the worker is asked whether it is alive.
-    pong
-        So long it may take to say so.
+    pong, loading
+        So long it may take to say so; and so long while a session is opened: to load libraries and a model
+        for the first time can hold up all else in a process.
     step
         So long a computation may not move. What is downloaded moves.
     pauses
@@ -42,6 +43,7 @@ class Timing:
     start: float = 300.0
     quiet: float = 2.0
     pong: float = 10.0
+    loading: float = 40.0
     step: float = 120.0
     pauses: tuple[float, ...] = (0.1, 1.0, 4.0)
     deaths: int = 3
@@ -168,7 +170,8 @@ class Connection:
                 self.lose(f"the worker did not answer within {self._timing.start:g} s of its start")
         elif self._ping is not None:
             slack = 2 * self._speed.outstanding / self._speed.rate if self._speed.rate else 0.0
-            if self._waiting > self._timing.pong + slack:
+            is_loading = any(request.type == "open_session" for request in self.client.open.values())
+            if self._waiting > slack + (self._timing.loading if is_loading else self._timing.pong):
                 self.lose(f"the worker hangs: no sign of life for {self._waiting:.0f} s")
         elif self._waiting >= self._timing.quiet:
             self._send_ping()

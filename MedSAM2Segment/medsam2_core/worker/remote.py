@@ -164,7 +164,8 @@ class RemoteSession:
 
         def take(frame: Frame) -> list[SliceRecord]:
             records = self._checked(records_in(frame))
-            self._books[object] = Books.of(record)
+            books = self._books[object] = Books.of(record)
+            books.records.update({answer.n: answer for answer in records})
             return records
 
         def change(books: dict[str, Books]) -> None:

@@ -239,6 +239,9 @@ class SubprocessTransport:
             self._writable.notify()
         ended.wait()
         process.wait()
+        for thread, pipe in zip(readers, (process.stdout, process.stderr), strict=True):
+            if pipe is not None and not thread.is_alive():
+                pipe.close()
 
 
 def _read_some(descriptor: int) -> bytes:
