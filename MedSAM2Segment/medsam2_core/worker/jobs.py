@@ -68,6 +68,11 @@ class Jobs:
         with self._changed:
             self._patient.appendleft(job)
 
+    def finish(self) -> None:
+        """What was current is not computed any more, and cannot be cancelled."""
+        with self._changed:
+            self.current = None
+
     def wake(self) -> None:
         """Let :meth:`take` return if it waits: there may be something to do that is no request."""
         with self._changed:

@@ -106,10 +106,12 @@ class Serving:
             if job.is_cancelled:
                 raise Cancelled("stopped before it began")
             fields, arrays = self._handlers[job.type](job)
+            self.jobs.finish()  # before anybody can know, and ask whether there is still work
             self._answer(job, {"type": "result", "re": job.id, **fields}, arrays)
         except Interrupted:
             self.jobs.put_back(job)
         except Exception as error:
+            self.jobs.finish()
             self.finish(job, error)
 
     def finish(self, job: Job, answer: dict[str, Any] | BaseException) -> None:
