@@ -1,4 +1,4 @@
-"""The module 3D Slicer loads: registers the Segment Editor effect, and shows the page that manages its runtime.
+"""The module 3D Slicer loads: registers the Segment Editor effect, and the page for its runtime.
 
 Nothing is imported or installed at start-up that costs time: the rest is loaded when somebody uses it.
 """
@@ -25,9 +25,9 @@ class MedSAM2Segment(ScriptedLoadableModule):
         self.parent.dependencies = ["Segmentations"]
         self.parent.contributors = ["MedSAM2Segment contributors"]
         self.parent.helpText = _(
-            "Adds the effect <b>MedSAM2</b> to the Segment Editor: click a structure in a slice view, see its mask, "
-            "and let it be followed through the volume. This page installs and removes what the effect needs, and "
-            "tells which models there are. Nothing leaves this computer."
+            "Adds the effect <b>MedSAM2</b> to the Segment Editor: click a structure in a slice view, see its "
+            "mask, and let it be followed through the volume. This page installs and removes what the effect "
+            "needs, and tells which models there are. Nothing leaves this computer."
         )
         self.parent.acknowledgementText = _(
             "Segments with SAM 2 (Meta AI) and MedSAM-2: a volume is looked at as a video, slice by slice."
@@ -45,7 +45,7 @@ class MedSAM2Segment(ScriptedLoadableModule):
         """Add the effect to those of the Segment Editor."""
         import qSlicerSegmentationsEditorEffectsPythonQt as effects
 
-        # Slicer looks for the class in the package, once this has loaded it; an error here tells why it cannot.
+        # Slicer looks for the class in the package, once it is loaded; an error here tells why not.
         from MedSAM2SegmentLib import SegmentEditorEffect
 
         instance = effects.qSlicerSegmentEditorScriptedEffect(None)

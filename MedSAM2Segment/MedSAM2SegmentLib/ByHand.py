@@ -37,7 +37,7 @@ class ByHand:
             markups.setFinal(segmentID, stack.key, n, final)
 
     def useAsPrompt(self, n: int) -> None:
-        """Say that the selected segment on slice ``n`` is right as it stands. PromptError when it cannot be said."""
+        """Say that the selected segment on slice ``n`` is right; PromptError when it cannot be said."""
         segmentID, stack = self._workplace.segmentID, self._link.stack
         mask = self._workplace.writer.segmentMasks(segmentID, stack, [n])[n]
         if not mask.any():

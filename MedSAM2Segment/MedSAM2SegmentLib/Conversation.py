@@ -27,9 +27,9 @@ _TYPE_TAG, _NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName
 class Conversation:
     """Compares what the prompts say with what the session was told, and says the difference.
 
-    What is in the scene is the truth. When a session has to be told again what a segment shows already (a scene was
-    loaded, Slicer undid a step, the volume changed), the segment itself is given as the answer and not a voxel
-    changes.
+    What is in the scene is the truth. When a session has to be told again what a segment shows already (a
+    scene was loaded, Slicer undid a step, the volume changed), the segment itself is given as the answer and
+    not a voxel changes.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Conversation:
             self._link.say(segmentID, fresh, prompts)
 
     def _withKnown(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
-        """The words with the segment as it stands as their answer; none when the segment was saved without it."""
+        """The words with the segment as it stands as answer; none when it was saved without its voxels."""
         known = self._asTheyStand(segmentID, words)
         answered = [said.known for said in known.values() if said.known is not None]
         if segmentID in self._found and answered and all(record.is_empty for record in answered):
@@ -131,7 +131,7 @@ class Conversation:
         }
 
     def _known(self) -> list[str]:
-        """Segments with prompts, and segments whose prompts are gone and whose session does not know it yet."""
+        """Segments with prompts, and those whose prompts are gone without the session knowing."""
         said = [segmentID for segmentID in self._steps.settled if self._link.session.words(segmentID)]
         return list(dict.fromkeys([*self._workplace.markups.segmentIDs(), *said]))
 
@@ -170,7 +170,7 @@ class Conversation:
                     segment.SetTag(tag, value)
 
     def follow(self, memory: Memory) -> None:
-        """Bring prompts and session to what belongs to the voxels Slicer has brought back; not a voxel changes."""
+        """Bring prompts and session to what belongs to the voxels Slicer brought back; no voxel changes."""
         markups, session = self._workplace.markups, self._link.session
         for segmentID, prompts in memory.prompts.items():
             self._link.drop(segmentID)

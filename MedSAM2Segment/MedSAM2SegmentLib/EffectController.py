@@ -1,22 +1,23 @@
 """What the user does becomes words for the session; what the session answers becomes voxels of segments.
 
-Everything happens in the thread that calls, and nothing here waits. Prompts are nodes of the scene; the session is
-told what they say whenever that differs from what it was told before; answers are written as steps of Slicer's
-undo. So a click before the worker is ready is answered when it is, a worker that was lost is told everything again,
-and a scene that is loaded goes on where it was saved.
+Everything happens in the thread that calls, and nothing here waits. Prompts are nodes of the scene; the
+session is told what they say whenever that differs from what it was told before; answers are written as
+steps of Slicer's undo. So a click before the worker is ready is answered when it is, a worker that was lost
+is told everything again, and a scene that is loaded goes on where it was saved.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
+from medsam2_core.errors import MedSAM2Error, PromptError
 
 from MedSAM2SegmentLib.ByHand import ByHand
 from MedSAM2SegmentLib.Conversation import Conversation
 from MedSAM2SegmentLib.Filling import Filling
+from MedSAM2SegmentLib.Listening import Listening
 from MedSAM2SegmentLib.PanelMaker import PanelMaker
 from MedSAM2SegmentLib.PanelState import PanelState
 from MedSAM2SegmentLib.Parameters import Parameters
@@ -27,11 +28,9 @@ from MedSAM2SegmentLib.VolumeAdapter import hardenTransform
 from MedSAM2SegmentLib.Workplace import SEGMENT, SEGMENTATION, VOLUME, Workplace
 
 if TYPE_CHECKING:
-    from medsam2_core.worker.messages import SliceWords
-
     from MedSAM2SegmentLib.Editors import SegmentEditor
     from MedSAM2SegmentLib.Gestures import Gesture
-    from MedSAM2SegmentLib.SessionLink import Answer, WorkerSource
+    from MedSAM2SegmentLib.SessionLink import WorkerSource
 
 #: Seconds an effect that is not active keeps its worker: a look into another effect must not cost a restart.
 IDLE_RELEASE = 600.0
@@ -65,9 +64,7 @@ class EffectController:
         self.parameters = Parameters(editor)
         self._source, self._clock = source, clock
         self._workplace = Workplace(editor, self._onPrompts, self.sceneClosed)
-        self._link = SessionLink(
-            source, onChange=self._onLink, onAnswer=self._onAnswer, onRefusal=self._onRefusal
-        )
+        self._link = SessionLink(source, self._onLink)
         self._steps = Steps(self._workplace, self._link)
         self._conversation = Conversation(self._workplace, self._link, self._steps)
         self._byHand = ByHand(self._workplace, self._link, self._steps, self._conversation)
@@ -76,8 +73,11 @@ class EffectController:
         self._panel = PanelMaker(
             self._workplace, self._link, self._filling, self._slicing, self.parameters, source
         )
-        self._notice = self._details = ""
-        self._mustSync = False
+        self._listening = Listening(
+            *(self._workplace, self._link, self._steps, self._conversation),
+            *(self._filling, self._slicing, self.parameters),
+        )
+        self._link.onAnswer, self._link.onRefusal = self._listening.onAnswer, self._listening.onRefusal
         self._isNew = True  # what prompts say is what the segments show, as they were found
         self._isActive = False
         self._idleSince = 0.0
@@ -97,7 +97,7 @@ class EffectController:
     @property
     def isWaiting(self) -> bool:
         """Whether something is on its way that will change a segment."""
-        return self._mustSync or self._link.isAwaiting() or self._filling.isRunning
+        return self._listening.mustSync or self._link.isAwaiting() or self._filling.isRunning
 
     def activate(self) -> None:
         """The effect was chosen: look around, and begin to start the worker."""
@@ -107,11 +107,11 @@ class EffectController:
             self._workplace.markups.setVisible(True)
 
     def deactivate(self) -> None:
-        """Another effect was chosen: what is being filled in stops, what has come stays; prompts are hidden."""
+        """Another effect was chosen: filling in stops, what has come stays; prompts are hidden."""
         self._filling.settle()
         self._isActive = False
         self._idleSince = self._clock()
-        self._notice = ""
+        self._listening.say("")
         if self._workplace.markups is not None:
             self._workplace.markups.setVisible(False)
         self._publish()
@@ -140,8 +140,8 @@ class EffectController:
         if changed & {SEGMENTATION, VOLUME}:
             self._isNew = True
         if changed & {SEGMENTATION, VOLUME, SEGMENT}:
-            self._say("")
-        self._followUndo()
+            self._listening.say("")
+        self._listening.followUndo()
         if self._isActive:
             self._getReady()
         self._publish()
@@ -159,9 +159,9 @@ class EffectController:
         """To be called about every 0.1 s."""
         self.look()
         self._filling.tick()
-        if self._mustSync:
-            self._mustSync = False
-            self._sync()
+        if self._listening.mustSync and self._isActive:
+            self._listening.mustSync = False
+            self._listening.sync()
         self._slicing.focus()
         if not self._isActive and self._clock() - self._idleSince > IDLE_RELEASE:
             self._link.end()
@@ -188,7 +188,7 @@ class EffectController:
             self._workplace.markups.check(gesture, self._workplace.adapter, self._link.stack)
             self._workplace.markups.add(self._workplace.segmentID, gesture)
         except MedSAM2Error as error:
-            self._say(str(error))
+            self._listening.say(str(error))
         self._publish()
 
     def onKey(self, what: str) -> None:
@@ -207,7 +207,7 @@ class EffectController:
 
     def clearPrompts(self) -> None:
         """Delete all prompts of the selected segment. What it shows stays, as if the user had painted it."""
-        self._say("")
+        self._listening.say("")
         self.look()
         if self._workplace.segmentID:
             self._filling.settle()
@@ -218,7 +218,7 @@ class EffectController:
     def finaliseSlice(self) -> None:
         """Take the segment on the slice that is looked at as final, or, if it is, no longer."""
         self._withSlice(self._byHand.finalise)
-        self._sync((self._workplace.segmentID,))
+        self._listening.sync((self._workplace.segmentID,))
         self._publish()
 
     def useSegmentAsPrompt(self) -> None:
@@ -237,11 +237,9 @@ class EffectController:
         self._filling.keep()
         try:
             self._open()
-            self._sync()
-            self._filling.begin(self._followed(), self._slicing.how(), self.parameters.text("model"))
-            self._slicing.revisit()
+            self._listening.propagate()
         except MedSAM2Error as error:
-            self._say(str(error))
+            self._listening.say(str(error))
         self._publish()
 
     def cancel(self) -> None:
@@ -256,18 +254,18 @@ class EffectController:
 
     def discard(self) -> None:
         """Take back what a stopped propagation has filled in: one further step of undo."""
-        self._followUndo()
+        self._listening.followUndo()
         try:
             self._filling.discard()
         except MedSAM2Error as error:
-            self._say(str(error))
+            self._listening.say(str(error))
         self._publish()
 
     def nextWeakest(self) -> None:
         """Show the slice of the selected segment the model was least sure about; then the next."""
         n = self._slicing.weakest(self._workplace.segmentID)
         if n is None:
-            self._say("no slice has a result that was not looked at: propagate first")
+            self._listening.say("no slice has a result that was not looked at: propagate first")
         else:
             self._slicing.jump(n)
         self._publish()
@@ -286,7 +284,7 @@ class EffectController:
                 self._slicing.relax(force=True)
             self.look()
         except MedSAM2Error as error:
-            self._say(str(error))
+            self._listening.say(str(error))
         self._publish()
 
     def resolve(self) -> None:
@@ -297,23 +295,25 @@ class EffectController:
             try:
                 hardenTransform(self._workplace.volumeNode)
             except MedSAM2Error as error:
-                self._say(str(error))
+                self._listening.say(str(error))
         else:
             self._link.retry()
             self._conversation.askAgain()
-            self._mustSync = True
+            self._listening.mustSync = True
         self.look()
 
     # Inside -------------------------------------------------------------------------------------------------
 
     def _mayEdit(self) -> bool:
         """Whether the selected segment can be worked on; says why not."""
-        self._say("")
+        self._listening.say("")
         self.look()
         if self._workplace.adapter is None or not self._workplace.segmentID or self._source.problem():
             return False  # the status line tells already
         if self._workplace.isCompleted():
-            self._say("the segment is marked as completed: set its status to in progress to change it")
+            self._listening.say(
+                "the segment is marked as completed: set its status to in progress to change it"
+            )
             return False
         return self._workplace.editor.confirmSegmentVisible()
 
@@ -329,7 +329,7 @@ class EffectController:
                 raise PromptError("no view shows a slice that is segmented: click one in the strip first")
             action(n)
         except MedSAM2Error as error:
-            self._say(str(error))
+            self._listening.say(str(error))
 
     def _getReady(self) -> None:
         """Start the worker and open the session while the user still looks where to click."""
@@ -338,14 +338,14 @@ class EffectController:
         try:
             self._open()
         except MedSAM2Error as error:
-            self._say(str(error))
+            self._listening.say(str(error))
 
     def _open(self, *, fromView: bool = False) -> None:
-        """Have a session that fits volume, slices and settings; ``fromView``: something is about to be said."""
+        """Have a session that fits volume, slices and settings; ``fromView``: something will be said."""
         before = self._link.manner
         if not self._slicing.open(fromView=fromView):
             return
-        self._mustSync = True
+        self._listening.mustSync = True
         self._conversation.askAgain()
         if self._isNew:
             self._conversation.settle()
@@ -354,83 +354,22 @@ class EffectController:
             self._steps.unsettle()
         self._isNew = False
 
-    def _sync(self, segmentIDs: tuple[str, ...] | None = None) -> None:
-        problem = self._conversation.sync(segmentIDs)
-        if problem:
-            self._say(problem)
-
-    def _followed(self) -> tuple[str, ...]:
-        """The segments to propagate."""
-        session = self._link.session
-        if session is None:
-            raise PromptError(self._link.problem or "nothing was said yet: prompt the segment first")
-        prompted = [one for one in self._workplace.markups.segmentIDs() if session.words(one)]
-        if not prompted:
-            raise PromptError("nothing to propagate: prompt the segment first")
-        return tuple(prompted)
-
-    def _followUndo(self) -> None:
-        workplace = self._workplace
-        if not workplace.isTouched or workplace.markups is None:
-            return
-        workplace.isTouched = False
-        for segmentID in list(self._steps.settled):
-            if workplace.segment(segmentID) is None:
-                self._conversation.forget(segmentID)
-                self._filling.forget(segmentID)
-        memories = self._steps.followed()
-        if memories:
-            self._filling.abandon()
-            self._say("")
-        for memory in memories:
-            self._conversation.follow(memory)
-        if memories:
-            self._mustSync = True
-
     # What comes back ----------------------------------------------------------------------------------------
 
     def _onPrompts(self, segmentIDs: tuple[str, ...]) -> None:
-        self._followUndo()
-        if self._isActive or self._link.opened is not None:
-            self._sync(segmentIDs)
+        self._listening.followUndo()
+        if self._isActive:
+            self._listening.sync(segmentIDs)
+        else:
+            self._listening.mustSync = True
         self._publish()
 
     def _onLink(self) -> None:
-        self._mustSync = True
+        self._listening.mustSync = True
         self._publish()
 
-    def _onAnswer(self, answer: Answer) -> None:
-        self._followUndo()
-        if answer.isReplay or answer.words:
-            self._filling.forget(answer.segmentID, set(answer.words))
-        try:
-            written = self._conversation.take(answer, self.parameters.text("model"))
-        except MedSAM2Error as error:
-            self._say(str(error))
-            written = False
-        self._steps.close()
-        if written and self.parameters.isOn("autoPropagate") and not self._link.isAwaiting():
-            self._goOn(answer.segmentID)
-
-    def _goOn(self, segmentID: str) -> None:
-        """Propagate what was just said, together with what is being propagated already."""
-        known = self._filling.segmentIDs if self._filling.isRunning else ()
-        try:
-            together = tuple(dict.fromkeys([*known, segmentID]))
-            self._filling.begin(together, self._slicing.how(), self.parameters.text("model"), newUndo=False)
-        except MedSAM2Error as error:
-            self._say(str(error))
-
-    def _onRefusal(self, segmentID: str, words: Mapping[int, SliceWords], error: MedSAM2Error) -> None:
-        self._conversation.refused(segmentID, words)
-        if not isinstance(error, Cancelled):
-            self._say(str(error), getattr(error, "details", ""))
-
-    def _say(self, notice: str, details: str = "") -> None:
-        self._notice, self._details = notice, details
-
     def _publish(self) -> None:
-        state = self._panel.state(self._notice, self._details)
+        state = self._panel.state(self._listening.notice, self._listening.details)
         if state != self.state:
             self.state = state
             self.onStateChanged(state)

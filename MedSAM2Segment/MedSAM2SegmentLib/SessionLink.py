@@ -66,6 +66,9 @@ class Answer:
     isReplay: bool
 
 
+Refusal = Callable[[str, Mapping[int, SliceWords], MedSAM2Error], None]
+
+
 @dataclass(frozen=True)
 class _Wish:
     """What a session was opened with."""
@@ -84,21 +87,18 @@ class SessionLink:
         Where the worker comes from.
     onChange
         Called when :attr:`phase` or what is awaited may have changed.
+
+    Attributes
+    ----------
     onAnswer, onRefusal
         Called with an :class:`Answer`; with the segment's ID, what was said in vain, and the error.
     """
 
-    def __init__(
-        self,
-        source: WorkerSource,
-        *,
-        onChange: Callable[[], None],
-        onAnswer: Callable[[Answer], None],
-        onRefusal: Callable[[str, Mapping[int, SliceWords], MedSAM2Error], None],
-    ) -> None:
+    def __init__(self, source: WorkerSource, onChange: Callable[[], None]) -> None:
         self._source = source
         self._onChange = onChange
-        self._onAnswer, self._onRefusal = onAnswer, onRefusal
+        self.onAnswer: Callable[[Answer], None] = lambda answer: None
+        self.onRefusal: Refusal = lambda segmentID, words, error: None
         self._supervisor: Supervisor | None = None
         self._volume: Any = None
         self._volumeKey = ""
@@ -256,7 +256,7 @@ class SessionLink:
     def say(
         self, segmentID: str, words: Mapping[int, SliceWords], prompts: Any, *, isReplay: bool = False
     ) -> None:
-        """Say this about a segment; :attr:`onAnswer` gets what comes back, unless something newer was said."""
+        """Say this about a segment; :attr:`onAnswer` gets what comes back, unless newer words were said."""
         session = self._session
         self._serial += 1
         serial = self._serial
@@ -289,7 +289,7 @@ class SessionLink:
             return
         words = {n: w for n, w in asked.words.items() if self._latest.get((asked.segmentID, n)) == serial}
         found = {record.n: record for record in records if record.n in words}
-        self._onAnswer(replace(asked, words=words, records=found))
+        self.onAnswer(replace(asked, words=words, records=found))
         self._onChange()
 
     def _refused(
@@ -302,7 +302,7 @@ class SessionLink:
     ) -> None:
         if session is not self._session or self._waiting.pop(serial, None) is None:
             return
-        self._onRefusal(segmentID, words, error)
+        self.onRefusal(segmentID, words, error)
         self._onChange()
 
 

@@ -25,8 +25,8 @@ _PLANES = ("axial", "sagittal", "coronal")
 class Slicing:
     """Stack and views.
 
-    With "auto", the first prompt's view decides and is noted in the scene; what is said later in other views falls
-    on the slices it lies in. When no segment has prompts any more, the next prompt decides anew.
+    With "auto", the first prompt's view decides and is noted in the scene; what is said later in other views
+    falls on the slices it lies in. When no segment has prompts any more, the next prompt decides anew.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class Slicing:
             self._parameters.put("stackFound", "")
 
     def how(self) -> dict[str, Any]:
-        """Range and direction of a propagation, as a session takes them. PromptError when there are no such slices."""
+        """Range and direction of a propagation, for a session. PromptError when there are no such slices."""
         first, last = self._parameters.rangeOfSlices(len(self._link.stack) if self._link.stack else 1)
         patience = PATIENCE if self._parameters.isOn("stopWhenGone") else None
         direction = self._parameters.text("direction")

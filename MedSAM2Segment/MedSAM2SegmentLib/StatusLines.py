@@ -14,6 +14,11 @@ _HOW = {
 }
 
 
+_HOW_NOT = {
+    Tool.POINT: "click what does not belong to the structure in a slice view",
+    Tool.SCRIBBLE: "draw a line through what does not belong to the structure in a slice view",
+}
+
 _PREPARING = (Status.STARTING, Status.SENDING, Status.DOWNLOADING, Status.LOADING)
 
 
@@ -37,8 +42,8 @@ class Situation:
     modelTitle
         The model chosen.
     isAwaiting, isPropagating, mustDecide
-        Whether an answer is on its way, slices are being filled in, or a cancelled propagation is to be kept or
-        discarded.
+        Whether an answer is on its way, slices are being filled in, or a cancelled propagation is to be kept
+        or discarded.
     done, total, kept
         Slices done of those to do; slices a cancelled propagation has filled in.
     hasPrompts, isFollowed
@@ -90,16 +95,8 @@ def statusLine(now: Situation) -> StatusLine:
 
 
 def _obstacle(now: Situation) -> StatusLine | None:
-    if now.runtimeProblem and now.isInstalling:
-        return StatusLine(
-            Status.INSTALLING,
-            "The Python environment of MedSAM2 is being installed; you can go on working meanwhile.",
-            "Show…",
-        )
     if now.runtimeProblem:
-        return StatusLine(
-            Status.NO_RUNTIME, _sentence(now.runtimeProblem), "Install…", details=now.runtimeProblem
-        )
+        return _missingRuntime(now)
     if not now.hasVolume:
         return StatusLine(Status.NO_VOLUME, "Choose the volume to segment as source volume, above.")
     if now.volumeProblem:
@@ -115,24 +112,35 @@ def _obstacle(now: Situation) -> StatusLine | None:
     return None
 
 
+def _missingRuntime(now: Situation) -> StatusLine:
+    if now.isInstalling:
+        return StatusLine(
+            Status.INSTALLING,
+            "The Python environment of MedSAM2 is being installed; you can go on working meanwhile.",
+            "Show…",
+        )
+    return StatusLine(
+        Status.NO_RUNTIME, _sentence(now.runtimeProblem), "Install…", details=now.runtimeProblem
+    )
+
+
 def _preparation(now: Situation) -> StatusLine | None:
     """While the worker is not ready. What the user clicks meanwhile is answered as soon as it is."""
-    meanwhile = (
-        "your prompts are answered when it is done." if now.hasPrompts else f"you can already {_how(now)}."
-    )
+    meanwhile = f"you can already {_how(now)}."
+    if now.hasPrompts:
+        meanwhile = "your prompts are answered when it is done."
     if now.phase is Status.WORKER_LOST:
         reason = f" ({now.problem.rstrip('.')})" if now.problem else ""
         text = f"The worker was lost{reason} and is being started again; your prompts and masks are kept."
         return StatusLine(Status.WORKER_LOST, text, details=now.report or now.problem)
-    if now.phase is Status.STARTING:
-        return StatusLine(Status.STARTING, f"The worker is starting; {meanwhile}")
-    if now.phase is Status.SENDING:
-        return StatusLine(Status.SENDING, f"The volume is being sent to the worker; {meanwhile}")
-    if now.phase is Status.DOWNLOADING:
-        return StatusLine(Status.DOWNLOADING, f"{_title(now)} is being downloaded, once; {meanwhile}")
-    if now.phase is Status.LOADING:
-        return StatusLine(Status.LOADING, f"{_title(now)} is being loaded; {meanwhile}")
-    return None
+    title = f"The model {now.modelTitle!r}"
+    told = {
+        Status.STARTING: "The worker is starting",
+        Status.SENDING: "The volume is being sent to the worker",
+        Status.DOWNLOADING: f"{title} is being downloaded, once",
+        Status.LOADING: f"{title} is being loaded",
+    }
+    return StatusLine(now.phase, f"{told[now.phase]}; {meanwhile}") if now.phase in told else None
 
 
 def _work(now: Situation) -> StatusLine:
@@ -141,37 +149,25 @@ def _work(now: Situation) -> StatusLine:
         return StatusLine(
             Status.KEEP_OR_DISCARD, f"Propagation was stopped after {slices}: keep them, or discard them?"
         )
+    status = Status.PROMPTED if now.hasPrompts else Status.READY
     if now.isPropagating:
-        counted = f" {now.done} of {now.total} slices" if now.total else ""
-        text = f"Propagating:{counted or ' beginning'}. You can go on clicking; Cancel stops."
-        return StatusLine(Status.PROPAGATING, _sentence(now.notice) or text, details=now.report)
-    if now.isAwaiting:
-        return StatusLine(Status.ENCODING, _sentence(now.notice) or "The model is looking at the slice …")
-    if now.notice:
-        status = Status.PROMPTED if now.hasPrompts else Status.READY
-        return StatusLine(status, _sentence(now.notice), details=now.report)
-    if now.isFollowed:
-        return StatusLine(
-            Status.PROMPTED,
-            f"Check the slices (N: next weakest). To correct one, {_how(now)}, then propagate again.",
-        )
-    if now.hasPrompts:
-        return StatusLine(
-            Status.PROMPTED, f"Propagate to the other slices; or, to correct this one, {_how(now)}."
-        )
-    return StatusLine(Status.READY, _sentence(_how(now)))
+        counted = f"{now.done} of {now.total} slices" if now.total else "beginning"
+        status, text = Status.PROPAGATING, f"Propagating: {counted}. You can go on clicking; Cancel stops."
+    elif now.isAwaiting:
+        status, text = Status.ENCODING, "The model is looking at the slice …"
+    elif now.isFollowed:
+        text = f"Check the slices (N: next weakest). To correct one, {_how(now)}, then propagate again."
+    elif now.hasPrompts:
+        text = f"Propagate to the other slices; or, to correct this one, {_how(now)}."
+    else:
+        text = _sentence(_how(now))
+    return StatusLine(status, _sentence(now.notice) or text, details=now.report)
 
 
 def _how(now: Situation) -> str:
     if now.negative and now.tool is not Tool.BOX:
-        return _HOW[now.tool].replace("click the structure", "click what does not belong to the structure").replace(
-            "inside the structure", "through what does not belong to the structure"
-        )  # fmt: skip
+        return _HOW_NOT[now.tool]
     return _HOW[now.tool]
-
-
-def _title(now: Situation) -> str:
-    return f"The model {now.modelTitle!r}" if now.modelTitle else "The model"
 
 
 def _sentence(text: str) -> str:

@@ -3,9 +3,9 @@
 Undo is Slicer's own: it brings back voxels. The :class:`~MedSAM2SegmentLib.EditLedger.EditLedger` finds out
 afterwards which of our steps it took back, and prompts and session follow.
 
-While slices are being filled in, a step stays open: what comes until it is closed belongs to it. A click in the
-middle of a propagation is a step of its own; what the propagation finds afterwards is one to the ledger, but not to
-Slicer, where it is undone together with the click.
+While slices are being filled in, a step stays open: what comes until it is closed belongs to it. A click in
+the middle of a propagation is a step of its own; what the propagation finds afterwards is one to the ledger,
+but not to Slicer, where it is undone together with the click.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Steps:
     def close(self) -> Step | None:
         """Close the open step; None when none was open, or when it changed nothing.
 
-        What changed without a voxel (a click inside the mask) is not in Slicer's undo: it joins the step before.
+        What changed without a voxel (a click inside the mask) is not in Slicer's undo: it joins the step
+        before.
         """
         if self._open is None:
             return None
@@ -163,7 +164,7 @@ class Steps:
     # Undo ---------------------------------------------------------------------------------------------------
 
     def followed(self) -> list[Memory]:
-        """What belongs to segments now that Slicer has undone or redone steps, in that order; mostly nothing."""
+        """What belongs to segments now that Slicer has undone or redone steps; mostly nothing."""
         self.close()
         found = self._workplace.ledger.reconcile()
         memories = [step.payloadBefore if what == UNDONE else step.payloadAfter for step, what in found]
@@ -182,7 +183,7 @@ class Steps:
         return [] if ledger is None else [s for s in ledger.steps if s.done and s.payloadAfter.owner is owner]
 
     def revert(self, steps: list[Step]) -> None:
-        """Make what steps changed, and nobody changed after them, what it was before; within the open step."""
+        """Make what steps changed, and nobody changed after them, what it was; within the open step."""
         self._isFirst = False
         with self._workplace.writing():
             self._workplace.ledger.revert(steps)

@@ -1,4 +1,4 @@
-"""Where effects get their worker from in Slicer: a remote command, or the runtime of this computer. Needs Qt."""
+"""Where effects get their worker from in Slicer: a remote command or this computer's runtime. Needs Qt."""
 
 from __future__ import annotations
 

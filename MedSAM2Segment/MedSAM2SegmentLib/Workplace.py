@@ -1,4 +1,4 @@
-"""What the user works on: segmentation, segment and volume as chosen in the Segment Editor, and their tools."""
+"""What the user works on: segmentation, segment and volume as chosen in the editor, and their tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way, nothing left out but Slicer's window: a real slice view, the controller, the worker's own process."""
+"""The whole way, but Slicer's window: a real slice view, the controller, the worker's process."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A worker that lives in the test: it answers when it is told to, with discs instead of anatomy.
 
-It has the methods of the real supervisor and its sessions, so that what users do can be played through quickly and
-in any order of answers: ``worker.settle()`` answers everything, ``worker.step()`` one thing, ``worker.die()`` loses
-the process and ``worker.recover()`` brings it back as the real one comes back.
+It has the methods of the real supervisor and its sessions, so that what users do can be played through
+quickly and in any order of answers: ``worker.settle()`` answers everything, ``worker.step()`` one thing,
+``worker.die()`` loses the process and ``worker.recover()`` brings it back as the real one comes back.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class AWorker:
         self.queue.append(request)
 
     def step(self, chance: random.Random | None = None) -> bool:
-        """Answer one request: the first, or any one but in the order of each session; whether there was one."""
+        """Answer one request: the first, or any; whether there was one."""
         if self.state is not WorkerState.READY or not self.queue:
             return False
         index = 0
@@ -324,7 +324,7 @@ class ASource:
 
 
 def answer_to(words: SliceWords, n: int, stack: Any) -> np.ndarray:
-    """(H, W) discs round the positive points and filled boxes and masks, less discs round the negative points."""
+    """(H, W) discs round positive points, boxes and masks, less discs round negative points."""
     mask = np.zeros(stack.shape_hw, dtype=bool)
     rows, columns = np.indices(stack.shape_hw)
     said = resolve(words.prompts, stack).get(n)

@@ -15,6 +15,7 @@ from a_scene import a_volume, an_empty_scene  # noqa: E402
 from a_user import SHAPE_KJI, AUser, a_noise  # noqa: E402
 from medsam2_core.errors import PromptError  # noqa: E402
 from MedSAM2SegmentLib import MarkupNodes  # noqa: E402
+from MedSAM2SegmentLib.PanelState import Status  # noqa: E402
 
 SEQUENCES = 40
 ACTIONS = 25
@@ -30,6 +31,7 @@ class ARandomUser:
         self.source = ASource(AWorker())
         self.user = AUser(self.scene, source=self.source)
         self.done = []
+        self.added = 0
         self.saved = []  # what every segment showed when a step of Slicer's undo began
         self.painted = {}  # voxels that only the user put there
         self.other = a_volume(self.scene, voxels=a_noise(seed=2), name="Other")
@@ -123,6 +125,8 @@ class ARandomUser:
 
     def undo(self):
         """What was undone stays undone, whatever the worker still answers."""
+        if not self.user.editor.logic.CanUndo():
+            return
         before = self.masks()
         self.user.editor.undo()
         undone = self.masks()
@@ -135,11 +139,13 @@ class ARandomUser:
 
     def stays(self, masks):
         """Nothing is on its way that would still change a segment."""
-        if not self.user.controller.isWaiting:
+        if self.user.state.status in (Status.READY, Status.PROMPTED) and not self.user.controller.isWaiting:
             self.user.wait()
             assert_equal(self.masks(), masks)
 
     def redo(self):
+        if not self.user.editor.logic.CanRedo():
+            return
         before = self.masks()
         self.user.editor.redo()
         redone = self.masks()
@@ -194,9 +200,11 @@ class ARandomUser:
 
     def settings(self):
         name, value = self.chance.choice(
-            [("window", "auto"), ("window", "lung"), ("window", "displayed"), ("direction", "forward")]
-            + [("direction", "both"), ("range", "2..7"), ("range", "all"), ("stack", "sagittal")]
-            + [("stack", "auto"), ("autoPropagate", "1"), ("autoPropagate", "0"), ("model", "embedded")]
+            [
+                *[("window", "auto"), ("window", "lung"), ("window", "displayed"), ("model", "embedded")],
+                *[("direction", "both"), ("direction", "forward"), ("range", "2..7"), ("range", "all")],
+                *[("stack", "auto"), ("stack", "sagittal"), ("autoPropagate", "1"), ("autoPropagate", "0")],
+            ]
         )
         self.user.controller.setValue(name, value)
 
@@ -224,7 +232,8 @@ class ARandomUser:
     def add_segment(self):
         if len(self.segments()) < 4:
             self.user.editor.saveStateForUndo()
-            name = self.user.segmentation.GetSegmentation().AddEmptySegment("", "New")
+            self.added += 1
+            name = self.user.segmentation.GetSegmentation().AddEmptySegment(f"N{self.added}", "New")
             self.user.select(name)
 
     def rename(self):
@@ -319,6 +328,7 @@ def play(seed, raised):
 
 def undo_everything(someone):
     """Each step back is exactly what was there before it."""
+    someone.select()  # without a segment, what was said is not answered before undo brings one back
     someone.wait()
     for _ in range(UNDO_STATES):
         if not someone.user.editor.logic.CanUndo():
@@ -336,7 +346,8 @@ def undo_everything(someone):
 def came_back(undone, saved, before):
     """What undo brought back was saved as the beginning of a step; the steps before that.
 
-    Slicer keeps a state twice when something but voxels changed meanwhile (a name): going back to that changes nothing.
+    Slicer keeps a state twice when something but voxels changed meanwhile (a name): going back to that
+    changes nothing.
     """
     for index in reversed(range(len(saved))):
         if are_equal(undone, saved[index]):

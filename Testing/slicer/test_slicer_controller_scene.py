@@ -65,7 +65,9 @@ def test_a_window_that_means_nothing_is_refused(user):
 
 
 def test_the_first_prompt_decides_how_the_volume_is_cut(user):
-    sagittal = slicer.vtkMRMLSliceNode.SafeDownCast(user.scene.AddNewNodeByClass("vtkMRMLSliceNode", "Yellow"))
+    sagittal = slicer.vtkMRMLSliceNode.SafeDownCast(
+        user.scene.AddNewNodeByClass("vtkMRMLSliceNode", "Yellow")
+    )
     sagittal.SetLayoutName("Yellow")
     sagittal.SetOrientationToSagittal()
     from MedSAM2SegmentLib.Gestures import PointGesture

@@ -54,7 +54,7 @@ def fullest_slice(labels_kji):
 
 
 def by_plain_matrices(segmentation, to_world, stack, masks):
-    """(K, J, I) what a segment on its own grid must show of (H, W) masks by slice: voxel by voxel, with matrices only."""
+    """(K, J, I) what a segment must show of (H, W) masks by slice: voxel by voxel, with matrices only."""
     matrix, shape_kji = reference_of(segmentation)
     k, j, i = np.indices(shape_kji)
     index = np.stack([i, j, k, np.ones_like(i)]).reshape(4, -1)
@@ -71,7 +71,7 @@ def by_plain_matrices(segmentation, to_world, stack, masks):
 
 
 def click_and_compare(one, ras, same=0.98):
-    """Click a place; the segment shows what a session in this process finds there, where matrices say it is."""
+    """Click a place; the segment shows what a session in this process finds, where matrices say."""
     one.view.show(one.node, ras)
     pixel = one.view.pixel_of(ras)
     one.view.click(pixel)
@@ -171,7 +171,9 @@ def test_a_picture_for_the_readme(clinic, tmp_path):
     truth = labels_of(DEMO / "mni152_brain.nrrd", volume)
     one = clinic(volume, size=(760, 620))
     one.segmentation.GetSegmentation().GetSegment("A").SetColor(0.35, 0.85, 0.45)
-    one.segmentation.GetDisplayNode().SetVisibility2DFill(False)  # off screen, a fill hides the image under it
+    one.segmentation.GetDisplayNode().SetVisibility2DFill(
+        False
+    )  # off screen, a fill hides the image under it
 
     def pixel(i, j, k=24):
         return one.view.pixel_of(volume.geometry.to_ras([[i, j, k]])[0])
