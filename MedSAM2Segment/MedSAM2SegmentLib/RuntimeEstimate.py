@@ -105,6 +105,11 @@ def _problems(path: Path, machine: Machine, options: InstallOptions, disk: int, 
             "PyTorch is no longer made for Macs with Intel processors: use a worker on another computer "
             "(remote command)"
         )
+    elif machine.isTooOld:
+        yield (
+            f"PyTorch needs macOS 14 or newer, this is {machine.release}: update, or use a worker on another "
+            "computer (remote command)"
+        )
     elif machine.architecture not in ("x86_64", "arm64"):
         yield (
             f"PyTorch is not made for {machine.architecture}: use a worker on another computer (remote "

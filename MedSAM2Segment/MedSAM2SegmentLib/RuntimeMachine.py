@@ -14,6 +14,8 @@ from pathlib import Path
 
 # The oldest drivers that run PyTorch's present CUDA builds.
 _OLDEST_DRIVER = {"linux": (525, 60, 13), "windows": (528, 33)}
+# What PyTorch's build for Macs asks for.
+_OLDEST_MACOS = (14,)
 # Where NVIDIA's own tool lies when it is not on the PATH: Windows, and Linux inside Windows.
 _SMI_PLACES = (r"C:\Windows\System32\nvidia-smi.exe", "/usr/lib/wsl/lib/nvidia-smi")
 _DRIVER_FILES = ("/sys/module/nvidia/version", "/proc/driver/nvidia/version")
@@ -35,18 +37,26 @@ class Machine:
         Version of NVIDIA's driver; empty when there is none.
     isTranslated
         The present process runs translated: an x86_64 Slicer on an arm64 Mac.
+    release
+        Version of macOS; empty elsewhere or when unknown.
     """
 
     system: str
     architecture: str
     driver: str = ""
     isTranslated: bool = False
+    release: str = ""
 
     @property
     def hasCuda(self) -> bool:
         """Whether the driver runs PyTorch's CUDA builds."""
         oldest = _OLDEST_DRIVER.get(self.system)
         return bool(self.driver) and oldest is not None and _numbers(self.driver) >= oldest
+
+    @property
+    def isTooOld(self) -> bool:
+        """Whether PyTorch's present builds need a newer macOS."""
+        return bool(self.release) and _numbers(self.release) < _OLDEST_MACOS
 
     @property
     def native(self) -> tuple[str, ...]:
@@ -91,7 +101,9 @@ def detectMachine(
     if system == "macos":
         # A translated process is told that the machine is x86_64.
         isArm = hardware == "arm64" or asking(["/usr/sbin/sysctl", "-n", "hw.optional.arm64"]) == "1"
-        return Machine(system, "arm64" if isArm else hardware, isTranslated=isArm and hardware != "arm64")
+        isTranslated = isArm and hardware != "arm64"
+        release = asking(["/usr/sbin/sysctl", "-n", "kern.osproductversion"])
+        return Machine(system, "arm64" if isArm else hardware, "", isTranslated, release)
     return Machine(system, hardware, _driver(environment, asking, driverFiles))
 
 

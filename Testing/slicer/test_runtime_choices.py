@@ -129,12 +129,12 @@ def test_an_arm_mac_is_known_although_slicer_is_translated():
     asked = []
 
     def asking(command):
-        asked.append(command)
-        return "1"
+        asked.append(command[-1])
+        return {"hw.optional.arm64": "1", "kern.osproductversion": "15.1"}[command[-1]]
 
     machine = detectMachine({}, platformName="darwin", architecture="x86_64", asking=asking)
-    assert machine == Machine("macos", "arm64", isTranslated=True)
-    assert asked == [["/usr/sbin/sysctl", "-n", "hw.optional.arm64"]]
+    assert machine == Machine("macos", "arm64", isTranslated=True, release="15.1")
+    assert asked == ["hw.optional.arm64", "kern.osproductversion"]
     assert detectMachine({}, platformName="darwin", architecture="x86_64", **QUIET).architecture == "x86_64"
     assert not detectMachine({}, platformName="darwin", architecture="arm64", **QUIET).isTranslated
 
@@ -241,6 +241,7 @@ def test_the_plan_for_a_card_is_larger_and_names_nvidias_licence(tmp_path):
     "machine, problem",
     [
         (Machine("macos", "x86_64"), "Intel"),
+        (Machine("macos", "arm64", release="13.6.1"), "macOS 14"),
         (Machine("linux", "riscv64"), "riscv64"),
     ],
 )
