@@ -25,9 +25,9 @@ class MedSAM2Segment(ScriptedLoadableModule):
         self.parent.dependencies = ["Segmentations"]
         self.parent.contributors = ["MedSAM2Segment contributors"]
         self.parent.helpText = _(
-            "Adds the effect <b>MedSAM2</b> to the Segment Editor: click a structure in a slice view, see its "
-            "mask, and let it be followed through the volume. This page installs and removes what the effect "
-            "needs, and tells which models there are. Nothing leaves this computer."
+            "Adds the effect <b>MedSAM2</b> to the Segment Editor: click a structure in a slice view, see "
+            "its mask, and let it be followed through the volume. This page installs and removes what the "
+            "effect needs, and tells which models there are. Nothing leaves this computer."
         )
         self.parent.acknowledgementText = _(
             "Segments with SAM 2 (Meta AI) and MedSAM-2: a volume is looked at as a video, slice by slice."

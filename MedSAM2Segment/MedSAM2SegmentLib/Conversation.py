@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from medsam2_core.errors import PromptError
+from medsam2_core.prompts import resolve
 from medsam2_core.version import __version__
 from medsam2_core.worker.masks import SliceRecord
 
 from MedSAM2SegmentLib.SessionLink import differences, differs
 
 if TYPE_CHECKING:
+    from medsam2_core.prompts import SlicePrompt
     from medsam2_core.worker.messages import SliceWords
+    from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.SessionLink import Answer, SessionLink
     from MedSAM2SegmentLib.Steps import Memory, Steps
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 #: DICOM segment attributes that say how a segment was made.
 _TYPE_TAG, _NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
+
+#: Pixels round a positive click in which voxels come back that the user had erased.
+_REVIVED = 10
 
 
 class Conversation:
@@ -64,8 +70,8 @@ class Conversation:
         """What the prompts of a segment say by slice. PromptError names the prompt that says nothing."""
         return self._workplace.markups.words(segmentID, self._workplace.adapter, self._link.stack)
 
-    def settle(self) -> None:
-        """Take it that all segments show what their prompts say: so they were found."""
+    def settle(self, *, areOld: bool = False) -> None:
+        """Take it that all segments show what their prompts say; ``areOld``: as they were found in the scene."""
         markups = self._workplace.markups
         for segmentID in markups.segmentIDs():
             try:
@@ -73,11 +79,13 @@ class Conversation:
             except PromptError:
                 continue  # it is told when it is said
             self._steps.settle(segmentID, markups.snapshot(segmentID), words)
-            self._found.add(segmentID)
+            if areOld:
+                self._found.add(segmentID)
 
     def forget(self, segmentID: str) -> None:
         """The segment is gone, or its prompts were cleared: the session shall not know it any more."""
         self._link.drop(segmentID)
+        self._found.discard(segmentID)
         session = self._link.session
         if session is not None and (session.words(segmentID) or session.records(segmentID)):
             session.remove_object(segmentID)
@@ -113,12 +121,18 @@ class Conversation:
             self._link.say(segmentID, fresh, prompts)
 
     def _withKnown(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
-        """The words with the segment as it stands as answer; none when it was saved without its voxels."""
+        """Words that need no new answer: with the segment as it stands as the answer.
+
+        Of a scene that was loaded they are said plainly, so that it is known what the model had said; if the
+        segment was saved without its voxels, it needs them again.
+        """
         known = self._asTheyStand(segmentID, words)
         answered = [said.known for said in known.values() if said.known is not None]
-        if segmentID in self._found and answered and all(record.is_empty for record in answered):
+        if segmentID not in self._found or not answered:
+            return known
+        if all(record.is_empty for record in answered):
             return {}
-        return known
+        return {n: known[n] if said.final else said for n, said in words.items()}
 
     def _asTheyStand(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
         slices = [n for n, said in words.items() if said]
@@ -147,18 +161,34 @@ class Conversation:
         """
         if self._workplace.segment(answer.segmentID) is None or not answer.words:
             return False
-        self._found.discard(answer.segmentID)
+        stack = self._link.stack
         if answer.isReplay:
+            if answer.segmentID in self._found:
+                known = {n: record.mask_hw for n, record in answer.records.items()}
+                self._workplace.writer.adopt(answer.segmentID, known, stack)
             self._steps.settle(answer.segmentID, answer.prompts, answer.words)
             return False
-        stack = self._link.stack
+        self._found.discard(answer.segmentID)
+        revived = self._revived(answer)
         masks = {n: np.zeros(stack.shape_hw, dtype=bool) for n, words in answer.words.items() if not words}
         masks |= {n: record.mask_hw for n, record in answer.records.items() if not answer.words[n].final}
         self._steps.begin([answer.segmentID])
         self._steps.settle(answer.segmentID, answer.prompts, answer.words)
-        if masks and self._steps.write(answer.segmentID, masks, stack):
+        if masks and self._steps.write(answer.segmentID, masks, stack, revived):
             self.sign(answer.segmentID, model)
         return True
+
+    def _revived(self, answer: Answer) -> dict[int, NDArray[np.bool_]]:
+        """(H, W) by slice: near what was newly said to belong to the segment, even if erased."""
+        stack, settled = self._link.stack, self._steps.settled.get(answer.segmentID, {})
+        revived = {}
+        for n, words in answer.words.items():
+            before = settled[n].prompts if n in settled else ()
+            new = [one for one in words.prompts if one not in before]
+            said = resolve(new, stack).get(n) if new else None
+            if said is not None:
+                revived[n] = _asked(said, stack.shape_hw)
+        return revived
 
     def sign(self, segmentID: str, model: str) -> None:
         """Note in a segment how it was made, as DICOM wants to know it."""
@@ -189,6 +219,19 @@ class Conversation:
                 self._steps.settled[segmentID] = dict(self.words(segmentID))
             except PromptError:
                 continue  # it is told when it is said
+
+
+def _asked(said: SlicePrompt, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) pixels near positive points, in the box, and in the mask."""
+    asked = np.zeros(shape_hw, dtype=bool) if said.mask_hw is None else said.mask_hw.copy()
+    rows, columns = np.indices(shape_hw)
+    for (x, y), label in zip(said.points_xy, said.labels, strict=True):
+        if label:
+            asked |= (columns - x) ** 2 + (rows - y) ** 2 <= _REVIVED**2
+    if said.box_xyxy is not None:
+        left, top, right, bottom = said.box_xyxy
+        asked |= (columns >= left) & (columns <= right) & (rows >= top) & (rows <= bottom)
+    return asked
 
 
 def _tag(segment: object, name: str) -> str:

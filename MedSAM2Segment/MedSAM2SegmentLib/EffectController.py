@@ -78,7 +78,8 @@ class EffectController:
             *(self._filling, self._slicing, self.parameters),
         )
         self._link.onAnswer, self._link.onRefusal = self._listening.onAnswer, self._listening.onRefusal
-        self._isNew = True  # what prompts say is what the segments show, as they were found
+        self._isNew = True  # what prompts say is what the segments show
+        self._areOld = True  # and nobody here saw them being said
         self._isActive = False
         self._idleSince = 0.0
 
@@ -130,6 +131,7 @@ class EffectController:
         """Notice what has changed in the Segment Editor, and go on with it. Cheap when nothing has."""
         changed = self._workplace.look()
         if SEGMENTATION in changed:
+            self._areOld = True
             self._filling.abandon()
             self._link.close()
             self._steps.forget()
@@ -348,7 +350,8 @@ class EffectController:
         self._listening.mustSync = True
         self._conversation.askAgain()
         if self._isNew:
-            self._conversation.settle()
+            self._conversation.settle(areOld=self._areOld)
+            self._areOld = False
         elif before is not None and before != self._link.manner:
             self._filling.settle()
             self._steps.unsettle()

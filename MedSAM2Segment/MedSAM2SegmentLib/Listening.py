@@ -85,7 +85,8 @@ class Listening:
             self.say(str(error))
             written = False
         self._steps.close()
-        if written and self._parameters.isOn("autoPropagate") and not self._link.isAwaiting():
+        isLast = self._link.session is not None and not self._link.isAwaiting()
+        if written and isLast and self._parameters.isOn("autoPropagate"):
             self._goOn(answer.segmentID)
 
     def onRefusal(self, segmentID: str, words: Mapping[int, SliceWords], error: MedSAM2Error) -> None:

@@ -56,6 +56,7 @@ class PanelMaker:
 
     def state(self, notice: str, details: str) -> PanelState:
         """What the panel shows now; ``notice`` instead of the usual advice."""
+        self._parameters.models = self._link.models or self._parameters.models
         segmentID = self._workplace.segmentID
         session = self._link.session
         prompted = bool(segmentID) and segmentID in self._workplace.markups.segmentIDs()

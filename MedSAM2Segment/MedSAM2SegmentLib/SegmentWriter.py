@@ -10,7 +10,7 @@ import numpy as np
 
 from MedSAM2SegmentLib.Editors import ADD, REMOVE, SegmentEditor, SegmentError, transformToWorld
 from MedSAM2SegmentLib.EditSteps import AFTER, BEFORE, Patch
-from MedSAM2SegmentLib.SegmentNotes import ERASED, OURS, SegmentNotes, noted
+from MedSAM2SegmentLib.SegmentNotes import ERASED, KNOWN, OURS, SegmentNotes, noted
 from MedSAM2SegmentLib.SegmentVoxels import SegmentVoxels, labelmapOf
 from MedSAM2SegmentLib.TargetGrid import SliceGrid
 from MedSAM2SegmentLib.VoxelSets import Extent, Voxels
@@ -164,6 +164,24 @@ class SegmentWriter:
         return SegmentVoxels(node, indexToRAS).mask(segmentID, voxels)
 
     # What is ours -------------------------------------------------------------------------------------------
+
+    def adopt(self, segmentID: str, masks: Mapping[int, NDArray[np.bool_]], stack: SliceStack) -> None:
+        """Take what (H, W) masks by slice and the segment have in common for ours; nothing is changed.
+
+        For a scene that was loaded: what the model says again, it had said before.
+        """
+        segments, grid = self._target(stack)
+        segments.check(segmentID)
+        notes = self._notesOf(segmentID, segments, grid.extent)
+        for group in _groups({stack.checked(n): stack.checked_mask(mask) for n, mask in masks.items()}):
+            box = grid.extentOfMasks(group)
+            if box.isEmpty:
+                continue
+            voxels, wanted = grid.sample(group, box)
+            if not voxels.isEmpty:
+                bits = notes.read(voxels).copy()
+                bits[wanted & segments.mask(segmentID, voxels)] |= OURS | KNOWN
+                notes.write(voxels, bits)
 
     def forget(self, segmentID: str) -> None:
         """Take all of a segment for the user's own from now on, and its erasures for forgotten."""

@@ -90,6 +90,10 @@ class SessionLink:
 
     Attributes
     ----------
+    stack
+        The slices of the session.
+    models
+        Names and titles of the installed models, once the worker has told them.
     onAnswer, onRefusal
         Called with an :class:`Answer`; with the segment's ID, what was said in vain, and the error.
     """
@@ -109,6 +113,7 @@ class SessionLink:
         self._latest: dict[tuple[str, int], int] = {}
         self._waiting: dict[int, str] = {}
         self.stack: SliceStack | None = None
+        self.models: tuple[tuple[str, str], ...] = ()
 
     # The worker ---------------------------------------------------------------------------------------------
 
@@ -128,7 +133,13 @@ class SessionLink:
             return False
         self._failure = None
         self._supervisor.listeners.append(self._onChange)
+        self._supervisor.request("models", done=self._onModels)
         return True
+
+    def _onModels(self, told: Mapping[str, Any]) -> None:
+        known = [model for model in told.get("models", []) if model.get("installed")]
+        self.models = tuple((str(model["name"]), str(model["title"])) for model in known)
+        self._onChange()
 
     def end(self) -> None:
         """Let go of session, volume and worker; the worker ends when nobody else holds it."""

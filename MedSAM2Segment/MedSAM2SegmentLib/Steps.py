@@ -99,11 +99,18 @@ class Steps:
             self._open.add(segmentID)
             self._add(self._before, self._remembered({segmentID}))
 
-    def write(self, segmentID: str, masks: Mapping[int, NDArray[np.bool_]], stack: SliceStack) -> bool:
-        """Write into the open step; whether any voxel was asked to change."""
+    def write(
+        self,
+        segmentID: str,
+        masks: Mapping[int, NDArray[np.bool_]],
+        stack: SliceStack,
+        revived: Mapping[int, NDArray[np.bool_]] | None = None,
+    ) -> bool:
+        """Write into the open step (see ``SegmentWriter.write``); whether any voxel was asked to change."""
         newStep, self._isFirst = self._isFirst, False
+        writer = self._workplace.writer
         with self._workplace.writing():
-            return self._workplace.writer.write(segmentID, masks, stack, newStep=newStep)
+            return writer.write(segmentID, masks, stack, newStep=newStep, revived=revived)
 
     def close(self) -> Step | None:
         """Close the open step; None when none was open, or when it changed nothing.

@@ -77,6 +77,7 @@ class AWorker:
     refusal: Exception | None = None
     starts: int = 0
     answered: int = 0
+    models: list = field(default_factory=list)
 
     def start(self) -> None:
         self.starts += 1
@@ -104,8 +105,8 @@ class AWorker:
         self.later(ARequest("open", open_it, failed, worker=self))
         return session
 
-    def request(self, kind: str, fields: dict, done=None, failed=None, progress=None) -> ARequest:
-        request = ARequest(kind, lambda: done({"models": []}) if done else None, failed, worker=self)
+    def request(self, kind: str, fields=None, done=None, failed=None, progress=None) -> ARequest:
+        request = ARequest(kind, lambda: done({"models": self.models}) if done else None, failed, worker=self)
         self.later(request)
         return request
 

@@ -154,9 +154,13 @@ def test_a_saved_scene_goes_on_where_it_was(user, tmp_path):
     assert np.array_equal(user.mask(), before)
     words = session(user).words("A")
     assert list(words) == [2, 5]
-    assert np.array_equal(words[5].known.mask_hw.sum(), before[5].sum())
     assert user.state.status is Status.PROMPTED
     assert user.editor.savedStates == 3
+    for node in user.prompt_nodes():
+        if node.IsA("vtkMRMLMarkupsFiducialNode"):
+            node.SetNthControlPointPositionWorld(0, *user.ras((20, 18, 5)))
+    user.wait()
+    assert not user.mask()[5, 10, 10] and user.mask()[5, 18, 20]  # the mask went along with its prompt
 
 
 def test_prompts_of_a_scene_without_its_masks_are_answered(user):
@@ -242,3 +246,27 @@ def test_nothing_stays_behind():
     user.worker.queue.clear()
     gc.collect()
     assert gone() is None
+
+
+def test_what_was_erased_comes_back_where_the_user_asks_for_it(scene):
+    user = AUser(scene)
+    user.click((10, 10, 5))
+    user.wait()
+    user.paint(slice(8, 10), slice(10, 11), slice(5, 6), mode="remove")
+    user.click((26, 22, 5))
+    user.wait()
+    assert not user.mask()[5, 10, 9]  # far from there, it is not put back
+    user.click((9, 10, 5))
+    user.wait()
+    assert user.mask()[5, 10, 9]
+
+
+def test_installed_models_can_be_chosen(scene):
+    user = AUser(scene)
+    user.worker.models = [
+        {"name": "embedded", "title": "Embedded", "installed": True},
+        {"name": "large", "title": "SAM 2.1 large", "installed": True},
+        {"name": "tiny", "title": "SAM 2.1 tiny", "installed": False},
+    ]
+    user.wait()
+    assert user.state.choices["model"] == (("embedded", "Embedded"), ("large", "SAM 2.1 large"))
