@@ -169,6 +169,7 @@ class Installation:
             self._swap(new)
             self._folder.setInterpreter("")
             # The environment is whole: what is left is only rubbish, and never a reason to fail.
+            self._tell(0.98, "Removing what is no longer needed")
             yield self._removal(*self._folder.leftovers(), self._folder.cache)
             self._tell(1.0, "Installed")
         finally:
