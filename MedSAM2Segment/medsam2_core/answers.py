@@ -114,8 +114,8 @@ class Answers:
         slices
             What the user says, by slice; with known answers the model is not asked.
         tracked
-            What tracking had found, by slice. Slices of both keep what ``slices`` says, except that final
-            ones without prompts are these masks.
+            What tracking had found, by slice. On slices of both, the words of ``slices`` correct this mask, and
+            it stands again when they are taken back; final ones without prompts are these masks.
 
         Returns
         -------
@@ -136,12 +136,15 @@ class Answers:
             if name in self.tracker.object_ids:
                 self.tracker.remove_object(name)
             self._changes.forget(name)
-            # First the words: where tracking has not been they mean the same whenever they are said.
+            # The words correct what tracking had found on their slices. Its other masks come afterwards: where
+            # tracking has not been, words mean the same whenever they are said.
+            beneath = {n: found for n, found in tracked.items() if n in slices and n not in frozen}
+            self.tracker.take_over(name, beneath)
             for n, one in slices.items():
                 if n not in frozen:
                     self._take_words(name, n, one)
             self._prompts.add_object(name)
-            beside = {n: found for n, found in tracked.items() if not self._is_said(name, n)}
+            beside = {n: found for n, found in tracked.items() if n not in beneath}
             self.tracker.take_over(name, beside)
             for n in frozen:
                 self._take_words(name, n, slices[n])

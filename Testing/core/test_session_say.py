@@ -227,7 +227,7 @@ def test_an_object_is_restored_from_what_was_told_about_it(session, volume, mode
     session.say("ball", N + 1, [], final=True)
     told = {r.n: r for r in session.results("ball")}
     words = {N: Words([BOX]), N + 4: Words(elsewhere(N + 4, INSIDE, OUTSIDE)), N + 1: Words(final=True)}
-    tracked = {n: Found(r.mask_hw, r.iou, r.object_score) for n, r in told.items()}
+    tracked = {n: Found(r.mask_hw, r.iou, r.object_score) for n, r in told.items() if not r.prompted}
 
     other = Session.open(volume, model)
     other.say("ball", 3, elsewhere(3, INSIDE))
@@ -240,6 +240,21 @@ def test_an_object_is_restored_from_what_was_told_about_it(session, volume, mode
     other.undo()
     other.undo()
     assert set(everything(other)) == {3}
+
+
+def test_words_that_corrected_a_tracked_mask_correct_it_again_when_restored(session, volume, model):
+    session.say("ball", N, [BOX])
+    list(session.propagate())
+    covered = session.tracker.result("ball", N + 2)
+    click = elsewhere(N + 2, OUTSIDE)
+    session.say("ball", N + 2, click)
+
+    other = Session.open(volume, model)
+    mask = Found(covered.mask_hw, covered.iou, covered.object_score)
+    other.restore_object("ball", {N: Words([BOX]), N + 2: Words(click)}, {N + 2: mask})
+    assert other.tracker.result("ball", N + 2).prompted
+    left = other.say("ball", N + 2, [])
+    assert np.array_equal(left.mask_hw, covered.mask_hw)
 
 
 def test_an_object_is_restored_with_masks_alone(session):
