@@ -114,8 +114,8 @@ class Answers:
         slices
             What the user says, by slice; with known answers the model is not asked.
         tracked
-            What tracking had found, by slice. On slices of both, the words of ``slices`` correct this mask, and
-            it stands again when they are taken back; final ones without prompts are these masks.
+            What tracking had found, by slice. On slices of both, the words of ``slices`` correct this mask,
+            and it stands again when they are taken back; final ones without prompts are these masks.
 
         Returns
         -------
@@ -136,8 +136,8 @@ class Answers:
             if name in self.tracker.object_ids:
                 self.tracker.remove_object(name)
             self._changes.forget(name)
-            # The words correct what tracking had found on their slices. Its other masks come afterwards: where
-            # tracking has not been, words mean the same whenever they are said.
+            # The words correct what tracking had found on their slices. Its other masks come afterwards:
+            # where tracking has not been, words mean the same whenever they are said.
             beneath = {n: found for n, found in tracked.items() if n in slices and n not in frozen}
             self.tracker.take_over(name, beneath)
             for n, one in slices.items():
