@@ -57,6 +57,7 @@ class Conversation:
         Nothing happens while there is no session: what is not said now is said when it is open.
         """
         problem = ""
+        self._gone |= {one for one in segmentIDs or () if self._workplace.segment(one) is None}
         if self._link.session is None or self._workplace.adapter is None:
             return problem
         for segmentID in self._known() if segmentIDs is None else segmentIDs:
@@ -71,7 +72,7 @@ class Conversation:
         return self._workplace.markups.words(segmentID, self._workplace.adapter, self._link.stack)
 
     def settle(self, *, areOld: bool = False) -> None:
-        """Take it that all segments show what their prompts say; ``areOld``: as they were found in the scene."""
+        """Take it that all segments show what their prompts say; ``areOld``: as found in the scene."""
         markups = self._workplace.markups
         for segmentID in markups.segmentIDs():
             try:
@@ -100,7 +101,6 @@ class Conversation:
 
     def _say(self, segmentID: str, wanted: Mapping[int, SliceWords]) -> None:
         if self._workplace.segment(segmentID) is None:
-            self._gone.add(segmentID)
             self.forget(segmentID)
             return
         if segmentID in self._gone:  # undo has brought it back, and its prompts: it is as it was

@@ -46,7 +46,7 @@ class EffectWindow:
         self._interaction = SliceInteraction(self.controller.onGesture, self._onKey)
         self._actors: dict[str, ViewActors] = {}  # by slice node
         self._timer = qt.QTimer(self.widget)
-        self._timer.setInterval(_TICK_MS)
+        self._timer.interval = _TICK_MS
         self._timer.timeout.connect(self.controller.tick)
         self.controller.onStateChanged = self._onState
         self._onState(self.controller.state)

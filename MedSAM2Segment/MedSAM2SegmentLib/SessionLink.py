@@ -40,6 +40,9 @@ class WorkerSource(Protocol):
     def release(self, owner: object) -> None:
         """The owner needs it no more."""
 
+    def hasChanged(self, owner: object) -> bool:
+        """Whether the user has chosen another worker than the one the owner holds."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -224,6 +227,8 @@ class SessionLink:
             When the volume cannot be cut like this.
         """
         wish = _Wish(adapter.key, choice, settings)
+        if self._supervisor is not None and self._source.hasChanged(self):
+            self.end()
         if wish == self._wish:
             return False
         stack = choice.stack(adapter.volume)

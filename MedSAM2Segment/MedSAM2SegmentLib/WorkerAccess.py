@@ -50,6 +50,7 @@ class WorkerAccess:
         self._workers = Workers(settings or Settings(), self._installer)
         self._clock = clock
         self._held: list[tuple[object, SharedWorker]] = []
+        self._current: SharedWorker | None = None
         self._problem, self._lookedAt = "", float("-inf")
 
     def problem(self) -> str:
@@ -57,7 +58,7 @@ class WorkerAccess:
         if self._clock() - self._lookedAt >= _LOOK_EVERY:
             self._lookedAt = self._clock()
             try:
-                self._workers.current()
+                self._current = self._workers.current()
                 self._problem = ""
             except MedSAM2Error as error:
                 self._problem = str(error)
@@ -76,7 +77,7 @@ class WorkerAccess:
 
     def acquire(self, owner: object) -> Supervisor:
         """The worker's supervisor. MedSAM2Error when there can be no worker."""
-        worker = self._workers.current()
+        self._current = worker = self._workers.current()
         supervisor = worker.acquire(owner)
         if supervisor is None:
             raise WorkerError("the worker could not be started: see the MedSAM2 Segment module")
@@ -93,4 +94,4 @@ class WorkerAccess:
         """Whether the settings ask for another worker than the one the owner holds."""
         if self.problem():
             return False
-        return any(one is owner and worker is not self._workers.current() for one, worker in self._held)
+        return any(one is owner and worker is not self._current for one, worker in self._held)

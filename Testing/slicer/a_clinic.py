@@ -39,6 +39,9 @@ class ARealSource:
     def resolve(self) -> None:
         raise AssertionError("there is nothing to resolve")
 
+    def hasChanged(self, owner) -> bool:
+        return False
+
     def acquire(self, owner):
         self.owners.append(owner)
         self.supervisor.start()

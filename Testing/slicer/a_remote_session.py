@@ -304,6 +304,7 @@ class ASource:
     worker: AWorker = field(default_factory=AWorker)
     trouble: str = ""
     installing: bool = False
+    changed: bool = False
     resolved: int = 0
     owners: list = field(default_factory=list)
 
@@ -316,7 +317,11 @@ class ASource:
     def resolve(self) -> None:
         self.resolved += 1
 
+    def hasChanged(self, owner: object) -> bool:
+        return self.changed
+
     def acquire(self, owner: object) -> AWorker:
+        self.changed = False
         self.owners.append(owner)
         return self.worker
 

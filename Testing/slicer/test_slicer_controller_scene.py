@@ -270,3 +270,15 @@ def test_installed_models_can_be_chosen(scene):
     ]
     user.wait()
     assert user.state.choices["model"] == (("embedded", "Embedded"), ("large", "SAM 2.1 large"))
+
+
+def test_another_worker_is_taken_when_the_user_chooses_one(user):
+    user.click((10, 10, 5))
+    user.wait()
+    before, mask = session(user), user.mask()
+    user.source.changed = True
+    user.wait()
+    assert session(user) is not before
+    assert len(user.source.owners) == 1
+    assert list(session(user).words("A")) == [5]
+    assert np.array_equal(user.mask(), mask)
