@@ -166,6 +166,31 @@ def test_a_transformed_scan_and_a_segmentation_that_is_not(clinic, shared_data):
     click_and_compare(one, adapter.geometry.to_ras([[i, j, k]])[0])
 
 
+def test_a_worker_that_is_killed_while_it_propagates(clinic):
+    volume = read_volume(DEMO / "mni152_t1.nrrd")
+    one = clinic(volume)
+    place = volume.geometry.to_ras([[84, 60, 24]])[0]
+    one.view.show(one.node, place)
+    one.view.click(one.view.pixel_of(place))
+    one.wait()
+    one.controller.propagate()
+    while one.state.status is Status.PROPAGATING and one.controller.state.progress[0] < 2:
+        one.source.supervisor.pump(0.02)
+        one.controller.tick()
+    os.kill(one.source.supervisor.welcome["pid"], 9)
+    one.wait()
+    assert Status.WORKER_LOST in [state.status for state in one.states]
+    kept = voxels_of_fast(one.segmentation)
+    assert kept[24].any()
+    other = volume.geometry.to_ras([[60, 90, 26]])[0]
+    one.view.show(one.node, other)
+    one.view.click(one.view.pixel_of(other))
+    one.wait()
+    after = voxels_of_fast(one.segmentation)
+    assert after[26].any()
+    assert np.array_equal(after[24], kept[24])
+
+
 def test_a_picture_for_the_readme(clinic, tmp_path):
     volume = read_volume(DEMO / "mni152_t1.nrrd")
     truth = labels_of(DEMO / "mni152_brain.nrrd", volume)
