@@ -59,8 +59,8 @@ class MedSAM2SegmentWidget(ScriptedLoadableModuleWidget):
     def setup(self):
         """Make the page; Slicer calls this when the user comes to it for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
-        from MedSAM2SegmentLib.ModulePage import ModulePage
-        from MedSAM2SegmentLib.WorkerAccess import sharedInstaller
+        from MedSAM2SegmentLib.Panels.ModulePage import ModulePage
+        from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
 
         self.page = ModulePage(None, installer=sharedInstaller())
         self.layout.addWidget(self.page.widget)

@@ -57,8 +57,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
 
     def setMRMLDefaults(self) -> None:
         """Give every parameter a value in the Segment Editor's node."""
-        from .Parameters import DEFAULTS
-        from .Settings import Settings
+        from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS
+        from MedSAM2SegmentLib.Worker.Settings import Settings
 
         settings = Settings()
         chosen = {"model": settings.defaultModel, "window": settings.defaultWindow}
@@ -67,7 +67,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
 
     def setupOptionsFrame(self) -> None:
         """Make the options, and all that works behind them."""
-        from .EffectWindow import EffectWindow
+        from MedSAM2SegmentLib.Effect.EffectWindow import EffectWindow
 
         self._window = EffectWindow(self.scriptedEffect)
         self.scriptedEffect.addOptionsWidget(self._window.widget)

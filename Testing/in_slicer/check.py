@@ -109,8 +109,8 @@ class Check:
         return {"effects": len(names)}
 
     def runtime(self):
-        from MedSAM2SegmentLib.RuntimePlan import InstallListener
-        from MedSAM2SegmentLib.WorkerAccess import sharedInstaller
+        from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener
+        from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
 
         installer = sharedInstaller()
         ended, lines = [], []

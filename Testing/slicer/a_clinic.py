@@ -13,9 +13,9 @@ from a_segment_editor import LogicEditor
 from a_slice_view import SIZE, a_slice_view, the_app
 from medsam2_core.worker.supervision import Supervisor
 from medsam2_core.worker.transports import SubprocessTransport
-from MedSAM2SegmentLib.EffectController import EffectController
-from MedSAM2SegmentLib.PanelState import Status
-from MedSAM2SegmentLib.SliceInteraction import SliceInteraction
+from MedSAM2SegmentLib.Effect.EffectController import EffectController
+from MedSAM2SegmentLib.Panels.PanelState import Status
+from MedSAM2SegmentLib.Prompts.SliceInteraction import SliceInteraction
 
 CORE = Path(__file__).resolve().parents[2] / "MedSAM2Segment"
 COMMAND = [sys.executable, "-m", "medsam2_core.worker"]

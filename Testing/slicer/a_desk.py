@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from a_scene import a_segmentation, a_volume, an_editor, geometries, voxels_of
 from medsam2_core.imaging.slices import SliceStack
-from MedSAM2SegmentLib.SegmentWriter import SegmentWriter
-from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter
+from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 
 class Desk:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from medsam2_core.errors import Cancelled, RuntimeInstallError
 from medsam2_core.worker.supervision import WorkerState
-from MedSAM2SegmentLib.ModulePageState import Kind, Line, ModelRow, PageState, RuntimeView, WorkerView
-from MedSAM2SegmentLib.RuntimePlan import InstallPlan, RuntimeState, RuntimeStatus
+from MedSAM2SegmentLib.Panels.ModulePageState import Kind, Line, ModelRow, PageState, RuntimeView, WorkerView
+from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallPlan, RuntimeState, RuntimeStatus
 
 PLAN = InstallPlan(
     folder=Path("/data/users/somebody/application-data/MedSAM2Segment/runtime"),

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import a_qt
-from MedSAM2SegmentLib.PanelState import PanelState, SliceConfidence, Status
+from MedSAM2SegmentLib.Panels.PanelState import PanelState, SliceConfidence, Status
 
 WIDTH = 350  # of the Segment Editor's column
 CHOICES = {

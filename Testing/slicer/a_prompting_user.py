@@ -3,10 +3,10 @@
 import numpy as np
 from a_scene import a_segmentation, a_volume
 from a_slice_view import a_slice_view, the_app
-from MedSAM2SegmentLib.PanelState import Tool
-from MedSAM2SegmentLib.PromptMarkups import PromptMarkups
-from MedSAM2SegmentLib.SliceInteraction import SliceInteraction
-from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter
+from MedSAM2SegmentLib.Panels.PanelState import Tool
+from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
+from MedSAM2SegmentLib.Prompts.SliceInteraction import SliceInteraction
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 ORIENTATIONS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
 

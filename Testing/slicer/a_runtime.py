@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from a_process_runner import Outcome, SubprocessRunner, done
 from a_wheel_folder import WheelFolder
-from MedSAM2SegmentLib.RuntimeInstaller import RuntimeInstaller
-from MedSAM2SegmentLib.RuntimeMachine import Machine
-from MedSAM2SegmentLib.RuntimeSteps import InstallOptions
+from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
+from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine
+from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions
 
 LINUX = Machine("linux", "x86_64")
 

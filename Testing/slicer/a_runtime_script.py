@@ -12,9 +12,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "MedSAM2Segment")]
 
 from a_process_runner import SubprocessRunner, done  # noqa: E402
-from MedSAM2SegmentLib.RuntimeInstaller import RuntimeInstaller  # noqa: E402
-from MedSAM2SegmentLib.RuntimeMachine import Machine  # noqa: E402
-from MedSAM2SegmentLib.RuntimeSteps import InstallOptions  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions  # noqa: E402
 
 
 def main(folder: str, wheels: str, lists: str, tools: str, halt: str) -> None:

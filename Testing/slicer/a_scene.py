@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import slicer
 import vtk
-from MedSAM2SegmentLib.Editors import arrayToMatrix
+from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix
 from vtk.util.numpy_support import numpy_to_vtk
 
 SHAPE_KJI = (9, 14, 20)
@@ -205,8 +205,8 @@ def voxels_of(node, segmentID: str = "A") -> np.ndarray:
 
 def paint(editor, mask_kji: np.ndarray, segmentID: str = "A", mode: str = "add") -> None:
     """The user paints, or erases with ``mode="remove"``: a step of its own, on the whole reference grid."""
-    from MedSAM2SegmentLib import SegmentVoxels
-    from MedSAM2SegmentLib.VoxelSets import Extent
+    from MedSAM2SegmentLib.Segments import SegmentVoxels
+    from MedSAM2SegmentLib.Segments.VoxelSets import Extent
 
     matrix, extent = editor.referenceGeometry()
     editor.saveStateForUndo()

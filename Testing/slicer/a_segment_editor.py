@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import slicer
-from MedSAM2SegmentLib.Editors import ADD, REMOVE, geometryOfImage, selected
+from MedSAM2SegmentLib.Segments.Editors import ADD, REMOVE, geometryOfImage, selected
 
 _LOGIC = slicer.vtkSlicerSegmentEditorLogic
 _MODES = {ADD: _LOGIC.ModificationModeAdd, REMOVE: _LOGIC.ModificationModeRemove}

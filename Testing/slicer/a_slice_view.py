@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import vtk
-from MedSAM2SegmentLib import SliceViews
+from MedSAM2SegmentLib.Prompts import SliceViews
 from trame_slicer.core import SlicerApp
 from trame_slicer.views import SliceView
 from trame_slicer.views.render_scheduler import NoScheduleRendering

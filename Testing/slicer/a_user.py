@@ -8,10 +8,10 @@ import vtk
 from a_remote_session import ASource, AWorker
 from a_scene import a_segmentation, a_volume, paint, voxels_of
 from a_segment_editor import LogicEditor
-from MedSAM2SegmentLib import MarkupNodes
-from MedSAM2SegmentLib.EffectController import EffectController
-from MedSAM2SegmentLib.Gestures import BoxGesture, PointGesture, ScribbleGesture
-from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter
+from MedSAM2SegmentLib.Effect.EffectController import EffectController
+from MedSAM2SegmentLib.Prompts import MarkupNodes
+from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, PointGesture, ScribbleGesture
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 SHAPE_KJI = (11, 24, 28)
 

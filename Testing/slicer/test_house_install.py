@@ -76,7 +76,7 @@ def test_the_sample_volume_is_installed_with_its_licence(tree):
 
 def test_the_installed_module_finds_its_lists(tree):
     code = (
-        "from MedSAM2SegmentLib import RuntimeSteps as steps\n"
+        "from MedSAM2SegmentLib.Runtime import RuntimeSteps as steps\n"
         "names = (*steps.LOCKS, 'uv.txt', 'probe.py', 'helper.py', 'collect.py')\n"
         "print(all((steps.FILES / name).is_file() for name in names))\n"
         "print(steps.FILES)"

@@ -7,9 +7,9 @@ from pathlib import Path
 from a_page import PLAN, FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
 from medsam2_core.errors import Cancelled, DownloadError, RuntimeInstallError, WorkerError
 from medsam2_core.worker.supervision import WorkerState
-from MedSAM2SegmentLib.ModulePageController import ModulePageController
-from MedSAM2SegmentLib.ModulePageState import Kind
-from MedSAM2SegmentLib.RuntimePlan import RuntimeState
+from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
+from MedSAM2SegmentLib.Panels.ModulePageState import Kind
+from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
 
 MODELS = [
     {
@@ -305,10 +305,10 @@ def test_the_whole_page_works_with_the_real_worker(tmp_path):
 
     qt = a_qt.installed()
     a_qt.application()
-    from MedSAM2SegmentLib.ModulePage import ModulePage
-    from MedSAM2SegmentLib.QProcessRunner import QProcessRunner
-    from MedSAM2SegmentLib.RuntimeInstaller import RuntimeInstaller
-    from MedSAM2SegmentLib.Settings import Settings
+    from MedSAM2SegmentLib.Panels.ModulePage import ModulePage
+    from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner
+    from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
+    from MedSAM2SegmentLib.Worker.Settings import Settings
 
     settings = Settings(qt.QSettings(str(tmp_path / "settings.ini"), qt.QSettings.IniFormat))
     settings.remoteCommand = f'"{sys.executable}" -m medsam2_core.cli worker'

@@ -6,7 +6,7 @@ import pytest
 qt = a_qt.installed()
 
 from medsam2_core.errors import WorkerError  # noqa: E402
-from MedSAM2SegmentLib.Settings import Settings  # noqa: E402
+from MedSAM2SegmentLib.Worker.Settings import Settings  # noqa: E402
 
 NAMES = ("remoteCommand", "wheelFolder", "defaultModel", "defaultWindow")
 

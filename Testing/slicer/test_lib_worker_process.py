@@ -20,7 +20,7 @@ from medsam2_core.imaging.geometry import Geometry  # noqa: E402
 from medsam2_core.imaging.volume import Volume  # noqa: E402
 from medsam2_core.worker.messages import StackChoice  # noqa: E402
 from medsam2_core.worker.supervision import WorkerState  # noqa: E402
-from MedSAM2SegmentLib.WorkerProcess import (  # noqa: E402
+from MedSAM2SegmentLib.Worker.WorkerProcess import (  # noqa: E402
     QProcessTransport,
     SharedWorker,
     Workers,
@@ -242,7 +242,7 @@ def test_the_worker_ends_when_slicer_is_killed(tmp_path):
         f"sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(MODULE)!r}]\n"
         "import a_qt\n"
         "qt = a_qt.installed()\n"
-        "from MedSAM2SegmentLib.WorkerProcess import SharedWorker\n"
+        "from MedSAM2SegmentLib.Worker.WorkerProcess import SharedWorker\n"
         "app = a_qt.application()\n"
         f"worker = SharedWorker({COMMAND!r}, {{'PYTHONPATH': {str(MODULE)!r}}})\n"
         "supervisor = worker.acquire(worker)\n"

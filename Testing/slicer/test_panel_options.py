@@ -19,9 +19,9 @@ from a_panel import (  # noqa: E402
     keep_picture,
     shown,
 )
-from MedSAM2SegmentLib.OptionsPanel import OptionsPanel, parseRange  # noqa: E402
-from MedSAM2SegmentLib.PanelState import PanelState, Status, Tool  # noqa: E402
-from MedSAM2SegmentLib.QtHelpers import breakable  # noqa: E402
+from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel, parseRange  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import PanelState, Status, Tool  # noqa: E402
+from MedSAM2SegmentLib.Panels.QtHelpers import breakable  # noqa: E402
 
 BUTTONS = {
     "actionButton": ("resolve",),
@@ -258,7 +258,7 @@ def press(widget, key):
 
 def test_the_controller_takes_everything_the_panel_tells():
     pytest.importorskip("slicer")
-    from MedSAM2SegmentLib.EffectController import EffectController
+    from MedSAM2SegmentLib.Effect.EffectController import EffectController
 
     told = [*BUTTONS.values(), ("jumpTo", 3), ("setValue", "model", "embedded")]
     for name, *values in told:
@@ -268,7 +268,7 @@ def test_the_controller_takes_everything_the_panel_tells():
 
 def test_values_the_controller_offers_are_offered_by_the_panel(panel, actions):
     pytest.importorskip("slicer")
-    from MedSAM2SegmentLib.Parameters import DEFAULTS, Parameters
+    from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS, Parameters
 
     class Editor:
         parameter = staticmethod({}.get)

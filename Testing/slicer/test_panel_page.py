@@ -7,8 +7,8 @@ qt = a_qt.installed()
 
 from a_page import MODELS, page_states  # noqa: E402
 from a_panel import RecordingActions, clipped, dark_palette, keep_picture, shown  # noqa: E402
-from MedSAM2SegmentLib.ModulePageState import PageState, RuntimeView, WorkerView, sizeWords  # noqa: E402
-from MedSAM2SegmentLib.ModulePanel import ModulePanel  # noqa: E402
+from MedSAM2SegmentLib.Panels.ModulePageState import PageState, RuntimeView, WorkerView, sizeWords  # noqa: E402
+from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel  # noqa: E402
 
 WIDTH = 380
 BUTTONS = {

@@ -6,8 +6,8 @@ import pytest
 qt = a_qt.installed()
 
 from a_panel import confidences, dark_palette, keep_picture, shown  # noqa: E402
-from MedSAM2SegmentLib.ConfidenceStrip import ConfidenceStrip, barsOf, describe  # noqa: E402
-from MedSAM2SegmentLib.PanelState import SliceConfidence  # noqa: E402
+from MedSAM2SegmentLib.Panels.ConfidenceStrip import ConfidenceStrip, barsOf, describe  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import SliceConfidence  # noqa: E402
 
 # Qt 6 would rather have position(), which Qt 5 does not know.
 pytestmark = pytest.mark.filterwarnings("ignore:.*QMouseEvent.pos")

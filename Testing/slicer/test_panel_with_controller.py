@@ -8,8 +8,8 @@ pytest.importorskip("slicer")
 
 from a_panel import clipped, keep_picture, shown  # noqa: E402
 from a_user import AUser  # noqa: E402
-from MedSAM2SegmentLib.OptionsPanel import OptionsPanel  # noqa: E402
-from MedSAM2SegmentLib.PanelState import Status, Tool  # noqa: E402
+from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
 
 
 class UserWithPanel(AUser):

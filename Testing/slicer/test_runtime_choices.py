@@ -9,12 +9,12 @@ from a_runtime import LINUX, Runtime, baseEnvironment
 from a_wheel_folder import WheelFolder
 from an_index import anIndex
 from medsam2_core.errors import RuntimeInstallError
-from MedSAM2SegmentLib.RuntimeEnvironment import cleanedEnvironment, pipEnvironment, uvEnvironment
-from MedSAM2SegmentLib.RuntimeFolder import defaultFolder
-from MedSAM2SegmentLib.RuntimeInstaller import RuntimeInstaller
-from MedSAM2SegmentLib.RuntimeMachine import Machine, detectMachine
-from MedSAM2SegmentLib.RuntimePlan import RuntimeState
-from MedSAM2SegmentLib.RuntimeSteps import InstallOptions, torchSources
+from MedSAM2SegmentLib.Runtime.RuntimeEnvironment import cleanedEnvironment, pipEnvironment, uvEnvironment
+from MedSAM2SegmentLib.Runtime.RuntimeFolder import defaultFolder
+from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
+from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine, detectMachine
+from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
+from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions, torchSources
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_machines_without_a_build_are_told_before(tmp_path, machine, problem):
     assert problem in plan.problems[0]
     assert "remote" in plan.problems[0]
     ends = []
-    from MedSAM2SegmentLib.RuntimePlan import InstallListener
+    from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener
 
     installer(tmp_path, machine).install(InstallListener(ended=ends.append))
     assert isinstance(ends[0], RuntimeInstallError)

@@ -13,10 +13,10 @@ from a_process_runner import done
 from a_runtime import Runtime, baseEnvironment
 from a_wheel_folder import WheelFolder
 from medsam2_core.errors import Cancelled, RuntimeInstallError
-from MedSAM2SegmentLib import RuntimeEstimate, RuntimeMessages
-from MedSAM2SegmentLib.RuntimePlan import RuntimeState
-from MedSAM2SegmentLib.RuntimeSteps import InstallOptions
-from MedSAM2SegmentLib.RuntimeTask import Output
+from MedSAM2SegmentLib.Runtime import RuntimeEstimate, RuntimeMessages
+from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
+from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions
+from MedSAM2SegmentLib.Runtime.RuntimeTask import Output
 
 SCRIPT = Path(__file__).resolve().parent / "a_runtime_script.py"
 

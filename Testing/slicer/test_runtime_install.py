@@ -12,9 +12,9 @@ from a_process_runner import done
 from a_runtime import Runtime, baseEnvironment
 from a_wheel_folder import WheelFolder
 from medsam2_core.errors import RuntimeInstallError
-from MedSAM2SegmentLib.RuntimeLock import RuntimeLock
-from MedSAM2SegmentLib.RuntimePlan import RuntimeState
-from MedSAM2SegmentLib.RuntimeSteps import InstallOptions
+from MedSAM2SegmentLib.Runtime.RuntimeLock import RuntimeLock
+from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
+from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +108,7 @@ def test_two_slicers_do_not_install_at_once(runtime):
     runtime.folder.mkdir(parents=True)
     code = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
-        "from MedSAM2SegmentLib.RuntimeLock import RuntimeLock\n"
+        "from MedSAM2SegmentLib.Runtime.RuntimeLock import RuntimeLock\n"
         "lock = RuntimeLock(pathlib.Path(sys.argv[1]))\n"
         "lock.acquire(); print('held', flush=True); sys.stdin.read()\n"
     )

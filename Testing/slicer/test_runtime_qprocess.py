@@ -11,8 +11,8 @@ qt = a_qt.installed()
 from a_runtime import Runtime  # noqa: E402
 from a_wheel_folder import WheelFolder  # noqa: E402
 from medsam2_core.errors import Cancelled  # noqa: E402
-from MedSAM2SegmentLib.QProcessRunner import QProcessRunner  # noqa: E402
-from MedSAM2SegmentLib.RuntimePlan import InstallListener, RuntimeState  # noqa: E402
+from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener, RuntimeState  # noqa: E402
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from a_process_runner import Outcome, SubprocessRunner
 from medsam2_core.worker.supervision import Supervisor, WorkerState
 from medsam2_core.worker.transports import SubprocessTransport
-from MedSAM2SegmentLib.RuntimeInstaller import RuntimeInstaller
-from MedSAM2SegmentLib.RuntimePlan import RuntimeState
-from MedSAM2SegmentLib.RuntimeSteps import FILES, InstallOptions, torchVersion
+from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
+from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
+from MedSAM2SegmentLib.Runtime.RuntimeSteps import FILES, InstallOptions, torchVersion
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 

@@ -11,7 +11,7 @@ from a_user import AUser, a_noise  # noqa: E402
 from medsam2_core.errors import DownloadError, PromptError  # noqa: E402
 from medsam2_core.version import __version__  # noqa: E402
 from medsam2_core.worker.supervision import WorkerState  # noqa: E402
-from MedSAM2SegmentLib.PanelState import Status, Tool  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
 
 
 @pytest.fixture

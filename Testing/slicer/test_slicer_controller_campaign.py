@@ -14,8 +14,8 @@ from a_remote_session import ASource, AWorker  # noqa: E402
 from a_scene import a_volume, an_empty_scene  # noqa: E402
 from a_user import SHAPE_KJI, AUser, a_noise  # noqa: E402
 from medsam2_core.errors import PromptError  # noqa: E402
-from MedSAM2SegmentLib import MarkupNodes  # noqa: E402
-from MedSAM2SegmentLib.PanelState import Status  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
+from MedSAM2SegmentLib.Prompts import MarkupNodes  # noqa: E402
 
 SEQUENCES = 40
 ACTIONS = 25

@@ -6,8 +6,8 @@ import pytest
 slicer = pytest.importorskip("slicer")
 
 from a_user import AUser  # noqa: E402
-from MedSAM2SegmentLib.PanelState import Status  # noqa: E402
-from MedSAM2SegmentLib.Propagation import inWords  # noqa: E402
+from MedSAM2SegmentLib.Effect.Propagation import inWords  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ slicer = pytest.importorskip("slicer")
 from a_remote_session import ASource  # noqa: E402
 from a_scene import a_display, a_segmentation, a_volume, an_empty_scene  # noqa: E402
 from a_user import AUser, a_noise  # noqa: E402
-from MedSAM2SegmentLib.EffectController import IDLE_RELEASE, EffectController  # noqa: E402
-from MedSAM2SegmentLib.PanelState import Status  # noqa: E402
+from MedSAM2SegmentLib.Effect.EffectController import IDLE_RELEASE, EffectController  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_first_prompt_decides_how_the_volume_is_cut(user):
     )
     sagittal.SetLayoutName("Yellow")
     sagittal.SetOrientationToSagittal()
-    from MedSAM2SegmentLib.Gestures import PointGesture
+    from MedSAM2SegmentLib.Prompts.Gestures import PointGesture
 
     user.controller.onGesture(PointGesture(user.ras((10, 10, 5))), sagittal)
     user.wait()

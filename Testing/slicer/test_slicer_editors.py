@@ -7,8 +7,8 @@ slicer = pytest.importorskip("slicer")
 
 from a_desk import Desk  # noqa: E402
 from a_scene import box_mask  # noqa: E402
-from MedSAM2SegmentLib.Editors import ScriptedEffectEditor  # noqa: E402
-from MedSAM2SegmentLib.SegmentWriter import SegmentWriter  # noqa: E402
+from MedSAM2SegmentLib.Segments.Editors import ScriptedEffectEditor  # noqa: E402
+from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
 
 
 class AnEffect:

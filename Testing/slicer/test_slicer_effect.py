@@ -15,8 +15,8 @@ from a_remote_session import ASource  # noqa: E402
 from a_scene import a_segmentation, a_volume, voxels_of  # noqa: E402
 from a_segment_editor import LogicEditor  # noqa: E402
 from a_user import a_noise, an_axial_view  # noqa: E402
-from MedSAM2SegmentLib.PanelState import Status, Tool  # noqa: E402
-from MedSAM2SegmentLib.Parameters import DEFAULTS  # noqa: E402
+from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
 
 
 class AScriptedEffect:
@@ -107,7 +107,7 @@ def effect(scene, monkeypatch):
     for name in ("SegmentEditorEffect",):  # as in a fresh Slicer
         MedSAM2SegmentLib.__dict__.pop(name, None)
         sys.modules.pop(f"MedSAM2SegmentLib.{name}", None)
-    from MedSAM2SegmentLib import EffectWindow
+    from MedSAM2SegmentLib.Effect import EffectWindow
 
     source = ASource()
     monkeypatch.setattr(EffectWindow, "WorkerAccess", lambda: source)
@@ -134,8 +134,8 @@ def press(effect, ijk):
     """Press and release the mouse where a voxel is shown."""
     import numpy as np
     import vtk
-    from MedSAM2SegmentLib import SliceViews
-    from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter
+    from MedSAM2SegmentLib.Prompts import SliceViews
+    from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
     node = effect.view.node
     ras = VolumeAdapter(effect.editor.sourceVolumeNode()).geometry.to_ras([ijk])[0]

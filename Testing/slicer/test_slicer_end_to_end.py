@@ -19,8 +19,8 @@ from medsam2_core.evaluation.metrics import dice  # noqa: E402
 from medsam2_core.imaging.reading import read_labels, read_volume  # noqa: E402
 from medsam2_core.prompts import Point  # noqa: E402
 from medsam2_core.session import Session  # noqa: E402
-from MedSAM2SegmentLib.PanelState import Status  # noqa: E402
-from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 
 DEMO = Path(__file__).resolve().parents[2] / "Resources" / "demo"
 

@@ -11,9 +11,9 @@ from a_prompting_user import APromptingUser
 from a_scene import a_linear_transform, a_matrix, direction_of, geometries, rotation
 from medsam2_core.imaging.geometry import transform
 from medsam2_core.prompts import Box, Point
-from MedSAM2SegmentLib.Editors import arrayToMatrix
-from MedSAM2SegmentLib.Gestures import BoxGesture, PointGesture, ScribbleGesture
-from MedSAM2SegmentLib.PanelState import Tool
+from MedSAM2SegmentLib.Panels.PanelState import Tool
+from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, PointGesture, ScribbleGesture
+from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix
 from shown_errors import every_error_shown
 
 SHAPE_KJI = (24, 30, 36)

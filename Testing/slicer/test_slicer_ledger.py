@@ -10,9 +10,9 @@ slicer = pytest.importorskip("slicer")
 from a_desk import Desk  # noqa: E402
 from a_scene import a_segmentation, box_mask, paint, set_reference  # noqa: E402
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
-from MedSAM2SegmentLib.EditLedger import REDONE, UNDONE, EditLedger  # noqa: E402
-from MedSAM2SegmentLib.SegmentNotes import ERASED, OURS  # noqa: E402
-from MedSAM2SegmentLib.VoxelSets import Extent  # noqa: E402
+from MedSAM2SegmentLib.Segments.EditLedger import REDONE, UNDONE, EditLedger  # noqa: E402
+from MedSAM2SegmentLib.Segments.SegmentNotes import ERASED, OURS  # noqa: E402
+from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
 
 
 class Book(Desk):

@@ -13,9 +13,9 @@ from a_scene import a_matrix, a_segmentation, a_volume, an_empty_scene, directio
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import Box, MaskPrompt, Point
-from MedSAM2SegmentLib.Gestures import BoxGesture, PointGesture, ScribbleGesture
-from MedSAM2SegmentLib.PromptMarkups import PromptMarkups
-from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter
+from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, PointGesture, ScribbleGesture
+from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 from shown_errors import every_error_shown
 
 SHAPE_KJI = (12, 30, 36)

@@ -12,7 +12,7 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import resolve
-from MedSAM2SegmentLib.PromptWords import alongCurve, boxPrompt, pointPrompt, scribblePrompts
+from MedSAM2SegmentLib.Prompts.PromptWords import alongCurve, boxPrompt, pointPrompt, scribblePrompts
 
 SHAPE_KJI = (16, 20, 24)
 

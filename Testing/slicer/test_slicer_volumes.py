@@ -22,8 +22,8 @@ from a_scene import (  # noqa: E402
 )
 from medsam2_core.errors import VolumeError  # noqa: E402
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
-from MedSAM2SegmentLib.Editors import arrayToMatrix, matrixToArray  # noqa: E402
-from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter, hardenTransform  # noqa: E402
+from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix, matrixToArray  # noqa: E402
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter, hardenTransform  # noqa: E402
 
 POINTS_IJK = np.array([[0, 0, 0], [19, 13, 8], [3.5, 7.25, 2]], dtype=float)
 

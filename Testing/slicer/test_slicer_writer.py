@@ -19,9 +19,9 @@ from a_scene import (  # noqa: E402
 )
 from medsam2_core.errors import GeometryError, MedSAM2Error  # noqa: E402
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
-from MedSAM2SegmentLib.Editors import SegmentError  # noqa: E402
-from MedSAM2SegmentLib.SegmentWriter import SegmentWriter  # noqa: E402
-from MedSAM2SegmentLib.VoxelSets import Extent  # noqa: E402
+from MedSAM2SegmentLib.Segments.Editors import SegmentError  # noqa: E402
+from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
+from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
 
 EDITOR = slicer.vtkMRMLSegmentEditorNode
 ALLOWED = slicer.vtkMRMLSegmentationNode

@@ -21,9 +21,9 @@ from a_scene import (  # noqa: E402
 )
 from a_segment_editor import LogicEditor  # noqa: E402
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
-from MedSAM2SegmentLib.Editors import arrayToMatrix, matrixToArray  # noqa: E402
-from MedSAM2SegmentLib.SegmentWriter import SegmentWriter  # noqa: E402
-from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter  # noqa: E402
+from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix, matrixToArray  # noqa: E402
+from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 
 _UNDECIDED = 1e-4  # pixels: so near to the middle between two, either is the nearest
 

@@ -9,9 +9,9 @@ slicer = pytest.importorskip("slicer")
 
 from a_scene import a_segmentation, a_volume, an_editor, geometries  # noqa: E402
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
-from MedSAM2SegmentLib.EditLedger import UNDONE, EditLedger  # noqa: E402
-from MedSAM2SegmentLib.SegmentWriter import SegmentWriter  # noqa: E402
-from MedSAM2SegmentLib.VolumeAdapter import VolumeAdapter  # noqa: E402
+from MedSAM2SegmentLib.Segments.EditLedger import UNDONE, EditLedger  # noqa: E402
+from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 
 LIMIT = 0.030  # seconds of computing
 

@@ -1,0 +1,241 @@
+"""Keeps the session told what the prompts say, and the segments showing what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from medsam2_core.errors import PromptError
+from medsam2_core.prompts import resolve
+from medsam2_core.version import __version__
+from medsam2_core.worker.masks import SliceRecord
+
+from MedSAM2SegmentLib.Effect.SessionLink import differences, differs
+
+if TYPE_CHECKING:
+    from medsam2_core.prompts import SlicePrompt
+    from medsam2_core.worker.messages import SliceWords
+    from numpy.typing import NDArray
+
+    from MedSAM2SegmentLib.Effect.SessionLink import Answer, SessionLink
+    from MedSAM2SegmentLib.Effect.Steps import Memory, Steps
+    from MedSAM2SegmentLib.Effect.Workplace import Workplace
+
+#: DICOM segment attributes that say how a segment was made.
+_TYPE_TAG, _NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
+
+#: Pixels round a positive click in which voxels come back that the user had erased.
+_REVIVED = 10
+
+
+class Conversation:
+    """Compares what the prompts say with what the session was told, and says the difference.
+
+    What is in the scene is the truth. When a session has to be told again what a segment shows already (a
+    scene was loaded, Slicer undid a step, the volume changed), the segment itself is given as the answer and
+    not a voxel changes.
+
+    Parameters
+    ----------
+    workplace, link, steps
+        Prompts and segments; the session; the way to write.
+    """
+
+    def __init__(self, workplace: Workplace, link: SessionLink, steps: Steps) -> None:
+        self._workplace, self._link, self._steps = workplace, link, steps
+        self._refused: dict[tuple[str, int], SliceWords] = {}
+        self._found: set[str] = set()  # segments whose prompts were there before us
+        self._gone: set[str] = set()  # segments that were removed
+
+    # Saying -------------------------------------------------------------------------------------------------
+
+    def sync(self, segmentIDs: Iterable[str] | None = None) -> str:
+        """Say what has changed about segments, all by default; what could not be said, and why.
+
+        Nothing happens while there is no session: what is not said now is said when it is open.
+        """
+        problem = ""
+        self._gone |= {one for one in segmentIDs or () if self._workplace.segment(one) is None}
+        if self._link.session is None or self._workplace.adapter is None:
+            return problem
+        for segmentID in self._known() if segmentIDs is None else segmentIDs:
+            try:
+                self._say(segmentID, self.words(segmentID))
+            except PromptError as error:
+                problem = str(error)
+        return problem
+
+    def words(self, segmentID: str) -> dict[int, SliceWords]:
+        """What the prompts of a segment say by slice. PromptError names the prompt that says nothing."""
+        return self._workplace.markups.words(segmentID, self._workplace.adapter, self._link.stack)
+
+    def settle(self, *, areOld: bool = False) -> None:
+        """Take it that all segments show what their prompts say; ``areOld``: as found in the scene."""
+        markups = self._workplace.markups
+        for segmentID in markups.segmentIDs():
+            try:
+                words = self.words(segmentID)
+            except PromptError:
+                continue  # it is told when it is said
+            self._steps.settle(segmentID, markups.snapshot(segmentID), words)
+            if areOld:
+                self._found.add(segmentID)
+
+    def forget(self, segmentID: str) -> None:
+        """The segment is gone, or its prompts were cleared: the session shall not know it any more."""
+        self._link.drop(segmentID)
+        self._found.discard(segmentID)
+        session = self._link.session
+        if session is not None and (session.words(segmentID) or session.records(segmentID)):
+            session.remove_object(segmentID)
+
+    def refused(self, segmentID: str, words: Mapping[int, SliceWords]) -> None:
+        """These words were not answered: they are not said again until something else is said there."""
+        self._refused.update({(segmentID, n): said for n, said in words.items()})
+
+    def askAgain(self) -> None:
+        """Another session, or another attempt: what was refused is said again."""
+        self._refused.clear()
+
+    def _say(self, segmentID: str, wanted: Mapping[int, SliceWords]) -> None:
+        if self._workplace.segment(segmentID) is None:
+            self.forget(segmentID)
+            return
+        if segmentID in self._gone:  # undo has brought it back, and its prompts: it is as it was
+            self._gone.discard(segmentID)
+            self._steps.settle(segmentID, self._workplace.markups.snapshot(segmentID), wanted)
+        changed = differences(self._link.session.words(segmentID), wanted)
+        refused = {n: said for (of, n), said in self._refused.items() if of == segmentID}
+        changed = {n: said for n, said in changed.items() if n not in refused or differs(refused[n], said)}
+        settled = differences(self._steps.settled.get(segmentID, {}), wanted)
+        again = self._withKnown(segmentID, {n: words for n, words in changed.items() if n not in settled})
+        fresh = {n: words for n, words in changed.items() if n not in again}
+        finals = {n: words for n, words in fresh.items() if words.final}
+        fresh.update(self._asTheyStand(segmentID, finals))
+        prompts = self._workplace.markups.snapshot(segmentID)
+        if again:
+            self._link.say(segmentID, again, prompts, isReplay=True)
+        if fresh:
+            self._link.say(segmentID, fresh, prompts)
+
+    def _withKnown(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
+        """Words that need no new answer: with the segment as it stands as the answer.
+
+        Of a scene that was loaded they are said plainly, so that it is known what the model had said; if the
+        segment was saved without its voxels, it needs them again.
+        """
+        known = self._asTheyStand(segmentID, words)
+        answered = [said.known for said in known.values() if said.known is not None]
+        if segmentID not in self._found or not answered:
+            return known
+        if all(record.is_empty for record in answered):
+            return {}
+        return {n: known[n] if said.final else said for n, said in words.items()}
+
+    def _asTheyStand(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
+        slices = [n for n, said in words.items() if said]
+        masks = self._workplace.writer.segmentMasks(segmentID, self._link.stack, slices) if slices else {}
+        return {
+            n: replace(said, known=SliceRecord.of_mask(segmentID, n, masks[n], final=said.final))
+            if said
+            else said
+            for n, said in words.items()
+        }
+
+    def _known(self) -> list[str]:
+        """Segments with prompts, and those whose prompts are gone without the session knowing."""
+        said = [segmentID for segmentID in self._steps.settled if self._link.session.words(segmentID)]
+        return list(dict.fromkeys([*self._workplace.markups.segmentIDs(), *said]))
+
+    # Hearing ------------------------------------------------------------------------------------------------
+
+    def take(self, answer: Answer, model: str) -> bool:
+        """Write an answer as a step that is left open; whether there was anything to write.
+
+        Raises
+        ------
+        MedSAM2Error
+            When the segment cannot be edited.
+        """
+        if self._workplace.segment(answer.segmentID) is None or not answer.words:
+            return False
+        stack = self._link.stack
+        if answer.isReplay:
+            if answer.segmentID in self._found:
+                known = {n: record.mask_hw for n, record in answer.records.items()}
+                self._workplace.writer.adopt(answer.segmentID, known, stack)
+            self._steps.settle(answer.segmentID, answer.prompts, answer.words)
+            return False
+        self._found.discard(answer.segmentID)
+        revived = self._revived(answer)
+        masks = {n: np.zeros(stack.shape_hw, dtype=bool) for n, words in answer.words.items() if not words}
+        masks |= {n: record.mask_hw for n, record in answer.records.items() if not answer.words[n].final}
+        self._steps.begin([answer.segmentID])
+        self._steps.settle(answer.segmentID, answer.prompts, answer.words)
+        if masks and self._steps.write(answer.segmentID, masks, stack, revived):
+            self.sign(answer.segmentID, model)
+        return True
+
+    def _revived(self, answer: Answer) -> dict[int, NDArray[np.bool_]]:
+        """(H, W) by slice: near what was newly said to belong to the segment, even if erased."""
+        stack, settled = self._link.stack, self._steps.settled.get(answer.segmentID, {})
+        revived = {}
+        for n, words in answer.words.items():
+            before = settled[n].prompts if n in settled else ()
+            new = [one for one in words.prompts if one not in before]
+            said = resolve(new, stack).get(n) if new else None
+            if said is not None:
+                revived[n] = _asked(said, stack.shape_hw)
+        return revived
+
+    def sign(self, segmentID: str, model: str) -> None:
+        """Note in a segment how it was made, as DICOM wants to know it."""
+        segment = self._workplace.segment(segmentID)
+        name = f"MedSAM2Segment {__version__} ({model})"
+        with self._workplace.writing():
+            for tag, value in ((_TYPE_TAG, "SEMIAUTOMATIC"), (_NAME_TAG, name)):
+                if _tag(segment, tag) != value:
+                    segment.SetTag(tag, value)
+
+    def follow(self, memory: Memory) -> None:
+        """Bring prompts and session to what belongs to the voxels Slicer brought back; no voxel changes."""
+        markups, session = self._workplace.markups, self._link.session
+        for segmentID, prompts in memory.prompts.items():
+            self._link.drop(segmentID)
+            self._found.discard(segmentID)
+            markups.restore(prompts, segmentID)
+            record = memory.records[segmentID]
+            if session is not None and record is not None and memory.session is session:
+                if record.words or record.records:
+                    session.restore(segmentID, record)
+                else:
+                    self.forget(segmentID)
+            self._steps.settled[segmentID] = {}
+            if self._link.stack is None or self._workplace.adapter is None:
+                continue
+            try:
+                self._steps.settled[segmentID] = dict(self.words(segmentID))
+            except PromptError:
+                continue  # it is told when it is said
+
+
+def _asked(said: SlicePrompt, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) pixels near positive points, in the box, and in the mask."""
+    asked = np.zeros(shape_hw, dtype=bool) if said.mask_hw is None else said.mask_hw.copy()
+    rows, columns = np.indices(shape_hw)
+    for (x, y), label in zip(said.points_xy, said.labels, strict=True):
+        if label:
+            asked |= (columns - x) ** 2 + (rows - y) ** 2 <= _REVIVED**2
+    if said.box_xyxy is not None:
+        left, top, right, bottom = said.box_xyxy
+        asked |= (columns >= left) & (columns <= right) & (rows >= top) & (rows <= bottom)
+    return asked
+
+
+def _tag(segment: object, name: str) -> str:
+    import vtk
+
+    value = vtk.reference("")
+    return str(value) if segment.GetTag(name, value) else ""

@@ -1,0 +1,378 @@
+"""What the user does becomes words for the session; what the session answers becomes voxels of segments.
+
+Everything happens in the thread that calls, and nothing here waits. Prompts are nodes of the scene; the
+session is told what they say whenever that differs from what it was told before; answers are written as
+steps of Slicer's undo. So a click before the worker is ready is answered when it is, a worker that was lost
+is told everything again, and a scene that is loaded goes on where it was saved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from medsam2_core.errors import MedSAM2Error, PromptError
+
+from MedSAM2SegmentLib.Effect.ByHand import ByHand
+from MedSAM2SegmentLib.Effect.Conversation import Conversation
+from MedSAM2SegmentLib.Effect.Filling import Filling
+from MedSAM2SegmentLib.Effect.Listening import Listening
+from MedSAM2SegmentLib.Effect.PanelMaker import PanelMaker
+from MedSAM2SegmentLib.Effect.Parameters import Parameters
+from MedSAM2SegmentLib.Effect.SessionLink import SessionLink
+from MedSAM2SegmentLib.Effect.Slicing import Slicing
+from MedSAM2SegmentLib.Effect.Steps import Steps
+from MedSAM2SegmentLib.Effect.Workplace import SEGMENT, SEGMENTATION, VOLUME, Workplace
+from MedSAM2SegmentLib.Panels.PanelState import PanelState
+from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform
+
+if TYPE_CHECKING:
+    from MedSAM2SegmentLib.Effect.SessionLink import WorkerSource
+    from MedSAM2SegmentLib.Prompts.Gestures import Gesture
+    from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
+
+#: Seconds an effect that is not active keeps its worker: a look into another effect must not cost a restart.
+IDLE_RELEASE = 600.0
+
+
+class EffectController:
+    """The effect without its windows; see the module.
+
+    Parameters
+    ----------
+    editor
+        Slicer's edit functions and the Segment Editor's parameters.
+    source
+        Where the worker comes from.
+    clock
+        Seconds, only ever growing.
+
+    Attributes
+    ----------
+    state
+        What the panel shows.
+    onStateChanged
+        Called with a new state.
+    """
+
+    def __init__(
+        self, editor: SegmentEditor, source: WorkerSource, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.state = PanelState()
+        self.onStateChanged: Callable[[PanelState], None] = lambda state: None
+        self.parameters = Parameters(editor)
+        self._source, self._clock = source, clock
+        self._workplace = Workplace(editor, self._onPrompts, self.sceneClosed)
+        self._link = SessionLink(source, self._onLink)
+        self._steps = Steps(self._workplace, self._link)
+        self._conversation = Conversation(self._workplace, self._link, self._steps)
+        self._byHand = ByHand(self._workplace, self._link, self._steps, self._conversation)
+        self._slicing = Slicing(self._workplace, self._link, self.parameters)
+        self._filling = Filling(self._workplace, self._link, self._steps, self._conversation, clock)
+        self._panel = PanelMaker(
+            self._workplace, self._link, self._filling, self._slicing, self.parameters, source
+        )
+        self._listening = Listening(
+            *(self._workplace, self._link, self._steps, self._conversation),
+            *(self._filling, self._slicing, self.parameters),
+        )
+        self._link.onAnswer, self._link.onRefusal = self._listening.onAnswer, self._listening.onRefusal
+        self._isNew = True  # what prompts say is what the segments show
+        self._areOld = True  # and nobody here saw them being said
+        self._isActive = False
+        self._idleSince = 0.0
+
+    # Slicer -------------------------------------------------------------------------------------------------
+
+    @property
+    def markups(self) -> Any:
+        """The prompts of the segmentation being edited; None without one."""
+        return self._workplace.markups
+
+    def color(self) -> tuple[float, float, float]:
+        """The selected segment's."""
+        segment = self._workplace.segment()
+        return tuple(segment.GetColor()) if segment is not None else (1.0, 1.0, 0.0)
+
+    @property
+    def isWaiting(self) -> bool:
+        """Whether something is on its way that will change a segment."""
+        return self._listening.mustSync or self._link.isAwaiting() or self._filling.isRunning
+
+    def activate(self) -> None:
+        """The effect was chosen: look around, and begin to start the worker."""
+        self._isActive = True
+        self.look()
+        if self._workplace.markups is not None:
+            self._workplace.markups.setVisible(True)
+
+    def deactivate(self) -> None:
+        """Another effect was chosen: filling in stops, what has come stays; prompts are hidden."""
+        self._filling.settle()
+        self._isActive = False
+        self._idleSince = self._clock()
+        self._listening.say("")
+        if self._workplace.markups is not None:
+            self._workplace.markups.setVisible(False)
+        self._publish()
+
+    def cleanup(self) -> None:
+        """Leave nothing behind but the segments and their prompts."""
+        self._isActive = False
+        self._filling.abandon()
+        self._link.end()
+        self._workplace.release()
+        self._steps.forget()
+        self._slicing.forget()
+        self.onStateChanged = lambda state: None
+
+    def look(self) -> None:
+        """Notice what has changed in the Segment Editor, and go on with it. Cheap when nothing has."""
+        changed = self._workplace.look()
+        if SEGMENTATION in changed:
+            self._areOld = True
+            self._filling.abandon()
+            self._link.close()
+            self._steps.forget()
+            self._slicing.forget()
+        if VOLUME in changed:
+            self._filling.abandon()
+            self._link.closeVolume()
+        if changed & {SEGMENTATION, VOLUME}:
+            self._isNew = True
+        if changed & {SEGMENTATION, VOLUME, SEGMENT}:
+            self._listening.say("")
+        self._listening.followUndo()
+        if self._isActive:
+            self._getReady()
+        self._publish()
+
+    def sceneClosed(self) -> None:
+        """The scene is being closed."""
+        self._filling.abandon()
+        self._link.closeVolume()
+        self._workplace.release()
+        self._steps.forget()
+        self._slicing.forget()
+        self._publish()
+
+    def tick(self) -> None:
+        """To be called about every 0.1 s."""
+        self.look()
+        self._filling.tick()
+        if self._listening.mustSync and self._isActive:
+            self._listening.mustSync = False
+            self._listening.sync()
+        self._slicing.focus()
+        if not self._isActive and self._clock() - self._idleSince > IDLE_RELEASE:
+            self._link.end()
+        self._publish()
+
+    def viewUsed(self, sliceNode: Any) -> None:
+        """The mouse is in this slice view."""
+        self._slicing.view = sliceNode
+
+    # Prompts ------------------------------------------------------------------------------------------------
+
+    def onGesture(self, gesture: Gesture, sliceNode: Any = None) -> None:
+        """The user clicked, or drew a box or a scribble."""
+        if sliceNode is not None:
+            self._slicing.view = sliceNode
+        if not self._mayEdit():
+            self._publish()
+            return
+        self._filling.keep()
+        try:
+            self._open(fromView=True)
+            if self._link.stack is None:
+                raise PromptError(self._link.problem or "the volume cannot be cut into slices")
+            self._workplace.markups.check(gesture, self._workplace.adapter, self._link.stack)
+            self._workplace.markups.add(self._workplace.segmentID, gesture)
+        except MedSAM2Error as error:
+            self._listening.say(str(error))
+        self._publish()
+
+    def onKey(self, what: str) -> None:
+        """A key was pressed in a slice view: "negative" and "tool" were changed already by who reads keys."""
+        actions = {"propagate": self.propagate, "nextWeakest": self.nextWeakest}
+        if what in actions:
+            actions[what]()
+
+    def setTool(self, name: Any) -> None:
+        """Choose what a press in a slice view means."""
+        self.setValue("tool", getattr(name, "value", name))
+
+    def setNegative(self, negative: bool) -> None:
+        """Choose whether clicks say "does not belong"."""
+        self.setValue("negative", "1" if negative else "0")
+
+    def clearPrompts(self) -> None:
+        """Delete all prompts of the selected segment. What it shows stays, as if the user had painted it."""
+        self._listening.say("")
+        self.look()
+        if self._workplace.segmentID:
+            self._filling.settle()
+            self._byHand.takeOver()
+            self._slicing.relax()
+        self._publish()
+
+    def finaliseSlice(self) -> None:
+        """Take the segment on the slice that is looked at as final, or, if it is, no longer."""
+        self._withSlice(self._byHand.finalise)
+        self._listening.sync((self._workplace.segmentID,))
+        self._publish()
+
+    def useSegmentAsPrompt(self) -> None:
+        """Say that the segment on the slice that is looked at is right as it stands."""
+        self._withSlice(self._byHand.useAsPrompt)
+        self._publish()
+
+    # Propagation --------------------------------------------------------------------------------------------
+
+    def propagate(self) -> None:
+        """Follow all segments that have prompts through the volume."""
+        self.look()
+        if not self._mayEdit():
+            self._publish()
+            return
+        self._filling.keep()
+        try:
+            self._open()
+            self._listening.propagate()
+        except MedSAM2Error as error:
+            self._listening.say(str(error))
+        self._publish()
+
+    def cancel(self) -> None:
+        """Stop filling in; the user is asked whether to keep what has come."""
+        self._filling.cancel()
+        self._publish()
+
+    def keep(self) -> None:
+        """Keep what a stopped propagation has filled in."""
+        self._filling.keep()
+        self._publish()
+
+    def discard(self) -> None:
+        """Take back what a stopped propagation has filled in: one further step of undo."""
+        self._listening.followUndo()
+        try:
+            self._filling.discard()
+        except MedSAM2Error as error:
+            self._listening.say(str(error))
+        self._publish()
+
+    def nextWeakest(self) -> None:
+        """Show the slice of the selected segment the model was least sure about; then the next."""
+        n = self._slicing.weakest(self._workplace.segmentID)
+        if n is None:
+            self._listening.say("no slice has a result that was not looked at: propagate first")
+        else:
+            self._slicing.jump(n)
+        self._publish()
+
+    def jumpTo(self, n: int) -> None:
+        """Show a slice in the views along the stack."""
+        self._slicing.jump(n)
+        self._publish()
+
+    # The rest of the panel ----------------------------------------------------------------------------------
+
+    def setValue(self, name: str, value: Any) -> None:
+        """Set a parameter. With another model, window or stack all is said again, to a new session."""
+        try:
+            if self.parameters.put(name, value) and name == "stack":
+                self._slicing.relax(force=True)
+            self.look()
+        except MedSAM2Error as error:
+            self._listening.say(str(error))
+        self._publish()
+
+    def resolve(self) -> None:
+        """The button beside the status line: install, harden, restart, whatever it says."""
+        if self._source.problem():
+            self._source.resolve()
+        elif self._workplace.volumeProblem and self._panel.canHarden():
+            try:
+                hardenTransform(self._workplace.volumeNode)
+            except MedSAM2Error as error:
+                self._listening.say(str(error))
+        else:
+            self._link.retry()
+            self._conversation.askAgain()
+            self._listening.mustSync = True
+        self.look()
+
+    # Inside -------------------------------------------------------------------------------------------------
+
+    def _mayEdit(self) -> bool:
+        """Whether the selected segment can be worked on; says why not."""
+        self._listening.say("")
+        self.look()
+        if self._workplace.adapter is None or not self._workplace.segmentID or self._source.problem():
+            return False  # the status line tells already
+        if self._workplace.isCompleted():
+            self._listening.say(
+                "the segment is marked as completed: set its status to in progress to change it"
+            )
+            return False
+        return self._workplace.editor.confirmSegmentVisible()
+
+    def _withSlice(self, action: Callable[[int], None]) -> None:
+        """Do something with the slice that is looked at; say why, when it cannot be done."""
+        if not self._mayEdit():
+            return
+        self._filling.settle()
+        try:
+            self._open(fromView=True)
+            n = self._slicing.current()
+            if n is None:
+                raise PromptError("no view shows a slice that is segmented: click one in the strip first")
+            action(n)
+        except MedSAM2Error as error:
+            self._listening.say(str(error))
+
+    def _getReady(self) -> None:
+        """Start the worker and open the session while the user still looks where to click."""
+        if self._workplace.adapter is None or not self._workplace.segmentID or self._source.problem():
+            return
+        try:
+            self._open()
+        except MedSAM2Error as error:
+            self._listening.say(str(error))
+
+    def _open(self, *, fromView: bool = False) -> None:
+        """Have a session that fits volume, slices and settings; ``fromView``: something will be said."""
+        before = self._link.manner
+        if not self._slicing.open(fromView=fromView):
+            return
+        self._listening.mustSync = True
+        self._conversation.askAgain()
+        if self._isNew:
+            self._conversation.settle(areOld=self._areOld)
+            self._areOld = False
+        elif before is not None and before != self._link.manner:
+            self._filling.settle()
+            self._steps.unsettle()
+        self._isNew = False
+
+    # What comes back ----------------------------------------------------------------------------------------
+
+    def _onPrompts(self, segmentIDs: tuple[str, ...]) -> None:
+        self._listening.followUndo()
+        if self._isActive:
+            self._listening.sync(segmentIDs)
+        else:
+            self._listening.mustSync = True
+        self._publish()
+
+    def _onLink(self) -> None:
+        self._listening.mustSync = True
+        self._publish()
+
+    def _publish(self) -> None:
+        state = self._panel.state(self._listening.notice, self._listening.details)
+        if state != self.state:
+            self.state = state
+            self.onStateChanged(state)

@@ -1,0 +1,168 @@
+"""What the user works on: segmentation, segment and volume as chosen in the editor, and their tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import slicer
+
+from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
+from MedSAM2SegmentLib.Segments.EditLedger import EditLedger
+from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
+
+if TYPE_CHECKING:
+    from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
+
+SEGMENTATION, SEGMENT, VOLUME = "segmentation", "segment", "volume"
+
+_TOUCHED = (
+    "SegmentAdded",
+    "SegmentRemoved",
+    "SegmentModified",
+    "SegmentsOrderModified",
+    "SourceRepresentationModified",
+    "RepresentationModified",
+)
+
+
+class Workplace:
+    """The user's choices, noticed when they change, with what is needed to work on them.
+
+    Parameters
+    ----------
+    editor
+        Slicer's edit functions.
+    onPrompts
+        Called with the IDs of segments whose prompts somebody changed.
+    onClosing
+        Called when the scene is about to be closed.
+
+    Attributes
+    ----------
+    segmentation, segmentID, volumeNode
+        What is chosen; None and "" for nothing.
+    adapter, volumeProblem
+        The volume as the core sees it, or why it cannot be segmented.
+    markups, writer, ledger
+        Of the segmentation; None without one.
+    isTouched
+        Whether somebody else changed the segmentation since this was last set to False.
+    """
+
+    def __init__(
+        self,
+        editor: SegmentEditor,
+        onPrompts: Callable[[tuple[str, ...]], None],
+        onClosing: Callable[[], None],
+    ) -> None:
+        self.editor = editor
+        self._onPrompts, self._onClosing = onPrompts, onClosing
+        self.segmentation: Any = None
+        self.segmentID = ""
+        self.volumeNode: Any = None
+        self.adapter: VolumeAdapter | None = None
+        self.volumeProblem = ""
+        self.markups: PromptMarkups | None = None
+        self.writer: SegmentWriter | None = None
+        self.ledger: EditLedger | None = None
+        self.isTouched = False
+        self._volumeKey = ""
+        self._isWriting = 0
+        self._tags: list[tuple[Any, int]] = []
+
+    def look(self) -> set[str]:
+        """What has changed since the last look."""
+        changed = set()
+        segmentation = self.editor.segmentationNode()
+        if segmentation is not self.segmentation:
+            self._bind(segmentation)
+            changed.add(SEGMENTATION)
+        segmentID = self._selected()
+        if segmentID != self.segmentID:
+            self.segmentID = segmentID
+            changed.add(SEGMENT)
+        if self._lookAtVolume():
+            changed.add(VOLUME)
+        return changed
+
+    def release(self) -> None:
+        """Let go of everything; the prompts stay in the scene."""
+        self._bind(None)
+        self.segmentID, self.volumeNode, self.adapter = "", None, None
+        self.volumeProblem, self._volumeKey = "", ""
+
+    def segment(self, segmentID: str | None = None) -> Any:
+        """A ``vtkSegment``, the selected one by default; None when it is not there."""
+        if self.segmentation is None or self.segmentation.GetSegmentation() is None:
+            return None
+        return self.segmentation.GetSegmentation().GetSegment(
+            self.segmentID if segmentID is None else segmentID
+        )
+
+    def isCompleted(self) -> bool:
+        """Whether the selected segment is marked as completed: nobody should change it by accident."""
+        logic, segment = slicer.vtkSlicerSegmentationsModuleLogic, self.segment()
+        return segment is not None and logic.GetSegmentStatus(segment) == logic.Completed
+
+    def writing(self) -> _Writing:
+        """Context: what happens to the segmentation within is our own doing."""
+        return _Writing(self)
+
+    def _selected(self) -> str:
+        segmentID = self.editor.selectedSegmentID() if self.segmentation is not None else ""
+        return segmentID if segmentID and self.segment(segmentID) is not None else ""
+
+    def _bind(self, segmentation: Any) -> None:
+        for caller, tag in self._tags:
+            caller.RemoveObserver(tag)
+        self._tags = []
+        if self.markups is not None:
+            self.markups.cleanup()
+        self.segmentation = segmentation
+        self.markups = self.writer = self.ledger = None
+        self.isTouched = False
+        if segmentation is None:
+            return
+        self.markups = PromptMarkups(segmentation.GetScene(), segmentation)
+        self.markups.volumeNode = self.volumeNode
+        self.markups.changed.append(self._onPrompts)
+        self.writer = SegmentWriter(self.editor)
+        self.ledger = EditLedger(self.writer)
+        events = [getattr(slicer.vtkSegmentation, name) for name in _TOUCHED]
+        self._tags = [(segmentation, segmentation.AddObserver(event, self._onTouched)) for event in events]
+        scene = segmentation.GetScene()
+        self._tags.append((scene, scene.AddObserver(scene.StartCloseEvent, self._onScene)))
+
+    def _onTouched(self, *_: Any) -> None:
+        if not self._isWriting:
+            self.isTouched = True
+
+    def _onScene(self, *_: Any) -> None:
+        self._onClosing()
+
+    def _lookAtVolume(self) -> bool:
+        node = self.editor.sourceVolumeNode()
+        problem = VolumeAdapter.problemOf(node) if node is not None else ""
+        key = VolumeAdapter(node).key if node is not None and not problem else ""
+        if (node, problem, key) == (self.volumeNode, self.volumeProblem, self._volumeKey):
+            return False
+        self.adapter = VolumeAdapter(node) if key else None
+        self.volumeNode, self.volumeProblem, self._volumeKey = node, problem, key
+        if self.markups is not None:
+            self.markups.volumeNode = node
+        return True
+
+
+class _Writing:
+    """See :meth:`Workplace.writing`."""
+
+    def __init__(self, workplace: Workplace) -> None:
+        self._workplace = workplace
+
+    def __enter__(self) -> None:
+        self._workplace._isWriting += 1
+
+    def __exit__(self, *_: Any) -> None:
+        self._workplace._isWriting -= 1

@@ -1,0 +1,247 @@
+"""Prompts as nodes of the scene: how they are made, told apart, read and drawn. Nothing is observed here.
+
+Every node carries ``MedSAM2.segmentID``, ``MedSAM2.role`` and a reference to its segmentation.
+``MedSAM2.order``
+(boxes, scribbles) or the description of each control point (points) says what was said first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slicer
+import vtk
+from medsam2_core.errors import PromptError
+
+from MedSAM2SegmentLib.Segments.Editors import matrixToArray
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture
+
+POSITIVE, NEGATIVE = "positive", "negative"
+BOX = "box"
+SCRIBBLE, NEGATIVE_SCRIBBLE = "scribble", "negativeScribble"
+NOTES = "notes"  # masks and final slices, as text
+POINT_ROLES = (POSITIVE, NEGATIVE)
+SCRIBBLE_ROLES = (SCRIBBLE, NEGATIVE_SCRIBBLE)
+ROLES = (*POINT_ROLES, BOX, *SCRIBBLE_ROLES, NOTES)
+
+_SEGMENT, _ROLE, _ORDER = "MedSAM2.segmentID", "MedSAM2.role", "MedSAM2.order"
+_SEGMENTATION_REFERENCE, _VOLUME_REFERENCE = "MedSAM2.segmentation", "MedSAM2.volume"
+_CLASSES = {
+    POSITIVE: "vtkMRMLMarkupsFiducialNode",
+    NEGATIVE: "vtkMRMLMarkupsFiducialNode",
+    BOX: "vtkMRMLMarkupsROINode",
+    SCRIBBLE: "vtkMRMLMarkupsCurveNode",
+    NEGATIVE_SCRIBBLE: "vtkMRMLMarkupsCurveNode",
+    NOTES: "vtkMRMLTextNode",
+}
+_NAMES = {
+    POSITIVE: "inside points",
+    NEGATIVE: "outside points",
+    BOX: "box",
+    SCRIBBLE: "inside scribble",
+    NEGATIVE_SCRIBBLE: "outside scribble",
+    NOTES: "masks",
+}
+
+
+def promptNodes(scene: Any, segmentationNode: Any) -> Iterator[Any]:
+    """Prompt nodes of a segmentation, in the order they stand in the scene."""
+    for className in ("vtkMRMLMarkupsNode", "vtkMRMLTextNode"):
+        nodes = scene.GetNodesByClass(className)
+        nodes.UnRegister(None)
+        for index in range(nodes.GetNumberOfItems()):
+            node = nodes.GetItemAsObject(index)
+            if (
+                isPrompt(node)
+                and node.GetNodeReferenceID(_SEGMENTATION_REFERENCE) == segmentationNode.GetID()
+            ):
+                yield node
+
+
+def isPrompt(node: Any) -> bool:
+    """Whether a node of the scene is one of ours."""
+    return node.GetAttribute(_ROLE) in ROLES
+
+
+def segmentOf(node: Any) -> str:
+    """ID of the segment a prompt node belongs to."""
+    return node.GetAttribute(_SEGMENT) or ""
+
+
+def roleOf(node: Any) -> str:
+    """One of :data:`ROLES`."""
+    return node.GetAttribute(_ROLE) or ""
+
+
+def isPositive(node: Any) -> bool:
+    """Whether the points of a node belong to the segment."""
+    return roleOf(node) not in (NEGATIVE, NEGATIVE_SCRIBBLE)
+
+
+def create(scene: Any, segmentationNode: Any, segmentID: str, role: str, volumeNode: Any = None) -> Any:
+    """A new empty prompt node; its looks are given by :mod:`PromptLooks`."""
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentID)
+    name = f"{segment.GetName() if segment else segmentID} {_NAMES[role]}"
+    node = scene.CreateNodeByClass(_CLASSES[role])
+    node.UnRegister(None)
+    node.SetName(scene.GenerateUniqueName(name))
+    node.SetAttribute(_SEGMENT, segmentID)
+    node.SetAttribute(_ROLE, role)
+    # Before it is added, so that whoever hears of a new node knows whose it is.
+    node.SetNodeReferenceID(_SEGMENTATION_REFERENCE, segmentationNode.GetID())
+    if volumeNode is not None:
+        node.SetNodeReferenceID(_VOLUME_REFERENCE, volumeNode.GetID())
+    with _activeListKept(scene):
+        return scene.AddNode(node)
+
+
+@contextmanager
+def _activeListKept(scene: Any) -> Iterator[None]:
+    """Slicer makes every new markups node the one that its place mode adds points to: not ours."""
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    if selection is None:
+        yield
+        return
+    nodeID, className = selection.GetActivePlaceNodeID(), selection.GetActivePlaceNodeClassName()
+    yield
+    selection.SetReferenceActivePlaceNodeClassName(className)
+    selection.SetReferenceActivePlaceNodeID(nodeID)
+
+
+# Order ------------------------------------------------------------------------------------------------------
+
+
+def order(node: Any) -> int:
+    """Order number of a box, scribble; 0 when there is none."""
+    return _number(node.GetAttribute(_ORDER))
+
+
+def setOrder(node: Any, number: int) -> None:
+    """Give a box or scribble its order number."""
+    node.SetAttribute(_ORDER, str(number))
+
+
+def pointOrder(node: Any, index: int) -> int:
+    """Order number of a control point; 0 when somebody else placed it."""
+    return _number(node.GetNthControlPointDescription(index))
+
+
+def highestOrder(node: Any) -> int:
+    """The highest order number a node holds."""
+    if roleOf(node) in POINT_ROLES:
+        return max((pointOrder(node, n) for n in range(node.GetNumberOfControlPoints())), default=0)
+    return order(node)
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
+
+
+# Points and scribbles ---------------------------------------------------------------------------------------
+
+
+def controlPoints(node: Any) -> NDArray[np.float64]:
+    """(N, 3) RAS of the control points that have a position."""
+    points = [
+        positionOf(node, index) for index in range(node.GetNumberOfControlPoints()) if isSet(node, index)
+    ]
+    return np.array(points, dtype=np.float64).reshape(-1, 3)
+
+
+def isSet(node: Any, index: int) -> bool:
+    """Whether a control point was placed; while somebody is placing one, it follows the mouse."""
+    return node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined
+
+
+def positionOf(node: Any, index: int) -> list[float]:
+    """RAS of a control point."""
+    ras = [0.0, 0.0, 0.0]
+    node.GetNthControlPointPositionWorld(index, ras)
+    return ras
+
+
+def addPoint(node: Any, ras: ArrayLike, number: int) -> int:
+    """Append a control point to a node of points; its index."""
+    index = node.AddControlPointWorld(vtk.vtkVector3d(*[float(value) for value in np.ravel(ras)]))
+    numberPoint(node, index, number)
+    return index
+
+
+def numberPoint(node: Any, index: int, number: int) -> None:
+    """Give a control point its order number."""
+    node.SetNthControlPointDescription(index, str(number))
+    node.SetNthControlPointLabel(index, f"{'+' if isPositive(node) else '-'}{number}")
+
+
+def setCurve(node: Any, ras: ArrayLike) -> None:
+    """Let a scribble run through (N, 3) RAS, straight from each to the next."""
+    node.SetCurveTypeToLinear()
+    points = vtk.vtkPoints()
+    points.SetDataTypeToDouble()
+    for position in np.asarray(ras):
+        points.InsertNextPoint(position)
+    node.SetControlPointPositionsWorld(points)
+
+
+# Boxes ------------------------------------------------------------------------------------------------------
+
+
+def frameOf(gesture: BoxGesture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Frame (4, 4: unit axes and centre, RAS) and size (3,) in mm of a box that was drawn.
+
+    Its x runs across the slice, its y and z along the view's rows and columns.
+    """
+    corners = gesture.rasCorners
+    along, across = corners[1] - corners[0], corners[3] - corners[0]
+    size = np.array([gesture.thickness, np.linalg.norm(along), np.linalg.norm(across)])
+    if min(size) <= 0:
+        raise PromptError(f"a box of {size[1]:g} x {size[2]:g} mm is empty: draw it again")
+    frame = np.eye(4)
+    frame[:3, 1], frame[:3, 2] = along / size[1], across / size[2]
+    frame[:3, 0] = np.cross(frame[:3, 1], frame[:3, 2])
+    frame[:3, 3] = corners.mean(axis=0)
+    return frame, size
+
+
+def setBox(node: Any, gesture: BoxGesture) -> None:
+    """Put a box where it was drawn."""
+    setBoxFrame(node, *frameOf(gesture))
+
+
+def setBoxFrame(node: Any, frame: NDArray[np.float64], size: ArrayLike) -> None:
+    """Put a box at a frame (4, 4: unit axes and centre, RAS) with a size (3,) in mm."""
+    wasModifying = node.StartModify()
+    if node.GetNumberOfControlPoints() == 0:
+        node.AddControlPointWorld(vtk.vtkVector3d(*frame[:3, 3]))
+    matrix = vtk.vtkMatrix4x4()
+    matrix.DeepCopy(frame.ravel())
+    node.SetAndObserveObjectToNodeMatrix(matrix)
+    node.SetCenterWorld(*(float(value) for value in frame[:3, 3]))
+    node.SetSizeWorld(*(float(value) for value in size))
+    node.EndModify(wasModifying)
+
+
+def boxFrame(node: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(4, 4) unit axes and centre in RAS, and the size (3,) in mm."""
+    frame = matrixToArray(node.GetObjectToWorldMatrix())
+    scale = np.linalg.norm(frame[:3, :3], axis=0)
+    frame[:3, :3] /= scale
+    return frame, np.array(node.GetSize(), dtype=np.float64) * scale
+
+
+def boxCorners(node: Any) -> NDArray[np.float64]:
+    """(4, 3) RAS of the corners, in order round the box, on its middle plane."""
+    return cornersOf(*boxFrame(node))
+
+
+def cornersOf(frame: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(4, 3) RAS of the corners of a frame and a size."""
+    halves = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]]) * size / 2
+    return halves @ frame[:3, :3].T + frame[:3, 3]

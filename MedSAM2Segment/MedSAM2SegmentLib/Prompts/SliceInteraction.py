@@ -1,0 +1,240 @@
+"""What presses, drags and keys in a slice view mean: points, boxes, scribbles, and requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slicer
+
+from MedSAM2SegmentLib.Panels.PanelState import Tool
+from MedSAM2SegmentLib.Prompts import SliceViews
+from MedSAM2SegmentLib.Prompts.DrawnLine import Actors, DrawnLine
+from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture, ScribbleGesture
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
+
+_CLICK = 4.0  # pixels the mouse may move between press and release of a click
+_STEP = 3.0  # pixels between the positions of a scribble
+_SPACING, _MOST = 8.0, 32  # pixels between the control points of a finished scribble, and how many at most
+_SMALLEST = 3.0  # pixels: a smaller box was a slip of the hand
+_FAR = 0.1  # slices: a corner further off the plane was drawn on another slice
+
+
+@dataclass
+class _Drawing:
+    """What is being drawn, from the first press until it is a gesture or dropped."""
+
+    sliceNode: Any
+    ras: list[NDArray[np.float64]]  # (3,) each: they stay where they are when the view is zoomed or moved
+    positive: bool
+    line: DrawnLine | None = None
+    isPressed: bool = True
+    pressedAt: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    hasMoved: bool = False
+
+
+class SliceInteraction:
+    """Turns events of slice views into gestures.
+
+    Parameters
+    ----------
+    onGesture
+        Called with a gesture (:mod:`~MedSAM2SegmentLib.Prompts.Gestures`) and the slice node of the view it
+        was made in.
+    onKey
+        Called with ``"negative"`` or ``"tool"`` when that attribute was changed by its key, and with
+        ``"nextWeakest"`` and ``"propagate"``.
+    markups
+        Whose prompts may be under the mouse; None for none.
+
+    Attributes
+    ----------
+    tool
+        What a press means.
+    negative
+        Whether points and scribbles say "does not belong". Holding Ctrl says the opposite for one press.
+    color
+        Of the line that is being drawn: the segment's.
+    """
+
+    def __init__(
+        self,
+        onGesture: Callable[[Gesture, Any], None],
+        onKey: Callable[[str], None],
+        markups: PromptMarkups | None = None,
+    ) -> None:
+        self.markups = markups
+        self.tool = Tool.POINT
+        self.negative = False
+        self.color: tuple[float, float, float] = (1.0, 1.0, 0.0)
+        self._onGesture, self._onKey = onGesture, onKey
+        self._drawing: _Drawing | None = None
+
+    @property
+    def isDrawing(self) -> bool:
+        """Whether something was begun and is not finished."""
+        return self._drawing is not None
+
+    def drop(self) -> None:
+        """Forget what is being drawn; nothing happens when nothing is."""
+        drawing, self._drawing = self._drawing, None
+        if drawing is not None and drawing.line is not None:
+            drawing.line.remove()
+
+    def process(self, interactor: Any, eventName: str, sliceNode: Any, actors: Actors) -> bool:
+        """Take part in an event of a slice view; True when nobody else shall see it."""
+        handler = {
+            "LeftButtonPressEvent": self._onPress,
+            "MouseMoveEvent": self._onMove,
+            "LeftButtonReleaseEvent": self._onRelease,
+            "KeyPressEvent": self._onKeyPress,
+        }.get(eventName)
+        return False if handler is None else handler(interactor, sliceNode, actors)
+
+    # Mouse --------------------------------------------------------------------------------------------------
+
+    def _onPress(self, interactor: Any, sliceNode: Any, actors: Actors) -> bool:
+        if interactor.GetShiftKey() or interactor.GetAltKey() or _isPlacing(sliceNode):
+            return False  # Slicer moves the view, or its slices; somebody places markups
+        xyz = SliceViews.mousePosition(interactor, sliceNode)
+        ras = SliceViews.toRas(sliceNode, xyz)[0]
+        if self._continues(sliceNode):
+            self._drawing.isPressed, self._drawing.pressedAt = True, xyz  # the second corner of a box
+            return True
+        self.drop()
+        isCtrl = bool(interactor.GetControlKey())
+        # Markups are dragged without Ctrl; with it, a point may lie close to another.
+        if self.markups is not None and not isCtrl and self.markups.hit(sliceNode, xyz) is not None:
+            return False
+        positive = self.negative == isCtrl
+        self._drawing = _Drawing(sliceNode, [ras], positive, pressedAt=xyz)
+        return True
+
+    def _onMove(self, interactor: Any, sliceNode: Any, actors: Actors) -> bool:
+        drawing = self._drawing
+        if drawing is None or drawing.sliceNode is not sliceNode:
+            return False
+        if not self._continues(sliceNode):
+            self.drop()
+            return False
+        xyz = SliceViews.mousePosition(interactor, sliceNode)
+        if np.linalg.norm(xyz - drawing.pressedAt) > _CLICK:
+            drawing.hasMoved = True
+        if drawing.hasMoved and self.tool is not Tool.POINT:
+            self._draw(xyz, actors)
+        return drawing.isPressed
+
+    def _onRelease(self, interactor: Any, sliceNode: Any, actors: Actors) -> bool:
+        drawing = self._drawing
+        if drawing is None or not drawing.isPressed:
+            return False
+        if drawing.sliceNode is not sliceNode or not self._continues(sliceNode):
+            self.drop()
+            return True
+        xyz = SliceViews.mousePosition(interactor, sliceNode)
+        gesture: Gesture | None = None
+        if self.tool is Tool.BOX:
+            gesture = self._box(xyz)
+            if gesture is None and not drawing.hasMoved and len(drawing.ras) == 1:
+                drawing.isPressed = False  # a click: the next press is the other corner
+                return True
+        elif self.tool is Tool.SCRIBBLE and drawing.hasMoved:
+            gesture = ScribbleGesture(self._stroke(xyz), drawing.positive)
+        else:
+            gesture = PointGesture(drawing.ras[0], drawing.positive)
+        self.drop()
+        if gesture is not None:
+            self._onGesture(gesture, sliceNode)
+        return True
+
+    def _continues(self, sliceNode: Any) -> bool:
+        """Whether something is being drawn in this view, and the view still shows the same slice."""
+        drawing = self._drawing
+        if drawing is None or drawing.sliceNode is not sliceNode:
+            return False
+        return bool(abs(SliceViews.toXyz(sliceNode, drawing.ras[0])[0, 2]) < _FAR)
+
+    # Drawing ------------------------------------------------------------------------------------------------
+
+    def _draw(self, xyz: NDArray[np.float64], actors: Actors) -> None:
+        drawing = self._drawing
+        if drawing.line is None:
+            drawing.line = DrawnLine(actors, self.color)
+        if self.tool is Tool.BOX:
+            drawing.line.follow(self._corners(xyz), closed=True)
+            return
+        shown = SliceViews.toXyz(drawing.sliceNode, drawing.ras)
+        if np.linalg.norm(shown[-1, :2] - xyz[:2]) >= _STEP:
+            drawing.ras.append(SliceViews.toRas(drawing.sliceNode, xyz)[0])
+        drawing.line.follow([*shown, xyz], closed=False)
+
+    def _corners(self, xyz: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(4, 3) corners in the view of the box from where it was begun to ``xyz``."""
+        first = SliceViews.toXyz(self._drawing.sliceNode, self._drawing.ras[0])[0]
+        (left, bottom), (right, top) = np.sort([first[:2], xyz[:2]], axis=0)
+        z = first[2]
+        return np.array([[left, bottom, z], [right, bottom, z], [right, top, z], [left, top, z]])
+
+    def _stroke(self, xyz: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, 3) RAS of the whole stroke, thinned to even steps that can be told apart and dragged."""
+        sliceNode = self._drawing.sliceNode
+        drawn = np.vstack([SliceViews.toXyz(sliceNode, self._drawing.ras), xyz])
+        return SliceViews.toRas(sliceNode, evenly(drawn, _SPACING, _MOST))
+
+    def _box(self, xyz: NDArray[np.float64]) -> BoxGesture | None:
+        corners = self._corners(xyz)
+        if np.ptp(corners[:, :2], axis=0).min() < _SMALLEST:
+            return None
+        sliceNode = self._drawing.sliceNode
+        return BoxGesture(SliceViews.toRas(sliceNode, corners), SliceViews.sliceThickness(sliceNode))
+
+    # Keys ---------------------------------------------------------------------------------------------------
+
+    def _onKeyPress(self, interactor: Any, sliceNode: Any, actors: Actors) -> bool:
+        if interactor.GetControlKey() or interactor.GetAltKey() or interactor.GetShiftKey():
+            return False
+        key = interactor.GetKeySym() or ""
+        if key == "Escape":
+            wasDrawing = self.isDrawing
+            self.drop()
+            return wasDrawing
+        if key in ("Delete", "BackSpace"):
+            xyz = SliceViews.mousePosition(interactor, sliceNode)
+            return self.markups is not None and self.markups.removeAt(sliceNode, xyz)
+        if key.lower() == "x":
+            self.negative = not self.negative
+            self._onKey("negative")
+        elif key.lower() == "c":
+            self.drop()
+            tools = list(Tool)
+            self.tool = tools[(tools.index(self.tool) + 1) % len(tools)]
+            self._onKey("tool")
+        elif key.lower() == "n":
+            self._onKey("nextWeakest")
+        elif key in ("Return", "KP_Enter"):
+            self._onKey("propagate")
+        else:
+            return False
+        return True
+
+
+def _isPlacing(sliceNode: Any) -> bool:
+    """Whether Slicer's mouse mode is to place markups."""
+    scene = sliceNode.GetScene()
+    interaction = scene.GetNodeByID("vtkMRMLInteractionNodeSingleton") if scene is not None else None
+    placing = slicer.vtkMRMLInteractionNode.Place
+    return interaction is not None and interaction.GetCurrentInteractionMode() == placing
+
+
+def evenly(positions: NDArray[np.float64], spacing: float, most: int) -> NDArray[np.float64]:
+    """(M, 3) positions along a polyline (N, 3), ``spacing`` apart or so, with both ends; M <= ``most``."""
+    lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(positions, axis=0), axis=1))])
+    count = int(np.clip(round(lengths[-1] / spacing) + 1, 2, most))
+    wanted = np.linspace(0, lengths[-1], count)
+    return np.stack([np.interp(wanted, lengths, positions[:, axis]) for axis in range(3)], axis=1)

@@ -1,0 +1,123 @@
+"""Segments as they stand: read where they are asked about, without copying the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import vtk
+from vtk.util.numpy_support import vtk_to_numpy
+
+from MedSAM2SegmentLib.Segments.Editors import SegmentError, arrayToMatrix, matrixToArray
+from MedSAM2SegmentLib.Segments.VoxelSets import Extent, VoxelList, Voxels, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LABELMAP = "Binary labelmap"
+_SAME = 1e-4  # voxels by which two lattices may differ over a labelmap and still count as one
+
+
+class SegmentVoxels:
+    """The segments of a segmentation on one grid.
+
+    Parameters
+    ----------
+    segmentationNode
+        ``vtkMRMLSegmentationNode``.
+    indexToRAS : (4, 4)
+        The grid: from voxel indices to the segmentation's own RAS.
+    """
+
+    def __init__(self, segmentationNode: Any, indexToRAS: NDArray[np.float64]) -> None:
+        self.segmentation = segmentationNode.GetSegmentation()
+        self.name = segmentationNode.GetName()
+        self.indexToRAS = indexToRAS
+
+    def check(self, segmentID: str) -> None:
+        """SegmentError when the segment is gone, or when the segmentation is not made of labelmaps."""
+        if self.segmentation.GetSegment(segmentID) is None:
+            raise SegmentError(
+                f"the segment {segmentID!r} is no longer in {self.name!r}: select another one, or undo what "
+                "removed it"
+            )
+        representation = self.segmentation.GetSourceRepresentationName()
+        if representation != _LABELMAP:
+            raise SegmentError(
+                f"{self.name!r} is kept as {representation}, which cannot be painted on: select the effect "
+                "again and let the Segment Editor convert it to a binary labelmap"
+            )
+
+    def mask(self, segmentID: str, voxels: Voxels) -> NDArray[np.bool_]:
+        """Which voxels belong to the segment, as an array of their shape; none when it is gone."""
+        segment = self.segmentation.GetSegment(segmentID)
+        values = None if segment is None else self._values(segment.GetRepresentation(_LABELMAP), voxels)
+        return np.zeros(voxels.shape, dtype=bool) if values is None else values == segment.GetLabelValue()
+
+    def others(self, segmentID: str, voxels: Voxels) -> dict[str, NDArray[np.bool_]]:
+        """Masks of the other segments that have any of the voxels."""
+        found: dict[str, NDArray[np.bool_]] = {}
+        layers: dict[Any, tuple[Any, Any]] = {}
+        for n in range(self.segmentation.GetNumberOfSegments()):
+            other, segment = self.segmentation.GetNthSegmentID(n), self.segmentation.GetNthSegment(n)
+            labelmap = segment.GetRepresentation(_LABELMAP)
+            if other == segmentID or labelmap is None:
+                continue
+            if labelmap not in layers:  # segments that do not overlap share one
+                values = self._values(labelmap, voxels)
+                layers[labelmap] = (values, () if values is None else _present(values))
+            values, present = layers[labelmap]
+            if segment.GetLabelValue() in present:
+                found[other] = values == segment.GetLabelValue()
+        return found
+
+    def state(self, segmentID: str) -> object:
+        """Changes when the segment's voxels may have; None when it is gone."""
+        segment = self.segmentation.GetSegment(segmentID)
+        labelmap = None if segment is None else segment.GetRepresentation(_LABELMAP)
+        return None if labelmap is None else (labelmap.__this__, labelmap.GetMTime(), segment.GetLabelValue())
+
+    def _values(self, labelmap: Any, voxels: Voxels) -> NDArray[Any] | None:
+        """Label values at voxels, 0 outside the labelmap; None when there is nothing."""
+        if labelmap is None or labelmap.GetPointData().GetScalars() is None or voxels.isEmpty:
+            return None
+        filled = Extent(*labelmap.GetExtent())
+        if filled.isEmpty:
+            return None
+        values_kji = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(filled.shape)
+        matrix = vtk.vtkMatrix4x4()
+        labelmap.GetImageToWorldMatrix(matrix)
+        toLabelmap = np.linalg.inv(matrixToArray(matrix)) @ self.indexToRAS
+        lean = np.abs(toLabelmap - np.eye(4))
+        if lean[:3, :3].max() * max(1, *map(abs, filled)) + lean[:3, 3].max() < _SAME:
+            return voxels.read(values_kji, filled)
+        return nearest(values_kji, filled, toLabelmap, voxels)  # imported as it was, on its own lattice
+
+
+def _present(values: NDArray[Any]) -> NDArray[Any]:
+    """The values that occur; without sorting where there cannot be many."""
+    if values.dtype.kind not in "ui" or values.dtype.itemsize > 2:
+        return np.unique(values)
+    counted = np.zeros(1 << (8 * values.dtype.itemsize), dtype=bool)
+    counted[values.ravel().view(f"u{values.dtype.itemsize}")] = True
+    return np.flatnonzero(counted).astype(f"u{values.dtype.itemsize}").view(values.dtype)
+
+
+def labelmapOf(
+    mask: NDArray[np.bool_], voxels: Voxels, indexToRAS: NDArray[np.float64]
+) -> tuple[Any, Extent]:
+    """``vtkOrientedImageData`` of 0 and 1 around the voxels of a mask, and its extent."""
+    import slicer
+
+    around = voxels.around(mask)
+    labelmap = slicer.vtkOrientedImageData()
+    labelmap.SetExtent(*around)
+    labelmap.SetGeometryFromImageToWorldMatrix(arrayToMatrix(indexToRAS))
+    labelmap.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    values_kji = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(around.shape)
+    if isinstance(voxels, VoxelList):
+        values_kji[...] = 0
+        VoxelList(voxels.ijk[mask]).write(np.uint8(1), values_kji, around)
+    else:
+        values_kji[...] = mask[around.within(voxels)]
+    return labelmap, around

@@ -1,0 +1,217 @@
+"""A volume node as the core sees it: voxels that are not copied, and their place in the world."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import vtk
+from medsam2_core.errors import GeometryError, VolumeError
+from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.volume import Volume
+from medsam2_core.worker.messages import StackChoice
+from vtk.util.numpy_support import vtk_to_numpy
+
+from MedSAM2SegmentLib.Segments.Editors import matrixToArray, transformToWorld
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.slices import SliceStack
+    from numpy.typing import NDArray
+
+_PARALLEL = np.cos(np.radians(1.0))  # a view within one degree of the slices shows slices
+_MODALITY = "DICOM.Modality"
+
+
+class VolumeAdapter:
+    """A volume node of the scene, checked, with its place in the world.
+
+    Voxels are seen, not copied: who changes them in the scene changes them here. :attr:`key` tells.
+
+    Parameters
+    ----------
+    volumeNode
+        ``vtkMRMLScalarVolumeNode`` or ``vtkMRMLVectorVolumeNode``.
+
+    Raises
+    ------
+    VolumeError, GeometryError
+        With what :meth:`problemOf` says about the node.
+    """
+
+    def __init__(self, volumeNode: Any) -> None:
+        problem = self.problemOf(volumeNode)
+        if problem:
+            raise VolumeError(problem)
+        self.node = volumeNode
+
+    @staticmethod
+    def problemOf(node: Any) -> str:
+        """Why a volume node cannot be segmented, and the way out; empty when it can."""
+        if node is None:
+            return "no volume is selected: choose a source volume"
+        if not node.IsA("vtkMRMLScalarVolumeNode"):
+            return f"{node.GetName()!r} is a {node.GetNodeTagName()}, not a volume: choose a volume"
+        return (
+            _problemOfVoxels(node)
+            or _problemOfSequence(node)
+            or _problemOfTransform(node)
+            or _problemOfGeometry(node)
+        )
+
+    @property
+    def key(self) -> str:
+        """Changes when voxels or their place in the world change; cheap."""
+        place = np.round(_ijkToWorld(self.node), 9).tobytes().hex()
+        return f"{self.node.GetID()}:{self.node.GetImageData().GetMTime()}:{place}"
+
+    @cached_property
+    def volume(self) -> Volume:
+        """The volume: its voxels a read-only view of the node's, its geometry in the world's RAS."""
+        image = self.node.GetImageData()
+        scalars = vtk_to_numpy(image.GetPointData().GetScalars())
+        voxels_kji = scalars.reshape(*image.GetDimensions()[::-1], *scalars.shape[1:])
+        if voxels_kji.ndim == 4:
+            voxels_kji = voxels_kji[..., :3]  # without transparency
+        geometry = Geometry(_ijkToWorld(self.node), image.GetDimensions())
+        return Volume(voxels_kji, geometry, modality=_modality(self.node), name=self.node.GetName() or "")
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where the voxels are in the world: IJK to RAS through all parent transforms."""
+        return self.volume.geometry
+
+    def displayedWindow(self) -> str:
+        """``"width,level"`` as the volume is shown now; empty when it is not shown through a window."""
+        display = self.node.GetDisplayNode()
+        if display is None or not display.IsA("vtkMRMLScalarVolumeDisplayNode") or self.volume.is_colour:
+            return ""
+        width, level = display.GetWindow(), display.GetLevel()
+        return f"{width:g},{level:g}" if width > 0 and np.isfinite([width, level]).all() else ""
+
+    def stackOfView(self, sliceNode: Any) -> StackChoice:
+        """The slices a view shows: along an array axis if the view lies within 1 degree of it, else oblique.
+
+        An oblique stack has a slice exactly in the view's plane, wherever the view was panned or zoomed to.
+        """
+        right, up, normal, origin = _viewAxes(sliceNode)
+        for axis in range(3):
+            if abs(_normalOfAxis(self.geometry, axis) @ normal) >= _PARALLEL:
+                return StackChoice("ijk"[axis])
+        centre = self.geometry.to_ras((np.array(self.geometry.shape_ijk) - 1) / 2)[0]
+        return StackChoice.oblique(centre - ((centre - origin) @ normal) * normal, right, -up)
+
+    def sliceOfView(self, sliceNode: Any, stack: SliceStack) -> int | None:
+        """The slice of a stack that a view shows; None when the view lies across it, or beside the volume."""
+        _, _, normal, origin = _viewAxes(sliceNode)
+        if abs(_normalOfStack(stack) @ normal) < _PARALLEL:
+            return None
+        # Read off where the view's plane is nearest to the volume's centre: a view that is up to one degree
+        # off must not be judged at its own, possibly far away, origin.
+        centre = self.geometry.to_ras((np.array(self.geometry.shape_ijk) - 1) / 2)[0]
+        on_plane = centre - ((centre - origin) @ normal) * normal
+        n = round(float(stack.to_slice(self.geometry.to_ijk(on_plane))[0, 2]))
+        return n if 0 <= n < len(stack) else None
+
+    def positionOfSlice(self, stack: SliceStack, n: int) -> NDArray[np.float64]:
+        """(3,) world RAS of the centre of slice ``n``."""
+        height, width = stack.shape_hw
+        centre_xyn = [(width - 1) / 2, (height - 1) / 2, stack.checked(n)]
+        return self.geometry.to_ras(stack.to_ijk(centre_xyn))[0]
+
+
+def hardenTransform(node: Any) -> None:
+    """Apply the parent transform of a node to its voxels for good; the way out of one that is not linear."""
+    if node.GetParentTransformNode() is not None and not node.HardenTransform():
+        raise GeometryError(f"the transform of {node.GetName()!r} could not be hardened: take it off instead")
+
+
+def _problemOfVoxels(node: Any) -> str:
+    image, name = node.GetImageData(), repr(node.GetName())
+    if image is None or image.GetPointData().GetScalars() is None or min(image.GetDimensions()) < 1:
+        return f"{name} has no voxels: load it again, or choose another volume"
+    components, scalarType = image.GetNumberOfScalarComponents(), image.GetScalarType()
+    if components != 1 and (components not in (3, 4) or scalarType != vtk.VTK_UNSIGNED_CHAR):
+        return (
+            f"{name} has {components} values of type {image.GetScalarTypeAsString()} a voxel (several "
+            "volumes in one, or a vector field): only grey values and 8-bit colour can be segmented; take "
+            "one volume out of it"
+        )
+    if scalarType == vtk.VTK_BIT:
+        return f"{name} has voxels of one bit: cast it to unsigned char first"
+    return ""
+
+
+def _problemOfSequence(node: Any) -> str:
+    scene = node.GetScene()
+    if scene is None or not node.GetID():
+        return ""
+    browsers = scene.GetNodesByClass("vtkMRMLSequenceBrowserNode")
+    browsers.UnRegister(None)
+    for n in range(browsers.GetNumberOfItems()):
+        browser = browsers.GetItemAsObject(n)
+        if browser.IsProxyNodeID(node.GetID()) and browser.GetNumberOfItems() > 1:
+            return (
+                f"{node.GetName()!r} shows one of {browser.GetNumberOfItems()} frames of the sequence "
+                f"{browser.GetName()!r}: sequences are not segmented; clone the volume (Data module, right "
+                "click) and choose the copy"
+            )
+    return ""
+
+
+def _problemOfTransform(node: Any) -> str:
+    try:
+        transformToWorld(node)
+    except GeometryError as error:
+        return str(error)
+    return ""
+
+
+def _problemOfGeometry(node: Any) -> str:
+    try:
+        Geometry(_ijkToWorld(node), node.GetImageData().GetDimensions())
+    except GeometryError as error:
+        return f"{node.GetName()!r}: {error}"
+    return ""
+
+
+def _ijkToWorld(node: Any) -> NDArray[np.float64]:
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return transformToWorld(node) @ matrixToArray(matrix)
+
+
+def _modality(node: Any) -> str:
+    """As the DICOM browser noted it in the subject hierarchy; empty when it is not known."""
+    scene = node.GetScene()
+    hierarchy = scene.GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode") if scene else None
+    item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
+    while (
+        item and item != hierarchy.GetSceneItemID()
+    ):  # the modality stands with the volume or with its study
+        modality = hierarchy.GetItemAttribute(item, _MODALITY)
+        if modality:
+            return modality
+        item = hierarchy.GetItemParent(item)
+    return ""
+
+
+def _viewAxes(sliceNode: Any) -> tuple[NDArray[np.float64], ...]:
+    """Unit vectors (3,) to the right of, up in and out of a slice view, a point of its plane; world RAS."""
+    sliceToRAS = matrixToArray(sliceNode.GetSliceToRAS())
+    right, up = (sliceToRAS[:3, n] / np.linalg.norm(sliceToRAS[:3, n]) for n in (0, 1))
+    normal = np.cross(right, up)
+    return right, up, normal / np.linalg.norm(normal), sliceToRAS[:3, 3]
+
+
+def _normalOfAxis(geometry: Geometry, axis: int) -> NDArray[np.float64]:
+    """Unit normal of the slices along an array axis: in a sheared volume not the axis itself."""
+    first, second = (geometry.directions[:, other] for other in range(3) if other != axis)
+    normal = np.cross(first, second)
+    return normal / np.linalg.norm(normal)
+
+
+def _normalOfStack(stack: SliceStack) -> NDArray[np.float64]:
+    xyn_to_ras = stack.volume.geometry.ijk_to_ras @ stack.xyn_to_ijk
+    normal = np.cross(xyn_to_ras[:3, 0], xyn_to_ras[:3, 1])
+    return normal / np.linalg.norm(normal)

@@ -1,0 +1,97 @@
+"""Where effects get their worker from in Slicer: a remote command or this computer's runtime. Needs Qt."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import qt
+from medsam2_core.errors import MedSAM2Error, WorkerError
+
+from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner
+from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
+from MedSAM2SegmentLib.Worker.Settings import Settings
+from MedSAM2SegmentLib.Worker.WorkerProcess import SharedWorker, Workers, startupEnvironment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from medsam2_core.worker.supervision import Supervisor
+
+_MODULE = "MedSAM2Segment"
+_LOOK_EVERY = 1.0  # seconds: whether there is a runtime is read from disk
+_installers: list[RuntimeInstaller] = []
+
+
+def sharedInstaller() -> RuntimeInstaller:
+    """The one installer of this Slicer: the module's page installs, the effects wait for it."""
+    if not _installers:
+        runner = QProcessRunner(qt.QCoreApplication.instance())
+        _installers.append(RuntimeInstaller(None, runner, environment=startupEnvironment()))
+    return _installers[0]
+
+
+class WorkerAccess:
+    """``WorkerSource`` of the effects; see :mod:`MedSAM2SegmentLib.Effect.SessionLink`.
+
+    Parameters
+    ----------
+    settings, installer
+        Slicer's own when absent.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        installer: RuntimeInstaller | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._installer = installer or sharedInstaller()
+        self._workers = Workers(settings or Settings(), self._installer)
+        self._clock = clock
+        self._held: list[tuple[object, SharedWorker]] = []
+        self._current: SharedWorker | None = None
+        self._problem, self._lookedAt = "", float("-inf")
+
+    def problem(self) -> str:
+        """Why there can be no worker; empty when there can. Looked up once a second."""
+        if self._clock() - self._lookedAt >= _LOOK_EVERY:
+            self._lookedAt = self._clock()
+            try:
+                self._current = self._workers.current()
+                self._problem = ""
+            except MedSAM2Error as error:
+                self._problem = str(error)
+        return self._problem
+
+    def isInstalling(self) -> bool:
+        """Whether the runtime is being installed now."""
+        return self._installer.isBusy
+
+    def resolve(self) -> None:
+        """Show the module's page, where the runtime is installed."""
+        import slicer
+
+        self._lookedAt = float("-inf")
+        slicer.util.selectModule(_MODULE)
+
+    def acquire(self, owner: object) -> Supervisor:
+        """The worker's supervisor. MedSAM2Error when there can be no worker."""
+        self._current = worker = self._workers.current()
+        supervisor = worker.acquire(owner)
+        if supervisor is None:
+            raise WorkerError("the worker could not be started: see the MedSAM2 Segment module")
+        self._held.append((owner, worker))
+        return supervisor
+
+    def release(self, owner: object) -> None:
+        """The owner needs it no more."""
+        for held in [one for one in self._held if one[0] is owner]:
+            self._held.remove(held)
+            held[1].release(owner)
+
+    def hasChanged(self, owner: object) -> bool:
+        """Whether the settings ask for another worker than the one the owner holds."""
+        if self.problem():
+            return False
+        return any(one is owner and worker is not self._current for one, worker in self._held)
