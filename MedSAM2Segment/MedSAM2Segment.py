@@ -56,26 +56,35 @@ class MedSAM2Segment(ScriptedLoadableModule):
 class MedSAM2SegmentWidget(ScriptedLoadableModuleWidget):
     """The module's page."""
 
+    page = None  # until it is made, and should that fail
+
     def setup(self):
-        """Make the page; Slicer calls this when the user comes to it for the first time."""
+        """Make the page: when the user comes to it for the first time, and when the module is reloaded."""
         ScriptedLoadableModuleWidget.setup(self)
         from MedSAM2SegmentLib.Panels.ModulePage import ModulePage
         from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
 
         self.page = ModulePage(None, installer=sharedInstaller())
         self.layout.addWidget(self.page.widget)
+        if self.parent.isEntered:  # a reloaded page is not entered once more
+            self.page.enter()
 
     def enter(self):
         """The user has come to the page."""
-        self.page.enter()
+        if self.page is not None:
+            self.page.enter()
 
     def exit(self):
         """The user has left the page."""
-        self.page.exit()
+        if self.page is not None:
+            self.page.exit()
 
     def cleanup(self):
-        """The module is taken down."""
-        self.page.cleanup()
+        """The module is taken down, or reloaded."""
+        page, self.page = self.page, None
+        if page is not None:
+            page.cleanup()
+            page.widget.deleteLater()  # reloading only hides it
 
 
 class MedSAM2SegmentTest(ScriptedLoadableModuleTest):

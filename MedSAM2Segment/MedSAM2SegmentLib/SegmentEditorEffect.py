@@ -17,7 +17,7 @@ scene.<br><br> <table> <tr><td>Ctrl + click&nbsp;</td><td>the opposite: what doe
 does)</td></tr> <tr><td>X</td><td>change between "belongs" and "does not belong"</td></tr>
 <tr><td>C</td><td>point, box, scribble</td></tr> <tr><td>Return</td><td>propagate</td></tr>
 <tr><td>N</td><td>show the next weakest slice</td></tr> <tr><td>Delete</td><td>delete the prompt under the
-mouse</td></tr> <tr><td>Esc</td><td>drop what is being drawn</td></tr> </table>
+mouse</td></tr> <tr><td>Esc</td><td>drop what is being drawn, and leave the effect</td></tr> </table>
 The volume and its masks stay on this computer, unless you have set up a remote worker.</html>"""
 
 
@@ -34,6 +34,11 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
         scriptedEffect.requireSegments = True
         AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
         self._window = None
+
+    @property
+    def controller(self) -> Any:
+        """The effect without its windows (``EffectController``); None before its options are made."""
+        return None if self._window is None else self._window.controller
 
     def clone(self) -> Any:
         """One for another Segment Editor."""
@@ -104,7 +109,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
         self._look()
 
     def updateGUIFromMRML(self) -> None:
-        """A parameter, or the selected segment, has changed."""
+        """A parameter has changed, also by this effect itself. That a segment was selected is not told here:
+        the timer notices."""
         self._look()
 
     def updateMRMLFromGUI(self) -> None:

@@ -28,6 +28,8 @@ from MedSAM2SegmentLib.Panels.PanelState import PanelState
 from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform
 
 if TYPE_CHECKING:
+    from medsam2_core.worker.supervision import Supervisor
+
     from MedSAM2SegmentLib.Effect.SessionLink import WorkerSource
     from MedSAM2SegmentLib.Prompts.Gestures import Gesture
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
@@ -89,6 +91,11 @@ class EffectController:
     def markups(self) -> Any:
         """The prompts of the segmentation being edited; None without one."""
         return self._workplace.markups
+
+    @property
+    def supervisor(self) -> Supervisor | None:
+        """The worker's supervisor; None while the effect has no worker."""
+        return self._link.supervisor
 
     def color(self) -> tuple[float, float, float]:
         """The selected segment's."""
