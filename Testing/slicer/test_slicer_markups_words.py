@@ -56,7 +56,7 @@ def test_a_rectangle_on_a_slice_is_that_box(name, axis):
 @settings(max_examples=60, deadline=None)
 @given(
     edges=st.tuples(*[st.floats(-0.4, 0.9)] * 2, *[st.floats(0.05, 0.8)] * 2),
-    n=st.floats(-0.49, 15.49),
+    n=st.floats(-0.49, 15.49).filter(lambda n: abs(n % 1 - 0.5) > 1e-6),  # half-way, rounding decides
     name=st.sampled_from(sorted(geometries())),
 )
 def test_a_rectangle_is_cut_off_where_the_volume_ends(edges, n, name):

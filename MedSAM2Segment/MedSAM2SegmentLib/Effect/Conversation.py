@@ -13,6 +13,7 @@ from medsam2_core.version import __version__
 from medsam2_core.worker.masks import SliceRecord
 
 from MedSAM2SegmentLib.Effect.SessionLink import differences, differs
+from MedSAM2SegmentLib.Segments.Editors import SegmentError
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompt
@@ -91,6 +92,11 @@ class Conversation:
         if session is not None and (session.words(segmentID) or session.records(segmentID)):
             session.remove_object(segmentID)
 
+    def forgetAll(self) -> None:
+        """Another segmentation, or none: its segments may have the same IDs."""
+        for known in (self._refused, self._found, self._gone):
+            known.clear()
+
     def refused(self, segmentID: str, words: Mapping[int, SliceWords]) -> None:
         """These words were not answered: they are not said again until something else is said there."""
         self._refused.update({(segmentID, n): said for n, said in words.items()})
@@ -157,7 +163,7 @@ class Conversation:
         Raises
         ------
         MedSAM2Error
-            When the segment cannot be edited.
+            When the segment cannot be edited, or shall not be: its voxels stay as they are then.
         """
         if self._workplace.segment(answer.segmentID) is None or not answer.words:
             return False
@@ -169,6 +175,10 @@ class Conversation:
             self._steps.settle(answer.segmentID, answer.prompts, answer.words)
             return False
         self._found.discard(answer.segmentID)
+        if self._workplace.isCompleted(answer.segmentID):
+            self._steps.settle(answer.segmentID, answer.prompts, answer.words)
+            name = self._workplace.segment(answer.segmentID).GetName()
+            raise SegmentError(f"{name!r} is marked as completed: set its status to in progress to change it")
         revived = self._revived(answer)
         masks = {n: np.zeros(stack.shape_hw, dtype=bool) for n, words in answer.words.items() if not words}
         masks |= {n: record.mask_hw for n, record in answer.records.items() if not answer.words[n].final}

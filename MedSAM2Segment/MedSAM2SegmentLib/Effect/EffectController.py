@@ -80,6 +80,7 @@ class EffectController:
             *(self._filling, self._slicing, self.parameters),
         )
         self._link.onAnswer, self._link.onRefusal = self._listening.onAnswer, self._listening.onRefusal
+        self._filling.beforeWriting = self._listening.followUndo
         self._isNew = True  # what prompts say is what the segments show
         self._areOld = True  # and nobody here saw them being said
         self._isActive = False
@@ -142,6 +143,7 @@ class EffectController:
             self._filling.abandon()
             self._link.close()
             self._steps.forget()
+            self._conversation.forgetAll()
             self._slicing.forget()
         if VOLUME in changed:
             self._filling.abandon()
@@ -367,6 +369,7 @@ class EffectController:
     # What comes back ----------------------------------------------------------------------------------------
 
     def _onPrompts(self, segmentIDs: tuple[str, ...]) -> None:
+        self._listening.say("")
         self._listening.followUndo()
         if self._isActive:
             self._listening.sync(segmentIDs)

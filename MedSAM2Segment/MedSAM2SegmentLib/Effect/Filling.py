@@ -27,7 +27,9 @@ class Filling:
     mustDecide
         Whether a stopped propagation is to be kept or discarded.
     problem, details
-        Why the last propagation ended early; empty when it did not.
+        Why the last propagation ended early, or found nothing; empty when all is well.
+    beforeWriting
+        Called before slices are written: what they are about may have been undone.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Filling:
         self._stack: SliceStack | None = None
         self.mustDecide = False
         self.problem = self.details = ""
+        self.beforeWriting: Callable[[], None] = lambda: None
 
     @property
     def isRunning(self) -> bool:
@@ -93,11 +96,12 @@ class Filling:
         self._propagation.stop()
         self._write()
         self._steps.close()
-        self.mustDecide = bool(self._steps.of(self._propagation))
+        self.mustDecide = self._propagation is not None and bool(self._steps.of(self._propagation))
 
     def keep(self) -> None:
-        """What has come stays."""
+        """What has come stays; what went wrong was told."""
         self.mustDecide = False
+        self.problem = self.details = ""
 
     def discard(self) -> None:
         """What a stopped propagation has changed is taken back, by a further step; clicks and paint stay."""
@@ -120,11 +124,11 @@ class Filling:
 
     def settle(self) -> None:
         """Stop, and keep what has come without asking."""
+        self.keep()
         if self.isRunning:
             self._propagation.stop()
             self._write()
             self._steps.close()
-        self.keep()
 
     def abandon(self) -> None:
         """Stop, and write nothing more: what it was about is gone, or was undone."""
@@ -140,9 +144,15 @@ class Filling:
             self._propagation.forget(segmentID, slices)
 
     def _write(self) -> None:
+        if self._workplace.isOutOfDate:
+            return  # it is noticed at the next look
+        self.beforeWriting()
+        if self._propagation is None:
+            return
         masks = self._propagation.drain()
-        for segmentID in [one for one in masks if self._workplace.segment(one) is None]:
-            del masks[segmentID]
+        for segmentID in list(masks):
+            if self._workplace.segment(segmentID) is None or self._workplace.isCompleted(segmentID):
+                del masks[segmentID]
         if not masks:
             return
         self._steps.begin(masks, owner=self._propagation, newUndo=self._newUndo)
@@ -161,3 +171,5 @@ class Filling:
         self._steps.close()
         if error is not None:
             self.problem, self.details = str(error), getattr(error, "details", "")
+        elif self._propagation is not None and not self.problem:
+            self.problem = self._propagation.disappointment

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.Workplace import Workplace
 
 
+_MASKED = (
+    "the masking of the Segment Editor kept all of it out: choose another editable area or intensity range"
+)
+
+
 class Listening:
     """Reacts to what others do while the user goes on.
 
@@ -77,6 +82,8 @@ class Listening:
 
     def onAnswer(self, answer: Answer) -> None:
         """The session has answered: write it as a step of its own."""
+        if self._workplace.isOutOfDate:
+            return
         self.followUndo()
         self._filling.forget(answer.segmentID, set(answer.words))
         try:
@@ -84,7 +91,10 @@ class Listening:
         except MedSAM2Error as error:
             self.say(str(error))
             written = False
-        self._steps.close()
+        if self._steps.close() is None and written and self._steps.wasAsked:
+            self.say(_MASKED)
+        elif written:
+            self._tellEmpty(answer)
         isLast = self._link.session is not None and not self._link.isAwaiting()
         if written and isLast and self._parameters.isOn("autoPropagate"):
             self._goOn(answer.segmentID)
@@ -96,21 +106,42 @@ class Listening:
             self.say(str(error), getattr(error, "details", ""))
 
     def propagate(self) -> None:
-        """Follow all segments that have prompts. PromptError when there is none."""
-        self.sync()
+        """Follow the segments that have prompts; of those not selected, the visible ones in progress.
+
+        PromptError when there is none, and when there is only one slice.
+        """
+        problem = self._conversation.sync()
         session = self._link.session
         if session is None:
             raise PromptError(self._link.problem or "nothing was said yet: prompt the segment first")
-        prompted = tuple(one for one in self._workplace.markups.segmentIDs() if session.words(one))
+        prompted = tuple(
+            one
+            for one in self._workplace.markups.segmentIDs()
+            if session.words(one) and self._workplace.isTakenAlong(one)
+        )
         if not prompted:
-            raise PromptError("nothing to propagate: prompt the segment first")
+            raise PromptError(problem or "nothing to propagate: prompt the segment first")
+        if len(self._link.stack) == 1:
+            raise PromptError("nothing to propagate: there is only one slice")
+        self.say(problem)
         self._filling.begin(prompted, self._slicing.how(), self._parameters.text("model"))
         self._slicing.revisit()
+
+    def _tellEmpty(self, answer: Answer) -> None:
+        """If the model has found nothing where it was asked, say so: there is nothing to be seen."""
+        words = answer.words
+        empty = [n for n, record in sorted(answer.records.items()) if record.is_empty and not words[n].final]
+        if empty:
+            where = f"slice {empty[0]}" if len(empty) == 1 else f"{len(empty)} slices"
+            self.say(f"the model found nothing on {where}: click what belongs to it, or draw a box round it")
 
     def _goOn(self, segmentID: str) -> None:
         """Propagate what was just said, together with what is being propagated already."""
         known = self._filling.segmentIDs if self._filling.isRunning else ()
-        together = tuple(dict.fromkeys([*known, segmentID]))
+        together = dict.fromkeys([*known, segmentID])
+        together = tuple(one for one in together if self._link.session.words(one))
+        if not together or len(self._link.stack) == 1:
+            return
         try:
             self._filling.begin(together, self._slicing.how(), self._parameters.text("model"), newUndo=False)
         except MedSAM2Error as error:

@@ -77,7 +77,7 @@ class PanelMaker:
             tool=self._parameters.tool,
             negative=self._parameters.isOn("negative"),
             canPrompt=line.status not in _BLOCKED,
-            canPropagate=isAtWork and anyPrompted and not self._filling.mustDecide,
+            canPropagate=isAtWork and anyPrompted and not self._isSingle and not self._filling.mustDecide,
             canCancel=self._filling.isRunning,
             canKeep=self._filling.mustDecide and not self._filling.isRunning,
             canFinalise=isAtWork and bool(segmentID) and session is not None,
@@ -88,6 +88,10 @@ class PanelMaker:
             choices=self._parameters.choices(),
             values=self._parameters.values(),
         )
+
+    @property
+    def _isSingle(self) -> bool:
+        return self._link.stack is not None and len(self._link.stack) == 1
 
     def _line(
         self, notice: str, details: str, prompted: bool, confidences: tuple[SliceConfidence, ...]
@@ -116,6 +120,7 @@ class PanelMaker:
                 tool=self._parameters.tool,
                 negative=self._parameters.isOn("negative"),
                 hasPrompts=prompted,
+                isSingle=self._isSingle,
                 isFollowed=any(one.confidence is not None and not one.prompted for one in confidences),
                 notice=notice or self._filling.problem,
             )

@@ -37,6 +37,8 @@ class Propagation:
         Slices answered of those to answer.
     written
         Slices that have been drained.
+    found
+        Those of them that have the structure.
     isOver
         Whether nothing more will come.
     """
@@ -48,7 +50,7 @@ class Propagation:
         onEnd: Callable[[MedSAM2Error | None], None],
     ) -> None:
         self.segmentIDs = segmentIDs
-        self.done, self.total, self.written = 0, 0, 0
+        self.done, self.total, self.written, self.found = 0, 0, 0, 0
         self.isOver = False
         self._clock, self._onEnd = clock, onEnd
         self._gathered: dict[str, dict[int, SliceRecord]] = {}
@@ -84,6 +86,7 @@ class Propagation:
         gathered, self._gathered = self._gathered, {}
         self._lastWrite = self._clock()
         self.written += sum(len(slices) for slices in gathered.values())
+        self.found += sum(not one.is_empty for slices in gathered.values() for one in slices.values())
         return {
             segmentID: {n: record.mask_hw for n, record in sorted(slices.items())}
             for segmentID, slices in gathered.items()
@@ -99,6 +102,15 @@ class Propagation:
         if last <= first:
             return ""
         return inWords((self.total - self.done) * (end - start) / (last - first))
+
+    @property
+    def disappointment(self) -> str:
+        """What to tell when it is over and nothing was found; else empty."""
+        if self.found:
+            return ""
+        if self.written:
+            return "the structure was found on no other slice: prompt another slice, or take another range"
+        return "nothing was left to do: correct a slice, or take another range, and propagate again"
 
     def _onSlices(self, records: list[SliceRecord], done: int, total: int | None) -> None:
         if self.isOver:

@@ -43,6 +43,7 @@ class Slicing:
     def forget(self) -> None:
         """Another segmentation, or none."""
         self._visited.clear()
+        self._displayed = None
         if self.view is not None and self.view.GetScene() is None:
             self.view = None
 

@@ -30,8 +30,8 @@ class Situation:
     ----------
     hasVolume, volumeProblem, canHarden
         The source volume, why it cannot be segmented, and whether hardening its transform would help.
-    hasSegment, segmentName
-        The selected segment.
+    hasSegment
+        Whether a segment is selected.
     runtimeProblem, isInstalling
         Why no worker can be started on this computer.
     phase
@@ -46,8 +46,9 @@ class Situation:
         or discarded.
     done, total, kept
         Slices done of those to do; slices a cancelled propagation has filled in.
-    hasPrompts, isFollowed
-        Whether the segment has prompts, and whether slices other than the prompted ones have results.
+    hasPrompts, isFollowed, isSingle
+        Whether the segment has prompts, whether slices other than the prompted ones have results, and whether
+        there is only one slice.
     notice
         What to tell the user once, instead of the usual advice.
     """
@@ -56,7 +57,6 @@ class Situation:
     volumeProblem: str = ""
     canHarden: bool = False
     hasSegment: bool = False
-    segmentName: str = ""
     runtimeProblem: str = ""
     isInstalling: bool = False
     phase: Status | None = None
@@ -73,6 +73,7 @@ class Situation:
     negative: bool = False
     hasPrompts: bool = False
     isFollowed: bool = False
+    isSingle: bool = False
     notice: str = ""
 
 
@@ -157,6 +158,8 @@ def _work(now: Situation) -> StatusLine:
         status, text = Status.ENCODING, "The model is looking at the slice …"
     elif now.isFollowed:
         text = f"Check the slices (N: next weakest). To correct one, {_how(now)}, then propagate again."
+    elif now.hasPrompts and now.isSingle:
+        text = f"To correct the mask, {_how(now)}."
     elif now.hasPrompts:
         text = f"Propagate to the other slices; or, to correct this one, {_how(now)}."
     else:

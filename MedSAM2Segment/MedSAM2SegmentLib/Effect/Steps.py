@@ -65,11 +65,14 @@ class Steps:
     ----------
     settled
         By segment and slice, the words whose answers are in its voxels.
+    wasAsked
+        Whether the step that was opened last has asked for voxels to change, be it that they did not.
     """
 
     def __init__(self, workplace: Workplace, link: SessionLink) -> None:
         self._workplace, self._link = workplace, link
         self.settled: dict[str, dict[int, SliceWords]] = {}
+        self.wasAsked = False
         self._prompts: dict[str, Any] = {}
         self._standing: dict[str, Memory] = {}
         self._open: set[str] | None = None
@@ -95,7 +98,7 @@ class Steps:
             self._open = set()
             self._before = Memory(session=self._link.opened, owner=owner)
             self._workplace.ledger.begin(self._before)
-            self._isFirst = newUndo
+            self._isFirst, self.wasAsked = newUndo, False
         for segmentID in set(segmentIDs) - self._open:
             self._open.add(segmentID)
             self._add(self._before, self._remembered({segmentID}))
@@ -111,7 +114,9 @@ class Steps:
         newStep, self._isFirst = self._isFirst, False
         writer = self._workplace.writer
         with self._workplace.writing():
-            return writer.write(segmentID, masks, stack, newStep=newStep, revived=revived)
+            isAsked = writer.write(segmentID, masks, stack, newStep=newStep, revived=revived)
+        self.wasAsked |= isAsked
+        return isAsked
 
     def close(self) -> Step | None:
         """Close the open step; None when none was open, or when it changed nothing.

@@ -101,10 +101,23 @@ class Workplace:
             self.segmentID if segmentID is None else segmentID
         )
 
-    def isCompleted(self) -> bool:
-        """Whether the selected segment is marked as completed: nobody should change it by accident."""
-        logic, segment = slicer.vtkSlicerSegmentationsModuleLogic, self.segment()
+    @property
+    def isOutOfDate(self) -> bool:
+        """Whether another segmentation was chosen since the last look."""
+        return self.editor.segmentationNode() is not self.segmentation
+
+    def isCompleted(self, segmentID: str | None = None) -> bool:
+        """Whether a segment, the selected one by default, is marked as completed: nobody should change it."""
+        logic, segment = slicer.vtkSlicerSegmentationsModuleLogic, self.segment(segmentID)
         return segment is not None and logic.GetSegmentStatus(segment) == logic.Completed
+
+    def isTakenAlong(self, segmentID: str) -> bool:
+        """Whether a propagation takes a segment along: it is selected, or visible and not completed."""
+        if segmentID == self.segmentID:
+            return True
+        display = self.segmentation.GetDisplayNode()
+        isVisible = display is None or bool(display.GetSegmentVisibility(segmentID))
+        return isVisible and not self.isCompleted(segmentID)
 
     def writing(self) -> _Writing:
         """Context: what happens to the segmentation within is our own doing."""

@@ -68,11 +68,6 @@ class NodeWatch:
         """The prompt nodes, in the order they came."""
         return [watched.node for watched in self._watched.values()]
 
-    @property
-    def isDragging(self) -> bool:
-        """Whether the mouse is moving a prompt right now."""
-        return any(watched.isDragged for watched in self._watched.values())
-
     def find(self) -> None:
         """Watch every prompt node of the scene that is not watched yet."""
         for node in MarkupNodes.promptNodes(self._scene, self._segmentationNode):
@@ -100,7 +95,8 @@ class NodeWatch:
         finally:
             self._ours -= 1
             for watched in self._watched.values():
-                watched.state = saved(watched.node)
+                if not watched.isDragged:  # that is told when it is let go
+                    watched.state = saved(watched.node)
 
     def cleanup(self) -> None:
         """Take every observer back."""

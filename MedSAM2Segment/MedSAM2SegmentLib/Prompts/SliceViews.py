@@ -41,10 +41,3 @@ def toXyz(sliceNode: Any, ras: ArrayLike) -> NDArray[np.float64]:
 def sliceThickness(sliceNode: Any) -> float:
     """Distance in mm between neighbouring slices of the view."""
     return float(np.linalg.norm(matrixToArray(sliceNode.GetXYToRAS())[:3, 2]))
-
-
-def planeOf(sliceNode: Any) -> NDArray[np.float64]:
-    """(4,) unit normal and distance from the origin in mm: equal while the view shows the same plane."""
-    sliceToRas = matrixToArray(sliceNode.GetSliceToRAS())
-    normal = sliceToRas[:3, 2] / np.linalg.norm(sliceToRas[:3, 2])
-    return np.append(normal, normal @ sliceToRas[:3, 3])
