@@ -19,10 +19,12 @@ SHAPE_KJI = (11, 24, 28)
 class AUser:
     """One Segment Editor with the effect active, on a small volume with two empty segments."""
 
-    def __init__(self, scene, *, source=None, volume=None, segments=("A", "B"), activate=True, **how) -> None:
+    def __init__(
+        self, scene, *, source=None, volume=None, segments=("A", "B"), activate=True, segmentation=None, **how
+    ) -> None:
         self.scene = scene
         self.volume = a_volume(scene, voxels=a_noise()) if volume is None else volume
-        self.segmentation = a_segmentation(scene, self.volume, segments=segments, **how)
+        self.segmentation = segmentation or a_segmentation(scene, self.volume, segments=segments, **how)
         self.view = an_axial_view(scene)
         self.editor = LogicEditor(self.segmentation, self.volume, segments[0] if segments else "")
         self.source = source or ASource(AWorker())
@@ -133,7 +135,7 @@ def a_noise(shape_kji=SHAPE_KJI, seed=1):
 def an_axial_view(scene):
     """A slice node in axial orientation."""
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
-    node = scene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    node = scene.GetFirstNodeByClass("vtkMRMLSliceNode") or scene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
     node.SetLayoutName("Red")
     node.SetOrientationToAxial()
     node.SetFieldOfView(60, 60, 1)

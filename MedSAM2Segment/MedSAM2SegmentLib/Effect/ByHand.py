@@ -58,3 +58,4 @@ class ByHand:
         self._steps.remove(segmentID)
         self._steps.settle(segmentID, (), {})
         self._workplace.writer.forget(segmentID)
+        self._conversation.remembering.forget(segmentID)

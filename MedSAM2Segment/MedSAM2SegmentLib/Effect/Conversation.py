@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from medsam2_core.worker.messages import SliceWords
     from numpy.typing import NDArray
 
+    from MedSAM2SegmentLib.Effect.Remembering import Remembering
     from MedSAM2SegmentLib.Effect.SessionLink import Answer, SessionLink
     from MedSAM2SegmentLib.Effect.Steps import Memory, Steps
     from MedSAM2SegmentLib.Effect.Workplace import Workplace
@@ -40,12 +41,15 @@ class Conversation:
 
     Parameters
     ----------
-    workplace, link, steps
-        Prompts and segments; the session; the way to write.
+    workplace, link, steps, remembering
+        Prompts and segments; the session; the way to write; what the scene remembers.
     """
 
-    def __init__(self, workplace: Workplace, link: SessionLink, steps: Steps) -> None:
+    def __init__(
+        self, workplace: Workplace, link: SessionLink, steps: Steps, remembering: Remembering
+    ) -> None:
         self._workplace, self._link, self._steps = workplace, link, steps
+        self.remembering = remembering
         self._refused: dict[tuple[str, int], SliceWords] = {}
         self._found: set[str] = set()  # segments whose prompts were there before us
         self._gone: set[str] = set()  # segments that were removed
@@ -172,6 +176,7 @@ class Conversation:
             if answer.segmentID in self._found:
                 known = {n: record.mask_hw for n, record in answer.records.items()}
                 self._workplace.writer.adopt(answer.segmentID, known, stack)
+                self.remembering.recall(answer.segmentID)
             self._steps.settle(answer.segmentID, answer.prompts, answer.words)
             return False
         self._found.discard(answer.segmentID)

@@ -20,6 +20,7 @@ from MedSAM2SegmentLib.Effect.Filling import Filling
 from MedSAM2SegmentLib.Effect.Listening import Listening
 from MedSAM2SegmentLib.Effect.PanelMaker import PanelMaker
 from MedSAM2SegmentLib.Effect.Parameters import Parameters
+from MedSAM2SegmentLib.Effect.Remembering import Remembering
 from MedSAM2SegmentLib.Effect.SessionLink import SessionLink
 from MedSAM2SegmentLib.Effect.Slicing import Slicing
 from MedSAM2SegmentLib.Effect.Steps import Steps
@@ -68,7 +69,8 @@ class EffectController:
         self._workplace = Workplace(editor, self._onPrompts, self.sceneClosed)
         self._link = SessionLink(source, self._onLink)
         self._steps = Steps(self._workplace, self._link)
-        self._conversation = Conversation(self._workplace, self._link, self._steps)
+        self._remembering = Remembering(self._workplace, self._link, clock)
+        self._conversation = Conversation(self._workplace, self._link, self._steps, self._remembering)
         self._byHand = ByHand(self._workplace, self._link, self._steps, self._conversation)
         self._slicing = Slicing(self._workplace, self._link, self.parameters)
         self._filling = Filling(self._workplace, self._link, self._steps, self._conversation, clock)
@@ -119,6 +121,7 @@ class EffectController:
         """Another effect was chosen: filling in stops, what has come stays; prompts are hidden."""
         self._filling.settle()
         self._isActive = False
+        self._remembering.save()
         self._idleSince = self._clock()
         self._listening.say("")
         if self._workplace.markups is not None:
@@ -129,6 +132,7 @@ class EffectController:
         """Leave nothing behind but the segments and their prompts."""
         self._isActive = False
         self._filling.abandon()
+        self._remembering.save()  # while there is a session
         self._link.end()
         self._workplace.release()
         self._steps.forget()
@@ -174,6 +178,7 @@ class EffectController:
             self._listening.mustSync = False
             self._listening.sync()
         self._slicing.focus()
+        self._remembering.tick()
         if not self._isActive and self._clock() - self._idleSince > IDLE_RELEASE:
             self._link.end()
         self._publish()

@@ -9,6 +9,7 @@ import slicer
 
 from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
 from MedSAM2SegmentLib.Segments.EditLedger import EditLedger
+from MedSAM2SegmentLib.Segments.SegmentMemory import SegmentMemory
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
@@ -45,8 +46,10 @@ class Workplace:
         What is chosen; None and "" for nothing.
     adapter, volumeProblem
         The volume as the core sees it, or why it cannot be segmented.
-    markups, writer, ledger
+    markups, writer, ledger, memory
         Of the segmentation; None without one.
+    onLeaving
+        Called before the segmentation is let go of.
     isTouched
         Whether somebody else changed the segmentation since this was last set to False.
     """
@@ -67,6 +70,8 @@ class Workplace:
         self.markups: PromptMarkups | None = None
         self.writer: SegmentWriter | None = None
         self.ledger: EditLedger | None = None
+        self.memory: SegmentMemory | None = None
+        self.onLeaving: Callable[[], None] = lambda: None
         self.isTouched = False
         self._volumeKey = ""
         self._isWriting = 0
@@ -128,20 +133,23 @@ class Workplace:
         return segmentID if segmentID and self.segment(segmentID) is not None else ""
 
     def _bind(self, segmentation: Any) -> None:
+        self.onLeaving()
         for caller, tag in self._tags:
             caller.RemoveObserver(tag)
         self._tags = []
         if self.markups is not None:
             self.markups.cleanup()
         self.segmentation = segmentation
-        self.markups = self.writer = self.ledger = None
+        self.markups = self.writer = self.ledger = self.memory = None
         self.isTouched = False
         if segmentation is None:
             return
         self.markups = PromptMarkups(segmentation.GetScene(), segmentation)
         self.markups.volumeNode = self.volumeNode
         self.markups.changed.append(self._onPrompts)
+        self.memory = SegmentMemory(segmentation)
         self.writer = SegmentWriter(self.editor)
+        self.writer.recall = self.memory.notes
         self.ledger = EditLedger(self.writer)
         events = [getattr(slicer.vtkSegmentation, name) for name in _TOUCHED]
         self._tags = [(segmentation, segmentation.AddObserver(event, self._onTouched)) for event in events]

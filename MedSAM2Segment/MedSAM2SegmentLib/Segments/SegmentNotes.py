@@ -21,6 +21,8 @@ KNOWN = 2
 ERASED = 4
 #: With ERASED: it was ours before.
 WAS_OURS = 8
+#: All there are.
+NOTED_BITS = OURS | KNOWN | ERASED | WAS_OURS
 
 _KNOWN_BIT, _ERASED_BIT = 1, 2
 _ERASURES = 10  # as many as Slicer's undo goes back
@@ -42,6 +44,7 @@ class SegmentNotes:
         self.indexToRAS, self.extent = indexToRAS, extent
         self.used = NOWHERE  # a box around everything that is noted
         self.seen: object = None  # which state of the segment was looked at last
+        self.stamp = 0  # grows with every change
         self._bits = np.zeros(extent.shape, dtype=np.uint8)
         self._erasures: list[PackedList] = []
 
@@ -73,6 +76,7 @@ class SegmentNotes:
         """Replace the bits of voxels."""
         voxels.write(bits, self._bits, self.extent)
         self.used = self.used.union(voxels.extent)
+        self.stamp += 1
 
     def looked(self, voxels: Voxels, current: NDArray[np.bool_], *, isAll: bool = False) -> NDArray[np.uint8]:
         """The bits of voxels once it is seen which of them are in the segment now; a copy.

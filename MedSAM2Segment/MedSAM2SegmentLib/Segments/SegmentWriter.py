@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_SAME_MM = 1e-5  # mm by which matrices of one lattice may differ after they were saved
 _LARGEST_GROUP = 1 << 23  # pixels: more at once costs more in fresh memory than it saves in calls
 
 
@@ -62,12 +63,17 @@ class SegmentWriter:
     ----------
     written : list of callables
         Called with a list of :class:`Change` after each edit.
+    recall
+        Gives, for a segment of the segmentation being edited, what was noted before there was this writer,
+        with the grid's place in the world then (see ``SegmentMemory.notes``); None for nothing.
     """
 
     def __init__(self, editor: SegmentEditor) -> None:
         self.editor = editor
         self.written: list[Callable[[list[Change]], None]] = []
+        self.recall: Callable[[str], tuple[SegmentNotes, NDArray[np.float64]] | None] = lambda segmentID: None
         self._notes: dict[tuple[str, str], SegmentNotes] = {}  # by segmentation and segment
+        self._recalled: set[tuple[str, str]] = set()
         self._stepDue = False
 
     # Writing ------------------------------------------------------------------------------------------------
@@ -168,11 +174,14 @@ class SegmentWriter:
     def adopt(self, segmentID: str, masks: Mapping[int, NDArray[np.bool_]], stack: SliceStack) -> None:
         """Take what (H, W) masks by slice and the segment have in common for ours; nothing is changed.
 
-        For a scene that was loaded: what the model says again, it had said before.
+        For a scene that was loaded without what was noted when it was made: what the model says again, it
+        had said before.
         """
         segments, grid = self._target(stack)
         segments.check(segmentID)
         notes = self._notesOf(segmentID, segments, grid.extent)
+        if (self.segmentationKey(), segmentID) in self._recalled:
+            return
         for group in _groups({stack.checked(n): stack.checked_mask(mask) for n, mask in masks.items()}):
             box = grid.extentOfMasks(group)
             if box.isEmpty:
@@ -185,7 +194,9 @@ class SegmentWriter:
 
     def forget(self, segmentID: str) -> None:
         """Take all of a segment for the user's own from now on, and its erasures for forgotten."""
-        self._notes.pop((self.segmentationKey(), segmentID), None)
+        key = (self.segmentationKey(), segmentID)
+        self._notes.pop(key, None)
+        self._recalled.discard(key)
 
     def look(self) -> None:
         """Look at all that is noted: somebody else changed the segmentation."""
@@ -204,9 +215,28 @@ class SegmentWriter:
         if kept is not None and notes is not None and voxels.extent.union(kept.extent) == kept.extent:
             kept.write(voxels, notes)
 
-    def segmentationKey(self) -> str:
-        """Tells the segmentation being edited from every other; empty when there is none."""
-        node = self.editor.segmentationNode()
+    def knownMasks(
+        self, segmentID: str, stack: SliceStack, slices: Sequence[int]
+    ) -> dict[int, NDArray[np.bool_]]:
+        """(H, W) what was written last on slices and is still there, as far as it is known.
+
+        Raises as :meth:`segmentMasks`.
+        """
+        segments, grid = self._target(stack)
+        segments.check(segmentID)
+        notes = self._notesOf(segmentID, segments, grid.extent)
+        return grid.masksOf(
+            lambda voxels: notes.read(voxels) & KNOWN != 0, [stack.checked(n) for n in slices]
+        )
+
+    def noted(self, segmentationNode: Any) -> dict[str, SegmentNotes]:
+        """The notes about segments of a segmentation, by segment; not to be changed."""
+        key = self.segmentationKey(segmentationNode)
+        return {segmentID: notes for (owner, segmentID), notes in self._notes.items() if owner == key}
+
+    def segmentationKey(self, segmentationNode: Any = None) -> str:
+        """Tells a segmentation, by default the one being edited, from every other; empty for none."""
+        node = segmentationNode or self.editor.segmentationNode()
         return "" if node is None else f"{node.GetID()} {node.GetSegmentation().__this__}"
 
     def revert(self, patch: Patch) -> None:
@@ -241,9 +271,34 @@ class SegmentWriter:
 
     def _notesOf(self, segmentID: str, segments: SegmentVoxels, extent: Extent) -> SegmentNotes:
         key = (self.segmentationKey(), segmentID)
-        notes = self._notes.get(key) or SegmentNotes(segments.indexToRAS, extent)
+        notes = self._notes.get(key)
+        if notes is None:
+            notes = self._recalledNotes(segmentID, segments)
+            if notes is not None:
+                self._recalled.add(key)
+        notes = notes or SegmentNotes(segments.indexToRAS, extent)
         self._notes[key] = notes.onGrid(segments.indexToRAS, extent)
         return self._notes[key]
+
+    def _recalledNotes(self, segmentID: str, segments: SegmentVoxels) -> SegmentNotes | None:
+        """What was noted before there was this writer, as far as the segment still has it."""
+        recalled = self.recall(segmentID)
+        if recalled is None:
+            return None
+        notes, world = recalled
+        node = self.editor.segmentationNode()
+        if np.allclose(transformToWorld(node) @ segments.indexToRAS, world, rtol=0, atol=_SAME_MM):
+            notes.indexToRAS = segments.indexToRAS  # where it was, even if a transform was hardened since
+        there = SegmentVoxels(node, notes.indexToRAS).mask(segmentID, notes.used)
+        if not there.any():
+            return None  # the segment was saved without its voxels: nothing was erased
+        if np.allclose(notes.indexToRAS, segments.indexToRAS, rtol=0, atol=_SAME_MM):
+            notes.indexToRAS = segments.indexToRAS
+            bits = notes.looked(notes.used, there)
+        else:  # on another lattice voxels are missing that nobody erased
+            bits = notes.read(notes.used) & np.uint8(OURS | KNOWN) & (there * np.uint8(255))
+        notes.write(notes.used, bits)
+        return notes
 
     def _writeGroup(
         self,
@@ -289,8 +344,7 @@ class SegmentWriter:
 
     def _notesHere(self) -> dict[str, SegmentNotes]:
         """By segment of the segmentation being edited."""
-        key = self.segmentationKey()
-        return {segmentID: notes for (owner, segmentID), notes in self._notes.items() if owner == key}
+        return self.noted(None)
 
     def _others(
         self, segmentID: str, segments: SegmentVoxels, voxels: Voxels
