@@ -95,6 +95,14 @@ def test_a_stream_without_a_frame_is_given_up_and_says_what_it_read_instead():
             reader.feed(b"Welcome to a shell that never ends.\n" * 2)
 
 
+@pytest.mark.parametrize("pieces", [1, 100])
+def test_a_worker_of_another_layout_is_named_and_not_taken_for_a_greeting(pieces):
+    reader, stream = FrameReader(skip_banner=True), b"Welcome\n" + b"MS2\x02" + bytes(60)
+    with pytest.raises(ProtocolError, match=r"layout 2.*update this side"):
+        for first in range(0, len(stream), pieces):
+            reader.feed(stream[first : first + pieces])
+
+
 def test_frames_before_damage_are_given_and_then_the_error():
     reader = FrameReader()
     assert len(reader.feed(on_the_wire({"type": "t"}) + b"Segmentation fault (core dumped)")) == 1

@@ -1,5 +1,6 @@
 """Volumes on links of any speed, simulated: as fast as the link is, never far ahead of it."""
 
+import math
 import time
 import zlib
 
@@ -7,8 +8,11 @@ import numpy as np
 import pytest
 from a_simulated_link import SimulatedWorker
 from a_supervised_worker import volume
+from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
+from medsam2_core.worker.messages import StackChoice
+from medsam2_core.worker.receiving import Volumes
 from medsam2_core.worker.volumes import LinkSpeed, RemoteVolume
 
 MB = 1e6
@@ -113,6 +117,83 @@ def test_an_equal_volume_is_sent_once_and_a_different_one_again():
     link.supervisor.close_volume(one)
     link.pass_time(0.2)
     assert len(link.came("close_volume")) == 1
+
+
+@pytest.mark.parametrize("sent_until", [0.0, 0.5, 1.0])
+def test_voxels_changed_in_place_are_another_volume(sent_until):
+    link = SimulatedWorker(rate=math.inf if sent_until == 1.0 else 3 * MB)
+    if sent_until:
+        link.pass_time(0.2)
+    live = noise((24, 128, 128)).voxels_kji.copy()
+
+    def as_it_is():
+        return Volume(live, Geometry(np.eye(4), live.shape[::-1]), "MR")
+
+    one = link.supervisor.open_volume(as_it_is())
+    while one.received < sent_until * one.total:
+        link.pass_time(0.01)
+    assert link.supervisor.open_volume(as_it_is()) is one
+    live[0, 0, 0] += 1
+    if not sent_until:
+        assert link.supervisor.open_volume(as_it_is()) is one, (
+            "nothing of it was sent yet: it goes as it is now"
+        )
+        return
+    assert link.supervisor.open_volume(as_it_is()) is not one
+    live[0, 0, 0] -= 1
+    assert link.supervisor.open_volume(as_it_is()) is one
+
+
+def test_a_new_worker_is_sent_what_the_voxels_are_then():
+    link = SimulatedWorker()
+    link.pass_time(0.2)
+    live = noise((4, 64, 64)).voxels_kji.copy()
+    one = link.supervisor.open_volume(Volume(live, Geometry(np.eye(4), live.shape[::-1])))
+    link.pass_time(0.2)
+    live[:] = 3
+    link.supervisor.restart()
+    link.pass_time(0.3)
+    slab = [frame for _, frame in link.frames if frame.type == "volume_data"][-1]
+    assert one.is_there and (slab.arrays["voxels_kji"] == 3).all()
+    assert link.supervisor.open_volume(Volume(live, Geometry(np.eye(4), live.shape[::-1]))) is one
+
+
+def test_a_slice_larger_than_a_frame_is_refused_with_a_way_out():
+    link, failures = SimulatedWorker(), []
+    link.pass_time(0.2)
+    wide = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (1, 40_000, 40_000), (0, 0, 0))
+    remote = link.supervisor.open_volume(Volume(wide, Geometry(np.eye(4), wide.shape[::-1])))
+    link.supervisor.open_session(remote, StackChoice("k"), failed=failures.append)
+    link.pass_time(0.3)
+    assert isinstance(failures[0], VolumeError) and "crop" in str(failures[0])
+    small = link.supervisor.open_volume(volume())
+    link.pass_time(0.3)
+    assert small.is_there and link.starts == 1
+
+
+def test_a_volume_closed_while_its_last_slab_comes_is_gone():
+    volumes = Volumes()
+    fields = {"volume": "v", "shape_kji": [2, 3, 4], "dtype": "<i2", "ijk_to_ras": np.eye(4).tolist()}
+    volumes.open(7, fields)
+    incoming = volumes._incoming["v"]
+
+    class Closing:
+        """Coverage of slices that is looked at when the volume has just been closed by another thread."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def __setitem__(self, key, value):
+            self.array[key] = value
+
+        def all(self):
+            assert volumes.close("v") == 7
+            return self.array.all()
+
+    incoming.has_come = Closing(incoming.has_come)
+    slab = {"voxels_kji": np.zeros((2, 3, 4), "<i2")}
+    assert volumes.fill({"volume": "v", "first": 0}, slab) is None
+    assert len(volumes) == 0
 
 
 def test_the_slowest_part_of_sending_here_is_not_us():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from medsam2_core.errors import MedSAM2Error, ProtocolError
+from medsam2_core.errors import MedSAM2Error, ProtocolError, VolumeError
 from medsam2_core.version import __version__
 from medsam2_core.worker.client import QUICK, Call, Client, Request, plain_result
 from medsam2_core.worker.frames import Frame
@@ -128,6 +128,9 @@ class Connection:
 
         request = Request("open_volume", remote.description(), take=take, failed=failed, blame=remote.blame)
         request.heard, request.settled = stream.came, lambda _: stream.give_up()
+        if remote.problem:
+            request.fail(VolumeError(remote.problem), self.client.calls)
+            return
         self._streams.append(stream)
         self.send(request)
         self.pump()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ LONGEST_BANNER = 64 << 10  # bytes a login may print before the first frame
 DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f4", "<f8")
 
 _PREFIX = struct.Struct("<4sIQ")
+_ANY_LAYOUT = re.compile(rb"MS2[\x01-\x08]")  # in no text: a frame, maybe of another version
 _DEEPEST = 32
 _MOST_ARRAYS = 1 << 16
 _MOST_AXES = 8
@@ -178,7 +180,8 @@ class FrameReader:
     def _skip_banner(self) -> bool:
         """Whether the first frame has begun; drops what came before it."""
         data = self._joined()
-        start = data.find(MAGIC)
+        found = _ANY_LAYOUT.search(data)
+        start = found.start() if found else -1
         # Without one, its first letters may be the last that came.
         end = start if start >= 0 else max(0, len(data) - len(MAGIC) + 1)
         self.banner += data[:end]

@@ -97,19 +97,23 @@ class Volumes:
                 raise ProtocolError(f"slices {first} to {first + len(slab) - 1} are not in the volume")
             voxels[first : first + len(slab)] = slab
             incoming.has_come[first : first + len(slab)] = True
-            if incoming.has_come.all():
-                self._complete_one(name, incoming)
+            if incoming.has_come.all() and not self._complete_one(name, incoming):
+                return None
         except MedSAM2Error as error:
             self._incoming.pop(name, None)
             self._refused.add(name)
             raise SlabError(incoming.request, error) from error
         return incoming
 
-    def _complete_one(self, name: str, incoming: Incoming) -> None:
+    def _complete_one(self, name: str, incoming: Incoming) -> bool:
+        """Whether the volume is still wanted: the thread that computes may have closed it in this moment."""
         volume = Volume(incoming.voxels_kji, incoming.geometry, incoming.modality, incoming.title)
         with self._lock:
+            if self._incoming.get(name) is not incoming:
+                return False
             self._complete[name] = volume
             del self._incoming[name]
+            return True
 
     def get(self, name: str) -> Volume:
         """A volume that has come completely, else VolumeError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import zlib
 from collections import deque
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.worker.client import Blame, Client
-from medsam2_core.worker.frames import DTYPES
+from medsam2_core.worker.frames import DTYPES, LARGEST_BODY
 
 _SMALLEST_SLAB, _LARGEST_SLAB, _FIRST_SLAB = 64 << 10, 1 << 20, 256 << 10  # bytes
 _SMALLEST_WINDOW, _LARGEST_WINDOW = 128 << 10, 4 << 20  # bytes
@@ -49,20 +50,43 @@ class RemoteVolume:
         self.received = 0
         self.is_there = False
         self._dtype = _dtype_on_the_wire(volume.voxels_kji.dtype)
+        self._sent = 0  # slices handed to the present worker, and what was in them
+        self._digest = hashlib.sha256()
         self.total = volume.voxels_kji.size * self._dtype.itemsize
 
     def is_same(self, volume: Volume) -> bool:
-        """Whether it has the same content; looks at the voxels only where all else is equal."""
-        if volume is self.volume:
-            return True
+        """Whether the worker has, or will have, the same content.
+
+        The voxels are a view of somebody else's, who may change them: what counts is what was sent. They are
+        looked at only where all else is equal.
+        """
         ours, theirs = self.volume.voxels_kji, volume.voxels_kji
         if (
             ours.shape != theirs.shape
             or ours.dtype != theirs.dtype
             or volume.modality != self.volume.modality
+            or not np.array_equal(volume.geometry.ijk_to_ras, self.volume.geometry.ijk_to_ras)
         ):
             return False
-        return self.volume.content_key == volume.content_key
+        sent = self._content(theirs[: self._sent])
+        return sent == self._digest.digest() and self._content(theirs[self._sent :]) == self._content(
+            ours[self._sent :]
+        )
+
+    def note_sent(self, slab: NDArray[Any] | None) -> None:
+        """A slab was sent, the next after the others; None: a worker comes that has nothing yet."""
+        if slab is None:
+            self._sent, self._digest = 0, hashlib.sha256()
+        else:
+            self._sent += len(slab)
+            self._digest.update(slab.reshape(-1).view(np.uint8))
+
+    def _content(self, voxels_kji: NDArray[Any]) -> bytes:
+        """SHA-256 of slices as they are sent; made slice by slice, not copied as a whole."""
+        digest = hashlib.sha256()
+        for voxels in voxels_kji:
+            digest.update(np.ascontiguousarray(voxels, dtype=self._dtype).reshape(-1).view(np.uint8))
+        return digest.digest()
 
     def description(self) -> dict[str, Any]:
         """Fields of `open_volume`. Neither its name nor its source is told: they may name the patient."""
@@ -76,6 +100,17 @@ class RemoteVolume:
             "modality": self.volume.modality,
             "title": "",
         }
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be sent; empty when it can."""
+        nbytes = self.total // max(1, self.volume.voxels_kji.shape[0])
+        if nbytes <= LARGEST_BODY:
+            return ""
+        return (
+            f"a slice of the volume has {nbytes >> 20} MB, the worker takes at most {LARGEST_BODY >> 20} MB: "
+            "crop or resample the volume"
+        )
 
     def slab(self, first: int, nbytes: int) -> NDArray[Any]:
         """About so many bytes of whole slices from slice `first` on, one slice at least."""
@@ -180,6 +215,7 @@ class VolumeStream:
         self._voxel_bytes = 0
         remote.received = 0
         remote.is_there = False
+        remote.note_sent(None)
 
     @property
     def is_all_sent(self) -> bool:
@@ -199,6 +235,7 @@ class VolumeStream:
         compress = not is_probe and self._speed.is_compressing_faster(slab)
         fields = {"volume": self.remote.name, "first": self._next}
         nbytes = self._client.tell("volume_data", fields, {"voxels_kji": slab}, compress=compress)
+        self.remote.note_sent(slab)
         self._next += len(slab)
         self._sent += 1
         self._voxel_bytes += slab.nbytes
@@ -226,5 +263,6 @@ class VolumeStream:
     def give_up(self) -> None:
         """The worker does not want the rest."""
         self._next = self.remote.volume.voxels_kji.shape[0]
-        self._speed.came(sum(nbytes for _, nbytes in self._on_the_way))
-        self._on_the_way.clear()
+        if self._on_the_way:
+            self._speed.came(sum(nbytes for _, nbytes in self._on_the_way))
+            self._on_the_way.clear()
