@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -147,7 +146,7 @@ class Serving:
             "software": f"MedSAM2Segment {__version__}",
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "host": socket.gethostname(),
+            "host": platform.node(),
             "pid": os.getpid(),
             "cores": os.cpu_count() or 1,
             "device": device_facts(self.device),
@@ -166,7 +165,7 @@ class Serving:
         name, self._preload = self._preload, ""
         try:
             self.sessions.model(name)
-        except MedSAM2Error as error:
+        except (MedSAM2Error, MemoryError, OSError, RuntimeError) as error:
             _log.info("no model loaded ahead: %s", type(error).__name__)  # who asks for it is told why
 
     def _encode_ahead(self) -> None:
