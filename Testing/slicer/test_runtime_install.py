@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,32 @@ def test_an_installation_is_seen_as_running_from_another_installer(runtime):
     assert runtime.another().status().isBusyElsewhere
     outcome.wait()
     assert not RuntimeLock(runtime.folder / "lock").isHeldElsewhere()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks there cannot be shared")
+def test_slicers_that_only_look_do_not_take_each_other_for_installing(tmp_path):
+    code = (
+        "import pathlib, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from MedSAM2SegmentLib.Runtime.RuntimeLock import RuntimeLock\n"
+        "lock = RuntimeLock(pathlib.Path(sys.argv[1]))\n"
+        "print(sum(lock.isHeldElsewhere() for _ in range(8000)))\n"
+    )
+    path, module = tmp_path / "lock", Path(__file__).resolve().parents[2] / "MedSAM2Segment"
+    path.touch()
+    words = [sys.executable, "-c", code, str(path), str(module)]
+    slicers = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [slicer.communicate(timeout=60)[0].strip() for slicer in slicers] == [b"0", b"0"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks there cannot be shared")
+def test_a_slicer_that_only_looks_is_no_reason_not_to_install(tmp_path):
+    import fcntl
+
+    lock, looking = RuntimeLock(tmp_path / "lock"), (tmp_path / "lock").open("a+b")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.015, looking.close).start()
+    lock.acquire()
+    lock.release()
 
 
 # Damage and repair

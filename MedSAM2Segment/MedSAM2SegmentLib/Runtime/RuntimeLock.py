@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from medsam2_core.errors import RuntimeInstallError
+
+# Whoever only looks whether it is held holds it for a moment: who wants it tries again.
+_TRIES, _PAUSE_S = 5, 0.01
 
 
 class RuntimeLock:
@@ -25,13 +29,19 @@ class RuntimeLock:
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         stream = self._path.open("a+b")
-        try:
-            _lock(stream)
-        except OSError as error:
-            stream.close()
-            raise RuntimeInstallError(
-                f"Another Slicer is installing the runtime in {self._path.parent}: wait until it has finished"
-            ) from error
+        for left in reversed(range(_TRIES)):
+            try:
+                _lock(stream)
+                break
+            except OSError as error:
+                if left:
+                    time.sleep(_PAUSE_S)
+                    continue
+                stream.close()
+                raise RuntimeInstallError(
+                    f"Another Slicer is installing the runtime in {self._path.parent}: wait until it has "
+                    "finished"
+                ) from error
         self._stream = stream
 
     def release(self) -> None:
@@ -46,17 +56,18 @@ class RuntimeLock:
         if self._stream is not None or not self._path.exists():
             return False
         try:
-            self.acquire()
-        except (OSError, RuntimeInstallError):
+            with self._path.open("a+b") as stream:
+                _lock(stream, shared=True)  # those who only look do not hinder one another
+                _unlock(stream)
+        except OSError:
             return True
-        self.release()
         return False
 
 
 if os.name == "nt":
     import msvcrt
 
-    def _lock(stream) -> None:
+    def _lock(stream, shared: bool = False) -> None:  # this system's has no sharing
         stream.seek(0)
         msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
 
@@ -67,8 +78,8 @@ if os.name == "nt":
 else:
     import fcntl
 
-    def _lock(stream) -> None:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _lock(stream, shared: bool = False) -> None:
+        fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
     def _unlock(stream) -> None:
         fcntl.flock(stream, fcntl.LOCK_UN)
