@@ -10,11 +10,26 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "MedSAM2Segment" / "medsam2_core"
+LIB = ROOT / "MedSAM2Segment" / "MedSAM2SegmentLib"
+
+# What Slicer's own Python loads: it has numpy, and nothing heavier must be needed before the user asks.
+LIGHT = [
+    *("errors", "version", "prompts", "prompt_files", "slice_prompts"),
+    *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.oblique", "imaging.intensity"),
+    "imaging.segmentation",
+    *("worker", "worker.frames", "worker.masks", "worker.messages", "worker.books", "worker.client"),
+    *("worker.transports", "worker.volumes", "worker.connection", "worker.remote", "worker.supervision"),
+]
 
 
 def core_files() -> list[Path]:
     """Every Python file of the core."""
     return sorted(CORE.rglob("*.py"))
+
+
+def lib_files() -> list[Path]:
+    """Every Python file of the module's library, and the module itself."""
+    return sorted([*LIB.rglob("*.py"), *LIB.parent.glob("*.py")])
 
 
 def core_modules() -> list[str]:
@@ -44,13 +59,15 @@ def project_files() -> list[Path]:
 def imported_names(path: Path) -> Iterator[tuple[int, str]]:
     """(line, full module name) of each import in a file: at its top, in functions, for types only."""
     package = path.relative_to(CORE.parent).parent.parts
+    packages = ("medsam2_core", "MedSAM2SegmentLib")
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *filter(None, [node.module])])
-            if module == "medsam2_core":  # `from medsam2_core import prompts` imports a module
+            if module.startswith(packages) and (CORE.parent / module.replace(".", "/")).is_dir():
+                # `from medsam2_core import prompts` imports a module
                 yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
             else:
                 yield node.lineno, module

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from house import CORE, core_files, core_modules, imported_names, importing, place, run_python
+from house import CORE, LIGHT, core_files, core_modules, imported_names, importing, place, run_python
 
 # Which rooms a room may look into. Reading down, each may use those above it.
 FLOORS = {
@@ -34,15 +34,6 @@ SAME_ROOM = {
     **{"answers": "session", "following": "session"},
     **{"changes": "session", "slice_prompts": "session"},
 }
-
-# What Slicer's own Python loads: it has numpy, and nothing heavier must be needed before the user asks.
-LIGHT = [
-    *("errors", "version", "prompts", "prompt_files"),
-    *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.oblique", "imaging.intensity"),
-    "imaging.segmentation",
-    *("worker", "worker.frames", "worker.masks", "worker.messages", "worker.books", "worker.client"),
-    *("worker.transports", "worker.volumes", "worker.connection", "worker.remote", "worker.supervision"),
-]
 
 
 def room_of(module: str) -> str:

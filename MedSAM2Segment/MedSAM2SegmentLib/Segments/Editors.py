@@ -66,7 +66,7 @@ class SegmentEditor(Protocol):
         """Whether the selected segment may be edited now: Slicer asks the user when it is hidden."""
 
 
-class ScriptedEffectEditor:
+class ScriptedEffectEditor(SegmentEditor):
     """The Segment Editor of a running Slicer, through a scripted effect.
 
     Parameters
