@@ -52,21 +52,21 @@ class ARealSource:
 
 
 class AClinic:
-    """A volume in a slice view, a segment, and the effect active on them."""
+    """A volume in a slice view, a segment, and the effect active on them.
+
+    Without a volume: with those of the scene, which was loaded.
+    """
 
     def __init__(self, source, volume, *, transform=None, segmentation=None, size=SIZE):
         self.app = the_app()
         self.scene = self.app.scene
         self.source = source
         self.core = volume
-        self.node = a_volume(
-            self.scene, volume.geometry.ijk_to_ras, np.ascontiguousarray(volume.voxels_kji), volume.name,
-            transform,
-        )  # fmt: skip
-        low, high = np.percentile(volume.voxels_kji, (1, 99.5))
-        display = a_display(self.node, float(high - low), float(high + low) / 2)
-        display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
-        self.segmentation = a_segmentation(self.scene, self.node, **(segmentation or {}))
+        if volume is None:
+            self.node = self.scene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+            self.segmentation = self.scene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+        else:
+            self.make(volume, transform, segmentation)
         self.view = a_slice_view("Red", size=size)
         self.editor = LogicEditor(self.segmentation, self.node, "A")
         self.controller = EffectController(self.editor, source)
@@ -75,6 +75,17 @@ class AClinic:
         self.states = []
         self.controller.onStateChanged = self.onState
         self.controller.activate()
+
+    def make(self, volume, transform, segmentation) -> None:
+        """Put the volume into the scene, and an empty segment on it."""
+        self.node = a_volume(
+            self.scene, volume.geometry.ijk_to_ras, np.ascontiguousarray(volume.voxels_kji), volume.name,
+            transform,
+        )  # fmt: skip
+        low, high = np.percentile(volume.voxels_kji, (1, 99.5))
+        display = a_display(self.node, float(high - low), float(high + low) / 2)
+        display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
+        self.segmentation = a_segmentation(self.scene, self.node, **(segmentation or {}))
 
     def process(self, interactor, eventName, sliceNode, actors) -> bool:
         """As the effect's window does it."""

@@ -191,6 +191,46 @@ def test_a_worker_that_is_killed_while_it_propagates(clinic):
     assert np.array_equal(after[24], kept[24])
 
 
+def test_a_loaded_scene_is_segmented_as_if_it_had_never_been_saved(clinic, tmp_path):
+    volume = read_volume(DEMO / "mni152_t1.nrrd")
+    one = clinic(volume)
+    one.controller.setValue("range", "21..27")
+
+    def click(who, ijk):
+        place = volume.geometry.to_ras([ijk])[0]
+        who.view.show(who.node, place)
+        who.view.click(who.view.pixel_of(place))
+        who.wait()
+
+    def goes_on(who):
+        who.controller.propagate()
+        who.wait(120)
+        click(who, (60, 60, 24))  # another click on a slice that was prompted
+        who.controller.propagate()
+        who.wait(120)
+        return voxels_of_fast(who.segmentation)
+
+    click(one, (84, 60, 24))
+    one.controller.propagate()
+    one.wait(120)
+    saved, strip = voxels_of_fast(one.segmentation), one.state.confidences
+    one.controller.deactivate()  # as when the module is left: what is known goes into the scene
+    path = str(tmp_path / "scene.mrb")
+    assert one.scene.WriteToMRB(path)
+    one.controller.activate()
+    expected = goes_on(one)
+    one.close()
+    assert the_app().scene.ReadFromMRB(path, False)
+    later = clinic(None)
+    later.controller.setValue("range", "21..27")
+    later.wait()
+    assert np.array_equal(voxels_of_fast(later.segmentation), saved)
+    assert later.state.confidences == strip
+    shown = goes_on(later)
+    assert (saved & ~expected).any()  # something that was ours was taken away
+    assert np.array_equal(shown, expected)
+
+
 def test_a_picture_for_the_readme(clinic, tmp_path):
     volume = read_volume(DEMO / "mni152_t1.nrrd")
     truth = labels_of(DEMO / "mni152_brain.nrrd", volume)
