@@ -54,7 +54,7 @@ def a_state(status=Status.PROMPTED, **changes):
     usual = {
         "text": "Click to correct, or propagate.",
         **{"canPrompt": True, "canPropagate": True, "canFinalise": True, "canJump": True, "canClear": True},
-        **{"confidences": confidences(), "current": 30, "choices": CHOICES, "values": VALUES},
+        **{"confidences": confidences(), "slices": 60, "current": 30, "choices": CHOICES, "values": VALUES},
     }
     return PanelState(status=status, **{**usual, **changes})
 

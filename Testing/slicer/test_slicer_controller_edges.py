@@ -160,6 +160,10 @@ def test_a_hidden_segment_is_not_propagated_unless_it_is_the_selected_one(user):
 # What the user is told --------------------------------------------------------------------------------------
 
 
+def test_how_many_slices_a_range_can_be_chosen_from_is_known_before_anything_is_found(user):
+    assert (user.state.slices, user.state.confidences) == (11, ())
+
+
 def test_that_the_model_found_nothing_is_told_until_it_does(user):
     user.click((10, 10, 5), positive=False)
     user.wait()

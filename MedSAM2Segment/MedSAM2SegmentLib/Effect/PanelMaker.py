@@ -77,21 +77,22 @@ class PanelMaker:
             tool=self._parameters.tool,
             negative=self._parameters.isOn("negative"),
             canPrompt=line.status not in _BLOCKED,
-            canPropagate=isAtWork and anyPrompted and not self._isSingle and not self._filling.mustDecide,
+            canPropagate=isAtWork and anyPrompted and self._slices > 1 and not self._filling.mustDecide,
             canCancel=self._filling.isRunning,
             canKeep=self._filling.mustDecide and not self._filling.isRunning,
             canFinalise=isAtWork and bool(segmentID) and session is not None,
             canJump=any(one.confidence is not None and not one.prompted for one in confidences),
             canClear=prompted,
             confidences=confidences,
+            slices=self._slices,
             current=self._slicing.current() if confidences else None,
             choices=self._parameters.choices(),
             values=self._parameters.values(),
         )
 
     @property
-    def _isSingle(self) -> bool:
-        return self._link.stack is not None and len(self._link.stack) == 1
+    def _slices(self) -> int:
+        return len(self._link.stack) if self._link.stack is not None else 0
 
     def _line(
         self, notice: str, details: str, prompted: bool, confidences: tuple[SliceConfidence, ...]
@@ -120,7 +121,7 @@ class PanelMaker:
                 tool=self._parameters.tool,
                 negative=self._parameters.isOn("negative"),
                 hasPrompts=prompted,
-                isSingle=self._isSingle,
+                isSingle=self._slices == 1,
                 isFollowed=any(one.confidence is not None and not one.prompted for one in confidences),
                 notice=notice or self._filling.problem,
             )

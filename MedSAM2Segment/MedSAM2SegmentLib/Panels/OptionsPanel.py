@@ -28,6 +28,7 @@ _ALL = "all"
 _FROM_TO = "from..to"
 _RANGES = ((_ALL, "All slices"), (_FROM_TO, "From … to …"))
 _RANGE = re.compile(r"\s*(\d+)\D+(\d+)\s*$")
+_MOST_SLICES = 100_000  # while it is not known how many there are
 _FULL = 1000  # steps of the progress bar: Qt's whole numbers are too short for bytes of a volume
 
 _BUSY = {Status.INSTALLING, Status.STARTING, Status.SENDING, Status.DOWNLOADING, Status.LOADING}
@@ -191,7 +192,7 @@ class OptionsPanel:
     def _showRange(self, state: PanelState, before: PanelState | None) -> None:
         if before is None:
             fill(self._range, _RANGES)
-        lowest, highest = _limits(state)
+        lowest, highest = 0, (state.slices or _MOST_SLICES) - 1
         first, last = parseRange(state.values.get("range", _ALL)) or (lowest, highest)
         choose(self._range, _FROM_TO if parseRange(state.values.get("range", _ALL)) else _ALL)
         for box, value in ((self._first, first), (self._last, last)):
@@ -265,13 +266,6 @@ def parseRange(text: str) -> tuple[int, int] | None:
     """(first, last) of "12..40"; None for "all", and for what is no range."""
     found = _RANGE.match(text)
     return (int(found[1]), int(found[2])) if found else None
-
-
-def _limits(state: PanelState) -> tuple[int, int]:
-    """Lowest and highest slice that can be asked for."""
-    if state.confidences:
-        return state.confidences[0].n, state.confidences[-1].n
-    return 0, 99999
 
 
 def _progressWords(state: PanelState) -> str:

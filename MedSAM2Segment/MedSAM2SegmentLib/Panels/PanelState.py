@@ -73,6 +73,8 @@ class PanelState:
         Time left in words; empty when unknown.
     confidences
         The strip, ascending; empty hides it.
+    slices
+        How many slices the stack has; 0 while that is not known.
     current
         The slice of the stack the user looks at; None when no slice is.
     choices
@@ -98,6 +100,7 @@ class PanelState:
     canJump: bool = False
     canClear: bool = False
     confidences: tuple[SliceConfidence, ...] = ()
+    slices: int = 0
     current: int | None = None
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
