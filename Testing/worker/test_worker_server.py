@@ -16,8 +16,11 @@ from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
 from medsam2_core.version import __version__
 from medsam2_core.worker.frames import encode
+from medsam2_core.worker.jobs import Jobs
 from medsam2_core.worker.masks import SliceRecord, pack
-from medsam2_core.worker.serving import told
+from medsam2_core.worker.receiving import Volumes
+from medsam2_core.worker.serving import Serving, told
+from medsam2_core.worker.standard import leave_present_folder
 
 CLICK, ASIDE = a_point(50, 40, 12), a_point(44, 40, 12)
 BOX = a_box((33, 23, 12), (67, 57, 12))
@@ -448,6 +451,34 @@ def test_a_defect_is_told_with_where_it_happened():
     assert answer["kind"] == "InternalError"
     assert "one by nothing" in answer["message"]
     assert "test_worker_server" in answer["details"]
+
+
+def test_a_model_that_cannot_be_loaded_ahead_does_not_end_the_worker(monkeypatch):
+    """A card whose memory others have filled, say: whoever asks for a session is told."""
+    outbox = []
+    serving = Serving(Jobs(), Volumes(), outbox, preload="embedded")
+
+    def refuse(name):
+        raise RuntimeError("CUDA error: all devices are busy or unavailable")
+
+    monkeypatch.setattr(serving.sessions, "model", refuse)
+    serving._load_first()
+    assert not outbox and serving.jobs.is_empty
+
+
+def test_nothing_is_imported_from_the_folder_it_happens_to_be_in(monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    here = os.getcwd()
+    for version, path, left in (
+        ((3, 10), [here, "/core"], ["/core"]),
+        ((3, 10), ["/core", here], ["/core", here]),
+        ((3, 12), [here, "/core"], [here, "/core"]),
+    ):
+        leave_present_folder(path, version)
+        assert path == left
+    monkeypatch.delenv("PYTHONSAFEPATH")
+    leave_present_folder(path := [here], (3, 10))
+    assert path == [here]
 
 
 def test_a_full_memory_is_told_with_a_way_out():

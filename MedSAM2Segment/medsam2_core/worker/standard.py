@@ -46,6 +46,14 @@ def _widen(descriptor: int) -> None:
             fcntl.fcntl(descriptor, _SET_PIPE_SIZE, 1 << 20)
 
 
+def leave_present_folder(path: list[str], version: tuple[int, ...] = sys.version_info[:2]) -> None:
+    """Import nothing from the folder the process happens to be in, if that is wished: a data set is no place
+    for programs. Python 3.10 does not know the variable that wishes it, and puts the folder first.
+    """
+    if version < (3, 11) and os.environ.get("PYTHONSAFEPATH") and path and path[0] == os.getcwd():
+        del path[0]
+
+
 def end_by_signals() -> None:
     """Let Ctrl-C and termination end the process at once: nothing it does needs tidying up."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
