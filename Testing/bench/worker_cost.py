@@ -101,6 +101,19 @@ class There:
                 write(data)
 
             made.write = counting
+            start = made.start
+
+            def listening(listener) -> None:
+                hear = listener.on_bytes
+
+                def on_bytes(data: bytes) -> None:
+                    self.received += len(data)
+                    hear(data)
+
+                listener.on_bytes = on_bytes
+                start(listener)
+
+            made.start = listening
             return made
 
         began = time.perf_counter()
@@ -187,11 +200,13 @@ def compare(there: There, here: Here, options: argparse.Namespace) -> None:
     ]
     again = [(middle + 1, middle + count)] * turns
     for name, ranges in (("nothing encoded yet", fresh), ("everything encoded", again)):
-        measured = []
+        measured, received = [], there.received
         for turn, (first, last) in enumerate(ranges):
             both = {one: one.propagate(first, last) for one in ((there, here) if turn % 2 else (here, there))}
             measured.append((both[there], both[here]))
         wall = [[1000 * took[0] / count for took in pair] for pair in measured]
+        if name.startswith("everything"):
+            print(f"bytes received for a propagated slice: {(there.received - received) // (turns * count)}")
         cpu = [sum(took[1] for took in column) for column in zip(*measured, strict=True)]
         theirs, ours = (statistics.median(column) for column in zip(*wall, strict=True))
         ratio = statistics.median(a / b for a, b in wall)
