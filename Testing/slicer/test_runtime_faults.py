@@ -160,7 +160,7 @@ def test_a_rename_that_is_refused_leaves_the_old_environment_and_is_done_next_ti
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    assert "stop the worker" in str(done(runtime.installer.repair, runtime.runner))
+    assert "restart Slicer" in str(done(runtime.installer.repair, runtime.runner))
     assert runtime.installer.status().state is RuntimeState.READY
     monkeypatch.undo()
     recovers(runtime)

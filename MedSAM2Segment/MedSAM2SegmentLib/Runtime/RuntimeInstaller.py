@@ -241,7 +241,7 @@ class RuntimeInstaller:
             output = yield removal(self._helper, self._base, *own)
         except PermissionError as error:
             raise RuntimeInstallError(
-                f"{error.filename} is in use: stop the worker, close other Slicers, then press Remove again"
+                f"{error.filename} is in use: restart Slicer, close others, then press Remove again"
             ) from error
         finally:
             lock.release()

@@ -327,7 +327,7 @@ class Installation:
             if old.exists() and not present.exists():
                 old.rename(present)
             raise RuntimeInstallError(
-                f"The new environment could not be put at {present} ({error.strerror}): stop the worker, "
+                f"The new environment could not be put at {present} ({error.strerror}): restart Slicer, "
                 "close other Slicers, then press Install again; nothing is downloaded anew"
             ) from error
 
