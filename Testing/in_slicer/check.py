@@ -4,8 +4,9 @@
         --out FOLDER [--interpreter PYTHON | --install] [--stay]
 
 The worker needs a Python: the runtime if it is installed, the one named with ``--interpreter``, or, with
-``--install``, one that is installed now (this downloads about 1 GB). Nothing of the user's is touched: the
-scene is the sample volume, and Slicer ends without saving.
+``--install``, one that is installed now (this downloads about 1 GB). Which Python the extension uses is put
+back afterwards, the scene is the sample volume, and Slicer ends without saving. It takes some minutes; leave
+mouse and keyboard alone meanwhile.
 
 ``FOLDER/report.md`` and ``FOLDER/report.json`` say for each step whether it passed, what was measured, and
 why it failed; Slicer's exit code is 0 when all passed. Every step begins from what the earlier ones left, so
@@ -24,21 +25,24 @@ import vtk
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+from looking import Looking
 from pressing import press
-from reporting import Heart, Report, expect, waitFor
+from reporting import Heart, Report, expect, live, waitFor
 
 MODULE, EFFECT = "MedSAM2Segment", "MedSAM2"
 SAMPLE_MIDDLE_SLICE = 24  # of the sample volume, along k
 
 
-class Check:
+class Check(Looking):
     """The steps, in order; what they share."""
 
     def __init__(self, options, report):
+        Looking.__init__(self)
         self.options, self.report = options, report
         self.heart = Heart()
-        self.volume = self.segmentation = self.widget = self.effect = None
+        self.widget = self.effect = None
         self.segmentID = self.neighbourID = ""
+        self.interpreterBefore = ""
 
     def steps(self):
         yield "The module loads and the effect is registered", self.moduleIsThere
@@ -47,7 +51,7 @@ class Check:
         yield "Segment Editor with the effect", self.editor
         yield "A click gives a mask on its slice", self.click
         yield "Undo and redo are exact, prompts follow", self.undo
-        yield "A box on another segment", self.box
+        yield "A box", self.box
         yield "Propagate; the window does not freeze", self.propagate
         yield "A neighbour is not erased", self.neighbour
         yield "Cancel and discard", self.cancel
@@ -71,48 +75,35 @@ class Check:
 
     def quiet(self):
         """Whether nothing is awaited any more."""
-        return self.state.status.value in ("prompted", "ready") and self.state.progress is None
+        isAtRest = self.state.status.value in ("prompted", "ready") and self.state.progress is None
+        return isAtRest and not self.controller.isWaiting
 
-    def voxels(self, segmentID):
-        """(K, J, I) bool of a segment on the volume's grid."""
-        array = slicer.util.arrayFromSegmentBinaryLabelmap(self.segmentation, segmentID, self.volume)
-        return np.asarray(array) != 0
-
-    def ras(self, i, j, k):
-        """World position of a voxel."""
-        matrix = vtk.vtkMatrix4x4()
-        self.volume.GetIJKToRASMatrix(matrix)
-        local = matrix.MultiplyPoint((i, j, k, 1.0))[:3]
-        world = [0.0, 0.0, 0.0]
-        transform = vtk.vtkGeneralTransform()
-        slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
-            self.volume.GetParentTransformNode(), None, transform
-        )
-        transform.TransformPoint(local, world)
-        return world
-
-    def show(self, viewName, ras):
-        slicer.app.layoutManager().sliceWidget(viewName).sliceLogic().GetSliceNode().JumpSliceByCentering(
-            *ras
-        )
-        slicer.app.processEvents()
+    def settle(self, seconds=60):
+        """Let the effect notice what has just happened, and wait until it has done with it."""
+        live(0.5)
+        waitFor(self.quiet, seconds, self.status)
 
     def moduleIsThere(self):
         expect(
             hasattr(slicer.modules, MODULE.lower()),
             f"no module {MODULE}: is its folder among the module paths?",
         )
-        self.widget = slicer.qMRMLSegmentEditorWidget()
-        self.widget.setMRMLScene(slicer.mrmlScene)
-        names = [name for name in self.widget.availableEffectNames()]
-        expect(EFFECT in names, f"no effect {EFFECT} among {names}")
-        return {"effects": len(names)}
+        self.widget = slicer.modules.segmenteditor.widgetRepresentation().self().editor
+
+        def names():
+            return list(self.widget.availableEffectNames())
+
+        # The module registers its effect when Slicer says that it has started, which may be after this.
+        waitFor(lambda: EFFECT in names(), 60, lambda: f"no effect {EFFECT} among {names()}: see the log")
+        return {"effects": len(names())}
 
     def runtime(self):
         from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener
         from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
 
         installer = sharedInstaller()
+        before = installer.status()
+        self.interpreterBefore = "" if before.isOwn else before.interpreter
         ended, lines = [], []
         listener = InstallListener(line=lines.append, ended=ended.append)
         if self.options.interpreter:
@@ -139,7 +130,6 @@ class Check:
 
     def editor(self):
         slicer.util.selectModule("SegmentEditor")
-        self.widget = slicer.modules.segmenteditor.widgetRepresentation().self().editor
         self.segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Check")
         self.segmentation.CreateDefaultDisplayNodes()
         self.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
@@ -160,7 +150,7 @@ class Check:
         self.show("Red", centre)
         self.heart.start()
         press("Red", centre)
-        first = waitFor(lambda: self.quiet() and self.voxels(self.segmentID).any(), 120, self.status)
+        first = waitFor(self.quiet, 120, self.status)
         frozen = self.heart.stop()
         mask = self.voxels(self.segmentID)
         slices = np.flatnonzero(mask.any(axis=(1, 2)))
@@ -170,25 +160,25 @@ class Check:
         return {"first click s": first, "window frozen s": frozen, "voxels": int(mask.sum())}
 
     def undo(self):
-        before = self.voxels(self.segmentID)
+        before, prompts = self.voxels(self.segmentID), self.promptCount()
         inside = self.ras(self.middle()[2] + 25, self.middle()[1], self.middle()[0])
-        seconds = None
-        start = time.monotonic()
         press("Red", inside, control=True)
-        waitFor(self.quiet, 60, self.status)
-        seconds = round(time.monotonic() - start, 3)
+        seconds = waitFor(self.quiet, 60, self.status)
         after = self.voxels(self.segmentID)
         expect((before != after).any(), "a negative click inside the mask changed nothing")
+        expect(self.promptCount() == prompts + 1, "the negative click is no prompt")
         self.widget.undo()
-        waitFor(self.quiet, 60, self.status)
+        self.settle()
         expect(
             np.array_equal(self.voxels(self.segmentID), before), "undo did not bring back the exact voxels"
         )
+        expect(self.promptCount() == prompts, "undo did not take back the prompt")
         self.widget.redo()
-        waitFor(self.quiet, 60, self.status)
+        self.settle()
         expect(np.array_equal(self.voxels(self.segmentID), after), "redo did not bring back the exact voxels")
+        expect(self.promptCount() == prompts + 1, "redo did not bring back the prompt")
         self.widget.undo()
-        waitFor(self.quiet, 60, self.status)
+        self.settle()
         return {"second click s": seconds}
 
     def box(self):
@@ -199,11 +189,11 @@ class Check:
         corner, opposite = self.ras(10, 11, k), self.ras(158, 194, k)
         self.show("Red", self.ras(shape[2] // 2, shape[1] // 2, k))
         press("Red", corner, to=opposite)
-        seconds = waitFor(
-            lambda: self.quiet() and self.voxels(self.segmentID)[k].sum() > 1000, 60, self.status
-        )
+        seconds = waitFor(self.quiet, 60, self.status)
+        count = int(self.voxels(self.segmentID)[k].sum())
         self.controller.setTool("point")
-        return {"box s": seconds, "voxels on the slice": int(self.voxels(self.segmentID)[k].sum())}
+        expect(count > 1000, f"the box has filled {count} voxels on its slice")
+        return {"box s": seconds, "voxels on the slice": count}
 
     def propagate(self):
         self.heart.start()
@@ -234,18 +224,19 @@ class Check:
         slicer.util.updateSegmentBinaryLabelmapFromArray(
             array, self.segmentation, self.neighbourID, self.volume
         )
+        live(0.5)
+        self.show("Red", self.ras(i, j, k))
         press("Red", self.ras(i, j + 40, k))
-        waitFor(self.quiet, 60, self.status)
+        self.settle()
         expect(np.array_equal(self.voxels(self.neighbourID), array != 0), "the neighbour lost voxels")
         return {}
 
     def cancel(self):
-        before = self.voxels(self.segmentID)
         shape = slicer.util.arrayFromVolume(self.volume).shape
         k = SAMPLE_MIDDLE_SLICE
         self.show("Red", self.ras(shape[2] // 2, shape[1] // 2, k))
         press("Red", self.ras(shape[2] // 2, 20, k), control=True)
-        waitFor(self.quiet, 60, self.status)
+        self.settle()
         before = self.voxels(self.segmentID)
         self.controller.propagate()
         waitFor(lambda: (self.state.progress or (0, 0))[0] >= 3, 60, self.status)
@@ -253,9 +244,9 @@ class Check:
         self.controller.cancel()
         waitFor(lambda: self.state.status.value != "propagating", 20, self.status)
         seconds = round(time.monotonic() - start, 3)
-        if self.state.canKeep:
-            self.controller.discard()
-        waitFor(self.quiet, 20, self.status)
+        expect(self.state.canKeep, f"nobody asks whether to keep the slices: {self.status()}")
+        self.controller.discard()
+        self.settle(20)
         expect(
             np.array_equal(self.voxels(self.segmentID), before), "discard did not bring back the exact voxels"
         )
@@ -264,8 +255,10 @@ class Check:
     def sagittal(self):
         centre = self.centre()
         self.show("Yellow", centre)
+        prompts = self.controlPointCount()
         press("Yellow", self.ras(*(int(n) for n in self.middle()[::-1])))
-        waitFor(self.quiet, 60, self.status)
+        self.settle()
+        expect(self.controlPointCount() == prompts + 1, f"the click is no prompt: {self.status()}")
         return {"text": self.state.text}
 
     def transformed(self):
@@ -285,7 +278,7 @@ class Check:
         red.RotateToVolumePlane(self.volume)
         self.show("Red", centre)
         press("Red", centre)
-        waitFor(lambda: self.quiet() and self.voxels(other).any(), 120, self.status)
+        self.settle(120)
         mask = self.voxels(other)
         k, j, i = (int(n) for n in self.middle())
         expect(mask[k, j, i], "the voxel that was clicked is not in the segment")
@@ -293,22 +286,32 @@ class Check:
         self.segmentation.SetAndObserveTransformNodeID(None)
         red.SetOrientationToAxial()
         self.widget.setCurrentSegmentID(self.segmentID)
-        slicer.app.processEvents()
+        self.settle()
         return {"voxels": int(mask.sum())}
 
     def kill(self):
         import signal
 
-        before = self.voxels(self.segmentID)
+        centre = self.centre()
+        self.show("Red", centre)
+        press("Red", centre)
+        self.settle()
+        before, prompts = self.voxels(self.segmentID), self.controlPointCount()
         welcome = self.controller.supervisor.welcome
-        expect(welcome is not None, "no worker is running")
+        expect("pid" in welcome, "no worker is running")
         os.kill(int(welcome["pid"]), getattr(signal, "SIGKILL", signal.SIGTERM))
+        start = time.monotonic()
         waitFor(lambda: self.state.status.value == "worker lost", 30, self.status)
-        back = waitFor(self.quiet, 120, self.status)
+        waitFor(self.quiet, 120, self.status)
+        back = round(time.monotonic() - start, 2)
+        expect(self.controller.supervisor.welcome["pid"] != welcome["pid"], "it is still the old worker")
         expect(
             np.array_equal(self.voxels(self.segmentID), before),
             "the segment changed when the worker was lost",
         )
+        press("Red", self.ras(self.middle()[2] + 25, self.middle()[1], self.middle()[0]), control=True)
+        self.settle()
+        expect(self.controlPointCount() == prompts + 1, f"a click is not taken any more: {self.status()}")
         return {"back in s": back}
 
     def scene(self):
@@ -329,37 +332,32 @@ class Check:
 
     def page(self):
         slicer.util.selectModule(MODULE)
-        for _ in range(50):
-            slicer.app.processEvents()
-            time.sleep(0.02)
-        return {}
+        live(3.0)
+        widget = slicer.modules.medsam2segment.widgetRepresentation()
+        expect(widget.self().page is not None, "the page was not made: see the log")
+        expect(widget.isEntered, "the page is not shown")
+        return {"runtime": widget.self().page.installer.status().text}
 
     def leave(self):
+        from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener
+        from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
+
+        slicer.util.selectModule("SegmentEditor")
         self.widget.setActiveEffectByName("")
         slicer.mrmlScene.Clear(0)
-        for _ in range(20):
-            slicer.app.processEvents()
-            time.sleep(0.02)
+        live(0.5)
         left = self.promptCount()
         expect(left == 0, f"{left} prompt nodes are left in an empty scene")
+        if self.options.interpreter:
+            ended = []
+            sharedInstaller().useInterpreter(self.interpreterBefore, InstallListener(ended=ended.append))
+            waitFor(lambda: ended, 120, lambda: "the interpreter used before is still being checked")
+            expect(ended[0] is None, f"the interpreter used before was not put back: {ended[0]}")
         return {}
-
-    def middle(self):
-        """(k, j, i) in the middle of the volume."""
-        return [n // 2 for n in slicer.util.arrayFromVolume(self.volume).shape[:3]]
-
-    def centre(self):
-        k, j, i = self.middle()
-        return self.ras(i, j, k)
-
-    @staticmethod
-    def promptCount():
-        nodes = slicer.util.getNodesByClass("vtkMRMLMarkupsNode")
-        return sum(bool(node.GetAttribute("MedSAM2.role")) for node in nodes)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("check.py", description="Click through the effect in a real 3D Slicer.")
     parser.add_argument("--out", default=os.path.join(os.getcwd(), "medsam2-check"))
     parser.add_argument("--interpreter", default="", help="a Python that has torch and sam2")
     parser.add_argument("--install", action="store_true", help="install the runtime when there is none")

@@ -86,8 +86,8 @@ class Heart:
 
     def __init__(self):
         self._timer = qt.QTimer()
-        self._timer.setInterval(20)
-        self._timer.connect("timeout()", self._beat)
+        self._timer.interval = 20
+        self._timer.timeout.connect(self._beat)
         self._last, self.longest = None, 0.0
 
     def _beat(self):
@@ -103,6 +103,14 @@ class Heart:
     def stop(self):
         self._timer.stop()
         return round(self.longest, 3)
+
+
+def live(seconds):
+    """Let Slicer live for a while."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        slicer.app.processEvents()
+        time.sleep(0.005)
 
 
 def waitFor(condition, seconds, what):
