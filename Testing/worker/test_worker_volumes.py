@@ -171,6 +171,30 @@ def test_a_slice_larger_than_a_frame_is_refused_with_a_way_out():
     assert small.is_there and link.starts == 1
 
 
+def test_a_volume_that_was_refused_is_sent_again_for_who_asks_again():
+    link, failures, is_full = SimulatedWorker(), [], True
+    take = link.answer
+
+    def answer(frame):
+        if not is_full:
+            take(frame)
+        elif frame.type == "open_volume":
+            link.send("error", frame.header, kind="OutOfMemoryError", message="the memory is full")
+        elif frame.type != "volume_data":
+            take(frame)
+
+    link.answer = answer
+    link.pass_time(0.2)
+    remote = link.supervisor.open_volume(volume())
+    link.supervisor.open_session(remote, StackChoice(), failed=failures.append)
+    link.pass_time(0.5)
+    assert "full" in str(failures[0])
+    is_full = False
+    link.supervisor.open_session(remote, StackChoice(), failed=failures.append)
+    link.pass_time(0.5)
+    assert remote.is_there and link.came("open_session") and len(failures) == 1
+
+
 def test_a_volume_closed_while_its_last_slab_comes_is_gone():
     volumes = Volumes()
     fields = {"volume": "v", "shape_kji": [2, 3, 4], "dtype": "<i2", "ijk_to_ras": np.eye(4).tolist()}

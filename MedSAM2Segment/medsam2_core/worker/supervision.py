@@ -199,7 +199,12 @@ class Supervisor:
             self, name, volume, stack, settings or SessionSettings(), failed=failed, opened=opened
         )
         self._sessions.append(session)
-        if self.state is WorkerState.READY and volume.is_there:
+        if volume not in self._volumes:  # it could not be sent before; who asks again wants it tried again
+            volume.blame.deaths = 0
+            self._volumes.append(volume)
+            if self.state is WorkerState.READY:
+                self._send_volume(volume)
+        elif self.state is WorkerState.READY and volume.is_there:
             session.begin()
         return session
 
