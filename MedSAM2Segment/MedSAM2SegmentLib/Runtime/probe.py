@@ -7,6 +7,7 @@ Any Python runs this; what is wrong is said in one line, and the exit code is 1.
 """
 
 import json
+import os
 import platform
 import sys
 
@@ -83,6 +84,8 @@ def main(words: "list[str]") -> int:
     except Exception as error:  # whatever a damaged library raises, the answer is the same
         print(f"{type(error).__name__}: {error}")
         return 1
+    if "--files" in words and hasattr(os, "sync"):
+        os.sync()  # what is called whole next must be so after a power cut, too
     print(json.dumps(found))
     return 0
 
