@@ -123,6 +123,74 @@ def test_what_else_happens_while_a_prompt_is_dragged_does_not_lose_the_drag(user
     assert not user.mask()[5, 10, 10]
 
 
+# Two Segment Editors on one segmentation --------------------------------------------------------------------
+
+
+@pytest.fixture
+def colleague(user):
+    """Another Segment Editor on the same volume and segmentation."""
+    colleague = AUser(
+        user.scene, source=user.source, volume=user.volume, segmentation=user.segmentation, activate=False
+    )
+    yield colleague
+    colleague.controller.cleanup()
+
+
+def test_who_comes_back_leaves_what_the_other_editor_has_done(user, colleague):
+    user.controller.deactivate()
+    colleague.controller.activate()
+    colleague.wait()
+    colleague.click((10, 10, 5))
+    colleague.wait()
+    colleague.editor.saveStateForUndo()
+    colleague.paint(slice(8, 10), slice(9, 12), slice(5, 6), mode="remove")
+    colleague.wait()
+    colleague.controller.deactivate()
+    before = user.mask()
+    user.controller.activate()
+    user.wait()
+    assert np.array_equal(user.mask(), before)
+    assert user.editor.savedStates == 0
+    user.click((12, 10, 5), positive=False)  # and goes on with it
+    user.wait()
+    assert not (user.mask() & ~before).any()
+    assert user.mask().sum() < before.sum()
+
+
+def test_only_the_editor_that_was_used_last_answers(user, colleague):
+    colleague.controller.activate()
+    for one, ijk in ((colleague, (10, 10, 5)), (user, (14, 10, 5)), (colleague, (18, 10, 5))):
+        states = user.editor.savedStates, colleague.editor.savedStates
+        before = user.mask()
+        one.click(ijk)
+        user.wait()
+        colleague.wait()
+        assert user.mask()[ijk[::-1]]
+        saved = user.editor.savedStates - states[0], colleague.editor.savedStates - states[1]
+        assert saved == ((1, 0) if one is user else (0, 1))
+        one.undo()
+        assert np.array_equal(user.mask(), before)
+        one.redo()
+        user.wait()
+        colleague.wait()
+        assert user.mask()[ijk[::-1]]
+
+
+def test_an_active_editor_comes_to_a_segmentation_another_one_works_on(user, colleague):
+    first = user.segmentation
+    choose(user, a_segmentation(user.scene, user.volume, segments=("A", "B")))
+    user.wait()
+    colleague.controller.activate()
+    colleague.click((10, 10, 5))
+    colleague.wait()
+    choose(user, first)
+    user.wait()
+    assert user.slices() == [5]
+    user.click((14, 10, 6))
+    user.wait()
+    assert user.slices() == [5, 6]
+
+
 # Which segments are changed ---------------------------------------------------------------------------------
 
 

@@ -113,6 +113,7 @@ class EffectController:
     def activate(self) -> None:
         """The effect was chosen: look around, and begin to start the worker."""
         self._isActive = True
+        self._workplace.takeCharge()
         self.look()
         if self._workplace.markups is not None:
             self._workplace.markups.setVisible(True)
@@ -141,7 +142,7 @@ class EffectController:
 
     def look(self) -> None:
         """Notice what has changed in the Segment Editor, and go on with it. Cheap when nothing has."""
-        changed = self._workplace.look()
+        changed = self._workplace.look(isActive=self._isActive)
         if SEGMENTATION in changed:
             self._areOld = True
             self._filling.abandon()
@@ -323,6 +324,7 @@ class EffectController:
     def _mayEdit(self) -> bool:
         """Whether the selected segment can be worked on; says why not."""
         self._listening.say("")
+        self._workplace.takeCharge()
         self.look()
         if self._workplace.adapter is None or not self._workplace.segmentID or self._source.problem():
             return False  # the status line tells already

@@ -57,6 +57,8 @@ class Listening:
 
     def sync(self, segmentIDs: tuple[str, ...] | None = None) -> None:
         """Tell the session what has changed in the prompts; the user, what could not be told."""
+        if not self._workplace.isInCharge:
+            return
         problem = self._conversation.sync(segmentIDs)
         if problem:
             self.say(problem)

@@ -69,7 +69,9 @@ class Remembering:
             self.save()
 
     def save(self) -> None:
-        """Write all that has changed."""
+        """Write all that has changed; what another Segment Editor has written since is not replaced."""
+        if not self._workplace.isInCharge:
+            return
         memory, segmentation = self._workplace.memory, self._workplace.segmentation
         stamps = self._stamps() if memory is not None and memory.isInScene else self._kept
         if stamps == self._kept:

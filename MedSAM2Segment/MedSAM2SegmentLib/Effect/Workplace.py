@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ _TOUCHED = (
     "SourceRepresentationModified",
     "RepresentationModified",
 )
+
+
+#: By segmentation, the number of the last take-over by a workplace.
+_turns: dict[str, int] = {}
+_turnNumbers = itertools.count(1)
 
 
 class Workplace:
@@ -74,15 +80,18 @@ class Workplace:
         self.onLeaving: Callable[[], None] = lambda: None
         self.isTouched = False
         self._volumeKey = ""
+        self._turn = 0
         self._isWriting = 0
         self._tags: list[tuple[Any, int]] = []
 
-    def look(self) -> set[str]:
-        """What has changed since the last look."""
+    def look(self, *, isActive: bool = False) -> set[str]:
+        """What has changed since the last look; who is active takes charge of a segmentation that comes."""
         changed = set()
         segmentation = self.editor.segmentationNode()
         if segmentation is not self.segmentation:
             self._bind(segmentation)
+            if isActive:
+                self._claim()
             changed.add(SEGMENTATION)
         segmentID = self._selected()
         if segmentID != self.segmentID:
@@ -91,6 +100,22 @@ class Workplace:
         if self._lookAtVolume():
             changed.add(VOLUME)
         return changed
+
+    def takeCharge(self) -> None:
+        """Of several Segment Editors on one segmentation, be the one that answers its prompts from now on.
+
+        What another one has done is not known here: the next :meth:`look` finds all as in a scene that was
+        loaded.
+        """
+        if self.isInCharge:
+            self._claim()
+        else:
+            self._bind(None)
+
+    @property
+    def isInCharge(self) -> bool:
+        """Whether no other Segment Editor has taken charge of the segmentation."""
+        return self.segmentation is None or _turns.get(self.segmentation.__this__, self._turn) == self._turn
 
     def release(self) -> None:
         """Let go of everything; the prompts stay in the scene."""
@@ -108,8 +133,8 @@ class Workplace:
 
     @property
     def isOutOfDate(self) -> bool:
-        """Whether another segmentation was chosen since the last look."""
-        return self.editor.segmentationNode() is not self.segmentation
+        """Whether another segmentation was chosen since the last look, or another editor took charge."""
+        return self.editor.segmentationNode() is not self.segmentation or not self.isInCharge
 
     def isCompleted(self, segmentID: str | None = None) -> bool:
         """Whether a segment, the selected one by default, is marked as completed: nobody should change it."""
@@ -127,6 +152,10 @@ class Workplace:
     def writing(self) -> _Writing:
         """Context: what happens to the segmentation within is our own doing."""
         return _Writing(self)
+
+    def _claim(self) -> None:
+        if self.segmentation is not None:
+            self._turn = _turns[self.segmentation.__this__] = next(_turnNumbers)
 
     def _selected(self) -> str:
         segmentID = self.editor.selectedSegmentID() if self.segmentation is not None else ""
