@@ -221,6 +221,10 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=16, help="slices of one propagation")
     parser.add_argument("--turns", type=int, default=8)
     options = parser.parse_args()
+    if (options.turns + 2) * options.slices > options.depth:
+        parser.error(
+            "the scan has not so many slices for every turn: take fewer turns or slices, or more depth"
+        )
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     this, volume = psutil.Process(), a_scan(options.depth)
