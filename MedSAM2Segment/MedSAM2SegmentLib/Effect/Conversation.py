@@ -180,10 +180,10 @@ class Conversation:
             self._steps.settle(answer.segmentID, answer.prompts, answer.words)
             return False
         self._found.discard(answer.segmentID)
-        if self._workplace.isCompleted(answer.segmentID):
+        refusal = self._workplace.refusal(answer.segmentID)
+        if refusal:
             self._steps.settle(answer.segmentID, answer.prompts, answer.words)
-            name = self._workplace.segment(answer.segmentID).GetName()
-            raise SegmentError(f"{name!r} is marked as completed: set its status to in progress to change it")
+            raise SegmentError(refusal)
         revived = self._revived(answer)
         masks = {n: np.zeros(stack.shape_hw, dtype=bool) for n, words in answer.words.items() if not words}
         masks |= {n: record.mask_hw for n, record in answer.records.items() if not answer.words[n].final}

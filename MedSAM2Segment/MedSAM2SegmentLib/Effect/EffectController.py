@@ -328,10 +328,9 @@ class EffectController:
         self.look()
         if self._workplace.adapter is None or not self._workplace.segmentID or self._source.problem():
             return False  # the status line tells already
-        if self._workplace.isCompleted():
-            self._listening.say(
-                "the segment is marked as completed: set its status to in progress to change it"
-            )
+        refusal = self._workplace.refusal()
+        if refusal:
+            self._listening.say(refusal)
             return False
         return self._workplace.editor.confirmSegmentVisible()
 

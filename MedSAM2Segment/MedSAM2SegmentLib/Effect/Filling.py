@@ -151,7 +151,7 @@ class Filling:
             return
         masks = self._propagation.drain()
         for segmentID in list(masks):
-            if self._workplace.segment(segmentID) is None or self._workplace.isCompleted(segmentID):
+            if self._workplace.segment(segmentID) is None or self._workplace.refusal(segmentID):
                 del masks[segmentID]
         if not masks:
             return

@@ -136,10 +136,12 @@ class Workplace:
         """Whether another segmentation was chosen since the last look, or another editor took charge."""
         return self.editor.segmentationNode() is not self.segmentation or not self.isInCharge
 
-    def isCompleted(self, segmentID: str | None = None) -> bool:
-        """Whether a segment, the selected one by default, is marked as completed: nobody should change it."""
+    def refusal(self, segmentID: str | None = None) -> str:
+        """Why a segment, the selected one by default, shall not be changed; empty when it may be."""
         logic, segment = slicer.vtkSlicerSegmentationsModuleLogic, self.segment(segmentID)
-        return segment is not None and logic.GetSegmentStatus(segment) == logic.Completed
+        if segment is None or logic.GetSegmentStatus(segment) != logic.Completed:
+            return ""
+        return f"{segment.GetName()!r} is marked as completed: set its status to in progress to change it"
 
     def isTakenAlong(self, segmentID: str) -> bool:
         """Whether a propagation takes a segment along: it is selected, or visible and not completed."""
@@ -147,7 +149,7 @@ class Workplace:
             return True
         display = self.segmentation.GetDisplayNode()
         isVisible = display is None or bool(display.GetSegmentVisibility(segmentID))
-        return isVisible and not self.isCompleted(segmentID)
+        return isVisible and not self.refusal(segmentID)
 
     def writing(self) -> _Writing:
         """Context: what happens to the segmentation within is our own doing."""
