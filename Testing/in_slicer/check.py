@@ -367,6 +367,7 @@ def main():
     check = Check(options, report)
     for name, step in check.steps():
         report.run(name, step)
+        check.heart.stop()  # where a step has failed, it still beats
     print(f"report: {os.path.join(options.out, 'report.md')}")
     if not options.stay:
         slicer.util.exit(0 if report.passed else 1)

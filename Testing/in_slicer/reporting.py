@@ -87,7 +87,6 @@ class Heart:
     def __init__(self):
         self._timer = qt.QTimer()
         self._timer.interval = 20
-        self._timer.timeout.connect(self._beat)
         self._last, self.longest = None, 0.0
 
     def _beat(self):
@@ -97,11 +96,15 @@ class Heart:
         self._last = now
 
     def start(self):
+        self.stop()
         self._last, self.longest = None, 0.0
+        self._timer.timeout.connect(self._beat)
         self._timer.start()
 
     def stop(self):
-        self._timer.stop()
+        if self._timer.active:
+            self._timer.stop()
+            self._timer.timeout.disconnect(self._beat)  # connected at the end, it would crash Slicer
         return round(self.longest, 3)
 
 
