@@ -270,6 +270,8 @@ def test_a_transform_over_prompts_moves_what_they_say(seg):
     matrix = vtk.vtkMatrix4x4()
     matrix.SetElement(2, 3, 6.0)
     transform.SetMatrixTransformToParent(matrix)
+    assert not seg.told  # the segmentation may be about to follow
+    seg.markups.look()
     assert seg.told == [("A",)] and list(seg.words()) == [7]
 
 

@@ -12,7 +12,7 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import resolve
-from MedSAM2SegmentLib.Prompts.PromptWords import alongCurve, boxPrompt, pointPrompt, scribblePrompts
+from MedSAM2SegmentLib.Prompts.PromptWords import alongCurve, boxPrompt, pointPrompt
 
 SHAPE_KJI = (16, 20, 24)
 
@@ -152,5 +152,6 @@ def test_points_of_a_stroke_are_evenly_spread_along_it(positions):
 def test_a_stroke_across_slices_speaks_about_each():
     stack = a_stack(geometries()["plain"], "k")
     stroke = [[2, 2, 1], [10, 2, 1], [10, 2, 5], [10, 2, 9]]
-    said = scribblePrompts(stroke, True, stack.volume.geometry, stack, "the scribble")
+    geometry = stack.volume.geometry
+    said = [pointPrompt(ras, True, geometry, stack, "the scribble") for ras in alongCurve(stroke)]
     assert [n for n, _ in said] == [1, 1, 3, 7]

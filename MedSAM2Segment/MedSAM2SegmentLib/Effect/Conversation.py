@@ -84,6 +84,7 @@ class Conversation:
                 words = self.words(segmentID)
             except PromptError:
                 continue  # it is told when it is said
+            self._steps.settled.pop(segmentID, None)
             self._steps.settle(segmentID, markups.snapshot(segmentID), words)
             if areOld:
                 self._found.add(segmentID)

@@ -24,7 +24,7 @@ from MedSAM2SegmentLib.Effect.Remembering import Remembering
 from MedSAM2SegmentLib.Effect.SessionLink import SessionLink
 from MedSAM2SegmentLib.Effect.Slicing import Slicing
 from MedSAM2SegmentLib.Effect.Steps import Steps
-from MedSAM2SegmentLib.Effect.Workplace import SEGMENT, SEGMENTATION, VOLUME, Workplace
+from MedSAM2SegmentLib.Effect.Workplace import ALONG, PLACE, SEGMENT, SEGMENTATION, VOLUME, Workplace
 from MedSAM2SegmentLib.Panels.PanelState import PanelState
 from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform
 
@@ -150,13 +150,17 @@ class EffectController:
             self._steps.forget()
             self._conversation.forgetAll()
             self._slicing.forget()
+        if ALONG in changed:
+            self._listening.goAlong()
+            self._areOld = True
         if VOLUME in changed:
             self._filling.abandon()
             self._link.closeVolume()
-        if changed & {SEGMENTATION, VOLUME}:
-            self._isNew = True
-        if changed & {SEGMENTATION, VOLUME, SEGMENT}:
+        self._isNew |= bool(changed & {SEGMENTATION, VOLUME})
+        if changed & {SEGMENTATION, VOLUME, SEGMENT, PLACE}:
             self._listening.say("")
+        if PLACE in changed:
+            self._listening.follow(isNew=self._isNew)
         self._listening.followUndo()
         if self._isActive:
             self._getReady()
@@ -332,6 +336,7 @@ class EffectController:
         if refusal:
             self._listening.say(refusal)
             return False
+        self._workplace.agree()
         return self._workplace.editor.confirmSegmentVisible()
 
     def _withSlice(self, action: Callable[[int], None]) -> None:

@@ -66,6 +66,8 @@ class Listening:
     def followUndo(self) -> None:
         """If somebody else changed the segmentation, see whether it was Slicer's undo, and go along."""
         workplace = self._workplace
+        if workplace.markups is not None:
+            workplace.markups.look()
         if not workplace.isTouched or workplace.markups is None:
             return
         workplace.isTouched = False
@@ -81,6 +83,31 @@ class Listening:
         for memory in memories:
             self._conversation.follow(memory)
         self.mustSync = True
+
+    def goAlong(self) -> None:
+        """Volume and segmentation were moved together: the same will be said, about the same voxels."""
+        self._conversation.remembering.save()
+        self._workplace.writer.trust()
+        self._slicing.move(self._workplace.moved)
+
+    def follow(self, *, isNew: bool) -> None:
+        """The volume lies otherwise on the segmentation: masks stay as they are, whatever prompts say now.
+
+        ``isNew``: all is said to another session anyway.
+        """
+        workplace = self._workplace
+        if workplace.markups is None or not workplace.markups.segmentIDs():
+            return
+        if not isNew and self._link.stack is not None:
+            self._filling.settle()
+            self._conversation.settle()
+            self.mustSync = True
+        if not workplace.isTogether:
+            volume, segmentation = workplace.volumeNode.GetName(), workplace.segmentation.GetName()
+            self.say(
+                f"{volume!r} was moved against {segmentation!r}: the prompts now mean other places of the "
+                "image, the masks stay as they are. Put both under the same transform, or undo the move"
+            )
 
     def onAnswer(self, answer: Answer) -> None:
         """The session has answered: write it as a step of its own."""

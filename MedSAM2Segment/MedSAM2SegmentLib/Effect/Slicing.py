@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import slicer
 from medsam2_core.errors import MedSAM2Error
 from medsam2_core.worker.messages import SessionSettings, StackChoice
@@ -14,6 +15,7 @@ from MedSAM2SegmentLib.Effect.Parameters import PATIENCE, Parameters
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
+    from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.SessionLink import SessionLink
     from MedSAM2SegmentLib.Effect.Workplace import Workplace
@@ -69,6 +71,20 @@ class Slicing:
         markups = self._workplace.markups
         if force or markups is None or not markups.segmentIDs():
             self._parameters.put("stackFound", "")
+
+    def move(self, matrix: NDArray[np.float64]) -> None:
+        """Everything was moved (4, 4) in the world: oblique slices go along, if they were not deformed."""
+        turn = matrix[:3, :3]
+        try:
+            found = StackChoice.from_json(json.loads(self._parameters.text("stackFound")))
+        except (MedSAM2Error, ValueError):
+            return
+        if found.axis or not np.allclose(turn @ turn.T, np.eye(3), atol=1e-6):
+            return
+        origin = matrix @ [*found.origin_ras, 1.0]
+        rows, columns = turn @ found.row_direction_ras, turn @ found.column_direction_ras
+        choice = StackChoice.oblique(origin[:3], rows, columns, found.spacing_mm)
+        self._parameters.put("stackFound", json.dumps(choice.to_json()))
 
     def how(self) -> dict[str, Any]:
         """Range and direction of a propagation, for a session. PromptError when there are no such slices."""

@@ -71,6 +71,7 @@ class Steps:
 
     def __init__(self, workplace: Workplace, link: SessionLink) -> None:
         self._workplace, self._link = workplace, link
+        workplace.onHardened = self.hardened
         self.settled: dict[str, dict[int, SliceWords]] = {}
         self.wasAsked = False
         self._prompts: dict[str, Any] = {}
@@ -169,6 +170,17 @@ class Steps:
         """The voxels show what was said to another session: all has to be answered anew."""
         self.settled.clear()
 
+    def hardened(self, matrix: NDArray[np.float64]) -> None:
+        """The segmentation's own RAS, in which prompts are remembered, was taken through a transform (4, 4).
+
+        Slicer's undo would bring voxels back to where they were without it: earlier steps are out of reach.
+        """
+        self._workplace.ledger.clear()
+        self._newest = None
+        for memory in self._standing.values():
+            memory.prompts = {one: _moved(prompts, matrix) for one, prompts in memory.prompts.items()}
+        self._prompts = {one: _moved(prompts, matrix) for one, prompts in self._prompts.items()}
+
     def remove(self, segmentID: str) -> None:
         """Nothing belongs to the voxels of a segment any more but themselves."""
         self.settled.pop(segmentID, None)
@@ -214,6 +226,10 @@ class Steps:
     def _add(memory: Memory, more: Memory) -> None:
         memory.prompts.update(more.prompts)
         memory.records.update(more.records)
+
+
+def _moved(prompts: Any, matrix: NDArray[np.float64]) -> Any:
+    return tuple(state.moved(matrix) for state in prompts)
 
 
 def _of(memory: Memory, segmentID: str) -> Memory:

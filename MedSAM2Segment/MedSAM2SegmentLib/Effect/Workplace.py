@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import slicer
+from medsam2_core.errors import GeometryError
 
 from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
 from MedSAM2SegmentLib.Segments.EditLedger import EditLedger
+from MedSAM2SegmentLib.Segments.Editors import transformToWorld
 from MedSAM2SegmentLib.Segments.SegmentMemory import SegmentMemory
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
 
 SEGMENTATION, SEGMENT, VOLUME = "segmentation", "segment", "volume"
+PLACE = "place"  # the same volume lies otherwise on the segmentation than before
+ALONG = "along"  # the same volume was moved, and the segmentation with it
 
 _TOUCHED = (
     "SegmentAdded",
@@ -56,6 +61,10 @@ class Workplace:
         Of the segmentation; None without one.
     onLeaving
         Called before the segmentation is let go of.
+    onHardened
+        Called with the (4, 4) transform of the segmentation when it was hardened.
+    moved
+        (4, 4) by which the volume was moved in the world when it was moved last, the segmentation with it.
     isTouched
         Whether somebody else changed the segmentation since this was last set to False.
     """
@@ -78,8 +87,12 @@ class Workplace:
         self.ledger: EditLedger | None = None
         self.memory: SegmentMemory | None = None
         self.onLeaving: Callable[[], None] = lambda: None
+        self.onHardened: Callable[[Any], None] = lambda matrix: None
         self.isTouched = False
         self._volumeKey = ""
+        self._place: Any = None  # of the volume in the segmentation's own RAS
+        self._agreed: Any = None
+        self.moved = np.eye(4)
         self._turn = 0
         self._isWriting = 0
         self._tags: list[tuple[Any, int]] = []
@@ -97,9 +110,26 @@ class Workplace:
         if segmentID != self.segmentID:
             self.segmentID = segmentID
             changed.add(SEGMENT)
+        before = self.adapter
+        voxels = self._volumeKey.rpartition(":")[0]
         if self._lookAtVolume():
             changed.add(VOLUME)
+        isSame = bool(voxels) and voxels == self._volumeKey.rpartition(":")[0]
+        if self._lookAtPlace(SEGMENTATION not in changed and isSame):
+            changed.add(PLACE)
+        elif VOLUME in changed and isSame and self._place is not None and SEGMENTATION not in changed:
+            changed.add(ALONG)
+            self.moved = self.adapter.geometry.ijk_to_ras @ np.linalg.inv(before.geometry.ijk_to_ras)
         return changed
+
+    @property
+    def isTogether(self) -> bool:
+        """Whether volume and segmentation lie on each other as when the user spoke last."""
+        return _same(self._place, self._agreed)
+
+    def agree(self) -> None:
+        """The user speaks about the volume as it lies on the segmentation now."""
+        self._agreed = self._place
 
     def takeCharge(self) -> None:
         """Of several Segment Editors on one segmentation, be the one that answers its prompts from now on.
@@ -178,9 +208,10 @@ class Workplace:
         self.markups = PromptMarkups(segmentation.GetScene(), segmentation)
         self.markups.volumeNode = self.volumeNode
         self.markups.changed.append(self._onPrompts)
+        self.markups.hardened.append(self._onHardened)
         self.memory = SegmentMemory(segmentation)
         self.writer = SegmentWriter(self.editor)
-        self.writer.recall = self.memory.notes
+        self.writer.recall = self.memory.recall
         self.ledger = EditLedger(self.writer)
         events = [getattr(slicer.vtkSegmentation, name) for name in _TOUCHED]
         self._tags = [(segmentation, segmentation.AddObserver(event, self._onTouched)) for event in events]
@@ -194,6 +225,29 @@ class Workplace:
     def _onScene(self, *_: Any) -> None:
         self._onClosing()
 
+    def _onHardened(self, matrix: Any) -> None:
+        self.writer.hardened(matrix)
+        if self._place is not None:
+            self._place, self._agreed = matrix @ self._place, matrix @ self._agreed
+        self.onHardened(matrix)
+
+    def _lookAtPlace(self, isSame: bool) -> bool:
+        """Whether the same volume lies otherwise on the same segmentation than before."""
+        place = None
+        if self.adapter is not None and self.segmentation is not None:
+            try:
+                toWorld = transformToWorld(self.segmentation)
+                place = np.linalg.inv(toWorld) @ self.adapter.geometry.ijk_to_ras
+            except GeometryError:
+                place = None  # under a transform that warps it cannot be edited
+        before, self._place = self._place, place
+        if place is None:
+            return False
+        if not isSame or before is None:
+            self._agreed = place
+            return False
+        return not _same(before, place)
+
     def _lookAtVolume(self) -> bool:
         node = self.editor.sourceVolumeNode()
         problem = VolumeAdapter.problemOf(node) if node is not None else ""
@@ -205,6 +259,11 @@ class Workplace:
         if self.markups is not None:
             self.markups.volumeNode = node
         return True
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two places (4, 4), in mm, are the same but for rounding."""
+    return (one is None) == (other is None) and (one is None or np.allclose(one, other, rtol=1e-7, atol=1e-5))
 
 
 class _Writing:

@@ -7,16 +7,16 @@ Every node carries ``MedSAM2.segmentID``, ``MedSAM2.role`` and a reference to it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
 import vtk
-from medsam2_core.errors import PromptError
+from medsam2_core.errors import GeometryError, PromptError
 
-from MedSAM2SegmentLib.Segments.Editors import matrixToArray
+from MedSAM2SegmentLib.Segments.Editors import matrixToArray, transformToWorld
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -99,7 +99,26 @@ def create(scene: Any, segmentationNode: Any, segmentID: str, role: str, volumeN
     if volumeNode is not None:
         node.SetNodeReferenceID(_VOLUME_REFERENCE, volumeNode.GetID())
     with _activeListKept(scene):
-        return scene.AddNode(node)
+        scene.AddNode(node)
+    if node.IsA("vtkMRMLTransformableNode"):
+        node.SetAndObserveTransformNodeID(segmentationNode.GetTransformNodeID())
+    return node
+
+
+def toSegmentation(node: Any) -> NDArray[np.float64] | None:
+    """(4, 4) from a prompt node's own RAS to its segmentation's; None when they are the same.
+
+    They are unless somebody has put the prompt under a transform of its own.
+    """
+    segmentation = node.GetNodeReference(_SEGMENTATION_REFERENCE)
+    if segmentation is None or not node.IsA("vtkMRMLTransformableNode"):
+        return None
+    if node.GetTransformNodeID() == segmentation.GetTransformNodeID():
+        return None
+    try:
+        return np.linalg.inv(transformToWorld(segmentation)) @ transformToWorld(node)
+    except GeometryError:
+        return None  # under a transform that warps nothing can be segmented
 
 
 @contextmanager
@@ -160,8 +179,15 @@ def isSet(node: Any, index: int) -> bool:
     return node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined
 
 
+def ownPositionOf(node: Any, index: int) -> list[float]:
+    """Position of a control point in the node's own RAS."""
+    ras = [0.0, 0.0, 0.0]
+    node.GetNthControlPointPosition(index, ras)
+    return ras
+
+
 def positionOf(node: Any, index: int) -> list[float]:
-    """RAS of a control point."""
+    """World RAS of a control point."""
     ras = [0.0, 0.0, 0.0]
     node.GetNthControlPointPositionWorld(index, ras)
     return ras
@@ -172,6 +198,21 @@ def addPoint(node: Any, ras: ArrayLike, number: int) -> int:
     index = node.AddControlPointWorld(vtk.vtkVector3d(*[float(value) for value in np.ravel(ras)]))
     numberPoint(node, index, number)
     return index
+
+
+def setPoints(node: Any, positions: Iterable[tuple[int, ArrayLike]]) -> None:
+    """Let a node of points have these alone, each an order number and a position in the node's own RAS."""
+    node.RemoveAllControlPoints()
+    for number, position in positions:
+        index = node.AddControlPoint(vtk.vtkVector3d(*[float(value) for value in np.ravel(position)]))
+        numberPoint(node, index, number)
+
+
+def setOwnCurve(node: Any, positions: ArrayLike) -> None:
+    """Let a scribble run through (N, 3) positions in the node's own RAS."""
+    setCurve(node, positions)
+    for index, position in enumerate(np.asarray(positions)):  # not merely nearly so, under a transform
+        node.SetNthControlPointPosition(index, *(float(value) for value in position))
 
 
 def numberPoint(node: Any, index: int, number: int) -> None:
@@ -212,25 +253,46 @@ def frameOf(gesture: BoxGesture) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 def setBox(node: Any, gesture: BoxGesture) -> None:
     """Put a box where it was drawn."""
-    setBoxFrame(node, *frameOf(gesture))
+    frame, size = frameOf(gesture)
+    if node.GetTransformNodeID() is not None:
+        frame, size = movedFrame(np.linalg.inv(transformToWorld(node)), frame, size)
+    setBoxFrame(node, frame, size)
+
+
+def movedFrame(
+    matrix: NDArray[np.float64], frame: NDArray[np.float64], size: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A box's frame and size after a transform (4, 4); its axes may lean after one that shears."""
+    moved = matrix @ frame
+    scale = np.linalg.norm(moved[:3, :3], axis=0)
+    moved[:3, :3] /= scale
+    return moved, np.asarray(size, dtype=np.float64) * scale
 
 
 def setBoxFrame(node: Any, frame: NDArray[np.float64], size: ArrayLike) -> None:
-    """Put a box at a frame (4, 4: unit axes and centre, RAS) with a size (3,) in mm."""
+    """Put a box at a frame (4, 4: unit axes and centre) with a size (3,) in mm, in the node's own RAS."""
     wasModifying = node.StartModify()
     if node.GetNumberOfControlPoints() == 0:
-        node.AddControlPointWorld(vtk.vtkVector3d(*frame[:3, 3]))
+        node.AddControlPoint(vtk.vtkVector3d(*frame[:3, 3]))
     matrix = vtk.vtkMatrix4x4()
     matrix.DeepCopy(frame.ravel())
     node.SetAndObserveObjectToNodeMatrix(matrix)
-    node.SetCenterWorld(*(float(value) for value in frame[:3, 3]))
-    node.SetSizeWorld(*(float(value) for value in size))
+    node.SetCenter(*(float(value) for value in frame[:3, 3]))
+    node.SetSize(*(float(value) for value in size))
     node.EndModify(wasModifying)
 
 
+def ownBoxFrame(node: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As :func:`boxFrame`, in the node's own RAS."""
+    return _unitAxes(matrixToArray(node.GetObjectToNodeMatrix()), node)
+
+
 def boxFrame(node: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(4, 4) unit axes and centre in RAS, and the size (3,) in mm."""
-    frame = matrixToArray(node.GetObjectToWorldMatrix())
+    """(4, 4) unit axes and centre in world RAS, and the size (3,) in mm."""
+    return _unitAxes(matrixToArray(node.GetObjectToWorldMatrix()), node)
+
+
+def _unitAxes(frame: NDArray[np.float64], node: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     scale = np.linalg.norm(frame[:3, :3], axis=0)
     frame[:3, :3] /= scale
     return frame, np.array(node.GetSize(), dtype=np.float64) * scale

@@ -11,6 +11,7 @@ import slicer
 import vtk
 
 from MedSAM2SegmentLib.Prompts import MarkupNodes
+from MedSAM2SegmentLib.Prompts.FollowTransform import FollowTransform
 from MedSAM2SegmentLib.Prompts.PromptSnapshots import SavedNode, saved
 
 _Markups = slicer.vtkMRMLMarkupsNode
@@ -39,6 +40,8 @@ class NodeWatch:
         Called when segments came, went, or look different.
     onGone
         Called when the segmentation left the scene, or (True) the scene is being closed.
+    onHardened
+        Called with the (4, 4) transform when that of the segmentation was hardened, and of its prompts.
     """
 
     def __init__(
@@ -48,12 +51,14 @@ class NodeWatch:
         onChanged: Callable[[tuple[str, ...]], None],
         onSegments: Callable[[], None],
         onGone: Callable[[bool], None],
+        onHardened: Callable[[Any], None],
     ) -> None:
         self._scene = scene
         self._segmentationNode = segmentationNode
         self._onChanged, self._onSegments, self._onGone = onChanged, onSegments, onGone
         self._watched: dict[str, _Watched] = {}
         self._ours = 0
+        self._isMoved = False
         self._observed: list[tuple[Any, int]] = []
         self._observe(scene, slicer.vtkMRMLScene.NodeAddedEvent, self._onNodeAdded)
         self._observe(scene, slicer.vtkMRMLScene.NodeRemovedEvent, self._onNodeRemoved)
@@ -62,11 +67,23 @@ class NodeWatch:
         for event in ("SegmentAdded", "SegmentRemoved", "SegmentModified"):
             self._observe(segmentationNode, getattr(slicer.vtkSegmentation, event), self._onSegmentEvent)
         self.find()
+        self._follow = FollowTransform(segmentationNode, lambda: self.nodes, self.ours, onHardened)
 
     @property
     def nodes(self) -> list[Any]:
         """The prompt nodes, in the order they came."""
         return [watched.node for watched in self._watched.values()]
+
+    def look(self) -> None:
+        """Tell who was moved by a transform of its own.
+
+        Not at once: when a transform is put over everything, prompts may get it before their segmentation.
+        """
+        self._follow.look()
+        if self._isMoved and not self._ours:
+            self._isMoved = False
+            for watched in list(self._watched.values()):
+                self._compare(watched)
 
     def find(self) -> None:
         """Watch every prompt node of the scene that is not watched yet."""
@@ -100,6 +117,7 @@ class NodeWatch:
 
     def cleanup(self) -> None:
         """Take every observer back."""
+        self._follow.cleanup()
         for caller, tag in self._observed:
             caller.RemoveObserver(tag)
         self._observed.clear()
@@ -162,7 +180,11 @@ class NodeWatch:
 
     def _onNodeEvent(self, node: Any, _event: str) -> None:
         watched = self._watched.get(node.GetID())
-        if watched is not None and not watched.isDragged and not self._ours:
+        if watched is None or watched.isDragged or self._ours:
+            return
+        if MarkupNodes.toSegmentation(node) is not None:
+            self._isMoved = True
+        else:
             self._compare(watched)
 
     def _compare(self, watched: _Watched) -> None:

@@ -7,28 +7,26 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from medsam2_core.errors import PromptError
+from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.prompts import MaskPrompt, Prompt
-from medsam2_core.slice_prompts import by_slice
 from medsam2_core.worker.messages import SliceWords
 
-from MedSAM2SegmentLib.Prompts import MarkupNodes, PromptFolder, PromptLooks, PromptWords
-from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture, ScribbleGesture
+from MedSAM2SegmentLib.Prompts import MarkupNodes, PlacedPrompts, PromptFolder, PromptLooks, PromptWords
+from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
 from MedSAM2SegmentLib.Prompts.NodeWatch import NodeWatch
 from MedSAM2SegmentLib.Prompts.PromptNotes import MaskNote, Notes
 from MedSAM2SegmentLib.Prompts.PromptPicking import PromptHandle, pick
 from MedSAM2SegmentLib.Prompts.PromptSnapshots import SavedNode, fill, saved
+from MedSAM2SegmentLib.Segments.Editors import transformToWorld
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 #: All prompts of a segmentation at one moment; to be kept for undo.
 Snapshot = tuple[SavedNode, ...]
-
-_Placed = tuple[int, int, Prompt]  # order number, slice, prompt
 
 
 class PromptMarkups:
@@ -44,6 +42,9 @@ class PromptMarkups:
         Called with a tuple of the IDs of segments whose prompts changed, once for each action of the user: a
         prompt was added or removed, here or by somebody else, or moved (at the end of the drag).
         :meth:`restore` and what is done within :meth:`quiet` call nobody.
+    hardened
+        Called with the (4, 4) transform after the segmentation's transform was hardened, and its prompts with
+        it: snapshots from before are in the RAS it had then.
     """
 
     def __init__(self, scene: Any, segmentationNode: Any) -> None:
@@ -51,13 +52,17 @@ class PromptMarkups:
         self.segmentationNode = segmentationNode
         self.volumeNode: Any = None
         self.changed: list[Callable[[tuple[str, ...]], None]] = []
+        self.hardened: list[Callable[[Any], None]] = []
         self._isVisible = True
         self._isQuiet = False
         self._segmentIDs = set(self._presentSegments())
         self._removed: dict[
             str, Snapshot
         ] = {}  # prompts of removed segments: undo may bring the segment back
-        self._watch = NodeWatch(scene, segmentationNode, self._onChanged, self._onSegments, self._onGone)
+        self._watch = NodeWatch(
+            *(scene, segmentationNode),
+            *(self._onChanged, self._onSegments, self._onGone, self._onHardened),
+        )
         self._paint()
 
     # What is there ------------------------------------------------------------------------------------------
@@ -79,15 +84,15 @@ class PromptMarkups:
             When a prompt is not on the volume, a box does not lie on one slice, a slice has two boxes; the
             message names the prompt and the way out.
         """
-        placed: list[_Placed] = []
+        placed: list[PlacedPrompts.Placed] = []
         final: set[int] = set()
         for node in self._nodes(segmentID):
             if MarkupNodes.roleOf(node) == MarkupNodes.NOTES:
                 notes = Notes.fromText(node.GetText() or "")
                 final = {n for key, n in notes.final if key == stack.key and 0 <= n < len(stack)}
-                placed += _placedMasks(notes, stack)
+                placed += PlacedPrompts.ofMasks(notes, stack)
             else:
-                placed += _placed(saved(node), adapter.geometry, stack)
+                placed += PlacedPrompts.of(saved(node), adapter.geometry, stack, self._toWorld())
         placed.sort(key=lambda one: one[0])  # stable: points of one scribble keep their order
         PromptWords.checkBoxes(placed, stack)
         said: dict[int, list[Prompt]] = {n: [] for n in final}
@@ -100,7 +105,16 @@ class PromptMarkups:
 
         To refuse a gesture before it becomes a node of the scene.
         """
-        return tuple(sorted({n for _, n, _ in _placed(_savedGesture(gesture), adapter.geometry, stack)}))
+        return tuple(
+            sorted(
+                {
+                    n
+                    for _, n, _ in PlacedPrompts.of(
+                        PlacedPrompts.savedGesture(gesture), adapter.geometry, stack
+                    )
+                }
+            )
+        )
 
     # What the user does -------------------------------------------------------------------------------------
 
@@ -211,12 +225,27 @@ class PromptMarkups:
         for node in self._watch.nodes:
             PromptLooks.show(node, visible)
 
+    def look(self) -> None:
+        """Notice prompts that were moved by a transform of their own; to be called now and then."""
+        if self.segmentationNode is not None:
+            self._watch.look()
+
     def cleanup(self) -> None:
         """Take every observer back; the nodes stay in the scene."""
         self._watch.cleanup()
         self.changed.clear()
+        self.hardened.clear()
 
     # Inside -------------------------------------------------------------------------------------------------
+
+    def _toWorld(self) -> NDArray[np.float64] | None:
+        """(4, 4) from the segmentation's RAS, or None; PromptError under a transform that warps."""
+        if self.segmentationNode is None or self.segmentationNode.GetTransformNodeID() is None:
+            return None
+        try:
+            return transformToWorld(self.segmentationNode)
+        except GeometryError as error:
+            raise PromptError(str(error)) from error
 
     def _nodes(self, segmentID: str) -> list[Any]:
         return [node for node in self._watch.nodes if MarkupNodes.segmentOf(node) == segmentID]
@@ -303,6 +332,14 @@ class PromptMarkups:
             self._tell((segmentID,))
         self._paint()
 
+    def _onHardened(self, matrix: Any) -> None:
+        self._removed = {
+            segmentID: tuple(state.moved(matrix) for state in snapshot)
+            for segmentID, snapshot in self._removed.items()
+        }
+        for callback in list(self.hardened):
+            callback(matrix)
+
     def _onGone(self, isClosing: bool) -> None:
         nodes = self._watch.nodes
         self._watch.cleanup()
@@ -331,48 +368,3 @@ def _isOnPlane(box: Any, gesture: BoxGesture) -> bool:
     frame, _ = MarkupNodes.boxFrame(box)
     distances = (gesture.rasCorners - frame[:3, 3]) @ frame[:3, 0]
     return bool(np.abs(distances).max() < gesture.thickness / 2)
-
-
-def _savedGesture(gesture: Gesture) -> SavedNode:
-    if isinstance(gesture, PointGesture):
-        role = MarkupNodes.POSITIVE if gesture.positive else MarkupNodes.NEGATIVE
-        return SavedNode("", role, points=((0, *gesture.ras.tolist()),))
-    if isinstance(gesture, ScribbleGesture):
-        role = MarkupNodes.SCRIBBLE if gesture.positive else MarkupNodes.NEGATIVE_SCRIBBLE
-        return SavedNode("", role, points=tuple((0, *ras) for ras in gesture.ras.tolist()))
-    frame, size = MarkupNodes.frameOf(gesture)
-    return SavedNode("", MarkupNodes.BOX, frame=tuple(frame.ravel()), size=tuple(size))
-
-
-def _placed(state: SavedNode, geometry: Any, stack: SliceStack) -> Iterator[_Placed]:
-    """The prompts of a node on the slices of a stack."""
-    if state.isEmpty:
-        return
-    positive = state.role not in (MarkupNodes.NEGATIVE, MarkupNodes.NEGATIVE_SCRIBBLE)
-    if state.role == MarkupNodes.BOX:
-        corners = MarkupNodes.cornersOf(np.reshape(state.frame, (4, 4)), np.array(state.size))
-        n, box = PromptWords.boxPrompt(corners, geometry, stack, _name("box", state.order))
-        yield state.order, n, box
-    elif state.role in MarkupNodes.POINT_ROLES:
-        for number, *ras in state.points:
-            n, point = PromptWords.pointPrompt(ras, positive, geometry, stack, _name("point", number))
-            yield number, n, point
-    else:
-        ras = [ras for _, *ras in state.points]
-        what = _name("scribble", state.order)
-        for n, point in PromptWords.scribblePrompts(ras, positive, geometry, stack, what):
-            yield state.order, n, point
-
-
-def _placedMasks(notes: Notes, stack: SliceStack) -> Iterator[_Placed]:
-    for note in notes.masks:
-        if note.stack == stack.key and 0 <= note.n < len(stack):
-            yield note.order, note.n, note.mask
-        else:
-            for n, prompts in by_slice([note.mask], stack).items():
-                for prompt in prompts:
-                    yield note.order, n, prompt
-
-
-def _name(kind: str, number: int) -> str:
-    return f"the {kind} with the number {number}" if number else f"the {kind}"

@@ -22,13 +22,14 @@ _PARALLEL = np.cos(
     np.radians(2.0)
 )  # a plane that is tilted less is the slice's: a large box has its corners further
 _EDGE = 1e-3  # voxels: rounding when millimetres become indices
+_DECIMALS = 4  # of voxels: so that the same is said wherever image and prompts are moved together
 
 
 def pointPrompt(
     ras: ArrayLike, positive: bool, geometry: Geometry, stack: SliceStack, what: str
 ) -> tuple[int, Point]:
     """The slice a point lies on, and the point; PromptError when it is outside the volume."""
-    ijk = geometry.to_ijk(ras)
+    ijk = np.round(geometry.to_ijk(ras), _DECIMALS)
     size = np.array(geometry.shape_ijk)
     if (ijk < -0.5 - _EDGE).any() or (ijk > size - 0.5 + _EDGE).any():
         raise PromptError(f"{what} is outside the volume: move it onto the image, or delete it")
@@ -36,13 +37,6 @@ def pointPrompt(
     n = _slice(float(stack.to_slice(ijk)[0, 2]), stack, what)
     i, j, k = ijk[0].tolist()
     return n, Point((i, j, k), positive)
-
-
-def scribblePrompts(
-    ras: ArrayLike, positive: bool, geometry: Geometry, stack: SliceStack, what: str
-) -> list[tuple[int, Point]]:
-    """Up to eight points along a scribble, each with its slice."""
-    return [pointPrompt(position, positive, geometry, stack, what) for position in alongCurve(ras)]
 
 
 def alongCurve(ras: ArrayLike, count: int = POINTS_OF_A_SCRIBBLE) -> NDArray[np.float64]:
@@ -67,7 +61,7 @@ def boxPrompt(rasCorners: ArrayLike, geometry: Geometry, stack: SliceStack, what
     PromptError
         When the corners lie on different slices, or no part of the box is on the volume.
     """
-    corners = stack.to_slice(geometry.to_ijk(rasCorners))  # (4, 3) x, y, n
+    corners = np.round(stack.to_slice(geometry.to_ijk(rasCorners)), _DECIMALS)  # (4, 3) x, y, n
     if np.ptp(corners[:, 2]) > _SPREAD and _isTilted(np.asarray(rasCorners), geometry, stack):
         first, last = sorted((round(corners[:, 2].min()), round(corners[:, 2].max())))
         raise PromptError(

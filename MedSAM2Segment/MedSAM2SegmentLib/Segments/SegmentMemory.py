@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from MedSAM2SegmentLib.Segments.Editors import transformToWorld
-from MedSAM2SegmentLib.Segments.SegmentNotes import NOTED_BITS, SegmentNotes
+from MedSAM2SegmentLib.Segments.SegmentNotes import KNOWN, NOTED_BITS, OURS, SegmentNotes
+from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _ROLE, _IS_MEMORY, _TEXT = "MedSAM2.role", "memory", "MedSAM2.memory"
 _SEGMENTATION_REFERENCE = "MedSAM2.segmentation"
 _LARGEST = 1 << 30  # voxels of a box: more are not believed
 _MOST_RUNS = 1 << 26
+_SAME_MM = 1e-5  # mm by which matrices of one lattice may differ after they were saved
 
 _BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, binascii.Error, zlib.error)
 
@@ -73,6 +75,29 @@ class SegmentMemory:
         except _BROKEN as error:
             self.complain(f"notes about {segmentID!r}", error)
             return None
+
+    def recall(self, segmentID: str, segments: SegmentVoxels) -> SegmentNotes | None:
+        """The notes about a segment on the grid of ``segments``, as far as the segment still has its voxels.
+
+        GeometryError under a transform that warps.
+        """
+        found = self.notes(segmentID)
+        if found is None:
+            return None
+        notes, world = found
+        node = self.segmentationNode
+        if np.allclose(transformToWorld(node) @ segments.indexToRAS, world, rtol=0, atol=_SAME_MM):
+            notes.indexToRAS = segments.indexToRAS  # where it was, even if a transform was hardened since
+        there = SegmentVoxels(node, notes.indexToRAS).mask(segmentID, notes.used)
+        if not there.any():
+            return None  # the segment was saved without its voxels: nothing was erased
+        if np.allclose(notes.indexToRAS, segments.indexToRAS, rtol=0, atol=_SAME_MM):
+            notes.indexToRAS = segments.indexToRAS
+            bits = notes.looked(notes.used, there)
+        else:  # on another lattice voxels are missing that nobody erased
+            bits = notes.read(notes.used) & np.uint8(OURS | KNOWN) & (there * np.uint8(255))
+        notes.write(notes.used, bits)
+        return notes
 
     def found(self, segmentID: str) -> Any:
         """What else was kept about a segment; None for nothing. It may be anything that JSON can say."""

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_SAME_MM = 1e-5  # mm by which matrices of one lattice may differ after they were saved
 _LARGEST_GROUP = 1 << 23  # pixels: more at once costs more in fresh memory than it saves in calls
 
 
@@ -64,14 +63,14 @@ class SegmentWriter:
     written : list of callables
         Called with a list of :class:`Change` after each edit.
     recall
-        Gives, for a segment of the segmentation being edited, what was noted before there was this writer,
-        with the grid's place in the world then (see ``SegmentMemory.notes``); None for nothing.
+        Gives, for a segment of the segmentation being edited, what was noted before there was this writer
+        (see ``SegmentMemory.recall``); None for nothing.
     """
 
     def __init__(self, editor: SegmentEditor) -> None:
         self.editor = editor
         self.written: list[Callable[[list[Change]], None]] = []
-        self.recall: Callable[[str], tuple[SegmentNotes, NDArray[np.float64]] | None] = lambda segmentID: None
+        self.recall: Callable[[str, SegmentVoxels], SegmentNotes | None] = lambda segmentID, segments: None
         self._notes: dict[tuple[str, str], SegmentNotes] = {}  # by segmentation and segment
         self._recalled: set[tuple[str, str]] = set()
         self._stepDue = False
@@ -198,6 +197,16 @@ class SegmentWriter:
         self._notes.pop(key, None)
         self._recalled.discard(key)
 
+    def trust(self) -> None:
+        """What is noted is all there is to know: nothing is adopted for these segments."""
+        self._recalled |= set(self._notes)
+
+    def hardened(self, matrix: NDArray[np.float64]) -> None:
+        """The segmentation's own RAS was taken through a transform (4, 4), its voxels with it."""
+        for notes in self._notesHere().values():
+            notes.indexToRAS = matrix @ notes.indexToRAS
+            notes.stamp += 1
+
     def look(self) -> None:
         """Look at all that is noted: somebody else changed the segmentation."""
         node = self.editor.segmentationNode()
@@ -273,32 +282,12 @@ class SegmentWriter:
         key = (self.segmentationKey(), segmentID)
         notes = self._notes.get(key)
         if notes is None:
-            notes = self._recalledNotes(segmentID, segments)
+            notes = self.recall(segmentID, segments)
             if notes is not None:
                 self._recalled.add(key)
         notes = notes or SegmentNotes(segments.indexToRAS, extent)
         self._notes[key] = notes.onGrid(segments.indexToRAS, extent)
         return self._notes[key]
-
-    def _recalledNotes(self, segmentID: str, segments: SegmentVoxels) -> SegmentNotes | None:
-        """What was noted before there was this writer, as far as the segment still has it."""
-        recalled = self.recall(segmentID)
-        if recalled is None:
-            return None
-        notes, world = recalled
-        node = self.editor.segmentationNode()
-        if np.allclose(transformToWorld(node) @ segments.indexToRAS, world, rtol=0, atol=_SAME_MM):
-            notes.indexToRAS = segments.indexToRAS  # where it was, even if a transform was hardened since
-        there = SegmentVoxels(node, notes.indexToRAS).mask(segmentID, notes.used)
-        if not there.any():
-            return None  # the segment was saved without its voxels: nothing was erased
-        if np.allclose(notes.indexToRAS, segments.indexToRAS, rtol=0, atol=_SAME_MM):
-            notes.indexToRAS = segments.indexToRAS
-            bits = notes.looked(notes.used, there)
-        else:  # on another lattice voxels are missing that nobody erased
-            bits = notes.read(notes.used) & np.uint8(OURS | KNOWN) & (there * np.uint8(255))
-        notes.write(notes.used, bits)
-        return notes
 
     def _writeGroup(
         self,
