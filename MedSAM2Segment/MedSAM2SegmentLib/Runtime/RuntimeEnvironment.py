@@ -83,6 +83,7 @@ def uvEnvironment(base: Mapping[str, str], *, offline: bool) -> dict[str, str]:
 def pipEnvironment(base: Mapping[str, str], *, offline: bool) -> dict[str, str]:
     """What Slicer's pip runs with when it fetches uv: the same sources, in pip's words."""
     variables = {**base, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "NO_COLOR": "1"}
+    variables["PYTHONSAFEPATH"] = "1"  # no modules from the folder Slicer happens to be in
     if offline:
         return {name: value for name, value in variables.items() if name not in _SOURCES}
     for old, name in _OLD_UV.items():
