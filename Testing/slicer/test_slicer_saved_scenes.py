@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("slicer")
 from a_remote_session import ASource
-from a_scene import set_reference
+from a_scene import a_linear_transform, a_matrix, rotation, set_reference
 from a_user import AUser
 from MedSAM2SegmentLib.Segments.SegmentMemory import SegmentMemory, packedNotes, unpackedNotes
 from MedSAM2SegmentLib.Segments.SegmentNotes import SegmentNotes
@@ -117,6 +117,23 @@ def test_a_scene_can_be_saved_and_loaded_again_without_being_worked_on(user, sce
     moves_the_prompt(user)
     moves_the_prompt(other)
     assert np.array_equal(other.mask(), user.mask())
+
+
+@pytest.mark.parametrize("hardened", [False, True])
+def test_a_scene_that_was_moved_before_it_was_saved(user, scenes, tmp_path, hardened):
+    transform = a_linear_transform(user.scene, a_matrix(rotation((3.0, -2.0, 5.0)), origin=(9.0, 2.0, -4.0)))
+    for node in (user.volume, user.segmentation):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    user.wait()
+    if hardened:
+        user.segmentation.HardenTransform()
+        user.volume.HardenTransform()
+    other = loaded(user, scenes, tmp_path)
+    assert strip(other) == strip(user)
+    moves_the_prompt(user)
+    moves_the_prompt(other)
+    assert np.array_equal(other.mask(), user.mask())
+    assert other.mask()[5, 13, 17] and not other.mask()[5, 10, 10] and other.mask()[5, 8:11, 2:7].all()
 
 
 def test_what_somebody_painted_elsewhere_stays_and_what_they_erased_stays_away(user, scenes, tmp_path):
