@@ -4,11 +4,13 @@ What PySide6 does and PythonQt does not (keyword arguments, `bytes(QByteArray)`,
 test_lib_pythonqt.py reads the code for that.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
 import time
 import types
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,8 +24,9 @@ def installed() -> types.ModuleType:
     pytest.importorskip("PySide6.QtWidgets")
     from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
-    # PySide6 remembers this for the module it stands in, and keeps to it in modules that import only `qt`.
-    from __feature__ import true_property  # noqa: F401  isort: skip
+    with _only_plain_modules():
+        # PySide6 remembers this for the module it stands in, and keeps to it in those that import only `qt`.
+        from __feature__ import true_property  # noqa: F401  isort: skip
 
     _keep_none_alive()
 
@@ -34,6 +37,19 @@ def installed() -> types.ModuleType:
                 setattr(module, name, getattr(source, name))
     sys.modules["qt"] = module
     return module
+
+
+@contextlib.contextmanager
+def _only_plain_modules() -> Iterator[None]:
+    """While PySide6 reads the source of every module there is: some of torch's answer with an error."""
+    odd = {name: module for name, module in sys.modules.items() if type(module) is not types.ModuleType}
+    odd = {name: module for name, module in odd.items() if name.partition(".")[0] == "torch"}
+    for name in odd:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(odd)
 
 
 def _keep_none_alive() -> None:
