@@ -96,6 +96,7 @@ class Sessions:
         return {
             "slices": len(stack),
             "shape_hw": list(stack.shape_hw),
+            "xyn_to_ijk": stack.xyn_to_ijk.tolist(),
             "window": window.to_dict(),
             "model": {"name": model.name, "title": _title(settings.model, model.name)},
             "device": str(model.device),
