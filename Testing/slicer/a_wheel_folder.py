@@ -14,8 +14,9 @@ try:
     import numpy, sam2, torch
     numpy.answer, sam2.answer, torch.answer
     if "--files" in sys.argv:
+        import sysconfig
         from importlib.metadata import distributions
-        for one in distributions():
+        for one in distributions(path=[sysconfig.get_path("purelib")]):
             for entry in one.files or ():
                 path = entry.locate()
                 if not path.exists() or entry.size not in (None, path.stat().st_size):

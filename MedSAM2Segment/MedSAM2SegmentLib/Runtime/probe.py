@@ -55,11 +55,17 @@ def versions() -> "dict[str, str]":
 
 
 def damagedFiles() -> "list[str]":
-    """Installed files of this environment that are gone or no longer have their size."""
+    """Installed files of this environment that are gone or no longer have their size.
+
+    What lies on PYTHONPATH is not this environment's: a source tree may call itself installed, too.
+    """
+    import sysconfig
     from importlib.metadata import distributions
 
     wrong = []
-    for distribution in distributions():
+    for distribution in distributions(
+        path=sorted({sysconfig.get_path(one) for one in ("purelib", "platlib")})
+    ):
         for entry in distribution.files or ():
             if entry.name.endswith(".pyc"):
                 continue
