@@ -85,7 +85,7 @@ def _steps(text: str, stages: int) -> list[int]:
 
     parts = text.split(",")
     if len(parts) != stages or not all(part.strip().isdecimal() for part in parts):
-        raise TrainingError(f"--steps {text}: {stages} numbers wanted, one a stage, such as 3000,1300,420")
+        raise TrainingError(f"--steps {text}: {stages} numbers wanted, one a stage, such as 3000,1300,2400")
     return [int(part) for part in parts]
 
 
