@@ -196,16 +196,16 @@ def test_a_loaded_scene_is_segmented_as_if_it_had_never_been_saved(clinic, tmp_p
     one = clinic(volume)
     one.controller.setValue("range", "21..27")
 
-    def click(who, ijk):
+    def click(who, ijk, **keys):
         place = volume.geometry.to_ras([ijk])[0]
         who.view.show(who.node, place)
-        who.view.click(who.view.pixel_of(place))
+        who.view.click(who.view.pixel_of(place), **keys)
         who.wait()
 
     def goes_on(who):
         who.controller.propagate()
         who.wait(120)
-        click(who, (60, 60, 24))  # another click on a slice that was prompted
+        click(who, (60, 60, 24), ctrl=True)  # what does not belong, on a slice that was prompted
         who.controller.propagate()
         who.wait(120)
         return voxels_of_fast(who.segmentation)
