@@ -14,6 +14,7 @@ from pathlib import Path
 
 from medsam2_core.errors import RuntimeInstallError
 
+from MedSAM2SegmentLib.Runtime.helper import megabytes
 from MedSAM2SegmentLib.Runtime.RuntimeEnvironment import hasOwnSources, workerEnvironment
 from MedSAM2SegmentLib.Runtime.RuntimeFolder import MANIFEST, RuntimeFolder, pythonOf, writeJson
 from MedSAM2SegmentLib.Runtime.RuntimeLock import RuntimeLock
@@ -312,7 +313,7 @@ class Installation:
             "versions": versions,
             "machine": self._machine.title,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "megabytes": _megabytes(new),
+            "megabytes": megabytes(str(new)),
         }
         writeJson(new / MANIFEST, manifest)
 
@@ -379,15 +380,3 @@ def _lastJson(lines: tuple[str, ...]) -> dict | None:
 def _lastPath(lines: tuple[str, ...]) -> str:
     """The path a tool printed, below its warnings."""
     return next((line.strip() for line in reversed(lines) if os.path.isabs(line.strip())), "")
-
-
-def _megabytes(folder: Path) -> int:
-    """What a folder takes up, by the sizes of its files."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(place, name)).st_size
-            except OSError:
-                continue
-    return round(total / 1e6)
