@@ -1,5 +1,7 @@
 """The page of the module: everything readable, everything told to the controller, nothing told by showing."""
 
+from pathlib import Path
+
 import a_qt
 import pytest
 
@@ -45,6 +47,13 @@ def everything_possible():
         canInstall=True, canRepair=True, canRemove=True, canCancel=True, answer="Yes", question="?"
     )
     return PageState(view, MODELS, canChangeModels=True, canCancelModel=True, worker=WorkerView(details="x"))
+
+
+def test_the_page_links_to_the_tutorial(panel):
+    text = panel.widget.findChild(qt.QLabel, "tutorialLabel").text
+    address = text.partition('href="')[2].partition('"')[0]
+    assert qt.QUrl(address).toLocalFile().endswith("Resources/docs/tutorial.md")
+    assert Path(qt.QUrl(address).toLocalFile()).read_text(encoding="utf-8").startswith("# Five minutes")
 
 
 @pytest.mark.parametrize("style", ["light", "dark"])

@@ -13,10 +13,10 @@ from MedSAM2SegmentLib.Panels.ModulePageState import (
     WorkerView,
     sizeWords,
 )
-from MedSAM2SegmentLib.Panels.QtHelpers import Connections, breakable, choose, fill, loadUi, put
+from MedSAM2SegmentLib.Panels.QtHelpers import RESOURCES, Connections, breakable, choose, fill, loadUi, put
 
-# Address of the tutorial; entered when the repository is published.
-TUTORIAL = ""
+# In the source tree, which users have until the repository has an address; not in an installed extension.
+TUTORIAL = RESOURCES.parents[1] / "Resources" / "docs" / "tutorial.md"
 _ACTIONS = {
     "installButton": "askInstall",
     "repairButton": "repair",
@@ -99,8 +99,8 @@ class ModulePanel:
         self._report = find(qt.QPushButton, "reportButton")
         self._combos = {"model": find(qt.QComboBox, "modelBox"), "window": find(qt.QComboBox, "windowBox")}
         self._tutorial = find(qt.QLabel, "tutorialLabel")
-        if TUTORIAL:
-            self._tutorial.text = f'<a href="{TUTORIAL}">Five-minute tutorial</a>'
+        if TUTORIAL.exists():
+            self._tutorial.text = f'<a href="{TUTORIAL.as_uri()}">Five-minute tutorial</a>'
         self._logText.hide()
 
     def _prepareTable(self) -> None:
