@@ -1,6 +1,7 @@
 """What every test may ask for: where the real data lies, and how large a campaign is."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,14 @@ def _two_threads_at_most() -> None:
     """Keep tests on shared machines polite and their timing stable."""
     torch = pytest.importorskip("torch")
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Of small tensors more threads only make more work: for files with hundreds of small computations."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

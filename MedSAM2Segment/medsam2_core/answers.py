@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.engine.states import Found, SliceResult
 from medsam2_core.errors import PromptError
-from medsam2_core.prompts import Prompt, SlicePrompt, resolve
+from medsam2_core.prompts import Box, Prompt, SlicePrompt, resolve
 from medsam2_core.slice_prompts import mask_on_slice
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Answers:
     - tracking has not been on the slice. Where it has, its mask is what the words correct, and memories of
       other slices help; so the answer depends on what was tracked when they were said. When all words are
       taken back, that mask stands again;
+    - no predicted box is among the words: those refine the mask that came with it, for who knows it;
     - the slice was spoken about with :meth:`say` only. :meth:`~medsam2_core.session.Session.prompt` also
       looks at where the object is on neighbouring slices, and answers several prompts at once.
     """
@@ -129,26 +130,30 @@ class Answers:
         """
         for n, one in slices.items():
             self._check(n, one)
-        frozen = {n for n, one in slices.items() if one.final and not one.prompts and one.known is None}
         with self._history.step(f"restore {name}"):
-            if name in self._prompts.names:
-                self._prompts.objects[name] = []
-            if name in self.tracker.object_ids:
-                self.tracker.remove_object(name)
-            self._changes.forget(name)
-            # The words correct what tracking had found on their slices. Its other masks come afterwards:
-            # where tracking has not been, words mean the same whenever they are said.
-            beneath = {n: found for n, found in tracked.items() if n in slices and n not in frozen}
-            self.tracker.take_over(name, beneath)
-            for n, one in slices.items():
-                if n not in frozen:
-                    self._take_words(name, n, one)
-            self._prompts.add_object(name)
-            beside = {n: found for n, found in tracked.items() if n not in beneath}
-            self.tracker.take_over(name, beside)
-            for n in frozen:
-                self._take_words(name, n, slices[n])
+            self._put_in_place(name, slices, tracked)
         return {n: self._standing(name, n) for n in slices}
+
+    def _put_in_place(self, name: str, slices: Mapping[int, Words], tracked: Mapping[int, Found]) -> None:
+        """:meth:`restore_object` within a step that is open already."""
+        frozen = {n for n, one in slices.items() if one.final and not one.prompts and one.known is None}
+        if name in self._prompts.names:
+            self._prompts.objects[name] = []
+        if name in self.tracker.object_ids:
+            self.tracker.remove_object(name)
+        self._changes.forget(name)
+        # The words correct what tracking had found on their slices. Its other masks come afterwards: where
+        # tracking has not been, words mean the same whenever they are said.
+        beneath = {n: found for n, found in tracked.items() if n in slices and n not in frozen}
+        self.tracker.take_over(name, beneath)
+        for n, one in slices.items():
+            if n not in frozen:
+                self._take_words(name, n, one)
+        self._prompts.add_object(name)
+        beside = {n: found for n, found in tracked.items() if n not in beneath}
+        self.tracker.take_over(name, beside)
+        for n in frozen:
+            self._take_words(name, n, slices[n])
 
     def _check(self, n: int, words: Words) -> None:
         """PromptError for words that cannot be about slice ``n``."""
@@ -187,11 +192,12 @@ class Answers:
             self._accept(name, n, prompts, _found(words.known))
             return True
         here = self._said_here(name, n)
-        if here == prompts and self._is_by_words(name, n):
+        can_refine = self._is_by_words(name, n) or self._is_predicted(name, n, here)
+        if here == prompts and can_refine:
             return False
         self._prompts.add_object(name)
         kept = self._said_elsewhere(name, n)
-        refines = bool(here) and prompts[: len(here)] == here and self._is_by_words(name, n)
+        refines = bool(here) and prompts[: len(here)] == here and can_refine
         if not refines and self._is_said(name, n):
             self.tracker.uncover(name, n)
         for count in range(len(here) + 1 if refines else 1, len(prompts) + 1):
@@ -225,6 +231,11 @@ class Answers:
 
     def _is_by_words(self, name: str, n: int) -> bool:
         return self._is_said(name, n) and self.tracker.state(name).conditioning[n].by_words
+
+    def _is_predicted(self, name: str, n: int, here: list[Prompt]) -> bool:
+        """Whether the slice shows the mask a model found with its predicted box."""
+        predicted = any(isinstance(prompt, Box) and prompt.predicted for prompt in here)
+        return predicted and self._is_said(name, n)
 
     def _is_final(self, name: str, n: int) -> bool:
         outcomes = self.tracker.state(name).outcomes if name in self.tracker.object_ids else {}

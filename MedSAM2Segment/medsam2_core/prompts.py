@@ -45,15 +45,18 @@ class Box:
     """A rectangle on one slice around the object, given by two opposite corners.
 
     On a slice along i, j or k, ``first_ijk`` has the smaller indices; :meth:`between` sorts them. On an
-    oblique plane any two opposite corners will do.
+    oblique plane any two opposite corners will do. A ``predicted`` box was drawn by a model, which found a
+    mask with it: what is said besides corrects that mask, as long as nobody moves the box.
     """
 
     first_ijk: tuple[float, float, float]
     last_ijk: tuple[float, float, float]
+    predicted: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first_ijk", _position(self.first_ijk, "box"))
         object.__setattr__(self, "last_ijk", _position(self.last_ijk, "box"))
+        object.__setattr__(self, "predicted", bool(self.predicted))
         sizes = self._sizes()
         if sum(abs(size) > _ROUNDING for size in sizes) < 2:
             raise PromptError(f"{self} is empty: it needs a width and a height")
@@ -64,7 +67,9 @@ class Box:
                 raise PromptError(f"{self} is inverted: {_AXES[axis]} runs from {first:g} back to {last:g}")
 
     @classmethod
-    def between(cls, corner_ijk: Sequence[float], other_ijk: Sequence[float]) -> Box:
+    def between(
+        cls, corner_ijk: Sequence[float], other_ijk: Sequence[float], *, predicted: bool = False
+    ) -> Box:
         """From any two opposite corners."""
         first, last = list(_position(corner_ijk, "box")), list(_position(other_ijk, "box"))
         flat = _flat_axis([b - a for a, b in zip(first, last, strict=True)])
@@ -72,7 +77,7 @@ class Box:
             # Sorting the corners of an oblique rectangle would move them off its plane.
             if flat is not None and axis != flat and first[axis] > last[axis]:
                 first[axis], last[axis] = last[axis], first[axis]
-        return cls((first[0], first[1], first[2]), (last[0], last[1], last[2]))
+        return cls((first[0], first[1], first[2]), (last[0], last[1], last[2]), predicted)
 
     @property
     def flat_axis(self) -> int | None:

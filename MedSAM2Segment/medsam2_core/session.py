@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.answers import Answers
+from medsam2_core.automatic import Automatic
 from medsam2_core.changes import Changes, SessionState
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
@@ -50,7 +51,7 @@ from medsam2_core.slice_prompts import by_slice, mask_on_slice, slices_of
 from medsam2_core.version import __version__
 
 
-class Session(Answers):
+class Session(Answers, Automatic):
     """Segments objects of one volume; see the module's example.
 
     Parameters
@@ -94,6 +95,7 @@ class Session(Answers):
         self._memory = memory_policy(memory)
         self.tracker = Tracker(model, encoder, self._memory, options)
         self._changes = Changes()
+        self._found_by_auto = {}
         self._history = History(self._state, self._go_back, undo_limit, fade=SessionState.faded)
 
     @classmethod
@@ -310,10 +312,7 @@ class Session(Answers):
 
     def segmentation(self) -> Segmentation:
         """All objects on the volume's grid, with what they were made from."""
-        segments = (
-            Segment(name, default_colour(number), self.mask_kji(name), tags=self._tags(name))
-            for number, name in enumerate(self.object_names)
-        )
+        segments = (self._as_segment(number, name) for number, name in enumerate(self.object_names))
         return Segmentation(self.volume.geometry, tuple(segments), self.provenance())
 
     def provenance(self) -> dict[str, Any]:
@@ -357,9 +356,14 @@ class Session(Answers):
         """What was said about an object on other slices than ``n``."""
         return [p for p in self._prompts.of(name) if n not in slices_of(p, self.stack)]
 
-    def _tags(self, name: str) -> dict[str, str]:
+    def _as_segment(self, number: int, name: str) -> Segment:
         values = [result.confidence for result in self.results(name) if result.mask_hw.any()]
-        return {"MedSAM2.confidence": f"{np.mean(values):.3f}" if values else "0"}
+        tags = {"MedSAM2.confidence": f"{np.mean(values):.3f}" if values else "0"}
+        known = self._found_by_auto.get(name)
+        if known is None:
+            return Segment(name, default_colour(number), self.mask_kji(name), tags=tags)
+        tags |= self._auto_tags(name)
+        return Segment(name, known.colour_rgb, self.mask_kji(name), known.coded, tags)
 
     def _state(self) -> SessionState:
         return SessionState(self.prompts.objects, self.tracker.snapshot(), self._changes.copied())

@@ -14,9 +14,9 @@ FLOORS = {
     "prompts": {"errors", "imaging"},
     "export": {"atomic", "errors", "version", "imaging", "prompts"},
     "engine": {"errors", "version", "imaging", "prompts"},
-    "auto": {"errors", "version", "imaging", "prompts", "engine"},
+    "auto": {"atomic", "errors", "version", "imaging", "prompts", "engine"},
     "training": {"atomic", "errors", "version", "imaging", "prompts", "engine"},
-    "session": {"errors", "version", "imaging", "prompts", "engine", "auto"},
+    "session": {"atomic", "errors", "version", "imaging", "prompts", "engine", "auto"},
     "evaluation": {
         *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
     },
@@ -32,7 +32,7 @@ FLOORS = {
 SAME_ROOM = {
     **{"prompt_files": "prompts", "history": "session"},
     **{"answers": "session", "following": "session"},
-    **{"changes": "session", "slice_prompts": "session"},
+    **{"changes": "session", "slice_prompts": "session", "automatic": "session"},
 }
 
 

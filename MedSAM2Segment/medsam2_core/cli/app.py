@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from medsam2_core.cli import evaluate, info, models, segment, synth, train, worker
+from medsam2_core.cli import auto, evaluate, info, models, segment, synth, train, worker
 from medsam2_core.cli.exits import ExitCode, say, say_defect
 from medsam2_core.cli.ordered import OrderedCommand
 from medsam2_core.errors import Cancelled, MedSAM2Error
@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("segment", cls=OrderedCommand)(segment.segment)
+app.command("auto")(auto.auto)
 app.command("info")(info.info)
 app.add_typer(models.app, name="models")
 app.command("evaluate")(evaluate.evaluate)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -129,3 +131,33 @@ def _licence(entry) -> str:
 
 def _bytes(known: int | None, path) -> int | None:
     return known if known is not None or path is None else path.stat().st_size
+
+
+@app.command("import")
+def import_auto(
+    checkpoint: Annotated[Path, typer.Argument(help="A Sam2Rad checkpoint (.ckpt).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .medsam2auto file to write.")],
+    config: Annotated[str, typer.Option(help="Configuration of the SAM 2 in it.")] = "sam2_hiera_t",
+    image_size: Annotated[int | None, typer.Option(help="Side of the images it was trained with.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Names of its classes, in order.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Which of its data sets, if it has several.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+) -> None:
+    """Turn a Sam2Rad checkpoint into an Auto model, and the SAM 2 in it into a checkpoint beside it."""
+    from medsam2_core.auto.reference import import_reference
+
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    done = import_reference(
+        checkpoint,
+        out,
+        config,
+        image_size=image_size,
+        class_names=names,
+        dataset=dataset,
+        overwrite=overwrite,
+    )
+    print(f"{done.path}: {', '.join(done.card.class_names)}, for {done.base_path.name} beside it")
+    if not done.card.can_track:
+        print("it has no memory: volumes are segmented slice by slice", file=sys.stderr)

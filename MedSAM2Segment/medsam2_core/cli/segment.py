@@ -64,7 +64,7 @@ def segment(
 
     started = time.perf_counter()
     opened = read_volume(volume, series)
-    _check_free(out, picture, overwrite)
+    check_free(out, picture, overwrite)
     export.check(out, opened.geometry, overwrite=overwrite)
     # The values of box, point, mask and object are taken from here: in the order they were typed.
     job = _understood(in_order(ctx), prompts, AxisStack(opened, axis.value), space.value, range)
@@ -115,7 +115,7 @@ def _understood(
     return _Job(prompts, first, last)
 
 
-def _check_free(out: Path, picture: Path | None, overwrite: bool) -> None:
+def check_free(out: Path, picture: Path | None, overwrite: bool) -> None:
     """Refuse what could not be written before hours of work, not after them."""
     if picture is not None:
         if picture.suffix.lower() != ".png":

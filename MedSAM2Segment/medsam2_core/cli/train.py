@@ -10,7 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from medsam2_core.cli import train_auto
+
 app = typer.Typer(help="Train models.", no_args_is_help=True)
+app.command("auto")(train_auto.auto)
 
 
 @app.callback()
@@ -57,12 +60,42 @@ def base(
         stages = [replace(stage, steps=n) for stage, n in zip(settings.stages, counts, strict=True)]
         settings = replace(settings, stages=tuple(stage for stage in stages if stage.steps))
     trainer = BaseTrainer(settings, out, _report)
-    stopping = _stop_on_request()
+    stopping = stop_on_request()
     trainer.run(lambda: bool(stopping))
     if stopping:
         print(f"stopped; the same command resumes the run in {out}", file=sys.stderr)
         raise typer.Exit(130)
     print(out / "weights.safetensors")
+
+
+@app.command()
+def predictor(
+    data: Annotated[Path, typer.Argument(help="Folder of data sets: folders of *_img.png and *_seg.png.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; a run in it is resumed.")],
+    minutes: Annotated[float, typer.Option(help="Of training, over all sittings.")] = 70.0,
+    base: Annotated[str, typer.Option(help="The SAM 2 it is a start for.")] = "embedded",
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 2,
+) -> None:
+    """Train the start that `train auto` begins with, on many data sets at once.
+
+    Ctrl-C stops after the step under way; the same command goes on from there.
+    """
+    import torch
+
+    from medsam2_core.auto.fewshot.pretraining import Pretrainer, Pretraining
+    from medsam2_core.engine.model import load_model
+
+    torch.set_num_threads(threads)
+    model = load_model(base, device, "fp32")
+    trainer = Pretrainer(model, data, out, Pretraining(minutes=minutes, seed=seed), _report)
+    stopping = stop_on_request()
+    trainer.run(lambda: bool(stopping))
+    if stopping:
+        print(f"stopped; the same command resumes the run in {out}", file=sys.stderr)
+        raise typer.Exit(130)
+    print(out / "start.safetensors")
 
 
 @app.command()
@@ -93,7 +126,7 @@ def _report(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _stop_on_request() -> list[int]:
+def stop_on_request() -> list[int]:
     """A list that gets a signal's number at the first Ctrl-C; a second one stops at once."""
     asked: list[int] = []
 

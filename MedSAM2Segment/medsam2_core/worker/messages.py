@@ -53,6 +53,11 @@ class SliceWords:
         """Whether these words begin with all prompts of the earlier ones."""
         return self.prompts[: len(earlier.prompts)] == earlier.prompts
 
+    @property
+    def needs_known(self) -> bool:
+        """Whether their answer cannot be found again: a predicted box came with a mask that they correct."""
+        return any(isinstance(prompt, Box) and prompt.predicted for prompt in self.prompts)
+
 
 @dataclass(frozen=True)
 class ObjectRecord:
@@ -84,7 +89,7 @@ class ObjectRecord:
         slices = []
         for n, words in sorted(self.words.items()):
             known = words.known
-            if known is None and words.prompts and n in self.refined:
+            if known is None and words.prompts and (n in self.refined or words.needs_known):
                 known = self.records.get(n)
             slices.append(words_to_json(n, dataclasses.replace(words, known=known), arrays))
         found = {n: record for n, record in self.records.items() if n not in self.words}
@@ -177,7 +182,13 @@ def prompt_to_json(prompt: Prompt, arrays: Arrays) -> dict[str, Any]:
     if isinstance(prompt, Point):
         return {"kind": "point", "ijk": list(prompt.ijk), "positive": prompt.positive}
     if isinstance(prompt, Box):
-        return {"kind": "box", "first_ijk": list(prompt.first_ijk), "last_ijk": list(prompt.last_ijk)}
+        predicted = {"predicted": True} if prompt.predicted else {}
+        return {
+            "kind": "box",
+            "first_ijk": list(prompt.first_ijk),
+            "last_ijk": list(prompt.last_ijk),
+            **predicted,
+        }
     array = add_array(arrays, prompt.mask_kji.astype(np.uint8))
     return {"kind": "mask", "array": array, "offset_ijk": list(prompt.offset_ijk)}
 
@@ -189,7 +200,8 @@ def prompt_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> Prompt:
         if kind == "point":
             return Point(_three(item.get("ijk")), checked(item, "positive", bool))
         if kind == "box":
-            return Box(_three(item.get("first_ijk")), _three(item.get("last_ijk")))
+            predicted = checked(item, "predicted", bool) if "predicted" in item else False
+            return Box(_three(item.get("first_ijk")), _three(item.get("last_ijk")), predicted)
         if kind == "mask":
             mask_kji = named_array(item, "array", arrays, np.uint8)
             i, j, k = _three(item.get("offset_ijk"))
@@ -206,12 +218,12 @@ def words_to_json(n: int, words: SliceWords, arrays: Arrays) -> dict[str, Any]:
     item = {"n": n, "prompts": [prompt_to_json(p, arrays) for p in words.prompts], "final": words.final}
     if words.known is not None:
         known = words.known.to_json(arrays)
-        item.update({part: known[part] for part in ("mask", "box", "shape_hw")})
+        item.update({part: known[part] for part in ("mask", "box", "shape_hw", "iou", "score")})
     return item
 
 
 def words_from_json(item: Any, object: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, SliceWords]:
-    """Slice number and words; a known mask comes as a record without figures.
+    """Slice number and words; a known mask comes as a record, with the figures that were told.
 
     Raises PromptError for a prompt that is none, else ProtocolError.
     """
@@ -224,6 +236,7 @@ def words_from_json(item: Any, object: str, arrays: Mapping[str, NDArray[Any]]) 
     known = None
     if item.get("mask") is not None:
         figures = {"iou": 1.0, "score": 0.0, "confidence": 1.0, "prompted": True}
+        figures |= {name: item[name] for name in ("iou", "score") if name in item}
         told = {part: item.get(part) for part in ("mask", "box", "shape_hw")}
         known = SliceRecord.from_json(
             {"object": object, "n": n, "final": final, **figures, **told}, arrays

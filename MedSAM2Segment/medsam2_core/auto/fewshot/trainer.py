@@ -1,0 +1,325 @@
+"""Few-shot training from beginning to end: features, folds, the final model, and a report.
+
+A run lives in a work folder beside the model it will make: killed at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from medsam2_core.auto.fewshot.checking import Survey
+from medsam2_core.auto.fewshot.features import FeatureBank, Plan
+from medsam2_core.auto.fewshot.fitting import Fit, Progress
+from medsam2_core.auto.fewshot.images import LabelledImage
+from medsam2_core.auto.fewshot.measuring import spread
+from medsam2_core.auto.fewshot.planning import FewShotSettings, Stage, Told, stages_of
+from medsam2_core.auto.fewshot.starting import Start, begin_with, choose_queries
+from medsam2_core.auto.loading import AutoModel, blank
+from medsam2_core.auto.model_file import AutoCard
+from medsam2_core.auto.predictor import Levels, PredictorSettings
+from medsam2_core.errors import TrainingError
+from medsam2_core.version import __version__
+
+if TYPE_CHECKING:
+    from medsam2_core.engine.model import SegmentationModel
+
+_FEATURE_SHARE = 0.12  # of the time that goes into features
+_FOLD_SHARE = 0.45  # of the time that goes into folds
+_SAVE_EVERY_S = 20.0
+_LEAST_STEPS, _MOST_STEPS = 20, 20_000
+# What torch and its unpickler raise on a file that was cut off, changed, or of another network.
+_DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError)
+
+
+@dataclass
+class Outcome:
+    """What a run has come to.
+
+    Attributes
+    ----------
+    auto
+        The trained model.
+    dice
+        By class name, the spread of Dice on images that were not trained on; empty when there were none.
+    histories
+        By stage, its curve.
+    samples
+        (image, labels found on it) of images that were not trained on.
+    """
+
+    auto: AutoModel
+    dice: dict[str, dict[str, Any]] = field(default_factory=dict)
+    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    samples: list[tuple[LabelledImage, np.ndarray]] = field(default_factory=list)
+
+
+class FewShotTrainer:
+    """Trains an Auto model on a few labelled images.
+
+    Parameters
+    ----------
+    survey
+        The data; it must have been accepted (:meth:`Survey.refuse`).
+    model
+        The SAM 2 to train it for.
+    work
+        The work folder.
+    start
+        What to begin with; None: from nothing.
+    tell
+        Called as it goes on.
+    """
+
+    def __init__(
+        self,
+        settings: FewShotSettings,
+        survey: Survey,
+        model: SegmentationModel,
+        work: str | Path,
+        start: Start | None = None,
+        tell: Callable[[Told], None] = lambda _: None,
+    ) -> None:
+        self.settings, self.model, self.work, self.start = settings, model, Path(work), start
+        self._tell = tell
+        self.images, self.classes = survey.images, survey.classes
+        self.stages = stages_of(self.images, settings)
+        self._state: dict[str, Any] = {"seconds": 0.0, "done": {}, "steps": {}}
+        self._since = time.monotonic()
+        self._read_state()
+
+    def run(self, should_stop: Callable[[], bool] = lambda: False) -> Outcome | None:
+        """Train to the end; None when it was stopped: the same run goes on later."""
+        self._since = time.monotonic()
+        bank = self._bank()
+        filled = bank.fill(lambda done, total: self._tell(Told("features", done, total)), should_stop)
+        self._write_state()
+        if not filled:
+            return None
+        fit = None
+        for stage in self.stages:
+            if stage.name in self._state["done"] and stage is not self.stages[-1]:
+                continue
+            fit = self._fit(stage, bank)
+            if not self._run_stage(stage, fit, should_stop):
+                return None
+        assert fit is not None
+        outcome = self._outcome(fit.auto)
+        bank.remove()
+        return outcome
+
+    def _bank(self) -> FeatureBank:
+        auto, settings = self._blank(), self.settings
+        if "variants" not in self._state:  # decided once: a resumed run must find the same
+            each = FeatureBank.bytes_each(self.model)
+            plan = Plan.for_images(len(self.images), each, settings.augmentation, settings.seed)
+            self._state["variants"] = min(plan.variants, self._affordable(auto))
+        plan = Plan(self._state["variants"], settings.augmentation, settings.seed)
+        return FeatureBank(self.work / "features", self.images, auto, plan)
+
+    def _affordable(self, auto: AutoModel) -> int:
+        """Variants of an image that there is time for, or that the steps can use."""
+        settings, count = self.settings, len(self.images)
+        if settings.steps is not None:
+            return max(2, math.ceil(settings.steps * settings.fit.batch / count))
+        side = self.model.image_size
+        auto.encoded(torch.zeros(1, 3, side, side))  # the first one is slow
+        began = time.perf_counter()
+        auto.encoded(torch.zeros(2, 3, side, side))
+        each = (time.perf_counter() - began) / 2
+        return max(2, int(_FEATURE_SHARE * settings.minutes * 60 / (each * count)))
+
+    def _blank(self) -> AutoModel:
+        torch.manual_seed(self.settings.seed)
+        auto = blank(self._card(), self.model)
+        if self.start is not None:
+            begin_with(auto, self.start)
+        return auto
+
+    def _card(self, training: dict[str, Any] | None = None) -> AutoCard:
+        settings = self.settings
+        predictor = PredictorSettings.for_module(
+            self.model.module, len(self.classes), settings.heads, settings.kind
+        )
+        parts = ["adapters"] if self.start is not None and self.start.adapters else []
+        parts += ["texture"] if settings.texture else []
+        return AutoCard(
+            name=settings.name, classes=self.classes, base=self.model.name, base_key=self.model.weights_key,
+            image_size=self.model.image_size, window=settings.window, axis=settings.axis,
+            modality=settings.modality, predictor=predictor.to_dict(), decoder=settings.decoder,
+            encoder="+".join(parts) or "frozen", training=training or {},
+        )  # fmt: skip
+
+    def _fit(self, stage: Stage, bank: FeatureBank) -> Fit:
+        auto = self._blank()
+        if self.start is not None:
+            of_stage = [self.images[n] for n in stage.training]
+            choose_queries(auto, self.start, _Part(bank, stage.training), of_stage)
+        return Fit(
+            auto, bank, self.images, stage.training, stage.validation, self.settings.fit, self.settings.seed
+        )
+
+    def _run_stage(self, stage: Stage, fit: Fit, should_stop: Callable[[], bool]) -> bool:
+        saved, path = time.monotonic(), self.work / "fit.pt"
+        self._restore(fit, path, stage)
+        total = self._steps(stage, fit)
+
+        def tell(progress: Progress) -> None:
+            nonlocal saved
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                self._save(fit, path, stage)
+                saved = time.monotonic()
+            dice = progress.best_dice if progress.best_dice >= 0 else None
+            self._tell(Told(stage.name, progress.step, progress.total, dice))
+
+        if not fit.run(total, tell, should_stop):
+            self._save(fit, path, stage)
+            return False
+        found = fit.measure(stage.validation)
+        self._state["done"][stage.name] = {
+            "dice": found,
+            "best": fit.progress.best_step / max(1, fit.progress.total),
+            "history": fit.progress.history,
+            "skipped": fit.progress.skipped,
+        }
+        labels = {str(n): fit.labels_of(n).astype(np.int16) for n in stage.validation[:4]}
+        np.savez_compressed(self.work / f"{stage.name.replace(' ', '-')}.npz", **labels)
+        # Kept whole until the model is written: the last stage may be asked for again.
+        self._save(fit, path, stage)
+        self._write_state()
+        return True
+
+    def _steps(self, stage: Stage, fit: Fit) -> int:
+        """Steps of a stage, decided once: what fits into the minutes on this machine."""
+        known = self._state["steps"]
+        if stage.name not in known:
+            folds = len(self.stages) - 1
+            if self.settings.steps is not None:
+                steps = self.settings.steps if stage.is_final else max(1, self.settings.steps // 2)
+            else:
+                left = max(0.0, self.settings.minutes * 60 - self._seconds())
+                if stage.is_final:
+                    share = left
+                else:
+                    gone = sum(name in self._state["done"] for name in known)
+                    share = left * _FOLD_SHARE / max(1, folds - gone * _FOLD_SHARE)
+                steps = int(np.clip(share / fit.seconds_a_step(), _LEAST_STEPS, _MOST_STEPS))
+            if stage.is_final and folds:
+                best = [self._state["done"][one.name]["best"] for one in self.stages[:-1]]
+                steps = max(1, round(steps * float(np.clip(1.2 * np.mean(best), 0.4, 1.0))))
+            known[stage.name] = steps
+            self._write_state()
+        return known[stage.name]
+
+    def _outcome(self, auto: AutoModel) -> Outcome:
+        done = self._state["done"]
+        rows = [row for result in done.values() for row in result["dice"]]
+        dice = {one.name: spread([row[k] for row in rows]) for k, one in enumerate(self.classes) if rows}
+        training = {
+            "images": sum(not image.held_aside for image in self.images),
+            "groups": len({image.group for image in self.images if not image.held_aside}),
+            "images_by_class": {
+                one.name: sum(image.has(k) and not image.held_aside for image in self.images)
+                for k, one in enumerate(self.classes, start=1)
+            },
+            "steps": self._state["steps"][self.stages[-1].name],
+            "seconds": round(self._seconds()),
+            "folds": len(self.stages) - 1,
+            "dice": dice,
+            "start": "packaged" if self.start is not None else "none",
+            "software": f"MedSAM2Segment {__version__}",
+        }
+        samples = []
+        for stage in self.stages:
+            path = self.work / f"{stage.name.replace(' ', '-')}.npz"
+            if path.exists():
+                with np.load(path) as found:
+                    samples += [(self.images[int(n)], found[n]) for n in found.files]
+        final = replace(auto, card=self._card(training))
+        return Outcome(final, dice, {name: one["history"] for name, one in done.items()}, samples)
+
+    # The work folder
+
+    def _seconds(self) -> float:
+        return self._state["seconds"] + time.monotonic() - self._since
+
+    def _save(self, fit: Fit, path: Path, stage: Stage) -> None:
+        partial = path.with_suffix(".partial")
+        try:
+            torch.save({"stage": stage.name, "fit": fit.state()}, partial)
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
+            raise TrainingError(f"{path} cannot be written: {error}") from error
+        self._write_state()
+
+    def _restore(self, fit: Fit, path: Path, stage: Stage) -> None:
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["stage"] == stage.name:
+                fit.restore(state["fit"])
+        except _DAMAGE as error:
+            raise TrainingError(
+                f"{path} is damaged ({str(error)[:100]}): remove the folder {self.work} to begin anew"
+            ) from error
+
+    def _write_state(self) -> None:
+        now = time.monotonic()
+        self._state["seconds"] += now - self._since
+        self._since = now
+        partial = self.work / "run.json.partial"
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({"key": self._key(), **self._state}), encoding="utf-8")
+            partial.replace(self.work / "run.json")
+        except OSError as error:
+            raise TrainingError(f"{self.work} cannot be written: {error.strerror or error}") from error
+
+    def _read_state(self) -> None:
+        path = self.work / "run.json"
+        if not path.exists():
+            return
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            key = state.pop("key")
+            kept = ("seconds", "done", "steps", "variants")
+            self._state = {name: state[name] for name in kept if name in state}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(f"{path} is damaged: remove the folder {self.work} to begin anew") from error
+        if key != self._key():
+            raise TrainingError(
+                f"{self.work} holds an unfinished training with other images or settings: finish it with "
+                "those, remove that folder, or choose another --out"
+            )
+
+    def _key(self) -> str:
+        import hashlib
+
+        digest = hashlib.sha256(self.model.weights_key.encode())
+        settings = asdict(self.settings)
+        digest.update(json.dumps([settings, [asdict(one) for one in self.classes]], sort_keys=True).encode())
+        for image in self.images:
+            digest.update(f"{image.key}{image.group}{image.held_aside}".encode())
+            digest.update(np.ascontiguousarray(image.labels_hw).tobytes())
+        return digest.hexdigest()
+
+
+class _Part:
+    """Some images of a bank, counted from 0."""
+
+    def __init__(self, bank: FeatureBank, indices: Sequence[int]) -> None:
+        self._bank, self._indices, self.variants = bank, indices, 1
+
+    def read(self, indices: Sequence[int]) -> tuple[Levels, torch.Tensor]:
+        """As the bank's, by numbers of the part."""
+        return self._bank.read([self._indices[n] * self._bank.variants for n in indices])

@@ -1,0 +1,172 @@
+"""Where the Auto models of this machine lie, and which of them suits an image. Needs no torch and no numpy.
+
+One folder, ``auto`` within the folder of models, or the one that ``MEDSAM2_AUTO_MODELS`` names. A file put
+into it is on the list; beside a trained model lies the folder of its report.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from medsam2_core.auto.model_file import SUFFIX, AutoCard, read_card
+from medsam2_core.errors import CheckpointError, ExportError
+
+_REPORT, _RUN = "-report", SUFFIX + ".run"
+_LONGEST_NAME = 80
+_UNFIT = re.compile(r"[^\w .+()-]+")  # for the name of a file, on any system
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The Auto models of a folder.
+
+    Attributes
+    ----------
+    models
+        Paths and cards, by name of the file.
+    damaged
+        Paths of files that cannot be used, and why.
+    """
+
+    models: tuple[tuple[Path, AutoCard], ...] = ()
+    damaged: tuple[tuple[Path, str], ...] = ()
+
+
+class Suiting(Protocol):
+    """What is asked of a card: :class:`AutoCard`, or what a worker told of one."""
+
+    axis: str
+    modality: str
+
+
+def folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where Auto models lie; it is made when the first comes."""
+    named = environment.get("MEDSAM2_AUTO_MODELS")
+    if named:
+        return Path(named).expanduser()
+    from medsam2_core.engine.store import Store
+
+    return Store.default(environment=environment).models_folder / "auto"
+
+
+def listing(place: Path | None = None) -> Listing:
+    """Everything in the folder (of this machine by default)."""
+    place = folder() if place is None else place
+    models: list[tuple[Path, AutoCard]] = []
+    damaged: list[tuple[Path, str]] = []
+    for path in sorted(place.glob(f"*{SUFFIX}")):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        try:
+            models.append((path, read_card(path)))
+        except CheckpointError as error:
+            damaged.append((path, str(error)))
+    return Listing(tuple(models), tuple(damaged))
+
+
+def list_models(place: Path | None = None) -> list[tuple[Path, AutoCard]]:
+    """Paths and cards of the models that can be used."""
+    return list(listing(place).models)
+
+
+def find(name: str | Path, place: Path | None = None) -> tuple[Path, AutoCard]:
+    """The model of a path, of a file's name (with or without its ending), or of the name on its card.
+
+    Raises
+    ------
+    CheckpointError
+        There is none, or more than one of that name; the message lists what there is. A damaged file.
+    """
+    text = str(name).strip()
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path, read_card(path)
+    place = folder() if place is None else place
+    for candidate in (text, text + SUFFIX):
+        if candidate and candidate == Path(candidate).name and (place / candidate).is_file():
+            return place / candidate, read_card(place / candidate)
+    found = listing(place)
+    called = [one for one in found.models if one[1].name == text]
+    if len(called) == 1:
+        return called[0]
+    if called:
+        files = ", ".join(one.name for one, _ in called)
+        raise CheckpointError(f"several Auto models are called {text!r}: name the file, one of {files}")
+    there = ", ".join(stem(one) for one, _ in found.models) or "none yet"
+    raise CheckpointError(
+        f"there is no Auto model {text!r}: in {place} are {there}; train one with `medsam2 train auto`"
+    )
+
+
+def stem(path: Path) -> str:
+    """The name of a model's file without its ending."""
+    return path.name.removesuffix(SUFFIX)
+
+
+def free_path(name: str, place: Path | None = None) -> Path:
+    """Where a new model of this name goes: ``NAME.medsam2auto``, or ``NAME 2.medsam2auto`` when it is taken.
+
+    The folder is made. ExportError when that cannot be, or nothing of the name can be the name of a file.
+    """
+    fit = _UNFIT.sub("_", name).strip(" .")[:_LONGEST_NAME].strip(" .")
+    if not fit.strip("_"):
+        raise ExportError(f"{name!r} cannot be the name of an Auto model: use letters and digits")
+    place = folder() if place is None else place
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"{place} cannot be made ({error.strerror or error}): name another folder by MEDSAM2_AUTO_MODELS"
+        ) from error
+    path, number = place / (fit + SUFFIX), 1
+    while os.path.lexists(path):
+        number += 1
+        path = place / f"{fit} {number}{SUFFIX}"
+    return path
+
+
+def run_folder(path: Path) -> Path:
+    """Where a training keeps what it has, until its model is written to `path`."""
+    return path.with_name(path.name.removesuffix(SUFFIX) + _RUN)
+
+
+def remove(name: str | Path, place: Path | None = None) -> int:
+    """Delete a model of the folder, with its report; how many bytes are free again.
+
+    Raises
+    ------
+    CheckpointError
+        There is none, or it lies elsewhere: what is not in the folder is not ours.
+    """
+    place = folder() if place is None else place
+    given = Path(str(name).strip()).expanduser()
+    path = place / (given.name if given.name.endswith(SUFFIX) else given.name + SUFFIX)
+    if not path.is_file():  # also what is damaged is removed; by the name on its card only what is not
+        path = find(name, place)[0]
+    is_elsewhere = given.is_absolute() and given.resolve() != path.resolve()
+    if is_elsewhere or path.parent.resolve() != place.resolve():
+        raise CheckpointError(f"{given} is not in {place}: only Auto models of that folder are removed")
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be removed: {error.strerror or error}") from error
+    for beside in (path.with_name(stem(path) + _REPORT), run_folder(path)):
+        if beside.is_dir() and not beside.is_symlink():
+            size += sum(one.stat().st_size for one in beside.rglob("*") if one.is_file())
+            shutil.rmtree(beside, ignore_errors=True)
+    return size
+
+
+def fits(card: Suiting, *, is_picture: bool, modality: str = "") -> bool:
+    """Whether a model suits an image: trained on pictures for pictures (volumes of a single slice), on slices
+    for volumes; and of the same modality, where both are known."""
+    if (card.axis == "picture") is not is_picture:
+        return False
+    return not card.modality or not modality or card.modality.upper() == modality.upper()

@@ -1,0 +1,274 @@
+"""A trained Auto model as one file: the predictor's tensors, and a card that says what it is.
+
+The file is safetensors; the card is JSON in its header, so that lists of models are made without reading (or
+trusting) a single tensor, and without torch. Nothing of the images it was trained on is in it but numbers.
+A SHA-256 of all of it stands in the card, because safetensors itself has no checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medsam2_core.errors import CheckpointError, MedSAM2Error, VolumeError
+from medsam2_core.imaging.terminology import Terminology
+
+SUFFIX = ".medsam2auto"
+_KEY = "medsam2_auto"
+_VERSION = 1
+_LONGEST_HEADER = 16 << 20
+_MOST_CLASSES = 1000
+#: What can be added to a frozen encoder.
+ENCODER_PARTS = frozenset({"adapters", "texture"})
+# The checksum is taken while these stand in its place.
+_UNSEALED = b"0" * 64
+_SEAL = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')  # as JSON within JSON
+
+
+@dataclass(frozen=True)
+class AutoClass:
+    """One class a model finds.
+
+    Attributes
+    ----------
+    name
+        What the segment is called.
+    value
+        Its number in the label maps it was trained on.
+    colour_rgb
+        Red, green, blue from 0 to 1.
+    terminology
+        3D Slicer's TerminologyEntry tag; empty when nobody said.
+    """
+
+    name: str
+    value: int
+    colour_rgb: tuple[float, float, float]
+    terminology: str = ""
+
+    @property
+    def coded(self) -> Terminology | None:
+        """The terminology's codes; None where none were given, or they cannot be read."""
+        try:
+            return Terminology.parse(self.terminology) if self.terminology else None
+        except VolumeError:
+            return None
+
+
+@dataclass(frozen=True)
+class AutoCard:
+    """What an Auto model is, without its tensors.
+
+    Attributes
+    ----------
+    name
+        What it is called in lists.
+    classes
+        In the order of its queries.
+    base, base_key
+        The SAM 2 it was trained on: its name, and the key of its weights.
+    image_size
+        Side S of that model's image.
+    window
+        What the voxels were seen through: a preset, ``"WIDTH,LEVEL"`` or ``auto``.
+    axis
+        What slices were stacked along; ``"picture"`` for 2-D images.
+    modality
+        DICOM modality of the images, where it was known.
+    predictor
+        :meth:`PredictorSettings.to_dict`.
+    decoder
+        ``frozen``, or ``lora``: then parts of the decoder are in the file, too.
+    encoder
+        ``frozen``, or what is added to it: ``adapters``, ``texture``, or ``adapters+texture``.
+    training
+        Facts about its training: counts, seconds, Dice by class. No names of files or patients.
+    """
+
+    name: str
+    classes: tuple[AutoClass, ...]
+    base: str
+    base_key: str
+    image_size: int
+    window: str = "auto"
+    axis: str = "picture"
+    modality: str = ""
+    predictor: Mapping[str, Any] = field(default_factory=dict)
+    decoder: str = "frozen"
+    encoder: str = "frozen"
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        return tuple(one.name for one in self.classes)
+
+    @property
+    def encoder_parts(self) -> frozenset[str]:
+        """What is added to the encoder; nothing when it is frozen."""
+        return frozenset() if self.encoder == "frozen" else frozenset(self.encoder.split("+"))
+
+    @property
+    def is_for_pictures(self) -> bool:
+        """Whether it was trained on 2-D images, not on slices of volumes."""
+        return self.axis == "picture"
+
+    @property
+    def can_track(self) -> bool:
+        """Whether the memory of the SAM 2 below it is trained; not so after some imports."""
+        return self.training.get("tracks") is not False
+
+    def chosen(self, names: list[str] | None) -> tuple[int, ...]:
+        """Numbers of the classes of these names, in the model's order; None: all.
+
+        Raises CheckpointError that lists the names there are.
+        """
+        if names is None:
+            return tuple(range(len(self.classes)))
+        wanted = [name.strip() for name in names]
+        for name in wanted:
+            if name not in self.class_names:
+                known = ", ".join(map(repr, self.class_names))
+                raise CheckpointError(f"the Auto model {self.name!r} has no class {name!r}: it finds {known}")
+        return tuple(n for n, name in enumerate(self.class_names) if name in wanted)
+
+    def to_json(self) -> str:
+        """As it stands in the file."""
+        text = json.dumps({"version": _VERSION, **asdict(self)}, ensure_ascii=False)
+        return text.encode("utf-8", "replace").decode()  # names of files may hold what is no character
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> AutoCard:
+        """Back from :meth:`to_json`; CheckpointError names what is wrong in `source`."""
+        try:
+            item = json.loads(text)
+            if not isinstance(item, dict):
+                raise TypeError("it is not an object")
+            item.pop("sha256", None)
+            version = item.pop("version", None)
+            if version != _VERSION:
+                raise CheckpointError(
+                    f"{source} is an Auto model of version {version!r}, this program reads {_VERSION}: "
+                    "train it again, or take another version of the program"
+                )
+            item["classes"] = tuple(_class(one) for one in item["classes"])
+            card = cls(**item)
+            _check(card)
+        except (TypeError, KeyError, ValueError, OverflowError, RecursionError) as error:
+            raise CheckpointError(
+                f"{source} is damaged: what it says about itself cannot be used ({error})"
+            ) from error
+        return card
+
+
+def read_card(path: str | Path) -> AutoCard:
+    """What an Auto model says about itself; a few kilobytes are read.
+
+    Raises
+    ------
+    CheckpointError
+        No such file, not an Auto model, or a damaged one.
+    """
+    path = Path(path)
+    header = _header(path)
+    try:
+        text = json.loads(header).get("__metadata__", {}).get(_KEY)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: its header cannot be read ({error})") from error
+    if not isinstance(text, str):
+        raise CheckpointError(
+            f"{path} is not an Auto model: train one with `medsam2 train auto`, or choose a {SUFFIX} file"
+        )
+    return AutoCard.from_json(text, str(path))
+
+
+def write_file(path: str | Path, card: AutoCard, tensors: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Write card and tensors, whole or not at all. ExportError when the disk or an existing file refuses."""
+    from safetensors.torch import save
+
+    from medsam2_core.atomic import new_file
+
+    kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = '{"sha256": "' + _UNSEALED.decode() + '", ' + card.to_json().removeprefix("{")
+    content = _sealed(save(kept, metadata={_KEY: text}))
+    with new_file(Path(path), overwrite=overwrite) as stream:
+        stream.write(content)
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """The tensors of an Auto model. CheckpointError when a single bit is not as it was written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = Path(path).read_bytes()
+        seal = _SEAL.search(content, 0, _LONGEST_HEADER)
+        if seal is None or _sealed(content.replace(seal[1], _UNSEALED, 1)) != content:
+            raise CheckpointError(f"{path} is damaged: its checksum is wrong; copy or train it again")
+        return load(content)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise CheckpointError(f"{path} is damaged ({reason}): copy or train it again") from error
+
+
+def _sealed(content: bytes) -> bytes:
+    """A file's content with its checksum put in."""
+    return content.replace(_UNSEALED, hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def _header(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= _LONGEST_HEADER:
+                raise CheckpointError(f"{path} is not an Auto model, nor any safetensors file")
+            header = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(header) < length:
+        raise CheckpointError(f"{path} was cut off: copy it again")
+    return header
+
+
+def _class(item: Mapping[str, Any]) -> AutoClass:
+    red, green, blue = (float(part) for part in item["colour_rgb"])
+    name, terminology = item["name"], item.get("terminology", "")
+    if not isinstance(name, str) or not name.strip() or not isinstance(terminology, str):
+        raise ValueError(f"class {item!r} has no name")
+    if not all(math.isfinite(part) and 0 <= part <= 1 for part in (red, green, blue)):
+        raise ValueError(f"class {name!r} has the colour {(red, green, blue)}")
+    return AutoClass(name, int(item["value"]), (red, green, blue), terminology)
+
+
+def _check(card: AutoCard) -> None:
+    """ValueError for what no model could have written."""
+    if not 1 <= len(card.classes) <= _MOST_CLASSES:
+        raise ValueError(f"{len(card.classes)} classes")
+    if len(set(card.class_names)) != len(card.classes):
+        raise ValueError("two classes have one name")
+    texts = (card.name, card.base, card.base_key, card.window, card.axis, card.modality, card.encoder)
+    if not all(isinstance(text, str) for text in texts) or not card.name:
+        raise ValueError("names must be texts")
+    if type(card.image_size) is not int or not 32 <= card.image_size <= 8192:
+        raise ValueError(f"image size {card.image_size!r}")
+    if card.decoder not in ("frozen", "lora") or not card.encoder_parts <= ENCODER_PARTS:
+        raise ValueError(f"decoder {card.decoder!r}, encoder {card.encoder!r}")
+    if not isinstance(card.predictor, dict) or not isinstance(card.training, dict):
+        raise ValueError("predictor and training must be objects")
+
+
+def is_auto_model(path: str | Path) -> bool:
+    """Whether a file says of itself that it is an Auto model."""
+    try:
+        read_card(path)
+    except MedSAM2Error:
+        return False
+    return True

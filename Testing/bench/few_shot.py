@@ -1,0 +1,193 @@
+"""How well a model learns from a few labelled images: the predictor's variants, and a U-Net beside them.
+
+    python Testing/bench/few_shot.py DATA --classes 1=nerve,2=vessel --shots 10 --seeds 0,1,2 --minutes 15
+
+For each seed, 30 images are held aside and the others drawn from; every method gets the same ones, the same
+augmentation and the same minutes on the same threads. One JSON line a result on stdout; ``--out`` collects
+them, and what is in there already is not measured again.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from medsam2_core.auto.augmentation import Augmentation
+from medsam2_core.auto.fewshot.checking import Survey, survey
+from medsam2_core.auto.fewshot.classes import parse_wishes
+from medsam2_core.auto.fewshot.features import Plan, variant_of
+from medsam2_core.auto.fewshot.images import LabelledImage, Reading
+from medsam2_core.auto.fewshot.measuring import dice_by_class
+from medsam2_core.auto.fewshot.pairs import find_pairs
+from medsam2_core.auto.fewshot.planning import FewShotSettings
+from medsam2_core.auto.fewshot.starting import packaged_start, read_start
+from medsam2_core.auto.fewshot.trainer import FewShotTrainer
+from medsam2_core.auto.loading import AutoModel
+from medsam2_core.auto.network import merged_labels
+from medsam2_core.engine.model import load_model
+
+TEST_IMAGES = 30
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    options = parsed()
+    torch.set_num_threads(options.threads)
+    model = load_model(options.base, "cpu", "fp32")
+    found = survey(find_pairs(options.data), Reading(model.image_size), parse_wishes(options.classes))
+    known = read_known(options.out)
+    for seed in map(int, options.seeds.split(",")):
+        for shots in map(int, options.shots.split(",")):
+            split = split_of(found, shots, seed)
+            for method in options.methods.split(","):
+                row = {"method": method, "shots": shots, "seed": seed, "minutes": options.minutes}
+                if any(row.items() <= one.items() for one in known):
+                    continue
+                began = time.perf_counter()
+                result = measure(method, split, model, options, seed)
+                row |= {"seconds": round(time.perf_counter() - began), "threads": options.threads, **result}
+                print(json.dumps(row), flush=True)
+                if options.out:
+                    with Path(options.out).open("a", encoding="utf-8") as stream:
+                        stream.write(json.dumps(row) + "\n")
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--classes")
+    parser.add_argument("--shots", default="10")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument(
+        "--methods", default="ppn,unet", help="ppn, ppn-lora, ppn-box, ppn-mask, ppn-box+embedding …, unet"
+    )
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--start", help="auto, none, or a file", default="auto")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="of the predictor, instead of what the minutes allow")
+    parser.add_argument("--unet-steps", type=int, help="of the U-Net, instead of what the minutes allow")
+    parser.add_argument("--out", help="JSON lines are appended here")
+    parser.add_argument("--keep", help="folder for the trained models")
+    return parser.parse_args()
+
+
+def read_known(path: str | None) -> list[dict]:
+    """Rows measured already."""
+    if path is None or not Path(path).exists():
+        return []
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def split_of(found: Survey, shots: int, seed: int) -> Survey:
+    """So many images to train on, and 30 others held aside; the same 30 whatever the number of shots."""
+    order = np.random.default_rng(seed).permutation(len(found.images))
+    aside = [replace(found.images[n], held_aside=True) for n in order[-TEST_IMAGES:]]
+    training = [found.images[n] for n in order[:shots]]
+    return Survey(found.classes, [*training, *aside])
+
+
+def measure(method: str, split: Survey, model, options: argparse.Namespace, seed: int) -> dict:
+    """Train and measure on the images held aside."""
+    aside = [image for image in split.images if image.held_aside]
+    if method == "unet":
+        return unet(split, aside, options.minutes, options.unet_steps, seed)
+    settings = FewShotSettings(method, options.minutes, options.steps, 0, seed=seed)
+    if "texture" in method:
+        settings = replace(settings, texture=True)
+    if "lora" in method:
+        settings = replace(settings, decoder="lora")
+    heads = [
+        name
+        for name in method.removeprefix("ppn").strip("-").split("+")
+        if name not in ("", "lora", "texture")
+    ]
+    if heads and heads != ["linear"]:
+        settings = replace(settings, heads=tuple(heads))
+    start = None
+    if heads == ["linear"]:
+        settings = replace(settings, kind="linear")
+    elif options.start == "auto":
+        start = packaged_start(model)
+    elif options.start != "none":
+        start = read_start(Path(options.start), model)
+    # The images held aside are for the end alone: nothing is stopped or chosen by them.
+    training = Survey(split.classes, [image for image in split.images if not image.held_aside])
+    with tempfile.TemporaryDirectory() as work:
+        trainer = FewShotTrainer(settings, training, model, work, start)
+        outcome = trainer.run()
+    if options.keep:
+        Path(options.keep).mkdir(parents=True, exist_ok=True)
+        name = f"{method}-{len(training.images)}-{seed}.medsam2auto"
+        outcome.auto.save(Path(options.keep) / name, overwrite=True)
+    began = time.perf_counter()
+    rows = [dice_by_class(labels_of(outcome.auto, one), one.labels_hw, len(split.classes)) for one in aside]
+    each = (time.perf_counter() - began) / len(aside)
+    return {
+        "steps": outcome.auto.card.training["steps"],
+        "seconds_an_image": round(each, 3),
+        **summary(rows, split),
+    }
+
+
+def labels_of(auto: AutoModel, image: LabelledImage) -> np.ndarray:
+    """(H, W) labels of an image."""
+    picture = torch.from_numpy(image.square.astype(np.float32) / 255).permute(2, 0, 1)
+    with torch.inference_mode():
+        _, answer = auto.network(auto.levels(image.frame.normalised(picture)[None]))
+        logits = image.frame.on_image(answer.logits[:, 0])[None]
+        return merged_labels(logits, answer.score.view(1, -1))[0].numpy()
+
+
+def summary(rows: list[list[float]], split: Survey) -> dict:
+    """Mean Dice by class and their mean."""
+    columns = np.nanmean(np.array(rows, dtype=float), axis=0)
+    by_class = {one.name: round(float(v), 4) for one, v in zip(split.classes, columns, strict=True)}
+    return {"dice": by_class, "mean": round(float(columns.mean()), 4)}
+
+
+def unet(split: Survey, aside: list[LabelledImage], minutes: float, wanted: int | None, seed: int) -> dict:
+    """MONAI's BasicUNet from nothing, on the same images with the same augmentation for the same time."""
+    from monai.losses import DiceCELoss
+    from monai.networks.nets import BasicUNet
+
+    torch.manual_seed(seed)
+    training = [image for image in split.images if not image.held_aside]
+    net = BasicUNet(2, 3, len(split.classes) + 1, features=(32, 32, 64, 128, 256, 32))
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-4)
+    loss_of = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
+    rng, plan = np.random.default_rng(seed), Plan(1 << 30, Augmentation(), seed)
+    began, budget, steps = time.perf_counter(), minutes * 60, 0
+    fraction = 0.0
+    while fraction < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + np.cos(np.pi * fraction)) + 1e-6
+        picked = rng.choice(len(training), min(4, len(training)), replace=False)
+        pairs = [variant_of(training[n], 1, int(rng.integers(1 << 40)), plan) for n in picked]
+        pictures = torch.stack(
+            [training[n].frame.normalised(p) for n, (p, _) in zip(picked, pairs, strict=True)]
+        )
+        loss = loss_of(net(pictures), torch.stack([labels for _, labels in pairs])[:, None].long())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        steps += 1
+        fraction = steps / wanted if wanted else (time.perf_counter() - began) / budget
+    net.eval()
+    rows = []
+    with torch.inference_mode():
+        for image in aside:
+            picture = torch.from_numpy(image.square.astype(np.float32) / 255).permute(2, 0, 1)
+            logits = image.frame.on_image(net(image.frame.normalised(picture)[None])[0])
+            labels = logits.argmax(0).numpy()
+            rows.append(dice_by_class(labels, image.labels_hw, len(split.classes)))
+    return {"steps": steps, **summary(rows, split)}
+
+
+if __name__ == "__main__":
+    main()

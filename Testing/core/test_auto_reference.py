@@ -1,0 +1,420 @@
+"""A reference checkpoint becomes an Auto model that answers the same, or is refused by name."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from a_model import stir
+from a_reference_checkpoint import LEARNER, a_trained_model, lightning_file, reference_state
+from an_auto_model import stock_model
+from medsam2_core.auto.adapting import trainable_parts
+from medsam2_core.auto.loading import levels_of, load_auto
+from medsam2_core.auto.reference import import_reference
+from medsam2_core.engine.architecture import build_module
+from medsam2_core.engine.catalogue import Catalogue
+from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.recipe import PromptRecipe
+from medsam2_core.errors import CatalogueError, CheckpointError, ExportError
+from test_engine_checkpoint import Bomb, damaged
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def model() -> SegmentationModel:
+    """The smallest there is a configuration for."""
+    torch.manual_seed(0)
+    module = build_module("embedded", SIDE)
+    stir(module, 5.0)
+    return SegmentationModel.of(module, "small", PromptRecipe(**Catalogue.load().recipe_of("embedded")))
+
+
+@pytest.fixture(scope="module")
+def auto(model):
+    return a_trained_model(model, 2, "lora", "adapters")
+
+
+@pytest.fixture(scope="module")
+def state(auto):
+    return reference_state(auto)
+
+
+def imported(folder: Path, state, config="embedded", **more):
+    path = lightning_file(folder / "hip.ckpt", state)
+    return import_reference(path, folder / "out.medsam2auto", config, image_size=SIDE, **more)
+
+
+@pytest.fixture
+def attempted(tmp_path, monkeypatch):
+    """Imports a state dict as if it had been read from a file, which takes longer than all the rest."""
+
+    def attempt(state, config="embedded", **more):
+        monkeypatch.setattr("medsam2_core.auto.reference.read_state_dict", lambda _: dict(state))
+        try:
+            return import_reference("hip.ckpt", tmp_path / "x.medsam2auto", config, image_size=SIDE, **more)
+        except CheckpointError:
+            assert not list(tmp_path.iterdir()), "nothing was written"
+            raise
+
+    return attempt
+
+
+@torch.no_grad()
+def answers(auto, image) -> tuple[torch.Tensor, ...]:
+    prompts, answer = auto.network(auto.levels(image))
+    return prompts.boxes_xyxy, prompts.mask_logits, prompts.tokens, answer.logits, answer.score
+
+
+def same_answers(one, other) -> bool:
+    image = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    return all(torch.equal(a, b) for a, b in zip(answers(one, image), answers(other, image), strict=True))
+
+
+# --- what fits
+
+
+@pytest.mark.parametrize(
+    ("decoder", "encoder", "numbered"),
+    [
+        ("frozen", "frozen", False),
+        ("frozen", "adapters", True),
+        ("lora", "frozen", True),
+        ("lora", "adapters", False),
+    ],
+)
+def test_an_imported_model_answers_as_the_one_in_the_checkpoint(model, tmp_path, decoder, encoder, numbered):
+    trained = a_trained_model(model, 2, decoder, encoder)
+    found = imported(tmp_path, reference_state(trained, numbered=numbered))
+    again = load_auto(found.path, device="cpu", precision="fp32")
+    assert same_answers(trained, again)
+    assert (found.card.decoder, found.card.encoder) == (decoder, encoder)
+    assert found.ignored == ()
+
+
+def test_a_model_of_sam2s_own_architecture_is_imported(tmp_path):
+    trained = a_trained_model(stock_model("sam2_hiera_t"), 3, "lora", "adapters")
+    found = imported(tmp_path, reference_state(trained), "sam2_hiera_t")
+    again = load_auto(found.path, device="cpu", precision="fp32")
+    assert same_answers(trained, again)
+    assert found.card.can_track
+
+
+def test_the_card_says_what_it_is_and_the_sam2_lies_beside_it(auto, state, tmp_path):
+    found = imported(tmp_path, state)
+    card = found.card
+    assert (card.name, card.class_names) == ("hip", ("hip 1", "hip 2"))
+    assert (card.base, card.image_size, card.axis) == ("out.sam2.safetensors", SIDE, "picture")
+    assert card.training["data_set"] == "hip" and card.is_for_pictures and card.can_track
+    assert found.base_path == tmp_path / "out.sam2.safetensors"
+    below = load_model(found.base_path, "cpu", "fp32", image_size=SIDE)
+    assert below.weights_key == card.base_key
+    ours, theirs = auto.model.module.state_dict(), below.module.state_dict()
+    trained = {
+        f"sam_mask_decoder.{name}": value for name, value in trainable_parts(auto.network.decoder).items()
+    }
+    for name, value in theirs.items():
+        assert torch.equal(value, trained.get(name, ours[name])), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "hip.ckpt", "out.medsam2auto", "out.sam2.safetensors",
+    ]  # fmt: skip
+
+
+def test_both_files_may_be_moved_together(state, tmp_path):
+    found = imported(tmp_path, state)
+    (tmp_path / "elsewhere").mkdir()
+    for path in (found.path, found.base_path):
+        path.rename(tmp_path / "elsewhere" / path.name)
+    assert load_auto(tmp_path / "elsewhere" / "out.medsam2auto", device="cpu").card == found.card
+    (tmp_path / "elsewhere" / "out.sam2.safetensors").unlink()
+    with pytest.raises(CatalogueError, match=r"trained on 'out\.sam2\.safetensors'"):
+        load_auto(tmp_path / "elsewhere" / "out.medsam2auto", device="cpu")
+
+
+def test_names_are_given_or_made_of_the_data_sets(state, model, tmp_path):
+    found = imported(tmp_path, state, name=" Hips ", class_names=["ilium", "femur"])
+    assert (found.card.name, found.card.class_names) == ("Hips", ("ilium", "femur"))
+    assert [one.value for one in found.card.classes] == [1, 2]
+    single = reference_state(a_trained_model(model, 1), dataset="wrist")
+    found = imported(tmp_path, single, overwrite=True)
+    assert found.card.class_names == ("wrist",)
+
+
+def test_one_of_several_data_sets_is_chosen(state, tmp_path):
+    state = state | {"learnable_prompts.3-D shoulder.v2": torch.randn(5, 10, 128)}
+    with pytest.raises(CheckpointError, match=r"several data sets: choose one of 'hip', '3-D shoulder\.v2'"):
+        imported(tmp_path, state)
+    with pytest.raises(CheckpointError, match=r"no queries of a data set 'knee': choose 'hip', '3-D"):
+        imported(tmp_path, state, dataset="knee")
+    found = imported(tmp_path, state, dataset="3-D shoulder.v2")
+    assert len(found.card.classes) == 5
+    queries = load_auto(found.path, device="cpu").network.predictor.queries
+    assert torch.equal(queries, state["learnable_prompts.3-D shoulder.v2"])
+
+
+def test_a_state_dict_alone_and_half_precision_are_read_too(state, auto, tmp_path):
+    halved = {name: value.half() for name, value in state.items()}
+    torch.save(halved, tmp_path / "plain.pt")
+    found = import_reference(tmp_path / "plain.pt", tmp_path / "x.medsam2auto", "embedded", image_size=SIDE)
+    again = load_auto(found.path, device="cpu", precision="fp32")
+    assert again.network.predictor.queries.dtype is torch.float32
+    assert torch.equal(again.network.predictor.queries, auto.network.predictor.queries.half().float())
+
+
+# --- the memory
+
+
+def test_without_a_memory_the_model_is_for_images_only(auto, tmp_path):
+    found = imported(tmp_path, reference_state(auto, memory=False))
+    assert not found.card.can_track and found.card.training["tracks"] is False
+    again = load_auto(found.path, device="cpu", precision="fp32")
+    assert same_answers(auto, again)
+    other = imported(tmp_path, reference_state(auto, memory=False), overwrite=True)
+    assert other.card.base_key == found.card.base_key, "what was made up is made up alike"
+
+
+def test_volumes_are_then_segmented_slice_by_slice(auto, tmp_path):
+    from a_model import some_slices
+    from medsam2_core.auto.segmenting import AutoSegmenter
+    from medsam2_core.auto.volumes import AutoVolume, VolumeOptions
+    from medsam2_core.engine.encoder import SliceEncoder
+    from medsam2_core.engine.sources import ArrayImages
+    from medsam2_core.engine.tracker import Tracker
+
+    found = imported(tmp_path, reference_state(auto, memory=False))
+    again = load_auto(found.path, device="cpu", precision="fp32")
+    images = ArrayImages(some_slices(3, (40, 50)))
+    tracker = Tracker(again.model, SliceEncoder(again.model, images))
+    volume = AutoVolume(AutoSegmenter(again, images), tracker, VolumeOptions())
+    told = [(number, n) for number, n, _ in volume.run()]
+    assert told == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
+    assert volume.total == volume.done == 3
+
+
+def test_a_memory_in_parts_is_refused(state, attempted):
+    cut = {key: value for key, value in state.items() if "memory_attention.norm" not in key}
+    with pytest.raises(CheckpointError, match=r"part of the memory, but not memory_attention\.norm\.weight"):
+        attempted(cut)
+
+
+def test_what_only_masks_as_prompts_need_may_be_missing_alone(state, attempted):
+    cut = {key: value for key, value in state.items() if not key.startswith("model.mask_downsample.")}
+    found = attempted(cut)
+    assert not found.card.can_track
+
+
+def test_what_images_do_not_need_may_also_be_something_else(auto, attempted):
+    state = reference_state(auto, memory=False)
+    strange = {"model.memory_bank": torch.zeros(3), "no_such_thing": torch.zeros(1)}
+    found = attempted(state | strange)
+    assert set(found.ignored) == set(strange)
+
+
+def test_the_embedding_of_no_memory_is_needed_by_images_too(auto, attempted):
+    state = reference_state(auto, memory=False)
+    del state["model.no_mem_embed"]
+    with pytest.raises(CheckpointError, match="missing: no_mem_embed"):
+        attempted(state)
+
+
+# --- what is refused, by its name
+
+
+def changed(state, name, change):
+    """The state with one tensor changed by a function; None takes it out."""
+    value = change(state[name].clone())
+    return {key: tensor for key, tensor in (state | {name: value}).items() if tensor is not None}
+
+
+NO_MASK = "model.prompt_sampler.prompt_encoder.no_mask_embed.weight"
+AGAIN = f"{LEARNER}prompt_encoder.no_mask_embed.weight"
+QUERY = "model.sam_mask_decoder.net.transformer.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ("model.surprise.weight", r"holds 'model\.surprise\.weight', which no reference checkpoint has"),
+        ("criterion.weight", r"holds 'criterion\.weight'"),
+        ("model.image_encoder.extra.weight", r"holds 'model\.image_encoder\.extra\.weight'"),
+        ("model.image_encoder.adapters.0.adapters.1.weight", r"adapters\.0\.adapters\.1\.weight"),
+        ("model.image_encoder.net.surprise", r"1 unexpected: image_encoder\.surprise"),
+        ("model.sam_mask_decoder.net.surprise", r"1 unexpected: sam_mask_decoder\.surprise"),
+        ("model.sam_mask_decoder.surprise", r"holds 'model\.sam_mask_decoder\.surprise'"),
+        (f"{LEARNER}surprise", r"holds 'model\.prompt_sampler\.prompt_learner\.surprise'"),
+        (f"{LEARNER}layers.3.norm1.weight", r"prompt_learner\.layers\.3\.norm1\.weight"),
+        (f"{LEARNER}layers.3.mlp.0.weight", r"prompt_learner\.layers\.3\.mlp\.0\.weight"),
+        (f"{LEARNER}layers.0.mlp.4.weight", r"prompt_learner\.layers\.0\.mlp\.4\.weight"),
+        (f"{LEARNER}layers.0.surprise", r"1 unexpected: layers\.0\.surprise"),
+        (f"{LEARNER}channel_adapters.0.weight", r"channel_adapters\.0\.weight"),
+        (f"{LEARNER}box_regression_head.mlp.layers.7.bias", r"box_regression_head\.mlp\.layers\.7\.bias"),
+        (f"{LEARNER}mask_classifier.layers.9.weight", r"mask_classifier\.layers\.9\.weight"),
+        (f"{LEARNER}mask_classifier.surprise", r"mask_classifier\.surprise"),
+        ("learnable_prompts.", r"holds 'learnable_prompts\.'"),
+        (f"{QUERY}.weight", "two tensors for one place"),
+        ("memory_attention.norm.weight", "two tensors for one place"),
+        (
+            f"{QUERY}.w_c.weight",
+            r"1 unexpected: sam_mask_decoder\.transformer\.layers\.0\.self_attn\.q_proj\.w_c",
+        ),
+        (f"{QUERY[:-6]}k_proj.w_a.weight", r"1 unexpected: sam_mask_decoder\..*k_proj\.w_a\.weight"),
+    ],
+)
+def test_a_tensor_too_many_is_named(state, attempted, extra, says):
+    with pytest.raises(CheckpointError, match=says):
+        attempted(state | {extra: torch.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("model.image_encoder.net.neck.convs.0.conv.weight", None, r"missing: image_encoder\.neck\.convs\.0"),
+        (f"{LEARNER}layers.1.norm4.bias", None, r"missing: layers\.1\.norm4\.bias"),
+        (f"{LEARNER}layers.2.mlp.layers.1.bias", None, r"missing: layers\.2\.mlp\.layers\.1\.bias"),
+        (f"{LEARNER}channel_adapters.2.weight", None, r"missing: channel_adapters\.2\.weight"),
+        (f"{LEARNER}mask_classifier.final_conv.bias", None, r"missing: mask_head\.final_conv\.bias"),
+        (f"{LEARNER}pos_encoding1d.inv_freq", None, r"has no .*inv_freq"),
+        (f"{LEARNER}pos_encoding1d.inv_freq", lambda v: v * 1.01, "not the frequencies"),
+        (f"{LEARNER}pos_encoding1d.inv_freq", lambda v: v[:5], "not the frequencies"),
+        ("learnable_prompts.hip", None, "no learnable_prompts"),
+        ("learnable_prompts.hip", lambda v: v[0], r"\(10, 128\), not \(classes, tokens, channels\)"),
+        ("learnable_prompts.hip", lambda v: v[:0], r"\(0, 10, 128\)"),
+        ("learnable_prompts.hip", lambda v: v[:, :2], "2 tokens of 128 channels"),
+        ("learnable_prompts.hip", lambda v: v * float("nan"), "NaN or infinite values in queries"),
+        (f"{QUERY}.w_a.weight", None, r"q_proj\.w_a\.weight is missing"),
+        (f"{QUERY}.w_a.weight", lambda v: v[:4], "only updates of rank 8"),
+        (f"{QUERY}.w_a.weight", lambda v: v[:, :9], r"w_a\.weight is \(8, 9\), not \(8, 128\)"),
+        (f"{QUERY}.w_b.weight", lambda v: v.fill_(float("inf")), "NaN or infinite values in .*w_b"),
+        (f"{QUERY}.w_b.weight", lambda v: v.long(), "w_b"),
+        ("model.image_encoder.adapters.3.adapters.2.bias", None, r"missing: 3\.adapters\.2\.bias"),
+        (NO_MASK, lambda v: v + 1e-6, "must both be there"),
+        (NO_MASK, lambda v: v.half(), "must both be there"),
+        (NO_MASK, None, "must both be there"),
+        (AGAIN, None, "must both be there"),
+    ],
+)  # fmt: skip
+def test_a_tensor_too_few_or_another_is_named(state, attempted, name, change, says):
+    with pytest.raises(CheckpointError, match=says):
+        attempted(changed(state, name, change or (lambda _: None)))
+
+
+def test_a_projection_without_its_update_is_named(state, attempted):
+    lone = {key: value for key, value in state.items() if not key.startswith(f"{QUERY}.w_")}
+    with pytest.raises(
+        CheckpointError, match=r"self_attn\.q_proj there is only one of the projection and its"
+    ):
+        attempted(lone)
+    lone = {key: value for key, value in state.items() if ".w_a." not in key and ".w_b." not in key}
+    with pytest.raises(CheckpointError, match="only one of the projection"):
+        attempted(lone)
+
+
+def test_another_configuration_is_refused(auto, state, attempted):
+    with pytest.raises(CheckpointError, match=r"does not fit the model sam2_hiera_t"):
+        attempted(reference_state(auto, memory=False), "sam2_hiera_t")
+    with pytest.raises(CheckpointError, match=r"part of the memory, but not .* of sam2_hiera_t are missing"):
+        attempted(state, "sam2_hiera_t")
+    with pytest.raises(CatalogueError, match="no model configuration 'sam3'"):
+        attempted(state, "sam3")
+
+
+def test_other_checkpoints_are_refused(tmp_path, model):
+    path = tmp_path / "sam2.pt"
+    torch.save({"model": model.module.state_dict()}, path)
+    with pytest.raises(CheckpointError, match="which no reference checkpoint has: only those of Sam2Rad"):
+        import_reference(path, tmp_path / "x.medsam2auto", "embedded")
+    with pytest.raises(CheckpointError, match="No such file"):
+        import_reference(tmp_path / "none.ckpt", tmp_path / "x.medsam2auto")
+
+
+def test_class_names_that_do_not_fit_are_refused(state, attempted):
+    for names in (["one"], ["one", "one"], ["one", " "], ["1", "2", "3"]):
+        with pytest.raises(CheckpointError, match=r"the queries of 'hip' are of 2 classes"):
+            attempted(state, class_names=names)
+
+
+# --- nothing is run, nothing is half written
+
+
+class Settings:
+    """What a careless author leaves among the hyperparameters."""
+
+
+def test_a_checkpoint_that_holds_more_than_tensors_is_refused_and_not_run(tmp_path):
+    trace, state = tmp_path / "it-ran", {"learnable_prompts.hip": torch.zeros(1, 10, 128)}
+    path = lightning_file(tmp_path / "x.ckpt", state, callbacks={"x": Bomb(trace)})
+    with pytest.raises(CheckpointError, match=r"holds Python objects besides tensors, .*\(.*mkdir\)"):
+        import_reference(path, tmp_path / "x.medsam2auto", "embedded", image_size=SIDE)
+    assert not trace.exists() and not (tmp_path / "x.medsam2auto").exists()
+    path = lightning_file(tmp_path / "x.ckpt", state, hyper_parameters={"x": Settings()})
+    with pytest.raises(
+        CheckpointError, match=r"Python objects .*Save its state dict alone where that is safe"
+    ):
+        import_reference(path, tmp_path / "x.medsam2auto", "embedded", image_size=SIDE)
+
+
+def test_files_that_are_there_stay_unless_told_otherwise(state, tmp_path):
+    (tmp_path / "out.sam2.safetensors").write_bytes(b"precious")
+    with pytest.raises(ExportError, match=r"out\.sam2\.safetensors already exists"):
+        imported(tmp_path, state)
+    assert (tmp_path / "out.sam2.safetensors").read_bytes() == b"precious"
+    assert imported(tmp_path, state, overwrite=True).card.name == "hip"
+    path = tmp_path / "hip.ckpt"
+    for name, says in (("x.pt", r"ends with \.medsam2auto"), ("no/x.medsam2auto", "create it first")):
+        with pytest.raises(ExportError, match=says):
+            import_reference(path, tmp_path / name, "embedded", image_size=SIDE)
+
+
+def test_a_disk_that_refuses_the_second_file_leaves_no_first(state, tmp_path, monkeypatch):
+    from medsam2_core.auto import loading
+
+    def refuses(*_args, **_named):
+        raise ExportError("the disk is full")
+
+    monkeypatch.setattr(loading, "write_file", refuses)
+    with pytest.raises(ExportError, match="full"):
+        imported(tmp_path, state)
+    assert os.listdir(tmp_path) == ["hip.ckpt"]
+
+
+def test_damaged_checkpoints_are_refused(state, tmp_path, campaign):
+    whole = lightning_file(tmp_path / "whole.ckpt", state).read_bytes()
+    for seed in range(4 * campaign):
+        (tmp_path / "x.ckpt").write_bytes(damaged(whole, random.Random(seed)))
+        try:
+            import_reference(
+                tmp_path / "x.ckpt", tmp_path / "x.medsam2auto", "embedded", image_size=SIDE, overwrite=True
+            )
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+
+
+def test_states_that_were_changed_are_refused(state, attempted, campaign):
+    for seed in range(12 * campaign):
+        chance = random.Random(seed)
+        forged, names = dict(state), sorted(state)
+        for name in chance.sample(names, 2):
+            match chance.randrange(4):
+                case 0:
+                    forged[name] = forged[name].flatten()[:1]
+                case 1:
+                    forged[name + chance.choice(["x", ".0", ".weight"])] = forged.pop(name)
+                case 2:
+                    forged[name] = torch.full_like(forged[name], float("nan"))
+                case _:
+                    del forged[name]
+        with pytest.raises(CheckpointError):
+            attempted(forged)
+
+
+def test_the_levels_of_an_imported_model_have_no_mem_embed_added(state, auto, tmp_path):
+    found = imported(tmp_path, state)
+    again = load_auto(found.path, device="cpu", precision="fp32")
+    image = torch.zeros(1, 3, SIDE, SIDE)
+    with torch.no_grad():
+        maps = again.model.module.forward_image(image)["backbone_fpn"]
+        coarse = levels_of(again.model, image).coarse - maps[2]
+    assert torch.allclose(coarse[0, :, 0, 0], state["model.no_mem_embed"].flatten(), atol=1e-5)
+    assert auto.model.module.directly_add_no_mem_embed

@@ -1,0 +1,169 @@
+"""`medsam2 train auto` and `medsam2 auto`, from files to files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from a_command_line import CommandLine, write_untrained_model
+from medsam2_core.auto.model_file import read_card
+from medsam2_core.imaging.reading import read_labels
+from PIL import Image
+from some_labelled_images import a_picture, write_pictures, write_volumes
+
+
+@pytest.fixture
+def medsam2(capsys):
+    return CommandLine(capsys)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Checkpoint of an untrained model, and the options that make it small and quick."""
+    torch.set_num_threads(1)
+    return ["--image-size", 64, "--base", write_untrained_model(tmp_path_factory.mktemp("base"))]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, base):
+    """An Auto model of pictures, and the folder of them; made once, by the command."""
+    from medsam2_core.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_pictures(folder / "data", 5)
+    words = ["train", "auto", data, "--out", folder / "discs.medsam2auto", "--classes", "1=disc,2=bar"]
+    words += ["--steps", 3, "--folds", 2, "--axis", "axial", *base]
+    assert main([str(word) for word in words]) == 0
+    return folder / "discs.medsam2auto", data
+
+
+def test_training_writes_a_model_and_a_report(trained):
+    path, _ = trained
+    card = read_card(path)
+    assert card.class_names == ("disc", "bar")
+    assert card.is_for_pictures
+    assert (card.image_size, card.training["images"], card.training["folds"]) == (64, 5, 2)
+    report = path.with_name("discs-report")
+    assert sorted(one.name for one in report.iterdir()) == ["curves.png", "report.json", "samples.png"]
+    assert not path.with_name(path.name + ".run").exists()
+
+
+def test_a_picture_is_segmented_class_by_class(medsam2, base, trained, tmp_path):
+    path, data = trained
+    out, picture = tmp_path / "out.seg.nrrd", tmp_path / "out.png"
+    words = ["auto", data / "000_img.png", "--model", path, *base[2:], "--out", out, "--json"]
+    said = medsam2(*words, "--picture", picture)
+    assert said.code == 0, said.err
+    assert [one["name"] for one in said.facts["classes"]] == ["disc", "bar"]
+    assert [label.name for label in read_labels(out).labels] == ["disc", "bar"]
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_classes_are_chosen_by_name(medsam2, base, trained, tmp_path):
+    path, data = trained
+    out = tmp_path / "out.seg.nrrd"
+    words = ["auto", data / "000_img.png", "--model", path, *base[2:], "--out", out, "--overwrite"]
+    assert medsam2(*words, "--classes", "bar").code == 0
+    assert [label.name for label in read_labels(out).labels] == ["bar"]
+    said = medsam2(*words, "--classes", "moon")
+    assert said.code == 2
+    assert "'moon'" in said.err
+    assert "'disc', 'bar'" in said.err
+
+
+def test_a_folder_is_gone_through_and_a_bad_picture_does_not_stop_it(medsam2, base, trained, tmp_path):
+    path, _ = trained
+    stills = tmp_path / "stills"
+    stills.mkdir()
+    for n, shape in enumerate([(60, 90), (72, 72)]):
+        Image.fromarray(a_picture(n, shape)[0]).save(stills / f"still{n}.png")
+    (stills / "broken.png").write_bytes(b"no picture")
+    said = medsam2("auto", stills, "--model", path, *base[2:], "--out", tmp_path / "masks", "--json")
+    assert said.code == 0, said.err
+    assert [len(said.facts["images"]), len(said.facts["notes"])] == [2, 1]
+    assert "broken.png" in said.facts["notes"][0]
+    assert read_labels(tmp_path / "masks" / "still0.png.seg.nrrd").geometry.shape_ijk == (90, 60, 1)
+
+
+@pytest.mark.parametrize("method", ["memory", "slices"])
+def test_a_volume_keeps_names_colours_and_codes_from_training_to_result(medsam2, base, tmp_path, method):
+    data = write_volumes(tmp_path / "data", 2)
+    model, out = tmp_path / "kidney.medsam2auto", tmp_path / "out.seg.nrrd"
+    words = ["--steps", 2, "--folds", 0, "--json-progress", *base]
+    said = medsam2("train", "auto", data, "--out", model, *words)
+    assert said.code == 0, said.err
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert [line["stage"] for line in lines][-1] == "done"
+    assert {"reading", "features", "training"} <= {line["stage"] for line in lines}
+    said = medsam2("auto", data / "case0.nrrd", "--model", model, *base[2:], "--out", out, "--method", method)
+    assert said.code == 0, said.err
+    (label,) = read_labels(out).labels
+    assert (label.name, label.colour) == ("kidney", pytest.approx((0.2, 0.4, 0.6)))
+    assert "64033007" in label.tags
+    assert "AUTOMATIC" in label.tags
+
+
+def test_a_training_that_was_stopped_wants_resume(medsam2, base, tmp_path):
+    data = write_pictures(tmp_path / "data", 4)
+    out = tmp_path / "m.medsam2auto"
+    (tmp_path / "m.medsam2auto.run").mkdir()
+    words = ["train", "auto", data, "--out", out, "--steps", 2, "--folds", 0, *base]
+    said = medsam2(*words)
+    assert (said.code, "--resume" in said.err) == (2, True)
+    assert medsam2(*words, "--resume").code == 0
+    assert medsam2(*words, "--resume").code == 2, "there is a model now"
+    said = medsam2(*words[:4], tmp_path / "n.medsam2auto", *words[5:], "--resume")
+    assert (said.code, "nothing to resume" in said.err) == (2, True)
+
+
+def test_problems_with_the_data_are_listed_before_anything_is_trained(medsam2, base, tmp_path):
+    data = write_pictures(tmp_path / "data", 4)
+    Image.fromarray(np.full((72, 72), 1, np.uint8)).save(data / "001_seg.png")
+    Image.fromarray(a_picture(0)[1][:40]).save(data / "002_seg.png")
+    out = tmp_path / "m.medsam2auto"
+    said = medsam2("train", "auto", data, "--out", out, "--steps", 2, "--folds", 0, *base)
+    assert said.code == 2
+    assert "problem: 001_img" in said.err
+    assert "problem: 002_img" in said.err
+    assert "--skip-bad" in said.err
+    assert not list(tmp_path.glob("m.*"))
+    said = medsam2("train", "auto", data, "--out", out, "--steps", 2, "--folds", 0, "--skip-bad", *base)
+    assert said.code == 0, said.err
+    assert read_card(out).training["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--out", "m.safetensors"], ".medsam2auto"),
+        (["--out", "m.medsam2auto", "--heads", "nose"], "'nose'"),
+        (["--out", "m.medsam2auto", "--heads", ""], "no head"),
+        (["--out", "m.medsam2auto", "--classes", "0=a"], "background"),
+        (["--out", "m.medsam2auto", "--shots", "99"], "only 4"),
+        (["--out", "m.medsam2auto", "--minutes", "-1"], "-1 minutes"),
+        (["--out", "m.medsam2auto", "--window", "wide"], "'wide'"),
+        (["--out", "m.medsam2auto", "--axis", "sideways"], "sideways"),
+        (["--out", "nowhere/m.medsam2auto"], "nowhere"),
+    ],
+)
+def test_options_that_mean_nothing_end_in_one_line(medsam2, base, tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    data = write_pictures(tmp_path / "data", 4)
+    said = medsam2("train", "auto", data, *words, "--steps", 1, *base)
+    assert said.code == 2, said.err
+    assert told in said.err
+    assert "Traceback" not in said.err
+
+
+def test_a_model_that_is_not_there_or_damaged_is_refused(medsam2, trained, tmp_path, monkeypatch):
+    path, data = trained
+    monkeypatch.setenv("MEDSAM2_AUTO_MODELS", str(tmp_path / "none"))
+    said = medsam2("auto", data / "000_img.png", "--model", "liver", "--out", tmp_path / "o.png")
+    assert (said.code, "medsam2 train auto" in said.err) == (2, True)
+    damaged = tmp_path / "damaged.medsam2auto"
+    damaged.write_bytes(path.read_bytes()[:-100])
+    said = medsam2("auto", data / "000_img.png", "--model", damaged, "--out", tmp_path / "o.png")
+    assert (said.code, "damaged" in said.err) == (2, True)
+    said = medsam2("auto", data / "000_img.png", "--model", data / "000_img.png", "--out", tmp_path / "o.png")
+    assert (said.code, "not an Auto model" in said.err) == (2, True)
+    assert not (tmp_path / "o.png").exists()
