@@ -167,3 +167,24 @@ def test_a_model_that_is_not_there_or_damaged_is_refused(medsam2, trained, tmp_p
     said = medsam2("auto", data / "000_img.png", "--model", data / "000_img.png", "--out", tmp_path / "o.png")
     assert (said.code, "not an Auto model" in said.err) == (2, True)
     assert not (tmp_path / "o.png").exists()
+
+
+def test_a_reference_checkpoint_becomes_a_model_that_can_be_used(medsam2, tmp_path):
+    from a_model import stir
+    from a_reference_checkpoint import a_trained_model, lightning_file, reference_state
+    from medsam2_core.engine.architecture import build_module
+    from medsam2_core.engine.model import SegmentationModel
+
+    torch.manual_seed(0)
+    module = build_module("embedded", 64)
+    stir(module, 5.0)
+    state = reference_state(a_trained_model(SegmentationModel.of(module, "small"), 2, "lora", "adapters"))
+    checkpoint, out = lightning_file(tmp_path / "hip.ckpt", state), tmp_path / "hip.medsam2auto"
+    words = ["--config", "embedded", "--image-size", 64, "--classes", "ilium,femur"]
+    said = medsam2("models", "import", checkpoint, "--out", out, *words)
+    assert said.code == 0, said.err
+    assert "ilium, femur" in said.out
+    Image.fromarray(a_picture(0)[0]).save(tmp_path / "still.png")
+    said = medsam2("auto", tmp_path / "still.png", "--model", out, "--out", tmp_path / "o.seg.nrrd", "--json")
+    assert said.code == 0, said.err
+    assert [one["name"] for one in said.facts["classes"]] == ["ilium", "femur"]

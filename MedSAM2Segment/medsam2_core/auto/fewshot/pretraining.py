@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medsam2_core.atomic import new_file
-from medsam2_core.auto.adapting import Attached, encoder_adapters
+from medsam2_core.auto.adapting import Attached, TextureAdapter, encoder_adapters
 from medsam2_core.auto.augmentation import Augmentation
 from medsam2_core.auto.fewshot.prompting import PromptMix
 from medsam2_core.auto.framing import Frame
@@ -60,6 +60,7 @@ class Pretraining:
     classes: int = 2
     learning_rate: float = 5e-4
     adapter_rate: float = 1e-3
+    texture_rate: float = 2e-3
     weight_decay: float = 0.05
     warm_up: int = 200
     averaging: float = 0.998
@@ -131,9 +132,9 @@ class Pretrainer:
         settings_of = self.predictor.settings
         widths = (settings_of.width, *settings_of.fine_widths)
         self.head = AuxiliaryHead(widths, queries)
-        self.trained = nn.ModuleDict(
-            {"predictor": self.predictor, "adapters": self.adapters, "head": self.head}
-        )
+        self.texture = TextureAdapter(settings_of.width, settings_of.fine_widths)
+        parts = {"predictor": self.predictor, "adapters": self.adapters, "texture": self.texture}
+        self.trained = nn.ModuleDict({**parts, "head": self.head})
         self.average = {k: v.detach().clone() for k, v in self.trained.state_dict().items()}
         self.optimiser = self._optimiser()
         self.step, self.seconds = 0, 0.0
@@ -167,8 +168,7 @@ class Pretrainer:
         data = self.training[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
         images, masks, wanted = self._batch(data, rng)
         with sdpa_kernel(SDPBackend.MATH):
-            with Attached(self.model.module, self.adapters):
-                levels = levels_of(self.model, images)
+            levels = self._levels(images)
             # Each image has queries of its own classes: the predictor is asked with as many as are wanted.
             prompts = self._prompts(levels, wanted)
             count = wanted.shape[1]
@@ -188,6 +188,13 @@ class Pretrainer:
             self.optimiser.step()
             self._update_average()
         return {name: float(value.detach()) for name, value in parts.items()}
+
+    def _levels(self, images: torch.Tensor) -> Levels:
+        """Features as the predictor will see them: of the adapted encoder, and the texture beside it."""
+        with Attached(self.model.module, self.adapters):
+            levels = levels_of(self.model, images)
+        coarse, middle, fine = self.texture(images)
+        return Levels(levels.coarse + coarse, levels.middle + middle, levels.fine + fine)
 
     def _prompts(self, levels: Levels, wanted: torch.Tensor):
         """Prompts of the classes `wanted` (B, K), not of all there are."""
@@ -226,8 +233,7 @@ class Pretrainer:
             found = []
             for square, labels, frame in zip(data.squares, data.labels, data.frames, strict=True):
                 picture = torch.from_numpy(square.astype(np.float32) / 255).permute(2, 0, 1)
-                with Attached(self.model.module, self.adapters):
-                    levels = levels_of(self.model, frame.normalised(picture)[None])
+                levels = self._levels(frame.normalised(picture)[None])
                 present = [c for c in data.classes if int((labels == c).sum()) > _LEAST_PIXELS]
                 if not present:
                     continue
@@ -250,6 +256,7 @@ class Pretrainer:
                 "params": [*self.adapters.parameters(), *self.head.parameters()],
                 "peak": self.settings.adapter_rate,
             },
+            {"params": list(self.texture.parameters()), "peak": self.settings.texture_rate},
         ]
         return torch.optim.AdamW(groups, lr=1e-3, weight_decay=self.settings.weight_decay)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +31,14 @@ class Start:
         The shared part, by name.
     queries
         (Q, T, C) of the classes it was trained on.
-    adapters
-        Of the encoder, by name; empty when there are none.
+    adapters, texture
+        Of the encoder, and beside it, by name; empty when there are none.
     """
 
     predictor: dict[str, torch.Tensor]
     queries: torch.Tensor
     adapters: dict[str, torch.Tensor]
+    texture: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def packaged_start(model: SegmentationModel) -> Start | None:
@@ -63,7 +64,7 @@ def read_start(path: Path, model: SegmentationModel) -> Start | None:
         raise TrainingError(f"{path} cannot be read as a start of training: {error}") from error
     predictor = _under("predictor.", tensors)
     queries = predictor.pop("queries")
-    return Start(predictor, queries, _under("adapters.", tensors))
+    return Start(predictor, queries, _under("adapters.", tensors), _under("texture.", tensors))
 
 
 def begin_with(auto: AutoModel, start: Start) -> None:
@@ -79,6 +80,8 @@ def begin_with(auto: AutoModel, start: Start) -> None:
         predictor.queries.copy_(mean + 0.1 * predictor.queries)
     if auto.adapters is not None and start.adapters:
         auto.adapters.load_state_dict(start.adapters)
+    if auto.texture is not None and start.texture:
+        auto.texture.load_state_dict(start.texture)
 
 
 @torch.inference_mode()
@@ -97,7 +100,9 @@ def choose_queries(
     scores = torch.zeros(classes, len(pool))
     counts = torch.zeros(classes, 1)
     for n in picked:
-        levels, labels = bank.read([n * bank.variants])  # a new texture adapter adds nothing yet
+        levels, labels = bank.read([n * bank.variants])
+        if auto.texture is not None:
+            levels = auto.textured(levels, bank.pictures([n * bank.variants]))
         prompts = network.predictor(levels, network.prompt_encoder.no_mask_embed.weight, pool[None])
         if prompts.mask_logits is None:
             return [0.0] * classes

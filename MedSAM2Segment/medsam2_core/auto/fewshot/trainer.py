@@ -323,3 +323,7 @@ class _Part:
     def read(self, indices: Sequence[int]) -> tuple[Levels, torch.Tensor]:
         """As the bank's, by numbers of the part."""
         return self._bank.read([self._indices[n] * self._bank.variants for n in indices])
+
+    def pictures(self, indices: Sequence[int]) -> torch.Tensor:
+        """As the bank's, by numbers of the part."""
+        return self._bank.pictures([self._indices[n] * self._bank.variants for n in indices])
