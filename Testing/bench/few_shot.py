@@ -21,14 +21,15 @@ from medsam2_core.auto.fewshot.checking import Survey, survey
 from medsam2_core.auto.fewshot.classes import parse_wishes
 from medsam2_core.auto.fewshot.features import Plan, variant_of
 from medsam2_core.auto.fewshot.images import LabelledImage, Reading
-from medsam2_core.auto.fewshot.measuring import dice_by_class
+from medsam2_core.auto.fewshot.measuring import dice_by_class, least_piece
 from medsam2_core.auto.fewshot.pairs import find_pairs
 from medsam2_core.auto.fewshot.planning import FewShotSettings
 from medsam2_core.auto.fewshot.starting import packaged_start, read_start
 from medsam2_core.auto.fewshot.trainer import FewShotTrainer
 from medsam2_core.auto.loading import AutoModel
-from medsam2_core.auto.network import merged_labels
+from medsam2_core.auto.segmenting import AutoSegmenter, without_small_pieces
 from medsam2_core.engine.model import load_model
+from medsam2_core.engine.sources import ArrayImages
 
 TEST_IMAGES = 30
 
@@ -128,20 +129,29 @@ def measure(method: str, split: Survey, model, options: argparse.Namespace, seed
     began = time.perf_counter()
     rows = [dice_by_class(labels_of(outcome.auto, one), one.labels_hw, len(split.classes)) for one in aside]
     each = (time.perf_counter() - began) / len(aside)
+    classes = len(split.classes)
+    flipped = [
+        dice_by_class(labels_of(outcome.auto, one, flips=True), one.labels_hw, classes) for one in aside
+    ]
     return {
         "steps": outcome.auto.card.training["steps"],
         "seconds_an_image": round(each, 3),
         **summary(rows, split),
+        "with_flips": summary(flipped, split)["mean"],
     }
 
 
-def labels_of(auto: AutoModel, image: LabelledImage) -> np.ndarray:
+def labels_of(auto: AutoModel, image: LabelledImage, *, flips: bool = False) -> np.ndarray:
     """(H, W) labels of an image."""
-    picture = torch.from_numpy(image.square.astype(np.float32) / 255).permute(2, 0, 1)
-    with torch.inference_mode():
-        _, answer = auto.network(auto.levels(image.frame.normalised(picture)[None]))
-        logits = image.frame.on_image(answer.logits[:, 0])[None]
-        return merged_labels(logits, answer.score.view(1, -1))[0].numpy()
+    height, width = image.frame.inner_hw
+    shown = ArrayImages([image.square[:height, :width]])
+    found = AutoSegmenter(auto, shown, flips=flips).segment(0)
+    labels = np.zeros((height, width), np.uint8)
+    for one in found.classes:
+        labels[one.mask_hw] = one.number + 1
+    rows = (np.arange(image.labels_hw.shape[0]) + 0.5) * height / image.labels_hw.shape[0]
+    columns = (np.arange(image.labels_hw.shape[1]) + 0.5) * width / image.labels_hw.shape[1]
+    return labels[rows.astype(int)][:, columns.astype(int)]
 
 
 def summary(rows: list[list[float]], split: Survey) -> dict:
@@ -179,14 +189,25 @@ def unet(split: Survey, aside: list[LabelledImage], minutes: float, wanted: int 
         steps += 1
         fraction = steps / wanted if wanted else (time.perf_counter() - began) / budget
     net.eval()
+    least = [least_piece(training, k) for k in range(1, len(split.classes) + 1)]
     rows = []
     with torch.inference_mode():
         for image in aside:
             picture = torch.from_numpy(image.square.astype(np.float32) / 255).permute(2, 0, 1)
             logits = image.frame.on_image(net(image.frame.normalised(picture)[None])[0])
-            labels = logits.argmax(0).numpy()
+            labels = cleaned(logits.argmax(0).numpy(), image, least)
             rows.append(dice_by_class(labels, image.labels_hw, len(split.classes)))
     return {"steps": steps, **summary(rows, split)}
+
+
+def cleaned(labels: np.ndarray, image: LabelledImage, least: list[float]) -> np.ndarray:
+    """Without pieces smaller than any in training, as Auto's results are."""
+    height, width = image.frame.inner_hw
+    square = image.frame.side**2 * labels.size / (height * width)
+    out = np.zeros_like(labels)
+    for number, share in enumerate(least, start=1):
+        out[without_small_pieces(labels == number, share * square)] = number
+    return out
 
 
 if __name__ == "__main__":

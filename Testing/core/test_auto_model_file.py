@@ -174,7 +174,7 @@ def test_nothing_of_the_images_is_in_a_card(path):
         *("version", "name", "classes", "base", "base_key", "image_size", "window", "axis", "modality"),
         *("predictor", "decoder", "encoder", "training", "sha256"),
     }
-    assert set(told["classes"][0]) == {"name", "value", "colour_rgb", "terminology"}
+    assert set(told["classes"][0]) == {"name", "value", "colour_rgb", "terminology", "least_piece"}
     assert set(_metadata(path)) == {"medsam2_auto"}
     assert b"patient" not in path.read_bytes()[:64_000].lower()
 

@@ -233,3 +233,16 @@ def test_the_expected_iou_is_that_of_truths_drawn_from_the_probabilities():
     ious = [(mask & one).sum() / (mask | one).sum() for one in drawn]
     assert expected_iou(probability, mask) == pytest.approx(np.mean(ious), abs=0.01)
     assert expected_iou(probability, np.zeros_like(mask)) == 0
+
+
+def test_pieces_smaller_than_any_in_training_are_left_out():
+    from medsam2_core.auto.segmenting import without_small_pieces
+
+    mask = np.zeros((40, 40), bool)
+    mask[2:12, 2:12] = mask[20:25, 20:25] = mask[35, 35] = True
+    assert np.array_equal(without_small_pieces(mask, 0), mask)
+    cleaned = without_small_pieces(mask, 25)
+    assert cleaned[5, 5]
+    assert cleaned[22, 22]
+    assert not cleaned[35, 35]
+    assert without_small_pieces(mask, 5000).sum() == 100, "the largest always stays"

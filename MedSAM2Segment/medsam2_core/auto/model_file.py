@@ -46,12 +46,16 @@ class AutoClass:
         Red, green, blue from 0 to 1.
     terminology
         3D Slicer's TerminologyEntry tag; empty when nobody said.
+    least_piece
+        A connected piece smaller than this share of the model's square is not taken for the class: none was,
+        where it was trained. 0 keeps all.
     """
 
     name: str
     value: int
     colour_rgb: tuple[float, float, float]
     terminology: str = ""
+    least_piece: float = 0.0
 
     @property
     def coded(self) -> Terminology | None:
@@ -245,7 +249,10 @@ def _class(item: Mapping[str, Any]) -> AutoClass:
         raise ValueError(f"class {item!r} has no name")
     if not all(math.isfinite(part) and 0 <= part <= 1 for part in (red, green, blue)):
         raise ValueError(f"class {name!r} has the colour {(red, green, blue)}")
-    return AutoClass(name, int(item["value"]), (red, green, blue), terminology)
+    least = float(item.get("least_piece", 0.0))
+    if not 0 <= least < 1:
+        raise ValueError(f"class {name!r} has a least piece of {least}")
+    return AutoClass(name, int(item["value"]), (red, green, blue), terminology, least)
 
 
 def _check(card: AutoCard) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medsam2_core.auto.framing import Frame
 from medsam2_core.auto.loading import AutoModel
@@ -165,8 +166,11 @@ class AutoSegmenter:
         probability = logits.float().sigmoid().cpu().numpy()
         boxes = None if prompts.boxes_xyxy is None else prompts.boxes_xyxy.float().cpu().numpy()
         found = []
+        height, width = frame.inner_hw
+        square = frame.side**2 * (labels.size / (height * width))  # in pixels of the slice
         for number in self.wanted:
-            mask = labels == number + 1
+            least = self.auto.card.classes[number].least_piece * square
+            mask = without_small_pieces(labels == number + 1, least)
             value = float(score[number])
             box = _box_on_slice(boxes[number], frame) if boxes is not None and mask.any() else None
             point = _surest(probability[number], mask)
@@ -175,6 +179,17 @@ class AutoSegmenter:
 
     def __iter__(self) -> Iterator[SliceFound]:
         return (self.segment(n) for n in range(len(self.source)))
+
+
+def without_small_pieces(mask_hw: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
+    """A mask without its connected pieces of fewer than `least` pixels; the largest may stay in any case."""
+    if least <= 1 or not mask_hw.any():
+        return mask_hw
+    pieces, count = ndimage.label(mask_hw)
+    areas = np.bincount(pieces.ravel(), minlength=count + 1)
+    kept = areas >= min(least, areas[1:].max())
+    kept[0] = False
+    return kept[pieces]
 
 
 def expected_iou(probability_hw: NDArray[np.float32], mask_hw: NDArray[np.bool_]) -> float:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+
+from medsam2_core.auto.fewshot.images import LabelledImage
 
 #: Dice of every class on one image; NaN where a class is neither there nor found.
 ClassDice = list[float]
@@ -19,6 +22,16 @@ def dice_by_class(found_hw: NDArray, truth_hw: NDArray, classes: int) -> ClassDi
         total = int(found.sum()) + int(truth.sum())
         table.append(2 * int((found & truth).sum()) / total if total else float("nan"))
     return table
+
+
+def least_piece(images: Sequence[LabelledImage], number: int) -> float:
+    """Half the area of a small connected piece of a class (the 5th percentile), as a share of the square."""
+    areas: list[float] = []
+    for image in images:
+        labels = image.frame.labels(image.labels_hw).numpy() == number
+        pieces, count = ndimage.label(labels)
+        areas += (np.bincount(pieces.ravel(), minlength=count + 1)[1:] / labels.size).tolist()
+    return float(np.percentile(areas, 5)) / 2 if areas else 0.0
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:

@@ -21,7 +21,7 @@ from medsam2_core.auto.fewshot.checking import Survey
 from medsam2_core.auto.fewshot.features import FeatureBank, Plan
 from medsam2_core.auto.fewshot.fitting import Fit, Progress
 from medsam2_core.auto.fewshot.images import LabelledImage
-from medsam2_core.auto.fewshot.measuring import spread
+from medsam2_core.auto.fewshot.measuring import least_piece, spread
 from medsam2_core.auto.fewshot.planning import FewShotSettings, Stage, Told, stages_of
 from medsam2_core.auto.fewshot.starting import Start, begin_with, choose_queries
 from medsam2_core.auto.loading import AutoModel, blank
@@ -244,7 +244,13 @@ class FewShotTrainer:
             if path.exists():
                 with np.load(path) as found:
                     samples += [(self.images[int(n)], found[n]) for n in found.files]
-        final = replace(auto, card=self._card(training))
+        card = self._card(training)
+        kept = [image for image in self.images if not image.held_aside]
+        classes = [
+            replace(one, least_piece=round(least_piece(kept, k), 6))
+            for k, one in enumerate(card.classes, start=1)
+        ]
+        final = replace(auto, card=replace(card, classes=tuple(classes)))
         return Outcome(final, dice, {name: one["history"] for name, one in done.items()}, samples)
 
     # The work folder
