@@ -16,8 +16,10 @@ LIB = ROOT / "MedSAM2Segment" / "MedSAM2SegmentLib"
 LIGHT = [
     *("errors", "version", "prompts", "prompt_files", "slice_prompts"),
     *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.oblique", "imaging.intensity"),
-    "imaging.segmentation",
+    *("imaging.segmentation", "imaging.terminology"),
+    *("auto", "auto.model_file", "auto.library"),
     *("worker", "worker.frames", "worker.masks", "worker.messages", "worker.books", "worker.client"),
+    "worker.findings",
     *("worker.transports", "worker.volumes", "worker.connection", "worker.remote", "worker.supervision"),
 ]
 

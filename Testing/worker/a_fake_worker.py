@@ -297,6 +297,25 @@ class FakeWorker:
             self.propagating.pop(0)
             self.answer(header, done=done, total=len(tasks))
 
+    def do_auto(self, header, _):
+        """One class, a square on every slice of the range; a predicted box on the first."""
+        session = self.sessions[header["session"]]
+        last = len(session.stack) - 1 if header["last"] is None else header["last"]
+        numbers = list(range(header["first"] or 0, last + 1))
+        mask = np.zeros(session.stack.shape_hw, bool)
+        mask[4:9, 5:12] = True
+        for done, n in enumerate(numbers, start=1):
+            arrays = {}
+            told = [SliceRecord.of_mask("square", n, mask, iou=0.8, prompted=False).to_json(arrays)]
+            counts = {"done": done, "total": len(numbers)}
+            self.send({"type": "slice", "re": header["id"], "slices": told, **counts}, arrays)
+            time.sleep(self.options.step)
+        first, last = session.stack.to_ijk([[5, 4, numbers[0]], [11, 8, numbers[0]]])
+        box = {"kind": "box", **{"first_ijk": [*first], "last_ijk": [*last]}, "predicted": True}
+        told = {"name": "square", "colour_rgb": [1, 0, 0], "terminology": "", "confidence": 0.8}
+        told |= {"slices": numbers, "prompts": {str(numbers[0]): [box]}}
+        self.answer(header, classes=[told])
+
     def do_models(self, header, _):
         self.answer(header, models=[{"name": "embedded"}])
 

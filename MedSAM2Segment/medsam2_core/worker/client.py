@@ -21,6 +21,9 @@ from medsam2_core.worker.messages import error_from_json
 
 #: Answered in the middle of a computation; none of them can be what ended a worker.
 QUICK = frozenset({"hello", "bye", "ping", "cancel", "focus", "status", "close_session", "close_volume"})
+QUICK |= {"train_auto"}  # a process of its own
+#: They wait for everything else.
+PATIENT = frozenset({"propagate", "auto"})
 
 #: A callback with its arguments, to be called when everything is in order.
 Call = Callable[[], None]
@@ -59,6 +62,8 @@ class Request:
         Gets a MedSAM2Error; :class:`~medsam2_core.errors.Cancelled` after :meth:`cancel`.
     progress
         Gets what is being done, how much of it is done, and the total or None.
+    note
+        Gets what is said about it in words.
     slices
         Gets records as they come, how many slices are done, and the total or None.
     take
@@ -81,6 +86,7 @@ class Request:
     done: Callable[[Any], None] | None = None
     failed: Callable[[MedSAM2Error], None] | None = None
     progress: Callable[[str, int, int | None], None] | None = None
+    note: Callable[[str], None] | None = None
     slices: Callable[[list[SliceRecord], int, int | None], None] | None = None
     take: Callable[[Frame], Any] = plain_result
     seen: Callable[[list[SliceRecord]], None] | None = None
@@ -231,3 +237,5 @@ class Client:
             if request.heard is not None:
                 request.heard(what, done)
             request.call(self.calls, request.progress, what, done, total)
+            if isinstance(frame.header.get("message"), str):
+                request.call(self.calls, request.note, frame.header["message"])

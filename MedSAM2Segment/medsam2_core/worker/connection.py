@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from medsam2_core.errors import MedSAM2Error, ProtocolError, VolumeError
 from medsam2_core.version import __version__
-from medsam2_core.worker.client import QUICK, Call, Client, Request, plain_result
+from medsam2_core.worker.client import PATIENT, QUICK, Call, Client, Request, plain_result
 from medsam2_core.worker.frames import Frame
 from medsam2_core.worker.messages import PROTOCOLS
 from medsam2_core.worker.transports import Transport
@@ -227,7 +227,7 @@ class Connection:
         """What the worker was most likely doing."""
         heavy = [request for request in self.client.open.values() if request.type not in QUICK]
         # A volume may be on its way for long, and a propagation waits for everything else.
-        for patient in ({"propagate", "open_volume"}, {"propagate"}, set()):
+        for patient in (PATIENT | {"open_volume"}, PATIENT, frozenset()):
             for request in heavy:
                 if request.type not in patient:
                     return request

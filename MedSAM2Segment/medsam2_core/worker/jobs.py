@@ -10,6 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from medsam2_core.worker.client import PATIENT
+
 
 @dataclass(eq=False)
 class Job:
@@ -35,7 +37,7 @@ class Job:
     @property
     def is_patient(self) -> bool:
         """Whether it waits for, and makes way for, everything else."""
-        return self.type == "propagate"
+        return self.type in PATIENT
 
 
 class Jobs:

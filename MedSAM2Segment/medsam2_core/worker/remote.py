@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError, WorkerError
 from medsam2_core.worker.books import Books
 from medsam2_core.worker.client import Blame, Call, Request, records_in
+from medsam2_core.worker.findings import AutoWish, Slices, auto_request
 from medsam2_core.worker.frames import Frame
 from medsam2_core.worker.masks import SliceRecord, checked
 from medsam2_core.worker.messages import ObjectRecord, SessionSettings, SliceWords, StackChoice, words_to_json
@@ -203,6 +204,13 @@ class RemoteSession:
 
         request.seen = seen
         return self._ask(request)
+
+    def auto(self, wish: AutoWish, slices: Slices | None = None, **callbacks: Any) -> Request:
+        """Ask an Auto model; `done` gets a list of ClassFinding, and nothing changes here or in the worker.
+
+        `callbacks` are those of a request: done, failed, progress. If the worker is lost, it is asked again.
+        """
+        return self._ask(auto_request(wish, self._checked, slices, **callbacks))
 
     def remove_object(self, name: str, done: Done | None = None, failed: Failed | None = None) -> Request:
         """Forget an object."""

@@ -94,8 +94,8 @@ class Server:
                 self._result(number, self._at_once[frame.type](fields))
             elif frame.type == "open_volume":
                 self._volumes.open(number, fields)
-            elif frame.type == "install_model":
-                self._serving.downloads.start(Job(number, frame.type, fields))
+            elif frame.type in self._serving.apart:
+                self._serving.apart[frame.type](Job(number, frame.type, fields))
             elif frame.type in self._serving.types:
                 self._jobs.add(Job(number, frame.type, fields, frame.arrays))
             else:
@@ -155,7 +155,7 @@ class Server:
         cancelled = [job.id for job in self._jobs.cancel(number)] + self._volumes.give_up(number)
         for one in cancelled:
             self._error(one, Cancelled("stopped before it began"))
-        self._serving.downloads.cancel(number)
+        self._serving.cancel_apart(number)
         return {}
 
     def _focus(self, fields: Mapping[str, Any]) -> dict[str, Any]:

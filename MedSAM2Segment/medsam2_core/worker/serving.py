@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from medsam2_core.errors import Cancelled, Interrupted, MedSAM2Error, ProtocolError
 from medsam2_core.version import __version__
-from medsam2_core.worker import model_requests
+from medsam2_core.worker import auto_requests, model_requests
 from medsam2_core.worker.ahead import Ahead
 from medsam2_core.worker.jobs import Job, Jobs
 from medsam2_core.worker.machine import device_facts
 from medsam2_core.worker.masks import checked
 from medsam2_core.worker.messages import PROTOCOLS, error_to_json
 from medsam2_core.worker.sessions import Answer, Sessions
+from medsam2_core.worker.trainings import Trainings
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,8 @@ class Serving:
         self.sessions = Sessions(volumes, self.ask, self._tell)
         self.ahead = Ahead(self.sessions)
         self.downloads = model_requests.Downloads(self.finish, self._tell)
+        self.trainings = Trainings(self.finish, self._tell)
+        autos = auto_requests.AutoRequests(self.sessions, self.ask, self._tell)
         self.device: torch.device | None = None
         self._preload = preload
         self._moved = self._began = time.monotonic()
@@ -64,10 +67,20 @@ class Serving:
             "restore": self.sessions.restore,
             "remove_object": self.sessions.remove_object,
             "propagate": self.sessions.propagate,
+            "auto": autos.find,
             "close_volume": self._close_volume,
             "models": lambda job: (model_requests.listed(), {}),
             "remove_model": lambda job: (model_requests.removed(job), {}),
+            "auto_models": lambda job: (auto_requests.listed(), {}),
+            "remove_auto_model": lambda job: (auto_requests.removed(job), {}),
         }
+        #: Carried out beside the computation, in threads or processes of their own.
+        self.apart = {"install_model": self.downloads.start, "train_auto": self.trainings.start}
+
+    def cancel_apart(self, number: int | None) -> None:
+        """Nobody wants what is carried out beside the computation any more (None: all of it)."""
+        self.downloads.cancel(number)
+        self.trainings.cancel(number)
 
     @property
     def types(self) -> frozenset[str]:

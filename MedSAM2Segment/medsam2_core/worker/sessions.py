@@ -17,6 +17,7 @@ from medsam2_core.worker.messages import SessionSettings, StackChoice, words_fro
 
 if TYPE_CHECKING:
     from medsam2_core.answers import Words
+    from medsam2_core.auto.loading import AutoModel
     from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.model import SegmentationModel
     from medsam2_core.engine.states import Found, SliceResult
@@ -36,6 +37,7 @@ class Opened:
     volume: str
     session: Session
     model: SegmentationModel
+    auto: tuple[Any, AutoModel] | None = None  # the one it asked last, and which file that was
 
 
 class Sessions:
@@ -105,7 +107,7 @@ class Sessions:
     def say(self, job: Job) -> Answer:
         """`say`."""
         opened, name, words = self._spoken(job)
-        return _records(opened.session.say_all(name, words).values())
+        return records_of(opened.session.say_all(name, words).values())
 
     def restore(self, job: Job) -> Answer:
         """`restore`."""
@@ -114,11 +116,11 @@ class Sessions:
         for item in checked(job.fields, "tracked", list) if "tracked" in job.fields else []:
             record = SliceRecord.from_json({**item, "object": name}, job.arrays)
             tracked[record.n] = _found(record)
-        return _records(opened.session.restore_object(name, words, tracked).values())
+        return records_of(opened.session.restore_object(name, words, tracked).values())
 
     def remove_object(self, job: Job) -> Answer:
         """`remove_object`; nothing happens when there is none of that name."""
-        session, name = self._of(job).session, checked(job.fields, "object", str)
+        session, name = self.of(job).session, checked(job.fields, "object", str)
         if name in session.object_names:
             session.remove_object(name)
         return {}, {}
@@ -132,7 +134,7 @@ class Sessions:
             raise Cancelled("the session was closed")
         self._ask()
         for result in progress:
-            fields, arrays = _records([result])
+            fields, arrays = records_of([result])
             told = {"type": "slice", **fields, "done": progress.done, "total": progress.total}
             self._tell(job, told, arrays)
             self._ask()
@@ -163,7 +165,7 @@ class Sessions:
             self.cache.clear()
 
     def _started(self, job: Job) -> tuple[Opened, Any]:
-        fields, opened = job.fields, self._of(job)
+        fields, opened = job.fields, self.of(job)
         names, patience = fields.get("objects"), fields.get("stop_after_absent", 3)
         limits = [fields.get("first"), fields.get("last")]
         if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
@@ -175,7 +177,8 @@ class Sessions:
         )
         return opened, progress
 
-    def _of(self, job: Job) -> Opened:
+    def of(self, job: Job) -> Opened:
+        """The session a request is about. ProtocolError when there is none."""
         name = checked(job.fields, "session", str)
         if name not in self._opened:
             raise ProtocolError(f"there is no session {name[:60]!r}: open it first")
@@ -184,7 +187,7 @@ class Sessions:
     def _spoken(self, job: Job) -> tuple[Opened, str, dict[int, Words]]:
         from medsam2_core.answers import Words
 
-        opened, name = self._of(job), checked(job.fields, "object", str)
+        opened, name = self.of(job), checked(job.fields, "object", str)
         words = {}
         for item in checked(job.fields, "slices", list):
             n, said = words_from_json(item, name, job.arrays)
@@ -222,7 +225,8 @@ def _found(record: SliceRecord) -> Found:
     return Found(record.mask_hw, record.iou, record.score)
 
 
-def _records(results: Iterable[SliceResult | None]) -> Answer:
+def records_of(results: Iterable[SliceResult | None]) -> Answer:
+    """Results as ``slices`` of a message; those that are None are left out."""
     arrays: dict[str, NDArray[Any]] = {}
     told = [_record(result).to_json(arrays) for result in results if result is not None]
     return {"slices": told}, arrays

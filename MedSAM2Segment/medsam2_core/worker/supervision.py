@@ -22,7 +22,7 @@ from medsam2_core.worker.transports import Transport
 from medsam2_core.worker.volumes import RemoteVolume
 
 _TOO_MANY = 2  # deaths at the same thing
-_ASKED_AGAIN = frozenset({"status", "models", "ping"})
+_ASKED_AGAIN = frozenset({"status", "models", "auto_models", "ping"})
 
 
 class WorkerState(enum.Enum):
@@ -215,9 +215,10 @@ class Supervisor:
         done: Callable[[Any], None] | None = None,
         failed: Callable[[MedSAM2Error], None] | None = None,
         progress: Callable[[str, int, int | None], None] | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> Request:
-        """Ask something that belongs to no session: `status`, `models`, `install_model`, `remove_model`."""
-        request = Request(type, dict(fields or {}), done=done, failed=failed, progress=progress)
+        """Ask something that belongs to no session: `status`, `models`, `install_model`, `train_auto`, …"""
+        request = Request(type, dict(fields or {}), done=done, failed=failed, progress=progress, note=note)
         request.withdraw = self.withdraw
         request.settled = lambda over: self._queued.remove(over) if over in self._queued else None
         if self.refusal is not None:

@@ -1,0 +1,210 @@
+"""Training by the worker: a process of its own that no click waits for, that can be stopped, and goes on."""
+
+import os
+import time
+
+import numpy as np
+import psutil
+import pytest
+from a_real_worker import RealWorker, a_ball, a_point
+from medsam2_core.auto.model_file import read_card
+from medsam2_core.errors import Cancelled, ProtocolError, TrainingError
+from medsam2_core.worker.jobs import Job
+from medsam2_core.worker.trainings import Trainings, arguments_of
+
+SOON = {"image_size": 64, "folds": 0, "threads": 1}  # what takes seconds instead of minutes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four pictures of a bright disc, with labels."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("discs")
+    chance = np.random.default_rng(0)
+    for n in range(4):
+        y, x = np.ogrid[:60, :72]
+        disc = (x - 25 - 4 * n) ** 2 + (y - 26 - 2 * n) ** 2 < 11**2
+        picture = chance.integers(0, 60, disc.shape).astype(np.uint8) + (140 * disc).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"case{n}_img.png")
+        Image.fromarray(disc.astype(np.uint8)).save(folder / f"case{n}_seg.png")
+    return folder
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """A worker with a folder of Auto models of its own."""
+    made = RealWorker(tmp_path, MEDSAM2_AUTO_MODELS=str(tmp_path / "auto"))
+    made.greet()
+    yield made
+    made.process.kill()
+    made.process.wait()
+
+
+def until(worker, number, is_so):
+    """Read until a message about a request is as wanted."""
+    while not any(is_so(frame.header) for frame in worker.about(number)):
+        worker.receive()
+
+
+def children(worker):
+    return [one for one in psutil.Process(worker.process.pid).children() if one.is_running()]
+
+
+def test_from_a_folder_to_a_model_on_the_list(worker, data, tmp_path):
+    number = worker.send("train_auto", data=str(data), name="my discs", steps=4, **SOON)
+    until(worker, number, lambda header: header.get("message", "").startswith("training"))
+    worker.answer(worker.give(a_ball()))
+    worker.open()
+    began = time.monotonic()
+    worker.records(worker.say("a", 12, a_point(50, 40, 12)))
+    assert time.monotonic() - began < 10, "a click waits for the training"
+    result = worker.answer(number).header
+    assert result["type"] == "result", result
+    path = tmp_path / "auto" / "my discs.medsam2auto"
+    assert result["path"] == str(path)
+    assert os.path.isdir(result["report"])
+    assert result["model"]["name"] == "my discs"
+    assert read_card(path).training["images"] == 4
+    told = [frame.header for frame in worker.about(number, "progress")]
+    assert {one["what"] for one in told} == {"training"}
+    assert told[0]["message"].startswith("reading")
+    assert told[-1]["done"] == told[-1]["total"] == 4
+    (listed,) = worker.ask("auto_models")["models"]
+    assert listed == result["model"]
+    assert listed["axis"] == "picture"
+    assert not children(worker)
+
+
+def test_a_name_that_is_taken_is_numbered(worker, data, tmp_path):
+    (tmp_path / "auto").mkdir()
+    (tmp_path / "auto" / "discs.medsam2auto").write_bytes(b"another")
+    result = worker.answer(worker.send("train_auto", data=str(data), name="discs", steps=1, **SOON)).header
+    assert result["path"] == str(tmp_path / "auto" / "discs 2.medsam2auto")
+    assert (tmp_path / "auto" / "discs.medsam2auto").read_bytes() == b"another"
+
+
+def test_it_is_stopped_and_goes_on(worker, data, tmp_path):
+    # Images are drawn without end, so to say: it is stopped long before.
+    wish = {"data": str(data), "name": "discs", "steps": 100_000, **SOON}
+    number = worker.send("train_auto", **wish)
+    until(worker, number, lambda header: header.get("message", "").startswith("training"))
+    again = worker.refused("train_auto", **wish)
+    assert "another model is being trained" in again["message"]
+    worker.ask("cancel", request=number)
+    error = worker.answer(number).header
+    assert error["kind"] == "Cancelled", error
+    assert not children(worker)
+    assert (tmp_path / "auto" / "discs.medsam2auto.run").is_dir()
+    assert worker.ask("auto_models")["models"] == []
+    number = worker.send("train_auto", **wish, resume=True)
+    until(worker, number, lambda header: header.get("message", "").startswith("training"))
+    worker.ask("cancel", request=None)
+    assert worker.answer(number).header["kind"] == "Cancelled"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot be told apart by signals there")
+def test_it_ends_with_a_worker_that_is_killed(worker, data):
+    number = worker.send("train_auto", data=str(data), name="discs", steps=100_000, **SOON)
+    until(worker, number, lambda header: header.get("message", "").startswith("training"))
+    (child,) = children(worker)
+    worker.process.kill()
+    _, alive = psutil.wait_procs([child], timeout=30)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE], "an orphan goes on training"
+
+
+def test_what_is_wrong_with_the_data_is_told_in_one_line(worker, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for data, words in ((tmp_path / "nowhere", "no such folder"), (tmp_path / "empty", "no labels")):
+        error = worker.refused("train_auto", data=str(data), name="discs", **SOON)
+        assert error["kind"] == "TrainingError"
+        assert words in error["message"], error["message"]
+        assert str(data) in error["message"]
+    assert "letters and digits" in worker.refused("train_auto", data="x", name="//", **SOON)["message"]
+    assert worker.refused("train_auto", data="x", name="y", colour="red")["kind"] == "ProtocolError"
+
+
+class Ended:
+    """Notes how a job ended, and what was told before."""
+
+    def __init__(self, *command):
+        self.told, self.answers = [], []
+        self.trainings = Trainings(
+            lambda job, answer: self.answers.append(answer),
+            lambda job, header: self.told.append(header),
+            command,
+        )
+
+    def wait(self, seconds=20):
+        end = time.monotonic() + seconds
+        while not self.answers:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return self.answers[0]
+
+
+def a_script(folder, text):
+    import sys
+
+    path = folder / "script.py"
+    path.write_text(text)
+    return sys.executable, str(path)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSAM2_AUTO_MODELS", str(tmp_path / "auto"))
+    return tmp_path
+
+
+def test_what_no_training_says_is_passed_over(place):
+    text = (
+        "import json\n"
+        "print('a library prints this')\nprint('[1, 2]')\n"
+        "print(json.dumps({'stage': 'problem', 'message': 'case1: no labels'}))\n"
+        "print(json.dumps({'stage': 'training', 'done': 3, 'total': 'many', 'dice': 0.5}))\n"
+        "raise SystemExit('medsam2: the disk is full')\n"
+    )
+    ended = Ended(*a_script(place, text))
+    ended.trainings.start(Job(1, "train_auto", {"data": "d", "name": "n"}))
+    error = ended.wait()
+    assert isinstance(error, TrainingError)
+    assert str(error) == "the disk is full"
+    messages = [(one["done"], one["total"], one["message"]) for one in ended.told]
+    assert messages == [(0, None, "case1: no labels"), (3, None, "training, Dice 0.50")]
+
+
+def test_a_process_that_dies_is_told_with_its_last_line(place):
+    ended = Ended(*a_script(place, "import os, sys\nprint('Killed', file=sys.stderr)\nos._exit(9)\n"))
+    ended.trainings.start(Job(1, "train_auto", {"data": "d", "name": "n"}))
+    assert "exit code 9 (Killed)" in str(ended.wait())
+
+
+def test_one_that_is_cancelled_before_it_began_never_begins(place):
+    ended = Ended(*a_script(place, "import sys\nsys.stdin.read()\nsys.exit(130)\n"))
+    job = Job(1, "train_auto", {"data": "d", "name": "n"})
+    ended.trainings.start(job)
+    ended.trainings.cancel(1)
+    assert isinstance(ended.wait(), Cancelled)
+
+
+def test_fields_become_the_arguments_of_the_command(tmp_path):
+    fields = {
+        **{"type": "train_auto", "id": 3, "data": "folder", "name": "n", "base": "embedded", "shots": 10},
+        **{"minutes": 2.5, "classes": ["liver", "left kidney"], "skip_bad": True, "decoder": "lora"},
+        **{"window": None},
+    }
+    words = arguments_of(fields, tmp_path / "n.medsam2auto")
+    assert words[:4] == ["folder", "--out", str(tmp_path / "n.medsam2auto"), "--json-progress"]
+    assert words[4:] == [
+        *("--base", "embedded", "--decoder", "lora", "--shots", "10", "--minutes", "2.5"),
+        *("--classes", "liver,left kidney", "--skip-bad"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shots": -1}, {"shots": "ten"}, {"minutes": True}, {"classes": "liver"}, {"classes": ["a,b"]}]
+)
+def test_nonsense_is_refused(wrong, tmp_path):
+    with pytest.raises(ProtocolError):
+        arguments_of({"data": "d", "name": "n", **wrong}, tmp_path / "n.medsam2auto")
