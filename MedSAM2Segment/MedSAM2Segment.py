@@ -27,7 +27,8 @@ class MedSAM2Segment(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Adds the effect <b>MedSAM2</b> to the Segment Editor: click a structure in a slice view, see "
             "its mask, and let it be followed through the volume. This page installs and removes what the "
-            "effect needs, and tells which models there are. Nothing leaves this computer."
+            "effect needs, tells which models there are, and trains those that need no prompt (Auto) from "
+            "about ten labelled images. Nothing leaves this computer."
         )
         self.parent.acknowledgementText = _(
             "Segments with SAM 2 (Meta AI) and MedSAM-2: a volume is looked at as a video, slice by slice."
@@ -62,9 +63,10 @@ class MedSAM2SegmentWidget(ScriptedLoadableModuleWidget):
         """Make the page: when the user comes to it for the first time, and when the module is reloaded."""
         ScriptedLoadableModuleWidget.setup(self)
         from MedSAM2SegmentLib.Panels.ModulePage import ModulePage
+        from MedSAM2SegmentLib.Segments.SceneCases import SceneCases
         from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
 
-        self.page = ModulePage(None, installer=sharedInstaller())
+        self.page = ModulePage(None, installer=sharedInstaller(), cases=SceneCases(slicer.mrmlScene))
         self.layout.addWidget(self.page.widget)
         if self.parent.isEntered:  # a reloaded page is not entered once more
             self.page.enter()

@@ -13,11 +13,13 @@ _HELP = """<html>Segments what you point at, with SAM 2.<br><br>
 <b>Click</b> the structure in a slice view: its mask appears on that slice. Click again to correct it, or
 draw a <b>box</b> or a <b>scribble</b>. Press <b>Propagate</b> to follow it through the volume; correct any
 slice by clicking there, and propagate again. Prompts can be moved with the mouse, and are saved with the
-scene.<br><br> <table> <tr><td>Ctrl + click&nbsp;</td><td>the opposite: what does not belong (or
-does)</td></tr> <tr><td>X</td><td>change between "belongs" and "does not belong"</td></tr>
+scene. <b>Auto</b> needs no prompts: a model you have trained finds its structures by itself.<br><br> <table>
+<tr><td>Ctrl + click&nbsp;</td><td>the opposite: what does not belong (or does)</td></tr>
+<tr><td>X</td><td>change between "belongs" and "does not belong"</td></tr>
 <tr><td>C</td><td>point, box, scribble</td></tr> <tr><td>Return</td><td>propagate</td></tr>
-<tr><td>N</td><td>show the next weakest slice</td></tr> <tr><td>Delete</td><td>delete the prompt under the
-mouse</td></tr> <tr><td>Esc</td><td>drop what is being drawn, and leave the effect</td></tr> </table>
+<tr><td>N</td><td>show the next weakest slice</td></tr>
+<tr><td>Delete</td><td>delete the prompt under the mouse</td></tr>
+<tr><td>Esc</td><td>drop what is being drawn, and leave the effect</td></tr> </table>
 The volume and its masks stay on this computer, unless you have set up a remote worker.</html>"""
 
 
@@ -31,7 +33,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
         scriptedEffect.name = "MedSAM2"  # a key, not translated
         scriptedEffect.title = _("MedSAM2")
         scriptedEffect.perSegment = True
-        scriptedEffect.requireSegments = True
+        scriptedEffect.requireSegments = False  # Auto makes them
         AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
         self._window = None
 

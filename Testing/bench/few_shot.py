@@ -48,9 +48,10 @@ def main() -> None:
                 row = {"method": method, "shots": shots, "seed": seed, "minutes": options.minutes}
                 if any(row.items() <= one.items() for one in known):
                     continue
-                began = time.perf_counter()
+                began, worked = time.perf_counter(), time.process_time()
                 result = measure(method, split, model, options, seed)
-                row |= {"seconds": round(time.perf_counter() - began), "threads": options.threads, **result}
+                row |= {"seconds": round(time.perf_counter() - began), "threads": options.threads}
+                row |= {"cpu_seconds": round(time.process_time() - worked), **result}
                 print(json.dumps(row), flush=True)
                 if options.out:
                     with Path(options.out).open("a", encoding="utf-8") as stream:
@@ -72,7 +73,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--start", help="auto, none, or a file", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, help="of the predictor, instead of what the minutes allow")
-    parser.add_argument("--unet-steps", type=int, help="of the U-Net, instead of what the minutes allow")
+    parser.add_argument(
+        "--cpu", action="store_true", help="count minutes of processor time, not of the clock"
+    )
     parser.add_argument("--out", help="JSON lines are appended here")
     parser.add_argument("--keep", help="folder for the trained models")
     return parser.parse_args()
@@ -97,7 +100,7 @@ def measure(method: str, split: Survey, model, options: argparse.Namespace, seed
     """Train and measure on the images held aside."""
     aside = [image for image in split.images if image.held_aside]
     if method == "unet":
-        return unet(split, aside, options.minutes, options.unet_steps, seed)
+        return unet(split, aside, options, seed)
     settings = FewShotSettings(method, options.minutes, options.steps, 0, seed=seed)
     if "texture" in method:
         settings = replace(settings, texture=True)
@@ -120,7 +123,8 @@ def measure(method: str, split: Survey, model, options: argparse.Namespace, seed
     # The images held aside are for the end alone: nothing is stopped or chosen by them.
     training = Survey(split.classes, [image for image in split.images if not image.held_aside])
     with tempfile.TemporaryDirectory() as work:
-        trainer = FewShotTrainer(settings, training, model, work, start)
+        clock = time.process_time if options.cpu else time.monotonic
+        trainer = FewShotTrainer(settings, training, model, work, start, clock=clock)
         outcome = trainer.run()
     if options.keep:
         Path(options.keep).mkdir(parents=True, exist_ok=True)
@@ -161,7 +165,7 @@ def summary(rows: list[list[float]], split: Survey) -> dict:
     return {"dice": by_class, "mean": round(float(columns.mean()), 4)}
 
 
-def unet(split: Survey, aside: list[LabelledImage], minutes: float, wanted: int | None, seed: int) -> dict:
+def unet(split: Survey, aside: list[LabelledImage], options: argparse.Namespace, seed: int) -> dict:
     """MONAI's BasicUNet from nothing, on the same images with the same augmentation for the same time."""
     from monai.losses import DiceCELoss
     from monai.networks.nets import BasicUNet
@@ -172,7 +176,8 @@ def unet(split: Survey, aside: list[LabelledImage], minutes: float, wanted: int 
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-4)
     loss_of = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
     rng, plan = np.random.default_rng(seed), Plan(1 << 30, Augmentation(), seed)
-    began, budget, steps = time.perf_counter(), minutes * 60, 0
+    clock = time.process_time if options.cpu else time.perf_counter
+    began, budget, steps = clock(), options.minutes * 60, 0
     fraction = 0.0
     while fraction < 1:
         for group in optimiser.param_groups:
@@ -187,7 +192,7 @@ def unet(split: Survey, aside: list[LabelledImage], minutes: float, wanted: int 
         loss.backward()
         optimiser.step()
         steps += 1
-        fraction = steps / wanted if wanted else (time.perf_counter() - began) / budget
+        fraction = (clock() - began) / budget
     net.eval()
     least = [least_piece(training, k) for k in range(1, len(split.classes) + 1)]
     rows = []

@@ -25,7 +25,7 @@ import vtk
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from looking import Looking
+from finding import Finding
 from pressing import press
 from reporting import Heart, Report, expect, live, waitFor
 
@@ -33,11 +33,11 @@ MODULE, EFFECT = "MedSAM2Segment", "MedSAM2"
 SAMPLE_MIDDLE_SLICE = 24  # of the sample volume, along k
 
 
-class Check(Looking):
+class Check(Finding):
     """The steps, in order; what they share."""
 
     def __init__(self, options, report):
-        Looking.__init__(self)
+        Finding.__init__(self)
         self.options, self.report = options, report
         self.heart = Heart()
         self.widget = self.effect = None
@@ -53,6 +53,9 @@ class Check(Looking):
         yield "Undo and redo are exact, prompts follow", self.undo
         yield "A box", self.box
         yield "Propagate; the window does not freeze", self.propagate
+        yield "Train an Auto model on the scene", self.train
+        yield "Auto on the volume, and undo", self.auto
+        yield "The Auto model is removed", self.removeModel
         yield "A neighbour is not erased", self.neighbour
         yield "Cancel and discard", self.cancel
         yield "A click in the sagittal view", self.sagittal

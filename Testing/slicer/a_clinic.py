@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from a_scene import a_display, a_segmentation, a_volume
+from a_scene import a_display, a_segmentation, a_volume, reference_of
 from a_segment_editor import LogicEditor
 from a_slice_view import SIZE, a_slice_view, the_app
 from medsam2_core.worker.supervision import Supervisor
@@ -20,13 +20,14 @@ from MedSAM2SegmentLib.Prompts.SliceInteraction import SliceInteraction
 CORE = Path(__file__).resolve().parents[2] / "MedSAM2Segment"
 COMMAND = [sys.executable, "-m", "medsam2_core.worker"]
 BUSY = (Status.STARTING, Status.SENDING, Status.LOADING, Status.ENCODING, Status.WORKER_LOST)
+WORKING = (*BUSY, Status.PROPAGATING, Status.FINDING)
 
 
 class ARealSource:
     """One worker process for everybody who asks; it stays until it is stopped."""
 
-    def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(CORE), "OMP_NUM_THREADS": "1"}
+    def __init__(self, **variables: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(CORE), "OMP_NUM_THREADS": "1", **variables}
         self.supervisor = Supervisor(lambda: SubprocessTransport(COMMAND, environment))
         self.owners = []
 
@@ -118,7 +119,7 @@ class AClinic:
             self.controller.tick()
             if self.state.status is Status.FAILED:
                 raise AssertionError(f"{self.state.text}\n{self.state.details}")
-            if not self.controller.isWaiting and self.state.status not in (*BUSY, Status.PROPAGATING):
+            if not self.controller.isWaiting and self.state.status not in WORKING:
                 return time.monotonic() - began
         raise AssertionError(f"still {self.state.status} after {seconds} s: {self.state.text}")
 
@@ -126,3 +127,20 @@ class AClinic:
         self.controller.cleanup()
         self.view.process = None
         self.scene.Clear(False)
+
+
+def by_plain_matrices(segmentation, to_world, stack, masks):
+    """(K, J, I) what a segment must show of (H, W) masks by slice: voxel by voxel, with matrices only."""
+    matrix, shape_kji = reference_of(segmentation)
+    k, j, i = np.indices(shape_kji)
+    index = np.stack([i, j, k, np.ones_like(i)]).reshape(4, -1)
+    world = to_world @ matrix @ index
+    xyn = stack.xyn_to_ijk
+    pixel = np.linalg.inv(stack.volume.geometry.ijk_to_ras @ xyn) @ world
+    x, y, n = np.floor(pixel[:3] + 0.5 + 1e-6).astype(int)
+    shown = np.zeros(index.shape[1], dtype=bool)
+    height, width = stack.shape_hw
+    for number, mask_hw in masks.items():
+        inside = (n == number) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        shown[inside] = mask_hw[y[inside], x[inside]]
+    return shown.reshape(shape_kji)

@@ -4,7 +4,16 @@ from pathlib import Path
 
 from medsam2_core.errors import Cancelled, RuntimeInstallError
 from medsam2_core.worker.supervision import WorkerState
-from MedSAM2SegmentLib.Panels.ModulePageState import Kind, Line, ModelRow, PageState, RuntimeView, WorkerView
+from MedSAM2SegmentLib.Panels.ModulePageState import (
+    AutoModelRow,
+    AutoPageView,
+    Kind,
+    Line,
+    ModelRow,
+    PageState,
+    RuntimeView,
+    WorkerView,
+)
 from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallPlan, RuntimeState, RuntimeStatus
 
 PLAN = InstallPlan(
@@ -23,6 +32,17 @@ MODELS = (
     ModelRow("medsam2", "MedSAM2, latest", 156_000_000, "CC BY-NC-SA 4.0", False, "", "40 %"),
     ModelRow("large", "SAM 2.1 Hiera large", 898_000_000, "Apache-2.0"),
 )
+AUTO_MODELS = (
+    AutoModelRow("breast", "Breast lesions", "lesion", "20", "0.78", "/models/auto/breast.medsam2auto"),
+    AutoModelRow(
+        "abdomen",
+        "Abdomen of our scanner",
+        "liver, spleen, left kidney, right kidney, gallbladder",
+        "12",
+        path="/models/auto/abdomen.medsam2auto",
+    ),
+)
+SOURCES = (("scene", "This scene (12 volumes with segments)"), ("folder", "A folder"))
 
 
 class FakeInstaller:
@@ -146,6 +166,26 @@ def page_states():
         details="the report",
         remoteCommand="ssh gpu-host.radiology.example.org medsam2 worker",
     )
+    no_auto = AutoPageView(
+        line=Line("No Auto model yet: train one from 10 labelled images.", Kind.PLAIN), canTrain=True
+    )
+    training = AutoPageView(
+        AUTO_MODELS,
+        Line("Training: Dice 0.71 on what was held back, after 3 of 10 minutes", Kind.BUSY),
+        SOURCES,
+        fraction=0.3,
+        canChange=True,
+        canCancel=True,
+    )
+    trained = AutoPageView(
+        AUTO_MODELS,
+        Line(
+            "Breast lesions is trained on 20 images, Dice 0.78: choose it at Auto in the effect.", Kind.GOOD
+        ),
+        SOURCES,
+        canChange=True,
+        canTrain=True,
+    )
     lost = "srun: error: Unable to allocate resources: Invalid account or account/partition combination"
     return {
         "fresh": PageState(RuntimeView(missing, canInstall=True), choices=choices, values=values),
@@ -155,7 +195,9 @@ def page_states():
             choices=choices,
             values=values,
         ),
-        "ready": PageState(ready, MODELS, worker=connected, choices=choices, values=values),
+        "ready": PageState(ready, MODELS, worker=connected, choices=choices, values=values, auto=no_auto),
+        "training": PageState(ready, MODELS, worker=connected, choices=choices, values=values, auto=training),
+        "trained": PageState(ready, MODELS, worker=connected, choices=choices, values=values, auto=trained),
         "failed": PageState(
             RuntimeView(Line(f"The disk is full: {PLAN.folder}/site-packages", Kind.ERROR), log="x"),
             MODELS,

@@ -1,11 +1,12 @@
 """A panel without a controller: who records what was pressed, states to show, and looks at what is drawn."""
 
+import dataclasses
 import math
 import os
 from pathlib import Path
 
 import a_qt
-from MedSAM2SegmentLib.Panels.PanelState import PanelState, SliceConfidence, Status
+from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, SliceConfidence, Status
 
 WIDTH = 350  # of the Segment Editor's column
 CHOICES = {
@@ -21,6 +22,17 @@ VALUES = {
     **{"model": "embedded", "window": "auto", "direction": "both", "stack": "auto"},
     **{"range": "all", "stopWhenGone": "1", "autoPropagate": "0"},
 }
+AUTO = AutoView(
+    isShown=True,
+    models=(
+        ("liver", "Liver of our clinic (liver, tumour, portal vein, …)"),
+        ("nerve", "nerve (ulnar nerve)"),
+    ),
+    chosen="liver",
+    canFindSlice=True,
+    canFindVolume=True,
+    text="liver 0.93, portal vein 0.71; not found: tumour",
+)
 LONG_PATH = "/data/projects/radiology/liver-lesions-2026/derivatives/segmentations/one/series-12.nrrd"
 
 
@@ -55,6 +67,7 @@ def a_state(status=Status.PROMPTED, **changes):
         "text": "Click to correct, or propagate.",
         **{"canPrompt": True, "canPropagate": True, "canFinalise": True, "canJump": True, "canClear": True},
         **{"confidences": confidences(), "slices": 60, "current": 30, "choices": CHOICES, "values": VALUES},
+        "auto": AUTO,
     }
     return PanelState(status=status, **{**usual, **changes})
 
@@ -62,7 +75,7 @@ def a_state(status=Status.PROMPTED, **changes):
 def every_state():
     """One state for every status, with words as long as they become."""
     idle = {"canPrompt": False, "canPropagate": False, "canFinalise": False, "canJump": False}
-    idle |= {"canClear": False, "confidences": (), "current": None}
+    idle |= {"canClear": False, "confidences": (), "current": None, "auto": AutoView()}
     worker_report = "the worker was ended by signal SIGKILL\n" + "\n".join(f"line {n}" for n in range(30))
     return {
         Status.NO_VOLUME: a_state(Status.NO_VOLUME, text="Choose a source volume above.", **idle),
@@ -100,7 +113,14 @@ def every_state():
             **{**idle, "canCancel": True},
         ),
         Status.LOADING: a_state(Status.LOADING, text="Loading the model…", progress=(0, 0), **idle),
-        Status.READY: a_state(Status.READY, text="Click on what you want to segment.", confidences=()),
+        Status.READY: a_state(
+            Status.READY,
+            text="Click on what you want to segment.",
+            confidences=(),
+            auto=AutoView(
+                isShown=True, text="No Auto model yet: train one from 10 labelled images.", canTrain=True
+            ),
+        ),
         Status.ENCODING: a_state(Status.ENCODING, text="Looking at slice 41…", progress=(0, 0)),
         Status.PROMPTED: a_state(Status.PROMPTED),
         Status.PROPAGATING: a_state(
@@ -110,6 +130,15 @@ def every_state():
             remaining="about 32 s left",
             canCancel=True,
             canPropagate=False,
+        ),
+        Status.FINDING: a_state(
+            Status.FINDING,
+            text="Auto: 41 of 120 slices. Cancel stops, and leaves everything as it is.",
+            progress=(41, 120),
+            remaining="about 32 s left",
+            canCancel=True,
+            canPropagate=False,
+            auto=dataclasses.replace(AUTO, canFindSlice=False, canFindVolume=False, text=""),
         ),
         Status.KEEP_OR_DISCARD: a_state(
             Status.KEEP_OR_DISCARD, text="Cancelled after 41 of 120 slices: keep them or not?", canKeep=True

@@ -64,6 +64,8 @@ class AWorker:
         Raised at the next request that is answered, once.
     isPrompt
         Whether everything is answered at once.
+    findings
+        What an Auto model finds: called with a session and what it is asked.
     """
 
     state: WorkerState = WorkerState.READY
@@ -78,6 +80,8 @@ class AWorker:
     starts: int = 0
     answered: int = 0
     models: list = field(default_factory=list)
+    autoModels: list = field(default_factory=list)
+    findings: Callable[[Any, Any], list] = lambda session, wish: []
 
     def start(self) -> None:
         self.starts += 1
@@ -106,7 +110,11 @@ class AWorker:
         return session
 
     def request(self, kind: str, fields=None, done=None, failed=None, progress=None) -> ARequest:
-        request = ARequest(kind, lambda: done({"models": self.models}) if done else None, failed, worker=self)
+        def answer() -> None:
+            if done is not None:
+                done({"models": self.autoModels if kind == "auto_models" else self.models})
+
+        request = ARequest(kind, answer, None if kind == "auto_models" else failed, worker=self)
         self.later(request)
         return request
 
@@ -270,6 +278,27 @@ class ASession:
                 )
                 self._records[name][n] = record
                 slices([record], index + 1, len(plan))
+            self.worker.later(request)
+
+        request.run = next_slice
+        self.requests.append(request)
+        self.worker.later(request)
+        return request
+
+    def auto(self, wish, slices=None, done=None, failed=None, progress=None) -> ARequest:
+        """Slice after slice, and then what the worker of the test is told to find."""
+        first = 0 if wish.first is None else wish.first
+        last = len(self.stack) - 1 if wish.last is None else wish.last
+        request = ARequest("auto", lambda: None, failed)
+        position = iter(range(first, last + 2))
+
+        def next_slice() -> None:
+            n = next(position)
+            if n > last:
+                request.isOver = True
+                done(self.worker.findings(self, wish))
+                return
+            slices([], n - first + 1, last - first + 1)
             self.worker.later(request)
 
         request.run = next_slice

@@ -374,6 +374,7 @@ class ASlicer:
         effect = types.SimpleNamespace(**{mode: getattr(_LOGIC, mode) for mode in modes})
         monkeypatch.setattr(slicer, "qSlicerSegmentEditorAbstractEffect", effect, raising=False)
         monkeypatch.setattr(slicer, "app", types.SimpleNamespace(connect=self._connect), raising=False)
+        monkeypatch.setattr(slicer, "mrmlScene", scene, raising=False)
         monkeypatch.setattr(slicer, "MedSAM2SegmentLib", None, raising=False)
         for name in ("MedSAM2Segment", "MedSAM2SegmentLib.SegmentEditorEffect"):  # as in a fresh Slicer
             monkeypatch.delitem(sys.modules, name, raising=False)

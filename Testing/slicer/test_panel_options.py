@@ -1,5 +1,6 @@
 """The options panel shows every state in full, and tells what the user pressed, nothing else."""
 
+import dataclasses
 import inspect
 
 import a_qt
@@ -8,6 +9,7 @@ import pytest
 qt = a_qt.installed()
 
 from a_panel import (  # noqa: E402
+    AUTO,
     CHOICES,
     VALUES,
     WIDTH,
@@ -38,6 +40,8 @@ BUTTONS = {
     "finaliseButton": ("finaliseSlice",),
     "segmentButton": ("useSegmentAsPrompt",),
     "clearButton": ("clearPrompts",),
+    "autoSliceButton": ("autoSlice",),
+    "autoVolumeButton": ("autoVolume",),
 }
 
 
@@ -195,6 +199,46 @@ def test_switches_are_told_as_0_and_1(panel, actions, name):
     assert actions.calls == [("setValue", name, "1"), ("setValue", name, "0")]
 
 
+def test_an_auto_model_is_chosen_by_its_file(panel, actions):
+    panel.show(a_state())
+    box = combo(panel, "autoModelBox")
+    assert box.itemText(box.currentIndex) == AUTO.models[0][1]
+    press(box, qt.Qt.Key_Down)
+    assert actions.calls == [("setValue", "autoModel", "nerve")]
+    replaces = panel.widget.findChild(qt.QCheckBox, "replaceBox")
+    assert not replaces.checked
+    replaces.click()
+    assert actions.calls[-1] == ("setValue", "replaceSegments", "1")
+    panel.show(a_state(auto=dataclasses.replace(AUTO, replaces=True)))
+    assert replaces.checked
+
+
+def test_without_an_auto_model_there_is_the_way_to_one(panel, actions):
+    panel.show(every_state()[Status.READY])
+    shown(panel.widget)
+    assert not combo(panel, "autoModelBox").visible
+    assert not button(panel, "autoVolumeButton").visible
+    text = panel.widget.findChild(qt.QLabel, "autoText")
+    assert text.visible
+    assert text.text == "No Auto model yet: train one from 10 labelled images."
+    button(panel, "trainButton").click()
+    assert actions.calls == [("trainAuto",)]
+    panel.show(a_state())
+    assert not button(panel, "trainButton").visible
+    assert text.text == AUTO.text
+    panel.show(PanelState())
+    assert not text.visible
+
+
+def test_what_auto_cannot_do_now_cannot_be_pressed(panel, actions):
+    panel.show(every_state()[Status.FINDING])
+    for name in ("autoSliceButton", "autoVolumeButton"):
+        button(panel, name).click()
+    assert actions.calls == []
+    words = panel.widget.findChild(qt.QLabel, "progressText")
+    assert words.text == "Slice 41 of 120, about 32 s left"
+
+
 def test_progress_counts_slices_and_survives_large_volumes(panel):
     words = panel.widget.findChild(qt.QLabel, "progressText")
     bar = panel.widget.findChild(qt.QProgressBar, "progressBar")
@@ -260,7 +304,7 @@ def test_the_controller_takes_everything_the_panel_tells():
     pytest.importorskip("slicer")
     from MedSAM2SegmentLib.Effect.EffectController import EffectController
 
-    told = [*BUTTONS.values(), ("jumpTo", 3), ("setValue", "model", "embedded")]
+    told = [*BUTTONS.values(), ("trainAuto",), ("jumpTo", 3), ("setValue", "model", "embedded")]
     for name, *values in told:
         method = inspect.signature(getattr(EffectController, name))
         method.bind("self", *values)

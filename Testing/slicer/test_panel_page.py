@@ -7,9 +7,15 @@ import pytest
 
 qt = a_qt.installed()
 
-from a_page import MODELS, page_states  # noqa: E402
+from a_page import AUTO_MODELS, MODELS, SOURCES, page_states  # noqa: E402
 from a_panel import RecordingActions, clipped, dark_palette, keep_picture, shown  # noqa: E402
-from MedSAM2SegmentLib.Panels.ModulePageState import PageState, RuntimeView, WorkerView, sizeWords  # noqa: E402
+from MedSAM2SegmentLib.Panels.ModulePageState import (  # noqa: E402
+    AutoPageView,
+    PageState,
+    RuntimeView,
+    WorkerView,
+    sizeWords,
+)
 from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel  # noqa: E402
 
 WIDTH = 380
@@ -17,6 +23,7 @@ BUTTONS = {
     **{"installButton": "askInstall", "repairButton": "repair", "removeButton": "askRemove"},
     **{"cancelButton": "cancelRuntime", "answerButton": "confirm", "declineButton": "decline"},
     **{"cancelModelButton": "cancelModel", "testButton": "testConnection"},
+    "cancelTrainButton": "cancelTraining",
 }
 
 
@@ -46,7 +53,9 @@ def everything_possible():
     view = RuntimeView(
         canInstall=True, canRepair=True, canRemove=True, canCancel=True, answer="Yes", question="?"
     )
-    return PageState(view, MODELS, canChangeModels=True, canCancelModel=True, worker=WorkerView(details="x"))
+    auto = AutoPageView(AUTO_MODELS, sources=SOURCES, canChange=True, canTrain=True, canCancel=True)
+    worker = WorkerView(details="x")
+    return PageState(view, MODELS, canChangeModels=True, canCancelModel=True, worker=worker, auto=auto)
 
 
 def test_the_page_links_to_the_tutorial(panel):
@@ -116,6 +125,77 @@ def test_the_chosen_model_stays_chosen_while_others_change(panel, actions):
     assert table.item(0, 3).text() == "40 %"
 
 
+def test_auto_models_are_listed_and_removed_by_file(panel, actions):
+    panel.show(everything_possible())
+    table, remove = panel.widget.findChild(qt.QTableWidget, "autoTable"), button(panel, "removeAutoButton")
+    texts = [table.item(0, column).text() for column in range(4)]
+    assert texts == ["Breast lesions", "lesion", "20", "0.78"]
+    assert not remove.enabled
+    table.selectRow(1)
+    assert AUTO_MODELS[1].path in table.item(1, 1).toolTip()
+    remove.click()
+    assert actions.calls == [("removeAutoModel", "abdomen")]
+    panel.show(PageState(auto=AutoPageView(AUTO_MODELS[1:], canChange=True)))
+    assert (table.currentRow(), remove.enabled) == (0, True)
+    panel.show(PageState(auto=AutoPageView(AUTO_MODELS[:1], canChange=True)))
+    assert not remove.enabled
+
+
+def choose_source(panel, place):
+    box = panel.widget.findChild(qt.QComboBox, "trainSourceBox")
+    box.currentIndex = place
+    box.activated.emit(place)
+    return box
+
+
+def test_training_tells_what_was_filled_in(panel, actions):
+    panel.show(everything_possible())
+    edit(panel, "trainFolderEdit").text = " /data/livers "
+    edit(panel, "trainNameEdit").text = "Livers"
+    edit(panel, "trainClassesEdit").text = "liver, lesion "
+    panel.widget.findChild(qt.QSpinBox, "trainMinutesBox").value = 25
+    button(panel, "trainButton").click()
+    choose_source(panel, 1)
+    button(panel, "trainButton").click()
+    panel.widget.findChild(qt.QCheckBox, "trainSkipBox").checked = True
+    button(panel, "trainButton").click()
+    told = ("/data/livers", "Livers", 25, "liver, lesion")
+    assert actions.calls == [
+        ("trainAutoModel", "scene", *told, False),
+        ("trainAutoModel", "folder", *told, False),
+        ("trainAutoModel", "folder", *told, True),
+    ]
+
+
+def test_a_folder_is_only_asked_for_when_one_is_trained_on(panel):
+    panel.show(everything_possible())
+    shown(panel.widget, WIDTH)
+    bar = panel.widget.findChild(qt.QWidget, "trainFolderBar")
+    assert not bar.visible
+    box = choose_source(panel, 1)
+    assert bar.visible
+    fewer = (("scene", "This scene (1 volume with segments)"), SOURCES[1])
+    panel.show(PageState(auto=AutoPageView(sources=fewer, canTrain=True)))
+    assert (box.currentIndex, box.itemText(0)) == (1, fewer[0][1])
+    panel.show(PageState(auto=AutoPageView(canTrain=True)))
+    assert bar.visible
+
+
+def test_a_training_shows_how_far_it_is(panel):
+    panel.show(page_states()["training"])
+    shown(panel.widget, WIDTH)
+    bar = panel.widget.findChild(qt.QProgressBar, "trainProgressBar")
+    assert bar.visible
+    assert bar.value / bar.maximum == pytest.approx(0.3)
+    assert not button(panel, "trainButton").enabled
+    assert not edit(panel, "trainNameEdit").enabled
+    panel.show(PageState(auto=AutoPageView(fraction=-1.0, canCancel=True)))
+    assert (bar.minimum, bar.maximum) == (0, 0)
+    panel.show(page_states()["trained"])
+    assert not bar.visible
+    assert button(panel, "trainButton").enabled
+
+
 @pytest.mark.parametrize(
     ("name", "action"),
     [
@@ -168,7 +248,7 @@ def test_it_says_that_nothing_leaves_the_computer(panel):
 
 def test_everything_that_takes_the_focus_has_a_name(panel):
     panel.show(everything_possible())
-    for kind in (qt.QPushButton, qt.QComboBox, qt.QLineEdit, qt.QTableWidget, qt.QPlainTextEdit):
+    for kind in (qt.QPushButton, qt.QComboBox, qt.QLineEdit, qt.QTableWidget, qt.QPlainTextEdit, qt.QSpinBox):
         for widget in panel.widget.findChildren(kind):
             if widget.objectName and not widget.objectName.startswith("qt_"):
                 assert widget.accessibleName or getattr(widget, "text", ""), widget.objectName

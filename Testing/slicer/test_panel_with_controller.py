@@ -10,6 +10,7 @@ from a_panel import clipped, keep_picture, shown  # noqa: E402
 from a_user import AUser  # noqa: E402
 from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
+from some_findings import a_model, kidney_and_cyst  # noqa: E402
 
 
 class UserWithPanel(AUser):
@@ -95,3 +96,31 @@ def test_nonsense_in_the_window_is_refused_with_a_line_and_taken_back(user):
     assert user.editor.parameter("window") in ("", "auto")
     user.panel._redraw()
     assert box.currentText == "Automatic"
+
+
+def test_auto_from_the_button_to_the_segments(user, tmp_path):
+    user.wait()
+    assert user.find(qt.QPushButton, "trainButton").enabled
+    user.press("trainButton")
+    assert user.source.resolved == 1
+    user.worker.autoModels, user.worker.findings = [a_model()], kidney_and_cyst
+    user.controller.deactivate()  # as when the page of the module was shown
+    user.controller.activate()
+    user.wait()
+    user.press("autoVolumeButton")
+    assert user.state.status is Status.FINDING
+    user.press("cancelButton")
+    user.wait()
+    user.press("autoVolumeButton")
+    user.wait()
+    shown(user.panel.widget)
+    keep_picture(user.panel.widget, "with-auto", tmp_path)
+    assert clipped(user.panel.widget) == []
+    assert user.find(qt.QLabel, "autoText").text == "kidney 0.80, cyst 0.80; not found: spleen"
+    names = [
+        user.segmentation.GetSegmentation().GetSegment(one).GetName()
+        for one in user.segmentation.GetSegmentation().GetSegmentIDs()
+    ]
+    assert names == ["A", "B", "kidney", "cyst"]
+    user.find(qt.QCheckBox, "replaceBox").click()
+    assert user.editor.parameter("replaceSegments") == "1"

@@ -15,7 +15,9 @@ a_qt.installed()
 
 from medsam2_core.worker.supervision import Supervisor  # noqa: E402
 from MedSAM2SegmentLib.Effect.EffectController import EffectController  # noqa: E402
-from MedSAM2SegmentLib.Panels.PanelState import PanelState, Status, Tool  # noqa: E402
+from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController  # noqa: E402
+from MedSAM2SegmentLib.Panels.ModulePageState import AutoPageView, PageState  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeStatus  # noqa: E402
 
@@ -28,6 +30,10 @@ OURS = {
     "self.controller": EffectController,
     "self.controller.supervisor": Supervisor,
     "self.state": PanelState,
+    "self.state.auto": AutoView,
+    "page.controller": ModulePageController,
+    "page.controller.state": PageState,
+    "page.controller.state.auto": AutoPageView,
     "installer": RuntimeInstaller,
     "sharedInstaller()": RuntimeInstaller,
     "status": RuntimeStatus,
@@ -62,7 +68,8 @@ def test_every_name_used_of_ours_exists(expression):
 
 
 def test_the_main_things_are_looked_at():
-    assert {"clearPrompts", "propagate", "supervisor", "isWaiting"} <= used_of("self.controller")
+    asked = {"clearPrompts", "propagate", "autoVolume", "supervisor", "isWaiting"}
+    assert asked <= used_of("self.controller")
     assert {"status", "progress", "canKeep"} <= used_of("self.state")
 
 
@@ -82,10 +89,10 @@ def test_everything_imported_from_ours_exists():
 def test_every_state_and_tool_that_is_waited_for_exists():
     words = {status.value for status in Status} | {tool.value for tool in Tool}
     compared = set()
-    for node in ast.walk(TREES["check.py"]):
+    for node in (node for tree in TREES.values() for node in ast.walk(tree)):
         if isinstance(node, ast.Compare) and ast.unparse(node.left) == "self.state.status.value":
             constants = ast.walk(node.comparators[0])
             compared |= {one.value for one in constants if isinstance(one, ast.Constant)}
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.controller.setTool":
             compared.add(node.args[0].value)
-    assert {"prompted", "ready", "worker lost", "propagating", "box"} <= compared <= words
+    assert {"prompted", "ready", "worker lost", "propagating", "finding", "box"} <= compared <= words

@@ -16,10 +16,12 @@ from a_user import SHAPE_KJI, AUser, a_noise  # noqa: E402
 from medsam2_core.errors import PromptError  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import MarkupNodes  # noqa: E402
+from some_findings import a_finding, a_model  # noqa: E402
 
 SEQUENCES = 40
 ACTIONS = 25
 UNDO_STATES = 10
+FOUND = ("kidney", "cyst")
 
 
 class ARandomUser:
@@ -28,7 +30,7 @@ class ARandomUser:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.scene = an_empty_scene()
-        self.source = ASource(AWorker())
+        self.source = ASource(AWorker(autoModels=[a_model()], findings=self.find))
         self.user = AUser(self.scene, source=self.source)
         self.done = []
         self.added = 0
@@ -59,7 +61,7 @@ class ARandomUser:
             *[self.undo] * 3, self.redo, self.redo, self.select, self.select, self.paint, self.erase,
             self.finalise, self.use_segment, self.look, self.weakest, self.settings, self.modify_voxels,
             self.die, self.recover, self.refuse, self.remove_segment, self.add_segment, self.other_effect,
-            self.change_volume, self.rename,
+            self.change_volume, self.rename, *[self.auto] * 3, self.replacing, self.move_box,
             *[self.answer] * 8, *[self.wait] * 6,
         ]  # fmt: skip
         action = self.chance.choice(actions)
@@ -155,6 +157,27 @@ class ARandomUser:
         if not are_equal(before, redone):
             self.saved.append(before)
 
+    def find(self, session, wish):
+        """What Auto finds: something else every time."""
+        i, j, _ = self.voxel()
+        slices = range(len(session.stack)) if wish.first is None else [wish.first]
+        some = [n for n in slices if self.chance.random() < 0.7]
+        return [a_finding(session.stack, name, (i, j), 4, some, some[::3]) for name in FOUND[: len(some)]]
+
+    def auto(self):
+        if self.chance.random() < 0.5 or len(self.segments()) > 5:
+            self.user.controller.autoSlice()
+        else:
+            self.user.controller.autoVolume()
+
+    def replacing(self):
+        self.user.controller.setValue("replaceSegments", self.chance.choice("01"))
+
+    def move_box(self):
+        boxes = [node for node in self.nodes() if node.IsA("vtkMRMLMarkupsROINode")]
+        if boxes:
+            self.chance.choice(boxes).SetCenter(*self.user.ras(self.voxel()))
+
     def select(self):
         segments = sorted(set(self.segments()) - self.untouched)
         if segments:
@@ -165,7 +188,7 @@ class ARandomUser:
         return slice(i, i + 4), slice(j, j + 4), slice(k, k + 1)
 
     def paint(self):
-        segments = sorted(set(self.segments()) - self.untouched)
+        segments = sorted(one for one in set(self.segments()) - self.untouched if not self.is_found(one))
         if segments:
             segment, before = self.chance.choice(segments), self.masks()
             self.user.paint(*self.block(), segmentID=segment)
@@ -261,6 +284,10 @@ class ARandomUser:
         self.user.wait()
 
     # What must be so ----------------------------------------------------------------------------------------
+
+    def is_found(self, segment):
+        """Whether Auto may replace it."""
+        return self.user.segmentation.GetSegmentation().GetSegment(segment).GetName() in FOUND
 
     def segments(self):
         return list(self.user.segmentation.GetSegmentation().GetSegmentIDs())

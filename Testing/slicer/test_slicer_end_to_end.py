@@ -12,7 +12,7 @@ slicer = pytest.importorskip("slicer")
 pytest.importorskip("trame_slicer")
 pytest.importorskip("torch")
 
-from a_clinic import AClinic, ARealSource  # noqa: E402
+from a_clinic import AClinic, ARealSource, by_plain_matrices  # noqa: E402
 from a_scene import a_linear_transform, reference_of  # noqa: E402
 from a_slice_view import the_app  # noqa: E402
 from medsam2_core.evaluation.metrics import dice  # noqa: E402
@@ -51,23 +51,6 @@ def fullest_slice(labels_kji):
     rows, columns = np.nonzero(labels_kji[k])
     middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
     return k, int(rows[middle]), int(columns[middle])
-
-
-def by_plain_matrices(segmentation, to_world, stack, masks):
-    """(K, J, I) what a segment must show of (H, W) masks by slice: voxel by voxel, with matrices only."""
-    matrix, shape_kji = reference_of(segmentation)
-    k, j, i = np.indices(shape_kji)
-    index = np.stack([i, j, k, np.ones_like(i)]).reshape(4, -1)
-    world = to_world @ matrix @ index
-    xyn = stack.xyn_to_ijk
-    pixel = np.linalg.inv(stack.volume.geometry.ijk_to_ras @ xyn) @ world
-    x, y, n = np.floor(pixel[:3] + 0.5 + 1e-6).astype(int)
-    shown = np.zeros(index.shape[1], dtype=bool)
-    height, width = stack.shape_hw
-    for number, mask_hw in masks.items():
-        inside = (n == number) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        shown[inside] = mask_hw[y[inside], x[inside]]
-    return shown.reshape(shape_kji)
 
 
 def click_and_compare(one, ras, same=0.98):

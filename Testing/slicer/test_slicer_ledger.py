@@ -81,6 +81,52 @@ def test_several_undone_at_once_are_found_together(book, slices):
     assert book.found() == []
 
 
+def made(book, name, k):
+    """A step that makes a segment, and fills it."""
+    book.ledger.begin(book.count)
+    book.count += 1
+    book.writer.beginStepNow()
+    segmentID = book.segmentation.GetSegmentation().AddEmptySegment(name, name)
+    book.ledger.created([segmentID])
+    assert book.ledger.createdNow == {segmentID}
+    book.write(k, (2, 6), (3, 9), segmentID, newStep=False)
+    assert book.ledger.end(book.count) is not None
+    return segmentID
+
+
+def test_segments_that_a_step_made_are_gone_and_there_again(book):
+    book.step(1, (1, 5), (3, 14))
+    segmentID = made(book, "new", 2)
+    book.step(4, (1, 5), (3, 14), segmentID)
+    filled = book.voxels(segmentID)
+    assert book.found() == []
+    book.editor.undo()
+    assert book.found() == [(UNDONE, 2)]
+    book.editor.undo()
+    assert book.found() == [(UNDONE, 1)]
+    assert book.segmentation.GetSegmentation().GetSegment(segmentID) is None
+    assert book.found() == []
+    for after in (2, 3):
+        book.editor.redo()
+        assert book.found() == [(REDONE, after)]
+    assert np.array_equal(book.voxels(segmentID), filled)
+    for _ in range(3):
+        book.editor.undo()
+    assert book.found() == [(UNDONE, 2), (UNDONE, 1), (UNDONE, 0)]
+
+
+def test_segments_of_several_steps_can_go_at_once(book):
+    segmentID = made(book, "new", 2)
+    made(book, "newer", 3)
+    book.editor.undo()
+    assert book.found() == [(UNDONE, 1)]
+    made(book, "newest", 4)
+    book.editor.undo()
+    book.editor.undo()
+    assert book.found() == [(UNDONE, 2), (UNDONE, 0)]
+    assert book.segmentation.GetSegmentation().GetSegment(segmentID) is None
+
+
 def test_a_step_that_went_back_by_itself_is_not_called_undone(book):
     """Adding, taking away again, adding elsewhere: the first state looks like the third."""
     book.step(2, (1, 5), (3, 14))

@@ -226,6 +226,29 @@ def test_a_snapshot_of_one_segment_leaves_the_other(seg):
     assert set(seg.markups.snapshot("A")) == set(snapshot) and len(seg.words("B")) == 2
 
 
+def test_what_is_said_about_one_slice_can_be_cleared(seg):
+    seg.says_a_lot()
+    before, of_other = seg.words(), seg.words("B")
+    seg.markups.clearSlice("A", 5, seg.adapter, seg.stack)
+    left = seg.words()
+    assert sorted(left) == [8, 9]
+    the_same(left, {n: before[n] for n in (8, 9)})
+    the_same(seg.words("B"), of_other)
+    assert not seg.told
+    seg.markups.clearSlice("A", 9, seg.adapter, seg.stack)
+    seg.markups.clearSlice("A", 3, seg.adapter, seg.stack)
+    assert sorted(seg.words()) == [8], "a mask and what is final go, too"
+
+
+def test_a_scribble_across_slices_goes_as_a_whole(seg):
+    across = SliceStack.along(seg.adapter.volume, "coronal")
+    seg.markups.add("A", seg.scribble([5, 3, 8], [15, 3, 8]))
+    seg.markups.add("A", seg.point(4, 20, 8))
+    n = next(iter(seg.words(stack=across)))
+    seg.markups.clearSlice("A", n, seg.adapter, across)
+    assert len(seg.words(stack=across)) == 1
+
+
 def test_orders_go_on_after_undo(seg):
     empty = seg.markups.snapshot()
     seg.markups.add("A", seg.point(1, 1, 5))

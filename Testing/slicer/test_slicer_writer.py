@@ -208,6 +208,25 @@ def test_a_forgotten_segment_is_the_users_own(desk):
     assert np.array_equal(desk.voxels(), box_mask((2, 2), (2, 9), (3, 15)))
 
 
+def test_what_the_user_made_can_be_taken_over_slice_by_slice(desk):
+    for k in (2, 3):
+        paint(desk.editor, box_mask((k, k), (2, 5), (3, 15)))
+    desk.writer.own("A", [desk.n_of(2)], desk.stack)
+    desk.write(2, (4, 9), (3, 15))
+    desk.write(3, (4, 9), (3, 15))
+    assert np.array_equal(desk.voxels()[2], box_mask((2, 2), (4, 9), (3, 15))[2])
+    assert np.array_equal(desk.voxels()[3], box_mask((3, 3), (2, 9), (3, 15))[3]), "this one stays the user's"
+
+
+def test_what_was_erased_is_forgotten_with_it(desk):
+    desk.write(2, (2, 9), (3, 15))
+    paint(desk.editor, box_mask((2, 2), (4, 6), (5, 7)), mode="remove")
+    desk.write(2, (2, 9), (3, 14))
+    desk.writer.own("A", [desk.n_of(2)], desk.stack)
+    desk.write(2, (2, 9), (3, 15))
+    assert np.array_equal(desk.voxels(), box_mask((2, 2), (2, 9), (3, 15)))
+
+
 def test_another_geometry_of_the_segmentation_keeps_what_is_ours(desk):
     desk.write(2, (2, 9), (3, 15))
     grid = np.eye(4)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: DICOM segment attributes that say how a segment was made.
 _TYPE_TAG, _NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
+_LONGEST_NAME = 64  # as DICOM has it
 
 #: Pixels round a positive click in which voxels come back that the user had erased.
 _REVIVED = 10
@@ -53,6 +54,7 @@ class Conversation:
         self._refused: dict[tuple[str, int], SliceWords] = {}
         self._found: set[str] = set()  # segments whose prompts were there before us
         self._gone: set[str] = set()  # segments that were removed
+        self._predicted: dict[tuple[str, int], SliceWords] = {}  # a model's own, and the masks it found
 
     # Saying -------------------------------------------------------------------------------------------------
 
@@ -99,8 +101,13 @@ class Conversation:
 
     def forgetAll(self) -> None:
         """Another segmentation, or none: its segments may have the same IDs."""
-        for known in (self._refused, self._found, self._gone):
+        for known in (self._refused, self._found, self._gone, self._predicted):
             known.clear()
+
+    def predicted(self, segmentID: str, words: Mapping[int, SliceWords]) -> None:
+        """What a model said about slices of a segment by itself, with the masks it found: said alone again,
+        these are the answers."""
+        self._predicted.update({(segmentID, n): said for n, said in words.items()})
 
     def refused(self, segmentID: str, words: Mapping[int, SliceWords]) -> None:
         """These words were not answered: they are not said again until something else is said there."""
@@ -123,6 +130,7 @@ class Conversation:
         settled = differences(self._steps.settled.get(segmentID, {}), wanted)
         again = self._withKnown(segmentID, {n: words for n, words in changed.items() if n not in settled})
         fresh = {n: words for n, words in changed.items() if n not in again}
+        fresh.update(self._asPredicted(segmentID, fresh))
         finals = {n: words for n, words in fresh.items() if words.final}
         fresh.update(self._asTheyStand(segmentID, finals))
         prompts = self._workplace.markups.snapshot(segmentID)
@@ -143,7 +151,17 @@ class Conversation:
             return known
         if all(record.is_empty for record in answered):
             return {}
-        return {n: known[n] if said.final else said for n, said in words.items()}
+        return {n: known[n] if said.final or said.needs_known else said for n, said in words.items()}
+
+    def _asPredicted(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
+        """Of words, those that only a model said by itself: with the mask it found, which they would not give
+        again; and where that is not known, with the segment as it stands."""
+        alone = {n: said for n, said in words.items() if said.needs_known and len(said.prompts) == 1}
+        known = {n: self._predicted.get((segmentID, n)) for n in alone}
+        found = {n: said for n, said in known.items() if said is not None and not differs(said, alone[n])}
+        settled = self._steps.settled.get(segmentID, {})
+        strange = {n: said for n, said in alone.items() if n not in found and n not in settled}
+        return {**found, **self._asTheyStand(segmentID, strange)}
 
     def _asTheyStand(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
         slices = [n for n, said in words.items() if said]
@@ -206,12 +224,15 @@ class Conversation:
                 revived[n] = _asked(said, stack.shape_hw)
         return revived
 
-    def sign(self, segmentID: str, model: str) -> None:
+    def sign(self, segmentID: str, model: str, *, isAutomatic: bool = False) -> None:
         """Note in a segment how it was made, as DICOM wants to know it."""
         segment = self._workplace.segment(segmentID)
         name = f"MedSAM2Segment {__version__} ({model})"
+        if len(name) > _LONGEST_NAME:
+            name = name[: _LONGEST_NAME - 2] + "…)"
+        kind = "AUTOMATIC" if isAutomatic else "SEMIAUTOMATIC"
         with self._workplace.writing():
-            for tag, value in ((_TYPE_TAG, "SEMIAUTOMATIC"), (_NAME_TAG, name)):
+            for tag, value in ((_TYPE_TAG, kind), (_NAME_TAG, name)):
                 if _tag(segment, tag) != value:
                     segment.SetTag(tag, value)
 

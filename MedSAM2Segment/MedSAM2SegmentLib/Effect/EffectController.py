@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.errors import MedSAM2Error, PromptError
+from medsam2_core.errors import MedSAM2Error
 
+from MedSAM2SegmentLib.Effect.Automatic import Automatic
 from MedSAM2SegmentLib.Effect.ByHand import ByHand
 from MedSAM2SegmentLib.Effect.Conversation import Conversation
 from MedSAM2SegmentLib.Effect.Filling import Filling
+from MedSAM2SegmentLib.Effect.FoundSegments import FoundSegments
 from MedSAM2SegmentLib.Effect.Listening import Listening
 from MedSAM2SegmentLib.Effect.PanelMaker import PanelMaker
 from MedSAM2SegmentLib.Effect.Parameters import Parameters
@@ -24,22 +26,21 @@ from MedSAM2SegmentLib.Effect.Remembering import Remembering
 from MedSAM2SegmentLib.Effect.SessionLink import SessionLink
 from MedSAM2SegmentLib.Effect.Slicing import Slicing
 from MedSAM2SegmentLib.Effect.Steps import Steps
+from MedSAM2SegmentLib.Effect.UserActions import UserActions
 from MedSAM2SegmentLib.Effect.Workplace import ALONG, PLACE, SEGMENT, SEGMENTATION, VOLUME, Workplace
 from MedSAM2SegmentLib.Panels.PanelState import PanelState
-from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform
 
 if TYPE_CHECKING:
     from medsam2_core.worker.supervision import Supervisor
 
     from MedSAM2SegmentLib.Effect.SessionLink import WorkerSource
-    from MedSAM2SegmentLib.Prompts.Gestures import Gesture
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
 
 #: Seconds an effect that is not active keeps its worker: a look into another effect must not cost a restart.
 IDLE_RELEASE = 600.0
 
 
-class EffectController:
+class EffectController(UserActions):
     """The effect without its windows; see the module.
 
     Parameters
@@ -74,15 +75,19 @@ class EffectController:
         self._byHand = ByHand(self._workplace, self._link, self._steps, self._conversation)
         self._slicing = Slicing(self._workplace, self._link, self.parameters)
         self._filling = Filling(self._workplace, self._link, self._steps, self._conversation, clock)
+        found = FoundSegments(self._workplace, self._link, self._steps, self._conversation)
+        self._automatic = Automatic(self._workplace, self._link, self.parameters, found, clock)
         self._panel = PanelMaker(
-            self._workplace, self._link, self._filling, self._slicing, self.parameters, source
+            *(self._workplace, self._link, self._filling, self._automatic),
+            *(self._slicing, self.parameters, source),
         )
         self._listening = Listening(
             *(self._workplace, self._link, self._steps, self._conversation),
             *(self._filling, self._slicing, self.parameters),
         )
         self._link.onAnswer, self._link.onRefusal = self._listening.onAnswer, self._listening.onRefusal
-        self._filling.beforeWriting = self._listening.followUndo
+        self._filling.beforeWriting = self._automatic.beforeWriting = self._listening.followUndo
+        self._automatic.afterWriting = self._onLink
         self._isNew = True  # what prompts say is what the segments show
         self._areOld = True  # and nobody here saw them being said
         self._isActive = False
@@ -108,12 +113,14 @@ class EffectController:
     @property
     def isWaiting(self) -> bool:
         """Whether something is on its way that will change a segment."""
-        return self._listening.mustSync or self._link.isAwaiting() or self._filling.isRunning
+        isRunning = self._filling.isRunning or self._automatic.isRunning
+        return self._listening.mustSync or self._link.isAwaiting() or isRunning
 
     def activate(self) -> None:
         """The effect was chosen: look around, and begin to start the worker."""
         self._isActive = True
         self._workplace.takeCharge()
+        self._link.refresh()
         self.look()
         if self._workplace.markups is not None:
             self._workplace.markups.setVisible(True)
@@ -121,6 +128,7 @@ class EffectController:
     def deactivate(self) -> None:
         """Another effect was chosen: filling in stops, what has come stays; prompts are hidden."""
         self._filling.settle()
+        self._automatic.abandon()
         self._isActive = False
         self._remembering.save()
         self._idleSince = self._clock()
@@ -133,6 +141,7 @@ class EffectController:
         """Leave nothing behind but the segments and their prompts."""
         self._isActive = False
         self._filling.abandon()
+        self._automatic.forget()
         self._remembering.save()  # while there is a session
         self._link.end()
         self._workplace.release()
@@ -146,6 +155,7 @@ class EffectController:
         if SEGMENTATION in changed:
             self._areOld = True
             self._filling.abandon()
+            self._automatic.forget()
             self._link.close()
             self._steps.forget()
             self._conversation.forgetAll()
@@ -155,6 +165,7 @@ class EffectController:
             self._areOld = True
         if VOLUME in changed:
             self._filling.abandon()
+            self._automatic.forget()
             self._link.closeVolume()
         self._isNew |= bool(changed & {SEGMENTATION, VOLUME})
         if changed & {SEGMENTATION, VOLUME, SEGMENT, PLACE}:
@@ -169,6 +180,7 @@ class EffectController:
     def sceneClosed(self) -> None:
         """The scene is being closed."""
         self._filling.abandon()
+        self._automatic.forget()
         self._link.closeVolume()
         self._workplace.release()
         self._steps.forget()
@@ -192,170 +204,11 @@ class EffectController:
         """The mouse is in this slice view."""
         self._slicing.view = sliceNode
 
-    # Prompts ------------------------------------------------------------------------------------------------
-
-    def onGesture(self, gesture: Gesture, sliceNode: Any = None) -> None:
-        """The user clicked, or drew a box or a scribble."""
-        if sliceNode is not None:
-            self._slicing.view = sliceNode
-        if not self._mayEdit():
-            self._publish()
-            return
-        self._filling.keep()
-        try:
-            self._open(fromView=True)
-            if self._link.stack is None:
-                raise PromptError(self._link.problem or "the volume cannot be cut into slices")
-            self._workplace.markups.check(gesture, self._workplace.adapter, self._link.stack)
-            self._workplace.markups.add(self._workplace.segmentID, gesture)
-        except MedSAM2Error as error:
-            self._listening.say(str(error))
-        self._publish()
-
-    def onKey(self, what: str) -> None:
-        """A key was pressed in a slice view: "negative" and "tool" were changed already by who reads keys."""
-        actions = {"propagate": self.propagate, "nextWeakest": self.nextWeakest}
-        if what in actions:
-            actions[what]()
-
-    def setTool(self, name: Any) -> None:
-        """Choose what a press in a slice view means."""
-        self.setValue("tool", getattr(name, "value", name))
-
-    def setNegative(self, negative: bool) -> None:
-        """Choose whether clicks say "does not belong"."""
-        self.setValue("negative", "1" if negative else "0")
-
-    def clearPrompts(self) -> None:
-        """Delete all prompts of the selected segment. What it shows stays, as if the user had painted it."""
-        self._listening.say("")
-        self.look()
-        if self._workplace.segmentID:
-            self._filling.settle()
-            self._byHand.takeOver()
-            self._slicing.relax()
-        self._publish()
-
-    def finaliseSlice(self) -> None:
-        """Take the segment on the slice that is looked at as final, or, if it is, no longer."""
-        self._withSlice(self._byHand.finalise)
-        self._listening.sync((self._workplace.segmentID,))
-        self._publish()
-
-    def useSegmentAsPrompt(self) -> None:
-        """Say that the segment on the slice that is looked at is right as it stands."""
-        self._withSlice(self._byHand.useAsPrompt)
-        self._publish()
-
-    # Propagation --------------------------------------------------------------------------------------------
-
-    def propagate(self) -> None:
-        """Follow all segments that have prompts through the volume."""
-        self.look()
-        if not self._mayEdit():
-            self._publish()
-            return
-        self._filling.keep()
-        try:
-            self._open()
-            self._listening.propagate()
-        except MedSAM2Error as error:
-            self._listening.say(str(error))
-        self._publish()
-
-    def cancel(self) -> None:
-        """Stop filling in; the user is asked whether to keep what has come."""
-        self._filling.cancel()
-        self._publish()
-
-    def keep(self) -> None:
-        """Keep what a stopped propagation has filled in."""
-        self._filling.keep()
-        self._publish()
-
-    def discard(self) -> None:
-        """Take back what a stopped propagation has filled in: one further step of undo."""
-        self._listening.followUndo()
-        try:
-            self._filling.discard()
-        except MedSAM2Error as error:
-            self._listening.say(str(error))
-        self._publish()
-
-    def nextWeakest(self) -> None:
-        """Show the slice of the selected segment the model was least sure about; then the next."""
-        n = self._slicing.weakest(self._workplace.segmentID)
-        if n is None:
-            self._listening.say("no slice has a result that was not looked at: propagate first")
-        else:
-            self._slicing.jump(n)
-        self._publish()
-
-    def jumpTo(self, n: int) -> None:
-        """Show a slice in the views along the stack."""
-        self._slicing.jump(n)
-        self._publish()
-
-    # The rest of the panel ----------------------------------------------------------------------------------
-
-    def setValue(self, name: str, value: Any) -> None:
-        """Set a parameter. With another model, window or stack all is said again, to a new session."""
-        try:
-            if self.parameters.put(name, value) and name == "stack":
-                self._slicing.relax(force=True)
-            self.look()
-        except MedSAM2Error as error:
-            self._listening.say(str(error))
-        self._publish()
-
-    def resolve(self) -> None:
-        """The button beside the status line: install, harden, restart, whatever it says."""
-        if self._source.problem():
-            self._source.resolve()
-        elif self._workplace.volumeProblem and self._panel.canHarden():
-            try:
-                hardenTransform(self._workplace.volumeNode)
-            except MedSAM2Error as error:
-                self._listening.say(str(error))
-        else:
-            self._link.retry()
-            self._conversation.askAgain()
-            self._listening.mustSync = True
-        self.look()
-
     # Inside -------------------------------------------------------------------------------------------------
-
-    def _mayEdit(self) -> bool:
-        """Whether the selected segment can be worked on; says why not."""
-        self._listening.say("")
-        self._workplace.takeCharge()
-        self.look()
-        if self._workplace.adapter is None or not self._workplace.segmentID or self._source.problem():
-            return False  # the status line tells already
-        refusal = self._workplace.refusal()
-        if refusal:
-            self._listening.say(refusal)
-            return False
-        self._workplace.agree()
-        return self._workplace.editor.confirmSegmentVisible()
-
-    def _withSlice(self, action: Callable[[int], None]) -> None:
-        """Do something with the slice that is looked at; say why, when it cannot be done."""
-        if not self._mayEdit():
-            return
-        self._filling.settle()
-        try:
-            self._open(fromView=True)
-            n = self._slicing.current()
-            if n is None:
-                raise PromptError("no view shows a slice that is segmented: click one in the strip first")
-            action(n)
-        except MedSAM2Error as error:
-            self._listening.say(str(error))
 
     def _getReady(self) -> None:
         """Start the worker and open the session while the user still looks where to click."""
-        if self._workplace.adapter is None or not self._workplace.segmentID or self._source.problem():
+        if self._workplace.adapter is None or self._workplace.segmentation is None or self._source.problem():
             return
         try:
             self._open()

@@ -24,6 +24,8 @@ DEFAULTS = {
     "tool": "point",
     "negative": "0",
     "stack": "auto",
+    "autoModel": "",  # the first that suits the volume
+    "replaceSegments": "0",
     "stackFound": "",  # what "auto" has come to, so that a saved scene is cut as it was
 }
 
@@ -39,6 +41,7 @@ _STACKS = (
     ("coronal", "Coronal"),
     ("view", "View last clicked, also oblique"),
 )
+_SWITCHES = ("stopWhenGone", "autoPropagate", "negative", "replaceSegments")
 _BUILT_IN = (("embedded", "Embedded"),)
 _RANGE = re.compile(r"^\s*(\d+)\s*(?:\.\.|-|to)\s*(\d+)\s*$")
 
@@ -124,7 +127,7 @@ class Parameters:
 
 def checked(name: str, value: str) -> str:
     """``value`` itself when parameter ``name`` can have it; MedSAM2Error with the choices when not."""
-    if name in ("stopWhenGone", "autoPropagate", "negative") and value not in ("0", "1"):
+    if name in _SWITCHES and value not in ("0", "1"):
         raise MedSAM2Error(f"{name} is 0 or 1, not {value!r}")
     if name == "tool" and value not in {tool.value for tool in Tool}:
         raise PromptError(f"there is no tool {value!r}: use point, box or scribble")

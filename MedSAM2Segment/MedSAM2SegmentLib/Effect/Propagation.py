@@ -19,6 +19,31 @@ _TOO_FEW = 3  # slices from which no speed can be told
 _RECENT = 20  # slices the speed is told from
 
 
+class TimeLeft:
+    """Tells from the speed of late how long something takes yet.
+
+    Parameters
+    ----------
+    clock
+        Seconds, only ever growing.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._times: list[tuple[int, float]] = []
+
+    def note(self, done: int) -> None:
+        """So much is done now."""
+        self._times = [*self._times, (done, self._clock())][-_RECENT:]
+
+    def words(self, done: int, total: int) -> str:
+        """Time left, in words; empty while it cannot be told."""
+        if len(self._times) < _TOO_FEW or not total:
+            return ""
+        (first, start), (last, end) = self._times[0], self._times[-1]
+        return "" if last <= first else inWords((total - done) * (end - start) / (last - first))
+
+
 class Propagation:
     """Slices of several segments being filled in.
 
@@ -56,7 +81,7 @@ class Propagation:
         self._gathered: dict[str, dict[int, SliceRecord]] = {}
         self._request: Any = None
         self._lastWrite = clock()
-        self._times: list[tuple[int, float]] = []
+        self._timeLeft = TimeLeft(clock)
 
     def begin(self, session: RemoteSession, **how: Any) -> None:
         """Ask for the slices; ``how`` as in ``RemoteSession.propagate``."""
@@ -96,12 +121,7 @@ class Propagation:
     @property
     def remaining(self) -> str:
         """Time left, in words; empty while it cannot be told."""
-        if len(self._times) < _TOO_FEW or self.isOver or not self.total:
-            return ""
-        (first, start), (last, end) = self._times[0], self._times[-1]
-        if last <= first:
-            return ""
-        return inWords((self.total - self.done) * (end - start) / (last - first))
+        return "" if self.isOver else self._timeLeft.words(self.done, self.total)
 
     @property
     def disappointment(self) -> str:
@@ -118,7 +138,7 @@ class Propagation:
         for record in records:
             self._gathered.setdefault(record.object, {})[record.n] = record
         self.done, self.total = done, total or 0
-        self._times = [*self._times, (done, self._clock())][-_RECENT:]
+        self._timeLeft.note(done)
 
     def _onDone(self, *_: Any) -> None:
         if not self.isOver:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from medsam2_core.errors import Cancelled, MedSAM2Error
+from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError
+from medsam2_core.worker.findings import entries_in
 from medsam2_core.worker.messages import SessionSettings, SliceWords, StackChoice
 from medsam2_core.worker.supervision import WorkerState
 
@@ -15,6 +16,7 @@ from MedSAM2SegmentLib.Panels.PanelState import Status
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
+    from medsam2_core.worker.findings import AutoEntry
     from medsam2_core.worker.masks import SliceRecord
     from medsam2_core.worker.remote import RemoteSession
     from medsam2_core.worker.supervision import Supervisor
@@ -97,6 +99,8 @@ class SessionLink:
         The slices of the session.
     models
         Names and titles of the installed models, once the worker has told them.
+    autoModels
+        The Auto models of the worker; None before it has told.
     onAnswer, onRefusal
         Called with an :class:`Answer`; with the segment's ID, what was said in vain, and the error.
     """
@@ -117,6 +121,7 @@ class SessionLink:
         self._waiting: dict[int, str] = {}
         self.stack: SliceStack | None = None
         self.models: tuple[tuple[str, str], ...] = ()
+        self.autoModels: tuple[AutoEntry, ...] | None = None
 
     # The worker ---------------------------------------------------------------------------------------------
 
@@ -136,8 +141,24 @@ class SessionLink:
             return False
         self._failure = None
         self._supervisor.listeners.append(self._onChange)
-        self._supervisor.request("models", done=self._onModels)
+        self.refresh()
         return True
+
+    def refresh(self) -> None:
+        """Ask for the models again: some may have been installed, trained or removed since."""
+        if self._supervisor is not None:
+            self._supervisor.request("models", done=self._onModels)
+            self._supervisor.request("auto_models", done=self._onAutoModels, failed=self._onNoAutoModels)
+
+    def _onAutoModels(self, told: Mapping[str, Any]) -> None:
+        try:
+            self.autoModels = entries_in(told)
+        except ProtocolError:
+            self.autoModels = ()
+        self._onChange()
+
+    def _onNoAutoModels(self, _error: MedSAM2Error) -> None:
+        self.autoModels = self.autoModels or ()  # a worker of an earlier version
 
     def _onModels(self, told: Mapping[str, Any]) -> None:
         known = [model for model in told.get("models", []) if model.get("installed")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
-from medsam2_core.errors import MedSAM2Error
+from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.worker.messages import SessionSettings, StackChoice
 
 from MedSAM2SegmentLib.Effect.Parameters import PATIENCE, Parameters
@@ -65,6 +65,24 @@ class Slicing:
         if adapter is None:
             return False
         return self._link.open(adapter, self._choice(adapter, fromView), self._settings(adapter, fromView))
+
+    def turnTo(self, axis: str) -> None:
+        """Cut along a plane, if that is open: nothing is said yet, and the first prompt was to decide."""
+        adapter, markups = self._workplace.adapter, self._workplace.markups
+        isSaid = markups is not None and bool(markups.segmentIDs())
+        if adapter is not None and not isSaid and self._parameters.text("stack") == "auto":
+            self._parameters.put("stackFound", json.dumps(adapter.stackAlong(axis).to_json()))
+
+    def checkAlong(self, axis: str) -> None:
+        """PromptError when the open session does not cut along a plane."""
+        adapter, stack = self._workplace.adapter, self._link.stack
+        wanted = adapter.stackAlong(axis).stack(adapter.volume)
+        if stack is None or stack.key != wanted.key:
+            plane = wanted.key.partition(":")[0]
+            raise PromptError(
+                f"this Auto model looks at {plane} slices: choose them under Advanced, Slice direction, or "
+                "clear the prompts made on others"
+            )
 
     def relax(self, *, force: bool = False) -> None:
         """Let the next prompt decide again, if nothing is said any more."""

@@ -44,6 +44,8 @@ class Situation:
     isAwaiting, isPropagating, mustDecide
         Whether an answer is on its way, slices are being filled in, or a cancelled propagation is to be kept
         or discarded.
+    isFinding, hasAuto
+        Whether an Auto model is being asked, and whether there is one that suits the volume.
     done, total, kept
         Slices done of those to do; slices a cancelled propagation has filled in.
     hasPrompts, isFollowed, isSingle
@@ -66,6 +68,8 @@ class Situation:
     isAwaiting: bool = False
     isPropagating: bool = False
     mustDecide: bool = False
+    isFinding: bool = False
+    hasAuto: bool = False
     done: int = 0
     total: int = 0
     kept: int = 0
@@ -105,11 +109,12 @@ def _obstacle(now: Situation) -> StatusLine | None:
         return StatusLine(
             Status.VOLUME_REFUSED, _sentence(now.volumeProblem), action, details=now.volumeProblem
         )
-    if not now.hasSegment:
-        return StatusLine(Status.NO_SEGMENT, "Choose a segment in the list above, or add one.")
     if now.phase is Status.FAILED:
         text = _sentence(now.problem or "the worker could not be started")
         return StatusLine(Status.FAILED, text, "Restart", now.report or now.problem)
+    if not now.hasSegment and not now.isFinding:
+        text = "Choose a segment in the list above, or add one" + (", or press Auto." if now.hasAuto else ".")
+        return StatusLine(Status.NO_SEGMENT, _sentence(now.notice) or text, details=now.report)
     return None
 
 
@@ -151,7 +156,10 @@ def _work(now: Situation) -> StatusLine:
             Status.KEEP_OR_DISCARD, f"Propagation was stopped after {slices}: keep them, or discard them?"
         )
     status = Status.PROMPTED if now.hasPrompts else Status.READY
-    if now.isPropagating:
+    if now.isFinding:
+        counted = f"{now.done} of {now.total} slices" if now.total else "beginning"
+        status, text = Status.FINDING, f"Auto: {counted}. Cancel stops, and leaves everything as it is."
+    elif now.isPropagating:
         counted = f"{now.done} of {now.total} slices" if now.total else "beginning"
         status, text = Status.PROPAGATING, f"Propagating: {counted}. You can go on clicking; Cancel stops."
     elif now.isAwaiting:

@@ -104,6 +104,16 @@ class Steps:
             self._open.add(segmentID)
             self._add(self._before, self._remembered({segmentID}))
 
+    def made(self, segmentIDs: Iterable[str]) -> None:
+        """Segments that the open step has made: undo takes them away again."""
+        self._workplace.ledger.created(segmentIDs)
+        for segmentID in segmentIDs:
+            self.settle(segmentID, (), {})
+
+    def knows(self, segmentID: str) -> bool:
+        """Whether it is known what belongs to the voxels of a segment."""
+        return segmentID in self._standing
+
     def write(
         self,
         segmentID: str,

@@ -23,6 +23,8 @@ class ModulePage:
         The widget it will lie in.
     installer, settings, workers
         What it works with; Slicer's own when absent.
+    cases
+        The labelled volumes of the scene (SceneCases), to train Auto models on; None where there is no scene.
 
     Attributes
     ----------
@@ -30,15 +32,18 @@ class ModulePage:
         What to put into the module's layout.
     """
 
-    def __init__(self, parent: qt.QWidget | None, installer=None, settings=None, workers=None) -> None:
+    def __init__(
+        self, parent: qt.QWidget | None, installer=None, settings=None, workers=None, cases=None
+    ) -> None:
         self.settings = settings or Settings()
         self._runner = None
         if installer is None:
             self._runner = QProcessRunner(qt.QCoreApplication.instance())
             installer = RuntimeInstaller(None, self._runner, environment=startupEnvironment())
         self.installer = installer
+        workers = workers or Workers(self.settings, self.installer)
         self.controller = ModulePageController(
-            self.installer, self.settings, workers or Workers(self.settings, self.installer), self._onChanged
+            *(self.installer, self.settings, workers, self._onChanged), cases=cases
         )
         self.panel = ModulePanel(parent, self.controller)
         self.widget = self.panel.widget

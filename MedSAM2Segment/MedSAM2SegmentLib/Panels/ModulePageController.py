@@ -10,7 +10,9 @@ from medsam2_core.errors import Cancelled, MedSAM2Error
 from medsam2_core.imaging.intensity import PRESETS
 from medsam2_core.worker.supervision import Supervisor, WorkerState
 
+from MedSAM2SegmentLib.Panels.AutoPage import AutoPage, Cases
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind, Line, ModelRow, PageState, WorkerView, sizeWords
+from MedSAM2SegmentLib.Panels.PageWords import amount, deviceWords, greeting, memoryWords, rowOf
 from MedSAM2SegmentLib.Panels.RuntimePage import RuntimePage
 
 _REFRESH_S = 2.0
@@ -48,6 +50,13 @@ class ModulePageController:
         Called whenever `state` may be another.
     clock
         Seconds that only grow.
+    cases
+        The labelled volumes of the scene (SceneCases), to train on; None where there is no scene.
+
+    Attributes
+    ----------
+    auto
+        The part about Auto models.
     """
 
     def __init__(
@@ -57,12 +66,14 @@ class ModulePageController:
         workers: WorkerSource,
         onStateChanged: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        cases: Cases | None = None,
     ) -> None:
         self._settings = settings
         self._workers = workers
         self._changed = onStateChanged
         self._clock = clock
         self._runtime = RuntimePage(installer, settings, self._changed, self._onRuntimeChanged)
+        self.auto = AutoPage(settings, workers, cases, self._onAuto)
         self._isOpen = False
         self._worker = None
         self._supervisor: Supervisor | None = None
@@ -94,6 +105,7 @@ class ModulePageController:
         self.exit()
         self._changed = _nothing
         self._runtime.cleanup()
+        self.auto.cleanup()
 
     def tick(self) -> None:
         """To be called now and then while the page is shown."""
@@ -115,6 +127,7 @@ class ModulePageController:
             worker=self._workerView(),
             choices={"model": installed or (("embedded", "Embedded"),), "window": _WINDOWS},
             values={"model": self._settings.defaultModel, "window": self._settings.defaultWindow},
+            auto=self.auto.view(),
         )
 
     # The runtime
@@ -133,7 +146,7 @@ class ModulePageController:
 
     def confirm(self) -> None:
         """Yes: do what was asked about."""
-        self._runtime.confirm(self._disconnect)
+        self._runtime.confirm(self._letGo)
 
     def decline(self) -> None:
         """No."""
@@ -150,6 +163,10 @@ class ModulePageController:
     def setWheelFolder(self, path: str) -> None:
         """Install from this folder of wheels; "" installs from the network."""
         self._runtime.setWheelFolder(path)
+
+    def _letGo(self) -> None:
+        self.auto.stop()
+        self._disconnect()
 
     def _onRuntimeChanged(self) -> None:
         self._disconnect()
@@ -198,6 +215,7 @@ class ModulePageController:
         self._modelRequest, self._doing = None, {}
         self._status, self._asked, self._latency = {}, None, None
         self._connection = Line()
+        self.auto.listenTo(None)
         if worker is not None:
             worker.release(self)
 
@@ -208,6 +226,7 @@ class ModulePageController:
         if supervisor.state is WorkerState.READY:
             self._askPing()
             self._askModels()
+            self.auto.listenTo(supervisor)
             self._askStatus()
         elif supervisor.state is WorkerState.FAILED:
             self._connection = Line(supervisor.problem, Kind.ERROR)
@@ -250,7 +269,7 @@ class ModulePageController:
 
     def _askModels(self) -> None:
         def onModels(result: dict) -> None:
-            self._models = tuple(_row(entry) for entry in result.get("models", ()))
+            self._models = tuple(rowOf(entry) for entry in result.get("models", ()))
             self._changed()
 
         self._ask("models", {}, onModels)
@@ -264,14 +283,14 @@ class ModulePageController:
         if self._supervisor is not None:
             details = self._supervisor.report
             if self._isReady():
-                line = Line(_greeting(self._supervisor.welcome, self._latency), Kind.GOOD)
+                line = Line(greeting(self._supervisor.welcome, self._latency), Kind.GOOD)
         device = self._status.get("device") or (
             self._supervisor.welcome.get("device") if self._isReady() else ""
         )
         return WorkerView(
             line=line,
-            device=_deviceWords(device),
-            memory=_memoryWords(self._status),
+            device=deviceWords(device),
+            memory=memoryWords(self._status),
             log=str(self._status.get("log", "")),
             details=details,
             remoteCommand=self._settings.remoteCommand,
@@ -279,6 +298,9 @@ class ModulePageController:
         )
 
     # Models
+
+    def _onAuto(self) -> None:
+        self._changed()
 
     def installModel(self, name: str) -> None:
         """Download a model, or the present version of it."""
@@ -288,7 +310,7 @@ class ModulePageController:
 
         def onProgress(what: str, done: int, total: int | None) -> None:
             self._doing = {name: f"{100 * done // total} %" if total else "…"}
-            self._modelsLine = Line(f"{name}: {what}, {_amount(done, total)}", Kind.BUSY)
+            self._modelsLine = Line(f"{name}: {what}, {amount(done, total)}", Kind.BUSY)
             self._changed()
 
         self._modelRequest = self._ask(
@@ -338,6 +360,20 @@ class ModulePageController:
         doing = self._doing.get(row.name, "")
         return row if not doing else ModelRow(**{**vars(row), "doing": doing})
 
+    # Auto models
+
+    def removeAutoModel(self, file: str) -> None:
+        """Delete an Auto model, with its report."""
+        self.auto.remove(file)
+
+    def trainAutoModel(self, *wish) -> None:
+        """Train one from the "scene" or a "folder" (see AutoPage.train)."""
+        self.auto.train(*wish)
+
+    def cancelTraining(self) -> None:
+        """Stop training."""
+        self.auto.cancel()
+
     # Defaults
 
     def setDefault(self, name: str, value: str) -> None:
@@ -347,47 +383,6 @@ class ModulePageController:
         elif name == "window":
             self._settings.defaultWindow = value
         self._changed()
-
-
-def _row(entry: dict) -> ModelRow:
-    return ModelRow(
-        name=str(entry.get("name", "")),
-        title=str(entry.get("title") or entry.get("name", "")),
-        size=entry.get("bytes"),
-        licence=str(entry.get("licence") or ""),
-        isInstalled=bool(entry.get("installed")),
-        path=str(entry.get("path") or ""),
-    )
-
-
-def _greeting(welcome: dict, latency: float | None) -> str:
-    words = f"Connected: worker {welcome.get('software', '')} on {welcome.get('host', 'this computer')}"
-    return words + (f", answers in {latency * 1000:.0f} ms" if latency is not None else "")
-
-
-def _amount(done: int, total: int | None) -> str:
-    return f"{sizeWords(done)} of {sizeWords(total)}" if total else sizeWords(done)
-
-
-def _deviceWords(device) -> str:
-    if not isinstance(device, dict):
-        return str(device or "")
-    words = str(device.get("title") or device.get("name") or "")
-    free, total = device.get("free_bytes"), device.get("total_bytes")
-    return words + (f", {sizeWords(free)} of {sizeWords(total)} free" if free and total else "")
-
-
-def _memoryWords(status: dict) -> str:
-    if not status:
-        return ""
-    words = f"{sizeWords(status.get('rss_bytes', 0))} in use"
-    cache, limit = status.get("cache_bytes"), status.get("cache_limit")
-    if cache is not None and limit:
-        words += f"; image features {sizeWords(cache)} of at most {sizeWords(limit)}"
-    sessions, volumes = status.get("sessions"), status.get("volumes")
-    if isinstance(sessions, int) and isinstance(volumes, int):
-        words += f"; {volumes} volume{'s' * (volumes != 1)}, {sessions} session{'s' * (sessions != 1)}"
-    return words
 
 
 def _nothing() -> None:

@@ -105,6 +105,53 @@ class WorkerView:
 
 
 @dataclass(frozen=True)
+class AutoModelRow:
+    """One Auto model of the table.
+
+    Attributes
+    ----------
+    file
+        What it is asked for by.
+    images
+        How many it was trained on; empty when nobody knows.
+    dice
+        As its training has measured it; empty when it has not.
+    """
+
+    file: str
+    name: str
+    classes: str = ""
+    images: str = ""
+    dice: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class AutoPageView:
+    """The section about Auto models.
+
+    Attributes
+    ----------
+    line
+        How the last thing done has ended, or how far it is; empty hides it.
+    sources
+        What can be trained on: (value, label) pairs, "scene" and "folder".
+    fraction
+        How far a training is, 0 to 1; below 0 when that is not known; None when there is none.
+    canChange
+        Whether a worker is there to remove models.
+    """
+
+    rows: tuple[AutoModelRow, ...] = ()
+    line: Line = Line()
+    sources: tuple[tuple[str, str], ...] = (("folder", "A folder"),)
+    fraction: float | None = None
+    canChange: bool = False
+    canTrain: bool = False
+    canCancel: bool = False
+
+
+@dataclass(frozen=True)
 class PageState:
     """Everything the page needs to draw itself.
 
@@ -126,6 +173,7 @@ class PageState:
     worker: WorkerView = WorkerView()
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    auto: AutoPageView = AutoPageView()
 
 
 def sizeWords(size: int | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import qt
 
+from MedSAM2SegmentLib.Panels.AutoModelsPanel import AutoModelsPanel
 from MedSAM2SegmentLib.Panels.ModulePageState import (
     Kind,
     Line,
@@ -28,6 +29,7 @@ _ACTIONS = {
     "testButton": "testConnection",
 }
 _LABELS = ("runtimeText", "questionText", "modelsText", "placeText", "deviceText", "memoryText", "workerText")
+_LINES = ("runtime", "models", "auto", "worker")
 _COLUMNS = ("Model", "Size", "Licence", "Installed")
 _FULL = 1000
 
@@ -55,6 +57,7 @@ class ModulePanel:
         self._connections = Connections()
         self._shownRows: tuple[ModelRow, ...] = ()
         self._find()
+        self._auto = AutoModelsPanel(self.widget, self._do)
         self._prepareTable()
         self._connect()
         self.show(PageState())
@@ -68,12 +71,15 @@ class ModulePanel:
         if before is None or state.models != before.models:
             self._showModels(state.models)
         self._showModelsLine(state)
+        self._auto.show(state.auto)
+        self._showLine("auto", state.auto.line)
         self._showWorker(state.worker)
         self._showDefaults(state, before)
 
     def cleanup(self) -> None:
         """Let go of the controller; the widget itself belongs to Qt."""
         self._connections.disconnectAll()
+        self._auto.cleanup()
         self._actions = None
 
     # Making it
@@ -81,8 +87,8 @@ class ModulePanel:
     def _find(self) -> None:
         find = self.widget.findChild
         self._buttons = {name: find(qt.QPushButton, name) for name in _ACTIONS}
-        self._labels = {name: find(qt.QLabel, name) for name in _LABELS}
-        self._icons = {name: find(qt.QLabel, name) for name in ("runtimeIcon", "modelsIcon", "workerIcon")}
+        self._labels = {name: find(qt.QLabel, name) for name in (*_LABELS, "autoText")}
+        self._icons = {f"{name}Icon": find(qt.QLabel, f"{name}Icon") for name in _LINES}
         self._questionBar = find(qt.QWidget, "questionBar")
         self._runningBar = find(qt.QWidget, "runningBar")
         self._progressBar = find(qt.QProgressBar, "progressBar")

@@ -6,6 +6,7 @@ import re
 
 import qt
 
+from MedSAM2SegmentLib.Panels.AutoSection import AutoSection
 from MedSAM2SegmentLib.Panels.ConfidenceStrip import ConfidenceStrip
 from MedSAM2SegmentLib.Panels.PanelState import PanelState, Status, Tool
 from MedSAM2SegmentLib.Panels.QtHelpers import Connections, breakable, choose, fill, loadUi, put
@@ -32,7 +33,7 @@ _MOST_SLICES = 100_000  # while it is not known how many there are
 _FULL = 1000  # steps of the progress bar: Qt's whole numbers are too short for bytes of a volume
 
 _BUSY = {Status.INSTALLING, Status.STARTING, Status.SENDING, Status.DOWNLOADING, Status.LOADING}
-_BUSY |= {Status.ENCODING, Status.PROPAGATING}
+_BUSY |= {Status.ENCODING, Status.PROPAGATING, Status.FINDING}
 _GOOD = {Status.READY, Status.PROMPTED}
 _BAD = {Status.FAILED, Status.VOLUME_REFUSED}
 _SETTLED_MS = 400
@@ -49,7 +50,8 @@ class OptionsPanel:
     actions
         The controller: ``setTool(name)``, ``setNegative(bool)``, ``propagate()``, ``cancel()``, ``keep()``,
         ``discard()``, ``nextWeakest()``, ``jumpTo(n)``, ``finaliseSlice()``, ``useSegmentAsPrompt()``,
-        ``clearPrompts()``, ``setValue(name, value)``, ``resolve()``.
+        ``clearPrompts()``, ``autoSlice()``, ``autoVolume()``, ``trainAuto()``, ``setValue(name, value)``,
+        ``resolve()``.
 
     Attributes
     ----------
@@ -65,6 +67,7 @@ class OptionsPanel:
         self._find()
         self._strip = ConfidenceStrip(self._stripHolder, self._onJump)
         self._stripHolder.layout().addWidget(self._strip)
+        self._auto = AutoSection(self.widget, self._do)
         self._connect()
         self.show(PanelState())
 
@@ -80,11 +83,13 @@ class OptionsPanel:
         self._showWork(state)
         self._showChoices(state, before)
         self._showCorrections(state)
+        self._auto.show(state.auto)
 
     def cleanup(self) -> None:
         """Let go of the controller; the widget itself belongs to Qt."""
         self._connections.disconnectAll()
         self._strip.detach()
+        self._auto.cleanup()
         self._actions = None
 
     # Making it
@@ -272,10 +277,8 @@ def _progressWords(state: PanelState) -> str:
     done, total = state.progress or (0, 0)
     words = []
     if total > 0:
-        counted = (
-            f"Slice {done} of {total}" if state.status is Status.PROPAGATING else f"{100 * done // total} %"
-        )
-        words.append(counted)
+        isSlices = state.status in (Status.PROPAGATING, Status.FINDING)
+        words.append(f"Slice {done} of {total}" if isSlices else f"{100 * done // total} %")
     return ", ".join([*words, state.remaining] if state.remaining else words)
 
 

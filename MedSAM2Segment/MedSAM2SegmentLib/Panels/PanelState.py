@@ -22,6 +22,7 @@ class Status(enum.Enum):
     ENCODING = "encoding"
     PROMPTED = "prompted"
     PROPAGATING = "propagating"
+    FINDING = "finding"
     KEEP_OR_DISCARD = "keep or discard"
     WORKER_LOST = "worker lost"
     FAILED = "failed"
@@ -56,6 +57,36 @@ class SliceConfidence:
 
 
 @dataclass(frozen=True)
+class AutoView:
+    """The section about Auto, segmentation without prompts.
+
+    Attributes
+    ----------
+    isShown
+        Whether there is a volume for it.
+    models, chosen
+        What suits the volume: (value, label) pairs, and the value chosen.
+    canFindSlice, canFindVolume
+        Whether a model may be asked now.
+    replaces
+        Whether segments of the same name are replaced.
+    text
+        What was found, and how sure the model is; or that there is no model, and what to do.
+    canTrain
+        Whether to offer the page on which models are trained.
+    """
+
+    isShown: bool = False
+    models: tuple[tuple[str, str], ...] = ()
+    chosen: str = ""
+    canFindSlice: bool = False
+    canFindVolume: bool = False
+    replaces: bool = False
+    text: str = ""
+    canTrain: bool = False
+
+
+@dataclass(frozen=True)
 class PanelState:
     """Everything the panel needs to draw itself.
 
@@ -82,6 +113,8 @@ class PanelState:
         (value, label) pairs.
     values
         By parameter name, the value chosen; as strings, as they stand in the scene.
+    auto
+        See AutoView.
     """
 
     status: Status = Status.NO_VOLUME
@@ -104,3 +137,4 @@ class PanelState:
     current: int | None = None
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    auto: AutoView = AutoView()

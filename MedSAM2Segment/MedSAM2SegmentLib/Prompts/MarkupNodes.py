@@ -1,8 +1,8 @@
 """Prompts as nodes of the scene: how they are made, told apart, read and drawn. Nothing is observed here.
 
 Every node carries ``MedSAM2.segmentID``, ``MedSAM2.role`` and a reference to its segmentation.
-``MedSAM2.order``
-(boxes, scribbles) or the description of each control point (points) says what was said first.
+``MedSAM2.order`` (boxes, scribbles) or the description of each control point (points) says what was said
+first. ``MedSAM2.predicted`` marks a box that a model drew and nobody has moved.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SCRIBBLE_ROLES = (SCRIBBLE, NEGATIVE_SCRIBBLE)
 ROLES = (*POINT_ROLES, BOX, *SCRIBBLE_ROLES, NOTES)
 
 _SEGMENT, _ROLE, _ORDER = "MedSAM2.segmentID", "MedSAM2.role", "MedSAM2.order"
+_PREDICTED = "MedSAM2.predicted"
 _SEGMENTATION_REFERENCE, _VOLUME_REFERENCE = "MedSAM2.segmentation", "MedSAM2.volume"
 _CLASSES = {
     POSITIVE: "vtkMRMLMarkupsFiducialNode",
@@ -232,6 +233,17 @@ def setCurve(node: Any, ras: ArrayLike) -> None:
 
 
 # Boxes ------------------------------------------------------------------------------------------------------
+
+
+def isPredicted(node: Any) -> bool:
+    """Whether a model drew this box, and nobody has moved it since."""
+    return node.GetAttribute(_PREDICTED) == "1"
+
+
+def setPredicted(node: Any, predicted: bool) -> None:
+    """Mark a box as drawn by a model, or as the user's own."""
+    if predicted is not isPredicted(node):
+        node.SetAttribute(_PREDICTED, "1" if predicted else None)
 
 
 def frameOf(gesture: BoxGesture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -189,8 +189,14 @@ class NodeWatch:
 
     def _compare(self, watched: _Watched) -> None:
         before, watched.state = watched.state, saved(watched.node)
-        if watched.state != before:
-            self._tell({before.segmentID, watched.state.segmentID})
+        if watched.state == before:
+            return
+        if before.predicted and (watched.state.frame, watched.state.size) != (before.frame, before.size):
+            self._ours += 1  # somebody has moved it: it is the user's own from now on
+            MarkupNodes.setPredicted(watched.node, False)
+            self._ours -= 1
+            watched.state = saved(watched.node)
+        self._tell({before.segmentID, watched.state.segmentID})
 
     def _tell(self, segmentIDs: set[str]) -> None:
         if segmentIDs and not self._ours:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from medsam2_core.errors import PromptError
 from medsam2_core.prompts import Prompt
 from medsam2_core.slice_prompts import by_slice
 
@@ -55,12 +56,47 @@ def of(
     if state.role == MarkupNodes.BOX:
         corners = MarkupNodes.cornersOf(np.reshape(state.frame, (4, 4)), np.array(state.size))
         n, box = PromptWords.boxPrompt(corners, geometry, stack, _name("box", state.order))
-        yield state.order, n, box
+        yield state.order, n, replace(box, predicted=state.predicted)
         return
     for number, *ras in state.points:
         what = _name("scribble" if isScribble else "point", number)
         n, point = PromptWords.pointPrompt(ras, positive, geometry, stack, what)
         yield number, n, point
+
+
+def without(
+    states: Iterable[SavedNode], n: int, geometry: Any, stack: SliceStack, toWorld: Any = None
+) -> tuple[SavedNode, ...]:
+    """The same nodes without what they say about slice ``n`` of a stack; what says nothing is left out.
+
+    A scribble that touches the slice goes as a whole. What cannot be said stays.
+    """
+
+    def isOnSlice(state: SavedNode) -> bool:
+        try:
+            return any(m == n for _, m, _ in of(state, geometry, stack, toWorld))
+        except PromptError:
+            return False
+
+    kept = []
+    for state in states:
+        left = state
+        if state.role == MarkupNodes.NOTES:
+            left = replace(state, text=_notesWithout(Notes.fromText(state.text), n, stack))
+        elif state.role in MarkupNodes.POINT_ROLES:
+            points = [point for point in state.points if not isOnSlice(replace(state, points=(point,)))]
+            left = replace(state, points=tuple(points))
+        elif isOnSlice(state):
+            continue
+        if not left.isEmpty:
+            kept.append(left)
+    return tuple(kept)
+
+
+def _notesWithout(notes: Notes, n: int, stack: SliceStack) -> str:
+    masks = tuple(one for one in notes.masks if all(m != n for _, m, _ in ofMasks(Notes((one,)), stack)))
+    left = Notes(masks, notes.final - {(stack.key, n)})
+    return "" if left.isEmpty else left.toText()
 
 
 def ofMasks(notes: Notes, stack: SliceStack) -> Iterator[Placed]:

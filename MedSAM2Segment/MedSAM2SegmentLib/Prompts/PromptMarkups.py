@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,20 @@ class PromptMarkups:
             MarkupNodes.setOrder(node, number)
             return self._handle(node)
 
+    def addPredicted(self, segmentID: str, gestures: Iterable[Gesture]) -> None:
+        """Put into the scene what a model would have said: boxes that refine a mask until they are moved."""
+        number = self._nextOrder()
+        with self._edit(segmentID):
+            for count, gesture in enumerate(gestures):
+                if isinstance(gesture, BoxGesture):
+                    node = self._new(segmentID, MarkupNodes.BOX)
+                    MarkupNodes.setBox(node, gesture)
+                    MarkupNodes.setOrder(node, number + count)
+                    MarkupNodes.setPredicted(node, True)
+                else:
+                    role = MarkupNodes.POSITIVE if gesture.positive else MarkupNodes.NEGATIVE
+                    MarkupNodes.addPoint(self._only(segmentID, role), gesture.ras, number + count)
+
     def addMask(self, segmentID: str, n: int, maskPrompt: MaskPrompt, stackKey: str = "") -> None:
         """Say which voxels belong to the segment on slice ``n``, in place of an earlier mask there.
 
@@ -178,6 +192,13 @@ class PromptMarkups:
         ``xyz`` as :func:`SliceViews.mousePosition` gives it; (x, y) will do.
         """
         return pick(self._watch.nodes, sliceNode, xyz, lines=False)
+
+    def clearSlice(self, segmentID: str, n: int, adapter: VolumeAdapter, stack: SliceStack) -> None:
+        """Delete what is said about a segment on one slice of a stack; nobody is told."""
+        states = self.snapshot(segmentID)
+        left = PlacedPrompts.without(states, n, adapter.geometry, stack, self._toWorld())
+        if left != states:
+            self.restore(left, segmentID)
 
     def clear(self, segmentID: str) -> None:
         """Delete all prompts of a segment."""

@@ -18,7 +18,8 @@ class SavedNode:
     """What a prompt node said, in the RAS of its segmentation: it is the same wherever that is moved to.
 
     ``points`` are (order number, R, A, S) of points, (0, R, A, S) of a scribble; ``frame`` and ``size`` are a
-    box's (16 numbers row by row, and 3 mm); ``text`` holds masks and final slices.
+    box's (16 numbers row by row, and 3 mm), and a model drew it if it is ``predicted``; ``text`` holds masks
+    and final slices.
     """
 
     segmentID: str
@@ -28,6 +29,7 @@ class SavedNode:
     frame: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
     text: str = ""
+    predicted: bool = False
 
     @property
     def isEmpty(self) -> bool:
@@ -60,6 +62,7 @@ def fill(node: Any, state: SavedNode) -> None:
         node.SetText(state.text)
     elif state.role == MarkupNodes.BOX:
         MarkupNodes.setOrder(node, state.order)
+        MarkupNodes.setPredicted(node, state.predicted)
         MarkupNodes.setBoxFrame(node, np.reshape(state.frame, (4, 4)), state.size)
     elif state.role in MarkupNodes.POINT_ROLES:
         MarkupNodes.setPoints(node, [(number, ras) for number, *ras in state.points])
@@ -79,7 +82,8 @@ def _own(node: Any) -> SavedNode:
         if node.GetNumberOfControlPoints() == 0:
             return SavedNode(segmentID, role, order)
         frame, size = MarkupNodes.ownBoxFrame(node)
-        return SavedNode(segmentID, role, order, (), tuple(frame.ravel().tolist()), tuple(size.tolist()))
+        place = tuple(frame.ravel().tolist()), tuple(size.tolist())
+        return SavedNode(segmentID, role, order, (), *place, predicted=MarkupNodes.isPredicted(node))
     numbered = role in MarkupNodes.POINT_ROLES
     points = tuple(
         (MarkupNodes.pointOrder(node, index) if numbered else 0, *MarkupNodes.ownPositionOf(node, index))

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from MedSAM2SegmentLib.Segments.EditSteps import AFTER, BEFORE, Sampled, Step, mismatches, stands
 
 if TYPE_CHECKING:
-    from MedSAM2SegmentLib.Segments.SegmentWriter import Change, SegmentWriter
+    from collections.abc import Iterable
+
+    from MedSAM2SegmentLib.Segments.EditSteps import Change
+    from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
 
 UNDONE, REDONE = "undone", "redone"
 _STEPS = 20  # Slicer's Segment Editor goes back ten states
@@ -61,6 +64,16 @@ class EditLedger:
         self._open = Step(payloadBefore)
         self._atBegin = {step.number: step.read(self._writer) for step in self.steps}
 
+    def created(self, segmentIDs: Iterable[str]) -> None:
+        """Segments that the open step has made: they are gone when it is undone."""
+        if self._open is not None:
+            self._open.created |= set(segmentIDs)
+
+    @property
+    def createdNow(self) -> set[str]:
+        """Segments that the open step has made."""
+        return self._open.created if self._open is not None else set()
+
     def written(self, changes: list[Change]) -> None:
         """Record changes of the open step; the writer calls this."""
         if self._open is not None:
@@ -69,7 +82,7 @@ class EditLedger:
             self._open.witnesses = {
                 step.number: (self._atBegin[step.number], step.read(self._writer)) for step in self.steps
             }
-            before = [samples.before for samples in self._open.samples]
+            before = self._open.sampledBefore
             self._open.witnesses[self._open.number] = before, self._open.read(self._writer)
 
     def end(self, payloadAfter: Any) -> Step | None:

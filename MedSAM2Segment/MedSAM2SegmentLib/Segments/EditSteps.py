@@ -16,11 +16,34 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from MedSAM2SegmentLib.Segments.SegmentWriter import Change, SegmentWriter
+    from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
 
 BEFORE, AFTER = 0, 1
 
 _SAMPLES = 256  # voxels of each segment that are looked at before anything is unpacked
+
+
+@dataclass
+class Change:
+    """What one edit changed in one segment.
+
+    Attributes
+    ----------
+    segmentID, voxels
+        Where, on the grid ``indexToRAS`` (4, 4).
+    before, after
+        Masks, as arrays of the voxels' shape.
+    notesBefore, notesAfter
+        The writer's notes, likewise; None for a segment it never wrote to.
+    """
+
+    segmentID: str
+    voxels: Voxels
+    before: NDArray[np.bool_]
+    after: NDArray[np.bool_]
+    notesBefore: NDArray[np.uint8] | None = None
+    notesAfter: NDArray[np.uint8] | None = None
+    indexToRAS: NDArray[np.float64] | None = None
 
 
 class Patch:
@@ -107,6 +130,8 @@ class Step:
         Of the voxels it changed.
     witnesses
         By the number of each earlier step, and of this one: how its samples stood before and after this one.
+    created
+        Segments that were not there before it.
     number
         Its own.
     """
@@ -117,6 +142,7 @@ class Step:
     patches: list[Patch] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
     witnesses: dict[int, tuple[Sampled, Sampled]] = field(default_factory=dict)
+    created: set[str] = field(default_factory=set)
     number: int = field(default_factory=itertools.count().__next__)
 
     @property
@@ -146,6 +172,11 @@ class Step:
     def read(self, writer: SegmentWriter) -> Sampled:
         """How its samples stand now."""
         return [samples.read(writer) for samples in self.samples]
+
+    @property
+    def sampledBefore(self) -> Sampled:
+        """How its samples stood before it."""
+        return [None if one.segmentID in self.created else one.before for one in self.samples]
 
     def _sample(self, change: Change) -> None:
         changed = np.flatnonzero(change.before != change.after)
@@ -203,6 +234,7 @@ def stands(steps: list[Step], which: int, writer: SegmentWriter) -> bool:
     which
         ``BEFORE`` or ``AFTER``.
     """
+    created = {segmentID for step in steps for segmentID in step.created} if which == BEFORE else set()
     groups: dict[tuple[str, bytes], list[Patch]] = {}
     for patch in [patch for step in steps for patch in step.patches if not patch.isEmpty]:
         grid = np.round(patch.indexToRAS, 9).tobytes()
@@ -212,8 +244,10 @@ def stands(steps: list[Step], which: int, writer: SegmentWriter) -> bool:
         for patch in patches:
             box = box.union(patch.box)
         current = writer.maskOf(segmentID, box, patches[0].indexToRAS)
-        if current is None:
+        if (current is None) != (segmentID in created):
             return False
+        if current is None:
+            continue
         # What was there before the earliest change counts, or after the latest: that one is put last.
         expected_kji = np.zeros(box.shape, dtype=np.uint8)  # 0 anything, 1 not in the segment, 2 in it
         for patch in patches if which == AFTER else reversed(patches):

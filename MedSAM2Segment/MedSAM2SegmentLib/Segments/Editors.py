@@ -144,6 +144,19 @@ def selected(parameterSetNode: Any, segmentID: str) -> Iterator[None]:
         parameterSetNode.SetDisableModifiedEvent(silent)
 
 
+@contextmanager
+def neighboursKept(parameterSetNode: Any) -> Iterator[None]:
+    """Within, no edit takes voxels from another segment, whatever the user lets edits overwrite."""
+    before, silent = parameterSetNode.GetOverwriteMode(), parameterSetNode.GetDisableModifiedEvent()
+    parameterSetNode.SetDisableModifiedEvent(1)
+    try:
+        parameterSetNode.SetOverwriteMode(parameterSetNode.OverwriteNone)
+        yield
+    finally:
+        parameterSetNode.SetOverwriteMode(before)
+        parameterSetNode.SetDisableModifiedEvent(silent)
+
+
 def geometryOfImage(image: Any) -> tuple[NDArray[np.float64], tuple[int, ...]]:
     """(4, 4) from indices to the segmentation's RAS, and the extent, of a reference geometry image."""
     extent = tuple(image.GetExtent()) if image is not None else (0, -1, 0, -1, 0, -1)

@@ -54,6 +54,13 @@ class SegmentVoxels:
         values = None if segment is None else self._values(segment.GetRepresentation(_LABELMAP), voxels)
         return np.zeros(voxels.shape, dtype=bool) if values is None else values == segment.GetLabelValue()
 
+    def hasAny(self, segmentID: str) -> bool:
+        """Whether the segment has voxels anywhere."""
+        segment = self.segmentation.GetSegment(segmentID)
+        labelmap = None if segment is None else segment.GetRepresentation(_LABELMAP)
+        scalars = None if labelmap is None else labelmap.GetPointData().GetScalars()
+        return scalars is not None and bool((vtk_to_numpy(scalars) == segment.GetLabelValue()).any())
+
     def others(self, segmentID: str, voxels: Voxels) -> dict[str, NDArray[np.bool_]]:
         """Masks of the other segments that have any of the voxels."""
         found: dict[str, NDArray[np.bool_]] = {}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from MedSAM2SegmentLib.Segments.Editors import ADD, REMOVE, SegmentEditor, SegmentError, transformToWorld
-from MedSAM2SegmentLib.Segments.EditSteps import AFTER, BEFORE, Patch
+from MedSAM2SegmentLib.Segments.EditSteps import AFTER, BEFORE, Change, Patch
 from MedSAM2SegmentLib.Segments.SegmentNotes import ERASED, KNOWN, OURS, SegmentNotes, noted
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels, labelmapOf
 from MedSAM2SegmentLib.Segments.TargetGrid import SliceGrid
@@ -21,29 +20,6 @@ if TYPE_CHECKING:
 
 
 _LARGEST_GROUP = 1 << 23  # pixels: more at once costs more in fresh memory than it saves in calls
-
-
-@dataclass
-class Change:
-    """What one edit changed in one segment.
-
-    Attributes
-    ----------
-    segmentID, voxels
-        Where, on the grid ``indexToRAS`` (4, 4).
-    before, after
-        Masks, as arrays of the voxels' shape.
-    notesBefore, notesAfter
-        The writer's notes, likewise; None for a segment it never wrote to.
-    """
-
-    segmentID: str
-    voxels: Voxels
-    before: NDArray[np.bool_]
-    after: NDArray[np.bool_]
-    notesBefore: NDArray[np.uint8] | None = None
-    notesAfter: NDArray[np.uint8] | None = None
-    indexToRAS: NDArray[np.float64] | None = None
 
 
 class SegmentWriter:
@@ -142,6 +118,11 @@ class SegmentWriter:
         """Let the next edit begin a step of Slicer's undo."""
         self._stepDue = True
 
+    def beginStepNow(self) -> None:
+        """Begin a step of Slicer's undo: what follows is more than edits."""
+        self._stepDue = False
+        self.editor.saveStateForUndo()
+
     # Reading ------------------------------------------------------------------------------------------------
 
     def segmentMasks(
@@ -190,6 +171,27 @@ class SegmentWriter:
                 bits = notes.read(voxels).copy()
                 bits[wanted & segments.mask(segmentID, voxels)] |= OURS | KNOWN
                 notes.write(voxels, bits)
+
+    def own(self, segmentID: str, slices: Sequence[int], stack: SliceStack) -> None:
+        """Take all of a segment on some slices for ours, its erasures for forgotten: what is written
+        next takes its place. Raises as :meth:`segmentMasks`.
+        """
+        segments, grid = self._target(stack)
+        segments.check(segmentID)
+        notes, everything = self._notesOf(segmentID, segments, grid.extent), np.ones(stack.shape_hw, bool)
+        for group in _groups({stack.checked(n): everything for n in slices}):
+            box = grid.extentOfSlices(min(group), max(group))
+            if box.isEmpty:
+                continue
+            voxels, inside = grid.sample(group, box)
+            mask, before = segments.mask(segmentID, voxels), notes.read(voxels)
+            after = np.where(inside, mask * np.uint8(OURS | KNOWN), before)
+            if (after != before).any():
+                near, index = voxels.subset(after != before)
+                mask, before = mask[index].copy(), before[index].copy()
+                notes.write(near, after[index])
+                change = Change(segmentID, near, mask, mask, before, after[index])
+                self._tell([change], segments.indexToRAS)
 
     def forget(self, segmentID: str) -> None:
         """Take all of a segment for the user's own from now on, and its erasures for forgotten."""

@@ -81,6 +81,18 @@ class VolumeAdapter:
         """Where the voxels are in the world: IJK to RAS through all parent transforms."""
         return self.volume.geometry
 
+    @property
+    def isPicture(self) -> bool:
+        """Whether it is a single slice: a picture, as of ultrasound."""
+        return min(self.geometry.shape_ijk) == 1
+
+    def stackAlong(self, axis: str) -> StackChoice:
+        """Slices along a plane ("axial"), named by the array axis as :meth:`stackOfView` names them; for
+        "picture", the one slice there is."""
+        if axis == "picture":
+            return StackChoice("ijk"[2 - int(np.argmin(self.geometry.shape_ijk[::-1]))])
+        return StackChoice(axis if axis in "ijk" else "ijk"[self.geometry.closest_axis(axis)])
+
     def displayedWindow(self) -> str:
         """``"width,level"`` as the volume is shown now; empty when it is not shown through a window."""
         display = self.node.GetDisplayNode()

@@ -78,6 +78,8 @@ class FewShotTrainer:
         What to begin with; None: from nothing.
     tell
         Called as it goes on.
+    clock
+        Seconds, only ever growing.
     """
 
     def __init__(
@@ -88,18 +90,19 @@ class FewShotTrainer:
         work: str | Path,
         start: Start | None = None,
         tell: Callable[[Told], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings, self.model, self.work, self.start = settings, model, Path(work), start
-        self._tell = tell
+        self._tell, self._clock = tell, clock
         self.images, self.classes = survey.images, survey.classes
         self.stages = stages_of(self.images, settings)
         self._state: dict[str, Any] = {"seconds": 0.0, "done": {}, "steps": {}}
-        self._since = time.monotonic()
+        self._since = self._clock()
         self._read_state()
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> Outcome | None:
         """Train to the end; None when it was stopped: the same run goes on later."""
-        self._since = time.monotonic()
+        self._since = self._clock()
         bank = self._bank()
         filled = bank.fill(lambda done, total: self._tell(Told("features", done, total)), should_stop)
         self._write_state()
@@ -133,9 +136,9 @@ class FewShotTrainer:
             return max(2, math.ceil(settings.steps * settings.fit.batch / count))
         side = self.model.image_size
         auto.encoded(torch.zeros(1, 3, side, side))  # the first one is slow
-        began = time.perf_counter()
+        began = self._clock()
         auto.encoded(torch.zeros(2, 3, side, side))
-        each = (time.perf_counter() - began) / 2
+        each = (self._clock() - began) / 2
         return max(2, int(_FEATURE_SHARE * settings.minutes * 60 / (each * count)))
 
     def _blank(self) -> AutoModel:
@@ -169,15 +172,15 @@ class FewShotTrainer:
         )
 
     def _run_stage(self, stage: Stage, fit: Fit, should_stop: Callable[[], bool]) -> bool:
-        saved, path = time.monotonic(), self.work / "fit.pt"
+        saved, path = self._clock(), self.work / "fit.pt"
         self._restore(fit, path, stage)
         total = self._steps(stage, fit)
 
         def tell(progress: Progress) -> None:
             nonlocal saved
-            if time.monotonic() - saved > _SAVE_EVERY_S:
+            if self._clock() - saved > _SAVE_EVERY_S:
                 self._save(fit, path, stage)
-                saved = time.monotonic()
+                saved = self._clock()
             dice = progress.best_dice if progress.best_dice >= 0 else None
             self._tell(Told(stage.name, progress.step, progress.total, dice))
 
@@ -212,7 +215,7 @@ class FewShotTrainer:
                 else:
                     gone = sum(name in self._state["done"] for name in known)
                     share = left * _FOLD_SHARE / max(1, folds - gone * _FOLD_SHARE)
-                steps = int(np.clip(share / fit.seconds_a_step(), _LEAST_STEPS, _MOST_STEPS))
+                steps = int(np.clip(share / fit.seconds_a_step(self._clock), _LEAST_STEPS, _MOST_STEPS))
             if stage.is_final and folds:
                 best = [self._state["done"][one.name]["best"] for one in self.stages[:-1]]
                 steps = max(1, round(steps * float(np.clip(1.2 * np.mean(best), 0.4, 1.0))))
@@ -256,7 +259,7 @@ class FewShotTrainer:
     # The work folder
 
     def _seconds(self) -> float:
-        return self._state["seconds"] + time.monotonic() - self._since
+        return self._state["seconds"] + self._clock() - self._since
 
     def _save(self, fit: Fit, path: Path, stage: Stage) -> None:
         partial = path.with_suffix(".partial")
@@ -280,7 +283,7 @@ class FewShotTrainer:
             ) from error
 
     def _write_state(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._state["seconds"] += now - self._since
         self._since = now
         partial = self.work / "run.json.partial"

@@ -1,0 +1,80 @@
+"""Auto in the click-through: a model is trained on the scene by the module's page, asked, and removed."""
+
+import numpy as np
+import slicer
+from looking import Looking
+from reporting import expect, live, waitFor
+
+MODULE, EFFECT, MODEL = "MedSAM2Segment", "MedSAM2", "click-through"
+
+
+class Finding(Looking):
+    """Steps about Auto, for one that has a `widget`, a `controller` and a `segmentID`."""
+
+    def train(self):
+        """One minute on the segment that was propagated: what it is worth is not looked at."""
+        self.widget.setActiveEffectByName("")
+        slicer.util.selectModule(MODULE)
+        page = self.modulePage()
+        waitFor(lambda: page.controller.state.auto.canTrain, 180, lambda: self.told(page))
+        name = self.segmentation.GetSegmentation().GetSegment(self.segmentID).GetName()
+        page.controller.trainAutoModel("scene", "", MODEL, 1, name)
+        expect(page.controller.state.auto.canCancel, self.told(page))
+        self.heart.start()
+        seconds = waitFor(lambda: not page.controller.state.auto.canCancel, 1200, lambda: self.told(page))
+        frozen = self.heart.stop()
+        waitFor(lambda: self.modelRows(page), 20, lambda: self.told(page))
+        return {"s": seconds, "window frozen s": frozen, "text": page.controller.state.auto.line.text}
+
+    def auto(self):
+        """What it finds comes beside what is there, and goes in one step."""
+        slicer.util.selectModule("SegmentEditor")
+        self.widget.setActiveEffectByName(EFFECT)
+        self.effect = self.widget.activeEffect()
+        waitFor(lambda: self.state.auto.canFindVolume, 120, self.status)
+        segments = self.segmentation.GetSegmentation()
+        before, count, prompts = (
+            self.voxels(self.segmentID),
+            len(segments.GetSegmentIDs()),
+            self.promptCount(),
+        )
+        self.controller.autoVolume()
+        expect(self.state.status.value == "finding", self.status())
+        self.heart.start()
+        seconds = waitFor(lambda: self.state.status.value != "finding", 600, self.status)
+        frozen = self.heart.stop()
+        expect(len(segments.GetSegmentIDs()) > count, f"no segment was made: {self.status()}")
+        expect(np.array_equal(self.voxels(self.segmentID), before), "another segment was changed")
+        text = self.state.auto.text
+        self.widget.undo()
+        self.settle()
+        expect(len(segments.GetSegmentIDs()) == count, "undo did not take back the segment")
+        expect(self.promptCount() == prompts, "undo did not take back the predicted boxes")
+        return {"s": seconds, "window frozen s": frozen, "found": text}
+
+    def removeModel(self):
+        slicer.util.selectModule(MODULE)
+        page = self.modulePage()
+        waitFor(lambda: self.modelRows(page), 60, lambda: self.told(page))
+        for row in self.modelRows(page):
+            page.controller.removeAutoModel(row.file)
+            waitFor(lambda: page.controller.state.auto.canChange, 20, lambda: self.told(page))
+        waitFor(lambda: not self.modelRows(page), 20, lambda: self.told(page))
+        slicer.util.selectModule("SegmentEditor")
+        self.widget.setActiveEffectByName(EFFECT)
+        self.effect = self.widget.activeEffect()
+        live(0.5)
+        self.settle(120)
+        return {}
+
+    @staticmethod
+    def modulePage():
+        return slicer.modules.medsam2segment.widgetRepresentation().self().page
+
+    @staticmethod
+    def modelRows(page):
+        return [row for row in page.controller.state.auto.rows if row.name == MODEL]
+
+    @staticmethod
+    def told(page):
+        return page.controller.state.auto.line.text
