@@ -59,6 +59,11 @@ class AutoFound:
         """The terminology's codes; None where there are none."""
         return AutoClass(self.name, 0, self.colour_rgb, self.terminology).coded
 
+    def is_behind(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether an object with these prompts is what was found: of an undone one, none is left."""
+        own = [prompt for of_slice in self.prompts.values() for prompt in of_slice]
+        return any(prompt in own for prompt in prompts) or not prompts
+
 
 class AutoRun:
     """An Auto model going through a session's slices; the session itself stays as it is.
@@ -201,15 +206,17 @@ class Automatic:
         for _ in run.run(first, last, should_cancel):
             progress(run.done, run.total)
         found = run.found()
-        with self._history.step(f"find {', '.join(one.name for one in found)}"):
-            for one in found:
+        # What was there before is not emptied by a class that is nowhere.
+        there = [one for one in found if one.slices or one.name not in self._prompts.names]
+        with self._history.step(f"find {', '.join(one.name for one in there) or 'nothing'}"):
+            for one in there:
                 words = {n: Words(prompts, one.slices[n]) for n, prompts in one.prompts.items()}
                 tracked = {n: mask for n, mask in one.slices.items() if n not in words}
                 self._put_in_place(one.name, words, tracked)
                 self._found_by_auto[one.name] = one
             # What the tracker would say of them is known, or was not wanted: only what is said from now on
             # has to be followed.
-            self._changes.settle([one.name for one in found], None, self._changes.copied())
+            self._changes.settle([one.name for one in there], None, self._changes.copied())
         return found
 
     def _auto_tags(self, name: str) -> dict[str, str]:

@@ -360,7 +360,7 @@ class Session(Answers, Automatic):
         values = [result.confidence for result in self.results(name) if result.mask_hw.any()]
         tags = {"MedSAM2.confidence": f"{np.mean(values):.3f}" if values else "0"}
         known = self._found_by_auto.get(name)
-        if known is None:
+        if known is None or not known.is_behind(self._prompts.of(name)):
             return Segment(name, default_colour(number), self.mask_kji(name), tags=tags)
         tags |= self._auto_tags(name)
         return Segment(name, known.colour_rgb, self.mask_kji(name), known.coded, tags)

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--start", default="auto")
     parser.add_argument("--texture", action="store_true")
+    parser.add_argument("--only", type=int, help="leave out this volume alone, counted from 0")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load_model("embedded", "cpu", "fp32")
@@ -50,7 +51,7 @@ def main() -> None:
     if options.start not in ("auto", "none"):
         start = read_start(Path(options.start), model)
     pairs, rows = find_pairs(options.data), {name: [] for name in METHODS}
-    for aside in pairs:
+    for aside in pairs if options.only is None else [pairs[options.only]]:
         others = [pair for pair in pairs if pair is not aside]
         found = survey(others, Reading(model.image_size, options.axis), parse_wishes(options.classes))
         settings = FewShotSettings(

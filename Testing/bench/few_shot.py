@@ -37,6 +37,9 @@ TEST_IMAGES = 30
 def main() -> None:
     """Measure what the command line asks for."""
     options = parsed()
+    if options.plot:
+        plot(read_known(options.out), options.plot)
+        return
     torch.set_num_threads(options.threads)
     model = load_model(options.base, "cpu", "fp32")
     found = survey(find_pairs(options.data), Reading(model.image_size), parse_wishes(options.classes))
@@ -77,6 +80,7 @@ def parsed() -> argparse.Namespace:
         "--cpu", action="store_true", help="count minutes of processor time, not of the clock"
     )
     parser.add_argument("--out", help="JSON lines are appended here")
+    parser.add_argument("--plot", help="PNG to draw what --out has collected into; measures nothing")
     parser.add_argument("--keep", help="folder for the trained models")
     return parser.parse_args()
 
@@ -86,6 +90,26 @@ def read_known(path: str | None) -> list[dict]:
     if path is None or not Path(path).exists():
         return []
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def plot(rows: list[dict], path: str) -> None:
+    """Mean Dice over the number of labelled images, a line a method, a point a seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for method in sorted({row["method"] for row in rows}):
+        points = sorted((row["shots"], row["mean"]) for row in rows if row["method"] == method)
+        shots = sorted({count for count, _ in points})
+        means = [np.mean([mean for count, mean in points if count == one]) for one in shots]
+        (line,) = axes.plot(shots, means, marker="o", label=method)
+        axes.plot(*zip(*points, strict=True), ".", color=line.get_color(), alpha=0.5)
+    axes.set(xlabel="labelled images", ylabel="Dice on 30 others, mean of the classes", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
 
 
 def split_of(found: Survey, shots: int, seed: int) -> Survey:

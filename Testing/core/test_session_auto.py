@@ -180,6 +180,25 @@ def test_a_class_that_is_nowhere_is_told_so(session, auto):
     assert not session.mask_kji("ball").any()
 
 
+def test_an_object_is_not_emptied_by_a_class_that_is_nowhere(session, auto):
+    session.prompt("ball", Point((10, 10, 2)))
+    before = session.mask_kji("ball")
+    session.auto(auto, first=0, last=3, replace=True)
+    assert np.array_equal(session.mask_kji("ball"), before)
+
+
+def test_an_object_of_the_same_name_made_by_hand_is_not_taken_for_found(session, auto):
+    session.auto(auto)
+    session.undo()
+    session.prompt("ball", Point((10, 10, 2)))
+    assert "MedSAM2.auto" not in session.segmentation()["ball"].tags
+
+
+def test_without_the_tracker_no_slice_is_left_out(session, auto):
+    session.auto(auto, options=VolumeOptions("slices", every=4))
+    assert slices_of(session, "ball") == list(range(5, 15))
+
+
 def test_cancelled_it_has_changed_nothing(session, auto):
     asked = []
     with pytest.raises(Cancelled):

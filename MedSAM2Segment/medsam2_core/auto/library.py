@@ -149,7 +149,8 @@ def remove(name: str | Path, place: Path | None = None) -> int:
     path = place / (given.name if given.name.endswith(SUFFIX) else given.name + SUFFIX)
     if not path.is_file():  # also what is damaged is removed; by the name on its card only what is not
         path = find(name, place)[0]
-    is_elsewhere = given.is_absolute() and given.resolve() != path.resolve()
+    is_path = given.is_absolute() or given.parent != Path()
+    is_elsewhere = is_path and given.resolve() != path.resolve()
     if is_elsewhere or path.parent.resolve() != place.resolve():
         raise CheckpointError(f"{given} is not in {place}: only Auto models of that folder are removed")
     try:
@@ -157,7 +158,8 @@ def remove(name: str | Path, place: Path | None = None) -> int:
         path.unlink()
     except OSError as error:
         raise CheckpointError(f"{path} could not be removed: {error.strerror or error}") from error
-    for beside in (path.with_name(stem(path) + _REPORT), run_folder(path)):
+    run = run_folder(path)
+    for beside in (path.with_name(stem(path) + _REPORT), run, run.with_name(run.name + ".old")):
         if beside.is_dir() and not beside.is_symlink():
             size += sum(one.stat().st_size for one in beside.rglob("*") if one.is_file())
             shutil.rmtree(beside, ignore_errors=True)

@@ -102,6 +102,7 @@ class AutoSegmenter:
         flips: bool = False,
     ) -> None:
         self.auto, self.source, self.flips = auto, source, flips
+        self._nothing: NDArray[np.bool_] | None = None
         self.wanted = tuple(range(auto.network.classes)) if classes is None else tuple(classes)
 
     def segment(self, n: int) -> SliceFound:
@@ -174,8 +175,18 @@ class AutoSegmenter:
             value = float(score[number])
             box = _box_on_slice(boxes[number], frame) if boxes is not None and mask.any() else None
             point = _surest(probability[number], mask)
-            found.append(ClassFound(number, mask, expected_iou(probability[number], mask), value, box, point))
+            quality = expected_iou(probability[number], mask)
+            if not mask.any():
+                mask = self._empty(mask.shape)
+            found.append(ClassFound(number, mask, quality, value, box, point))
         return SliceFound(n, tuple(found))
+
+    def _empty(self, shape_hw: tuple[int, ...]) -> NDArray[np.bool_]:
+        """One empty mask for all slices without a class: most are, and a volume has thousands of them."""
+        if self._nothing is None or self._nothing.shape != shape_hw:
+            self._nothing = np.zeros(shape_hw, dtype=bool)
+            self._nothing.flags.writeable = False
+        return self._nothing
 
     def __iter__(self) -> Iterator[SliceFound]:
         return (self.segment(n) for n in range(len(self.source)))

@@ -179,9 +179,10 @@ class AutoVolume:
         first, last = first or 0, count - 1 if last is None else last
         if not 0 <= first <= last < count:
             raise PromptError(f"slices {first} to {last} cannot be segmented: there are 0 to {count - 1}")
-        looked = list(range(first, last + 1, self._options.every))
         can_track = self._segmenter.auto.card.can_track
         tracks = self._options.method is Method.MEMORY and last > first and can_track
+        # Without the tracker nothing would fill in what is left out.
+        looked = list(range(first, last + 1, self._options.every if tracks else 1))
         self.total = len(looked) * (2 if tracks else 1)
         seen: dict[int, SliceFound] = {}
         steps = Steps([partial(self._look, n, seen) for n in looked], should_cancel)

@@ -31,7 +31,7 @@ class Method(str, Enum):
 def auto(
     input: Annotated[
         Path,
-        typer.Argument(help="Image, volume, DICOM folder, or a folder of images that belong to nothing."),
+        typer.Argument(help="Image, volume, DICOM folder, or a folder of single pictures (PNG, JPEG, TIFF)."),
     ],
     model: Annotated[str, typer.Option(help="A .medsam2auto file, or its name in the list of Auto models.")],
     out: Annotated[
@@ -91,6 +91,7 @@ def _one(
     series: str | None, picture: Path | None, *, overwrite: bool,
 ) -> dict[str, Any]:  # fmt: skip
     from medsam2_core import export
+    from medsam2_core.auto.library import fits
     from medsam2_core.cli.segment import check_free
     from medsam2_core.imaging.reading import read_volume
 
@@ -101,6 +102,10 @@ def _one(
     session, found = _segmented(volume, auto, how)
     segmentation = session.segmentation()
     notes = list(export.write(segmentation, out, overwrite=overwrite).notes)
+    if not fits(auto.card, is_picture=len(session.stack) == 1, modality=volume.modality):
+        learned = "pictures" if auto.card.is_for_pictures else f"{auto.card.axis} slices"
+        kind = f"{learned} {auto.card.modality}".rstrip()
+        notes.append(f"the Auto model was trained on {kind}, and this is something else: look twice")
     if picture is not None:
         from medsam2_core.export.picture import montage
 
@@ -127,7 +132,10 @@ def _folder(
         raise ExportError(f"--out {out}: {input} is a folder of images, so name a folder for the results")
     images = _images_of(input)
     auto = _loaded(path, network)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"--out {out} cannot be a folder: {error.strerror or error}") from error
     rows, problems = [], []
     with slices_bar("segmenting", len(images)) as update:
         for number, image in enumerate(images, start=1):
@@ -167,6 +175,8 @@ def _segmented(volume: Any, auto: AutoModel, how: dict[str, Any]) -> tuple[Sessi
 
     card = auto.card
     axis = how["axis"] or ("axial" if card.is_for_pictures else card.axis)
+    if len(volume.voxels_kji) == 1:
+        axis = "k"  # a picture has one slice, whatever plane was learned from
     session = Session.open(volume, auto.model, axis=axis, window=how["window"] or card.window)
     options = VolumeOptions(how["method"], how["every"])
     with slices_bar("segmenting", len(session.stack)) as update:
@@ -187,14 +197,17 @@ def _is_folder_of_images(path: Path) -> bool:
 
 
 def _images_of(folder: Path) -> list[Path]:
+    from medsam2_core.auto.fewshot.pairs import LABEL_ENDINGS
     from medsam2_core.imaging import pictures
 
     found = sorted(one for one in folder.iterdir() if one.suffix.lower() in pictures.SUFFIXES)
     # Labels beside the images, as for training, are no images.
-    return [one for one in found if not one.stem.lower().endswith(("_seg", "_mask", "_label", "_gt"))]
+    return [one for one in found if not one.stem.lower().endswith(LABEL_ENDINGS)]
 
 
 def _class_facts(one: AutoFound, segmentation: Any) -> dict[str, Any]:
+    if one.name not in segmentation.names:
+        return {"name": one.name, "voxels": 0, "millilitres": 0.0, "confidence": 0.0}
     segment = segmentation[one.name]
     return {
         "name": one.name,

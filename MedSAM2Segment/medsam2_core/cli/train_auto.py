@@ -64,7 +64,7 @@ def auto(
         torch.set_num_threads(threads)
     model = load_model(base, device, "fp32", image_size=image_size)
     teller = Teller(as_json=json_progress)
-    found = _surveyed(pairs, Reading(model.image_size, axis.value, window), wishes, teller, shots, seed)
+    found = _surveyed(data, pairs, Reading(model.image_size, axis.value, window), wishes, teller, shots, seed)
     teller.problems(found)
     found.refuse(skip_bad=skip_bad)
     slices = any(image.is_slice for image in found.images)
@@ -94,13 +94,22 @@ def _check_target(out: Path, work: Path, *, overwrite: bool, resume: bool) -> No
         raise TrainingError(f"there is nothing to resume in {work}: leave --resume out")
 
 
-def _surveyed(pairs: list, reading: Any, wishes: Any, teller: Teller, shots: int | None, seed: int) -> Survey:
-    from medsam2_core.auto.fewshot.checking import survey
+def _surveyed(
+    data: Path, pairs: list, reading: Any, wishes: Any, teller: Teller, shots: int | None, seed: int
+) -> Survey:
+    from medsam2_core.auto.fewshot.checking import Problem, survey
+    from medsam2_core.auto.fewshot.pairs import unpaired
     from medsam2_core.auto.fewshot.planning import drawn
 
+    lonely = unpaired(data, pairs)
     if shots is not None:
         pairs = drawn(pairs, shots, seed)
-    return survey(pairs, reading, wishes, lambda done, total: teller("reading", done, total))
+    found = survey(pairs, reading, wishes, lambda done, total: teller("reading", done, total))
+    if lonely:
+        names = ", ".join(path.name for path in lonely[:3]) + " …" * (len(lonely) > 3)
+        text = f"{len(lonely)} files have no partner by name and are left out ({names})"
+        found.problems.append(Problem("", text, is_fatal=False))
+    return found
 
 
 def _trained(

@@ -54,6 +54,14 @@ def arguments_of(fields: dict[str, Any], out: Path) -> list[str]:
     return words
 
 
+def _set_aside(run: Path) -> None:
+    """An unfinished training that is not gone on with makes room; the last such is kept beside."""
+    if run.exists():
+        aside = run.with_name(run.name + ".old")
+        shutil.rmtree(aside, ignore_errors=True)
+        run.rename(aside)
+
+
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -114,7 +122,7 @@ class Trainings:
         out = free_path(checked(job.fields, "name", str))
         resumes = job.fields.get("resume") is True and run_folder(out).exists()
         if not resumes:
-            shutil.rmtree(run_folder(out), ignore_errors=True)
+            _set_aside(run_folder(out))
         words = [*self._command, *arguments_of(dict(job.fields), out), *(["--resume"] if resumes else [])]
         with tempfile.TemporaryFile() as messages:
             process = self._started(job, words, messages)

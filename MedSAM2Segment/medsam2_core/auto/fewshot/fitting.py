@@ -27,6 +27,7 @@ from medsam2_core.errors import TrainingError
 
 _MOST_SKIPPED = 50  # steps in a row whose loss is no number
 _VALIDATIONS = 20
+_VALIDATED = 16  # images of a validation
 _PATIENCE = 0.4  # of all steps without a better validation end a training
 
 
@@ -73,6 +74,8 @@ class Progress:
         Of the validation; 0 and -1 before the first.
     skipped
         Steps that were not taken because their loss was no number.
+    is_over
+        Whether it is done: at the last step, or because validation did not get better any more.
     """
 
     step: int = 0
@@ -81,6 +84,7 @@ class Progress:
     best_step: int = 0
     best_dice: float = -1.0
     skipped: int = 0
+    is_over: bool = False
 
 
 class Fit:
@@ -139,7 +143,7 @@ class Fit:
         meter: dict[str, float] = {}
         network = self.auto.network
         network.predictor.train()
-        while progress.step < total:
+        while progress.step < total and not progress.is_over:
             if should_stop():
                 return False
             for name, value in self._step().items():
@@ -154,6 +158,7 @@ class Fit:
                 if self._validation and progress.step - progress.best_step > _PATIENCE * total:
                     break
             tell(progress)
+        progress.is_over = True
         self._take(self._best if self._best is not None else self._average)
         network.eval()
         return True
@@ -250,7 +255,9 @@ class Fit:
     def _validate(self) -> float:
         kept = {name: p.detach().clone() for name, p in self._named.items()}
         self._take(self._average)
-        found = self.measure(self._validation)
+        # A volume has hundreds of slices: a few of them, evenly spread, tell where it goes.
+        step = max(1, len(self._validation) // _VALIDATED)
+        found = self.measure(self._validation[::step])
         self._take(kept)
         dice = mean_dice(found)
         if dice > self.progress.best_dice:

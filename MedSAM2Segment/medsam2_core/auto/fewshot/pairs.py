@@ -17,7 +17,7 @@ SUFFIXES = (
 )
 _LABEL_FOLDERS = ("labels", "label", "masks", "mask", "gts", "gt", "segmentations", "seg", "annotations")
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scans")
-_LABEL_ENDINGS = ("_seg", "_mask", "_label", "_labels", "_gt", "-seg", "-mask", "-label", "_segmentation")
+LABEL_ENDINGS = ("_seg", "_mask", "_label", "_labels", "_gt", "-seg", "-mask", "-label", "_segmentation")
 _IMAGE_ENDINGS = ("_img", "_image", "-img", "-image", "_scan")
 _NNUNET_CHANNEL = re.compile(r"_\d{4}$")
 _MOST_FILES = 200_000
@@ -80,6 +80,15 @@ def find_pairs(data: str | Path) -> list[Pair]:
             "labels/ under the same name, or list them in a CSV with the columns image,label"
         )
     return pairs
+
+
+def unpaired(data: str | Path, pairs: Sequence[Pair]) -> list[Path]:
+    """Images and labels of a folder that belong to no pair, sorted; none for a CSV."""
+    data = Path(data).expanduser()
+    if not data.is_dir():
+        return []
+    used = {path for pair in pairs for path in (pair.image, pair.labels)}
+    return sorted(path for path in _image_files(data) if path not in used)
 
 
 def stem_of(path: Path) -> str:
@@ -148,7 +157,7 @@ def _by_names(files: Sequence[Path]) -> list[Pair]:
     images: dict[tuple[Path, str], Path] = {}
     for path in files:
         stem = stem_of(path)
-        bare = _without(stem, _LABEL_ENDINGS)
+        bare = _without(stem, LABEL_ENDINGS)
         if path.name.lower().endswith(".seg.nrrd") or bare != stem:
             labels.setdefault((path.parent, bare), path)
         else:
@@ -157,7 +166,7 @@ def _by_names(files: Sequence[Path]) -> list[Pair]:
 
 
 def _bare(stem: str) -> str:
-    return _without(_without(stem, _LABEL_ENDINGS), _IMAGE_ENDINGS)
+    return _without(_without(stem, LABEL_ENDINGS), _IMAGE_ENDINGS)
 
 
 def _without(stem: str, endings: Sequence[str]) -> str:

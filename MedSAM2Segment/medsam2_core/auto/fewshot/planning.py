@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -53,8 +54,8 @@ class FewShotSettings:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        if not self.minutes > 0:
-            raise TrainingError(f"{self.minutes:g} minutes: give more than 0")
+        if not 0 < self.minutes < math.inf:
+            raise TrainingError(f"{self.minutes:g} minutes: give more than 0, and an end")
         if self.steps is not None and self.steps < 1:
             raise TrainingError(f"{self.steps} steps: give 1 at least")
         if self.folds is not None and (self.folds < 0 or self.folds == 1):

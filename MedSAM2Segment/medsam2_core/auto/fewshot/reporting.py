@@ -39,7 +39,7 @@ def write_report(folder: str | Path, outcome: Outcome, problems: Sequence[Proble
         "curves": outcome.histories,
     }
     written = [folder / "report.json", folder / "curves.png"]
-    _put(written[0], json.dumps(facts, indent=1, ensure_ascii=False).encode())
+    _put(written[0], json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "replace"))
     _put(written[1], curves_png(outcome.histories))
     if outcome.samples:
         written.append(folder / "samples.png")
@@ -96,9 +96,9 @@ def samples_png(
         place.set_aspect(height / width * image.labels_hw.shape[1] / image.labels_hw.shape[0])
         for number, colour in enumerate(colours, start=1):
             for labels, style in ((image.labels_hw, ":"), (found, "-")):
-                if (labels == number).any():
+                if (labels == number).any() and min(labels.shape) > 1:
                     place.contour(labels == number, [0.5], colors=[colour], linewidths=1.2, linestyles=style)
-        place.set_title(image.name[:34], fontsize=7)
+        place.set_title(image.name[:34], fontsize=7, parse_math=False)
     figure.suptitle("found (lines) and truth (dotted)", fontsize=9)
     return _png(figure)
 

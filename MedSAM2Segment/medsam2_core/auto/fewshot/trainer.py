@@ -126,6 +126,7 @@ class FewShotTrainer:
             each = FeatureBank.bytes_each(self.model)
             plan = Plan.for_images(len(self.images), each, settings.augmentation, settings.seed)
             self._state["variants"] = min(plan.variants, self._affordable(auto))
+            self._write_state()
         plan = Plan(self._state["variants"], settings.augmentation, settings.seed)
         return FeatureBank(self.work / "features", self.images, auto, plan)
 
@@ -211,7 +212,8 @@ class FewShotTrainer:
             else:
                 left = max(0.0, self.settings.minutes * 60 - self._seconds())
                 if stage.is_final:
-                    share = left
+                    # Folds may have taken longer than planned: a model is worth more than its estimate.
+                    share = max(left, (1 - _FOLD_SHARE) * self.settings.minutes * 30)
                 else:
                     gone = sum(name in self._state["done"] for name in known)
                     share = left * _FOLD_SHARE / max(1, folds - gone * _FOLD_SHARE)
@@ -317,8 +319,10 @@ class FewShotTrainer:
         digest = hashlib.sha256(self.model.weights_key.encode())
         settings = asdict(self.settings)
         digest.update(json.dumps([settings, [asdict(one) for one in self.classes]], sort_keys=True).encode())
+        groups = list(dict.fromkeys(image.group for image in self.images))
         for image in self.images:
-            digest.update(f"{image.key}{image.group}{image.held_aside}".encode())
+            # Groups by their order: how the path was spelt does not matter.
+            digest.update(f"{image.key}{groups.index(image.group)}{image.held_aside}".encode())
             digest.update(np.ascontiguousarray(image.labels_hw).tobytes())
         return digest.hexdigest()
 
