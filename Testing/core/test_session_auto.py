@@ -78,7 +78,7 @@ def test_slice_by_slice_gives_what_was_found_on_each(session, auto):
 
 
 def test_with_memory_sure_slices_lead_and_stay_as_they_are(session, auto):
-    (ball, _) = session.auto(auto)
+    (ball, _) = session.auto(auto, options=VolumeOptions("memory"))
     chosen = sorted(ball.prompts)
     assert 9 in chosen
     assert all(b - a >= VolumeOptions().apart for a, b in pairwise(chosen))
@@ -90,7 +90,7 @@ def test_with_memory_sure_slices_lead_and_stay_as_they_are(session, auto):
 
 
 def test_the_tracker_fills_in_where_the_predictor_did_not_look(session, auto):
-    (ball, _) = session.auto(auto, options=VolumeOptions(every=4))
+    (ball, _) = session.auto(auto, options=VolumeOptions("memory", every=4))
     assert {8, 12} & set(ball.prompts)
     assert {9, 10, 11} <= set(ball.slices), "slices between are tracked"
 
@@ -118,7 +118,11 @@ def test_objects_of_the_same_name_are_replaced_only_on_request(session, auto):
     session.prompt("bar", Point((10, 10, 3)))
     before = session.mask_kji("bar")
     with pytest.raises(PromptError, match="'bar' already"):
-        session.auto(auto)
+        session.auto(
+            auto,
+            options=VolumeOptions("memory"),
+            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
+        )auto)
     assert np.array_equal(session.mask_kji("bar"), before)
     session.auto(auto, replace=True)
     assert slices_of(session, "bar")[0] >= 6
@@ -147,7 +151,7 @@ def test_a_click_refines_what_auto_found_and_a_moved_box_begins_anew(session, au
 
 
 def test_after_a_click_only_its_neighbourhood_is_followed_again(session, auto):
-    (ball, _) = session.auto(auto)
+    (ball, _) = session.auto(auto, options=VolumeOptions("memory"))
     n = sorted(ball.prompts)[0]
     click = Point(tuple(session.stack.to_ijk([[12, 12, n]])[0]))
     session.say("ball", n, [*ball.prompts[n], click])
@@ -162,7 +166,11 @@ def test_only_the_classes_wanted_are_found(session, auto):
     assert [one.name for one in found] == ["bar"]
     assert session.object_names == ("bar",)
     with pytest.raises(CheckpointError, match=r"'moon'.*'ball', 'bar'"):
-        session.auto(auto, ["moon"])
+        session.auto(
+            auto,
+            options=VolumeOptions("memory"),
+            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
+        )auto, ["moon"])
 
 
 def test_one_slice_can_be_asked_for(session, auto):
@@ -171,7 +179,11 @@ def test_one_slice_can_be_asked_for(session, auto):
     assert slices_of(session, "ball") == [9]
     assert bar.confidence > 0.5
     with pytest.raises(PromptError, match="there are 0 to 19"):
-        session.auto(auto, first=25, last=25, replace=True)
+        session.auto(
+            auto,
+            options=VolumeOptions("memory"),
+            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
+        )auto, first=25, last=25, replace=True)
 
 
 def test_a_class_that_is_nowhere_is_told_so(session, auto):
@@ -202,7 +214,15 @@ def test_without_the_tracker_no_slice_is_left_out(session, auto):
 def test_cancelled_it_has_changed_nothing(session, auto):
     asked = []
     with pytest.raises(Cancelled):
-        session.auto(auto, should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None)
+        session.auto(
+            auto,
+            options=VolumeOptions("memory"),
+            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
+        )
+            auto,
+            options=VolumeOptions("memory"),
+            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
+        )
     assert session.object_names == ()
     assert session.undo_steps == []
 
@@ -214,7 +234,7 @@ def test_another_sam2_below_is_refused_by_name(auto):
 
 
 def test_overlap_goes_to_the_class_the_predictor_saw_there(session, auto, monkeypatch):
-    found = session.auto(auto)
+    found = session.auto(auto, options=VolumeOptions("memory"))
     both = [set(one.slices) for one in found]
     for n in both[0] & both[1]:
         assert not (found[0].slices[n].mask_hw & found[1].slices[n].mask_hw).any()

@@ -42,8 +42,9 @@ def auto(
     ],
     classes: Annotated[str | None, typer.Option(metavar="A,B", help="Only these classes, by name.")] = None,
     method: Annotated[
-        Method, typer.Option(help="memory: sure slices lead the tracker; slices: one by one.")
-    ] = Method.memory,
+        Method | None,
+        typer.Option(help="slices: one by one; memory: sure slices lead, the tracker fills in."),
+    ] = None,
     every: Annotated[int, typer.Option(min=1, help="Look at every so manieth slice; track between.")] = 1,
     flips: Annotated[
         bool, typer.Option("--flips", help="Average with the mirror image: slower, a little better.")
@@ -71,8 +72,9 @@ def auto(
 
     path, card = find(model)
     card.chosen(wanted)  # an unknown class is told before anything is read
+    way = method or (Method.memory if every > 1 else Method.slices)
     how = {
-        "classes": wanted, "method": method.value, "every": every, "flips": flips,
+        "classes": wanted, "method": way.value, "every": every, "flips": flips,
         "axis": axis.value if axis is not None else None, "window": window,
     }  # fmt: skip
     network = {"base": base, "device": device, "precision": precision}
