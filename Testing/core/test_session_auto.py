@@ -118,11 +118,7 @@ def test_objects_of_the_same_name_are_replaced_only_on_request(session, auto):
     session.prompt("bar", Point((10, 10, 3)))
     before = session.mask_kji("bar")
     with pytest.raises(PromptError, match="'bar' already"):
-        session.auto(
-            auto,
-            options=VolumeOptions("memory"),
-            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
-        )auto)
+        session.auto(auto)
     assert np.array_equal(session.mask_kji("bar"), before)
     session.auto(auto, replace=True)
     assert slices_of(session, "bar")[0] >= 6
@@ -166,11 +162,7 @@ def test_only_the_classes_wanted_are_found(session, auto):
     assert [one.name for one in found] == ["bar"]
     assert session.object_names == ("bar",)
     with pytest.raises(CheckpointError, match=r"'moon'.*'ball', 'bar'"):
-        session.auto(
-            auto,
-            options=VolumeOptions("memory"),
-            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
-        )auto, ["moon"])
+        session.auto(auto, ["moon"])
 
 
 def test_one_slice_can_be_asked_for(session, auto):
@@ -179,11 +171,7 @@ def test_one_slice_can_be_asked_for(session, auto):
     assert slices_of(session, "ball") == [9]
     assert bar.confidence > 0.5
     with pytest.raises(PromptError, match="there are 0 to 19"):
-        session.auto(
-            auto,
-            options=VolumeOptions("memory"),
-            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
-        )auto, first=25, last=25, replace=True)
+        session.auto(auto, first=25, last=25, replace=True)
 
 
 def test_a_class_that_is_nowhere_is_told_so(session, auto):
@@ -212,16 +200,10 @@ def test_without_the_tracker_no_slice_is_left_out(session, auto):
 
 
 def test_cancelled_it_has_changed_nothing(session, auto):
-    asked = []
+    asked, memory = [], VolumeOptions("memory")
     with pytest.raises(Cancelled):
         session.auto(
-            auto,
-            options=VolumeOptions("memory"),
-            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
-        )
-            auto,
-            options=VolumeOptions("memory"),
-            should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None,
+            auto, options=memory, should_cancel=lambda: len(asked) > 25 or asked.append(1) is not None
         )
     assert session.object_names == ()
     assert session.undo_steps == []
