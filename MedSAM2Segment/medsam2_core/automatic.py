@@ -59,10 +59,14 @@ class AutoFound:
         """The terminology's codes; None where there are none."""
         return AutoClass(self.name, 0, self.colour_rgb, self.terminology).coded
 
+    @property
+    def predicted(self) -> list[Prompt]:
+        """All predicted prompts."""
+        return [prompt for of_slice in self.prompts.values() for prompt in of_slice]
+
     def is_behind(self, prompts: Sequence[Prompt]) -> bool:
         """Whether an object with these prompts is what was found: of an undone one, none is left."""
-        own = [prompt for of_slice in self.prompts.values() for prompt in of_slice]
-        return any(prompt in own for prompt in prompts) or not prompts
+        return any(prompt in self.predicted for prompt in prompts) or not prompts
 
 
 class AutoRun:
@@ -222,8 +226,7 @@ class Automatic:
     def _auto_tags(self, name: str) -> dict[str, str]:
         """What is to be stored with an object of an Auto model: by which, and whether the user had a say."""
         known = self._found_by_auto[name]
-        own = [prompt for prompts in known.prompts.values() for prompt in prompts]
-        is_alone = all(prompt in own for prompt in self._prompts.of(name))
+        is_alone = all(prompt in known.predicted for prompt in self._prompts.of(name))
         kind = "AUTOMATIC" if is_alone else "SEMIAUTOMATIC"
         return {"DICOM.SegmentAlgorithmType": kind, "MedSAM2.auto": known.model}
 
