@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,9 +30,9 @@ def info(
     """Show size, place, modality, intensities and automatic window of a volume; segments of a label map."""
     from medsam2_core.imaging.reading import list_series, read_volume
 
-    is_segmentation = volume.name.lower().endswith(".seg.nrrd")
+    is_segmentation = _is_segmentation(volume)
     listed = [] if series is not None or is_segmentation else list_series(volume)
-    if is_segmentation or (len(listed) == 1 and listed[0].modality == "SEG"):
+    if is_segmentation:
         from medsam2_core.imaging.labels import read_labels
 
         facts = {"path": str(volume), **_label_facts(read_labels(volume))}
@@ -49,6 +50,15 @@ def info(
         print(json.dumps(facts, indent=2))
     else:
         _print_for_people(facts)
+
+
+def _is_segmentation(path: Path) -> bool:
+    """Whether a file holds segments that are named: a ``.seg.nrrd`` or a DICOM SEG."""
+    from medsam2_core.imaging import dicom, dicom_seg
+
+    if path.name.lower().endswith(".seg.nrrd"):
+        return True
+    return path.is_file() and dicom.is_dicom(path) and dicom_seg.is_segmentation(path)
 
 
 def _series_facts(one: SeriesInfo) -> dict[str, Any]:
@@ -104,9 +114,11 @@ def _label_facts(labels: LabelMap) -> dict[str, Any]:
     import numpy as np
 
     millilitres = abs(float(np.linalg.det(labels.geometry.ijk_to_ras[:3, :3]))) / 1000
+    counts = [_counts(layer) for layer in labels.layers_lkji]
     segments = []
     for label in labels.labels:
-        count = int(np.count_nonzero(labels.layers_lkji[label.layer] == label.value))
+        count = counts[label.layer].get(label.value, 0)
+        facts = label.facts
         segments.append(
             {
                 "name": label.name,
@@ -114,9 +126,31 @@ def _label_facts(labels: LabelMap) -> dict[str, Any]:
                 "layer": label.layer,
                 "voxels": count,
                 "millilitres": round(count * millilitres, 3),
+                "code": str(label.terminology.type) if label.terminology else None,
+                "terminology": str(label.terminology) if label.terminology else None,
+                "algorithm_type": facts.get("DICOM.SegmentAlgorithmType") or None,
+                "algorithm_name": facts.get("DICOM.SegmentAlgorithmName") or None,
+                "model": facts.get("MedSAM2.model") or None,
+                "colour_rgb": None if label.colour is None else [round(part * 255) for part in label.colour],
             }
         )
-    return {"kind": "label map", **_grid_facts(labels.geometry), "segments": segments}
+    return {
+        "kind": "label map",
+        "segmentation_type": labels.kind or None,
+        **_grid_facts(labels.geometry),
+        "segments": segments,
+    }
+
+
+def _counts(layer_kji: Any) -> dict[int, int]:
+    """Voxels of each value, one slice at a time."""
+    import numpy as np
+
+    found: dict[int, int] = {}
+    for slice_ji in layer_kji:
+        for value, count in zip(*np.unique(slice_ji, return_counts=True), strict=True):
+            found[int(value)] = found.get(int(value), 0) + int(count)
+    return found
 
 
 def _labels_in(volume: Volume) -> dict[str, Any]:
@@ -146,9 +180,10 @@ def _labels_in(volume: Volume) -> dict[str, Any]:
 def _print_for_people(facts: dict[str, Any]) -> None:
     print(facts["path"])
     modality = f", {facts['modality']}" if facts.get("modality") else ""
+    stored = facts.get("segmentation_type")
     spacing = " x ".join(f"{value:g}" for value in facts["spacing_mm"])
     rows = [
-        ("what", f"{facts['kind']}{modality}"),
+        ("what", f"{facts['kind']}{modality}" + (f", DICOM SEG ({stored})" if stored else "")),
         ("voxels (i, j, k)", " x ".join(map(str, facts["shape_ijk"]))),
         ("spacing", f"{spacing} mm"),
         ("axes run to", facts["axes_run_to"] + (", sheared (gantry tilt)" if facts["sheared"] else "")),
@@ -163,6 +198,20 @@ def _print_for_people(facts: dict[str, Any]) -> None:
         ]
     print_table([(f"  {name}", value) for name, value in rows])
     for segment in facts.get("segments", []):
-        print(f"  segment {segment['value']}: {segment['name']}, {segment['millilitres']:g} ml")
+        print(f"  segment {segment['value']}: {', '.join(_words(segment))}")
     if labels := facts.get("may_be_a_label_map_of"):
         print(f"  labels: {', '.join(str(label['value']) for label in labels)}")
+
+
+def _words(segment: dict[str, Any]) -> Iterator[str]:
+    """What there is to say of a segment, part by part."""
+    yield segment["name"]
+    yield f"{segment['millilitres']:g} ml"
+    if segment["code"]:
+        yield segment["code"].replace("^", " ")
+    if segment["algorithm_type"]:
+        yield segment["algorithm_type"] + (
+            f" ({segment['algorithm_name']})" if segment["algorithm_name"] else ""
+        )
+    if segment["colour_rgb"]:
+        yield "#{:02x}{:02x}{:02x}".format(*segment["colour_rgb"])

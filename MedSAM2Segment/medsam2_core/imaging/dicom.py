@@ -18,7 +18,10 @@ from medsam2_core.imaging.volume import Volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
+    from medsam2_core.imaging.geometry import Geometry
+
+#: Segmentations, and those that are label maps.
+SEGMENTATION_STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _MAGIC_AT = 128
 #: The best codecs shrink an empty slice some thousand times; a header that claims more is damaged.
 _CODEC_RATIO = 20_000.0
@@ -57,6 +60,20 @@ def list_series(path: Path) -> list[SeriesInfo]:
         return [_info(number, stack) for number, stack in enumerate(_stacks(path), start=1)]
 
 
+def find_stack(path: Path, series: str | None = None) -> tuple[list[Frame], Geometry]:
+    """Frames of one series in slice order, and the grid they make; no pixels are read.
+
+    Raises
+    ------
+    VolumeError
+        There is no such series, or several and none is named.
+    GeometryError
+        Slices are missing, doubled or unevenly spaced.
+    """
+    with files.reading(path, "DICOM"):
+        return ordered(_choose(path, _stacks(path), series))
+
+
 def read_volume(path: Path, series: str | None = None) -> Volume:
     """One series as a volume; ``series`` is a number or UID from :func:`list_series`."""
     with files.reading(path, "DICOM"):
@@ -85,14 +102,23 @@ def _stacks(path: Path) -> list[Stack]:
     for file, header in _headers(path):
         if "Rows" not in header or "Columns" not in header:
             others.append(str(header.get("Modality", "")) or "no image")
-        elif header.get("SOPClassUID") == SEGMENTATION_STORAGE:
+        elif header.get("SOPClassUID") in SEGMENTATION_STORAGE:
             others.append("a segmentation (SEG), to be read as labels")
         elif not _is_copy(file, header, seen):
+            _check_count(file, header)
             frames.extend(frames_of(file, header))
     if not frames:
         what = f": it holds {', '.join(sorted(set(others)))[:200]}" if others else ""
         raise VolumeError(f"{path}: no DICOM images found{what}")
     return stacks_of(frames)
+
+
+def _check_count(file: Path, header: Any) -> None:
+    """Refuse a number of frames that the file cannot hold, before a list of them is made."""
+    count = int(header.get("NumberOfFrames") or 1)
+    if count > 1:
+        sizes = (count, int(header.Rows), int(header.Columns))
+        files.checked_bytes(file, sizes, 1, file.stat().st_size, _CODEC_RATIO)
 
 
 def _is_copy(file: Path, header: Any, seen: dict[str, Path]) -> bool:
@@ -108,11 +134,10 @@ def _headers(path: Path) -> Iterator[tuple[Path, Any]]:
     """Headers of all DICOM files; other files in a folder are passed over, a damaged DICOM file is not."""
     import pydicom
 
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in found:
+    for file in _files(path):
         if file.name.upper() == "DICOMDIR":
             continue
-        named = file.suffix.lower() in (".dcm", ".dicom", ".ima") or file == path
+        named = file.suffix.lower() in (".dcm", ".dicom", ".ima") or not path.is_dir()
         if not is_dicom(file) and not named:
             continue
         with files.reading(file, "DICOM"):
@@ -121,6 +146,18 @@ def _headers(path: Path) -> Iterator[tuple[Path, Any]]:
             if "SOPClassUID" not in header and "Rows" not in header and "Modality" not in header:
                 raise VolumeError(f"{file}: not a DICOM file")
             yield file, header
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, those of a folder and its subfolders, or those a text file lists one a line."""
+    if path.suffix.lower() == ".txt" and path.is_file() and not is_dicom(path):
+        lines = (line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").split("\n"))
+        listed = [Path(line) for line in lines if line]
+        for file in listed:
+            if not file.is_file():
+                raise VolumeError(f"{path}: lists {file}, which is not there")
+        return listed
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
 def _choose(path: Path, stacks: Sequence[Stack], series: str | None) -> Stack:

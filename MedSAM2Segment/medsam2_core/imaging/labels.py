@@ -11,32 +11,46 @@ import numpy as np
 
 from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging import arrays, dicom, dicom_seg, files, metaimage, nifti, nrrd_files, pictures
+from medsam2_core.imaging.nifti_names import read_names
+from medsam2_core.imaging.slicer_fields import parse_tags, read_fields, tags_text, terminology_in
 from medsam2_core.imaging.volume import canonical_affine, canonical_view
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medsam2_core.imaging.geometry import Geometry
+    from medsam2_core.imaging.terminology import Terminology
 
 _MOST_LABELS = 65_536  # more distinct values are a picture that was taken for a label map
 
 
 @dataclass(frozen=True)
 class Label:
-    """One object: its voxels are those of ``layer`` that have ``value``. ``colour`` is RGB from 0 to 1."""
+    """One object: its voxels are those of ``layer`` that have ``value``.
+
+    ``colour`` is RGB from 0 to 1. ``tags`` is text in 3D Slicer's form, ``name:value|name:value|``; ``facts``
+    has them by name. ``terminology`` is None where the file gives no codes.
+    """
 
     name: str
     value: int
     layer: int = 0
     colour: tuple[float, float, float] | None = None
     tags: str = ""
+    terminology: Terminology | None = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The tags by name, such as ``DICOM.SegmentAlgorithmType``; values may hold colons."""
+        return parse_tags(self.tags)
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
     """Objects on a grid. Objects that overlap are on different layers; most files have one.
 
-    ``layers_lkji`` is (L, K, J, I) of an integer type, shown read-only; 0 is background.
+    ``layers_lkji`` is (L, K, J, I) of an integer type, shown read-only; 0 is background. ``kind`` tells how a
+    DICOM segmentation is stored: ``"BINARY"``, ``"FRACTIONAL"`` or ``"LABELMAP"``, else empty.
     """
 
     layers_lkji: NDArray[Any]
@@ -44,6 +58,7 @@ class LabelMap:
     geometry: Geometry
     name: str = ""
     source: Path | None = None
+    kind: str = ""
 
     def __post_init__(self) -> None:
         layers = np.asarray(self.layers_lkji).view()
@@ -119,7 +134,7 @@ class LabelMap:
             )
         for source, target in pairs:
             target[...] = source
-        return LabelMap(layers, self.labels, geometry, self.name, self.source)
+        return LabelMap(layers, self.labels, geometry, self.name, self.source, self.kind)
 
     def _check_one_layer(self) -> None:
         if len(self.layers_lkji) != 1:
@@ -144,16 +159,18 @@ def read_labels(path: str | Path) -> LabelMap:
     picture.
 
     Values must be whole numbers; floats that are whole are taken. Objects without a name are called by their
-    value.
+    value. A NIfTI file has names when this package wrote it.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise VolumeError(f"{path}: no such file")
     name = path.name.lower()
+    names: tuple[Label, ...] = ()
     if name.endswith((".nrrd", ".nhdr")):
         return _from_nrrd(path)
     if name.endswith((".nii", ".nii.gz", ".hdr", ".img")):
         volume = nifti.read_volume(path)
+        names = _from_nifti(path)
     elif name.endswith((".mha", ".mhd")):
         volume = metaimage.read_volume(path)
     elif name.endswith(pictures.SUFFIXES):
@@ -162,23 +179,43 @@ def read_labels(path: str | Path) -> LabelMap:
         voxels, geometry = arrays.read_labels(path)
         return _plain(path, voxels, geometry)
     elif dicom.is_dicom(path):
-        layers, found, geometry = dicom_seg.read(path)
-        labels = tuple(Label(*one) for one in found)
-        return LabelMap(layers, labels, geometry, files.without_suffixes(path), path)
+        return _from_dicom(path)
     else:
         raise VolumeError(
             f"{path}: unknown kind of label map: NRRD, NIfTI, MetaImage, DICOM SEG, NPZ, PNG are read"
         )
     if volume.is_colour:
         raise VolumeError(f"{path}: a colour picture is not a label map: save label numbers as grey values")
-    return _plain(path, volume.voxels_kji, volume.geometry)
+    return _plain(path, volume.voxels_kji, volume.geometry, names)
 
 
-def _plain(path: Path, voxels: NDArray[Any], geometry: Geometry) -> LabelMap:
+def _plain(path: Path, voxels: NDArray[Any], geometry: Geometry, known: tuple[Label, ...] = ()) -> LabelMap:
+    """A label map of one layer; values nobody has named come after the known labels."""
     with files.reading(path, "a label map"):
         voxels = files.whole_numbers(path, voxels)
-        labels = tuple(Label(str(value), value) for value in _values(path, voxels))
+        named = {label.value for label in known}
+        found = (Label(str(value), value) for value in _values(path, voxels) if value not in named)
+        labels = (*known, *found)
         return LabelMap(voxels[np.newaxis], labels, geometry, files.without_suffixes(path), path)
+
+
+def _from_nifti(path: Path) -> tuple[Label, ...]:
+    with files.reading(path, "NIfTI"):
+        return tuple(
+            Label(one.name, one.value, 0, one.colour, tags_text(one.tags), terminology_in(one.tags))
+            for one in read_names(path)
+            if one.value != 0
+        )
+
+
+def _from_dicom(path: Path) -> LabelMap:
+    read = dicom_seg.read(path)
+    labels = tuple(
+        Label(one.name, number, read.layer_of[number], one.colour, tags_text(one.tags), one.terminology)
+        for number, one in read.segments.items()
+    )
+    name = files.without_suffixes(path)
+    return LabelMap(read.layers_lkji, labels, read.geometry, name, path, read.kind)
 
 
 def _from_nrrd(path: Path) -> LabelMap:
@@ -186,7 +223,7 @@ def _from_nrrd(path: Path) -> LabelMap:
     with files.reading(path, "a label map"):
         voxels = files.whole_numbers(path, content.voxels)
         layers = voxels[np.newaxis] if voxels.ndim == 3 else np.ascontiguousarray(np.moveaxis(voxels, -1, 0))
-        labels = _segments(path, content.header, len(layers))
+        labels = _segments(path, read_fields(path), len(layers))
         if not labels:
             if len(layers) > 1:
                 raise VolumeError(
@@ -196,7 +233,7 @@ def _from_nrrd(path: Path) -> LabelMap:
         return LabelMap(layers, labels, content.geometry, files.without_suffixes(path), path)
 
 
-def _segments(path: Path, header: Mapping[str, Any], layer_count: int) -> tuple[Label, ...]:
+def _segments(path: Path, header: Mapping[str, str], layer_count: int) -> tuple[Label, ...]:
     """Segments as 3D Slicer writes them into the header of a ``.seg.nrrd``."""
     numbers = sorted(
         int(digits)
@@ -211,9 +248,10 @@ def _segments(path: Path, header: Mapping[str, Any], layer_count: int) -> tuple[
         value = int(header.get(f"{prefix}LabelValue", 1))
         if not 0 <= layer < layer_count:
             raise VolumeError(f"{path}: segment {number} is on layer {layer} of {layer_count}")
-        name = str(header.get(f"{prefix}Name", header[f"{prefix}ID"]))
-        colour = _colour(str(header.get(f"{prefix}Color", "")))
-        labels.append(Label(name, value, layer, colour, str(header.get(f"{prefix}Tags", ""))))
+        name = header.get(f"{prefix}Name", header[f"{prefix}ID"])
+        tags = header.get(f"{prefix}Tags", "")
+        colour = _colour(header.get(f"{prefix}Color", ""))
+        labels.append(Label(name, value, layer, colour, tags, terminology_in(parse_tags(tags))))
     return tuple(labels)
 
 

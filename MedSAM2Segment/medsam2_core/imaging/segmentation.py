@@ -7,6 +7,7 @@ scan take tens of megabytes instead of gigabytes.
 from __future__ import annotations
 
 import colorsys
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,12 @@ class Segment:
         self.part_kji: NDArray[np.bool_] = part
         self.offset_ijk: tuple[int, int, int] = (start[2], start[1], start[0])
         self.shape_ijk: tuple[int, int, int] = (mask.shape[2], mask.shape[1], mask.shape[0])
+
+    def meaning(self, terminology: Terminology) -> Segment:
+        """The same object said to be something else; the voxels are shared."""
+        other = copy.copy(self)
+        other.terminology = terminology
+        return other
 
     @property
     def mask_kji(self) -> NDArray[np.bool_]:
