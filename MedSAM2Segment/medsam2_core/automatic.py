@@ -109,8 +109,10 @@ class AutoRun:
         wanted = auto.card.chosen(None if classes is None else list(classes))
         self.card, self._stack = auto.card, session.stack
         source = session.tracker.source if window is None else StackImages(session.stack, window)
-        self._segmenter = AutoSegmenter(auto, source, wanted, flips=flips)
-        tracker = Tracker(session.tracker.model, session.tracker.encoder, None, session.tracker.options)
+        options_of_tracker = session.tracker.options
+        keeps = options_of_tracker.keeps_probabilities
+        self._segmenter = AutoSegmenter(auto, source, wanted, flips=flips, keeps_probabilities=keeps)
+        tracker = Tracker(session.tracker.model, session.tracker.encoder, None, options_of_tracker)
         self._volume = AutoVolume(self._segmenter, tracker, options or VolumeOptions())
 
     @property
@@ -222,6 +224,12 @@ class Automatic:
             # has to be followed.
             self._changes.settle([one.name for one in there], None, self._changes.copied())
         return found
+
+    def _auto_models(self) -> dict[str, str]:
+        """The Auto models that found objects which are still there, for what is stored of all objects."""
+        known = self._found_by_auto.items()
+        models = {one.model for name, one in known if name in self._prompts.names}
+        return {"auto": ", ".join(sorted(models))} if models else {}
 
     def _auto_tags(self, name: str) -> dict[str, str]:
         """What is to be stored with an object of an Auto model: by which, and whether the user had a say."""

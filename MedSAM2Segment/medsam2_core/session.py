@@ -42,6 +42,7 @@ from medsam2_core.errors import PromptError
 from medsam2_core.following import followed
 from medsam2_core.history import History
 from medsam2_core.imaging.intensity import Window, parse_window
+from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
 from medsam2_core.imaging.slices import SliceStack
@@ -114,6 +115,7 @@ class Session(Answers, Automatic):
         image_size: int | None = None,
         series: str | None = None,
         cache: FeatureCache | None = None,
+        probabilities: bool = False,
     ) -> "Session":
         """Read a volume, load a model, and be ready for prompts.
 
@@ -133,6 +135,8 @@ class Session(Answers, Automatic):
             As in :func:`~medsam2_core.engine.model.load_model`; a loaded model has its own.
         series
             Which series of a DICOM folder.
+        probabilities
+            Keep what :meth:`probabilities` gives.
 
         Raises
         ------
@@ -142,7 +146,7 @@ class Session(Answers, Automatic):
         volume = source if isinstance(source, Volume) else read_volume(source, series)
         stack = SliceStack.along(volume, axis)
         chosen = window if isinstance(window, Window) else parse_window(window, volume)
-        options = TrackerOptions(zoom=zoom_is_on(zoom))
+        options = TrackerOptions(zoom=zoom_is_on(zoom), keeps_probabilities=probabilities)
         policy = memory_policy(memory)
         if not isinstance(model, SegmentationModel):
             model = load_model(model, device, precision, config=config, image_size=image_size)
@@ -314,6 +318,16 @@ class Session(Answers, Automatic):
         """All objects on the volume's grid, with what they were made from."""
         segments = (self._as_segment(number, name) for number, name in enumerate(self.object_names))
         return Segmentation(self.volume.geometry, tuple(segments), self.provenance())
+
+    def probabilities(self) -> Probabilities:
+        """How sure the model is of every voxel of every object, on the volume's grid; 8 bits, packed.
+
+        A user's own masks are certain. PromptError when the session does not keep them.
+        """
+        if not self.tracker.options.keeps_probabilities:
+            raise PromptError("no probabilities were kept: open the session with probabilities=True")
+        maps = {name: {r.n: r.certainty for r in self.results(name)} for name in self.object_names}
+        return Probabilities.of_stack(self.stack, maps, {**self.provenance(), **self._auto_models()})
 
     def provenance(self) -> dict[str, Any]:
         """How the masks came about: prompts, model, window, software."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from a_command_line import CommandLine, write_untrained_model
 from medsam2_core.auto.model_file import read_card
+from medsam2_core.export.probabilities import read_probabilities
 from medsam2_core.imaging.reading import read_labels
 from PIL import Image
 from some_labelled_images import a_picture, write_pictures, write_volumes
@@ -57,6 +58,24 @@ def test_a_picture_is_segmented_class_by_class(medsam2, base, trained, tmp_path)
     assert [one["name"] for one in said.facts["classes"]] == ["disc", "bar"]
     assert [label.name for label in read_labels(out).labels] == ["disc", "bar"]
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_probabilities_fit_the_masks_class_by_class(medsam2, base, trained, tmp_path):
+    path, data = trained
+    out, probabilities = tmp_path / "out.seg.nrrd", tmp_path / "out.nrrd"
+    words = ["auto", data / "000_img.png", "--model", path, *base[2:], "--out", out]
+    said = medsam2(*words, "--probabilities", probabilities, "--json")
+    assert said.code == 0, said.err
+    assert said.facts["probabilities"] == str(probabilities)
+    read, masks = read_probabilities(probabilities), read_labels(out)
+    assert read.names == ("disc", "bar")
+    assert read.provenance["auto"] == "discs"
+    for name in read.names:
+        assert np.array_equal(read.values_kji(name) >= 128, masks.mask_kji(name))
+    said = medsam2("auto", data, *words[2:-1], tmp_path / "many", "--probabilities", probabilities)
+    assert said.code == 2
+    assert "--probabilities" in said.err
+    assert "for one image or volume only" in said.err
 
 
 def test_classes_are_chosen_by_name(medsam2, base, trained, tmp_path):

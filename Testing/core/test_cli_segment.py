@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from a_command_line import BALL_BOX, CommandLine, ball_kji, write_nrrd, write_scan, write_untrained_model
 from medsam2_core.engine.architecture import config_path
+from medsam2_core.export.probabilities import read_probabilities
 from medsam2_core.imaging.reading import read_labels, read_volume
 
 
@@ -130,6 +131,40 @@ def test_a_picture_gives_a_picture(medsam2, model, results, tmp_path):
     assert Image.open(out).size == (40, 48)
 
 
+@pytest.mark.parametrize("axis", ["axial", "coronal"])
+def test_probabilities_are_written_beside_the_masks_on_request(medsam2, model, scan, results, axis):
+    out, probabilities = results / "two.seg.nrrd", results / "two.nrrd"
+    words = ("segment", scan, "--out", out, "--model", model, "--axis", axis, "--object", "Kugel ä")
+    words += ("--point", "20,26,12", "--object", "corner", "--point", "5,6,12")
+    plain = medsam2(*words, "--json")
+    assert plain.code == 0, plain.err
+    assert plain.facts["probabilities"] is None
+    masks = read_labels(out)
+    answer = medsam2(*words, "--probabilities", probabilities, "--overwrite")
+    assert answer.code == 0, answer.err
+    assert f"{probabilities}: probabilities" in answer.out
+    read = read_probabilities(probabilities)
+    assert read.names == ("Kugel ä", "corner")
+    assert read.geometry.same_grid(masks.geometry)
+    for name in read.names:
+        values_kji = read.values_kji(name)
+        assert np.array_equal(values_kji >= 128, masks.mask_kji(name)), "and the masks are as without"
+        assert np.array_equal(values_kji >= 128, read_labels(out).mask_kji(name))
+        assert len(np.unique(values_kji)) > 20
+    assert read.provenance["model"].endswith("embedded")
+    assert str(model.parent).encode() not in probabilities.read_bytes()
+    assert sorted(path.name for path in results.iterdir()) == ["two.nrrd", "two.seg.nrrd"]
+
+
+def test_probabilities_that_exist_are_replaced_only_on_demand(medsam2, model, scan, results):
+    (results / "p.nrrd").write_text("precious")
+    words = ("segment", scan, "--out", results / "m.nrrd", "--model", model, "--box", BALL_BOX)
+    answer = medsam2(*words, "--range", "12:12", "--probabilities", results / "p.nrrd")
+    assert answer.code == 2
+    assert "p.nrrd exists already: choose another name, or add --overwrite" in answer.err
+    assert [path.name for path in results.iterdir()] == ["p.nrrd"], "told before the work"
+
+
 WRONG = {
     "a volume that is not there": (("nowhere.nrrd",), "nowhere.nrrd: no such file"),
     "a volume that is none": (("{junk}",), "junk.nrrd"),
@@ -153,6 +188,15 @@ WRONG = {
     "a folder that is missing": (("--box", "1,1,9,9@3", "--out", "{folder}/no/m.nrrd"), "does not exist"),
     "a png of a volume": (("--box", "1,1,9,9@3", "--out", "{folder}/m.png"), "24 slices do not fit a PNG"),
     "a montage that is no png": (("--box", "1,1,9,9@3", "--picture", "{folder}/m.jpg"), "written as .png"),
+    "probabilities of another kind": (
+        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/p.seg.nrrd"), "written as .nrrd (not .seg.nrrd)"
+    ),
+    "probabilities in no folder": (
+        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/no/p.nrrd"), "--probabilities"
+    ),
+    "probabilities in the place of the masks": (
+        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/m.nrrd"), "m.nrrd is also --out"
+    ),
     "an option nobody knows": (("--boxes", "1"), "--boxes"),
 }  # fmt: skip
 
@@ -222,7 +266,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_run_that_is_stopped_leaves_nothing_behind(model, results, tmp_path, number, code):
     big = write_nrrd(tmp_path / "big.nrrd", np.random.default_rng(1).integers(0, 99, (200, 64, 64), np.int16))
     words = ["segment", big, "--out", results / "m.seg.nrrd", "--model", model, "--box", "9,9,50,50@100"]
-    words += ["--picture", results / "m.png"]
+    words += ["--picture", results / "m.png", "--probabilities", results / "p.nrrd"]
     process = subprocess.Popen(
         [sys.executable, "-c", STARTED, *map(str, words)],
         stdout=subprocess.PIPE,

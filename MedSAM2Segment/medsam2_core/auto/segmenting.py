@@ -24,6 +24,7 @@ from medsam2_core.auto.network import NOTHING_SAID, Answer, UserPrompts, merged_
 from medsam2_core.auto.predictor import Levels, PredictedPrompts
 from medsam2_core.engine.sources import ImageSource
 from medsam2_core.engine.states import Found
+from medsam2_core.imaging.probabilities import MAXIMUM, PackedValues, agreeing
 from medsam2_core.prompts import SlicePrompt
 
 _LEAST_SIDE = 2.0  # pixels of a predicted box that is worth showing
@@ -48,6 +49,8 @@ class ClassFound:
         head is off, or the class is absent.
     point_xy
         The pixel the model is surest of; None when the mask is empty.
+    probabilities
+        How sure the model is of each pixel; None when that is not kept.
     """
 
     number: int
@@ -56,6 +59,7 @@ class ClassFound:
     score: float
     box_xyxy: tuple[float, float, float, float] | None
     point_xy: tuple[float, float] | None
+    probabilities: PackedValues | None = None
 
     @property
     def confidence(self) -> float:
@@ -67,7 +71,7 @@ class ClassFound:
     def found(self) -> Found:
         """As an answer a session takes."""
         score = self.score if self.mask_hw.any() else min(self.score, -1.0)
-        return Found(self.mask_hw, self.quality, score)
+        return Found(self.mask_hw, self.quality, score, self.probabilities)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +95,8 @@ class AutoSegmenter:
         Numbers of the classes wanted; None all. Those not wanted still claim their pixels.
     flips
         Average the answers for the image and its mirror image (left to right).
+    keeps_probabilities
+        As in :class:`~medsam2_core.engine.options.TrackerOptions`.
     """
 
     def __init__(
@@ -100,8 +106,10 @@ class AutoSegmenter:
         classes: Sequence[int] | None = None,
         *,
         flips: bool = False,
+        keeps_probabilities: bool = False,
     ) -> None:
         self.auto, self.source, self.flips = auto, source, flips
+        self.keeps_probabilities = keeps_probabilities
         self._nothing: NDArray[np.bool_] | None = None
         self.wanted = tuple(range(auto.network.classes)) if classes is None else tuple(classes)
 
@@ -178,7 +186,8 @@ class AutoSegmenter:
             quality = expected_iou(probability[number], mask)
             if not mask.any():
                 mask = self._empty(mask.shape)
-            found.append(ClassFound(number, mask, quality, value, box, point))
+            kept = self._kept(probability[number], mask, value) if self.keeps_probabilities else None
+            found.append(ClassFound(number, mask, quality, value, box, point, kept))
         return SliceFound(n, tuple(found))
 
     def _empty(self, shape_hw: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -187,6 +196,18 @@ class AutoSegmenter:
             self._nothing = np.zeros(shape_hw, dtype=bool)
             self._nothing.flags.writeable = False
         return self._nothing
+
+    def _kept(
+        self, probability_hw: NDArray[np.float32], mask_hw: NDArray[np.bool_], score: float
+    ) -> PackedValues:
+        """A class's probabilities for the mask that was made of it; of one that is absent they are 0.
+
+        Pixels that went to another class, or were too small a piece, are below 0.5.
+        """
+        if score < 0:
+            return PackedValues.certain(self._empty(mask_hw.shape))
+        scaled = np.rint(probability_hw * np.float32(MAXIMUM)).astype(np.uint8)
+        return PackedValues.of(agreeing(scaled, mask_hw))
 
     def __iter__(self) -> Iterator[SliceFound]:
         return (self.segment(n) for n in range(len(self.source)))

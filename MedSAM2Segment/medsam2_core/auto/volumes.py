@@ -241,7 +241,7 @@ class AutoVolume:
             return []
         self.done = before + progress.done
         steps.next(partial(self._follow, steps, number, progress, before))
-        found = Found(result.mask_hw, result.iou, result.object_score)
+        found = Found(result.mask_hw, result.iou, result.object_score, result.probabilities)
         return [(number, result.n, self._put(number, result.n, found))]
 
     def _extent(self, one: ClassInVolume, first: int, last: int) -> tuple[int, int]:
@@ -275,7 +275,9 @@ class AutoVolume:
                 before = self.found[number].slices[n]
                 mask = masks[row] & (winner == row)
                 if (mask != before.mask_hw).any():
-                    yield number, n, self._put(number, n, Found(mask, before.iou, before.score))
+                    kept = before.probabilities
+                    kept = None if kept is None else kept.agreeing(mask)
+                    yield number, n, self._put(number, n, Found(mask, before.iou, before.score, kept))
 
     def _put(self, number: int, n: int, found: Found) -> Found:
         self.found[number].slices[n] = found

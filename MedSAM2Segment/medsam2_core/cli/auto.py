@@ -13,6 +13,7 @@ import typer
 from medsam2_core.cli import segment_options as given
 from medsam2_core.cli.progress import slices_bar
 from medsam2_core.cli.report import peak_memory_mb, print_table
+from medsam2_core.cli.results import Files
 from medsam2_core.errors import ExportError, MedSAM2Error, VolumeError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def auto(
     precision: given.PrecisionOption = "auto",
     series: given.SeriesOption = None,
     picture: given.PictureOption = None,
+    probabilities: given.ProbabilitiesOption = None,
     overwrite: given.OverwriteOption = False,
     as_json: given.JsonOption = False,
 ) -> None:
@@ -79,43 +81,36 @@ def auto(
     }  # fmt: skip
     network = {"base": base, "device": device, "precision": precision}
     if _is_folder_of_images(input):
-        if picture is not None:
-            raise ExportError(f"--picture {picture}: for one image or volume only, {input} is a folder")
+        for option, beside in (("--picture", picture), ("--probabilities", probabilities)):
+            if beside is not None:
+                raise ExportError(f"{option} {beside}: for one image or volume only, {input} is a folder")
         facts = _folder(input, path, out, how, network, overwrite=overwrite)
     else:
-        facts = _one(input, path, out, how, network, series, picture, overwrite=overwrite)
+        files = Files(out, picture, probabilities, overwrite)
+        facts = _one(input, path, files, how, network, series)
     facts |= {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
     print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)
 
 
 def _one(
-    input: Path, path: Path, out: Path, how: dict[str, Any], network: dict[str, Any],
-    series: str | None, picture: Path | None, *, overwrite: bool,
-) -> dict[str, Any]:  # fmt: skip
-    from medsam2_core import export
+    input: Path, path: Path, files: Files, how: dict[str, Any], network: dict[str, Any], series: str | None
+) -> dict[str, Any]:
     from medsam2_core.auto.library import fits
-    from medsam2_core.cli.segment import check_free
     from medsam2_core.imaging.reading import read_volume
 
     volume = read_volume(input, series)
-    check_free(out, picture, overwrite)
-    export.check(out, volume.geometry, overwrite=overwrite)
+    files.check(volume.geometry)
     auto = _loaded(path, network)
-    session, found = _segmented(volume, auto, how)
+    session, found = _segmented(volume, auto, {**how, "probabilities": files.probabilities is not None})
     segmentation = session.segmentation()
-    notes = list(export.write(segmentation, out, overwrite=overwrite).notes)
+    notes = files.write(session, segmentation)
     if not fits(auto.card, is_picture=len(session.stack) == 1, modality=volume.modality):
         learned = "pictures" if auto.card.is_for_pictures else f"{auto.card.axis} slices"
         kind = f"{learned} {auto.card.modality}".rstrip()
         notes.append(f"the Auto model was trained on {kind}, and this is something else: look twice")
-    if picture is not None:
-        from medsam2_core.export.picture import montage
-
-        montage(session.stack, session.window, segmentation, picture, overwrite=overwrite)
     return {
         "input": str(input),
-        "out": str(out),
-        "picture": str(picture) if picture else None,
+        **files.facts,
         "model": auto.card.name,
         "base": auto.card.base,
         "classes": [_class_facts(one, segmentation) for one in found],
@@ -179,7 +174,10 @@ def _segmented(volume: Any, auto: AutoModel, how: dict[str, Any]) -> tuple[Sessi
     axis = how["axis"] or ("axial" if card.is_for_pictures else card.axis)
     if len(volume.voxels_kji) == 1:
         axis = "k"  # a picture has one slice, whatever plane was learned from
-    session = Session.open(volume, auto.model, axis=axis, window=how["window"] or card.window)
+    session = Session.open(
+        volume, auto.model, axis=axis, window=how["window"] or card.window,
+        probabilities=how.get("probabilities", False),
+    )  # fmt: skip
     options = VolumeOptions(how["method"], how["every"])
     with slices_bar("segmenting", len(session.stack)) as update:
         found = session.auto(
@@ -229,5 +227,7 @@ def _print_for_people(facts: dict[str, Any]) -> None:
             rows.append(tuple(filter(None, (name, one["name"], found, sure))))
     print_table([(*row, *[""] * (4 - len(row))) for row in rows])
     print(f"{facts['out']}: written after {facts['seconds']:.1f} s")
+    if "images" not in facts:
+        Files.tell(facts)
     for note in facts["notes"]:
         typer.echo(f"note: {note}", err=True)

@@ -15,7 +15,8 @@ from medsam2_core.cli import segment_options as given
 from medsam2_core.cli.ordered import in_order
 from medsam2_core.cli.progress import slices_bar
 from medsam2_core.cli.report import peak_memory_mb, print_table
-from medsam2_core.errors import ExportError, PromptError
+from medsam2_core.cli.results import Files
+from medsam2_core.errors import PromptError
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
@@ -54,43 +55,38 @@ def segment(
     image_size: given.ImageSizeOption = None,
     series: given.SeriesOption = None,
     picture: given.PictureOption = None,
+    probabilities: given.ProbabilitiesOption = None,
     overwrite: given.OverwriteOption = False,
     as_json: given.JsonOption = False,
 ) -> None:
     """Segment objects of a volume from boxes, clicks or masks on one or more slices."""
-    from medsam2_core import export
     from medsam2_core.imaging.reading import read_volume
     from medsam2_core.imaging.slices import AxisStack
 
     started = time.perf_counter()
     opened = read_volume(volume, series)
-    check_free(out, picture, overwrite)
-    export.check(out, opened.geometry, overwrite=overwrite)
+    files = Files(out, picture, probabilities, overwrite)
+    files.check(opened.geometry)
     # The values of box, point, mask and object are taken from here: in the order they were typed.
     job = _understood(in_order(ctx), prompts, AxisStack(opened, axis.value), space.value, range)
 
     from medsam2_core.session import Session  # only now: torch takes seconds to load
 
     settings = {"axis": axis.value, "window": window, "memory": memory.value, "zoom": zoom.value}
+    settings["probabilities"] = probabilities is not None
     network = {"device": device, "precision": precision, "config": config, "image_size": image_size}
     session = Session.open(opened, model, **settings, **network)
     session.apply(job.prompts)
     _propagate(session, job)
     segmentation = session.segmentation()
-    notes = export.write(segmentation, out, overwrite=overwrite).notes
-    if picture is not None:
-        from medsam2_core.export.picture import montage
-
-        shown = (session.stack, session.window, segmentation, picture)
-        montage(*shown, prompts=job.prompts, overwrite=overwrite)
+    notes = files.write(session, segmentation, job.prompts)
     facts = {
         "volume": str(volume),
-        "out": str(out),
-        "picture": str(picture) if picture else None,
+        **files.facts,
         **_facts(session, segmentation),
         "seconds": round(time.perf_counter() - started, 2),
         "peak_memory_mb": peak_memory_mb(),
-        "notes": list(notes),
+        "notes": notes,
     }
     print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)
 
@@ -113,20 +109,6 @@ def _understood(
     validate(prompts, stack)
     first, last = slice_range(range_text, frame)
     return _Job(prompts, first, last)
-
-
-def check_free(out: Path, picture: Path | None, overwrite: bool) -> None:
-    """Refuse what could not be written before hours of work, not after them."""
-    if picture is not None:
-        if picture.suffix.lower() != ".png":
-            raise ExportError(f"--picture {picture}: pictures are written as .png")
-        if not picture.parent.is_dir():
-            raise ExportError(f"--picture {picture}: the folder {picture.parent} does not exist")
-        if picture.resolve() == out.resolve():
-            raise ExportError(f"--picture {picture} is also --out: the one would replace the other")
-    for path in (out, picture):
-        if path is not None and path.exists() and not overwrite:
-            raise ExportError(f"{path} exists already: choose another name, or add --overwrite")
 
 
 def _propagate(session: Session, job: _Job) -> None:
@@ -186,7 +168,6 @@ def _print_for_people(facts: dict[str, Any]) -> None:
     print_table(rows)
     memory = f", at most {facts['peak_memory_mb']:.0f} MB of memory" if facts["peak_memory_mb"] else ""
     print(f"{facts['out']}: written after {facts['seconds']:.1f} s{memory}")
-    if facts["picture"]:
-        print(f"{facts['picture']}: montage")
+    Files.tell(facts)
     for note in facts["notes"]:
         print(f"note: {note}", file=sys.stderr)

@@ -144,6 +144,14 @@ SeriesOption = Annotated[
 PictureOption = Annotated[
     Path | None, typer.Option(metavar="PNG", help="Also write a montage of slices.", rich_help_panel=_RESULT)
 ]
+ProbabilitiesOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="NRRD",
+        help="Also write how sure the model is of every voxel, for `medsam2 export --kind fractional`.",
+        rich_help_panel=_RESULT,
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace files that exist.", rich_help_panel=_RESULT)
 ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from medsam2_core.engine.zoom import Region
+from medsam2_core.imaging.probabilities import MAXIMUM, PackedValues, agreeing
 
 #: Logits of an absent object, sam2's own.
 ABSENT = -1024.0
@@ -23,6 +24,16 @@ BEYOND = -10.0
 def mask_of_logits(logits: torch.Tensor, region: Region, shape_hw: Sequence[int]) -> NDArray[np.bool_]:
     """(H, W) mask of the slice from logits (1, 1, s, s) over a region."""
     return region.paste(_in_region(logits, region).cpu().numpy() > 0, shape_hw)
+
+
+def probabilities_of_logits(logits: torch.Tensor, region: Region, mask_hw: NDArray[np.bool_]) -> PackedValues:
+    """Probabilities of a slice, times 255, from the logits that :func:`mask_of_logits` made its mask of.
+
+    0 where the region does not reach.
+    """
+    scaled = (_in_region(logits, region).sigmoid() * MAXIMUM).round().to(torch.uint8)
+    values = agreeing(scaled.cpu().numpy(), region.crop(mask_hw))
+    return PackedValues.of(region.paste(values, mask_hw.shape))
 
 
 def logits_on_slice(

@@ -54,6 +54,8 @@ class TrackerOptions:
     recent_logits
         Tracked slices whose exact logits are kept to be fed back (older ones are rebuilt from their masks);
         None keeps all, as stock.
+    keeps_probabilities
+        Beside its mask every slice keeps how sure the model is of each pixel, in 8 bits, packed.
     """
 
     zoom: bool = True
@@ -63,6 +65,7 @@ class TrackerOptions:
     correct_with_memory: bool = True
     feeds_back_always: bool = False
     recent_logits: int | None = 32
+    keeps_probabilities: bool = False
 
     @classmethod
     def stock(cls) -> "TrackerOptions":

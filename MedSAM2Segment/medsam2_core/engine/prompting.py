@@ -58,7 +58,8 @@ def taken_over(n: int, found: Found, shape_hw: tuple[int, int], zoom: Zoom | Non
         raise PromptError(f"the mask on slice {n} is {mask_hw.shape}, the slice is {shape_hw}")
     box = Box.of_mask(mask_hw)
     region = Region.whole(shape_hw) if zoom is None or box is None else zoom.around(box)
-    return Outcome(PackedMask.of(mask_hw), found.iou, found.score, region, prompted=False)
+    kept = found.probabilities
+    return Outcome(PackedMask.of(mask_hw), found.iou, found.score, region, False, probabilities=kept)
 
 
 class Prompter:

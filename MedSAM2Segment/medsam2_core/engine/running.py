@@ -7,7 +7,7 @@ import torch
 from medsam2_core.engine.cache import SliceFeatures
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads
-from medsam2_core.engine.maps import PackedMask, mask_of_logits, moved_logits
+from medsam2_core.engine.maps import mask_of_logits, moved_logits, probabilities_of_logits
 from medsam2_core.engine.memory import Embedding, MemoryPolicy, Query
 from medsam2_core.engine.planning import Step
 from medsam2_core.engine.states import ObjectState, Outcome, Prediction, SliceMemory
@@ -33,8 +33,11 @@ class Run:
 class Runner:
     """Tracks objects from slice to slice."""
 
-    def __init__(self, encoder: SliceEncoder, heads: Heads, policy: MemoryPolicy) -> None:
+    def __init__(
+        self, encoder: SliceEncoder, heads: Heads, policy: MemoryPolicy, keeps_probabilities: bool = False
+    ) -> None:
         self._encoder, self._heads, self._policy = encoder, heads, policy
+        self._keeps_probabilities = keeps_probabilities
 
     def track(self, state: ObjectState, step: Step, run: Run, zoom: Zoom | None) -> None:
         """Predict one object on one slice, and remember it."""
@@ -57,9 +60,10 @@ class Runner:
         run.region = region if zoom is None else zoom.follow(region, box)
         run.absent_for = run.absent_for + 1 if box is None else 0
         self._remember(state, step, features, attended, prediction)
-        packed = PackedMask.of(mask_hw)
-        score = float(prediction.score)
-        state.outcomes[step.n] = Outcome(packed, prediction.iou, score, prediction.region, prompted=False)
+        kept = None
+        if self._keeps_probabilities:
+            kept = probabilities_of_logits(prediction.logits, region, mask_hw)
+        state.outcomes[step.n] = Outcome.of(prediction, mask_hw, kept, prompted=False)
 
     def pass_final(self, state: ObjectState, step: Step, run: Run, zoom: Zoom | None) -> None:
         """Remember a frozen mask as if it had been predicted, so that tracking goes on from it."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.engine.maps import ABSENT, PackedMask, logits_of_mask
 from medsam2_core.engine.zoom import Region
+from medsam2_core.imaging.probabilities import PackedValues
 
 if TYPE_CHECKING:
     from medsam2_core.engine.memory import MemoryBank
@@ -137,7 +138,11 @@ class ConditioningSlice:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The mask of one slice as it stands, without tensors."""
+    """The mask of one slice as it stands, without tensors.
+
+    `probabilities` are those the mask was cut from; None when they are not kept, or nobody doubts the mask: a
+    user's own. They are part of the outcome, so that they never outlive the mask.
+    """
 
     mask: PackedMask
     iou: float
@@ -145,6 +150,30 @@ class Outcome:
     region: Region
     prompted: bool
     final: bool = False
+    probabilities: PackedValues | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prediction: Prediction,
+        mask_hw: NDArray[np.bool_],
+        probabilities: PackedValues | None,
+        *,
+        prompted: bool,
+    ) -> "Outcome":
+        """A prediction with the mask (H, W) it means."""
+        packed, score = PackedMask.of(mask_hw), float(prediction.score)
+        return cls(packed, prediction.iou, score, prediction.region, prompted, probabilities=probabilities)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mask, and of the probabilities."""
+        return self.mask.nbytes + (self.probabilities.nbytes if self.probabilities is not None else 0)
+
+    def emptied(self) -> "Outcome":
+        """The same slice, without the object."""
+        nothing = PackedMask(b"", (0, 0, 0, 0), self.mask.shape_hw)
+        return Outcome(nothing, self.iou, -10.0, self.region, prompted=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,11 +181,13 @@ class Found:
     """A mask (H, W) bool that is known without asking the model.
 
     `iou` is its estimated quality and `score` the object's presence as a logit, as in :class:`SliceResult`.
+    `probabilities` are those it was cut from, where a model made it and they were kept.
     """
 
     mask_hw: NDArray[np.bool_]
     iou: float = 1.0
     score: float = 10.0
+    probabilities: PackedValues | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +231,8 @@ class SliceResult:
         Whether it will never be overwritten.
     low_res_logits
         (S/4, S/4) fp32 over `region`, on the model's device; None when only the mask is still known.
+    probabilities
+        How sure the model is of each pixel; None when that is not kept, or the mask is a user's own.
     """
 
     object_id: str
@@ -211,6 +244,12 @@ class SliceResult:
     prompted: bool
     final: bool
     low_res_logits: torch.Tensor | None = None
+    probabilities: PackedValues | None = None
+
+    @property
+    def certainty(self) -> PackedValues:
+        """The probabilities; where there are none, those of a mask nobody doubts."""
+        return self.probabilities or PackedValues.certain(self.mask_hw)
 
     @property
     def confidence(self) -> float:
@@ -295,6 +334,7 @@ class ObjectState:
             outcome.prompted,
             outcome.final,
             None if logits is None else logits[0, 0],
+            outcome.probabilities,
         )
 
     def beneath(self, n: int) -> Beneath | None:
@@ -350,7 +390,7 @@ class ObjectState:
         covered = [entry.beneath for entry in self.conditioning.values() if entry.beneath is not None]
         logits += [beneath.logits[0] for beneath in covered if beneath.logits is not None]
         total = sum(x.numel() * x.element_size() for x in logits)
-        total += sum(outcome.mask.nbytes for outcome in self.outcomes.values())
+        total += sum(outcome.nbytes for outcome in self.outcomes.values())
         memories = [entry.memory for entry in self.conditioning.values() if entry.memory is not None]
         banks = {id(bank): bank for bank in self.banks}.values()
         memories += [memory for bank in banks for memory in bank.memories()]

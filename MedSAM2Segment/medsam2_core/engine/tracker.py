@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads
-from medsam2_core.engine.maps import PackedMask, mask_of_logits
+from medsam2_core.engine.maps import mask_of_logits, probabilities_of_logits
 from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
 from medsam2_core.engine.options import Direction, TrackerOptions
 from medsam2_core.engine.planning import Step, plan_set, plan_steps
@@ -74,7 +74,7 @@ class Tracker:
         heads = heads or Heads(model)
         self._objects: dict[str, ObjectState] = {}
         self._prompter = Prompter(encoder, heads, self.options)
-        self._runner = Runner(encoder, heads, self._policy)
+        self._runner = Runner(encoder, heads, self._policy, self.options.keeps_probabilities)
 
     @classmethod
     def stock(cls, model: "SegmentationModel", encoder: SliceEncoder) -> "Tracker":
@@ -116,11 +116,15 @@ class Tracker:
         self._check_not_final(state, n)
         looks_around = not by_words or state.beneath(n) is not None
         prediction = self._prompter.answer(state, n, prompt, self.zoom(n), looks_around)
+        kept = None
         if only_mask(prompt):
             mask_hw = np.asarray(prompt.mask_hw, dtype=bool)
         else:
             mask_hw = mask_of_logits(prediction.logits, prediction.region, self.source.shape_of(n))
-        return self._condition(state, n, prompt, prediction, mask_hw, by_words)
+            if self.options.keeps_probabilities:
+                kept = probabilities_of_logits(prediction.logits, prediction.region, mask_hw)
+        outcome = Outcome.of(prediction, mask_hw, kept, prompted=True)
+        return self._condition(state, n, prompt, prediction, outcome, by_words)
 
     def accept(self, object_id: str, n: int, prompt: "SlicePrompt", known: Found) -> SliceResult:
         """As :meth:`prompt`, but the answer is known already."""
@@ -134,7 +138,8 @@ class Tracker:
         prediction = replace(prediction, iou=known.iou)
         if known.score > 0 and words.mask_hw.any():
             prediction = replace(prediction, score=torch.full_like(prediction.score, known.score))
-        return self._condition(state, n, prompt, prediction, words.mask_hw)
+        outcome = Outcome.of(prediction, words.mask_hw, known.probabilities, prompted=True)
+        return self._condition(state, n, prompt, prediction, outcome)
 
     def _condition(
         self,
@@ -142,7 +147,7 @@ class Tracker:
         n: int,
         prompt: "SlicePrompt",
         prediction: Prediction,
-        mask_hw: NDArray[np.bool_],
+        outcome: Outcome,
         by_words: bool = False,
     ) -> SliceResult:
         """Let all other slices follow from a slice the user spoke about."""
@@ -153,9 +158,7 @@ class Tracker:
         state.recent.pop(n, None)
         for bank in state.banks:
             bank.remove(n)
-        score = float(prediction.score)
-        packed = PackedMask.of(mask_hw)
-        state.outcomes[n] = Outcome(packed, prediction.iou, score, prediction.region, prompted=True)
+        state.outcomes[n] = outcome
         self._pin()
         return self.result(state.object_id, n)
 
@@ -366,12 +369,9 @@ class Tracker:
         outcome = state.outcomes.get(n)
         if outcome is None or outcome.final:
             return None
-        was_empty = outcome.mask.is_empty
         state.forget(n)
-        state.outcomes[n] = Outcome(
-            PackedMask(b"", (0, 0, 0, 0), outcome.mask.shape_hw), outcome.iou, -10.0, outcome.region, False
-        )
-        return None if was_empty else self.result(state.object_id, n)
+        state.outcomes[n] = outcome.emptied()
+        return None if outcome.mask.is_empty else self.result(state.object_id, n)
 
     def _pin(self) -> None:
         """Keep the features of the slices prompted now, and of no others, longer than the rest."""

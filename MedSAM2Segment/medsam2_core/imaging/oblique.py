@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -103,18 +103,26 @@ class ObliqueStack(SliceStack):
 
     def volume_mask(self, masks: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
         volume_mask_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype=bool)
-        filled = {self.checked(n): self.checked_mask(mask_hw) for n, mask_hw in masks.items()}
-        filled = {n: mask_hw for n, mask_hw in filled.items() if mask_hw.any()}
+        self._fill({self.checked(n): self.checked_mask(m) for n, m in masks.items()}, volume_mask_kji)
+        return volume_mask_kji
+
+    def volume_values(self, values: Iterable[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+        volume_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype=np.uint8)
+        self._fill({self.checked(n): self.checked_values(one) for n, one in values}, volume_kji)
+        return volume_kji
+
+    def _fill(self, slices: dict[int, NDArray[Any]], volume_mask_kji: NDArray[Any]) -> None:
+        """Set the voxels of an empty volume from slices."""
+        filled = {n: mask_hw for n, mask_hw in slices.items() if mask_hw.any()}
         if filled:
             rows, columns = (
                 np.any([m.any(axis=1 - a) for m in filled.values()], axis=0).nonzero()[0] for a in (0, 1)
             )
             bounds = np.array([[rows[0], columns[0]], [rows[-1] + 1, columns[-1] + 1]])
             self._map_back(filled, bounds, volume_mask_kji)
-        return volume_mask_kji
 
     def _map_back(
-        self, masks: dict[int, NDArray[np.bool_]], bounds: NDArray[Any], volume_mask_kji: NDArray[np.bool_]
+        self, masks: dict[int, NDArray[Any]], bounds: NDArray[Any], volume_mask_kji: NDArray[Any]
     ) -> None:
         """Set every voxel whose nearest pixel lies in one of the slices, looking only near ``bounds``."""
         self.check_grid(volume_mask_kji)

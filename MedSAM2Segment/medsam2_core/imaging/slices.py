@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,6 +116,13 @@ class SliceStack(ABC):
             self.put(mask_hw, n, volume_mask_kji)
         return volume_mask_kji
 
+    @abstractmethod
+    def volume_values(self, values: Iterable[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+        """(K, J, I) from slices ``n`` and their values (H, W); voxels of other slices are 0.
+
+        Every voxel has the value of the pixel that :meth:`volume_mask` takes its mask from.
+        """
+
     def to_slice(self, points_ijk: ArrayLike) -> NDArray[np.float64]:
         """(N, 3) continuous IJK to (N, 3) ``[x, y, n]``."""
         return transform(self.ijk_to_xyn, points_ijk)
@@ -138,9 +145,13 @@ class SliceStack(ABC):
 
     def checked_mask(self, mask_hw: NDArray[Any]) -> NDArray[np.bool_]:
         """A mask of a slice as bool, or GeometryError when it has another shape."""
-        if mask_hw.shape != self.shape_hw:
-            raise GeometryError(f"a mask of {mask_hw.shape} pixels does not fit slices of {self.shape_hw}")
-        return mask_hw.astype(bool, copy=False)
+        return self.checked_values(mask_hw).astype(bool, copy=False)
+
+    def checked_values(self, values_hw: NDArray[Any]) -> NDArray[Any]:
+        """Values of a slice as they are, or GeometryError when they have another shape."""
+        if values_hw.shape != self.shape_hw:
+            raise GeometryError(f"a mask of {values_hw.shape} pixels does not fit slices of {self.shape_hw}")
+        return values_hw
 
     def check_grid(self, mask_kji: NDArray[Any]) -> None:
         """GeometryError when a mask of voxels does not have the volume's shape."""
@@ -206,6 +217,12 @@ class AxisStack(SliceStack):
     def put(self, mask_hw: NDArray[Any], n: int, volume_mask_kji: NDArray[np.bool_]) -> None:
         self.check_grid(volume_mask_kji)
         self._slice(volume_mask_kji, self.checked(n))[...] = self.checked_mask(mask_hw)
+
+    def volume_values(self, values: Iterable[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+        volume_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype=np.uint8)
+        for n, values_hw in values:
+            self._slice(volume_kji, self.checked(n))[...] = self.checked_values(values_hw)
+        return volume_kji
 
     def _index_along(self, n: int) -> int:
         return n if self._towards[2][1] > 0 else self._depth - 1 - n

@@ -1,0 +1,231 @@
+"""How sure the model is of every voxel: probabilities of named objects on the grid of a volume, in 8 bits.
+
+A value v stands for the probability v / 255. Values of :data:`INSIDE` and more are the voxels of the object's
+mask, all others are not: rounding never moves a voxel across 0.5. Slices are kept packed, so that an organ of
+a 512 x 512 x 300 scan takes some megabytes; nothing is ever held as floating point.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsam2_core.errors import VolumeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medsam2_core.imaging.geometry import Geometry
+    from medsam2_core.imaging.segmentation import Segment
+    from medsam2_core.imaging.slices import SliceStack
+
+#: The value of certainty.
+MAXIMUM = 255
+#: The lowest value that is inside: 128 / 255 is the first probability above 0.5.
+INSIDE = 128
+
+
+def agreeing(values: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The same values, brought to the side of 0.5 on which the mask is."""
+    # A logit of exactly 0 is outside, and one just above it inside: 8 bits alone cannot tell them apart.
+    return np.where(mask, np.maximum(values, np.uint8(INSIDE)), np.minimum(values, np.uint8(INSIDE - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedValues:
+    """Values of a slice that are not 0, as the deflated bytes of their bounding box.
+
+    Attributes
+    ----------
+    deflated
+        The box's rows; empty when all values are 0.
+    box
+        First row, first column, rows, columns.
+    shape_hw
+        Of the slice.
+    """
+
+    deflated: bytes
+    box: tuple[int, int, int, int]
+    shape_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, values_hw: NDArray[np.uint8]) -> PackedValues:
+        """Pack the values (H, W) uint8 of a slice."""
+        shape = (int(values_hw.shape[0]), int(values_hw.shape[1]))
+        rows = np.flatnonzero(values_hw.any(axis=1))
+        if len(rows) == 0:
+            return cls(b"", (0, 0, 0, 0), shape)
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        columns = np.flatnonzero(values_hw[first:last].any(axis=0))
+        left, right = int(columns[0]), int(columns[-1]) + 1
+        inner = np.ascontiguousarray(values_hw[first:last, left:right])
+        # Most values are 0 or 255: more effort than the least makes it slower, hardly smaller.
+        return cls(zlib.compress(inner.data, 1), (first, left, *inner.shape), shape)
+
+    @classmethod
+    def certain(cls, mask_hw: NDArray[np.bool_]) -> PackedValues:
+        """Of a mask (H, W) nobody doubts: 255 inside, 0 elsewhere."""
+        return cls.of(np.where(mask_hw, np.uint8(MAXIMUM), np.uint8(0)))
+
+    def agreeing(self, mask_hw: NDArray[np.bool_]) -> PackedValues:
+        """The same values, brought to the side of 0.5 on which a mask (H, W) is."""
+        return PackedValues.of(agreeing(self.values_hw(), mask_hw))
+
+    def values_hw(self) -> NDArray[np.uint8]:
+        """The values (H, W), in a new array."""
+        out = np.zeros(self.shape_hw, dtype=np.uint8)
+        row, column, height, width = self.box
+        if self.deflated:
+            inner = np.frombuffer(zlib.decompress(self.deflated), dtype=np.uint8)
+            out[row : row + height, column : column + width] = inner.reshape(height, width)
+        return out
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all values are 0."""
+        return not self.deflated
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is packed."""
+        return len(self.deflated)
+
+
+@dataclass(frozen=True, eq=False)
+class Probabilities:
+    """Probabilities of objects on one grid; objects may overlap.
+
+    Attributes
+    ----------
+    geometry
+        The grid.
+    slices
+        By name, in order, and by index along k: (J, I) values. Slices that are left out are 0 everywhere.
+    provenance
+        What made them.
+
+    Raises
+    ------
+    VolumeError
+        For a slice that does not lie on the grid.
+    """
+
+    geometry: Geometry
+    slices: Mapping[str, Mapping[int, PackedValues]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kept = {
+            name: {int(k): packed for k, packed in sorted(of_name.items()) if not packed.is_empty}
+            for name, of_name in self.slices.items()
+        }
+        width, height, depth = self.geometry.shape_ijk
+        for name, of_name in kept.items():
+            for k, packed in of_name.items():
+                if packed.shape_hw != (height, width) or not 0 <= k < depth:
+                    raise VolumeError(
+                        f"probabilities of {name!r}: slice {k} of {packed.shape_hw} does not fit the grid "
+                        f"{self.geometry.shape_ijk}"
+                    )
+        object.__setattr__(self, "slices", MappingProxyType(kept))
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    @classmethod
+    def of_stack(
+        cls,
+        stack: SliceStack,
+        maps: Mapping[str, Mapping[int, PackedValues]],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Probabilities:
+        """From the slices of a stack, by object and slice, onto the grid of its volume.
+
+        Every voxel gets the value of the pixel it also gets its mask from. One object after the other is
+        unpacked.
+        """
+        geometry = stack.volume.geometry
+        slices = {}
+        for name, of_name in maps.items():
+            there = ((n, packed.values_hw()) for n, packed in of_name.items() if not packed.is_empty)
+            slices[name] = _packed(stack.volume_values(there))
+        return cls(geometry, slices, provenance or {})
+
+    @classmethod
+    def of_volumes(
+        cls,
+        geometry: Geometry,
+        values: Mapping[str, NDArray[np.uint8]],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Probabilities:
+        """From (K, J, I) uint8 values by name."""
+        return cls(geometry, {name: _packed(one) for name, one in values.items()}, provenance or {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the objects, in order."""
+        return tuple(self.slices)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is packed."""
+        return sum(packed.nbytes for of_name in self.slices.values() for packed in of_name.values())
+
+    def slice_ji(self, name: str, k: int) -> NDArray[np.uint8]:
+        """(J, I) values 0 to 255 of one object on slice ``k``, in a new array.
+
+        Raises
+        ------
+        VolumeError
+            No such object, or no such slice.
+        """
+        of_name = self._of(name)
+        if not 0 <= k < self.geometry.shape_ijk[2]:
+            raise VolumeError(f"there is no slice {k}: slices are 0 to {self.geometry.shape_ijk[2] - 1}")
+        packed = of_name.get(k)
+        return np.zeros(self.geometry.shape_ijk[1::-1], np.uint8) if packed is None else packed.values_hw()
+
+    def slices_of(self, name: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """(k, (J, I) values) of the slices on which the object is at all likely, ascending."""
+        return ((k, packed.values_hw()) for k, packed in self._of(name).items())
+
+    def values_kji(self, name: str) -> NDArray[np.uint8]:
+        """(K, J, I) values of one object: a byte a voxel."""
+        values_kji = np.zeros(self.geometry.shape_ijk[::-1], np.uint8)
+        for k, values_ji in self.slices_of(name):
+            values_kji[k] = values_ji
+        return values_kji
+
+    def count_differing(self, segment: Segment) -> int:
+        """Voxels on which a segment of the same name is on the other side of 0.5 than its probability.
+
+        0 for the mask that was made together with them. VolumeError for another grid.
+        """
+        if segment.shape_ijk != self.geometry.shape_ijk:
+            raise VolumeError(
+                f"{segment.name!r} has {segment.shape_ijk} voxels, its probabilities "
+                f"{self.geometry.shape_ijk}: they do not belong together"
+            )
+        count = 0
+        for k in range(self.geometry.shape_ijk[2]):
+            inside_ji = self.slice_ji(segment.name, k) >= INSIDE
+            touched = segment.on_slice(inside_ji, k)
+            if touched is not None:
+                view, mask = touched
+                view ^= mask
+            count += int(np.count_nonzero(inside_ji))
+        return count
+
+    def _of(self, name: str) -> Mapping[int, PackedValues]:
+        if name not in self.slices:
+            known = ", ".join(map(repr, self.names)) or "none"
+            raise VolumeError(f"there are no probabilities of {name!r}: they are known of {known}")
+        return self.slices[name]
+
+
+def _packed(values_kji: NDArray[np.uint8]) -> dict[int, PackedValues]:
+    return {k: PackedValues.of(values_ji) for k, values_ji in enumerate(values_kji)}
