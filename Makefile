@@ -32,7 +32,7 @@ help:
 	@sed -n '3,6p' Makefile | cut -c3-
 
 setup: $(stamps)/package $(stamps)/sam2
-test-setup: setup $(stamps)/slicer
+test-setup: setup $(stamps)/slicer $(stamps)/judges
 
 # Debian's python3 may lack the module that puts pip into a new environment: then its own pip does it.
 $(stamps)/environment:
@@ -65,6 +65,15 @@ $(stamps)/sam2: requirements/sam2.txt | $(stamps)/package
 $(stamps)/slicer: pyproject.toml | $(stamps)/sam2
 	$(pip) install -e ".[slicer]" \
 	    || echo "Slicer's scene cannot be installed here: the tests that need it will be skipped" >&2
+	@touch $@
+
+# Debian's dicom3tools judge the DICOM files that are written; the other judge, dcmqi, is a package of the extra "test".
+# They are taken where root may install them. Elsewhere the tests that need them are skipped, and say so.
+$(stamps)/judges: | $(stamps)/environment
+	@command -v dciodvfy > /dev/null \
+	    || { test "$$(id -u)" = 0 && apt-get update -qq \
+	         && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dicom3tools; } > /dev/null 2>&1 \
+	    || echo "dicom3tools cannot be installed here: tests that judge DICOM files with them are skipped" >&2
 	@touch $@
 
 demo: setup

@@ -18,6 +18,7 @@ LIGHT = [
     *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.oblique", "imaging.intensity"),
     *("imaging.segmentation", "imaging.terminology"),
     *("auto", "auto.model_file", "auto.library"),
+    *("export", "export.metadata"),
     *("worker", "worker.frames", "worker.masks", "worker.messages", "worker.books", "worker.client"),
     "worker.findings",
     *("worker.transports", "worker.volumes", "worker.connection", "worker.remote", "worker.supervision"),

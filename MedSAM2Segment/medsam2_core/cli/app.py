@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from medsam2_core.cli import auto, evaluate, info, models, segment, synth, train, worker
+from medsam2_core.cli import auto, evaluate, export, import_seg, info, models, segment, synth, train, worker
 from medsam2_core.cli.exits import ExitCode, say, say_defect
 from medsam2_core.cli.ordered import OrderedCommand
 from medsam2_core.errors import Cancelled, MedSAM2Error
@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 app.command("segment", cls=OrderedCommand)(segment.segment)
 app.command("auto")(auto.auto)
+app.command("export")(export.export)
+app.command("import")(import_seg.import_seg)
 app.command("info")(info.info)
 app.add_typer(models.app, name="models")
 app.command("evaluate")(evaluate.evaluate)

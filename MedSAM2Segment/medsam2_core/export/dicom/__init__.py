@@ -1,0 +1,1 @@
+"""DICOM segmentations (SEG) and the reports beside them, through highdicom."""

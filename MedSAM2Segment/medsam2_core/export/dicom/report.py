@@ -1,0 +1,309 @@
+"""Measurements as DICOM SR: a measurement report (PS3.16 TID 1500) that refers to the segments of a SEG.
+
+Each segment is a group of TID 1411, volumetric ROI measurements, with the segment's own tracking UID, codes
+and algorithm: volume (sum of its voxels), long axis and short axis (SNOMED CT, CID 7470). The two axes name
+the image they are in. Comprehensive SR (PS3.3 A.35.3) is written: it holds no positions that would need the
+3-D kind, and more archives know it.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam2_core import atomic
+from medsam2_core.errors import ExportError
+from medsam2_core.export import metadata
+from medsam2_core.export.writing import Written
+from medsam2_core.version import __version__
+
+if TYPE_CHECKING:
+    import highdicom as hd
+    from pydicom import Dataset
+
+    from medsam2_core.export.dicom.source import Source
+    from medsam2_core.export.measurements import Diameter, Measured
+
+_NAME = "MedSAM2Segment"
+#: This version of the program as a device (TID 1004): the same wherever it runs, it tells nothing of a place.
+DEVICE_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_DNS, f'{_NAME} {__version__}').int}"
+
+_SEGMENTATIONS = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation Storage",
+    "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage",
+}
+_SERIES_OFFSET = 1000  # the report stands behind the SEG as that does behind its source
+_LARGEST_IS = 2**31 - 1
+_LONGEST_LO = 64
+#: Of CID 100, by modality; what else there is becomes "Imaging procedure".
+_PROCEDURES = {
+    "CT": "CTUnspecifiedBodyRegion",
+    "MR": "MRIUnspecifiedBodyRegion",
+    "PT": "PETUnspecifiedBodyRegion",
+    "NM": "NMUnspecifiedBodyRegion",
+    **dict.fromkeys(("CR", "DX", "RF", "XA"), "XRUnspecifiedBodyRegion"),
+}
+_SIDES = {
+    "7771000",
+    "24028007",
+    "51440002",
+    "66459002",
+}  # SNOMED CT of CID 244: left, right, both, unilateral
+
+
+def write_report(
+    measured: Sequence[Measured],
+    seg: Dataset,
+    source: Source,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Written:
+    """Write what was measured as a DICOM structured report, whole or not at all.
+
+    The report is a series of its own in the study of ``seg``, with new UIDs each time; its number is 1000
+    more than that of the SEG. The observer is this program, and a person only where the SEG names its content
+    creator.
+
+    Parameters
+    ----------
+    measured
+        Of the segments of ``seg``, in its order, on the grid of ``source``; objects without voxels may be
+        among them whether or not the SEG has them.
+    seg
+        The data set of the SEG; its pixels are not needed.
+    source
+        The series the SEG refers to.
+
+    Raises
+    ------
+    ExportError
+        ``seg`` is no segmentation, or not of these segments; the images do not say how large a pixel is; or
+        the file cannot be written there.
+    """
+    path = Path(path)
+    atomic.check_target(path, overwrite=overwrite)
+    check_lengths(source, path)
+    if str(seg.get("SOPClassUID")) not in _SEGMENTATIONS or not seg.get("SegmentSequence"):
+        raise ExportError(
+            f"{path}: a report refers to the segments of a DICOM SEG, not to {seg.get('Modality')!r}"
+        )
+    pairs, notes = _paired(measured, seg, path)
+    _check_slices(measured, source, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the patient's name, which is the source's
+        document = _document(pairs, seg, source)
+    with atomic.new_file(path, overwrite=overwrite) as stream:
+        document.save_as(stream, enforce_file_format=True)
+    if not source.is_placed:
+        notes.append("the image says nothing of its thickness: the report has no volumes")
+    return Written(path, tuple(notes))
+
+
+def check_lengths(source: Source, path: Path) -> None:
+    """ExportError when no length can be told of these images, so that no report can be written of them."""
+    if not source.is_placed and source.geometry.spacing.tolist() == [1, 1, 1]:
+        # What a picture without spacing gets; written down as mm in an archive it would be taken for true.
+        raise ExportError(
+            f"{path}: the images do not say how large a pixel is: no length can be reported. Write "
+            "measurements as .json or .csv, and take their mm for pixels"
+        )
+
+
+def _check_slices(measured: Sequence[Measured], source: Source, path: Path) -> None:
+    depth = source.geometry.shape_ijk[2]
+    for one in measured:
+        if one.k is not None and not 0 <= one.k < depth:
+            raise ExportError(
+                f"{path}: {one.name!r} was measured in slice {one.k}, but the series has {depth}: measure "
+                "the segmentation on the grid of the series"
+            )
+
+
+def _paired(
+    measured: Sequence[Measured], seg: Dataset, path: Path
+) -> tuple[list[tuple[Measured, Dataset]], list[str]]:
+    """What was measured, with the SEG's item of the same segment."""
+    items = [
+        item for item in seg.SegmentSequence if int(item.SegmentNumber) > 0
+    ]  # 0: background of a label map
+    notes = []
+    if len(items) != len(measured):
+        notes = [
+            f"{one.name!r} has no voxel: it is not in the report" for one in measured if not one.voxel_count
+        ]
+        measured = [one for one in measured if one.voxel_count]
+    if len(items) != len(measured) or not measured:
+        raise ExportError(
+            f"{path}: the SEG has {len(items)} segments, but {len(measured)} were measured: measure what was "
+            "written"
+        )
+    return list(zip(measured, items, strict=True)), notes
+
+
+def _document(pairs: Sequence[tuple[Measured, Dataset]], seg: Dataset, source: Source) -> Any:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    procedure = _PROCEDURES.get(str(source.header.get("Modality")), "ImagingProcedure")
+    report = hd.sr.MeasurementReport(
+        observation_context=_observers(seg),
+        procedure_reported=getattr(codes.cid100, procedure),
+        imaging_measurements=[_group(one, item, seg, source) for one, item in pairs],
+    )
+    about = str(seg.get("SeriesDescription") or "")
+    return hd.sr.ComprehensiveSR(
+        evidence=[seg, *source.datasets],
+        content=report,
+        series_instance_uid=hd.UID(),
+        series_number=min(int(seg.get("SeriesNumber") or 0) + _SERIES_OFFSET, _LARGEST_IS),
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer=_NAME,
+        manufacturer_model_name=_NAME,
+        software_versions=__version__,
+        series_description=f"Measurements {about}"[:_LONGEST_LO].strip(),
+        is_complete=True,
+        specific_character_set="ISO_IR 192",
+    )
+
+
+def _observers(seg: Dataset) -> hd.sr.ObservationContext:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    device = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=DEVICE_UID, name=metadata.SOFTWARE, manufacturer_name=_NAME, model_name=_NAME
+        ),
+    )
+    creator = str(seg.get("ContentCreatorName") or "")
+    if not creator:
+        return hd.sr.ObservationContext(observer_device_context=device)
+    person = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Person,
+        observer_identifying_attributes=hd.sr.PersonObserverIdentifyingAttributes(name=creator),
+    )
+    return hd.sr.ObservationContext(observer_person_context=person, observer_device_context=device)
+
+
+def _group(one: Measured, item: Dataset, seg: Dataset, source: Source) -> Any:
+    """One segment (TID 1411)."""
+    import highdicom as hd
+
+    number = int(item.SegmentNumber)
+    label = str(item.get("SegmentLabel") or one.name)
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(
+            uid=str(item.get("TrackingUID") or hd.UID()), identifier=str(item.get("TrackingID") or label)
+        ),
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=seg.SOPClassUID,
+            sop_instance_uid=seg.SOPInstanceUID,
+            segment_number=number,
+            source_series=hd.sr.SourceSeriesForSegmentation(source.series_uid),
+        ),
+        finding_category=_coded(item, "SegmentedPropertyCategoryCodeSequence"),
+        finding_type=_coded(item, "SegmentedPropertyTypeCodeSequence"),
+        finding_sites=list(_sites(item)),
+        algorithm_id=_algorithm(item),
+        measurements=list(_measurements(one, source)),
+    )
+
+
+def _measurements(one: Measured, source: Source) -> Iterator[hd.sr.Measurement]:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    if source.is_placed:
+        yield hd.sr.Measurement(
+            name=codes.SCT.Volume,
+            value=one.volume_ml * 1000,
+            unit=codes.UCUM.CubicMillimeter,
+            method=codes.cid7474.SumOfSegmentedVoxelMethodForVolume,
+        )
+    for name, diameter in ((codes.SCT.LongAxis, one.longest), (codes.SCT.ShortAxis, one.perpendicular)):
+        if diameter is not None:
+            yield hd.sr.Measurement(
+                name=name,
+                value=diameter.length_mm,
+                unit=codes.UCUM.Millimeter,
+                referenced_images=[_image(diameter, source)],
+            )
+
+
+def _image(diameter: Diameter, source: Source) -> hd.sr.SourceImageForMeasurement:
+    """The image a diameter is in."""
+    import highdicom as hd
+
+    sop_class, instance, frame = source.reference(round(diameter.ends_ijk[0][2]))
+    return hd.sr.SourceImageForMeasurement(sop_class, instance, None if frame is None else [frame])
+
+
+def _sites(item: Dataset) -> Iterator[hd.sr.FindingSite]:
+    """Where a segment is: its anatomic regions, or the side of an organ that says so only as a modifier."""
+    import highdicom as hd
+
+    places = [(place, "AnatomicRegionModifierSequence") for place in item.get("AnatomicRegionSequence") or ()]
+    if not places:
+        kinds = item.SegmentedPropertyTypeCodeSequence
+        keyword = "SegmentedPropertyTypeModifierCodeSequence"
+        places = [
+            (kind, keyword) for kind in kinds if _is_side(_code(next(iter(kind.get(keyword) or ()), None)))
+        ]
+    for place, keyword in places:
+        site, modifier = _code(place), _code(next(iter(place.get(keyword) or ()), None))
+        if site is not None:
+            which = "laterality" if _is_side(modifier) else "topographical_modifier"
+            yield hd.sr.FindingSite(site, **{which: modifier})
+
+
+def _is_side(code: hd.sr.CodedConcept | None) -> bool:
+    return code is not None and code.value in _SIDES
+
+
+def _algorithm(item: Dataset) -> hd.sr.AlgorithmIdentification | None:
+    """By what the segment was made (TID 4019), where the SEG says all that must be said."""
+    import highdicom as hd
+
+    found = item.get("SegmentationAlgorithmIdentificationSequence")
+    if not found or not found[0].get("AlgorithmName") or not found[0].get("AlgorithmVersion"):
+        return None
+    parameters = str(found[0].get("AlgorithmParameters") or "")
+    families = found[0].get("AlgorithmFamilyCodeSequence") or ()
+    return hd.sr.AlgorithmIdentification(
+        name=str(found[0].AlgorithmName),
+        version=str(found[0].AlgorithmVersion),
+        parameters=[parameters] if parameters else None,
+        family=_code(next(iter(families), None)),
+        manufacturer=str(found[0].get("AlgorithmSource") or "") or None,
+    )
+
+
+def _coded(item: Dataset, keyword: str) -> hd.sr.CodedConcept:
+    code = _code(next(iter(item.get(keyword) or ()), None))
+    if code is None:
+        raise ExportError(
+            f"segment {item.SegmentNumber} of the SEG ({item.get('SegmentLabel')!r}) has no {keyword}, which "
+            "every segment must have: write the SEG again"
+        )
+    return code
+
+
+def _code(item: Dataset | None) -> hd.sr.CodedConcept | None:
+    """A code without what is nested in it; None where it is not complete."""
+    import highdicom as hd
+
+    if item is None:
+        return None
+    values = (item.get(keyword) for keyword in ("CodeValue", "LongCodeValue", "URNCodeValue"))
+    value = next((str(value) for value in values if value), "")
+    scheme, meaning = str(item.get("CodingSchemeDesignator") or ""), str(item.get("CodeMeaning") or "")
+    if not (value and meaning and (scheme or "URNCodeValue" in item)):
+        return None
+    version = item.get("CodingSchemeVersion")
+    return hd.sr.CodedConcept(value, scheme, meaning[:_LONGEST_LO], str(version) if version else None)

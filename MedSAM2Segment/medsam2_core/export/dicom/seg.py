@@ -1,0 +1,319 @@
+"""DICOM SEG: a segmentation as an object of the archive its images came from (PS3.3 A.51, label maps A.90).
+
+highdicom makes the object: its modules, its frames' places and their references to the images. It would want
+all pixels at once, though, and hold them twice. So it is shown a picture of one pixel a frame, which tells it
+all it needs to know: which segment is on which slice. The frames themselves are streamed into the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from medsam2_core import atomic
+from medsam2_core.errors import ExportError
+from medsam2_core.export.dicom.describing import MANUFACTURER, Described, describe
+from medsam2_core.export.dicom.fractions import Fractions
+from medsam2_core.export.dicom.frames import (
+    TRANSFER_SYNTAXES,
+    Labels,
+    Masks,
+    PixelFile,
+    Pixels,
+    write_frames,
+)
+from medsam2_core.export.dicom.kinds import Compression, Kind
+from medsam2_core.export.regridding import MOST_LOST, onto_grid
+from medsam2_core.imaging.segmentation import Segmentation
+from medsam2_core.version import __version__
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from medsam2_core.export.dicom.source import Source
+    from medsam2_core.export.dicom.wishes import Wishes
+    from medsam2_core.imaging.probabilities import Probabilities
+
+_SERIES_OFFSET = 1000  # our series stands behind the source's in a list, and nobody else counts that far
+_LONGEST_LO = 64
+_LARGEST_IS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class SegOptions:
+    """How a SEG is written.
+
+    Attributes
+    ----------
+    kind, compression
+        Bits are never compressed: a BINARY segmentation takes NONE only.
+    wishes
+        What the user wants said of the segments (``--segments``).
+    generic
+        Allow segments nobody has given a code: they are written as "Tissue".
+    series_description, series_number
+        Of the new series; None: "Segmentation", and 1000 more than the source's.
+    creator
+        Content creator; None leaves it empty. Nothing is taken from this computer's user.
+    most_lost
+        Part of an object (0 to 1) that resampling to the series' grid may cost.
+    """
+
+    kind: Kind = Kind.BINARY
+    compression: Compression = Compression.NONE
+    wishes: Wishes | None = None
+    generic: bool = False
+    series_description: str | None = None
+    series_number: int | None = None
+    creator: str | None = None
+    most_lost: float = MOST_LOST
+
+    def __post_init__(self) -> None:
+        if self.kind is Kind.BINARY and self.compression is not Compression.NONE:
+            raise ExportError(
+                f"compression {self.compression.value!r} does not go with kind 'binary': DICOM packs single "
+                "bits in no way all readers know. Leave it out, or choose labelmap or fractional"
+            )
+        if self.series_number is not None and not 0 <= self.series_number <= _LARGEST_IS:
+            raise ExportError(f"series number {self.series_number}: give one from 0 to {_LARGEST_IS}")
+        for what, text in (("series description", self.series_description), ("creator", self.creator)):
+            if text is not None and (len(text) > _LONGEST_LO or "\\" in text or not text.isprintable()):
+                raise ExportError(
+                    f"{what} {text[:80]!r}: at most {_LONGEST_LO} characters on one line, and no backslash"
+                )
+
+
+@dataclass(frozen=True)
+class WrittenSeg:
+    """The SEG that was written.
+
+    Attributes
+    ----------
+    segmentation
+        What is in it, on the series' grid, with the codes it was written with.
+    header
+        Its data set without pixels, for what refers to it.
+    frames
+        How many it has.
+    notes
+        What the user should know: one sentence each.
+    """
+
+    path: Path
+    segmentation: Segmentation
+    header: Dataset
+    frames: int
+    notes: tuple[str, ...] = ()
+
+
+def write_seg(
+    segmentation: Segmentation,
+    source: Source,
+    path: str | Path,
+    options: SegOptions | None = None,
+    *,
+    probabilities: Probabilities | None = None,
+    overwrite: bool = False,
+) -> WrittenSeg:
+    """Write a segmentation as DICOM SEG, whole or not at all.
+
+    Every frame refers to the image it lies on; slices without the object are left out. Patient, study and
+    frame of reference are the source's; UIDs of series and instance are new each time.
+
+    Parameters
+    ----------
+    source
+        The series it was drawn on. On another grid than that it is resampled to it.
+    probabilities
+        Of the same objects, on the same volume: needed for FRACTIONAL.
+
+    Raises
+    ------
+    ExportError
+        No object has a voxel; one has no code; resampling would cost too much; overlapping objects in a label
+        map; no probabilities for FRACTIONAL; or the file cannot be written there.
+    """
+    path, options = Path(path), options or SegOptions()
+    atomic.check_target(path, overwrite=overwrite)
+    kept, notes = _with_voxels(segmentation, path)
+    moved = onto_grid(kept, source.geometry, options.most_lost)
+    described = describe(moved.segmentation, options.wishes, generic=options.generic)
+    pixels = _pixels(moved.segmentation, options.kind, probabilities)
+    dataset = _dataset(pixels, source, described, options)
+    if options.kind is not Kind.FRACTIONAL:
+        overlap = any(True for _ in moved.segmentation.overlaps())
+        dataset.SegmentsOverlap = "YES" if overlap else "NO"
+    with _scratch(path) as stream, atomic.new_file(path, overwrite=overwrite) as target:
+        _fill(dataset, pixels, source, options, stream)
+        dataset.save_as(target, enforce_file_format=True)
+    frames = int(dataset.NumberOfFrames)
+    coded = zip(moved.segmentation, described.terminologies, strict=True)
+    said = tuple(segment.meaning(terminology) for segment, terminology in coded)
+    result = Segmentation(source.geometry, said, moved.segmentation.provenance)
+    del dataset.PixelData  # its file is closed
+    if isinstance(pixels, Fractions):
+        notes += pixels.notes()
+    if source.geometry.is_sheared:
+        notes.append(
+            "the series was taken with a tilted gantry: every frame lies where its image does, but programs "
+            "built on ITK make an upright block of them and move its slices"
+        )
+    notes += [*source.notes, *moved.notes, *described.notes]
+    return WrittenSeg(path, result, dataset, frames, tuple(notes))
+
+
+def _with_voxels(segmentation: Segmentation, path: Path) -> tuple[Segmentation, list[str]]:
+    """Without segments that are empty: they have no frame to be on."""
+    there = tuple(segment for segment in segmentation if not segment.is_empty)
+    if not there:
+        raise ExportError(f"{path}: there is no object to write: no segment has a voxel")
+    left_out = [segment.name for segment in segmentation if segment.is_empty]
+    notes = [f"{name!r} has no voxel and is left out" for name in left_out]
+    return Segmentation(segmentation.geometry, there, segmentation.provenance), notes
+
+
+def _pixels(segmentation: Segmentation, kind: Kind, probabilities: Probabilities | None) -> Pixels:
+    if kind is Kind.BINARY:
+        return Masks(segmentation)
+    if kind is Kind.LABELMAP:
+        for earlier, later, count in segmentation.overlaps():
+            raise ExportError(
+                f"{count} voxels belong to both {earlier.name!r} and {later.name!r}: a label map holds one "
+                "segment a voxel, choose binary"
+            )
+        return Labels(segmentation)
+    if probabilities is None:
+        raise ExportError(
+            "a fractional SEG holds the model's probabilities, which a mask does not: keep them with "
+            "`medsam2 segment … --probabilities P.nrrd` and give that file, or choose binary"
+        )
+    return Fractions(probabilities, segmentation)
+
+
+def _dataset(pixels: Pixels, source: Source, described: Described, options: SegOptions) -> Any:
+    """The SEG but for its pixels: highdicom's, made from one pixel a frame."""
+    from highdicom import UID
+    from highdicom.seg import Segmentation as Seg
+
+    occupancy = pixels.occupancy().astype(np.uint8)
+    if not occupancy.any():
+        raise ExportError("there is no object to write: its probabilities are zero everywhere")
+    thumbnail = np.moveaxis(occupancy, 0, -1)[:, np.newaxis, np.newaxis, :]  # (K, 1, 1, S)
+    number = options.series_number
+    if number is None:
+        number = min(int(source.header.get("SeriesNumber") or 0) + _SERIES_OFFSET, _LARGEST_IS)
+    with _understood(source):
+        return Seg(
+            source_images=_thumbnails(source),
+            pixel_array=thumbnail[..., 0] if options.kind is Kind.LABELMAP else thumbnail,
+            segmentation_type=options.kind.value.upper(),
+            segment_descriptions=described.items,
+            series_instance_uid=UID(),
+            series_number=number,
+            sop_instance_uid=UID(),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=MANUFACTURER,
+            software_versions=__version__,
+            device_serial_number=__version__,
+            content_label="SEGMENTATION",
+            content_description=options.series_description or "Segmentation",
+            content_creator_name=options.creator,
+            series_description=options.series_description or "Segmentation",
+            specific_character_set="ISO_IR 192",
+            transfer_syntax_uid=TRANSFER_SYNTAXES[Compression.NONE],
+        )
+
+
+@contextlib.contextmanager
+def _understood(source: Source) -> Iterator[None]:
+    """The boundary to highdicom: what it does not accept of a source becomes an error with a way out."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the patient's name, which is the source's
+            yield
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"{source.folder}: a SEG cannot refer to these images: {reason}. "
+            "Write .seg.nrrd or .nii.gz instead"
+        ) from error
+
+
+def _thumbnails(source: Source) -> Sequence[Dataset]:
+    """The source's headers as those of images of one pixel."""
+    from pydicom import Dataset
+
+    small = []
+    for header in source.datasets:
+        thumbnail = Dataset()
+        thumbnail.update(header)
+        for keyword in ("Rows", "Columns"):  # new elements: those there are the header's own
+            thumbnail.add_new(keyword, "US", 1)
+        small.append(thumbnail)
+    return small
+
+
+def _fill(dataset: Any, pixels: Pixels, source: Source, options: SegOptions, stream: BinaryIO) -> None:
+    """Give the data set its true size and its pixels, in the order of its frames."""
+    columns, rows, _ = source.geometry.shape_ijk
+    dataset.Rows, dataset.Columns = rows, columns
+    if not source.is_placed:
+        dataset.PatientOrientation = source.header.get("PatientOrientation", "")  # of type 2 without a place
+    order = list(_order(dataset, source))
+    file = PixelFile(stream, pixels.bits, options.compression, len(order), rows * columns)
+    write_frames(pixels, order, file)
+    dataset.PixelData = file.finish()
+    dataset.BitsAllocated = dataset.BitsStored = pixels.bits
+    dataset.HighBit = pixels.bits - 1
+    dataset.file_meta.TransferSyntaxUID = TRANSFER_SYNTAXES[options.compression]
+    dataset["PixelData"].VR = (
+        "OB" if pixels.bits < 16 or options.compression is not Compression.NONE else "OW"
+    )
+    dataset["PixelData"].is_undefined_length = options.compression is not Compression.NONE
+
+
+def _order(dataset: Any, source: Source) -> Sequence[tuple[int, int]]:
+    """Segment (from 0) and slice of each frame, as highdicom has put them; references are set right."""
+    if not source.is_placed:
+        numbers = [_number(dataset, group) for group in dataset.PerFrameFunctionalGroupsSequence]
+        return [(number - 1, 0) for number in numbers]
+    places = source.datasets
+    if source.frame_numbers is not None:
+        groups = source.header.PerFrameFunctionalGroupsSequence
+        places = tuple(group.PlanePositionSequence[0] for group in groups)
+    slice_at = {tuple(map(float, place.ImagePositionPatient)): k for k, place in enumerate(places)}
+    order = []
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        k = slice_at[tuple(map(float, position))]
+        if source.frame_numbers is not None:
+            # highdicom counts the frames it was shown, which may be one stack of several in the file
+            image = group.DerivationImageSequence[0].SourceImageSequence[0]
+            image.ReferencedFrameNumber = source.frame_numbers[k]
+        order.append((_number(dataset, group) - 1, k))
+    return order
+
+
+def _number(dataset: Any, group: Any) -> int:
+    """Number of the segment a frame shows; 1 for a label map, whose frames show all."""
+    if dataset.SegmentationType == "LABELMAP":
+        return 1
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    item = group if "SegmentIdentificationSequence" in group else shared
+    return int(item.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+
+
+def _scratch(path: Path) -> Any:
+    """A nameless file for the pixels, on the disk that must have room for them anyway."""
+    try:
+        return tempfile.TemporaryFile(dir=path.parent)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error

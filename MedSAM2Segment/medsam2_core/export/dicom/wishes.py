@@ -1,0 +1,372 @@
+"""What the user asks for in a file: codes, labels and colours of segments, and words about the series.
+
+Two forms of JSON are read. The one is that of dcmqi, which 3D Slicer and others write as well
+(https://qiicr.gitbook.io/dcmqi-guide: ``segmentAttributes``, and the series beside it). The other is short,
+for people to write: keys are names of segments, values a code, a name of our table, or an object of
+:data:`SHORT_KEYS`::
+
+    {
+      "liver": "SCT^10200004^Liver",
+      "thing in it": {"type": "SCT^4147007^Mass", "region": "SCT^10200004^Liver", "colour": [255, 0, 0]},
+      "SeriesDescription": "Second reading"
+    }
+
+Values are checked as PS3.5 asks of the attributes they become.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medsam2_core.errors import ExportError
+from medsam2_core.export.dicom import coding
+from medsam2_core.imaging.cielab import cielab_to_rgb
+from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology
+
+#: Keys of a segment in the short form.
+SHORT_KEYS = (
+    *("name", "category", "type", "modifier", "region", "region_modifier", "label", "description", "colour"),
+    *("algorithm_type", "algorithm_name", "tracking_id", "tracking_uid"),
+)
+_DCMQI_KEYS = {
+    "SegmentedPropertyCategoryCodeSequence": "category",
+    "SegmentedPropertyTypeCodeSequence": "type",
+    "SegmentedPropertyTypeModifierCodeSequence": "modifier",
+    "AnatomicRegionSequence": "region",
+    "AnatomicRegionModifierSequence": "region_modifier",
+    "SegmentLabel": "label",
+    "SegmentDescription": "description",
+    "recommendedDisplayRGBValue": "colour",
+    "RecommendedDisplayCIELabValue": "cielab",
+    "SegmentAlgorithmType": "algorithm_type",
+    "SegmentAlgorithmName": "algorithm_name",
+    "TrackingIdentifier": "tracking_id",
+    "TrackingUniqueIdentifier": "tracking_uid",
+}
+_CODE_PARTS = {"CodingSchemeDesignator": 16, "CodeValue": 1024, "CodeMeaning": 64}
+# dcmqi's words about the series that we take over, and those that say nothing to us.
+_SERIES_KEYS = ("SeriesDescription", "SeriesNumber", "ContentCreatorName")
+_SILENT_KEYS = ("@schema", "segmentAttributes", "segmentAttributesFileMapping")
+_OTHER_KEYS = (
+    *("InstanceNumber", "ContentLabel", "ContentDescription", "BodyPartExamined", "ClinicalTrialSeriesID"),
+    *("ClinicalTrialTimePointID", "ClinicalTrialCoordinatingCenterName"),
+)
+_NOT_SEGMENTS = {*_SERIES_KEYS, *_SILENT_KEYS, *_OTHER_KEYS}
+_LARGEST_FILE = 16 << 20  # bytes: room for thousands of segments; a volume given by mistake has more
+_LARGEST_IS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for one segment; None where nothing is.
+
+    Attributes
+    ----------
+    name, number
+        Which segment it is about: its name, its label value (from 1).
+    terminology
+        Its codes.
+    label, description
+        Segment Label and Segment Description of the SEG.
+    colour
+        Red, green and blue from 0 to 1.
+    algorithm_type, algorithm_name
+        MANUAL, SEMIAUTOMATIC or AUTOMATIC, and what it is called.
+    tracking_id, tracking_uid
+        By which the object is known again in other files.
+    """
+
+    name: str | None = None
+    number: int | None = None
+    terminology: Terminology | None = None
+    label: str | None = None
+    description: str | None = None
+    colour: tuple[float, float, float] | None = None
+    algorithm_type: str | None = None
+    algorithm_name: str | None = None
+    tracking_id: str | None = None
+    tracking_uid: str | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for the segments and of the series; None where the user left it open.
+
+    ``notes`` says what of the file was passed over, one sentence each.
+    """
+
+    segments: tuple[Wish, ...] = ()
+    series_description: str | None = None
+    series_number: int | None = None
+    creator: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def of(self, name: str, number: int | None = None) -> Wish | None:
+        """The wish for the segment of that name; for that label value when no wish has the name."""
+        named = [wish for wish in self.segments if wish.name is not None]
+        found = [wish for wish in named if wish.name == name]
+        found += [wish for wish in named if _plain(wish.name or "") == _plain(name)]
+        found += [wish for wish in self.segments if number is not None and wish.number == number]
+        return found[0] if found else None
+
+    def bound_to(self, names: Iterable[str]) -> Wishes:
+        """The same, each wish for one segment, by that segment's name.
+
+        Names come first, whatever the order; only wishes that fit none go by their number. So a list made for
+        another order does not call the spleen a liver.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Of all segments, in order: their label values are 1, 2, …
+
+        Raises
+        ------
+        ExportError
+            A wish is for a segment that is not there.
+        """
+        names = tuple(names)
+        by_name = {_plain(name): name for name in names}
+        bound: dict[str, Wish] = {}
+        left: list[Wish] = []
+        for wish in self.segments:
+            asked = wish.name or ""
+            name = asked if asked in names else by_name.get(_plain(asked))
+            if name is None or name in bound:
+                left.append(wish)
+            else:
+                bound[name] = wish
+        for wish in left:
+            name = names[wish.number - 1] if wish.number and wish.number <= len(names) else None
+            if name is None or name in bound:
+                called = repr(wish.name) if wish.name is not None else f"label value {wish.number}"
+                known = ", ".join(map(repr, names)) or "none"
+                raise ExportError(
+                    f"--segments describes {called}, but there is no such segment, or another entry for it: "
+                    f"segments are {known}"
+                )
+            bound[name] = wish
+        ordered = (replace(bound[name], name=name, number=None) for name in names if name in bound)
+        return replace(self, segments=tuple(ordered))
+
+
+def read_wishes(path: str | Path) -> Wishes:
+    """Read a file for ``--segments``, in either form.
+
+    Raises
+    ------
+    ExportError
+        Naming the file, the entry and the value that cannot be used.
+    """
+    place = _Place(Path(path).name)
+    try:
+        if Path(path).stat().st_size > _LARGEST_FILE:
+            raise ExportError(f"{place}: has more than {_LARGEST_FILE >> 20} MB; that is no list of segments")
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ExportError(f"{place}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # bytes that are no text, or a path no file can have
+        raise ExportError(f"{place}: is not a text file in UTF-8") from error
+    try:
+        content = json.loads(text, object_pairs_hook=place.once_each)
+    except RecursionError as error:
+        raise ExportError(f"{place}: is nested too deeply to be a list of segments") from error
+    except ValueError as error:
+        raise ExportError(f"{place}: is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise place.error("an object {…}", content)
+    wishes, notes = _dcmqi(place, content) if "segmentAttributes" in content else _short(place, content)
+    _check_different(place, wishes)
+    return Wishes(
+        tuple(wishes),
+        place.read(content, "SeriesDescription", _Place.text_or_none),
+        place.read(content, "SeriesNumber", _Place.number),
+        place.read(content, "ContentCreatorName", _Place.text_or_none),
+        notes=tuple(f"{place}: {key} is not taken over" for key in content if key in _OTHER_KEYS)
+        + tuple(notes),
+    )
+
+
+def _short(place: _Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[str]]:
+    wishes = []
+    for name, value in content.items():
+        if name in _NOT_SEGMENTS:
+            continue
+        here = place.at(f"segment {_shown(name)}")
+        if isinstance(value, str):
+            value = {"type" if "^" in value else "name": value}  # noqa: PLW2901
+        if not isinstance(value, dict):
+            raise here.error(
+                "a code scheme^value^meaning, a name that --list-terms shows, or an object {…}", value
+            )
+        for key in value:
+            if key not in SHORT_KEYS:
+                raise ExportError(f"{here}: unknown key {_shown(key)}; known are {', '.join(SHORT_KEYS)}")
+        wishes.append(replace(_wish(here, value), name=name))
+    return wishes, []
+
+
+def _dcmqi(place: _Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[str]]:
+    """A list of segments for each file of labels; their numbers may start again in the next."""
+    lists = content["segmentAttributes"]
+    if not isinstance(lists, list) or not all(isinstance(one, list) for one in lists):
+        raise place.at("segmentAttributes").error("a list of lists of segments", lists)
+    notes = [f"{place}: {_shown(key)} is not known" for key in content if key not in _NOT_SEGMENTS]
+    wishes = []
+    for count, entry in enumerate((entry for one in lists for entry in one), start=1):
+        here = place.at(f"segment {count} of segmentAttributes")
+        if not isinstance(entry, dict):
+            raise here.error("an object {…}", entry)
+        notes += [f"{here}: {_shown(k)} is not known" for k in entry if k not in {*_DCMQI_KEYS, "labelID"}]
+        wish = _wish(here, entry, {short: long for long, short in _DCMQI_KEYS.items()})
+        number = here.read(entry, "labelID", _Place.number)
+        if number is None and wish.label is None:
+            raise ExportError(f"{here}: has neither labelID nor SegmentLabel to say which segment it is")
+        wishes.append(replace(wish, name=wish.label, number=number))
+    labels = [wish.label for wish in wishes]
+    # Two tumours may both be labelled so: then their numbers tell them apart.
+    unnamed = [replace(w, name=None) if w.number and labels.count(w.label) > 1 else w for w in wishes]
+    return unnamed, notes
+
+
+def _wish(place: _Place, value: Mapping[str, Any], called: Mapping[str, str] | None = None) -> Wish:
+    """From an object with the keys of the short form, or with those that ``called`` puts in their place."""
+
+    def read(key: str, kind: Callable[..., Any], *more: Any) -> Any:
+        return place.read(value, called.get(key, key) if called else key, kind, *more)
+
+    colour = read("colour", _Place.integers, 255)
+    cielab = read("cielab", _Place.integers, 65535)
+    return Wish(
+        terminology=_terminology(place, read),
+        label=read("label", _Place.text),
+        description=read("description", _Place.text_or_none, 1024),
+        colour=tuple(part / 255 for part in colour) if colour else cielab_to_rgb(cielab) if cielab else None,
+        algorithm_type=read("algorithm_type", _Place.one_of, ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")),
+        algorithm_name=read("algorithm_name", _Place.text_or_none),
+        tracking_id=read("tracking_id", _Place.text_or_none),
+        tracking_uid=read("tracking_uid", _Place.uid),
+    )
+
+
+def _terminology(place: _Place, read: Callable[..., Any]) -> Terminology | None:
+    name = read("name", _Place.text)
+    keys = ("category", "type", "modifier", "region", "region_modifier")
+    category, kind, modifier, region, region_modifier = (read(key, _Place.code) or NO_CODE for key in keys)
+    if {category, kind, modifier, region, region_modifier} == {NO_CODE}:
+        named = coding.term_for(name) if name is not None else None
+        if name is not None and named is None:
+            raise place.error("a code scheme^value^meaning, or a name that --list-terms shows", name)
+        return named
+    if name is not None:
+        raise ExportError(f"{place}: has both a name and codes; give one of them")
+    if kind == NO_CODE or (region_modifier != NO_CODE and region == NO_CODE):
+        lacking, there = ("a region", "its modifier") if kind != NO_CODE else ("a type", "other codes")
+        raise ExportError(f"{place}: has no code for {lacking}, only for {there}")
+    if category == NO_CODE:
+        category = coding.category_of(kind) or NO_CODE
+    if category == NO_CODE:
+        raise ExportError(
+            f"{place}: the type {str(kind)!r} needs a category, such as "
+            "SCT^123037004^Anatomical Structure or SCT^49755003^Morphologically Altered Structure"
+        )
+    return Terminology(category, kind, modifier, region, region_modifier)
+
+
+def _check_different(place: _Place, wishes: Sequence[Wish]) -> None:
+    names = [wish.name for wish in wishes if wish.name is not None]
+    numbers = [wish.number for wish in wishes if wish.name is None]
+    for kind, seen in (("segment", names), ("labelID", numbers)):
+        twice = next((one for one in seen if seen.count(one) > 1), None)
+        if twice is not None:
+            raise ExportError(f"{place}: has two entries for {kind} {_shown(twice)}")
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+
+
+def _shown(value: Any) -> str:
+    """A value as messages show it: not all of it when it is long."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in the file a value stands; reads it, or raises ExportError that says where and what it is."""
+
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+    def at(self, further: str) -> _Place:
+        return _Place(f"{self.words}: {further}")
+
+    def error(self, expected: str, value: Any) -> ExportError:
+        return ExportError(f"{self}: expected {expected}, not {_shown(value)}")
+
+    def read(self, content: Mapping[str, Any], key: str, kind: Callable[..., Any], *more: Any) -> Any:
+        return kind(self.at(key), content[key], *more) if key in content else None
+
+    def once_each(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) != len(pairs):
+            raise ExportError(f"{self}: has a key twice in {_shown([key for key, _ in pairs])}")
+        return content
+
+    def text(self, value: Any, most: int = 64) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise self.error("text that is not empty", value)
+        value = value.strip()
+        if "\\" in value or not value.isprintable():  # a backslash divides values in DICOM
+            raise self.error("text on one line, without backslash", value)
+        if len(value) > most:
+            raise self.error(f"at most {most} characters", value)
+        return value
+
+    def text_or_none(self, value: Any, most: int = 64) -> str | None:
+        return None if value == "" else self.text(value, most)  # so some programs leave a field open
+
+    def number(self, value: Any) -> int:
+        if isinstance(value, str) and re.fullmatch(r" *[0-9]{1,12} *", value):  # as dcmqi writes them
+            value = int(value)
+        if type(value) is not int or not 0 <= value <= _LARGEST_IS:
+            raise self.error(f"a whole number from 0 to {_LARGEST_IS}", value)
+        return value
+
+    def one_of(self, value: Any, known: Sequence[str]) -> str:
+        if value not in known:
+            raise self.error("one of " + ", ".join(known), value)
+        return value
+
+    def integers(self, value: Any, most: int) -> tuple[int, int, int]:
+        good = isinstance(value, list) and len(value) == 3
+        if not good or not all(type(part) is int and 0 <= part <= most for part in value):
+            raise self.error(f"a list of three whole numbers from 0 to {most}", value)
+        return value[0], value[1], value[2]
+
+    def uid(self, value: Any) -> str:
+        text = self.text(value)
+        if not re.fullmatch(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+", text):
+            raise self.error("a UID of numbers and dots", value)
+        return text
+
+    def code(self, value: Any) -> Code:
+        """``scheme^value^meaning``, or an object (or a list of one) with the attributes of DICOM."""
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, str) and value.count("^") == 2:
+            value = dict(zip(_CODE_PARTS, value.split("^"), strict=True))
+        if not isinstance(value, dict) or set(value) != set(_CODE_PARTS):
+            raise self.error(f"scheme^value^meaning, or an object of {', '.join(_CODE_PARTS)}", value)
+        texts = [self.at(part).text(value[part], most) for part, most in _CODE_PARTS.items()]
+        if any(divider in text for text in texts for divider in "^~|"):
+            raise self.error("parts without ^, ~ and |, which divide codes", value)
+        return Code(*texts)

@@ -1,0 +1,161 @@
+"""Measurements as a file: JSON for programs, CSV for spreadsheets.
+
+Both hold the same numbers, with the unit in every name: millimetres, millilitres, and voxels counted from 0.
+Positions are RAS millimetres, and indices on the grid of the segmentation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam2_core import atomic
+from medsam2_core.errors import ExportError
+from medsam2_core.export import metadata
+from medsam2_core.export.writing import Written
+
+if TYPE_CHECKING:
+    from medsam2_core.export.measurements import Diameter, Measured
+    from medsam2_core.imaging.segmentation import Segment, Segmentation
+
+_DIGITS = 9  # significant ones: a nanometre in a metre
+_ENDS = ("start", "end")
+# With these at its beginning a cell is a formula, half and full width (OWASP, CSV Injection).
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001
+
+_DEFINITION = (
+    "diameters in slices of constant k, between outlines half-way to the neighbouring pixels; longest: the "
+    "greatest distance within one piece; perpendicular: the longest line within its outline at right angles"
+)
+
+
+def check_measurements(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise the ExportError that :func:`write_measurements` would end in, before anything is measured."""
+    path = Path(path)
+    _writer(path)
+    atomic.check_target(path, overwrite=overwrite)
+
+
+def write_measurements(
+    measured: Sequence[Measured], segmentation: Segmentation, path: str | Path, *, overwrite: bool = False
+) -> Written:
+    """Write what was measured as ``.json`` or ``.csv``, whole or not at all.
+
+    Parameters
+    ----------
+    measured
+        What :func:`medsam2_core.export.measurements.measure` made of ``segmentation``.
+    segmentation
+        Says what the objects are in coded terms, and which model drew them.
+    path
+        Its ending decides the format. CSV (RFC 4180, UTF-8) has one row a segment; what was not measured is
+        empty, and a text that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    Raises
+    ------
+    ExportError
+        For another ending, an existing file without ``overwrite``, a missing folder, or a disk that refuses.
+    VolumeError
+        When something was measured that is no segment of ``segmentation``.
+    """
+    path = Path(path)
+    to_text = _writer(path)
+    text = to_text(measured, segmentation)
+    with atomic.new_file(path, overwrite=overwrite) as stream:
+        stream.write(text.encode("utf-8", "replace"))
+    empty = [one.name for one in measured if one.voxel_count == 0]
+    notes = [f"{name!r} has no voxel: it has no diameters" for name in empty]
+    return Written(path, tuple(notes))
+
+
+def _writer(path: Path) -> Callable[[Sequence[Measured], Segmentation], str]:
+    for suffix, writer in ((".json", _as_json), (".csv", _as_csv)):
+        if path.name.lower().endswith(suffix) and path.name.lower() != suffix:
+            return writer
+    raise ExportError(f"{path}: measurements are written as .json or .csv: end the name with one of them")
+
+
+def _as_json(measured: Sequence[Measured], segmentation: Segmentation) -> str:
+    provenance = metadata.without_paths(segmentation.provenance)
+    known = {key: provenance[key] for key in ("model", "weights_sha256") if provenance.get(key)}
+    content = {
+        "software": metadata.SOFTWARE,
+        **known,
+        "definition": _DEFINITION,
+        "segments": [_described(one, segmentation[one.name]) for one in measured],
+    }
+    return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False, default=str) + "\n"
+
+
+def _described(one: Measured, segment: Segment) -> dict[str, Any]:
+    code = segment.terminology.type
+    return {
+        "name": one.name,
+        "code": {"scheme": code.scheme, "value": code.value, "meaning": code.meaning},
+        "voxels": one.voxel_count,
+        "volume_ml": _rounded(one.volume_ml),
+        "slice_k": one.k,
+        "longest_diameter": _line(one.longest),
+        "perpendicular_diameter": _line(one.perpendicular),
+    }
+
+
+def _line(diameter: Diameter | None) -> dict[str, Any] | None:
+    if diameter is None:
+        return None
+    return {
+        "length_mm": _rounded(diameter.length_mm),
+        "ends_ras_mm": [[_rounded(x) for x in end] for end in diameter.ends_ras],
+        "ends_ijk": [[_rounded(x) for x in end] for end in diameter.ends_ijk],
+    }
+
+
+def _as_csv(measured: Sequence[Measured], segmentation: Segmentation) -> str:
+    rows = [dict(_cells(one, segmentation[one.name])) for one in measured]
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)  # lines end with CR LF
+    writer.writerow(_columns())
+    writer.writerows([row.get(column, "") for column in _columns()] for row in rows)
+    return stream.getvalue()
+
+
+def _columns() -> list[str]:
+    columns = ["segment", "code_scheme", "code_value", "code_meaning", "voxels", "volume_ml", "slice_k"]
+    columns += ["longest_diameter_mm", "perpendicular_diameter_mm"]
+    for which in ("longest", "perpendicular"):
+        for end in _ENDS:
+            columns += [f"{which}_{end}_{axis}_mm" for axis in "ras"]
+            columns += [f"{which}_{end}_{axis}_index" for axis in "ij"]
+    return columns
+
+
+def _cells(one: Measured, segment: Segment) -> Iterator[tuple[str, Any]]:
+    """Column and value; a column that is not mentioned stays empty."""
+    code = segment.terminology.type
+    yield "segment", _harmless(one.name)
+    for part in ("scheme", "value", "meaning"):
+        yield f"code_{part}", _harmless(getattr(code, part))
+    yield "voxels", one.voxel_count
+    yield "volume_ml", _rounded(one.volume_ml)
+    if one.k is not None:
+        yield "slice_k", one.k
+    for which, diameter in (("longest", one.longest), ("perpendicular", one.perpendicular)):
+        if diameter is None:
+            continue
+        yield f"{which}_diameter_mm", _rounded(diameter.length_mm)
+        for end, ras, ijk in zip(_ENDS, diameter.ends_ras, diameter.ends_ijk, strict=True):
+            yield from ((f"{which}_{end}_{a}_mm", _rounded(x)) for a, x in zip("ras", ras, strict=True))
+            yield from ((f"{which}_{end}_{a}_index", _rounded(x)) for a, x in zip("ij", ijk[:2], strict=True))
+
+
+def _harmless(text: str) -> str:
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+def _rounded(value: float) -> float:
+    """Without the digits that are rounding errors of the computation."""
+    return float(f"{value:.{_DIGITS}g}") + 0.0

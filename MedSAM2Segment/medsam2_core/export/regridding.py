@@ -1,0 +1,176 @@
+"""A segmentation put onto another grid: that of the series it goes with.
+
+Where both hold their voxels in the same places nothing changes, in whatever order they are stored. A grid
+that is a part of the other is filled in. Everything else is resampled, and what that costs is measured: the
+object is sampled back, and its overlap with itself (Dice) tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medsam2_core.errors import ExportError
+from medsam2_core.imaging.segmentation import Segment, Segmentation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medsam2_core.imaging.geometry import Geometry
+
+#: Voxel centres nearer than this are the same place.
+SAME_PLACE_MM = 0.05
+#: How much of an object may be lost on the way, as a part of it (1 - Dice there and back).
+MOST_LOST = 0.05
+_ROWS_AT_ONCE = 1 << 21  # voxels whose places are computed together
+
+
+@dataclass(frozen=True)
+class Regridded:
+    """A segmentation on the grid that was asked for, and what the user should know: one sentence each."""
+
+    segmentation: Segmentation
+    notes: tuple[str, ...] = ()
+
+
+def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float = MOST_LOST) -> Regridded:
+    """The same objects on another grid.
+
+    Parameters
+    ----------
+    most_lost
+        Part of an object (0 to 1) that may be lost: 1 - Dice of the object and what comes back when the
+        result is sampled on its own grid again. An object that would vanish is always refused.
+
+    Raises
+    ------
+    ExportError
+        Naming the object that would lose more, and how much.
+    """
+    if not 0 <= most_lost <= 1:
+        raise ExportError(f"most lost {most_lost!r}: give a part of the object from 0 to 1")
+    own = segmentation.geometry
+    if own.same_grid(geometry, SAME_PLACE_MM):
+        return Regridded(Segmentation(geometry, segmentation.segments, segmentation.provenance))
+    mapping = np.linalg.inv(own.ijk_to_ras) @ geometry.ijk_to_ras  # index there to index here
+    steps = _whole_steps(mapping, own, geometry)
+    moved, notes = [], []
+    for segment in segmentation:
+        mask_kji = _sampled(segment, mapping if steps is None else steps, geometry.shape_ijk)
+        lost = _lost(segment, mask_kji, mapping)
+        if lost > most_lost or lost == 1.0:
+            raise ExportError(_too_much(segment, lost, most_lost))
+        if lost > 0.0005:
+            notes.append(f"{segment.name!r}: {lost:.1%} of it did not survive the other grid")
+        new = (segment.name, segment.colour_rgb, mask_kji, segment.terminology, segment.tags)
+        moved.append(Segment(*new))
+    told = _difference(own, geometry, steps is not None)
+    result = Segmentation(geometry, tuple(moved), segmentation.provenance)
+    return Regridded(result, tuple([*told, *notes]))
+
+
+def _whole_steps(mapping: NDArray[np.float64], own: Geometry, other: Geometry) -> NDArray[np.float64] | None:
+    """The mapping in whole numbers, when every voxel of the other grid is one of ours, or lies outside."""
+    rounded = np.rint(mapping)
+    linear = np.abs(rounded[:3, :3])
+    if not ((linear.sum(axis=0) == 1).all() and (linear.sum(axis=1) == 1).all()):
+        return None
+    corners = np.array(list(np.ndindex(2, 2, 2)), dtype=np.float64) * (np.array(other.shape_ijk) - 1)
+    exact = corners @ mapping[:3, :3].T + mapping[:3, 3]
+    whole = corners @ rounded[:3, :3].T + rounded[:3, 3]
+    off = np.linalg.norm((exact - whole) @ own.ijk_to_ras[:3, :3].T, axis=1).max()
+    return rounded if off <= SAME_PLACE_MM else None
+
+
+def _sampled(
+    segment: Segment, mapping: NDArray[np.float64], shape_ijk: tuple[int, int, int]
+) -> NDArray[np.bool_]:
+    """(K, J, I) mask on the other grid: at each of its voxels what the object is at the nearest of ours."""
+    mask_kji = np.zeros(shape_ijk[::-1], dtype=bool)
+    if segment.part_kji.size:
+        box = _box_there(segment, mapping, shape_ijk)
+        for part, places_ijk in _places(box):
+            here = places_ijk @ mapping[:3, :3].T + mapping[:3, 3]
+            mask_kji[part] = _look_up(segment, here).reshape(mask_kji[part].shape)
+    return mask_kji
+
+
+def _lost(segment: Segment, mask_kji: NDArray[np.bool_], mapping: NDArray[np.float64]) -> float:
+    """1 - Dice of the object and what is sampled back from ``mask_kji``; 0 for an empty object."""
+    if segment.is_empty:
+        return 0.0
+    if not mask_kji.any():
+        return 1.0
+    moved = Segment(segment.name, segment.colour_rgb, mask_kji)
+    back = _sampled(moved, np.linalg.inv(mapping), segment.shape_ijk)
+    shared = int(np.count_nonzero(segment.view_of(back) & segment.part_kji))
+    return 1.0 - 2.0 * shared / (segment.voxel_count + int(np.count_nonzero(back)))
+
+
+def _look_up(segment: Segment, places_ijk: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether the object is at the voxels nearest to (N, 3) places."""
+    # Half a voxel and a hair: places midway go the same way wherever rounding errors put them.
+    nearest = np.floor(places_ijk + 0.5 - 1e-6).astype(np.int64) - segment.offset_ijk
+    size = np.array(segment.part_kji.shape[::-1])
+    inside = ((nearest >= 0) & (nearest < size)).all(axis=1)
+    found = np.zeros(len(nearest), dtype=bool)
+    i, j, k = nearest[inside].T
+    found[inside] = segment.part_kji[k, j, i]
+    return found
+
+
+def _box_there(
+    segment: Segment, mapping: NDArray[np.float64], shape_ijk: tuple[int, int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and one past last index (i, j, k) of the other grid that may hold the object."""
+    first = np.array(segment.offset_ijk) - 0.5
+    corners = np.array(list(np.ndindex(2, 2, 2))) * segment.part_kji.shape[::-1] + first
+    inverse = np.linalg.inv(mapping)
+    there = corners @ inverse[:3, :3].T + inverse[:3, 3]
+    start = np.clip(np.floor(there.min(axis=0)), 0, shape_ijk).astype(np.int64)
+    stop = np.clip(np.ceil(there.max(axis=0)) + 1, start, shape_ijk).astype(np.int64)
+    return start, stop
+
+
+def _places(
+    box: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float64]]]:
+    """The box piece by piece: where it is (k, j, i) and its (N, 3) indices, i fastest."""
+    (i0, j0, k0), (i1, j1, k1) = box
+    rows = max(1, _ROWS_AT_ONCE // max(1, int(i1 - i0)))
+    for k in range(k0, k1):
+        for j in range(j0, j1, rows):
+            last = min(j + rows, j1)
+            jj, ii = np.meshgrid(np.arange(j, last), np.arange(i0, i1), indexing="ij")
+            places = np.column_stack((ii.ravel(), jj.ravel(), np.full(ii.size, k)))
+            yield (slice(k, k + 1), slice(j, last), slice(i0, i1)), places.astype(np.float64)
+
+
+def _difference(own: Geometry, other: Geometry, is_exact: bool) -> list[str]:
+    """What was done, unless it was no more than turning axes."""
+    sizes = " x ".join(map(str, own.shape_ijk)), " x ".join(map(str, other.shape_ijk))
+    if is_exact and sorted(own.shape_ijk) == sorted(other.shape_ijk):
+        return []
+    if is_exact:
+        return [
+            f"the segmentation's {sizes[0]} voxels were put into their places among the series' {sizes[1]}"
+        ]
+    spacings = [" x ".join(f"{value:.4g}" for value in grid.spacing) for grid in (own, other)]
+    return [
+        f"the segmentation ({sizes[0]} voxels of {spacings[0]} mm) was resampled to the series' voxels "
+        f"({sizes[1]} of {spacings[1]} mm)"
+    ]
+
+
+def _too_much(segment: Segment, lost: float, most_lost: float) -> str:
+    if lost == 1.0:
+        what = "nothing of it would be left on the series' grid: is it another scan, or smaller than a voxel?"
+        return f"{segment.name!r}: {what} .seg.nrrd keeps it as it is"
+    return (
+        f"{segment.name!r}: {lost:.1%} of it would be lost on the series' grid, more than the "
+        f"{most_lost:.1%} allowed: choose the series it was drawn on, allow more (--most-lost), or "
+        "write .seg.nrrd"
+    )

@@ -1,0 +1,207 @@
+"""`medsam2 export`: the command a user types, to the files another system takes."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pydicom
+import pytest
+from a_command_line import CommandLine
+from judges import dcmqi_segments, on_grid, validator_errors
+from medsam2_core.export.dicom.source import read_source
+from medsam2_core.export.writing import write
+from medsam2_core.imaging.segmentation import Segmentation
+from medsam2_core.imaging.segmentation_files import read_segmentation
+from small_files import some_voxels, write_series
+
+
+@pytest.fixture
+def medsam2(capsys):
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def clinic(tmp_path):
+    """A series, and a segmentation of it beside it."""
+    write_series(tmp_path / "series", some_voxels((6, 20, 24)), PatientID="7", PatientName="Doe^Jane")
+    geometry = read_source(tmp_path / "series").geometry
+    liver, spleen = np.zeros((2, 6, 20, 24), dtype=bool)
+    liver[1:5, 4:12, 3:15], spleen[2:4, 13:18, 12:20] = True, True
+    given = Segmentation.from_masks(geometry, {"liver": liver, "spleen": spleen}, {"model": "embedded"})
+    write(given, tmp_path / "x.seg.nrrd")
+    return tmp_path
+
+
+def test_a_segmentation_becomes_a_seg_and_the_summary_says_so(medsam2, clinic):
+    out = clinic / "x.dcm"
+    answer = medsam2("export", clinic / "x.seg.nrrd", "--dicom", clinic / "series", "--out", out, "--json")
+    assert answer.code == 0, answer.err
+    facts = json.loads(answer.out)
+    assert facts["kind"] == "binary"
+    assert facts["frames"] == 4 + 2
+    assert [one["code"] for one in facts["segments"]] == ["SCT^10200004^Liver", "SCT^78961009^Spleen"]
+    assert facts["bytes"] == out.stat().st_size
+    assert validator_errors(out) == []
+    seg = pydicom.dcmread(out)
+    assert seg.SeriesInstanceUID == facts["series_uid"]
+    assert str(seg.PatientName) == "Doe^Jane"
+    assert str(clinic) not in out.read_bytes().decode("latin-1")
+
+
+def test_every_kind_and_packing_comes_back_as_it_was(medsam2, clinic):
+    given = read_segmentation(clinic / "x.seg.nrrd")
+    for kind, compression in [("binary", "none"), ("labelmap", "rle"), ("labelmap", "jpeg-ls")]:
+        out, back = clinic / f"{compression}.dcm", clinic / f"{compression}.seg.nrrd"
+        words = ("--dicom", clinic / "series", "--out", out, "--kind", kind, "--compression", compression)
+        assert medsam2("export", clinic / "x.seg.nrrd", *words).code == 0
+        answer = medsam2("import", out, "--out", back)
+        assert answer.code == 0, answer.err
+        again = read_segmentation(back)
+        assert again.names == given.names
+        for segment in given:
+            assert again[segment.name].voxel_count == segment.voxel_count
+            assert again[segment.name].colour_rgb == pytest.approx(segment.colour_rgb, abs=0.5 / 255)
+            assert again[segment.name].terminology.type.value in ("10200004", "78961009")
+
+
+def test_the_other_formats_need_no_series(medsam2, clinic):
+    for suffix in (".seg.nrrd", ".nii.gz", ".nrrd", ".mha"):
+        answer = medsam2("export", clinic / "x.seg.nrrd", "--out", clinic / f"y{suffix}", "--json")
+        assert answer.code == 0, answer.err
+        assert json.loads(answer.out)["kind"] == suffix[1:]
+        assert len(read_segmentation(clinic / f"y{suffix}")) == 2
+
+
+def test_measurements_and_a_report_are_written_beside(medsam2, clinic):
+    words = ["--dicom", clinic / "series", "--out", clinic / "x.dcm", "--report", clinic / "sr.dcm", "--json"]
+    words += ["--measurements", clinic / "m.csv", "--measurements", clinic / "m.json"]
+    answer = medsam2("export", clinic / "x.seg.nrrd", *words)
+    assert answer.code == 0, answer.err
+    rows = list(csv.DictReader((clinic / "m.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["segment"] for row in rows] == ["liver", "spleen"]
+    assert [row["code_value"] for row in rows] == ["10200004", "78961009"]
+    assert json.loads((clinic / "m.json").read_text(encoding="utf-8"))
+    assert validator_errors(clinic / "sr.dcm") == []
+    seg, report = pydicom.dcmread(clinic / "x.dcm"), pydicom.dcmread(clinic / "sr.dcm")
+    assert report.Modality == "SR"
+    assert report.StudyInstanceUID == seg.StudyInstanceUID
+    assert seg.SOPInstanceUID in str(report)
+
+
+def test_dcmqi_finds_the_voxels_where_they_were(medsam2, clinic):
+    words = ("--dicom", clinic / "series", "--out", clinic / "x.dcm")
+    assert medsam2("export", clinic / "x.seg.nrrd", *words).code == 0
+    given = read_segmentation(clinic / "x.seg.nrrd")
+    judged = dcmqi_segments(clinic / "x.dcm", clinic / "dcmqi")
+    for segment in given:
+        assert np.array_equal(on_grid(judged[segment.name], given.geometry), segment.mask_kji)
+
+
+def test_a_name_without_a_code_is_refused_with_the_ways_out(medsam2, clinic):
+    given = read_segmentation(clinic / "x.seg.nrrd")
+    strange = {"glorp": given["liver"].mask_kji}
+    write(Segmentation.from_masks(given.geometry, strange), clinic / "strange.seg.nrrd")
+    words = ["export", clinic / "strange.seg.nrrd", "--dicom", clinic / "series", "--out", clinic / "s.dcm"]
+    answer = medsam2(*words)
+    assert answer.code == 2
+    for told in ("'glorp'", "--segments", "--generic", "--list-terms"):
+        assert told in answer.err
+    assert not (clinic / "s.dcm").exists()
+    assert medsam2(*words, "--generic").code == 0
+    meta = clinic / "meta.json"
+    meta.write_text(json.dumps({"glorp": "SCT^10200004^Liver"}), encoding="utf-8")
+    assert medsam2(*words, "--segments", meta, "--overwrite").code == 0
+    item = pydicom.dcmread(clinic / "s.dcm").SegmentSequence[0]
+    assert item.SegmentedPropertyTypeCodeSequence[0].CodeValue == "10200004"
+
+
+def test_the_names_that_have_a_code_are_listed(medsam2):
+    answer = medsam2("export", "--list-terms")
+    assert answer.code == 0
+    assert any(line.startswith("liver") and "10200004" in line for line in answer.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--out", "x.dcm"], "--dicom FOLDER"),
+        (["--out", "x.xyz"], "unknown format"),
+        (["--out", "x.nrrd", "--report", "r.dcm"], "refers to a DICOM SEG"),
+        (["--out", "x.nrrd", "--measurements", "m.xlsx"], ".json or .csv"),
+        (["--out", "x.nrrd", "--measurements", "x.nrrd"], ".json or .csv"),
+        (["--out", "m.dcm", "--dicom", "series", "--report", "m.dcm"], "named twice"),
+        (["--out", "x.dcm", "--dicom", "series", "--kind", "fractional"], "--probabilities"),
+        (["--out", "x.dcm", "--dicom", "series", "--compression", "rle"], "does not go with kind 'binary'"),
+        (["--out", "x.dcm", "--dicom", "nowhere"], "nowhere"),
+        (["--out", "none/x.nrrd"], "does not exist"),
+        (["--out", "x.dcm", "--dicom", "series", "--most-lost", "120"], "--most-lost"),
+        ([], "--out"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(medsam2, clinic, monkeypatch, words, told):
+    monkeypatch.chdir(clinic)
+    before = sorted(clinic.rglob("*"))
+    answer = medsam2("export", "x.seg.nrrd", *words)
+    assert answer.code == 2
+    assert told in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+    assert sorted(clinic.rglob("*")) == before
+
+
+def test_existing_files_stay_without_overwrite(medsam2, clinic):
+    (clinic / "m.csv").write_text("mine", encoding="utf-8")
+    words = [
+        "export",
+        clinic / "x.seg.nrrd",
+        "--out",
+        clinic / "y.nii.gz",
+        "--measurements",
+        clinic / "m.csv",
+    ]
+    answer = medsam2(*words)
+    assert answer.code == 2
+    assert (clinic / "m.csv").read_text(encoding="utf-8") == "mine"
+    assert not (clinic / "y.nii.gz").exists()
+    assert medsam2(*words, "--overwrite").code == 0
+
+
+def test_source_files_can_come_as_a_list(medsam2, clinic):
+    files = sorted((clinic / "series").iterdir())
+    (clinic / "files.txt").write_text("\n".join(map(str, files)), encoding="utf-8")
+    words = ("--dicom", clinic / "files.txt", "--out", clinic / "x.dcm")
+    assert medsam2("export", clinic / "x.seg.nrrd", *words).code == 0
+    (clinic / "files.txt").write_text(f"{files[0]}\n{clinic / 'gone.dcm'}\n", encoding="utf-8")
+    answer = medsam2("export", clinic / "x.seg.nrrd", *words, "--overwrite")
+    assert answer.code == 2
+    assert "gone.dcm, which is not there" in answer.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not ended by signals there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_export_leaves_no_half_file(clinic, number):
+    stopped = """
+import os, sys, time
+from medsam2_core.cli import main
+from medsam2_core.export.dicom import frames
+add = frames.PixelFile.add
+def slowly(self, frame):
+    add(self, frame)
+    print("at work", flush=True)
+    time.sleep(60)
+frames.PixelFile.add = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+    words = ["export", clinic / "x.seg.nrrd", "--dicom", clinic / "series", "--out", clinic / "x.dcm"]
+    command = [sys.executable, "-c", stopped, *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(number)
+        process.wait(timeout=30)
+    left = {path.name for path in clinic.iterdir()} - {"series", "x.seg.nrrd"}
+    assert "x.dcm" not in left
+    if number != signal.SIGKILL:
+        assert left == set()
+    assert all(name.startswith(".") and name.endswith(".part") for name in left)

@@ -1,0 +1,309 @@
+"""What the user writes for --segments is understood, or refused with the place and the value."""
+
+import json
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from medsam2_core.errors import ExportError
+from medsam2_core.export.dicom.coding import code_item, term_for
+from medsam2_core.export.dicom.wishes import Wishes, read_wishes
+from medsam2_core.imaging.terminology import Code
+
+LIVER = {"CodeValue": "10200004", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Liver"}
+KIDNEY = {"CodeValue": "64033007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Kidney"}
+LEFT = {"CodeValue": "7771000", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Left"}
+CYST = {"CodeValue": "367643001", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Cyst"}
+STRUCTURE = {"CodeValue": "123037004", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Anatomical Structure"}
+ALTERED = {**STRUCTURE, "CodeValue": "49755003", "CodeMeaning": "Morphologically Altered Structure"}
+DCMQI = {
+    "@schema": "https://raw.githubusercontent.com/qiicr/dcmqi/master/doc/schemas/seg-schema.json#",
+    "ContentCreatorName": "Doe^Jane",
+    "ClinicalTrialSeriesID": "Session1",
+    "SeriesDescription": "Second reading",
+    "SeriesNumber": "300",
+    "segmentAttributes": [
+        [
+            {
+                "labelID": 1,
+                "SegmentLabel": "Liver",
+                "SegmentDescription": "by hand",
+                "SegmentedPropertyCategoryCodeSequence": STRUCTURE,
+                "SegmentedPropertyTypeCodeSequence": LIVER,
+                "SegmentAlgorithmType": "SEMIAUTOMATIC",
+                "SegmentAlgorithmName": "Editor",
+                "recommendedDisplayRGBValue": [255, 0, 51],
+                "TrackingIdentifier": "Liver 1",
+                "TrackingUniqueIdentifier": "1.2.826.0.1.3680043",
+            },
+            {
+                "labelID": 2,
+                "SegmentedPropertyCategoryCodeSequence": ALTERED,
+                "SegmentedPropertyTypeCodeSequence": CYST,
+                "AnatomicRegionSequence": KIDNEY,
+                "AnatomicRegionModifierSequence": LEFT,
+                "SegmentAlgorithmType": "MANUAL",
+            },
+        ]
+    ],
+}
+SHORT = {
+    "liver": "SCT^10200004^Liver",
+    "left one": "left kidney",
+    "thing": {
+        "type": "SCT^4147007^Mass",
+        "region": LIVER,
+        "label": "Mass in the liver",
+        "description": "seen by two",
+        "colour": [0, 255, 0],
+        "algorithm_type": "AUTOMATIC",
+        "algorithm_name": "Finder 2",
+        "tracking_id": "M1",
+        "tracking_uid": "1.2.3",
+    },
+    "SeriesDescription": "Mine",
+    "SeriesNumber": 7,
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content) -> object:
+        path = tmp_path / "meta.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def changed(**fields) -> dict:
+    """dcmqi's form with one segment, some of whose fields are other ones; None takes one away."""
+    entry = {**DCMQI["segmentAttributes"][0][0], **fields}
+    return {"segmentAttributes": [[{key: value for key, value in entry.items() if value is not None}]]}
+
+
+def test_the_form_of_dcmqi_is_read(written):
+    wishes = read_wishes(written(DCMQI))
+    assert (wishes.series_description, wishes.series_number, wishes.creator) == (
+        *("Second reading", 300, "Doe^Jane"),
+    )
+    liver, cyst = wishes.segments
+    assert (liver.name, liver.number, liver.label, liver.description) == ("Liver", 1, "Liver", "by hand")
+    assert liver.terminology == term_for("liver")
+    assert liver.colour == (1.0, 0.0, 0.2)
+    assert (liver.algorithm_type, liver.algorithm_name) == ("SEMIAUTOMATIC", "Editor")
+    assert (liver.tracking_id, liver.tracking_uid) == ("Liver 1", "1.2.826.0.1.3680043")
+    assert cyst.terminology == term_for("left kidney cyst")
+    assert (cyst.name, cyst.number, cyst.colour) == (None, 2, None)
+    assert wishes.notes == ("meta.json: ClinicalTrialSeriesID is not taken over",)
+
+
+def test_the_short_form_is_read(written):
+    wishes = read_wishes(written(SHORT))
+    assert (wishes.series_description, wishes.series_number, wishes.creator) == ("Mine", 7, None)
+    assert wishes.of("liver").terminology == term_for("liver")
+    assert wishes.of("left one").terminology == term_for("kidney left")
+    thing = wishes.of("thing")
+    assert thing.terminology == term_for("liver mass")
+    assert (thing.label, thing.description, thing.colour) == ("Mass in the liver", "seen by two", (0, 1, 0))
+    assert (thing.algorithm_type, thing.algorithm_name) == ("AUTOMATIC", "Finder 2")
+    assert (thing.tracking_id, thing.tracking_uid) == ("M1", "1.2.3")
+    assert wishes.of("nothing") is None
+
+
+def test_what_is_read_can_be_written_to_dicom(written):
+    for content in (DCMQI, SHORT):
+        for wish in read_wishes(written(content)).segments:
+            assert code_item(wish.terminology.type).CodingSchemeDesignator == "SCT"
+
+
+def test_names_are_compared_without_case_and_underscores(written):
+    wishes = read_wishes(written({"Left_Kidney": "left kidney"}))
+    assert wishes.of("left kidney") is wishes.of("LEFT-KIDNEY") is wishes.segments[0]
+
+
+def test_a_colour_may_be_in_cielab(written):
+    fields = {"recommendedDisplayRGBValue": None, "RecommendedDisplayCIELabValue": [65535, 32896, 32896]}
+    (wish,) = read_wishes(written(changed(**fields))).segments
+    assert wish.colour == pytest.approx((1, 1, 1), abs=0.01)
+
+
+def test_numbers_count_only_where_no_name_fits(written):
+    wishes = read_wishes(written(DCMQI))
+    assert wishes.of("Segment_1", 1).name == "Liver"
+    assert wishes.of("LIVER", 2).name == "Liver"
+    assert wishes.of("other", 3) is None
+
+
+def test_a_list_in_another_order_does_not_call_the_spleen_a_liver(written):
+    content = changed()  # label value 1 is the liver
+    bound = read_wishes(written(content)).bound_to(["spleen", "liver"])
+    assert bound.of("spleen", 1) is None
+    assert bound.of("liver", 2).terminology == term_for("liver")
+
+
+def test_wishes_without_a_fitting_name_go_by_number(written):
+    bound = read_wishes(written(DCMQI)).bound_to(["Segment_1", "Segment_2"])
+    assert bound.of("Segment_1").terminology == term_for("liver")
+    assert bound.of("Segment_2").terminology == term_for("left kidney cyst")
+
+
+def test_segments_of_one_label_are_told_apart_by_number(written):
+    entry = changed()["segmentAttributes"][0][0]
+    content = {"segmentAttributes": [[entry, {**entry, "labelID": 2, "SegmentAlgorithmType": "MANUAL"}]]}
+    bound = read_wishes(written(content)).bound_to(["a", "b"])
+    assert [wish.algorithm_type for wish in bound.segments] == ["SEMIAUTOMATIC", "MANUAL"]
+    assert [wish.label for wish in bound.segments] == ["Liver", "Liver"]
+
+
+def test_a_wish_for_no_segment_is_told(written):
+    with pytest.raises(ExportError, match=r"'thing'.*segments are 'liver', 'left one'"):
+        read_wishes(written(SHORT)).bound_to(["liver", "left one"])
+    with pytest.raises(ExportError, match=r"label value 2.*'liver'"):
+        read_wishes(written(DCMQI)).bound_to(["liver"])
+
+
+def test_a_code_known_nowhere_needs_its_category(written):
+    with pytest.raises(ExportError, match=r"thing.*99X\^1\^Mine.*category"):
+        read_wishes(written({"thing": "99X^1^Mine"}))
+    both = {"thing": {"type": "99X^1^Mine", "category": "SCT^85756007^Tissue"}}
+    assert read_wishes(written(both)).of("thing").terminology.type == Code("99X", "1", "Mine")
+
+
+def test_keys_dcmqi_does_not_have_are_told_and_passed_over(written):
+    content = {**changed(Extra=1), "More": 2}
+    notes = read_wishes(written(content)).notes
+    assert notes == (
+        "meta.json: 'More' is not known",
+        "meta.json: segment 1 of segmentAttributes: 'Extra' is not known",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "nested too deeply|not JSON"),
+        ("[1]", r"an object.*\[1\]"),
+        ('{"a": ' + "9" * 5000 + "}", "not JSON"),
+        ('{"a": "liver", "a": "spleen"}', "twice"),
+        ({"liver": "hepar"}, "segment 'liver'.*'hepar'"),
+        ({"liver": "SCT^1"}, r"scheme\^value\^meaning.*'SCT\^1'"),
+        ({"liver": "SCT^^Liver"}, "CodeValue.*not empty"),
+        ({"liver": 3}, "segment 'liver'.*not 3"),
+        ({"liver": {"typ": "SCT^1^a"}}, "unknown key 'typ'; known are name, category, type"),
+        ({"liver": {"category": "SCT^85756007^Tissue"}}, "no code for a type"),
+        ({"liver": {"type": LIVER, "region_modifier": LEFT}}, "no code for a region"),
+        ({"liver": {"name": "liver", "type": LIVER}}, "both a name and codes"),
+        ({"liver": {"name": "liver", "colour": [1, 2]}}, r"colour.*\[1, 2\]"),
+        ({"liver": {"name": "liver", "colour": [1, 2, True]}}, "colour"),
+        ({"liver": {"name": "liver", "label": "x" * 65}}, "label.*at most 64"),
+        ({"liver": {"name": "liver", "label": "a\\b"}}, "label.*backslash"),
+        ({"liver": {"name": "liver", "tracking_uid": "1.02"}}, "tracking_uid.*UID"),
+        ({"liver": "liver", "SeriesNumber": -1}, "SeriesNumber.*-1"),
+        ({"liver": "liver", "SeriesNumber": "12x"}, "SeriesNumber.*'12x'"),
+        ({"liver": "liver", "SeriesDescription": "\n"}, "SeriesDescription"),
+        ({"segmentAttributes": {}}, "segmentAttributes: expected a list"),
+        ({"segmentAttributes": [[3]]}, "segment 1 of segmentAttributes.*not 3"),
+        (changed(SegmentAlgorithmType="ROBOT"), "SegmentAlgorithmType.*MANUAL.*'ROBOT'"),
+        (
+            changed(SegmentedPropertyTypeCodeSequence={**LIVER, "CodeValue": ""}),
+            "TypeCodeSequence: CodeValue",
+        ),
+        (changed(SegmentedPropertyTypeCodeSequence={"CodeValue": "1"}), "TypeCodeSequence.*CodeMeaning"),
+        (changed(recommendedDisplayRGBValue=[0, 0, 256]), "recommendedDisplayRGBValue.*255"),
+        (changed(labelID="one"), "labelID.*'one'"),
+        (changed(labelID=None, SegmentLabel=None), "neither labelID nor SegmentLabel"),
+    ],
+)
+def test_bad_values_are_told_with_their_place(written, content, told):
+    with pytest.raises(ExportError, match=told) as error:
+        read_wishes(written(content))
+    assert str(error.value).startswith("meta.json: ")
+    assert len(str(error.value)) < 400
+
+
+def test_files_that_are_no_lists_of_segments_are_refused(tmp_path):
+    (tmp_path / "volume.nrrd").write_bytes(bytes(range(256)) * 10)
+    large = tmp_path / "large.json"
+    with large.open("wb") as file:
+        file.truncate(17 << 20)
+    for path, told in (
+        (tmp_path / "none.json", "none.json: cannot be read"),
+        (tmp_path, "cannot be read"),
+        (tmp_path / "volume.nrrd", "UTF-8"),
+        (large, "16 MB"),
+        ("a\0b.json", "."),
+    ):
+        with pytest.raises(ExportError, match=told):
+            read_wishes(path)
+
+
+def test_an_empty_list_asks_for_nothing(written):
+    assert read_wishes(written({})) == Wishes()
+    assert Wishes().bound_to(["a"]) == Wishes()
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=80),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def _places(content, path=()):
+    """Every place in a JSON value, as the keys that lead there."""
+    yield path
+    inner = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
+    for key, value in inner:
+        yield from _places(value, (*path, key))
+
+
+def _with(content, path, value):
+    if not path:
+        return value
+    copy = dict(content) if isinstance(content, dict) else list(content)
+    copy[path[0]] = _with(content[path[0]], path[1:], value)
+    return copy
+
+
+@given(base=st.sampled_from([DCMQI, SHORT]), data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+def test_whatever_is_in_the_file_is_read_or_refused(written, base, data):
+    for _ in range(data.draw(st.integers(1, 2))):
+        place = data.draw(st.sampled_from(list(_places(base))))
+        base = _with(base, place, data.draw(ANY_JSON))
+    try:
+        wishes = read_wishes(written(base)).bound_to(["Liver", "left one", "thing"])
+    except ExportError as error:
+        assert str(error)
+    else:
+        for wish in wishes.segments:
+            if wish.terminology is not None:
+                code_item(wish.terminology.type)
+
+
+def test_damaged_files_are_read_or_refused(written, tmp_path):
+    draw = random.Random(5)
+    whole = [json.dumps(content).encode() for content in (DCMQI, SHORT)]
+    refused = 0
+    for _ in range(500):
+        data = bytearray(draw.choice(whole))
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(data))
+            data[at : at + draw.randint(0, 9)] = bytes(draw.randrange(256) for _ in range(draw.randint(0, 3)))
+        path = tmp_path / "meta.json"
+        path.write_bytes(data)
+        try:
+            read_wishes(path)
+        except ExportError:
+            refused += 1
+    assert refused > 250
