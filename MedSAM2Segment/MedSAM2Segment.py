@@ -27,8 +27,9 @@ class MedSAM2Segment(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Adds the effect <b>MedSAM2</b> to the Segment Editor: click a structure in a slice view, see "
             "its mask, and let it be followed through the volume. This page installs and removes what the "
-            "effect needs, tells which models there are, and trains those that need no prompt (Auto) from "
-            "about ten labelled images. Nothing leaves this computer."
+            "effect needs, tells which models there are, trains those that need no prompt (Auto) from "
+            "about ten labelled images, and exports segmentations for other systems. Nothing leaves this "
+            "computer."
         )
         self.parent.acknowledgementText = _(
             "Segments with SAM 2 (Meta AI) and MedSAM-2: a volume is looked at as a video, slice by slice."
@@ -64,9 +65,16 @@ class MedSAM2SegmentWidget(ScriptedLoadableModuleWidget):
         ScriptedLoadableModuleWidget.setup(self)
         from MedSAM2SegmentLib.Panels.ModulePage import ModulePage
         from MedSAM2SegmentLib.Segments.SceneCases import SceneCases
+        from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations
         from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
 
-        self.page = ModulePage(None, installer=sharedInstaller(), cases=SceneCases(slicer.mrmlScene))
+        scene = slicer.mrmlScene
+        self.page = ModulePage(
+            None,
+            installer=sharedInstaller(),
+            cases=SceneCases(scene),
+            segmentations=SceneSegmentations(scene),
+        )
         self.layout.addWidget(self.page.widget)
         if self.parent.isEntered:  # a reloaded page is not entered once more
             self.page.enter()

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from medsam2_core.errors import Cancelled, RuntimeInstallError
 from medsam2_core.worker.supervision import WorkerState
+from MedSAM2SegmentLib.Panels.ExportWish import FORMATS
 from MedSAM2SegmentLib.Panels.ModulePageState import (
     AutoModelRow,
     AutoPageView,
+    ExportView,
     Kind,
     Line,
     ModelRow,
@@ -153,6 +155,51 @@ class FakeWorkers:
         return self.worker
 
 
+def export_views():
+    """The section about export as it looks in the course of things."""
+    names = (("vtkMRMLSegmentationNode1", "Liver and vessels"), ("vtkMRMLSegmentationNode2", "Draft"))
+    known = {"segmentations": names, "chosen": names[0][0]}
+    path = "/data/projects/radiology/liver-lesions-2026/derivatives/segmentations/one/liver-and-vessels"
+    lossy = "Note: 'cyst' was resampled to the series' grid; 0.4 % of its voxels changed."
+    return {
+        "nothing": ExportView(problem="No segmentation in the scene yet: segment something first."),
+        "possible": ExportView(**known, canExport=True),
+        "no dicom": ExportView(
+            **known,
+            formats=FORMATS[1:],
+            dicomProblem="DICOM is not possible: 'CT abdomen' was not loaded from DICOM: load it from "
+            "Slicer's DICOM database.",
+            canExport=True,
+        ),
+        "exporting": ExportView(
+            **known, line=Line("Exporting Liver and vessels…", Kind.BUSY), isRunning=True
+        ),
+        "exported": ExportView(
+            **known,
+            line=Line(
+                f"{path}.dcm is written: 3 segments, 211 frames, 6 MB. liver-and-vessels_measurements.json "
+                f"is beside it. {lossy}",
+                Kind.WARNING,
+            ),
+            canExport=True,
+        ),
+        "refused": ExportView(
+            **known,
+            line=Line(
+                "segment 'Segment_1': no code says what it is: double click its colour in the Segment Editor "
+                "and choose what it is, or tick 'Tissue for segments without a code'",
+                Kind.ERROR,
+            ),
+            canExport=True,
+        ),
+        "remote": ExportView(
+            **known,
+            problem="With a remote command, the worker cannot read this computer's files: save with Slicer "
+            "instead (Save, or Export to DICOM in the Data module).",
+        ),
+    }
+
+
 def page_states():
     """The page as it looks in the course of things."""
     choices = {"model": (("embedded", "Embedded"),), "window": (("auto", "Automatic"), ("lung", "Lung"))}
@@ -186,8 +233,10 @@ def page_states():
         canChange=True,
         canTrain=True,
     )
+    exports = {f"export {name}": PageState(export=view) for name, view in export_views().items()}
     lost = "srun: error: Unable to allocate resources: Invalid account or account/partition combination"
     return {
+        **exports,
         "fresh": PageState(RuntimeView(missing, canInstall=True), choices=choices, values=values),
         "asking": PageState(RuntimeView(missing, PLAN.text, "Install now"), choices=choices, values=values),
         "installing": PageState(

@@ -17,10 +17,12 @@ from medsam2_core.errors import Cancelled, WorkerError
 from medsam2_core.prompts import resolve
 from medsam2_core.worker.masks import SliceRecord
 from medsam2_core.worker.messages import ObjectRecord, SliceWords
+from medsam2_core.worker.remote import SessionInfo
 from medsam2_core.worker.supervision import WorkerState
 
 RADIUS = 3  # pixels round a click
 REACH = 4  # slices an object has on either side of a prompted one
+WEIGHTS = "8c1f" * 16
 
 
 @dataclass
@@ -103,6 +105,10 @@ class AWorker:
 
         def open_it() -> None:
             session.is_open = True
+            model = {"name": settings.model, "title": settings.model, "weights_sha256": WEIGHTS}
+            session.info = SessionInfo(
+                len(session.stack), session.stack.shape_hw, {"width": 1, "level": 0}, model, "cpu"
+            )
             if opened is not None:
                 opened()
 
@@ -189,6 +195,7 @@ class ASession:
         self.worker, self.stack, self.settings = worker, stack, settings
         self.is_open = False
         self.isClosed = False
+        self.info: SessionInfo | None = None
         self.requests: list[ARequest] = []
         self.focused: int | None = None
         self._words: dict[str, dict[int, SliceWords]] = {}

@@ -25,7 +25,7 @@ ASSEMBLY = {"Effect/EffectWindow.py": {"Panels", "Worker"}}
 WITH_QT = {
     *("SegmentEditorEffect.py", "Effect/EffectWindow.py", "Runtime/QProcessRunner.py"),
     *("Panels/ConfidenceStrip.py", "Panels/ModulePage.py", "Panels/ModulePanel.py", "Panels/OptionsPanel.py"),
-    *("Panels/AutoModelsPanel.py", "Panels/AutoSection.py", "Panels/QtHelpers.py"),
+    *("Panels/AutoModelsPanel.py", "Panels/AutoSection.py", "Panels/ExportPanel.py", "Panels/QtHelpers.py"),
     *("Worker/Settings.py", "Worker/WorkerAccess.py", "Worker/WorkerProcess.py"),
 }
 # Rooms that know nothing of Slicer's scene.

@@ -7,7 +7,7 @@ import pytest
 
 qt = a_qt.installed()
 
-from a_page import AUTO_MODELS, MODELS, SOURCES, page_states  # noqa: E402
+from a_page import AUTO_MODELS, MODELS, SOURCES, export_views, page_states  # noqa: E402
 from a_panel import RecordingActions, clipped, dark_palette, keep_picture, shown  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePageState import (  # noqa: E402
     AutoPageView,
@@ -23,7 +23,7 @@ BUTTONS = {
     **{"installButton": "askInstall", "repairButton": "repair", "removeButton": "askRemove"},
     **{"cancelButton": "cancelRuntime", "answerButton": "confirm", "declineButton": "decline"},
     **{"cancelModelButton": "cancelModel", "testButton": "testConnection"},
-    "cancelTrainButton": "cancelTraining",
+    **{"cancelTrainButton": "cancelTraining", "cancelExportButton": "cancelExport"},
 }
 
 
@@ -55,7 +55,8 @@ def everything_possible():
     )
     auto = AutoPageView(AUTO_MODELS, sources=SOURCES, canChange=True, canTrain=True, canCancel=True)
     worker = WorkerView(details="x")
-    return PageState(view, MODELS, canChangeModels=True, canCancelModel=True, worker=worker, auto=auto)
+    models = {"models": MODELS, "canChangeModels": True, "canCancelModel": True}
+    return PageState(view, **models, worker=worker, auto=auto, export=export_views()["possible"])
 
 
 def test_the_page_links_to_the_tutorial(panel):

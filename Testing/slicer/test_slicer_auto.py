@@ -106,7 +106,7 @@ def test_segments_have_name_colour_code_and_say_how_they_were_made(user):
     assert user.tag(segment, "DICOM.SegmentAlgorithmType") == "AUTOMATIC"
     name = user.tag(segment, "DICOM.SegmentAlgorithmName")
     assert name.startswith("MedSAM2Segment ")
-    assert name.endswith("(Organs)")
+    assert name.endswith(" Organs")
     assert len(name) <= 64
 
 

@@ -312,7 +312,7 @@ def test_a_written_segment_says_how_it_was_made(user):
     segment = user.segmentation.GetSegmentation().GetSegment("A")
     assert user.tag(segment, "DICOM.SegmentAlgorithmType") == "SEMIAUTOMATIC"
     name = user.tag(segment, "DICOM.SegmentAlgorithmName")
-    assert name == f"MedSAM2Segment {__version__} (embedded)"
+    assert name == f"MedSAM2Segment {__version__} embedded"
     assert user.tag(user.segmentation.GetSegmentation().GetSegment("B"), "DICOM.SegmentAlgorithmType") == ""
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from medsam2_core.errors import PromptError
 from medsam2_core.prompts import resolve
-from medsam2_core.version import __version__
 from medsam2_core.worker.masks import SliceRecord
 
 from MedSAM2SegmentLib.Effect.SessionLink import differences, differs
+from MedSAM2SegmentLib.Effect.Signing import Signing
 from MedSAM2SegmentLib.Segments.Editors import SegmentError
+from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompt
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.SessionLink import Answer, SessionLink
     from MedSAM2SegmentLib.Effect.Steps import Memory, Steps
     from MedSAM2SegmentLib.Effect.Workplace import Workplace
-
-#: DICOM segment attributes that say how a segment was made.
-_TYPE_TAG, _NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
-_LONGEST_NAME = 64  # as DICOM has it
 
 #: Pixels round a positive click in which voxels come back that the user had erased.
 _REVIVED = 10
@@ -44,13 +41,18 @@ class Conversation:
     ----------
     workplace, link, steps, remembering
         Prompts and segments; the session; the way to write; what the scene remembers.
+
+    Attributes
+    ----------
+    signing
+        Notes in segments how they were made.
     """
 
     def __init__(
         self, workplace: Workplace, link: SessionLink, steps: Steps, remembering: Remembering
     ) -> None:
         self._workplace, self._link, self._steps = workplace, link, steps
-        self.remembering = remembering
+        self.remembering, self.signing = remembering, Signing(workplace, link)
         self._refused: dict[tuple[str, int], SliceWords] = {}
         self._found: set[str] = set()  # segments whose prompts were there before us
         self._gone: set[str] = set()  # segments that were removed
@@ -208,8 +210,10 @@ class Conversation:
         masks |= {n: record.mask_hw for n, record in answer.records.items() if not answer.words[n].final}
         self._steps.begin([answer.segmentID])
         self._steps.settle(answer.segmentID, answer.prompts, answer.words)
-        if masks and self._steps.write(answer.segmentID, masks, stack, revived):
-            self.sign(answer.segmentID, model)
+        if masks:
+            self._steps.write(answer.segmentID, masks, stack, revived)
+            if self._shows(answer.segmentID, list(masks)):
+                self.sign(answer.segmentID, model)
         return True
 
     def _revived(self, answer: Answer) -> dict[int, NDArray[np.bool_]]:
@@ -224,17 +228,42 @@ class Conversation:
                 revived[n] = _asked(said, stack.shape_hw)
         return revived
 
-    def sign(self, segmentID: str, model: str, *, isAutomatic: bool = False) -> None:
-        """Note in a segment how it was made, as DICOM wants to know it."""
-        segment = self._workplace.segment(segmentID)
-        name = f"MedSAM2Segment {__version__} ({model})"
-        if len(name) > _LONGEST_NAME:
-            name = name[: _LONGEST_NAME - 2] + "…)"
-        kind = "AUTOMATIC" if isAutomatic else "SEMIAUTOMATIC"
-        with self._workplace.writing():
-            for tag, value in ((_TYPE_TAG, kind), (_NAME_TAG, name)):
-                if _tag(segment, tag) != value:
-                    segment.SetTag(tag, value)
+    def sign(self, segmentID: str, model: str) -> None:
+        """Note in a segment that a model, of this name unless the worker tells another, has answered prompts.
+
+        An empty segment about which nothing is said any more is nobody's.
+        """
+        try:
+            said = self.words(segmentID)
+        except PromptError:  # of the user's own; told when it is said
+            self.signing.sign(segmentID, model, isAlone=False)
+            return
+        if said or SegmentVoxels(self._workplace.segmentation, np.eye(4)).hasAny(segmentID):
+            self.signing.sign(segmentID, model, isAlone=self._areOwn(segmentID, said))
+        else:
+            self.signing.clear(segmentID)
+
+    def _shows(self, segmentID: str, slices: list[int]) -> bool:
+        """Whether a segment shows what a model has said: on these slices now, or anywhere before."""
+        if self.signing.isSigned(segmentID):
+            return True
+        known = self._workplace.writer.knownMasks(segmentID, self._link.stack, slices)
+        return any(mask_hw.any() for mask_hw in known.values())
+
+    def isAlone(self, segmentID: str) -> bool:
+        """Whether all that is said about a segment is what an Auto model would have said by itself."""
+        try:
+            return self._areOwn(segmentID, self.words(segmentID))
+        except PromptError:
+            return False
+
+    def _areOwn(self, segmentID: str, said: Mapping[int, SliceWords]) -> bool:
+        known = {n: self._predicted.get((segmentID, n)) for n in said}
+        return all(
+            (words.needs_known and len(words.prompts) == 1 and not words.final)
+            or ((own := known[n]) is not None and not differs(own, words))
+            for n, words in said.items()
+        )
 
     def follow(self, memory: Memory) -> None:
         """Bring prompts and session to what belongs to the voxels Slicer brought back; no voxel changes."""
@@ -269,10 +298,3 @@ def _asked(said: SlicePrompt, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
         left, top, right, bottom = said.box_xyxy
         asked |= (columns >= left) & (columns <= right) & (rows >= top) & (rows <= bottom)
     return asked
-
-
-def _tag(segment: object, name: str) -> str:
-    import vtk
-
-    value = vtk.reference("")
-    return str(value) if segment.GetTag(name, value) else ""

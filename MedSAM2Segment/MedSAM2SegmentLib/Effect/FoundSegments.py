@@ -13,6 +13,7 @@ from medsam2_core.worker.messages import ObjectRecord, SliceWords
 
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
 from MedSAM2SegmentLib.Segments.Editors import SegmentError, neighboursKept
+from MedSAM2SegmentLib.Segments.SegmentTags import TERMINOLOGY
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.Steps import Steps
     from MedSAM2SegmentLib.Effect.Workplace import Workplace
 
-_TERMINOLOGY = "TerminologyEntry"
 _MOST_PROMPTS = 12  # of one class: each is a node of the scene, with widgets in every view
 
 
@@ -139,7 +139,7 @@ class FoundSegments:
             name = f"{finding.name} {number}"
         place.segmentID = segmentation.AddEmptySegment("", name, list(finding.colour_rgb))
         if finding.terminology:
-            segmentation.GetSegment(place.segmentID).SetTag(_TERMINOLOGY, finding.terminology)
+            segmentation.GetSegment(place.segmentID).SetTag(TERMINOLOGY, finding.terminology)
         return place.segmentID
 
     def _select(self, segmentID: str) -> None:
@@ -156,6 +156,7 @@ class FoundSegments:
         if not steps.knows(segmentID):
             steps.settle(segmentID, markups.snapshot(segmentID), {})
         steps.begin([segmentID], owner=owner)
+        isWhole = place.slices is None or self._isAutosAlone(segmentID)
         records = {n: replace(one, object=segmentID) for n, one in finding.records.items()}
         chosen = _some(sorted(set(finding.prompts) & set(records)))
         with markups.quiet():
@@ -174,7 +175,13 @@ class FoundSegments:
             nothing = np.zeros(stack.shape_hw, dtype=bool)
             masks = {**{n: nothing for n in replaced}, **masks}
         steps.write(segmentID, masks, stack)
-        self._conversation.sign(segmentID, model, isAutomatic=True)
+        isAlone = isWhole and self._conversation.isAlone(segmentID)
+        self._conversation.signing.found(segmentID, model, isAlone=isAlone)
+
+    def _isAutosAlone(self, segmentID: str) -> bool:
+        """Whether a segment shows nothing yet, or only what Auto has found."""
+        isEmpty = not SegmentVoxels(self._workplace.segmentation, np.eye(4)).hasAny(segmentID)
+        return isEmpty or self._conversation.signing.isAutomatic(segmentID)
 
     def _said(
         self, segmentID: str, records: Mapping[int, SliceRecord], chosen: Sequence[int]

@@ -239,6 +239,12 @@ class SessionLink:
         """The session that was asked for: what one knows cannot be told to another."""
         return self._session
 
+    @property
+    def modelTold(self) -> Mapping[str, Any]:
+        """``name``, ``title`` and ``weights_sha256`` of the session's model; empty before it is open."""
+        info = self._session.info if self._session is not None else None
+        return info.model if info is not None else {}
+
     def open(self, adapter: VolumeAdapter, choice: StackChoice, settings: SessionSettings) -> bool:
         """Have a session of this volume, cut and seen like this; whether it is another one than before.
 

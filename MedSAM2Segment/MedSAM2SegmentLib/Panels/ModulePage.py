@@ -23,8 +23,9 @@ class ModulePage:
         The widget it will lie in.
     installer, settings, workers
         What it works with; Slicer's own when absent.
-    cases
-        The labelled volumes of the scene (SceneCases), to train Auto models on; None where there is no scene.
+    cases, segmentations
+        The labelled volumes of the scene (SceneCases), to train Auto models on, and its segmentations
+        (SceneSegmentations), to export; None where there is no scene.
 
     Attributes
     ----------
@@ -33,7 +34,13 @@ class ModulePage:
     """
 
     def __init__(
-        self, parent: qt.QWidget | None, installer=None, settings=None, workers=None, cases=None
+        self,
+        parent: qt.QWidget | None,
+        installer=None,
+        settings=None,
+        workers=None,
+        cases=None,
+        segmentations=None,
     ) -> None:
         self.settings = settings or Settings()
         self._runner = None
@@ -43,7 +50,9 @@ class ModulePage:
         self.installer = installer
         workers = workers or Workers(self.settings, self.installer)
         self.controller = ModulePageController(
-            *(self.installer, self.settings, workers, self._onChanged), cases=cases
+            *(self.installer, self.settings, workers, self._onChanged),
+            cases=cases,
+            segmentations=segmentations,
         )
         self.panel = ModulePanel(parent, self.controller)
         self.widget = self.panel.widget

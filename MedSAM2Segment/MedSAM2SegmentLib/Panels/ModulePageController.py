@@ -11,8 +11,10 @@ from medsam2_core.imaging.intensity import PRESETS
 from medsam2_core.worker.supervision import Supervisor, WorkerState
 
 from MedSAM2SegmentLib.Panels.AutoPage import AutoPage, Cases
-from MedSAM2SegmentLib.Panels.ModulePageState import Kind, Line, ModelRow, PageState, WorkerView, sizeWords
-from MedSAM2SegmentLib.Panels.PageWords import amount, deviceWords, greeting, memoryWords, rowOf
+from MedSAM2SegmentLib.Panels.ExportPage import ExportPage, Segmentations
+from MedSAM2SegmentLib.Panels.ExportWish import ExportWish
+from MedSAM2SegmentLib.Panels.ModulePageState import Kind, Line, ModelRow, PageState, sizeWords
+from MedSAM2SegmentLib.Panels.PageWords import amount, rowOf, workerView
 from MedSAM2SegmentLib.Panels.RuntimePage import RuntimePage
 
 _REFRESH_S = 2.0
@@ -50,13 +52,14 @@ class ModulePageController:
         Called whenever `state` may be another.
     clock
         Seconds that only grow.
-    cases
-        The labelled volumes of the scene (SceneCases), to train on; None where there is no scene.
+    cases, segmentations
+        The labelled volumes of the scene (SceneCases), to train on, and its segmentations
+        (SceneSegmentations), to export; None where there is no scene.
 
     Attributes
     ----------
-    auto
-        The part about Auto models.
+    auto, export
+        The parts about Auto models and about export.
     """
 
     def __init__(
@@ -67,13 +70,15 @@ class ModulePageController:
         onStateChanged: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         cases: Cases | None = None,
+        segmentations: Segmentations | None = None,
     ) -> None:
         self._settings = settings
         self._workers = workers
         self._changed = onStateChanged
         self._clock = clock
         self._runtime = RuntimePage(installer, settings, self._changed, self._onRuntimeChanged)
-        self.auto = AutoPage(settings, workers, cases, self._onAuto)
+        self.auto = AutoPage(settings, workers, cases, self._onPart)
+        self.export = ExportPage(settings, workers, segmentations, self._onPart)
         self._isOpen = False
         self._worker = None
         self._supervisor: Supervisor | None = None
@@ -91,6 +96,7 @@ class ModulePageController:
     def enter(self) -> None:
         """The page is shown."""
         self._isOpen = True
+        self.export.refresh()
         if not self._settings.remoteCommand:
             self._connect()
         self._changed()
@@ -106,10 +112,12 @@ class ModulePageController:
         self._changed = _nothing
         self._runtime.cleanup()
         self.auto.cleanup()
+        self.export.cleanup()
 
     def tick(self) -> None:
         """To be called now and then while the page is shown."""
         now = self._clock()
+        self.export.look()
         if self._isReady() and (self._asked is None or now - self._asked > _REFRESH_S):
             self._askStatus()
 
@@ -124,10 +132,14 @@ class ModulePageController:
             modelsLine=self._modelsLine,
             canChangeModels=self._isReady() and self._modelRequest is None,
             canCancelModel=self._modelRequest is not None,
-            worker=self._workerView(),
+            worker=workerView(
+                *(self._supervisor, self._status, self._connection, self._latency),
+                self._settings.remoteCommand,
+            ),
             choices={"model": installed or (("embedded", "Embedded"),), "window": _WINDOWS},
             values={"model": self._settings.defaultModel, "window": self._settings.defaultWindow},
             auto=self.auto.view(),
+            export=self.export.view(),
         )
 
     # The runtime
@@ -166,6 +178,7 @@ class ModulePageController:
 
     def _letGo(self) -> None:
         self.auto.stop()
+        self.export.stop()
         self._disconnect()
 
     def _onRuntimeChanged(self) -> None:
@@ -278,28 +291,9 @@ class ModulePageController:
         self._modelsLine = Line(str(error), Kind.ERROR)
         self._changed()
 
-    def _workerView(self) -> WorkerView:
-        line, details = self._connection, ""
-        if self._supervisor is not None:
-            details = self._supervisor.report
-            if self._isReady():
-                line = Line(greeting(self._supervisor.welcome, self._latency), Kind.GOOD)
-        device = self._status.get("device") or (
-            self._supervisor.welcome.get("device") if self._isReady() else ""
-        )
-        return WorkerView(
-            line=line,
-            device=deviceWords(device),
-            memory=memoryWords(self._status),
-            log=str(self._status.get("log", "")),
-            details=details,
-            remoteCommand=self._settings.remoteCommand,
-            canTest=self._supervisor is None or self._supervisor.state is not WorkerState.STARTING,
-        )
-
     # Models
 
-    def _onAuto(self) -> None:
+    def _onPart(self) -> None:
         self._changed()
 
     def installModel(self, name: str) -> None:
@@ -373,6 +367,20 @@ class ModulePageController:
     def cancelTraining(self) -> None:
         """Stop training."""
         self.auto.cancel()
+
+    # Export
+
+    def chooseSegmentation(self, nodeID: str) -> None:
+        """Export this segmentation of the scene next."""
+        self.export.choose(nodeID)
+
+    def exportSegmentation(self, wish: ExportWish) -> None:
+        """Export the chosen segmentation."""
+        self.export.export(wish)
+
+    def cancelExport(self) -> None:
+        """Stop exporting."""
+        self.export.cancel()
 
     # Defaults
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from MedSAM2SegmentLib.Panels.ExportWish import FORMATS
+
 
 class Kind(enum.Enum):
     """What a line is: it gets an icon by that."""
@@ -152,6 +154,36 @@ class AutoPageView:
 
 
 @dataclass(frozen=True)
+class ExportView:
+    """The section about export.
+
+    Attributes
+    ----------
+    segmentations
+        Of the scene: (value, name) pairs.
+    chosen
+        The value of the one to export; empty for none.
+    formats
+        Those that are possible: (value, label) pairs.
+    problem
+        Why nothing can be exported here, and what to do; empty when it can.
+    dicomProblem
+        Why DICOM is not among the formats; empty when it is.
+    line
+        How the last export has ended, or that one is under way; empty hides it.
+    """
+
+    segmentations: tuple[tuple[str, str], ...] = ()
+    chosen: str = ""
+    formats: tuple[tuple[str, str], ...] = FORMATS
+    problem: str = ""
+    dicomProblem: str = ""
+    line: Line = Line()
+    isRunning: bool = False
+    canExport: bool = False
+
+
+@dataclass(frozen=True)
 class PageState:
     """Everything the page needs to draw itself.
 
@@ -174,6 +206,7 @@ class PageState:
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
     auto: AutoPageView = AutoPageView()
+    export: ExportView = ExportView()
 
 
 def sizeWords(size: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import qt
 
 from MedSAM2SegmentLib.Panels.AutoModelsPanel import AutoModelsPanel
+from MedSAM2SegmentLib.Panels.ExportPanel import ExportPanel
 from MedSAM2SegmentLib.Panels.ModulePageState import (
     Kind,
     Line,
@@ -29,7 +30,7 @@ _ACTIONS = {
     "testButton": "testConnection",
 }
 _LABELS = ("runtimeText", "questionText", "modelsText", "placeText", "deviceText", "memoryText", "workerText")
-_LINES = ("runtime", "models", "auto", "worker")
+_LINES = ("runtime", "models", "auto", "worker", "export")
 _COLUMNS = ("Model", "Size", "Licence", "Installed")
 _FULL = 1000
 
@@ -58,6 +59,7 @@ class ModulePanel:
         self._shownRows: tuple[ModelRow, ...] = ()
         self._find()
         self._auto = AutoModelsPanel(self.widget, self._do)
+        self._export = ExportPanel(self.widget, self._do)
         self._prepareTable()
         self._connect()
         self.show(PageState())
@@ -73,6 +75,8 @@ class ModulePanel:
         self._showModelsLine(state)
         self._auto.show(state.auto)
         self._showLine("auto", state.auto.line)
+        self._export.show(state.export)
+        self._showLine("export", state.export.line)
         self._showWorker(state.worker)
         self._showDefaults(state, before)
 
@@ -80,6 +84,7 @@ class ModulePanel:
         """Let go of the controller; the widget itself belongs to Qt."""
         self._connections.disconnectAll()
         self._auto.cleanup()
+        self._export.cleanup()
         self._actions = None
 
     # Making it
@@ -87,7 +92,7 @@ class ModulePanel:
     def _find(self) -> None:
         find = self.widget.findChild
         self._buttons = {name: find(qt.QPushButton, name) for name in _ACTIONS}
-        self._labels = {name: find(qt.QLabel, name) for name in (*_LABELS, "autoText")}
+        self._labels = {name: find(qt.QLabel, name) for name in (*_LABELS, "autoText", "exportText")}
         self._icons = {f"{name}Icon": find(qt.QLabel, f"{name}Icon") for name in _LINES}
         self._questionBar = find(qt.QWidget, "questionBar")
         self._runningBar = find(qt.QWidget, "runningBar")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from MedSAM2SegmentLib.Panels.ModulePageState import ModelRow, sizeWords
+from medsam2_core.worker.supervision import Supervisor, WorkerState
+
+from MedSAM2SegmentLib.Panels.ModulePageState import Kind, Line, ModelRow, WorkerView, sizeWords
 
 
 def rowOf(entry: dict) -> ModelRow:
@@ -21,6 +23,23 @@ def greeting(welcome: dict, latency: float | None) -> str:
     """That a worker has answered, and which."""
     words = f"Connected: worker {welcome.get('software', '')} on {welcome.get('host', 'this computer')}"
     return words + (f", answers in {latency * 1000:.0f} ms" if latency is not None else "")
+
+
+def workerView(
+    supervisor: Supervisor | None, status: dict, line: Line, latency: float | None, remoteCommand: str
+) -> WorkerView:
+    """The section about the worker; ``line`` is said while none has answered."""
+    isReady = supervisor is not None and supervisor.state is WorkerState.READY
+    welcome = supervisor.welcome if isReady else {}
+    return WorkerView(
+        line=Line(greeting(welcome, latency), Kind.GOOD) if isReady else line,
+        device=deviceWords(status.get("device") or welcome.get("device", "")),
+        memory=memoryWords(status),
+        log=str(status.get("log", "")),
+        details=supervisor.report if supervisor is not None else "",
+        remoteCommand=remoteCommand,
+        canTest=supervisor is None or supervisor.state is not WorkerState.STARTING,
+    )
 
 
 def amount(done: int, total: int | None) -> str:

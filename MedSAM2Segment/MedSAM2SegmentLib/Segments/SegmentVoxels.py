@@ -51,7 +51,7 @@ class SegmentVoxels:
     def mask(self, segmentID: str, voxels: Voxels) -> NDArray[np.bool_]:
         """Which voxels belong to the segment, as an array of their shape; none when it is gone."""
         segment = self.segmentation.GetSegment(segmentID)
-        values = None if segment is None else self._values(segment.GetRepresentation(_LABELMAP), voxels)
+        values = None if segment is None else self.values(segment.GetRepresentation(_LABELMAP), voxels)
         return np.zeros(voxels.shape, dtype=bool) if values is None else values == segment.GetLabelValue()
 
     def hasAny(self, segmentID: str) -> bool:
@@ -71,7 +71,7 @@ class SegmentVoxels:
             if other == segmentID or labelmap is None:
                 continue
             if labelmap not in layers:  # segments that do not overlap share one
-                values = self._values(labelmap, voxels)
+                values = self.values(labelmap, voxels)
                 layers[labelmap] = (values, () if values is None else _present(values))
             values, present = layers[labelmap]
             if segment.GetLabelValue() in present:
@@ -84,8 +84,8 @@ class SegmentVoxels:
         labelmap = None if segment is None else segment.GetRepresentation(_LABELMAP)
         return None if labelmap is None else (labelmap.__this__, labelmap.GetMTime(), segment.GetLabelValue())
 
-    def _values(self, labelmap: Any, voxels: Voxels) -> NDArray[Any] | None:
-        """Label values at voxels, 0 outside the labelmap; None when there is nothing."""
+    def values(self, labelmap: Any, voxels: Voxels) -> NDArray[Any] | None:
+        """Values of a labelmap of the segmentation at voxels, 0 outside it; None when there is nothing."""
         if labelmap is None or labelmap.GetPointData().GetScalars() is None or voxels.isEmpty:
             return None
         filled = Extent(*labelmap.GetExtent())

@@ -21,7 +21,7 @@ from medsam2_core.worker.messages import error_from_json
 
 #: Answered in the middle of a computation; none of them can be what ended a worker.
 QUICK = frozenset({"hello", "bye", "ping", "cancel", "focus", "status", "close_session", "close_volume"})
-QUICK |= {"train_auto"}  # a process of its own
+QUICK |= {"train_auto", "export"}  # processes of their own
 #: They wait for everything else.
 PATIENT = frozenset({"propagate", "auto"})
 

@@ -34,7 +34,7 @@ class SessionInfo:
     window
         ``{"width", "level"}`` of what the model sees.
     model
-        ``{"name", "title"}``.
+        ``{"name", "title", "weights_sha256"}``; a worker of an earlier version tells no hash.
     device
         Where it computes.
     """

@@ -16,6 +16,7 @@ from medsam2_core.errors import Cancelled, Interrupted, MedSAM2Error, ProtocolEr
 from medsam2_core.version import __version__
 from medsam2_core.worker import auto_requests, model_requests
 from medsam2_core.worker.ahead import Ahead
+from medsam2_core.worker.exports import Exports
 from medsam2_core.worker.jobs import Job, Jobs
 from medsam2_core.worker.machine import device_facts
 from medsam2_core.worker.masks import checked
@@ -54,6 +55,7 @@ class Serving:
         self.ahead = Ahead(self.sessions)
         self.downloads = model_requests.Downloads(self.finish, self._tell)
         self.trainings = Trainings(self.finish, self._tell)
+        self.exports = Exports(self.finish, self._tell)
         autos = auto_requests.AutoRequests(self.sessions, self.ask, self._tell)
         self.device: torch.device | None = None
         self._preload = preload
@@ -75,12 +77,16 @@ class Serving:
             "remove_auto_model": lambda job: (auto_requests.removed(job), {}),
         }
         #: Carried out beside the computation, in threads or processes of their own.
-        self.apart = {"install_model": self.downloads.start, "train_auto": self.trainings.start}
+        self.apart = {
+            **{"install_model": self.downloads.start, "train_auto": self.trainings.start},
+            "export": self.exports.start,
+        }
 
     def cancel_apart(self, number: int | None) -> None:
         """Nobody wants what is carried out beside the computation any more (None: all of it)."""
         self.downloads.cancel(number)
         self.trainings.cancel(number)
+        self.exports.cancel(number)
 
     @property
     def types(self) -> frozenset[str]:

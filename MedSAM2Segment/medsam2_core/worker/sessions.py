@@ -100,7 +100,10 @@ class Sessions:
             "shape_hw": list(stack.shape_hw),
             "xyn_to_ijk": stack.xyn_to_ijk.tolist(),
             "window": window.to_dict(),
-            "model": {"name": model.name, "title": _title(settings.model, model.name)},
+            "model": {
+                **{"name": model.name, "title": _title(settings.model, model.name)},
+                "weights_sha256": model.weights_key,
+            },
             "device": str(model.device),
         }, {}
 

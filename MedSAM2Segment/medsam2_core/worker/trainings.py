@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -15,15 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError, TrainingError
+from medsam2_core.worker import children
 from medsam2_core.worker.auto_requests import described
 from medsam2_core.worker.jobs import Job
 from medsam2_core.worker.masks import checked
 
 _log = logging.getLogger(__name__)
-_COMMAND = (sys.executable, "-m", "medsam2_core.worker.child", "train", "auto")
 _PATIENCE_S = 90.0  # to keep what it has, once it was told to stop
-_INTERRUPTED = 130
-_LAST_LINES = 40
 _TEXTS = ("base", "decoder", "axis", "window", "device")
 _COUNTS = ("shots", "steps", "folds", "threads", "image_size", "seed")
 
@@ -83,7 +79,7 @@ class Trainings:
         self,
         finish: Callable[[Job, dict[str, Any] | BaseException], None],
         tell: Callable[[Job, dict[str, Any]], None],
-        command: tuple[str, ...] = _COMMAND,
+        command: tuple[str, ...] = (*children.COMMAND, "train", "auto"),
     ) -> None:
         self._finish, self._tell, self._command = finish, tell, command
         self._running: dict[int, tuple[Job, subprocess.Popen[bytes] | None]] = {}
@@ -104,7 +100,7 @@ class Trainings:
                 if number in (None, job.id):
                     job.is_cancelled = True
                     if process is not None:
-                        _ask_to_stop(process)
+                        children.ask_to_stop(process, _PATIENCE_S)
 
     def _train(self, job: Job) -> None:
         try:
@@ -127,24 +123,21 @@ class Trainings:
         with tempfile.TemporaryFile() as messages:
             process = self._started(job, words, messages)
             notes, done = self._heard(job, process)
-            code = _ended(process)
+            code = children.ended(process)
             if code == 0 and done:
                 card = read_card(out)
                 model = described(out, card)
                 return {"path": str(out), "report": done.get("report"), "notes": notes, "model": model}
-            if job.is_cancelled or code == _INTERRUPTED:
+            if job.is_cancelled or code == children.INTERRUPTED:
                 raise Cancelled("the training was stopped; started again with the same data, it goes on")
             raise TrainingError(_reason(messages, code))
 
     def _started(self, job: Job, words: list[str], messages: IO[bytes]) -> subprocess.Popen[bytes]:
-        windows = {"creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0)} if os.name == "nt" else {}
-        process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages, **windows
-        )
+        process = children.started(words, messages)
         with self._lock:
             self._running[job.id] = job, process
             if job.is_cancelled:
-                _ask_to_stop(process)
+                children.ask_to_stop(process, _PATIENCE_S)
         return process
 
     def _heard(self, job: Job, process: subprocess.Popen[bytes]) -> tuple[list[str], dict[str, Any]]:
@@ -165,27 +158,6 @@ class Trainings:
     def _note(self, job: Job, done: Any, total: Any, message: str) -> None:
         counts = {"done": done if _is_count(done) else 0, "total": total if _is_count(total) else None}
         self._tell(job, {"type": "progress", "what": "training", **counts, "message": message})
-
-
-def _ask_to_stop(process: subprocess.Popen[bytes]) -> None:
-    """Close its input: it keeps what it has and ends; if it does not, it is ended."""
-    try:
-        if process.stdin is not None:
-            process.stdin.close()
-    except OSError:  # it is gone already
-        return
-    timer = threading.Timer(_PATIENCE_S, process.kill)
-    timer.daemon = True
-    timer.start()
-
-
-def _ended(process: subprocess.Popen[bytes]) -> int:
-    if process.stdout is not None:
-        process.stdout.close()
-    code = process.wait()
-    if process.stdin is not None and not process.stdin.closed:
-        process.stdin.close()
-    return code
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -210,13 +182,11 @@ def _is_count(value: Any) -> bool:
 
 def _reason(messages: IO[bytes], code: int) -> str:
     """The last thing the command said."""
-    messages.seek(0)
-    lines = [line.strip() for line in messages.read().decode(errors="replace").splitlines() if line.strip()]
-    own = [line.partition(": ")[2] for line in lines[-_LAST_LINES:] if line.startswith("medsam2: ")]
+    own, last = children.last_words(messages)
     if own:
-        return own[-1]
-    last = f" ({lines[-1][:200]})" if lines else ""
+        return own
     _log.info("a training ended with exit code %d", code)
+    reason = f" ({last})" if last else ""
     return (
-        f"the training ended with exit code {code}{last}: try fewer images at once, or see the worker's log"
+        f"the training ended with exit code {code}{reason}: try fewer images at once, or see the worker's log"
     )

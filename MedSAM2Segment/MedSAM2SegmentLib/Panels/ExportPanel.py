@@ -1,0 +1,168 @@
+"""The section of the module's page about export: shows an ExportView, tells what was filled in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import qt
+
+from MedSAM2SegmentLib.Panels.ExportWish import (
+    COMPRESSIONS,
+    DICOM,
+    KINDS,
+    MEASUREMENTS,
+    SEG_NRRD,
+    ExportWish,
+    withEnding,
+)
+from MedSAM2SegmentLib.Panels.ModulePageState import ExportView, Kind
+from MedSAM2SegmentLib.Panels.QtHelpers import Connections, breakable, choose, fill, put
+
+_COMBOS = ("Segmentation", "Format", "Kind", "Compression", "Measurements")
+_EDITS = ("Path", "Description", "Creator")
+_CHECKS = ("Generic", "Report", "Overwrite")
+_LABELLED = (
+    "Segmentation",
+    "Format",
+    "Kind",
+    "Compression",
+    "Description",
+    "Creator",
+    "Measurements",
+    "Path",
+)
+_OF_DICOM = ("Kind", "Compression", "Description", "Creator", "Generic", "Report")
+_LABELMAP = "labelmap"
+
+
+class ExportPanel:
+    """The widgets of the section.
+
+    Parameters
+    ----------
+    widget
+        The page they lie in.
+    do
+        Called with the name of an action of the controller, and its values.
+    """
+
+    def __init__(self, widget: qt.QWidget, do: Callable[..., None]) -> None:
+        find = widget.findChild
+        self._widget, self._do, self._connections = widget, do, Connections()
+        self._combos = {name: find(qt.QComboBox, f"export{name}Box") for name in _COMBOS}
+        self._edits = {name: find(qt.QLineEdit, f"export{name}Edit") for name in _EDITS}
+        self._checks = {name: find(qt.QCheckBox, f"export{name}Box") for name in _CHECKS}
+        self._labels = {name: find(qt.QLabel, f"export{name}Label") for name in _LABELLED}
+        self._texts = {name: find(qt.QLabel, f"export{name}Text") for name in ("Problem", "Dicom")}
+        self._browse = find(qt.QPushButton, "exportBrowseButton")
+        self._export = find(qt.QPushButton, "exportButton")
+        self._cancel = find(qt.QPushButton, "cancelExportButton")
+        self._runningBar = find(qt.QWidget, "exportRunningBar")
+        self._view: ExportView | None = None
+        self._wanted = ""  # the format the user has chosen
+        for name, choices in (("Kind", KINDS), ("Compression", COMPRESSIONS), ("Measurements", MEASUREMENTS)):
+            fill(self._combos[name], choices)
+        connect = self._connections.connect
+        connect(self._combos["Segmentation"], "activated", self._onSegmentation)
+        connect(self._combos["Format"], "activated", self._onFormat)
+        connect(self._combos["Kind"], "activated", self._onKind)
+        connect(self._edits["Path"], "textEdited", self._onEdited)
+        connect(self._browse, "clicked", self._onBrowse)
+        connect(self._export, "clicked", self._onExport)
+        connect(self._cancel, "clicked", lambda _=False: self._do("cancelExport"))
+
+    def show(self, view: ExportView) -> None:
+        """Show this, but for the line. Nobody is told of anything."""
+        before, self._view = self._view, view
+        if before is None or view.segmentations != before.segmentations:
+            fill(self._combos["Segmentation"], view.segmentations)
+        if view.chosen:
+            choose(self._combos["Segmentation"], view.chosen)
+        if before is None or view.formats != before.formats:
+            fill(self._combos["Format"], view.formats)
+            known = [value for value, _ in view.formats]
+            choose(self._combos["Format"], self._wanted if self._wanted in known else known[0])
+        for name, text in (("Problem", view.problem), ("Dicom", view.dicomProblem)):
+            put(self._texts[name], "text", breakable(text))
+            self._texts[name].visible = bool(text)
+        for widget in (*self._combos.values(), *self._edits.values(), *self._checks.values(), self._browse):
+            put(widget, "enabled", view.canExport)
+        put(self._export, "enabled", view.canExport)
+        self._runningBar.visible = view.isRunning
+        isOver = before is not None and before.isRunning and not view.isRunning
+        if isOver and view.line.kind in (Kind.GOOD, Kind.WARNING):
+            put(self._checks["Overwrite"], "checked", False)  # the next time is agreed to anew
+        self._showFields()
+
+    def cleanup(self) -> None:
+        """Tell nobody any more."""
+        self._connections.disconnectAll()
+
+    # Showing
+
+    def _showFields(self) -> None:
+        """Those of DICOM with DICOM only; compression for what can be compressed."""
+        isDicom = self._chosen("Format") == DICOM
+        fields = {**self._combos, **self._edits, **self._checks}
+        for name in _OF_DICOM:
+            isShown = isDicom and (name != "Compression" or self._chosen("Kind") == _LABELMAP)
+            fields[name].visible = isShown
+            if name in self._labels:
+                self._labels[name].visible = isShown
+
+    def _chosen(self, name: str) -> str:
+        combo = self._combos[name]
+        value = combo.itemData(combo.currentIndex)
+        return value if isinstance(value, str) else ""
+
+    # What the user did
+
+    def _onSegmentation(self, _=0) -> None:
+        self._do("chooseSegmentation", self._chosen("Segmentation"))
+
+    def _onFormat(self, _=0) -> None:
+        self._wanted = self._chosen("Format")
+        path = self._edits["Path"]
+        if path.text.strip():
+            put(path, "text", withEnding(path.text.strip(), self._wanted))
+            self._onEdited()
+        self._showFields()
+
+    def _onKind(self, _=0) -> None:
+        self._showFields()
+
+    def _onEdited(self, _="") -> None:
+        """Another file: nobody has agreed to lose it."""
+        put(self._checks["Overwrite"], "checked", False)
+
+    def _onBrowse(self) -> None:
+        format = self._chosen("Format") or SEG_NRRD
+        name = self._combos["Segmentation"].currentText.replace("/", "_").replace("\\", "_")
+        at = self._edits["Path"].text.strip() or (withEnding(name, format) if name else "")
+        pattern = f"*{withEnding('x', format)[1:]}"
+        label = self._combos["Format"].currentText.partition(" (")[0]
+        chosen = qt.QFileDialog.getSaveFileName(self._widget, "Export to", at, f"{label} ({pattern})")
+        path = chosen if isinstance(chosen, str) else chosen[0]  # PythonQt gives the path alone
+        if not path:
+            return
+        whole = withEnding(path, format)
+        put(self._edits["Path"], "text", whole)
+        # The dialog has asked before it gave a file that exists.
+        put(self._checks["Overwrite"], "checked", whole == path and os.path.lexists(path))
+
+    def _onExport(self) -> None:
+        format = self._chosen("Format")
+        wish = ExportWish(
+            format=format,
+            path=self._edits["Path"].text.strip(),
+            kind=self._chosen("Kind"),
+            compression=self._chosen("Compression"),
+            generic=self._checks["Generic"].checked,
+            description=self._edits["Description"].text.strip(),
+            creator=self._edits["Creator"].text.strip(),
+            measurements=self._chosen("Measurements"),
+            report=format == DICOM and self._checks["Report"].checked,
+            overwrite=self._checks["Overwrite"].checked,
+        )
+        self._do("exportSegmentation", wish)
