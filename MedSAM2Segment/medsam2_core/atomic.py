@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,32 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise ExportError(f"{path}: the folder {path.parent} does not exist, create it first")
     if not overwrite and os.path.lexists(path):
         raise ExportError(f"{path} already exists: choose another name or allow it to be overwritten")
+
+
+#: Files that are complete but wait for the others of their block, as (temporary, final, may replace).
+_waiting: ContextVar[list[tuple[Path, Path, bool]] | None] = ContextVar("waiting", default=None)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Files made with :func:`new_file` in this block take their places at its end, or none of them does."""
+    if _waiting.get() is not None:
+        yield  # the outer block decides
+        return
+    files: list[tuple[Path, Path, bool]] = []
+    token = _waiting.set(files)
+    try:
+        yield
+        for _, path, overwrite in files:
+            check_target(path, overwrite=overwrite)
+        while files:
+            temporary, path, _ = files[0]
+            _take_place(temporary, path)
+            del files[0]
+    finally:
+        _waiting.reset(token)
+        for temporary, _, _ in files:
+            _remove(temporary)
 
 
 @contextlib.contextmanager
@@ -44,11 +71,37 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        check_target(path, overwrite=overwrite)  # somebody may have been faster
-        temporary.replace(path)
+        waiting = _waiting.get()
+        if waiting is None:
+            check_target(path, overwrite=overwrite)  # somebody may have been faster
+            _take_place(temporary, path)
+        else:
+            waiting.append((temporary, path, overwrite))
         done = True
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise ExportError(f"{path} cannot be written: {reason(error)}") from error
     finally:
         if not done:
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
+
+
+def reason(error: BaseException) -> str:
+    """What the system said, in a few words, whatever a library has made of it on the way."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        seen = seen.__cause__ or seen.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # a disk that went away took it along
+        temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from a_command_line import CommandLine
 from judges import dcmqi_segments, on_grid, validator_errors
 from medsam2_core.export.dicom.source import read_source
 from medsam2_core.export.writing import write
+from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from small_files import some_voxels, write_series
@@ -80,7 +81,7 @@ def test_measurements_and_a_report_are_written_beside(medsam2, clinic):
     words += ["--measurements", clinic / "m.csv", "--measurements", clinic / "m.json"]
     answer = medsam2("export", clinic / "x.seg.nrrd", *words)
     assert answer.code == 0, answer.err
-    rows = list(csv.DictReader((clinic / "m.csv").read_text(encoding="utf-8").splitlines()))
+    rows = list(csv.DictReader((clinic / "m.csv").read_text(encoding="utf-8-sig").splitlines()))
     assert [row["segment"] for row in rows] == ["liver", "spleen"]
     assert [row["code_value"] for row in rows] == ["10200004", "78961009"]
     assert json.loads((clinic / "m.json").read_text(encoding="utf-8"))
@@ -129,7 +130,7 @@ def test_the_names_that_have_a_code_are_listed(medsam2):
     [
         (["--out", "x.dcm"], "--dicom FOLDER"),
         (["--out", "x.xyz"], "unknown format"),
-        (["--out", "x.nrrd", "--report", "r.dcm"], "refers to a DICOM SEG"),
+        (["--out", "x.nrrd", "--report", "r.dcm"], "--report is for DICOM"),
         (["--out", "x.nrrd", "--measurements", "m.xlsx"], ".json or .csv"),
         (["--out", "x.nrrd", "--measurements", "x.nrrd"], ".json or .csv"),
         (["--out", "m.dcm", "--dicom", "series", "--report", "m.dcm"], "named twice"),
@@ -205,3 +206,100 @@ sys.exit(main(sys.argv[1:]))
     if number != signal.SIGKILL:
         assert left == set()
     assert all(name.startswith(".") and name.endswith(".part") for name in left)
+
+
+def test_files_that_are_read_are_never_written_over(medsam2, clinic):
+    first = sorted((clinic / "series").iterdir())[0]
+    (clinic / "meta.json").write_text('{"liver": {"label": "Liver"}}', encoding="utf-8")
+    words = ["export", clinic / "x.seg.nrrd", "--dicom", clinic / "series", "--overwrite"]
+    words += ["--segments", clinic / "meta.json"]
+    before = {path: path.read_bytes() for path in clinic.rglob("*") if path.is_file()}
+    image = clinic / "series" / "image.dcm"
+    for more in (
+        ["--out", first],
+        ["--out", clinic / "a.dcm", "--report", first],
+        ["--out", clinic / "a.dcm", "--measurements", clinic / "meta.json"],
+        ["--out", clinic / "x.seg.nrrd"],
+        ["--out", image],
+    ):
+        if image in more:
+            image.hardlink_to(first)  # the same file by another name
+        answer = medsam2(*words, *more)
+        assert answer.code == 2, more
+        image.unlink(missing_ok=True)
+    assert {path: path.read_bytes() for path in clinic.rglob("*") if path.is_file()} == before
+
+
+def test_all_that_is_wanted_is_written_or_nothing(medsam2, clinic, monkeypatch):
+    from medsam2_core.errors import ExportError
+    from medsam2_core.export.dicom import report
+
+    def fails(*_, **__):
+        raise ExportError("no")
+
+    monkeypatch.setattr(report, "write_report", fails)
+    (clinic / "x.dcm").write_bytes(b"the one before")
+    words = ["--dicom", clinic / "series", "--out", clinic / "x.dcm", "--overwrite"]
+    words += ["--report", clinic / "sr.dcm", "--measurements", clinic / "m.csv"]
+    assert medsam2("export", clinic / "x.seg.nrrd", *words).code == 2
+    assert {path.name for path in clinic.iterdir()} == {"series", "x.seg.nrrd", "x.dcm"}
+    assert (clinic / "x.dcm").read_bytes() == b"the one before"
+
+
+def test_labels_from_the_users_file_are_in_the_table(medsam2, clinic):
+    wishes = {"liver": {"type": "SCT^10200004^Liver", "label": "Leber"}, "spleen": "SCT^78961009^Spleen"}
+    (clinic / "meta.json").write_text(json.dumps(wishes), encoding="utf-8")
+    words = ["--dicom", clinic / "series", "--out", clinic / "x.dcm", "--segments", clinic / "meta.json"]
+    answer = medsam2("export", clinic / "x.seg.nrrd", *words, "--measurements", clinic / "m.csv", "--json")
+    assert answer.code == 0, answer.err
+    assert [one["name"] for one in json.loads(answer.out)["segments"]] == ["Leber", "spleen"]
+    assert "\nLeber,SCT,10200004,Liver," in (clinic / "m.csv").read_text(encoding="utf-8-sig")
+
+
+def test_a_volume_that_was_moved_takes_its_segments_back(medsam2, clinic):
+    given = read_segmentation(clinic / "x.seg.nrrd")
+    shift = np.eye(4)
+    shift[:3, 3] = (4, -3, 12)
+    moved = Geometry(shift @ given.geometry.ijk_to_ras, given.geometry.shape_ijk)
+    masks = {one.name: one.mask_kji for one in given}
+    write(Segmentation.from_masks(moved, masks, {"model": "embedded"}), clinic / "moved.seg.nrrd")
+    grid = {"ijk_to_ras": moved.ijk_to_ras.tolist(), "shape_ijk": moved.shape_ijk}
+    (clinic / "grid.json").write_text(json.dumps(grid), encoding="utf-8")
+    words = ["export", clinic / "moved.seg.nrrd", "--dicom", clinic / "series", "--out", clinic / "x.dcm"]
+    assert medsam2(*words).code == 2, "most of it would lie outside the series"
+    answer = medsam2(*words, "--drawn-on", clinic / "grid.json")
+    assert answer.code == 0, answer.err
+    assert "was moved by 13.0 mm" in answer.err
+    again = read_segmentation(clinic / "x.dcm")
+    for segment in given:
+        k, j, i = np.nonzero(again[segment.name].mask_kji)
+        places = given.geometry.to_ijk(again.geometry.to_ras(np.column_stack([i, j, k])))
+        assert segment.mask_kji[tuple(np.rint(places).astype(int).T[::-1])].all()
+        assert again[segment.name].voxel_count == segment.voxel_count
+    other = {**grid, "shape_ijk": [24, 20, 5]}
+    (clinic / "grid.json").write_text(json.dumps(other), encoding="utf-8")
+    answer = medsam2(*words, "--drawn-on", clinic / "grid.json", "--overwrite")
+    assert answer.code == 2
+    assert "is not the series'" in answer.err
+
+
+def test_ctrl_c_says_that_nothing_was_left(medsam2, clinic, monkeypatch):
+    from medsam2_core.export.dicom import frames
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(frames.PixelFile, "add", interrupted)
+    words = ["--dicom", clinic / "series", "--out", clinic / "x.dcm"]
+    answer = medsam2("export", clinic / "x.seg.nrrd", *words)
+    assert answer.code == 130
+    assert "stopped; nothing was left half-written" in answer.err
+    assert {path.name for path in clinic.iterdir()} == {"series", "x.seg.nrrd"}
+
+
+def test_the_command_line_offers_every_kind_and_packing_there_is():
+    from medsam2_core.cli.export_options import CompressionName, KindName
+    from medsam2_core.export.dicom.kinds import Compression, Kind
+
+    assert [one.value for one in KindName] == [one.value for one in Kind]
+    assert [one.value for one in CompressionName] == [one.value for one in Compression]

@@ -5,10 +5,16 @@ import numpy as np
 import pytest
 import slicerio
 from a_command_line import CommandLine
-from a_dicom_seg import KIDNEY, Part, two_masks, write
+from a_dicom_seg import KIDNEY, Part, a_seg, two_masks, write
+from medsam2_core import export
+from medsam2_core.imaging.dicom import find_stack
 from medsam2_core.imaging.labels import read_labels
+from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from small_files import a_dicom_slice, some_voxels, write_dicom
+
+PICTURE_STORAGE = "1.2.840.10008.5.1.4.1.1.77.1.4"
 
 KINDS = [
     *(("BINARY", ExplicitVRLittleEndian), ("FRACTIONAL", RLELossless), ("FRACTIONAL", JPEGLSLossless)),
@@ -111,6 +117,40 @@ def test_nothing_is_replaced_unasked_and_nothing_half_written(medsam2, tmp_path)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a.dcm", "b.seg.nrrd", "t.dcm"]
     assert medsam2("import", path, "--out", out, "--overwrite").code == 0
     assert out.read_bytes() == before
+
+
+def test_a_spacing_that_had_to_be_guessed_is_told(medsam2, tmp_path):
+    mask = np.zeros((9, 37, 41), dtype=bool)
+    mask[[3, 8], 3:9, 4:9] = True
+    dataset = a_seg([Part(mask)])
+    del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+    dataset.save_as(tmp_path / "a.dcm")
+    out = tmp_path / "a.seg.nrrd"
+    for words in (("info",), ("import", "--out", out, "--overwrite")):
+        answer = medsam2(words[0], tmp_path / "a.dcm", *words[1:])
+        assert (answer.code, answer.err.count("note: slices are left out")) == (0, 1)
+        (note,) = medsam2(words[0], tmp_path / "a.dcm", *words[1:], "--json").facts["notes"]
+        assert "2 mm is assumed, its slice thickness" in note
+    assert read_labels(out).mask_kji("Liver").sum() == mask.sum()
+    assert medsam2("info", out, "--json").facts["notes"] == []
+
+
+def test_a_seg_of_a_picture_comes_back_to_it(medsam2, tmp_path):
+    bare = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "Modality": "XC"}
+    picture = a_dicom_slice(some_voxels((1, 12, 10))[0], **bare, SOPClassUID=PICTURE_STORAGE)
+    picture.file_meta.MediaStorageSOPClassUID = PICTURE_STORAGE
+    scan = write_dicom(tmp_path / "picture.dcm", picture)
+    geometry = find_stack(scan)[1]
+    masks = {name: np.zeros((1, 12, 10), dtype=bool) for name in ("mass", "cyst")}
+    masks["mass"][0, 3:6, 2:7], masks["cyst"][0, 4:9, 5:8] = True, True
+    written = export.write(Segmentation.from_masks(geometry, masks), tmp_path / "a.seg.nrrd").path
+    seg, back = tmp_path / "seg.dcm", tmp_path / "b.seg.nrrd"
+    assert medsam2("export", written, "--dicom", scan, "--out", seg).code == 0
+    assert medsam2("import", seg, "--out", back).code == 0
+    read = read_segmentation(back)
+    assert read.geometry.same_grid(geometry)
+    for name, mask in masks.items():
+        assert np.array_equal(read[name].mask_kji, mask)
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])

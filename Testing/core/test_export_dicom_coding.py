@@ -21,6 +21,7 @@ from medsam2_core.export.dicom.coding import (
     shortened,
     term_for,
     terminology_of,
+    usual_meaning,
 )
 from medsam2_core.export.dicom.wishes import Wish, Wishes
 from medsam2_core.imaging.segmentation import Segment
@@ -313,3 +314,10 @@ def test_a_meaning_too_long_for_dicom_is_cut_between_words():
 def test_codes_dicom_cannot_hold_are_refused(code):
     with pytest.raises(ExportError, match="code"):
         code_item(code)
+
+
+def test_a_code_that_means_something_else_is_noticed():
+    assert usual_meaning(Code("SCT", "10200004", "Spleen")) == "Liver"
+    assert usual_meaning(Code("SCT", "10200004", "liver")) is None
+    assert usual_meaning(Code("SCT", "64033007", "Kidneys")) is None
+    assert usual_meaning(Code("99MINE", "1", "Anything")) is None

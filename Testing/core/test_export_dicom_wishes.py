@@ -3,13 +3,19 @@
 import json
 import random
 
+import numpy as np
 import pytest
+from a_dicom_seg import Part, a_seg, two_masks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from medsam2_core.errors import ExportError
 from medsam2_core.export.dicom.coding import code_item, term_for
 from medsam2_core.export.dicom.wishes import Wishes, read_wishes
+from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.segmentation import Segmentation
+from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.terminology import Code
+from small_files import write_nifti
 
 LIVER = {"CodeValue": "10200004", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Liver"}
 KIDNEY = {"CodeValue": "64033007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Kidney"}
@@ -157,11 +163,76 @@ def test_segments_of_one_label_are_told_apart_by_number(written):
     assert [wish.label for wish in bound.segments] == ["Liver", "Liver"]
 
 
-def test_a_wish_for_no_segment_is_told(written):
-    with pytest.raises(ExportError, match=r"'thing'.*segments are 'liver', 'left one'"):
-        read_wishes(written(SHORT)).bound_to(["liver", "left one"])
-    with pytest.raises(ExportError, match=r"label value 2.*'liver'"):
-        read_wishes(written(DCMQI)).bound_to(["liver"])
+def test_one_file_may_serve_segmentations_that_have_not_all_it_describes(written):
+    bound = read_wishes(written(SHORT)).bound_to(["liver", "left one"])
+    assert "--segments describes 'thing', which this segmentation does not have" in bound.notes
+    bound = read_wishes(written(DCMQI)).bound_to(["liver"])
+    assert [wish.name for wish in bound.segments] == ["liver"]
+
+
+def test_a_file_that_describes_nothing_there_is_refused(written):
+    with pytest.raises(ExportError, match=r"no such segment: .* are 'a' \(1\), 'b' \(2\)"):
+        read_wishes(written(SHORT)).bound_to(["a", "b"])
+
+
+def test_a_plain_label_map_gets_names_from_a_list_by_value(written, tmp_path):
+    voxels = np.zeros((4, 5, 6), dtype=np.uint8)
+    voxels[1, 1, 1], voxels[2, 2, 2], voxels[3, 3, 3] = 2, 7, 9
+    read = read_segmentation(write_nifti(tmp_path / "l.nii", voxels))
+    short = {"2": "spleen", "7": "kidney_right", "9": {"name": "liver", "label": "Leber"}}
+    bound = read_wishes(written(short)).bound_to(read)
+    assert [bound.of(name).label for name in ("2", "7", "9")] == ["spleen", "kidney_right", "Leber"]
+    assert bound.of("7").terminology == term_for("right kidney")
+
+
+def test_numbers_are_label_values_of_the_file_whatever_their_order(written, tmp_path):
+    voxels = np.zeros((4, 5, 6), dtype=np.uint8)
+    voxels[1, 1, 1], voxels[2, 2, 2] = 2, 7
+    read = read_segmentation(write_nifti(tmp_path / "l.nii", voxels))
+    first, second = (dict(entry) for entry in DCMQI["segmentAttributes"][0])
+    first["labelID"], second["labelID"] = 7, 2
+    bound = read_wishes(written({"segmentAttributes": [[first, second]]})).bound_to(read)
+    assert bound.of("7").terminology == term_for("liver")
+    assert bound.of("2").terminology == term_for("left kidney cyst")
+    first["labelID"], second["labelID"] = 1, 3
+    with pytest.raises(ExportError, match=r"there is no such segment: .* are '2' \(2\), '7' \(7\)"):
+        read_wishes(written({"segmentAttributes": [[first, second]]})).bound_to(read)
+
+
+def test_numbers_of_a_dicom_segmentation_may_have_gaps(written, tmp_path):
+    dataset = a_seg(
+        [Part(mask, name) for mask, name in zip(two_masks(), ("a", "b"), strict=True)], "LABELMAP"
+    )
+    values = np.frombuffer(dataset.PixelData, np.uint8).copy()
+    values[values == 2] = 5
+    dataset.PixelData = values.tobytes()
+    dataset.SegmentSequence[-1].SegmentNumber = 5
+    dataset.save_as(tmp_path / "a.dcm")
+    wishes = read_wishes(written(changed(labelID=5, SegmentLabel=None)))
+    assert [wish.name for wish in wishes.bound_to(read_segmentation(tmp_path / "a.dcm")).segments] == ["b"]
+
+
+def test_a_value_that_is_on_two_layers_names_nobody(written):
+    wishes = read_wishes(written(DCMQI))
+    several = {"a": 1, "b": 1, "c": 2}
+    told = r"'Liver', label value 1, but 'a' and 'b' have that value.*'a' \(1\), 'b' \(1\), 'c' \(2\)"
+    with pytest.raises(ExportError, match=told):
+        wishes.bound_to(several)
+    bound = wishes.bound_to({"liver": 1, "b": 1, "c": 2})
+    assert [wish.name for wish in bound.segments] == ["liver", "c"]
+    with pytest.raises(ExportError, match="label value 2, but there is another entry for 'liver'"):
+        wishes.bound_to({"liver": 2, "b": None})
+
+
+def test_segments_from_no_file_are_counted(written):
+    masks = {"x": np.ones((2, 3, 4), bool), "y": np.ones((2, 3, 4), bool)}
+    made = Segmentation.from_masks(Geometry(np.eye(4), (4, 3, 2)), masks)
+    assert [wish.name for wish in read_wishes(written(DCMQI)).bound_to(made).segments] == ["x", "y"]
+
+
+def test_of_very_many_segments_a_message_names_some(written):
+    with pytest.raises(ExportError, match=r"'n29' \(30\), 270 more$"):
+        read_wishes(written(SHORT)).bound_to([f"n{number}" for number in range(300)])
 
 
 def test_a_code_known_nowhere_needs_its_category(written):

@@ -227,7 +227,7 @@ def test_json_holds_what_was_measured(tmp_path):
     segmentation = a_segmentation()
     results = measure(segmentation)
     written = write_measurements(results, segmentation, tmp_path / "result.json")
-    content = json.loads(written.path.read_text(encoding="utf-8"))
+    content = json.loads(written.path.read_text(encoding="utf-8-sig"))
     assert content["model"] == "embedded"
     assert [entry["name"] for entry in content["segments"]] == ["liver", "tumour", "corner", "nothing"]
     for one, entry in zip(results, content["segments"], strict=True):
@@ -248,7 +248,7 @@ def test_csv_has_one_row_a_segment_and_units_in_its_columns(tmp_path):
     segmentation = a_segmentation()
     results = measure(segmentation)
     path = write_measurements(results, segmentation, tmp_path / "result.csv").path
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     for one, row in zip(results, rows, strict=True):
         assert row["segment"] == one.name
@@ -279,12 +279,12 @@ def test_names_of_any_kind_come_back_and_none_is_a_formula(tmp_path):
     masks = {name: np.ones((1, 2, 2), bool) for name in names}
     segmentation = Segmentation.from_masks(a_grid(np.ones((1, 2, 2))), masks)
     path = write_measurements(measure(segmentation), segmentation, tmp_path / "result.csv").path
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["segment"].removeprefix("'") for row in rows] == names
     assert not [row for row in rows if row["segment"].strip()[0] in "=+-@"]
     path = write_measurements(measure(segmentation), segmentation, tmp_path / "result.json").path
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
     assert [entry["name"] for entry in content["segments"]] == names
 
 
@@ -293,14 +293,14 @@ def test_codes_are_written_beside_the_names(tmp_path):
     segment = Segment("liver", (1, 0, 0), np.ones((1, 2, 2), bool), term)
     segmentation = Segmentation(a_grid(np.ones((1, 2, 2))), (segment,))
     path = write_measurements(measure(segmentation), segmentation, tmp_path / "r.csv").path
-    assert "liver,SCT,10200004,Liver,4," in path.read_text(encoding="utf-8")
+    assert "liver,SCT,10200004,Liver,,,4," in path.read_text(encoding="utf-8-sig")
 
 
 def test_no_place_of_this_computer_gets_into_a_file(tmp_path):
     segmentation = a_segmentation(model=str(tmp_path / "secret" / "mine.safetensors"))
     for suffix in (".json", ".csv"):
         path = write_measurements(measure(segmentation), segmentation, tmp_path / f"r{suffix}").path
-        assert str(tmp_path) not in path.read_text(encoding="utf-8")
+        assert str(tmp_path) not in path.read_text(encoding="utf-8-sig")
 
 
 def test_what_cannot_be_written_is_refused_before_and_leaves_nothing(tmp_path):

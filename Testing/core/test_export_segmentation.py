@@ -36,6 +36,29 @@ def test_any_value_but_zero_belongs_to_the_object():
     assert Segment("x", GREEN, labels).mask_kji.tolist() == [[[False, True, True, True]]]
 
 
+def test_a_segment_made_of_its_part_is_the_one_made_of_the_whole():
+    for name, mask in some_masks().items():
+        whole = Segment(name, GREEN, mask, value=3)
+        for part in (mask, mask[1:, 2:, 1:], mask.astype(np.int16)[1:]):
+            offset = {9 * 16 * 20: (0, 0, 0), 8 * 14 * 19: (1, 2, 1), 8 * 16 * 20: (0, 0, 1)}[part.size]
+            made = Segment.from_part(name, GREEN, part, offset, whole.shape_ijk, tags={"a": "b"}, value=3)
+            assert np.array_equal(made.mask_kji, mask)
+            assert (made.offset_ijk, made.part_kji.shape) == (whole.offset_ijk, whole.part_kji.shape)
+            assert (made.value, dict(made.tags)) == (3, {"a": "b"})
+            assert not made.part_kji.flags.writeable
+
+
+def test_a_part_that_fits_is_taken_over_and_one_that_reaches_out_is_refused():
+    part = np.ones((2, 3, 4), dtype=bool)
+    segment = Segment.from_part("a", GREEN, part, (1, 1, 1), (5, 4, 3))
+    assert np.shares_memory(segment.part_kji, part)
+    for offset in ((2, 1, 1), (1, 2, 1), (1, 1, 2), (-1, 0, 0)):
+        with pytest.raises(VolumeError, match=r"part of 'a': \(4, 3, 2\) voxels .* reach out of the grid"):
+            Segment.from_part("a", GREEN, part, offset, (5, 4, 3))
+    with pytest.raises(VolumeError, match="three axes"):
+        Segment.from_part("a", GREEN, part[0], (0, 0, 0), (5, 4, 3))
+
+
 def test_thirty_organs_of_a_large_scan_stay_small():
     geometry = Geometry(np.eye(4), (512, 512, 300))
     mask = np.zeros((300, 512, 512), dtype=bool)

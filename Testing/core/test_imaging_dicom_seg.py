@@ -16,16 +16,16 @@ from a_dicom_seg import (
     TISSUE,
     Part,
     a_seg,
-    source_images,
     two_masks,
     write,
 )
 from judges import dcmqi_segments, on_grid
-from medsam2_core.errors import GeometryError, MedSAM2Error, VolumeError
+from medsam2_core.errors import MedSAM2Error, VolumeError
 from medsam2_core.imaging.cielab import cielab_to_rgb, rgb_to_cielab
 from medsam2_core.imaging.labels import read_labels
 from medsam2_core.imaging.layers import Layers
 from medsam2_core.imaging.reading import read_volume
+from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.terminology import Code
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -248,58 +248,6 @@ def test_thirty_segments_are_read_without_a_mask_of_each(tmp_path):
     assert peak < 2 * layer + headers < 30 * layer
 
 
-# Place ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("filled", [(1, 4, 6), (0, 4), (2, 8), (0, 1, 7), (5,)])
-def test_slices_left_out_everywhere_keep_the_spacing_of_the_file(tmp_path, filled):
-    mask = np.zeros(SHAPE_KJI, dtype=bool)
-    for k in filled:
-        mask[k, 3 : 10 + k, 4:9] = True
-    labels = read_labels(write(tmp_path / "a.dcm", [Part(mask)]))
-    assert labels.geometry.spacing[2] == pytest.approx(2)
-    assert labels.geometry.origin_ras[2] == pytest.approx(100 + 2 * filled[0])
-    assert np.array_equal(labels.mask_kji("Liver"), mask[filled[0] : filled[-1] + 1])
-
-
-def test_a_spacing_the_frames_do_not_follow_is_not_believed(tmp_path):
-    mask = np.zeros(SHAPE_KJI, dtype=bool)
-    mask[1:6, 3:9, 4:9] = True
-    dataset = a_seg([Part(mask)])
-    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    for told in (1.3, 5, 0.7, None):
-        if told is None:
-            del measures.SpacingBetweenSlices
-        else:
-            measures.SpacingBetweenSlices = told
-        dataset.save_as(tmp_path / "a.dcm")
-        labels = read_labels(tmp_path / "a.dcm")
-        assert labels.geometry.spacing[2] == pytest.approx(2)
-        assert np.array_equal(labels.mask_kji("Liver"), mask[1:6])
-
-
-def test_gaps_without_a_spacing_that_explains_them_are_refused(tmp_path):
-    mask = np.zeros(SHAPE_KJI, dtype=bool)
-    mask[[0, 2, 5], 3:9, 4:9] = True
-    dataset = a_seg([Part(mask)])
-    del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
-    dataset.save_as(tmp_path / "a.dcm")
-    with pytest.raises(GeometryError, match="not evenly spaced"):
-        read_labels(tmp_path / "a.dcm")
-
-
-def test_a_rounded_spacing_holds_over_many_slices(tmp_path):
-    mask = np.zeros((300, 32, 32), dtype=bool)
-    mask[::7, 3:9, 4:9] = True
-    images = source_images(mask.shape, step_mm=0.6249)
-    dataset = a_seg([Part(mask)], images=images)
-    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 0.625
-    dataset.save_as(tmp_path / "a.dcm")
-    labels = read_labels(tmp_path / "a.dcm")
-    assert labels.geometry.spacing[2] == pytest.approx(0.6249)
-    assert np.array_equal(labels.mask_kji("Liver"), mask[:295])
-
-
 # What is said of segments -----------------------------------------------------------------------------------
 
 
@@ -333,6 +281,8 @@ def test_names_codes_colours_and_algorithms_come_back(tmp_path):
             "DICOM.SegmentAlgorithmName": "Some Program",
             "MedSAM2.model": "embedded",
             "MedSAM2.weights_sha256": "0123abcd",
+            "MedSAM2.algorithm_version": "1.0",
+            "MedSAM2.algorithm_parameters": "threshold=0.5",
             "MedSAM2.tracking_uid": str(uid),
             "MedSAM2.tracking_id": "tumour 1",
         }
@@ -341,21 +291,47 @@ def test_names_codes_colours_and_algorithms_come_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "model"),
+    ("text", "model", "others"),
     [
-        ("model=embedded", "embedded"),
-        ("weights_sha256=12,model=a b", "a b"),
-        ("threshold=1\nmodel = large, tiny;weights_sha256=12", "large, tiny"),
-        ("threshold 0.5", None),
-        ("model=", None),
+        ("model=embedded", "embedded", None),
+        ("weights_sha256=12,model=a b", "a b", None),
+        ("threshold=1\nmodel = large, tiny;weights_sha256=12", "large, tiny", "threshold=1"),
+        ("fast=yes; model=m,task = a, b", "m", "fast=yes,task = a, b"),
+        ("threshold 0.5, or so", None, "threshold 0.5, or so"),
+        ("model=", None, None),
     ],
 )
-def test_the_model_is_found_however_parameters_are_divided(tmp_path, text, model):
+def test_the_model_is_found_however_parameters_are_divided(tmp_path, text, model, others):
     dataset = a_seg(two_parts())
     made = dataset.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     made.AlgorithmParameters = text
     dataset.save_as(tmp_path / "a.dcm")
-    assert read_labels(tmp_path / "a.dcm").labels[0].facts.get("MedSAM2.model") == model
+    facts = read_labels(tmp_path / "a.dcm").labels[0].facts
+    assert facts.get("MedSAM2.model") == model
+    assert facts.get("MedSAM2.algorithm_parameters") == others
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "source", "told"),
+    [
+        ("Some Program", "2.1", "Basel", ("2.1", "Basel")),
+        ("MedSAM2Segment 0.3.1 embedded", "0.3.1", "MedSAM2Segment", (None, None)),
+        ("MedSAM2Segment 0.3.1 embedded", "0.3", "MedSAM2Segment", ("0.3", "MedSAM2Segment")),
+        ("Somebody's own name", "0.3.1", "MedSAM2Segment", ("0.3.1", "MedSAM2Segment")),
+        ("Some Program", "unknown", None, ("unknown", None)),
+    ],
+)
+def test_the_program_is_told_where_its_name_does_not_tell_it(tmp_path, name, version, source, told):
+    dataset = a_seg(two_parts())
+    item = dataset.SegmentSequence[0]
+    item.SegmentAlgorithmName = name
+    made = item.SegmentationAlgorithmIdentificationSequence[0]
+    made.AlgorithmName, made.AlgorithmVersion, made.AlgorithmSource = name, version, source
+    item.SegmentDescription = "seen by two\r\n|in the morning|"
+    dataset.save_as(tmp_path / "a.dcm")
+    facts = read_labels(tmp_path / "a.dcm").labels[0].facts
+    assert (facts.get("MedSAM2.algorithm_version"), facts.get("MedSAM2.algorithm_source")) == told
+    assert facts["MedSAM2.description"] == "seen by two\n/in the morning/"
 
 
 def test_codes_of_the_old_scheme_are_kept_as_they_are(shared_data):
@@ -454,7 +430,8 @@ def test_segmentations_that_cannot_be_are_refused(tmp_path):
     assert "but positions of" in refused(lambda d: setattr(d, "NumberOfFrames", 100))
     first = "PerFrameFunctionalGroupsSequence"
     assert "which segment" in refused(lambda d: delattr(d[first][0], "SegmentIdentificationSequence"))
-    assert "without a position" in refused(lambda d: delattr(d[first][0], "PlanePositionSequence"))
+    assert "1 is without a position" in refused(lambda d: delattr(d[first][0], "PlanePositionSequence"))
+    assert "2 is without a position" in refused(lambda d: delattr(d[first][1], "PlanePositionSequence"))
     number = "ReferencedSegmentNumber"
     assert "segment 0" in refused(lambda d: setattr(d[first][0].SegmentIdentificationSequence[0], number, 0))
 
@@ -468,7 +445,10 @@ def test_a_damaged_segmentation_is_read_or_refused_in_one_line(tmp_path, kind, s
         try:
             labels = read_labels(path)
             assert np.isfinite(labels.geometry.ijk_to_ras).all()
+            assert len(read_segmentation(path)) == len(labels.labels)
         except MedSAM2Error as error:
+            with pytest.raises(MedSAM2Error):
+                read_segmentation(path)
             refused += 1
             assert 0 < len(str(error)) < 1500
     assert refused > 0

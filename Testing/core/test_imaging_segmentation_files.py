@@ -4,7 +4,7 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
-from a_dicom_seg import KIDNEY, Part, two_masks, write
+from a_dicom_seg import KIDNEY, Part, a_seg, two_masks, write
 from medsam2_core import export
 from medsam2_core.export import metadata
 from medsam2_core.imaging.geometry import Geometry
@@ -243,6 +243,40 @@ def test_a_dicom_segmentation_comes_with_codes_colours_and_model(tmp_path):
         assert [part * 255 for part in read["Kidney"].colour_rgb] == [9, 8, 7]
         assert read["Kidney"].tags["DICOM.SegmentAlgorithmName"] == "Some Program"
         assert np.array_equal(read["Kidney"].mask_kji, second[2:7])
+
+
+def test_what_a_dicom_segmentation_says_of_its_segments_goes_through_a_file_of_3d_slicer(tmp_path):
+    first, second = two_masks()
+    parts = [Part(first, parameters={"model": "m", "fast": "yes"}, tracking=("Lesion 7", "1.2.3"))]
+    parts.append(Part(second, "Kidney", KIDNEY, parameters={"model": "m"}))
+    dataset = a_seg(parts)
+    for item in dataset.SegmentSequence:
+        item.SegmentDescription = "seen by two,\nat 12:30"  # of both, and yet of each
+        item.SegmentationAlgorithmIdentificationSequence[0].AlgorithmSource = "Basel"
+    dataset.save_as(tmp_path / "a.dcm")
+    read = read_segmentation(tmp_path / "a.dcm")
+    first, second = twice(read, tmp_path, ".seg.nrrd")
+    assert first == second
+    for again in (read, read_segmentation(tmp_path / "first.seg.nrrd")):
+        assert dict(again.provenance) == {"model": "m"}
+        for segment in again:
+            assert segment.tags["MedSAM2.description"] == "seen by two,\nat 12:30"
+            assert segment.tags["MedSAM2.algorithm_version"] == "1.0"
+            assert segment.tags["MedSAM2.algorithm_source"] == "Basel"
+        assert again["Liver"].tags["MedSAM2.algorithm_parameters"] == "fast=yes"
+        assert "MedSAM2.algorithm_parameters" not in again["Kidney"].tags
+        assert again["Liver"].tags["MedSAM2.tracking_id"] == "Lesion 7"
+        assert again["Liver"].tags["MedSAM2.tracking_uid"] == "1.2.3"
+
+
+def test_segments_keep_the_label_values_of_their_file(tmp_path):
+    voxels = np.zeros((4, 5, 6), dtype=np.int16)
+    voxels[1, 1, 1], voxels[2, 2, 2] = 40, -7
+    read = read_segmentation(write_nrrd(tmp_path / "a.nrrd", voxels))
+    assert [(segment.name, segment.value) for segment in read] == [("-7", -7), ("40", 40)]
+    again = read_segmentation(export.write(read, tmp_path / "b.nrrd").path)
+    assert [(segment.name, segment.value) for segment in again] == [("-7", 1), ("40", 2)]
+    assert [segment.value for segment in a_segmentation()] == [None] * 4
 
 
 def test_a_segmentation_without_a_single_object_is_empty(tmp_path):

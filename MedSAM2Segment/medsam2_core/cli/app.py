@@ -20,6 +20,8 @@ from medsam2_core.version import __version__
 _UsageError = typer.BadParameter.__bases__[0]
 _ClickError = _UsageError.__bases__[0]
 
+_STOPPED = "stopped; nothing was left half-written"
+
 app = typer.Typer(
     name="medsam2",
     help="Prompt an object on one slice of a scan, get its mask in the whole volume.",
@@ -63,9 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one 
     before = _end_tidily_on_termination()
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
-        return int(app(given, prog_name="medsam2", standalone_mode=False) or ExitCode.DONE)
+        code = int(app(given, prog_name="medsam2", standalone_mode=False) or ExitCode.DONE)
+        if code == ExitCode.INTERRUPTED:  # newer releases of typer keep Ctrl-C to themselves
+            say(_STOPPED)
+        return code
     except (KeyboardInterrupt, typer.Abort, Cancelled):
-        say("stopped; nothing was left half-written")
+        say(_STOPPED)
         return ExitCode.INTERRUPTED
     except _Terminated:
         return ExitCode.TERMINATED

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medsam2_core.export.dicom.kinds import Compression, Kind
+
+class KindName(str, Enum):
+    """How a SEG holds its segments; `export.dicom.kinds.Kind` without loading what comes with it."""
+
+    binary = "binary"
+    fractional = "fractional"
+    labelmap = "labelmap"
+
+
+class CompressionName(str, Enum):
+    """How its pixels are packed; `export.dicom.kinds.Compression` likewise."""
+
+    none = "none"
+    rle = "rle"
+    jpeg_ls = "jpeg-ls"
+
 
 _DICOM = "DICOM (--out X.dcm)"
 _RESULT = "Result"
@@ -38,7 +54,7 @@ SeriesOption = Annotated[
     typer.Option(help="Number or UID, where the folder holds several series.", rich_help_panel=_DICOM),
 ]
 KindOption = Annotated[
-    Kind,
+    KindName,
     typer.Option(
         help="binary: read everywhere. fractional: probabilities. labelmap: smallest, for new readers.",
         rich_help_panel=_DICOM,
@@ -51,7 +67,11 @@ ProbabilitiesOption = Annotated[
     ),
 ]
 CompressionOption = Annotated[
-    Compression, typer.Option(help="Of fractional and labelmap; nothing is lost.", rich_help_panel=_DICOM)
+    CompressionName,
+    typer.Option(
+        help="Of fractional and labelmap; nothing is lost. 3D Slicer reads rle, not jpeg-ls.",
+        rich_help_panel=_DICOM,
+    ),
 ]
 SegmentsOption = Annotated[
     Path | None,
@@ -114,6 +134,14 @@ ReportOption = Annotated[
         metavar="X_SR.dcm",
         help="Also write them as DICOM SR (TID 1500) that refers to the SEG.",
         rich_help_panel=_RESULT,
+    ),
+]
+DrawnOnOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json",
+        help="The grid of the volume, if it was moved since it was read: {ijk_to_ras, shape_ijk}.",
+        rich_help_panel=_DICOM,
     ),
 ]
 OverwriteOption = Annotated[

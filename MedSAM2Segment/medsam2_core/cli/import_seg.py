@@ -27,16 +27,16 @@ def import_seg(
 ) -> None:
     """Turn a DICOM SEG into .seg.nrrd, NIfTI or another label map: names, codes and colours are kept."""
     from medsam2_core import export
-    from medsam2_core.imaging.labels import read_labels
+    from medsam2_core.imaging.label_parts import read_parts
     from medsam2_core.imaging.segmentation_files import segmentation_of
 
     suffix = export.suffix_of(out)
     atomic.check_target(out, overwrite=overwrite)
     if out.exists() and segmentation.exists() and out.samefile(segmentation):
         raise ExportError(f"--out {out} is the file that is read: choose another name")
-    labels = read_labels(segmentation)
+    labels = read_parts(segmentation)
     read = segmentation_of(labels)
-    notes = export.write(read, out, overwrite=overwrite).notes
+    notes = [*read.notes, *export.write(read, out, overwrite=overwrite).notes]
     facts = {
         "segmentation": str(segmentation),
         "segmentation_type": labels.kind or None,
@@ -52,7 +52,7 @@ def import_seg(
             }
             for label, segment in zip(labels.labels, read, strict=True)
         ],
-        "notes": list(notes),
+        "notes": notes,
         "peak_memory_mb": peak_memory_mb(),
     }
     print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,6 +140,7 @@ def _label_facts(labels: LabelMap) -> dict[str, Any]:
         "segmentation_type": labels.kind or None,
         **_grid_facts(labels.geometry),
         "segments": segments,
+        "notes": list(labels.notes),
     }
 
 
@@ -201,6 +203,8 @@ def _print_for_people(facts: dict[str, Any]) -> None:
         print(f"  segment {segment['value']}: {', '.join(_words(segment))}")
     if labels := facts.get("may_be_a_label_map_of"):
         print(f"  labels: {', '.join(str(label['value']) for label in labels)}")
+    for note in facts.get("notes", []):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _words(segment: dict[str, Any]) -> Iterator[str]:

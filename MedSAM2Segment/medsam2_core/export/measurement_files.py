@@ -66,7 +66,8 @@ def write_measurements(
     to_text = _writer(path)
     text = to_text(measured, segmentation)
     with atomic.new_file(path, overwrite=overwrite) as stream:
-        stream.write(text.encode("utf-8", "replace"))
+        # The mark at the beginning is what spreadsheets know UTF-8 by.
+        stream.write(text.encode("utf-8-sig" if to_text is _as_csv else "utf-8", "replace"))
     empty = [one.name for one in measured if one.voxel_count == 0]
     notes = [f"{name!r} has no voxel: it has no diameters" for name in empty]
     return Written(path, tuple(notes))
@@ -96,6 +97,8 @@ def _described(one: Measured, segment: Segment) -> dict[str, Any]:
     return {
         "name": one.name,
         "code": {"scheme": code.scheme, "value": code.value, "meaning": code.meaning},
+        "modifier": segment.terminology.type_modifier.meaning or None,
+        "region": _place(segment) or None,
         "voxels": one.voxel_count,
         "volume_ml": _rounded(one.volume_ml),
         "slice_k": one.k,
@@ -124,7 +127,8 @@ def _as_csv(measured: Sequence[Measured], segmentation: Segmentation) -> str:
 
 
 def _columns() -> list[str]:
-    columns = ["segment", "code_scheme", "code_value", "code_meaning", "voxels", "volume_ml", "slice_k"]
+    columns = ["segment", "code_scheme", "code_value", "code_meaning", "modifier", "region"]
+    columns += ["voxels", "volume_ml", "slice_k"]
     columns += ["longest_diameter_mm", "perpendicular_diameter_mm"]
     for which in ("longest", "perpendicular"):
         for end in _ENDS:
@@ -139,6 +143,8 @@ def _cells(one: Measured, segment: Segment) -> Iterator[tuple[str, Any]]:
     yield "segment", _harmless(one.name)
     for part in ("scheme", "value", "meaning"):
         yield f"code_{part}", _harmless(getattr(code, part))
+    yield "modifier", _harmless(segment.terminology.type_modifier.meaning)
+    yield "region", _harmless(_place(segment))
     yield "voxels", one.voxel_count
     yield "volume_ml", _rounded(one.volume_ml)
     if one.k is not None:
@@ -150,6 +156,12 @@ def _cells(one: Measured, segment: Segment) -> Iterator[tuple[str, Any]]:
         for end, ras, ijk in zip(_ENDS, diameter.ends_ras, diameter.ends_ijk, strict=True):
             yield from ((f"{which}_{end}_{a}_mm", _rounded(x)) for a, x in zip("ras", ras, strict=True))
             yield from ((f"{which}_{end}_{a}_index", _rounded(x)) for a, x in zip("ij", ijk[:2], strict=True))
+
+
+def _place(segment: Segment) -> str:
+    """The anatomic region with its side, as "Kidney, Left"."""
+    codes = segment.terminology
+    return ", ".join(code.meaning for code in (codes.region, codes.region_modifier) if code.meaning)
 
 
 def _harmless(text: str) -> str:

@@ -23,16 +23,15 @@ def tags_of(segmentation: Segmentation, segment: Segment) -> dict[str, str]:
     """Tags of one object, by name; its own ``tags`` win over what is derived from the provenance.
 
     Names follow 3D Slicer: ``TerminologyEntry``, ``DICOM.SegmentAlgorithmType`` and
-    ``DICOM.SegmentAlgorithmName`` are what its DICOM export looks for; ours begin with ``MedSAM2.``.
+    ``DICOM.SegmentAlgorithmName`` are what its DICOM export looks for; ours begin with ``MedSAM2.``. That an
+    object was made by this program is said only where a model is known: others are just passed on.
     """
     provenance = without_paths(segmentation.provenance)
-    tags = {
-        "Segmentation.Status": "inprogress",
-        "TerminologyEntry": str(segment.terminology),
-        "DICOM.SegmentAlgorithmType": "SEMIAUTOMATIC",
-        "DICOM.SegmentAlgorithmName": algorithm_name(provenance),
-        f"{PREFIX}software": SOFTWARE,
-    }
+    tags = {"Segmentation.Status": "inprogress", "TerminologyEntry": str(segment.terminology)}
+    if "model" in provenance:
+        tags["DICOM.SegmentAlgorithmType"] = "SEMIAUTOMATIC"
+        tags["DICOM.SegmentAlgorithmName"] = algorithm_name(provenance)
+        tags[f"{PREFIX}software"] = SOFTWARE
     for key, value in provenance.items():
         if key == "prompts":
             value = _prompts_of(segment.name, value)  # noqa: PLW2901

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsam2_core.errors import ExportError
+from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from medsam2_core.imaging.geometry import Geometry
 
 #: Voxel centres nearer than this are the same place.
 SAME_PLACE_MM = 0.05
@@ -70,6 +69,68 @@ def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float =
     told = _difference(own, geometry, steps is not None)
     result = Segmentation(geometry, tuple(moved), segmentation.provenance)
     return Regridded(result, tuple([*told, *notes]))
+
+
+def as_drawn(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -> Regridded:
+    """Take back that a volume was moved after it was read from its series: objects go with its voxels.
+
+    Parameters
+    ----------
+    drawn_on
+        The volume's grid as it is now, the objects on it. In the series' places nothing is to be done.
+
+    Raises
+    ------
+    ExportError
+        It has other voxels than the series, or was turned so far that nobody can say which are which.
+    """
+    if _same_places(drawn_on, series):
+        return Regridded(segmentation)
+    if sorted(drawn_on.shape_ijk) != sorted(series.shape_ijk):
+        sizes = [" x ".join(map(str, grid.shape_ijk)) for grid in (drawn_on, series)]
+        raise ExportError(
+            f"the volume ({sizes[0]} voxels) is not the series' ({sizes[1]}), and lies elsewhere: draw on "
+            "the volume as it was read from DICOM, or write .seg.nrrd"
+        )
+    turn = _axes_of(drawn_on, series)
+    if turn is None:
+        raise ExportError(
+            "the volume was turned after it was read from DICOM: nobody can tell which of its voxels are "
+            "which of the series. Undo that, or write .seg.nrrd"
+        )
+    back = series.ijk_to_ras @ turn @ drawn_on.ras_to_ijk  # where a point of the volume was
+    own = segmentation.geometry
+    moved = Geometry(back @ own.ijk_to_ras, own.shape_ijk)
+    centre = (np.array(drawn_on.shape_ijk) - 1) / 2
+    way = float(np.linalg.norm(back[:3] @ [*drawn_on.to_ras(centre)[0], 1] - drawn_on.to_ras(centre)[0]))
+    note = f"the volume was moved by {way:.1f} mm after it was read from DICOM: segments went with its voxels"
+    return Regridded(Segmentation(moved, segmentation.segments, segmentation.provenance), (note,))
+
+
+def _same_places(one: Geometry, other: Geometry) -> bool:
+    """Whether both have their voxels in the same places, in whatever order they are stored."""
+    if sorted(one.shape_ijk) != sorted(other.shape_ijk):
+        return False
+    mapping = np.linalg.inv(other.ijk_to_ras) @ one.ijk_to_ras
+    steps = _whole_steps(mapping, other, one)
+    if steps is None:
+        return False
+    ends = np.array([(0, 0, 0), np.array(one.shape_ijk) - 1]) @ steps[:3, :3].T + steps[:3, 3]
+    return bool((ends.min(axis=0) == 0).all() and (ends.max(axis=0) == np.array(other.shape_ijk) - 1).all())
+
+
+def _axes_of(drawn_on: Geometry, series: Geometry) -> NDArray[np.float64] | None:
+    """(4, 4) index of the volume to index of the series, by the directions of their axes."""
+    cosines = series.directions.T @ drawn_on.directions  # (series axis, volume axis)
+    turn = np.where(np.abs(cosines) > 0.75, np.sign(cosines), 0.0)
+    if not ((np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()):
+        return None
+    if (np.abs(turn) @ drawn_on.shape_ijk != np.array(series.shape_ijk)).any():
+        return None
+    result = np.eye(4)
+    result[:3, :3] = turn
+    result[:3, 3] = np.where(turn.sum(axis=1) < 0, np.array(series.shape_ijk) - 1, 0)
+    return result
 
 
 def _whole_steps(mapping: NDArray[np.float64], own: Geometry, other: Geometry) -> NDArray[np.float64] | None:

@@ -7,6 +7,8 @@ returns from a JP2 box that claims to be 0 bytes long. Both are checked here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
 from medsam2_core.errors import VolumeError
 
@@ -17,6 +19,30 @@ _SMALLEST_TILE = 1 << 8  # pixels; real encoders use whole images or tiles of at
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}
 _START_OF_SCAN = 0xDA
+
+
+def check_frames(
+    path: Path, pixels: bytes | IO[bytes], syntax: str, count: int, size: tuple[int, int]
+) -> None:
+    """VolumeError unless every frame of compressed pixel data holds an image of ``size`` (rows, columns).
+
+    Parameters
+    ----------
+    path : for the message
+    pixels : the value of PixelData, or a file that stands at its first byte
+    syntax : UID of the transfer syntax; nothing is looked at unless it is JPEG, JPEG-LS or JPEG 2000
+    count : how many frames there are
+    """
+    from pydicom.encaps import generate_frames
+    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+
+    if syntax not in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes):
+        return
+    for frame in generate_frames(pixels, number_of_frames=count):
+        try:
+            check_size(frame, *size)
+        except VolumeError as error:
+            raise VolumeError(f"{path}: {error}") from error
 
 
 def check_size(frame: bytes, rows: int, columns: int) -> None:

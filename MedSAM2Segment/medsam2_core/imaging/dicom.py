@@ -11,7 +11,7 @@ import numpy as np
 
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
-from medsam2_core.imaging.codestreams import check_size
+from medsam2_core.imaging.codestreams import check_frames
 from medsam2_core.imaging.dicom_frames import TAGS, Frame, Stack, frames_of, ordered, stacks_of
 from medsam2_core.imaging.volume import Volume
 
@@ -135,7 +135,7 @@ def _headers(path: Path) -> Iterator[tuple[Path, Any]]:
     import pydicom
 
     for file in _files(path):
-        if file.name.upper() == "DICOMDIR":
+        if file.name.upper() == "DICOMDIR" or file.name.startswith("._"):  # a Mac's own notes on a file
             continue
         named = file.suffix.lower() in (".dcm", ".dicom", ".ima") or not path.is_dir()
         if not is_dicom(file) and not named:
@@ -234,7 +234,9 @@ def _decoded(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[Any]]]:
         with files.reading(file, "DICOM"):
             dataset = pydicom.dcmread(file, force=True)
             _check_decoder(file, dataset)
-            _check_codestreams(file, dataset)
+            size, count = (int(dataset.Rows), int(dataset.Columns)), int(dataset.get("NumberOfFrames") or 1)
+            pixels = dataset.get("PixelData") or b""
+            check_frames(file, pixels, dataset.file_meta.TransferSyntaxUID, count, size)
             indices = sorted(slice_of)
             for index, pixels in zip(indices, iter_pixels(dataset, indices=indices), strict=True):
                 yield slice_of[index], _presented(file, dataset, pixels)
@@ -263,21 +265,6 @@ def _check_decoder(file: Path, dataset: Any) -> None:
                 f"{file}: no decoder for pixels compressed as {syntax.name!r} is installed: "
                 "pip install python-gdcm"
             )
-
-
-def _check_codestreams(file: Path, dataset: Any) -> None:
-    from pydicom.encaps import generate_frames
-    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
-
-    checked = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
-    if dataset.file_meta.TransferSyntaxUID not in checked:
-        return
-    count = int(dataset.get("NumberOfFrames") or 1)
-    for frame in generate_frames(dataset.PixelData, number_of_frames=count):
-        try:
-            check_size(frame, int(dataset.Rows), int(dataset.Columns))
-        except VolumeError as error:
-            raise VolumeError(f"{file}: {error}") from error
 
 
 def _presented(file: Path, dataset: Any, pixels: NDArray[Any]) -> NDArray[Any]:

@@ -173,6 +173,23 @@ def ordered(stack: Stack) -> tuple[list[Frame], Geometry]:
     return along, Geometry.from_lps(matrix, (columns, rows, len(along)))
 
 
+def most_off(spacing: float) -> float:
+    """How far (mm) a slice may lie from where even spacing of that many mm puts it."""
+    return max(0.05, 0.02 * spacing)
+
+
+def same_orientation(one: Frame, other: Frame) -> bool:
+    """Whether two placed frames run in the same directions."""
+    assert one.orientation_lps is not None
+    assert other.orientation_lps is not None
+    return bool(np.abs(one.orientation_lps - other.orientation_lps).max() < _SAME_ORIENTATION)
+
+
+def same_spacing(one: Frame, other: Frame) -> bool:
+    """Whether pixels of two frames have the same size."""
+    return bool(np.allclose(one.spacing, other.spacing, rtol=1e-3))
+
+
 def _even_step(
     frames: Sequence[Frame], positions: NDArray[np.float64], normal: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -199,7 +216,7 @@ def _even_step(
     wrong = np.linalg.norm(
         positions - (positions[0] + np.arange(len(positions))[:, np.newaxis] * step), axis=1
     )
-    if wrong.max() > max(0.05, 0.02 * usual):
+    if wrong.max() > most_off(usual):
         n = int(wrong.argmax())
         raise GeometryError(
             f"slices are not evenly spaced: slice {n + 1} at {_place(positions[n])} ({_name(frames[n])}) is "
@@ -307,10 +324,7 @@ def _belong_together(one: Frame, other: Frame) -> bool:
         return False
     if one.orientation_lps is None or other.orientation_lps is None:
         return one.path == other.path
-    return bool(
-        np.abs(one.orientation_lps - other.orientation_lps).max() < _SAME_ORIENTATION
-        and np.allclose(one.spacing, other.spacing, rtol=1e-3)
-    )
+    return same_orientation(one, other) and same_spacing(one, other)
 
 
 def _separated(frames: list[Frame]) -> list[list[Frame]]:

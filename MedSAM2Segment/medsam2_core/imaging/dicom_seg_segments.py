@@ -14,6 +14,7 @@ from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology
 
 Colour = tuple[float, float, float]
 
+_WE = "MedSAM2Segment"  # as source of an algorithm, and how its name begins
 # Parameters of the algorithm that have a tag of their own; PS3.3 10.16 leaves their form to the writer.
 _PARAMETERS = {"model": "MedSAM2.model", "weights_sha256": "MedSAM2.weights_sha256"}
 
@@ -100,22 +101,40 @@ def _tags(item: Any, terminology: Terminology | None) -> dict[str, str]:
     if name:
         tags["DICOM.SegmentAlgorithmName"] = " ".join(str(name).split())
     if made_by is not None:
-        for key, value in _parameters(str(made_by.get("AlgorithmParameters") or "")):
-            if key in _PARAMETERS:
-                tags.setdefault(_PARAMETERS[key], value)
+        tags |= _algorithm(made_by, tags.get("DICOM.SegmentAlgorithmName", ""))
     if uid := str(item.get("TrackingUID") or "").strip():
         tags["MedSAM2.tracking_uid"] = uid
     if tracked := str(item.get("TrackingID") or "").strip():
         tags["MedSAM2.tracking_id"] = tracked
+    if said := "\n".join(str(item.get("SegmentDescription") or "").splitlines()).strip():
+        tags["MedSAM2.description"] = said
     return tags
 
 
-def _parameters(text: str) -> Iterator[tuple[str, str]]:
-    """``name=value`` pairs, divided by commas, semicolons, backslashes or lines."""
+def _algorithm(made_by: Any, name: str) -> dict[str, str]:
+    """Tags of an algorithm (PS3.3 10.16); of our own none that its name tells already."""
+    tags: dict[str, str] = {}
+    others = []
+    for part in _parameters(str(made_by.get("AlgorithmParameters") or "")):
+        key, equals, value = (text.strip() for text in part.partition("="))
+        if equals and key in _PARAMETERS:
+            if value:
+                tags.setdefault(_PARAMETERS[key], value)
+        else:
+            others.append(part)
+    version = " ".join(str(made_by.get("AlgorithmVersion") or "").split())
+    source = " ".join(str(made_by.get("AlgorithmSource") or "").split())
+    if source != _WE or not f"{name} ".startswith(f"{_WE} {version} "):
+        tags |= {"MedSAM2.algorithm_version": version, "MedSAM2.algorithm_source": source}
+    tags["MedSAM2.algorithm_parameters"] = ",".join(others)
+    return {tag: value for tag, value in tags.items() if value}
+
+
+def _parameters(text: str) -> Iterator[str]:
+    """Parts ``name=value``, divided by commas, semicolons, backslashes or lines; other text as it is."""
     for part in re.split(r"[,;\\\r\n]+(?=\s*[\w.]+\s*=)", text):
-        key, equals, value = part.partition("=")
-        if equals and value.strip():
-            yield key.strip(), value.strip().rstrip(",;")
+        if kept := part.strip().rstrip(",;"):
+            yield kept
 
 
 def _colour(item: Any) -> Colour | None:

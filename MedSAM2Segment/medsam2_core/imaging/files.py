@@ -89,22 +89,32 @@ def read_bytes(path: Path, stream: IO[bytes], wanted: int, compression: str | No
 
     Decompresses in blocks into the final array, so that neither a second copy nor a bomb can grow.
     """
-    result = np.empty(wanted, dtype=np.uint8)
-    target = memoryview(result)
-    filled = 0
-    if compression is None:
-        while filled < wanted and (count := stream.readinto(target[filled:])):  # type: ignore[attr-defined]
-            filled += count
-    else:
-        for block in _decompressed(stream, compression):
-            size = min(len(block), wanted - filled)
-            target[filled : filled + size] = block[:size]
-            filled += size
-            if filled == wanted:
-                break
-    if filled < wanted:
-        raise VolumeError(f"{path}: truncated: voxels need {wanted} bytes, only {filled} are there")
+    (result,) = read_parts(path, stream, 1, wanted, compression)
     return result
+
+
+def read_parts(
+    path: Path, stream: IO[bytes], count: int, size: int, compression: str | None
+) -> Iterator[NDArray[np.uint8]]:
+    """The same in ``count`` arrays of ``size`` bytes, one after the other."""
+    blocks = _decompressed(stream, compression) if compression else iter(lambda: stream.read(_BLOCK), b"")
+    waiting = memoryview(b"")
+    for n in range(count):
+        result = np.empty(size, dtype=np.uint8)
+        target, filled = memoryview(result), 0
+        while filled < size:
+            if not waiting:
+                block = next(blocks, None)
+                if block is None:
+                    there = n * size + filled
+                    raise VolumeError(
+                        f"{path}: truncated: voxels need {count * size} bytes, only {there} are there"
+                    )
+                waiting = memoryview(block)  # may be empty: a step of the decompressor need not yield a byte
+            now = min(len(waiting), size - filled)
+            target[filled : filled + now] = waiting[:now]
+            filled, waiting = filled + now, waiting[now:]
+        yield result
 
 
 def _decompressed(stream: IO[bytes], compression: str) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging import arrays, dicom, dicom_seg, files, metaimage, nifti, nrrd_files, pictures
+from medsam2_core.imaging.layers import Layers
 from medsam2_core.imaging.nifti_names import read_names
 from medsam2_core.imaging.slicer_fields import parse_tags, read_fields, tags_text, terminology_in
 from medsam2_core.imaging.volume import canonical_affine, canonical_view
@@ -18,6 +19,7 @@ from medsam2_core.imaging.volume import canonical_affine, canonical_view
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from medsam2_core.imaging.dicom_seg_segments import Described
     from medsam2_core.imaging.geometry import Geometry
     from medsam2_core.imaging.terminology import Terminology
 
@@ -50,7 +52,8 @@ class LabelMap:
     """Objects on a grid. Objects that overlap are on different layers; most files have one.
 
     ``layers_lkji`` is (L, K, J, I) of an integer type, shown read-only; 0 is background. ``kind`` tells how a
-    DICOM segmentation is stored: ``"BINARY"``, ``"FRACTIONAL"`` or ``"LABELMAP"``, else empty.
+    DICOM segmentation is stored: ``"BINARY"``, ``"FRACTIONAL"`` or ``"LABELMAP"``, else empty. ``notes`` is
+    what the user should know of how the file was read: one sentence each.
     """
 
     layers_lkji: NDArray[Any]
@@ -59,6 +62,7 @@ class LabelMap:
     name: str = ""
     source: Path | None = None
     kind: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         layers = np.asarray(self.layers_lkji).view()
@@ -134,7 +138,7 @@ class LabelMap:
             )
         for source, target in pairs:
             target[...] = source
-        return LabelMap(layers, self.labels, geometry, self.name, self.source, self.kind)
+        return LabelMap(layers, self.labels, geometry, self.name, self.source, self.kind, self.notes)
 
     def _check_one_layer(self) -> None:
         if len(self.layers_lkji) != 1:
@@ -209,48 +213,65 @@ def _from_nifti(path: Path) -> tuple[Label, ...]:
 
 
 def _from_dicom(path: Path) -> LabelMap:
-    read = dicom_seg.read(path)
-    labels = tuple(
-        Label(one.name, number, read.layer_of[number], one.colour, tags_text(one.tags), one.terminology)
-        for number, one in read.segments.items()
+    read = dicom_seg.read(path, Layers)
+    labels = labels_of(read.segments, read.voxels.layer_of)
+    layers, name = read.voxels.stacked(), files.without_suffixes(path)
+    return LabelMap(layers, labels, read.geometry, name, path, read.kind, read.notes)
+
+
+def labels_of(segments: Mapping[int, Described], layer_of: Mapping[int, int]) -> tuple[Label, ...]:
+    """Segments of a DICOM SEG by number; ``layer_of`` tells on which layer, those it does not have on 0."""
+    return tuple(
+        Label(one.name, n, layer_of.get(n, 0), one.colour, tags_text(one.tags), one.terminology)
+        for n, one in segments.items()
     )
-    name = files.without_suffixes(path)
-    return LabelMap(read.layers_lkji, labels, read.geometry, name, path, read.kind)
 
 
 def _from_nrrd(path: Path) -> LabelMap:
-    content = nrrd_files.read_array(path)
+    layered = nrrd_files.read_layers(path)
+    if layered is None:
+        content = nrrd_files.read_array(path)
+        with files.reading(path, "a label map"):
+            voxels, geometry = files.whole_numbers(path, content.voxels), content.geometry
+            layers = voxels[np.newaxis] if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0)
+    else:
+        geometry = layered.geometry
+        layers = np.empty((layered.count, *geometry.shape_ijk[::-1]), dtype=layered.dtype)
+        for k, layers_lji in enumerate(layered):
+            layers[:, k] = layers_lji
     with files.reading(path, "a label map"):
-        voxels = files.whole_numbers(path, content.voxels)
-        layers = voxels[np.newaxis] if voxels.ndim == 3 else np.ascontiguousarray(np.moveaxis(voxels, -1, 0))
-        labels = _segments(path, read_fields(path), len(layers))
-        if not labels:
-            if len(layers) > 1:
-                raise VolumeError(
-                    f"{path}: {len(layers)} values per voxel, but no segments are named in the header"
-                )
-            return _plain(path, voxels, content.geometry)
-        return LabelMap(layers, labels, content.geometry, files.without_suffixes(path), path)
+        labels = segments_in(path, read_fields(path), len(layers))
+        if not labels and len(layers) == 1:
+            return _plain(path, layers[0], geometry)
+        return LabelMap(layers, labels, geometry, files.without_suffixes(path), path)
 
 
-def _segments(path: Path, header: Mapping[str, str], layer_count: int) -> tuple[Label, ...]:
-    """Segments as 3D Slicer writes them into the header of a ``.seg.nrrd``."""
+def segments_in(path: Path, fields: Mapping[str, str], layer_count: int) -> tuple[Label, ...]:
+    """Segments as 3D Slicer writes them into the header of a ``.seg.nrrd``.
+
+    Raises
+    ------
+    VolumeError
+        A segment is on a layer that is not there, or there are several layers and none is named.
+    """
     numbers = sorted(
         int(digits)
-        for key in header
+        for key in fields
         if key.startswith("Segment") and key.endswith("_ID") and (digits := key[7:-3]).isdecimal()
     )
+    if layer_count > 1 and not numbers:
+        raise VolumeError(f"{path}: {layer_count} values per voxel, but no segments are named in the header")
     labels = []
     for order, number in enumerate(numbers):
         prefix = f"Segment{number}_"
         # Files written before Slicer 4.11 have one layer per segment and neither of these fields.
-        layer = int(header.get(f"{prefix}Layer", order if layer_count > 1 else 0))
-        value = int(header.get(f"{prefix}LabelValue", 1))
+        layer = int(fields.get(f"{prefix}Layer", order if layer_count > 1 else 0))
+        value = int(fields.get(f"{prefix}LabelValue", 1))
         if not 0 <= layer < layer_count:
             raise VolumeError(f"{path}: segment {number} is on layer {layer} of {layer_count}")
-        name = header.get(f"{prefix}Name", header[f"{prefix}ID"])
-        tags = header.get(f"{prefix}Tags", "")
-        colour = _colour(header.get(f"{prefix}Color", ""))
+        name = fields.get(f"{prefix}Name", fields[f"{prefix}ID"])
+        tags = fields.get(f"{prefix}Tags", "")
+        colour = _colour(fields.get(f"{prefix}Color", ""))
         labels.append(Label(name, value, layer, colour, tags, terminology_in(parse_tags(tags))))
     return tuple(labels)
 

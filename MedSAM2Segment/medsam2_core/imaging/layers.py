@@ -41,6 +41,11 @@ class Layers:
         self.layer_of: dict[int, int] = {}
         self._add()
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the objects that have a voxel."""
+        return tuple(self.layer_of)
+
     def put(self, number: int, k: int, mask_ji: NDArray[np.bool_]) -> None:
         """Add the voxels of ``mask_ji`` (J, I) on slice ``k`` to an object (1 to 65535)."""
         places = np.flatnonzero(mask_ji)

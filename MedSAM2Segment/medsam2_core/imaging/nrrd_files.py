@@ -5,10 +5,12 @@ pynrrd reads the header; the voxels are read here, within the size the header pr
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,6 +72,49 @@ class NrrdArray:
     kind: str
     geometry: Geometry
     header: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class NrrdLayers:
+    """Label maps of one grid that a file holds voxel by voxel, as 3D Slicer writes them: read slice by slice.
+
+    Iterating over it gives a (L, J, I) array for each slice; only that one is in memory.
+    """
+
+    path: Path
+    count: int
+    dtype: np.dtype[Any]
+    geometry: Geometry
+    _header: dict[str, Any] = field(repr=False)
+    _data_start: int = field(repr=False)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        i, j, k = self.geometry.shape_ijk
+        sizes = [self.count, i, j, k]
+        size = self.count * i * j * self.dtype.itemsize
+        with (
+            files.reading(self.path, "NRRD"),
+            _at_voxels(self.path, self._header, sizes, self._data_start) as (file, stream, compression),
+        ):
+            for data in files.read_parts(file, stream, k, size, compression):
+                layers_jil = files.native(data.view(self.dtype)).reshape(j, i, self.count)
+                yield np.ascontiguousarray(np.moveaxis(layers_jil, -1, 0))
+
+
+def read_layers(path: Path) -> NrrdLayers | None:
+    """The layers of a file that has several, of whole numbers and as its fastest axis; None for others."""
+    with files.reading(path, "NRRD"):
+        header, data_start = _header(path)
+        sizes = _axes(path, header)
+        space_axes = _space_axes(path, header, sizes)
+        if space_axes != [1, 2, 3] or sizes[0] < 2 or str(header["encoding"]).lower() in _TEXT:
+            return None
+        dtype = _dtype(path, header)
+        if dtype.kind not in "ui":
+            return None
+        count, i, j, k = sizes
+        geometry = Geometry.from_lps(_ijk_to_lps(path, header, space_axes), (i, j, k))
+        return NrrdLayers(path, count, dtype, geometry, header, data_start)
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
@@ -197,18 +242,26 @@ def _ijk_to_lps(path: Path, header: dict[str, Any], space_axes: list[int]) -> ND
 
 def _read_voxels(path: Path, header: dict[str, Any], sizes: list[int], data_start: int) -> NDArray[Any]:
     dtype = _dtype(path, header)
-    encoding = str(header["encoding"]).lower()
-    detached = header.get("data file", header.get("datafile"))
-    data_path = path if detached is None else _data_path(path, detached)
-    start = data_start if detached is None else 0
-    stored = data_path.stat().st_size - start
-    if encoding in _TEXT:
+    if str(header["encoding"]).lower() in _TEXT:
         import nrrd
 
+        data_path, start = _place(path, header, data_start)
+        stored = data_path.stat().st_size - start
         files.checked_bytes(data_path, sizes, dtype.itemsize, stored, ratio=dtype.itemsize)
         with data_path.open("rb") as stream:
             stream.seek(start)
             return nrrd.read_data(header, stream, str(data_path), index_order="C").ravel()
+    with _at_voxels(path, header, sizes, data_start) as (data_path, stream, compression):
+        data = files.read_bytes(data_path, stream, math.prod(sizes) * dtype.itemsize, compression)
+    return files.native(data.view(dtype))
+
+
+@contextlib.contextmanager
+def _at_voxels(
+    path: Path, header: dict[str, Any], sizes: list[int], data_start: int
+) -> Iterator[tuple[Path, IO[bytes], str | None]]:
+    """The file that holds the voxels, open where they begin, and how they are compressed."""
+    encoding = str(header["encoding"]).lower()
     if encoding not in _COMPRESSION:
         raise VolumeError(
             f"{path}: encoding {header['encoding']!r} is not read: use raw, gzip, bzip2 or ascii"
@@ -216,12 +269,19 @@ def _read_voxels(path: Path, header: dict[str, Any], sizes: list[int], data_star
     compression = _COMPRESSION[encoding]
     # bzip2 squeezes constant data without a bound; beyond a million times nobody has such a volume.
     ratio = {None: 1.0, "gzip": files.DEFLATE_RATIO, "bzip2": 1e6}[compression]
-    wanted = files.checked_bytes(data_path, sizes, dtype.itemsize, stored, ratio)
+    data_path, start = _place(path, header, data_start)
+    stored = data_path.stat().st_size - start
+    wanted = files.checked_bytes(data_path, sizes, _dtype(path, header).itemsize, stored, ratio)
     with data_path.open("rb") as stream:
         stream.seek(start)
         _skip(path, stream, header, wanted, compression)
-        data = files.read_bytes(data_path, stream, wanted, compression)
-    return files.native(data.view(dtype))
+        yield data_path, stream, compression
+
+
+def _place(path: Path, header: dict[str, Any], data_start: int) -> tuple[Path, int]:
+    """The file that holds the voxels, and where they begin in it."""
+    detached = header.get("data file", header.get("datafile"))
+    return (path, data_start) if detached is None else (_data_path(path, detached), 0)
 
 
 def _skip(path: Path, stream: Any, header: dict[str, Any], wanted: int, compression: str | None) -> None:

@@ -61,6 +61,9 @@ class Segment:
         What it is in coded terms; None says no more than "tissue", as 3D Slicer does for a new segment.
     tags : mapping of str to str
         More facts to be stored with this object, such as ``DICOM.SegmentAlgorithmType``.
+    value : int or None
+        Its label value in the file it was read from, by which other files may name it; None when it is from
+        none. Objects on different layers may share one.
 
     Raises
     ------
@@ -81,8 +84,62 @@ class Segment:
         mask_kji: NDArray[Any],
         terminology: Terminology | None = None,
         tags: Mapping[str, str] | None = None,
+        value: int | None = None,
     ) -> None:
         mask = np.asarray(mask_kji)
+        self._describe(name, colour_rgb, mask, terminology, tags, value)
+        start, part = _cropped(mask, copied=True)
+        self._hold(part, start, (mask.shape[2], mask.shape[1], mask.shape[0]))
+
+    @classmethod
+    def from_part(
+        cls,
+        name: str,
+        colour_rgb: Sequence[float],
+        part_kji: NDArray[np.bool_],
+        offset_ijk: tuple[int, int, int],
+        shape_ijk: tuple[int, int, int],
+        terminology: Terminology | None = None,
+        tags: Mapping[str, str] | None = None,
+        value: int | None = None,
+    ) -> Segment:
+        """From the part of the grid that holds the object, without a mask of the whole.
+
+        Parameters
+        ----------
+        part_kji : (k, j, i) bool or integers
+            Taken over where it can be: neither copied nor to be changed afterwards.
+        offset_ijk : index in the grid of its first voxel
+        shape_ijk : the whole grid
+
+        Raises
+        ------
+        VolumeError
+            As for a whole mask, and for a part that reaches out of the grid.
+        """
+        segment = cls.__new__(cls)
+        part = np.asarray(part_kji)
+        segment._describe(name, colour_rgb, part, terminology, tags, value)
+        ends = [(o, o + n, size) for o, n, size in zip(offset_ijk, part.shape[::-1], shape_ijk, strict=True)]
+        if any(first < 0 or last > size for first, last, size in ends):
+            raise VolumeError(
+                f"part of {name!r}: {part.shape[::-1]} voxels (i, j, k) from {tuple(offset_ijk)} on reach "
+                f"out of the grid of {tuple(shape_ijk)}"
+            )
+        start, inner = _cropped(part, copied=False)
+        i, j, k = offset_ijk
+        segment._hold(inner, (k + start[0], j + start[1], i + start[2]), shape_ijk)
+        return segment
+
+    def _describe(
+        self,
+        name: str,
+        colour_rgb: Sequence[float],
+        mask: NDArray[Any],
+        terminology: Terminology | None,
+        tags: Mapping[str, str] | None,
+        value: int | None,
+    ) -> None:
         if mask.ndim != 3 or mask.dtype.kind not in "bui":
             raise VolumeError(
                 f"mask of {name!r}: expected three axes (k, j, i) of true and false, "
@@ -94,17 +151,20 @@ class Segment:
         self.colour_rgb = _checked_colour(name, colour_rgb)
         self.terminology = TISSUE if terminology is None else terminology
         self.tags: Mapping[str, str] = MappingProxyType({str(k): str(v) for k, v in (tags or {}).items()})
-        start, stop = bounding_box(mask)
-        part = mask[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] != 0  # always a copy
+        self.value = value
+
+    def _hold(
+        self, part: NDArray[np.bool_], start_kji: tuple[int, int, int], shape_ijk: tuple[int, int, int]
+    ) -> None:
         part.flags.writeable = False
         self.part_kji: NDArray[np.bool_] = part
-        self.offset_ijk: tuple[int, int, int] = (start[2], start[1], start[0])
-        self.shape_ijk: tuple[int, int, int] = (mask.shape[2], mask.shape[1], mask.shape[0])
+        self.offset_ijk: tuple[int, int, int] = start_kji[::-1] if part.size else (0, 0, 0)
+        self.shape_ijk: tuple[int, int, int] = (shape_ijk[0], shape_ijk[1], shape_ijk[2])
 
-    def meaning(self, terminology: Terminology) -> Segment:
-        """The same object said to be something else; the voxels are shared."""
+    def said_to_be(self, terminology: Terminology, name: str) -> Segment:
+        """The same object under another name and code; the voxels are shared."""
         other = copy.copy(self)
-        other.terminology = terminology
+        other.terminology, other.name = terminology, name
         return other
 
     @property
@@ -169,15 +229,19 @@ class Segmentation:
         How it came about. Written with every object. Known keys: ``prompts`` (the JSON text of a PromptSet;
         each object is stored with its own prompts only), ``model``, ``weights_sha256``, ``window``. Anything
         else is stored as it is.
+    notes : tuple of str
+        What the user should know of how it was read from a file: one sentence each. Not written.
     """
 
     geometry: Geometry
     segments: tuple[Segment, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         segments = tuple(self.segments)
         object.__setattr__(self, "segments", segments)
+        object.__setattr__(self, "notes", tuple(self.notes))
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
         seen: set[str] = set()
         for segment in segments:
@@ -276,6 +340,19 @@ def bounding_box(mask_kji: NDArray[Any]) -> tuple[tuple[int, int, int], tuple[in
         return (0, 0, 0), (0, 0, 0)
     start, stop = [int(n[0]) for n in indices], [int(n[-1]) + 1 for n in indices]
     return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
+
+
+def _cropped(mask_kji: NDArray[Any], *, copied: bool) -> tuple[tuple[int, int, int], NDArray[np.bool_]]:
+    """First index along k, j, i of the voxels that are not 0, and the smallest part that holds them.
+
+    Unless it must be ``copied`` the part is a view of a bool mask that is no larger: of a larger one it would
+    keep all of it alive.
+    """
+    start, stop = bounding_box(mask_kji)
+    part = mask_kji[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    if not copied and part.dtype == bool and part.size == mask_kji.size:
+        return start, part
+    return start, part != 0
 
 
 def _checked_colour(name: str, colour_rgb: Sequence[float]) -> tuple[float, float, float]:

@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsam2_core.imaging.labels import LabelMap, read_labels
+from medsam2_core.imaging.label_parts import LabelParts, parts_of, read_parts
+from medsam2_core.imaging.labels import LabelMap
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
 
 _PREFIX = "MedSAM2."
 _PROMPTS = "prompts"
 # These are of one object even when all have the same, so they stay with it.
-_OF_ONE_OBJECT = ("software", "auto", "confidence", "tracking_uid", "tracking_id")
+_OF_ONE_OBJECT = (
+    *("software", "auto", "confidence", "tracking_uid", "tracking_id", "description"),
+    *("algorithm_version", "algorithm_source", "algorithm_parameters"),
+)
 
 
 def read_segmentation(path: str | Path) -> Segmentation:
@@ -23,7 +27,7 @@ def read_segmentation(path: str | Path) -> Segmentation:
     colour gets one, and a name that is there twice gets a number, ``"cyst (2)"``. Tags that begin with
     ``MedSAM2.`` and that all objects share become the provenance, with the prompts of all of them put
     together; writing the result again writes the same tags. Objects without voxels are kept where the file
-    names them.
+    names them. Each keeps the label value it has there as its ``value``.
 
     Returns
     -------
@@ -35,25 +39,26 @@ def read_segmentation(path: str | Path) -> Segmentation:
     VolumeError
         When the file cannot be read as labels; GeometryError when its place in space cannot.
     """
-    return segmentation_of(read_labels(path))
+    return segmentation_of(read_parts(path))
 
 
-def segmentation_of(labels: LabelMap) -> Segmentation:
-    """The same of labels that were read already."""
+def segmentation_of(read: LabelMap | LabelParts) -> Segmentation:
+    """The same of what was read already."""
+    labels = parts_of(read) if isinstance(read, LabelMap) else read
     names = _unique([label.name if label.name.strip() else str(label.value) for label in labels.labels])
     facts = [label.facts for label in labels.labels]
     provenance = _provenance(names, [label.name for label in labels.labels], facts)
     shared = {_PREFIX + key for key in provenance}
     segments = []
-    for n, (label, name) in enumerate(zip(labels.labels, names, strict=True)):
+    shape = labels.geometry.shape_ijk
+    for n, (label, part, name) in enumerate(zip(labels.labels, labels.parts, names, strict=True)):
         own = {key: value for key, value in facts[n].items() if key not in shared}
         if label.terminology is not None:
             own.pop("TerminologyEntry", None)
         colour = default_colour(n) if label.colour is None else label.colour
-        layer_kji = labels.layers_lkji[label.layer]
-        # The mask of the whole grid has no name, so that there is never more than one.
-        segments.append(Segment(name, colour, layer_kji == label.value, label.terminology, own))
-    return Segmentation(labels.geometry, tuple(segments), provenance)
+        facts_of_it = (label.terminology, own, label.value)
+        segments.append(Segment.from_part(name, colour, part.mask_kji, part.offset_ijk, shape, *facts_of_it))
+    return Segmentation(labels.geometry, tuple(segments), provenance, labels.notes)
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -52,10 +52,13 @@ def parse_tags(text: str) -> dict[str, str]:
 
 
 def tags_text(tags: Mapping[str, str]) -> str:
-    """The ``Tags`` field that :func:`parse_tags` takes apart again; dividers within are replaced."""
+    """The ``Tags`` field that :func:`parse_tags` takes apart again; dividers within are replaced.
+
+    The last tag ends with a divider too, as 3D Slicer wants it.
+    """
     parts = []
     for name, value in tags.items():
-        # A divider cannot be escaped. In JSON it can be written as a code.
+        # A divider cannot be escaped. In JSON it can be written as a code, elsewhere it is replaced.
         kept = value.replace("|", "\\u007c" if value.startswith(("{", "[")) else "/")
         parts.append(f"{name.replace('|', ' ').replace(':', ' ')}:{kept}|")
     return "".join(parts)

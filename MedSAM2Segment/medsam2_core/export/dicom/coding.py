@@ -173,6 +173,17 @@ def terminology_of(
     )
 
 
+def usual_meaning(code: Code) -> str | None:
+    """What a code stands for, where the table knows it under none of the words it comes with; else None.
+
+    Another language is no mistake, and cannot be told from one: this is for a note, not for a refusal.
+    """
+    known = [term for term in _table().terms if _same(term.terminology.type, code)]
+    names = {name for term in known for name in (term.name, *term.synonyms, term.terminology.type.meaning)}
+    words = {_bag(_read(name)[0]) for name in names}
+    return None if not known or _bag(_read(code.meaning)[0]) in words else known[0].terminology.type.meaning
+
+
 def in_words(codes: Terminology) -> str:
     """For people, as "Kidney, Left (SCT 64033007)" or "Cyst in Kidney, Left (SCT 367643001)"."""
     parts = [codes.type.meaning]

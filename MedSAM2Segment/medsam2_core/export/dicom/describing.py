@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.errors import ExportError
 from medsam2_core.export import metadata
-from medsam2_core.export.dicom.coding import code_item, terminology_of
+from medsam2_core.export.dicom.coding import GENERIC, code_item, terminology_of, usual_meaning
 from medsam2_core.imaging.cielab import rgb_to_cielab
 from medsam2_core.version import __version__
 
@@ -24,8 +23,14 @@ if TYPE_CHECKING:
 MANUFACTURER = "MedSAM2Segment"
 TYPES = ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")
 TYPE_TAG, NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
-_TRACKING_TAG = f"{metadata.PREFIX}tracking_uid"
-_LONGEST_LO = 64  # characters of the value representation LO
+_TRACKING_TAG, _TRACKING_ID_TAG = f"{metadata.PREFIX}tracking_uid", f"{metadata.PREFIX}tracking_id"
+_DESCRIPTION_TAG = f"{metadata.PREFIX}description"
+_OF_ALGORITHM = f"{metadata.PREFIX}algorithm_"
+#: Notes that may be true of many segments, each told once.
+_BY_NAME = "coded by name"
+_GENERIC = "coded as Tissue, which says nothing about them"
+_UNSURE = "nothing says how they were made: written as MANUAL (algorithm_type in --segments says otherwise)"
+_LONGEST_LO, _LONGEST_ST = 64, 1024  # characters of these value representations
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,15 @@ class Described:
     items: tuple[SegmentDescription, ...]
     terminologies: tuple[Terminology, ...]
     notes: tuple[str, ...] = ()
+
+    def as_said(self, segmentation: Segmentation) -> tuple[Segment, ...]:
+        """The segments with the codes they are described with, and the labels, if those tell them apart."""
+        labels = [str(item.SegmentLabel) for item in self.items]
+        names = labels if len(set(labels)) == len(labels) and all(labels) else segmentation.names
+        return tuple(
+            segment.said_to_be(terminology, name)
+            for segment, terminology, name in zip(segmentation, self.terminologies, names, strict=True)
+        )
 
 
 def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generic: bool = False) -> Described:
@@ -53,17 +67,32 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
         A segment has no code, or a value that DICOM cannot hold.
     """
     items, terms, notes = [], [], []
+    told: dict[str, list[str]] = {_BY_NAME: [], _GENERIC: [], _UNSURE: []}
     for number, segment in enumerate(segmentation, start=1):
         wish = wishes.of(segment.name, number) if wishes is not None else None
         terminology, note = terminology_of(segment, wishes, number=number, allow_generic=generic)
-        made, unsure = _made(segmentation, segment, wish)
-        label = (wish.label if wish and wish.label else segment.name).replace("\\", "/")
+        made = _made(segmentation, segment, wish, told[_UNSURE])
+        label = clean(wish.label if wish and wish.label else segment.name)
         if len(label) > _LONGEST_LO:
             notes.append(f"{label!r} is cut to {_LONGEST_LO} characters")
-        items.append(_item(number, label[:_LONGEST_LO], terminology, made, segment, wish))
+        items.append(_item(number, label[:_LONGEST_LO].strip(), terminology, made, segment, wish))
         terms.append(terminology)
-        notes += [text for text in (note, unsure) if text]
+        usual = usual_meaning(terminology.type) if wish and wish.terminology else None
+        if usual is not None:
+            code = terminology.type
+            notes.append(
+                f"{segment.name!r}: {code.scheme} {code.value} stands for {usual!r}, not for {code.meaning!r}"
+            )
+        if note is not None:
+            told[_GENERIC if terminology == GENERIC else _BY_NAME].append(segment.name)
+    notes += [f"{_listed(names)}: {what}" for what, names in told.items() if names]
     return Described(tuple(items), tuple(terms), tuple(notes))
+
+
+def _listed(names: list[str]) -> str:
+    """Some of the names, and how many more there are."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(map(repr, names[:4])) + more
 
 
 def _item(
@@ -79,6 +108,10 @@ def _item(
     from highdicom.seg import SegmentDescription
 
     tracked = (wish.tracking_uid if wish else None) or segment.tags.get(_TRACKING_TAG)
+    if tracked and not UID(tracked).is_valid:
+        tracked = None  # nobody can find it by that
+    tracking_id = (wish.tracking_id if wish else None) or segment.tags.get(_TRACKING_ID_TAG)
+    description = (wish.description if wish else None) or segment.tags.get(_DESCRIPTION_TAG)
     colour = wish.colour if wish and wish.colour else segment.colour_rgb
     region = terminology.region
     item = SegmentDescription(
@@ -89,7 +122,7 @@ def _item(
         algorithm_type=made[0],
         algorithm_identification=made[1],
         tracking_uid=tracked or UID(),
-        tracking_id=((wish.tracking_id if wish else None) or label)[:_LONGEST_LO],
+        tracking_id=clean(tracking_id or label)[:_LONGEST_LO].strip(),
         anatomic_regions=[code_item(region)] if region.value else None,
         display_color=CIELabColor.from_dicom_value(rgb_to_cielab(colour)),
     )
@@ -100,43 +133,64 @@ def _item(
         item.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [
             code_item(terminology.region_modifier)
         ]
-    if wish and wish.description:
-        item.SegmentDescription = wish.description
+    if description:
+        item.SegmentDescription = description[:_LONGEST_ST]
+    if made[1] is not None and not made[1][0].AlgorithmFamilyCodeSequence:
+        # Of a program we know nothing about but its name: no more is said than that.
+        del item.SegmentationAlgorithmIdentificationSequence
     return item
 
 
 def _made(
-    segmentation: Segmentation, segment: Segment, wish: Wish | None
-) -> tuple[tuple[str, AlgorithmIdentificationSequence | None], str | None]:
-    """Algorithm type and identification, and a note when nobody says how the segment was made."""
-    from highdicom import AlgorithmIdentificationSequence
-    from pydicom.sr.codedict import codes
-
+    segmentation: Segmentation, segment: Segment, wish: Wish | None, unsure: list[str]
+) -> tuple[str, AlgorithmIdentificationSequence | None]:
+    """Algorithm type and identification; ``unsure`` gets the name when nobody says how it was made."""
     facts = _facts(segmentation, segment)
     name = (wish.algorithm_name if wish else None) or segment.tags.get(NAME_TAG)
     kind = (wish.algorithm_type if wish else None) or segment.tags.get(TYPE_TAG)
-    unsure = None
-    if not kind:
-        kind = "SEMIAUTOMATIC" if name or "model" in facts else "MANUAL"
-        if kind == "MANUAL":
-            unsure = (
-                f"{segment.name!r}: nothing says how it was made: written as MANUAL (--segments can say "
-                "otherwise)"
-            )
     if kind not in TYPES:
-        raise ExportError(f"{segment.name!r}: algorithm type {kind!r} is none of {', '.join(TYPES)}")
+        known = not kind and (name or "model" in facts)
+        kind = "SEMIAUTOMATIC" if known else "MANUAL"
+        if not known:
+            unsure.append(segment.name)
     if kind == "MANUAL":
-        return (kind, None), unsure
-    name = name or metadata.algorithm_name(facts)
+        return kind, None
+    return kind, _identification(segment, facts, name)
+
+
+def _identification(
+    segment: Segment, facts: dict[str, str], name: str | None
+) -> AlgorithmIdentificationSequence:
+    """Who made it. What is not known of another's program is not made up: its family is left empty."""
+    from highdicom import AlgorithmIdentificationSequence
+    from pydicom.sr.codedict import codes
+
+    tags = segment.tags
+    name = name or (metadata.algorithm_name(facts) if "model" in facts else "unknown")
     ours = re.match(rf"{MANUFACTURER} (\S+)", name)
+    by_us = bool(ours) or "model" in facts
     identification = AlgorithmIdentificationSequence(
-        name=name.replace("\\", "/")[:_LONGEST_LO],
+        name=clean(name)[:_LONGEST_LO].strip(),
         family=codes.DCM.ArtificialIntelligence,
-        version=ours.group(1) if ours else __version__ if "model" in facts else "unknown",
-        source=MANUFACTURER if ours or "model" in facts else None,
+        version=clean(
+            tags.get(f"{_OF_ALGORITHM}version")
+            or (ours.group(1) if ours else __version__ if by_us else "unknown")
+        )[:_LONGEST_LO],
+        source=clean(tags.get(f"{_OF_ALGORITHM}source") or (MANUFACTURER if by_us else ""))[:_LONGEST_LO]
+        or None,
         parameters=facts or None,
     )
-    return (kind, identification), unsure
+    if others := tags.get(f"{_OF_ALGORITHM}parameters"):
+        own = identification[0].get("AlgorithmParameters", "")
+        identification[0].AlgorithmParameters = f"{own},{others}".lstrip(",")
+    if not by_us and f"{_OF_ALGORITHM}version" not in tags:
+        identification[0].AlgorithmFamilyCodeSequence = []
+    return identification
+
+
+def clean(text: str) -> str:
+    """Text as a value of DICOM: on one line, without what divides values or cannot be seen."""
+    return "".join(one for one in " ".join(text.split()).replace("\\", "/") if one.isprintable())
 
 
 def _facts(segmentation: Segmentation, segment: Segment) -> dict[str, str]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsam2_core.errors import ExportError
+from medsam2_core.export.dicom.frames import Masks
 from medsam2_core.export.regridding import SAME_PLACE_MM
+from medsam2_core.imaging.probabilities import INSIDE, MAXIMUM
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,11 +59,20 @@ class Fractions:
         found = np.zeros((len(self._segmentation), self._segmentation.geometry.shape_ijk[2]), dtype=bool)
         for n, name in enumerate(self._segmentation.names):
             found[n, list(self._probabilities.slices[name])] = True
-        return found
+        changed = Masks(self._segmentation).occupancy() & ~found  # painted where nothing was likely
+        return found | changed
 
     def frame(self, n: int, k: int) -> NDArray[np.uint8]:
-        """(J, I) probability times 255."""
-        return self._probabilities.slice_ji(self._segmentation.names[n], k)
+        """(J, I) probability times 255; certain where the mask was changed after it was kept."""
+        segment = self._segmentation.segments[n]
+        values = self._probabilities.slice_ji(segment.name, k)
+        mask = np.zeros(values.shape, dtype=bool)
+        touched = segment.on_slice(mask, k)
+        if touched is not None:
+            touched[0][...] = touched[1]
+        values[mask & (values < INSIDE)] = MAXIMUM
+        values[~mask & (values >= INSIDE)] = 0
+        return values
 
     def notes(self) -> Iterator[str]:
         """Where masks were changed after the probabilities were kept."""
@@ -69,6 +80,6 @@ class Fractions:
             count = self._probabilities.count_differing(segment)
             if count:
                 yield (
-                    f"{segment.name!r}: {count} voxels of the mask were changed after its probabilities were "
-                    "kept; the SEG holds the probabilities"
+                    f"{segment.name!r}: {count} voxels were changed after its probabilities were kept: they "
+                    "are written as certain"
                 )

@@ -98,7 +98,7 @@ def write_report(
         document = _document(pairs, seg, source)
     with atomic.new_file(path, overwrite=overwrite) as stream:
         document.save_as(stream, enforce_file_format=True)
-    if not source.is_placed:
+    if not source.has_depth:
         notes.append("the image says nothing of its thickness: the report has no volumes")
     return Written(path, tuple(notes))
 
@@ -219,7 +219,7 @@ def _measurements(one: Measured, source: Source) -> Iterator[hd.sr.Measurement]:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    if source.is_placed:
+    if source.has_depth:
         yield hd.sr.Measurement(
             name=codes.SCT.Volume,
             value=one.volume_ml * 1000,

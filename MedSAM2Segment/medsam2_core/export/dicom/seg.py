@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,6 +30,7 @@ from medsam2_core.export.dicom.frames import (
     write_frames,
 )
 from medsam2_core.export.dicom.kinds import Compression, Kind
+from medsam2_core.export.dicom.source import slice_distance
 from medsam2_core.export.regridding import MOST_LOST, onto_grid
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.version import __version__
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _SERIES_OFFSET = 1000  # our series stands behind the source's in a list, and nobody else counts that far
 _LONGEST_LO = 64
 _LARGEST_IS = 2**31 - 1
+_LARGEST_NATIVE = 2**32 - 2  # bytes: the length of an element has 32 bits
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class SegOptions:
                 raise ExportError(
                     f"{what} {text[:80]!r}: at most {_LONGEST_LO} characters on one line, and no backslash"
                 )
+        if self.creator is not None and (self.creator.count("^") > 4 or "=" in self.creator):
+            raise ExportError(f"creator {self.creator!r}: give Family^Given, at most five parts divided by ^")
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class WrittenSeg:
     Attributes
     ----------
     segmentation
-        What is in it, on the series' grid, with the codes it was written with.
+        What is in it, on the series' grid, with the names and codes it was written with.
     header
         Its data set without pixels, for what refers to it.
     frames
@@ -141,6 +145,7 @@ def write_seg(
         map; no probabilities for FRACTIONAL; or the file cannot be written there.
     """
     path, options = Path(path), options or SegOptions()
+    check_not_read(path, source.files)
     atomic.check_target(path, overwrite=overwrite)
     kept, notes = _with_voxels(segmentation, path)
     moved = onto_grid(kept, source.geometry, options.most_lost)
@@ -154,19 +159,27 @@ def write_seg(
         _fill(dataset, pixels, source, options, stream)
         dataset.save_as(target, enforce_file_format=True)
     frames = int(dataset.NumberOfFrames)
-    coded = zip(moved.segmentation, described.terminologies, strict=True)
-    said = tuple(segment.meaning(terminology) for segment, terminology in coded)
+    said = described.as_said(moved.segmentation)
     result = Segmentation(source.geometry, said, moved.segmentation.provenance)
     del dataset.PixelData  # its file is closed
     if isinstance(pixels, Fractions):
         notes += pixels.notes()
+    if options.compression is Compression.JPEG_LS:
+        notes.append("dcmqi, and with it 3D Slicer, does not open a SEG packed as JPEG-LS: it does open RLE")
     if source.geometry.is_sheared:
         notes.append(
             "the series was taken with a tilted gantry: every frame lies where its image does, but programs "
-            "built on ITK make an upright block of them and move its slices"
+            "that know upright blocks only (dcmqi, and with it 3D Slicer's import of SEG) do not open it"
         )
     notes += [*source.notes, *moved.notes, *described.notes]
     return WrittenSeg(path, result, dataset, frames, tuple(notes))
+
+
+def check_not_read(path: Path, files: Iterable[Path]) -> None:
+    """ExportError when a file that is read would be written over."""
+    for file in files:
+        if path.exists() and file.exists() and path.samefile(file):
+            raise ExportError(f"{path} is one of the files that are read: choose another name")
 
 
 def _with_voxels(segmentation: Segmentation, path: Path) -> tuple[Segmentation, list[str]]:
@@ -183,10 +196,15 @@ def _pixels(segmentation: Segmentation, kind: Kind, probabilities: Probabilities
     if kind is Kind.BINARY:
         return Masks(segmentation)
     if kind is Kind.LABELMAP:
-        for earlier, later, count in segmentation.overlaps():
+        if pairs := list(segmentation.overlaps()):
+            told = "; ".join(
+                f"{count} voxels belong to both {earlier.name!r} and {later.name!r}"
+                for earlier, later, count in pairs[:3]
+            )
+            more = f"; and {len(pairs) - 3} more pairs overlap" if len(pairs) > 3 else ""
             raise ExportError(
-                f"{count} voxels belong to both {earlier.name!r} and {later.name!r}: a label map holds one "
-                "segment a voxel, choose binary"
+                f"{told}{more}: a label map holds one segment a voxel. Choose binary, or let the later win "
+                "by exporting to .nrrd first"
             )
         return Labels(segmentation)
     if probabilities is None:
@@ -263,8 +281,20 @@ def _thumbnails(source: Source) -> Sequence[Dataset]:
 
 def _fill(dataset: Any, pixels: Pixels, source: Source, options: SegOptions, stream: BinaryIO) -> None:
     """Give the data set its true size and its pixels, in the order of its frames."""
-    columns, rows, _ = source.geometry.shape_ijk
+    from pydicom.valuerep import DSfloat
+
+    columns, rows, slices = source.geometry.shape_ijk
+    size = int(dataset.NumberOfFrames) * rows * columns * pixels.bits // 8
+    if options.compression is Compression.NONE and size > _LARGEST_NATIVE:
+        raise ExportError(
+            f"{dataset.NumberOfFrames} frames take {size / 2**30:.1f} GB, more than the 4 GB that pixels "
+            "without compression may have: choose --compression rle, or another kind"
+        )
     dataset.Rows, dataset.Columns = rows, columns
+    if source.is_placed and slices > 1:
+        # highdicom says it of even stacks only. Without it a reader must guess it from the frames there are.
+        measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        measures.SpacingBetweenSlices = DSfloat(slice_distance(source.geometry), auto_format=True)
     if not source.is_placed:
         dataset.PatientOrientation = source.header.get("PatientOrientation", "")  # of type 2 without a place
     order = list(_order(dataset, source))
@@ -311,9 +341,15 @@ def _number(dataset: Any, group: Any) -> int:
     return int(item.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
 
 
-def _scratch(path: Path) -> Any:
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[BinaryIO]:
     """A nameless file for the pixels, on the disk that must have room for them anyway."""
     try:
-        return tempfile.TemporaryFile(dir=path.parent)
+        stream = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - closed below, whatever the disk says
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise ExportError(f"{path} cannot be written: {atomic.reason(error)}") from error
+    try:
+        yield stream
+    finally:
+        with contextlib.suppress(OSError):  # a full disk has been told of already
+            stream.close()

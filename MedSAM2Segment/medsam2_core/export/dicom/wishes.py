@@ -25,8 +25,10 @@ from typing import Any
 
 from medsam2_core.errors import ExportError
 from medsam2_core.export.dicom import coding
+from medsam2_core.export.dicom.places import Place, shown
 from medsam2_core.imaging.cielab import cielab_to_rgb
-from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology
+from medsam2_core.imaging.segmentation import Segmentation
+from medsam2_core.imaging.terminology import NO_CODE, Terminology
 
 #: Keys of a segment in the short form.
 SHORT_KEYS = (
@@ -48,7 +50,6 @@ _DCMQI_KEYS = {
     "TrackingIdentifier": "tracking_id",
     "TrackingUniqueIdentifier": "tracking_uid",
 }
-_CODE_PARTS = {"CodingSchemeDesignator": 16, "CodeValue": 1024, "CodeMeaning": 64}
 # dcmqi's words about the series that we take over, and those that say nothing to us.
 _SERIES_KEYS = ("SeriesDescription", "SeriesNumber", "ContentCreatorName")
 _SILENT_KEYS = ("@schema", "segmentAttributes", "segmentAttributesFileMapping")
@@ -57,8 +58,8 @@ _OTHER_KEYS = (
     *("ClinicalTrialTimePointID", "ClinicalTrialCoordinatingCenterName"),
 )
 _NOT_SEGMENTS = {*_SERIES_KEYS, *_SILENT_KEYS, *_OTHER_KEYS}
+_MOST_TOLD = 30  # segments a message lists
 _LARGEST_FILE = 16 << 20  # bytes: room for thousands of segments; a volume given by mistake has more
-_LARGEST_IS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Wish:
     Attributes
     ----------
     name, number
-        Which segment it is about: its name, its label value (from 1).
+        Which segment it is about: its name, its label value in the file that is described.
     terminology
         Its codes.
     label, description
@@ -114,45 +115,89 @@ class Wishes:
         found += [wish for wish in self.segments if number is not None and wish.number == number]
         return found[0] if found else None
 
-    def bound_to(self, names: Iterable[str]) -> Wishes:
+    def bound_to(self, segments: Segmentation | Mapping[str, int | None] | Iterable[str]) -> Wishes:
         """The same, each wish for one segment, by that segment's name.
 
-        Names come first, whatever the order; only wishes that fit none go by their number. So a list made for
-        another order does not call the spleen a liver.
+        Names come first, whatever the order; only wishes that fit none go by their label value. So a list
+        made for another order does not call the spleen a liver.
 
         Parameters
         ----------
-        names : iterable of str
-            Of all segments, in order: their label values are 1, 2, …
+        segments
+            A segmentation, whose segments have the values of the file they were read from, or 1, 2, … when
+            they are from none; label values by name; or names alone, of values 1, 2, …
 
         Raises
         ------
         ExportError
-            A wish is for a segment that is not there.
+            No wish is for a segment that is there, or one is for a label value that several have.
         """
-        names = tuple(names)
-        by_name = {_plain(name): name for name in names}
+        value_of = _label_values(segments)
+        by_name = {_plain(name): name for name in value_of}
         bound: dict[str, Wish] = {}
         left: list[Wish] = []
         for wish in self.segments:
             asked = wish.name or ""
-            name = asked if asked in names else by_name.get(_plain(asked))
+            name = asked if asked in value_of else by_name.get(_plain(asked))
             if name is None or name in bound:
                 left.append(wish)
             else:
                 bound[name] = wish
+        absent = [wish for wish in left if not _has_value(wish, value_of)]
         for wish in left:
-            name = names[wish.number - 1] if wish.number and wish.number <= len(names) else None
-            if name is None or name in bound:
-                called = repr(wish.name) if wish.name is not None else f"label value {wish.number}"
-                known = ", ".join(map(repr, names)) or "none"
-                raise ExportError(
-                    f"--segments describes {called}, but there is no such segment, or another entry for it: "
-                    f"segments are {known}"
-                )
-            bound[name] = wish
-        ordered = (replace(bound[name], name=name, number=None) for name in names if name in bound)
-        return replace(self, segments=tuple(ordered))
+            if wish not in absent or not (bound or len(left) > len(absent)):
+                bound[_of_value(wish, value_of, bound)] = wish
+        notes = list(self.notes)
+        if absent:
+            # One file may serve many scans, of which not all have every organ.
+            notes.append(f"--segments describes {_listed(absent)}, which this segmentation does not have")
+        ordered = (replace(bound[name], name=name, number=None) for name in value_of if name in bound)
+        return replace(self, segments=tuple(ordered), notes=tuple(notes))
+
+
+def _label_values(segments: Segmentation | Mapping[str, int | None] | Iterable[str]) -> dict[str, int | None]:
+    """Label values by name, in order."""
+    if isinstance(segments, Mapping):
+        return dict(segments)
+    if not isinstance(segments, Segmentation):
+        return {name: number for number, name in enumerate(segments, start=1)}
+    if all(segment.value is None for segment in segments):
+        return _label_values(segments.names)
+    return {segment.name: segment.value for segment in segments}
+
+
+def _has_value(wish: Wish, value_of: Mapping[str, int | None]) -> bool:
+    """Whether a segment has the label value a wish is for; a name that was already taken counts as there."""
+    return wish.name in value_of or any(
+        value is not None and value == wish.number for value in value_of.values()
+    )
+
+
+def _listed(wishes: Sequence[Wish]) -> str:
+    """What some wishes are for, and how many more there are."""
+    told = [repr(wish.name) if wish.name is not None else f"label value {wish.number}" for wish in wishes]
+    more = f" and {len(told) - 4} more" if len(told) > 4 else ""
+    return ", ".join(told[:4]) + more
+
+
+def _of_value(wish: Wish, value_of: Mapping[str, int | None], bound: Mapping[str, Wish]) -> str:
+    """Name of the one segment that has a wish's label value; ExportError tells the values there are."""
+    found = [name for name, value in value_of.items() if value is not None and value == wish.number]
+    if len(found) == 1 and found[0] not in bound:
+        return found[0]
+    called = [repr(wish.name)] if wish.name is not None else []
+    called += [f"label value {wish.number}"] if wish.number is not None else []
+    reason = "there is no such segment"
+    if len(found) > 1:
+        reason = f"{' and '.join(map(repr, found[:4]))} have that value, each on its layer: give their names"
+    elif found:
+        reason = f"there is another entry for {found[0]!r}"
+    known = [repr(name) if value is None else f"{name!r} ({value})" for name, value in value_of.items()]
+    more = [f"{len(known) - _MOST_TOLD} more"] if len(known) > _MOST_TOLD else []
+    told = ", ".join([*known[:_MOST_TOLD], *more]) or "none"
+    raise ExportError(
+        f"--segments describes {', '.join(called)}, but {reason}: segments (with label values) are {told}"
+    )
 
 
 def read_wishes(path: str | Path) -> Wishes:
@@ -163,7 +208,7 @@ def read_wishes(path: str | Path) -> Wishes:
     ExportError
         Naming the file, the entry and the value that cannot be used.
     """
-    place = _Place(Path(path).name)
+    place = Place(Path(path).name)
     try:
         if Path(path).stat().st_size > _LARGEST_FILE:
             raise ExportError(f"{place}: has more than {_LARGEST_FILE >> 20} MB; that is no list of segments")
@@ -184,47 +229,50 @@ def read_wishes(path: str | Path) -> Wishes:
     _check_different(place, wishes)
     return Wishes(
         tuple(wishes),
-        place.read(content, "SeriesDescription", _Place.text_or_none),
-        place.read(content, "SeriesNumber", _Place.number),
-        place.read(content, "ContentCreatorName", _Place.text_or_none),
+        place.read(content, "SeriesDescription", Place.text_or_none),
+        place.read(content, "SeriesNumber", Place.number),
+        place.read(content, "ContentCreatorName", Place.text_or_none),
         notes=tuple(f"{place}: {key} is not taken over" for key in content if key in _OTHER_KEYS)
         + tuple(notes),
     )
 
 
-def _short(place: _Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[str]]:
+def _short(place: Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[str]]:
     wishes = []
     for name, value in content.items():
         if name in _NOT_SEGMENTS:
             continue
-        here = place.at(f"segment {_shown(name)}")
+        here = place.at(f"segment {shown(name)}")
         if isinstance(value, str):
             value = {"type" if "^" in value else "name": value}  # noqa: PLW2901
+        is_value = name.isdecimal()
+        if is_value and isinstance(value, dict) and "label" not in value and value.get("name"):
+            value = {**value, "label": value["name"]}  # noqa: PLW2901 - better than a number
         if not isinstance(value, dict):
             raise here.error(
                 "a code scheme^value^meaning, a name that --list-terms shows, or an object {…}", value
             )
         for key in value:
             if key not in SHORT_KEYS:
-                raise ExportError(f"{here}: unknown key {_shown(key)}; known are {', '.join(SHORT_KEYS)}")
-        wishes.append(replace(_wish(here, value), name=name))
+                raise ExportError(f"{here}: unknown key {shown(key)}; known are {', '.join(SHORT_KEYS)}")
+        wishes.append(replace(_wish(here, value), name=name, number=int(name) if is_value else None))
     return wishes, []
 
 
-def _dcmqi(place: _Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[str]]:
+def _dcmqi(place: Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[str]]:
     """A list of segments for each file of labels; their numbers may start again in the next."""
     lists = content["segmentAttributes"]
     if not isinstance(lists, list) or not all(isinstance(one, list) for one in lists):
         raise place.at("segmentAttributes").error("a list of lists of segments", lists)
-    notes = [f"{place}: {_shown(key)} is not known" for key in content if key not in _NOT_SEGMENTS]
+    notes = [f"{place}: {shown(key)} is not known" for key in content if key not in _NOT_SEGMENTS]
     wishes = []
     for count, entry in enumerate((entry for one in lists for entry in one), start=1):
         here = place.at(f"segment {count} of segmentAttributes")
         if not isinstance(entry, dict):
             raise here.error("an object {…}", entry)
-        notes += [f"{here}: {_shown(k)} is not known" for k in entry if k not in {*_DCMQI_KEYS, "labelID"}]
+        notes += [f"{here}: {shown(k)} is not known" for k in entry if k not in {*_DCMQI_KEYS, "labelID"}]
         wish = _wish(here, entry, {short: long for long, short in _DCMQI_KEYS.items()})
-        number = here.read(entry, "labelID", _Place.number)
+        number = here.read(entry, "labelID", Place.number)
         if number is None and wish.label is None:
             raise ExportError(f"{here}: has neither labelID nor SegmentLabel to say which segment it is")
         wishes.append(replace(wish, name=wish.label, number=number))
@@ -234,30 +282,30 @@ def _dcmqi(place: _Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[
     return unnamed, notes
 
 
-def _wish(place: _Place, value: Mapping[str, Any], called: Mapping[str, str] | None = None) -> Wish:
+def _wish(place: Place, value: Mapping[str, Any], called: Mapping[str, str] | None = None) -> Wish:
     """From an object with the keys of the short form, or with those that ``called`` puts in their place."""
 
     def read(key: str, kind: Callable[..., Any], *more: Any) -> Any:
         return place.read(value, called.get(key, key) if called else key, kind, *more)
 
-    colour = read("colour", _Place.integers, 255)
-    cielab = read("cielab", _Place.integers, 65535)
+    colour = read("colour", Place.integers, 255)
+    cielab = read("cielab", Place.integers, 65535)
     return Wish(
         terminology=_terminology(place, read),
-        label=read("label", _Place.text),
-        description=read("description", _Place.text_or_none, 1024),
+        label=read("label", Place.text),
+        description=read("description", Place.text_or_none, 1024),
         colour=tuple(part / 255 for part in colour) if colour else cielab_to_rgb(cielab) if cielab else None,
-        algorithm_type=read("algorithm_type", _Place.one_of, ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")),
-        algorithm_name=read("algorithm_name", _Place.text_or_none),
-        tracking_id=read("tracking_id", _Place.text_or_none),
-        tracking_uid=read("tracking_uid", _Place.uid),
+        algorithm_type=read("algorithm_type", Place.one_of, ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")),
+        algorithm_name=read("algorithm_name", Place.text_or_none),
+        tracking_id=read("tracking_id", Place.text_or_none),
+        tracking_uid=read("tracking_uid", Place.uid),
     )
 
 
-def _terminology(place: _Place, read: Callable[..., Any]) -> Terminology | None:
-    name = read("name", _Place.text)
+def _terminology(place: Place, read: Callable[..., Any]) -> Terminology | None:
+    name = read("name", Place.text)
     keys = ("category", "type", "modifier", "region", "region_modifier")
-    category, kind, modifier, region, region_modifier = (read(key, _Place.code) or NO_CODE for key in keys)
+    category, kind, modifier, region, region_modifier = (read(key, Place.code) or NO_CODE for key in keys)
     if {category, kind, modifier, region, region_modifier} == {NO_CODE}:
         named = coding.term_for(name) if name is not None else None
         if name is not None and named is None:
@@ -278,95 +326,14 @@ def _terminology(place: _Place, read: Callable[..., Any]) -> Terminology | None:
     return Terminology(category, kind, modifier, region, region_modifier)
 
 
-def _check_different(place: _Place, wishes: Sequence[Wish]) -> None:
+def _check_different(place: Place, wishes: Sequence[Wish]) -> None:
     names = [wish.name for wish in wishes if wish.name is not None]
     numbers = [wish.number for wish in wishes if wish.name is None]
     for kind, seen in (("segment", names), ("labelID", numbers)):
         twice = next((one for one in seen if seen.count(one) > 1), None)
         if twice is not None:
-            raise ExportError(f"{place}: has two entries for {kind} {_shown(twice)}")
+            raise ExportError(f"{place}: has two entries for {kind} {shown(twice)}")
 
 
 def _plain(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
-
-
-def _shown(value: Any) -> str:
-    """A value as messages show it: not all of it when it is long."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where in the file a value stands; reads it, or raises ExportError that says where and what it is."""
-
-    words: str
-
-    def __str__(self) -> str:
-        return self.words
-
-    def at(self, further: str) -> _Place:
-        return _Place(f"{self.words}: {further}")
-
-    def error(self, expected: str, value: Any) -> ExportError:
-        return ExportError(f"{self}: expected {expected}, not {_shown(value)}")
-
-    def read(self, content: Mapping[str, Any], key: str, kind: Callable[..., Any], *more: Any) -> Any:
-        return kind(self.at(key), content[key], *more) if key in content else None
-
-    def once_each(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) != len(pairs):
-            raise ExportError(f"{self}: has a key twice in {_shown([key for key, _ in pairs])}")
-        return content
-
-    def text(self, value: Any, most: int = 64) -> str:
-        if not isinstance(value, str) or not value.strip():
-            raise self.error("text that is not empty", value)
-        value = value.strip()
-        if "\\" in value or not value.isprintable():  # a backslash divides values in DICOM
-            raise self.error("text on one line, without backslash", value)
-        if len(value) > most:
-            raise self.error(f"at most {most} characters", value)
-        return value
-
-    def text_or_none(self, value: Any, most: int = 64) -> str | None:
-        return None if value == "" else self.text(value, most)  # so some programs leave a field open
-
-    def number(self, value: Any) -> int:
-        if isinstance(value, str) and re.fullmatch(r" *[0-9]{1,12} *", value):  # as dcmqi writes them
-            value = int(value)
-        if type(value) is not int or not 0 <= value <= _LARGEST_IS:
-            raise self.error(f"a whole number from 0 to {_LARGEST_IS}", value)
-        return value
-
-    def one_of(self, value: Any, known: Sequence[str]) -> str:
-        if value not in known:
-            raise self.error("one of " + ", ".join(known), value)
-        return value
-
-    def integers(self, value: Any, most: int) -> tuple[int, int, int]:
-        good = isinstance(value, list) and len(value) == 3
-        if not good or not all(type(part) is int and 0 <= part <= most for part in value):
-            raise self.error(f"a list of three whole numbers from 0 to {most}", value)
-        return value[0], value[1], value[2]
-
-    def uid(self, value: Any) -> str:
-        text = self.text(value)
-        if not re.fullmatch(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+", text):
-            raise self.error("a UID of numbers and dots", value)
-        return text
-
-    def code(self, value: Any) -> Code:
-        """``scheme^value^meaning``, or an object (or a list of one) with the attributes of DICOM."""
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if isinstance(value, str) and value.count("^") == 2:
-            value = dict(zip(_CODE_PARTS, value.split("^"), strict=True))
-        if not isinstance(value, dict) or set(value) != set(_CODE_PARTS):
-            raise self.error(f"scheme^value^meaning, or an object of {', '.join(_CODE_PARTS)}", value)
-        texts = [self.at(part).text(value[part], most) for part, most in _CODE_PARTS.items()]
-        if any(divider in text for text in texts for divider in "^~|"):
-            raise self.error("parts without ^, ~ and |, which divide codes", value)
-        return Code(*texts)
