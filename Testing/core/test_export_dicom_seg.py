@@ -494,7 +494,7 @@ def test_what_identifies_the_patient_and_the_study_is_kept_whatever_it_is(tmp_pa
     seg = pydicom.dcmread(written.path)
     for keyword, value in tags.items():
         assert seg[keyword].value == value, keyword
-    kept = "identify the patient or study and are kept: AccessionNumber, PatientID, StudyInstanceUID"
+    kept = "identify patient, study or images and are kept: AccessionNumber, PatientID, StudyInstanceUID"
     assert any(kept in note for note in written.notes)
 
 

@@ -1,5 +1,6 @@
 """The section about export: what can be wished for is asked, and told as it was filled in."""
 
+import tempfile
 from dataclasses import replace
 
 import a_qt
@@ -7,10 +8,20 @@ import pytest
 
 qt = a_qt.installed()
 
-from a_page import FORMATS, export_views  # noqa: E402
+from a_page import (  # noqa: E402
+    FORMATS,
+    FakeInstaller,
+    FakeSettings,
+    FakeWorker,
+    FakeWorkers,
+    export_views,
+)
 from a_panel import shown  # noqa: E402
+from an_export_page import SomeSegmentations  # noqa: E402
 from MedSAM2SegmentLib.Panels.ExportWish import ExportWish, filesOf, withEnding  # noqa: E402
+from MedSAM2SegmentLib.Panels.ModulePage import ModulePage  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePageState import ExportView, Kind, Line, PageState  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState  # noqa: E402
 from test_panel_page import WIDTH, actions, button, edit, panel  # noqa: E402, F401
 
 VIEWS = export_views()
@@ -57,7 +68,7 @@ def test_what_was_filled_in_is_told(panel, actions):  # noqa: F811
     choose(panel, "Compression", "jpeg-ls")
     choose(panel, "Measurements", "csv")
     for name in ("Generic", "Report", "Overwrite"):
-        check(panel, name).checked = True
+        check(panel, name).click()
     button(panel, "exportButton").click()
     wish = ExportWish(
         *(
@@ -71,7 +82,8 @@ def test_what_was_filled_in_is_told(panel, actions):  # noqa: F811
             "csv",
             True,
             True,
-        )
+        ),
+        segmentation="vtkMRMLSegmentationNode1",
     )
     assert actions.calls == [("exportSegmentation", wish)]
 
@@ -80,7 +92,7 @@ def test_as_it_comes_nobody_is_named_nothing_is_replaced_and_no_code_is_made_up(
     see(panel, VIEWS["possible"])
     button(panel, "exportButton").click()
     ((_, wish),) = actions.calls
-    assert wish == ExportWish("dicom", "", "binary", "none")
+    assert wish == ExportWish("dicom", "", "binary", "none", segmentation="vtkMRMLSegmentationNode1")
 
 
 def test_what_belongs_to_dicom_is_asked_with_dicom_only(panel):  # noqa: F811
@@ -181,21 +193,80 @@ def test_a_file_is_browsed_for_and_gets_the_ending_of_the_format(panel, monkeypa
     assert edit(panel, "exportPathEdit").text == "/data/liver.seg.nrrd"
 
 
-def test_who_agreed_in_the_dialog_has_agreed_to_that_file_only(panel, monkeypatch, tmp_path):  # noqa: F811
+def agreed(panel, actions):  # noqa: F811
+    """What has been agreed to when *Export* is pressed: all that is there, and these files."""
+    button(panel, "exportButton").click()
+    wish = actions.calls[-1][1]
+    return wish.overwrite, wish.agreed
+
+
+def test_who_agreed_in_the_dialog_has_agreed_to_that_file_only(panel, actions, monkeypatch, tmp_path):  # noqa: F811
     see(panel, VIEWS["possible"])
     (tmp_path / "a.dcm").touch()
     picking(monkeypatch, str(tmp_path / "a.dcm"))
     button(panel, "exportBrowseButton").click()
-    assert check(panel, "Overwrite").checked
+    assert not check(panel, "Overwrite").checked
+    assert agreed(panel, actions) == (False, (str(tmp_path / "a.dcm"),))
     path = edit(panel, "exportPathEdit")
     path.text = str(tmp_path / "b.dcm")
     path.textEdited.emit(path.text)
-    assert not check(panel, "Overwrite").checked
+    assert agreed(panel, actions) == (False, ())
     (tmp_path / "a").touch()
     picking(monkeypatch, str(tmp_path / "a"))  # a.dcm was not asked about
     button(panel, "exportBrowseButton").click()
     assert path.text == str(tmp_path / "a.dcm")
-    assert not check(panel, "Overwrite").checked
+    assert agreed(panel, actions) == (False, ())
+
+
+def another_segmentation(panel):  # noqa: F811
+    choose(panel, "Segmentation", "vtkMRMLSegmentationNode2")
+
+
+def another_format(panel):  # noqa: F811
+    choose(panel, "Format", "nrrd")
+
+
+def measurements(panel):  # noqa: F811
+    choose(panel, "Measurements", "csv")
+
+
+def a_report(panel):  # noqa: F811
+    check(panel, "Report").click()
+
+
+def one_that_is_gone(panel):  # noqa: F811
+    see(panel, replace(VIEWS["possible"], segmentations=VIEWS["possible"].segmentations[1:], chosen="x"))
+
+
+def dicom_is_gone(panel):  # noqa: F811
+    see(panel, VIEWS["no dicom"])
+
+
+CHANGES = [another_segmentation, another_format, measurements, a_report, one_that_is_gone, dicom_is_gone]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("how", ["tick", "dialog"])
+def test_what_was_agreed_to_was_about_what_was_shown(panel, actions, monkeypatch, tmp_path, how, change):  # noqa: F811
+    see(panel, VIEWS["possible"])
+    (tmp_path / "a.dcm").touch()
+    picking(monkeypatch, str(tmp_path / "a.dcm"))
+    button(panel, "exportBrowseButton").click()
+    if how == "tick":
+        check(panel, "Overwrite").click()
+    assert any(agreed(panel, actions))
+    change(panel)
+    assert agreed(panel, actions) == (False, ())
+
+
+def test_where_dicom_is_gone_the_file_gets_the_ending_of_what_is_left(panel):  # noqa: F811
+    see(panel, VIEWS["possible"])
+    path = edit(panel, "exportPathEdit")
+    path.text = "/data/liver.dcm"
+    see(panel, VIEWS["no dicom"])
+    assert path.text == "/data/liver.seg.nrrd"
+    see(panel, VIEWS["possible"])
+    assert path.text == "/data/liver.dcm"
 
 
 def test_after_an_export_the_next_one_is_agreed_to_anew(panel):  # noqa: F811
@@ -260,3 +331,53 @@ def test_after_cleanup_nothing_is_called(panel, actions):  # noqa: F811
 def test_an_empty_view_can_be_shown(panel):  # noqa: F811
     see(panel, ExportView())
     assert not button(panel, "exportButton").enabled
+
+
+# The whole page ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+    """The page put together, with a worker and segmentations that do as they are told; its clock stands."""
+    a_qt.application()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    worker, scene = FakeWorker(), SomeSegmentations("Liver")
+    page = ModulePage(
+        *(None, FakeInstaller(RuntimeState.READY), FakeSettings(), FakeWorkers(worker)), segmentations=scene
+    )
+    page.enter()
+    page._timer.stop()
+    yield page, worker, scene
+    page.controller.cleanup()
+    page.panel.cleanup()
+    page.widget.deleteLater()
+
+
+def press_export(page, path):
+    page.widget.findChild(qt.QLineEdit, "exportPathEdit").text = str(path)
+    page.widget.findChild(qt.QPushButton, "exportButton").click()
+
+
+def test_that_it_is_exported_is_seen_before_the_scene_is_written(whole, tmp_path):
+    page, worker, scene = whole
+    press_export(page, tmp_path / "liver.dcm")
+    page._onTick()
+    assert page.widget.findChild(qt.QLabel, "exportText").text.startswith("Exporting")
+    assert scene.paths == []
+    page._onTick()
+    assert len(scene.paths) == 1
+    assert worker.last("export").fields["out"] == str(tmp_path / "liver.dcm")
+
+
+def test_who_leaves_the_page_at_once_gets_the_file_all_the_same(whole, tmp_path):
+    page, worker, _ = whole
+    press_export(page, tmp_path / "liver.dcm")
+    page.exit()
+    assert worker.last("export").fields["out"] == str(tmp_path / "liver.dcm")
+
+
+def test_slicer_closing_forgets_what_has_not_begun(whole, tmp_path):
+    page, _, scene = whole
+    press_export(page, tmp_path / "liver.dcm")
+    page.cleanup()
+    assert scene.paths == []

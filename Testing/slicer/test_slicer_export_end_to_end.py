@@ -1,12 +1,15 @@
 """From the scene to files other systems take: through the page, the worker's own process and the command."""
 
 import json
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pydicom
 import pytest
 
@@ -17,7 +20,15 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "core"))
 from a_clinic import ARealSource  # noqa: E402
 from a_dicom_database import a_dicom_volume  # noqa: E402
 from a_page import FakeSettings  # noqa: E402
-from a_scene import a_linear_transform, a_segmentation, an_editor, an_empty_scene, paint  # noqa: E402
+from a_scene import (  # noqa: E402
+    a_linear_transform,
+    a_matrix,
+    a_segmentation,
+    an_editor,
+    an_empty_scene,
+    arrayToMatrix,
+    paint,
+)
 from judges import dcmqi_segments, on_grid, validator_errors  # noqa: E402
 from medsam2_core.imaging.reading import read_volume  # noqa: E402
 from medsam2_core.imaging.segmentation_files import read_segmentation  # noqa: E402
@@ -172,6 +183,131 @@ def test_the_other_formats_keep_voxels_and_names(desk, tmp_path, format):
         assert again.names == ("Liver", "Nothing yet")
         assert liver.tags["DICOM.SegmentAlgorithmName"] == "MedSAM2Segment 0.1.0 embedded"
         assert liver.tags["MedSAM2.weights_sha256"] == WEIGHTS
+
+
+def test_an_export_of_what_was_painted_is_no_warning(desk, tmp_path):
+    desk = desk()
+    desk.segmentation.GetSegmentation().GetSegment("B").SetName("Kidney")
+    line = desk.export(tmp_path / "liver")
+    assert line.kind is Kind.GOOD, line.text
+    assert "--" not in line.text
+    assert pydicom.dcmread(tmp_path / "liver.dcm").SegmentSequence[1].SegmentAlgorithmType == "MANUAL"
+
+
+def test_a_segmentation_without_a_voxel_is_refused_in_every_format(desk, tmp_path):
+    desk = desk()
+    known = desk.segmentation.GetSegmentation()
+    known.RemoveSegment("A")
+    known.RemoveSegment("B")
+    for format in ("dicom", "seg.nrrd", "nii.gz", "nrrd"):
+        line = desk.export(tmp_path / "a", format, measurements="csv")
+        assert "'Liver of Anna' is empty, none of its segments has a voxel" in line.text
+        assert line.kind is Kind.ERROR
+    assert list(tmp_path.iterdir()) == []
+
+
+# On other grids and in other places -------------------------------------------------------------------------
+
+
+def moved_to(desk, matrix):
+    """The volume was moved after it was loaded, and is segmented there."""
+    desk.volume.SetIJKToRASMatrix(arrayToMatrix(matrix))
+    desk.scene.RemoveNode(desk.segmentation)
+    desk.segmentation = a_segmentation(desk.scene, desk.volume, ("A", "B", "C"))
+    desk.segmentation.SetName("Liver of Anna")
+    desk.masks = desk.painted()
+    desk.describe()
+
+
+@pytest.mark.parametrize("name", SERIES)
+@pytest.mark.parametrize("by", ["centred", (4.0, 3.0, 0.0), (0.0, 0.0, 20.0)])
+def test_what_was_drawn_on_a_volume_that_was_moved_lands_on_its_pictures(desk, tmp_path, name, by):
+    desk = desk(name)
+    geometry = read_volume(desk.folder).geometry
+    middle = geometry.to_ras((np.array(geometry.shape_ijk) - 1) / 2)[0]
+    moved_to(desk, a_matrix(origin=-middle if by == "centred" else by) @ geometry.ijk_to_ras)
+    line = desk.export(tmp_path / "liver", generic=True)
+    assert line.kind is Kind.WARNING, line.text
+    assert "the volume was moved by" in line.text
+    again = read_segmentation(tmp_path / "liver.dcm")
+    for label, mask_kji in desk.masks.items():
+        assert np.array_equal(again[label].mask_kji, mask_kji)
+
+
+def test_a_volume_that_is_not_the_series_any_more_is_refused(desk, tmp_path):
+    desk = desk()
+    geometry = read_volume(desk.folder).geometry
+    cropped = desk.volume.GetImageData()
+    cropped.SetDimensions(*cropped.GetDimensions()[:2], cropped.GetDimensions()[2] - 1)
+    moved_to(desk, a_matrix(origin=(500.0, 0, 0)) @ geometry.ijk_to_ras)
+    line = desk.export(tmp_path / "liver", generic=True)
+    assert line.kind is Kind.ERROR
+    assert "or choose another format" in line.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def on_a_finer_grid(desk, sizes):
+    """Segments of so many voxels along i and j, on a grid three times as fine as the volume's."""
+    geometry = read_volume(desk.folder).geometry
+    depth, height, width = (3 * size for size in geometry.shape_ijk[::-1])
+    fine = geometry.ijk_to_ras @ a_matrix(spacing=[1 / 3] * 3, origin=[-1 / 3] * 3)
+    desk.scene.RemoveNode(desk.segmentation)
+    segmentation = a_segmentation(desk.scene, desk.volume, ("A",), (fine, (depth, height, width)))
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    segmentation.SetNodeReferenceID(role, desk.volume.GetID())
+    segmentation.SetName("Fine")
+    mask_kji = np.zeros((depth, height, width), dtype=bool)
+    mask_kji[3 : depth - 3, 300 : 300 + sizes[1], 300 : 300 + sizes[0]] = True
+    paint(an_editor(segmentation, desk.volume), mask_kji, "A")
+    segmentation.GetSegmentation().GetSegment("A").SetName("Liver")
+    desk.segmentation = segmentation
+    return mask_kji
+
+
+def test_a_vessel_too_thin_for_the_series_is_refused_and_kept_by_other_formats(desk, tmp_path):
+    desk = desk()
+    vessel = on_a_finer_grid(desk, (1, 2))
+    line = desk.export(tmp_path / "vessel", generic=True)
+    assert line.kind is Kind.ERROR
+    assert line.text.startswith("'Liver': ")
+    assert list(tmp_path.iterdir()) == []
+    assert desk.export(tmp_path / "vessel", "seg.nrrd").kind is Kind.GOOD
+    assert read_segmentation(tmp_path / "vessel.seg.nrrd")["Liver"].voxel_count == vessel.sum()
+
+
+def test_what_changes_a_little_on_the_way_to_the_series_is_told(desk, tmp_path):
+    desk = desk()
+    on_a_finer_grid(desk, (150, 160))
+    line = desk.export(tmp_path / "lump", generic=True)
+    assert line.kind is Kind.WARNING, line.text
+    assert "was resampled to the series' voxels" in line.text
+    assert read_segmentation(tmp_path / "lump.dcm")["Liver"].voxel_count > 0
+
+
+# How it ends ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot be told apart by signals there")
+def test_a_worker_that_is_killed_leaves_no_paths_of_patients_behind(shared_data, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    others = psutil.Process().children()
+    source = ARealSource(TMPDIR=str(temporary))
+    desk = ADesk(source, shared_data / "dicom" / SERIES[0])
+    desk.page.export(ExportWish("dicom", str(tmp_path / "liver.dcm"), generic=True))
+    end = time.monotonic() + 60
+    while not list(temporary.rglob("dicom.txt")):
+        assert time.monotonic() < end
+        source.supervisor.pump(0.01)
+    for worker in set(psutil.Process().children()) - set(others):
+        worker.kill()
+    while desk.page.view().isRunning:
+        assert time.monotonic() < end
+        source.supervisor.pump(0.02)
+    assert not list(temporary.glob("medsam2-export-*"))
+    source.supervisor.stop()
+    desk.scene.Clear(True)
 
 
 def test_a_segment_without_a_code_is_refused_with_slicers_way_out(desk, tmp_path):

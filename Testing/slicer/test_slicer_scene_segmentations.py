@@ -148,7 +148,7 @@ def test_what_cannot_be_written_says_why(scene, tmp_path):
     with pytest.raises(ExportError, match="has no segment"):
         segmentations.write(empty.GetID(), tmp_path / "a.seg.nrrd")
     nowhere = a_segmentation(scene, None, ("A",))
-    with pytest.raises(GeometryError, match="no geometry"):
+    with pytest.raises(ExportError, match="is empty, none of its segments has a voxel"):
         segmentations.write(nowhere.GetID(), tmp_path / "a.seg.nrrd")
     segmentation = some_segments(scene)
     (tmp_path / "taken.seg.nrrd").mkdir()

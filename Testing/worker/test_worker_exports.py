@@ -13,7 +13,7 @@ from a_real_worker import RealWorker, a_ball, a_point
 from medsam2_core.errors import Cancelled, ExportError, ProtocolError
 from medsam2_core.export import write
 from medsam2_core.imaging.segmentation import Segmentation
-from medsam2_core.worker.exports import Exports, arguments_of, list_of
+from medsam2_core.worker.exports import Exports, arguments_of, grid_of, list_of
 from medsam2_core.worker.jobs import Job
 
 ROOT = Path(__file__).resolve().anchor  # an absolute path begins with it
@@ -67,7 +67,8 @@ def test_what_exists_is_replaced_only_when_that_is_allowed(worker, ball, tmp_pat
     wish = {"segmentation": str(ball), "out": str(out)}
     error = worker.refused("export", **wish)
     assert error["kind"] == "ExportError"
-    assert "already exists" in error["message"]
+    assert "ball.nrrd" in error["message"]
+    assert "exists" in error["message"]
     assert out.read_bytes() == b"precious"
     worker.ask("export", **wish, overwrite=True)
     assert out.read_bytes() != b"precious"
@@ -140,6 +141,39 @@ def test_the_source_files_are_handed_over_as_a_list_that_is_gone_afterwards(tmp_
     assert shop.told == [(1, "exporting")]
 
 
+def test_the_grid_that_was_drawn_on_is_handed_over_as_a_file(tmp_path):
+    shop = AShop(
+        tmp_path,
+        "(name,) = [one[11:] for one in sys.argv if one.startswith('--drawn-on=')]\n"
+        "print(json.dumps({'told': json.load(open(name))}))",
+    )
+    grid = {"ijk_to_ras": [[0.5, 0, 0, 1], [0, 2, 0, 2], [0, 0, 3, 3], [0, 0, 0, 1]], "shape_ijk": [4, 5, 6]}
+    shop.ask(drawn_on=grid)
+    assert shop.wait() == {"told": grid}
+
+
+@pytest.mark.parametrize("name", ["scratch", None])
+def test_what_is_made_for_an_export_lies_in_the_folder_of_the_client_if_it_has_one(tmp_path, name):
+    shop = AShop(
+        tmp_path,
+        "(name,) = [one[8:] for one in sys.argv if one.startswith('--dicom=')]\n"
+        "print(json.dumps({'name': name}))",
+    )
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    shop.ask(dicom=[ROOT + "Anna.dcm"], **({name: str(scratch)} if name else {}))
+    assert Path(shop.wait()["name"]).is_relative_to(scratch) == bool(name)
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_folder_of_the_client_that_is_gone_is_an_error_and_the_next_begins(tmp_path):
+    shop = AShop(tmp_path, "print(json.dumps({'out': 'b'}))")
+    shop.ask(1, scratch=str(tmp_path / "gone"))
+    shop.ask(2)
+    assert isinstance(shop.wait(1), OSError)
+    assert shop.wait(2) == {"out": "b"}
+
+
 def test_one_after_the_other(tmp_path):
     shop = AShop(
         tmp_path,
@@ -196,7 +230,8 @@ def test_it_ends_with_a_worker_that_is_killed(ball, tmp_path):
         "from medsam2_core.worker.jobs import Job\n"
         "command = (sys.executable, '-c', 'import sys; sys.stdin.read()')\n"
         "e = Exports(print, lambda job, header: print('begun', flush=True), command)\n"
-        "e.start(Job(1, 'export', {'segmentation': '/a', 'out': '/b'}))\nthreading.Event().wait()\n"
+        f"e.start(Job(1, 'export', {{'segmentation': '/a', 'out': '/b', 'scratch': {str(tmp_path)!r}}}))\n"
+        "threading.Event().wait()\n"
     )
     worker = RealWorker(tmp_path, ("-c", code))
     assert worker.process.stdout.readline()
@@ -218,10 +253,10 @@ def test_fields_become_the_arguments_of_the_command():
         **{"series_description": "-- not an option", "creator": None, "overwrite": False},
         **{"measurements": ROOT + "b.csv", "report": ROOT + "b_SR.dcm"},
     }
-    assert arguments_of(fields, Path("list.txt")) == [
+    assert arguments_of(fields, Path("folder")) == [
         *(ROOT + "a.seg.nrrd", "--json", f"--out={ROOT}b.dcm", f"--measurements={ROOT}b.csv"),
         *(f"--report={ROOT}b_SR.dcm", "--kind=labelmap", "--compression=rle"),
-        *("--series-description=-- not an option", "--generic", "--dicom=list.txt"),
+        *("--series-description=-- not an option", "--generic", f"--dicom={Path('folder') / 'dicom.txt'}"),
     ]
     assert list_of(fields) == f"{ROOT}1.dcm\n"
     assert list_of({}) == ""
@@ -236,7 +271,21 @@ def test_fields_become_the_arguments_of_the_command():
 )
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ProtocolError):
-        arguments_of({"segmentation": ROOT + "a", "out": ROOT + "b", **wrong}, Path("list.txt"))
+        arguments_of({"segmentation": ROOT + "a", "out": ROOT + "b", **wrong}, Path("folder"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("here", {}, {"ijk_to_ras": np.eye(4).tolist()}, {"ijk_to_ras": "x", "shape_ijk": [1, 2, 3]}),
+        *({"ijk_to_ras": np.eye(3).tolist(), "shape_ijk": [1, 2, 3]},),
+        *({"ijk_to_ras": np.eye(4).tolist(), "shape_ijk": shape} for shape in ([1, 2], [1, 2, 0], ["a"] * 3)),
+        {"ijk_to_ras": np.full((4, 4), np.nan).tolist(), "shape_ijk": [1, 2, 3]},
+    ],
+)
+def test_a_grid_that_is_none_is_refused(wrong):
+    with pytest.raises(ProtocolError, match="drawn_on"):
+        grid_of({"drawn_on": wrong})
 
 
 @pytest.mark.parametrize("wrong", ["a.dcm", ["a.dcm"], [3], [ROOT + "a\nb.dcm"], [ROOT + "\ud800"]])

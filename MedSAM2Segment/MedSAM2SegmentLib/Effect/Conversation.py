@@ -14,7 +14,7 @@ from medsam2_core.worker.masks import SliceRecord
 from MedSAM2SegmentLib.Effect.SessionLink import differences, differs
 from MedSAM2SegmentLib.Effect.Signing import Signing
 from MedSAM2SegmentLib.Segments.Editors import SegmentError
-from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
+from MedSAM2SegmentLib.Segments.Whose import showsOurs, wasEdited
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompt
@@ -214,6 +214,10 @@ class Conversation:
             self._steps.write(answer.segmentID, masks, stack, revived)
             if self._shows(answer.segmentID, list(masks)):
                 self.sign(answer.segmentID, model)
+        finals = [n for n, words in answer.words.items() if words.final]
+        isAutomatic = bool(finals) and self.signing.isAutomatic(answer.segmentID)
+        if isAutomatic and any(self._isPainted(answer.segmentID, n) for n in finals):
+            self.signing.demote(answer.segmentID)
         return True
 
     def _revived(self, answer: Answer) -> dict[int, NDArray[np.bool_]]:
@@ -228,20 +232,38 @@ class Conversation:
                 revived[n] = _asked(said, stack.shape_hw)
         return revived
 
-    def sign(self, segmentID: str, model: str) -> None:
+    def sign(self, segmentID: str, model: str, *, isFollowed: bool = False) -> None:
         """Note in a segment that a model, of this name unless the worker tells another, has answered prompts.
 
-        An empty segment about which nothing is said any more is nobody's.
+        A segment about which nothing is said any more, and that shows nothing of what was, is what it was
+        before. ``isFollowed``: the answers went on to other slices.
         """
         try:
             said = self.words(segmentID)
         except PromptError:  # of the user's own; told when it is said
-            self.signing.sign(segmentID, model, isAlone=False)
+            self.signing.sign(segmentID, model, isAlone=False, isFollowed=isFollowed)
             return
-        if said or SegmentVoxels(self._workplace.segmentation, np.eye(4)).hasAny(segmentID):
-            self.signing.sign(segmentID, model, isAlone=self._areOwn(segmentID, said))
+        if said or showsOurs(self._workplace.writer, segmentID):
+            isAlone = self._areOwn(segmentID, said)
+            self.signing.sign(segmentID, model, isAlone=isAlone, isFollowed=isFollowed)
         else:
             self.signing.clear(segmentID)
+
+    def look(self) -> None:
+        """Somebody else has changed the selected segment, and it was no undo: is it the user's, too, now?
+
+        Of the others no voxels are looked at: it would take long with many, at every stroke of the brush.
+        """
+        segmentID = self._workplace.segmentID
+        isThere = self._workplace.segment(segmentID) is not None
+        if isThere and self.signing.isAutomatic(segmentID) and wasEdited(self._workplace.writer, segmentID):
+            self.signing.demote(segmentID)
+
+    def _isPainted(self, segmentID: str, n: int) -> bool:
+        """Whether a slice of a segment has voxels that no model has put there."""
+        stack, writer = self._link.stack, self._workplace.writer
+        mask_hw = writer.segmentMasks(segmentID, stack, [n])[n]
+        return bool((mask_hw & ~writer.oursMasks(segmentID, stack, [n])[n]).any())
 
     def _shows(self, segmentID: str, slices: list[int]) -> bool:
         """Whether a segment shows what a model has said: on these slices now, or anywhere before."""

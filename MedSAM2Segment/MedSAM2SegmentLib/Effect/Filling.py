@@ -160,7 +160,7 @@ class Filling:
         try:
             for segmentID, slices in masks.items():
                 if self._steps.write(segmentID, slices, self._stack):
-                    self._conversation.sign(segmentID, self._model)
+                    self._conversation.sign(segmentID, self._model, isFollowed=True)
         except MedSAM2Error as error:
             self._propagation.stop()
             self._steps.close()

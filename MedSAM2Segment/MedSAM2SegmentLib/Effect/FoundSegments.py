@@ -15,6 +15,7 @@ from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
 from MedSAM2SegmentLib.Segments.Editors import SegmentError, neighboursKept
 from MedSAM2SegmentLib.Segments.SegmentTags import TERMINOLOGY
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
+from MedSAM2SegmentLib.Segments.Whose import showsKept
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
@@ -175,6 +176,10 @@ class FoundSegments:
             nothing = np.zeros(stack.shape_hw, dtype=bool)
             masks = {**{n: nothing for n in replaced}, **masks}
         steps.write(segmentID, masks, stack)
+        shown = self._workplace.writer.knownMasks(segmentID, stack, list(records))
+        if not any(mask.any() for mask in shown.values()):
+            return  # the masking of the Segment Editor kept all of it out: the segment is what it was
+        isWhole = isWhole and not showsKept(self._workplace.writer, segmentID)
         isAlone = isWhole and self._conversation.isAlone(segmentID)
         self._conversation.signing.found(segmentID, model, isAlone=isAlone)
 

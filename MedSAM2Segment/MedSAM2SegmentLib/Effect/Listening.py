@@ -77,6 +77,7 @@ class Listening:
                 self._filling.forget(segmentID)
         memories = self._steps.followed()
         if not memories:
+            self._conversation.look()
             return
         self._filling.abandon()
         self.say("")

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from medsam2_core.errors import Cancelled, ExportError, MedSAM2Error
 
-from MedSAM2SegmentLib.Panels.ExportWish import DICOM, FORMATS, ExportWish, filesOf, withEnding
-from MedSAM2SegmentLib.Panels.ModulePageState import ExportView, Kind, Line, sizeWords
+from MedSAM2SegmentLib.Panels.ExportPlace import ExportPlace, sweep
+from MedSAM2SegmentLib.Panels.ExportWish import DICOM, FORMATS, ExportWish, fieldsOf
+from MedSAM2SegmentLib.Panels.ExportWords import inWords, lineOf
+from MedSAM2SegmentLib.Panels.ModulePageState import ExportView, Kind, Line
 
 _REMOTE = (
     "With a remote command, the worker cannot read this computer's files: save with Slicer instead (Save, or "
     "Export to DICOM in the Data module)."
 )
 _NOTHING = "No segmentation in the scene yet: segment something first."
-_NO_CODE = "no code says what it is"  # the core's words; what it advises is for the command line
-_CODE_IT = (
-    "double click its colour in the Segment Editor and choose what it is, or tick 'Tissue for segments "
-    "without a code'"
-)
+_NO_MEMORY = "The computer's memory is full: close volumes or other programs, then export again."
 
 
 class Segmentations(Protocol):
@@ -38,8 +33,11 @@ class Segmentations(Protocol):
     def dicomFiles(self, nodeID: str) -> tuple[str, ...]:
         """The files of the series it lies on. MedSAM2Error when there are none."""
 
-    def write(self, nodeID: str, path: str | Path) -> None:
-        """Write it as .seg.nrrd. MedSAM2Error when that cannot be."""
+    def drawnOn(self, nodeID: str) -> dict[str, Any]:
+        """The grid of the volume it lies on, as it is in the scene. MedSAM2Error when there is none."""
+
+    def write(self, nodeID: str, path: str | Path, *, isWhole: bool) -> tuple[str, ...]:
+        """Write it as .seg.nrrd; what there is to know. MedSAM2Error when that cannot be."""
 
     def refresh(self) -> None:
         """Look at DICOM files again."""
@@ -58,20 +56,29 @@ class ExportPage:
         Those of the scene; None where there is no scene.
     changed
         Called whenever `view` may give something else.
+    later
+        Does what it is given once the page has shown what it is told before.
     """
 
     def __init__(
-        self, settings, workers, segmentations: Segmentations | None, changed: Callable[[], None]
+        self,
+        settings,
+        workers,
+        segmentations: Segmentations | None,
+        changed: Callable[[], None],
+        later: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         self._settings, self._workers, self._segmentations = settings, workers, segmentations
-        self._changed = changed
+        self._changed, self._later = changed, later
         self._chosen = ""
         self._line = Line()
+        self._wish: ExportWish | None = None  # what is being exported
         self._request: Any = None
         self._worker: Any = None  # held by the export
-        self._place: Path | None = None  # where the segmentation was written for it
+        self._place: ExportPlace | None = None  # where the segmentation was written for it
         self._name = ""  # of what is exported
-        self._seen: tuple[tuple[str, str], ...] = ()
+        self._seen: Any = None
+        sweep()
 
     def view(self) -> ExportView:
         """What to show."""
@@ -81,7 +88,6 @@ class ExportPage:
         dicomProblem = ""
         if chosen and not problem:
             dicomProblem = self._segmentations.dicomProblem(chosen)
-        isRunning = self._request is not None
         return ExportView(
             segmentations=names,
             chosen=chosen,
@@ -89,8 +95,8 @@ class ExportPage:
             problem=problem,
             dicomProblem=f"DICOM is not possible: {dicomProblem}." if dicomProblem else "",
             line=self._line,
-            isRunning=isRunning,
-            canExport=not problem and not isRunning,
+            isRunning=self._isBusy,
+            canExport=not problem and not self._isBusy,
         )
 
     def refresh(self) -> None:
@@ -99,10 +105,14 @@ class ExportPage:
             self._segmentations.refresh()
 
     def look(self) -> None:
-        """Notice segmentations that have come or gone. Cheap."""
+        """Notice segmentations that have come or gone, or lie on something else. Cheap."""
         names = self._segmentations.names() if self._segmentations is not None else ()
-        if names != self._seen:
-            self._seen = names
+        chosen = self._chosenOf(names)
+        seen = names, chosen, self._segmentations.dicomProblem(chosen) if chosen else ""
+        if seen != self._seen:
+            self._seen = seen
+            if self._chosen != chosen:
+                self._chosen = ""  # it is gone, and another one is shown from now on
             self._changed()
 
     def choose(self, nodeID: str) -> None:
@@ -111,15 +121,13 @@ class ExportPage:
         self._changed()
 
     def export(self, wish: ExportWish) -> None:
-        """Export the chosen segmentation."""
-        if self._request is not None:
+        """Export a segmentation. That it is being done is shown before the work begins."""
+        if self._isBusy:
             return
-        try:
-            self._begin(wish)
-        except (MedSAM2Error, OSError) as error:
-            self._line = Line(self._inWords(str(error)), Kind.ERROR)
-            self._end()
+        self._wish = wish
+        self._line = Line("Exporting…", Kind.BUSY)
         self._changed()
+        self._later(lambda: self._begin(wish))
 
     def cancel(self) -> None:
         """Stop the export; no file is left half written."""
@@ -127,44 +135,75 @@ class ExportPage:
             self._request.cancel()
             self._line = Line("The export is being stopped…", Kind.BUSY)
             self._changed()
+        elif self._wish is not None:
+            self.stop()
+            self._changed()
 
     def stop(self) -> None:
         """End an export at once, with its worker: the runtime is being changed."""
+        if not self._isBusy:
+            return
         if self._request is not None:
             self._request.cancel()
-            self._end()
-            self._line = Line("The export was stopped.", Kind.PLAIN)
+        self._end()
+        self._line = Line("The export was stopped.", Kind.PLAIN)
 
     def cleanup(self) -> None:
         """The page is gone for good."""
         self._changed = lambda: None
         self.stop()
 
+    @property
+    def _isBusy(self) -> bool:
+        return self._wish is not None
+
     def _chosenOf(self, names: tuple[tuple[str, str], ...]) -> str:
         known = [nodeID for nodeID, _ in names]
         return self._chosen if self._chosen in known else known[0] if known else ""
 
     def _begin(self, wish: ExportWish) -> None:
+        if self._wish is not wish:
+            return  # it was stopped before it began
+        line = Line("The export failed at something nobody foresaw: see Slicer's log.", Kind.ERROR)
+        try:
+            self._ask(wish)
+        except (MedSAM2Error, OSError) as error:
+            line = Line(self._inWords(str(error)), Kind.ERROR)
+        except MemoryError:
+            line = Line(_NO_MEMORY, Kind.ERROR)
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            line = Line(f"The export failed: {error}", Kind.ERROR)
+        finally:
+            if self._request is None and self._wish is wish:
+                self._end()
+                self._line = line
+            self._changed()
+
+    def _ask(self, wish: ExportWish) -> None:
         view = self.view()
         if view.problem:
             raise ExportError(view.problem)
-        self._name = dict(view.segmentations)[view.chosen]
+        # What was shown when Export was pressed, and no other one.
+        nodeID = wish.segmentation or self._chosen or view.chosen
+        if nodeID not in dict(view.segmentations):
+            raise ExportError("the segmentation is not in the scene any more: choose another one")
+        self._name = dict(view.segmentations)[nodeID]
         isDicom = wish.format == DICOM
-        fields = self._fields(wish, isDicom)
+        fields = fieldsOf(wish)
         if isDicom:
-            fields["dicom"] = list(self._segmentations.dicomFiles(view.chosen))
-        self._worker = self._workers.current()
-        supervisor = self._worker.acquire(self)
-        self._place = Path(tempfile.mkdtemp(prefix="medsam2-export-"))
-        path = self._place / "segmentation.seg.nrrd"
-        self._segmentations.write(view.chosen, path)
-        fields["segmentation"] = str(path)
+            fields["dicom"] = list(self._segmentations.dicomFiles(nodeID))
+            fields["drawn_on"] = self._segmentations.drawnOn(nodeID)
+        worker = self._workers.current()
+        supervisor = worker.acquire(self)
+        self._worker = worker  # to be released, now that it is held
+        place = self._place = ExportPlace()
+        notes = self._segmentations.write(nodeID, place.segmentation, isWhole=not isDicom)
+        fields.update(segmentation=str(place.segmentation), scratch=str(place.path))
         self._line = Line(f"Exporting {self._name}…", Kind.BUSY)
-        place = self._place
 
         def done(result: Mapping[str, Any]) -> None:
             if self._place is place:  # else it was stopped
-                self._onEnd(_lineOf(result))
+                self._onEnd(lineOf(result, notes))
 
         def failed(error: MedSAM2Error) -> None:
             if self._place is place:
@@ -173,28 +212,9 @@ class ExportPage:
                     Line(text[:1].upper() + text[1:], Kind.PLAIN) if isStopped else Line(text, Kind.ERROR)
                 )
 
-        self._request = supervisor.request("export", fields, done=done, failed=failed)
-
-    def _fields(self, wish: ExportWish, isDicom: bool) -> dict[str, Any]:
-        if not wish.path.strip():
-            raise ExportError("Choose where to put the file first")
-        out = Path(withEnding(os.path.expanduser(wish.path.strip()), wish.format))
-        if not out.is_absolute():
-            raise ExportError(f"{out} is no whole path: choose a folder with Browse")
-        files = filesOf(str(out), wish)
-        taken = [path for path in files.values() if os.path.lexists(path)]
-        if taken and not wish.overwrite:
-            raise ExportError(
-                f"{taken[0]} exists already: choose another name, or tick 'Replace existing files'"
-            )
-        fields: dict[str, Any] = {**files, "overwrite": wish.overwrite}
-        if isDicom:
-            fields.update(kind=wish.kind, generic=wish.generic)
-            if wish.kind == "labelmap":
-                fields["compression"] = wish.compression
-            texts = {"series_description": wish.description.strip(), "creator": wish.creator.strip()}
-            fields.update({name: text for name, text in texts.items() if text})
-        return fields
+        request = supervisor.request("export", fields, done=done, failed=failed)
+        if self._place is place:  # else it has failed already
+            self._request = request
 
     def _onEnd(self, line: Line) -> None:
         self._end()
@@ -204,39 +224,14 @@ class ExportPage:
     def _inWords(self, text: str) -> str:
         """Without the file that nobody has seen, and with the ways out that there are here."""
         if self._place is not None:
-            text = text.replace(str(self._place / "segmentation.seg.nrrd"), repr(self._name))
-        what, found, _ = text.partition(_NO_CODE)
-        return f"{what}{found}: {_CODE_IT}" if found else text
+            text = text.replace(str(self._place.segmentation), repr(self._name))
+        return inWords(text)
 
     def _end(self) -> None:
         """Let go of the worker, and of what was written for it."""
-        worker, self._worker, self._request = self._worker, None, None
+        worker, self._worker, self._request, self._wish = self._worker, None, None, None
         if worker is not None:
             worker.release(self)
         place, self._place = self._place, None
         if place is not None:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-def _lineOf(result: Mapping[str, Any]) -> Line:
-    """What was written, and what there is to know about it."""
-    segments, frames, size = (result.get(name) for name in ("segments", "frames", "bytes"))
-    facts = [_count(len(segments), "segment")] if isinstance(segments, list) else []
-    facts += [_count(frames, "frame")] if isinstance(frames, int) else []
-    facts += [_sizeOf(size)] if isinstance(size, int) else []
-    measurements = result.get("measurements")
-    beside = [*(measurements if isinstance(measurements, list) else []), result.get("report")]
-    words = f"{result.get('out', 'The file')} is written: {', '.join(facts)}."
-    words += "".join(f" {os.path.basename(str(path))} is beside it." for path in beside if path)
-    notes = result.get("notes")
-    told = [str(note) for note in notes] if isinstance(notes, list) else []
-    words += "".join(f" Note: {note.rstrip('.')}." for note in told)
-    return Line(words, Kind.WARNING if told else Kind.GOOD)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _sizeOf(size: int) -> str:
-    return sizeWords(size) if size >= 1e6 else f"{max(1, round(size / 1e3))} kB"
+            place.remove()

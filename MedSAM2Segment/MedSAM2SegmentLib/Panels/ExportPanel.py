@@ -61,12 +61,15 @@ class ExportPanel:
         self._runningBar = find(qt.QWidget, "exportRunningBar")
         self._view: ExportView | None = None
         self._wanted = ""  # the format the user has chosen
+        self._agreed = ""  # the file of which the user has agreed in a dialog that it is replaced
         for name, choices in (("Kind", KINDS), ("Compression", COMPRESSIONS), ("Measurements", MEASUREMENTS)):
             fill(self._combos[name], choices)
         connect = self._connections.connect
         connect(self._combos["Segmentation"], "activated", self._onSegmentation)
         connect(self._combos["Format"], "activated", self._onFormat)
         connect(self._combos["Kind"], "activated", self._onKind)
+        connect(self._combos["Measurements"], "activated", self._onEdited)
+        connect(self._checks["Report"], "clicked", self._onEdited)
         connect(self._edits["Path"], "textEdited", self._onEdited)
         connect(self._browse, "clicked", self._onBrowse)
         connect(self._export, "clicked", self._onExport)
@@ -79,10 +82,15 @@ class ExportPanel:
             fill(self._combos["Segmentation"], view.segmentations)
         if view.chosen:
             choose(self._combos["Segmentation"], view.chosen)
+        if before is not None and view.chosen != before.chosen:
+            self._onEdited()
         if before is None or view.formats != before.formats:
+            shown = self._chosen("Format")
             fill(self._combos["Format"], view.formats)
             known = [value for value, _ in view.formats]
             choose(self._combos["Format"], self._wanted if self._wanted in known else known[0])
+            if before is not None and self._chosen("Format") != shown:
+                self._onOtherFormat()
         for name, text in (("Problem", view.problem), ("Dicom", view.dicomProblem)):
             put(self._texts[name], "text", breakable(text))
             self._texts[name].visible = bool(text)
@@ -92,7 +100,7 @@ class ExportPanel:
         self._runningBar.visible = view.isRunning
         isOver = before is not None and before.isRunning and not view.isRunning
         if isOver and view.line.kind in (Kind.GOOD, Kind.WARNING):
-            put(self._checks["Overwrite"], "checked", False)  # the next time is agreed to anew
+            self._onEdited()  # the next time is agreed to anew
         self._showFields()
 
     def cleanup(self) -> None:
@@ -119,22 +127,27 @@ class ExportPanel:
     # What the user did
 
     def _onSegmentation(self, _=0) -> None:
+        self._onEdited()
         self._do("chooseSegmentation", self._chosen("Segmentation"))
 
     def _onFormat(self, _=0) -> None:
         self._wanted = self._chosen("Format")
+        self._onOtherFormat()
+        self._showFields()
+
+    def _onOtherFormat(self) -> None:
         path = self._edits["Path"]
         if path.text.strip():
-            put(path, "text", withEnding(path.text.strip(), self._wanted))
-            self._onEdited()
-        self._showFields()
+            put(path, "text", withEnding(path.text.strip(), self._chosen("Format")))
+        self._onEdited()
 
     def _onKind(self, _=0) -> None:
         self._showFields()
 
-    def _onEdited(self, _="") -> None:
-        """Another file: nobody has agreed to lose it."""
+    def _onEdited(self, _=None) -> None:
+        """Other files, or others put into them: nobody has agreed to lose what is there."""
         put(self._checks["Overwrite"], "checked", False)
+        self._agreed = ""
 
     def _onBrowse(self) -> None:
         format = self._chosen("Format") or SEG_NRRD
@@ -148,8 +161,9 @@ class ExportPanel:
             return
         whole = withEnding(path, format)
         put(self._edits["Path"], "text", whole)
-        # The dialog has asked before it gave a file that exists.
-        put(self._checks["Overwrite"], "checked", whole == path and os.path.lexists(path))
+        self._onEdited()
+        if whole == path and os.path.lexists(path):
+            self._agreed = path  # the dialog has asked about it, and about nothing that will lie beside it
 
     def _onExport(self) -> None:
         format = self._chosen("Format")
@@ -164,5 +178,7 @@ class ExportPanel:
             measurements=self._chosen("Measurements"),
             report=format == DICOM and self._checks["Report"].checked,
             overwrite=self._checks["Overwrite"].checked,
+            agreed=(self._agreed,) if self._agreed else (),
+            segmentation=self._chosen("Segmentation"),
         )
         self._do("exportSegmentation", wish)

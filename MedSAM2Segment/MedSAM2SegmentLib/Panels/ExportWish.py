@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import Any
+
+from medsam2_core.errors import ExportError
 
 DICOM, SEG_NRRD, NIFTI, NRRD = "dicom", "seg.nrrd", "nii.gz", "nrrd"
 #: (value, label) of the formats.
@@ -21,6 +25,7 @@ COMPRESSIONS = (("none", "None"), ("rle", "RLE"), ("jpeg-ls", "JPEG-LS"))
 MEASUREMENTS = (("", "None"), ("json", "As JSON"), ("csv", "As CSV"))
 # The longer ones first: .seg.nrrd ends in .nrrd.
 _ENDINGS = {SEG_NRRD: ".seg.nrrd", NIFTI: ".nii.gz", NRRD: ".nrrd", DICOM: ".dcm"}
+_LONGEST = 255  # bytes of a file's name
 _ALL_ENDINGS = (*_ENDINGS.values(), ".nii", ".dicom", ".seg")
 
 
@@ -40,6 +45,10 @@ class ExportWish:
         A value of MEASUREMENTS.
     overwrite
         Whether files that exist may be replaced.
+    agreed
+        Of these files alone somebody has agreed that they are replaced.
+    segmentation
+        The node shown; empty: the one that was chosen.
     """
 
     format: str = SEG_NRRD
@@ -52,6 +61,8 @@ class ExportWish:
     measurements: str = ""
     report: bool = False
     overwrite: bool = False
+    agreed: tuple[str, ...] = ()
+    segmentation: str = ""
 
 
 def withEnding(path: str, format: str) -> str:
@@ -74,3 +85,56 @@ def filesOf(out: str, wish: ExportWish) -> dict[str, str]:
     if wish.report and wish.format == DICOM:
         files["report"] = f"{stem}_SR.dcm"
     return files
+
+
+def fieldsOf(wish: ExportWish) -> dict[str, Any]:
+    """The fields of the worker's request that the wish alone decides.
+
+    ExportError when the file cannot have that name, or would replace one that nobody has agreed to lose.
+    """
+    files = filesOf(_whole(wish), wish)
+    for path in files.values():
+        _check(path)
+    agreed = {str(Path(one)) for one in wish.agreed}
+    taken = [path for path in files.values() if os.path.lexists(path)]
+    unasked = [] if wish.overwrite else [path for path in taken if path not in agreed]
+    if unasked:
+        others = [PurePath(path).name for path in unasked[1:]]
+        also = f", and beside it {' and '.join(others)}" if others else ""
+        raise ExportError(
+            f"{unasked[0]} exists already{also}: choose another name, or tick 'Replace existing files'"
+        )
+    fields: dict[str, Any] = {**files, "overwrite": bool(taken)}
+    if wish.format == DICOM:
+        fields.update(kind=wish.kind, generic=wish.generic)
+        if wish.kind == "labelmap":
+            fields["compression"] = wish.compression
+        texts = {"series_description": wish.description.strip(), "creator": wish.creator.strip()}
+        fields.update({name: text for name, text in texts.items() if text})
+    return fields
+
+
+def _whole(wish: ExportWish) -> str:
+    """The path of the file, whole and with its ending. ExportError when it is none."""
+    typed = wish.path.strip()
+    if not typed:
+        raise ExportError("Choose where to put the file first")
+    if any(ord(one) < ord(" ") or "\ud800" <= one <= "\udfff" for one in typed):
+        shown = typed.encode("unicode_escape").decode()[:80]
+        raise ExportError(f"{shown}: name a file by letters that can be written on one line")
+    path = os.path.expanduser(typed)
+    isFolder = path.endswith(("/", os.sep)) or PurePath(path).name in ("", ".", "..")
+    if isFolder:
+        raise ExportError(f"{typed} is a folder: name a file in it")
+    if not Path(path).is_absolute():
+        raise ExportError(f"{path} is no whole path: choose a folder with Browse")
+    return str(Path(withEnding(path, wish.format)))
+
+
+def _check(path: str) -> None:
+    """ExportError when no file can be called that."""
+    name = PurePath(path).name
+    if len(os.fsencode(name)) > _LONGEST:
+        raise ExportError(f"{name[:40]}… is too long for the name of a file: name a file with a shorter one")
+    if os.path.isdir(path):
+        raise ExportError(f"{path} is a folder: name a file in it")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import qt
 
 from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
@@ -48,11 +50,14 @@ class ModulePage:
             self._runner = QProcessRunner(qt.QCoreApplication.instance())
             installer = RuntimeInstaller(None, self._runner, environment=startupEnvironment())
         self.installer = installer
+        self._waiting: list[Callable[[], None]] = []  # until what was said before is seen
+        self._due: list[Callable[[], None]] = []
         workers = workers or Workers(self.settings, self.installer)
         self.controller = ModulePageController(
             *(self.installer, self.settings, workers, self._onChanged),
             cases=cases,
             segmentations=segmentations,
+            later=self._later,
         )
         self.panel = ModulePanel(parent, self.controller)
         self.widget = self.panel.widget
@@ -72,12 +77,16 @@ class ModulePage:
     def exit(self) -> None:
         """The user has left the page. An installation goes on."""
         self._timer.stop()
+        due, self._due, self._waiting = [*self._due, *self._waiting], [], []
+        for work in due:  # nobody looks any more
+            work()
         self.controller.exit()
 
     def cleanup(self) -> None:
         """The module is taken down: nothing of it may run on."""
         self._timer.stop()
         self._timer.timeout.disconnect(self._onTick)
+        self._due, self._waiting = [], []
         self.controller.cleanup()
         self.panel.cleanup()
         if self._runner is not None:
@@ -86,8 +95,15 @@ class ModulePage:
     def _onChanged(self) -> None:
         self._isOld = True
 
+    def _later(self, work: Callable[[], None]) -> None:
+        self._waiting.append(work)
+
     def _onTick(self) -> None:
+        due, self._due = self._due, []
+        for work in due:
+            work()
         self.controller.tick()
         if self._isOld:
             self._isOld = False
             self.panel.show(self.controller.state)
+        self._due, self._waiting = [*self._due, *self._waiting], []

@@ -55,6 +55,8 @@ class ModulePageController:
     cases, segmentations
         The labelled volumes of the scene (SceneCases), to train on, and its segmentations
         (SceneSegmentations), to export; None where there is no scene.
+    later
+        Does what it is given once the page has shown what it is told before.
 
     Attributes
     ----------
@@ -71,6 +73,7 @@ class ModulePageController:
         clock: Callable[[], float] = time.monotonic,
         cases: Cases | None = None,
         segmentations: Segmentations | None = None,
+        later: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         self._settings = settings
         self._workers = workers
@@ -78,7 +81,7 @@ class ModulePageController:
         self._clock = clock
         self._runtime = RuntimePage(installer, settings, self._changed, self._onRuntimeChanged)
         self.auto = AutoPage(settings, workers, cases, self._onPart)
-        self.export = ExportPage(settings, workers, segmentations, self._onPart)
+        self.export = ExportPage(settings, workers, segmentations, self._onPart, later)
         self._isOpen = False
         self._worker = None
         self._supervisor: Supervisor | None = None
@@ -109,7 +112,7 @@ class ModulePageController:
     def cleanup(self) -> None:
         """The page is gone for good."""
         self.exit()
-        self._changed = _nothing
+        self._changed = lambda: None
         self._runtime.cleanup()
         self.auto.cleanup()
         self.export.cleanup()
@@ -391,7 +394,3 @@ class ModulePageController:
         elif name == "window":
             self._settings.defaultWindow = value
         self._changed()
-
-
-def _nothing() -> None:
-    pass

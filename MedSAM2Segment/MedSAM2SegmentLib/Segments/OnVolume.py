@@ -1,4 +1,7 @@
-"""Segmentations voxel by voxel of their volume, and nodes as files without a change in the scene."""
+"""Segmentations voxel by voxel of their volume, and nodes as files without a change in the scene.
+
+To train on: what is exported goes as it is (see `OwnGrid`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import slicer
 import vtk
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, GeometryError
 from vtk.util.numpy_support import numpy_to_vtk
 
 from MedSAM2SegmentLib.Segments.Editors import (
@@ -44,28 +47,25 @@ def drawn(segmentation: Any) -> list[str]:
     return found
 
 
-def onVolume(segmentation: Any, volume: Any, segmentIDs: Iterable[str], *, withEmpty: bool = False) -> Any:
+def onVolume(segmentation: Any, volume: Any, segmentIDs: Iterable[str]) -> Any:
     """A segmentation node of no scene: segments voxel by voxel of a volume, without transforms.
+
+    What lies outside the volume, or between its voxels, is left out.
 
     Parameters
     ----------
-    volume
-        None: on the segmentation's own grid.
     segmentIDs
-        Which segments, in their order, with all that is kept beside their voxels.
-    withEmpty
-        Whether segments without a voxel come along.
+        Which segments, in their order, with all that is kept beside their voxels; those without a voxel do
+        not come along.
 
     Raises
     ------
     GeometryError
-        A transform over one of them warps; or the segmentation has no grid.
+        A transform over one of them warps.
     """
-    ijkToRAS, grid = _gridOf(segmentation, volume)
-    toOwn = ijkToRAS
-    if volume is not None:
-        toOwn = np.linalg.inv(transformToWorld(segmentation)) @ transformToWorld(volume) @ ijkToRAS
-    known = _asLabelmaps(segmentation)
+    ijkToRAS, grid = gridOfVolume(volume)
+    toOwn = np.linalg.inv(transformToWorld(segmentation)) @ transformToWorld(volume) @ ijkToRAS
+    known = asLabelmaps(segmentation, volume)
     voxels, node = SegmentVoxels(known, toOwn), slicer.vtkMRMLSegmentationNode()
     _setGrid(node, grid, ijkToRAS)
     made: dict[Any, Any] = {}  # segments that do not overlap share a labelmap, here as there
@@ -78,7 +78,7 @@ def onVolume(segmentation: Any, volume: Any, segmentIDs: Iterable[str], *, withE
         copy.DeepCopyMetadata(segment)
         copy.AddRepresentation(_LABELMAP, made[labelmap])
         node.GetSegmentation().AddSegment(copy, segmentID)
-        if not withEmpty and not SegmentVoxels(node, ijkToRAS).hasAny(segmentID):
+        if not SegmentVoxels(node, ijkToRAS).hasAny(segmentID):
             node.GetSegmentation().RemoveSegment(segmentID)
     return node
 
@@ -98,31 +98,43 @@ def write(storage: Any, node: Any, path: Path) -> None:
         raise ExportError(f"{node.GetName()!r} could not be written to {path}: is the disk full?")
 
 
-def _gridOf(segmentation: Any, volume: Any) -> tuple[NDArray[np.float64], Extent]:
-    """(4, 4) from indices to the own RAS of the volume, else of the segmentation; and which indices."""
-    if volume is not None:
-        matrix = vtk.vtkMatrix4x4()
-        volume.GetIJKToRASMatrix(matrix)
-        width, height, depth = volume.GetImageData().GetDimensions()
-        return matrixToArray(matrix), Extent(0, width - 1, 0, height - 1, 0, depth - 1)
+def gridOfVolume(volume: Any) -> tuple[NDArray[np.float64], Extent]:
+    """(4, 4) from indices to the own RAS of a volume, and which indices it has."""
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    width, height, depth = volume.GetImageData().GetDimensions()
+    return matrixToArray(matrix), Extent(0, width - 1, 0, height - 1, 0, depth - 1)
+
+
+def ownGrid(segmentation: Any) -> tuple[NDArray[np.float64], Extent] | None:
+    """(4, 4) from indices to the own RAS of a segmentation, and which indices, of its reference geometry."""
     known, converter = segmentation.GetSegmentation(), slicer.vtkSegmentationConverter
     text = known.GetConversionParameter(converter.GetReferenceImageGeometryParameterName())
-    text = text or known.DetermineCommonLabelmapGeometry(known.EXTENT_UNION_OF_SEGMENTS, None)
     image = slicer.vtkOrientedImageData()
     if not text or not converter.DeserializeImageGeometry(text, image, False):
-        image = None
-    matrix, extent = geometryOfImage(image)
+        return None
+    try:
+        matrix, extent = geometryOfImage(image)
+    except GeometryError:
+        return None
     return matrix, Extent(*extent)
 
 
-def _asLabelmaps(segmentation: Any) -> Any:
-    """The node itself, or a copy of no scene where segments are kept as something else, such as surfaces."""
+def asLabelmaps(segmentation: Any, volume: Any) -> Any:
+    """The node itself, or a copy of no scene where segments are kept as something else, such as surfaces.
+
+    Without a grid of its own that is voxel by voxel of the volume. GeometryError when a warp is in the way.
+    """
     known = segmentation.GetSegmentation()
     if all(known.GetSegment(one).GetRepresentation(_LABELMAP) is not None for one in known.GetSegmentIDs()):
         return segmentation
     copy = slicer.vtkMRMLSegmentationNode()
     copy.SetName(segmentation.GetName())
     copy.GetSegmentation().DeepCopy(known)
+    if volume is not None and ownGrid(copy) is None:
+        ijkToRAS, grid = gridOfVolume(volume)
+        toOwn = np.linalg.inv(transformToWorld(segmentation)) @ transformToWorld(volume)
+        _setGrid(copy, grid, toOwn @ ijkToRAS)
     copy.GetSegmentation().CreateRepresentation(_LABELMAP)
     return copy
 

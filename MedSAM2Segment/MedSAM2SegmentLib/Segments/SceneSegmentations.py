@@ -10,7 +10,9 @@ from typing import Any
 import slicer
 from medsam2_core.errors import ExportError
 
-from MedSAM2SegmentLib.Segments.OnVolume import onVolume, volumeOf, write
+from MedSAM2SegmentLib.Segments.LayerFile import writeLayers
+from MedSAM2SegmentLib.Segments.OnVolume import gridOfVolume, volumeOf
+from MedSAM2SegmentLib.Segments.OwnGrid import layersOf
 
 _INSTANCES = "DICOM.instanceUIDs"
 
@@ -64,38 +66,68 @@ class SceneSegmentations:
         """
         return self._filesOf(nodeID)
 
-    def write(self, nodeID: str, path: str | Path) -> None:
-        """Write a segmentation as ``.seg.nrrd``, voxel by voxel of its volume, with all of its segments.
+    def drawnOn(self, nodeID: str) -> dict[str, Any]:
+        """The voxels a segmentation was drawn on, as they lie in the scene: matrix to RAS, and how many.
 
-        Hidden and empty ones come along; names, colours and tags are kept. Transforms that both are under
-        are left out. In the scene nothing changes.
+        The volume may have been moved since it was loaded, while its DICOM files lie where they lay.
+        ExportError when there is no volume.
+        """
+        ijkToRAS, grid = gridOfVolume(self._volumeOf(self._node(nodeID)))
+        return {"ijk_to_ras": ijkToRAS.tolist(), "shape_ijk": list(grid.shape[::-1])}
+
+    def write(self, nodeID: str, path: str | Path, *, isWhole: bool = True) -> tuple[str, ...]:
+        """Write a segmentation as ``.seg.nrrd``, on its own grid, with all of its segments.
+
+        Hidden and empty ones come along; names, colours and tags are kept. It is placed relative to its
+        volume: transforms that both are under are left out. In the scene nothing changes.
+
+        Parameters
+        ----------
+        isWhole
+            Whether the whole grid is written, not just what is filled.
+
+        Returns
+        -------
+        notes
+            What the user should know: one sentence each.
 
         Raises
         ------
         MedSAM2Error
-            It is gone, has no segment, or cannot be written.
+            It is gone, has no segment or not a voxel, or cannot be written.
         """
-        node = self._scene.GetNodeByID(nodeID)
-        if node is None:
-            raise ExportError("the segmentation is not in the scene any more: choose another one")
-        segmentIDs = node.GetSegmentation().GetSegmentIDs()
-        if not segmentIDs:
+        node, path = self._node(nodeID), Path(path)
+        if not node.GetSegmentation().GetSegmentIDs():
             raise ExportError(f"{node.GetName()!r} has no segment: segment something first")
-        copy = onVolume(node, volumeOf(node), segmentIDs, withEmpty=True)
-        copy.SetName(node.GetName())
-        write(slicer.vtkMRMLSegmentationStorageNode(), copy, Path(path))
+        layers = layersOf(node, volumeOf(node), isWhole=isWhole)
+        try:
+            writeLayers(layers, node.GetName() or "", path)
+        except OSError as error:
+            raise ExportError(
+                f"{node.GetName()!r} could not be written to the temporary folder {path.parent}: "
+                f"{error.strerror or error}. Make room there, or name another one by the variable TMPDIR"
+            ) from error
+        return layers.notes
 
     def refresh(self) -> None:
         """Look at DICOM files again: series may have been imported, or removed."""
         self._problems.clear()
 
-    def _filesOf(self, nodeID: str, *, isGlance: bool = False) -> tuple[str, ...]:
+    def _node(self, nodeID: str) -> Any:
         node = self._scene.GetNodeByID(nodeID)
         if node is None:
             raise ExportError("the segmentation is not in the scene any more: choose another one")
+        return node
+
+    @staticmethod
+    def _volumeOf(node: Any) -> Any:
         volume = volumeOf(node)
         if volume is None:
             raise ExportError(f"{node.GetName()!r} lies on no volume: choose its source volume first")
+        return volume
+
+    def _filesOf(self, nodeID: str, *, isGlance: bool = False) -> tuple[str, ...]:
+        volume = self._volumeOf(self._node(nodeID))
         instances = list(dict.fromkeys((volume.GetAttribute(_INSTANCES) or "").split()))
         if not instances:
             raise ExportError(

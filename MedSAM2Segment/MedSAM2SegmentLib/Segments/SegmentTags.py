@@ -11,6 +11,8 @@ import vtk
 ALGORITHM_TYPE, ALGORITHM_NAME = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
 #: Our own: the model and its weights, and the Auto model that found the segment by itself.
 MODEL, WEIGHTS, AUTO = "MedSAM2.model", "MedSAM2.weights_sha256", "MedSAM2.auto"
+#: What these tags said before a user's prompts came to what somebody else, or Auto, had made.
+BEFORE = "MedSAM2.before"
 TERMINOLOGY = "TerminologyEntry"
 
 
@@ -22,7 +24,9 @@ def tagOf(segment: Any, name: str) -> str:
 
 def putTags(segment: Any, tags: Mapping[str, str]) -> None:
     """Set tags of a ``vtkSegment``, those that are empty removed; what is as it was tells nobody."""
-    for name, value in tags.items():
+    for name, text in tags.items():
+        # The divider of tags in Slicer's files cannot be escaped; in JSON it can be written as a code.
+        value = text.replace("|", "\\u007c") if text.startswith("{") else text
         if not value and segment.HasTag(name):
             segment.RemoveTag(name)
         elif value and tagOf(segment, name) != value:

@@ -240,6 +240,15 @@ class SegmentWriter:
             lambda voxels: notes.read(voxels) & KNOWN != 0, [stack.checked(n) for n in slices]
         )
 
+    def oursMasks(
+        self, segmentID: str, stack: SliceStack, slices: Sequence[int]
+    ) -> dict[int, NDArray[np.bool_]]:
+        """(H, W) what we wrote on slices and is still there. Raises as :meth:`segmentMasks`."""
+        segments, grid = self._target(stack)
+        segments.check(segmentID)
+        notes = self._notesOf(segmentID, segments, grid.extent)
+        return grid.masksOf(lambda voxels: notes.read(voxels) & OURS != 0, [stack.checked(n) for n in slices])
+
     def noted(self, segmentationNode: Any) -> dict[str, SegmentNotes]:
         """The notes about segments of a segmentation, by segment; not to be changed."""
         key = self.segmentationKey(segmentationNode)

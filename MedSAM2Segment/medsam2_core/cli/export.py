@@ -108,6 +108,7 @@ def export(
         overwrite=overwrite,
     )
     _check(asked)
+    _check_targets(asked)
     facts = _facts(asked, _write(asked))
     print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)
 
@@ -125,8 +126,7 @@ def _write(asked: _Asked) -> _Done:
 
 
 def _check(asked: _Asked) -> None:
-    """Refuse what could not be written before anything is read that takes long."""
-    from medsam2_core import atomic
+    """Refuse what does not go together, before anything is read that takes long."""
     from medsam2_core.export import suffix_of
 
     if not asked.is_dicom:
@@ -152,6 +152,16 @@ def _check(asked: _Asked) -> None:
     for path in asked.measurements:
         if path.suffix.lower() not in _MEASUREMENTS:
             raise ExportError(f"--measurements {path}: they are written as .json or .csv")
+    if asked.segmentation.is_dir():
+        raise ExportError(f"{asked.segmentation} is a folder: give the file of the segmentation")
+    if asked.dicom is not None and not asked.dicom.exists():
+        raise ExportError(f"--dicom {asked.dicom}: there is no such folder or file")
+
+
+def _check_targets(asked: _Asked) -> None:
+    """Refuse files that may not be written, or would be written over what is read."""
+    from medsam2_core import atomic
+
     inputs = (asked.segmentation, asked.segments, asked.probabilities, asked.drawn_on, asked.dicom)
     names = [path.resolve() for path in inputs if path is not None]
     for path in asked.targets:
@@ -161,8 +171,6 @@ def _check(asked: _Asked) -> None:
         if path.is_file() and not asked.overwrite:
             raise ExportError(f"{path} exists already: choose another name, or add --overwrite")
         atomic.check_target(path, overwrite=asked.overwrite)
-    if asked.dicom is not None and not asked.dicom.exists():
-        raise ExportError(f"--dicom {asked.dicom}: there is no such folder or file")
 
 
 def _to_dicom(asked: _Asked, read: Segmentation) -> _Done:

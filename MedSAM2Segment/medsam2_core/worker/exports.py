@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import subprocess
 import tempfile
 import threading
@@ -23,18 +24,20 @@ _STOPPED = "the export was stopped; no file is left half written"
 _PATHS = ("segmentation", "out", "measurements", "report")
 _TEXTS = ("kind", "compression", "series_description", "creator")
 _SWITCHES = ("generic", "overwrite")
+_OTHERS = ("dicom", "drawn_on", "scratch")
+_SOURCES, _GRID = "dicom.txt", "drawn_on.json"
 _OF_THE_FRAME = ("type", "id", "re", "arrays")
 
 
-def arguments_of(fields: dict[str, Any], sources: Path) -> list[str]:
+def arguments_of(fields: dict[str, Any], folder: Path) -> list[str]:
     """Arguments of the command for the fields of `export`.
 
     Parameters
     ----------
     fields
         Of the message; what is null counts as absent.
-    sources
-        The file that lists ``dicom``, should there be any.
+    folder
+        Where :func:`write_files` puts what is too long for arguments.
 
     Raises
     ------
@@ -42,7 +45,7 @@ def arguments_of(fields: dict[str, Any], sources: Path) -> list[str]:
         Fields that are none, or not what they must be. Paths are absolute: where the worker was started is
         nobody's business.
     """
-    strange = sorted(set(fields) - {"type", "id", "dicom", *_PATHS, *_TEXTS, *_SWITCHES})
+    strange = sorted(set(fields) - {"type", "id", *_OTHERS, *_PATHS, *_TEXTS, *_SWITCHES})
     if strange:
         raise ProtocolError(f"export knows no {strange[0][:40]!r}")
     given = {name: value for name, value in fields.items() if value is not None}
@@ -51,7 +54,32 @@ def arguments_of(fields: dict[str, Any], sources: Path) -> list[str]:
     texts = {name: _text(checked(given, name, str), name) for name in _TEXTS if name in given}
     words += [f"{_option(name)}={value}" for name, value in {**paths, **texts}.items()]
     words += [_option(name) for name in _SWITCHES if name in given and checked(given, name, bool)]
-    return words + ([f"--dicom={sources}"] if "dicom" in given else [])
+    files = {"dicom": _SOURCES, "drawn_on": _GRID}
+    return words + [f"{_option(name)}={folder / file}" for name, file in files.items() if name in given]
+
+
+def write_files(fields: dict[str, Any], folder: Path) -> None:
+    """Put the list of source files, and the grid that was drawn on, where :func:`arguments_of` says.
+
+    ProtocolError when they are none.
+    """
+    (folder / _SOURCES).write_text(list_of(fields), encoding="utf-8", newline="\n")
+    if fields.get("drawn_on") is not None:
+        (folder / _GRID).write_text(json.dumps(grid_of(fields)), encoding="utf-8")
+
+
+def grid_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """The grid the user drew on: (4, 4) ``ijk_to_ras``, 3 sizes ``shape_ijk``. ProtocolError for another."""
+    given = checked(fields, "drawn_on", dict)
+    try:
+        matrix = [[float(value) for value in row] for row in given["ijk_to_ras"]]
+        shape = [int(size) for size in given["shape_ijk"]]
+        known = all(math.isfinite(value) for row in matrix for value in row) and min(shape) > 0
+    except (KeyError, TypeError, ValueError, OverflowError):
+        known = False
+    if not known or [len(row) for row in matrix] != [4] * 4 or len(shape) != 3:
+        raise ProtocolError("drawn_on must be ijk_to_ras, 4 x 4 numbers, and shape_ijk, 3 sizes")
+    return {"ijk_to_ras": matrix, "shape_ijk": shape}
 
 
 def list_of(fields: dict[str, Any]) -> str:
@@ -141,10 +169,13 @@ class Exports:
             self._finish(done, answer)
 
     def _exported(self, job: Job) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="medsam2-export-") as folder:
-            fields, sources = dict(job.fields), Path(folder) / "dicom.txt"
-            words = [*self._command, *arguments_of(fields, sources)]
-            sources.write_text(list_of(fields), encoding="utf-8", newline="\n")
+        fields = dict(job.fields)
+        scratch = None if fields.get("scratch") is None else _path(fields["scratch"], "scratch")
+        # In the client's own folder, if it has one: it takes that away, should this process be killed.
+        with tempfile.TemporaryDirectory(prefix="medsam2-export-", dir=scratch) as made:
+            folder = Path(made)
+            words = [*self._command, *arguments_of(fields, folder)]
+            write_files(fields, folder)
             self._tell(job, {"type": "progress", "what": "exporting", "done": 0, "total": None})
             with tempfile.TemporaryFile() as messages:
                 process = children.started(words, messages)
@@ -160,7 +191,8 @@ class Exports:
                 if job.is_cancelled or code == children.INTERRUPTED:
                     raise Cancelled(_STOPPED)
                 # Nobody knows the list: it stands for the series.
-                own, last = (one.replace(str(sources), "the series") for one in children.last_words(messages))
+                said_last = children.last_words(messages)
+                own, last = (one.replace(str(folder / _SOURCES), "the series") for one in said_last)
         _log.info("an export ended with exit code %d", code)
         reason = f" ({last})" if last else ""
         raise ExportError(own or f"the export ended with exit code {code}{reason}: see the worker's log")

@@ -35,7 +35,15 @@ _NAMED = {
     "StudyInstanceUID": "study",
     "FrameOfReferenceUID": "frame of reference",
 }
-_IDENTIFYING = (*_UIDS, "PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber", "StudyID")
+_IDENTIFYING = (
+    *_UIDS,
+    "SOPInstanceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "AccessionNumber",
+    "StudyID",
+)
 #: SOP class of the images of a modality, for files that do not say.
 _SOP_CLASSES = {
     "CT": "1.2.840.10008.5.1.4.1.1.2",
@@ -64,12 +72,15 @@ def drop_invalid(header: Dataset, notes: dict[str, None]) -> None:
         keyword = keyword_for_tag(tag) or str(tag)
         if not _breaks_rules(header, tag):
             continue
-        if keyword in _IDENTIFYING and (keyword not in _UIDS or is_uid(header.get(keyword))):
+        if keyword in _IDENTIFYING and (not keyword.endswith("UID") or is_uid(header.get(keyword))):
             kept.append(keyword)
         else:
             dropped.append(keyword)
             del header[tag]
-    for words, keywords in (("are left out", dropped), ("identify the patient or study and are kept", kept)):
+    for words, keywords in (
+        ("are left out", dropped),
+        ("identify patient, study or images and are kept", kept),
+    ):
         if keywords:
             told = ", ".join(sorted(keywords))
             notes[f"values of the images that DICOM does not allow {words}: {told}"] = None

@@ -28,8 +28,8 @@ _DESCRIPTION_TAG = f"{metadata.PREFIX}description"
 _OF_ALGORITHM = f"{metadata.PREFIX}algorithm_"
 #: Notes that may be true of many segments, each told once.
 _BY_NAME = "coded by name"
-_GENERIC = "coded as Tissue, which says nothing about them"
-_UNSURE = "nothing says how they were made: written as MANUAL (algorithm_type in --segments says otherwise)"
+_GENERIC = "coded as Tissue, which says nothing about {them}"
+_UNSURE = "nothing says how {they_were} made: written as MANUAL (algorithm_type in --segments says otherwise)"
 _LONGEST_LO, _LONGEST_ST = 64, 1024  # characters of these value representations
 
 
@@ -85,7 +85,11 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
             )
         if note is not None:
             told[_GENERIC if terminology == GENERIC else _BY_NAME].append(segment.name)
-    notes += [f"{_listed(names)}: {what}" for what, names in told.items() if names]
+    for what, names in told.items():
+        if names:
+            one = {"them": "it", "they_were": "it was"}
+            words = one if len(names) == 1 else {"them": "them", "they_were": "they were"}
+            notes.append(f"{_listed(names)}: {what.format(**words)}")
     return Described(tuple(items), tuple(terms), tuple(notes))
 
 

@@ -295,6 +295,8 @@ def _fill(dataset: Any, pixels: Pixels, source: Source, options: SegOptions, str
         # highdicom says it of even stacks only. Without it a reader must guess it from the frames there are.
         measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
         measures.SpacingBetweenSlices = DSfloat(slice_distance(source.geometry), auto_format=True)
+    if "ContentCreatorName" not in dataset:
+        dataset.ContentCreatorName = ""  # of type 2: present, and nobody is named
     if not source.is_placed:
         dataset.PatientOrientation = source.header.get("PatientOrientation", "")  # of type 2 without a place
     order = list(_order(dataset, source))

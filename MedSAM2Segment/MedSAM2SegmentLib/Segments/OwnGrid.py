@@ -1,0 +1,244 @@
+"""Segmentations as they are, on a grid of their own: placed relative to their volume, and nothing cut off.
+
+What becomes of them on another grid is decided, and told, by who writes the file in the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slicer
+import vtk
+from medsam2_core.errors import ExportError, GeometryError
+from medsam2_core.imaging.segmentation import bounding_box
+from vtk.util.numpy_support import vtk_to_numpy
+
+from MedSAM2SegmentLib.Segments.Editors import matrixToArray
+from MedSAM2SegmentLib.Segments.OnVolume import asLabelmaps, ownGrid
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LABELMAP = "Binary labelmap"
+_SAME = 1e-4  # voxels by which two lattices may differ over a labelmap and still count as one
+_MOST_LOST, _TOLD = 0.05, 0.0005  # parts of a segment
+
+
+@dataclass
+class Layer:
+    """Segments that share a labelmap.
+
+    Attributes
+    ----------
+    values : (K, J, I) whole numbers
+        Those of ``extent``; what is outside is nobody's.
+    segmentIDs
+        By the value that marks their voxels.
+    """
+
+    values: NDArray[Any]
+    extent: Extent
+    segmentIDs: dict[int, str]
+
+
+@dataclass
+class Layers:
+    """All segments of a segmentation on one lattice.
+
+    Attributes
+    ----------
+    toRAS : (4, 4)
+        From voxel indices of the extents to the own RAS of the volume; without one, of the segmentation.
+    extent
+        What is to be written: it holds every voxel of every segment.
+    empty
+        Segments without a voxel.
+    notes
+        What the user should know: one sentence each.
+    known
+        The ``vtkSegmentation`` that the segments are of.
+    """
+
+    toRAS: NDArray[np.float64]
+    extent: Extent
+    layers: list[Layer]
+    empty: list[str]
+    notes: tuple[str, ...]
+    known: Any
+
+
+@dataclass
+class _Labelmap:
+    """A labelmap as it is kept, ``filled`` where it has voxels, on its own lattice (4, 4) in RAS."""
+
+    values: NDArray[Any]
+    extent: Extent
+    filled: Extent
+    lattice: NDArray[np.float64]
+    segmentIDs: dict[int, str]
+
+
+def layersOf(segmentation: Any, volume: Any, *, isWhole: bool) -> Layers:
+    """A segmentation with all of its segments.
+
+    One lattice is taken for all of them: the segmentation's reference geometry, where all lie on it; else
+    their own, where they have it in common; else the finest.
+
+    Parameters
+    ----------
+    volume
+        Whose RAS is meant: transforms that both are under are left out, whether they are linear or not.
+        None: that of the segmentation.
+    isWhole
+        Whether the extent is that of the whole grid, not just what is filled.
+
+    Raises
+    ------
+    ExportError
+        Not a voxel is there, or segments lose too much on a lattice with the others.
+    GeometryError
+        What is between the two is not linear, or cannot be undone; or there is no grid.
+    """
+    toVolume = np.eye(4) if volume is None else _toVolume(segmentation, volume)
+    source = asLabelmaps(segmentation, volume)
+    known, grid = source.GetSegmentation(), ownGrid(source)
+    found, empty = _labelmapsOf(known)
+    if not found:
+        raise ExportError(
+            f"{segmentation.GetName()!r} is empty, none of its segments has a voxel: segment something first"
+        )
+    lattice, whole = _common(found, grid)
+    layers, notes = [], []
+    for one in found:
+        steps = _steps(one, lattice)
+        if steps is None:
+            layer, said = _resampled(one, lattice, known)
+            notes += said
+        else:
+            values = one.values[one.filled.within(one.extent)]
+            layer = Layer(values, _moved(one.filled, steps), one.segmentIDs)
+        layers.append(layer)
+    extent = whole if isWhole else NOWHERE
+    for layer in layers:
+        extent = extent.union(layer.extent)
+    return Layers(toVolume @ lattice, extent, layers, empty, tuple(notes), known)
+
+
+def _toVolume(segmentation: Any, volume: Any) -> NDArray[np.float64]:
+    """(4, 4) from the segmentation's own RAS to the volume's own. GeometryError when it is no matrix."""
+    transforms = segmentation.GetParentTransformNode(), volume.GetParentTransformNode()
+    if transforms[0] is transforms[1]:
+        return np.eye(4)
+    matrix, between = vtk.vtkMatrix4x4(), slicer.vtkMRMLTransformNode
+    for node, transform in zip((segmentation, volume), transforms, strict=True):
+        isWarped = transform is not None and not transform.IsTransformToWorldLinear()
+        if isWarped and not between.GetMatrixTransformBetweenNodes(*transforms, matrix):
+            raise GeometryError(
+                f"{node.GetName()!r} is under the transform {transform.GetName()!r}, which is not linear: "
+                "harden the transform, or take the node out of it"
+            )
+    isLinear = between.GetMatrixTransformBetweenNodes(*transforms, matrix)
+    array = matrixToArray(matrix)
+    if not isLinear or not np.isfinite(array).all() or abs(np.linalg.det(array[:3, :3])) < 1e-9:
+        raise GeometryError(
+            f"the transform between {segmentation.GetName()!r} and {volume.GetName()!r} flattens space: "
+            "take them out of it"
+        )
+    return array
+
+
+def _labelmapsOf(known: Any) -> tuple[list[_Labelmap], list[str]]:
+    """Labelmaps with voxels, and the segments that have none."""
+    found: dict[Any, _Labelmap | None] = {}
+    empty = []
+    for segmentID in known.GetSegmentIDs():
+        segment = known.GetSegment(segmentID)
+        labelmap = segment.GetRepresentation(_LABELMAP)
+        if labelmap not in found:
+            found[labelmap] = _labelmapOf(labelmap)
+        one = found[labelmap]
+        if one is None:
+            empty.append(segmentID)
+        else:
+            one.segmentIDs[int(segment.GetLabelValue())] = segmentID
+    return [one for one in found.values() if one is not None], empty
+
+
+def _labelmapOf(labelmap: Any) -> _Labelmap | None:
+    extent = Extent(*labelmap.GetExtent()) if labelmap is not None else NOWHERE
+    scalars = None if extent.isEmpty else labelmap.GetPointData().GetScalars()
+    if scalars is None:
+        return None
+    values = vtk_to_numpy(scalars).reshape(extent.shape)
+    if values.dtype.kind not in "ui":
+        values = values.astype(np.int32)
+    (k0, j0, i0), (k1, j1, i1) = bounding_box(values)
+    if k1 == 0:
+        return None
+    i, j, k = extent.i0, extent.j0, extent.k0
+    filled = Extent(i + i0, i + i1 - 1, j + j0, j + j1 - 1, k + k0, k + k1 - 1)
+    matrix = vtk.vtkMatrix4x4()
+    labelmap.GetImageToWorldMatrix(matrix)
+    return _Labelmap(values, extent, filled, matrixToArray(matrix), {})
+
+
+def _common(
+    found: list[_Labelmap], grid: tuple[NDArray[np.float64], Extent] | None
+) -> tuple[NDArray[np.float64], Extent]:
+    """The lattice (4, 4) for all of them, and which part of it is the whole grid."""
+    if grid is not None and all(_steps(one, grid[0]) is not None for one in found):
+        return grid
+    first = found[0].lattice
+    steps = [_steps(one, first) for one in found]
+    if all(one is not None for one in steps):
+        whole = NOWHERE
+        for one, by in zip(found, steps, strict=True):
+            whole = whole.union(_moved(one.extent, by))
+        return first, whole
+    lattices = [one.lattice for one in found]
+    if grid is not None:
+        lattices.insert(0, grid[0])
+    sizes = [round(abs(float(np.linalg.det(one[:3, :3]))), 9) for one in lattices]
+    finest = lattices[sizes.index(min(sizes))]
+    return finest, grid[1] if grid is not None and finest is grid[0] else NOWHERE
+
+
+def _steps(one: _Labelmap, lattice: NDArray[np.float64]) -> tuple[int, int, int] | None:
+    """By how many voxels of a lattice indices of a labelmap are off, where it lies on it; else None."""
+    mapping = np.linalg.inv(lattice) @ one.lattice
+    steps = np.rint(mapping[:3, 3])
+    lean = np.abs(mapping[:3, :3] - np.eye(3)).max() * max(1, *map(abs, one.extent))
+    if lean + np.abs(mapping[:3, 3] - steps).max() >= _SAME:
+        return None
+    return int(steps[0]), int(steps[1]), int(steps[2])
+
+
+def _moved(box: Extent, by: tuple[int, int, int]) -> Extent:
+    return Extent(*(end + by[place // 2] for place, end in enumerate(box)))
+
+
+def _resampled(one: _Labelmap, lattice: NDArray[np.float64], known: Any) -> tuple[Layer, list[str]]:
+    """A labelmap on another lattice, with what is to be known. ExportError when too much would be lost."""
+    toLattice = np.linalg.inv(lattice) @ one.lattice
+    corners = one.filled.corners() @ toLattice[:3, :3].T + toLattice[:3, 3]
+    box = Extent.between(np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)))
+    values = nearest(one.values, one.extent, np.linalg.inv(toLattice), box)
+    larger = abs(float(np.linalg.det(toLattice[:3, :3])))  # voxels of the lattice in one of its own
+    notes = []
+    for value, segmentID in one.segmentIDs.items():
+        before = np.count_nonzero(one.values == value) * larger
+        if not before:
+            continue
+        off = abs(np.count_nonzero(values == value) - before) / before
+        name = known.GetSegment(segmentID).GetName()
+        if off > _MOST_LOST:
+            raise ExportError(
+                f"{name!r} lies on a grid of its own, and {off:.1%} of it would be another on the one of the "
+                "other segments: move it to a segmentation of its own, and export that"
+            )
+        if off > _TOLD:
+            notes.append(f"{name!r} lay on another grid than the rest: {off:.1%} of it changed")
+    return Layer(values, box, one.segmentIDs), notes
