@@ -279,3 +279,13 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(model, results, tmp_path, n
     assert process.returncode == code
     assert "Traceback" not in said
     assert not list(results.iterdir())
+
+
+def test_an_object_with_a_known_name_carries_its_code(medsam2, model, scan, results):
+    from medsam2_core.imaging.segmentation_files import read_segmentation
+
+    words = ["--model", model, "--out", results / "x.seg.nrrd", "--object", "left kidney", "--box", BALL_BOX]
+    answer = medsam2("segment", scan, *words, "--range", "12:12")
+    assert answer.code == 0, answer.err
+    codes = read_segmentation(results / "x.seg.nrrd")["left kidney"].terminology
+    assert (codes.type.value, codes.type_modifier.meaning) == ("64033007", "Left")

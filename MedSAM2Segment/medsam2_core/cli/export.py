@@ -239,19 +239,12 @@ def _to_file(asked: _Asked, read: Segmentation) -> _Done:
     from medsam2_core import export as writers
 
     written = writers.write(read, asked.out, overwrite=asked.overwrite)
-    if asked.measurements:
-        read = _coded(read)
+    if asked.measurements:  # with the codes a SEG would have
+        from medsam2_core.export.dicom.coding import coded_by_name
+
+        read = coded_by_name(read)
     notes = [*read.notes, *written.notes]
     return _Done(read, {"kind": writers.suffix_of(asked.out).lstrip(".")}, notes)
-
-
-def _coded(read: Segmentation) -> Segmentation:
-    """With the codes their names have, for the table: as a SEG would be written."""
-    from medsam2_core.export.dicom.coding import terminology_of
-    from medsam2_core.imaging.segmentation import Segmentation
-
-    coded = (one.said_to_be(terminology_of(one, None, allow_generic=True)[0], one.name) for one in read)
-    return Segmentation(read.geometry, tuple(coded), read.provenance)
 
 
 def _measure(asked: _Asked, done: _Done) -> None:

@@ -70,6 +70,7 @@ def segment(
     # The values of box, point, mask and object are taken from here: in the order they were typed.
     job = _understood(in_order(ctx), prompts, AxisStack(opened, axis.value), space.value, range)
 
+    from medsam2_core.export.dicom.coding import coded_by_name
     from medsam2_core.session import Session  # only now: torch takes seconds to load
 
     settings = {"axis": axis.value, "window": window, "memory": memory.value, "zoom": zoom.value}
@@ -78,7 +79,7 @@ def segment(
     session = Session.open(opened, model, **settings, **network)
     session.apply(job.prompts)
     _propagate(session, job)
-    segmentation = session.segmentation()
+    segmentation = coded_by_name(session.segmentation())
     notes = files.write(session, segmentation, job.prompts)
     facts = {
         "volume": str(volume),

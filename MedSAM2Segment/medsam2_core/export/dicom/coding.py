@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from highdicom.sr import CodedConcept
 
     from medsam2_core.export.dicom.wishes import Wishes
-    from medsam2_core.imaging.segmentation import Segment
+    from medsam2_core.imaging.segmentation import Segment, Segmentation
 
 #: What is written of a segment nobody has described, and only when that is asked for.
 GENERIC = terminology.TISSUE
@@ -171,6 +171,15 @@ def terminology_of(
         "--list-terms shows, describe it in a file for --segments META.json, or take the code for just any "
         "tissue with --generic"
     )
+
+
+def coded_by_name(segmentation: Segmentation) -> Segmentation:
+    """The same objects, with the code their name has where they have none of their own."""
+    coded = (
+        segment.said_to_be(terminology_of(segment, None, allow_generic=True)[0], segment.name)
+        for segment in segmentation
+    )
+    return replace(segmentation, segments=tuple(coded))
 
 
 def usual_meaning(code: Code) -> str | None:
