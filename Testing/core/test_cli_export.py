@@ -133,7 +133,7 @@ def test_the_names_that_have_a_code_are_listed(medsam2):
         (["--out", "x.nrrd", "--report", "r.dcm"], "--report is for DICOM"),
         (["--out", "x.nrrd", "--measurements", "m.xlsx"], ".json or .csv"),
         (["--out", "x.nrrd", "--measurements", "x.nrrd"], ".json or .csv"),
-        (["--out", "m.dcm", "--dicom", "series", "--report", "m.dcm"], "named twice"),
+        (["--out", "m.dcm", "--dicom", "series", "--report", "m.dcm"], "one would replace the other"),
         (["--out", "x.dcm", "--dicom", "series", "--kind", "fractional"], "--probabilities"),
         (["--out", "x.dcm", "--dicom", "series", "--compression", "rle"], "does not go with kind 'binary'"),
         (["--out", "x.dcm", "--dicom", "nowhere"], "nowhere"),

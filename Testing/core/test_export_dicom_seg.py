@@ -515,7 +515,10 @@ def test_a_thickness_nobody_says_is_not_made_up_in_silence(tmp_path):
     assert any("their distance is taken for it" in note for note in series.notes)
     single = read_source(write_series(tmp_path / "single", voxels[:1], SliceThickness=None))
     assert not single.has_depth
-    assert any("no volume can be told" in note for note in single.notes)
+    assert any("1 mm is taken, and volumes depend on it" in note for note in single.notes)
+    spaced = {"SliceThickness": None, "SpacingBetweenSlices": 4}
+    apart = read_source(write_series(tmp_path / "apart", voxels[:1], **spaced))
+    assert (apart.has_depth, float(apart.header.SliceThickness)) == (True, 4.0)
 
 
 def test_what_others_say_of_their_segments_stays_and_nothing_is_added(tmp_path):
@@ -549,3 +552,44 @@ def test_a_code_of_more_than_16_characters_is_written_as_a_long_one(tmp_path):
     written = write_seg(Segmentation(source.geometry, (segment,)), source, tmp_path / "x.dcm")
     assert validator_errors(written.path) == []
     assert str(written.segmentation["mine"].terminology.type) == "99MINE^a-code-longer-than-sixteen^Mine"
+
+
+def test_segments_without_a_code_are_told_together(tmp_path):
+    source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
+    masks = {name: np.ones((4, 16, 16), bool) for name in ("glorp", "blurb", "liver", "fnord")}
+    with pytest.raises(ExportError, match=r"'glorp': no code .* The same is true of 'blurb', 'fnord'"):
+        write_seg(Segmentation.from_masks(source.geometry, masks), source, tmp_path / "x.dcm")
+
+
+def test_segments_of_one_label_are_told_apart_in_tables(tmp_path):
+    from medsam2_core.export.dicom.wishes import Wish, Wishes
+
+    source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
+    masks = {name: np.ones((4, 16, 16), bool) for name in ("1", "2")}
+    wishes = Wishes(tuple(Wish(name=name, terminology=LIVER, label="liver") for name in masks))
+    given = Segmentation.from_masks(source.geometry, masks)
+    written = write_seg(given, source, tmp_path / "x.dcm", SegOptions(wishes=wishes))
+    assert written.segmentation.names == ("liver", "liver (2)")
+    assert [item.SegmentLabel for item in pydicom.dcmread(written.path).SegmentSequence] == ["liver", "liver"]
+
+
+def test_what_is_left_out_of_an_upright_series_does_not_tilt_it(shared_data, tmp_path):
+    source = read_source(shared_data / "dicom" / "mr_enhanced_siemens")
+    for first, last in ((0, 7), (3, 5), (6, 8)):
+        mask = np.zeros(source.geometry.shape_ijk[::-1], bool)
+        mask[first:last, 100:120, 90:130] = True
+        given = Segmentation.from_masks(source.geometry, {"liver": mask})
+        path = write_seg(given, source, tmp_path / "x.dcm", overwrite=True).path
+        assert not read_segmentation(path).geometry.is_sheared
+
+
+def test_a_report_names_the_maker_of_the_images_not_ours(shared_data, tmp_path):
+    from medsam2_core.export.dicom.report import write_report
+    from medsam2_core.export.measurements import measure
+
+    source = read_source(shared_data / "dicom" / "mr_enhanced_siemens")
+    written = write_seg(some_segments(source.geometry), source, tmp_path / "x.dcm")
+    write_report(measure(written.segmentation), written.header, source, tmp_path / "sr.dcm")
+    makers = pydicom.dcmread(tmp_path / "sr.dcm").ContributingEquipmentSequence
+    assert makers[0].Manufacturer == source.header.Manufacturer
+    assert "MedSAM2Segment" not in [item.Manufacturer for item in makers]

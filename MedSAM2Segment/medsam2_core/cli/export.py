@@ -166,7 +166,7 @@ def _check_targets(asked: _Asked) -> None:
     names = [path.resolve() for path in inputs if path is not None]
     for path in asked.targets:
         if path.resolve() in names:
-            raise ExportError(f"{path} is named twice: the one would replace the other")
+            raise ExportError(f"{path} is read, or named for something else too: one would replace the other")
         names.append(path.resolve())
         if path.is_file() and not asked.overwrite:
             raise ExportError(f"{path} exists already: choose another name, or add --overwrite")

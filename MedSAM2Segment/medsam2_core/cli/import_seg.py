@@ -27,6 +27,7 @@ def import_seg(
 ) -> None:
     """Turn a DICOM SEG into .seg.nrrd, NIfTI or another label map: names, codes and colours are kept."""
     from medsam2_core import export
+    from medsam2_core.export.dicom.coding import in_words
     from medsam2_core.imaging.label_parts import read_parts
     from medsam2_core.imaging.segmentation_files import segmentation_of
 
@@ -34,6 +35,8 @@ def import_seg(
     atomic.check_target(out, overwrite=overwrite)
     if out.exists() and segmentation.exists() and out.samefile(segmentation):
         raise ExportError(f"--out {out} is the file that is read: choose another name")
+    if segmentation.is_dir():
+        raise ExportError(f"{segmentation} is a folder: give the file of the segmentation")
     labels = read_parts(segmentation)
     read = segmentation_of(labels)
     notes = [*read.notes, *export.write(read, out, overwrite=overwrite).notes]
@@ -47,6 +50,7 @@ def import_seg(
             {
                 "name": segment.name,
                 "code": str(label.terminology.type) if label.terminology else None,
+                "says": in_words(label.terminology) if label.terminology else None,
                 "voxels": segment.voxel_count,
                 "millilitres": round(read.volume_ml(segment.name), 3),
             }
@@ -59,7 +63,7 @@ def import_seg(
 
 
 def _print_for_people(facts: dict[str, Any]) -> None:
-    print_table([(one["name"], f"{one['millilitres']:g} ml", one["code"] or "") for one in facts["segments"]])
+    print_table([(one["name"], f"{one['millilitres']:g} ml", one["says"] or "") for one in facts["segments"]])
     print(f"{facts['out']}: {facts['kind']}, {size(facts['bytes'])}")
     for note in facts["notes"]:
         print(f"note: {note}", file=sys.stderr)

@@ -211,7 +211,9 @@ def _even_step(
             for n in gaps[:3]
         )
         more = f" and {gaps.size - 3} more" if gaps.size > 3 else ""
-        raise GeometryError(f"slices are missing: spacing is {usual:.3g} mm, but {told}{more}")
+        raise GeometryError(
+            f"slices are missing: spacing is {usual:.3g} mm, but {told}{more}. Look for the missing images"
+        )
     step = (positions[-1] - positions[0]) / (len(positions) - 1)
     wrong = np.linalg.norm(
         positions - (positions[0] + np.arange(len(positions))[:, np.newaxis] * step), axis=1

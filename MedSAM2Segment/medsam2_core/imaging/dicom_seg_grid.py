@@ -21,6 +21,7 @@ from medsam2_core.imaging.geometry import Geometry
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_ROUNDING_MM = 0.01
 _SAME_HEIGHT_MM = 1e-3
 _SAME_DIGITS = 1e-3  # part of a spacing that is lost when it is written with few digits
 _LARGEST_PART = 0.25  # of a spacing: how far a frame may lie off its slice, however small that is in mm
@@ -76,11 +77,21 @@ def grid_of(path: Path, header: Any, frames: Sequence[Frame]) -> Grid:
     matrix = np.eye(4)
     matrix[:3, 0] = first.orientation_lps[:3] * first.spacing[1]
     matrix[:3, 1] = first.orientation_lps[3:] * first.spacing[0]
-    matrix[:3, 2] = fit.step_lps
+    matrix[:3, 2] = _upright(fit.step_lps, first.normal_lps, int(fit.numbers.max()))
     matrix[:3, 3] = fit.origin_lps
     rows, columns, _ = first.size
     shape = (columns, rows, int(fit.numbers.max()) + 1)
     return Grid(Geometry.from_lps(matrix, shape), tuple(fit.numbers.tolist()), notes)
+
+
+def _upright(step: NDArray[np.float64], normal: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """A step along the normal, where what leads aside is no more than the last digit of positions.
+
+    Over few slices that digit would else look like the shear of a tilted gantry, which programs built on ITK
+    refuse.
+    """
+    straight = (step @ normal) * normal
+    return straight if np.linalg.norm(step - straight) * count < _ROUNDING_MM else step
 
 
 def _on_picture(path: Path, header: Any, frames: Sequence[Frame]) -> Grid:

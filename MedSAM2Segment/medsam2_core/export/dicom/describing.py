@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from medsam2_core.errors import ExportError
 from medsam2_core.export import metadata
-from medsam2_core.export.dicom.coding import GENERIC, code_item, terminology_of, usual_meaning
+from medsam2_core.export.dicom.coding import GENERIC, code_item, current, terminology_of, usual_meaning
 from medsam2_core.imaging.cielab import rgb_to_cielab
 from medsam2_core.version import __version__
 
@@ -30,6 +31,7 @@ _OF_ALGORITHM = f"{metadata.PREFIX}algorithm_"
 _BY_NAME = "coded by name"
 _GENERIC = "coded as Tissue, which says nothing about {them}"
 _UNSURE = "nothing says how {they_were} made: written as MANUAL (algorithm_type in --segments says otherwise)"
+_CODES = ("category", "type", "type_modifier", "region", "region_modifier")
 _LONGEST_LO, _LONGEST_ST = 64, 1024  # characters of these value representations
 
 
@@ -42,9 +44,15 @@ class Described:
     notes: tuple[str, ...] = ()
 
     def as_said(self, segmentation: Segmentation) -> tuple[Segment, ...]:
-        """The segments with the codes they are described with, and the labels, if those tell them apart."""
+        """The segments with the codes and labels they are described with; of equal labels numbered ones."""
         labels = [str(item.SegmentLabel) for item in self.items]
-        names = labels if len(set(labels)) == len(labels) and all(labels) else segmentation.names
+        names: list[str] = []
+        for label, segment in zip(labels, segmentation, strict=True):
+            name, count = label or segment.name, 1
+            while name in names:
+                count += 1
+                name = f"{label or segment.name} ({count})"
+            names.append(name)
         return tuple(
             segment.said_to_be(terminology, name)
             for segment, terminology, name in zip(segmentation, self.terminologies, names, strict=True)
@@ -67,12 +75,22 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
         A segment has no code, or a value that DICOM cannot hold.
     """
     items, terms, notes = [], [], []
+    lacking: list[tuple[str, ExportError]] = []
     told: dict[str, list[str]] = {_BY_NAME: [], _GENERIC: [], _UNSURE: []}
     for number, segment in enumerate(segmentation, start=1):
         wish = wishes.of(segment.name, number) if wishes is not None else None
-        terminology, note = terminology_of(segment, wishes, number=number, allow_generic=generic)
+        try:
+            terminology, note = terminology_of(segment, wishes, number=number, allow_generic=generic)
+        except ExportError as error:
+            lacking.append((segment.name, error))
+            continue
+        terminology = replace(
+            terminology,
+            **{part: current(getattr(terminology, part)) for part in _CODES},
+        )
         made = _made(segmentation, segment, wish, told[_UNSURE])
-        label = clean(wish.label if wish and wish.label else segment.name)
+        asked = (wish.label or (wish.description if segment.name.isdecimal() else None)) if wish else None
+        label = clean(asked or segment.name)
         if len(label) > _LONGEST_LO:
             notes.append(f"{label!r} is cut to {_LONGEST_LO} characters")
         items.append(_item(number, label[:_LONGEST_LO].strip(), terminology, made, segment, wish))
@@ -85,6 +103,10 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
             )
         if note is not None:
             told[_GENERIC if terminology == GENERIC else _BY_NAME].append(segment.name)
+    if lacking:
+        others = [name for name, _ in lacking[1:]]
+        more = f". The same is true of {_listed(others)}" if others else ""
+        raise ExportError(f"{lacking[0][1]}{more}") from lacking[0][1]
     for what, names in told.items():
         if names:
             one = {"them": "it", "they_were": "it was"}

@@ -96,6 +96,10 @@ def write_report(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the patient's name, which is the source's
         document = _document(pairs, seg, source)
+    # highdicom takes the maker of the first evidence, ours, for that of the images; the SEG names the true.
+    document.ContributingEquipmentSequence = seg.get("ContributingEquipmentSequence") or []
+    if not document.ContributingEquipmentSequence:
+        del document.ContributingEquipmentSequence
     with atomic.new_file(path, overwrite=overwrite) as stream:
         document.save_as(stream, enforce_file_format=True)
     if not source.has_depth:

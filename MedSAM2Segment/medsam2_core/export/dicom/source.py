@@ -111,7 +111,7 @@ def read_source(folder: str | Path, series: str | None = None) -> Source:
             headers = [_multi_frame(headers[0], frames, depth)]
     _check_uids(folder, headers)
     is_placed = frames[0].is_placed
-    has_depth = is_placed and (len(frames) > 1 or _thickness(frames[0]) is not None)
+    has_depth = is_placed and (len(frames) > 1 or _told(frames[0]) is not None)
     numbers = tuple(frame.index + 1 for frame in frames) if is_multi else None
     return Source(
         *(folder, geometry, tuple(headers), numbers, is_placed, has_depth),
@@ -188,8 +188,12 @@ def _depth(frames: Sequence[Frame], geometry: Geometry, notes: dict[str, None]) 
     if len(frames) > 1:
         notes["the images do not say how thick their slices are: their distance is taken for it"] = None
         return slice_distance(geometry)
-    notes["the image does not say how thick its slice is: no volume can be told"] = None
-    return 1.0
+    distance = _told(frames[0])
+    if distance is None:
+        notes["the image does not say how thick its slice is: 1 mm is taken, and volumes depend on it"] = None
+        return 1.0
+    notes["the image does not say how thick its slice is: the distance of slices is taken for it"] = None
+    return distance
 
 
 def slice_distance(geometry: Geometry) -> float:
@@ -199,16 +203,21 @@ def slice_distance(geometry: Geometry) -> float:
     return abs(float(k @ normal)) / float(np.linalg.norm(normal))
 
 
-def _thickness(frame: Frame) -> float | None:
+def _told(frame: Frame) -> float | None:
+    """Thickness, or else distance of slices in mm that a frame tells of itself."""
+    return _thickness(frame) or _thickness(frame, "SpacingBetweenSlices")
+
+
+def _thickness(frame: Frame, keyword: str = "SliceThickness") -> float | None:
     """Nominal slice thickness in mm, which is not the distance of slices; None where nothing says it."""
     header = frame.header
     groups = list(header.get("PerFrameFunctionalGroupsSequence") or [])[frame.index : frame.index + 1]
     groups += list(header.get("SharedFunctionalGroupsSequence") or [])
     items = [item for group in groups for item in group.get("PixelMeasuresSequence") or []]
     for item in (*items, header):
-        value = item.get("SliceThickness")
-        if value not in (None, "") and float(value) > 0:
-            return float(value)
+        value = item.get(keyword)
+        if value not in (None, "") and float(value) != 0:
+            return abs(float(value))
     return None
 
 
