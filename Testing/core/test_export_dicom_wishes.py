@@ -378,3 +378,15 @@ def test_damaged_files_are_read_or_refused(written, tmp_path):
         except ExportError:
             refused += 1
     assert refused > 250
+
+
+def test_a_number_never_means_a_place_in_the_list(tmp_path):
+    from medsam2_core.export.dicom.describing import describe
+    from medsam2_core.export.dicom.wishes import Wish, Wishes
+
+    voxels = np.zeros((4, 5, 6), dtype=np.uint8)
+    voxels[1, 1, 1], voxels[2, 2, 2] = 2, 7
+    read = read_segmentation(write_nifti(tmp_path / "l.nii", voxels))
+    second = Wishes((Wish(number=2, terminology=term_for("liver")),))
+    types = [term.type.meaning for term in describe(read, second, generic=True).terminologies]
+    assert types == ["Liver", "Tissue"]

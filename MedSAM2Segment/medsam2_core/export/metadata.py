@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SOFTWARE = f"MedSAM2Segment {__version__}"
 PREFIX = "MedSAM2."
-_LONGEST_LO = 64  # characters of DICOM's value representation LO, in which the algorithm's name ends up
+LONGEST_LO = 64  # characters of DICOM's value representation LO, in which the algorithm's name ends up
 _ABSOLUTE = re.compile(r"^(file://|[/~\\]|[A-Za-z]:[\\/])")
 
 
@@ -43,7 +43,7 @@ def tags_of(segmentation: Segmentation, segment: Segment) -> dict[str, str]:
 def algorithm_name(provenance: Mapping[str, Any]) -> str:
     """Program and model, short enough for DICOM."""
     model = str(provenance.get("model", "")).strip()
-    return " ".join(f"{SOFTWARE} {model}".split())[:_LONGEST_LO].strip()
+    return " ".join(f"{SOFTWARE} {model}".split())[:LONGEST_LO].strip()
 
 
 def description(segmentation: Segmentation) -> dict[str, Any]:

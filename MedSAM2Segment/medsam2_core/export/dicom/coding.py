@@ -137,7 +137,7 @@ def is_specific(codes: Terminology) -> bool:
 
 
 def terminology_of(
-    segment: Segment, wishes: Wishes | None, *, allow_generic: bool, number: int | None = None
+    segment: Segment, wishes: Wishes | None, *, allow_generic: bool
 ) -> tuple[Terminology, str | None]:
     """The codes a segment is written with, and a note when they came from elsewhere than the segment or wish.
 
@@ -148,15 +148,13 @@ def terminology_of(
         What the user asked for; it comes first, then what the segment carries, then its name.
     allow_generic : bool
         Whether "tissue" will do for a segment that nothing else is known of.
-    number : int or None
-        Label value of the segment, for wishes that go by it and were not bound to names.
 
     Raises
     ------
     ExportError
         When there is no code; it names the segment and the ways out.
     """
-    wish = wishes.of(segment.name, number) if wishes is not None else None
+    wish = wishes.of(segment.name, segment.value) if wishes is not None else None
     if wish is not None and wish.terminology is not None:
         return wish.terminology, None
     if is_specific(segment.terminology):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core.errors import ExportError
 from medsam2_core.export import metadata
 from medsam2_core.export.dicom.coding import GENERIC, code_item, current, terminology_of, usual_meaning
+from medsam2_core.export.dicom.values import LONGEST_LO, LONGEST_ST, MANUFACTURER, clean
 from medsam2_core.imaging.cielab import rgb_to_cielab
 from medsam2_core.version import __version__
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segment, Segmentation
     from medsam2_core.imaging.terminology import Terminology
 
-MANUFACTURER = "MedSAM2Segment"
 TYPES = ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")
 TYPE_TAG, NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
 _TRACKING_TAG, _TRACKING_ID_TAG = f"{metadata.PREFIX}tracking_uid", f"{metadata.PREFIX}tracking_id"
@@ -32,7 +32,6 @@ _BY_NAME = "coded by name"
 _GENERIC = "coded as Tissue, which says nothing about {them}"
 _UNSURE = "nothing says how {they_were} made: written as MANUAL (algorithm_type in --segments says otherwise)"
 _CODES = ("category", "type", "type_modifier", "region", "region_modifier")
-_LONGEST_LO, _LONGEST_ST = 64, 1024  # characters of these value representations
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,9 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
     lacking: list[tuple[str, ExportError]] = []
     told: dict[str, list[str]] = {_BY_NAME: [], _GENERIC: [], _UNSURE: []}
     for number, segment in enumerate(segmentation, start=1):
-        wish = wishes.of(segment.name, number) if wishes is not None else None
+        wish = wishes.of(segment.name, segment.value) if wishes is not None else None
         try:
-            terminology, note = terminology_of(segment, wishes, number=number, allow_generic=generic)
+            terminology, note = terminology_of(segment, wishes, allow_generic=generic)
         except ExportError as error:
             lacking.append((segment.name, error))
             continue
@@ -91,9 +90,9 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
         made = _made(segmentation, segment, wish, told[_UNSURE])
         asked = (wish.label or (wish.description if segment.name.isdecimal() else None)) if wish else None
         label = clean(asked or segment.name)
-        if len(label) > _LONGEST_LO:
-            notes.append(f"{label!r} is cut to {_LONGEST_LO} characters")
-        items.append(_item(number, label[:_LONGEST_LO].strip(), terminology, made, segment, wish))
+        if len(label) > LONGEST_LO:
+            notes.append(f"{label!r} is cut to {LONGEST_LO} characters")
+        items.append(_item(number, label[:LONGEST_LO].strip(), terminology, made, segment, wish))
         terms.append(terminology)
         usual = usual_meaning(terminology.type) if wish and wish.terminology else None
         if usual is not None:
@@ -148,7 +147,7 @@ def _item(
         algorithm_type=made[0],
         algorithm_identification=made[1],
         tracking_uid=tracked or UID(),
-        tracking_id=clean(tracking_id or label)[:_LONGEST_LO].strip(),
+        tracking_id=clean(tracking_id or label)[:LONGEST_LO].strip(),
         anatomic_regions=[code_item(region)] if region.value else None,
         display_color=CIELabColor.from_dicom_value(rgb_to_cielab(colour)),
     )
@@ -160,7 +159,7 @@ def _item(
             code_item(terminology.region_modifier)
         ]
     if description:
-        item.SegmentDescription = description[:_LONGEST_ST]
+        item.SegmentDescription = description[:LONGEST_ST]
     if made[1] is not None and not made[1][0].AlgorithmFamilyCodeSequence:
         # Of a program we know nothing about but its name: no more is said than that.
         del item.SegmentationAlgorithmIdentificationSequence
@@ -196,13 +195,13 @@ def _identification(
     ours = re.match(rf"{MANUFACTURER} (\S+)", name)
     by_us = bool(ours) or "model" in facts
     identification = AlgorithmIdentificationSequence(
-        name=clean(name)[:_LONGEST_LO].strip(),
+        name=clean(name)[:LONGEST_LO].strip(),
         family=codes.DCM.ArtificialIntelligence,
         version=clean(
             tags.get(f"{_OF_ALGORITHM}version")
             or (ours.group(1) if ours else __version__ if by_us else "unknown")
-        )[:_LONGEST_LO],
-        source=clean(tags.get(f"{_OF_ALGORITHM}source") or (MANUFACTURER if by_us else ""))[:_LONGEST_LO]
+        )[:LONGEST_LO],
+        source=clean(tags.get(f"{_OF_ALGORITHM}source") or (MANUFACTURER if by_us else ""))[:LONGEST_LO]
         or None,
         parameters=facts or None,
     )
@@ -212,11 +211,6 @@ def _identification(
     if not by_us and f"{_OF_ALGORITHM}version" not in tags:
         identification[0].AlgorithmFamilyCodeSequence = []
     return identification
-
-
-def clean(text: str) -> str:
-    """Text as a value of DICOM: on one line, without what divides values or cannot be seen."""
-    return "".join(one for one in " ".join(text.split()).replace("\\", "/") if one.isprintable())
 
 
 def _facts(segmentation: Segmentation, segment: Segment) -> dict[str, str]:

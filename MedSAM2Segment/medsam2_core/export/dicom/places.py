@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from medsam2_core.errors import ExportError
+from medsam2_core.export.dicom.values import LARGEST_IS
 from medsam2_core.imaging.terminology import Code
 
 _CODE_PARTS = {"CodingSchemeDesignator": 16, "CodeValue": 1024, "CodeMeaning": 64}
-_LARGEST_IS = 2**31 - 1
 
 
 def shown(value: Any) -> str:
@@ -67,8 +67,8 @@ class Place:
         """A whole number that DICOM's IS holds, also as text."""
         if isinstance(value, str) and re.fullmatch(r" *[0-9]{1,12} *", value):  # as dcmqi writes them
             value = int(value)
-        if type(value) is not int or not 0 <= value <= _LARGEST_IS:
-            raise self.error(f"a whole number from 0 to {_LARGEST_IS}", value)
+        if type(value) is not int or not 0 <= value <= LARGEST_IS:
+            raise self.error(f"a whole number from 0 to {LARGEST_IS}", value)
         return value
 
     def one_of(self, value: Any, known: Sequence[str]) -> str:

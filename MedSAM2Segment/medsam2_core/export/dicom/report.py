@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core import atomic
 from medsam2_core.errors import ExportError
 from medsam2_core.export import metadata
+from medsam2_core.export.dicom.values import LARGEST_IS, LONGEST_LO, MANUFACTURER
 from medsam2_core.export.writing import Written
 from medsam2_core.version import __version__
 
@@ -27,17 +28,14 @@ if TYPE_CHECKING:
     from medsam2_core.export.dicom.source import Source
     from medsam2_core.export.measurements import Diameter, Measured
 
-_NAME = "MedSAM2Segment"
 #: This version of the program as a device (TID 1004): the same wherever it runs, it tells nothing of a place.
-DEVICE_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_DNS, f'{_NAME} {__version__}').int}"
+DEVICE_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_DNS, f'{MANUFACTURER} {__version__}').int}"
 
 _SEGMENTATIONS = {
     "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation Storage",
     "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage",
 }
 _SERIES_OFFSET = 1000  # the report stands behind the SEG as that does behind its source
-_LARGEST_IS = 2**31 - 1
-_LONGEST_LO = 64
 #: Of CID 100, by modality; what else there is becomes "Imaging procedure".
 _PROCEDURES = {
     "CT": "CTUnspecifiedBodyRegion",
@@ -163,13 +161,13 @@ def _document(pairs: Sequence[tuple[Measured, Dataset]], seg: Dataset, source: S
         evidence=[seg, *source.datasets],
         content=report,
         series_instance_uid=hd.UID(),
-        series_number=min(int(seg.get("SeriesNumber") or 0) + _SERIES_OFFSET, _LARGEST_IS),
+        series_number=min(int(seg.get("SeriesNumber") or 0) + _SERIES_OFFSET, LARGEST_IS),
         sop_instance_uid=hd.UID(),
         instance_number=1,
-        manufacturer=_NAME,
-        manufacturer_model_name=_NAME,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
         software_versions=__version__,
-        series_description=f"Measurements {about}"[:_LONGEST_LO].strip(),
+        series_description=f"Measurements {about}"[:LONGEST_LO].strip(),
         is_complete=True,
         specific_character_set="ISO_IR 192",
     )
@@ -182,7 +180,7 @@ def _observers(seg: Dataset) -> hd.sr.ObservationContext:
     device = hd.sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
-            uid=DEVICE_UID, name=metadata.SOFTWARE, manufacturer_name=_NAME, model_name=_NAME
+            uid=DEVICE_UID, name=metadata.SOFTWARE, manufacturer_name=MANUFACTURER, model_name=MANUFACTURER
         ),
     )
     creator = str(seg.get("ContentCreatorName") or "")
@@ -310,4 +308,4 @@ def _code(item: Dataset | None) -> hd.sr.CodedConcept | None:
     if not (value and meaning and (scheme or "URNCodeValue" in item)):
         return None
     version = item.get("CodingSchemeVersion")
-    return hd.sr.CodedConcept(value, scheme, meaning[:_LONGEST_LO], str(version) if version else None)
+    return hd.sr.CodedConcept(value, scheme, meaning[:LONGEST_LO], str(version) if version else None)

@@ -19,7 +19,7 @@ import numpy as np
 
 from medsam2_core import atomic
 from medsam2_core.errors import ExportError
-from medsam2_core.export.dicom.describing import MANUFACTURER, Described, describe
+from medsam2_core.export.dicom.describing import Described, describe
 from medsam2_core.export.dicom.fractions import Fractions
 from medsam2_core.export.dicom.frames import (
     TRANSFER_SYNTAXES,
@@ -31,6 +31,7 @@ from medsam2_core.export.dicom.frames import (
 )
 from medsam2_core.export.dicom.kinds import Compression, Kind
 from medsam2_core.export.dicom.source import slice_distance
+from medsam2_core.export.dicom.values import LARGEST_IS, LONGEST_LO, MANUFACTURER
 from medsam2_core.export.regridding import MOST_LOST, onto_grid
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.version import __version__
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.probabilities import Probabilities
 
 _SERIES_OFFSET = 1000  # our series stands behind the source's in a list, and nobody else counts that far
-_LONGEST_LO = 64
-_LARGEST_IS = 2**31 - 1
 _LARGEST_NATIVE = 2**32 - 2  # bytes: the length of an element has 32 bits
 
 
@@ -83,12 +82,12 @@ class SegOptions:
                 f"compression {self.compression.value!r} does not go with kind 'binary': DICOM packs single "
                 "bits in no way all readers know. Leave it out, or choose labelmap or fractional"
             )
-        if self.series_number is not None and not 0 <= self.series_number <= _LARGEST_IS:
-            raise ExportError(f"series number {self.series_number}: give one from 0 to {_LARGEST_IS}")
+        if self.series_number is not None and not 0 <= self.series_number <= LARGEST_IS:
+            raise ExportError(f"series number {self.series_number}: give one from 0 to {LARGEST_IS}")
         for what, text in (("series description", self.series_description), ("creator", self.creator)):
-            if text is not None and (len(text) > _LONGEST_LO or "\\" in text or not text.isprintable()):
+            if text is not None and (len(text) > LONGEST_LO or "\\" in text or not text.isprintable()):
                 raise ExportError(
-                    f"{what} {text[:80]!r}: at most {_LONGEST_LO} characters on one line, and no backslash"
+                    f"{what} {text[:80]!r}: at most {LONGEST_LO} characters on one line, and no backslash"
                 )
         if self.creator is not None and (self.creator.count("^") > 4 or "=" in self.creator):
             raise ExportError(f"creator {self.creator!r}: give Family^Given, at most five parts divided by ^")
@@ -226,7 +225,7 @@ def _dataset(pixels: Pixels, source: Source, described: Described, options: SegO
     thumbnail = np.moveaxis(occupancy, 0, -1)[:, np.newaxis, np.newaxis, :]  # (K, 1, 1, S)
     number = options.series_number
     if number is None:
-        number = min(int(source.header.get("SeriesNumber") or 0) + _SERIES_OFFSET, _LARGEST_IS)
+        number = min(int(source.header.get("SeriesNumber") or 0) + _SERIES_OFFSET, LARGEST_IS)
     with _understood(source):
         return Seg(
             source_images=_thumbnails(source),
