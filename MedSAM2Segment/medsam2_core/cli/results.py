@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsam2_core import atomic
 from medsam2_core.errors import ExportError
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ class Files:
     def write(
         self, session: Session, segmentation: Segmentation, prompts: PromptSet | None = None
     ) -> list[str]:
-        """Write all of them; what the user should know about it."""
+        """Write all of them, or none; what the user should know about it."""
+        with atomic.together():
+            return self._write(session, segmentation, prompts)
+
+    def _write(self, session: Session, segmentation: Segmentation, prompts: PromptSet | None) -> list[str]:
         from medsam2_core import export
 
         notes = export.write(segmentation, self.out, overwrite=self.overwrite).notes
