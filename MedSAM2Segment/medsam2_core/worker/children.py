@@ -18,6 +18,11 @@ INTERRUPTED = 130
 _LAST_LINES = 40
 
 
+def option(name: str) -> str:
+    """How the command line calls the field of a message."""
+    return "--" + name.replace("_", "-")
+
+
 def started(words: list[str], messages: IO[bytes]) -> subprocess.Popen[bytes]:
     """A command, with pipes for its input and output; what it says on standard error goes to a file."""
     windows = {"creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0)} if os.name == "nt" else {}

@@ -52,10 +52,12 @@ def arguments_of(fields: dict[str, Any], folder: Path) -> list[str]:
     paths = {name: _path(given.get(name), name) for name in _PATHS if name in given or name in _PATHS[:2]}
     words = [paths.pop("segmentation"), "--json"]
     texts = {name: _text(checked(given, name, str), name) for name in _TEXTS if name in given}
-    words += [f"{_option(name)}={value}" for name, value in {**paths, **texts}.items()]
-    words += [_option(name) for name in _SWITCHES if name in given and checked(given, name, bool)]
+    words += [f"{children.option(name)}={value}" for name, value in {**paths, **texts}.items()]
+    words += [children.option(name) for name in _SWITCHES if name in given and checked(given, name, bool)]
     files = {"dicom": _SOURCES, "drawn_on": _GRID}
-    return words + [f"{_option(name)}={folder / file}" for name, file in files.items() if name in given]
+    return words + [
+        f"{children.option(name)}={folder / file}" for name, file in files.items() if name in given
+    ]
 
 
 def write_files(fields: dict[str, Any], folder: Path) -> None:
@@ -103,10 +105,6 @@ def _text(value: Any, name: str) -> str:
     except UnicodeEncodeError:
         pass
     raise ProtocolError(f"{name} must be a text, not {ascii(value)[:60]}")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 class Exports:

@@ -34,10 +34,10 @@ def arguments_of(fields: dict[str, Any], out: Path) -> list[str]:
     given = {name: value for name, value in fields.items() if value is not None}
     for name in _TEXTS:
         if name in given:
-            words += [_option(name), checked(given, name, str)]
+            words += [children.option(name), checked(given, name, str)]
     for name in _COUNTS:
         if name in given:
-            words += [_option(name), str(checked(given, name, int))]
+            words += [children.option(name), str(checked(given, name, int))]
     if "minutes" in given:
         words += ["--minutes", f"{checked(given, 'minutes', float):g}"]
     if "classes" in given:
@@ -56,10 +56,6 @@ def _set_aside(run: Path) -> None:
         aside = run.with_name(run.name + ".old")
         shutil.rmtree(aside, ignore_errors=True)
         run.rename(aside)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 class Trainings:
