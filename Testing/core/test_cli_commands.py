@@ -232,6 +232,21 @@ def test_volumes_that_exist_are_kept(medsam2, tmp_path):
     assert medsam2(*words, "--overwrite").code == 0
 
 
+def test_equal_seeds_make_equal_ultrasound(medsam2, tmp_path):
+    words = ("synth", "--kind", "ultrasound", "--count", 2, "--seed", 9)
+    for folder in ("one", "two"):
+        assert "2 nerve" in medsam2(*words, "--out", tmp_path / folder).out
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == [f"synth_9_0000{n}_{kind}.png" for n in (0, 1) for kind in ("img", "seg")]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    answer = medsam2(*words, "--out", tmp_path / "one")
+    assert (answer.code, "exists" in answer.err) == (2, True)
+    answer = medsam2(*words, "--out", tmp_path, "--labels", tmp_path / "a.nrrd")
+    assert answer.code == 2
+    assert "--kind volume" in answer.err
+
+
 # train ------------------------------------------------------------------------------------------------------
 
 
