@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,78 @@ def scene():
     scene = an_empty_scene()
     yield scene
     scene.Clear(True)
+
+
+# What several files stand on. Files that need another one of that name have their own.
+
+
+@pytest.fixture
+def user(scene):
+    """Has a volume and two empty segments; the worker has answered, and nothing is prompted yet."""
+    from a_user import AUser
+
+    user = AUser(scene)
+    user.wait()
+    yield user
+    user.controller.cleanup()
+
+
+@pytest.fixture
+def finder(scene):
+    """Has an Auto model, and no segment yet."""
+    from test_slicer_auto import AutoUser
+
+    user = AutoUser(scene, segments=())
+    yield user
+    user.controller.cleanup()
+
+
+@pytest.fixture(scope="module")
+def source():
+    """A worker's own process, the same for all tests of a file."""
+    from a_clinic import ARealSource
+
+    source = ARealSource()
+    yield source
+    source.supervisor.stop()
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The temporary folder: what a test leaves there goes with the test."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def page(tmp_path):
+    """The section about export, without a scene and without widgets."""
+    from an_export_page import APage
+
+    return APage(tmp_path)
+
+
+@pytest.fixture
+def actions():
+    """Remembers what a panel tells its controller."""
+    from a_panel import RecordingActions
+
+    return RecordingActions()
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory):
+    """Tiny packages under the names of the real ones: who changes them puts them back."""
+    from a_wheel_folder import WheelFolder
+
+    return WheelFolder(tmp_path_factory.mktemp("wheels"))
+
+
+@pytest.fixture
+def runtime(tmp_path, wheels):
+    """A runtime folder in which there is nothing yet."""
+    from a_runtime import Runtime
+
+    return Runtime(tmp_path, wheels)

@@ -1,7 +1,5 @@
 """How an export of the page begins and ends: what is said, what is left, what stops it."""
 
-import tempfile
-
 import numpy as np
 import pytest
 from a_page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
@@ -12,19 +10,7 @@ from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind
 from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
 
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    """The temporary folder: what a test leaves there goes with the test."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def page(tmp_path):
-    return APage(tmp_path)
+pytestmark = pytest.mark.usefixtures("temporary")
 
 
 # When it begins ---------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The section about export behind its widgets: what is offered, and asked of the worker."""
 
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,19 +9,7 @@ from MedSAM2SegmentLib.Panels.ExportPage import ExportPage
 from MedSAM2SegmentLib.Panels.ExportWish import FORMATS
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind
 
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    """The temporary folder: what a test leaves there goes with the test."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def page(tmp_path):
-    return APage(tmp_path)
+pytestmark = pytest.mark.usefixtures("temporary")
 
 
 # What is offered --------------------------------------------------------------------------------------------

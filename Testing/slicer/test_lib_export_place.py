@@ -15,12 +15,6 @@ from MedSAM2SegmentLib.Panels.ExportPlace import ExportPlace, sweep
 HOUR_S = 3600
 
 
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
-
-
 def aged(folder, seconds):
     then = time.time() - seconds
     os.utime(folder, (then, then))

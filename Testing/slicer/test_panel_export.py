@@ -22,7 +22,7 @@ from MedSAM2SegmentLib.Panels.ExportWish import ExportWish, filesOf, withEnding 
 from MedSAM2SegmentLib.Panels.ModulePage import ModulePage  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePageState import ExportView, Kind, Line, PageState  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState  # noqa: E402
-from test_panel_page import WIDTH, actions, button, edit, panel  # noqa: E402, F401
+from test_panel_page import WIDTH, button, edit, panel  # noqa: E402, F401
 
 VIEWS = export_views()
 OF_DICOM = ("exportKindBox", "exportDescriptionEdit", "exportCreatorEdit", "exportGenericBox")

@@ -13,7 +13,6 @@ from a_panel import (  # noqa: E402
     CHOICES,
     VALUES,
     WIDTH,
-    RecordingActions,
     a_state,
     clipped,
     dark_palette,
@@ -43,11 +42,6 @@ BUTTONS = {
     "autoSliceButton": ("autoSlice",),
     "autoVolumeButton": ("autoVolume",),
 }
-
-
-@pytest.fixture
-def actions():
-    return RecordingActions()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 qt = a_qt.installed()
 
 from a_page import AUTO_MODELS, MODELS, SOURCES, export_views, page_states  # noqa: E402
-from a_panel import RecordingActions, clipped, dark_palette, keep_picture, shown  # noqa: E402
+from a_panel import clipped, dark_palette, keep_picture, shown  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePageState import (  # noqa: E402
     AutoPageView,
     PageState,
@@ -25,11 +25,6 @@ BUTTONS = {
     **{"cancelModelButton": "cancelModel", "testButton": "testConnection"},
     **{"cancelTrainButton": "cancelTraining", "cancelExportButton": "cancelExport"},
 }
-
-
-@pytest.fixture
-def actions():
-    return RecordingActions()
 
 
 @pytest.fixture

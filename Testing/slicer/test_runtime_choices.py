@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from a_runtime import LINUX, Runtime, baseEnvironment
-from a_wheel_folder import WheelFolder
 from an_index import anIndex
 from medsam2_core.errors import RuntimeInstallError
 from MedSAM2SegmentLib.Runtime.RuntimeEnvironment import cleanedEnvironment, pipEnvironment, uvEnvironment
@@ -15,12 +14,6 @@ from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine, detectMachine
 from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
 from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions, torchSources
-
-
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory) -> WheelFolder:
-    return WheelFolder(tmp_path_factory.mktemp("wheels"))
-
 
 # The environment of children
 

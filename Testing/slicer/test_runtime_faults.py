@@ -21,16 +21,6 @@ from MedSAM2SegmentLib.Runtime.RuntimeTask import Output
 SCRIPT = Path(__file__).resolve().parent / "a_runtime_script.py"
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory) -> WheelFolder:
-    return WheelFolder(tmp_path_factory.mktemp("wheels"))
-
-
-@pytest.fixture
-def runtime(tmp_path, wheels) -> Runtime:
-    return Runtime(tmp_path, wheels)
-
-
 def recovers(runtime) -> None:
     """Another try, after a restart of Slicer, leaves a good runtime and nothing else."""
     assert done(runtime.another().install, runtime.runner) is None

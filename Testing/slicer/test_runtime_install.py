@@ -18,16 +18,6 @@ from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
 from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions
 
 
-@pytest.fixture(scope="session")
-def wheels(tmp_path_factory) -> WheelFolder:
-    return WheelFolder(tmp_path_factory.mktemp("wheels"))
-
-
-@pytest.fixture
-def runtime(tmp_path, wheels) -> Runtime:
-    return Runtime(tmp_path, wheels)
-
-
 def test_there_is_nothing_at_first_and_it_says_what_to_do(runtime):
     status = runtime.installer.status()
     assert (status.state, status.isReady, status.interpreter) == (RuntimeState.NONE, False, "")

@@ -14,14 +14,6 @@ from medsam2_core.worker.supervision import WorkerState  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
 
 
-@pytest.fixture
-def user(scene):
-    user = AUser(scene)
-    user.wait()
-    yield user
-    user.controller.cleanup()
-
-
 def test_a_click_is_answered_on_its_slice_and_nowhere_else(user):
     user.click((10, 10, 5))
     assert user.state.status is Status.ENCODING

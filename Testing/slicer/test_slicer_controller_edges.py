@@ -10,14 +10,6 @@ from a_user import AUser, a_noise  # noqa: E402
 from MedSAM2SegmentLib.Prompts.Gestures import PointGesture  # noqa: E402
 
 
-@pytest.fixture
-def user(scene):
-    user = AUser(scene)
-    user.wait()
-    yield user
-    user.controller.cleanup()
-
-
 def half_way(user):
     """A propagation that has written some slices and goes on; which."""
     user.click((10, 10, 5))

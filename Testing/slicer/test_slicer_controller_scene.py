@@ -15,14 +15,6 @@ from MedSAM2SegmentLib.Effect.EffectController import IDLE_RELEASE, EffectContro
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 
 
-@pytest.fixture
-def user(scene):
-    user = AUser(scene)
-    user.wait()
-    yield user
-    user.controller.cleanup()
-
-
 def session(user):
     (session,) = user.worker.sessions
     return session

@@ -12,7 +12,7 @@ slicer = pytest.importorskip("slicer")
 pytest.importorskip("trame_slicer")
 pytest.importorskip("torch")
 
-from a_clinic import AClinic, ARealSource, by_plain_matrices  # noqa: E402
+from a_clinic import AClinic, by_plain_matrices  # noqa: E402
 from a_scene import a_linear_transform, reference_of  # noqa: E402
 from a_slice_view import the_app  # noqa: E402
 from medsam2_core.evaluation.metrics import dice  # noqa: E402
@@ -23,13 +23,6 @@ from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 
 DEMO = Path(__file__).resolve().parents[2] / "Resources" / "demo"
-
-
-@pytest.fixture(scope="module")
-def source():
-    source = ARealSource()
-    yield source
-    source.supervisor.stop()
 
 
 @pytest.fixture

@@ -42,13 +42,6 @@ LIVER = "Category~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~^^~Anato
 WEIGHTS = "8c1f" * 16
 
 
-@pytest.fixture(scope="module")
-def source():
-    source = ARealSource()
-    yield source
-    source.supervisor.stop()
-
-
 class ADesk:
     """A series in the scene with two segments that overlap, one that is empty, and the page."""
 

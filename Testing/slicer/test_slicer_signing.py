@@ -26,14 +26,6 @@ def user(scene):
     user.controller.cleanup()
 
 
-@pytest.fixture
-def finder(scene):
-    """Has an Auto model, and no segment yet."""
-    user = AutoUser(scene, segments=())
-    yield user
-    user.controller.cleanup()
-
-
 def tags(user, segmentID="A"):
     segment = user.segmentation.GetSegmentation().GetSegment(segmentID)
     return tuple(user.tag(segment, name) for name in TAGS)

@@ -20,13 +20,6 @@ def user(scene):
 
 
 @pytest.fixture
-def finder(scene):
-    user = AutoUser(scene, segments=())
-    yield user
-    user.controller.cleanup()
-
-
-@pytest.fixture
 def replacer(scene):
     """Replaces what is there by what Auto finds, but for what Slicer's masking keeps."""
     user = AutoUser(scene, segments=("kidney", "B"))
