@@ -155,31 +155,46 @@ def measure(method: str, split: Survey, model, options: argparse.Namespace, seed
         name = f"{method}-{len(training.images)}-{seed}.medsam2auto"
         outcome.auto.save(Path(options.keep) / name, overwrite=True)
     began = time.perf_counter()
-    rows = [dice_by_class(labels_of(outcome.auto, one), one.labels_hw, len(split.classes)) for one in aside]
+    found = [labels_of(outcome.auto, one) for one in aside]
     each = (time.perf_counter() - began) / len(aside)
     classes = len(split.classes)
-    flipped = [
-        dice_by_class(labels_of(outcome.auto, one, flips=True), one.labels_hw, classes) for one in aside
-    ]
+    rows, flipped = (
+        [dice_by_class(labels, one.labels_hw, classes) for (labels, _), one in zip(those, aside, strict=True)]
+        for those in (found, [labels_of(outcome.auto, one, flips=True) for one in aside])
+    )
     return {
         "steps": outcome.auto.card.training["steps"],
         "seconds_an_image": round(each, 3),
         **summary(rows, split),
         "with_flips": summary(flipped, split)["mean"],
+        "confidence": confidence([sure for _, sure in found], rows),
     }
 
 
-def labels_of(auto: AutoModel, image: LabelledImage, *, flips: bool = False) -> np.ndarray:
-    """(H, W) labels of an image."""
+def confidence(sure: list[list[float]], rows: list[list[float]]) -> float:
+    """Spearman's rank correlation of what the model expects of its masks with their Dice; nan of too few."""
+    from scipy.stats import spearmanr
+
+    pairs = [(a, b) for of, by in zip(sure, rows, strict=True) for a, b in zip(of, by, strict=True) if a > 0]
+    pairs = [(a, b) for a, b in pairs if not np.isnan(b)]
+    return round(float(spearmanr(*zip(*pairs, strict=True)).statistic), 3) if len(pairs) > 2 else float("nan")
+
+
+def labels_of(
+    auto: AutoModel, image: LabelledImage, *, flips: bool = False
+) -> tuple[np.ndarray, list[float]]:
+    """(H, W) labels of an image, and how good the model expects each class to be, 0 for one not found."""
     height, width = image.frame.inner_hw
     shown = ArrayImages([image.square[:height, :width]])
     found = AutoSegmenter(auto, shown, flips=flips).segment(0)
     labels = np.zeros((height, width), np.uint8)
+    sure = [0.0] * auto.network.classes
     for one in found.classes:
         labels[one.mask_hw] = one.number + 1
+        sure[one.number] = one.quality
     rows = (np.arange(image.labels_hw.shape[0]) + 0.5) * height / image.labels_hw.shape[0]
     columns = (np.arange(image.labels_hw.shape[1]) + 0.5) * width / image.labels_hw.shape[1]
-    return labels[rows.astype(int)][:, columns.astype(int)]
+    return labels[rows.astype(int)][:, columns.astype(int)], sure
 
 
 def summary(rows: list[list[float]], split: Survey) -> dict:

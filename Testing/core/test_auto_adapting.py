@@ -187,9 +187,10 @@ def test_a_texture_adapter_adds_to_every_level_and_at_first_nothing(request, whi
     assert same_levels(before, textured.encoded(image)) == [True] * 3, "the encoder itself is as it was"
     alone = textured.levels(image[1:])
     assert torch.allclose(alone.fine[0], after.fine[1], atol=1e-4), "images are looked at one by one"
-    louder = textured.texture(3 * image)
-    for one, other in zip(louder, textured.texture(image), strict=True):
-        assert torch.allclose(one, other, atol=0.01), "an image's own contrast counts for nothing"
+    louder, plainly = textured.texture(3 * image), textured.texture(image)
+    for name in ("coarse", "middle", "fine", "pixels"):
+        one, other = getattr(louder, name), getattr(plainly, name)
+        assert torch.allclose(one, other, atol=0.02), "an image's own contrast counts for nothing"
 
 
 def same_levels(one, other) -> list[bool]:

@@ -245,7 +245,7 @@ def test_a_start_gives_its_shared_part_and_the_queries_that_find_a_class(trained
 
 def test_a_start_of_another_predictor_is_refused(model, found):
     with pytest.raises(TrainingError, match="--start none"):
-        begin_with(an_untrained(model, found), Start({}, torch.zeros(1, 10, 128), {}))
+        begin_with(an_untrained(model, found), Start({"x": torch.zeros(1)}, torch.zeros(1, 10, 128), {}))
 
 
 # The whole run
@@ -346,28 +346,3 @@ def test_dice_by_class_counts_what_is_there_or_found():
     assert spread([first, float("nan"), 1.0]) == {"mean": 0.8333, "sd": 0.1667, "least": 0.6667, "images": 2}
     assert spread([float("nan")])["mean"] is None
     assert mean_dice([[1.0, float("nan")], [0.5, 0.25]]) == 0.5
-
-
-def test_a_texture_adapter_learns_beside_the_frozen_encoder_and_is_kept(tmp_path, model, found):
-    before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    auto = a_trainer(model, found, tmp_path / "work", folds=0, texture=True).run().auto
-    assert all(torch.equal(before[n], value) for n, value in model.module.state_dict().items())
-    assert auto.card.encoder == "texture"
-    assert all(bool(layer.weight.any()) for layer in auto.texture.out), "it began with zeros"
-    auto.save(tmp_path / "m.medsam2auto")
-    again = load_auto(tmp_path / "m.medsam2auto", model)
-    images = found.images[0].frame.normalised(torch.rand(1, 3, SIDE, SIDE))
-    assert torch.equal(again.levels(images).fine, auto.levels(images).fine)
-    assert not torch.equal(auto.levels(images).fine, auto.encoded(images).fine)
-
-
-def test_a_new_texture_adapter_changes_nothing(model):
-    from medsam2_core.auto.adapting import TextureAdapter
-
-    coarse, middle, fine = TextureAdapter(128, (32, 16))(torch.rand(2, 3, SIDE, SIDE))
-    assert [tuple(one.shape) for one in (coarse, middle, fine)] == [
-        (2, 128, SIDE // 16, SIDE // 16),
-        (2, 32, SIDE // 8, SIDE // 8),
-        (2, 16, SIDE // 4, SIDE // 4),
-    ]
-    assert not any(bool(one.any()) for one in (coarse, middle, fine))

@@ -102,52 +102,6 @@ def encoder_adapters(module: SAM2Base) -> nn.ModuleList:
     )
 
 
-class TextureAdapter(nn.Module):
-    """A small convolutional pyramid beside the encoder, added to what the decoder and the predictor see.
-
-    A frozen encoder that reduces the image fourfold in its first layers has thrown away fine texture, which
-    is what tells a nerve from a muscle. These few layers look at every pixel. Instance norm takes out each
-    image's own brightness and contrast, which ten images cannot teach.
-
-    Parameters
-    ----------
-    width
-        C, of the coarse map.
-    fine_widths
-        Channels of the maps at S/8 and S/4.
-    """
-
-    def __init__(self, width: int, fine_widths: tuple[int, int]) -> None:
-        super().__init__()
-        inner = (16, 32, 64, 96, 128)
-        steps = zip((3, *inner), inner, (1, 2, 2, 2, 2), strict=False)
-        self.stages = nn.ModuleList(_stage(before, after, stride) for before, after, stride in steps)
-        wanted = (fine_widths[1], fine_widths[0], width)
-        self.out = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(inner[2:], wanted, strict=True))
-        for layer in self.out:  # the first step starts from the features as they were
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, 3, S, S) normalised images to what is added to the maps at S/16, S/8 and S/4."""
-        maps = []
-        x = images
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        fine, middle, coarse = (layer(x) for layer, x in zip(self.out, maps[2:], strict=True))
-        return coarse, middle, fine
-
-
-def _stage(before: int, after: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
-        nn.InstanceNorm2d(after, affine=True), nn.LeakyReLU(0.1),
-        nn.Conv2d(after, after, 3, padding=1, bias=False),
-        nn.InstanceNorm2d(after, affine=True), nn.LeakyReLU(0.1),
-    )  # fmt: skip
-
-
 class Attached:
     """Context: a model's trunk with adapters behind its blocks. The model is shared, so only for so long."""
 

@@ -12,7 +12,6 @@ import torch
 
 from medsam2_core.auto.adapting import (
     Attached,
-    TextureAdapter,
     adapted_decoder,
     encoder_adapters,
     load_parts,
@@ -21,6 +20,7 @@ from medsam2_core.auto.adapting import (
 from medsam2_core.auto.model_file import AutoCard, read_card, read_tensors, write_file
 from medsam2_core.auto.network import AutoNetwork
 from medsam2_core.auto.predictor import Levels, PredictorSettings, PromptPredictor
+from medsam2_core.auto.texture import Seen, TextureAdapter, resized, sketch
 from medsam2_core.engine.catalogue import CHECKPOINT_SUFFIXES
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.errors import CatalogueError, CheckpointError, MedSAM2Error
@@ -53,7 +53,7 @@ class AutoModel:
     model: SegmentationModel
     network: AutoNetwork
     adapters: nn.ModuleList | None = None
-    texture: nn.Module | None = None
+    texture: TextureAdapter | None = None
 
     def levels(self, images: torch.Tensor) -> Levels:
         """Features of normalised images (B, 3, S, S)."""
@@ -68,10 +68,7 @@ class AutoModel:
 
     def textured(self, levels: Levels, images: torch.Tensor) -> Levels:
         """What the encoder said of images, and what the texture adapter adds to it."""
-        if self.texture is None:
-            return levels
-        coarse, middle, fine = self.texture(images)
-        return Levels(levels.coarse + coarse, levels.middle + middle, levels.fine + fine)
+        return levels if self.texture is None else with_texture(levels, self.texture, self.texture(images))
 
     def encoding(self) -> AbstractContextManager[None]:
         """Within, the shared model's encoder is this model's own."""
@@ -100,6 +97,14 @@ def levels_of(model: SegmentationModel, images: torch.Tensor) -> Levels:
     return Levels(coarse, maps[1], maps[0])
 
 
+def with_texture(levels: Levels, texture: TextureAdapter, seen: Seen) -> Levels:
+    """Features of the encoder and what a texture adapter has seen in the same images."""
+    return Levels(
+        levels.coarse + seen.coarse, levels.middle + seen.middle, levels.fine + seen.fine,
+        resized(sketch(seen.pixels, texture.looks), levels.fine.shape[-1]),
+    )  # fmt: skip
+
+
 def blank(card: AutoCard, model: SegmentationModel) -> AutoModel:
     """A model of this card with new, untrained parts."""
     settings = _settings(card, model)
@@ -107,7 +112,7 @@ def blank(card: AutoCard, model: SegmentationModel) -> AutoModel:
     adapters = encoder_adapters(model.module) if "adapters" in card.encoder_parts else None
     texture = None
     if "texture" in card.encoder_parts:
-        texture = TextureAdapter(settings.width, settings.fine_widths)
+        texture = TextureAdapter(settings.width, settings.fine_widths, settings.classes)
     network = AutoNetwork(model.module, PromptPredictor(settings), model.recipe, decoder)
     network.predictor.to(model.device)
     for part in (decoder, adapters, texture):
@@ -223,6 +228,11 @@ def _fill(auto: AutoModel, tensors: dict[str, torch.Tensor], source: str) -> Non
     elif groups[_DECODER]:
         problems.append("it holds parts of a decoder, though its decoder is frozen")
     for part, prefix in ((auto.adapters, _ENCODER), (auto.texture, _TEXTURE)):
+        if part is not None and part is auto.texture and "looks" not in groups[prefix]:
+            raise CheckpointError(
+                f"{source} was made by an earlier version, whose texture adapter was another one: "
+                "train it again"
+            )
         if part is not None:
             load_strict(part, groups[prefix], source=source)
         elif groups[prefix]:

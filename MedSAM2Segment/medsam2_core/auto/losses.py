@@ -83,6 +83,15 @@ def boxes_of(masks: torch.Tensor) -> torch.Tensor:
     return torch.tensor(found, device=masks.device)
 
 
+def sketch_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """BCE and Dice of (N, s, s) logits against the share of each cell that (N, S, S) masks cover."""
+    share = functional.adaptive_avg_pool2d(masks[:, None].float(), logits.shape[-1])[:, 0]
+    cross_entropy = functional.binary_cross_entropy_with_logits(logits, share)
+    there = masks.flatten(1).any(1)
+    dice = (dice_loss(logits, share) * there).sum() / there.sum().clamp(min=1)
+    return 2 * cross_entropy + dice
+
+
 def auto_loss(
     logits: torch.Tensor,
     score: torch.Tensor,

@@ -103,19 +103,24 @@ class Levels:
         (B, C, S/16, S/16), with the embedding of "no memory" added.
     middle, fine
         (B, C/4, S/8, S/8) and (B, C/8, S/4, S/4).
+    sketch
+        (B, K, S/4, S/4) logits of every class that a texture adapter gives; None without one.
     """
 
     coarse: torch.Tensor
     middle: torch.Tensor
     fine: torch.Tensor
+    sketch: torch.Tensor | None = None
 
     def repeated(self, count: int) -> Levels:
-        """Every image `count` times in a row."""
-        return Levels(*(x.repeat_interleave(count, 0) for x in (self.coarse, self.middle, self.fine)))
+        """Every image `count` times in a row, for so many classes: the sketch falls apart into them."""
+        maps = (x.repeat_interleave(count, 0) for x in (self.coarse, self.middle, self.fine))
+        return Levels(*maps, None if self.sketch is None else self.sketch.flatten(0, 1)[:, None])
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Levels:
         """The same on another device, in another number format."""
-        return Levels(*(x.to(device, dtype) for x in (self.coarse, self.middle, self.fine)))
+        maps = (self.coarse, self.middle, self.fine, self.sketch)
+        return Levels(*(None if x is None else x.to(device, dtype) for x in maps))
 
 
 @dataclass(frozen=True)
@@ -237,13 +242,17 @@ class PromptPredictor(nn.Module):
                 key_pe=positions.flatten(2).transpose(1, 2).expand(len(queries), -1, -1),
             )
             dense = keys.transpose(1, 2).unflatten(2, size)
-        return self._prompts(queries, dense)
+        return self._prompts(queries, dense, looked_at.sketch)
 
-    def _prompts(self, queries: torch.Tensor, dense: torch.Tensor) -> PredictedPrompts:
+    def _prompts(
+        self, queries: torch.Tensor, dense: torch.Tensor, sketch: torch.Tensor | None
+    ) -> PredictedPrompts:
         on = self.settings.heads
         mask = self.mask_head(dense) if "mask" in on else None
         if mask is not None and self.settings.kind == "linear":
             mask = functional.interpolate(mask, scale_factor=4, mode="bilinear", align_corners=False)
+        if mask is not None and sketch is not None:
+            mask = mask + sketch
         return PredictedPrompts(
             self.box_head(queries[:, :2]) if "box" in on else None,
             mask,

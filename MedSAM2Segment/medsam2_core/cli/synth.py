@@ -32,8 +32,8 @@ def synth(
         Path | None, typer.Option(metavar="FILE", help="Anatomy from this label map instead of random one.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=100_000, help="How many volumes or pictures.")] = 1,
-    size: Annotated[int, typer.Option(min=32, max=256, help="Voxels a side of random anatomy.")] = 96,
-    spacing: Annotated[float, typer.Option(min=0.01, max=100.0, help="Its voxel size in mm.")] = 1.0,
+    size: Annotated[int, typer.Option(min=32, max=256, help="Voxels a side of a volume.")] = 96,
+    spacing: Annotated[float, typer.Option(min=0.01, max=100.0, help="A volume's voxel size in mm.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal volumes.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:

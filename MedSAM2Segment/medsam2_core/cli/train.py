@@ -70,8 +70,19 @@ def base(
 
 @app.command()
 def predictor(
-    data: Annotated[Path, typer.Argument(help="Folder of data sets: folders of *_img.png and *_seg.png.")],
+    data: Annotated[
+        list[Path], typer.Argument(help="Folders of data sets: folders of *_img.png and *_seg.png.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; a run in it is resumed.")],
+    begin: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="An earlier start whose predictor is trained on and whose encoder adapters stay; "
+            "its data sets come first.",
+        ),
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Of training, over all sittings.")] = 70.0,
     base: Annotated[str, typer.Option(help="The SAM 2 it is a start for.")] = "embedded",
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 1,
@@ -89,7 +100,7 @@ def predictor(
 
     torch.set_num_threads(threads)
     model = load_model(base, device, "fp32")
-    trainer = Pretrainer(model, data, out, Pretraining(minutes=minutes, seed=seed), _report)
+    trainer = Pretrainer(model, data, out, Pretraining(minutes=minutes, seed=seed), _report, begin)
     stopping = stop_on_request()
     trainer.run(lambda: bool(stopping))
     if stopping:

@@ -115,11 +115,13 @@ def _surveyed(
 def _trained(
     settings: Any, found: Survey, model: Any, work: Path, *, begins: bool, teller: Teller
 ) -> Outcome:
-    from medsam2_core.auto.fewshot.starting import packaged_start
+    from medsam2_core.auto.fewshot.starting import for_linear, packaged_start
     from medsam2_core.auto.fewshot.trainer import FewShotTrainer
     from medsam2_core.cli.train import stop_on_request
 
-    first = packaged_start(model) if begins and settings.kind == "hierarchical" else None
+    first = packaged_start(model) if begins else None
+    if settings.kind == "linear":
+        first = for_linear(first)
     trainer = FewShotTrainer(settings, found, model, work, first, teller.told)
     stopping = stop_on_request()
     outcome = trainer.run(lambda: bool(stopping))

@@ -33,6 +33,10 @@ class Beam:
         Of the shown picture, in pixels: compounding and filters.
     compounds
         Looks that are averaged: more of them, less speckle.
+    gamma
+        Of the shown brightness.
+    gain_db
+        How far above white the brightest echoes are turned.
     """
 
     axial: float

@@ -131,6 +131,25 @@ class FeatureBank:
         device = self._model.device
         return Levels(*maps).to(device), labels.to(device)
 
+    def fresh(self, images: Sequence[int], number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images (B, 3, S, S) as no variant of the bank has them, and their labels (B, S, S).
+
+        Parameters
+        ----------
+        images
+            By their number.
+        number
+            From 0: equal numbers give equal images.
+        """
+        made = []
+        for place, n in enumerate(images):
+            index = len(self) + number * len(self._images) + place
+            picture, labels = variant_of(self._images[n], 1, index, self._plan)
+            made.append((self._images[n].frame.normalised(picture), labels))
+        pictures, labels = zip(*made, strict=True)
+        device = self._model.device
+        return torch.stack(pictures).to(device), torch.stack(labels).to(device)
+
     def pictures(self, indices: Sequence[int]) -> torch.Tensor:
         """(B, 3, S, S) normalised images of these variants, made anew: that takes milliseconds."""
         made = []

@@ -18,46 +18,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from medsam2_core.auto.fewshot.features import FeatureBank
 from medsam2_core.auto.fewshot.images import LabelledImage
 from medsam2_core.auto.fewshot.measuring import ClassDice, dice_by_class
-from medsam2_core.auto.fewshot.prompting import PromptMix
-from medsam2_core.auto.loading import AutoModel
-from medsam2_core.auto.losses import Weights, auto_loss
+from medsam2_core.auto.fewshot.planning import FitSettings
+from medsam2_core.auto.loading import AutoModel, with_texture
+from medsam2_core.auto.losses import auto_loss, sketch_loss
 from medsam2_core.auto.network import merged_labels
 from medsam2_core.auto.predictor import Levels
+from medsam2_core.auto.texture import sketch
 from medsam2_core.errors import TrainingError
 
 _MOST_SKIPPED = 50  # steps in a row whose loss is no number
 _VALIDATIONS = 20
 _VALIDATED = 16  # images of a validation
-_PATIENCE = 0.4  # of all steps without a better validation end a training
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How a predictor is trained; defaults are the page's where a warm start does not ask for others.
-
-    Attributes
-    ----------
-    batch
-        Images a step.
-    learning_rate, last_rate
-        Cosine from the one to the other, after a short warm-up. Three times the page's: it has 200 epochs,
-        we have minutes.
-    texture_factor
-        The texture adapter begins with nothing, and learns so many times as fast.
-    averaging
-        Of the weights that are kept (exponential).
-    """
-
-    batch: int = 4
-    learning_rate: float = 3e-4
-    last_rate: float = 1e-5
-    texture_factor: float = 5.0
-    weight_decay: float = 0.1
-    warm_up: int = 20
-    clip: float = 1.0
-    averaging: float = 0.99
-    weights: Weights = field(default_factory=Weights)
-    mix: PromptMix = field(default_factory=PromptMix)
+_PATIENCE = 0.4  # of the predictor's steps without a better validation end a training
 
 
 @dataclass
@@ -68,6 +40,8 @@ class Progress:
     ----------
     step, total
         Done and to do.
+    alone
+        How many of them come first and are the texture adapter's alone.
     history
         One dict a report: ``step``, parts of the loss, and ``dice`` (mean of the classes) when measured.
     best_step, best_dice
@@ -80,6 +54,7 @@ class Progress:
 
     step: int = 0
     total: int = 0
+    alone: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best_step: int = 0
     best_dice: float = -1.0
@@ -98,6 +73,8 @@ class Fit:
         Features of the images.
     training, validation
         Indices into `images`; without validation there is no early stop.
+    has_start
+        Whether its texture adapter knows something.
     """
 
     def __init__(
@@ -109,6 +86,8 @@ class Fit:
         validation: Sequence[int],
         settings: FitSettings,
         seed: int,
+        *,
+        has_start: bool = False,
     ) -> None:
         self.auto, self.settings, self.seed = auto, settings, seed
         self._bank, self._images = bank, images
@@ -124,6 +103,11 @@ class Fit:
         for parameter in self._named.values():
             parameter.requires_grad_(True)
         self._average = {name: p.detach().clone() for name, p in self._named.items()}
+        self._at_first = (
+            {name: p.detach().clone() for name, p in self._named.items() if name.startswith("texture.")}
+            if has_start
+            else {}
+        )
         self._best: dict[str, torch.Tensor] | None = None
         self._optimiser = torch.optim.AdamW(
             _groups(self._named, settings), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -135,10 +119,18 @@ class Fit:
         total: int,
         tell: Callable[[Progress], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
+        alone: int | None = None,
     ) -> bool:
-        """Train up to `total` steps; False when it was stopped, to be gone on with."""
+        """Train up to `total` steps; False when it was stopped, to be gone on with.
+
+        Parameters
+        ----------
+        alone
+            See :class:`Progress`; None: their usual share.
+        """
         progress = self.progress
         progress.total = total
+        progress.alone = self.alone_of(total) if alone is None else alone
         every = max(10, total // _VALIDATIONS)
         meter: dict[str, float] = {}
         network = self.auto.network
@@ -149,13 +141,17 @@ class Fit:
             for name, value in self._step().items():
                 meter[name] = 0.9 * meter.get(name, value) + 0.1 * value
             progress.step += 1
+            if progress.step == progress.alone:
+                self._mix_with_start()
             ends = progress.step == total
             if progress.step % every == 0 or ends:
                 line = {"step": progress.step, **{k: round(v, 5) for k, v in meter.items()}}
-                if self._validation:
+                measured = self._validation and progress.step > progress.alone
+                if measured:
                     line["dice"] = self._validate()
                 progress.history.append(line)
-                if self._validation and progress.step - progress.best_step > _PATIENCE * total:
+                patience = _PATIENCE * (total - progress.alone)
+                if measured and progress.step - progress.best_step > patience:
                     break
             tell(progress)
         progress.is_over = True
@@ -165,21 +161,19 @@ class Fit:
 
     def _step(self) -> dict[str, float]:
         settings, progress = self.settings, self.progress
-        fraction = progress.step / max(1, progress.total)
-        rate = settings.last_rate + (settings.learning_rate - settings.last_rate) * 0.5 * (
-            1 + math.cos(math.pi * fraction)
-        )
-        for group in self._optimiser.param_groups:
-            group["lr"] = group["factor"] * rate * min(1.0, (progress.step + 1) / settings.warm_up)
+        is_alone = progress.step < progress.alone
+        self._set_rates(is_alone)
         rng = np.random.default_rng((self.seed, progress.step))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + progress.step)
         # Dropout draws from torch's own state: so a fit that was killed goes on as if it had not been.
         torch.manual_seed(self.seed * 999_983 + progress.step)
         count = min(settings.batch, len(self._training))
         picked = rng.choice(self._training, count, replace=False)
-        indices = [int(n) * self._bank.variants + int(rng.integers(self._bank.variants)) for n in picked]
-        levels, labels = self._read(indices)
-        parts = self._losses(levels, labels, generator)
+        if is_alone:
+            parts = self._sketched(*self._bank.fresh([int(n) for n in picked], progress.step))
+        else:
+            indices = [int(n) * self._bank.variants + int(rng.integers(self._bank.variants)) for n in picked]
+            parts = self._losses(*self._read(indices, learns=False), generator)
         total = sum(parts.values())
         self._optimiser.zero_grad(set_to_none=True)
         if torch.isfinite(total):
@@ -199,27 +193,75 @@ class Fit:
             )
         return {}
 
-    def _read(self, indices: Sequence[int]) -> tuple[Levels, torch.Tensor]:
+    def _mix_with_start(self) -> None:
+        """See :attr:`FitSettings.texture_kept`."""
+        kept = self.settings.texture_kept
+        with torch.no_grad():
+            for name, value in self._at_first.items():
+                self._named[name].copy_(self._average[name].lerp(value, kept))
+                self._average[name].copy_(self._named[name])
+
+    def alone_of(self, total: int) -> int:
+        """How many of so many steps are the texture adapter's alone; one is left for the predictor."""
+        if self.auto.texture is None:
+            return 0
+        return max(0, min(total - 1, round(self.settings.texture_share * total)))
+
+    def best_share(self) -> float:
+        """How far the predictor's training had come when validation was best, 0 to 1."""
+        progress = self.progress
+        return max(0.0, (progress.best_step - progress.alone) / max(1, progress.total - progress.alone))
+
+    def _set_rates(self, is_alone: bool) -> None:
+        """Rates of this step: in each of the two phases a warm-up, then a cosine."""
+        settings, progress = self.settings, self.progress
+        step = progress.step - (0 if is_alone else progress.alone)
+        fraction = step / max(1, progress.alone if is_alone else progress.total - progress.alone)
+        first = settings.texture_rate if is_alone else settings.learning_rate
+        rate = settings.last_rate + (first - settings.last_rate) * 0.5 * (1 + math.cos(math.pi * fraction))
+        for group in self._optimiser.param_groups:
+            factor = 1.0 if is_alone else group["factor"]
+            group["lr"] = factor * rate * min(1.0, (step + 1) / settings.warm_up)
+
+    def _sketched(self, images: torch.Tensor, labels: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        texture = self.auto.texture
+        drawn = sketch(texture(images).pixels, texture.looks)
+        return {"sketch": sketch_loss(drawn.flatten(0, 1), self._masks(labels))}
+
+    def _masks(self, labels: torch.Tensor) -> torch.Tensor:
+        """(B*K, S, S) bool of (B, S, S) labels, class by class."""
+        numbers = torch.arange(1, self.auto.network.classes + 1, device=labels.device)
+        return (labels[:, None] == numbers[None, :, None, None]).flatten(0, 1)
+
+    def _read(self, indices: Sequence[int], *, learns: bool = True) -> tuple[Levels, torch.Tensor]:
+        """Features and labels; without learning, the texture adapter sees what it sees, and only what is
+        added of it can change."""
         levels, labels = self._bank.read(indices)
-        if self.auto.texture is not None:
-            levels = self.auto.textured(levels, self._bank.pictures(indices))
+        texture = self.auto.texture
+        if texture is not None:
+            pictures = self._bank.pictures(indices)
+            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                pyramid = texture.pyramid(pictures)
+            levels = with_texture(levels, texture, texture.added(pyramid, pictures.shape[-1]))
         return levels, labels
 
     def _losses(
         self, levels: Levels, labels: torch.Tensor, generator: torch.Generator
     ) -> Mapping[str, torch.Tensor]:
         network = self.auto.network
-        numbers = torch.arange(1, network.classes + 1, device=labels.device)
-        masks = (labels[:, None] == numbers[None, :, None, None]).flatten(0, 1)
+        masks = self._masks(labels)
         # The fused attention kernel's backward is slow for few tokens on a CPU.
         with sdpa_kernel(SDPBackend.MATH):
             prompts = network.predict(levels)
             used, said = self.settings.mix.draw(prompts, masks, generator)
             answer = network.decode(levels.repeated(network.classes), used, said)
-            return auto_loss(
+            parts = auto_loss(
                 answer.logits, answer.score, prompts.boxes_xyxy, prompts.mask_logits, masks,
                 self.settings.weights,
             )  # fmt: skip
+            if levels.sketch is not None:
+                parts["sketch"] = sketch_loss(levels.sketch.flatten(0, 1), masks)
+            return parts
 
     def measure(self, indices: Sequence[int]) -> list[ClassDice]:
         """Dice of every class on some of the images, as they are, with the weights as they are."""
@@ -239,16 +281,25 @@ class Fit:
         network.predictor.train(was_training)
         return labels
 
-    def seconds_a_step(self, clock: Callable[[], float] = time.perf_counter, steps: int = 4) -> float:
-        """How long a step takes on this machine; nothing is learned by it."""
+    def seconds_a_step(self, clock: Callable[[], float] = time.perf_counter, steps: int = 5) -> float:
+        """How long a step takes on this machine, on average; nothing is learned by it.
+
+        The first steps of a process are slower than all others, so the middle one of several counts.
+        """
         before = self.state()
         weights = {name: value.clone() for name, value in before["weights"].items()}
         self.auto.network.predictor.train()
-        self._step()
-        began = clock()
-        for _ in range(steps):
-            self._step()
-        taken = (clock() - began) / steps
+        progress = self.progress
+        progress.total, progress.alone = 1000, self.alone_of(1000)
+        taken = 0.0
+        for first, count in ((0, progress.alone), (progress.alone, progress.total - progress.alone)):
+            times = []
+            for _ in range(steps if count else 0):
+                progress.step = first
+                began = clock()
+                self._step()
+                times.append(clock() - began)
+            taken += count / progress.total * (sorted(times)[len(times) // 2] if times else 0.0)
         self.restore({**before, "weights": weights, "average": weights, "optimiser": _emptied(before)})
         return taken
 

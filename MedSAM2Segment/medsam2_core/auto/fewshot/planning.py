@@ -9,13 +9,53 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from medsam2_core.auto.augmentation import Augmentation
-from medsam2_core.auto.fewshot.fitting import FitSettings
 from medsam2_core.auto.fewshot.images import LabelledImage
 from medsam2_core.auto.fewshot.pairs import Pair
+from medsam2_core.auto.fewshot.prompting import PromptMix
+from medsam2_core.auto.losses import Weights
 from medsam2_core.auto.predictor import HEADS
 from medsam2_core.errors import TrainingError
 
 _FEW = 20  # images, patients or volumes: with fewer, all are needed for training
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a predictor is trained; defaults are the page's where a warm start does not ask for others.
+
+    Attributes
+    ----------
+    batch
+        Images a step.
+    learning_rate, last_rate
+        Cosine from the one to the other, after a short warm-up. Three times the page's: it has 200 epochs,
+        we have minutes.
+    texture_share, texture_rate
+        So many of the steps come first and are the texture adapter's alone, which learns from its sketch of
+        the classes; its rate at the beginning.
+    texture_kept
+        How much of what the texture adapter began with is mixed into what it has learned, where it began
+        with something: a few images teach it what they show, and let it forget what others show (Wortsman et
+        al., *Robust fine-tuning of zero-shot models*, CVPR 2022).
+    texture_factor
+        How much faster than the predictor learns, afterwards, what is added of it.
+    averaging
+        Of the weights that are kept (exponential).
+    """
+
+    batch: int = 4
+    learning_rate: float = 3e-4
+    last_rate: float = 1e-5
+    texture_share: float = 0.6
+    texture_rate: float = 1e-3
+    texture_kept: float = 0.5
+    texture_factor: float = 5.0
+    weight_decay: float = 0.1
+    warm_up: int = 20
+    clip: float = 1.0
+    averaging: float = 0.99
+    weights: Weights = field(default_factory=Weights)
+    mix: PromptMix = field(default_factory=PromptMix)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from medsam2_core.auto.fewshot.fitting import Fit, Progress
 from medsam2_core.auto.fewshot.images import LabelledImage
 from medsam2_core.auto.fewshot.measuring import least_piece, spread
 from medsam2_core.auto.fewshot.planning import FewShotSettings, Stage, Told, stages_of
-from medsam2_core.auto.fewshot.starting import Start, begin_with, choose_queries
+from medsam2_core.auto.fewshot.starting import Start, begin_with, choose_queries, fit_looks
 from medsam2_core.auto.loading import AutoModel, blank
 from medsam2_core.auto.model_file import AutoCard
 from medsam2_core.auto.predictor import Levels, PredictorSettings
@@ -133,14 +133,15 @@ class FewShotTrainer:
     def _affordable(self, auto: AutoModel) -> int:
         """Variants of an image that there is time for, or that the steps can use."""
         settings, count = self.settings, len(self.images)
+        share = 1 - settings.fit.texture_share if settings.texture else 1.0
         if settings.steps is not None:
-            return max(2, math.ceil(settings.steps * settings.fit.batch / count))
+            return max(2, math.ceil(share * settings.steps * settings.fit.batch / count))
         side = self.model.image_size
         auto.encoded(torch.zeros(1, 3, side, side))  # the first one is slow
         began = self._clock()
         auto.encoded(torch.zeros(2, 3, side, side))
         each = (self._clock() - began) / 2
-        return max(2, int(_FEATURE_SHARE * settings.minutes * 60 / (each * count)))
+        return max(2, int(share * _FEATURE_SHARE * settings.minutes * 60 / (each * count)))
 
     def _blank(self) -> AutoModel:
         torch.manual_seed(self.settings.seed)
@@ -165,17 +166,19 @@ class FewShotTrainer:
 
     def _fit(self, stage: Stage, bank: FeatureBank) -> Fit:
         auto = self._blank()
+        of_stage, part = [self.images[n] for n in stage.training], _Part(bank, stage.training)
+        fit_looks(auto, part, of_stage)
         if self.start is not None:
-            of_stage = [self.images[n] for n in stage.training]
-            choose_queries(auto, self.start, _Part(bank, stage.training), of_stage)
+            choose_queries(auto, self.start, part, of_stage)
         return Fit(
-            auto, bank, self.images, stage.training, stage.validation, self.settings.fit, self.settings.seed
-        )
+            auto, bank, self.images, stage.training, stage.validation, self.settings.fit, self.settings.seed,
+            has_start=self.start is not None and bool(self.start.texture),
+        )  # fmt: skip
 
     def _run_stage(self, stage: Stage, fit: Fit, should_stop: Callable[[], bool]) -> bool:
         saved, path = self._clock(), self.work / "fit.pt"
         self._restore(fit, path, stage)
-        total = self._steps(stage, fit)
+        steps = self._steps(stage, fit)
 
         def tell(progress: Progress) -> None:
             nonlocal saved
@@ -185,13 +188,13 @@ class FewShotTrainer:
             dice = progress.best_dice if progress.best_dice >= 0 else None
             self._tell(Told(stage.name, progress.step, progress.total, dice))
 
-        if not fit.run(total, tell, should_stop):
+        if not fit.run(steps["total"], tell, should_stop, steps["alone"]):
             self._save(fit, path, stage)
             return False
         found = fit.measure(stage.validation)
         self._state["done"][stage.name] = {
             "dice": found,
-            "best": fit.progress.best_step / max(1, fit.progress.total),
+            "best": fit.best_share(),
             "history": fit.progress.history,
             "skipped": fit.progress.skipped,
         }
@@ -202,8 +205,9 @@ class FewShotTrainer:
         self._write_state()
         return True
 
-    def _steps(self, stage: Stage, fit: Fit) -> int:
-        """Steps of a stage, decided once: what fits into the minutes on this machine."""
+    def _steps(self, stage: Stage, fit: Fit) -> dict[str, int]:
+        """Steps of a stage (``total``, and ``alone`` of them), decided once: what fits into the minutes on
+        this machine."""
         known = self._state["steps"]
         if stage.name not in known:
             folds = len(self.stages) - 1
@@ -218,10 +222,13 @@ class FewShotTrainer:
                     gone = sum(name in self._state["done"] for name in known)
                     share = left * _FOLD_SHARE / max(1, folds - gone * _FOLD_SHARE)
                 steps = int(np.clip(share / fit.seconds_a_step(self._clock), _LEAST_STEPS, _MOST_STEPS))
+            alone = fit.alone_of(steps)
             if stage.is_final and folds:
+                # The predictor goes no further than where it was best on images it had not seen.
                 best = [self._state["done"][one.name]["best"] for one in self.stages[:-1]]
-                steps = max(1, round(steps * float(np.clip(1.2 * np.mean(best), 0.4, 1.0))))
-            known[stage.name] = steps
+                useful = float(np.clip(1.2 * np.mean(best), 0.4, 1.0))
+                steps = alone + max(1, round((steps - alone) * useful))
+            known[stage.name] = {"total": steps, "alone": alone}
             self._write_state()
         return known[stage.name]
 
@@ -236,11 +243,11 @@ class FewShotTrainer:
                 one.name: sum(image.has(k) and not image.held_aside for image in self.images)
                 for k, one in enumerate(self.classes, start=1)
             },
-            "steps": self._state["steps"][self.stages[-1].name],
+            "steps": self._state["steps"][self.stages[-1].name]["total"],
             "seconds": round(self._seconds()),
             "folds": len(self.stages) - 1,
             "dice": dice,
-            "start": "packaged" if self.start is not None else "none",
+            "start": "none" if self.start is None else "packaged" if self.start.predictor else "texture",
             "software": f"MedSAM2Segment {__version__}",
         }
         samples = []
