@@ -1,0 +1,70 @@
+"""Where an Auto model's masks come from: Dice of the sketch, of the mask prompt, and of each prompt alone.
+
+    python Testing/bench/auto_parts.py MODEL DATA --classes 1=nerve,2=vessel --seed 0
+
+One model, asked with less than it says: unlike Sam2Rad's ablation nothing is trained anew
+(``few_shot.py --methods ppn-texture+box`` does that). Images are those `few_shot.py` holds aside.
+"""
+
+import argparse
+import json
+
+import numpy as np
+import torch
+from few_shot import split_of
+from medsam2_core.auto.fewshot.checking import survey
+from medsam2_core.auto.fewshot.classes import parse_wishes
+from medsam2_core.auto.fewshot.images import LabelledImage, Reading
+from medsam2_core.auto.fewshot.measuring import dice_by_class
+from medsam2_core.auto.fewshot.pairs import find_pairs
+from medsam2_core.auto.loading import AutoModel, load_auto
+from medsam2_core.auto.network import merged_labels
+from medsam2_core.auto.predictor import HEADS
+
+
+def main() -> None:
+    """Print mean Dice of every part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--classes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    auto = load_auto(options.model, device="cpu", precision="fp32")
+    reading = Reading(auto.model.image_size)
+    found = survey(find_pairs(options.data), reading, parse_wishes(options.classes))
+    rows: dict[str, list] = {}
+    for image in split_of(found, 1, options.seed).images:
+        if image.held_aside:
+            for name, labels in labels_by_part(auto, image).items():
+                rows.setdefault(name, []).append(dice_by_class(labels, image.labels_hw, len(found.classes)))
+    means = {name: round(float(np.nanmean(np.array(v, float), 0).mean()), 3) for name, v in rows.items()}
+    print(json.dumps(means))
+
+
+@torch.inference_mode()
+def labels_by_part(auto: AutoModel, image: LabelledImage) -> dict[str, np.ndarray]:
+    """(H, W) labels of an image, by what they were made of."""
+    picture = torch.from_numpy(image.square.astype(np.float32) / 255).permute(2, 0, 1)
+    levels = auto.levels(image.frame.normalised(picture)[None])
+    prompts, answer = auto.network(levels)
+    score = answer.score.view(1, -1)
+    logits = {"all": answer.logits[:, 0]}
+    if levels.sketch is not None:
+        logits["sketch"] = levels.sketch[0]
+    if prompts.mask_logits is not None:
+        logits["mask prompt, undecoded"] = prompts.mask_logits[:, 0]
+    repeated = levels.repeated(auto.network.classes)
+    for head in auto.network.predictor.settings.heads:
+        alone = prompts.without(*(other for other in HEADS if other != head))
+        logits[head] = auto.network.decode(repeated, alone).logits[:, 0]
+    return {
+        name: merged_labels(image.frame.on_image(value)[None], score)[0].cpu().numpy()
+        for name, value in logits.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
