@@ -48,7 +48,7 @@ class VolumeOptions:
         Slices the tracker may go beyond the outermost on which the predictor sees the class.
     """
 
-    method: Method = Method.SLICES
+    method: Method = Method.MEMORY
     every: int = 1
     apart: int = 4
     share: float = 0.7

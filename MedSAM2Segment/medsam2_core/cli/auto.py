@@ -44,7 +44,7 @@ def auto(
     classes: Annotated[str | None, typer.Option(metavar="A,B", help="Only these classes, by name.")] = None,
     method: Annotated[
         Method | None,
-        typer.Option(help="slices: one by one; memory: sure slices lead, the tracker fills in."),
+        typer.Option(help="Of a volume. memory: sure slices lead, the tracker fills in; slices: one by one."),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Look at every so manieth slice; track between.")] = 1,
     flips: Annotated[
@@ -74,7 +74,7 @@ def auto(
 
     path, card = find(model)
     card.chosen(wanted)  # an unknown class is told before anything is read
-    way = method or (Method.memory if every > 1 else Method.slices)
+    way = method or Method.memory
     how = {
         "classes": wanted, "method": way.value, "every": every, "flips": flips,
         "axis": axis.value if axis is not None else None, "window": window,
