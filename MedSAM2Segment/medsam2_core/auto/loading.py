@@ -68,7 +68,10 @@ class AutoModel:
 
     def textured(self, levels: Levels, images: torch.Tensor) -> Levels:
         """What the encoder said of images, and what the texture adapter adds to it."""
-        return levels if self.texture is None else with_texture(levels, self.texture, self.texture(images))
+        if self.texture is None:
+            return levels
+        seen = self.texture(images)
+        return with_texture(levels, seen, sketch(seen.pixels, self.texture.looks))
 
     def encoding(self) -> AbstractContextManager[None]:
         """Within, the shared model's encoder is this model's own."""
@@ -97,11 +100,17 @@ def levels_of(model: SegmentationModel, images: torch.Tensor) -> Levels:
     return Levels(coarse, maps[1], maps[0])
 
 
-def with_texture(levels: Levels, texture: TextureAdapter, seen: Seen) -> Levels:
-    """Features of the encoder and what a texture adapter has seen in the same images."""
+def with_texture(levels: Levels, seen: Seen, drawn: torch.Tensor) -> Levels:
+    """Features of the encoder and what a texture adapter has seen in the same images.
+
+    Parameters
+    ----------
+    drawn
+        (B, K, h, w) its sketch of the classes.
+    """
     return Levels(
         levels.coarse + seen.coarse, levels.middle + seen.middle, levels.fine + seen.fine,
-        resized(sketch(seen.pixels, texture.looks), levels.fine.shape[-1]),
+        resized(drawn, levels.fine.shape[-1]),
     )  # fmt: skip
 
 

@@ -22,6 +22,12 @@ from medsam2_core.training.speckle import Beam, b_mode
 STRUCTURES = ("vessel", "nerve", "muscle", "bone", "tendon", "lymph node", "cyst")
 """What is labelled, from 1 on; everything else is 0."""
 
+
+def _number(structure: str) -> int:
+    """What it is labelled with."""
+    return STRUCTURES.index(structure) + 1
+
+
 Mask = NDArray[np.bool_]
 Echo = NDArray[np.float32]
 
@@ -103,7 +109,7 @@ class _Scene:
         if kind != "plain" or rng.random() < 0.3:
             texture += self._strands(slope + rng.normal(0, 0.15))
         self.echo[where] = texture[where].astype(np.float32)
-        self.labels[where] = STRUCTURES.index("muscle") + 1 if kind == "muscle" else 0
+        self.labels[where] = _number("muscle") if kind == "muscle" else 0
 
     def _strands(self, angle: float) -> Echo:
         """Bright strands along an angle: perimysium in muscle, septa in fat."""
@@ -145,7 +151,7 @@ class _Scene:
         curve += rng.uniform(0, 4) * self.unit * _wave(rng, width, 8)
         seen = np.abs(columns - x) < half
         behind = (self.y > curve) & seen
-        self.labels[behind] = STRUCTURES.index("bone") + 1
+        self.labels[behind] = _number("bone")
         self.echo[behind] = rng.uniform(0.02, 0.15)
         self.transmission[behind] *= rng.uniform(0.02, 0.4)
         glow = rng.uniform(1.5, 4) * np.exp(-0.5 * ((self.y - curve) / (rng.uniform(1, 3) * self.unit)) ** 2)
@@ -175,9 +181,7 @@ class _Scene:
         level = self._blob(
             x, y, apart * rng.uniform(0.8, 1.8) + 10, rng.uniform(0.3, 0.9), rng.normal(0, 0.3), 0.5
         )
-        share = np.clip((1.2 - level) / rng.uniform(0.1, 0.8), 0, 1) * (
-            self.labels != STRUCTURES.index("bone") + 1
-        )
+        share = np.clip((1.2 - level) / rng.uniform(0.1, 0.8), 0, 1) * (self.labels != _number("bone"))
         bright = rng.uniform(0.25, 0.9) * np.clip(
             1 + 0.3 * _smooth(rng, self.shape_hw, 4 * self.unit), 0.2, 2
         )
@@ -210,7 +214,7 @@ class _Scene:
             self._fill(inside, "muscle", rng.normal(0, 0.8))
         self.lines[inside] *= rng.uniform(0, 0.3)
         self._rim(level, radius, math.exp(rng.uniform(-3.5, 0.2)), upright=rng.random() < 0.5)
-        self.labels[inside] = STRUCTURES.index(kind) + 1
+        self.labels[inside] = _number(kind)
 
     def _vessel(self, x: float, y: float, radius: float) -> None:
         rng = self.rng
@@ -231,19 +235,17 @@ class _Scene:
         inside = level < 1
         if self._is_hidden(inside):
             return
-        lumen = rng.uniform(0.0, 0.3 if rng.random() < 0.8 else 0.6) * float(
-            np.median(self.echo[inside]) if inside.any() else 0.1
-        )
+        lumen = rng.uniform(0.0, 0.3 if rng.random() < 0.8 else 0.6) * float(np.median(self.echo[inside]))
         haze = np.clip(1 + rng.uniform(0, 0.4) * _smooth(rng, self.shape_hw, 12 * self.unit), 0.3, 3)
         self.echo[inside] = (lumen * haze)[inside]
         self.lines[inside] *= 0.05
         self._rim(level, radius, math.exp(rng.uniform(-2.5, 0.7)), upright=True)
         self._enhance(inside, rng.uniform(1.0, 2.0))
-        self.labels[inside] = STRUCTURES.index("vessel") + 1
+        self.labels[inside] = _number("vessel")
 
     def _nerve(self, x: float, y: float, radius: float) -> None:
         rng = self.rng
-        taken = self.labels == STRUCTURES.index("vessel") + 1
+        taken = self.labels == _number("vessel")
         flat = rng.uniform(0.3, 1.0)
         level = self._blob(
             x, y, radius / math.sqrt(flat), flat, rng.normal(0, 0.4), rng.choice([0.1, 0.3, 0.5])
@@ -260,7 +262,7 @@ class _Scene:
         self._rim(
             np.where(taken, 2, level), radius, stroma * rng.uniform(0.0, 1.8), upright=rng.random() < 0.5
         )
-        self.labels[inside] = STRUCTURES.index("nerve") + 1
+        self.labels[inside] = _number("nerve")
 
     def _fascicles(self, inside: Mask, level: Echo, radius: float, stroma: float) -> None:
         """Dark rounds packed into a nerve: many small ones, or a few large."""
@@ -275,7 +277,7 @@ class _Scene:
         for _ in range(int(rng.integers(10, 90))):
             n = int(rng.integers(len(rows)))
             one, r = (float(rows[n]), float(columns[n])), size * rng.uniform(0.6, 1.3)
-            if all((one[0] - a) ** 2 + (one[1] - b) ** 2 > (1.0 * (r + c) + 1) ** 2 for a, b, c in centres):
+            if all((one[0] - a) ** 2 + (one[1] - b) ** 2 > (r + c + 1) ** 2 for a, b, c in centres):
                 centres.append((*one, r))
         for a, b, r in centres:
             top, left = max(0, int(a - r - 2)), max(0, int(b - r - 2))
@@ -286,7 +288,7 @@ class _Scene:
 
     def _is_hidden(self, inside: Mask) -> bool:
         """Whether something would lie in the shadow of a bone, or outside the picture."""
-        shadow = inside & (self.labels == STRUCTURES.index("bone") + 1)
+        shadow = inside & (self.labels == _number("bone"))
         return not inside.any() or float(shadow.sum()) > 0.05 * float(inside.sum())
 
     # Shapes

@@ -173,7 +173,7 @@ class Fit:
             parts = self._sketched(*self._bank.fresh([int(n) for n in picked], progress.step))
         else:
             indices = [int(n) * self._bank.variants + int(rng.integers(self._bank.variants)) for n in picked]
-            parts = self._losses(*self._read(indices, learns=False), generator)
+            parts = self._losses(*self._read(indices), generator)
         total = sum(parts.values())
         self._optimiser.zero_grad(set_to_none=True)
         if torch.isfinite(total):
@@ -233,16 +233,16 @@ class Fit:
         numbers = torch.arange(1, self.auto.network.classes + 1, device=labels.device)
         return (labels[:, None] == numbers[None, :, None, None]).flatten(0, 1)
 
-    def _read(self, indices: Sequence[int], *, learns: bool = True) -> tuple[Levels, torch.Tensor]:
-        """Features and labels; without learning, the texture adapter sees what it sees, and only what is
-        added of it can change."""
+    def _read(self, indices: Sequence[int]) -> tuple[Levels, torch.Tensor]:
+        """Features and labels. The texture adapter sees what it sees; only what is added of it can change."""
         levels, labels = self._bank.read(indices)
         texture = self.auto.texture
         if texture is not None:
             pictures = self._bank.pictures(indices)
-            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            with torch.no_grad():
                 pyramid = texture.pyramid(pictures)
-            levels = with_texture(levels, texture, texture.added(pyramid, pictures.shape[-1]))
+            seen = texture.added(pyramid, pictures.shape[-1])
+            levels = with_texture(levels, seen, sketch(seen.pixels, texture.looks))
         return levels, labels
 
     def _losses(

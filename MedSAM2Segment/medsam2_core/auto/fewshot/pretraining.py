@@ -30,11 +30,11 @@ from medsam2_core.auto.augmentation import Augmentation
 from medsam2_core.auto.fewshot.datasets import DataSet, read_data_sets
 from medsam2_core.auto.fewshot.prompting import PromptMix
 from medsam2_core.auto.fewshot.starting import read_start
-from medsam2_core.auto.loading import levels_of
+from medsam2_core.auto.loading import levels_of, with_texture
 from medsam2_core.auto.losses import Weights, auto_loss, dice_loss, sketch_loss
 from medsam2_core.auto.network import AutoNetwork
 from medsam2_core.auto.predictor import Levels, PredictorSettings, PromptPredictor
-from medsam2_core.auto.texture import TextureAdapter, resized, sketch
+from medsam2_core.auto.texture import TextureAdapter, sketch
 from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.errors import TrainingError
 
@@ -114,11 +114,11 @@ class Pretrainer:
         Folders of data sets: folders of ``*_img.png`` and ``*_seg.png``.
     folder
         The run's; an earlier run in it goes on.
+    report
+        Called with one dict a log line.
     begin
         An earlier start, whose predictor and adapters of the encoder are taken over; the latter stay as they
         are. Its data sets must be the first ones, in the same order.
-    report
-        Called with one dict a log line.
 
     Raises
     ------
@@ -159,16 +159,24 @@ class Pretrainer:
         self.step, self.together_from, self.seconds = 0, 0, 0.0
         self._resume()
 
+    @property
+    def fraction(self) -> float:
+        """How much of the time is over."""
+        return self.seconds / max(1e-9, self.settings.minutes * 60)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the texture adapter still learns alone."""
+        return self.fraction < self.settings.texture_share
+
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Train until the minutes are over; a run that was stopped goes on."""
-        budget, since, meter = self.settings.minutes * 60, time.monotonic(), {}
-        before = self.seconds
-        while self.seconds < budget and not should_stop():
-            fraction = self.seconds / budget
-            share = self.settings.texture_share
-            alone = fraction < share
+        since, before, share = time.monotonic(), self.seconds, self.settings.texture_share
+        meter: dict[str, float] = {}
+        while self.fraction < 1 and not should_stop():
+            alone = self.is_alone
             self.together_from = self.step if alone else self.together_from
-            done = fraction / share if alone else (fraction - share) / (1 - share)
+            done = self.fraction / share if alone else (self.fraction - share) / (1 - share)
             warm = min(1.0, (self.step - (0 if alone else self.together_from) + 1) / self.settings.warm_up)
             pace = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
             for group in self.optimiser.param_groups:
@@ -260,11 +268,9 @@ class Pretrainer:
         with Attached(self.model.module, self.adapters):
             levels = levels_of(self.model, images)
         seen = self.texture(images)
-        drawn = resized(self._sketch(seen.pixels, data), levels.fine.shape[-1])
+        drawn = self._sketch(seen.pixels, data)
         of_wanted = torch.stack([one[n - data.first_query] for one, n in zip(drawn, wanted, strict=True)])
-        return Levels(
-            levels.coarse + seen.coarse, levels.middle + seen.middle, levels.fine + seen.fine, of_wanted
-        )  # fmt: skip
+        return with_texture(levels, seen, of_wanted)
 
     def _prompts(self, levels: Levels, wanted: torch.Tensor):
         """Prompts of the classes `wanted` (B, K), not of all there are."""
@@ -321,7 +327,7 @@ class Pretrainer:
                 image = frame.normalised(picture)[None].to(self.model.device)
                 levels = self._levels(image, data, wanted)
                 found_logits = levels.sketch[0][:, None]
-                if self.step > self.together_from + 1:
+                if not self.is_alone:
                     prompts = self._prompts(levels, wanted)
                     found_logits = self.network.decode(levels.repeated(len(present)), prompts).logits
                 logits = functional.interpolate(found_logits, size=labels.shape, mode="bilinear")[:, 0]
