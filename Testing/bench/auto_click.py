@@ -16,7 +16,7 @@ from few_shot import TEST_IMAGES
 from medsam2_core.auto.fewshot.classes import ClassTable, parse_wishes
 from medsam2_core.auto.fewshot.measuring import dice_by_class
 from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.loading import load_auto
+from medsam2_core.auto.loading import AutoModel, load_auto
 from medsam2_core.auto.segmenting import AutoSegmenter
 from medsam2_core.evaluation.simulated_user import correction
 from medsam2_core.imaging.reading import read_labels, read_volume
@@ -26,15 +26,7 @@ from medsam2_core.session import Session
 
 def main() -> None:
     """Print mean Dice before and after."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("data")
-    parser.add_argument("--classes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    auto = load_auto(options.model, device="cpu", precision="fp32")
+    options, auto = asked(__doc__)
     pairs = find_pairs(options.data)
     order = np.random.default_rng(options.seed).permutation(len(pairs))[-TEST_IMAGES:]
     rows: dict[str, list[float]] = {}
@@ -43,6 +35,19 @@ def main() -> None:
             rows.setdefault(name, []).extend(values)
     means = {name: round(float(np.mean(values)), 4) for name, values in rows.items()}
     print(json.dumps({"objects": len(rows["auto"]), **means}))
+
+
+def asked(description: str) -> tuple[argparse.Namespace, AutoModel]:
+    """The command line of a benchmark of one trained model, and that model."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--classes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    return options, load_auto(options.model, device="cpu", precision="fp32")
 
 
 def measured(auto, pair, classes) -> dict[str, list[float]]:

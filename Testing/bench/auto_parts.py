@@ -6,33 +6,25 @@ One model, asked with less than it says: unlike Sam2Rad's ablation nothing is tr
 (``few_shot.py --methods ppn-texture+box`` does that). Images are those `few_shot.py` holds aside.
 """
 
-import argparse
 import json
 
 import numpy as np
 import torch
+from auto_click import asked
 from few_shot import split_of
 from medsam2_core.auto.fewshot.checking import survey
 from medsam2_core.auto.fewshot.classes import parse_wishes
 from medsam2_core.auto.fewshot.images import LabelledImage, Reading
 from medsam2_core.auto.fewshot.measuring import dice_by_class
 from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.loading import AutoModel, load_auto
+from medsam2_core.auto.loading import AutoModel
 from medsam2_core.auto.network import merged_labels
 from medsam2_core.auto.predictor import HEADS
 
 
 def main() -> None:
     """Print mean Dice of every part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("data")
-    parser.add_argument("--classes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    auto = load_auto(options.model, device="cpu", precision="fp32")
+    options, auto = asked(__doc__)
     reading = Reading(auto.model.image_size)
     found = survey(find_pairs(options.data), reading, parse_wishes(options.classes))
     rows: dict[str, list] = {}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from a_command_line import CommandLine
 from a_tiny_model import SIDE, tiny_model
+from an_auto_model import an_auto_model
 from medsam2_core.auto.augmentation import Augmentation
 from medsam2_core.auto.fewshot.checking import survey
 from medsam2_core.auto.fewshot.classes import parse_wishes
@@ -21,10 +22,10 @@ from medsam2_core.auto.fewshot.starting import (
     read_start,
 )  # fmt: skip
 from medsam2_core.auto.fewshot.trainer import FewShotTrainer
-from medsam2_core.auto.loading import blank, load_auto
+from medsam2_core.auto.loading import load_auto
 from medsam2_core.auto.losses import sketch_loss
-from medsam2_core.auto.model_file import AutoCard, read_card, read_tensors, write_file
-from medsam2_core.auto.predictor import HEADS, Levels, PredictorSettings
+from medsam2_core.auto.model_file import read_card, read_tensors, write_file
+from medsam2_core.auto.predictor import HEADS, Levels
 from medsam2_core.auto.texture import TextureAdapter, sketch
 from medsam2_core.engine.model import load_model
 from medsam2_core.errors import CheckpointError, TrainingError
@@ -45,14 +46,8 @@ def found(tmp_path_factory):
     return survey(find_pairs(folder), Reading(SIDE), parse_wishes("1=disc,2=bar"))
 
 
-def a_textured(model, found, heads=HEADS, kind="hierarchical"):
-    settings = PredictorSettings.for_module(model.module, len(found.classes), heads, kind)
-    torch.manual_seed(1)
-    card = AutoCard(
-        "test", found.classes, model.name, model.weights_key, SIDE,
-        predictor=settings.to_dict(), encoder="texture",
-    )  # fmt: skip
-    return blank(card, model)
+def a_textured(model, heads=HEADS, kind="hierarchical"):
+    return an_auto_model(model, ("disc", "bar"), encoder="texture", heads=heads, kind=kind)
 
 
 def a_bank(folder, auto, found, variants=3):
@@ -106,7 +101,7 @@ def test_the_sketch_of_each_class_goes_to_that_class():
 
 
 def test_it_learns_alone_at_first_and_then_the_predictor_while_its_body_rests(tmp_path, model, found):
-    auto = a_textured(model, found)
+    auto = a_textured(model)
     fit = Fit(auto, a_bank(tmp_path, auto, found), found.images, [0, 1, 2, 3], [], QUICK, 0)
     at_first = weights_of(auto)
     assert not fit.run(20, should_stop=lambda: fit.progress.step >= fit.progress.alone)
@@ -129,10 +124,10 @@ def test_it_learns_alone_at_first_and_then_the_predictor_while_its_body_rests(tm
 def test_a_fit_that_was_stopped_in_either_phase_goes_on_to_the_same_weights(
     tmp_path, model, found, stopped_at
 ):
-    bank = a_bank(tmp_path, a_textured(model, found), found)
+    bank = a_bank(tmp_path, a_textured(model), found)
 
     def a_fit():
-        return Fit(a_textured(model, found), bank, found.images, [0, 1, 2, 3], [4], QUICK, 0)
+        return Fit(a_textured(model), bank, found.images, [0, 1, 2, 3], [4], QUICK, 0)
 
     whole, first, second = a_fit(), a_fit(), a_fit()
     whole.run(20)
@@ -144,10 +139,10 @@ def test_a_fit_that_was_stopped_in_either_phase_goes_on_to_the_same_weights(
 
 
 def test_what_it_began_with_is_mixed_into_what_it_learned(tmp_path, model, found):
-    bank = a_bank(tmp_path, a_textured(model, found), found)
-    at_first = weights_of(a_textured(model, found))
+    bank = a_bank(tmp_path, a_textured(model), found)
+    at_first = weights_of(a_textured(model))
     fits = [
-        Fit(a_textured(model, found), bank, found.images, [0, 1, 2], [], QUICK, 0, has_start=known)
+        Fit(a_textured(model), bank, found.images, [0, 1, 2], [], QUICK, 0, has_start=known)
         for known in (False, True)
     ]
     for fit in fits:
@@ -160,8 +155,8 @@ def test_what_it_began_with_is_mixed_into_what_it_learned(tmp_path, model, found
 
 
 def test_timing_its_steps_teaches_nothing(tmp_path, model, found):
-    bank = a_bank(tmp_path, a_textured(model, found), found)
-    fits = [Fit(a_textured(model, found), bank, found.images, [0, 1, 2], [], QUICK, 0) for _ in range(2)]
+    bank = a_bank(tmp_path, a_textured(model), found)
+    fits = [Fit(a_textured(model), bank, found.images, [0, 1, 2], [], QUICK, 0) for _ in range(2)]
     assert fits[0].seconds_a_step() > 0
     for fit in fits:
         fit.run(6)
@@ -169,7 +164,7 @@ def test_timing_its_steps_teaches_nothing(tmp_path, model, found):
 
 
 def test_it_stops_early_when_the_predictor_does_not_get_better(tmp_path, model, found, monkeypatch):
-    auto = a_textured(model, found)
+    auto = a_textured(model)
     fit = Fit(auto, a_bank(tmp_path, auto, found), found.images, [0, 1], [2], QUICK, 0)
     monkeypatch.setattr(fit, "measure", lambda indices: [[0.3, 0.3]])
     assert fit.run(100)
@@ -179,13 +174,13 @@ def test_it_stops_early_when_the_predictor_does_not_get_better(tmp_path, model, 
 
 
 def test_a_single_step_is_the_predictors(model, found, tmp_path):
-    auto = a_textured(model, found)
+    auto = a_textured(model)
     fit = Fit(auto, a_bank(tmp_path, auto, found), found.images, [0, 1], [], QUICK, 0)
     assert [fit.alone_of(total) for total in (1, 2, 5, 100)] == [0, 1, 3, 60]
 
 
 def test_fresh_images_are_none_of_the_banks_and_the_same_every_time(model, found, tmp_path):
-    bank = a_bank(tmp_path, a_textured(model, found), found)
+    bank = a_bank(tmp_path, a_textured(model), found)
     (pictures, labels), (again, _), (others, _) = (bank.fresh([2, 2, 4], number) for number in (0, 0, 1))
     assert pictures.shape == (3, 3, SIDE, SIDE)
     assert labels.shape == (3, SIDE, SIDE)
@@ -198,7 +193,7 @@ def test_fresh_images_are_none_of_the_banks_and_the_same_every_time(model, found
 
 @pytest.mark.parametrize(("heads", "kind"), [(("box",), "hierarchical"), (HEADS, "linear")])
 def test_predictors_without_a_mask_and_linear_ones_take_it_too(tmp_path, model, found, heads, kind):
-    auto = a_textured(model, found, heads, kind)
+    auto = a_textured(model, heads, kind)
     fit = Fit(auto, a_bank(tmp_path, auto, found), found.images, [0, 1, 2], [3], QUICK, 0)
     before = weights_of(auto)
     assert fit.run(5)
@@ -234,7 +229,7 @@ def test_a_texture_adapter_learns_beside_the_frozen_encoder_and_is_kept(tmp_path
 def test_a_start_for_another_sam_2_gives_its_texture_adapter(model, found, tmp_path):
     known = TextureAdapter(64, (16, 8), 3).state_dict()  # of a model of other widths
     texture = {n: value for n, value in known.items() if not n.startswith("out.") and n != "looks"}
-    auto = a_textured(model, found)
+    auto = a_textured(model)
     before = {name: value.clone() for name, value in auto.network.predictor.state_dict().items()}
     start = Start({}, torch.empty(0), {}, texture)
     begin_with(auto, start)
@@ -246,7 +241,7 @@ def test_a_start_for_another_sam_2_gives_its_texture_adapter(model, found, tmp_p
 
 
 def test_the_first_sketch_of_a_class_is_the_best_line_through_what_is_seen(model, found, tmp_path):
-    auto = a_textured(model, found)
+    auto = a_textured(model)
     bank = a_bank(tmp_path, auto, found, 1)
     levels, labels = bank.read(range(len(found.images)))
     masks = torch.stack([labels == 1, labels == 2], 1).flatten(0, 1)
@@ -273,7 +268,7 @@ def test_the_linear_predictor_gets_what_looks_at_pixels():
 def test_a_start_of_another_version_is_refused(model, found):
     texture = {"stages.0.0.weight": torch.zeros(1)}
     with pytest.raises(TrainingError, match=r"another version.*--start none"):
-        begin_with(a_textured(model, found), Start({}, torch.empty(0), {}, texture))
+        begin_with(a_textured(model), Start({}, torch.empty(0), {}, texture))
 
 
 def test_a_start_is_trained_from_the_command_line_on_two_folders_and_from_an_earlier_one(tmp_path, capsys):
@@ -301,7 +296,7 @@ def test_a_start_is_trained_from_the_command_line_on_two_folders_and_from_an_ear
 
 def test_a_file_with_the_texture_adapter_of_an_earlier_version_says_so(model, found, tmp_path):
     path = tmp_path / "m.medsam2auto"
-    a_textured(model, found).save(path)
+    a_textured(model).save(path)
     assert load_auto(path, model).texture is not None
     tensors = {name: value for name, value in read_tensors(path).items() if name != "texture.looks"}
     write_file(tmp_path / "old.medsam2auto", read_card(path), tensors, overwrite=False)

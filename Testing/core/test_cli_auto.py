@@ -122,6 +122,25 @@ def test_a_volume_keeps_names_colours_and_codes_from_training_to_result(medsam2,
     assert "AUTOMATIC" in label.tags
 
 
+def test_a_volume_is_gone_through_with_memory_unless_asked_otherwise(medsam2, base, tmp_path, monkeypatch):
+    from medsam2_core.auto.volumes import Method
+    from medsam2_core.session import Session
+
+    data, model = write_volumes(tmp_path / "data", 2), tmp_path / "m.medsam2auto"
+    assert medsam2("train", "auto", data, "--out", model, "--steps", 2, "--folds", 0, *base).code == 0
+    asked, usual = [], Session.auto
+
+    def spying(session, *args, **more):
+        asked.append(more["options"].method)
+        return usual(session, *args, **more)
+
+    monkeypatch.setattr(Session, "auto", spying)
+    words = ("auto", data / "case0.nrrd", "--model", model, *base[2:], "--out", tmp_path / "a.seg.nrrd")
+    assert medsam2(*words).code == 0
+    assert medsam2(*words, "--overwrite", "--method", "slices").code == 0
+    assert asked == [Method.MEMORY, Method.SLICES]
+
+
 def test_a_training_that_was_stopped_wants_resume(medsam2, base, tmp_path):
     data = write_pictures(tmp_path / "data", 4)
     out = tmp_path / "m.medsam2auto"

@@ -22,24 +22,14 @@ from medsam2_core.export.dicom.source import read_source
 from medsam2_core.export.measurements import measure
 from medsam2_core.imaging.reading import read_labels
 from medsam2_core.imaging.segmentation import Segment, Segmentation
-from medsam2_core.imaging.terminology import Code, Terminology
 from pydicom.sr.codedict import codes
 from small_files import a_dicom_slice, some_voxels, write_dicom, write_series
+from some_coded_segments import LEFT_KIDNEY, LIVER, MASS, PAINTED, PROMPTED
 
 SERIES = [
     *("ct_liver_dcmqi", "ct_body_j2k", "mr_oblique_hitachi", "mr_enhanced_siemens", "mr_sag_ge"),
     *("mr_cor_philips", "mr_nonisotropic", "mr_jpegls", "mr_rle", "ct_oblique_synth"),
 ]
-ANATOMY = Code("SCT", "123037004", "Anatomical Structure")
-ALTERED = Code("SCT", "49755003", "Morphologically Altered Structure")
-LIVER = Terminology(ANATOMY, Code("SCT", "10200004", "Liver"))
-LEFT_KIDNEY = Terminology(ANATOMY, Code("SCT", "64033007", "Kidney"), Code("SCT", "7771000", "Left"))
-MASS = Terminology(ALTERED, Code("SCT", "4147007", "Mass"), region=Code("SCT", "10200004", "Liver"))
-PROMPTED = {
-    "DICOM.SegmentAlgorithmType": "SEMIAUTOMATIC",
-    "DICOM.SegmentAlgorithmName": "MedSAM2Segment 0.1.0 embedded",
-}
-PAINTED = {"DICOM.SegmentAlgorithmType": "MANUAL"}
 OBJECTS = {
     "liver": (LIVER, PROMPTED),
     "left kidney": (LEFT_KIDNEY, PAINTED),
