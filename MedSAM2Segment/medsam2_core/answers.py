@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.engine.states import Found, SliceResult
 from medsam2_core.errors import PromptError
-from medsam2_core.prompts import Box, Prompt, SlicePrompt, resolve
+from medsam2_core.prompts import Box, PixelPrompts, Prompt, resolve
 from medsam2_core.slice_prompts import mask_on_slice
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class Answers:
         if prompts:
             said = resolve(prompts, self.stack)[n]
         else:
-            said = SlicePrompt(np.zeros((0, 2), np.float32), np.zeros(0, np.int32), mask_hw=mask_hw)
+            said = PixelPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int32), mask_hw=mask_hw)
             drawn = mask_on_slice(mask_hw, n, self.stack)
             prompts = [] if drawn is None else [drawn]
         self.tracker.accept(name, n, said, known)

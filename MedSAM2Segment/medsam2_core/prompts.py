@@ -226,7 +226,7 @@ class PromptSet:
 
 
 @dataclass(frozen=True, eq=False)
-class SlicePrompt:
+class PixelPrompts:
     """Everything said about one object on one slice, in the slice's pixels (x column, y row).
 
     ``points_xy`` (N, 2) float32, ``labels`` (N,) int32 with 1 for the object and 0 for background,
@@ -250,7 +250,7 @@ def validate(prompt_set: PromptSet, stack: SliceStack) -> None:
             raise PromptError(f"object {name!r}: {error}") from error
 
 
-def resolve(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, SlicePrompt]:
+def resolve(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, PixelPrompts]:
     """What the prompts of one object say about each slice of a stack, by slice number in ascending order.
 
     Raises
@@ -279,7 +279,7 @@ def resolve(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, SliceProm
     resolved = {}
     for n in sorted({*points, *boxes, *masks}):
         clicked = np.array(points.get(n, []), dtype=np.float64).reshape(-1, 3)
-        resolved[n] = SlicePrompt(
+        resolved[n] = PixelPrompts(
             points_xy=clicked[:, :2].astype(np.float32),
             labels=clicked[:, 2].astype(np.int32),
             box_xyxy=np.array(boxes[n], dtype=np.float32) if n in boxes else None,

@@ -17,21 +17,21 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "MedSAM2Segment"), str(ROOT / "Testing" / "slicer")]
+sys.path[:0] = [str(ROOT / "MedSAM2Segment"), str(ROOT / "Testing")]
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-import a_qt  # noqa: E402
+from support import qt_shim as a_qt  # noqa: E402
 
 qt = a_qt.installed()
 
 import numpy as np  # noqa: E402
-from a_clinic import AClinic, ARealSource  # noqa: E402
-from a_panel import WIDTH, shown  # noqa: E402
-from a_slice_view import a_slice_view  # noqa: E402
 from medsam2_core.imaging.reading import read_volume  # noqa: E402
 from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from support.clinic import AClinic, ARealSource  # noqa: E402
+from support.panel import WIDTH, shown  # noqa: E402
+from support.slice_view import a_slice_view  # noqa: E402
 
 #: What is drawn in the sample, in voxels (i, j, k).
 BRAIN_BOX = ((10, 11, 24), (158, 194, 24))

@@ -24,10 +24,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from a_model import prompt, some_slices, stir
-from a_tiny_model import storage_bytes, tensors_of
 from medsam2_core.cli.report import print_table
 from medsam2_core.engine.architecture import build_module, read_config
 from medsam2_core.engine.cache import FeatureCache
@@ -37,6 +35,8 @@ from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.engine.recipe import STOCK
 from medsam2_core.engine.sources import ArrayImages
 from medsam2_core.engine.tracker import Tracker
+from support.model import prompt, some_slices, stir
+from support.tiny_model import storage_bytes, tensors_of
 
 SHAPE_HW = (512, 512)
 BOX = (200, 200, 310, 310)

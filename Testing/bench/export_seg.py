@@ -65,8 +65,8 @@ def main() -> None:
 
 def write_series(folder: Path, slices: int) -> Path:
     """A CT series without anything in its pixels."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
-    from small_files import write_series as write
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from support.small_files import write_series as write
 
     return write(folder, np.zeros((slices, SIDE, SIDE), dtype=np.int16))
 

@@ -23,7 +23,7 @@ import psutil
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
-from medsam2_core.worker.messages import SessionSettings, SliceWords, StackChoice
+from medsam2_core.worker.messages import SessionSettings, SlicePrompts, StackChoice
 from medsam2_core.worker.supervision import Supervisor, WorkerState
 from medsam2_core.worker.transports import SubprocessTransport
 
@@ -152,7 +152,7 @@ class There:
 
     def click(self, *points: tuple[float, float, int]) -> float:
         """Seconds for these clicks on their slice."""
-        words = {points[0][2]: SliceWords(tuple(Point(point) for point in points))}
+        words = {points[0][2]: SlicePrompts(tuple(Point(point) for point in points))}
         return self.answer(self.session.say, "clicked", words)[1]
 
     def propagate(self, first: int, last: int) -> tuple[float, float]:
@@ -194,7 +194,7 @@ class There:
 def compare(there: There, here: Here, options: argparse.Namespace) -> None:
     """Both propagate in turns: slices nobody has encoded yet, then the same ones again and again."""
     middle, turns, count = there.middle, options.turns, options.slices
-    there.answer(there.session.say, "ball", {middle: SliceWords((a_box(middle),))})
+    there.answer(there.session.say, "ball", {middle: SlicePrompts((a_box(middle),))})
     fresh = [
         (middle + 1 + turn * count, middle + (turn + 1) * count) for turn in range(-turns // 2, turns // 2)
     ]

@@ -6,15 +6,6 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from a_tiny_model import tiny_model
-from an_auto_model import (
-    a_full_bank,
-    an_auto_model,
-    changes,
-    labelled_discs,
-    some_levels,
-    stock_model,
-)
 from medsam2_core.auto.adapting import (
     BOTTLENECK,
     RANK,
@@ -30,6 +21,15 @@ from medsam2_core.auto.adapting import (
 from medsam2_core.auto.fewshot.fitting import Fit, FitSettings
 from medsam2_core.auto.fewshot.prompting import PromptMix
 from medsam2_core.auto.loading import AutoModel
+from support.auto_model import (
+    a_full_bank,
+    an_auto_model,
+    changes,
+    labelled_discs,
+    some_levels,
+    stock_model,
+)
+from support.tiny_model import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PARTS = (

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from an_auto_model import labelled_discs
 from medsam2_core.auto.augmentation import Augmentation, relit
 from medsam2_core.auto.fewshot.features import Plan, variant_of
+from support.auto_model import labelled_discs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 64

@@ -10,8 +10,8 @@ from medsam2_core.auto.fewshot.planning import FewShotSettings, drawn, stages_of
 from medsam2_core.errors import TrainingError
 from medsam2_core.imaging.labels import Label
 from PIL import Image
-from small_files import write_nifti
-from some_labelled_images import BAR, a_ball, a_picture, write_pictures, write_volumes
+from support.labelled_images import BAR, a_ball, a_picture, write_pictures, write_volumes
+from support.small_files import write_nifti
 
 READING = Reading(64)
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from a_tiny_model import tiny_model
-from an_auto_model import an_auto_model, classes_named, some_levels
-from house import run_python
 from medsam2_core.auto.loading import AutoModel, blank, load_auto
 from medsam2_core.auto.model_file import (
     AutoCard,
@@ -23,6 +20,9 @@ from medsam2_core.auto.model_file import (
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.errors import CatalogueError, CheckpointError, ExportError, MedSAM2Error
 from safetensors.torch import load_file, save, save_file
+from support.auto_model import an_auto_model, classes_named, some_levels
+from support.house import run_python
+from support.tiny_model import tiny_model
 from test_engine_checkpoint import damaged
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from a_tiny_model import tiny_model
-from an_auto_model import an_auto_model, one_of, some_levels, stock_model
 from medsam2_core.auto.network import AutoNetwork, UserPrompts, merged_labels
 from medsam2_core.auto.predictor import PredictedPrompts
 from medsam2_core.engine.recipe import INSIDE, STOCK, SURE, draw_box, draw_cones, draw_points, drawn_prompt
+from support.auto_model import an_auto_model, one_of, some_levels, stock_model
+from support.tiny_model import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from a_tiny_model import tiny_model
-from an_auto_model import SIDE, one_of, some_levels
 from medsam2_core.auto.positions import grid_positions, inverse_frequencies, token_positions
 from medsam2_core.auto.predictor import (
     HEADS,
@@ -18,6 +16,8 @@ from medsam2_core.auto.predictor import (
 )
 from medsam2_core.engine.architecture import STOCK_CONFIGS, build_from, read_config
 from medsam2_core.errors import TrainingError
+from support.auto_model import SIDE, one_of, some_levels
+from support.tiny_model import tiny_model
 from torch.nn import functional
 
 pytestmark = pytest.mark.usefixtures("one_thread")

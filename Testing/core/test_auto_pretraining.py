@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from a_tiny_model import tiny_model
 from medsam2_core.auto.fewshot.pretraining import Pretrainer, Pretraining
 from medsam2_core.auto.fewshot.starting import packaged_start, read_start
 from medsam2_core.engine.model import load_model
 from medsam2_core.errors import TrainingError
-from some_labelled_images import write_pictures
+from support.labelled_images import write_pictures
+from support.tiny_model import tiny_model
 
 
 @pytest.fixture(scope="module")

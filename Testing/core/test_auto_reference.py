@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from a_model import stir
-from a_reference_checkpoint import LEARNER, a_trained_model, lightning_file, reference_state
-from an_auto_model import stock_model
 from medsam2_core.auto.adapting import trainable_parts
 from medsam2_core.auto.loading import levels_of, load_auto
 from medsam2_core.auto.reference import import_reference
@@ -17,6 +14,9 @@ from medsam2_core.engine.catalogue import Catalogue
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.engine.recipe import PromptRecipe
 from medsam2_core.errors import CatalogueError, CheckpointError, ExportError
+from support.auto_model import stock_model
+from support.model import stir
+from support.reference_checkpoint import LEARNER, a_trained_model, lightning_file, reference_state
 from test_engine_checkpoint import Bomb, damaged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -176,12 +176,12 @@ def test_without_a_memory_the_model_is_for_images_only(auto, tmp_path):
 
 
 def test_volumes_are_then_segmented_slice_by_slice(auto, tmp_path):
-    from a_model import some_slices
     from medsam2_core.auto.segmenting import AutoSegmenter
     from medsam2_core.auto.volumes import AutoVolume, VolumeOptions
     from medsam2_core.engine.encoder import SliceEncoder
     from medsam2_core.engine.sources import ArrayImages
     from medsam2_core.engine.tracker import Tracker
+    from support.model import some_slices
 
     found = imported(tmp_path, reference_state(auto, memory=False))
     again = load_auto(found.path, device="cpu", precision="fp32")

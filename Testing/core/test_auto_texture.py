@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from a_command_line import CommandLine
-from a_tiny_model import SIDE, tiny_model
-from an_auto_model import an_auto_model
 from medsam2_core.auto.augmentation import Augmentation
 from medsam2_core.auto.fewshot.checking import survey
 from medsam2_core.auto.fewshot.classes import parse_wishes
@@ -29,7 +26,10 @@ from medsam2_core.auto.predictor import HEADS, Levels
 from medsam2_core.auto.texture import TextureAdapter, sketch
 from medsam2_core.engine.model import load_model
 from medsam2_core.errors import CheckpointError, TrainingError
-from some_labelled_images import write_pictures
+from support.auto_model import an_auto_model
+from support.command_line import CommandLine
+from support.labelled_images import write_pictures
+from support.tiny_model import SIDE, tiny_model
 
 QUICK = FitSettings(learning_rate=2e-3, texture_rate=3e-3, warm_up=5)
 

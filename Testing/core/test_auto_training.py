@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from a_tiny_model import SIDE, tiny_model
 from medsam2_core.auto.augmentation import Augmentation
 from medsam2_core.auto.fewshot import fitting
 from medsam2_core.auto.fewshot.checking import survey
@@ -24,7 +23,8 @@ from medsam2_core.auto.loading import blank, load_auto
 from medsam2_core.auto.model_file import AutoCard
 from medsam2_core.auto.predictor import PredictorSettings
 from medsam2_core.errors import TrainingError
-from some_labelled_images import write_pictures
+from support.labelled_images import write_pictures
+from support.tiny_model import SIDE, tiny_model
 
 QUICK = FitSettings(learning_rate=2e-3, warm_up=5)
 

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from a_tiny_model import tiny_model
-from an_auto_model import a_full_bank, an_auto_model, labelled_discs
 from medsam2_core.auto.fewshot import checking
 from medsam2_core.auto.fewshot.checking import Survey, fingerprints
 from medsam2_core.auto.fewshot.classes import ClassTable, ClassWish
@@ -17,6 +15,8 @@ from medsam2_core.auto.framing import Frame
 from medsam2_core.errors import TrainingError
 from medsam2_core.imaging.labels import Label
 from PIL import Image
+from support.auto_model import a_full_bank, an_auto_model, labelled_discs
+from support.tiny_model import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

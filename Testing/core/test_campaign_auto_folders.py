@@ -13,7 +13,7 @@ from medsam2_core.auto.fewshot.pairs import find_pairs
 from medsam2_core.auto.fewshot.planning import FewShotSettings, stages_of
 from medsam2_core.errors import TrainingError
 from PIL import Image
-from some_labelled_images import write_pictures, write_volumes
+from support.labelled_images import write_pictures, write_volumes
 
 FOLDERS = 50
 MUTATIONS = ["cut", "flip", "empty", "delete", "swap", "rename"]

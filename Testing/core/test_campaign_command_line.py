@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a_command_line import CommandLine
 from medsam2_core.engine.model import build_module, load_model
 from medsam2_core.imaging.reading import read_labels, read_volume
 from safetensors.torch import save_file
-from small_files import write_metaimage, write_nifti, write_nrrd, write_picture, write_series
+from support.command_line import CommandLine
+from support.small_files import write_metaimage, write_nifti, write_nrrd, write_picture, write_series
 from test_imaging_damaged import damaged
 from test_prompts_files import mutated_bytes, mutated_values
 

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
-from judges import validator_errors
 from medsam2_core.errors import MedSAM2Error
 from medsam2_core.export.dicom.kinds import Compression, Kind
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
@@ -15,7 +14,8 @@ from medsam2_core.export.writing import write
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
-from small_files import some_voxels, write_series
+from support.judges import validator_errors
+from support.small_files import some_voxels, write_series
 
 SHAPE_KJI = (6, 11, 13)
 _TEXTS = ["", "x", "ä" * 70, "1\\2", "0Y", "20301332", "\x00", "-1", "nan", "1e400", "2.25.0", "1.2.3.", "M"]

@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from a_killed_run import Nursery, after, once_writing
 from medsam2_core.engine.model import build_module
 from medsam2_core.imaging.reading import read_labels
 from safetensors.torch import save_file
-from small_files import write_nrrd
+from support.killed_run import Nursery, after, once_writing
+from support.small_files import write_nrrd
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 KILLS = 10

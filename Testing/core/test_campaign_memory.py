@@ -5,8 +5,6 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from a_model import prompt, some_slices
-from a_tiny_model import storage_bytes, tensors_of, tiny_model
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import RecentMemory, SelfSortingMemory, SortingMode
@@ -17,6 +15,8 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box
 from medsam2_core.session import Session
+from support.model import prompt, some_slices
+from support.tiny_model import storage_bytes, tensors_of, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEPTH, SHAPE_HW = 60, (48, 56)

@@ -7,8 +7,6 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from a_model import a_disc
-from a_tiny_model import tiny_model
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.memory import RecentMemory, SelfSortingMemory, SortingMode
 from medsam2_core.errors import Cancelled, MedSAM2Error
@@ -16,6 +14,8 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
 from medsam2_core.session import Session
+from support.model import a_disc
+from support.tiny_model import tiny_model
 
 SESSIONS, STEPS = 60, 16
 DEPTH, HEIGHT, WIDTH = 7, 44, 40

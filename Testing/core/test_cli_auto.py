@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from a_command_line import CommandLine, write_untrained_model
 from medsam2_core.auto.model_file import read_card
 from medsam2_core.export.probabilities import read_probabilities
 from medsam2_core.imaging.reading import read_labels
 from PIL import Image
-from some_labelled_images import a_picture, write_pictures, write_volumes
+from support.command_line import CommandLine, write_untrained_model
+from support.labelled_images import a_picture, write_pictures, write_volumes
 
 
 @pytest.fixture
@@ -208,10 +208,10 @@ def test_a_model_that_is_not_there_or_damaged_is_refused(medsam2, trained, tmp_p
 
 
 def test_a_reference_checkpoint_becomes_a_model_that_can_be_used(medsam2, tmp_path):
-    from a_model import stir
-    from a_reference_checkpoint import a_trained_model, lightning_file, reference_state
     from medsam2_core.engine.architecture import build_module
     from medsam2_core.engine.model import SegmentationModel
+    from support.model import stir
+    from support.reference_checkpoint import a_trained_model, lightning_file, reference_state
 
     torch.manual_seed(0)
     module = build_module("embedded", 64)

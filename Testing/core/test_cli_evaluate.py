@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from a_command_line import CommandLine, ball_kji, write_untrained_model
 from medsam2_core.evaluation import metrics, protocol
 from PIL import Image
+from support.command_line import CommandLine, ball_kji, write_untrained_model
 
 
 @pytest.fixture(scope="module")

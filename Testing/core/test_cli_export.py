@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pydicom
 import pytest
-from a_command_line import CommandLine
-from judges import dcmqi_segments, on_grid, validator_errors
 from medsam2_core.export.dicom.source import read_source
 from medsam2_core.export.writing import write
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
-from small_files import some_voxels, write_series
+from support.command_line import CommandLine
+from support.judges import dcmqi_segments, on_grid, validator_errors
+from support.small_files import some_voxels, write_series
 
 
 @pytest.fixture

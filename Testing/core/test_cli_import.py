@@ -4,15 +4,15 @@ import nibabel
 import numpy as np
 import pytest
 import slicerio
-from a_command_line import CommandLine
-from a_dicom_seg import KIDNEY, Part, a_seg, two_masks, write
 from medsam2_core import export
 from medsam2_core.imaging.dicom import find_stack
 from medsam2_core.imaging.labels import read_labels
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
-from small_files import a_dicom_slice, some_voxels, write_dicom
+from support.command_line import CommandLine
+from support.dicom_seg import KIDNEY, Part, a_seg, two_masks, write
+from support.small_files import a_dicom_slice, some_voxels, write_dicom
 
 PICTURE_STORAGE = "1.2.840.10008.5.1.4.1.1.77.1.4"
 

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from a_command_line import ball_kji, write_nrrd
 from medsam2_core.cli.prompt_options import UNNAMED, Frame, box, collect, mask, point, slice_range
 from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.imaging.geometry import Geometry, Space
 from medsam2_core.imaging.slices import AxisStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point, PromptSet, resolve
+from support.command_line import ball_kji, write_nrrd
 
 # i to Left, j to Posterior, k to Superior; 1 x 1 x 2 mm, as `write_nrrd` stores it.
 GEOMETRY = Geometry.from_lps([[1, 0, 0, -10], [0, 1, 0, 5], [0, 0, 2, 100], [0, 0, 0, 1]], (40, 48, 24))

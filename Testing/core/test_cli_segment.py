@@ -8,10 +8,17 @@ import sys
 
 import numpy as np
 import pytest
-from a_command_line import BALL_BOX, CommandLine, ball_kji, write_nrrd, write_scan, write_untrained_model
 from medsam2_core.engine.architecture import config_path
 from medsam2_core.export.probabilities import read_probabilities
 from medsam2_core.imaging.reading import read_labels, read_volume
+from support.command_line import (
+    BALL_BOX,
+    CommandLine,
+    ball_kji,
+    write_nrrd,
+    write_scan,
+    write_untrained_model,
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import re
 import shlex
 
 import torch
-from a_command_line import CommandLine
-from house import ROOT
 from medsam2_core.auto.model_file import read_card
-from some_labelled_images import write_pictures
+from support.command_line import CommandLine
+from support.house import ROOT
+from support.labelled_images import write_pictures
 
 PAGE = ROOT / "Resources" / "docs" / "auto.md"
 

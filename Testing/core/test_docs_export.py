@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from a_command_line import CommandLine
-from house import ROOT
 from medsam2_core.export.dicom.source import read_source
 from medsam2_core.export.writing import write
 from medsam2_core.imaging.segmentation import Segmentation
-from small_files import some_voxels, write_series
+from support.command_line import CommandLine
+from support.house import ROOT
+from support.small_files import some_voxels, write_series
 
 PAGE = ROOT / "Resources" / "docs" / "export.md"
 

@@ -10,11 +10,11 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from a_hub import COMMIT, Hub
 from medsam2_core.engine.catalogue import Catalogue, ModelEntry
 from medsam2_core.engine.download import fetch
 from medsam2_core.engine.store import ModelState, Store, receipt_path
 from medsam2_core.errors import Cancelled, CatalogueError, CheckpointError, DownloadError
+from support.hub import COMMIT, Hub
 
 CONTENT = bytes(os.urandom(1 << 16)) * 48 + b"the end"  # 3 MiB and a bit: several chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from a_model import embedded_model, prompt, some_slices
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import MEAN, STD, SliceEncoder, resized
 from medsam2_core.engine.options import TrackerOptions
@@ -15,6 +14,7 @@ from medsam2_core.imaging.intensity import Window, to_display
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import ImageSet, Volume
 from PIL import Image
+from support.model import embedded_model, prompt, some_slices
 
 WHOLE = Region.whole((90, 120))
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from a_bright_object import bright_tracker, discs
-from a_model import prompt
 from medsam2_core.engine.memory import Query, RecentMemory, SelfSortingMemory, SortingMode
 from medsam2_core.engine.states import SliceMemory
 from medsam2_core.engine.zoom import Region
+from support.bright_object import bright_tracker, discs
+from support.model import prompt
 
 REGION = Region(0, 0, 8, 8)
 MODULE = SimpleNamespace(

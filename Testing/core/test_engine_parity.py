@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from a_model import StockAndOurs, a_disc, prompt
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads
 from medsam2_core.engine.memory import Query, RecentMemory
@@ -11,6 +10,7 @@ from medsam2_core.engine.options import TrackerOptions
 from medsam2_core.engine.states import SliceMemory
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.engine.zoom import Region
+from support.model import StockAndOurs, a_disc, prompt
 
 TOLERANCE = 1e-3
 COUNT = 10

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from a_bright_object import bright_tracker, discs, overlap
-from a_model import a_disc, prompt
 from medsam2_core.engine.options import Direction, Order, TrackerOptions
 from medsam2_core.engine.recipe import PromptRecipe
 from medsam2_core.errors import Cancelled, PromptError
+from support.bright_object import bright_tracker, discs, overlap
+from support.model import a_disc, prompt
 
 SHAPE = (100, 120)
 NOTHING = np.zeros(SHAPE, bool)

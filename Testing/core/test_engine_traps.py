@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from a_model import a_disc, embedded_model, prompt, some_slices
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.options import TrackerOptions
 from medsam2_core.engine.recipe import STOCK
 from medsam2_core.engine.sources import ArrayImages
 from medsam2_core.engine.tracker import Tracker
+from support.model import a_disc, embedded_model, prompt, some_slices
 
 BOX = [40, 30, 80, 62]
 WAYS = {"zoom": TrackerOptions(), "off": TrackerOptions(zoom=False), "stock": TrackerOptions.stock()}

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from a_bright_object import bright_tracker, discs, overlap
-from a_model import a_disc, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from medsam2_core.engine.maps import BEYOND, PackedMask, logits_of_mask, mask_of_logits, moved_logits
 from medsam2_core.engine.options import TrackerOptions
 from medsam2_core.engine.zoom import Box, Region, Zoom
+from support.bright_object import bright_tracker, discs, overlap
+from support.model import a_disc, prompt
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from a_command_line import ball_kji
-from a_model import a_disc
 from medsam2_core.errors import EvaluationError, MedSAM2Error
 from medsam2_core.evaluation import protocol as protocol_module
 from medsam2_core.evaluation.baselines import copied_key_mask, inscribed_ellipse
@@ -29,6 +27,8 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
 from PIL import Image
 from scipy import ndimage
+from support.command_line import ball_kji
+from support.model import a_disc
 
 # Metrics ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pydicom
 import pytest
-from judges import dcmqi_segments, on_grid, validator_errors
 from medsam2_core.export.dicom.kinds import Compression, Kind
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
 from medsam2_core.export.dicom.source import read_source
@@ -11,7 +10,8 @@ from medsam2_core.imaging.labels import read_labels
 from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
-from some_coded_segments import some_segments
+from support.coded_segments import some_segments
+from support.judges import dcmqi_segments, on_grid, validator_errors
 
 PLACED = [
     *("ct_liver_dcmqi", "ct_body_j2k", "mr_oblique_hitachi", "mr_enhanced_siemens", "mr_sag_ge"),

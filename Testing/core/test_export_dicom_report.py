@@ -13,7 +13,6 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from judges import validator_errors
 from medsam2_core.errors import ExportError
 from medsam2_core.export.dicom.kinds import Kind
 from medsam2_core.export.dicom.report import DEVICE_UID, write_report
@@ -23,8 +22,9 @@ from medsam2_core.export.measurements import measure
 from medsam2_core.imaging.reading import read_labels
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from pydicom.sr.codedict import codes
-from small_files import a_dicom_slice, some_voxels, write_dicom, write_series
-from some_coded_segments import LEFT_KIDNEY, LIVER, MASS, PAINTED, PROMPTED
+from support.coded_segments import LEFT_KIDNEY, LIVER, MASS, PAINTED, PROMPTED
+from support.judges import validator_errors
+from support.small_files import a_dicom_slice, some_voxels, write_dicom, write_series
 
 SERIES = [
     *("ct_liver_dcmqi", "ct_body_j2k", "mr_oblique_hitachi", "mr_enhanced_siemens", "mr_sag_ge"),

@@ -3,7 +3,6 @@
 import numpy as np
 import pydicom
 import pytest
-from judges import validator_errors
 from medsam2_core.errors import ExportError, GeometryError
 from medsam2_core.export.dicom.kinds import Compression, Kind
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
@@ -13,8 +12,9 @@ from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.terminology import Code, Terminology
-from small_files import a_dicom_slice, some_voxels, write_dicom, write_series
-from some_coded_segments import ANATOMY, LIVER, PAINTED, some_segments
+from support.coded_segments import ANATOMY, LIVER, PAINTED, some_segments
+from support.judges import validator_errors
+from support.small_files import a_dicom_slice, some_voxels, write_dicom, write_series
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 7), (3, 3), (1, 1), (8, 16), (9, 5)])

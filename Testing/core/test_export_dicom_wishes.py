@@ -5,7 +5,6 @@ import random
 
 import numpy as np
 import pytest
-from a_dicom_seg import Part, a_seg, two_masks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from medsam2_core.errors import ExportError
@@ -15,7 +14,8 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.terminology import Code
-from small_files import write_nifti
+from support.dicom_seg import Part, a_seg, two_masks
+from support.small_files import write_nifti
 
 LIVER = {"CodeValue": "10200004", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Liver"}
 KIDNEY = {"CodeValue": "64033007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Kidney"}

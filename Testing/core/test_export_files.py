@@ -14,7 +14,7 @@ from medsam2_core.imaging.reading import read_labels
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.terminology import Code, Terminology
 from medsam2_core.prompts import PromptSet
-from some_objects import (
+from support.objects import (
     GEOMETRIES,
     a_geometry,
     a_segmentation,

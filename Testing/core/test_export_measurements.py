@@ -15,8 +15,8 @@ from medsam2_core.imaging.reading import read_labels
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.terminology import Code, Terminology
 from scipy import ndimage
-from some_objects import GEOMETRIES, SHAPE_IJK, a_segmentation, random_geometry
-from some_shapes import (
+from support.objects import GEOMETRIES, SHAPE_IJK, a_segmentation, random_geometry
+from support.shapes import (
     a_grid,
     a_rectangle,
     across_by_trying,

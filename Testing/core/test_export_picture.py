@@ -12,7 +12,7 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point, PromptSet
 from PIL import Image
-from some_objects import GEOMETRIES, a_segmentation, some_prompts
+from support.objects import GEOMETRIES, a_segmentation, some_prompts
 
 GREEN = np.array([0x3D, 0xDC, 0x5B])
 

@@ -13,7 +13,7 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.probabilities import PackedValues, Probabilities
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.segmentation import Segment
-from some_objects import GEOMETRIES, SHAPE_IJK, a_geometry, random_geometry
+from support.objects import GEOMETRIES, SHAPE_IJK, a_geometry, random_geometry
 
 NAMES = ("liver", "tumour", "nowhere")
 AWKWARD = (

@@ -6,8 +6,8 @@ from medsam2_core.errors import ExportError
 from medsam2_core.export.regridding import onto_grid
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segmentation
-from small_files import OBLIQUE_RAS
-from some_objects import random_blobs, random_geometry
+from support.objects import random_blobs, random_geometry
+from support.small_files import OBLIQUE_RAS
 
 SHAPE = (31, 24, 18)
 

@@ -9,7 +9,7 @@ from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
 from medsam2_core.imaging.terminology import TISSUE, Code, Terminology
-from some_objects import a_geometry, a_segmentation, random_blobs, some_masks
+from support.objects import a_geometry, a_segmentation, random_blobs, some_masks
 
 GREEN = (0.0, 1.0, 0.0)
 

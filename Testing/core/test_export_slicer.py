@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 from medsam2_core import export
-from some_objects import GEOMETRIES, a_geometry, a_segmentation, some_masks, some_prompts
+from support.objects import GEOMETRIES, a_geometry, a_segmentation, some_masks, some_prompts
 
 # Loads a file as Slicer does and prints what the segmentation node then knows.
 _PROGRAM = """

@@ -13,7 +13,7 @@ from medsam2_core import atomic, export
 from medsam2_core.errors import ExportError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segment, Segmentation
-from some_objects import a_geometry, a_segmentation
+from support.objects import a_geometry, a_segmentation
 
 VOLUME_SUFFIXES = export.SUFFIXES[:-1]
 

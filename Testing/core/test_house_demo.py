@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from a_command_line import write_untrained_model
-from house import ROOT
 from medsam2_core.imaging.reading import read_labels, read_volume
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import resolve
 from medsam2_core.session import Session
+from support.command_line import write_untrained_model
+from support.house import ROOT
 
 FOLDER = ROOT / "Resources" / "demo"
 

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from house import CORE, LIGHT, core_files, core_modules, imported_names, importing, place, run_python
+from support.house import CORE, LIGHT, core_files, core_modules, imported_names, importing, place, run_python
 
 # Which rooms a room may look into. Reading down, each may use those above it.
 FLOORS = {

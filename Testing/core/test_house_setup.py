@@ -5,7 +5,7 @@ import re
 
 import medsam2_core
 import pytest
-from house import ROOT, project_files
+from support.house import ROOT, project_files
 
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 

@@ -15,7 +15,7 @@ import pytest
 from medsam2_core.errors import MedSAM2Error
 from medsam2_core.imaging.reading import list_series, read_labels, read_volume
 from pydicom.encaps import encapsulate
-from small_files import (
+from support.small_files import (
     OBLIQUE_RAS,
     a_dicom_slice,
     some_voxels,

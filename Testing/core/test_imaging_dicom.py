@@ -5,7 +5,7 @@ import pydicom
 import pytest
 from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging.reading import list_series, read_images, read_volume
-from small_files import a_dicom_slice, some_voxels, write_dicom, write_series
+from support.small_files import a_dicom_slice, some_voxels, write_dicom, write_series
 
 SERIES = [
     "ct_body_j2k",

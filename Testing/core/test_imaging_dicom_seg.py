@@ -7,19 +7,6 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from a_dicom_seg import (
-    ABDOMEN,
-    KIDNEY,
-    LEFT,
-    LIVER,
-    SHAPE_KJI,
-    TISSUE,
-    Part,
-    a_seg,
-    two_masks,
-    write,
-)
-from judges import dcmqi_segments, on_grid
 from medsam2_core.errors import MedSAM2Error, VolumeError
 from medsam2_core.imaging.cielab import cielab_to_rgb, rgb_to_cielab
 from medsam2_core.imaging.labels import read_labels
@@ -35,6 +22,19 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from support.dicom_seg import (
+    ABDOMEN,
+    KIDNEY,
+    LEFT,
+    LIVER,
+    SHAPE_KJI,
+    TISSUE,
+    Part,
+    a_seg,
+    two_masks,
+    write,
+)
+from support.judges import dcmqi_segments, on_grid
 from test_imaging_damaged import damaged
 
 DCMQIS_LIVER = (41661, 41167, 40792)  # what it writes for 221, 130, 101

@@ -4,12 +4,12 @@ import copy
 
 import numpy as np
 import pytest
-from a_dicom_seg import SHAPE_KJI, Part, a_seg, source_images, write
 from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging.dicom import find_stack
 from medsam2_core.imaging.labels import read_labels
 from medsam2_core.imaging.segmentation_files import read_segmentation
-from small_files import a_dicom_slice, some_voxels, write_dicom
+from support.dicom_seg import SHAPE_KJI, Part, a_seg, source_images, write
+from support.small_files import a_dicom_slice, some_voxels, write_dicom
 
 POSITION, ORIENTATION, MEASURES = "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"
 PICTURE_STORAGE = "1.2.840.10008.5.1.4.1.1.77.1.4"

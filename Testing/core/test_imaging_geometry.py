@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from medsam2_core.errors import GeometryError
 from medsam2_core.imaging.geometry import Geometry, Space
-from small_files import OBLIQUE_RAS
+from support.small_files import OBLIQUE_RAS
 
 
 def an_oblique_geometry() -> Geometry:

@@ -14,7 +14,7 @@ from medsam2_core.imaging.intensity import (
 )
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.volume import Volume
-from small_files import a_volume
+from support.small_files import a_volume
 
 
 def a_scan(voxels, modality="") -> Volume:

@@ -6,7 +6,7 @@ import pytest
 import slicerio
 from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging.reading import read_labels, read_volume
-from small_files import OBLIQUE_RAS, some_voxels, write_nifti, write_nrrd, write_picture
+from support.small_files import OBLIQUE_RAS, some_voxels, write_nifti, write_nrrd, write_picture
 
 
 def test_real_label_maps_lie_on_the_grid_of_their_images(shared_data):

@@ -7,8 +7,6 @@ import tracemalloc
 import nrrd
 import numpy as np
 import pytest
-from a_dicom_seg import Part as Described
-from a_dicom_seg import write
 from medsam2_core import export
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import nrrd_files
@@ -18,8 +16,10 @@ from medsam2_core.imaging.labels import read_labels
 from medsam2_core.imaging.parts import Parts
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation, segmentation_of
-from small_files import some_voxels, write_nifti
-from some_objects import a_geometry, a_segmentation, random_blobs, random_geometry
+from support.dicom_seg import Part as Described
+from support.dicom_seg import write
+from support.objects import a_geometry, a_segmentation, random_blobs, random_geometry
+from support.small_files import some_voxels, write_nifti
 
 LAYERS = {"kinds": ["list", "domain", "domain", "domain"], "space": "left-posterior-superior"}
 LAYERS["space directions"] = np.array([[np.nan] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1]])

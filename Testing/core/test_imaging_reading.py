@@ -11,7 +11,14 @@ from medsam2_core.errors import GeometryError, MedSAM2Error, VolumeError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.reading import list_series, read_images, read_labels, read_volume
 from medsam2_core.imaging.slices import SliceStack
-from small_files import OBLIQUE_RAS, some_voxels, write_metaimage, write_nifti, write_nrrd, write_picture
+from support.small_files import (
+    OBLIQUE_RAS,
+    some_voxels,
+    write_metaimage,
+    write_nifti,
+    write_nrrd,
+    write_picture,
+)
 
 SHEARED_RAS = OBLIQUE_RAS @ np.array([[1, 0, 0.3, 0], [0, 1, 0.2, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 WRITERS = [(write_nifti, ".nii"), (write_nifti, ".nii.gz"), (write_nrrd, ".nrrd"), (write_nrrd, ".nhdr")]

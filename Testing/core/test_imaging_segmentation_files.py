@@ -4,7 +4,6 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
-from a_dicom_seg import KIDNEY, Part, a_seg, two_masks, write
 from medsam2_core import export
 from medsam2_core.export import metadata
 from medsam2_core.imaging.geometry import Geometry
@@ -14,8 +13,9 @@ from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.slicer_fields import parse_tags, tags_text
 from medsam2_core.imaging.terminology import Code, Terminology
 from medsam2_core.prompts import Box, Point, PromptSet
-from small_files import some_voxels, write_nifti, write_nrrd
-from some_objects import GEOMETRIES, a_geometry, a_segmentation, random_blobs, random_geometry, some_masks
+from support.dicom_seg import KIDNEY, Part, a_seg, two_masks, write
+from support.objects import GEOMETRIES, a_geometry, a_segmentation, random_blobs, random_geometry, some_masks
+from support.small_files import some_voxels, write_nifti, write_nrrd
 
 KEEPING = [".seg.nrrd", ".nrrd", ".nii.gz", ".nii"]  # what is said of the segments
 LESION = Terminology(

@@ -11,7 +11,7 @@ from medsam2_core.imaging.intensity import automatic_window, to_display
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.slices import AXES, SliceStack
 from medsam2_core.imaging.volume import Volume
-from small_files import OBLIQUE_RAS, a_volume, some_voxels
+from support.small_files import OBLIQUE_RAS, a_volume, some_voxels
 
 PLANES = ("axial", "coronal", "sagittal")
 

@@ -5,7 +5,7 @@ import pytest
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import ImageSet, Volume
-from small_files import a_volume, some_voxels
+from support.small_files import a_volume, some_voxels
 
 
 def test_voxels_cannot_be_changed_through_a_volume_but_the_caller_keeps_his_array():

@@ -6,7 +6,7 @@ from medsam2_core.errors import PromptError
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, resolve, validate
-from small_files import OBLIQUE_RAS, a_volume
+from support.small_files import OBLIQUE_RAS, a_volume
 
 
 def a_stack(axis="axial", shape_kji=(10, 20, 30), matrix=None) -> SliceStack:

@@ -8,7 +8,7 @@ from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, validate
-from small_files import OBLIQUE_RAS, a_volume, some_voxels
+from support.small_files import OBLIQUE_RAS, a_volume, some_voxels
 
 GEOMETRY = Geometry(OBLIQUE_RAS, (30, 20, 10))
 

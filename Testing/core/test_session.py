@@ -6,9 +6,6 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from a_command_line import ball_kji, write_nrrd
-from a_model import DRAWN, a_disc, stir
-from a_training_folder import tiny_config
 from medsam2_core import session as session_module
 from medsam2_core.engine.model import SegmentationModel, build_module
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError, VolumeError
@@ -18,6 +15,9 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume, canonical_view
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
 from medsam2_core.session import Session
+from support.command_line import ball_kji, write_nrrd
+from support.model import DRAWN, a_disc, stir
+from support.training_folder import tiny_config
 
 SHAPE_KJI = (24, 48, 40)
 BALL = Box((13, 19, 12), (27, 33, 12))

@@ -5,7 +5,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from a_tiny_model import SIDE, tiny_model
 from medsam2_core.auto import segmenting
 from medsam2_core.auto.loading import blank
 from medsam2_core.auto.model_file import AutoCard, AutoClass
@@ -15,7 +14,8 @@ from medsam2_core.auto.volumes import VolumeOptions, conditioning
 from medsam2_core.errors import Cancelled, CheckpointError, PromptError
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
-from small_files import a_volume
+from support.small_files import a_volume
+from support.tiny_model import SIDE, tiny_model
 
 SHAPE_KJI = (20, 40, 36)
 KIDNEY = "Cat~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Reg~^^~^^"

@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from a_command_line import ball_kji
-from a_model import a_disc
-from a_tiny_model import SIDE, tiny_model
 from medsam2_core.auto import segmenting
 from medsam2_core.auto.loading import blank
 from medsam2_core.auto.model_file import AutoCard, AutoClass
@@ -20,7 +17,10 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
 from medsam2_core.session import Session
-from small_files import OBLIQUE_RAS
+from support.command_line import ball_kji
+from support.model import a_disc
+from support.small_files import OBLIQUE_RAS
+from support.tiny_model import SIDE, tiny_model
 
 SHAPE_KJI = (24, 48, 40)
 BALL = Box((13, 19, 12), (27, 33, 12))

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from a_command_line import ball_kji
-from a_tiny_model import tiny_model
 from medsam2_core.answers import Words
 from medsam2_core.engine.interrupting import blocks
 from medsam2_core.engine.model import load_model
@@ -14,6 +12,8 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point
 from medsam2_core.session import Session
+from support.command_line import ball_kji
+from support.tiny_model import tiny_model
 
 SHAPE_KJI = (24, 48, 40)
 N = 12

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from a_training_folder import tiny_config, tiny_training, write_training_folder
 from medsam2_core.engine.checkpoint import load_strict, read_state_dict
 from medsam2_core.engine.model import build_module
 from medsam2_core.errors import DeviceError, TrainingError
@@ -16,6 +15,7 @@ from medsam2_core.training.anatomy import random_anatomy
 from medsam2_core.training.base import BaseTrainer
 from medsam2_core.training.loader import Mixture, stream
 from medsam2_core.training.sources import load_sources
+from support.training_folder import tiny_config, tiny_training, write_training_folder
 
 
 @pytest.fixture(scope="module", autouse=True)

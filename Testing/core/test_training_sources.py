@@ -4,10 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
-from a_training_folder import shapes, write_nifti, write_training_folder
 from medsam2_core.errors import TrainingError
 from medsam2_core.training.sources import LabelledStack, load_sources, split
 from PIL import Image
+from support.training_folder import shapes, write_nifti, write_training_folder
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from a_model import prompt
-from a_training_folder import tiny_config
 from medsam2_core.engine.encoder import SliceEncoder, resized
 from medsam2_core.engine.model import SegmentationModel, build_module
 from medsam2_core.engine.sources import ArrayImages
@@ -20,6 +18,8 @@ from medsam2_core.training.losses import AffinityHeads, mask_loss, true_iou
 from medsam2_core.training.objective import Objective, Stage, answer_losses, best_logits
 from medsam2_core.training.users import Prompts, corrected, first_prompts, jittered_boxes
 from medsam2_core.training.validation import dice
+from support.model import prompt
+from support.training_folder import tiny_config
 
 S = 32
 

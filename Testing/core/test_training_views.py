@@ -6,7 +6,6 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from a_training_folder import write_training_folder
 from medsam2_core.errors import TrainingError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.labels import LabelMap
@@ -17,6 +16,7 @@ from medsam2_core.training.loader import Batch, Mixture, Views, fixed_views, str
 from medsam2_core.training.sources import LabelledStack, load_sources
 from medsam2_core.training.synth import painted_map, random_volume
 from medsam2_core.training.views import MAX_OBJECTS, flipped, make_view
+from support.training_folder import write_training_folder
 
 SIZE = 64
 

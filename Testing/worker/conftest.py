@@ -1,7 +1,7 @@
 """Workers that end with their test."""
 
 import pytest
-from a_supervised_worker import SupervisedWorker, fake_worker
+from support.supervised_worker import SupervisedWorker, fake_worker
 
 
 @pytest.fixture

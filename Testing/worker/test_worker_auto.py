@@ -6,7 +6,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from a_real_worker import RealWorker, a_ball, a_box, a_point
 from medsam2_core.auto import library
 from medsam2_core.auto.loading import blank
 from medsam2_core.auto.model_file import AutoCard, AutoClass
@@ -16,6 +15,7 @@ from medsam2_core.engine.model import load_model
 from medsam2_core.prompts import Box
 from medsam2_core.session import Session
 from medsam2_core.worker.findings import AutoWish, entries_in
+from support.real_worker import RealWorker, a_ball, a_box, a_point
 
 KIDNEY = "Cat~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Reg~^^~^^"
 CLASSES = (AutoClass("kidney", 1, (0.2, 0.4, 0.6), KIDNEY), AutoClass("cyst", 2, (0.9, 0.5, 0.1)))

@@ -8,13 +8,13 @@ import time
 
 import numpy as np
 import pytest
-from a_supervised_worker import SupervisedWorker, fake_worker
 from medsam2_core.errors import WorkerError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
 from medsam2_core.worker.connection import Timing
-from medsam2_core.worker.messages import SliceWords, StackChoice
+from medsam2_core.worker.messages import SlicePrompts, StackChoice
+from support.supervised_worker import SupervisedWorker, fake_worker
 
 PATIENT = Timing(start=120.0, pauses=(0.0,), deaths=10**6)
 FIRST_PROPAGATION = 3  # step of the script
@@ -31,15 +31,15 @@ def a_ball():
 def script():
     """What the user does: (what, object, slice, words), one after the other."""
     one, other, box = Point((25, 20, 3)), Point((27, 22, 3)), Box((13, 8, 2), (37, 32, 2))
-    yield "say", "a", 3, SliceWords((one,))
-    yield "say", "a", 3, SliceWords((one, other))
-    yield "say", "b", 2, SliceWords((box,))
+    yield "say", "a", 3, SlicePrompts((one,))
+    yield "say", "a", 3, SlicePrompts((one, other))
+    yield "say", "b", 2, SlicePrompts((box,))
     yield "propagate", None, None, None
-    yield "say", "a", 4, SliceWords((Point((25, 20, 4)),))
-    yield "say", "b", 2, SliceWords()
-    yield "say", "b", 2, SliceWords((box,))
+    yield "say", "a", 4, SlicePrompts((Point((25, 20, 4)),))
+    yield "say", "b", 2, SlicePrompts()
+    yield "say", "b", 2, SlicePrompts((box,))
     yield "propagate", None, None, None
-    yield "say", "a", 3, SliceWords((one, other), final=True)
+    yield "say", "a", 3, SlicePrompts((one, other), final=True)
 
 
 class Playing:
@@ -155,16 +155,16 @@ def a_step(chance, session, snapshots):
     """Anything a user may do, said to a session; what it is called."""
     name, n = chance.choice("ab"), chance.randrange(6)
     points = [Point((chance.randrange(48), chance.randrange(40), n), chance.random() < 0.7) for _ in range(2)]
-    told = session.words(name).get(n, SliceWords())
+    told = session.words(name).get(n, SlicePrompts())
     what = chance.choice(
         ["afresh", "more", "more", "less", "propagate", "keep", "restore", "remove", "close"]
     )
     if what == "afresh":
-        session.say(name, {n: SliceWords(tuple(points), final=chance.random() < 0.2)})
+        session.say(name, {n: SlicePrompts(tuple(points), final=chance.random() < 0.2)})
     elif what == "more":
-        session.say(name, {n: SliceWords((*told.prompts, points[0]))})
+        session.say(name, {n: SlicePrompts((*told.prompts, points[0]))})
     elif what == "less":
-        session.say(name, {n: SliceWords(told.prompts[:-1])})
+        session.say(name, {n: SlicePrompts(told.prompts[:-1])})
     elif what == "propagate":
         return session.propagate()
     elif what == "keep":

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from medsam2_core.errors import PromptError, ProtocolError
 from medsam2_core.worker.client import Client, Request
 from medsam2_core.worker.frames import FrameReader, encode
-from medsam2_core.worker.masks import SliceRecord
+from medsam2_core.worker.masks import SliceMask
 
 
 def answer(type, request, arrays=None, **fields):
@@ -32,7 +32,7 @@ def heard_request(heard, **options):
 
 def a_slice(request, n):
     arrays = {}
-    record = SliceRecord.of_mask("a", n, np.eye(5, dtype=bool)).to_json(arrays)
+    record = SliceMask.of_mask("a", n, np.eye(5, dtype=bool)).to_json(arrays)
     return answer("slice", request, arrays, slices=[record], done=n, total=9)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from a_real_worker import RealWorker, a_ball, a_point
 from medsam2_core.errors import Cancelled, ExportError, ProtocolError
 from medsam2_core.export import write
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.worker.exports import Exports, arguments_of, grid_of, list_of
 from medsam2_core.worker.jobs import Job
+from support.real_worker import RealWorker, a_ball, a_point
 
 ROOT = Path(__file__).resolve().anchor  # an absolute path begins with it
 

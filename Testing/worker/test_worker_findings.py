@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from a_supervised_worker import fake_worker, words
 from medsam2_core.errors import Cancelled, ProtocolError, WorkerError
 from medsam2_core.prompts import Box, Point
 from medsam2_core.worker.client import Client
 from medsam2_core.worker.findings import AutoEntry, AutoWish, auto_request
 from medsam2_core.worker.frames import encode
-from medsam2_core.worker.masks import SliceRecord
-from medsam2_core.worker.messages import ObjectRecord, SliceWords
+from medsam2_core.worker.masks import SliceMask
+from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
 from medsam2_core.worker.supervision import WorkerState
+from support.supervised_worker import fake_worker, words
 
 
 def test_slices_are_told_as_they_come_and_put_together_at_the_end(supervised):
@@ -40,17 +40,17 @@ def test_what_was_found_is_told_to_the_session_and_to_the_next_worker(supervised
     worker = supervised()
     session = worker.session()
     (found,) = worker.answer(session.auto, AutoWish("any"))
-    said = {n: SliceWords(prompts, known=found.records[n]) for n, prompts in found.prompts.items()}
+    said = {n: SlicePrompts(prompts, known=found.records[n]) for n, prompts in found.prompts.items()}
     worker.answer(session.restore, "a", ObjectRecord(said, found.records))
     assert session.records("a").keys() == found.records.keys()
-    refined = {0: SliceWords((*found.prompts[0], Point((20, 12, 0))))}
+    refined = {0: SlicePrompts((*found.prompts[0], Point((20, 12, 0))))}
     (answer,) = worker.answer(session.say, "a", refined)
     assert answer.mask_hw[12, 20]
     worker.process.kill()
     worker.until_state(WorkerState.RESTARTING)
     worker.until(lambda: session.is_open)
     assert np.array_equal(session.records("a")[0].mask_hw, answer.mask_hw)
-    again = worker.answer(session.say, "a", {0: SliceWords((*refined[0].prompts, Point((25, 12, 0))))})
+    again = worker.answer(session.say, "a", {0: SlicePrompts((*refined[0].prompts, Point((25, 12, 0))))})
     assert again[0].mask_hw[12, 20], "the mask the words corrected is gone"
 
 
@@ -101,7 +101,7 @@ def _request(kind, note, progress):
     return Request(kind, note=note, progress=progress)
 
 
-RECORD = SliceRecord.of_mask("a", 1, np.ones((4, 5), bool))
+RECORD = SliceMask.of_mask("a", 1, np.ones((4, 5), bool))
 CLASS = {
     **{"name": "a", "colour_rgb": [0, 0.5, 1], "terminology": "", "confidence": 0.5},
     **{"slices": [1], "prompts": {"1": [{"kind": "point", "ijk": [1, 1, 1], "positive": True}]}},

@@ -2,9 +2,9 @@
 
 import math
 
-from a_simulated_link import SimulatedWorker
 from medsam2_core.worker.connection import Timing
 from medsam2_core.worker.supervision import WorkerState
+from support.simulated_link import SimulatedWorker
 from test_worker_volumes import MB, noise
 
 STEADY = Timing(pauses=(0.1, 1.0, 4.0), deaths=3, within=60.0)

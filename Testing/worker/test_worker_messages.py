@@ -12,8 +12,8 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point
 from medsam2_core.worker import messages
 from medsam2_core.worker.frames import FrameReader, encode
-from medsam2_core.worker.masks import SliceRecord, pack, unpack
-from medsam2_core.worker.messages import ObjectRecord, SessionSettings, SliceWords, StackChoice
+from medsam2_core.worker.masks import SliceMask, pack, unpack
+from medsam2_core.worker.messages import ObjectRecord, SessionSettings, SlicePrompts, StackChoice
 
 
 def through_a_frame(item, arrays):
@@ -50,9 +50,9 @@ def test_bits_that_do_not_fit_are_refused(box, bits):
 
 @given(masks, st.floats(0, 1), st.booleans())
 def test_a_record_is_the_same_at_the_other_end(mask_hw, iou, final):
-    record = SliceRecord.of_mask("liver", 7, mask_hw, iou=iou, final=final)
+    record = SliceMask.of_mask("liver", 7, mask_hw, iou=iou, final=final)
     arrays = {}
-    assert SliceRecord.from_json(*through_a_frame(record.to_json(arrays), arrays)) == record
+    assert SliceMask.from_json(*through_a_frame(record.to_json(arrays), arrays)) == record
     assert np.array_equal(record.mask_hw, mask_hw) and record.is_empty == (not mask_hw.any())
 
 
@@ -66,12 +66,12 @@ def test_a_record_is_the_same_at_the_other_end(mask_hw, iou, final):
 )  # fmt: skip
 def test_a_damaged_record_is_refused(wrong):
     arrays = {}
-    item = SliceRecord.of_mask("liver", 7, np.eye(5, dtype=bool)).to_json(arrays)
+    item = SliceMask.of_mask("liver", 7, np.eye(5, dtype=bool)).to_json(arrays)
     with pytest.raises(ProtocolError):
-        SliceRecord.from_json({**item, **wrong}, arrays)
+        SliceMask.from_json({**item, **wrong}, arrays)
 
 
-WORDS = SliceWords(
+WORDS = SlicePrompts(
     (Point((1.5, 2, 3)), Box((0, 0, 3), (4, 5, 3)), Point((0, 0, 3), False),
      MaskPrompt(np.eye(3, dtype=bool)[None], (1, 2, 3))),
     final=True,
@@ -86,9 +86,9 @@ def test_words_are_the_same_at_the_other_end():
 
 
 def test_a_known_mask_goes_with_the_words():
-    known = SliceRecord.of_mask("liver", 3, np.eye(6, dtype=bool), final=False)
+    known = SliceMask.of_mask("liver", 3, np.eye(6, dtype=bool), final=False)
     arrays = {}
-    item = messages.words_to_json(3, SliceWords(WORDS.prompts, known=known), arrays)
+    item = messages.words_to_json(3, SlicePrompts(WORDS.prompts, known=known), arrays)
     n, words = messages.words_from_json(*_with(through_a_frame(item, arrays)))
     assert n == 3 and words.prompts == WORDS.prompts and np.array_equal(words.known.mask_hw, known.mask_hw)
 
@@ -124,14 +124,14 @@ def test_a_prompt_that_is_none_is_refused(prompt):
 
 
 def test_words_that_begin_with_the_earlier_ones_extend_them():
-    first, second = SliceWords(WORDS.prompts[:2]), SliceWords(WORDS.prompts)
-    assert second.extends(first) and not first.extends(second) and first.extends(SliceWords())
-    assert not SliceWords() and SliceWords(final=True)
+    first, second = SlicePrompts(WORDS.prompts[:2]), SlicePrompts(WORDS.prompts)
+    assert second.extends(first) and not first.extends(second) and first.extends(SlicePrompts())
+    assert not SlicePrompts() and SlicePrompts(final=True)
 
 
 def test_an_object_is_told_with_the_masks_that_words_alone_would_not_give():
-    record = {n: SliceRecord.of_mask("liver", n, np.eye(6, dtype=bool)) for n in (1, 2, 3)}
-    words = {1: SliceWords(WORDS.prompts), 3: SliceWords(WORDS.prompts), 4: SliceWords()}
+    record = {n: SliceMask.of_mask("liver", n, np.eye(6, dtype=bool)) for n in (1, 2, 3)}
+    words = {1: SlicePrompts(WORDS.prompts), 3: SlicePrompts(WORDS.prompts), 4: SlicePrompts()}
     arrays = {}
     told = ObjectRecord(words, record, {3: record[3]}).to_json(arrays)
     assert [one["n"] for one in told["slices"]] == [1, 3] and [one["n"] for one in told["tracked"]] == [2, 3]

@@ -10,17 +10,17 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from a_real_worker import CORE, RealWorker, WorkerEnded, a_ball, a_box, a_point
 from medsam2_core.errors import ProtocolError
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
 from medsam2_core.version import __version__
 from medsam2_core.worker.frames import encode
 from medsam2_core.worker.jobs import Jobs
-from medsam2_core.worker.masks import SliceRecord, pack
+from medsam2_core.worker.masks import SliceMask, pack
 from medsam2_core.worker.receiving import Volumes
 from medsam2_core.worker.serving import Serving, told
 from medsam2_core.worker.standard import leave_present_folder
+from support.real_worker import CORE, RealWorker, WorkerEnded, a_ball, a_box, a_point
 
 CLICK, ASIDE = a_point(50, 40, 12), a_point(44, 40, 12)
 BOX = a_box((33, 23, 12), (67, 57, 12))
@@ -73,7 +73,7 @@ def here():
 def figures(record_or_result):
     """All a record says, also of a result."""
     one = record_or_result
-    if isinstance(one, SliceRecord):
+    if isinstance(one, SliceMask):
         return (
             one.object,
             one.n,

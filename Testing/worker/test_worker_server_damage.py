@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from a_real_worker import CORE, RealWorker, a_ball, a_box, a_point
 from medsam2_core import errors
 from medsam2_core.worker.frames import FrameReader, encode
+from support.real_worker import CORE, RealWorker, a_ball, a_box, a_point
 
 KINDS = {name for name in vars(errors) if name.endswith("Error")} | {"Cancelled", "OutOfMemoryError"}
 MATRIX = np.diag([1.0, 1.0, 2.0, 1.0]).tolist()
@@ -72,7 +72,7 @@ def test_damaged_bytes_never_end_it_without_a_word(tmp_path, campaign):
     rng = random.Random(3)
     streams = [b"".join(a_conversation()), *(damaged(rng) for _ in range(300 * campaign))]
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("a_forking_worker.py"))],
+        [sys.executable, str(Path(__file__).resolve().parents[1] / "support" / "forking_worker.py")],
         input=b"".join(struct.pack("<Q", len(data)) + data for data in streams),
         env={**os.environ, "PYTHONPATH": str(CORE), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -9,11 +9,11 @@ import time
 import numpy as np
 import psutil
 import pytest
-from a_supervised_worker import CORE, fake_worker, volume, words
-from an_ssh_server import BANNER, SshServer
 from medsam2_core.worker.connection import Timing
 from medsam2_core.worker.supervision import WorkerState
 from medsam2_core.worker.transports import split_command
+from support.ssh_server import BANNER, SshServer
+from support.supervised_worker import CORE, fake_worker, volume, words
 
 HASTY = Timing(quiet=0.5, pong=3.0, step=5.0, start=30.0, pauses=(0.0, 0.2), deaths=5)
 

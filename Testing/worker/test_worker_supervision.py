@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from a_supervised_worker import HASTY, fake_worker, volume, words
 from medsam2_core.errors import Cancelled, PromptError, WorkerError
 from medsam2_core.worker.connection import Timing
-from medsam2_core.worker.messages import SliceWords
+from medsam2_core.worker.messages import SlicePrompts
 from medsam2_core.worker.supervision import WorkerState
+from support.supervised_worker import HASTY, fake_worker, volume, words
 
 
 def masks_of(session, name="a"):
@@ -353,7 +353,7 @@ def test_words_are_told_back_as_they_will_be_when_all_is_answered(supervised):
     worker.answer(session.say, "a", words((5, 6), n=2))
     before = session.snapshot("a")
     session.say("a", words((9, 9), n=3))
-    session.say("a", {2: SliceWords()})
+    session.say("a", {2: SlicePrompts()})
     assert session.words("a") == words((9, 9), n=3) and not session.records("a")
     session.restore("a", before)
     assert session.words("a") == words((5, 6), n=2) and session.snapshot("a") == before
@@ -374,7 +374,7 @@ def test_words_taken_back_from_a_tracked_slice_leave_what_tracking_found(supervi
     tracked = session.records("a")
     worker.answer(session.say, "a", words((20, 6), n=4))
     assert session.records("a")[4] != tracked[4] and session.snapshot("a").refined == {4: tracked[4]}
-    session.say("a", {4: SliceWords()})
+    session.say("a", {4: SlicePrompts()})
     assert session.records("a") == tracked
 
 
@@ -386,6 +386,6 @@ def test_a_snapshot_does_not_take_an_earlier_answer_for_that_of_new_words(superv
     assert session.records("a") == {2: old}, "it is shown until there is another"
     taken = session.snapshot("a")
     assert taken.words == words((25, 16), n=2) and not taken.records
-    worker.answer(session.say, "a", {2: SliceWords()})
+    worker.answer(session.say, "a", {2: SlicePrompts()})
     (new,) = worker.answer(session.restore, "a", taken)
     assert session.records("a") == {2: new} and new.mask_hw[16, 25] and not new.mask_hw[6, 5]

@@ -6,11 +6,11 @@ import time
 import numpy as np
 import psutil
 import pytest
-from a_real_worker import RealWorker, a_ball, a_point
 from medsam2_core.auto.model_file import read_card
 from medsam2_core.errors import Cancelled, ProtocolError, TrainingError
 from medsam2_core.worker.jobs import Job
 from medsam2_core.worker.trainings import Trainings, arguments_of
+from support.real_worker import RealWorker, a_ball, a_point
 
 SOON = {"image_size": 64, "folds": 0, "threads": 1}  # what takes seconds instead of minutes
 

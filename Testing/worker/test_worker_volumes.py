@@ -6,14 +6,14 @@ import zlib
 
 import numpy as np
 import pytest
-from a_simulated_link import SimulatedWorker
-from a_supervised_worker import volume
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.worker.messages import StackChoice
 from medsam2_core.worker.receiving import Volumes
 from medsam2_core.worker.volumes import LinkSpeed, RemoteVolume
+from support.simulated_link import SimulatedWorker
+from support.supervised_worker import volume
 
 MB = 1e6
 

@@ -5,11 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from a_supervised_worker import CORE, FOLDER, fake_worker, volume, words
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.worker.supervision import WorkerState
 from medsam2_core.worker.transports import split_command
+from support.supervised_worker import CORE, FOLDER, fake_worker, volume, words
 
 FAR = 2e6  # bytes a second
 
@@ -17,7 +17,7 @@ FAR = 2e6  # bytes a second
 def wrapped(*options, command=None):
     return [
         sys.executable,
-        str(FOLDER / "a_wrapper.py"),
+        str(FOLDER / "wrapper.py"),
         *map(str, options),
         "--",
         *(command or fake_worker()),

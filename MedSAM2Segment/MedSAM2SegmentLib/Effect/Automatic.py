@@ -12,7 +12,7 @@ from MedSAM2SegmentLib.Effect.Propagation import TimeLeft
 
 if TYPE_CHECKING:
     from medsam2_core.worker.findings import AutoEntry, ClassFinding
-    from medsam2_core.worker.masks import SliceRecord
+    from medsam2_core.worker.masks import SliceMask
 
     from MedSAM2SegmentLib.Effect.FoundSegments import FoundSegments
     from MedSAM2SegmentLib.Effect.Parameters import Parameters
@@ -133,7 +133,7 @@ class Automatic:
         self.abandon()
         self.summary = ""
 
-    def _onSlices(self, _records: list[SliceRecord], done: int, total: int | None) -> None:
+    def _onSlices(self, _records: list[SliceMask], done: int, total: int | None) -> None:
         if self._request is not None:
             self.done, self.total = done, total or 0
             self._timeLeft.note(done)

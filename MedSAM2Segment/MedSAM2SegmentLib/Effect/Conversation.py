@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from medsam2_core.errors import PromptError
 from medsam2_core.prompts import resolve
-from medsam2_core.worker.masks import SliceRecord
+from medsam2_core.worker.masks import SliceMask
 
 from MedSAM2SegmentLib.Effect.SessionLink import differences, differs
 from MedSAM2SegmentLib.Effect.Signing import Signing
@@ -17,8 +17,8 @@ from MedSAM2SegmentLib.Segments.Editors import SegmentError
 from MedSAM2SegmentLib.Segments.Whose import showsOurs, wasEdited
 
 if TYPE_CHECKING:
-    from medsam2_core.prompts import SlicePrompt
-    from medsam2_core.worker.messages import SliceWords
+    from medsam2_core.prompts import PixelPrompts
+    from medsam2_core.worker.messages import SlicePrompts
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.Remembering import Remembering
@@ -53,10 +53,10 @@ class Conversation:
     ) -> None:
         self._workplace, self._link, self._steps = workplace, link, steps
         self.remembering, self.signing = remembering, Signing(workplace, link)
-        self._refused: dict[tuple[str, int], SliceWords] = {}
+        self._refused: dict[tuple[str, int], SlicePrompts] = {}
         self._found: set[str] = set()  # segments whose prompts were there before us
         self._gone: set[str] = set()  # segments that were removed
-        self._predicted: dict[tuple[str, int], SliceWords] = {}  # a model's own, and the masks it found
+        self._predicted: dict[tuple[str, int], SlicePrompts] = {}  # a model's own, and the masks it found
 
     # Saying -------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ class Conversation:
                 problem = str(error)
         return problem
 
-    def words(self, segmentID: str) -> dict[int, SliceWords]:
+    def words(self, segmentID: str) -> dict[int, SlicePrompts]:
         """What the prompts of a segment say by slice. PromptError names the prompt that says nothing."""
         return self._workplace.markups.words(segmentID, self._workplace.adapter, self._link.stack)
 
@@ -106,12 +106,12 @@ class Conversation:
         for known in (self._refused, self._found, self._gone, self._predicted):
             known.clear()
 
-    def predicted(self, segmentID: str, words: Mapping[int, SliceWords]) -> None:
+    def predicted(self, segmentID: str, words: Mapping[int, SlicePrompts]) -> None:
         """What a model said about slices of a segment by itself, with the masks it found: said alone again,
         these are the answers."""
         self._predicted.update({(segmentID, n): said for n, said in words.items()})
 
-    def refused(self, segmentID: str, words: Mapping[int, SliceWords]) -> None:
+    def refused(self, segmentID: str, words: Mapping[int, SlicePrompts]) -> None:
         """These words were not answered: they are not said again until something else is said there."""
         self._refused.update({(segmentID, n): said for n, said in words.items()})
 
@@ -119,7 +119,7 @@ class Conversation:
         """Another session, or another attempt: what was refused is said again."""
         self._refused.clear()
 
-    def _say(self, segmentID: str, wanted: Mapping[int, SliceWords]) -> None:
+    def _say(self, segmentID: str, wanted: Mapping[int, SlicePrompts]) -> None:
         if self._workplace.segment(segmentID) is None:
             self.forget(segmentID)
             return
@@ -141,7 +141,7 @@ class Conversation:
         if fresh:
             self._link.say(segmentID, fresh, prompts)
 
-    def _withKnown(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
+    def _withKnown(self, segmentID: str, words: Mapping[int, SlicePrompts]) -> dict[int, SlicePrompts]:
         """Words that need no new answer: with the segment as it stands as the answer.
 
         Of a scene that was loaded they are said plainly, so that it is known what the model had said; if the
@@ -155,7 +155,7 @@ class Conversation:
             return {}
         return {n: known[n] if said.final or said.needs_known else said for n, said in words.items()}
 
-    def _asPredicted(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
+    def _asPredicted(self, segmentID: str, words: Mapping[int, SlicePrompts]) -> dict[int, SlicePrompts]:
         """Of words, those that only a model said by itself: with the mask it found, which they would not give
         again; and where that is not known, with the segment as it stands."""
         alone = {n: said for n, said in words.items() if said.needs_known and len(said.prompts) == 1}
@@ -165,11 +165,11 @@ class Conversation:
         strange = {n: said for n, said in alone.items() if n not in found and n not in settled}
         return {**found, **self._asTheyStand(segmentID, strange)}
 
-    def _asTheyStand(self, segmentID: str, words: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
+    def _asTheyStand(self, segmentID: str, words: Mapping[int, SlicePrompts]) -> dict[int, SlicePrompts]:
         slices = [n for n, said in words.items() if said]
         masks = self._workplace.writer.segmentMasks(segmentID, self._link.stack, slices) if slices else {}
         return {
-            n: replace(said, known=SliceRecord.of_mask(segmentID, n, masks[n], final=said.final))
+            n: replace(said, known=SliceMask.of_mask(segmentID, n, masks[n], final=said.final))
             if said
             else said
             for n, said in words.items()
@@ -279,7 +279,7 @@ class Conversation:
         except PromptError:
             return False
 
-    def _areOwn(self, segmentID: str, said: Mapping[int, SliceWords]) -> bool:
+    def _areOwn(self, segmentID: str, said: Mapping[int, SlicePrompts]) -> bool:
         known = {n: self._predicted.get((segmentID, n)) for n in said}
         return all(
             (words.needs_known and len(words.prompts) == 1 and not words.final)
@@ -309,7 +309,7 @@ class Conversation:
                 continue  # it is told when it is said
 
 
-def _asked(said: SlicePrompt, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def _asked(said: PixelPrompts, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) pixels near positive points, in the box, and in the mask."""
     asked = np.zeros(shape_hw, dtype=bool) if said.mask_hw is None else said.mask_hw.copy()
     rows, columns = np.indices(shape_hw)

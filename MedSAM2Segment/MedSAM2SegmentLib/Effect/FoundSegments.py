@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from medsam2_core.errors import PromptError
 from medsam2_core.prompts import Box, Point
-from medsam2_core.worker.messages import ObjectRecord, SliceWords
+from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
 
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
 from MedSAM2SegmentLib.Segments.Editors import SegmentError, neighboursKept
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import Prompt
     from medsam2_core.worker.findings import ClassFinding
-    from medsam2_core.worker.masks import SliceRecord
+    from medsam2_core.worker.masks import SliceMask
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.Conversation import Conversation
@@ -189,8 +189,8 @@ class FoundSegments:
         return isEmpty or self._conversation.signing.isAutomatic(segmentID)
 
     def _said(
-        self, segmentID: str, records: Mapping[int, SliceRecord], chosen: Sequence[int]
-    ) -> dict[int, SliceWords]:
+        self, segmentID: str, records: Mapping[int, SliceMask], chosen: Sequence[int]
+    ) -> dict[int, SlicePrompts]:
         """What the model's own prompts say as they stand in the scene, with the masks it found."""
         try:
             words = self._conversation.words(segmentID)
@@ -199,12 +199,12 @@ class FoundSegments:
         return {n: replace(words[n], known=records[n]) for n in chosen if n in words}
 
     def _tell(
-        self, place: _Place, records: Mapping[int, SliceRecord], said: Mapping[int, SliceWords]
+        self, place: _Place, records: Mapping[int, SliceMask], said: Mapping[int, SlicePrompts]
     ) -> None:
         """Let the session know the segment as it will stand; what else was said about it stays."""
         segmentID, session, steps = place.segmentID, self._link.session, self._steps
         known = session.snapshot(segmentID) if session is not None else ObjectRecord()
-        kept: dict[int, SliceWords] = {}
+        kept: dict[int, SlicePrompts] = {}
         if place.slices is not None:
             kept = {n: one for n, one in steps.settled.get(segmentID, {}).items() if n not in place.slices}
         others = {n: one for n, one in known.records.items() if place.slices and n not in place.slices}

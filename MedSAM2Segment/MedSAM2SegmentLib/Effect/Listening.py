@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
 
 if TYPE_CHECKING:
-    from medsam2_core.worker.messages import SliceWords
+    from medsam2_core.worker.messages import SlicePrompts
 
     from MedSAM2SegmentLib.Effect.Conversation import Conversation
     from MedSAM2SegmentLib.Effect.Filling import Filling
@@ -129,7 +129,7 @@ class Listening:
         if written and isLast and self._parameters.isOn("autoPropagate"):
             self._goOn(answer.segmentID)
 
-    def onRefusal(self, segmentID: str, words: Mapping[int, SliceWords], error: MedSAM2Error) -> None:
+    def onRefusal(self, segmentID: str, words: Mapping[int, SlicePrompts], error: MedSAM2Error) -> None:
         """The session could not answer."""
         self._conversation.refused(segmentID, words)
         if not isinstance(error, Cancelled):

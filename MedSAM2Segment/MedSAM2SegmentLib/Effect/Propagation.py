@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from medsam2_core.errors import MedSAM2Error
-    from medsam2_core.worker.masks import SliceRecord
+    from medsam2_core.worker.masks import SliceMask
     from medsam2_core.worker.remote import RemoteSession
     from numpy.typing import NDArray
 
@@ -78,7 +78,7 @@ class Propagation:
         self.done, self.total, self.written, self.found = 0, 0, 0, 0
         self.isOver = False
         self._clock, self._onEnd = clock, onEnd
-        self._gathered: dict[str, dict[int, SliceRecord]] = {}
+        self._gathered: dict[str, dict[int, SliceMask]] = {}
         self._request: Any = None
         self._lastWrite = clock()
         self._timeLeft = TimeLeft(clock)
@@ -132,7 +132,7 @@ class Propagation:
             return "the structure was found on no other slice: prompt another slice, or take another range"
         return "nothing was left to do: correct a slice, or take another range, and propagate again"
 
-    def _onSlices(self, records: list[SliceRecord], done: int, total: int | None) -> None:
+    def _onSlices(self, records: list[SliceMask], done: int, total: int | None) -> None:
         if self.isOver:
             return
         for record in records:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from medsam2_core.errors import GeometryError, ProtocolError
-from medsam2_core.worker.masks import SliceRecord
+from medsam2_core.worker.masks import SliceMask
 from medsam2_core.worker.messages import ObjectRecord
 
 if TYPE_CHECKING:
-    from medsam2_core.worker.messages import SliceWords
+    from medsam2_core.worker.messages import SlicePrompts
 
     from MedSAM2SegmentLib.Effect.SessionLink import SessionLink
     from MedSAM2SegmentLib.Effect.Workplace import Workplace
@@ -172,18 +172,18 @@ class Remembering:
         masks = self._workplace.writer.knownMasks(segmentID, stack, wanted)
         records = dict(known.records)
         for n in wanted:
-            records[n] = SliceRecord.of_mask(
+            records[n] = SliceMask.of_mask(
                 segmentID, n, masks[n], **numbers[n], prompted=n in words, final=_isFinal(words, n)
             )
         beneath = {n: _beneath(segmentID, n, one, stack.shape_hw) for n, one in refined.items()}
         return ObjectRecord(words, records, beneath)
 
 
-def _isFinal(words: Mapping[int, SliceWords], n: int) -> bool:
+def _isFinal(words: Mapping[int, SlicePrompts], n: int) -> bool:
     return n in words and words[n].final
 
 
-def _numbers(record: SliceRecord) -> dict[str, Any]:
+def _numbers(record: SliceMask) -> dict[str, Any]:
     return {"n": record.n, **{name: round(getattr(record, name), 6) for name in _NUMBERS}}
 
 
@@ -191,11 +191,11 @@ def _read(one: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(one[name]) for name in _NUMBERS}
 
 
-def _beneath(segmentID: str, n: int, one: Mapping[str, Any], shape_hw: tuple[int, int]) -> SliceRecord:
+def _beneath(segmentID: str, n: int, one: Mapping[str, Any], shape_hw: tuple[int, int]) -> SliceMask:
     """The mask tracking had found on a slice before words corrected it."""
     top, left, height, width = (int(value) for value in one["box"])
     bits = base64.b64decode(one["bits"], validate=True)
-    empty = SliceRecord.of_mask(segmentID, n, np.zeros(shape_hw, bool), **_read(one), prompted=False)
+    empty = SliceMask.of_mask(segmentID, n, np.zeros(shape_hw, bool), **_read(one), prompted=False)
     record = dataclasses.replace(empty, box=(top, left, height, width), bits=bits)
     record.mask_hw  # noqa: B018 - ProtocolError when it does not fit
     return record

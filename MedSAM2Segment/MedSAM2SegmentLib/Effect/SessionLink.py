@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError
 from medsam2_core.worker.findings import entries_in
-from medsam2_core.worker.messages import SessionSettings, SliceWords, StackChoice
+from medsam2_core.worker.messages import SessionSettings, SlicePrompts, StackChoice
 from medsam2_core.worker.supervision import WorkerState
 
 from MedSAM2SegmentLib.Panels.PanelState import Status
@@ -17,7 +17,7 @@ from MedSAM2SegmentLib.Panels.PanelState import Status
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.worker.findings import AutoEntry
-    from medsam2_core.worker.masks import SliceRecord
+    from medsam2_core.worker.masks import SliceMask
     from medsam2_core.worker.remote import RemoteSession
     from medsam2_core.worker.supervision import Supervisor
 
@@ -65,13 +65,13 @@ class Answer:
     """
 
     segmentID: str
-    words: Mapping[int, SliceWords]
-    records: Mapping[int, SliceRecord]
+    words: Mapping[int, SlicePrompts]
+    records: Mapping[int, SliceMask]
     prompts: Any
     isReplay: bool
 
 
-Refusal = Callable[[str, Mapping[int, SliceWords], MedSAM2Error], None]
+Refusal = Callable[[str, Mapping[int, SlicePrompts], MedSAM2Error], None]
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class SessionLink:
     # Words and answers --------------------------------------------------------------------------------------
 
     def say(
-        self, segmentID: str, words: Mapping[int, SliceWords], prompts: Any, *, isReplay: bool = False
+        self, segmentID: str, words: Mapping[int, SlicePrompts], prompts: Any, *, isReplay: bool = False
     ) -> None:
         """Say this about a segment; :attr:`onAnswer` gets what comes back, unless newer words were said."""
         session = self._session
@@ -325,9 +325,7 @@ class SessionLink:
         for key in [key for key in self._latest if segmentID is None or key[0] == segmentID]:
             del self._latest[key]
 
-    def _answered(
-        self, session: RemoteSession, serial: int, asked: Answer, records: list[SliceRecord]
-    ) -> None:
+    def _answered(self, session: RemoteSession, serial: int, asked: Answer, records: list[SliceMask]) -> None:
         if session is not self._session or self._waiting.pop(serial, None) is None:
             return
         words = {n: w for n, w in asked.words.items() if self._latest.get((asked.segmentID, n)) == serial}
@@ -340,7 +338,7 @@ class SessionLink:
         session: RemoteSession,
         serial: int,
         segmentID: str,
-        words: Mapping[int, SliceWords],
+        words: Mapping[int, SlicePrompts],
         error: MedSAM2Error,
     ) -> None:
         if session is not self._session or self._waiting.pop(serial, None) is None:
@@ -368,9 +366,11 @@ _PREPARING = {
 }
 
 
-def differences(told: Mapping[int, SliceWords], wanted: Mapping[int, SliceWords]) -> dict[int, SliceWords]:
+def differences(
+    told: Mapping[int, SlicePrompts], wanted: Mapping[int, SlicePrompts]
+) -> dict[int, SlicePrompts]:
     """Slices whose words differ, with what is wanted there now; known masks do not count."""
-    nothing = SliceWords()
+    nothing = SlicePrompts()
     changed = {}
     for n in sorted({*told, *wanted}):
         before, after = told.get(n, nothing), wanted.get(n, nothing)
@@ -379,6 +379,6 @@ def differences(told: Mapping[int, SliceWords], wanted: Mapping[int, SliceWords]
     return changed
 
 
-def differs(before: SliceWords, after: SliceWords) -> bool:
+def differs(before: SlicePrompts, after: SlicePrompts) -> bool:
     """Whether other words are said; known masks do not count."""
     return (before.prompts, before.final) != (after.prompts, after.final)

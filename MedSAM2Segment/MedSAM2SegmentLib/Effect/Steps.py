@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.worker.messages import ObjectRecord, SliceWords
+from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
 
 from MedSAM2SegmentLib.Segments.EditLedger import UNDONE
 
@@ -72,7 +72,7 @@ class Steps:
     def __init__(self, workplace: Workplace, link: SessionLink) -> None:
         self._workplace, self._link = workplace, link
         workplace.onHardened = self.hardened
-        self.settled: dict[str, dict[int, SliceWords]] = {}
+        self.settled: dict[str, dict[int, SlicePrompts]] = {}
         self.wasAsked = False
         self._prompts: dict[str, Any] = {}
         self._standing: dict[str, Memory] = {}
@@ -166,7 +166,7 @@ class Steps:
                 memory.records[segmentID] = ObjectRecord(words, known.records, known.refined)
         return memory
 
-    def settle(self, segmentID: str, prompts: Any, words: Mapping[int, SliceWords]) -> None:
+    def settle(self, segmentID: str, prompts: Any, words: Mapping[int, SlicePrompts]) -> None:
         """The voxels of a segment show these prompts and, on these slices, these words."""
         settled = self.settled.setdefault(segmentID, {})
         settled.update(words)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.prompts import MaskPrompt, Prompt
-from medsam2_core.worker.messages import SliceWords
+from medsam2_core.worker.messages import SlicePrompts
 
 from MedSAM2SegmentLib.Prompts import MarkupNodes, PlacedPrompts, PromptFolder, PromptLooks, PromptWords
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
@@ -75,7 +75,7 @@ class PromptMarkups:
         """Whether nothing was said about a segment."""
         return all(saved(node).isEmpty for node in self._nodes(segmentID))
 
-    def words(self, segmentID: str, adapter: VolumeAdapter, stack: SliceStack) -> dict[int, SliceWords]:
+    def words(self, segmentID: str, adapter: VolumeAdapter, stack: SliceStack) -> dict[int, SlicePrompts]:
         """What is said about each slice of a stack, prompts in the order they were given; slices ascending.
 
         Raises
@@ -98,7 +98,7 @@ class PromptMarkups:
         said: dict[int, list[Prompt]] = {n: [] for n in final}
         for _, n, prompt in placed:
             said.setdefault(n, []).append(prompt)
-        return {n: SliceWords(tuple(said[n]), n in final) for n in sorted(said)}
+        return {n: SlicePrompts(tuple(said[n]), n in final) for n in sorted(said)}
 
     def check(self, gesture: Gesture, adapter: VolumeAdapter, stack: SliceStack) -> tuple[int, ...]:
         """The slices a gesture would speak about; PromptError when it cannot be understood.

@@ -25,7 +25,7 @@ from medsam2_core.auto.predictor import Levels, PredictedPrompts
 from medsam2_core.engine.sources import ImageSource
 from medsam2_core.engine.states import Found
 from medsam2_core.imaging.probabilities import MAXIMUM, PackedValues, agreeing
-from medsam2_core.prompts import SlicePrompt
+from medsam2_core.prompts import PixelPrompts
 
 _LEAST_SIDE = 2.0  # pixels of a predicted box that is worth showing
 
@@ -127,7 +127,7 @@ class AutoSegmenter:
         return self._found(n, frame, logits, score, prompts)
 
     def refine(
-        self, n: int, number: int, said: SlicePrompt, before: torch.Tensor | None = None
+        self, n: int, number: int, said: PixelPrompts, before: torch.Tensor | None = None
     ) -> tuple[NDArray[np.bool_], Answer]:
         """One class again, with what a user says besides the predicted prompts (Sam2Rad's semi-automatic
         mode).
@@ -249,7 +249,7 @@ def _box_on_slice(box_units: NDArray, frame: Frame) -> tuple[float, float, float
 
 
 def _in_units(
-    said: SlicePrompt, frame: Frame, device: torch.device, before: torch.Tensor | None
+    said: PixelPrompts, frame: Frame, device: torch.device, before: torch.Tensor | None
 ) -> UserPrompts:
     box = points = labels = None
     if said.box_xyxy is not None:

@@ -20,7 +20,7 @@ from medsam2_core.engine.propagating import Propagation
 from medsam2_core.engine.states import Found
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import Cancelled, Interrupted, PromptError
-from medsam2_core.prompts import SlicePrompt
+from medsam2_core.prompts import PixelPrompts
 
 
 class Method(str, Enum):
@@ -317,9 +317,9 @@ def _of(found: SliceFound, number: int) -> ClassFound:
     return next(one for one in found.classes if one.number == number)
 
 
-def _said(box: tuple[float, float, float, float] | None) -> SlicePrompt:
+def _said(box: tuple[float, float, float, float] | None) -> PixelPrompts:
     corners = None if box is None else np.array(box, dtype=np.float32)
-    return SlicePrompt(np.zeros((0, 2), np.float32), np.zeros(0, np.int32), box_xyxy=corners)
+    return PixelPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int32), box_xyxy=corners)
 
 
 def _nothing(found: Found) -> Found:

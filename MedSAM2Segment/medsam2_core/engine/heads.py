@@ -21,7 +21,7 @@ from medsam2_core.engine.zoom import Region
 
 if TYPE_CHECKING:
     from medsam2_core.engine.model import SegmentationModel
-    from medsam2_core.prompts import SlicePrompt
+    from medsam2_core.prompts import PixelPrompts
 
 # Stock clamps logits fed back with a click; training of models that carry masks clamps harder.
 FEEDBACK_LIMIT = 32.0
@@ -49,7 +49,7 @@ class Tokens:
     point_labels: torch.Tensor | None
 
     @classmethod
-    def of(cls, prompt: "SlicePrompt", region: Region, image_size: int, device: torch.device) -> "Tokens":
+    def of(cls, prompt: "PixelPrompts", region: Region, image_size: int, device: torch.device) -> "Tokens":
         """Bring a slice's prompt into the model's space."""
         points = np.asarray(prompt.points_xy, dtype=np.float32).reshape(-1, 2)
         labels = np.asarray(prompt.labels, dtype=np.int32).reshape(-1)

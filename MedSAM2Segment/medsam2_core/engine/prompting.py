@@ -16,19 +16,19 @@ from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import PromptError
 
 if TYPE_CHECKING:
-    from medsam2_core.prompts import SlicePrompt
+    from medsam2_core.prompts import PixelPrompts
 
 # Looking again at another scale is worth it only if the region really changes, and only so often.
 _WORTH_ZOOMING = 0.75
 _MOST_LOOKS = 2
 
 
-def only_mask(prompt: "SlicePrompt") -> bool:
+def only_mask(prompt: "PixelPrompts") -> bool:
     """Whether the user gave a mask and nothing to change it."""
     return prompt.mask_hw is not None and prompt.box_xyxy is None and len(prompt.labels) == 0
 
 
-def extends(new: "SlicePrompt", old: "SlicePrompt") -> bool:
+def extends(new: "PixelPrompts", old: "PixelPrompts") -> bool:
     """Whether a prompt says all the old one said, in the same order, and perhaps more points."""
 
     def same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
@@ -43,7 +43,7 @@ def extends(new: "SlicePrompt", old: "SlicePrompt") -> bool:
     )
 
 
-def check_prompt(n: int, prompt: "SlicePrompt", shape_hw: tuple[int, int]) -> None:
+def check_prompt(n: int, prompt: "PixelPrompts", shape_hw: tuple[int, int]) -> None:
     """PromptError for a prompt that says nothing, or a mask that does not have the slice's shape."""
     if prompt.mask_hw is None and prompt.box_xyxy is None and len(prompt.labels) == 0:
         raise PromptError(f"the prompt on slice {n} is empty: give a point, a box or a mask")
@@ -69,7 +69,7 @@ class Prompter:
         self._encoder, self._heads, self._options = encoder, heads, options
 
     def answer(
-        self, state: ObjectState, n: int, prompt: "SlicePrompt", zoom: Zoom | None, looks_around: bool = True
+        self, state: ObjectState, n: int, prompt: "PixelPrompts", zoom: Zoom | None, looks_around: bool = True
     ) -> Prediction:
         """Predict the object on slice `n`; `zoom` None looks at the whole slice.
 
@@ -98,7 +98,7 @@ class Prompter:
         return state.conditioning[nearest].prediction.region
 
     def _feedback(
-        self, state: ObjectState, n: int, prompt: "SlicePrompt"
+        self, state: ObjectState, n: int, prompt: "PixelPrompts"
     ) -> tuple[torch.Tensor, Region] | None:
         """Logits to be fed back with a prompt, and their region."""
         model, always = self._encoder.model, self._options.feeds_back_always
@@ -121,7 +121,7 @@ class Prompter:
         self,
         state: ObjectState,
         n: int,
-        prompt: "SlicePrompt",
+        prompt: "PixelPrompts",
         region: Region,
         previous: tuple[torch.Tensor, Region] | None,
     ) -> Prediction:
@@ -161,7 +161,7 @@ class Prompter:
         self,
         state: ObjectState,
         n: int,
-        prompt: "SlicePrompt",
+        prompt: "PixelPrompts",
         previous: tuple[torch.Tensor, Region] | None,
         zoom: Zoom,
         nearby: Region | None,
@@ -194,7 +194,7 @@ class Prompter:
 
     def _first_region(
         self,
-        prompt: "SlicePrompt",
+        prompt: "PixelPrompts",
         previous: tuple[torch.Tensor, Region] | None,
         zoom: Zoom,
         nearby: Region | None,

@@ -19,7 +19,7 @@ from medsam2_core.imaging.probabilities import PackedValues
 
 if TYPE_CHECKING:
     from medsam2_core.engine.memory import MemoryBank
-    from medsam2_core.prompts import SlicePrompt
+    from medsam2_core.prompts import PixelPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class ConditioningSlice:
     """
 
     n: int
-    prompt: "SlicePrompt | None"
+    prompt: "PixelPrompts | None"
     prediction: Prediction
     memory: SliceMemory | None = None
     is_remembered: bool = False

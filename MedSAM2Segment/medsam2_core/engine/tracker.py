@@ -1,7 +1,7 @@
 """Objects through a volume: prompts on slices, and masks of all the others.
 
     tracker = Tracker(model, SliceEncoder(model, images))
-    tracker.prompt("liver", 40, SlicePrompt(..., box_xyxy=...))     # a mask of slice 40, at once
+    tracker.prompt("liver", 40, PixelPrompts(..., box_xyxy=...))     # a mask of slice 40, at once
     for result in tracker.propagate(): ...                          # every other slice
 
 What a user says about a slice stays: a prompted slice conditions all others and is never replaced by
@@ -40,7 +40,7 @@ from medsam2_core.errors import Interrupted, PromptError
 
 if TYPE_CHECKING:
     from medsam2_core.engine.model import SegmentationModel
-    from medsam2_core.prompts import SlicePrompt
+    from medsam2_core.prompts import PixelPrompts
 
 
 class Tracker:
@@ -98,7 +98,9 @@ class Tracker:
             raise PromptError(f"unknown object {object_id!r}: prompt it first (known: {known})")
         return self._objects[object_id]
 
-    def prompt(self, object_id: str, n: int, prompt: "SlicePrompt", *, by_words: bool = False) -> SliceResult:
+    def prompt(
+        self, object_id: str, n: int, prompt: "PixelPrompts", *, by_words: bool = False
+    ) -> SliceResult:
         """Take everything the user says about an object on slice `n`, and predict its mask there.
 
         `prompt` replaces what was said about this slice before. A mask alone is taken as it is (an empty
@@ -126,7 +128,7 @@ class Tracker:
         outcome = Outcome.of(prediction, mask_hw, kept, prompted=True)
         return self._condition(state, n, prompt, prediction, outcome, by_words)
 
-    def accept(self, object_id: str, n: int, prompt: "SlicePrompt", known: Found) -> SliceResult:
+    def accept(self, object_id: str, n: int, prompt: "PixelPrompts", known: Found) -> SliceResult:
         """As :meth:`prompt`, but the answer is known already."""
         self._check_slice(n)
         words = replace(prompt, mask_hw=np.asarray(known.mask_hw, dtype=bool))
@@ -145,7 +147,7 @@ class Tracker:
         self,
         state: ObjectState,
         n: int,
-        prompt: "SlicePrompt",
+        prompt: "PixelPrompts",
         prediction: Prediction,
         outcome: Outcome,
         by_words: bool = False,
@@ -218,10 +220,10 @@ class Tracker:
         self._check_slice(n)
         state = self._objects.get(object_id)
         if mask_hw is not None:
-            from medsam2_core.prompts import SlicePrompt
+            from medsam2_core.prompts import PixelPrompts
 
             nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
-            words = SlicePrompt(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool))
+            words = PixelPrompts(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool))
             check_prompt(n, words, self.source.shape_of(n))
             if state is not None:
                 self.release(object_id, n)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.slices import SliceStack
-    from medsam2_core.prompts import SlicePrompt
+    from medsam2_core.prompts import PixelPrompts
 
 BACKGROUND, TEXT = "#000000", "#e8e8e8"
 _DIRECTIONS = ("LR", "PA", "IS")
@@ -26,7 +26,7 @@ class Tile:
     n: int
     image: NDArray[np.uint8]
     masks: dict[str, NDArray[np.bool_]]
-    prompts: dict[str, SlicePrompt] = field(default_factory=dict)
+    prompts: dict[str, PixelPrompts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _draw_outline(axes: Any, mask: NDArray[np.bool_], colour: tuple[float, float
     axes.contour(x, y, level, levels=[0.5], colors=[colour], linewidths=1.4)
 
 
-def _draw_prompt(axes: Any, prompt: SlicePrompt, colour: tuple[float, float, float]) -> None:
+def _draw_prompt(axes: Any, prompt: PixelPrompts, colour: tuple[float, float, float]) -> None:
     from matplotlib.patches import Rectangle
 
     if prompt.box_xyxy is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from medsam2_core.imaging.segmentation import Segment, Segmentation
     from medsam2_core.imaging.slices import SliceStack
-    from medsam2_core.prompts import SlicePrompt
+    from medsam2_core.prompts import PixelPrompts
 
 _TILE_INCHES = {1: 6.0, 2: 4.5, 4: 4.0}  # up to so many slices; more get less
 _SMALL_TILE_INCHES = 3.2
@@ -120,7 +120,7 @@ def _extent(stack: SliceStack, segment: Segment) -> NDArray[np.float64] | None:
 
 
 def _view(
-    stack: SliceStack, extents: list[NDArray[np.float64]], given: dict[str, dict[int, SlicePrompt]]
+    stack: SliceStack, extents: list[NDArray[np.float64]], given: dict[str, dict[int, PixelPrompts]]
 ) -> View:
     """The whole slice, or the surroundings of the objects and boxes when those are small."""
     height, width = stack.shape_hw

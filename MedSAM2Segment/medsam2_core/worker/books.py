@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from medsam2_core.worker.masks import SliceRecord
-from medsam2_core.worker.messages import ObjectRecord, SliceWords
+from medsam2_core.worker.masks import SliceMask
+from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
 
 
 @dataclass
@@ -16,9 +16,9 @@ class Books:
     See :class:`~medsam2_core.worker.messages.ObjectRecord`.
     """
 
-    words: dict[int, SliceWords] = field(default_factory=dict)
-    records: dict[int, SliceRecord] = field(default_factory=dict)
-    refined: dict[int, SliceRecord] = field(default_factory=dict)
+    words: dict[int, SlicePrompts] = field(default_factory=dict)
+    records: dict[int, SliceMask] = field(default_factory=dict)
+    refined: dict[int, SliceMask] = field(default_factory=dict)
     stale: set[int] = field(default_factory=set)  # slices whose records answer earlier words
 
     @classmethod
@@ -32,7 +32,7 @@ class Books:
         records = {n: record for n, record in self.records.items() if n not in self.stale}
         return ObjectRecord(self.words, records, self.refined)
 
-    def say(self, said: Mapping[int, SliceWords], answers: Iterable[SliceRecord] | None = None) -> None:
+    def say(self, said: Mapping[int, SlicePrompts], answers: Iterable[SliceMask] | None = None) -> None:
         """Words were said; without answers the old masks stay until there are new ones."""
         for n, words in said.items():
             if words:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.errors import MedSAM2Error, ProtocolError
 from medsam2_core.worker.frames import Frame, FrameReader, encode
-from medsam2_core.worker.masks import SliceRecord, checked
+from medsam2_core.worker.masks import SliceMask, checked
 from medsam2_core.worker.messages import error_from_json
 
 #: Answered in the middle of a computation; none of them can be what ended a worker.
@@ -41,9 +41,9 @@ def plain_result(frame: Frame) -> Any:
     return {name: value for name, value in frame.header.items() if name not in ("type", "re")}
 
 
-def records_in(frame: Frame) -> list[SliceRecord]:
+def records_in(frame: Frame) -> list[SliceMask]:
     """The records a frame holds. ProtocolError when they are damaged."""
-    return [SliceRecord.from_json(item, frame.arrays) for item in checked(frame.header, "slices", list)]
+    return [SliceMask.from_json(item, frame.arrays) for item in checked(frame.header, "slices", list)]
 
 
 @dataclass(eq=False)
@@ -87,9 +87,9 @@ class Request:
     failed: Callable[[MedSAM2Error], None] | None = None
     progress: Callable[[str, int, int | None], None] | None = None
     note: Callable[[str], None] | None = None
-    slices: Callable[[list[SliceRecord], int, int | None], None] | None = None
+    slices: Callable[[list[SliceMask], int, int | None], None] | None = None
     take: Callable[[Frame], Any] = plain_result
-    seen: Callable[[list[SliceRecord]], None] | None = None
+    seen: Callable[[list[SliceMask]], None] | None = None
     heard: Callable[[str, int], None] | None = None
     settled: Callable[[Request], None] | None = None
     withdraw: Callable[[Request], None] | None = None

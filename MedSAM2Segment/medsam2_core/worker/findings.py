@@ -11,11 +11,11 @@ from medsam2_core.errors import ProtocolError
 from medsam2_core.prompts import Prompt
 from medsam2_core.worker.client import Request
 from medsam2_core.worker.frames import Frame
-from medsam2_core.worker.masks import SliceRecord, checked
+from medsam2_core.worker.masks import SliceMask, checked
 from medsam2_core.worker.messages import prompt_from_json
 
 Colour = tuple[float, float, float]
-Slices = Callable[[list[SliceRecord], int, "int | None"], None]
+Slices = Callable[[list[SliceMask], int, "int | None"], None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ClassFinding:
     terminology: str = ""
     confidence: float = 0.0
     prompts: Mapping[int, tuple[Prompt, ...]] = field(default_factory=dict)
-    records: Mapping[int, SliceRecord] = field(default_factory=dict)
+    records: Mapping[int, SliceMask] = field(default_factory=dict)
 
     @property
     def is_found(self) -> bool:
@@ -156,7 +156,7 @@ def entries_in(told: Mapping[str, Any]) -> tuple[AutoEntry, ...]:
 
 def auto_request(
     wish: AutoWish,
-    check: Callable[[list[SliceRecord]], list[SliceRecord]],
+    check: Callable[[list[SliceMask]], list[SliceMask]],
     slices: Slices | None = None,
     **callbacks: Any,
 ) -> Request:
@@ -172,9 +172,9 @@ def auto_request(
         `done`, `failed`, `progress` of the request.
     """
     request = Request("auto", wish.to_json(), slices=slices, **callbacks)
-    known: dict[tuple[str, int], SliceRecord] = {}
+    known: dict[tuple[str, int], SliceMask] = {}
 
-    def seen(records: list[SliceRecord]) -> None:
+    def seen(records: list[SliceMask]) -> None:
         known.update({(record.object, record.n): record for record in check(records)})
 
     def take(frame: Frame) -> list[ClassFinding]:
@@ -184,7 +184,7 @@ def auto_request(
     return request
 
 
-def _finding(item: Any, frame: Frame, known: Mapping[tuple[str, int], SliceRecord]) -> ClassFinding:
+def _finding(item: Any, frame: Frame, known: Mapping[tuple[str, int], SliceMask]) -> ClassFinding:
     if not isinstance(item, dict):
         raise ProtocolError(f"a class must be a JSON object, not {repr(item)[:60]}")
     name, listed = checked(item, "name", str), checked(item, "slices", list)

@@ -46,7 +46,7 @@ def unpack(box: Box, bits: bytes | NDArray[np.uint8], shape_hw: tuple[int, int])
 
 
 @dataclass(frozen=True)
-class SliceRecord:
+class SliceMask:
     """One object on one slice, as the worker tells it and as everybody keeps it.
 
     Attributes
@@ -87,7 +87,7 @@ class SliceRecord:
         confidence: float = 1.0,
         prompted: bool = True,
         final: bool = False,
-    ) -> SliceRecord:
+    ) -> SliceMask:
         """From a (H, W) mask."""
         shape_hw = (int(mask_hw.shape[0]), int(mask_hw.shape[1]))
         return cls(object, n, iou, score, confidence, prompted, final, shape_hw, *pack(mask_hw))
@@ -108,7 +108,7 @@ class SliceRecord:
         return {**values, "mask": add_array(arrays, np.frombuffer(self.bits, np.uint8))}
 
     @classmethod
-    def from_json(cls, item: Any, arrays: Mapping[str, NDArray[Any]]) -> SliceRecord:
+    def from_json(cls, item: Any, arrays: Mapping[str, NDArray[Any]]) -> SliceMask:
         """From a message. ProtocolError tells what is wrong; what comes out can be unpacked without one."""
         if not isinstance(item, dict):
             raise ProtocolError(f"a record must be a JSON object, not {type(item).__name__}")

@@ -16,7 +16,7 @@ from medsam2_core.errors import GeometryError, MedSAM2Error, PromptError, Protoc
 from medsam2_core.imaging.slices import AXES, SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt
-from medsam2_core.worker.masks import SliceRecord, add_array, checked, named_array
+from medsam2_core.worker.masks import SliceMask, add_array, checked, named_array
 
 #: Versions of the protocol that this package speaks, the best first.
 PROTOCOLS = (1,)
@@ -25,7 +25,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class SliceWords:
+class SlicePrompts:
     """Everything said about one object on one slice.
 
     Attributes
@@ -40,7 +40,7 @@ class SliceWords:
 
     prompts: tuple[Prompt, ...] = ()
     final: bool = False
-    known: SliceRecord | None = None
+    known: SliceMask | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))
@@ -49,7 +49,7 @@ class SliceWords:
         """Whether anything is said; if not, what was said before is taken back."""
         return bool(self.prompts) or self.final or self.known is not None
 
-    def extends(self, earlier: SliceWords) -> bool:
+    def extends(self, earlier: SlicePrompts) -> bool:
         """Whether these words begin with all prompts of the earlier ones."""
         return self.prompts[: len(earlier.prompts)] == earlier.prompts
 
@@ -74,9 +74,9 @@ class ObjectRecord:
         would mean something else to somebody who does not know it.
     """
 
-    words: Mapping[int, SliceWords] = field(default_factory=dict)
-    records: Mapping[int, SliceRecord] = field(default_factory=dict)
-    refined: Mapping[int, SliceRecord] = field(default_factory=dict)
+    words: Mapping[int, SlicePrompts] = field(default_factory=dict)
+    records: Mapping[int, SliceMask] = field(default_factory=dict)
+    refined: Mapping[int, SliceMask] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         words = {n: words for n, words in self.words.items() if words}
@@ -213,7 +213,7 @@ def prompt_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> Prompt:
     raise PromptError(f"unknown prompt {repr(item)[:80]}: use a point, a box or a mask")
 
 
-def words_to_json(n: int, words: SliceWords, arrays: Arrays) -> dict[str, Any]:
+def words_to_json(n: int, words: SlicePrompts, arrays: Arrays) -> dict[str, Any]:
     """One item of ``slices`` of a `say` or `restore` request."""
     item = {"n": n, "prompts": [prompt_to_json(p, arrays) for p in words.prompts], "final": words.final}
     if words.known is not None:
@@ -222,7 +222,7 @@ def words_to_json(n: int, words: SliceWords, arrays: Arrays) -> dict[str, Any]:
     return item
 
 
-def words_from_json(item: Any, object: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, SliceWords]:
+def words_from_json(item: Any, object: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, SlicePrompts]:
     """Slice number and words; a known mask comes as a record, with the figures that were told.
 
     Raises PromptError for a prompt that is none, else ProtocolError.
@@ -238,10 +238,10 @@ def words_from_json(item: Any, object: str, arrays: Mapping[str, NDArray[Any]]) 
         figures = {"iou": 1.0, "score": 0.0, "confidence": 1.0, "prompted": True}
         figures |= {name: item[name] for name in ("iou", "score") if name in item}
         told = {part: item.get(part) for part in ("mask", "box", "shape_hw")}
-        known = SliceRecord.from_json(
+        known = SliceMask.from_json(
             {"object": object, "n": n, "final": final, **figures, **told}, arrays
         )  # fmt: skip
-    return n, SliceWords(prompts, final, known)
+    return n, SlicePrompts(prompts, final, known)
 
 
 def error_to_json(error: BaseException, details: str = "") -> dict[str, Any]:

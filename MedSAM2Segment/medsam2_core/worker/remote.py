@@ -14,8 +14,14 @@ from medsam2_core.worker.books import Books
 from medsam2_core.worker.client import Blame, Call, Request, records_in
 from medsam2_core.worker.findings import AutoWish, Slices, auto_request
 from medsam2_core.worker.frames import Frame
-from medsam2_core.worker.masks import SliceRecord, checked
-from medsam2_core.worker.messages import ObjectRecord, SessionSettings, SliceWords, StackChoice, words_to_json
+from medsam2_core.worker.masks import SliceMask, checked
+from medsam2_core.worker.messages import (
+    ObjectRecord,
+    SessionSettings,
+    SlicePrompts,
+    StackChoice,
+    words_to_json,
+)
 from medsam2_core.worker.volumes import RemoteVolume
 
 Done = Callable[[Any], None]
@@ -134,8 +140,8 @@ class RemoteSession:
     def say(
         self,
         object: str,
-        slices: Mapping[int, SliceWords],
-        done: Callable[[list[SliceRecord]], None] | None = None,
+        slices: Mapping[int, SlicePrompts],
+        done: Callable[[list[SliceMask]], None] | None = None,
         failed: Failed | None = None,
         progress: Progress | None = None,
     ) -> Request:
@@ -145,7 +151,7 @@ class RemoteSession:
         told = [words_to_json(n, words, arrays) for n, words in sorted(said.items())]
         request = Request("say", {"object": object, "slices": told}, arrays, done, failed, progress)
 
-        def take(frame: Frame) -> list[SliceRecord]:
+        def take(frame: Frame) -> list[SliceMask]:
             records = self._checked(records_in(frame))
             self._books.setdefault(object, Books()).say(said, records)
             return records
@@ -157,13 +163,13 @@ class RemoteSession:
         self,
         object: str,
         record: ObjectRecord,
-        done: Callable[[list[SliceRecord]], None] | None = None,
+        done: Callable[[list[SliceMask]], None] | None = None,
         failed: Failed | None = None,
     ) -> Request:
         """Replace all that is known of an object; `done` gets the worker's records of the prompted slices."""
         request = self._restoring(object, record, done, failed)
 
-        def take(frame: Frame) -> list[SliceRecord]:
+        def take(frame: Frame) -> list[SliceMask]:
             records = self._checked(records_in(frame))
             books = self._books[object] = Books.of(record)
             books.records.update({answer.n: answer for answer in records})
@@ -183,7 +189,7 @@ class RemoteSession:
         direction: str = "both",
         stop_after_absent: int | None = 3,
         *,
-        slices: Callable[[list[SliceRecord], int, int | None], None] | None = None,
+        slices: Callable[[list[SliceMask], int, int | None], None] | None = None,
         done: Done | None = None,
         failed: Failed | None = None,
         progress: Progress | None = None,
@@ -197,7 +203,7 @@ class RemoteSession:
         fields["stop_after_absent"] = stop_after_absent
         request = Request("propagate", fields, done=done, failed=failed, progress=progress, slices=slices)
 
-        def seen(records: list[SliceRecord]) -> None:
+        def seen(records: list[SliceMask]) -> None:
             for record in self._checked(records):
                 if record.object in self._books:
                     self._books[record.object].records[record.n] = record
@@ -241,11 +247,11 @@ class RemoteSession:
         self._opened = self._failed = None
         self._over()
 
-    def words(self, object: str) -> dict[int, SliceWords]:
+    def words(self, object: str) -> dict[int, SlicePrompts]:
         """What the session was told of an object, by slice; what is still to be answered counts."""
         return dict(self._seen(object).words)
 
-    def records(self, object: str) -> dict[int, SliceRecord]:
+    def records(self, object: str) -> dict[int, SliceMask]:
         """The masks the session has told of an object, by slice."""
         return dict(self._seen(object).records)
 
@@ -267,7 +273,7 @@ class RemoteSession:
             change(books)
         return books.get(object, Books())
 
-    def _checked(self, records: list[SliceRecord]) -> list[SliceRecord]:
+    def _checked(self, records: list[SliceMask]) -> list[SliceMask]:
         for record in records:
             if self.info is not None and (
                 record.shape_hw != self.info.shape_hw or record.n >= self.info.slices

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.errors import Cancelled, ProtocolError
 from medsam2_core.worker.jobs import Job
-from medsam2_core.worker.masks import SliceRecord, checked, pack
+from medsam2_core.worker.masks import SliceMask, checked, pack
 from medsam2_core.worker.messages import SessionSettings, StackChoice, words_from_json
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Sessions:
         opened, name, words = self._spoken(job)
         tracked: dict[int, Found] = {}
         for item in checked(job.fields, "tracked", list) if "tracked" in job.fields else []:
-            record = SliceRecord.from_json({**item, "object": name}, job.arrays)
+            record = SliceMask.from_json({**item, "object": name}, job.arrays)
             tracked[record.n] = _found(record)
         return records_of(opened.session.restore_object(name, words, tracked).values())
 
@@ -222,7 +222,7 @@ class Sessions:
         return self.cache
 
 
-def _found(record: SliceRecord) -> Found:
+def _found(record: SliceMask) -> Found:
     from medsam2_core.engine.states import Found
 
     return Found(record.mask_hw, record.iou, record.score)
@@ -235,11 +235,11 @@ def records_of(results: Iterable[SliceResult | None]) -> Answer:
     return {"slices": told}, arrays
 
 
-def _record(result: SliceResult) -> SliceRecord:
+def _record(result: SliceResult) -> SliceMask:
     box, bits = pack(result.mask_hw)
     height, width = result.mask_hw.shape
     figures = [_finite(value) for value in (result.iou, result.object_score, result.confidence)]
-    return SliceRecord(
+    return SliceMask(
         result.object_id, int(result.n), *figures, result.prompted, result.final, (height, width), box, bits
     )
 

@@ -1,0 +1,371 @@
+"""Auto models on the page of the module: listed, removed, trained from a folder or from the scene."""
+
+from pathlib import Path
+
+import pytest
+from medsam2_core.errors import Cancelled, TrainingError, WorkerError
+from MedSAM2SegmentLib.Panels.AutoPage import AutoPage
+from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
+from MedSAM2SegmentLib.Panels.ModulePageState import Kind
+from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
+from support.findings import a_model
+from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
+
+LIVER = a_model("liver", classes=("liver",), name="liver", training={"images": 12, "dice": {"liver": 0.913}})
+FOLDER_WISH = {"data": "/data/livers", "name": "liver", "minutes": 10.0}
+
+
+class SomeCases:
+    """Labelled volumes of a scene that is not there."""
+
+    def __init__(self, *names, problem=None):
+        self.found, self.problem, self.places = names, problem, []
+
+    def names(self):
+        return self.found
+
+    def write(self, folder):
+        self.places.append(Path(folder))
+        (Path(folder) / "case001.nrrd").write_text("a volume")
+        if self.problem is not None:
+            raise self.problem
+        return {f"case{number:03}": name for number, name in enumerate(self.found, 1)}
+
+
+class APage:
+    """The part of the page, its worker, and how often it said that something changed."""
+
+    def __init__(self, *entries, cases=None, damaged=(), problem=None, **settings):
+        self.worker, self.changes = FakeWorker(), 0
+        self.workers = FakeWorkers(self.worker)
+        self.page = AutoPage(FakeSettings(**settings), self.workers, cases, self.changed)
+        self.page.listenTo(self.worker)
+        self.tell(*entries, damaged=damaged)
+        self.workers.problem = problem
+
+    def changed(self):
+        self.changes += 1
+
+    def tell(self, *entries, damaged=()):
+        self.worker.last("auto_models").answer(models=list(entries), damaged=list(damaged))
+
+    @property
+    def view(self):
+        return self.page.view()
+
+    def train(self, source="folder", folder="/data/livers", name="liver", minutes=10, classes="", **more):
+        self.page.train(source, folder, name, minutes, classes, **more)
+        asked = [request for request in self.worker.asked if request.type == "train_auto"]
+        return asked[-1] if asked else None
+
+
+# The list
+
+
+def test_what_there_is_is_listed():
+    page = APage(LIVER)
+    row = page.view.rows[0]
+    assert (row.file, row.name, row.classes, row.images, row.dice) == (
+        "liver",
+        "liver",
+        "liver",
+        "12",
+        "0.91",
+    )
+    assert page.view.line.text == ""
+    assert page.changes > 0
+
+
+def test_without_a_model_it_says_how_to_begin():
+    page = APage()
+    assert page.view.line.text == "No Auto model yet: train one from 10 labelled images."
+    page.page.listenTo(None)
+    assert page.view.line.text == ""
+    assert not page.view.canTrain
+
+
+def test_a_damaged_file_is_told_of():
+    reason = "b.medsam2auto is damaged: train it again, or remove it"
+    page = APage(LIVER, damaged=[{"path": "/models/auto/b.medsam2auto", "reason": reason}])
+    assert (page.view.line.text, page.view.line.kind) == (reason, Kind.WARNING)
+    assert len(page.view.rows) == 1
+
+
+def test_nonsense_from_a_worker_is_an_error_and_not_the_end():
+    page = APage({"name": "no path"})
+    assert page.view.line.kind is Kind.ERROR
+    assert page.view.rows == ()
+
+
+def test_a_worker_that_knows_no_such_models_is_left_alone():
+    page = APage(LIVER)
+    page.page.listenTo(page.worker)
+    page.worker.last("auto_models").fail(WorkerError("unknown request"))
+    assert page.view.line.text == ""
+
+
+def test_a_model_is_removed_and_the_list_asked_again():
+    page = APage(LIVER)
+    page.page.remove("liver")
+    assert not page.view.canChange
+    page.page.remove("liver")
+    removals = [request for request in page.worker.asked if request.type == "remove_auto_model"]
+    assert [request.fields for request in removals] == [{"model": "liver"}]
+    removals[0].answer(bytes=9_000_000)
+    page.tell()
+    assert page.view.line.text == "liver is removed; 9 MB are free again."
+    assert page.view.rows == ()
+
+
+def test_what_could_not_be_removed_says_why():
+    page = APage(LIVER)
+    page.page.remove("liver")
+    page.worker.last("remove_auto_model").fail(WorkerError("it is in use: close it"))
+    assert (page.view.line.text, page.view.line.kind) == ("it is in use: close it", Kind.ERROR)
+    assert page.view.canChange
+
+
+def test_late_answers_of_a_worker_that_is_gone_concern_nobody():
+    page = APage(LIVER)
+    page.page.remove("liver")
+    removal = page.worker.last("remove_auto_model")
+    page.page.listenTo(None)
+    before = page.changes
+    removal.answer(bytes=1)
+    removal.fail(WorkerError("too late"))
+    page.worker.last("auto_models").answer(models=[], damaged=[])
+    assert page.changes == before
+
+
+# Training from a folder
+
+
+def test_a_folder_is_trained_on_and_the_result_is_in_the_list():
+    page = APage()
+    request = page.train(classes=" liver, spleen ,")
+    assert request.fields == {**FOLDER_WISH, "classes": ["liver", "spleen"]}
+    assert page.view.line.text == "Training liver…"
+    assert (page.view.canTrain, page.view.canCancel, page.view.fraction) == (False, True, -1.0)
+    assert page.worker.owners == [page.page]
+    request.callbacks["progress"]("training", 30, 120)
+    request.callbacks["note"]("Dice 0.71 after 3 minutes")
+    assert page.view.fraction == 0.25
+    assert page.view.line.text == "Training: Dice 0.71 after 3 minutes"
+    request.answer(model=LIVER)
+    page.tell(LIVER)
+    assert page.view.line.text == (
+        "liver is trained on 12 images, Dice 0.91: choose it at Auto in the effect."
+    )
+    assert page.view.line.kind is Kind.GOOD
+    assert page.view.fraction is None
+    assert [row.name for row in page.view.rows] == ["liver"]
+    assert page.worker.owners == []
+
+
+def test_few_images_are_said_to_be_few():
+    page = APage()
+    page.train().answer(model={**LIVER, "training": {"images": 3}})
+    assert page.view.line.text == (
+        "liver is trained on 3 images: choose it at Auto in the effect. More than 3 would make it better."
+    )
+
+
+def test_without_a_name_the_folder_gives_it_and_another_base_is_told():
+    page = APage(defaultModel="medsam2")
+    request = page.train(name=" ", folder=" /data/kidneys ")
+    assert request.fields == {
+        "data": "/data/kidneys",
+        "name": "kidneys",
+        "minutes": 10.0,
+        "base": "medsam2",
+    }
+
+
+def test_without_a_folder_nothing_is_begun():
+    page = APage()
+    assert page.train(folder="  ") is None
+    assert page.view.line.text == "Choose a folder of images and labels first"
+    assert page.worker.owners == []
+
+
+def test_images_with_problems_can_be_left_out():
+    page = APage()
+    words = "1 problem with the data: (1) a.png has no label. Mend them, or leave these images out"
+    page.train().fail(TrainingError(f"{words} with --skip-bad"))
+    assert page.view.line.text == words
+    assert page.train(skipsBad=True).fields == {**FOLDER_WISH, "skip_bad": True}
+
+
+def test_only_one_training_at_a_time():
+    page = APage()
+    first = page.train()
+    assert page.train(name="another") is first
+
+
+def test_a_stopped_training_goes_on_when_the_same_is_asked_for():
+    page = APage()
+    request = page.train()
+    page.page.cancel()
+    assert request.isCancelled
+    assert page.view.line.text == "The training is being stopped…"
+    request.fail(Cancelled("the training was stopped; started again with the same data, it goes on"))
+    assert page.view.line.text.startswith("The training was stopped; started again")
+    assert page.view.line.kind is Kind.PLAIN
+    again = page.train()
+    assert again.fields == {**FOLDER_WISH, "resume": True}
+    again.fail(Cancelled("the training was stopped"))
+    assert page.train().fields == {**FOLDER_WISH, "resume": True}
+
+
+def test_another_training_does_not_go_on_with_the_stopped_one():
+    page = APage()
+    page.train().fail(Cancelled("stopped"))
+    request = page.train(minutes=20)
+    assert "resume" not in request.fields
+    request.fail(TrainingError("the data cannot be read"))
+    assert "resume" not in page.train().fields
+
+
+def test_a_training_that_fails_says_why_and_lets_go():
+    page = APage()
+    page.train().fail(TrainingError("a.png has no label: put a_label.png beside it"))
+    assert page.view.line.text == "a.png has no label: put a_label.png beside it"
+    page.train().fail(TrainingError("no image has a label"))
+    assert page.view.line.text == "No image has a label"
+    assert page.view.line.kind is Kind.ERROR
+    assert page.view.canTrain
+    assert page.worker.owners == []
+
+
+def test_without_a_worker_there_is_no_training():
+    page = APage(problem=WorkerError("the runtime is not installed: press Install"))
+    assert page.train() is None
+    assert page.view.line.kind is Kind.ERROR
+    assert page.view.canTrain
+
+
+# Training from the scene
+
+
+def test_the_scene_says_how_much_it_has():
+    assert APage(cases=SomeCases("CT")).view.sources[0] == ("scene", "This scene (1 volume with segments)")
+    nothing = APage(cases=SomeCases()).view.sources
+    assert [value for value, _ in nothing] == ["folder", "scene"], "what can be done comes first"
+    assert nothing[1][1] == "This scene (0 volumes with segments)"
+    assert [value for value, _ in APage().view.sources] == ["folder"]
+
+
+def test_a_remote_worker_cannot_read_what_is_written_here():
+    page = APage(cases=SomeCases("CT"), remoteCommand="ssh host medsam2 worker")
+    assert [value for value, _ in page.view.sources] == ["folder"]
+
+
+def test_the_volumes_of_the_scene_are_written_told_by_their_names_and_gone_afterwards():
+    cases = SomeCases("CT of Anna", "MR")
+    page = APage(cases=cases)
+    request = page.train("scene", folder="/ignored", name="")
+    place = cases.places[0]
+    assert request.fields == {"data": str(place), "name": "scene", "minutes": 10.0}
+    assert (place / "case001.nrrd").exists()
+    request.callbacks["note"]("reading case001")
+    assert page.view.line.text == "Training: reading 'CT of Anna'"
+    request.fail(TrainingError("case002 has no segment: draw one"))
+    assert page.view.line.text == "'MR' has no segment: draw one"
+    assert not place.exists()
+
+
+def test_a_scene_without_labels_says_so_and_leaves_nothing_behind():
+    problem = TrainingError("no volume of the scene has a segmentation")
+    cases = SomeCases(problem=problem)
+    page = APage(cases=cases)
+    assert page.train("scene") is None
+    assert (page.view.line.text, page.view.line.kind) == (str(problem), Kind.ERROR)
+    assert not cases.places[0].exists()
+    assert page.worker.owners == []
+
+
+def test_a_stopped_training_on_the_scene_begins_anew():
+    page = APage(cases=SomeCases("CT"))
+    page.train("scene").fail(
+        Cancelled("the training was stopped; started again with the same data, it goes on")
+    )
+    assert (page.view.line.text, page.view.line.kind) == ("The training was stopped.", Kind.PLAIN)
+    assert "resume" not in page.train("scene").fields
+
+
+def test_a_full_disk_is_told_of():
+    cases = SomeCases("CT", problem=OSError(28, "No space left on device"))
+    page = APage(cases=cases)
+    assert page.train("scene") is None
+    assert "No space left" in page.view.line.text
+    assert not cases.places[0].exists()
+
+
+# With the whole page
+
+
+def a_controller(cases=None, **settings):
+    worker = FakeWorker()
+    settings, workers = FakeSettings(**settings), FakeWorkers(worker)
+    installer = FakeInstaller(RuntimeState.READY)
+    return ModulePageController(installer, settings, workers, cases=cases), worker, installer
+
+
+def test_a_training_goes_on_when_the_page_is_left():
+    controller, worker, _ = a_controller()
+    controller.enter()
+    controller.trainAutoModel("folder", "/data/livers", "liver", 10, "")
+    request = worker.last("train_auto")
+    controller.exit()
+    assert worker.owners == [controller.auto]
+    assert not request.isCancelled
+    request.callbacks["progress"]("training", 1, 2)
+    controller.enter()
+    assert controller.state.auto.fraction == 0.5
+    request.answer(model=LIVER)
+    assert worker.owners == [controller]
+    assert controller.state.auto.line.kind is Kind.GOOD
+
+
+def test_it_ends_when_nobody_looks_and_lets_the_worker_go():
+    controller, worker, _ = a_controller()
+    controller.enter()
+    controller.trainAutoModel("folder", "/data/livers", "liver", 10, "")
+    controller.exit()
+    worker.last("train_auto").answer(model=LIVER)
+    assert worker.owners == []
+
+
+@pytest.mark.parametrize("ask", ["repair", "askRemove"])
+def test_changing_the_runtime_stops_a_training(ask):
+    cases = SomeCases("CT")
+    controller, worker, installer = a_controller(cases)
+    controller.enter()
+    controller.trainAutoModel("scene", "", "liver", 10, "")
+    getattr(controller, ask)()
+    controller.confirm()
+    assert worker.last("train_auto").isCancelled
+    assert worker.owners == []
+    assert not cases.places[0].exists()
+    assert controller.state.auto.line.text == "The training was stopped."
+    assert len(installer.done) == 1
+
+
+def test_slicer_closing_stops_a_training():
+    controller, worker, _ = a_controller()
+    controller.enter()
+    controller.trainAutoModel("folder", "/data/livers", "liver", 10, "")
+    controller.cleanup()
+    assert worker.last("train_auto").isCancelled
+    assert worker.owners == []
+
+
+def test_the_page_cancels_and_removes_through_its_controller():
+    controller, worker, _ = a_controller()
+    controller.enter()
+    worker.last("auto_models").answer(models=[LIVER], damaged=[])
+    controller.trainAutoModel("folder", "/data/livers", "liver", 10, "")
+    controller.cancelTraining()
+    assert worker.last("train_auto").isCancelled
+    controller.removeAutoModel("liver")
+    assert worker.last("remove_auto_model").fields == {"model": "liver"}

@@ -1,0 +1,329 @@
+"""The options panel shows every state in full, and tells what the user pressed, nothing else."""
+
+import dataclasses
+import inspect
+
+import pytest
+from support import qt_shim as a_qt
+
+qt = a_qt.installed()
+
+from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel, parseRange  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import PanelState, Status, Tool  # noqa: E402
+from MedSAM2SegmentLib.Panels.QtHelpers import breakable  # noqa: E402
+from support.panel import (  # noqa: E402
+    AUTO,
+    CHOICES,
+    VALUES,
+    WIDTH,
+    a_state,
+    clipped,
+    dark_palette,
+    every_state,
+    keep_picture,
+    shown,
+)
+
+BUTTONS = {
+    "actionButton": ("resolve",),
+    "pointButton": ("setTool", "point"),
+    "boxButton": ("setTool", "box"),
+    "scribbleButton": ("setTool", "scribble"),
+    "positiveButton": ("setNegative", False),
+    "negativeButton": ("setNegative", True),
+    "propagateButton": ("propagate",),
+    "cancelButton": ("cancel",),
+    "keepButton": ("keep",),
+    "discardButton": ("discard",),
+    "weakestButton": ("nextWeakest",),
+    "finaliseButton": ("finaliseSlice",),
+    "segmentButton": ("useSegmentAsPrompt",),
+    "clearButton": ("clearPrompts",),
+    "autoSliceButton": ("autoSlice",),
+    "autoVolumeButton": ("autoVolume",),
+}
+
+
+@pytest.fixture
+def panel(actions):
+    a_qt.application()
+    panel = OptionsPanel(None, actions)
+    yield panel
+    panel.cleanup()
+    panel.widget.deleteLater()
+
+
+def button(panel, name):
+    return panel.widget.findChild(qt.QPushButton, name)
+
+
+def combo(panel, name):
+    return panel.widget.findChild(qt.QComboBox, name)
+
+
+@pytest.mark.parametrize("style", ["light", "dark"])
+@pytest.mark.parametrize("status", list(Status), ids=lambda status: status.name.lower())
+def test_every_state_can_be_read_in_a_narrow_column(panel, status, style, tmp_path):
+    app = a_qt.application()
+    before = app.palette()
+    app.setPalette(dark_palette() if style == "dark" else before)
+    try:
+        panel.show(every_state()[status])
+        panel.widget.findChild(qt.QToolButton, "advancedButton").click()
+        shown(panel.widget)
+        keep_picture(panel.widget, f"options-{style}-{status.name.lower()}", tmp_path)
+        assert panel.widget.width == WIDTH, "the column would have to be wider"
+        assert clipped(panel.widget) == []
+    finally:
+        app.setPalette(before)
+
+
+def test_every_status_has_an_icon_and_says_its_name(panel):
+    for status, state in every_state().items():
+        panel.show(state)
+        icon = panel.widget.findChild(qt.QLabel, "statusIcon")
+        assert not icon.pixmap.isNull()
+        assert icon.toolTip == status.value
+
+
+def test_details_open_below_and_are_copied_with_the_line(panel):
+    state = every_state()[Status.FAILED]
+    panel.show(state)
+    shown(panel.widget)
+    details = panel.widget.findChild(qt.QPlainTextEdit, "detailsText")
+    assert not details.visible
+    button(panel, "detailsButton").click()
+    assert details.visible
+    assert details.plainText == state.details
+    button(panel, "copyButton").click()
+    copied = qt.QApplication.clipboard().text()
+    assert state.text in copied
+    assert state.details in copied
+    panel.show(a_state())
+    assert not details.visible
+    assert not button(panel, "detailsButton").visible
+
+
+@pytest.mark.parametrize("name", BUTTONS)
+def test_a_button_calls_its_action_once(panel, actions, name):
+    panel.show(a_state(action="Do it", canCancel=True, canKeep=True))
+    button(panel, name).click()
+    assert actions.calls == [BUTTONS[name]]
+
+
+def test_showing_states_tells_the_controller_nothing(panel, actions):
+    for _ in range(2):
+        for state in every_state().values():
+            panel.show(state)
+        panel.show(
+            a_state(tool=Tool.BOX, negative=True, values={**VALUES, "range": "3..40", "model": "another"})
+        )
+        panel.show(a_state(values={**VALUES, "window": "400,40", "stopWhenGone": "0", "autoPropagate": "1"}))
+        panel.show(PanelState())
+    assert actions.calls == []
+
+
+def test_what_cannot_be_done_cannot_be_pressed(panel, actions):
+    panel.show(PanelState())
+    for name in BUTTONS:
+        button(panel, name).click()
+    assert [call for call in actions.calls if call[0] not in ("resolve", "keep", "discard")] == []
+
+
+def test_tool_and_sign_follow_the_state_not_the_press(panel):
+    panel.show(a_state(tool=Tool.SCRIBBLE, negative=True))
+    assert button(panel, "scribbleButton").checked
+    assert button(panel, "negativeButton").checked
+    button(panel, "boxButton").click()  # the controller does not take it
+    panel._redraw()
+    assert button(panel, "scribbleButton").checked
+    assert not button(panel, "boxButton").checked
+
+
+@pytest.mark.parametrize("name", ["model", "direction", "stack"])
+def test_a_choice_is_told_by_its_value(panel, actions, name):
+    panel.show(a_state())
+    box = combo(panel, f"{name}Box")
+    assert [box.itemText(index) for index in range(box.count)] == [label for _, label in CHOICES[name]]
+    press(box, qt.Qt.Key_Down)
+    assert actions.calls == [("setValue", name, CHOICES[name][1][0])]
+
+
+def test_a_window_may_be_typed(panel, actions):
+    panel.show(a_state())
+    box = combo(panel, "windowBox")
+    box.currentText = "400, 40"
+    box.lineEdit().editingFinished.emit()
+    assert actions.calls == [("setValue", "window", "400,40")]
+    panel.show(a_state(values={**VALUES, "window": "400,40"}))
+    assert box.currentText == "400,40"
+    panel.show(a_state(values={**VALUES, "window": "displayed"}))
+    assert box.currentText == "As displayed"
+
+
+def test_a_range_needs_two_numbers_that_exist(panel, actions):
+    panel.show(a_state())
+    shown(panel.widget)
+    first, last = (panel.widget.findChild(qt.QSpinBox, name) for name in ("firstBox", "lastBox"))
+    assert not first.visible
+    press(combo(panel, "rangeBox"), qt.Qt.Key_Down)
+    assert first.visible
+    assert last.visible
+    assert actions.calls == [("setValue", "range", "0..59")]
+    panel.show(a_state(values={**VALUES, "range": "10-40"}))
+    assert (first.value, last.value) == (10, 40)
+    first.value = 50
+    assert actions.calls[-1] == ("setValue", "range", "40..50")
+    first.value = 1000
+    assert actions.calls[-1] == ("setValue", "range", "40..59")
+
+
+def test_ranges_are_read_as_people_write_them():
+    assert parseRange("3..40") == parseRange("3-40") == parseRange(" 3 to 40") == (3, 40)
+    assert parseRange("all") is parseRange("") is parseRange("7") is None
+
+
+@pytest.mark.parametrize("name", ["stopWhenGone", "autoPropagate"])
+def test_switches_are_told_as_0_and_1(panel, actions, name):
+    panel.show(a_state(values={**VALUES, name: "0"}))
+    box = panel.widget.findChild(qt.QCheckBox, f"{name}Box")
+    box.click()
+    panel.show(a_state(values={**VALUES, name: "1"}))
+    box.click()
+    assert actions.calls == [("setValue", name, "1"), ("setValue", name, "0")]
+
+
+def test_an_auto_model_is_chosen_by_its_file(panel, actions):
+    panel.show(a_state())
+    box = combo(panel, "autoModelBox")
+    assert box.itemText(box.currentIndex) == AUTO.models[0][1]
+    press(box, qt.Qt.Key_Down)
+    assert actions.calls == [("setValue", "autoModel", "nerve")]
+    replaces = panel.widget.findChild(qt.QCheckBox, "replaceBox")
+    assert not replaces.checked
+    replaces.click()
+    assert actions.calls[-1] == ("setValue", "replaceSegments", "1")
+    panel.show(a_state(auto=dataclasses.replace(AUTO, replaces=True)))
+    assert replaces.checked
+
+
+def test_without_an_auto_model_there_is_the_way_to_one(panel, actions):
+    panel.show(every_state()[Status.READY])
+    shown(panel.widget)
+    assert not combo(panel, "autoModelBox").visible
+    assert not button(panel, "autoVolumeButton").visible
+    text = panel.widget.findChild(qt.QLabel, "autoText")
+    assert text.visible
+    assert text.text == "No Auto model yet: train one from 10 labelled images."
+    button(panel, "trainButton").click()
+    assert actions.calls == [("trainAuto",)]
+    panel.show(a_state())
+    assert not button(panel, "trainButton").visible
+    assert text.text == AUTO.text
+    panel.show(PanelState())
+    assert not text.visible
+
+
+def test_what_auto_cannot_do_now_cannot_be_pressed(panel, actions):
+    panel.show(every_state()[Status.FINDING])
+    for name in ("autoSliceButton", "autoVolumeButton"):
+        button(panel, name).click()
+    assert actions.calls == []
+    words = panel.widget.findChild(qt.QLabel, "progressText")
+    assert words.text == "Slice 41 of 120, about 32 s left"
+
+
+def test_progress_counts_slices_and_survives_large_volumes(panel):
+    words = panel.widget.findChild(qt.QLabel, "progressText")
+    bar = panel.widget.findChild(qt.QProgressBar, "progressBar")
+    panel.show(every_state()[Status.PROPAGATING])
+    assert words.text == "Slice 41 of 120, about 32 s left"
+    panel.show(every_state()[Status.SENDING])  # 5 GB do not fit Qt's whole numbers
+    assert words.text == "60 %, 4 s"
+    assert bar.value / bar.maximum == pytest.approx(0.6)
+    panel.show(every_state()[Status.LOADING])
+    assert (bar.minimum, bar.maximum) == (0, 0)
+
+
+def test_the_keyboard_goes_through_it_from_top_to_bottom(panel):
+    panel.show(a_state(action="Do it", details="x"))
+    panel.widget.findChild(qt.QToolButton, "advancedButton").click()
+    shown(panel.widget)
+    order, widget = [], panel.widget.findChild(qt.QPushButton, "actionButton")
+    while widget.objectName not in order:
+        if widget.visible and widget.focusPolicy & qt.Qt.TabFocus and widget.objectName:
+            order.append(widget.objectName)
+        widget = widget.nextInFocusChain()
+    known = [name for name in order if name in {*BUTTONS, "advancedButton"} or name.endswith("Box")]
+    corners = [
+        panel.widget.findChild(qt.QWidget, name).mapTo(panel.widget, qt.QPoint(0, 0)) for name in known
+    ]
+    for place in range(1, len(known)):
+        before, after = corners[place - 1], corners[place]
+        is_in_row = abs(after.y() - before.y()) < 10
+        assert after.x() > before.x() if is_in_row else after.y() > before.y(), known[place - 1 : place + 1]
+    assert known[0] == "actionButton"
+    assert known[-1] == "stackBox"
+
+
+def test_everything_that_takes_the_focus_has_a_name_for_a_screen_reader(panel):
+    for kind in (qt.QPushButton, qt.QToolButton, qt.QComboBox, qt.QSpinBox, qt.QCheckBox, qt.QPlainTextEdit):
+        for widget in panel.widget.findChildren(kind):
+            if widget.objectName and not widget.objectName.startswith("qt_"):
+                name = (
+                    widget.accessibleName
+                    or getattr(widget, "text", "")
+                    or widget.objectName == "actionButton"
+                )
+                assert name, widget.objectName
+    for label in ("rangeLabel", "modelLabel", "windowLabel", "stackLabel"):
+        assert panel.widget.findChild(qt.QLabel, label).buddy() is not None
+
+
+def test_after_cleanup_nothing_is_called(panel, actions):
+    panel.show(a_state())
+    panel.cleanup()
+    for name in BUTTONS:
+        button(panel, name).click()
+    assert actions.calls == []
+
+
+def press(widget, key):
+    app = a_qt.application()
+    for kind in (qt.QEvent.KeyPress, qt.QEvent.KeyRelease):
+        app.sendEvent(widget, qt.QKeyEvent(kind, key, qt.Qt.NoModifier))
+
+
+def test_the_controller_takes_everything_the_panel_tells():
+    pytest.importorskip("slicer")
+    from MedSAM2SegmentLib.Effect.EffectController import EffectController
+
+    told = [*BUTTONS.values(), ("trainAuto",), ("jumpTo", 3), ("setValue", "model", "embedded")]
+    for name, *values in told:
+        method = inspect.signature(getattr(EffectController, name))
+        method.bind("self", *values)
+
+
+def test_values_the_controller_offers_are_offered_by_the_panel(panel, actions):
+    pytest.importorskip("slicer")
+    from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS, Parameters
+
+    class Editor:
+        parameter = staticmethod({}.get)
+
+    parameters = Parameters(Editor())
+    panel.show(a_state(choices=parameters.choices(), values=parameters.values()))
+    shown(panel.widget)
+    for name in ("model", "window", "direction", "stack", "range"):
+        box = combo(panel, f"{name}Box")
+        assert box.itemData(box.currentIndex) == DEFAULTS[name]
+    assert clipped(panel.widget) == []
+    assert actions.calls == []
+
+
+def test_long_words_get_places_to_break():
+    path = "/data/some/very-long-folder/and.file.nrrd"
+    assert breakable(f"See {path} now").replace("\u200b", "") == f"See {path} now"
+    assert "\u200b" in breakable(path)
+    assert breakable("ordinary words stay whole") == "ordinary words stay whole"
+    assert max(len(part) for part in breakable("x" * 100).split("\u200b")) <= 24

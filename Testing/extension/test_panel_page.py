@@ -1,0 +1,267 @@
+"""The page of the module: everything readable, everything told to the controller, nothing told by showing."""
+
+from pathlib import Path
+
+import pytest
+from support import qt_shim as a_qt
+
+qt = a_qt.installed()
+
+from MedSAM2SegmentLib.Panels.ModulePageState import (  # noqa: E402
+    AutoPageView,
+    PageState,
+    RuntimeView,
+    WorkerView,
+    sizeWords,
+)
+from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel  # noqa: E402
+from support.page import AUTO_MODELS, MODELS, SOURCES, export_views, page_states  # noqa: E402
+from support.panel import clipped, dark_palette, keep_picture, shown  # noqa: E402
+
+WIDTH = 380
+BUTTONS = {
+    **{"installButton": "askInstall", "repairButton": "repair", "removeButton": "askRemove"},
+    **{"cancelButton": "cancelRuntime", "answerButton": "confirm", "declineButton": "decline"},
+    **{"cancelModelButton": "cancelModel", "testButton": "testConnection"},
+    **{"cancelTrainButton": "cancelTraining", "cancelExportButton": "cancelExport"},
+}
+
+
+@pytest.fixture
+def panel(actions):
+    a_qt.application()
+    panel = ModulePanel(None, actions)
+    yield panel
+    panel.cleanup()
+    panel.widget.deleteLater()
+
+
+def button(panel, name):
+    return panel.widget.findChild(qt.QPushButton, name)
+
+
+def edit(panel, name):
+    return panel.widget.findChild(qt.QLineEdit, name)
+
+
+def everything_possible():
+    view = RuntimeView(
+        canInstall=True, canRepair=True, canRemove=True, canCancel=True, answer="Yes", question="?"
+    )
+    auto = AutoPageView(AUTO_MODELS, sources=SOURCES, canChange=True, canTrain=True, canCancel=True)
+    worker = WorkerView(details="x")
+    models = {"models": MODELS, "canChangeModels": True, "canCancelModel": True}
+    return PageState(view, **models, worker=worker, auto=auto, export=export_views()["possible"])
+
+
+def test_the_page_links_to_the_tutorial(panel):
+    text = panel.widget.findChild(qt.QLabel, "tutorialLabel").text
+    address = text.partition('href="')[2].partition('"')[0]
+    assert qt.QUrl(address).toLocalFile().endswith("Resources/docs/tutorial.md")
+    assert Path(qt.QUrl(address).toLocalFile()).read_text(encoding="utf-8").startswith("# Five minutes")
+
+
+@pytest.mark.parametrize("style", ["light", "dark"])
+@pytest.mark.parametrize("name", page_states())
+def test_the_page_can_be_read(panel, name, style, tmp_path):
+    app = a_qt.application()
+    before = app.palette()
+    app.setPalette(dark_palette() if style == "dark" else before)
+    try:
+        panel.show(page_states()[name])
+        shown(panel.widget, WIDTH)
+        keep_picture(panel.widget, f"page-{style}-{name}", tmp_path)
+        assert panel.widget.width == WIDTH
+        assert clipped(panel.widget) == []
+    finally:
+        app.setPalette(before)
+
+
+def test_showing_tells_the_controller_nothing(panel, actions):
+    for state in [*page_states().values(), everything_possible(), PageState(), *page_states().values()]:
+        panel.show(state)
+    assert actions.calls == []
+
+
+@pytest.mark.parametrize("name", BUTTONS)
+def test_a_button_calls_its_action_once(panel, actions, name):
+    panel.show(everything_possible())
+    button(panel, name).click()
+    assert actions.calls == [(BUTTONS[name],)]
+
+
+def test_models_are_installed_updated_and_removed_by_name(panel, actions):
+    panel.show(everything_possible())
+    table = panel.widget.findChild(qt.QTableWidget, "modelsTable")
+    install, remove = button(panel, "installModelButton"), button(panel, "removeModelButton")
+    assert not install.enabled
+    table.selectRow(0)
+    assert (install.text, remove.enabled) == ("Update", True)
+    assert panel.widget.findChild(qt.QLabel, "placeText").text.replace("\u200b", "") == MODELS[0].path
+    install.click()
+    remove.click()
+    table.selectRow(2)
+    assert (install.text, remove.enabled) == ("Install", False)
+    install.click()
+    assert actions.calls == [
+        ("installModel", "embedded"),
+        ("removeModel", "embedded"),
+        ("installModel", "large"),
+    ]
+
+
+def test_the_chosen_model_stays_chosen_while_others_change(panel, actions):
+    panel.show(everything_possible())
+    table = panel.widget.findChild(qt.QTableWidget, "modelsTable")
+    table.selectRow(2)
+    panel.show(PageState(models=MODELS[1:], canChangeModels=True))
+    assert table.currentRow() == 1
+    button(panel, "installModelButton").click()
+    assert actions.calls == [("installModel", "large")]
+    assert table.item(0, 3).text() == "40 %"
+
+
+def test_auto_models_are_listed_and_removed_by_file(panel, actions):
+    panel.show(everything_possible())
+    table, remove = panel.widget.findChild(qt.QTableWidget, "autoTable"), button(panel, "removeAutoButton")
+    texts = [table.item(0, column).text() for column in range(4)]
+    assert texts == ["Breast lesions", "lesion", "20", "0.78"]
+    assert not remove.enabled
+    table.selectRow(1)
+    assert AUTO_MODELS[1].path in table.item(1, 1).toolTip()
+    remove.click()
+    assert actions.calls == [("removeAutoModel", "abdomen")]
+    panel.show(PageState(auto=AutoPageView(AUTO_MODELS[1:], canChange=True)))
+    assert (table.currentRow(), remove.enabled) == (0, True)
+    panel.show(PageState(auto=AutoPageView(AUTO_MODELS[:1], canChange=True)))
+    assert not remove.enabled
+
+
+def choose_source(panel, place):
+    box = panel.widget.findChild(qt.QComboBox, "trainSourceBox")
+    box.currentIndex = place
+    box.activated.emit(place)
+    return box
+
+
+def test_training_tells_what_was_filled_in(panel, actions):
+    panel.show(everything_possible())
+    edit(panel, "trainFolderEdit").text = " /data/livers "
+    edit(panel, "trainNameEdit").text = "Livers"
+    edit(panel, "trainClassesEdit").text = "liver, lesion "
+    panel.widget.findChild(qt.QSpinBox, "trainMinutesBox").value = 25
+    button(panel, "trainButton").click()
+    choose_source(panel, 1)
+    button(panel, "trainButton").click()
+    panel.widget.findChild(qt.QCheckBox, "trainSkipBox").checked = True
+    button(panel, "trainButton").click()
+    told = ("/data/livers", "Livers", 25, "liver, lesion")
+    assert actions.calls == [
+        ("trainAutoModel", "scene", *told, False),
+        ("trainAutoModel", "folder", *told, False),
+        ("trainAutoModel", "folder", *told, True),
+    ]
+
+
+def test_a_folder_is_only_asked_for_when_one_is_trained_on(panel):
+    panel.show(everything_possible())
+    shown(panel.widget, WIDTH)
+    bar = panel.widget.findChild(qt.QWidget, "trainFolderBar")
+    assert not bar.visible
+    box = choose_source(panel, 1)
+    assert bar.visible
+    fewer = (("scene", "This scene (1 volume with segments)"), SOURCES[1])
+    panel.show(PageState(auto=AutoPageView(sources=fewer, canTrain=True)))
+    assert (box.currentIndex, box.itemText(0)) == (1, fewer[0][1])
+    panel.show(PageState(auto=AutoPageView(canTrain=True)))
+    assert bar.visible
+
+
+def test_a_training_shows_how_far_it_is(panel):
+    panel.show(page_states()["training"])
+    shown(panel.widget, WIDTH)
+    bar = panel.widget.findChild(qt.QProgressBar, "trainProgressBar")
+    assert bar.visible
+    assert bar.value / bar.maximum == pytest.approx(0.3)
+    assert not button(panel, "trainButton").enabled
+    assert not edit(panel, "trainNameEdit").enabled
+    panel.show(PageState(auto=AutoPageView(fraction=-1.0, canCancel=True)))
+    assert (bar.minimum, bar.maximum) == (0, 0)
+    panel.show(page_states()["trained"])
+    assert not bar.visible
+    assert button(panel, "trainButton").enabled
+
+
+@pytest.mark.parametrize(
+    ("name", "action"),
+    [
+        ("interpreterEdit", "useInterpreter"),
+        ("wheelsEdit", "setWheelFolder"),
+        ("remoteEdit", "setRemoteCommand"),
+    ],
+)
+def test_what_is_typed_is_told_when_it_is_finished_and_only_then(panel, actions, name, action):
+    panel.show(everything_possible())
+    edit(panel, name).text = " something "
+    assert actions.calls == []
+    edit(panel, name).editingFinished.emit()
+    assert actions.calls == [(action, "something")]
+
+
+def test_nothing_is_told_of_what_was_not_changed(panel, actions):
+    panel.show(page_states()["ready"])
+    for name in ("interpreterEdit", "wheelsEdit", "remoteEdit"):
+        edit(panel, name).editingFinished.emit()
+    assert actions.calls == []
+
+
+def test_defaults_are_told_by_value(panel, actions):
+    panel.show(page_states()["ready"])
+    box = panel.widget.findChild(qt.QComboBox, "windowBox")
+    key = qt.QKeyEvent(qt.QEvent.KeyPress, qt.Qt.Key_Down, qt.Qt.NoModifier)
+    a_qt.application().sendEvent(box, key)
+    assert actions.calls == [("setDefault", "window", "lung")]
+
+
+def test_the_report_and_the_log_are_at_hand(panel):
+    panel.show(page_states()["installing"])
+    shown(panel.widget, WIDTH)
+    log = panel.widget.findChild(qt.QPlainTextEdit, "logText")
+    assert not log.visible
+    button(panel, "logButton").click()
+    assert log.visible
+    assert log.plainText == "a\nb"
+    panel.show(page_states()["ready"])
+    button(panel, "reportButton").click()
+    assert qt.QApplication.clipboard().text() == "the report"
+
+
+def test_it_says_that_nothing_leaves_the_computer(panel):
+    words = panel.widget.findChild(qt.QLabel, "privacyLabel").text
+    assert "Nothing leaves this computer" in words
+    assert "remote command" in words
+
+
+def test_everything_that_takes_the_focus_has_a_name(panel):
+    panel.show(everything_possible())
+    for kind in (qt.QPushButton, qt.QComboBox, qt.QLineEdit, qt.QTableWidget, qt.QPlainTextEdit, qt.QSpinBox):
+        for widget in panel.widget.findChildren(kind):
+            if widget.objectName and not widget.objectName.startswith("qt_"):
+                assert widget.accessibleName or getattr(widget, "text", ""), widget.objectName
+
+
+def test_sizes_are_for_people():
+    assert [sizeWords(size) for size in (None, 0, 24_000_000, 8_980_000_000)] == [
+        "",
+        "0 MB",
+        "24 MB",
+        "9.0 GB",
+    ]
+
+
+def test_after_cleanup_nothing_is_called(panel, actions):
+    panel.show(everything_possible())
+    panel.cleanup()
+    for name in BUTTONS:
+        button(panel, name).click()
+    assert actions.calls == []

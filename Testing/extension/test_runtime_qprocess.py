@@ -1,0 +1,119 @@
+"""The runner that Slicer uses, under a real event loop."""
+
+import sys
+import time
+
+import pytest
+from support import qt_shim as a_qt
+
+qt = a_qt.installed()
+
+from medsam2_core.errors import Cancelled  # noqa: E402
+from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener, RuntimeState  # noqa: E402
+from support.runtime import Runtime  # noqa: E402
+from support.wheel_folder import WheelFolder  # noqa: E402
+
+
+@pytest.fixture
+def application():
+    return a_qt.application()
+
+
+class Child:
+    """What one child process told."""
+
+    def __init__(self, application, code: str, *words: str, environment=None) -> None:
+        self.application = application
+        self.text = ""
+        self.ends = []
+        self.runner = QProcessRunner()
+        command = [sys.executable, "-c", code, *words]
+        self.handle = self.runner.run(
+            command, environment or {}, self._onOutput, lambda *end: self.ends.append(end)
+        )
+
+    def _onOutput(self, text: str) -> None:
+        assert not self.ends
+        self.text += text
+
+    def wait(self):
+        until(self.application, lambda: self.ends)
+        return self.ends
+
+
+def until(application, reached, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end
+        application.processEvents()
+        time.sleep(0.005)
+
+
+def test_output_and_exit_code_come(application):
+    child = Child(
+        application, "import sys; print('päge 数'); print('to stderr', file=sys.stderr); sys.exit(3)"
+    )
+    assert child.wait() == [(3, "exit code 3")]
+    assert "to stderr" in child.text
+
+
+def test_text_is_whole_although_it_comes_in_pieces(application):
+    code = "import sys; sys.stdout.buffer.write('数'.encode() * 300000)"
+    child = Child(application, code)
+    child.wait()
+    assert child.text == "数" * 300000
+
+
+def test_the_environment_is_exactly_the_one_given(application):
+    child = Child(application, "import os; print(sorted(os.environ))", environment={"ONLY": "this"})
+    child.wait()
+    assert "ONLY" in child.text
+    assert "HOME" not in child.text
+
+
+def test_a_program_that_is_not_there_is_told_after_run_has_returned(application):
+    ends = []
+    runner = QProcessRunner()
+    runner.run(["/no/such/program"], {}, ends.append, lambda *end: ends.append(end))
+    assert not ends
+    until(application, lambda: ends)
+    assert ends[0][0] is None
+    assert "could not be started" in ends[0][1]
+    assert len(ends) == 1
+
+
+def test_a_killed_child_is_told(application):
+    child = Child(application, "import time; print('up', flush=True); time.sleep(60)")
+    until(application, lambda: child.text)
+    child.handle.kill()
+    assert child.wait() == [(None, "it was ended by a signal")]
+    child.handle.kill()  # nothing happens
+
+
+def test_all_can_be_killed_when_slicer_closes(application):
+    children = [Child(application, "import time; time.sleep(60)") for _ in range(2)]
+    for child in children:
+        until(application, lambda child=child: child.handle._process.processId())
+        child.runner.killAll()
+        assert child.wait()[0][0] is None
+
+
+def test_input_is_closed_so_that_nothing_waits_for_it(application):
+    assert Child(application, "import sys; sys.stdin.read(); sys.exit(0)").wait() == [(0, "exit code 0")]
+
+
+def test_a_runtime_is_installed_and_an_installation_cancelled(application, tmp_path):
+    runtime = Runtime(tmp_path, WheelFolder(tmp_path / "w"))
+    installer = runtime.another(QProcessRunner())
+    ends = []
+    installer.install(InstallListener(ended=ends.append))
+    for _ in range(40):
+        application.processEvents()
+        time.sleep(0.005)
+    installer.cancel()
+    assert isinstance(ends.pop(), Cancelled)
+    installer.install(InstallListener(ended=ends.append))
+    until(application, lambda: ends)
+    assert ends == [None]
+    assert installer.status().state is RuntimeState.READY

@@ -1,0 +1,342 @@
+"""A worker without a network: it speaks the protocol, paints discs, and misbehaves where it is told to.
+
+    python fake_worker.py [--banner TEXT] [--protocol N] [--step SECONDS]
+                            [--at TYPE ACTION [--times N --notes FOLDER]]
+
+ACTION is what happens when a request of TYPE comes, at most N times, counted by files in FOLDER so that it
+holds for all lives of the worker together: die, kill, hang, stop, deaf, garbage, close, refuse.
+"""
+
+import argparse
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from medsam2_core.errors import MedSAM2Error, ProtocolError, VolumeError
+from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.volume import Volume
+from medsam2_core.prompts import MaskPrompt, Point, resolve
+from medsam2_core.worker.frames import FrameReader, encode
+from medsam2_core.worker.masks import SliceMask
+from medsam2_core.worker.messages import PROTOCOLS, StackChoice, error_to_json, words_from_json
+
+RADIUS = 4
+
+
+class Session:
+    """Paints a disc around every point; tracking moves the mask of the nearest prompted slice a little."""
+
+    def __init__(self, volume, stack):
+        self.stack = stack.stack(volume)
+        self.words, self.masks, self.covered = {}, {}, {}
+
+    def say(self, name, n, words):
+        said, masks = self.words.setdefault(name, {}), self.masks.setdefault(name, {})
+        covered = self.covered.setdefault(name, {})
+        earlier = said.pop(n, None)
+        if not words:
+            masks.pop(n, None)
+            if n in covered:
+                masks[n] = covered.pop(n)
+            return self.record(name, n) if n in masks else None
+        if earlier is None and n in masks:
+            covered[n] = masks[n]
+        if words.known is not None:
+            masks[n] = words.known.mask_hw
+        elif earlier is not None and words.extends(earlier):
+            masks[n] = self.fold(masks[n], words.prompts[len(earlier.prompts) :])
+        else:
+            masks[n] = self.fold(covered.get(n), words.prompts)
+        said[n] = words
+        return self.record(name, n)
+
+    def restore(self, name, words, tracked):
+        for known in (self.words, self.masks, self.covered):
+            known[name] = {}
+        self.masks[name] = {n: record.mask_hw for n, record in tracked.items()}
+        return [self.say(name, n, said) for n, said in words]
+
+    def fold(self, mask, prompts):
+        height, width = self.stack.shape_hw
+        mask = np.zeros((height, width), bool) if mask is None else mask.copy()
+        y, x = np.mgrid[:height, :width]
+        for prompt in prompts:
+            for given in resolve([prompt], self.stack).values():
+                if isinstance(prompt, Point):
+                    (px, py), positive = given.points_xy[0], given.labels[0]
+                    mask[(x - px) ** 2 + (y - py) ** 2 <= RADIUS**2] = bool(positive)
+                elif isinstance(prompt, MaskPrompt):
+                    mask = given.mask_hw.copy()
+                else:
+                    left, top, right, bottom = given.box_xyxy
+                    mask = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
+        return mask
+
+    def record(self, name, n):
+        words = self.words.get(name, {}).get(n)
+        final = words is not None and words.final
+        mask = self.masks[name][n]
+        return SliceMask.of_mask(name, n, mask, iou=0.5, prompted=words is not None, final=final)
+
+    def track(self, name, n):
+        nearest = min(self.words[name], key=lambda m: (abs(m - n), m))
+        if n not in self.words[name]:
+            self.masks[name][n] = np.roll(self.masks[name][nearest], n - nearest, axis=1)
+        return self.record(name, n)
+
+
+class FakeWorker:
+    """Reads in one thread and works in another, as a worker does."""
+
+    def __init__(self, options):
+        self.options = options
+        self.volumes, self.sessions, self.jobs = {}, {}, queue.Queue()
+        self.cancelled, self.busy_since, self.propagating = set(), None, []
+        self.lock = threading.Lock()
+        self.is_deaf = False
+
+    def send(self, header, arrays=None):
+        with self.lock:
+            for piece in encode(header, arrays or {}):
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(1, view) :]
+
+    def run(self):
+        if self.options.banner:
+            os.write(1, self.options.banner.encode())
+        threading.Thread(target=self.work, daemon=True).start()
+        reader = FrameReader()
+        while data := os.read(0, 1 << 18):
+            for frame in reader.feed(data):
+                self.misbehave(frame.type)
+                self.read(frame)
+        os._exit(0)
+
+    def misbehave(self, type):
+        if self.options.at is None or self.options.at[0] != type:
+            return
+        if self.options.notes:
+            notes = Path(self.options.notes)
+            if len(list(notes.iterdir())) >= self.options.times:
+                return
+            (notes / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        action = self.options.at[1]
+        print(f"about to {action} at {type}", file=sys.stderr, flush=True)
+        if action == "die":
+            os._exit(3)
+        elif action in ("kill", "stop"):
+            os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+        elif action == "garbage":
+            os.write(1, b"Segmentation fault" * 3)
+        elif action == "close":
+            os.close(1)
+            time.sleep(60)
+        elif action == "hang":
+            self.jobs.put((time.sleep, 3600))
+        elif action == "deaf":
+            self.is_deaf = True
+        elif action == "refuse":
+            self.volumes = {}
+
+    def read(self, frame):
+        header, kind = frame.header, frame.type
+        if self.is_deaf:
+            return
+        if kind == "hello":
+            self.hello(header)
+        elif kind == "ping":
+            age = 0.0 if self.busy_since is None else time.monotonic() - self.busy_since
+            self.answer(header, busy=self.busy_since is not None, step_age=age, rss_bytes=1)
+        elif kind == "open_volume":
+            shape = tuple(header["shape_kji"]) + ((3,) if header["components"] == 3 else ())
+            array = np.zeros(shape, header["dtype"])
+            self.volumes[header["volume"]] = [array, header, 0]
+        elif kind == "volume_data":
+            self.fill(frame)
+        elif kind == "cancel":
+            self.cancelled.add(header["request"])
+            self.answer(header)
+        elif kind in ("focus", "status"):
+            self.answer(header, sessions=len(self.sessions), volumes=len(self.volumes))
+        else:
+            self.jobs.put((self.compute, frame))
+
+    def hello(self, header):
+        if self.options.protocol not in header["protocols"]:
+            said = f"the worker speaks protocol {self.options.protocol}, the client {header['protocols']}"
+            self.send({"type": "error", "re": header["id"], **error_to_json(ProtocolError(said))})
+            os._exit(1)
+        self.answer(
+            header, protocol=PROTOCOLS[0], software="a fake worker", pid=os.getpid(), device={"name": "cpu"}
+        )
+
+    def fill(self, frame):
+        held = self.volumes.get(frame.header["volume"])
+        if held is None:
+            return
+        array, header, _ = held
+        first, slab = frame.header["first"], frame.arrays["voxels_kji"]
+        array[first : first + len(slab)] = slab
+        held[2] += slab.nbytes
+        progress = {"what": "receiving", "done": held[2], "total": array.nbytes}
+        self.send({"type": "progress", "re": header["id"], **progress})
+        if held[2] == array.nbytes:
+            geometry = Geometry(np.array(header["ijk_to_ras"]), array.shape[2::-1])
+            self.volumes[header["volume"]] = Volume(array, geometry)
+            self.answer(header, bytes=array.nbytes, sum=int(array.sum(dtype=np.int64)))
+
+    def answer(self, header, arrays=None, **fields):
+        self.send({"type": "result", "re": header["id"], **fields}, arrays)
+
+    def work(self):
+        while True:
+            task, given = self.jobs.get() if not self.propagating else self.next_or_propagate()
+            self.busy_since = time.monotonic()
+            task(given)
+            self.busy_since = None
+
+    def next_or_propagate(self):
+        try:
+            return self.jobs.get_nowait()
+        except queue.Empty:
+            return self.propagate_one, None
+
+    def compute(self, frame):
+        header = frame.header
+        time.sleep(self.options.step)
+        if header["id"] in self.cancelled:
+            self.send({"type": "error", "re": header["id"], "kind": "Cancelled", "message": "cancelled"})
+            return
+        try:
+            getattr(self, f"do_{frame.type}")(header, frame.arrays)
+        except MedSAM2Error as error:
+            self.send({"type": "error", "re": header["id"], **error_to_json(error)})
+
+    def do_open_session(self, header, _):
+        volume = self.volumes.get(header["volume"])
+        if not isinstance(volume, Volume):
+            raise VolumeError(f"no volume {header['volume']}")
+        session = Session(volume, StackChoice.from_json(header["stack"]))
+        self.sessions[header["session"]] = session
+        model = {"name": header["settings"]["model"], "title": "Discs"}
+        window = {"width": 1, "level": 0}
+        shape = list(session.stack.shape_hw)
+        count = len(session.stack)
+        self.answer(header, slices=count, shape_hw=shape, window=window, model=model, device="cpu")
+
+    def do_close_session(self, header, _):
+        self.sessions.pop(header["session"], None)
+        self.answer(header)
+
+    def do_close_volume(self, header, _):
+        self.volumes.pop(header["volume"], None)
+        self.answer(header)
+
+    def do_say(self, header, arrays):
+        self.answer_records(header, self.said(header, arrays))
+
+    def do_restore(self, header, arrays):
+        session, name = self.sessions[header["session"]], header["object"]
+        heard = [words_from_json(item, name, arrays) for item in header["slices"]]
+        records = (SliceMask.from_json(item, arrays) for item in header["tracked"])
+        self.answer_records(header, session.restore(name, heard, {record.n: record for record in records}))
+
+    def said(self, header, arrays):
+        session, name = self.sessions[header["session"]], header["object"]
+        heard = [words_from_json(item, name, arrays) for item in header["slices"]]
+        return [session.say(name, n, words) for n, words in heard]
+
+    def answer_records(self, header, records):
+        arrays = {}
+        told = [record.to_json(arrays) for record in records if record is not None]
+        self.answer(header, arrays, slices=told)
+
+    def do_remove_object(self, header, _):
+        session = self.sessions[header["session"]]
+        session.words.pop(header["object"], None)
+        session.masks.pop(header["object"], None)
+        session.covered.pop(header["object"], None)
+        self.answer(header)
+
+    def do_propagate(self, header, _):
+        session = self.sessions[header["session"]]
+        names = header["objects"] or [name for name, words in session.words.items() if words]
+        tasks = [(name, n) for n in range(len(session.stack)) for name in names]
+        self.propagating.append([header, session, tasks, 0])
+
+    def propagate_one(self, _):
+        header, session, tasks, done = self.propagating[0]
+        if header["id"] in self.cancelled:
+            self.propagating.pop(0)
+            self.send({"type": "error", "re": header["id"], "kind": "Cancelled", "message": "cancelled"})
+            return
+        time.sleep(self.options.step)
+        if done < len(tasks):
+            name, n = tasks[done]
+            self.propagating[0][3] += 1
+            if session.words.get(name):
+                arrays = {}
+                told = [session.track(name, n).to_json(arrays)]
+                self.send(
+                    {
+                        "type": "slice",
+                        "re": header["id"],
+                        "slices": told,
+                        "done": done + 1,
+                        "total": len(tasks),
+                    },
+                    arrays,
+                )
+        else:
+            self.propagating.pop(0)
+            self.answer(header, done=done, total=len(tasks))
+
+    def do_auto(self, header, _):
+        """One class, a square on every slice of the range; a predicted box on the first."""
+        session = self.sessions[header["session"]]
+        last = len(session.stack) - 1 if header["last"] is None else header["last"]
+        numbers = list(range(header["first"] or 0, last + 1))
+        mask = np.zeros(session.stack.shape_hw, bool)
+        mask[4:9, 5:12] = True
+        for done, n in enumerate(numbers, start=1):
+            arrays = {}
+            told = [SliceMask.of_mask("square", n, mask, iou=0.8, prompted=False).to_json(arrays)]
+            counts = {"done": done, "total": len(numbers)}
+            self.send({"type": "slice", "re": header["id"], "slices": told, **counts}, arrays)
+            time.sleep(self.options.step)
+        first, last = session.stack.to_ijk([[5, 4, numbers[0]], [11, 8, numbers[0]]])
+        box = {"kind": "box", **{"first_ijk": [*first], "last_ijk": [*last]}, "predicted": True}
+        told = {"name": "square", "colour_rgb": [1, 0, 0], "terminology": "", "confidence": 0.8}
+        told |= {"slices": numbers, "prompts": {str(numbers[0]): [box]}}
+        self.answer(header, classes=[told])
+
+    def do_models(self, header, _):
+        self.answer(header, models=[{"name": "embedded"}])
+
+    def do_install_model(self, header, _):
+        for done in range(3):
+            self.send(
+                {"type": "progress", "re": header["id"], "what": "downloading", "done": done, "total": None}
+            )
+        self.answer(header, path="somewhere")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--banner", default="")
+    parser.add_argument("--protocol", type=int, default=PROTOCOLS[0])
+    parser.add_argument("--step", type=float, default=0.0)
+    parser.add_argument("--at", nargs=2)
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--notes")
+    FakeWorker(parser.parse_args()).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,385 @@
+"""A worker that lives in the test: it answers when it is told to, with discs instead of anatomy.
+
+It has the methods of the real supervisor and its sessions, so that what users do can be played through
+quickly and in any order of answers: ``worker.settle()`` answers everything, ``worker.step()`` one thing,
+``worker.die()`` loses the process and ``worker.recover()`` brings it back as the real one comes back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from medsam2_core.errors import Cancelled, WorkerError
+from medsam2_core.prompts import resolve
+from medsam2_core.worker.masks import SliceMask
+from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
+from medsam2_core.worker.remote import SessionInfo
+from medsam2_core.worker.supervision import WorkerState
+
+RADIUS = 3  # pixels round a click
+REACH = 4  # slices an object has on either side of a prompted one
+WEIGHTS = "8c1f" * 16
+
+
+@dataclass
+class ARequest:
+    """A request on its way."""
+
+    what: str
+    run: Callable[[], None]
+    failed: Callable[[Exception], None] | None = None
+    isOver: bool = False
+    worker: Any = None
+
+    def cancel(self) -> None:
+        """End it; the other side answers that it was cancelled."""
+        if not self.isOver:
+            self.isOver = True
+            self.worker.later(ARequest("cancelled", lambda: self._fail(Cancelled("cancelled by the user"))))
+
+    def _fail(self, error: Exception) -> None:
+        if self.failed is not None:
+            self.failed(error)
+
+
+@dataclass
+class AVolume:
+    """A volume the worker was sent."""
+
+    volume: Any
+    received: int = 0
+    total: int = 100
+    is_there: bool = True
+
+
+@dataclass
+class AWorker:
+    """Stands in for the supervisor and for the worker behind it.
+
+    Attributes
+    ----------
+    refusal
+        Raised at the next request that is answered, once.
+    isPrompt
+        Whether everything is answered at once.
+    findings
+        What an Auto model finds: called with a session and what it is asked.
+    """
+
+    state: WorkerState = WorkerState.READY
+    problem: str = ""
+    report: str = ""
+    welcome: dict = field(default_factory=lambda: {"device": {"title": "a test"}})
+    listeners: list = field(default_factory=list)
+    queue: list[ARequest] = field(default_factory=list)
+    sessions: list = field(default_factory=list)
+    volumes: list = field(default_factory=list)
+    refusal: Exception | None = None
+    starts: int = 0
+    answered: int = 0
+    models: list = field(default_factory=list)
+    autoModels: list = field(default_factory=list)
+    findings: Callable[[Any, Any], list] = lambda session, wish: []
+
+    def start(self) -> None:
+        self.starts += 1
+        self._become(WorkerState.READY)
+
+    def stop(self) -> None:
+        self._become(WorkerState.STOPPED)
+
+    def open_volume(self, volume: Any) -> AVolume:
+        self.volumes.append(AVolume(volume))
+        return self.volumes[-1]
+
+    def close_volume(self, volume: AVolume) -> None:
+        self.volumes.remove(volume)
+
+    def open_session(self, volume: AVolume, choice: Any, settings: Any, *, failed=None, opened=None):
+        session = ASession(self, choice.stack(volume.volume), settings)
+        self.sessions.append(session)
+
+        def open_it() -> None:
+            session.is_open = True
+            model = {"name": settings.model, "title": settings.model, "weights_sha256": WEIGHTS}
+            session.info = SessionInfo(
+                len(session.stack), session.stack.shape_hw, {"width": 1, "level": 0}, model, "cpu"
+            )
+            if opened is not None:
+                opened()
+
+        self.later(ARequest("open", open_it, failed, worker=self))
+        return session
+
+    def request(self, kind: str, fields=None, done=None, failed=None, progress=None) -> ARequest:
+        def answer() -> None:
+            if done is not None:
+                done({"models": self.autoModels if kind == "auto_models" else self.models})
+
+        request = ARequest(kind, answer, None if kind == "auto_models" else failed, worker=self)
+        self.later(request)
+        return request
+
+    # What the test says -------------------------------------------------------------------------------------
+
+    def later(self, request: ARequest) -> None:
+        """Answer this when the test says so."""
+        request.worker = self
+        self.queue.append(request)
+
+    def step(self, chance: random.Random | None = None) -> bool:
+        """Answer one request: the first, or any; whether there was one."""
+        if self.state is not WorkerState.READY or not self.queue:
+            return False
+        index = 0
+        if chance is not None and not any(one.what in ("open", "say") for one in self.queue[:1]):
+            index = chance.randrange(len(self.queue))
+        request = self.queue.pop(index)
+        if request.isOver and request.what != "cancelled":
+            return True
+        self.answered += 1
+        if self.refusal is not None and request.failed is not None:
+            error, self.refusal = self.refusal, None
+            request.isOver = True
+            request.failed(error)
+            return True
+        request.run()
+        return True
+
+    def settle(self, limit: int = 10_000) -> None:
+        """Answer everything."""
+        for _ in range(limit):
+            if not self.step():
+                return
+        raise AssertionError("the worker never comes to rest")
+
+    def die(self, problem: str = "killed by signal 9") -> None:
+        """Lose the process: what was being propagated fails, everything else will be said again."""
+        if self.state is not WorkerState.READY:
+            return
+        self.problem = problem
+        lost = [one for one in self.queue if one.what == "slice" and not one.isOver]
+        self.queue = [one for one in self.queue if one.what not in ("slice", "cancelled")]
+        for session in self.sessions:
+            session.is_open = False
+        self._become(WorkerState.RESTARTING)
+        for request in lost:
+            request.isOver = True
+            request.failed(WorkerError(problem))
+
+    def recover(self) -> None:
+        """The worker is back, and has been told everything again."""
+        if self.state is WorkerState.RESTARTING:
+            waiting = {id(one) for one in self.queue}
+            for session in self.sessions:
+                session.is_open = not any(
+                    id(one) in waiting and one.what == "open" for one in session.requests
+                )
+            self.problem = ""
+            self._become(WorkerState.READY)
+
+    def _become(self, state: WorkerState) -> None:
+        self.state = state
+        for listener in list(self.listeners):
+            listener()
+
+
+class ASession:
+    """Stands in for a remote session."""
+
+    def __init__(self, worker: AWorker, stack: Any, settings: Any) -> None:
+        self.worker, self.stack, self.settings = worker, stack, settings
+        self.is_open = False
+        self.isClosed = False
+        self.info: SessionInfo | None = None
+        self.requests: list[ARequest] = []
+        self.focused: int | None = None
+        self._words: dict[str, dict[int, SlicePrompts]] = {}
+        self._records: dict[str, dict[int, SliceMask]] = {}
+
+    def words(self, name: str) -> dict[int, SlicePrompts]:
+        return dict(self._words.get(name, {}))
+
+    def records(self, name: str) -> dict[int, SliceMask]:
+        return dict(self._records.get(name, {}))
+
+    def snapshot(self, name: str) -> ObjectRecord:
+        return ObjectRecord(self.words(name), self.records(name))
+
+    def focus(self, n: int) -> None:
+        self.focused = n
+
+    def close(self) -> None:
+        self.isClosed = True
+        self.is_open = False
+        for request in self.requests:
+            request.isOver = True
+        self.worker.sessions.remove(self)
+
+    def remove_object(self, name: str, done=None, failed=None) -> None:
+        self._words.pop(name, None)
+        self._records.pop(name, None)
+
+    def restore(self, name: str, record: ObjectRecord, done=None, failed=None) -> ARequest:
+        self._words[name] = dict(record.words)
+        self._records[name] = dict(record.records)
+        return self._ask("restore", lambda: done([]) if done else None, failed)
+
+    def say(self, name: str, slices: dict[int, SlicePrompts], done=None, failed=None) -> ARequest:
+        said = self._words.setdefault(name, {})
+        before = {n: said.get(n, SlicePrompts()) for n in slices}
+        said.update(slices)
+        for n in [n for n, words in said.items() if not words]:
+            del said[n]
+
+        def answer() -> None:
+            records = []
+            for n, words in slices.items():
+                if not words:
+                    self._records.get(name, {}).pop(n, None)
+                    continue
+                mask = words.known.mask_hw if words.known is not None else answer_to(words, n, self.stack)
+                records.append(
+                    SliceMask.of_mask(name, n, mask, confidence=0.5 + 0.4 * (n % 5) / 5, final=words.final)
+                )
+            self._records.setdefault(name, {}).update({record.n: record for record in records})
+            if done is not None:
+                done(records)
+
+        def refuse(error: Exception) -> None:
+            self._words.setdefault(name, {}).update({n: words for n, words in before.items() if words})
+            for n in [n for n, words in before.items() if not words]:
+                self._words[name].pop(n, None)
+            if failed is not None:
+                failed(error)
+
+        return self._ask("say", answer, refuse)
+
+    def propagate(
+        self, objects=None, first=None, last=None, direction="both", stop_after_absent=3,
+        *, slices=None, done=None, failed=None,
+    ) -> ARequest:  # fmt: skip
+        names = [name for name in (self._words if objects is None else objects) if self._words.get(name)]
+        plan = [(name, n, source) for name in names for n, source in self._plan(name, first, last, direction)]
+        plan.sort(key=lambda item: abs(item[1] - item[2]))
+        request = ARequest("slice", lambda: None, failed)
+        position = iter(range(len(plan) + 1))
+
+        def next_slice() -> None:
+            index = next(position)
+            if index == len(plan):
+                request.isOver = True
+                if done is not None:
+                    done({"done": len(plan), "total": len(plan)})
+                return
+            name, n, source = plan[index]
+            found = self._records.get(name, {}).get(source)
+            known = self._records.get(name, {}).get(n)
+            if found is not None and (known is None or not known.final):
+                record = SliceMask.of_mask(
+                    name, n, found.mask_hw, confidence=1 / (2 + abs(n - source)), prompted=False
+                )
+                self._records[name][n] = record
+                slices([record], index + 1, len(plan))
+            self.worker.later(request)
+
+        request.run = next_slice
+        self.requests.append(request)
+        self.worker.later(request)
+        return request
+
+    def auto(self, wish, slices=None, done=None, failed=None, progress=None) -> ARequest:
+        """Slice after slice, and then what the worker of the test is told to find."""
+        first = 0 if wish.first is None else wish.first
+        last = len(self.stack) - 1 if wish.last is None else wish.last
+        request = ARequest("auto", lambda: None, failed)
+        position = iter(range(first, last + 2))
+
+        def next_slice() -> None:
+            n = next(position)
+            if n > last:
+                request.isOver = True
+                done(self.worker.findings(self, wish))
+                return
+            slices([], n - first + 1, last - first + 1)
+            self.worker.later(request)
+
+        request.run = next_slice
+        self.requests.append(request)
+        self.worker.later(request)
+        return request
+
+    def _plan(self, name: str, first, last, direction):
+        prompted = sorted(self._words.get(name, {}))
+        for n in range(0 if first is None else first, (len(self.stack) - 1 if last is None else last) + 1):
+            sources = [
+                source
+                for source in prompted
+                if abs(n - source) <= REACH
+                and (direction != "forward" or source <= n)
+                and (direction != "reverse" or source >= n)
+            ]
+            if n not in prompted and sources:
+                yield n, min(sources, key=lambda source: abs(source - n))
+
+    def _ask(self, what: str, run: Callable[[], None], failed: Any) -> ARequest:
+        request = ARequest(what, run, failed)
+        self.requests.append(request)
+        self.worker.later(request)
+        return request
+
+
+@dataclass
+class ASource:
+    """Gives out the worker of the test, and counts who holds it."""
+
+    worker: AWorker = field(default_factory=AWorker)
+    trouble: str = ""
+    installing: bool = False
+    changed: bool = False
+    resolved: int = 0
+    owners: list = field(default_factory=list)
+
+    def problem(self) -> str:
+        return self.trouble
+
+    def isInstalling(self) -> bool:
+        return self.installing
+
+    def resolve(self) -> None:
+        self.resolved += 1
+
+    def hasChanged(self, owner: object) -> bool:
+        return self.changed
+
+    def acquire(self, owner: object) -> AWorker:
+        self.changed = False
+        self.owners.append(owner)
+        return self.worker
+
+    def release(self, owner: object) -> None:
+        self.owners.remove(owner)
+
+
+def answer_to(words: SlicePrompts, n: int, stack: Any) -> np.ndarray:
+    """(H, W) discs round positive points, boxes and masks, less discs round negative points."""
+    mask = np.zeros(stack.shape_hw, dtype=bool)
+    rows, columns = np.indices(stack.shape_hw)
+    said = resolve(words.prompts, stack).get(n)
+    if said is None:
+        return mask
+    if said.mask_hw is not None:
+        mask |= said.mask_hw
+    if said.box_xyxy is not None:
+        left, top, right, bottom = said.box_xyxy
+        mask |= (columns >= left) & (columns <= right) & (rows >= top) & (rows <= bottom)
+    for wanted in (1, 0):
+        for (x, y), label in zip(said.points_xy, said.labels, strict=True):
+            if label == wanted:
+                disc = (columns - x) ** 2 + (rows - y) ** 2 <= RADIUS**2
+                mask = mask | disc if wanted else mask & ~disc
+    return mask
