@@ -22,8 +22,8 @@ import numpy as np
 import psutil
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Box, Point
-from medsam2_core.worker.messages import SessionSettings, SlicePrompts, StackChoice
+from medsam2_core.prompts import Box, Point, SlicePrompts
+from medsam2_core.worker.messages import SessionSettings, StackChoice
 from medsam2_core.worker.supervision import Supervisor, WorkerState
 from medsam2_core.worker.transports import SubprocessTransport
 

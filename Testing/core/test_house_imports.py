@@ -28,24 +28,19 @@ FLOORS = {
         *("training", "evaluation", "worker"),
     },
 }
-# Rooms that are more than one file at the top level.
-SAME_ROOM = {
-    **{"prompt_files": "prompts", "history": "session"},
-    **{"answers": "session", "following": "session"},
-    **{"changes": "session", "slice_prompts": "session", "automatic": "session"},
-}
 
 
 def room_of(module: str) -> str:
-    name = module.split(".")[1] if "." in module else "version"  # the package itself tells its version
-    return SAME_ROOM.get(name, name)
+    return module.split(".")[1] if "." in module else "version"  # the package itself tells its version
 
 
 def test_rooms_import_only_from_the_floors_below_them():
     wrong = []
     for path in core_files():
         parts = path.relative_to(CORE).with_suffix("").parts
-        room = "version" if parts == ("__init__",) else SAME_ROOM.get(parts[0], parts[0])
+        if parts == ("__init__",):
+            continue  # the public API names what lies in all of them
+        room = parts[0]
         assert room in FLOORS, f"{path.name} is a room this table does not know: which may it import?"
         for line, name in imported_names(path):
             if name.partition(".")[0] == "medsam2_core":
@@ -74,7 +69,7 @@ def test_what_slicer_loads_needs_only_numpy(module):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("room", ["imaging", "prompts", "prompt_files", "export"])
+@pytest.mark.parametrize("room", ["imaging", "prompts", "export"])
 def test_these_rooms_never_import_torch(room):
     paths = [CORE / f"{room}.py"] if (CORE / f"{room}.py").exists() else sorted((CORE / room).rglob("*.py"))
     found = [place(path, line) for path in paths for line, name in imported_names(path) if _is_torch(name)]

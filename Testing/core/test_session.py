@@ -6,7 +6,6 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from medsam2_core import session as session_module
 from medsam2_core.engine.model import SegmentationModel, build_module
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError, VolumeError
 from medsam2_core.imaging.geometry import Geometry
@@ -15,6 +14,7 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume, canonical_view
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
 from medsam2_core.session import Session
+from medsam2_core.session import session as session_module
 from support.command_line import ball_kji, write_nrrd
 from support.model import DRAWN, a_disc, stir
 from support.training_folder import tiny_config

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from medsam2_core.answers import Words
 from medsam2_core.engine.interrupting import blocks
 from medsam2_core.engine.model import load_model
 from medsam2_core.engine.states import Found
@@ -12,6 +11,7 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point
 from medsam2_core.session import Session
+from medsam2_core.session.answers import Words
 from support.command_line import ball_kji
 from support.tiny_model import tiny_model
 

@@ -6,9 +6,9 @@ import pytest
 slicer = pytest.importorskip("slicer")
 
 from medsam2_core.errors import CheckpointError  # noqa: E402
+from medsam2_core.imaging.slice_mask import SliceMask  # noqa: E402
 from medsam2_core.prompts import Box  # noqa: E402
 from medsam2_core.worker.findings import ClassFinding  # noqa: E402
-from medsam2_core.worker.masks import SliceMask  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import MarkupNodes  # noqa: E402
 from support.findings import KIDNEY, a_finding, a_model, kidney_and_cyst  # noqa: E402

@@ -13,13 +13,13 @@ torch = pytest.importorskip("torch")
 
 from medsam2_core.auto.loading import load_auto  # noqa: E402
 from medsam2_core.auto.model_file import read_card  # noqa: E402
-from medsam2_core.automatic import AutoRun  # noqa: E402
 from medsam2_core.engine.model import load_model  # noqa: E402
 from medsam2_core.evaluation.metrics import dice  # noqa: E402
 from medsam2_core.imaging.geometry import Geometry  # noqa: E402
 from medsam2_core.imaging.intensity import parse_window  # noqa: E402
 from medsam2_core.imaging.volume import Volume  # noqa: E402
 from medsam2_core.session import Session  # noqa: E402
+from medsam2_core.session.automatic import AutoRun  # noqa: E402
 from MedSAM2SegmentLib.Panels.AutoPage import AutoPage  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind  # noqa: E402
 from MedSAM2SegmentLib.Prompts import MarkupNodes  # noqa: E402

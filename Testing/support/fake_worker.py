@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from medsam2_core.errors import MedSAM2Error, ProtocolError, VolumeError
 from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import MaskPrompt, Point, resolve
 from medsam2_core.worker.frames import FrameReader, encode
-from medsam2_core.worker.masks import SliceMask
+from medsam2_core.worker.masks import slice_mask_from_json, slice_mask_to_json
 from medsam2_core.worker.messages import PROTOCOLS, StackChoice, error_to_json, words_from_json
 
 RADIUS = 4
@@ -244,7 +245,7 @@ class FakeWorker:
     def do_restore(self, header, arrays):
         session, name = self.sessions[header["session"]], header["object"]
         heard = [words_from_json(item, name, arrays) for item in header["slices"]]
-        records = (SliceMask.from_json(item, arrays) for item in header["tracked"])
+        records = (slice_mask_from_json(item, arrays) for item in header["tracked"])
         self.answer_records(header, session.restore(name, heard, {record.n: record for record in records}))
 
     def said(self, header, arrays):
@@ -254,7 +255,7 @@ class FakeWorker:
 
     def answer_records(self, header, records):
         arrays = {}
-        told = [record.to_json(arrays) for record in records if record is not None]
+        told = [slice_mask_to_json(record, arrays) for record in records if record is not None]
         self.answer(header, arrays, slices=told)
 
     def do_remove_object(self, header, _):
@@ -282,7 +283,7 @@ class FakeWorker:
             self.propagating[0][3] += 1
             if session.words.get(name):
                 arrays = {}
-                told = [session.track(name, n).to_json(arrays)]
+                told = [slice_mask_to_json(session.track(name, n), arrays)]
                 self.send(
                     {
                         "type": "slice",
@@ -306,7 +307,7 @@ class FakeWorker:
         mask[4:9, 5:12] = True
         for done, n in enumerate(numbers, start=1):
             arrays = {}
-            told = [SliceMask.of_mask("square", n, mask, iou=0.8, prompted=False).to_json(arrays)]
+            told = [slice_mask_to_json(SliceMask.of_mask("square", n, mask, iou=0.8, prompted=False), arrays)]
             counts = {"done": done, "total": len(numbers)}
             self.send({"type": "slice", "re": header["id"], "slices": told, **counts}, arrays)
             time.sleep(self.options.step)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import Box
 from medsam2_core.worker.findings import ClassFinding
-from medsam2_core.worker.masks import SliceMask
 
 KIDNEY = (
     "Segmentation category~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Anatomic codes~^^~^^"

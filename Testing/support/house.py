@@ -14,9 +14,9 @@ LIB = ROOT / "MedSAM2Segment" / "MedSAM2SegmentLib"
 
 # What Slicer's own Python loads: it has numpy, and nothing heavier must be needed before the user asks.
 LIGHT = [
-    *("errors", "version", "prompts", "prompt_files", "slice_prompts"),
+    *("errors", "version", "prompts", "prompts.prompt_set", "prompts.slice_prompts", "prompts.types"),
     *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.oblique", "imaging.intensity"),
-    *("imaging.segmentation", "imaging.terminology"),
+    *("imaging.segmentation", "imaging.slice_mask", "imaging.terminology"),
     *("auto", "auto.model_file", "auto.library"),
     *("export", "export.metadata"),
     *("worker", "worker.frames", "worker.masks", "worker.messages", "worker.books", "worker.client"),

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.worker.frames import FrameReader, encode
-from medsam2_core.worker.masks import SliceMask
+from medsam2_core.worker.masks import slice_mask_from_json
 
 CORE = Path(__file__).resolve().parents[2] / "MedSAM2Segment"
 SHAPE_KJI = (24, 80, 96)
@@ -137,7 +138,7 @@ class RealWorker:
         """All records a request brought."""
         self.answer(number)
         return [
-            SliceMask.from_json(item, frame.arrays)
+            slice_mask_from_json(item, frame.arrays)
             for frame in self.about(number)
             for item in frame.header.get("slices", [])
             if isinstance(item, dict)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from medsam2_core.errors import Cancelled, WorkerError
-from medsam2_core.prompts import resolve
-from medsam2_core.worker.masks import SliceMask
-from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import SlicePrompts, resolve
+from medsam2_core.worker.messages import ObjectRecord
 from medsam2_core.worker.remote import SessionInfo
 from medsam2_core.worker.supervision import WorkerState
 

@@ -9,9 +9,9 @@ import numpy as np
 import psutil
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Point
+from medsam2_core.prompts import Point, SlicePrompts
 from medsam2_core.worker.connection import Timing
-from medsam2_core.worker.messages import SlicePrompts, StackChoice
+from medsam2_core.worker.messages import StackChoice
 from medsam2_core.worker.supervision import Supervisor, WorkerState
 from medsam2_core.worker.transports import SubprocessTransport
 

@@ -10,11 +10,12 @@ from medsam2_core.auto import library
 from medsam2_core.auto.loading import blank
 from medsam2_core.auto.model_file import AutoCard, AutoClass
 from medsam2_core.auto.predictor import PredictorSettings
-from medsam2_core.automatic import AutoRun
 from medsam2_core.engine.model import load_model
 from medsam2_core.prompts import Box
 from medsam2_core.session import Session
+from medsam2_core.session.automatic import AutoRun
 from medsam2_core.worker.findings import AutoWish, entries_in
+from medsam2_core.worker.masks import slice_mask_to_json
 from support.real_worker import RealWorker, a_ball, a_box, a_point
 
 KIDNEY = "Cat~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Reg~^^~^^"
@@ -214,7 +215,7 @@ def test_a_found_object_is_restored_and_a_click_refines_it(ready, here, folder):
     (record,) = ready.records(number)
     ((said,),) = ready.answer(number).header["classes"][0]["prompts"].values()
     arrays = {}
-    known = record.to_json(arrays)
+    known = slice_mask_to_json(record, arrays)
     slices = [{"n": 12, "prompts": [said], "final": False}]
     slices[0] |= {part: known[part] for part in ("mask", "box", "shape_hw")}
     answer = ready.send("restore", arrays, session="s", object="found", slices=slices, tracked=[])
@@ -222,8 +223,8 @@ def test_a_found_object_is_restored_and_a_click_refines_it(ready, here, folder):
     assert restored.bits == record.bits
     (refined,) = ready.records(ready.say("found", 12, said, a_point(50, 40, 12)))
     (found,) = found_here(here, folder, 12, 12, classes=["cyst"])
-    from medsam2_core.answers import Words
     from medsam2_core.prompts import Point
+    from medsam2_core.session.answers import Words
 
     here.restore_object("found", {12: Words(found.prompts[12], found.slices[12])}, {})
     expected = here.say("found", 12, [*found.prompts[12], Point((50, 40, 12))])

@@ -11,9 +11,9 @@ import pytest
 from medsam2_core.errors import WorkerError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Box, Point
+from medsam2_core.prompts import Box, Point, SlicePrompts
 from medsam2_core.worker.connection import Timing
-from medsam2_core.worker.messages import SlicePrompts, StackChoice
+from medsam2_core.worker.messages import StackChoice
 from support.supervised_worker import SupervisedWorker, fake_worker
 
 PATIENT = Timing(start=120.0, pauses=(0.0,), deaths=10**6)

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from medsam2_core.errors import PromptError, ProtocolError
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.worker.client import Client, Request
 from medsam2_core.worker.frames import FrameReader, encode
-from medsam2_core.worker.masks import SliceMask
+from medsam2_core.worker.masks import slice_mask_to_json
 
 
 def answer(type, request, arrays=None, **fields):
@@ -32,7 +33,7 @@ def heard_request(heard, **options):
 
 def a_slice(request, n):
     arrays = {}
-    record = SliceMask.of_mask("a", n, np.eye(5, dtype=bool)).to_json(arrays)
+    record = slice_mask_to_json(SliceMask.of_mask("a", n, np.eye(5, dtype=bool)), arrays)
     return answer("slice", request, arrays, slices=[record], done=n, total=9)
 
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from medsam2_core.errors import Cancelled, ProtocolError, WorkerError
-from medsam2_core.prompts import Box, Point
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import Box, Point, SlicePrompts
 from medsam2_core.worker.client import Client
 from medsam2_core.worker.findings import AutoEntry, AutoWish, auto_request
 from medsam2_core.worker.frames import encode
-from medsam2_core.worker.masks import SliceMask
-from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
+from medsam2_core.worker.masks import slice_mask_to_json
+from medsam2_core.worker.messages import ObjectRecord
 from medsam2_core.worker.supervision import WorkerState
 from support.supervised_worker import fake_worker, words
 
@@ -125,7 +126,8 @@ def test_an_answer_that_makes_no_sense_is_a_protocol_error(wrong):
     client = Client()
     request = client.send(auto_request(AutoWish("any"), lambda records: records))
     arrays = {}
-    told = {"type": "slice", "re": request.id, "slices": [RECORD.to_json(arrays)], "done": 1, "total": 1}
+    slices = [slice_mask_to_json(RECORD, arrays)]
+    told = {"type": "slice", "re": request.id, "slices": slices, "done": 1, "total": 1}
     client.feed(b"".join(encode(told, arrays)))
     right = {"type": "result", "re": request.id, "classes": [CLASS]}
     classes = [None if wrong is None else {**CLASS, **wrong}]

@@ -11,12 +11,13 @@ import psutil
 import pytest
 import torch
 from medsam2_core.errors import ProtocolError
+from medsam2_core.imaging.slice_mask import SliceMask, pack
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
 from medsam2_core.version import __version__
 from medsam2_core.worker.frames import encode
 from medsam2_core.worker.jobs import Jobs
-from medsam2_core.worker.masks import SliceMask, pack
+from medsam2_core.worker.masks import slice_mask_to_json
 from medsam2_core.worker.receiving import Volumes
 from medsam2_core.worker.serving import Serving, told
 from medsam2_core.worker.standard import leave_present_folder
@@ -203,8 +204,8 @@ def test_an_object_is_restored(ready, session, here):
     assert "a" in ready.refused("propagate", session=session, objects=["a"])["message"]
 
     arrays = {}
-    known = corrected.to_json(arrays)
-    tracked = [record.to_json(arrays) for n, record in told_about.items() if n not in (12, 14)]
+    known = slice_mask_to_json(corrected, arrays)
+    tracked = [slice_mask_to_json(record, arrays) for n, record in told_about.items() if n not in (12, 14)]
     slices = [
         {"n": 12, "prompts": [BOX], "final": False},
         {"n": 14, "prompts": [a_point(62, 40, 14, False)], "final": True}

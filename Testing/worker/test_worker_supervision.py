@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 from medsam2_core.errors import Cancelled, PromptError, WorkerError
+from medsam2_core.prompts import SlicePrompts
 from medsam2_core.worker.connection import Timing
-from medsam2_core.worker.messages import SlicePrompts
 from medsam2_core.worker.supervision import WorkerState
 from support.supervised_worker import HASTY, fake_worker, volume, words
 

@@ -11,8 +11,8 @@ from medsam2_core.worker.findings import AutoWish
 from MedSAM2SegmentLib.Effect.Propagation import TimeLeft
 
 if TYPE_CHECKING:
+    from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.worker.findings import AutoEntry, ClassFinding
-    from medsam2_core.worker.masks import SliceMask
 
     from MedSAM2SegmentLib.Effect.FoundSegments import FoundSegments
     from MedSAM2SegmentLib.Effect.Parameters import Parameters

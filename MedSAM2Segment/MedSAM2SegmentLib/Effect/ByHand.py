@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medsam2_core.errors import PromptError
-from medsam2_core.slice_prompts import mask_on_slice
+from medsam2_core.prompts import mask_on_slice
 
 if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.Conversation import Conversation

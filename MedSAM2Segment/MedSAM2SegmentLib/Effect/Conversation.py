@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from medsam2_core.errors import PromptError
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import resolve
-from medsam2_core.worker.masks import SliceMask
 
 from MedSAM2SegmentLib.Effect.SessionLink import differences, differs
 from MedSAM2SegmentLib.Effect.Signing import Signing
@@ -17,8 +17,7 @@ from MedSAM2SegmentLib.Segments.Editors import SegmentError
 from MedSAM2SegmentLib.Segments.Whose import showsOurs, wasEdited
 
 if TYPE_CHECKING:
-    from medsam2_core.prompts import PixelPrompts
-    from medsam2_core.worker.messages import SlicePrompts
+    from medsam2_core.prompts import PixelPrompts, SlicePrompts
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.Remembering import Remembering

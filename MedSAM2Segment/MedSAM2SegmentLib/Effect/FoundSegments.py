@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from medsam2_core.errors import PromptError
-from medsam2_core.prompts import Box, Point
-from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
+from medsam2_core.prompts import Box, Point, SlicePrompts
+from medsam2_core.worker.messages import ObjectRecord
 
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
 from MedSAM2SegmentLib.Segments.Editors import SegmentError, neighboursKept
@@ -18,10 +18,10 @@ from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.Whose import showsKept
 
 if TYPE_CHECKING:
+    from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import Prompt
     from medsam2_core.worker.findings import ClassFinding
-    from medsam2_core.worker.masks import SliceMask
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.Conversation import Conversation

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
 
 if TYPE_CHECKING:
-    from medsam2_core.worker.messages import SlicePrompts
+    from medsam2_core.prompts import SlicePrompts
 
     from MedSAM2SegmentLib.Effect.Conversation import Conversation
     from MedSAM2SegmentLib.Effect.Filling import Filling

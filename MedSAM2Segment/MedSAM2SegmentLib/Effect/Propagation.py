@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from medsam2_core.errors import MedSAM2Error
-    from medsam2_core.worker.masks import SliceMask
+    from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.worker.remote import RemoteSession
     from numpy.typing import NDArray
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from medsam2_core.errors import GeometryError, ProtocolError
-from medsam2_core.worker.masks import SliceMask
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.worker.messages import ObjectRecord
 
 if TYPE_CHECKING:
-    from medsam2_core.worker.messages import SlicePrompts
+    from medsam2_core.prompts import SlicePrompts
 
     from MedSAM2SegmentLib.Effect.SessionLink import SessionLink
     from MedSAM2SegmentLib.Effect.Workplace import Workplace

@@ -8,16 +8,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError
+from medsam2_core.prompts import SlicePrompts
 from medsam2_core.worker.findings import entries_in
-from medsam2_core.worker.messages import SessionSettings, SlicePrompts, StackChoice
+from medsam2_core.worker.messages import SessionSettings, StackChoice
 from medsam2_core.worker.supervision import WorkerState
 
 from MedSAM2SegmentLib.Panels.PanelState import Status
 
 if TYPE_CHECKING:
+    from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.worker.findings import AutoEntry
-    from medsam2_core.worker.masks import SliceMask
     from medsam2_core.worker.remote import RemoteSession
     from medsam2_core.worker.supervision import Supervisor
 

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
+from medsam2_core.prompts import SlicePrompts
+from medsam2_core.worker.messages import ObjectRecord
 
 from MedSAM2SegmentLib.Segments.EditLedger import UNDONE
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from medsam2_core.errors import PromptError
-from medsam2_core.prompts import Prompt
-from medsam2_core.slice_prompts import by_slice
+from medsam2_core.prompts import Prompt, by_slice
 
 from MedSAM2SegmentLib.Prompts import MarkupNodes, PromptWords
 from MedSAM2SegmentLib.Prompts.Gestures import Gesture, PointGesture, ScribbleGesture

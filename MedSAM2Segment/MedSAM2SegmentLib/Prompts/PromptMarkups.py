@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from medsam2_core.errors import GeometryError, PromptError
-from medsam2_core.prompts import MaskPrompt, Prompt
-from medsam2_core.worker.messages import SlicePrompts
+from medsam2_core.prompts import MaskPrompt, Prompt, SlicePrompts
 
 from MedSAM2SegmentLib.Prompts import MarkupNodes, PlacedPrompts, PromptFolder, PromptLooks, PromptWords
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture

@@ -5,7 +5,7 @@
     {"version": 1, "final": {"axial:-i-j+k": [12, 13]},
      "masks": [{"order": 4, "stack": "axial:-i-j+k", "n": 12}], "prompts": {…}}
 
-``prompts`` is a prompt file (:mod:`medsam2_core.prompt_files`) with one object that has the masks, in
+``prompts`` is a prompt file (:mod:`medsam2_core.prompts.prompt_set`) with one object that has the masks, in
 the order of ``masks``.
 """
 
@@ -15,7 +15,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from medsam2_core import prompt_files
 from medsam2_core.errors import PromptError
 from medsam2_core.prompts import MaskPrompt, PromptSet
 
@@ -66,7 +65,7 @@ class Notes:
                 "version": _VERSION,
                 "final": final,
                 "masks": [{"order": note.order, "stack": note.stack, "n": note.n} for note in self.masks],
-                "prompts": json.loads(prompt_files.to_json(prompts)),
+                "prompts": json.loads(prompts.to_json()),
             }
         )
 
@@ -87,7 +86,7 @@ class Notes:
 def _parsed(data: dict[str, Any]) -> Notes:
     if data["version"] != _VERSION:
         raise ValueError(f"version {data['version']}, this program reads {_VERSION}")
-    masks = prompt_files.from_json(json.dumps(data["prompts"])).of(_OBJECT)
+    masks = PromptSet.from_json(json.dumps(data["prompts"])).of(_OBJECT)
     if len(masks) != len(data["masks"]):
         raise ValueError(f"{len(data['masks'])} masks announced, {len(masks)} found")
     notes = tuple(

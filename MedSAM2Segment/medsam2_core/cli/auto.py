@@ -18,8 +18,8 @@ from medsam2_core.errors import ExportError, MedSAM2Error, VolumeError
 
 if TYPE_CHECKING:
     from medsam2_core.auto.loading import AutoModel
-    from medsam2_core.automatic import AutoFound
     from medsam2_core.session import Session
+    from medsam2_core.session.automatic import AutoFound
 
 
 class Method(str, Enum):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from medsam2_core.auto.loading import AutoModel
     from medsam2_core.auto.model_file import AutoCard
-    from medsam2_core.automatic import AutoFound, AutoRun
     from medsam2_core.engine.states import Found
+    from medsam2_core.session.automatic import AutoFound, AutoRun
     from medsam2_core.worker.sessions import Answer, Opened, Sessions, Tell
 
 
@@ -102,9 +102,9 @@ class AutoRequests:
     def _started(self, job: Job) -> _Running:
         from medsam2_core.auto.library import find
         from medsam2_core.auto.volumes import VolumeOptions
-        from medsam2_core.automatic import AutoRun
         from medsam2_core.errors import PromptError
         from medsam2_core.imaging.intensity import parse_window
+        from medsam2_core.session.automatic import AutoRun
 
         opened, wish = self._sessions.of(job), AutoWish.from_json(job.fields)
         path, card = find(wish.model)

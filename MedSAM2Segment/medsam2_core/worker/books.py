@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from medsam2_core.worker.masks import SliceMask
-from medsam2_core.worker.messages import ObjectRecord, SlicePrompts
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import SlicePrompts
+from medsam2_core.worker.messages import ObjectRecord
 
 
 @dataclass

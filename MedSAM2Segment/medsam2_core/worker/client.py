@@ -15,8 +15,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from medsam2_core.errors import MedSAM2Error, ProtocolError
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.worker.frames import Frame, FrameReader, encode
-from medsam2_core.worker.masks import SliceMask, checked
+from medsam2_core.worker.masks import checked, slice_mask_from_json
 from medsam2_core.worker.messages import error_from_json
 
 #: Answered in the middle of a computation; none of them can be what ended a worker.
@@ -43,7 +44,7 @@ def plain_result(frame: Frame) -> Any:
 
 def records_in(frame: Frame) -> list[SliceMask]:
     """The records a frame holds. ProtocolError when they are damaged."""
-    return [SliceMask.from_json(item, frame.arrays) for item in checked(frame.header, "slices", list)]
+    return [slice_mask_from_json(item, frame.arrays) for item in checked(frame.header, "slices", list)]
 
 
 @dataclass(eq=False)

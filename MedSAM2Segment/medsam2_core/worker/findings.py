@@ -8,10 +8,11 @@ from typing import Any
 
 from medsam2_core.auto import library
 from medsam2_core.errors import ProtocolError
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import Prompt
 from medsam2_core.worker.client import Request
 from medsam2_core.worker.frames import Frame
-from medsam2_core.worker.masks import SliceMask, checked
+from medsam2_core.worker.masks import checked
 from medsam2_core.worker.messages import prompt_from_json
 
 Colour = tuple[float, float, float]

@@ -13,50 +13,22 @@ from numpy.typing import NDArray
 
 from medsam2_core import errors
 from medsam2_core.errors import GeometryError, MedSAM2Error, PromptError, ProtocolError, WorkerError
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import AXES, SliceStack
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt
-from medsam2_core.worker.masks import SliceMask, add_array, checked, named_array
+from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt, SlicePrompts
+from medsam2_core.worker.masks import (
+    add_array,
+    checked,
+    named_array,
+    slice_mask_from_json,
+    slice_mask_to_json,
+)
 
 #: Versions of the protocol that this package speaks, the best first.
 PROTOCOLS = (1,)
 
 Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class SlicePrompts:
-    """Everything said about one object on one slice.
-
-    Attributes
-    ----------
-    prompts
-        In the order given.
-    final
-        Whether nothing may change the slice any more.
-    known
-        The answer, when it need not be asked for: it is taken as it is.
-    """
-
-    prompts: tuple[Prompt, ...] = ()
-    final: bool = False
-    known: SliceMask | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", tuple(self.prompts))
-
-    def __bool__(self) -> bool:
-        """Whether anything is said; if not, what was said before is taken back."""
-        return bool(self.prompts) or self.final or self.known is not None
-
-    def extends(self, earlier: SlicePrompts) -> bool:
-        """Whether these words begin with all prompts of the earlier ones."""
-        return self.prompts[: len(earlier.prompts)] == earlier.prompts
-
-    @property
-    def needs_known(self) -> bool:
-        """Whether their answer cannot be found again: a predicted box came with a mask that they correct."""
-        return any(isinstance(prompt, Box) and prompt.predicted for prompt in self.prompts)
 
 
 @dataclass(frozen=True)
@@ -94,7 +66,7 @@ class ObjectRecord:
             slices.append(words_to_json(n, dataclasses.replace(words, known=known), arrays))
         found = {n: record for n, record in self.records.items() if n not in self.words}
         found.update({n: record for n, record in self.refined.items() if n in self.words})
-        return {"slices": slices, "tracked": [found[n].to_json(arrays) for n in sorted(found)]}
+        return {"slices": slices, "tracked": [slice_mask_to_json(found[n], arrays) for n in sorted(found)]}
 
 
 @dataclass(frozen=True)
@@ -217,7 +189,7 @@ def words_to_json(n: int, words: SlicePrompts, arrays: Arrays) -> dict[str, Any]
     """One item of ``slices`` of a `say` or `restore` request."""
     item = {"n": n, "prompts": [prompt_to_json(p, arrays) for p in words.prompts], "final": words.final}
     if words.known is not None:
-        known = words.known.to_json(arrays)
+        known = slice_mask_to_json(words.known, arrays)
         item.update({part: known[part] for part in ("mask", "box", "shape_hw", "iou", "score")})
     return item
 
@@ -238,7 +210,7 @@ def words_from_json(item: Any, object: str, arrays: Mapping[str, NDArray[Any]]) 
         figures = {"iou": 1.0, "score": 0.0, "confidence": 1.0, "prompted": True}
         figures |= {name: item[name] for name in ("iou", "score") if name in item}
         told = {part: item.get(part) for part in ("mask", "box", "shape_hw")}
-        known = SliceMask.from_json(
+        known = slice_mask_from_json(
             {"object": object, "n": n, "final": final, **figures, **told}, arrays
         )  # fmt: skip
     return n, SlicePrompts(prompts, final, known)

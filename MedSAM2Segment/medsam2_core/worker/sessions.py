@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from medsam2_core.errors import Cancelled, ProtocolError
+from medsam2_core.imaging.slice_mask import SliceMask, pack
 from medsam2_core.worker.jobs import Job
-from medsam2_core.worker.masks import SliceMask, checked, pack
+from medsam2_core.worker.masks import checked, slice_mask_from_json, slice_mask_to_json
 from medsam2_core.worker.messages import SessionSettings, StackChoice, words_from_json
 
 if TYPE_CHECKING:
-    from medsam2_core.answers import Words
     from medsam2_core.auto.loading import AutoModel
     from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.model import SegmentationModel
     from medsam2_core.engine.states import Found, SliceResult
     from medsam2_core.session import Session
+    from medsam2_core.session.answers import Words
     from medsam2_core.worker.receiving import Volumes
 
 #: Fields and arrays of a result.
@@ -117,7 +118,7 @@ class Sessions:
         opened, name, words = self._spoken(job)
         tracked: dict[int, Found] = {}
         for item in checked(job.fields, "tracked", list) if "tracked" in job.fields else []:
-            record = SliceMask.from_json({**item, "object": name}, job.arrays)
+            record = slice_mask_from_json({**item, "object": name}, job.arrays)
             tracked[record.n] = _found(record)
         return records_of(opened.session.restore_object(name, words, tracked).values())
 
@@ -188,7 +189,7 @@ class Sessions:
         return self._opened[name]
 
     def _spoken(self, job: Job) -> tuple[Opened, str, dict[int, Words]]:
-        from medsam2_core.answers import Words
+        from medsam2_core.session.answers import Words
 
         opened, name = self.of(job), checked(job.fields, "object", str)
         words = {}
@@ -231,7 +232,7 @@ def _found(record: SliceMask) -> Found:
 def records_of(results: Iterable[SliceResult | None]) -> Answer:
     """Results as ``slices`` of a message; those that are None are left out."""
     arrays: dict[str, NDArray[Any]] = {}
-    told = [_record(result).to_json(arrays) for result in results if result is not None]
+    told = [slice_mask_to_json(_record(result), arrays) for result in results if result is not None]
     return {"slices": told}, arrays
 
 

@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 
 from medsam2_core.engine.states import Found, SliceResult
 from medsam2_core.errors import PromptError
-from medsam2_core.prompts import Box, PixelPrompts, Prompt, resolve
-from medsam2_core.slice_prompts import mask_on_slice
+from medsam2_core.prompts import Box, PixelPrompts, Prompt, mask_on_slice, resolve
 
 if TYPE_CHECKING:
-    from medsam2_core.changes import Changes, SessionState
     from medsam2_core.engine.tracker import Tracker
-    from medsam2_core.history import History
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import PromptSet
+    from medsam2_core.session.changes import Changes, SessionState
+    from medsam2_core.session.history import History
 
 
 @dataclass(frozen=True)

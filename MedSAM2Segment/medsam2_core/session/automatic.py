@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsam2_core.answers import Words
 from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.auto.segmenting import AutoSegmenter
 from medsam2_core.auto.volumes import AutoVolume, ClassInVolume, VolumeOptions
@@ -17,15 +16,16 @@ from medsam2_core.engine.states import Found
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
 from medsam2_core.prompts import Box, Point, Prompt
+from medsam2_core.session.answers import Words
 
 if TYPE_CHECKING:
     from medsam2_core.auto.loading import AutoModel
-    from medsam2_core.changes import Changes, SessionState
-    from medsam2_core.history import History
     from medsam2_core.imaging.intensity import Window
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.imaging.terminology import Terminology
     from medsam2_core.prompts import PromptSet
+    from medsam2_core.session.changes import Changes, SessionState
+    from medsam2_core.session.history import History
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_core.answers import Answers
-from medsam2_core.automatic import Automatic
-from medsam2_core.changes import Changes, SessionState
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import MemoryPolicy
@@ -39,16 +36,27 @@ from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.states import SliceResult
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
-from medsam2_core.following import followed
-from medsam2_core.history import History
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Point, Prompt, PromptSet, resolve, validate
-from medsam2_core.slice_prompts import by_slice, mask_on_slice, slices_of
+from medsam2_core.prompts import (
+    Point,
+    Prompt,
+    PromptSet,
+    by_slice,
+    mask_on_slice,
+    resolve,
+    slices_of,
+    validate,
+)
+from medsam2_core.session.answers import Answers
+from medsam2_core.session.automatic import Automatic
+from medsam2_core.session.changes import Changes, SessionState
+from medsam2_core.session.following import followed
+from medsam2_core.session.history import History
 from medsam2_core.version import __version__
 
 

@@ -1,4 +1,4 @@
-"""Prompts as JSON.
+"""All prompts of a volume, object by object, and their JSON form.
 
 ::
 
@@ -17,14 +17,15 @@ are the lengths of alternating stretches of false and true, beginning with false
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.imaging.geometry import Space
-from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt, PromptSet
+from medsam2_core.prompts.types import AXES, Box, MaskPrompt, Point, Prompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,9 +34,87 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _LARGEST_MASK = 1 << 31  # voxels; eight times 512 x 512 x 1000
+_LONGEST_NAME = 200
 
 
-def to_json(prompt_set: PromptSet, space: Space | str = "ijk", geometry: Geometry | None = None) -> str:
+@dataclass
+class PromptSet:
+    """Objects by name, in order, each with its prompts in the order they were given."""
+
+    objects: dict[str, list[Prompt]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the objects, in order."""
+        return tuple(self.objects)
+
+    def add_object(self, name: str) -> None:
+        """Add an object without prompts; nothing happens when it is there."""
+        if not isinstance(name, str) or not name.strip():
+            raise PromptError(f"object name {repr(name)[:60]}: give a name that is not empty")
+        if len(name) > _LONGEST_NAME:
+            raise PromptError(f"object name {name[:40]!r}... is longer than {_LONGEST_NAME} letters")
+        self.objects.setdefault(name, [])
+
+    def add(self, object_name: str, prompt: Prompt) -> None:
+        """Append a prompt; a new name makes a new object."""
+        if not isinstance(prompt, Point | Box | MaskPrompt):
+            raise PromptError(f"{prompt!r} is not a point, a box or a mask")
+        self.add_object(object_name)
+        self.objects[object_name].append(prompt)
+
+    def of(self, object_name: str) -> list[Prompt]:
+        """The prompts of an object; PromptError names the known ones."""
+        if object_name not in self.objects:
+            known = ", ".join(map(repr, self.objects)) or "none yet"
+            raise PromptError(f"unknown object {object_name!r}: known objects are {known}")
+        return self.objects[object_name]
+
+    def remove_object(self, object_name: str) -> None:
+        """Forget an object and its prompts."""
+        self.of(object_name)
+        del self.objects[object_name]
+
+    def __iter__(self) -> Iterator[tuple[str, list[Prompt]]]:
+        return iter(self.objects.items())
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def implied_axis(self) -> str | None:
+        """The array axis (``"i"``, ``"j"``, ``"k"``) all boxes are flat along; None when no box tells.
+
+        Raises PromptError when boxes lie on slices of different axes.
+        """
+        seen: dict[int, tuple[str, Box]] = {}
+        for name, prompts in self:
+            for box in (p for p in prompts if isinstance(p, Box)):
+                if box.flat_axis is not None:
+                    seen.setdefault(box.flat_axis, (name, box))
+        if len(seen) > 1:
+            told = "; ".join(
+                f"{box} of {name!r} lies on a slice along {AXES[axis]}" for axis, (name, box) in seen.items()
+            )
+            raise PromptError(f"mixed axes: {told}. All boxes must lie on slices of one axis")
+        return AXES[next(iter(seen))] if seen else None
+
+    def to_json(self, space: Space | str = "ijk", geometry: Geometry | None = None) -> str:
+        """Return the prompts as JSON, positions in ``space``; RAS and LPS need the geometry."""
+        return _to_json(self, space, geometry)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, geometry: Geometry | None = None) -> PromptSet:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        PromptError
+            When the text is not JSON, or a part is missing or wrong; the message says where.
+        """
+        return _from_json(text, geometry)
+
+
+def _to_json(prompt_set: PromptSet, space: Space | str = "ijk", geometry: Geometry | None = None) -> str:
     """A prompt set as JSON text."""
     space = _space(space, geometry)
 
@@ -60,13 +139,13 @@ def to_json(prompt_set: PromptSet, space: Space | str = "ijk", geometry: Geometr
     return json.dumps({"version": VERSION, "space": space.value, "objects": objects})
 
 
-def from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet:
+def _from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet:
     """A prompt set from JSON text.
 
     Raises
     ------
     PromptError
-        When the text is not JSON, lacks a part, or a value is not what it must be; the message says where.
+        When the text is not JSON, or a part is missing or wrong; the message says where.
     """
     try:
         data = json.loads(text)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from medsam2_core.changes import SessionState
 from medsam2_core.engine.propagating import Propagation
 from medsam2_core.engine.states import SliceResult
-from medsam2_core.history import History
+from medsam2_core.session.changes import SessionState
+from medsam2_core.session.history import History
 
 
 def followed(

@@ -1,0 +1,246 @@
+"""Prompts by slice: a session segments one slice at a time, so masks of several are cut into slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam2_core.errors import PromptError
+from medsam2_core.imaging.slices import AxisStack, SliceStack
+from medsam2_core.prompts.types import AXES, FLAT, ROUNDING, Box, MaskPrompt, Point, Prompt, position_text
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.slice_mask import SliceMask
+    from medsam2_core.prompts.prompt_set import PromptSet
+
+
+@dataclass(frozen=True)
+class SlicePrompts:
+    """Everything said about one object on one slice.
+
+    Attributes
+    ----------
+    prompts
+        In the order given.
+    final
+        Whether nothing may change the slice any more.
+    known
+        The answer, when it need not be asked for: it is taken as it is.
+    """
+
+    prompts: tuple[Prompt, ...] = ()
+    final: bool = False
+    known: SliceMask | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+
+    def __bool__(self) -> bool:
+        """Whether anything is said; if not, what was said before is taken back."""
+        return bool(self.prompts) or self.final or self.known is not None
+
+    def extends(self, earlier: SlicePrompts) -> bool:
+        """Whether these words begin with all prompts of the earlier ones."""
+        return self.prompts[: len(earlier.prompts)] == earlier.prompts
+
+    @property
+    def needs_known(self) -> bool:
+        """Whether their answer cannot be found again: a predicted box came with a mask that they correct."""
+        return any(isinstance(prompt, Box) and prompt.predicted for prompt in self.prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelPrompts:
+    """Everything said about one object on one slice, in the slice's pixels (x column, y row).
+
+    ``points_xy`` (N, 2) float32, ``labels`` (N,) int32 with 1 for the object and 0 for background,
+    ``box_xyxy`` (4,) float32 left, top, right, bottom or None, ``mask_hw`` (H, W) bool or None (all False:
+    the object is absent here).
+    """
+
+    points_xy: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    box_xyxy: NDArray[np.float32] | None = None
+    mask_hw: NDArray[np.bool_] | None = None
+
+
+def validate(prompt_set: PromptSet, stack: SliceStack) -> None:
+    """Check that every prompt fits the volume and lies on one slice; PromptError names object and bounds."""
+    prompt_set.implied_axis()
+    for name, prompts in prompt_set:
+        try:
+            resolve(prompts, stack)
+        except PromptError as error:
+            raise PromptError(f"object {name!r}: {error}") from error
+
+
+def resolve(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, PixelPrompts]:
+    """What the prompts of one object say about each slice of a stack, by slice number in ascending order.
+
+    Raises
+    ------
+    PromptError
+        When a prompt lies outside the volume, a box does not lie on one slice of this stack, or a slice gets
+        two boxes.
+    """
+    points: dict[int, list[tuple[float, float, int]]] = {}
+    boxes: dict[int, tuple[float, ...]] = {}
+    masks: dict[int, NDArray[np.bool_]] = {}
+    for prompt in prompts:
+        if isinstance(prompt, Point):
+            n, (x, y) = _point_on_slice(prompt, stack)
+            points.setdefault(n, []).append((x, y, int(prompt.positive)))
+        elif isinstance(prompt, Box):
+            n, xyxy = _box_on_slice(prompt, stack)
+            if boxes.setdefault(n, xyxy) is not xyxy:
+                raise PromptError(
+                    f"two boxes on slice {n} of {stack.title}: an object has one box on a slice"
+                )
+            continue
+        else:
+            for n, mask_hw in _mask_on_slices(prompt, stack):
+                masks[n] = masks[n] | mask_hw if n in masks else mask_hw
+    resolved = {}
+    for n in sorted({*points, *boxes, *masks}):
+        clicked = np.array(points.get(n, []), dtype=np.float64).reshape(-1, 3)
+        resolved[n] = PixelPrompts(
+            points_xy=clicked[:, :2].astype(np.float32),
+            labels=clicked[:, 2].astype(np.int32),
+            box_xyxy=np.array(boxes[n], dtype=np.float32) if n in boxes else None,
+            mask_hw=masks.get(n),
+        )
+    return resolved
+
+
+def _point_on_slice(point: Point, stack: SliceStack) -> tuple[int, tuple[float, float]]:
+    _check_inside(point.ijk, stack, f"point {position_text(point.ijk)}")
+    x, y, n = stack.to_slice([point.ijk])[0]
+    return _nearest_slice(n, stack, f"point {position_text(point.ijk)}"), (float(x), float(y))
+
+
+def _box_on_slice(box: Box, stack: SliceStack) -> tuple[int, tuple[float, ...]]:
+    what = str(box)
+    for corner in (box.first_ijk, box.last_ijk):
+        _check_inside(corner, stack, what)
+    corners = stack.to_slice([box.first_ijk, box.last_ijk])
+    (left, top, first_n), (right, bottom, last_n) = np.sort(corners, axis=0)
+    if last_n - first_n >= FLAT:
+        reason = "a box lies on one slice"
+        if box.flat_axis is not None:
+            reason = f"it lies on a slice along {AXES[box.flat_axis]} (mixed axes)"
+        raise PromptError(f"{what} spans slices {first_n:g} to {last_n:g} of {stack.title}: {reason}")
+    if min(right - left, bottom - top) <= ROUNDING:
+        raise PromptError(f"{what} is empty on {stack.title}: {right - left:g} x {bottom - top:g} pixels")
+    return _nearest_slice((first_n + last_n) / 2, stack, what), (left, top, right, bottom)
+
+
+def _mask_on_slices(prompt: MaskPrompt, stack: SliceStack) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    shape_ijk = prompt.mask_kji.shape[::-1]
+    what = f"mask of {shape_ijk} voxels at {prompt.offset_ijk}"
+    first = np.array(prompt.offset_ijk, dtype=float)
+    last = first + shape_ijk - 1
+    for corner in (first, last):
+        _check_inside(tuple(corner), stack, what)
+    corners = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    numbers = stack.to_slice(first + corners * (last - first))[:, 2]
+    lowest = max(0, math.floor(numbers.min() + 0.5))
+    highest = min(len(stack) - 1, math.ceil(numbers.max() - 0.5))
+    found = False
+    for n in range(lowest, highest + 1):
+        mask_hw = stack.mask_of(prompt.mask_kji, n, prompt.offset_ijk)
+        if mask_hw.any() or lowest == highest:
+            found = True
+            yield n, mask_hw
+    if not found:
+        raise PromptError(f"{what} is empty on {stack.title}: only a mask of one slice may say 'absent here'")
+
+
+def _nearest_slice(n: float, stack: SliceStack, what: str) -> int:
+    nearest = math.floor(n + 0.5)
+    if nearest == len(stack) and n <= len(stack) - 0.5 + ROUNDING:
+        nearest -= 1  # exactly on the outer face of the last slice
+    if not 0 <= nearest < len(stack):
+        raise PromptError(
+            f"{what} lies on slice {nearest}, but {stack.title} has slices 0 to {len(stack) - 1}"
+        )
+    return nearest
+
+
+def _check_inside(ijk: Sequence[float], stack: SliceStack, what: str) -> None:
+    for axis, value, size in zip(AXES, ijk, stack.volume.geometry.shape_ijk, strict=True):
+        if not -0.5 - ROUNDING <= value <= size - 0.5 + ROUNDING:
+            raise PromptError(
+                f"{what} is outside the volume: {axis} = {value:g}, which must be from -0.5 to {size - 0.5:g}"
+            )
+
+
+def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Prompt]]:
+    """Prompts by the slice they lie on, each in the order given.
+
+    A mask of several slices becomes one mask a slice. Only on an oblique stack, whose slices cut through
+    voxels, it stays whole and is listed under every slice it reaches.
+
+    Raises
+    ------
+    PromptError
+        As :func:`~medsam2_core.prompts.resolve`.
+    """
+    grouped: dict[int, list[Prompt]] = {}
+    for prompt in prompts:
+        numbers = resolve([prompt], stack)
+        if isinstance(prompt, MaskPrompt) and isinstance(stack, AxisStack):
+            for n, piece in _cut(prompt, stack):
+                grouped.setdefault(n, []).append(piece)
+        else:
+            for n in numbers:
+                grouped.setdefault(n, []).append(prompt)
+    return grouped
+
+
+def slices_of(prompt: Prompt, stack: SliceStack) -> frozenset[int]:
+    """The slices a prompt of :func:`by_slice` lies on."""
+    if isinstance(prompt, MaskPrompt) and isinstance(stack, AxisStack):
+        return frozenset({_number(prompt.offset_ijk, stack)})
+    return frozenset(resolve([prompt], stack))
+
+
+def mask_on_slice(mask_hw: NDArray[np.bool_], n: int, stack: SliceStack) -> MaskPrompt | None:
+    """The mask of a slice as a prompt; None on an oblique stack, where voxels cannot say it exactly.
+
+    Raises
+    ------
+    PromptError
+        When there is no such slice, or the mask has another shape.
+    """
+    if not 0 <= n < len(stack):
+        raise PromptError(f"there is no slice {n}: slices are 0 to {len(stack) - 1}")
+    mask_hw = np.asarray(mask_hw, dtype=bool)
+    if mask_hw.shape != tuple(stack.shape_hw):
+        raise PromptError(f"the mask on slice {n} is {mask_hw.shape}, the slice is {tuple(stack.shape_hw)}")
+    if not isinstance(stack, AxisStack):
+        return None
+    if mask_hw.any():
+        return MaskPrompt.from_volume(stack.volume_mask({n: mask_hw}))
+    corner = np.rint(stack.to_ijk([[0, 0, n]])[0]).astype(int)
+    return MaskPrompt(np.zeros((1, 1, 1), dtype=bool), (int(corner[0]), int(corner[1]), int(corner[2])))
+
+
+def _cut(prompt: MaskPrompt, stack: AxisStack) -> Iterable[tuple[int, MaskPrompt]]:
+    axis = 2 - stack.array_axis  # of (K, J, I)
+    depth = prompt.mask_kji.shape[axis]
+    for step in range(depth):
+        part = np.take(prompt.mask_kji, [step], axis=axis)
+        if part.any() or depth == 1:
+            offset = list(prompt.offset_ijk)
+            offset[stack.array_axis] += step
+            piece = MaskPrompt(part, (offset[0], offset[1], offset[2])) if depth > 1 else prompt
+            yield _number(piece.offset_ijk, stack), piece
+
+
+def _number(voxel_ijk: tuple[int, int, int], stack: AxisStack) -> int:
+    return round(float(stack.to_slice([voxel_ijk])[0, 2]))

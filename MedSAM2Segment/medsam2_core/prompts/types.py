@@ -1,0 +1,164 @@
+"""The three kinds of prompts: points, boxes and masks, in continuous IJK.
+
+Voxel centres lie at integers, so a volume of I voxels covers -0.5 to I-0.5 along i. Prompts become pixels of
+a slice in one place, :func:`medsam2_core.prompts.resolve`; other spaces exist only in JSON, see
+:mod:`medsam2_core.prompts.prompt_set`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsam2_core.errors import PromptError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ROUNDING = 1e-3  # voxels: what conversion to millimetres, five printed digits and back may cost
+FLAT = 0.5  # slices: corners of a box that are closer than this lie on one slice
+AXES = "ijk"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A click: this voxel belongs to the object (``positive``) or does not."""
+
+    ijk: tuple[float, float, float]
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ijk", _position(self.ijk, "point"))
+        object.__setattr__(self, "positive", bool(self.positive))
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle on one slice around the object, given by two opposite corners.
+
+    On a slice along i, j or k, ``first_ijk`` has the smaller indices; :meth:`between` sorts them. On an
+    oblique plane any two opposite corners will do. A ``predicted`` box was drawn by a model, which found a
+    mask with it: what is said besides corrects that mask, as long as nobody moves the box.
+    """
+
+    first_ijk: tuple[float, float, float]
+    last_ijk: tuple[float, float, float]
+    predicted: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first_ijk", _position(self.first_ijk, "box"))
+        object.__setattr__(self, "last_ijk", _position(self.last_ijk, "box"))
+        object.__setattr__(self, "predicted", bool(self.predicted))
+        sizes = self._sizes()
+        if sum(abs(size) > ROUNDING for size in sizes) < 2:
+            raise PromptError(f"{self} is empty: it needs a width and a height")
+        if self.flat_axis is None:
+            return
+        for axis, (first, last) in enumerate(zip(self.first_ijk, self.last_ijk, strict=True)):
+            if last < first and axis != self.flat_axis:
+                raise PromptError(f"{self} is inverted: {AXES[axis]} runs from {first:g} back to {last:g}")
+
+    @classmethod
+    def between(
+        cls, corner_ijk: Sequence[float], other_ijk: Sequence[float], *, predicted: bool = False
+    ) -> Box:
+        """From any two opposite corners."""
+        first, last = list(_position(corner_ijk, "box")), list(_position(other_ijk, "box"))
+        flat = _flat_axis([b - a for a, b in zip(first, last, strict=True)])
+        for axis in range(3):
+            # Sorting the corners of an oblique rectangle would move them off its plane.
+            if flat is not None and axis != flat and first[axis] > last[axis]:
+                first[axis], last[axis] = last[axis], first[axis]
+        return cls((first[0], first[1], first[2]), (last[0], last[1], last[2]), predicted)
+
+    @property
+    def flat_axis(self) -> int | None:
+        """The array axis (0 i, 1 j, 2 k) whose slice the box lies on; None on an oblique plane."""
+        return _flat_axis(self._sizes())
+
+    def _sizes(self) -> list[float]:
+        return [last - first for first, last in zip(self.first_ijk, self.last_ijk, strict=True)]
+
+    def __str__(self) -> str:
+        return f"box {position_text(self.first_ijk)} to {position_text(self.last_ijk)}"
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPrompt:
+    """Voxels that belong to the object, on one slice or several.
+
+    Parameters
+    ----------
+    mask_kji : (K, J, I) bool, the part of the grid that holds the mask
+    offset_ijk : index of its first voxel in the volume
+
+    A mask of a single slice without any voxel says that the object is absent there. In a thicker one only the
+    slices that have voxels count.
+    """
+
+    mask_kji: NDArray[np.bool_]
+    offset_ijk: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        mask = np.asarray(self.mask_kji)
+        if mask.ndim != 3 or mask.size == 0:
+            raise PromptError(
+                f"a mask has three axes (k, j, i) and at least one voxel, not the shape {mask.shape}"
+            )
+        if mask.dtype.kind not in "bui":
+            raise PromptError(f"a mask holds true and false, not {mask.dtype}")
+        mask = mask.astype(bool)
+        if not mask.any() and 1 not in mask.shape:
+            raise PromptError(f"mask of {mask.shape[::-1]} voxels at {tuple(self.offset_ijk)} is empty")
+        mask.flags.writeable = False
+        offset = _position(self.offset_ijk, "mask offset")
+        if any(value != int(value) for value in offset):
+            raise PromptError(f"mask offset {position_text(offset)} must be whole voxels")
+        object.__setattr__(self, "mask_kji", mask)
+        object.__setattr__(self, "offset_ijk", tuple(int(value) for value in offset))
+
+    @classmethod
+    def from_volume(cls, mask_kji: NDArray[Any]) -> MaskPrompt:
+        """The part of a whole-volume mask that has voxels; PromptError when it has none."""
+        filled = [np.flatnonzero(mask_kji.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+        if filled[0].size == 0:
+            raise PromptError(f"the mask of {mask_kji.shape[::-1]} voxels is empty")
+        start, stop = [int(f[0]) for f in filled], [int(f[-1]) + 1 for f in filled]
+        part = mask_kji[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+        return cls(part != 0, (start[2], start[1], start[0]))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MaskPrompt):
+            return NotImplemented
+        return self.offset_ijk == other.offset_ijk and np.array_equal(self.mask_kji, other.mask_kji)
+
+    def __hash__(self) -> int:
+        return hash((self.offset_ijk, self.mask_kji.tobytes()))
+
+
+Prompt = Point | Box | MaskPrompt
+
+
+def _flat_axis(sizes: Sequence[float]) -> int | None:
+    axis = min(range(3), key=lambda n: abs(sizes[n]))
+    return axis if abs(sizes[axis]) < FLAT else None
+
+
+def _position(values: Sequence[float], what: str) -> tuple[float, float, float]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PromptError(f"{what} {values!r}: expected three numbers") from error
+    if len(numbers) != 3:
+        raise PromptError(f"{what} {values!r}: expected three numbers, got {len(numbers)}")
+    if not all(math.isfinite(number) for number in numbers):
+        raise PromptError(f"{what} {position_text(numbers)}: the numbers must be finite")
+    return numbers  # type: ignore[return-value]
+
+
+def position_text(numbers: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{number:g}" for number in numbers) + ")"

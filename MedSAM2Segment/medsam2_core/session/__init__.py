@@ -1,0 +1,5 @@
+"""One volume, its objects, prompts and masks, with undo."""
+
+from medsam2_core.session.session import Session
+
+__all__ = ["Session"]
