@@ -71,7 +71,7 @@ def test_a_message_that_nobody_says_is_found(texts):
 
 #: What volumes, prompts and installations are refused for is on the page without exception.
 COMPLETE = {
-    *("VolumeAdapter.py", "PromptWords.py", "ByHand.py", "MarkupNodes.py"),
+    *("VolumeAdapter.py", "PromptConversion.py", "ByHand.py", "PromptNodes.py"),
     *("RuntimeEstimate.py", "RuntimeMessages.py", "RuntimeInstaller.py", "RuntimeSteps.py"),
 }
 

@@ -10,7 +10,7 @@ from medsam2_core.imaging.slice_mask import SliceMask  # noqa: E402
 from medsam2_core.prompts import Box  # noqa: E402
 from medsam2_core.worker.findings import ClassFinding  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
-from MedSAM2SegmentLib.Prompts import MarkupNodes  # noqa: E402
+from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from support.findings import KIDNEY, a_finding, a_model, kidney_and_cyst  # noqa: E402
 from support.scene import a_linear_transform, a_volume, geometries  # noqa: E402
 from support.user import AUser, a_noise  # noqa: E402
@@ -43,7 +43,7 @@ class AutoUser(AUser):
         return [
             node
             for node in self.prompt_nodes()
-            if MarkupNodes.segmentOf(node) == segmentID and MarkupNodes.roleOf(node) == MarkupNodes.BOX
+            if PromptNodes.segmentOf(node) == segmentID and PromptNodes.roleOf(node) == PromptNodes.BOX
         ]
 
     def session(self):
@@ -329,7 +329,7 @@ def test_predicted_boxes_are_in_the_scene_and_say_so(user):
     user.auto()
     boxes = user.boxes("kidney")
     assert len(boxes) == 2
-    assert all(MarkupNodes.isPredicted(node) for node in boxes)
+    assert all(PromptNodes.isPredicted(node) for node in boxes)
     words = user.session().words(user.named("kidney"))
     assert sorted(words) == [3, 6]
     (box,) = words[3].prompts
@@ -377,7 +377,7 @@ def test_taking_the_click_away_brings_back_what_auto_had_found(user):
     found = user.mask(kidney)
     user.click((20, 18, 3))
     user.wait()
-    (points,) = [one for one in user.prompt_nodes() if MarkupNodes.roleOf(one) == MarkupNodes.POSITIVE]
+    (points,) = [one for one in user.prompt_nodes() if PromptNodes.roleOf(one) == PromptNodes.POSITIVE]
     points.RemoveNthControlPoint(0)
     user.wait()
     assert np.array_equal(user.mask(kidney), found)
@@ -389,7 +389,7 @@ def test_a_box_that_is_moved_is_the_users_own_and_answered_afresh(user):
     box = next(node for node in user.boxes("kidney") if round(user_k(user, node)) == 6)
     box.SetCenter(*user.ras((18, 14, 6)))
     user.wait()
-    assert not MarkupNodes.isPredicted(box)
+    assert not PromptNodes.isPredicted(box)
     (said,) = user.session().words(kidney)[6].prompts
     assert not said.predicted
     shown = user.mask(kidney)[6]
@@ -397,7 +397,7 @@ def test_a_box_that_is_moved_is_the_users_own_and_answered_afresh(user):
     assert not shown[5:7, 4:8].any(), "what Auto had found is still there"
     assert user.slices(kidney) == [3, 4, 5, 6, 7]
     user.undo()
-    assert MarkupNodes.isPredicted(next(n for n in user.boxes("kidney") if round(user_k(user, n)) == 6))
+    assert PromptNodes.isPredicted(next(n for n in user.boxes("kidney") if round(user_k(user, n)) == 6))
     user.wait()
     assert user.session().words(kidney)[6].prompts[0].predicted
 

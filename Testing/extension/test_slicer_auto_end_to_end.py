@@ -22,7 +22,7 @@ from medsam2_core.session import Session  # noqa: E402
 from medsam2_core.session.automatic import AutoRun  # noqa: E402
 from MedSAM2SegmentLib.Panels.AutoPage import AutoPage  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind  # noqa: E402
-from MedSAM2SegmentLib.Prompts import MarkupNodes  # noqa: E402
+from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneCases import SceneCases  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from support.clinic import AClinic, ARealSource, by_plain_matrices  # noqa: E402
@@ -168,8 +168,8 @@ def assert_same(one, expected):
 
 
 def predicted_boxes(one):
-    nodes = MarkupNodes.promptNodes(one.scene, one.segmentation)
-    return [node for node in nodes if MarkupNodes.isPredicted(node)]
+    nodes = PromptNodes.promptNodes(one.scene, one.segmentation)
+    return [node for node in nodes if PromptNodes.isPredicted(node)]
 
 
 def test_the_page_trains_on_the_scene(trained, folder):

@@ -12,7 +12,7 @@ slicer = pytest.importorskip("slicer")
 
 from medsam2_core.errors import PromptError  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
-from MedSAM2SegmentLib.Prompts import MarkupNodes  # noqa: E402
+from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from support.findings import a_finding, a_model  # noqa: E402
 from support.remote_session import ASource, AWorker  # noqa: E402
 from support.scene import a_volume, an_empty_scene  # noqa: E402
@@ -87,7 +87,7 @@ class ARandomUser:
         self.user.scribble([(i / 2 + n, j / 2 + n, k) for n in range(6)])
 
     def nodes(self):
-        return list(MarkupNodes.promptNodes(self.scene, self.user.segmentation))
+        return list(PromptNodes.promptNodes(self.scene, self.user.segmentation))
 
     def move(self):
         nodes = [
@@ -295,7 +295,7 @@ class ARandomUser:
     def check(self):
         segments = set(self.segments())
         for node in self.nodes():
-            assert MarkupNodes.segmentOf(node) in segments, "a prompt of a segment that is gone"
+            assert PromptNodes.segmentOf(node) in segments, "a prompt of a segment that is gone"
         sessions = self.user.worker.sessions
         assert len(sessions) <= 1, "a session that nobody closed"
         assert len(self.user.worker.volumes) <= 1, "a volume that nobody closed"

@@ -107,7 +107,7 @@ def test_what_else_happens_while_a_prompt_is_dragged_does_not_lose_the_drag(user
     (node,) = user.prompt_nodes()
     node.InvokeEvent(node.PointStartInteractionEvent)
     node.SetNthControlPointPositionWorld(0, *user.ras((16, 12, 5)))
-    with user.controller.markups.quiet():
+    with user.controller.markups.silenced():
         user.controller.markups.add("B", PointGesture(user.ras((20, 15, 6))))
     node.InvokeEvent(node.PointEndInteractionEvent)
     user.wait()

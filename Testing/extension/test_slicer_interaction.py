@@ -358,7 +358,7 @@ def test_a_thousand_things_a_hand_may_do_leave_nothing_behind(at_work, campaign)
         if not at_work.hand.isDrawing:
             assert not views[0].actors.shown and not views[1].actors.shown
     nodes = at_work.scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode")
-    assert nodes == len([n for n in at_work.markups._watch.nodes if n.IsA("vtkMRMLMarkupsNode")])
+    assert nodes == len([n for n in at_work.markups._observer.nodes if n.IsA("vtkMRMLMarkupsNode")])
     for segment in ("A", "B"):
         at_work.markups.clear(segment)
     at_work.hand.drop()

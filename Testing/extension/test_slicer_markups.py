@@ -53,7 +53,7 @@ class ASegmentation:
         return ScribbleGesture(self.ras(*positions), positive)
 
     def words(self, segment="A", stack=None):
-        return self.markups.words(segment, self.adapter, stack or self.stack)
+        return self.markups.slicePrompts(segment, self.adapter, stack or self.stack)
 
     def says_a_lot(self):
         """One of everything, on two slices, to two segments."""
@@ -149,7 +149,7 @@ def test_every_addition_is_told_once(seg):
     seg.markups.setFinal("A", seg.stack.key, 3, True)
     seg.markups.setFinal("A", seg.stack.key, 3, True)  # nothing new
     assert seg.told == [("A",), ("B",), ("A",)]
-    with seg.markups.quiet():
+    with seg.markups.silenced():
         seg.markups.clear("A")
     assert len(seg.told) == 3 and seg.markups.isEmpty("A") and not seg.markups.isEmpty("B")
 
@@ -183,7 +183,7 @@ def test_a_mask_speaks_about_its_voxels_on_another_stack(seg):
     seg.markups.remove(seg.markups.add("B", seg.point(0, 0, 0)))
     with pytest.raises(PromptError, match="the box with the number 2 reaches from slice"):
         seg.words("A", coronal)
-    for node in [n for n in seg.markups._watch.nodes if n.IsA("vtkMRMLMarkupsROINode")]:
+    for node in [n for n in seg.markups._observer.nodes if n.IsA("vtkMRMLMarkupsROINode")]:
         seg.scene.RemoveNode(node)
     words = seg.words("A", coronal)
     assert not any(said.final for said in words.values())
@@ -294,7 +294,7 @@ def test_a_transform_over_prompts_moves_what_they_say(seg):
     matrix.SetElement(2, 3, 6.0)
     transform.SetMatrixTransformToParent(matrix)
     assert not seg.told  # the segmentation may be about to follow
-    seg.markups.look()
+    seg.markups.update()
     assert seg.told == [("A",)] and list(seg.words()) == [7]
 
 
@@ -304,7 +304,7 @@ def test_colours_changing_is_not_told(seg):
     seg.node.GetSegmentation().GetSegment("A").SetName("liver")
     nodes = [
         n
-        for n in seg.markups._watch.nodes
+        for n in seg.markups._observer.nodes
         if n.GetAttribute("MedSAM2.segmentID") == "A" and n.IsA("vtkMRMLMarkupsNode")
     ]
     assert nodes and all(n.GetDisplayNode().GetSelectedColor() == (0.1, 0.9, 0.2) for n in nodes)
@@ -343,9 +343,9 @@ def test_two_segmentations_do_not_mix(seg):
     assert markups.segmentIDs() == ()
     markups.add("A", seg.point(1, 2, 3))
     assert told == [("A",)] and not seg.told
-    assert list(markups.words("A", seg.adapter, seg.stack)) == [3] and 3 not in seg.words()
+    assert list(markups.slicePrompts("A", seg.adapter, seg.stack)) == [3] and 3 not in seg.words()
     seg.markups.clear("A")
-    assert list(markups.words("A", seg.adapter, seg.stack)) == [3] and told == [("A",)]
+    assert list(markups.slicePrompts("A", seg.adapter, seg.stack)) == [3] and told == [("A",)]
     markups.cleanup()
 
 
@@ -355,7 +355,7 @@ def test_two_editors_on_one_segmentation_see_the_same(seg):
     other.changed.append(told.append)
     seg.markups.add("A", seg.point(1, 2, 3))
     seg.markups.add("A", seg.box((4, 5), (9, 9), 3))
-    assert other.words("A", seg.adapter, seg.stack) == seg.words()
+    assert other.slicePrompts("A", seg.adapter, seg.stack) == seg.words()
     assert set(told) == {("A",)}
     other.cleanup()
 
@@ -365,7 +365,8 @@ def test_prompts_stand_in_a_closed_folder_beside_the_segmentation(seg):
     study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "study")
     hierarchy.CreateItem(study, seg.node)
     seg.says_a_lot()
-    items = {hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) for node in seg.markups._watch.nodes}
+    nodes = seg.markups._observer.nodes
+    items = {hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) for node in nodes}
     (folder,) = items
     assert (
         hierarchy.GetItemName(folder) == "Segmentation prompts" and hierarchy.GetItemParent(folder) == study
@@ -397,7 +398,7 @@ def test_a_saved_scene_says_the_same_again(seg, tmp_path, into):
     loaded.meet()
     the_same(loaded.words(), words)
     the_same(loaded.words("B"), others)
-    node = next(n for n in loaded.markups._watch.nodes if n.IsA("vtkMRMLMarkupsFiducialNode"))
+    node = next(n for n in loaded.markups._observer.nodes if n.IsA("vtkMRMLMarkupsFiducialNode"))
     assert node.GetNumberOfDisplayNodes() == 2 and node.GetNodeReference("MedSAM2.volume") is loaded.volume
     loaded.markups.add("A", loaded.point(3, 3, 5))
     assert loaded.words()[5].prompts[-1] == Point((3, 3, 5))
@@ -410,7 +411,7 @@ def test_a_saved_scene_says_the_same_again(seg, tmp_path, into):
 
 def test_cleanup_leaves_no_observer_and_keeps_the_prompts(seg):
     seg.says_a_lot()
-    nodes = [seg.scene, seg.node, *seg.markups._watch.nodes]
+    nodes = [seg.scene, seg.node, *seg.markups._observer.nodes]
     events = ["ModifiedEvent", "AnyEvent"]
     before = {id(node): [node.HasObserver(event) for event in events] for node in nodes}
     assert any(any(flags) for flags in before.values())

@@ -261,7 +261,7 @@ def test_every_kind_of_prompt_goes_along(scene, name):
     seg.markups.restore(shown)
     the_same(seg.words(), before)
     assert nearly(seg.markups.snapshot()) == nearly(shown)
-    assert all(node.GetTransformNodeID() == transform.GetID() for node in seg.markups._watch.nodes
+    assert all(node.GetTransformNodeID() == transform.GetID() for node in seg.markups._observer.nodes
                if node.IsA("vtkMRMLMarkupsNode"))  # fmt: skip
     for node in (seg.node, seg.volume):
         node.HardenTransform()
@@ -283,5 +283,5 @@ def test_prompts_are_drawn_where_the_mouse_was_under_a_transform(scene, name):
         node.SetAndObserveTransformNodeID(transform.GetID())
     seg.meet().says_a_lot()
     the_same(seg.words(), before)
-    assert not np.allclose(transformToWorld(seg.markups._watch.nodes[0]), np.eye(4))
+    assert not np.allclose(transformToWorld(seg.markups._observer.nodes[0]), np.eye(4))
     seg.markups.cleanup()

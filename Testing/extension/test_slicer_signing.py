@@ -6,7 +6,7 @@ import pytest
 slicer = pytest.importorskip("slicer")
 
 from medsam2_core.version import __version__  # noqa: E402
-from MedSAM2SegmentLib.Prompts import MarkupNodes  # noqa: E402
+from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from support.remote_session import WEIGHTS  # noqa: E402
 from support.user import AUser  # noqa: E402
 from test_slicer_auto import AutoUser  # noqa: E402
@@ -36,8 +36,8 @@ def kidney(user):
 
 
 def points_of(user, segmentID):
-    nodes = [one for one in user.prompt_nodes() if MarkupNodes.segmentOf(one) == segmentID]
-    return [one for one in nodes if MarkupNodes.roleOf(one) == MarkupNodes.POSITIVE]
+    nodes = [one for one in user.prompt_nodes() if PromptNodes.segmentOf(one) == segmentID]
+    return [one for one in nodes if PromptNodes.roleOf(one) == PromptNodes.POSITIVE]
 
 
 # By prompts -------------------------------------------------------------------------------------------------

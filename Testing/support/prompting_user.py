@@ -70,7 +70,7 @@ class APromptingUser:
         return choice.stack(self.adapter.volume)
 
     def words(self, segment=None, stack=None):
-        return self.markups.words(segment or self.segment, self.adapter, stack or self.stack())
+        return self.markups.slicePrompts(segment or self.segment, self.adapter, stack or self.stack())
 
     def prompts(self, segment=None, stack=None):
         """What was said, slices ascending, without the slices."""

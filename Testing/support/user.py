@@ -6,7 +6,7 @@ import numpy as np
 import slicer
 import vtk
 from MedSAM2SegmentLib.Effect.EffectController import EffectController
-from MedSAM2SegmentLib.Prompts import MarkupNodes
+from MedSAM2SegmentLib.Prompts import PromptNodes
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, PointGesture, ScribbleGesture
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
@@ -115,7 +115,7 @@ class AUser:
 
     def prompt_nodes(self):
         """Prompt nodes in the scene."""
-        return list(MarkupNodes.promptNodes(self.scene, self.segmentation))
+        return list(PromptNodes.promptNodes(self.scene, self.segmentation))
 
     @staticmethod
     def tag(segment, name):

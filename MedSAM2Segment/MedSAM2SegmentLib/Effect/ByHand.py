@@ -28,7 +28,7 @@ class ByHand:
         segmentID, markups, stack = self._workplace.segmentID, self._workplace.markups, self._link.stack
         words = self._steps.settled.get(segmentID, {}).get(n)
         final = words is None or not words.final
-        with markups.quiet():
+        with markups.silenced():
             if final:
                 mask = self._workplace.writer.segmentMasks(segmentID, stack, [n])[n]
                 prompt = mask_on_slice(mask, n, stack)
@@ -52,7 +52,7 @@ class ByHand:
     def takeOver(self) -> None:
         """Delete all prompts of the selected segment; what it shows is the user's from now on."""
         segmentID, markups = self._workplace.segmentID, self._workplace.markups
-        with markups.quiet():
+        with markups.silenced():
             markups.clear(segmentID)
         self._conversation.forget(segmentID)
         self._steps.remove(segmentID)

@@ -77,7 +77,7 @@ class Conversation:
 
     def words(self, segmentID: str) -> dict[int, SlicePrompts]:
         """What the prompts of a segment say by slice. PromptError names the prompt that says nothing."""
-        return self._workplace.markups.words(segmentID, self._workplace.adapter, self._link.stack)
+        return self._workplace.markups.slicePrompts(segmentID, self._workplace.adapter, self._link.stack)
 
     def settle(self, *, areOld: bool = False) -> None:
         """Take it that all segments show what their prompts say; ``areOld``: as found in the scene."""

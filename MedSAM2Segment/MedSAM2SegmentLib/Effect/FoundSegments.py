@@ -160,7 +160,7 @@ class FoundSegments:
         isWhole = place.slices is None or self._isAutosAlone(segmentID)
         records = {n: replace(one, object=segmentID) for n, one in finding.records.items()}
         chosen = _some(sorted(set(finding.prompts) & set(records)))
-        with markups.quiet():
+        with markups.silenced():
             if place.slices is None:
                 markups.clear(segmentID)
             for n in place.slices or ():

@@ -67,7 +67,7 @@ class Listening:
         """If somebody else changed the segmentation, see whether it was Slicer's undo, and go along."""
         workplace = self._workplace
         if workplace.markups is not None:
-            workplace.markups.look()
+            workplace.markups.update()
         if not workplace.isTouched or workplace.markups is None:
             return
         workplace.isTouched = False

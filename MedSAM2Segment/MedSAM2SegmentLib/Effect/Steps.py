@@ -240,7 +240,7 @@ class Steps:
 
 
 def _moved(prompts: Any, matrix: NDArray[np.float64]) -> Any:
-    return tuple(state.moved(matrix) for state in prompts)
+    return tuple(state.transformed(matrix) for state in prompts)
 
 
 def _of(memory: Memory, segmentID: str) -> Memory:

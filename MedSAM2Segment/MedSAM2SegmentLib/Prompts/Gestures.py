@@ -1,4 +1,4 @@
-"""What the user did with the mouse, in millimetres of the world (RAS); nothing here knows about volumes."""
+"""Points, boxes and scribbles drawn with the mouse, in world RAS; independent of any volume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PointGesture:
-    """A click at ``ras`` (3,): this belongs to the segment (``positive``) or does not."""
+    """A foreground (``positive``) or background point at ``ras`` (3,)."""
 
     ras: NDArray[np.float64]
     positive: bool = True
@@ -37,7 +37,9 @@ class BoxGesture:
     def __post_init__(self) -> None:
         corners = _points(self.rasCorners, "a box")
         if len(corners) != 4:
-            raise PromptError(f"a box has four corners, not {len(corners)}: draw it again")
+            raise PromptError(
+                f"a box has four corners, not {len(corners)}: draw it again", code="box-corners"
+            )
         object.__setattr__(self, "rasCorners", corners)
 
 
@@ -51,7 +53,7 @@ class ScribbleGesture:
     def __post_init__(self) -> None:
         points = _points(self.ras, "a scribble")
         if len(points) < 2:
-            raise PromptError("a scribble needs at least two positions: draw it again")
+            raise PromptError("a scribble needs at least two positions: draw it again", code="scribble-short")
         object.__setattr__(self, "ras", points)
 
 
@@ -61,6 +63,8 @@ Gesture = PointGesture | BoxGesture | ScribbleGesture
 def _points(values: ArrayLike, what: str) -> NDArray[np.float64]:
     points = np.array(values, dtype=np.float64, ndmin=2)
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
-        raise PromptError(f"{what} needs finite positions (N, 3) in RAS, not {values!r}")
+        raise PromptError(
+            f"{what} needs finite positions (N, 3) in RAS, not {values!r}", code="position-not-finite"
+        )
     points.flags.writeable = False
     return points

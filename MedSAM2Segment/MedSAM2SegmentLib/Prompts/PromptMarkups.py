@@ -1,4 +1,4 @@
-"""The prompts of one segmentation: nodes of the scene on one side, words for the session on the other."""
+"""The prompts of one segmentation, as nodes of the scene."""
 
 from __future__ import annotations
 
@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from medsam2_core.errors import GeometryError, PromptError
-from medsam2_core.prompts import MaskPrompt, Prompt, SlicePrompts
 
-from MedSAM2SegmentLib.Prompts import MarkupNodes, PlacedPrompts, PromptFolder, PromptLooks, PromptWords
+from MedSAM2SegmentLib.Prompts import PromptAppearance, PromptConversion, PromptNodes
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
-from MedSAM2SegmentLib.Prompts.NodeWatch import NodeWatch
-from MedSAM2SegmentLib.Prompts.PromptNotes import MaskNote, Notes
-from MedSAM2SegmentLib.Prompts.PromptPicking import PromptHandle, pick
-from MedSAM2SegmentLib.Prompts.PromptSnapshots import SavedNode, fill, saved
+from MedSAM2SegmentLib.Prompts.PromptObserver import PromptObserver
+from MedSAM2SegmentLib.Prompts.PromptState import MaskNote, MaskNotes, Snapshot, applyState, stateOf
+from MedSAM2SegmentLib.Prompts.SliceViews import PromptHandle, pick
 from MedSAM2SegmentLib.Segments.Editors import transformToWorld
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
+    from medsam2_core.prompts import MaskPrompt, SlicePrompts
     from numpy.typing import ArrayLike, NDArray
 
     from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
-
-#: All prompts of a segmentation at one moment; to be kept for undo.
-Snapshot = tuple[SavedNode, ...]
 
 
 class PromptMarkups:
@@ -39,8 +35,8 @@ class PromptMarkups:
         The volume that new prompts name as the one they were made on; None for none.
     changed
         Called with a tuple of the IDs of segments whose prompts changed, once for each action of the user: a
-        prompt was added or removed, here or by somebody else, or moved (at the end of the drag).
-        :meth:`restore` and what is done within :meth:`quiet` call nobody.
+        prompt was added or removed, here or by somebody else, or moved (at the end of the drag). Not called
+        by :meth:`restore`, nor within :meth:`silenced`.
     hardened
         Called with the (4, 4) transform after the segmentation's transform was hardened, and its prompts with
         it: snapshots from before are in the RAS it had then.
@@ -53,149 +49,137 @@ class PromptMarkups:
         self.changed: list[Callable[[tuple[str, ...]], None]] = []
         self.hardened: list[Callable[[Any], None]] = []
         self._isVisible = True
-        self._isQuiet = False
+        self._isSilenced = False
         self._segmentIDs = set(self._presentSegments())
-        self._removed: dict[
-            str, Snapshot
-        ] = {}  # prompts of removed segments: undo may bring the segment back
-        self._watch = NodeWatch(
-            *(scene, segmentationNode),
-            *(self._onChanged, self._onSegments, self._onGone, self._onHardened),
+        self._removed: dict[str, Snapshot] = {}  # of removed segments: undo may bring the segment back
+        self._observer = PromptObserver(
+            scene,
+            segmentationNode,
+            onChanged=self._onChanged,
+            onSegments=self._onSegments,
+            onGone=self._onGone,
+            onHardened=self._onHardened,
         )
-        self._paint()
+        self._updateColors()
 
-    # What is there ------------------------------------------------------------------------------------------
+    # Reading ------------------------------------------------------------------------------------------------
 
     def segmentIDs(self) -> tuple[str, ...]:
-        """IDs of the segments that have prompts."""
-        return tuple(sorted({MarkupNodes.segmentOf(node) for node in self._watch.nodes}))
+        """Return the IDs of the segments that have prompts."""
+        return tuple(sorted({PromptNodes.segmentOf(node) for node in self._observer.nodes}))
 
     def isEmpty(self, segmentID: str) -> bool:
-        """Whether nothing was said about a segment."""
-        return all(saved(node).isEmpty for node in self._nodes(segmentID))
+        """Whether a segment has no prompt."""
+        return all(stateOf(node).isEmpty for node in self._nodes(segmentID))
 
-    def words(self, segmentID: str, adapter: VolumeAdapter, stack: SliceStack) -> dict[int, SlicePrompts]:
-        """What is said about each slice of a stack, prompts in the order they were given; slices ascending.
+    def slicePrompts(
+        self, segmentID: str, adapter: VolumeAdapter, stack: SliceStack
+    ) -> dict[int, SlicePrompts]:
+        """Return the prompts of a segment by slice of a stack, in the order given; slices ascending.
 
         Raises
         ------
         PromptError
-            When a prompt is not on the volume, a box does not lie on one slice, a slice has two boxes; the
-            message names the prompt and the way out.
+            As :func:`PromptConversion.slicePrompts`.
         """
-        placed: list[PlacedPrompts.Placed] = []
-        final: set[int] = set()
-        for node in self._nodes(segmentID):
-            if MarkupNodes.roleOf(node) == MarkupNodes.NOTES:
-                notes = Notes.fromText(node.GetText() or "")
-                final = {n for key, n in notes.final if key == stack.key and 0 <= n < len(stack)}
-                placed += PlacedPrompts.ofMasks(notes, stack)
-            else:
-                placed += PlacedPrompts.of(saved(node), adapter.geometry, stack, self._toWorld())
-        placed.sort(key=lambda one: one[0])  # stable: points of one scribble keep their order
-        PromptWords.checkBoxes(placed, stack)
-        said: dict[int, list[Prompt]] = {n: [] for n in final}
-        for _, n, prompt in placed:
-            said.setdefault(n, []).append(prompt)
-        return {n: SlicePrompts(tuple(said[n]), n in final) for n in sorted(said)}
+        states = [stateOf(node) for node in self._nodes(segmentID)]
+        return PromptConversion.slicePrompts(states, adapter.geometry, stack, self._toWorld())
 
     def check(self, gesture: Gesture, adapter: VolumeAdapter, stack: SliceStack) -> tuple[int, ...]:
-        """The slices a gesture would speak about; PromptError when it cannot be understood.
+        """Return the slices a gesture is about, to refuse it before it becomes a node of the scene.
 
-        To refuse a gesture before it becomes a node of the scene.
+        Raises
+        ------
+        PromptError
+            It is outside the volume, or does not lie on one slice.
         """
+        state = PromptConversion.stateOfGesture(gesture)
         return tuple(
-            sorted(
-                {
-                    n
-                    for _, n, _ in PlacedPrompts.of(
-                        PlacedPrompts.savedGesture(gesture), adapter.geometry, stack
-                    )
-                }
-            )
+            sorted({n for _, n, _ in PromptConversion.placedPrompts(state, adapter.geometry, stack)})
         )
 
-    # What the user does -------------------------------------------------------------------------------------
+    # Editing ------------------------------------------------------------------------------------------------
 
     def add(self, segmentID: str, gesture: Gesture) -> PromptHandle:
-        """Put what was drawn into the scene. A box takes the place of an earlier one on the same plane."""
+        """Add what was drawn to the scene. A box replaces an earlier one on the same plane."""
         if self.segmentationNode is None:
-            raise PromptError("the segmentation is not in the scene any more: choose another one")
+            raise PromptError(
+                "the segmentation is not in the scene any more: choose another one", code="segmentation-gone"
+            )
         number = self._nextOrder()
         with self._edit(segmentID):
             if isinstance(gesture, PointGesture):
-                node = self._only(
-                    segmentID, MarkupNodes.POSITIVE if gesture.positive else MarkupNodes.NEGATIVE
-                )
-                return self._handle(node, MarkupNodes.addPoint(node, gesture.ras, number))
+                node = self._nodeForPoints(segmentID, gesture.positive)
+                return self._handle(node, PromptNodes.addPoint(node, gesture.ras, number))
             if isinstance(gesture, BoxGesture):
-                for other in [one for one in self._boxes(segmentID) if _isOnPlane(one, gesture)]:
-                    self._delete(other)
-                node = self._new(segmentID, MarkupNodes.BOX)
-                MarkupNodes.setBox(node, gesture)
+                for other in [
+                    one for one in self._nodes(segmentID, PromptNodes.BOX) if _isOnPlane(one, gesture)
+                ]:
+                    PromptAppearance.removeNode(self.scene, other)
+                node = self._newNode(segmentID, PromptNodes.BOX)
+                PromptNodes.setBox(node, gesture)
             else:
-                role = MarkupNodes.SCRIBBLE if gesture.positive else MarkupNodes.NEGATIVE_SCRIBBLE
-                node = self._new(segmentID, role)
-                MarkupNodes.setCurve(node, gesture.ras)
-            MarkupNodes.setOrder(node, number)
+                role = PromptNodes.SCRIBBLE if gesture.positive else PromptNodes.NEGATIVE_SCRIBBLE
+                node = self._newNode(segmentID, role)
+                PromptNodes.setCurve(node, gesture.ras)
+            PromptNodes.setOrder(node, number)
             return self._handle(node)
 
     def addPredicted(self, segmentID: str, gestures: Iterable[Gesture]) -> None:
-        """Put into the scene what a model would have said: boxes that refine a mask until they are moved."""
+        """Add the prompts a model predicted: boxes that refine a mask until somebody moves them."""
         number = self._nextOrder()
         with self._edit(segmentID):
             for count, gesture in enumerate(gestures):
                 if isinstance(gesture, BoxGesture):
-                    node = self._new(segmentID, MarkupNodes.BOX)
-                    MarkupNodes.setBox(node, gesture)
-                    MarkupNodes.setOrder(node, number + count)
-                    MarkupNodes.setPredicted(node, True)
+                    node = self._newNode(segmentID, PromptNodes.BOX)
+                    PromptNodes.setBox(node, gesture)
+                    PromptNodes.setOrder(node, number + count)
+                    PromptNodes.setPredicted(node, True)
                 else:
-                    role = MarkupNodes.POSITIVE if gesture.positive else MarkupNodes.NEGATIVE
-                    MarkupNodes.addPoint(self._only(segmentID, role), gesture.ras, number + count)
+                    node = self._nodeForPoints(segmentID, gesture.positive)
+                    PromptNodes.addPoint(node, gesture.ras, number + count)
 
     def addMask(self, segmentID: str, n: int, maskPrompt: MaskPrompt, stackKey: str = "") -> None:
-        """Say which voxels belong to the segment on slice ``n``, in place of an earlier mask there.
+        """Add a mask as the prompt of slice ``n``, in place of an earlier one there.
 
         ``stackKey`` is the key of the stack that ``n`` counts slices of; on other stacks, and when it is
-        empty, the mask speaks about the slices its voxels lie on.
+        empty, the mask applies to the slices its voxels lie on.
         """
-        self._note(
-            segmentID, lambda notes: notes.withMask(MaskNote(self._nextOrder(), stackKey, n, maskPrompt))
-        )
+        note = MaskNote(self._nextOrder(), stackKey, n, maskPrompt)
+        self._changeNotes(segmentID, lambda notes: notes.withMask(note))
 
     def setFinal(self, segmentID: str, stackKey: str, n: int, final: bool) -> None:
         """Mark a slice of a stack as final, or not any more."""
-        self._note(segmentID, lambda notes: notes.withFinal(stackKey, n, final))
+        self._changeNotes(segmentID, lambda notes: notes.withFinal(stackKey, n, final))
 
     def remove(self, handle: PromptHandle) -> bool:
         """Delete a prompt; False when it is not there any more."""
-        node = next((one for one in self._watch.nodes if one.GetID() == handle.nodeID), None)
+        node = next((one for one in self._observer.nodes if one.GetID() == handle.nodeID), None)
         if node is None or (handle.index >= 0 and handle.index >= node.GetNumberOfControlPoints()):
             return False
         with self._edit(handle.segmentID):
             if handle.index >= 0 and node.GetNumberOfControlPoints() > 1:
                 node.RemoveNthControlPoint(handle.index)
             else:
-                self._delete(node)
+                PromptAppearance.removeNode(self.scene, node)
         return True
 
     def removeAt(self, sliceNode: Any, xyz: ArrayLike) -> bool:
         """Delete the prompt under a position in a slice view; False when there is none."""
-        handle = pick(self._watch.nodes, sliceNode, xyz, lines=True)
+        handle = pick(self._observer.nodes, sliceNode, xyz, lines=True)
         return handle is not None and self.remove(handle)
 
     def hit(self, sliceNode: Any, xyz: ArrayLike) -> PromptHandle | None:
-        """The prompt that a press at a position in a slice view would begin to drag; None when none is near.
+        """Return the prompt that a press at a position in a slice view would drag; None when none is near.
 
         ``xyz`` as :func:`SliceViews.mousePosition` gives it; (x, y) will do.
         """
-        return pick(self._watch.nodes, sliceNode, xyz, lines=False)
+        return pick(self._observer.nodes, sliceNode, xyz, lines=False)
 
     def clearSlice(self, segmentID: str, n: int, adapter: VolumeAdapter, stack: SliceStack) -> None:
-        """Delete what is said about a segment on one slice of a stack; nobody is told."""
+        """Delete the prompts of a segment on one slice of a stack, without calling :attr:`changed`."""
         states = self.snapshot(segmentID)
-        left = PlacedPrompts.without(states, n, adapter.geometry, stack, self._toWorld())
+        left = PromptConversion.withoutSlice(states, n, adapter.geometry, stack, self._toWorld())
         if left != states:
             self.restore(left, segmentID)
 
@@ -203,56 +187,61 @@ class PromptMarkups:
         """Delete all prompts of a segment."""
         with self._edit(segmentID):
             for node in self._nodes(segmentID):
-                self._delete(node)
+                PromptAppearance.removeNode(self.scene, node)
 
     # Undo ---------------------------------------------------------------------------------------------------
 
     def snapshot(self, segmentID: str | None = None) -> Snapshot:
-        """All prompts (of one segment) as they are now."""
-        nodes = self._watch.nodes if segmentID is None else self._nodes(segmentID)
-        states = (saved(node) for node in nodes)
+        """Return all prompts (of one segment) as they are now."""
+        nodes = self._observer.nodes if segmentID is None else self._nodes(segmentID)
+        states = (stateOf(node) for node in nodes)
         return tuple(state for state in states if not state.isEmpty)
 
     def restore(self, snapshot: Snapshot, segmentID: str | None = None) -> None:
-        """Bring back exactly what a snapshot (of the same segment) holds; nobody is told."""
-        with self._watch.ours():
-            nodes = self._watch.nodes if segmentID is None else self._nodes(segmentID)
+        """Restore exactly the prompts of a snapshot (of one segment), without calling :attr:`changed`."""
+        with self._observer.suspended():
+            nodes = self._observer.nodes if segmentID is None else self._nodes(segmentID)
             for state in snapshot:
-                node = next((one for one in nodes if _place(saved(one)) == _place(state)), None)
+                node = next((one for one in nodes if stateOf(one).key == state.key), None)
                 if node is None:
-                    node = self._new(state.segmentID, state.role)
+                    node = self._newNode(state.segmentID, state.role)
                 else:
                     nodes.remove(node)
-                if saved(node) != state:
-                    fill(node, state)
+                if stateOf(node) != state:
+                    applyState(node, state)
             for node in nodes:
-                self._delete(node)
+                PromptAppearance.removeNode(self.scene, node)
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Within, :attr:`changed` is not called: whoever does it knows."""
-        before, self._isQuiet = self._isQuiet, True
+    def silenced(self) -> Iterator[None]:
+        """Within, :attr:`changed` is not called."""
+        before, self._isSilenced = self._isSilenced, True
         try:
             yield
         finally:
-            self._isQuiet = before
+            self._isSilenced = before
 
-    # Looks --------------------------------------------------------------------------------------------------
+    # Appearance and life ------------------------------------------------------------------------------------
 
     def setVisible(self, visible: bool) -> None:
-        """Show or hide all prompts, also those to come."""
+        """Show or hide all prompts, also later ones."""
         self._isVisible = visible
-        for node in self._watch.nodes:
-            PromptLooks.show(node, visible)
+        for node in self._observer.nodes:
+            PromptAppearance.setVisible(node, visible)
 
-    def look(self) -> None:
-        """Notice prompts that were moved by a transform of their own; to be called now and then."""
+    @property
+    def isMoved(self) -> bool:
+        """Whether a prompt was moved by a transform of its own, which :meth:`update` has yet to report."""
+        return self._observer.isMoved
+
+    def update(self) -> None:
+        """Report prompts that were moved by a transform of their own; to be called now and then."""
         if self.segmentationNode is not None:
-            self._watch.look()
+            self._observer.update()
 
     def cleanup(self) -> None:
-        """Take every observer back; the nodes stay in the scene."""
-        self._watch.cleanup()
+        """Remove every observer; the nodes stay in the scene."""
+        self._observer.cleanup()
         self.changed.clear()
         self.hardened.clear()
 
@@ -265,126 +254,121 @@ class PromptMarkups:
         try:
             return transformToWorld(self.segmentationNode)
         except GeometryError as error:
-            raise PromptError(str(error)) from error
+            raise PromptError(str(error), code=error.code, **error.fields) from error
 
-    def _nodes(self, segmentID: str) -> list[Any]:
-        return [node for node in self._watch.nodes if MarkupNodes.segmentOf(node) == segmentID]
+    def _nodes(self, segmentID: str, role: str | None = None) -> list[Any]:
+        """The nodes of a segment (of one role)."""
+        nodes = [node for node in self._observer.nodes if PromptNodes.segmentOf(node) == segmentID]
+        return nodes if role is None else [node for node in nodes if PromptNodes.roleOf(node) == role]
 
-    def _boxes(self, segmentID: str) -> list[Any]:
-        return [node for node in self._nodes(segmentID) if MarkupNodes.roleOf(node) == MarkupNodes.BOX]
+    def _nodeForPoints(self, segmentID: str, positive: bool) -> Any:
+        role = PromptNodes.POSITIVE if positive else PromptNodes.NEGATIVE
+        nodes = self._nodes(segmentID, role)
+        return nodes[0] if nodes else self._newNode(segmentID, role)
 
-    def _only(self, segmentID: str, role: str) -> Any:
-        found = [node for node in self._nodes(segmentID) if MarkupNodes.roleOf(node) == role]
-        return found[0] if found else self._new(segmentID, role)
-
-    def _new(self, segmentID: str, role: str) -> Any:
-        node = MarkupNodes.create(self.scene, self.segmentationNode, segmentID, role, self.volumeNode)
-        PromptLooks.style(node)
-        PromptLooks.paint(node, self._colour(segmentID))
-        PromptLooks.show(node, self._isVisible)
-        PromptFolder.file(self.scene, self.segmentationNode, node, self._watch.nodes)
-        self._watch.add(node)
+    def _newNode(self, segmentID: str, role: str) -> Any:
+        node = PromptNodes.create(self.scene, self.segmentationNode, segmentID, role, self.volumeNode)
+        PromptAppearance.addDisplayNodes(node)
+        PromptAppearance.setColor(node, self._color(segmentID))
+        PromptAppearance.setVisible(node, self._isVisible)
+        PromptAppearance.addToFolder(self.scene, self.segmentationNode, node, self._observer.nodes)
+        self._observer.add(node)
         return node
 
-    def _delete(self, node: Any) -> None:
-        PromptFolder.remove(self.scene, node)
-
     def _handle(self, node: Any, index: int = -1) -> PromptHandle:
-        return PromptHandle(node.GetID(), MarkupNodes.segmentOf(node), MarkupNodes.roleOf(node), index)
+        return PromptHandle(node.GetID(), PromptNodes.segmentOf(node), PromptNodes.roleOf(node), index)
 
     def _nextOrder(self) -> int:
-        orders = [MarkupNodes.highestOrder(node) for node in self._watch.nodes]
-        notes = [node for node in self._watch.nodes if MarkupNodes.roleOf(node) == MarkupNodes.NOTES]
-        orders += [note.order for node in notes for note in Notes.fromText(node.GetText() or "").masks]
-        return max(orders, default=0) + 1
+        highest = 0
+        for node in self._observer.nodes:
+            if PromptNodes.roleOf(node) == PromptNodes.NOTES:
+                masks = MaskNotes.fromText(node.GetText() or "").masks
+                highest = max([highest, *(note.order for note in masks)])
+            else:
+                highest = max(highest, PromptNodes.highestOrder(node))
+        return highest + 1
 
-    def _note(self, segmentID: str, change: Callable[[Notes], Notes]) -> None:
-        found = [node for node in self._nodes(segmentID) if MarkupNodes.roleOf(node) == MarkupNodes.NOTES]
-        before = Notes.fromText(found[0].GetText() or "") if found else Notes()
+    def _changeNotes(self, segmentID: str, change: Callable[[MaskNotes], MaskNotes]) -> None:
+        nodes = self._nodes(segmentID, PromptNodes.NOTES)
+        before = MaskNotes.fromText(nodes[0].GetText() or "") if nodes else MaskNotes()
         after = change(before)
         if after == before:
             return
         with self._edit(segmentID):
             if after.isEmpty:
-                self._delete(found[0])
+                PromptAppearance.removeNode(self.scene, nodes[0])
             else:
-                node = found[0] if found else self._new(segmentID, MarkupNodes.NOTES)
+                node = nodes[0] if nodes else self._newNode(segmentID, PromptNodes.NOTES)
                 node.SetText(after.toText())
 
     @contextmanager
     def _edit(self, segmentID: str) -> Iterator[None]:
-        with self._watch.ours():
+        with self._observer.suspended(segmentID):
             yield
-        self._tell((segmentID,))
+        self._notify((segmentID,))
 
-    def _tell(self, segmentIDs: tuple[str, ...]) -> None:
-        if not self._isQuiet:
+    def _notify(self, segmentIDs: tuple[str, ...]) -> None:
+        if not self._isSilenced:
             for callback in list(self.changed):
                 callback(segmentIDs)
 
     # Events -------------------------------------------------------------------------------------------------
 
     def _onChanged(self, segmentIDs: tuple[str, ...]) -> None:
-        with self._watch.ours():
+        with self._observer.suspended():
             for node in [one for segmentID in segmentIDs for one in self._nodes(segmentID)]:
                 self._tidy(node)
-        self._tell(segmentIDs)
+        self._notify(segmentIDs)
 
     def _tidy(self, node: Any) -> None:
         """Number points that somebody placed in our nodes; drop nodes whose last point was deleted."""
-        role = MarkupNodes.roleOf(node)
-        if role in MarkupNodes.POINT_ROLES:
+        if PromptNodes.roleOf(node) in PromptNodes.POINT_ROLES:
             for index in range(node.GetNumberOfControlPoints()):
-                if MarkupNodes.isSet(node, index) and not MarkupNodes.pointOrder(node, index):
-                    MarkupNodes.numberPoint(node, index, self._nextOrder())
-        elif saved(node).isEmpty:
-            self._delete(node)
+                if PromptNodes.isSet(node, index) and not PromptNodes.pointOrder(node, index):
+                    PromptNodes.numberPoint(node, index, self._nextOrder())
+        elif stateOf(node).isEmpty:
+            PromptAppearance.removeNode(self.scene, node)
 
     def _onSegments(self) -> None:
         present = set(self._presentSegments())
-        gone, come = self._segmentIDs - present, present - self._segmentIDs
+        removed, added = self._segmentIDs - present, present - self._segmentIDs
         self._segmentIDs = present
-        for segmentID in gone & set(self.segmentIDs()):
+        for segmentID in removed & set(self.segmentIDs()):
             self._removed[segmentID] = self.snapshot(segmentID)
             self.clear(segmentID)
-        for segmentID in come & set(self._removed):
+        for segmentID in added & set(self._removed):
             self.restore(self._removed.pop(segmentID), segmentID)
-            self._tell((segmentID,))
-        self._paint()
+            self._notify((segmentID,))
+        self._updateColors()
 
     def _onHardened(self, matrix: Any) -> None:
         self._removed = {
-            segmentID: tuple(state.moved(matrix) for state in snapshot)
+            segmentID: tuple(state.transformed(matrix) for state in snapshot)
             for segmentID, snapshot in self._removed.items()
         }
         for callback in list(self.hardened):
             callback(matrix)
 
     def _onGone(self, isClosing: bool) -> None:
-        nodes = self._watch.nodes
-        self._watch.cleanup()
+        nodes = self._observer.nodes
+        self._observer.cleanup()
         self.segmentationNode = None
         for node in nodes if not isClosing else []:
-            self._delete(node)
+            PromptAppearance.removeNode(self.scene, node)
 
     def _presentSegments(self) -> tuple[str, ...]:
         return tuple(self.segmentationNode.GetSegmentation().GetSegmentIDs())
 
-    def _colour(self, segmentID: str) -> tuple[float, float, float]:
+    def _color(self, segmentID: str) -> tuple[float, float, float]:
         segment = self.segmentationNode.GetSegmentation().GetSegment(segmentID)
         return tuple(segment.GetColor()) if segment else (1.0, 1.0, 0.0)
 
-    def _paint(self) -> None:
-        for node in self._watch.nodes:
-            PromptLooks.paint(node, self._colour(MarkupNodes.segmentOf(node)))
-
-
-def _place(state: SavedNode) -> tuple[str, str, int]:
-    """What makes two states belong to the same node."""
-    return state.segmentID, state.role, state.order
+    def _updateColors(self) -> None:
+        for node in self._observer.nodes:
+            PromptAppearance.setColor(node, self._color(PromptNodes.segmentOf(node)))
 
 
 def _isOnPlane(box: Any, gesture: BoxGesture) -> bool:
-    frame, _ = MarkupNodes.boxFrame(box)
+    frame, _ = PromptNodes.boxFrame(box)
     distances = (gesture.rasCorners - frame[:3, 3]) @ frame[:3, 0]
     return bool(np.abs(distances).max() < gesture.thickness / 2)

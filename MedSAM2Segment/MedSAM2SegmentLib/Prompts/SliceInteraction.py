@@ -1,23 +1,84 @@
-"""What presses, drags and keys in a slice view mean: points, boxes, scribbles, and requests."""
+"""Mouse and keys in a slice view: points, boxes, scribbles and key commands."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import slicer
+import vtk
 
 from MedSAM2SegmentLib.Panels.PanelState import Tool
 from MedSAM2SegmentLib.Prompts import SliceViews
-from MedSAM2SegmentLib.Prompts.DrawnLine import Actors, DrawnLine
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture, ScribbleGesture
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
+
+_WIDTH = 2.0
+_HALO = 4.0  # pixels of dark line under the coloured one, so that it shows on bright tissue, too
+
+
+class Actors(Protocol):
+    """The actors of one slice view."""
+
+    def add(self, actor: Any) -> None:
+        """Add a vtkActor2D to the view."""
+
+    def remove(self, actor: Any) -> None:
+        """Remove it from the view."""
+
+    def render(self) -> None:
+        """Render the view soon: the actors moved."""
+
+
+class DrawnLine:
+    """A polyline in pixels of a slice view, shown while something is drawn: coloured, with a dark rim."""
+
+    def __init__(self, actors: Actors, color: tuple[float, float, float]) -> None:
+        self._actors = actors
+        self._data = vtk.vtkPolyData()
+        self._shown = [_actor(self._data, (0.0, 0.0, 0.0), _HALO), _actor(self._data, color, _WIDTH)]
+        for actor in self._shown:
+            actors.add(actor)
+
+    def follow(self, xy: ArrayLike, *, closed: bool) -> None:
+        """Draw it through (N, 2) positions, and back to the first when ``closed``."""
+        positions = np.asarray(xy, dtype=np.float64)
+        points = vtk.vtkPoints()
+        for x, y in positions[:, :2]:
+            points.InsertNextPoint(x, y, 0)
+        numbers = [*range(len(positions)), *([0] if closed else [])]
+        lines = vtk.vtkCellArray()
+        lines.InsertNextCell(len(numbers))
+        for number in numbers:
+            lines.InsertCellPoint(number)
+        self._data.SetPoints(points)
+        self._data.SetLines(lines)
+        self._data.Modified()
+        self._actors.render()
+
+    def remove(self) -> None:
+        """Remove it from the view."""
+        for actor in self._shown:
+            self._actors.remove(actor)
+        self._shown.clear()
+        self._actors.render()
+
+
+def _actor(data: Any, color: tuple[float, float, float], width: float) -> Any:
+    mapper = vtk.vtkPolyDataMapper2D()
+    mapper.SetInputData(data)
+    actor = vtk.vtkActor2D()
+    actor.SetMapper(mapper)
+    actor.GetProperty().SetColor(*color)
+    actor.GetProperty().SetLineWidth(width)
+    return actor
+
 
 _CLICK = 4.0  # pixels the mouse may move between press and release of a click
 _STEP = 3.0  # pixels between the positions of a scribble
@@ -28,7 +89,7 @@ _FAR = 0.1  # slices: a corner further off the plane was drawn on another slice
 
 @dataclass
 class _Drawing:
-    """What is being drawn, from the first press until it is a gesture or dropped."""
+    """What is being drawn, from the first press until it becomes a gesture or is cancelled."""
 
     sliceNode: Any
     ras: list[NDArray[np.float64]]  # (3,) each: they stay where they are when the view is zoomed or moved
@@ -40,25 +101,25 @@ class _Drawing:
 
 
 class SliceInteraction:
-    """Turns events of slice views into gestures.
+    """Converts events of slice views to gestures.
 
     Parameters
     ----------
     onGesture
         Called with a gesture (:mod:`~MedSAM2SegmentLib.Prompts.Gestures`) and the slice node of the view it
-        was made in.
+        was drawn in.
     onKey
-        Called with ``"negative"`` or ``"tool"`` when that attribute was changed by its key, and with
+        Called with ``"negative"`` or ``"tool"`` after a key changed that attribute, and with
         ``"nextWeakest"`` and ``"propagate"``.
     markups
-        Whose prompts may be under the mouse; None for none.
+        The prompts that may be under the mouse; None for none.
 
     Attributes
     ----------
     tool
         What a press means.
     negative
-        Whether points and scribbles say "does not belong". Holding Ctrl says the opposite for one press.
+        Whether points and scribbles mark background. Holding Ctrl inverts it for one press.
     color
         Of the line that is being drawn: the segment's.
     """
@@ -78,17 +139,17 @@ class SliceInteraction:
 
     @property
     def isDrawing(self) -> bool:
-        """Whether something was begun and is not finished."""
+        """Whether a drawing was started and is not finished."""
         return self._drawing is not None
 
     def drop(self) -> None:
-        """Forget what is being drawn; nothing happens when nothing is."""
+        """Cancel what is being drawn, if anything is."""
         drawing, self._drawing = self._drawing, None
         if drawing is not None and drawing.line is not None:
             drawing.line.remove()
 
     def process(self, interactor: Any, eventName: str, sliceNode: Any, actors: Actors) -> bool:
-        """Take part in an event of a slice view; True when nobody else shall see it."""
+        """Process an event of a slice view; True when Slicer shall not process it, too."""
         handler = {
             "LeftButtonPressEvent": self._onPress,
             "MouseMoveEvent": self._onMove,
@@ -101,7 +162,7 @@ class SliceInteraction:
 
     def _onPress(self, interactor: Any, sliceNode: Any, actors: Actors) -> bool:
         if interactor.GetShiftKey() or interactor.GetAltKey() or _isPlacing(sliceNode):
-            return False  # Slicer moves the view, or its slices; somebody places markups
+            return False  # Slicer pans the view, or scrolls its slices, or places markups
         xyz = SliceViews.mousePosition(interactor, sliceNode)
         ras = SliceViews.toRas(sliceNode, xyz)[0]
         if self._continues(sliceNode):
@@ -109,7 +170,7 @@ class SliceInteraction:
             return True
         self.drop()
         isCtrl = bool(interactor.GetControlKey())
-        # Markups are dragged without Ctrl; with it, a point may lie close to another.
+        # Markups are dragged without Ctrl; with it, a point can be placed close to another.
         if self.markups is not None and not isCtrl and self.markups.hit(sliceNode, xyz) is not None:
             return False
         positive = self.negative == isCtrl
@@ -154,7 +215,7 @@ class SliceInteraction:
         return True
 
     def _continues(self, sliceNode: Any) -> bool:
-        """Whether something is being drawn in this view, and the view still shows the same slice."""
+        """Whether something is being drawn in this view, which still shows the same slice."""
         drawing = self._drawing
         if drawing is None or drawing.sliceNode is not sliceNode:
             return False

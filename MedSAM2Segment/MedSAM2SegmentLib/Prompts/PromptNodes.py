@@ -1,8 +1,8 @@
-"""Prompts as nodes of the scene: how they are made, told apart, read and drawn. Nothing is observed here.
+"""Prompt nodes of the scene: how they are created, identified, read and written.
 
 Every node carries ``MedSAM2.segmentID``, ``MedSAM2.role`` and a reference to its segmentation.
-``MedSAM2.order`` (boxes, scribbles) or the description of each control point (points) says what was said
-first. ``MedSAM2.predicted`` marks a box that a model drew and nobody has moved.
+``MedSAM2.order`` (boxes, scribbles) or the description of each control point (points) tells
+which came first. ``MedSAM2.predicted`` marks a box that a model drew and nobody has moved.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ ROLES = (*POINT_ROLES, BOX, *SCRIBBLE_ROLES, NOTES)
 
 _SEGMENT, _ROLE, _ORDER = "MedSAM2.segmentID", "MedSAM2.role", "MedSAM2.order"
 _PREDICTED = "MedSAM2.predicted"
+_PLACED = slicer.vtkMRMLMarkupsNode.PositionDefined
 _SEGMENTATION_REFERENCE, _VOLUME_REFERENCE = "MedSAM2.segmentation", "MedSAM2.volume"
 _CLASSES = {
     POSITIVE: "vtkMRMLMarkupsFiducialNode",
@@ -53,7 +54,7 @@ _NAMES = {
 
 
 def promptNodes(scene: Any, segmentationNode: Any) -> Iterator[Any]:
-    """Prompt nodes of a segmentation, in the order they stand in the scene."""
+    """Yield the prompt nodes of a segmentation, in the order of the scene."""
     for className in ("vtkMRMLMarkupsNode", "vtkMRMLTextNode"):
         nodes = scene.GetNodesByClass(className)
         nodes.UnRegister(None)
@@ -67,17 +68,17 @@ def promptNodes(scene: Any, segmentationNode: Any) -> Iterator[Any]:
 
 
 def isPrompt(node: Any) -> bool:
-    """Whether a node of the scene is one of ours."""
+    """Whether a node of the scene is a prompt."""
     return node.GetAttribute(_ROLE) in ROLES
 
 
 def segmentOf(node: Any) -> str:
-    """ID of the segment a prompt node belongs to."""
+    """Return the ID of the segment a prompt node belongs to."""
     return node.GetAttribute(_SEGMENT) or ""
 
 
 def roleOf(node: Any) -> str:
-    """One of :data:`ROLES`."""
+    """Return the role of a prompt node, one of :data:`ROLES`."""
     return node.GetAttribute(_ROLE) or ""
 
 
@@ -87,7 +88,7 @@ def isPositive(node: Any) -> bool:
 
 
 def create(scene: Any, segmentationNode: Any, segmentID: str, role: str, volumeNode: Any = None) -> Any:
-    """A new empty prompt node; its looks are given by :mod:`PromptLooks`."""
+    """Create an empty prompt node, without display nodes (see :mod:`PromptAppearance`)."""
     segment = segmentationNode.GetSegmentation().GetSegment(segmentID)
     name = f"{segment.GetName() if segment else segmentID} {_NAMES[role]}"
     node = scene.CreateNodeByClass(_CLASSES[role])
@@ -95,7 +96,7 @@ def create(scene: Any, segmentationNode: Any, segmentID: str, role: str, volumeN
     node.SetName(scene.GenerateUniqueName(name))
     node.SetAttribute(_SEGMENT, segmentID)
     node.SetAttribute(_ROLE, role)
-    # Before it is added, so that whoever hears of a new node knows whose it is.
+    # Before it is added, so that observers of the scene see which segmentation it belongs to.
     node.SetNodeReferenceID(_SEGMENTATION_REFERENCE, segmentationNode.GetID())
     if volumeNode is not None:
         node.SetNodeReferenceID(_VOLUME_REFERENCE, volumeNode.GetID())
@@ -107,9 +108,9 @@ def create(scene: Any, segmentationNode: Any, segmentID: str, role: str, volumeN
 
 
 def toSegmentation(node: Any) -> NDArray[np.float64] | None:
-    """(4, 4) from a prompt node's own RAS to its segmentation's; None when they are the same.
+    """Return (4, 4) from a prompt node's own RAS to its segmentation's; None when they are the same.
 
-    They are unless somebody has put the prompt under a transform of its own.
+    They differ only for a prompt that somebody has put under a transform of its own.
     """
     segmentation = node.GetNodeReference(_SEGMENTATION_REFERENCE)
     if segmentation is None or not node.IsA("vtkMRMLTransformableNode"):
@@ -139,22 +140,22 @@ def _activeListKept(scene: Any) -> Iterator[None]:
 
 
 def order(node: Any) -> int:
-    """Order number of a box, scribble; 0 when there is none."""
+    """Return the order number of a box or scribble; 0 when there is none."""
     return _number(node.GetAttribute(_ORDER))
 
 
 def setOrder(node: Any, number: int) -> None:
-    """Give a box or scribble its order number."""
+    """Set the order number of a box or scribble."""
     node.SetAttribute(_ORDER, str(number))
 
 
 def pointOrder(node: Any, index: int) -> int:
-    """Order number of a control point; 0 when somebody else placed it."""
+    """Return the order number of a control point; 0 when somebody else placed it."""
     return _number(node.GetNthControlPointDescription(index))
 
 
 def highestOrder(node: Any) -> int:
-    """The highest order number a node holds."""
+    """Return the highest order number in a node."""
     if roleOf(node) in POINT_ROLES:
         return max((pointOrder(node, n) for n in range(node.GetNumberOfControlPoints())), default=0)
     return order(node)
@@ -168,7 +169,7 @@ def _number(text: str | None) -> int:
 
 
 def controlPoints(node: Any) -> NDArray[np.float64]:
-    """(N, 3) RAS of the control points that have a position."""
+    """Return (N, 3) world RAS of the control points that have a position."""
     points = [
         positionOf(node, index) for index in range(node.GetNumberOfControlPoints()) if isSet(node, index)
     ]
@@ -176,33 +177,40 @@ def controlPoints(node: Any) -> NDArray[np.float64]:
 
 
 def isSet(node: Any, index: int) -> bool:
-    """Whether a control point was placed; while somebody is placing one, it follows the mouse."""
-    return node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined
+    """Whether a control point was placed, and does not follow the mouse any more."""
+    return node.GetNthControlPointPositionStatus(index) == _PLACED
 
 
-def ownPositionOf(node: Any, index: int) -> list[float]:
-    """Position of a control point in the node's own RAS."""
-    ras = [0.0, 0.0, 0.0]
-    node.GetNthControlPointPosition(index, ras)
-    return ras
+def ownPoints(node: Any) -> tuple[tuple[int, float, float, float], ...]:
+    """Return (order number, R, A, S) of the placed control points, in the node's own RAS.
+
+    The order number is 0 in a scribble, whose points have none.
+    """
+    isNumbered, points = roleOf(node) in POINT_ROLES, []
+    for index in range(node.GetNumberOfControlPoints()):
+        if node.GetNthControlPointPositionStatus(index) == _PLACED:
+            ras = [0.0, 0.0, 0.0]
+            node.GetNthControlPointPosition(index, ras)
+            points.append((pointOrder(node, index) if isNumbered else 0, *ras))
+    return tuple(points)
 
 
 def positionOf(node: Any, index: int) -> list[float]:
-    """World RAS of a control point."""
+    """Return the position of a control point in world RAS."""
     ras = [0.0, 0.0, 0.0]
     node.GetNthControlPointPositionWorld(index, ras)
     return ras
 
 
 def addPoint(node: Any, ras: ArrayLike, number: int) -> int:
-    """Append a control point to a node of points; its index."""
+    """Append a control point to a node of points, and return its index."""
     index = node.AddControlPointWorld(vtk.vtkVector3d(*[float(value) for value in np.ravel(ras)]))
     numberPoint(node, index, number)
     return index
 
 
 def setPoints(node: Any, positions: Iterable[tuple[int, ArrayLike]]) -> None:
-    """Let a node of points have these alone, each an order number and a position in the node's own RAS."""
+    """Replace all points of a node by (order number, position in the node's own RAS)."""
     node.RemoveAllControlPoints()
     for number, position in positions:
         index = node.AddControlPoint(vtk.vtkVector3d(*[float(value) for value in np.ravel(position)]))
@@ -210,20 +218,22 @@ def setPoints(node: Any, positions: Iterable[tuple[int, ArrayLike]]) -> None:
 
 
 def setOwnCurve(node: Any, positions: ArrayLike) -> None:
-    """Let a scribble run through (N, 3) positions in the node's own RAS."""
+    """Set a scribble to (N, 3) positions in the node's own RAS."""
     setCurve(node, positions)
-    for index, position in enumerate(np.asarray(positions)):  # not merely nearly so, under a transform
+    for index, position in enumerate(
+        np.asarray(positions)
+    ):  # exactly: under a transform the world positions are rounded
         node.SetNthControlPointPosition(index, *(float(value) for value in position))
 
 
 def numberPoint(node: Any, index: int, number: int) -> None:
-    """Give a control point its order number."""
+    """Set the order number of a control point, and its label."""
     node.SetNthControlPointDescription(index, str(number))
     node.SetNthControlPointLabel(index, f"{'+' if isPositive(node) else '-'}{number}")
 
 
 def setCurve(node: Any, ras: ArrayLike) -> None:
-    """Let a scribble run through (N, 3) RAS, straight from each to the next."""
+    """Set a scribble to (N, 3) positions in world RAS, joined by straight lines."""
     node.SetCurveTypeToLinear()
     points = vtk.vtkPoints()
     points.SetDataTypeToDouble()
@@ -247,15 +257,15 @@ def setPredicted(node: Any, predicted: bool) -> None:
 
 
 def frameOf(gesture: BoxGesture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Frame (4, 4: unit axes and centre, RAS) and size (3,) in mm of a box that was drawn.
+    """Return frame (4, 4: unit axes and centre, RAS) and size (3,) in mm of a box that was drawn.
 
-    Its x runs across the slice, its y and z along the view's rows and columns.
+    The x axis is normal to the slice, y and z run along the view's rows and columns.
     """
     corners = gesture.rasCorners
     along, across = corners[1] - corners[0], corners[3] - corners[0]
     size = np.array([gesture.thickness, np.linalg.norm(along), np.linalg.norm(across)])
     if min(size) <= 0:
-        raise PromptError(f"a box of {size[1]:g} x {size[2]:g} mm is empty: draw it again")
+        raise PromptError(f"a box of {size[1]:g} x {size[2]:g} mm is empty: draw it again", code="box-empty")
     frame = np.eye(4)
     frame[:3, 1], frame[:3, 2] = along / size[1], across / size[2]
     frame[:3, 0] = np.cross(frame[:3, 1], frame[:3, 2])
@@ -264,7 +274,7 @@ def frameOf(gesture: BoxGesture) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def setBox(node: Any, gesture: BoxGesture) -> None:
-    """Put a box where it was drawn."""
+    """Place a box node where the box was drawn."""
     frame, size = frameOf(gesture)
     if node.GetTransformNodeID() is not None:
         frame, size = movedFrame(np.linalg.inv(transformToWorld(node)), frame, size)
@@ -274,7 +284,7 @@ def setBox(node: Any, gesture: BoxGesture) -> None:
 def movedFrame(
     matrix: NDArray[np.float64], frame: NDArray[np.float64], size: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A box's frame and size after a transform (4, 4); its axes may lean after one that shears."""
+    """Return a box's frame and size after a transform (4, 4); a shear leaves its axes not orthogonal."""
     moved = matrix @ frame
     scale = np.linalg.norm(moved[:3, :3], axis=0)
     moved[:3, :3] /= scale
@@ -282,7 +292,7 @@ def movedFrame(
 
 
 def setBoxFrame(node: Any, frame: NDArray[np.float64], size: ArrayLike) -> None:
-    """Put a box at a frame (4, 4: unit axes and centre) with a size (3,) in mm, in the node's own RAS."""
+    """Set a box node to a frame (4, 4: unit axes and centre) and size (3,) in mm, in the node's own RAS."""
     wasModifying = node.StartModify()
     if node.GetNumberOfControlPoints() == 0:
         node.AddControlPoint(vtk.vtkVector3d(*frame[:3, 3]))
@@ -295,12 +305,12 @@ def setBoxFrame(node: Any, frame: NDArray[np.float64], size: ArrayLike) -> None:
 
 
 def ownBoxFrame(node: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """As :func:`boxFrame`, in the node's own RAS."""
+    """Return what :func:`boxFrame` does, in the node's own RAS."""
     return _unitAxes(matrixToArray(node.GetObjectToNodeMatrix()), node)
 
 
 def boxFrame(node: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(4, 4) unit axes and centre in world RAS, and the size (3,) in mm."""
+    """Return (4, 4) unit axes and centre in world RAS, and the size (3,) in mm."""
     return _unitAxes(matrixToArray(node.GetObjectToWorldMatrix()), node)
 
 
@@ -311,11 +321,11 @@ def _unitAxes(frame: NDArray[np.float64], node: Any) -> tuple[NDArray[np.float64
 
 
 def boxCorners(node: Any) -> NDArray[np.float64]:
-    """(4, 3) RAS of the corners, in order round the box, on its middle plane."""
+    """Return (4, 3) RAS of the corners, in order round the box, on its middle plane."""
     return cornersOf(*boxFrame(node))
 
 
 def cornersOf(frame: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(4, 3) RAS of the corners of a frame and a size."""
+    """Return (4, 3) RAS of the corners of a box with this frame and size."""
     halves = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]]) * size / 2
     return halves @ frame[:3, :3].T + frame[:3, 3]

@@ -11,7 +11,7 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import resolve
-from MedSAM2SegmentLib.Prompts.PromptWords import alongCurve, boxPrompt, pointPrompt
+from MedSAM2SegmentLib.Prompts.PromptConversion import alongCurve, boxPrompt, pointPrompt
 from support.scene import a_matrix, direction_of, geometries, rotation
 
 SHAPE_KJI = (16, 20, 24)
