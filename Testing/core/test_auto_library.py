@@ -8,7 +8,7 @@ from medsam2_core.auto import library
 from medsam2_core.auto.model_file import AutoCard
 from medsam2_core.errors import CheckpointError, ExportError
 from support.auto_model import an_auto_model
-from support.house import run_python
+from support.project import run_python
 from support.tiny_model import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,7 +21,7 @@ from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.errors import CatalogueError, CheckpointError, ExportError, MedSAM2Error
 from safetensors.torch import load_file, save, save_file
 from support.auto_model import an_auto_model, classes_named, some_levels
-from support.house import run_python
+from support.project import run_python
 from support.tiny_model import tiny_model
 from test_engine_checkpoint import damaged
 

@@ -11,7 +11,7 @@ from medsam2_core.engine.catalogue import Catalogue
 from medsam2_core.imaging.reading import read_labels, read_volume
 from medsam2_core.version import __version__
 from support.command_line import CommandLine, ball_kji, write_nrrd, write_scan
-from support.house import run_python
+from support.project import run_python
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_without_monai_nothing_is_begun(medsam2, model, pictures, monkeypatch):
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     answer = medsam2("evaluate", "--cases", pictures / "cases.tsv", "--model", model)
     assert answer.code == 2
-    assert "[training]" in answer.err
+    assert "[metrics]" in answer.err
 
 
 def test_a_checkpoint_of_any_name_is_measured_with_its_configuration(medsam2, model, pictures):

@@ -6,8 +6,8 @@ import shlex
 import torch
 from medsam2_core.auto.model_file import read_card
 from support.command_line import CommandLine
-from support.house import ROOT
 from support.labelled_images import write_pictures
+from support.project import ROOT
 
 PAGE = ROOT / "Resources" / "docs" / "auto.md"
 

@@ -11,7 +11,7 @@ from medsam2_core.export.dicom.source import read_source
 from medsam2_core.export.writing import write
 from medsam2_core.imaging.segmentation import Segmentation
 from support.command_line import CommandLine
-from support.house import ROOT
+from support.project import ROOT
 from support.small_files import some_voxels, write_series
 
 PAGE = ROOT / "Resources" / "docs" / "export.md"

@@ -21,6 +21,7 @@ from medsam2_core.export.dicom.source import read_source
 from medsam2_core.export.measurements import measure
 from medsam2_core.imaging.reading import read_labels
 from medsam2_core.imaging.segmentation import Segment, Segmentation
+from medsam2_core.version import __version__
 from pydicom.sr.codedict import codes
 from support.coded_segments import LEFT_KIDNEY, LIVER, MASS, PAINTED, PROMPTED
 from support.judges import validator_errors
@@ -213,7 +214,7 @@ def test_the_observer_is_this_program_and_a_person_only_when_named(tmp_path):
     (device,) = report.content.get_observer_contexts()
     assert device.observer_type == codes.DCM.Device
     assert device.observer_identifying_attributes.uid == DEVICE_UID
-    assert device.observer_identifying_attributes.name == "MedSAM2Segment 0.1.0"
+    assert device.observer_identifying_attributes.name == f"MedSAM2Segment {__version__}"
     (tmp_path / "named").mkdir()
     path = a_report(tmp_path / "named", source, creator="Müller^Anna")[2].path
     assert validator_errors(path) == []

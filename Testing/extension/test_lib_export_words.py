@@ -12,7 +12,7 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from MedSAM2SegmentLib.Panels.ExportWords import inWords, lineOf
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind
-from support.house import CORE
+from support.project import CORE
 
 SPOKEN = ["export/**/*.py", "atomic.py", "imaging/**/*.py", "cli/export.py", "cli/app.py", "errors.py"]
 OPTION = re.compile(r"(?:^|[\s(`])--[a-z]|`medsam2")

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from support.house import LIB, LIGHT, imported_names, lib_files, place
+from support.project import LIB, LIGHT, imported_names, lib_files, location
 
 # Which rooms a room may look into. Reading down, each may use those above it.
 FLOORS = {
@@ -66,7 +66,7 @@ def test_rooms_import_only_from_the_floors_below_them():
         for line, rest in imports(path, LIB.name):
             module = "/".join(rest) + ".py"
             if module not in FOUNDATIONS and room_of(module) not in allowed:
-                wrong.append(f"{place(path, line)}: {name} imports {module}")
+                wrong.append(f"{location(path, line)}: {name} imports {module}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -91,7 +91,7 @@ def test_what_is_used_of_the_core_is_light():
     heavy = []
     for path in FILES:
         used = [(line, ".".join(rest)) for line, rest in imports(path, "medsam2_core")]
-        heavy += [f"{place(path, line)}: {name}" for line, name in used if name not in LIGHT]
+        heavy += [f"{location(path, line)}: {name}" for line, name in used if name not in LIGHT]
     assert not heavy, "\n".join(heavy)
 
 

@@ -7,8 +7,8 @@ from medsam2_core.training.base import BaseTraining
 from medsam2_core.training.objective import Stage
 from PIL import Image
 
-from support.house import CORE
 from support.model import a_disc
+from support.project import CORE
 
 SIDE = 64
 

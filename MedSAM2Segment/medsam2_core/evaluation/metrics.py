@@ -70,8 +70,9 @@ def require_monai() -> None:
         found = None
     if found is None:
         raise MissingPackageError(
-            "measuring needs the package monai, which is not installed: it comes with the extra `training`, "
-            "`pip install 'medsam2segment[training]'` or, in a checkout, `pip install -e '.[training]'`"
+            "measuring needs the package monai, which is not installed: it comes with the extra `metrics`, "
+            "`pip install 'medsam2-core[metrics]'` or, in a checkout, `pip install -e '.[metrics]'`",
+            code="monai-missing",
         )
 
 

@@ -1,4 +1,4 @@
-"""The house is kept as CONTRIBUTING says."""
+"""Style: what CONTRIBUTING asks for, and no tool checks."""
 
 import ast
 import re
@@ -6,36 +6,36 @@ import subprocess
 import sys
 
 import pytest
-from support.house import ROOT, core_files, lib_files, parsed, place, project_files
+from support.project import ROOT, core_files, lib_files, location, parsed, project_files
 
 LONGEST_FUNCTION = 60
-# Where anything unexpected becomes a short line and an exit code, or an answer to a request, and where
-# libraries that raise whatever a damaged file makes them stumble over are called.
+# Where any unexpected error becomes an exit code or the answer to a request, and where libraries are called
+# that raise errors of any type for damaged files.
 MAY_CATCH_EVERYTHING = {"app.py", "files.py", "serving.py", "probe.py"}
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
-def test_ruff_is_content(command):
+def test_ruff_passes(command):
     done = subprocess.run(
         [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_everything_public_says_what_it_is_for():
-    silent = []
+def test_everything_public_has_a_docstring():
+    undocumented = []
     for path in (*core_files(), *lib_files()):
         tree = parsed(path)
         if path.name != "__main__.py" and tree.body and not ast.get_docstring(tree):
-            silent.append(place(path, 1))
+            undocumented.append(location(path, 1))
         for node in _public_definitions(tree):
             if not ast.get_docstring(node):
-                silent.append(f"{place(path, node.lineno)}: {node.name}")
-    assert not silent, "no docstring:\n" + "\n".join(silent)
+                undocumented.append(f"{location(path, node.lineno)}: {node.name}")
+    assert not undocumented, "no docstring:\n" + "\n".join(undocumented)
 
 
 def _public_definitions(tree: ast.Module):
-    """Functions, classes and methods; a method that may override one is described where it comes from."""
+    """Yield functions, classes and methods; methods of derived classes are documented in the base class."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             yield node
@@ -53,39 +53,39 @@ def test_functions_stay_short():
     for path in (*core_files(), *lib_files()):
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = node.end_lineno - node.lineno + 1 - _documentation(node)
+                length = node.end_lineno - node.lineno + 1 - _docstring_lines(node)
                 if length > LONGEST_FUNCTION:
-                    long.append(f"{place(path, node.lineno)}: {node.name} has {length} lines")
+                    long.append(f"{location(path, node.lineno)}: {node.name} has {length} lines")
     assert not long, "\n".join(long)
 
 
-def _documentation(node: ast.FunctionDef) -> int:
-    """Lines of its docstring: to explain must cost nothing."""
+def _docstring_lines(node: ast.FunctionDef) -> int:
+    """Return the number of lines of its docstring, which do not count."""
     if ast.get_docstring(node) is None:
         return 0
     return node.body[0].end_lineno - node.body[0].lineno + 1
 
 
-def test_no_error_is_caught_without_knowing_which():
+def test_broad_except_clauses_are_only_where_they_are_needed():
     broad = []
     for path in (*core_files(), *lib_files()):
         if path.name in MAY_CATCH_EVERYTHING:
             continue
         for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.ExceptHandler) and not _passes_on(node):
+            if isinstance(node, ast.ExceptHandler) and not _re_raises(node):
                 caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
                 names = {getattr(one, "id", "everything") if one else "everything" for one in caught}
                 if names & {"Exception", "BaseException"} or node.type is None:
-                    broad.append(place(path, node.lineno))
+                    broad.append(location(path, node.lineno))
     assert not broad, "\n".join(broad)
 
 
-def _passes_on(handler: ast.ExceptHandler) -> bool:
-    """It only tidies up: the error goes on as it was."""
+def _re_raises(handler: ast.ExceptHandler) -> bool:
+    """Return whether a handler ends by raising the same error again."""
     return isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
 
 
-def test_no_file_names_a_place_of_one_machine_or_a_package_registry():
+def test_no_file_names_a_path_of_one_machine_or_a_package_registry():
     # One letter of each stands in brackets, so that this file does not name them either.
     hosts = [r"py[p]i\.org", r"python[h]osted\.org", r"npm[j]s\.org", r"deb\.debia[n]\.org"]
     hosts += [r"download\.pytorc[h]\.org"]
@@ -98,7 +98,7 @@ def test_no_file_names_a_place_of_one_machine_or_a_package_registry():
         text = path.read_text(encoding="utf-8", errors="replace")
         for number, line in enumerate(text.splitlines(), start=1):
             if match := wanted.search(line):
-                found.append(f"{place(path, number)}: {match.group()}")
+                found.append(f"{location(path, number)}: {match.group()}")
     assert not found, "\n".join(found)
 
 

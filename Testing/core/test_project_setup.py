@@ -1,17 +1,22 @@
-"""What a fresh machine needs is what the files say."""
+"""Packaging: what is declared is what is needed, and versions and descriptions agree."""
 
+import importlib
 import importlib.metadata
 import re
+import sys
 
 import medsam2_core
 import pytest
-from support.house import ROOT, project_files
+from support.project import ROOT, project_files
 
-PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+tomllib = importlib.import_module(
+    "tomllib" if sys.version_info >= (3, 11) else "tomli"
+)  # pytest brings tomli
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def test_the_installed_package_has_the_version_of_the_source():
-    assert importlib.metadata.version("medsam2segment") == medsam2_core.__version__
+    assert importlib.metadata.version("medsam2-core") == medsam2_core.__version__
 
 
 def test_the_changelog_starts_with_this_version():
@@ -20,21 +25,34 @@ def test_the_changelog_starts_with_this_version():
     assert newest.group(1) in (medsam2_core.__version__, "Unreleased")
 
 
-def test_sam2_is_installed_as_pinned_and_without_torchvision():
+def test_distribution_and_import_package_have_the_same_name():
+    assert PROJECT["name"].replace("-", "_") == medsam2_core.__name__
+
+
+def test_sam2_is_the_pinned_release():
     pinned = re.search(r"^sam2==(\S+) --hash=sha256:[0-9a-f]{64}$", _text("requirements/sam2.txt"), re.M)
     assert pinned
     assert importlib.metadata.version("sam2") == pinned.group(1)
-    assert not list(importlib.metadata.distributions(name="torchvision"))
-    assert not re.search(r"^\s*\"(sam2|torchvision)\b", PROJECT, re.M), "sam2 would bring torchvision"
+    assert PROJECT["optional-dependencies"]["sam2"] == [f"sam2=={pinned.group(1)}"]
+
+
+def test_only_the_extra_sam2_brings_torchvision():
+    """`make setup` and the runtime in Slicer install sam2 without it."""
+    names = {_name(line) for line in PROJECT["dependencies"]}
+    assert not names & {"sam2", "torchvision"}
 
 
 def test_what_sam2_needs_is_declared_here():
-    # `extra == …` requirements are for its notebooks, its server and its own training.
+    # Requirements with `extra == …` are for its notebooks, its server and its own training.
     lines = [line for line in importlib.metadata.requires("sam2") or [] if "extra ==" not in line]
-    required = {re.split(r"[^\w.-]", line)[0].lower() for line in lines} - {"torchvision"}
-    declared = {name.lower() for name in re.findall(r"^\s*\"([\w.-]+)[><=~]", PROJECT, re.M)}
+    required = {_name(line) for line in lines} - {"torchvision"}
+    declared = {_name(line) for line in PROJECT["dependencies"]}
     assert required, "sam2 declares nothing: was it installed from its own archive?"
     assert required <= declared, required - declared
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement)[0].lower()
 
 
 def test_make_and_ci_do_the_same():
@@ -44,7 +62,7 @@ def test_make_and_ci_do_the_same():
 
 def test_a_machine_without_git_can_run_the_tests(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(pytest.skip.Exception, match="git does not tell"):
+    with pytest.raises(pytest.skip.Exception, match="git cannot list"):
         project_files()
 
 
@@ -52,7 +70,7 @@ def _text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_the_extension_is_described_twice_in_the_same_words():
+def test_both_descriptions_of_the_extension_agree():
     said = dict(re.findall(r'^set\(EXTENSION_(\w+) "(.*)"\)$', _text("CMakeLists.txt"), re.M))
     listed = dict(re.findall(r"^(\w+) (.+)$", _text("MedSAM2Segment.s4ext"), re.M))
     names = ("homepage", "category", "contributors", "description", "iconurl", "screenshoturls", "depends")

@@ -11,7 +11,7 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import resolve
 from medsam2_core.session import Session
 from support.command_line import write_untrained_model
-from support.house import ROOT
+from support.project import ROOT
 
 FOLDER = ROOT / "Resources" / "demo"
 

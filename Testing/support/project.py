@@ -1,4 +1,4 @@
-"""What the tests of the house look at: the project's files, and what their code says without running it."""
+"""The project's files, and what their code contains without running it: for tests of imports and style."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "MedSAM2Segment" / "medsam2_core"
 LIB = ROOT / "MedSAM2Segment" / "MedSAM2SegmentLib"
 
-# What Slicer's own Python loads: it has numpy, and nothing heavier must be needed before the user asks.
+# What is imported in Slicer's own Python, which has numpy and nothing heavier.
 LIGHT = [
     *("errors", "version", "prompts", "prompts.prompt_set", "prompts.slice_prompts", "prompts.types"),
     *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.oblique", "imaging.intensity"),
@@ -26,17 +26,17 @@ LIGHT = [
 
 
 def core_files() -> list[Path]:
-    """Every Python file of the core."""
+    """Return every Python file of the core."""
     return sorted(CORE.rglob("*.py"))
 
 
 def lib_files() -> list[Path]:
-    """Every Python file of the module's library, and the module itself."""
+    """Return every Python file of the module's library, and the module itself."""
     return sorted([*LIB.rglob("*.py"), *LIB.parent.glob("*.py")])
 
 
 def core_modules() -> list[str]:
-    """Every module of the core by its import name; the one that runs when called with ``-m`` is left out."""
+    """Return the import names of all modules of the core, without ``__main__``."""
     names = []
     for path in core_files():
         parts = path.relative_to(CORE.parent).with_suffix("").parts
@@ -46,21 +46,21 @@ def core_modules() -> list[str]:
 
 
 def project_files() -> list[Path]:
-    """Every file that is, or would be, part of the repository.
+    """Return every file that is, or would be, part of the repository.
 
-    Without git, or outside a checkout (an unpacked archive), the asking test is skipped.
+    Without git, or outside a checkout (an unpacked archive), the test is skipped.
     """
-    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"git does not tell which files are part of the project: {error}")
+        pytest.skip(f"git cannot list the files of the project: {error}")
     listed = done.stdout.splitlines()
     return sorted(path for path in (ROOT / name for name in listed) if path.is_file())
 
 
 def imported_names(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, full module name) of each import in a file: at its top, in functions, for types only."""
+    """Yield (line, full module name) of each import in a file: at its top, in functions, for types only."""
     package = path.relative_to(CORE.parent).parent.parts
     packages = ("medsam2_core", "MedSAM2SegmentLib")
     for node in ast.walk(parsed(path)):
@@ -77,24 +77,24 @@ def imported_names(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
+    """Return the syntax tree of a file."""
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def place(path: Path, line: int) -> str:
-    """Where something is, as an editor understands it."""
+def location(path: Path, line: int) -> str:
+    """Return ``file:line``, as editors understand it."""
     return f"{path.relative_to(ROOT)}:{line}"
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
-    """Run code in a fresh interpreter."""
+    """Run code in a new interpreter."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def importing(modules: list[str], refuse: str) -> subprocess.CompletedProcess:
-    """Import modules in a fresh interpreter that refuses others.
+    """Import modules in a new interpreter that refuses others.
 
-    ``refuse`` is an expression of ``root``, the first part of a module's name, that tells which are refused.
+    ``refuse`` is an expression of ``root``, the first part of a module's name; where true, it is refused.
     """
     return run_python(
         "import importlib, sys\n"
