@@ -161,4 +161,5 @@ def _position(values: Sequence[float], what: str) -> tuple[float, float, float]:
 
 
 def position_text(numbers: Sequence[float]) -> str:
+    """Return a position as text for a message."""
     return "(" + ", ".join(f"{number:g}" for number in numbers) + ")"
