@@ -6,7 +6,53 @@ may word a code in their own terms; tests compare codes and fields. An exception
 :class:`MedSAM2Error` is a bug.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should know about a result that was produced all the same.
+
+    Attributes
+    ----------
+    code
+        Stable identifier in kebab case, for example ``"coded-by-name"``. Front ends word and tests match it.
+    message
+        One sentence in the words of the Python API; ``str(note)`` is the message.
+    severity
+        ``"warning"`` when the result may not be what was wanted, else ``"info"``.
+    fields
+        The values the message is about, JSON-serialisable, by name.
+    """
+
+    code: str
+    message: str
+    severity: Literal["info", "warning"] = "info"
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the note as JSON-serialisable values."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "severity": self.severity,
+            "fields": dict(self.fields),
+        }
+
+    @classmethod
+    def warning(cls, code: str, message: str, **fields: Any) -> "Note":
+        """Return a note that wants to be read."""
+        return cls(code, message, "warning", fields)
+
+    @classmethod
+    def info(cls, code: str, message: str, **fields: Any) -> "Note":
+        """Return a note that is good to know."""
+        return cls(code, message, "info", fields)
 
 
 class MedSAM2Error(Exception):

@@ -86,7 +86,7 @@ def test_an_empty_segment_is_left_out_and_said(tmp_path):
     masks = {"liver": np.ones((4, 16, 16), bool), "spleen": np.zeros((4, 16, 16), bool)}
     written = write_seg(Segmentation.from_masks(source.geometry, masks), source, tmp_path / "x.dcm")
     assert written.segmentation.names == ("liver",)
-    assert "'spleen' has no voxel and is left out" in written.notes
+    assert ("empty-segment-left-out", "spleen") in [(n.code, n.fields.get("segment")) for n in written.notes]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
@@ -136,7 +136,8 @@ def test_masks_changed_after_their_probabilities_are_told(tmp_path):
     likely = Probabilities.of_volumes(source.geometry, {"liver": np.roll(mask, 1, axis=2) * np.uint8(255)})
     options = SegOptions(kind=Kind.FRACTIONAL)
     written = write_seg(given, source, tmp_path / "x.dcm", options, probabilities=likely)
-    assert any("'liver': 20 voxels were changed after" in note for note in written.notes)
+    (changed,) = [note for note in written.notes if note.code == "probabilities-changed"]
+    assert changed.fields == {"segment": "liver", "voxels": 20}
     assert np.array_equal(read_segmentation(written.path)["liver"].mask_kji[-2:], mask[1:3]), (
         "the mask counts"
     )
@@ -192,7 +193,7 @@ def test_values_of_the_images_that_are_none_are_left_out_and_said(tmp_path):
     assert (
         "values of the images that DICOM does not allow are left out: PatientAge, PatientSex" in written.notes
     )
-    assert any("name no valid study" in note for note in written.notes)
+    assert ("uid-made", "StudyInstanceUID") in [(n.code, n.fields.get("keyword")) for n in written.notes]
     again = read_source(tmp_path / "series")
     assert again.header.StudyInstanceUID == source.header.StudyInstanceUID, "made the same way every time"
     assert pydicom.dcmread(written.path).PatientSex == ""
@@ -210,18 +211,18 @@ def test_what_identifies_the_patient_and_the_study_is_kept_whatever_it_is(tmp_pa
     seg = pydicom.dcmread(written.path)
     for keyword, value in tags.items():
         assert seg[keyword].value == value, keyword
-    kept = "identify patient, study or images and are kept: AccessionNumber, PatientID, StudyInstanceUID"
-    assert any(kept in note for note in written.notes)
+    (kept,) = [note for note in written.notes if note.code == "invalid-identifiers-kept"]
+    assert kept.fields["keywords"] == ["AccessionNumber", "PatientID", "StudyInstanceUID"]
 
 
 def test_a_thickness_nobody_says_is_not_made_up_in_silence(tmp_path):
     voxels = some_voxels((4, 16, 16))
     series = read_source(write_series(tmp_path / "series", voxels, SliceThickness=None))
     assert float(series.header.SliceThickness) == 2.0
-    assert any("their distance is taken for it" in note for note in series.notes)
+    assert [note.code for note in series.notes] == ["slice-thickness-assumed"]
     single = read_source(write_series(tmp_path / "single", voxels[:1], SliceThickness=None))
     assert not single.has_depth
-    assert any("1 mm is taken, and volumes depend on it" in note for note in single.notes)
+    assert [(n.code, n.fields) for n in single.notes] == [("slice-thickness-assumed", {"thickness_mm": 1.0})]
     spaced = {"SliceThickness": None, "SpacingBetweenSlices": 4}
     apart = read_source(write_series(tmp_path / "apart", voxels[:1], **spaced))
     assert (apart.has_depth, float(apart.header.SliceThickness)) == (True, 4.0)

@@ -102,7 +102,8 @@ def test_the_form_of_dcmqi_is_read(written):
     assert (liver.tracking_id, liver.tracking_uid) == ("Liver 1", "1.2.826.0.1.3680043")
     assert cyst.terminology == term_for("left kidney cyst")
     assert (cyst.name, cyst.number, cyst.colour) == (None, 2, None)
-    assert wishes.notes == ("meta.json: ClinicalTrialSeriesID is not taken over",)
+    (note,) = wishes.notes
+    assert (note.code, note.fields) == ("metadata-key-ignored", {"key": "ClinicalTrialSeriesID"})
 
 
 def test_the_short_form_is_read(written):
@@ -165,7 +166,7 @@ def test_segments_of_one_label_are_told_apart_by_number(written):
 
 def test_one_file_may_serve_segmentations_that_have_not_all_it_describes(written):
     bound = read_wishes(written(SHORT)).bound_to(["liver", "left one"])
-    assert "--segments describes 'thing', which this segmentation does not have" in bound.notes
+    assert [note.code for note in bound.notes] == ["metadata-unmatched"]
     bound = read_wishes(written(DCMQI)).bound_to(["liver"])
     assert [wish.name for wish in bound.segments] == ["liver"]
 
@@ -245,10 +246,10 @@ def test_a_code_known_nowhere_needs_its_category(written):
 def test_keys_dcmqi_does_not_have_are_told_and_passed_over(written):
     content = {**changed(Extra=1), "More": 2}
     notes = read_wishes(written(content)).notes
-    assert notes == (
-        "meta.json: 'More' is not known",
-        "meta.json: segment 1 of segmentAttributes: 'Extra' is not known",
-    )
+    assert [(note.code, note.fields["key"]) for note in notes] == [
+        ("metadata-key-unknown", "More"),
+        ("metadata-key-unknown", "Extra"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def test_a_spacing_the_frames_do_not_follow_is_not_believed(tmp_path):
         labels = saved(dataset, tmp_path)
         assert labels.geometry.spacing[2] == pytest.approx(2)
         assert np.array_equal(labels.mask_kji("Liver"), mask[1:6])
-        assert [f"{told:g} mm" in note for note in labels.notes] == ([True] if told else [])
+        contradicted = [("spacing-contradicted", told)] if told else []
+        assert [(note.code, note.fields["declared_mm"]) for note in labels.notes] == contradicted
 
 
 def test_gaps_without_a_spacing_that_explains_them_are_refused(tmp_path):
@@ -82,14 +83,14 @@ def test_gaps_without_a_spacing_that_explains_them_are_refused(tmp_path):
     [
         ((0, 2, 5), 2, 2, "its slice thickness"),
         ((3, 8), 2, 2, "its slice thickness"),
-        ((0, 1, 2, 5), None, 2, "the usual distance"),
-        ((0, 2, 4, 5), None, 2, "the smallest distance"),
+        ((0, 1, 2, 5), None, 2, "the usual distance of its frames"),
+        ((0, 2, 4, 5), None, 2, "the smallest distance of its frames"),
         ((0, 2, 4), 3.2, 4, None),  # nothing says that there are slices between
         ((0, 1, 2), 1.7, 2, None),
         ((0, 1, 2), None, 2, None),
         ((3, 8), None, 10, None),
         ((4,), 2, 2, None),
-        ((4,), None, 1, "1 mm is assumed"),
+        ((4,), None, 1, "slice-thickness-assumed"),
     ],
 )
 def test_a_spacing_nobody_tells_is_guessed_and_that_is_said(tmp_path, filled, thickness, spacing, guess):
@@ -101,7 +102,9 @@ def test_a_spacing_nobody_tells_is_guessed_and_that_is_said(tmp_path, filled, th
     labels = saved(dataset, tmp_path)
     assert labels.geometry.spacing[2] == pytest.approx(spacing)
     assert labels.mask_kji("Liver").sum() == mask.sum()
-    assert [guess in note for note in labels.notes] == ([True] if guess else [])
+    assert [note.severity for note in labels.notes] == (["warning"] if guess else [])
+    for note in labels.notes:
+        assert guess in (note.code, note.fields.get("basis"))
     assert read_segmentation(tmp_path / "a.dcm").notes == labels.notes
     assert labels.on_grid(labels.geometry).notes == labels.notes
 

@@ -13,7 +13,7 @@ import typer
 
 from medsam2_core.cli import export_options as given
 from medsam2_core.cli.report import peak_memory_mb, print_table, size
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 
 if TYPE_CHECKING:
     from medsam2_core.export.dicom.source import Source
@@ -70,7 +70,7 @@ class _Done:
 
     segmentation: Segmentation
     facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     header: Any = None  # of the SEG
     source: Source | None = None
 
@@ -280,7 +280,7 @@ def _facts(asked: _Asked, done: _Done) -> dict[str, Any]:
             }
             for segment in done.segmentation
         ],
-        "notes": list(dict.fromkeys(done.notes)),
+        "notes": list(dict.fromkeys(map(str, done.notes))),
         "measurements": [str(path) for path in asked.measurements],
         "report": str(asked.report) if asked.report else None,
         "peak_memory_mb": peak_memory_mb(),

@@ -39,7 +39,7 @@ def import_seg(
         raise ExportError(f"{segmentation} is a folder: give the file of the segmentation")
     labels = read_parts(segmentation)
     read = segmentation_of(labels)
-    notes = [*read.notes, *export.write(read, out, overwrite=overwrite).notes]
+    notes = list(map(str, [*read.notes, *export.write(read, out, overwrite=overwrite).notes]))
     facts = {
         "segmentation": str(segmentation),
         "segmentation_type": labels.kind or None,

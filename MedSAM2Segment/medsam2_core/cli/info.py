@@ -140,7 +140,7 @@ def _label_facts(labels: LabelMap) -> dict[str, Any]:
         "segmentation_type": labels.kind or None,
         **_grid_facts(labels.geometry),
         "segments": segments,
-        "notes": list(labels.notes),
+        "notes": list(map(str, labels.notes)),
     }
 
 

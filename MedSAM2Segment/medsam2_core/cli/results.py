@@ -65,7 +65,7 @@ class Files:
 
             shown = (session.stack, session.window, segmentation, self.picture)
             montage(*shown, prompts=prompts, overwrite=self.overwrite)
-        return list(notes)
+        return list(map(str, notes))
 
     @property
     def facts(self) -> dict[str, str | None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core import atomic
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
 from medsam2_core.export.writing import Written
 
@@ -69,7 +69,10 @@ def write_measurements(
         # The mark at the beginning is what spreadsheets know UTF-8 by.
         stream.write(text.encode("utf-8-sig" if to_text is _as_csv else "utf-8", "replace"))
     empty = [one.name for one in measured if one.voxel_count == 0]
-    notes = [f"{name!r} has no voxel: it has no diameters" for name in empty]
+    notes = [
+        Note.info("empty-segment-not-measured", f"{name!r} has no voxel: it has no diameters", segment=name)
+        for name in empty
+    ]
     return Written(path, tuple(notes))
 
 

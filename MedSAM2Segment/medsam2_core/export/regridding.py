@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 
@@ -32,7 +32,7 @@ class Regridded:
     """A segmentation on the grid that was asked for, and what the user should know: one sentence each."""
 
     segmentation: Segmentation
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float = MOST_LOST) -> Regridded:
@@ -63,7 +63,14 @@ def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float =
         if lost > most_lost or lost == 1.0:
             raise ExportError(_too_much(segment, lost, most_lost))
         if lost > 0.0005:
-            notes.append(f"{segment.name!r}: {lost:.1%} of it did not survive the other grid")
+            notes.append(
+                Note.warning(
+                    "resampling-loss",
+                    f"{segment.name!r}: {lost:.1%} of it did not survive the other grid",
+                    segment=segment.name,
+                    lost=lost,
+                )
+            )
         new = (segment.name, segment.colour_rgb, mask_kji, segment.terminology, segment.tags)
         moved.append(Segment(*new))
     told = _difference(own, geometry, steps is not None)
@@ -103,7 +110,11 @@ def as_drawn(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -
     moved = Geometry(back @ own.ijk_to_ras, own.shape_ijk)
     centre = (np.array(drawn_on.shape_ijk) - 1) / 2
     way = float(np.linalg.norm(back[:3] @ [*drawn_on.to_ras(centre)[0], 1] - drawn_on.to_ras(centre)[0]))
-    note = f"the volume was moved by {way:.1f} mm after it was read from DICOM: segments went with its voxels"
+    note = Note.warning(
+        "volume-moved",
+        f"the volume was moved by {way:.1f} mm after it was read from DICOM: segments went with its voxels",
+        moved_mm=way,
+    )
     return Regridded(Segmentation(moved, segmentation.segments, segmentation.provenance), (note,))
 
 
@@ -210,19 +221,26 @@ def _places(
             yield (slice(k, k + 1), slice(j, last), slice(i0, i1)), places.astype(np.float64)
 
 
-def _difference(own: Geometry, other: Geometry, is_exact: bool) -> list[str]:
+def _difference(own: Geometry, other: Geometry, is_exact: bool) -> list[Note]:
     """What was done, unless it was no more than turning axes."""
     sizes = " x ".join(map(str, own.shape_ijk)), " x ".join(map(str, other.shape_ijk))
     if is_exact and sorted(own.shape_ijk) == sorted(other.shape_ijk):
         return []
     if is_exact:
         return [
-            f"the segmentation's {sizes[0]} voxels were put into their places among the series' {sizes[1]}"
+            Note.info(
+                "placed-on-series-grid",
+                f"the segmentation's {sizes[0]} voxels were put into their places among the series' "
+                f"{sizes[1]}",
+            )
         ]
     spacings = [" x ".join(f"{value:.4g}" for value in grid.spacing) for grid in (own, other)]
     return [
-        f"the segmentation ({sizes[0]} voxels of {spacings[0]} mm) was resampled to the series' voxels "
-        f"({sizes[1]} of {spacings[1]} mm)"
+        Note.warning(
+            "resampled",
+            f"the segmentation ({sizes[0]} voxels of {spacings[0]} mm) was resampled to the series' voxels "
+            f"({sizes[1]} of {spacings[1]} mm)",
+        )
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from medsam2_core import atomic
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import meta_image, nifti, png, seg_nrrd
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Written:
     """The file that was written, and what the user should know about it: one sentence each."""
 
     path: Path
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def write(segmentation: Segmentation, path: str | Path, *, overwrite: bool = False) -> Written:
@@ -77,16 +77,20 @@ def suffix_of(path: str | Path) -> str:
     raise ExportError(f"{path}: unknown format, the name must end with one of {', '.join(SUFFIXES)}")
 
 
-def _notes(segmentation: Segmentation, suffix: str) -> Iterator[str]:
+def _notes(segmentation: Segmentation, suffix: str) -> Iterator[Note]:
     if suffix == ".seg.nrrd":
         return
     for earlier, later, count in segmentation.overlaps():
-        yield (
+        yield Note.warning(
+            "overlap-not-stored",
             f"{count} voxels belong to both {earlier.name!r} and {later.name!r} and are stored as "
-            f"{later.name!r}: a label map holds one label a voxel, .seg.nrrd keeps both"
+            f"{later.name!r}: a label map holds one label a voxel, .seg.nrrd keeps both",
+            voxels=count,
+            segments=[earlier.name, later.name],
         )
     if suffix in (".nii", ".nii.gz") and segmentation.geometry.is_sheared:
-        yield (
+        yield Note.warning(
+            "sheared-nifti",
             "the voxel axes are not at right angles (gantry tilt): the NIfTI says so, but programs built on "
-            "ITK refuse it or move its voxels; they read .seg.nrrd, .nrrd and .mha rightly"
+            "ITK refuse it or move its voxels; they read .seg.nrrd, .nrrd and .mha rightly",
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from medsam2_core.errors import VolumeError
+from medsam2_core.errors import Note, VolumeError
 from medsam2_core.imaging import files
 from medsam2_core.imaging.codestreams import check_frames
 from medsam2_core.imaging.dicom_frames import frames_of
@@ -63,7 +63,7 @@ class DicomSegmentation(Generic[G]):
     voxels: G
     segments: dict[int, Described]
     geometry: Geometry
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def is_segmentation(path: Path) -> bool:

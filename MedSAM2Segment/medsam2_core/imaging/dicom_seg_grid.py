@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import GeometryError
+from medsam2_core.errors import GeometryError, Note
 from medsam2_core.imaging.dicom_frames import Frame, most_off, same_orientation, same_spacing
 from medsam2_core.imaging.geometry import Geometry
 
@@ -34,7 +34,7 @@ class Grid:
 
     geometry: Geometry
     slice_of: tuple[int, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,14 +144,18 @@ def _fit(
     normal: NDArray[np.float64],
     declared: float | None,
     thickness: float | None,
-) -> tuple[_Fit, tuple[str, ...]]:
+) -> tuple[_Fit, tuple[Note, ...]]:
     """Slices the frames fit on, and notes where their distance had to be guessed."""
     heights = np.sort(positions @ normal)
     steps = np.diff(heights)
     steps = steps[steps > _SAME_HEIGHT_MM]
     if steps.size == 0:
         fit = _on_slices(positions, normal, declared or thickness or 1.0, exactly=True)
-        unknown = "the file does not tell how thick its slice is: 1 mm is assumed, volumes depend on it"
+        unknown = Note.warning(
+            "slice-thickness-assumed",
+            "the file does not tell how thick its slice is: 1 mm is assumed, volumes depend on it",
+            thickness_mm=1.0,
+        )
         if fit is not None:
             return fit, () if declared or thickness else (unknown,)
     for spacing in _along(declared, positions, normal) if steps.size else ():
@@ -196,15 +200,28 @@ def _guesses(steps: NDArray[np.float64], thickness: float | None) -> Iterator[tu
     yield float(steps.min()), "the smallest distance of its frames"
 
 
-def _notes(fit: _Fit, normal: NDArray[np.float64], declared: float | None, source: str) -> tuple[str, ...]:
-    spacing = f"{float(fit.step_lps @ normal):.4g} mm"
+def _notes(fit: _Fit, normal: NDArray[np.float64], declared: float | None, source: str) -> tuple[Note, ...]:
+    spacing_mm = float(fit.step_lps @ normal)
     if declared is not None:
-        return (f"the file says that slices are {declared:.4g} mm apart, but its frames fit {spacing} only",)
+        return (
+            Note.warning(
+                "spacing-contradicted",
+                f"the file says that slices are {declared:.4g} mm apart, but its frames fit "
+                f"{spacing_mm:.4g} mm only",
+                declared_mm=declared,
+                spacing_mm=spacing_mm,
+            ),
+        )
     if not fit.left_out:
         return ()
     return (
-        f"slices are left out, and the file does not tell how far they are apart: {spacing} is assumed, "
-        f"{source}; volumes depend on it",
+        Note.warning(
+            "slice-spacing-assumed",
+            f"slices are left out, and the file does not tell how far they are apart: {spacing_mm:.4g} mm is "
+            f"assumed, {source}; volumes depend on it",
+            spacing_mm=spacing_mm,
+            basis=source,
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medsam2_core.errors import Note
 from medsam2_core.imaging import dicom, dicom_seg, files, nrrd_files
 from medsam2_core.imaging.labels import Label, LabelMap, labels_of, read_labels, segments_in
 from medsam2_core.imaging.parts import Part, Parts
@@ -37,7 +38,7 @@ class LabelParts:
     parts: tuple[Part, ...]
     geometry: Geometry
     kind: str = ""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def read_parts(path: str | Path) -> LabelParts:

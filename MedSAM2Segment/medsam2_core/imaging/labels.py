@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import GeometryError, VolumeError
+from medsam2_core.errors import GeometryError, Note, VolumeError
 from medsam2_core.imaging import arrays, dicom, dicom_seg, files, metaimage, nifti, nrrd_files, pictures
 from medsam2_core.imaging.layers import Layers
 from medsam2_core.imaging.nifti_names import read_names
@@ -62,7 +62,7 @@ class LabelMap:
     name: str = ""
     source: Path | None = None
     kind: str = ""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         layers = np.asarray(self.layers_lkji).view()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import VolumeError
+from medsam2_core.errors import Note, VolumeError
 from medsam2_core.imaging.terminology import TISSUE, Terminology
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Segmentation:
     geometry: Geometry
     segments: tuple[Segment, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         segments = tuple(self.segments)

@@ -18,7 +18,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.imaging import terminology
 from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology
 
@@ -138,7 +138,7 @@ def is_specific(codes: Terminology) -> bool:
 
 def terminology_of(
     segment: Segment, wishes: Wishes | None, *, allow_generic: bool
-) -> tuple[Terminology, str | None]:
+) -> tuple[Terminology, Note | None]:
     """The codes a segment is written with, and a note when they came from elsewhere than the segment or wish.
 
     Parameters
@@ -161,9 +161,11 @@ def terminology_of(
         return segment.terminology, None
     by_name = term_for(segment.name)
     if by_name is not None:
-        return by_name, f"{segment.name!r}: coded as {in_words(by_name)}, by its name"
+        message = f"{segment.name!r}: coded as {in_words(by_name)}, by its name"
+        return by_name, Note.info("coded-by-name", message, segments=[segment.name])
     if allow_generic:
-        return GENERIC, f"{segment.name!r}: coded as {in_words(GENERIC)}, which says nothing about it"
+        message = f"{segment.name!r}: coded as {in_words(GENERIC)}, which says nothing about it"
+        return GENERIC, Note.info("coded-as-tissue", message, segments=[segment.name])
     raise ExportError(
         f"segment {segment.name!r}: no code says what it is. Rename it to a name that medsam2 export "
         "--list-terms shows, describe it in a file for --segments META.json, or take the code for just any "

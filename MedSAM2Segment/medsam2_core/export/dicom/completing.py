@@ -11,7 +11,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -60,7 +60,7 @@ _COPIED_GROUPS = (0x0008, 0x0010, 0x0012, 0x0020, 0x0032, 0x0038, 0x0040)
 _UID = re.compile(r"[0-9.]{1,64}")  # looser than the standard: old scanners write zeros in front
 
 
-def drop_invalid(header: Dataset, notes: dict[str, None]) -> None:
+def drop_invalid(header: Dataset, notes: dict[Note, None]) -> None:
     """Leave out what a SEG would take over and may not say: values that break PS3.5 6.2.
 
     What identifies patient and study stays as it is.
@@ -77,13 +77,14 @@ def drop_invalid(header: Dataset, notes: dict[str, None]) -> None:
         else:
             dropped.append(keyword)
             del header[tag]
-    for words, keywords in (
-        ("are left out", dropped),
-        ("identify patient, study or images and are kept", kept),
+    for code, what, keywords in (
+        ("invalid-values-dropped", "are left out", dropped),
+        ("invalid-identifiers-kept", "identify patient, study or images and are kept", kept),
     ):
         if keywords:
-            told = ", ".join(sorted(keywords))
-            notes[f"values of the images that DICOM does not allow {words}: {told}"] = None
+            listed = ", ".join(sorted(keywords))
+            message = f"values of the images that DICOM does not allow {what}: {listed}"
+            notes[Note.warning(code, message, keywords=sorted(keywords))] = None
 
 
 def _breaks_rules(header: Dataset, tag: Any) -> bool:
@@ -112,22 +113,24 @@ def is_uid(value: Any) -> bool:
     return isinstance(value, str) and _UID.fullmatch(value) is not None
 
 
-def join(header: Dataset, first: Dataset, notes: dict[str, None]) -> None:
+def join(header: Dataset, first: Dataset, notes: dict[Note, None]) -> None:
     """What the slices of a series share, where a file says otherwise or nothing: that of the first."""
     for keyword in _UIDS:
         own = header.get(keyword)
         if is_uid(own) and own != first.get(keyword):
-            notes[f"the images disagree about their {keyword}: that of the first slice is kept"] = None
+            message = f"the images disagree about their {keyword}: that of the first slice is kept"
+            notes[Note.warning("uid-disagreement", message, keyword=keyword)] = None
         if keyword in first:
             setattr(header, keyword, first.get(keyword))
 
 
-def complete(header: Dataset, first: Dataset, notes: dict[str, None]) -> None:
+def complete(header: Dataset, first: Dataset, notes: dict[Note, None]) -> None:
     """Put in what every file should say and this one does not; ``notes`` gets a sentence for each."""
     if not header.get("SOPClassUID"):
         named = getattr(getattr(header, "file_meta", None), "MediaStorageSOPClassUID", None)
         header.SOPClassUID = named or _SOP_CLASSES.get(str(header.get("Modality")), _SECONDARY_CAPTURE)
-        notes["the images do not say what they are (SOP class): taken from their modality"] = None
+        message = "the images do not say what they are (SOP class): taken from their modality"
+        notes[Note.warning("sop-class-assumed", message)] = None
     if not header.get("SOPInstanceUID"):
         named = getattr(getattr(header, "file_meta", None), "MediaStorageSOPInstanceUID", None)
         header.SOPInstanceUID = named or ""
@@ -138,7 +141,8 @@ def complete(header: Dataset, first: Dataset, notes: dict[str, None]) -> None:
         if not header.get(keyword):
             setattr(header, keyword, _derived(first, what))
             basis = "the first of them" if what == "series" else "their series"
-            notes[f"the images name no valid {what} ({keyword}): one was made from {basis}"] = None
+            message = f"the images name no valid {what} ({keyword}): one was made from {basis}"
+            notes[Note.warning("uid-made", message, keyword=keyword)] = None
 
 
 def _derived(first: Dataset, what: str) -> str:

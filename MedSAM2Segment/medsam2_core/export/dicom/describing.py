@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
 from medsam2_core.export.dicom.coding import GENERIC, code_item, current, terminology_of, usual_meaning
 from medsam2_core.export.dicom.values import LONGEST_LO, LONGEST_ST, MANUFACTURER, clean
@@ -28,9 +28,12 @@ _TRACKING_TAG, _TRACKING_ID_TAG = f"{metadata.PREFIX}tracking_uid", f"{metadata.
 _DESCRIPTION_TAG = f"{metadata.PREFIX}description"
 _OF_ALGORITHM = f"{metadata.PREFIX}algorithm_"
 #: Notes that may be true of many segments, each told once.
-_BY_NAME = "coded by name"
-_GENERIC = "coded as Tissue, which says nothing about {them}"
-_UNSURE = "nothing says how {they_were} made: written as MANUAL (algorithm_type in --segments says otherwise)"
+_BY_NAME = ("coded-by-name", "coded by name")
+_GENERIC = ("coded-as-tissue", "coded as Tissue, which says nothing about {them}")
+_UNSURE = (
+    "assumed-manual",
+    "nothing says how {they_were} made: written as MANUAL (algorithm_type in --segments says otherwise)",
+)
 _CODES = ("category", "type", "type_modifier", "region", "region_modifier")
 
 
@@ -40,7 +43,7 @@ class Described:
 
     items: tuple[SegmentDescription, ...]
     terminologies: tuple[Terminology, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def as_said(self, segmentation: Segmentation) -> tuple[Segment, ...]:
         """The segments with the codes and labels they are described with; of equal labels numbered ones."""
@@ -75,7 +78,7 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
     """
     items, terms, notes = [], [], []
     lacking: list[tuple[str, ExportError]] = []
-    told: dict[str, list[str]] = {_BY_NAME: [], _GENERIC: [], _UNSURE: []}
+    told: dict[tuple[str, str], list[str]] = {_BY_NAME: [], _GENERIC: [], _UNSURE: []}
     for number, segment in enumerate(segmentation, start=1):
         wish = wishes.of(segment.name, segment.value) if wishes is not None else None
         try:
@@ -91,14 +94,22 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
         asked = (wish.label or (wish.description if segment.name.isdecimal() else None)) if wish else None
         label = clean(asked or segment.name)
         if len(label) > LONGEST_LO:
-            notes.append(f"{label!r} is cut to {LONGEST_LO} characters")
+            message = f"{label!r} is cut to {LONGEST_LO} characters"
+            notes.append(Note.warning("label-shortened", message, segment=segment.name, label=label))
         items.append(_item(number, label[:LONGEST_LO].strip(), terminology, made, segment, wish))
         terms.append(terminology)
         usual = usual_meaning(terminology.type) if wish and wish.terminology else None
         if usual is not None:
             code = terminology.type
             notes.append(
-                f"{segment.name!r}: {code.scheme} {code.value} stands for {usual!r}, not for {code.meaning!r}"
+                Note.warning(
+                    "code-meaning-differs",
+                    f"{segment.name!r}: {code.scheme} {code.value} stands for {usual!r}, not for "
+                    f"{code.meaning!r}",
+                    segment=segment.name,
+                    code=str(code),
+                    usual_meaning=usual,
+                )
             )
         if note is not None:
             told[_GENERIC if terminology == GENERIC else _BY_NAME].append(segment.name)
@@ -106,11 +117,12 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
         others = [name for name, _ in lacking[1:]]
         more = f". The same is true of {_listed(others)}" if others else ""
         raise ExportError(f"{lacking[0][1]}{more}") from lacking[0][1]
-    for what, names in told.items():
+    for (note_code, what), names in told.items():
         if names:
             one = {"them": "it", "they_were": "it was"}
             words = one if len(names) == 1 else {"them": "them", "they_were": "they were"}
-            notes.append(f"{_listed(names)}: {what.format(**words)}")
+            message = f"{_listed(names)}: {what.format(**words)}"
+            notes.append(Note.info(note_code, message, segments=names))
     return Described(tuple(items), tuple(terms), tuple(notes))
 
 

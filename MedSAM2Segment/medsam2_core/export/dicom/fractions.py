@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.export.dicom.frames import Masks
 from medsam2_core.export.regridding import SAME_PLACE_MM
 from medsam2_core.imaging.probabilities import INSIDE, MAXIMUM
@@ -74,12 +74,15 @@ class Fractions:
         values[~mask & (values >= INSIDE)] = 0
         return values
 
-    def notes(self) -> Iterator[str]:
+    def notes(self) -> Iterator[Note]:
         """Where masks were changed after the probabilities were kept."""
         for segment in self._segmentation:
             count = self._probabilities.count_differing(segment)
             if count:
-                yield (
+                yield Note.warning(
+                    "probabilities-changed",
                     f"{segment.name!r}: {count} voxels were changed after its probabilities were kept: they "
-                    "are written as certain"
+                    "are written as certain",
+                    segment=segment.name,
+                    voxels=count,
                 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core import atomic
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
 from medsam2_core.export.dicom.values import LARGEST_IS, LONGEST_LO, MANUFACTURER
 from medsam2_core.export.writing import Written
@@ -101,7 +101,11 @@ def write_report(
     with atomic.new_file(path, overwrite=overwrite) as stream:
         document.save_as(stream, enforce_file_format=True)
     if not source.has_depth:
-        notes.append("the image says nothing of its thickness: the report has no volumes")
+        notes.append(
+            Note.warning(
+                "volume-not-reported", "the image says nothing of its thickness: the report has no volumes"
+            )
+        )
     return Written(path, tuple(notes))
 
 
@@ -127,15 +131,21 @@ def _check_slices(measured: Sequence[Measured], source: Source, path: Path) -> N
 
 def _paired(
     measured: Sequence[Measured], seg: Dataset, path: Path
-) -> tuple[list[tuple[Measured, Dataset]], list[str]]:
+) -> tuple[list[tuple[Measured, Dataset]], list[Note]]:
     """What was measured, with the SEG's item of the same segment."""
     items = [
         item for item in seg.SegmentSequence if int(item.SegmentNumber) > 0
     ]  # 0: background of a label map
-    notes = []
+    notes: list[Note] = []
     if len(items) != len(measured):
         notes = [
-            f"{one.name!r} has no voxel: it is not in the report" for one in measured if not one.voxel_count
+            Note.info(
+                "empty-segment-not-reported",
+                f"{one.name!r} has no voxel: it is not in the report",
+                segment=one.name,
+            )
+            for one in measured
+            if not one.voxel_count
         ]
         measured = [one for one in measured if one.voxel_count]
     if len(items) != len(measured) or not measured:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from medsam2_core import atomic
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.export.dicom.describing import Described, describe
 from medsam2_core.export.dicom.fractions import Fractions
 from medsam2_core.export.dicom.frames import (
@@ -113,7 +113,7 @@ class WrittenSeg:
     segmentation: Segmentation
     header: Dataset
     frames: int
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def write_seg(
@@ -164,11 +164,20 @@ def write_seg(
     if isinstance(pixels, Fractions):
         notes += pixels.notes()
     if options.compression is Compression.JPEG_LS:
-        notes.append("dcmqi, and with it 3D Slicer, does not open a SEG packed as JPEG-LS: it does open RLE")
+        notes.append(
+            Note.warning(
+                "jpeg-ls-not-widely-read",
+                "dcmqi, and with it 3D Slicer, does not open a SEG packed as JPEG-LS: it does open RLE",
+            )
+        )
     if source.geometry.is_sheared:
         notes.append(
-            "the series was taken with a tilted gantry: every frame lies where its image does, but programs "
-            "that know upright blocks only (dcmqi, and with it 3D Slicer's import of SEG) do not open it"
+            Note.warning(
+                "sheared-seg",
+                "the series was taken with a tilted gantry: every frame lies where its image does, but "
+                "programs that know upright blocks only (dcmqi, and with it 3D Slicer's import of SEG) do not "
+                "open it",
+            )
         )
     notes += [*source.notes, *moved.notes, *described.notes]
     return WrittenSeg(path, result, dataset, frames, tuple(notes))
@@ -181,13 +190,16 @@ def check_not_read(path: Path, files: Iterable[Path]) -> None:
             raise ExportError(f"{path} is one of the files that are read: choose another name")
 
 
-def _with_voxels(segmentation: Segmentation, path: Path) -> tuple[Segmentation, list[str]]:
+def _with_voxels(segmentation: Segmentation, path: Path) -> tuple[Segmentation, list[Note]]:
     """Without segments that are empty: they have no frame to be on."""
     there = tuple(segment for segment in segmentation if not segment.is_empty)
     if not there:
         raise ExportError(f"{path}: there is no object to write: no segment has a voxel")
     left_out = [segment.name for segment in segmentation if segment.is_empty]
-    notes = [f"{name!r} has no voxel and is left out" for name in left_out]
+    notes = [
+        Note.info("empty-segment-left-out", f"{name!r} has no voxel and is left out", segment=name)
+        for name in left_out
+    ]
     return Segmentation(segmentation.geometry, there, segmentation.provenance), notes
 
 

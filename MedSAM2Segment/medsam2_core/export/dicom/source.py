@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.export.dicom.completing import OF_A_SLICE, complete, drop_invalid, is_uid, join
 from medsam2_core.imaging import files
 from medsam2_core.imaging.dicom import find_stack
@@ -53,7 +53,7 @@ class Source:
     is_placed: bool = True
     has_depth: bool = True
     files: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def header(self) -> Dataset:
@@ -104,7 +104,7 @@ def read_source(folder: str | Path, series: str | None = None) -> Source:
             "refers to a single image, or to images that have a position: write .seg.nrrd instead"
         )
     with files.reading(folder, "DICOM"):
-        notes: dict[str, None] = {}
+        notes: dict[Note, None] = {}
         depth = _depth(frames, geometry, notes)
         headers = list(_headers(frames[:1] if is_multi else frames, depth, notes))
         if is_multi:
@@ -120,7 +120,7 @@ def read_source(folder: str | Path, series: str | None = None) -> Source:
     )
 
 
-def _headers(frames: Sequence[Frame], depth: float, notes: dict[str, None]) -> Iterator[Dataset]:
+def _headers(frames: Sequence[Frame], depth: float, notes: dict[Note, None]) -> Iterator[Dataset]:
     """Completed headers: the first whole, of the others what tells them apart."""
     import pydicom
 
@@ -181,18 +181,21 @@ def _multi_frame(header: Dataset, frames: Sequence[Frame], depth: float) -> Data
     return whole
 
 
-def _depth(frames: Sequence[Frame], geometry: Geometry, notes: dict[str, None]) -> float:
+def _depth(frames: Sequence[Frame], geometry: Geometry, notes: dict[Note, None]) -> float:
     """How thick slices are taken to be, in mm, where the images do not say."""
     if not frames[0].is_placed or _thickness(frames[0]) is not None:
         return frames[0].thickness
     if len(frames) > 1:
-        notes["the images do not say how thick their slices are: their distance is taken for it"] = None
+        message = "the images do not say how thick their slices are: their distance is taken for it"
+        notes[Note.warning("slice-thickness-assumed", message)] = None
         return slice_distance(geometry)
     distance = _told(frames[0])
     if distance is None:
-        notes["the image does not say how thick its slice is: 1 mm is taken, and volumes depend on it"] = None
+        message = "the image does not say how thick its slice is: 1 mm is taken, and volumes depend on it"
+        notes[Note.warning("slice-thickness-assumed", message, thickness_mm=1.0)] = None
         return 1.0
-    notes["the image does not say how thick its slice is: the distance of slices is taken for it"] = None
+    message = "the image does not say how thick its slice is: the distance of slices is taken for it"
+    notes[Note.warning("slice-thickness-assumed", message, thickness_mm=distance)] = None
     return distance
 
 

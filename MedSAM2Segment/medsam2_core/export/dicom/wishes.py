@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 from medsam2_core.export.dicom import coding
 from medsam2_core.export.dicom.places import Place, shown
 from medsam2_core.imaging.cielab import cielab_to_rgb
@@ -105,7 +105,7 @@ class Wishes:
     series_description: str | None = None
     series_number: int | None = None
     creator: str | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def of(self, name: str, number: int | None = None) -> Wish | None:
         """The wish for the segment of that name; for that label value when no wish has the name."""
@@ -150,7 +150,8 @@ class Wishes:
         notes = list(self.notes)
         if absent:
             # One file may serve many scans, of which not all have every organ.
-            notes.append(f"--segments describes {_listed(absent)}, which this segmentation does not have")
+            message = f"--segments describes {_listed(absent)}, which this segmentation does not have"
+            notes.append(Note.warning("metadata-unmatched", message))
         ordered = (replace(bound[name], name=name, number=None) for name in value_of if name in bound)
         return replace(self, segments=tuple(ordered), notes=tuple(notes))
 
@@ -232,12 +233,18 @@ def read_wishes(path: str | Path) -> Wishes:
         place.read(content, "SeriesDescription", Place.text_or_none),
         place.read(content, "SeriesNumber", Place.number),
         place.read(content, "ContentCreatorName", Place.text_or_none),
-        notes=tuple(f"{place}: {key} is not taken over" for key in content if key in _OTHER_KEYS)
-        + tuple(notes),
+        notes=(
+            *(
+                Note.warning("metadata-key-ignored", f"{place}: {key} is not taken over", key=key)
+                for key in content
+                if key in _OTHER_KEYS
+            ),
+            *notes,
+        ),
     )
 
 
-def _short(place: Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[str]]:
+def _short(place: Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[Note]]:
     wishes = []
     for name, value in content.items():
         if name in _NOT_SEGMENTS:
@@ -259,18 +266,18 @@ def _short(place: Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[s
     return wishes, []
 
 
-def _dcmqi(place: Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[str]]:
+def _dcmqi(place: Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[Note]]:
     """A list of segments for each file of labels; their numbers may start again in the next."""
     lists = content["segmentAttributes"]
     if not isinstance(lists, list) or not all(isinstance(one, list) for one in lists):
         raise place.at("segmentAttributes").error("a list of lists of segments", lists)
-    notes = [f"{place}: {shown(key)} is not known" for key in content if key not in _NOT_SEGMENTS]
+    notes = [_unknown(place, key) for key in content if key not in _NOT_SEGMENTS]
     wishes = []
     for count, entry in enumerate((entry for one in lists for entry in one), start=1):
         here = place.at(f"segment {count} of segmentAttributes")
         if not isinstance(entry, dict):
             raise here.error("an object {…}", entry)
-        notes += [f"{here}: {shown(k)} is not known" for k in entry if k not in {*_DCMQI_KEYS, "labelID"}]
+        notes += [_unknown(here, key) for key in entry if key not in {*_DCMQI_KEYS, "labelID"}]
         wish = _wish(here, entry, {short: long for long, short in _DCMQI_KEYS.items()})
         number = here.read(entry, "labelID", Place.number)
         if number is None and wish.label is None:
@@ -280,6 +287,10 @@ def _dcmqi(place: Place, content: Mapping[str, Any]) -> tuple[list[Wish], list[s
     # Two tumours may both be labelled so: then their numbers tell them apart.
     unnamed = [replace(w, name=None) if w.number and labels.count(w.label) > 1 else w for w in wishes]
     return unnamed, notes
+
+
+def _unknown(place: Place, key: str) -> Note:
+    return Note.warning("metadata-key-unknown", f"{place}: {shown(key)} is not known", key=key)
 
 
 def _wish(place: Place, value: Mapping[str, Any], called: Mapping[str, str] | None = None) -> Wish:
