@@ -184,7 +184,8 @@ def test_mutated_series_and_segmentations(sound, tmp_path, campaign, part):
         else:
             written_count += 1
             assert_right(written, given, source)
-            kept = any(note.code == "invalid-identifiers-kept" for note in written.notes)  # a patient's wrong ID
+            # a patient's wrong ID
+            kept = any(note.code == "invalid-identifiers-kept" for note in written.notes)
             assert kept or validator_errors(written.path) == [], f"{part} {seed}"
         shutil.rmtree(folder)
     assert written_count > 2

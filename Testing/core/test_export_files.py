@@ -180,7 +180,7 @@ def test_a_qform_that_could_not_say_the_same_is_left_out(tmp_path):
     import nibabel
 
     sheared = export.write(a_segmentation(a_geometry("sheared")), tmp_path / "sheared.nii.gz")
-    assert [note.code for note in sheared.notes] == ["sheared-nifti"]
+    assert "sheared-nifti" in [note.code for note in sheared.notes]
     assert nibabel.load(sheared.path).get_qform(coded=True) == (None, 0)
     straight = export.write(a_segmentation(a_geometry("oblique")), tmp_path / "oblique.nii.gz")
     affine, code = nibabel.load(straight.path).get_qform(coded=True)

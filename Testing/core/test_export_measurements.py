@@ -241,7 +241,9 @@ def test_json_holds_what_was_measured(tmp_path):
         assert entry["longest_diameter"]["length_mm"] == pytest.approx(one.longest.length_mm)
         assert np.allclose(entry["perpendicular_diameter"]["ends_ras_mm"], one.perpendicular.ends_ras)
         assert np.allclose(entry["perpendicular_diameter"]["ends_ijk"], one.perpendicular.ends_ijk)
-    assert [(n.code, n.fields["segment"]) for n in written.notes] == [("empty-segment-not-measured", "nothing")]
+    assert [(n.code, n.fields["segment"]) for n in written.notes] == [
+        ("empty-segment-not-measured", "nothing")
+    ]
 
 
 def test_csv_has_one_row_a_segment_and_units_in_its_columns(tmp_path):

@@ -175,8 +175,8 @@ def write_seg(
             Note.warning(
                 "sheared-seg",
                 "the series was taken with a tilted gantry: every frame lies where its image does, but "
-                "programs that know upright blocks only (dcmqi, and with it 3D Slicer's import of SEG) do not "
-                "open it",
+                "programs that know upright blocks only (dcmqi, and with it 3D Slicer's import of SEG) do "
+                "not open it",
             )
         )
     notes += [*source.notes, *moved.notes, *described.notes]
