@@ -12,15 +12,66 @@ from typing import BinaryIO
 
 from medsam2_core.errors import ExportError
 
+_DICOM_AT = 128  # bytes before the magic of a DICOM file
+
+
+#: Files and folders that are read, and that nothing may be written over.
+_inputs: ContextVar[tuple[Path, ...]] = ContextVar("inputs", default=())
+
+
+@contextlib.contextmanager
+def protect(*paths: str | Path | None) -> Iterator[None]:
+    """Refuse to write over these files within the block, whatever ``overwrite`` says.
+
+    The same file under another name (a symbolic or hard link) counts, too. Of a folder, the DICOM files in it
+    are protected: what else it holds is not read, and may be an earlier result.
+    """
+    given = tuple(Path(path).expanduser() for path in paths if path is not None)
+    token = _inputs.set((*_inputs.get(), *given))
+    try:
+        yield
+    finally:
+        _inputs.reset(token)
+
 
 def check_target(path: Path, *, overwrite: bool) -> None:
-    """ExportError when a file could not be put there."""
+    """Check that a file could be written there.
+
+    Raises
+    ------
+    ExportError
+        ``output-is-folder``, ``output-folder-missing``, ``output-exists``; ``output-is-input`` for a file
+        that is protected (see :func:`protect`).
+    """
     if path.is_dir():
-        raise ExportError(f"{path} is a folder: name a file in it")
+        raise ExportError(f"{path} is a folder: name a file in it", code="output-is-folder", path=str(path))
     if not path.parent.is_dir():
-        raise ExportError(f"{path}: the folder {path.parent} does not exist, create it first")
+        raise ExportError(
+            f"{path}: the folder {path.parent} does not exist, create it first",
+            code="output-folder-missing", path=str(path), folder=str(path.parent),
+        )  # fmt: skip
+    if path.exists() and any(_is_same(path, one) for one in _inputs.get()):
+        raise ExportError(
+            f"{path} is one of the files that are read: choose another name",
+            code="output-is-input", path=str(path),
+        )  # fmt: skip
     if not overwrite and os.path.lexists(path):
-        raise ExportError(f"{path} already exists: choose another name or allow it to be overwritten")
+        raise ExportError(
+            f"{path} already exists: choose another name or allow it to be overwritten",
+            code="output-exists", path=str(path),
+        )  # fmt: skip
+
+
+def _is_same(path: Path, input: Path) -> bool:
+    try:
+        if not input.is_dir():
+            return path.samefile(input)
+        if not path.resolve().is_relative_to(input.resolve()):
+            return False
+        with path.open("rb") as stream:
+            return stream.read(_DICOM_AT + 4)[_DICOM_AT:] == b"DICM"
+    except OSError:  # there is no such input, or it cannot be read
+        return False
 
 
 #: Files that are complete but wait for the others of their block, as (temporary, final, may replace).
@@ -79,7 +130,9 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             waiting.append((temporary, path, overwrite))
         done = True
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {reason(error)}") from error
+        raise ExportError(
+            f"{path} cannot be written: {reason(error)}", code="output-not-writable", path=str(path)
+        ) from error
     finally:
         if not done:
             _remove(temporary)
@@ -99,7 +152,9 @@ def _take_place(temporary: Path, path: Path) -> None:
     try:
         temporary.replace(path)
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {reason(error)}") from error
+        raise ExportError(
+            f"{path} cannot be written: {reason(error)}", code="output-not-writable", path=str(path)
+        ) from error
 
 
 def _remove(temporary: Path) -> None:

@@ -100,10 +100,10 @@ def test_nothing_is_replaced_unasked_and_nothing_half_written(medsam2, tmp_path)
     assert medsam2("import", path, "--out", out).code == 0
     before = out.read_bytes()
     for words, said in (
-        ((path, "--out", out), "already exists"),
+        ((path, "--out", out), "add --overwrite"),
         ((path, "--out", tmp_path / "b.txt"), "unknown format"),
         ((path, "--out", tmp_path / "none" / "b.nrrd"), "does not exist"),
-        ((out, "--out", out, "--overwrite"), "is the file that is read"),
+        ((out, "--out", out, "--overwrite"), "is one of the files that are read"),
         ((tmp_path / "none.dcm", "--out", tmp_path / "c.seg.nrrd"), "no such file"),
     ):
         answer = medsam2("import", *words)

@@ -1,11 +1,13 @@
-"""A command line to try: runs in this process, and tells exit code, stdout and stderr."""
+"""A command line to try: runs in this process, and tells exit code, stdout, stderr and the error."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
-from medsam2_core.cli import main
+from medsam2_core.cli import app, main
+from medsam2_core.errors import MedSAM2Error
 
 # Where the bright ball of `a_scan` is, in array indices.
 CENTRE_IJK = (20, 26, 12)
@@ -20,6 +22,7 @@ class Answer:
     code: int
     out: str
     err: str
+    error: MedSAM2Error | None = None  # that ended it, for its code and fields
 
     @property
     def facts(self):
@@ -35,9 +38,10 @@ class CommandLine:
 
     def __call__(self, *words: object) -> Answer:
         self._capsys.readouterr()
-        code = main([str(word) for word in words])
+        with mock.patch.object(app, "say_error", side_effect=app.say_error) as say_error:
+            code = main([str(word) for word in words])
         said = self._capsys.readouterr()
-        return Answer(code, said.out, said.err)
+        return Answer(code, said.out, said.err, say_error.call_args.args[0] if say_error.called else None)
 
 
 def ball_kji() -> np.ndarray:

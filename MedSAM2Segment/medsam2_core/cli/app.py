@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from medsam2_core.cli import auto, evaluate, export, import_seg, info, models, segment, synth, train, worker
-from medsam2_core.cli.exits import ExitCode, say, say_defect
+from medsam2_core.cli.exits import ExitCode, say, say_defect, say_error
 from medsam2_core.cli.ordered import OrderedCommand
 from medsam2_core.errors import Cancelled, MedSAM2Error
 from medsam2_core.version import __version__
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one 
         say(error.format_message())
         return ExitCode.BAD_INPUT
     except MedSAM2Error as error:
-        say(str(error))
+        say_error(error)
         return ExitCode.BAD_INPUT
     except MemoryError:
         say("not enough memory on this machine for a volume of this size")

@@ -69,6 +69,8 @@ def auto(
 ) -> None:
     """Segment without prompts, with a model from `medsam2 train auto`."""
     started = time.perf_counter()
+    from medsam2_core import atomic
+
     wanted = None if classes is None else [name.strip() for name in classes.split(",")]
     from medsam2_core.auto.library import find
 
@@ -84,10 +86,12 @@ def auto(
         for option, beside in (("--picture", picture), ("--probabilities", probabilities)):
             if beside is not None:
                 raise ExportError(f"{option} {beside}: for one image or volume only, {input} is a folder")
-        facts = _folder(input, path, out, how, network, overwrite=overwrite)
+        with atomic.protect(*_images_of(input), path, base):
+            facts = _folder(input, path, out, how, network, overwrite=overwrite)
     else:
         files = Files(out, picture, probabilities, overwrite)
-        facts = _one(input, path, files, how, network, series)
+        with atomic.protect(input, path, base):
+            facts = _one(input, path, files, how, network, series)
     facts |= {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
     print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)
 

@@ -95,7 +95,7 @@ def evaluate(
     alone; beside a baseline that never looks at the image. Prints a table of mean Dice. A case that cannot be
     read is named and left out; what was measured is kept, however the command ends.
     """
-    from medsam2_core.atomic import check_target
+    from medsam2_core.atomic import check_target, protect
     from medsam2_core.engine.architecture import require_sam2
     from medsam2_core.engine.model import load_model
     from medsam2_core.errors import EvaluationError
@@ -106,9 +106,11 @@ def evaluate(
     require_monai()
     chosen = _cases(image, labels, cases, data, axis, window)
     chosen = _only(chosen, row or [], most)
-    for target in (json, plot):
-        if target is not None:
-            check_target(target, overwrite=True)
+    read = [path for case in chosen for path in (case.image, case.labels)]
+    with protect(*read, cases, model, config):
+        for target in (json, plot):
+            if target is not None:
+                check_target(target, overwrite=True)
     protocol = Protocol(corrections=corrections, seed=seed, zoom=zoom, memory=memory)
     loaded = load_model(model, device, precision, config=config, image_size=image_size)
     about = {**protocol.__dict__, **loaded.provenance(), "image_size": loaded.image_size}

@@ -8,6 +8,8 @@ import tempfile
 import traceback
 from enum import IntEnum
 
+from medsam2_core.errors import MedSAM2Error
+
 
 class ExitCode(IntEnum):
     """What the shell sees."""
@@ -17,6 +19,16 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     INTERRUPTED = 130
     TERMINATED = 143
+
+
+# Where the command line has another way out than the Python API.
+_WORDINGS = {"output-exists": "{path} exists already: choose another name, or add --overwrite"}
+
+
+def say_error(error: MedSAM2Error) -> None:
+    """Print an error as one line on stderr, worded for the command line where that differs."""
+    wording = _WORDINGS.get(error.code)
+    say(wording.format(**error.fields) if wording is not None else str(error))
 
 
 def say(line: str) -> None:

@@ -107,9 +107,12 @@ def export(
         *(series_description, series_number, creator, most_lost, measurements or [], report, drawn_on),
         overwrite=overwrite,
     )
+    from medsam2_core import atomic
+
     _check(asked)
-    _check_targets(asked)
-    facts = _facts(asked, _write(asked))
+    with atomic.protect(segmentation, segments, probabilities, drawn_on, dicom):
+        _check_targets(asked)
+        facts = _facts(asked, _write(asked))
     print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)
 
 
@@ -159,24 +162,25 @@ def _check(asked: _Asked) -> None:
 
 
 def _check_targets(asked: _Asked) -> None:
-    """Refuse files that may not be written, or would be written over what is read."""
+    """Refuse files that may not be written, or that are named for two things."""
     from medsam2_core import atomic
 
-    inputs = (asked.segmentation, asked.segments, asked.probabilities, asked.drawn_on, asked.dicom)
-    names = [path.resolve() for path in inputs if path is not None]
+    names = []
     for path in asked.targets:
         if path.resolve() in names:
-            raise ExportError(f"{path} is read, or named for something else too: one would replace the other")
+            raise ExportError(
+                f"{path} is named for two outputs: one would replace the other",
+                code="outputs-collide", path=str(path),
+            )  # fmt: skip
         names.append(path.resolve())
-        if path.is_file() and not asked.overwrite:
-            raise ExportError(f"{path} exists already: choose another name, or add --overwrite")
         atomic.check_target(path, overwrite=asked.overwrite)
 
 
 def _to_dicom(asked: _Asked, read: Segmentation) -> _Done:
+    from medsam2_core import atomic
     from medsam2_core.export.dicom.kinds import Compression, Kind
     from medsam2_core.export.dicom.report import check_lengths
-    from medsam2_core.export.dicom.seg import SegOptions, check_not_read, write_seg
+    from medsam2_core.export.dicom.seg import SegOptions, write_seg
     from medsam2_core.export.dicom.source import read_source
     from medsam2_core.export.dicom.wishes import read_wishes
     from medsam2_core.export.probabilities import read_probabilities
@@ -191,8 +195,9 @@ def _to_dicom(asked: _Asked, read: Segmentation) -> _Done:
     options = SegOptions(*(*kinds, wishes, asked.generic), **own, most_lost=asked.most_lost / 100)
     assert asked.dicom is not None
     source = read_source(asked.dicom, asked.series)
-    for path in asked.targets:
-        check_not_read(path, source.files)
+    with atomic.protect(*source.files):
+        for path in asked.targets:
+            atomic.check_target(path, overwrite=asked.overwrite)
     if asked.dicom.is_file() and len(source.files) == 1 and not source.frame_numbers and _is_deep(read):
         raise ExportError(
             f"--dicom {asked.dicom} is a single image, and the segmentation has several slices: give "

@@ -32,9 +32,8 @@ def import_seg(
     from medsam2_core.imaging.segmentation_files import segmentation_of
 
     suffix = export.suffix_of(out)
-    atomic.check_target(out, overwrite=overwrite)
-    if out.exists() and segmentation.exists() and out.samefile(segmentation):
-        raise ExportError(f"--out {out} is the file that is read: choose another name")
+    with atomic.protect(segmentation):
+        atomic.check_target(out, overwrite=overwrite)
     if segmentation.is_dir():
         raise ExportError(f"{segmentation} is a folder: give the file of the segmentation")
     labels = read_parts(segmentation)

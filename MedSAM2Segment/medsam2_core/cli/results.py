@@ -34,13 +34,18 @@ class Files:
             raise ExportError(f"--picture {self.picture}: pictures are written as .png")
         beside = {"--picture": self.picture, "--probabilities": self.probabilities}
         for option, path in beside.items():
-            if path is not None and not path.parent.is_dir():
-                raise ExportError(f"{option} {path}: the folder {path.parent} does not exist")
             if path is not None and path.resolve() == self.out.resolve():
-                raise ExportError(f"{option} {path} is also --out: the one would replace the other")
-        for path in (self.out, self.picture, self.probabilities):
-            if path is not None and path.exists() and not self.overwrite:
-                raise ExportError(f"{path} exists already: choose another name, or add --overwrite")
+                raise ExportError(
+                    f"{option} {path} is also --out: the one would replace the other",
+                    code="outputs-collide", option=option, path=str(path),
+                )  # fmt: skip
+            if path is not None and not path.parent.is_dir():
+                raise ExportError(
+                    f"{option} {path}: the folder {path.parent} does not exist",
+                    code="output-folder-missing", option=option, path=str(path), folder=str(path.parent),
+                )  # fmt: skip
+            if path is not None:
+                atomic.check_target(path, overwrite=self.overwrite)
         export.check(self.out, geometry, overwrite=self.overwrite)
         if self.probabilities is not None:
             check(self.probabilities, overwrite=self.overwrite)

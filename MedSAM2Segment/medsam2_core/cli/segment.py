@@ -60,27 +60,31 @@ def segment(
     as_json: given.JsonOption = False,
 ) -> None:
     """Segment objects of a volume from boxes, clicks or masks on one or more slices."""
+    started = time.perf_counter()
+    # The values of box, point, mask and object are taken from here: in the order they were typed.
+    typed = in_order(ctx)
+    masks = [text for option, text in typed if option == "mask"]
+    from medsam2_core import atomic
     from medsam2_core.imaging.reading import read_volume
     from medsam2_core.imaging.slices import AxisStack
-
-    started = time.perf_counter()
-    opened = read_volume(volume, series)
-    files = Files(out, picture, probabilities, overwrite)
-    files.check(opened.geometry)
-    # The values of box, point, mask and object are taken from here: in the order they were typed.
-    job = _understood(in_order(ctx), prompts, AxisStack(opened, axis.value), space.value, range)
-
-    from medsam2_core.export.dicom.coding import coded_by_name
-    from medsam2_core.session import Session  # only now: torch takes seconds to load
 
     settings = {"axis": axis.value, "window": window, "memory": memory.value, "zoom": zoom.value}
     settings["probabilities"] = probabilities is not None
     network = {"device": device, "precision": precision, "config": config, "image_size": image_size}
-    session = Session.open(opened, model, **settings, **network)
-    session.apply(job.prompts)
-    _propagate(session, job)
-    segmentation = coded_by_name(session.segmentation())
-    notes = files.write(session, segmentation, job.prompts)
+    files = Files(out, picture, probabilities, overwrite)
+    with atomic.protect(volume, *masks, prompts, model, config):
+        opened = read_volume(volume, series)
+        files.check(opened.geometry)
+        job = _understood(typed, prompts, AxisStack(opened, axis.value), space.value, range)
+
+        from medsam2_core.export.dicom.coding import coded_by_name
+        from medsam2_core.session import Session  # only now: torch takes seconds to load
+
+        session = Session.open(opened, model, **settings, **network)
+        session.apply(job.prompts)
+        _propagate(session, job)
+        segmentation = coded_by_name(session.segmentation())
+        notes = files.write(session, segmentation, job.prompts)
     facts = {
         "volume": str(volume),
         **files.facts,

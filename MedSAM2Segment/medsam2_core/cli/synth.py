@@ -40,6 +40,7 @@ def synth(
     """Make volumes of random anatomy, NAME_img.nrrd and its label map NAME_seg.nrrd; or ultrasound, PNGs."""
     import numpy as np
 
+    from medsam2_core.atomic import protect
     from medsam2_core.errors import ExportError, TrainingError
     from medsam2_core.imaging.geometry import Geometry
     from medsam2_core.imaging.labels import read_labels
@@ -56,7 +57,8 @@ def synth(
     if kind is Kind.ULTRASOUND:
         _pictures(out, names, seed, overwrite)
         return
-    _check_free(out, names, "nrrd", overwrite)
+    with protect(labels):
+        _check_free(out, names, "nrrd", overwrite)
     with slices_bar("volumes", count) as update:
         for number, name in enumerate(names):
             rng = np.random.default_rng([seed, number])  # each volume depends on its own number only

@@ -95,9 +95,13 @@ def predictor(
     """
     import torch
 
+    from medsam2_core.atomic import check_target, protect
     from medsam2_core.auto.fewshot.pretraining import Pretrainer, Pretraining
     from medsam2_core.engine.model import load_model
 
+    if begin is not None and out.is_dir():
+        with protect(begin):
+            check_target(out / "start.safetensors", overwrite=True)
     torch.set_num_threads(threads)
     model = load_model(base, device, "fp32")
     trainer = Pretrainer(model, data, out, Pretraining(minutes=minutes, seed=seed), _report, begin)
@@ -116,10 +120,11 @@ def package(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Store a run's averaged weights in half precision, as they ship; print size and SHA-256."""
-    from medsam2_core.atomic import check_target
+    from medsam2_core.atomic import check_target, protect
     from medsam2_core.training.packaging import package as pack
 
-    check_target(out, overwrite=overwrite)
+    with protect(run / "weights.safetensors"):
+        check_target(out, overwrite=overwrite)
     packed = pack(run, out)
     print(f"{packed.path}: {packed.size} bytes, sha256 {packed.sha256}")
 

@@ -53,9 +53,10 @@ def auto(
     from medsam2_core.auto.fewshot.planning import FewShotSettings
 
     work = out.with_name(out.name + ".run")
-    _check_target(out, work, overwrite=overwrite, resume=resume)
     wishes = parse_wishes(classes)
+    _check_target(out, work, overwrite=overwrite, resume=resume)
     pairs = find_pairs(data)
+    _check_inputs(data, pairs, base, out, work)
     import torch  # only now: it takes seconds to load
 
     from medsam2_core.engine.model import load_model
@@ -92,6 +93,31 @@ def _check_target(out: Path, work: Path, *, overwrite: bool, resume: bool) -> No
         )
     if resume and not work.exists():
         raise TrainingError(f"there is nothing to resume in {work}: leave --resume out")
+
+
+def _check_inputs(data: Path, pairs: list[Any], base: str, out: Path, work: Path) -> None:
+    """Refuse outputs that would replace what is trained on."""
+    from medsam2_core.atomic import check_target, protect
+    from medsam2_core.auto.fewshot.reporting import REPORT_FILES
+    from medsam2_core.errors import TrainingError
+
+    read = [path for pair in pairs for path in (pair.image, pair.labels)]
+    report = _report_folder(out)
+    with protect(*read, data, base):
+        for target in (out, *(report / name for name in REPORT_FILES)):
+            if target.exists():
+                check_target(target, overwrite=True)
+    for path in (*read, data):
+        if path.resolve().is_relative_to(work.resolve()):
+            raise TrainingError(
+                f"{path} lies in {work}, the folder of the unfinished training, which is removed at its end: "
+                "move it elsewhere",
+                code="data-in-work-folder", path=str(path), folder=str(work),
+            )  # fmt: skip
+
+
+def _report_folder(out: Path) -> Path:
+    return out.with_name(out.name.removesuffix(out.suffix) + "-report")
 
 
 def _surveyed(
@@ -139,7 +165,7 @@ def _finish(
     from medsam2_core.cli.report import print_table
 
     outcome.auto.save(out, overwrite=overwrite)
-    report = out.with_name(out.name.removesuffix(out.suffix) + "-report")
+    report = _report_folder(out)
     write_report(report, outcome, found.problems)
     shutil.rmtree(work, ignore_errors=True)
     training = outcome.auto.card.training

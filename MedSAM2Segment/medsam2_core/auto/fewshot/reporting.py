@@ -17,6 +17,8 @@ from medsam2_core.auto.fewshot.images import LabelledImage
 from medsam2_core.auto.fewshot.trainer import Outcome
 from medsam2_core.errors import ExportError
 
+#: What a report is made of; the last one only if images were held aside.
+REPORT_FILES = ("report.json", "curves.png", "samples.png")
 _MOST_SAMPLES = 12
 
 
@@ -38,11 +40,12 @@ def write_report(folder: str | Path, outcome: Outcome, problems: Sequence[Proble
         "problems": [str(problem) for problem in problems],
         "curves": outcome.histories,
     }
-    written = [folder / "report.json", folder / "curves.png"]
+    names = [folder / name for name in REPORT_FILES]
+    written = names[:2]
     _put(written[0], json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "replace"))
     _put(written[1], curves_png(outcome.histories))
     if outcome.samples:
-        written.append(folder / "samples.png")
+        written.append(names[2])
         colours = [one.colour_rgb for one in outcome.auto.card.classes]
         _put(written[2], samples_png(outcome.samples[:_MOST_SAMPLES], colours))
     return written
