@@ -7,7 +7,7 @@ from medsam2_core.errors import Cancelled, TrainingError, WorkerError
 from MedSAM2SegmentLib.Panels.AutoPage import AutoPage
 from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind
-from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
 from support.findings import a_model
 from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
 

@@ -6,7 +6,7 @@ from medsam2_core.errors import Cancelled, ExportError, WorkerError
 from MedSAM2SegmentLib.Panels.ExportWish import ExportWish
 from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind
-from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
 from support.export_page import RESULT, APage, SomeSegmentations
 from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
 

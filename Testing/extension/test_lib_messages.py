@@ -72,16 +72,21 @@ def test_a_message_that_nobody_says_is_found(texts):
 #: What volumes, prompts and installations are refused for is on the page without exception.
 COMPLETE = {
     *("VolumeAdapter.py", "PromptConversion.py", "ByHand.py", "PromptNodes.py"),
-    *("RuntimeEstimate.py", "RuntimeMessages.py", "RuntimeInstaller.py", "RuntimeSteps.py"),
+    *("RuntimePlan.py", "RuntimeErrors.py", "RuntimeInstaller.py", "Installation.py"),
 }
 
 
 def refusals(tree: ast.AST) -> list[str]:
-    """What is raised, returned or yielded and has a way out: words behind a colon."""
+    """What is raised, returned, yielded or put into a `message`, and has a way out: words behind a colon."""
     ends = [node for node in ast.walk(tree) if isinstance(node, ast.Raise | ast.Return | ast.Yield)]
+    ends += [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and _is_message(node)]
     texts = {text for end in ends for text in in_code(ast.Module([ast.Expr(end)], []))}
     whole = [text for text in texts if not any(text != other and text in other for other in texts)]
     return [text for text in whole if len(text.split(": ")[-1].split()) >= 2 and ": " in text]
+
+
+def _is_message(node: ast.Assign) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == "message" for target in node.targets)
 
 
 def test_what_is_refused_is_on_the_page():

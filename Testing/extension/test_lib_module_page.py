@@ -8,8 +8,8 @@ from medsam2_core.errors import Cancelled, DownloadError, RuntimeInstallError, W
 from medsam2_core.worker.supervision import WorkerState
 from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind
-from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
-from support.page import PLAN, FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
+from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
 
 MODELS = [
     {
@@ -62,7 +62,13 @@ def test_installing_is_asked_with_size_place_and_licences_and_then_done():
     page = Page(RuntimeState.NONE)
     page.controller.askInstall()
     question = page.state.runtime.question
-    for words in (str(PLAN.folder), "3.2 GB", "7.4 GB", "BSD-3-Clause", "Slicer's own Python is not changed"):
+    for words in (
+        "MedSAM2Segment/runtime",
+        "3.2 GB",
+        "7.4 GB",
+        "BSD-3-Clause",
+        "Slicer's own Python is not changed",
+    ):
         assert words in question
     assert page.installer.done == []
     page.controller.confirm()

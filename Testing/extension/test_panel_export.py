@@ -11,7 +11,7 @@ qt = a_qt.installed()
 from MedSAM2SegmentLib.Panels.ExportWish import ExportWish, filesOf, withEnding  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePage import ModulePage  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePageState import ExportView, Kind, Line, PageState  # noqa: E402
-from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState  # noqa: E402
 from support.export_page import SomeSegmentations  # noqa: E402
 from support.page import (  # noqa: E402
     FORMATS,

@@ -76,10 +76,10 @@ def test_the_sample_volume_is_installed_with_its_licence(tree):
 
 def test_the_installed_module_finds_its_lists(tree):
     code = (
-        "from MedSAM2SegmentLib.Runtime import RuntimeSteps as steps\n"
-        "names = (*steps.LOCKS, 'uv.txt', 'probe.py', 'helper.py', 'collect.py')\n"
-        "print(all((steps.FILES / name).is_file() for name in names))\n"
-        "print(steps.FILES)"
+        "from MedSAM2SegmentLib.Runtime import RuntimePlan as plan\n"
+        "names = (*plan.LOCKS, 'uv.txt', 'probe.py', 'helper.py', 'collect.py')\n"
+        "print(all((plan.FILES / name).is_file() for name in names))\n"
+        "print(plan.FILES)"
     )
     known, folder = _python(tree, "-c", code).stdout.split("\n")[:2]
     assert (known, folder) == ("True", str(tree / "MedSAM2SegmentLib" / "Runtime"))

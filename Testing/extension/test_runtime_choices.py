@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from medsam2_core.errors import RuntimeInstallError
-from MedSAM2SegmentLib.Runtime.RuntimeEnvironment import cleanedEnvironment, pipEnvironment, uvEnvironment
+from MedSAM2SegmentLib.Runtime.RuntimeEnvironment import cleanedEnvironment, toolEnvironment
 from MedSAM2SegmentLib.Runtime.RuntimeFolder import defaultFolder
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine, detectMachine
-from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
-from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions, torchSources
+from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallOptions, torchSources
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
 from support.index import anIndex
 from support.runtime import LINUX, Runtime, baseEnvironment
 
@@ -59,7 +58,7 @@ def test_the_worker_is_told_where_the_core_is_and_nothing_of_slicers_python(tmp_
 
 
 def test_what_pip_is_told_uv_is_told_too():
-    told = uvEnvironment(
+    told = toolEnvironment(
         {
             "PIP_INDEX_URL": "https://mirror/simple",
             "PIP_EXTRA_INDEX_URL": "https://one/simple https://two/simple",
@@ -82,11 +81,11 @@ def test_what_uv_is_told_itself_wins_and_pip_is_told_too():
         "PIP_INDEX_URL": "https://other/simple",
         "SSL_CERT_FILE": "c",
     }
-    assert uvEnvironment(base, offline=False)["UV_DEFAULT_INDEX"] == "https://mine/simple"
-    assert uvEnvironment(base, offline=False)["SSL_CERT_FILE"] == "c"
+    assert toolEnvironment(base, offline=False)["UV_DEFAULT_INDEX"] == "https://mine/simple"
+    assert toolEnvironment(base, offline=False)["SSL_CERT_FILE"] == "c"
     only = {"UV_DEFAULT_INDEX": "https://mine/simple", "UV_FIND_LINKS": "/a,/b"}
-    assert pipEnvironment(only, offline=False)["PIP_INDEX_URL"] == "https://mine/simple"
-    assert pipEnvironment(only, offline=False)["PIP_FIND_LINKS"] == "/a /b"
+    assert toolEnvironment(only, offline=False)["PIP_INDEX_URL"] == "https://mine/simple"
+    assert toolEnvironment(only, offline=False)["PIP_FIND_LINKS"] == "/a /b"
 
 
 def test_without_a_network_no_index_is_told():
@@ -95,7 +94,7 @@ def test_without_a_network_no_index_is_told():
         "PIP_FIND_LINKS": "/a",
         "PIP_EXTRA_INDEX_URL": "https://b",
     }
-    for told in (uvEnvironment(base, offline=True), pipEnvironment(base, offline=True)):
+    for told in (toolEnvironment(base, offline=True), toolEnvironment(base, offline=True)):
         assert not {name for name in told if "INDEX" in name or "LINKS" in name}
 
 
@@ -115,17 +114,17 @@ def test_the_folder_is_the_users_application_data(monkeypatch, tmp_path):
 
 # The machine and the build of PyTorch
 
-QUIET = {"asking": lambda command: "", "driverFiles": ()}
+QUIET = {"run": lambda command: "", "driverFiles": ()}
 
 
 def test_an_arm_mac_is_known_although_slicer_is_translated():
     asked = []
 
-    def asking(command):
+    def run(command):
         asked.append(command[-1])
         return {"hw.optional.arm64": "1", "kern.osproductversion": "15.1"}[command[-1]]
 
-    machine = detectMachine({}, platformName="darwin", architecture="x86_64", asking=asking)
+    machine = detectMachine({}, platformName="darwin", architecture="x86_64", run=run)
     assert machine == Machine("macos", "arm64", isTranslated=True, release="15.1")
     assert asked == ["hw.optional.arm64", "kern.osproductversion"]
     assert detectMachine({}, platformName="darwin", architecture="x86_64", **QUIET).architecture == "x86_64"
@@ -176,9 +175,8 @@ def words(machine, base=None, **options) -> list[str]:
 def test_each_machine_gets_its_build():
     cuda = Machine("linux", "x86_64", "570.124.06")
     assert words(cuda) == ["torch==2.13.0 --torch-backend auto"]
-    assert torchSources(cuda, {}, InstallOptions())[0].variables == (
-        ("UV_CUDA_DRIVER_VERSION", "570.124.06"),
-    )
+    source = torchSources(cuda, {}, InstallOptions())[0]
+    assert source.variables == {"UV_CUDA_DRIVER_VERSION": "570.124.06"}
     assert words(LINUX) == ["torch==2.13.0 --torch-backend cpu"]
     assert words(Machine("windows", "x86_64", "576.2")) == ["torch==2.13.0 --torch-backend auto"]
     for pinned in (Machine("windows", "x86_64"), Machine("macos", "arm64", isTranslated=True)):
@@ -206,12 +204,11 @@ def installer(tmp_path, machine=LINUX, **environment) -> RuntimeInstaller:
 
 def test_the_plan_tells_size_place_and_licences_and_changes_nothing(tmp_path):
     plan = installer(tmp_path).plan()
-    assert plan.folder == tmp_path / "r"
     assert 200 < plan.downloadMegabytes < 600
     assert 800 < plan.diskMegabytes < 2000
     text = plan.text
     for word in (
-        str(plan.folder),
+        str(tmp_path / "r"),
         "MB",
         "GB",
         "PyTorch BSD-3-Clause",
@@ -231,22 +228,22 @@ def test_the_plan_for_a_card_is_larger_and_names_nvidias_licence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "machine, problem",
+    "machine, code",
     [
-        (Machine("macos", "x86_64"), "Intel"),
-        (Machine("macos", "arm64", release="13.6.1"), "macOS 14"),
-        (Machine("linux", "riscv64"), "riscv64"),
+        (Machine("macos", "x86_64"), "machine-unsupported"),
+        (Machine("macos", "arm64", release="13.6.1"), "system-too-old"),
+        (Machine("linux", "riscv64"), "machine-unsupported"),
     ],
 )
-def test_machines_without_a_build_are_told_before(tmp_path, machine, problem):
+def test_machines_without_a_build_are_told_before(tmp_path, machine, code):
     plan = installer(tmp_path, machine).plan()
-    assert problem in plan.problems[0]
-    assert "remote" in plan.problems[0]
+    assert plan.problems[0].code == code
+    assert "remote" in str(plan.problems[0])
     ends = []
-    from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener
+    from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener
 
     installer(tmp_path, machine).install(InstallListener(ended=ends.append))
-    assert isinstance(ends[0], RuntimeInstallError)
+    assert ends[0].code == code
 
 
 def test_the_plan_says_where_packages_come_from_but_no_password(tmp_path):
@@ -260,9 +257,11 @@ def test_the_plan_says_where_packages_come_from_but_no_password(tmp_path):
 
 def test_a_folder_or_python_that_is_not_there_is_told_before(tmp_path):
     options = InstallOptions(offlineFolder=tmp_path / "none", python=str(tmp_path / "python"))
-    problems = " ".join(installer(tmp_path).plan(options).problems)
-    assert "none does not exist" in problems
-    assert "python is not a file" in problems
+    problems = [(one.code, one.fields["path"]) for one in installer(tmp_path).plan(options).problems]
+    assert problems == [
+        ("offline-folder-missing", str(tmp_path / "none")),
+        ("python-missing", str(tmp_path / "python")),
+    ]
 
 
 # An index of one's own, and a proxy

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from medsam2_core.errors import Cancelled, RuntimeInstallError
-from MedSAM2SegmentLib.Runtime import RuntimeEstimate, RuntimeMessages
-from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
-from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions
-from MedSAM2SegmentLib.Runtime.RuntimeTask import Output
+from MedSAM2SegmentLib.Runtime import RuntimePlan
+from MedSAM2SegmentLib.Runtime.RuntimeErrors import Output, commandError
+from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallOptions
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
 from support.process_runner import done
 from support.runtime import Runtime, baseEnvironment
 from support.wheel_folder import WheelFolder
@@ -77,7 +77,7 @@ def test_what_was_downloaded_is_kept_for_the_next_try(runtime):
     assert any((runtime.folder / "cache").rglob("numpy"))
     status = runtime.installer.status()
     assert status.state is RuntimeState.INTERRUPTED
-    assert "press Install to go on" in status.text
+    assert "press Install to continue" in status.text
 
 
 # Killed
@@ -150,7 +150,7 @@ def test_a_rename_that_is_refused_leaves_the_old_environment_and_is_done_next_ti
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    assert "restart Slicer" in str(done(runtime.installer.repair, runtime.runner))
+    assert done(runtime.installer.repair, runtime.runner).code == "runtime-in-use"
     assert runtime.installer.status().state is RuntimeState.READY
     monkeypatch.undo()
     recovers(runtime)
@@ -164,7 +164,7 @@ def test_a_damaged_wheel_is_refused(tmp_path):
     wheel = runtime.wheels.of("numpy")
     good = wheel.read_bytes()
     wheel.write_bytes(good[:-200] + bytes([good[-200] ^ 1]) + good[-199:])
-    assert "damaged" in str(runtime.install())
+    assert runtime.install().code == "damaged-download"
     assert runtime.installer.status().state is RuntimeState.INTERRUPTED
     wheel.write_bytes(good)
     recovers(runtime)
@@ -175,7 +175,9 @@ def test_a_damaged_build_of_torch_is_refused_though_it_has_no_pinned_content(tmp
     wheel = runtime.wheels.of("torch")
     good = wheel.read_bytes()
     wheel.write_bytes(good[: len(good) // 2])
-    assert "PyTorch could not be installed: a downloaded file is damaged" in str(runtime.install())
+    error = runtime.install()
+    assert error.code == "damaged-download"
+    assert "PyTorch could not be installed" in str(error)
     wheel.write_bytes(good)
     recovers(runtime)
 
@@ -184,29 +186,33 @@ def test_a_pinned_content_that_is_another_one_is_refused(tmp_path):
     runtime = Runtime(tmp_path, WheelFolder(tmp_path / "w"))
     lock = runtime.wheels.files / "requirements.lock"
     lock.write_text("numpy==2.0.0 --hash=sha256:" + "1" * 64)
-    assert "not the pinned one" in str(runtime.install())
+    assert runtime.install().code == "hash-mismatch"
 
 
 def test_a_package_that_is_missing_in_the_folder_is_told(tmp_path):
     runtime = Runtime(tmp_path, WheelFolder(tmp_path / "w"))
     runtime.wheels.of("torch").unlink()
-    assert "PyTorch could not be installed" in str(runtime.install())
-    assert "lacks some" in str(runtime.install())
+    error = runtime.install()
+    assert error.code == "package-not-found"
+    assert "PyTorch could not be installed" in str(error)
 
 
 def test_an_environment_that_does_not_work_is_not_taken(tmp_path):
     runtime = Runtime(tmp_path, WheelFolder(tmp_path / "w"))
     (runtime.wheels.files / "probe.py").write_text("raise SystemExit('ImportError: libcuda is missing')")
-    assert "libcuda is missing" in str(runtime.install())
+    error = runtime.install()
+    assert error.code == "unusable-interpreter"
+    assert "libcuda is missing" in error.fields["reason"]
     assert not runtime.installer.status().isReady
     assert not (runtime.folder / "env").exists()
 
 
 def test_without_a_network_it_says_what_to_set(runtime):
     runtime.installer.options = InstallOptions()
-    error = str(runtime.install())
+    error = runtime.install()
+    assert error.code == "index-unreachable"
     for word in ("online", "HTTPS_PROXY", "UV_DEFAULT_INDEX", "offline folder"):
-        assert word in error
+        assert word in str(error)
     assert runtime.installer.status().state is RuntimeState.INTERRUPTED
 
 
@@ -235,11 +241,12 @@ def test_an_old_uv_on_the_path_is_not_used(runtime):
 
 def test_a_disk_with_too_little_room_is_told_before(runtime, monkeypatch):
     usage = shutil.disk_usage(runtime.tmp)._replace(free=50_000_000)
-    monkeypatch.setattr(RuntimeEstimate.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(RuntimePlan.shutil, "disk_usage", lambda path: usage)
     plan = runtime.installer.plan()
     assert plan.freeMegabytes == 50
-    assert "50 MB are free" in plan.problems[0]
-    assert str(runtime.install()) == plan.problems[0]
+    assert plan.problems[0].code == "disk-too-small"
+    assert "50 MB are free" in plan.text
+    assert runtime.install().code == "disk-too-small"
     assert not runtime.folder.exists(), "nothing was begun"
 
 
@@ -252,11 +259,11 @@ def test_a_disk_that_fills_up_is_told_and_recovered_from(tmp_path, wheels, monke
     if mounted.returncode != 0:
         pytest.skip(f"a small disk cannot be made here: {mounted.stderr.decode().strip()}")
     try:
-        monkeypatch.setattr(RuntimeEstimate, "freeMegabytes", lambda path: 100_000)
+        monkeypatch.setattr(RuntimePlan, "freeMegabytes", lambda path: 100_000)
         runtime = Runtime(tmp_path, wheels)
         runtime.folder = small / "runtime"
         runtime.installer = runtime.another()
-        assert "the disk is full" in str(runtime.install())
+        assert runtime.install().code == "disk-full"
         assert not runtime.installer.status().isReady
         subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
         recovers(runtime)
@@ -265,27 +272,32 @@ def test_a_disk_that_fills_up_is_told_and_recovered_from(tmp_path, wheels, monke
 
 
 def test_a_folder_that_may_not_be_written_to_is_told_before(runtime, monkeypatch):
-    monkeypatch.setattr(RuntimeEstimate.os, "access", lambda path, mode: False)
-    assert "may not be written to" in str(runtime.install())
+    monkeypatch.setattr(RuntimePlan.os, "access", lambda path, mode: False)
+    assert runtime.install().code == "folder-not-writable"
 
 
 # Messages
 
 
 @pytest.mark.parametrize(
-    "printed, meant",
+    "printed, code",
     [
-        ("error: No space left on device (os error 28)", "disk is full"),
-        ("Hash mismatch for `numpy==2`", "not the pinned one"),
-        ("error sending request: dns error", "HTTPS_PROXY"),
-        ("invalid peer certificate: UnknownIssuer", "SSL_CERT_FILE"),
-        ("Permission denied (os error 13)", "may be written to"),
-        ("No solution found when resolving dependencies", "lacks some"),
-        ("something nobody has seen before", "something nobody has seen before (exit code 7)"),
+        ("error: No space left on device (os error 28)", "disk-full"),
+        ("Hash mismatch for `numpy==2`", "hash-mismatch"),
+        ("error sending request: dns error", "index-unreachable"),
+        ("invalid peer certificate: UnknownIssuer", "index-unreachable"),
+        ("Permission denied (os error 13)", "access-denied"),
+        ("No solution found when resolving dependencies", "package-not-found"),
+        ("something nobody has seen before", "command-failed"),
     ],
 )
-def test_what_tools_print_is_explained(printed, meant):
-    error = RuntimeMessages.explained("It failed", Output(7, "exit code 7", ("warning: x", printed)))
+def test_what_tools_print_is_explained(printed, code):
+    error = commandError("It failed", Output(7, "exit code 7", ("warning: x", printed)))
     assert isinstance(error, RuntimeInstallError)
+    assert (error.code, error.fields["output"]) == (code, printed)
     assert str(error).startswith("It failed: ")
-    assert meant in str(error)
+
+
+def test_what_is_not_known_is_quoted_with_the_exit_code():
+    error = commandError("It failed", Output(7, "exit code 7", ("never seen before", " ")))
+    assert "never seen before (exit code 7)" in str(error)

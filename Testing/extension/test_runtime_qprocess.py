@@ -10,7 +10,8 @@ qt = a_qt.installed()
 
 from medsam2_core.errors import Cancelled  # noqa: E402
 from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner  # noqa: E402
-from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener, RuntimeState  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener  # noqa: E402
 from support.runtime import Runtime  # noqa: E402
 from support.wheel_folder import WheelFolder  # noqa: E402
 

@@ -12,8 +12,8 @@ import pytest
 from medsam2_core.worker.supervision import Supervisor, WorkerState
 from medsam2_core.worker.transports import SubprocessTransport
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
-from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeState
-from MedSAM2SegmentLib.Runtime.RuntimeSteps import FILES, InstallOptions, torchVersion
+from MedSAM2SegmentLib.Runtime.RuntimePlan import FILES, InstallOptions, torchVersion
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
 from support.process_runner import Outcome, SubprocessRunner
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]

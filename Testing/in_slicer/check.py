@@ -101,7 +101,7 @@ class Check(Finding):
         return {"effects": len(names())}
 
     def runtime(self):
-        from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener
+        from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener
         from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
 
         installer = sharedInstaller()
@@ -342,7 +342,7 @@ class Check(Finding):
         return {"runtime": widget.self().page.installer.status().text}
 
     def leave(self):
-        from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener
+        from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener
         from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
 
         slicer.util.selectModule("SegmentEditor")

@@ -1,7 +1,5 @@
 """What stands behind the page of the module in tests: runtime, settings, worker that do as they are told."""
 
-from pathlib import Path
-
 from medsam2_core.errors import Cancelled, RuntimeInstallError
 from medsam2_core.worker.supervision import WorkerState
 from MedSAM2SegmentLib.Panels.ExportWish import FORMATS
@@ -16,18 +14,21 @@ from MedSAM2SegmentLib.Panels.ModulePageState import (
     RuntimeView,
     WorkerView,
 )
-from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallPlan, RuntimeState, RuntimeStatus
+from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallPlan
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState, RuntimeStatus
 
 PLAN = InstallPlan(
-    folder=Path("/data/users/somebody/application-data/MedSAM2Segment/runtime"),
-    torch="2.8 for CUDA 12.8: the driver is 570",
-    python="3.12, downloaded",
-    uv="0.9, found in Slicer's environment",
-    source="the public index",
+    text="""Folder: /data/users/somebody/application-data/MedSAM2Segment/runtime
+Download: about 3.2 GB; on disk: about 7.4 GB (88.0 GB free)
+PyTorch: 2.8 for CUDA 12.8: the driver is 570
+Python: 3.12, downloaded
+Tool: 0.9, found in Slicer's environment
+Packages from: the public index
+Licences: PyTorch BSD-3-Clause; SAM 2 Apache-2.0; CUDA libraries NVIDIA's own
+Slicer's own Python is not changed.""",
     downloadMegabytes=3200,
     diskMegabytes=7400,
     freeMegabytes=88000,
-    licences=(("PyTorch", "BSD-3-Clause"), ("SAM 2", "Apache-2.0"), ("CUDA libraries", "NVIDIA's own")),
 )
 MODELS = (
     ModelRow("embedded", "Embedded", 24_000_000, "Apache-2.0", True, "/extension/embedded.safetensors"),
@@ -248,7 +249,13 @@ def page_states():
         "training": PageState(ready, MODELS, worker=connected, choices=choices, values=values, auto=training),
         "trained": PageState(ready, MODELS, worker=connected, choices=choices, values=values, auto=trained),
         "failed": PageState(
-            RuntimeView(Line(f"The disk is full: {PLAN.folder}/site-packages", Kind.ERROR), log="x"),
+            RuntimeView(
+                Line(
+                    "The disk is full: /data/users/somebody/application-data/MedSAM2Segment/site-packages",
+                    Kind.ERROR,
+                ),
+                log="x",
+            ),
             MODELS,
             Line("large was not downloaded: no connection to the network", Kind.ERROR),
             worker=WorkerView(Line(lost, Kind.ERROR), details="x", remoteCommand="srun medsam2 worker"),

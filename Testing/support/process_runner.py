@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener
+from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener
 
 
 class SubprocessRunner:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine
-from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions
+from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallOptions
 
 from support.process_runner import Outcome, SubprocessRunner, done
 from support.wheel_folder import WheelFolder

@@ -13,7 +13,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "MedSAM2Segment")]
 
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine  # noqa: E402
-from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallOptions  # noqa: E402
 
 from support.process_runner import SubprocessRunner, done  # noqa: E402
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medsam2_core.errors import ExportError, RuntimeInstallError
 
-from MedSAM2SegmentLib.Runtime.RuntimeLock import RuntimeLock
+from MedSAM2SegmentLib.Runtime.FileLock import FileLock
 
 _PREFIX, _LOCK = "medsam2-export-", "lock"
 _YOUNG_S = 60.0  # between its making and its locking a folder looks like one that was left
@@ -39,7 +39,7 @@ class ExportPlace:
                 f"{error.strerror or error}. Make room there, or name another one by the variable TMPDIR"
             ) from error
         self.segmentation = self.path / "segmentation.seg.nrrd"
-        self._lock = RuntimeLock(self.path / _LOCK)
+        self._lock = FileLock(self.path / _LOCK)
         with contextlib.suppress(OSError, RuntimeInstallError):  # without locks it is removed all the same
             self._lock.acquire()
 
@@ -59,7 +59,7 @@ def sweep() -> None:
         try:
             age = time.time() - folder.stat().st_mtime
             lock = folder / _LOCK
-            isLeft = not RuntimeLock(lock).isHeldElsewhere() if lock.exists() else age > _OLD_S
+            isLeft = not FileLock(lock).isHeldElsewhere() if lock.exists() else age > _OLD_S
         except OSError:
             continue
         if isLeft and age > _YOUNG_S:

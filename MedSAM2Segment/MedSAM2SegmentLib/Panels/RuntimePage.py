@@ -8,8 +8,9 @@ from pathlib import Path
 from medsam2_core.errors import Cancelled, MedSAM2Error
 
 from MedSAM2SegmentLib.Panels.ModulePageState import Kind, Line, RuntimeView
-from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallListener, RuntimeState
-from MedSAM2SegmentLib.Runtime.RuntimeSteps import InstallOptions
+from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallOptions
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
+from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener
 
 _LOG_LINES = 400
 _KINDS = {

@@ -1,4 +1,4 @@
-"""Child processes through QProcess: the only file of the runtime's that knows Qt."""
+"""Child processes through QProcess: the only file of the runtime that needs Qt."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import qt
 
+from MedSAM2SegmentLib.i18n import _
+
 
 class QProcessRunner:
     """Starts child processes under Qt's event loop; see RuntimeTask.ProcessRunner.
 
-    Parameters
-    ----------
-    parent
-        A QObject that outlives the processes; they are killed when it is destroyed.
+    ``parent`` is a QObject that outlives the processes; they are killed when it is destroyed.
     """
 
     def __init__(self, parent=None) -> None:
         self._parent = parent
-        self._running: set[_QtProcess] = set()  # a QProcess nobody refers to would kill its child
+        self._running: set[_Process] = set()  # a QProcess without a reference would kill its child
 
     def run(
         self,
@@ -27,9 +26,9 @@ class QProcessRunner:
         environment: Mapping[str, str],
         onOutput: Callable[[str], None],
         onEnd: Callable[[int | None, str], None],
-    ) -> _QtProcess:
+    ) -> _Process:
         """Start a command; see RuntimeTask.ProcessRunner.run."""
-        process = _QtProcess(self._parent, onOutput, onEnd, self._running.discard)
+        process = _Process(self._parent, onOutput, onEnd, self._running.discard)
         self._running.add(process)
         process.start(command, environment)
         return process
@@ -40,20 +39,18 @@ class QProcessRunner:
             process.kill()
 
 
-class _QtProcess:
+class _Process:
     """One child process; its signals are disconnected when it has ended."""
 
-    def __init__(self, parent, onOutput, onEnd, onGone) -> None:
-        self._onOutput = onOutput
-        self._onEnd = onEnd
-        self._onGone = onGone
+    def __init__(self, parent, onOutput, onEnd, onRemoved) -> None:
+        self._onOutput, self._onEnd, self._onRemoved = onOutput, onEnd, onRemoved
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._process = qt.QProcess(parent) if parent is not None else qt.QProcess()
         self._process.setProcessChannelMode(qt.QProcess.MergedChannels)
         self._process.readyReadStandardOutput.connect(self._onReadyRead)
         self._process.finished.connect(self._onFinished)
         self._process.errorOccurred.connect(self._onError)
-        # Whatever happens inside start() is told once the caller has its handle.
+        # What happens inside start() is reported once the caller has its handle.
         self._later = qt.QTimer(self._process)
         self._later.timeout.connect(self._onLater)
         self._result: tuple[int | None, str] | None = None
@@ -80,13 +77,16 @@ class _QtProcess:
 
     def _onFinished(self, code: int) -> None:
         crashed = self._process is not None and self._process.exitStatus() == qt.QProcess.CrashExit
-        self._end((None, "it was ended by a signal") if crashed else (int(code), f"exit code {code}"))
+        self._setResult(
+            (None, _("it was ended by a signal")) if crashed else (int(code), f"exit code {code}")
+        )
 
     def _onError(self, error) -> None:
         if self._process is not None and error == qt.QProcess.FailedToStart:  # no finished() then
-            self._end((None, f"it could not be started: {self._process.errorString()}"))
+            reason = _("it could not be started: {reason}").format(reason=self._process.errorString())
+            self._setResult((None, reason))
 
-    def _end(self, result: tuple[int | None, str]) -> None:
+    def _setResult(self, result: tuple[int | None, str]) -> None:
         if self._result is None:
             self._result = result
             self._later.start(0)
@@ -99,6 +99,6 @@ class _QtProcess:
         process.finished.disconnect(self._onFinished)
         process.errorOccurred.disconnect(self._onError)
         self._later.timeout.disconnect(self._onLater)
-        self._onGone(self)
+        self._onRemoved(self)
         process.deleteLater()
         self._onEnd(*self._result)

@@ -1,44 +1,59 @@
-"""The variables child processes get: the user's, without what belongs to Slicer's Python and libraries."""
+"""The environment variables of child processes: the user's, without Slicer's own."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-# What makes another Python load Slicer's modules or libraries. DYLD_… goes by its beginning.
-_SLICERS = {
-    *("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "PYTHONPLATLIBDIR"),
-    *("PYTHONNOUSERSITE", "LD_LIBRARY_PATH", "LD_PRELOAD", "LIBPATH", "SHLIB_PATH", "__PYVENV_LAUNCHER__"),
-    *("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "QT_PLUGIN_PATH", "ITK_AUTOLOAD_PATH"),
-}
-# Where packages come from, in the words of pip and of uv; the first is taken unless the second is set.
-_PIP_AS_UV = {
-    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
-    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
-    "PIP_FIND_LINKS": "UV_FIND_LINKS",
-    "PIP_NO_INDEX": "UV_NO_INDEX",
-}
-_CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-# Older uv knew other names for two of them.
-_OLD_UV = {"UV_INDEX_URL": "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL": "UV_INDEX"}
-_SOURCES = (*_PIP_AS_UV, *_PIP_AS_UV.values(), *_OLD_UV)
+from MedSAM2SegmentLib.i18n import _
+
+# What makes another Python load Slicer's modules or libraries; so does DYLD_… on a Mac.
+_SLICER_VARIABLES = set(
+    [
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PYTHONSTARTUP",
+        "PYTHONEXECUTABLE",
+        "PYTHONPLATLIBDIR",
+        "PYTHONNOUSERSITE",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "LIBPATH",
+        "SHLIB_PATH",
+        "__PYVENV_LAUNCHER__",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "CONDA_DEFAULT_ENV",
+        "QT_PLUGIN_PATH",
+        "ITK_AUTOLOAD_PATH",
+    ]
+)
+# Of a project in the present folder, or of another environment than the one asked for.
+_UV_TARGETS = ("UV_PROJECT_ENVIRONMENT", "UV_SYSTEM_PYTHON", "UV_BREAK_SYSTEM_PACKAGES", "UV_TARGET")
+# Where packages come from: pip's variable, uv's, and uv's former one.
+_SOURCES = (
+    ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+    ("PIP_EXTRA_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"),
+    ("PIP_FIND_LINKS", "UV_FIND_LINKS"),
+    ("PIP_NO_INDEX", "UV_NO_INDEX"),
+)
+_SOURCE_NAMES = [name for names in _SOURCES for name in names]
 
 
 def cleanedEnvironment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables without those that would make another Python load Slicer's libraries.
+    """Return the variables without those that would make another Python load Slicer's libraries.
 
     Folders of Slicer's own installation are taken off the PATH, so that its Python is not found there.
     """
-    kept = {}
+    cleaned = {}
     for name, value in environment.items():
         key = name.upper() if os.name == "nt" else name
         if key == "PATH":
-            kept[name] = _withoutSlicer(value, environment.get("SLICER_HOME"))
-        elif key not in _SLICERS and not key.startswith("DYLD_"):
-            kept[name] = value
-    return kept
+            cleaned[name] = _withoutSlicer(value, environment.get("SLICER_HOME"))
+        elif key not in _SLICER_VARIABLES and not key.startswith("DYLD_"):
+            cleaned[name] = value
+    return cleaned
 
 
 def _withoutSlicer(path: str, slicerHome: str | None) -> str:
@@ -46,85 +61,65 @@ def _withoutSlicer(path: str, slicerHome: str | None) -> str:
         return path
     home = os.path.normcase(os.path.abspath(slicerHome))
     folders = [os.path.normcase(os.path.abspath(one)) for one in path.split(os.pathsep) if one]
-    kept = [one for one in folders if one != home and not one.startswith(home + os.sep)]
-    return os.pathsep.join(kept)
+    return os.pathsep.join(one for one in folders if one != home and not one.startswith(home + os.sep))
 
 
 def workerEnvironment(base: Mapping[str, str], extension: Path) -> dict[str, str]:
-    """The worker's environment: ``medsam2_core`` is imported from the extension's folder, not installed."""
-    return {
-        **base,
-        "PYTHONPATH": os.fspath(extension),
-        "PYTHONNOUSERSITE": "1",
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUTF8": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
+    """Return the worker's environment: ``medsam2_core`` is imported from the extension's folder."""
+    switches = ("PYTHONNOUSERSITE", "PYTHONSAFEPATH", "PYTHONUTF8", "PYTHONUNBUFFERED")
+    return {**base, "PYTHONPATH": os.fspath(extension), **dict.fromkeys(switches, "1")}
 
 
-def uvEnvironment(base: Mapping[str, str], *, offline: bool) -> dict[str, str]:
-    """What uv runs with: index, certificates and proxy as the usual variables say, in uv's words."""
-    variables = {**base, "PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "UV_NO_PROGRESS": "1", "NO_COLOR": "1"}
-    # Nothing of a project the user may have in the present folder, and nothing but the environment asked for.
-    for name in ("UV_PROJECT_ENVIRONMENT", "UV_SYSTEM_PYTHON", "UV_BREAK_SYSTEM_PACKAGES", "UV_TARGET"):
+def toolEnvironment(base: Mapping[str, str], *, offline: bool) -> dict[str, str]:
+    """Return what pip and uv run with: index, certificates and proxy under the names of both.
+
+    What is set for one of them holds for the other, too, unless that has its own. ``offline`` leaves out all
+    sources of packages.
+    """
+    switches = ("PYTHONUTF8", "PYTHONNOUSERSITE", "NO_COLOR", "PIP_NO_INPUT", "PIP_DISABLE_PIP_VERSION_CHECK")
+    variables = {**base, **dict.fromkeys((*switches, "UV_NO_PROGRESS"), "1")}
+    for name in _UV_TARGETS if not offline else (*_UV_TARGETS, *_SOURCE_NAMES):
         variables.pop(name, None)
     if offline:
-        return {name: value for name, value in variables.items() if name not in _SOURCES}
-    for old, name in {**_OLD_UV, **_PIP_AS_UV}.items():
-        value = variables.pop(old, "")
-        if value and name not in variables:
-            variables[name] = ",".join(value.split()) if name == "UV_FIND_LINKS" else value
-            if name == "UV_INDEX":  # pip looks into all of them; contents are pinned by their hashes anyway
-                variables.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
-    _addNetwork(variables)
-    return variables
-
-
-def pipEnvironment(base: Mapping[str, str], *, offline: bool) -> dict[str, str]:
-    """What Slicer's pip runs with when it fetches uv: the same sources, in pip's words."""
-    variables = {**base, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "NO_COLOR": "1"}
-    variables["PYTHONSAFEPATH"] = "1"  # no modules from the folder Slicer happens to be in
-    if offline:
-        return {name: value for name, value in variables.items() if name not in _SOURCES}
-    for old, name in _OLD_UV.items():
-        if value := variables.get(old):
-            variables.setdefault(name, value)
-    for name, uvName in _PIP_AS_UV.items():
-        if value := variables.get(uvName):
-            variables.setdefault(name, " ".join(value.split(",")) if name == "PIP_FIND_LINKS" else value)
-    _addNetwork(variables)
-    return variables
-
-
-def _addNetwork(variables: dict[str, str]) -> None:
+        return variables
+    for pipName, uvName, *former in _SOURCES:
+        named = [
+            variables.get(uvName),
+            *(variables.pop(name, None) for name in former),
+            variables.get(pipName),
+        ]
+        value = next(filter(None, named), None)
+        if value is None:
+            continue
+        isFolders = uvName == "UV_FIND_LINKS"  # which pip divides by blanks and uv by commas
+        if uvName == "UV_INDEX" and not variables.get(uvName):
+            # pip looks into all of them; contents are pinned by their hashes anyway
+            variables.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+        variables.setdefault(uvName, ",".join(value.split()) if isFolders else value)
+        variables.setdefault(pipName, " ".join(value.split(",")) if isFolders else value)
     if proxy := variables.get("PIP_PROXY"):
         for name in ("HTTP_PROXY", "HTTPS_PROXY"):
             if name.lower() not in variables:
                 variables.setdefault(name, proxy)
-    for name in _CERTIFICATES:
+    for name in ("PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if os.path.isfile(variables.get(name, "")):
             variables.setdefault("SSL_CERT_FILE", variables[name])
+    return variables
 
 
 def hasOwnSources(base: Mapping[str, str]) -> bool:
-    """Whether the user says where packages come from."""
-    return any(base.get(name) for name in _SOURCES)
+    """Return whether the user has set where packages come from."""
+    return any(base.get(name) for name in _SOURCE_NAMES)
 
 
 def sourceTitle(base: Mapping[str, str], offlineFolder: Path | None) -> str:
-    """Where packages come from, in words; never a password in an address."""
+    """Return where packages come from, for people; never a password in an address."""
     if offlineFolder is not None:
-        return f"the folder {offlineFolder}, nothing from the network"
-    named = [name for name in _SOURCES if base.get(name)]
-    proxied = [name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "PIP_PROXY") if base.get(name)]
-    title = "the Python Package Index and PyTorch's own"
-    if named:
-        title = f"where {', '.join(named)} say"
-    return f"{title}, through the proxy of {proxied[0]}" if proxied else title
-
-
-def helperPython() -> str:
-    """A Python for small errands such as unpacking: Slicer's own, which nothing is installed into."""
-    import shutil
-
-    return shutil.which("PythonSlicer") or sys.executable
+        return _("the folder {folder}, nothing from the network").format(folder=offlineFolder)
+    title = _("the Python Package Index and PyTorch's own")
+    if named := [name for name in _SOURCE_NAMES if base.get(name)]:
+        title = _("what the environment sets in {names}").format(names=", ".join(named))
+    proxies = [name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "PIP_PROXY") if base.get(name)]
+    if not proxies:
+        return title
+    return _("{source}, through the proxy in {variable}").format(source=title, variable=proxies[0])

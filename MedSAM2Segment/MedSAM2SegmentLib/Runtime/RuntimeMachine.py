@@ -1,4 +1,4 @@
-"""What machine this is, as far as the choice of a PyTorch build goes."""
+"""What the choice of a PyTorch build depends on: system, processor and NVIDIA driver."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# The oldest drivers that run PyTorch's present CUDA builds.
+# The oldest drivers that run PyTorch's present CUDA builds, and the oldest macOS that runs its builds at all.
 _OLDEST_DRIVER = {"linux": (525, 60, 13), "windows": (528, 33)}
-# What PyTorch's build for Macs asks for.
 _OLDEST_MACOS = (14,)
-# Where NVIDIA's own tool lies when it is not on the PATH: Windows, and Linux inside Windows.
-_SMI_PLACES = (r"C:\Windows\System32\nvidia-smi.exe", "/usr/lib/wsl/lib/nvidia-smi")
+# Where nvidia-smi is when it is not on the PATH: Windows, and Linux inside Windows.
+_SMI_PATHS = (r"C:\Windows\System32\nvidia-smi.exe", "/usr/lib/wsl/lib/nvidia-smi")
 _DRIVER_FILES = ("/sys/module/nvidia/version", "/proc/driver/nvidia/version")
-# A driver that hangs must not hold up Slicer's window for longer.
-_PATIENCE_S = 3.0
+_TIMEOUT_S = 3.0  # a driver that hangs must not block Slicer's window for longer
 
 
 @dataclass(frozen=True)
@@ -60,24 +58,25 @@ class Machine:
 
     @property
     def native(self) -> tuple[str, ...]:
-        """Words before a program made for several processors, so that it is not translated as Slicer is."""
+        """What to put before a program made for several processors, so that it is not translated."""
         return ("/usr/bin/arch", "-arm64") if self.isTranslated else ()
 
     @property
     def title(self) -> str:
         """The machine in a few words."""
-        card = f", NVIDIA driver {self.driver}" if self.driver else ""
-        return f"{self.system} {self.architecture}{card}"
+        return f"{self.system} {self.architecture}" + (
+            f", NVIDIA driver {self.driver}" if self.driver else ""
+        )
 
 
-def ask(command: Sequence[str]) -> str:
-    """What a command that answers at once prints; empty when it cannot be run or fails."""
+def runBriefly(command: Sequence[str]) -> str:
+    """Return what a command that answers at once prints; empty when it cannot be run or fails."""
     try:
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_PATIENCE_S,
+            timeout=_TIMEOUT_S,
             check=True,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
@@ -91,28 +90,25 @@ def detectMachine(
     *,
     platformName: str = sys.platform,
     architecture: str | None = None,
-    asking: Callable[[Sequence[str]], str] = ask,
+    run: Callable[[Sequence[str]], str] = runBriefly,
     driverFiles: Sequence[str] = _DRIVER_FILES,
 ) -> Machine:
-    """Look at this machine. Quick: at most two commands that answer at once."""
+    """Return the present machine; runs at most two commands that answer at once."""
     system = {"win32": "windows", "darwin": "macos"}.get(platformName, platformName)
-    spoken = (architecture or platform.machine()).lower()
-    hardware = {"amd64": "x86_64", "aarch64": "arm64"}.get(spoken, spoken)
-    if system == "macos":
-        # A translated process is told that the machine is x86_64.
-        isArm = hardware == "arm64" or asking(["/usr/sbin/sysctl", "-n", "hw.optional.arm64"]) == "1"
-        isTranslated = isArm and hardware != "arm64"
-        release = asking(["/usr/sbin/sysctl", "-n", "kern.osproductversion"])
-        return Machine(system, "arm64" if isArm else hardware, "", isTranslated, release)
-    return Machine(system, hardware, _driver(environment, asking, driverFiles))
+    name = (architecture or platform.machine()).lower()
+    hardware = {"amd64": "x86_64", "aarch64": "arm64"}.get(name, name)
+    if system != "macos":
+        return Machine(system, hardware, _driver(environment, run, driverFiles))
+    # A translated process is told that the machine is x86_64.
+    isArm = hardware == "arm64" or run(["/usr/sbin/sysctl", "-n", "hw.optional.arm64"]) == "1"
+    release = run(["/usr/sbin/sysctl", "-n", "kern.osproductversion"])
+    return Machine(system, "arm64" if isArm else hardware, "", isArm and hardware != "arm64", release)
 
 
-def _driver(
-    environment: Mapping[str, str], asking: Callable[[Sequence[str]], str], files: Sequence[str]
-) -> str:
-    """Version of NVIDIA's driver; the variable is uv's own way to say it."""
-    if told := environment.get("UV_CUDA_DRIVER_VERSION"):
-        return told
+def _driver(environment: Mapping[str, str], run: Callable[[Sequence[str]], str], files: Sequence[str]) -> str:
+    """Return the version of NVIDIA's driver; the variable is uv's own name for it."""
+    if given := environment.get("UV_CUDA_DRIVER_VERSION"):
+        return given
     for name in files:
         try:
             text = Path(name).read_text(encoding="utf-8", errors="replace")
@@ -120,10 +116,9 @@ def _driver(
             continue
         if found := re.search(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b", text):
             return found.group(1)
-    found = shutil.which("nvidia-smi", path=environment.get("PATH", ""))
-    for tool in (found, *_SMI_PLACES):
+    for tool in (shutil.which("nvidia-smi", path=environment.get("PATH", "")), *_SMI_PATHS):
         if tool and os.path.exists(tool):
-            text = asking([tool, "--query-gpu=driver_version", "--format=csv,noheader"])
+            text = run([tool, "--query-gpu=driver_version", "--format=csv,noheader"])
             if version := re.match(r"\d+\.\d+(?:\.\d+)?", text):
                 return version.group()
     return ""

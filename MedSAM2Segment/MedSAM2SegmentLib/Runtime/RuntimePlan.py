@@ -1,56 +1,149 @@
-"""What the runtime is, and what installing it would bring: told before anything is done."""
+"""What installing the runtime would bring: told to the user before anything is done."""
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable
+import functools
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from medsam2_core.errors import Cancelled, RuntimeInstallError
+from medsam2_core.errors import RuntimeInstallError
 
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Runtime.RuntimeEnvironment import hasOwnSources, sourceTitle
+from MedSAM2SegmentLib.Runtime.RuntimeFolder import RuntimeFolder
+from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine, detectMachine
 
-class RuntimeState(enum.Enum):
-    """Whether the worker can be started from the runtime."""
-
-    NONE = "none"
-    READY = "ready"
-    INTERRUPTED = "interrupted"
-    BROKEN = "broken"
-    OUTDATED = "outdated"
+# The pinned lists and the scripts that run in other processes.
+FILES = Path(__file__).resolve().parent
+# Other contents of these make an installed runtime outdated.
+LOCKS = ("build.lock", "requirements.lock", "torch.lock", "sam2.txt")
+# Megabytes to download and on disk: packages without PyTorch (measured), then PyTorch by build.
+_PACKAGES = (110, 420)
+_TORCH = {"cuda": (2900, 6500), "cpu": (200, 720), "windows": (120, 650), "macos": (90, 450)}
+_UV = (25, 65)
+_PYTHON = (35, 120)
+_SPARE = 300  # during the installation archives lie beside what is unpacked from them
+_LICENCES = (
+    "PyTorch BSD-3-Clause; SAM 2 Apache-2.0; NumPy, SciPy BSD-3-Clause; nibabel, pynrrd, pydicom, rich, "
+    "typer MIT; huggingface_hub, safetensors Apache-2.0; Hydra, iopath MIT; Matplotlib PSF-style; "
+    "uv Apache-2.0 or MIT; Python PSF-2.0"
+)
+_CUDA_LICENCE = "; NVIDIA CUDA libraries NVIDIA's proprietary licence"
 
 
 @dataclass(frozen=True)
-class RuntimeStatus:
-    """What is installed.
+class InstallOptions:
+    """What the user may choose.
 
     Attributes
     ----------
-    state
-        See :class:`RuntimeState`.
-    text
-        One line: what there is and what to do next.
-    interpreter
-        The interpreter the worker would be started with; empty when there is none.
-    isOwn
-        Whether that is the environment made here, rather than one the user named.
-    manifest
-        Versions, torch build, date, size as recorded at the end of the installation; empty when unknown.
-    isBusyElsewhere
-        Another Slicer is installing in the same folder now.
+    offlineFolder
+        A folder of wheels and source archives to install from without a network, filled by
+        Runtime/collect.py; it also holds the wheel of uv when there is none on this computer.
+    python
+        The interpreter to make the environment from; empty: one that is found, else one that is downloaded.
+    torchBackend
+        The build of PyTorch as uv names it ("cpu", "cu128", …); empty: the one that fits the machine.
     """
 
-    state: RuntimeState
-    text: str
-    interpreter: str = ""
-    isOwn: bool = True
-    manifest: dict | None = None
-    isBusyElsewhere: bool = False
+    offlineFolder: Path | None = None
+    python: str = ""
+    torchBackend: str = ""
 
-    @property
-    def isReady(self) -> bool:
-        """Whether a worker can be started; an outdated runtime still can."""
-        return self.state in (RuntimeState.READY, RuntimeState.OUTDATED)
+
+@dataclass
+class RuntimeContext:
+    """Where the runtime lies and what its child processes are started with.
+
+    Attributes
+    ----------
+    folder
+        The runtime's folder.
+    base
+        The environment variables children start from, without Slicer's own.
+    helper
+        A Python for small errands such as unpacking; nothing is installed into it.
+    extension
+        The folder that holds ``medsam2_core``.
+    files
+        The folder of the pinned lists and of ``probe.py``.
+    knownMachine
+        What the environment is made for; None: this computer.
+    """
+
+    folder: RuntimeFolder
+    base: Mapping[str, str]
+    helper: str
+    extension: Path
+    files: Path = FILES
+    knownMachine: Machine | None = None
+
+    @functools.cached_property
+    def machine(self) -> Machine:
+        """The machine the environment is made for."""
+        return self.knownMachine or detectMachine(self.base)
+
+    def lockHash(self) -> str:
+        """Return the SHA-256 of the pinned lists."""
+        digest = hashlib.sha256()
+        for name in LOCKS:
+            # Line ends may have been changed on the way to this computer.
+            digest.update((self.files / name).read_bytes().replace(b"\r\n", b"\n"))
+        return digest.hexdigest()
+
+    def foundUv(self) -> list[str]:
+        """Return the uv programs that exist, of whatever version: that of the PATH, then our own."""
+        own = self.folder.uv / ("uv.exe" if os.name == "nt" else "uv")
+        onPath = shutil.which("uv", path=self.base.get("PATH", ""))
+        return [program for program in (onPath, str(own)) if program and os.path.isfile(program)]
+
+
+def torchVersion(files: Path = FILES) -> str:
+    """Return the version of PyTorch that is pinned."""
+    found = re.search(r"^torch==(\S+)", (files / "torch.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        message = _("Runtime/torch.lock names no version of torch: reinstall the extension")
+        raise RuntimeInstallError(message, code="damaged-extension")
+    return found.group(1)
+
+
+class TorchSource(NamedTuple):
+    """One way to get PyTorch: what it is, for people, arguments for uv, and environment variables."""
+
+    title: str
+    words: tuple[str, ...]
+    variables: Mapping[str, str] = {}
+
+
+def torchSources(
+    machine: Machine, base: Mapping[str, str], options: InstallOptions, files: Path = FILES
+) -> list[TorchSource]:
+    """Return the ways to get the build that fits, to be tried in this order."""
+    plain = f"torch=={torchVersion(files)}"
+    pinned = ("--no-deps", "--require-hashes", "-r", str(files / "torch.lock"))
+    if options.offlineFolder is not None:
+        return [TorchSource(_("the build in the offline folder"), (plain,))]
+    if backend := options.torchBackend or base.get("UV_TORCH_BACKEND", ""):
+        title = _("build {name}, as asked for").format(name=backend)
+        return [TorchSource(title, (plain, "--torch-backend", backend))]
+    if machine.system == "macos":
+        return [TorchSource(_("for Apple's processors"), pinned)]
+    if machine.hasCuda:
+        title = _("CUDA build for NVIDIA driver {version}").format(version=machine.driver)
+        words, variables = (plain, "--torch-backend", "auto"), {"UV_CUDA_DRIVER_VERSION": machine.driver}
+        sources = [TorchSource(title, words, variables)]
+    else:
+        words = pinned if machine.system == "windows" else (plain, "--torch-backend", "cpu")
+        sources = [TorchSource(_("CPU build"), words)]
+    if hasOwnSources(base):
+        sources.append(TorchSource(_("the build of the package index that is set"), (plain,)))
+    return sources
 
 
 @dataclass(frozen=True)
@@ -59,73 +152,111 @@ class InstallPlan:
 
     Attributes
     ----------
-    folder
-        Where everything goes.
-    torch
-        The build of PyTorch, and why this one.
-    python, uv
-        Which Python and which uv would be used, or that they are downloaded.
-    source
-        Where packages come from.
-    downloadMegabytes, diskMegabytes, freeMegabytes
-        About what is downloaded and takes up room; what is free there.
-    licences
-        (name, licence) of what is installed.
+    text
+        All of it as plain text, for a message box.
+    downloadMegabytes, diskMegabytes, freeMegabytes, torchMegabytes
+        About what is downloaded and takes up room, what is free there, and PyTorch's share.
     problems
         What would make it fail, each with the way out; empty when nothing is known.
     """
 
-    folder: Path
-    torch: str
-    python: str
-    uv: str
-    source: str
+    text: str
     downloadMegabytes: int
     diskMegabytes: int
     freeMegabytes: int
-    licences: tuple[tuple[str, str], ...] = ()
-    problems: tuple[str, ...] = ()
+    torchMegabytes: int = 0
+    problems: tuple[RuntimeInstallError, ...] = ()
 
-    @property
-    def text(self) -> str:
-        """The plan as plain text, for a message box."""
-        lines = [
-            f"Folder: {self.folder}",
-            f"Download: about {_size(self.downloadMegabytes)}; on disk: about {_size(self.diskMegabytes)} "
-            f"({_size(self.freeMegabytes)} free)",
-            f"PyTorch: {self.torch}",
-            f"Python: {self.python}",
-            f"Tool: {self.uv}",
-            f"Packages from: {self.source}",
-            "Licences: " + "; ".join(f"{name} {licence}" for name, licence in self.licences),
-            "Slicer's own Python is not changed.",
-            *self.problems,
-        ]
-        return "\n".join(lines)
+
+def makePlan(context: RuntimeContext, options: InstallOptions) -> InstallPlan:
+    """Return the plan; runs nothing and changes nothing."""
+    machine, base, folder = context.machine, context.base, context.folder.path
+    backend = options.torchBackend or base.get("UV_TORCH_BACKEND", "")
+    isCuda = backend.startswith(("cu", "rocm")) or (not backend and machine.hasCuda)
+    torch = _TORCH["cuda" if isCuda else machine.system if machine.system in _TORCH else "cpu"]
+    uv = next(iter(context.foundUv()), "")
+    parts = [_PACKAGES, torch, *([] if uv else [_UV]), *([] if options.python else [_PYTHON])]
+    download, disk = (sum(sizes) for sizes in zip(*parts, strict=True))
+    download = 0 if options.offlineFolder is not None else download
+    free = freeMegabytes(folder)
+    problems = (
+        *_folderProblems(folder, disk + _SPARE, free),
+        *_machineProblems(machine),
+        *_optionProblems(options),
+    )
+    python = options.python or _("one of this computer (3.10 to 3.13), else 3.12, downloaded into the folder")
+    build = torchSources(machine, base, options, context.files)[0].title
+    sizes = _("about {download}; on disk: about {disk} ({free} free)")
+    lines = {
+        _("Folder"): folder,
+        _("Download"): sizes.format(download=_size(download), disk=_size(disk), free=_size(free)),
+        _("PyTorch"): f"{torchVersion(context.files)}, {build} ({machine.title})",
+        _("Python"): python,
+        _("Tool"): f"uv, {uv}" if uv else _("uv, fetched into the folder"),
+        _("Packages from"): sourceTitle(base, options.offlineFolder),
+        _("Licences"): _LICENCES + (_CUDA_LICENCE if isCuda else ""),
+    }
+    text = [f"{name}: {value}" for name, value in lines.items()]
+    text += [_("Slicer's own Python is not changed."), *map(str, problems)]
+    return InstallPlan("\n".join(text), download, disk, free, torch[1], problems)
 
 
 def _size(megabytes: int) -> str:
     return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes} MB"
 
 
-def _ignore(*_: object) -> None:
-    pass
+def freeMegabytes(path: Path) -> int:
+    """Return what is free where a folder is, or would be made."""
+    return shutil.disk_usage(_existing(path)).free // 1_000_000
 
 
-@dataclass(frozen=True)
-class InstallListener:
-    """Who is told about a running installation, check or removal.
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
-    Attributes
-    ----------
-    progress
-        ``progress(fraction, text)``: 0 to 1, and what is being done in a few words.
-    line
-        Every line the tools print; for *Details*.
-    ended
-        Once: None when all went well, else the RuntimeInstallError or Cancelled.
-    """
 
-    progress: Callable[[float, str], None] = _ignore
-    line: Callable[[str], None] = _ignore
-    ended: Callable[[RuntimeInstallError | Cancelled | None], None] = _ignore
+def _problem(code: str, message: str, **fields: object) -> RuntimeInstallError:
+    values = {name: str(value) for name, value in fields.items()}
+    return RuntimeInstallError(message.format(**values), code=code, **values)
+
+
+def _folderProblems(path: Path, needed: int, free: int) -> Iterator[RuntimeInstallError]:
+    if free < needed:
+        message = _(
+            "Only {free} MB are free at {path}, about {needed} MB are needed: free some, or name another "
+            "folder by MEDSAM2_RUNTIME_FOLDER"
+        )
+        yield _problem("disk-too-small", message, free=free, path=path, needed=needed)
+    if not os.access(_existing(path), os.W_OK):
+        message = _("{path} may not be written to: name another folder by MEDSAM2_RUNTIME_FOLDER")
+        yield _problem("folder-not-writable", message, path=_existing(path))
+
+
+def _machineProblems(machine: Machine) -> Iterator[RuntimeInstallError]:
+    if machine.system == "macos" and machine.architecture != "arm64":
+        message = _(
+            "PyTorch is no longer made for Macs with Intel processors: use a worker on another computer "
+            "(remote command)"
+        )
+        yield _problem("machine-unsupported", message)
+    elif machine.isTooOld:
+        message = _(
+            "PyTorch needs macOS 14 or newer, this is {release}: update, or use a worker on another computer "
+            "(remote command)"
+        )
+        yield _problem("system-too-old", message, release=machine.release)
+    elif machine.architecture not in ("x86_64", "arm64"):
+        message = _(
+            "PyTorch is not made for {architecture}: use a worker on another computer (remote command)"
+        )
+        yield _problem("machine-unsupported", message, architecture=machine.architecture)
+
+
+def _optionProblems(options: InstallOptions) -> Iterator[RuntimeInstallError]:
+    if options.offlineFolder is not None and not options.offlineFolder.is_dir():
+        message = _("The offline folder {path} does not exist: choose the folder of wheels")
+        yield _problem("offline-folder-missing", message, path=options.offlineFolder)
+    if options.python and not Path(options.python).is_file():
+        message = _("{path} is not a file: name a Python interpreter, or none")
+        yield _problem("python-missing", message, path=options.python)

@@ -1,20 +1,21 @@
-"""Work that consists of child processes, one after another, without ever blocking who started it.
+"""Child processes, one after another, without blocking the thread that started them.
 
-The work is a generator that yields a :class:`Command` and is handed its :class:`Output`; a :class:`Task` runs
-the commands through a process runner, whose callbacks come in the caller's own thread (QProcess in Slicer).
+The work is a generator that yields a `Command` and is sent its `Output`; a `Task` runs the commands through a
+process runner, whose callbacks come in the caller's thread (QProcess in Slicer).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from medsam2_core.errors import Cancelled, RuntimeInstallError
 
-# What the last lines of a child's output are kept for: messages and the report.
-_KEPT_LINES = 400
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Runtime.RuntimeErrors import Output, diskError
+
+_KEPT_LINES = 400  # of a child's output, for messages and the report
 
 
 class ProcessHandle(Protocol):
@@ -25,7 +26,7 @@ class ProcessHandle(Protocol):
 
 
 class ProcessRunner(Protocol):
-    """Starts child processes and tells about them later, in the thread that asked."""
+    """Starts child processes and reports about them later, in the thread that asked."""
 
     def run(
         self,
@@ -44,18 +45,9 @@ class ProcessRunner(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """One child process.
+    """One child process: program and arguments, all of its environment, and who gets its lines.
 
-    Attributes
-    ----------
-    words
-        Program and arguments.
-    environment
-        All of its environment.
-    onLine
-        Told every line of its output; for progress.
-    beside
-        Another command that runs only as long as this one; for progress too. How it ends does not matter.
+    ``beside`` is another command that runs only as long as this one; how it ends does not matter.
     """
 
     words: tuple[str, ...]
@@ -64,79 +56,62 @@ class Command:
     beside: Command | None = None
 
 
+def _ignore(*_values: object) -> None:
+    pass
+
+
 @dataclass(frozen=True)
-class Output:
-    """How a command ended: exit code (None: not started, or ended by a signal), why, and its last lines."""
+class InstallListener:
+    """Callbacks of a running installation, check or removal.
 
-    code: int | None
-    reason: str
-    lines: tuple[str, ...]
+    Attributes
+    ----------
+    progress
+        ``progress(fraction, text)``: 0 to 1, and what is being done in a few words.
+    line
+        Every line the tools print; for *Details*.
+    ended
+        Once: None on success, else the RuntimeInstallError or Cancelled.
+    """
 
-    @property
-    def text(self) -> str:
-        """The last lines as one text."""
-        return "\n".join(self.lines)
-
-    @property
-    def ok(self) -> bool:
-        """Whether it ended with exit code 0."""
-        return self.code == 0
+    progress: Callable[[float, str], None] = _ignore
+    line: Callable[[str], None] = _ignore
+    ended: Callable[[RuntimeInstallError | Cancelled | None], None] = _ignore
 
 
-# What is returned goes to whoever says ``yield from``.
-Work = Generator[Command, Output, Any]
+Work = Generator[Command, Output, Any]  # what it returns goes to whoever says ``yield from``
 
 
 class Task:
-    """Runs a :data:`Work` to its end.
+    """One `Work`, run to its end.
 
-    Parameters
-    ----------
-    work
-        A generator of commands. It raises RuntimeInstallError when the work cannot be done; its ``finally``
-        blocks are run on cancellation too, where nothing may be yielded any more.
-    runner
-        Starts the commands.
-    onEnd
-        Called once: with None, the RuntimeInstallError, or Cancelled.
-    onLine
-        Told every line of every command.
+    The work raises RuntimeInstallError when it cannot be done. Its ``finally`` blocks run on cancellation,
+    too, but may not yield then.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        runner: ProcessRunner,
-        onEnd: Callable[[RuntimeInstallError | Cancelled | None], None],
-        onLine: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, work: Work, runner: ProcessRunner, listener: InstallListener) -> None:
         self._work = work
         self._runner = runner
-        self._onEnd = onEnd
-        self._onLine = onLine
-        self._handle: ProcessHandle | None = None
-        self._beside: ProcessHandle | None = None
+        self._listener = listener
+        self._children: list[ProcessHandle] = []
         self._command: Command | None = None
         self._lines: list[str] = []
-        self._rest = ""
-        self._turn = 0  # a child that was killed may still report: only the present one is listened to
+        self._rest = ""  # of a line that is not complete yet
+        self._turn = 0  # a child that was killed may still report: only the present one counts
         self.isRunning = True
 
     def start(self) -> None:
-        """Begin; returns at once. ``onEnd`` may come before this returns when there is nothing to run."""
-        self._goOn(lambda: next(self._work))
+        """Start it and return at once; ``ended`` may be called before that when there is nothing to run."""
+        self._continue(lambda: next(self._work))
 
     def cancel(self) -> None:
         """Kill the running child and end with Cancelled; nothing when it has ended."""
-        if not self.isRunning:
-            return
-        self._turn += 1
-        if self._handle is not None:
-            self._handle.kill()
-        self._endBeside()
-        self._goOn(lambda: self._work.throw(Cancelled("The installation was cancelled")))
+        if self.isRunning:
+            self._endChildren()
+            error = Cancelled(_("The installation was cancelled"))
+            self._continue(lambda: self._work.throw(error))
 
-    def _goOn(self, step: Callable[[], Command]) -> None:
+    def _continue(self, step: Callable[[], Command]) -> None:
         try:
             command = step()
         except StopIteration:
@@ -144,7 +119,7 @@ class Task:
         except (RuntimeInstallError, Cancelled) as error:
             self._end(error)
         except OSError as error:
-            self._end(RuntimeInstallError(describeOSError(error)))
+            self._end(diskError(error))
         else:
             self._run(command)
 
@@ -152,65 +127,49 @@ class Task:
         self._turn += 1
         turn = self._turn
         self._command, self._lines, self._rest = command, [], ""
-        self._handle = self._runner.run(
-            command.words,
-            command.environment,
-            lambda text: self._onOutput(turn, text),
-            lambda code, reason: self._onProcessEnd(turn, code, reason),
-        )
-        if command.beside is not None:
-            self._runBeside(turn, command.beside)
 
-    def _runBeside(self, turn: int, command: Command) -> None:
-        def onOutput(text: str) -> None:
-            if turn == self._turn and command.onLine is not None:
-                for line in text.split():
-                    command.onLine(line)
+        def ifCurrent(callback: Callable[..., None]) -> Callable[..., None]:
+            return lambda *values: callback(*values) if turn == self._turn else None
 
-        self._beside = self._runner.run(
-            command.words, command.environment, onOutput, lambda code, reason: None
-        )
+        run = self._runner.run
+        self._children = [
+            run(command.words, command.environment, ifCurrent(self._onOutput), ifCurrent(self._onEnd))
+        ]
+        if (beside := command.beside) is not None:
+            onOutput = ifCurrent(lambda text: _eachLine(text, beside.onLine or _ignore))
+            self._children.append(run(beside.words, beside.environment, onOutput, _ignore))
 
-    def _endBeside(self) -> None:
-        if self._beside is not None:
-            self._beside.kill()
-            self._beside = None
-
-    def _onOutput(self, turn: int, text: str) -> None:
-        if turn != self._turn:
-            return
+    def _onOutput(self, text: str) -> None:
         # Progress bars end their lines with a carriage return.
-        *lines, self._rest = (self._rest + text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        text = (self._rest + text).replace("\r\n", "\n").replace("\r", "\n")
+        *lines, self._rest = text.split("\n")
         for line in lines:
-            self._tell(line)
-
-    def _onProcessEnd(self, turn: int, code: int | None, reason: str) -> None:
-        if turn != self._turn:
-            return
-        if self._rest:
-            self._tell(self._rest)
-        self._handle = None
-        self._endBeside()
-        output = Output(code, reason, tuple(self._lines))
-        self._goOn(lambda: self._work.send(output))
-
-    def _tell(self, line: str) -> None:
-        line = line.rstrip()
-        if not line:
-            return
-        self._lines = [*self._lines[-_KEPT_LINES:], line]
-        if self._command is not None and self._command.onLine is not None:
-            self._command.onLine(line)
-        if self._onLine is not None:
             self._onLine(line)
+
+    def _onLine(self, line: str) -> None:
+        if line := line.rstrip():
+            self._lines = [*self._lines[-_KEPT_LINES:], line]
+            if self._command is not None and self._command.onLine is not None:
+                self._command.onLine(line)
+            self._listener.line(line)
+
+    def _onEnd(self, code: int | None, reason: str) -> None:
+        self._onLine(self._rest)
+        self._endChildren()
+        output = Output(code, reason, tuple(self._lines))
+        self._continue(lambda: self._work.send(output))
+
+    def _endChildren(self) -> None:
+        self._turn += 1
+        for child in self._children:
+            child.kill()
+        self._children = []
 
     def _end(self, error: RuntimeInstallError | Cancelled | None) -> None:
         self.isRunning = False
-        self._handle = None
-        self._onEnd(error)
+        self._listener.ended(error)
 
 
-def describeOSError(error: OSError) -> str:
-    """What the disk refused, and where."""
-    place = f"{os.fspath(error.filename)}: " if error.filename else ""
-    return f"{place}{error.strerror or error}. Free disk space or permissions may be missing; then try again"
+def _eachLine(text: str, callback: Callable[[str], None]) -> None:
+    for line in text.split():
+        callback(line)

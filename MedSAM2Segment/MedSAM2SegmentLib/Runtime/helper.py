@@ -1,10 +1,10 @@
-"""Small errands for the runtime's installer, run in a process of their own so that Slicer never waits.
+"""Small errands of the runtime's installer, run in a process of their own so that Slicer never waits.
 
     helper.py unpack-uv FOLDER TARGET   take the program uv out of the one wheel in FOLDER
     helper.py remove PATH …             delete folders and files, whatever their permissions
-    helper.py watch FOLDER              print its size in megabytes every two seconds, until nobody listens
+    helper.py watch FOLDER              print its size in megabytes every two seconds, until the parent ends
 
-Standard library only; any Python 3.9 or newer runs it. Ends with 0, or with 1 and a line that says why.
+Standard library only; any Python 3.9 or newer runs it. Ends with 0, or with 1 and a line with the reason.
 """
 
 import os
@@ -21,7 +21,7 @@ def unpack_uv(folder: str, target: str) -> None:
     """Put the program of a uv wheel, whose content pip has checked, into the folder ``target``."""
     wheels = sorted(Path(folder).glob("uv-*.whl"))
     if not wheels:
-        raise OSError(f"no wheel of uv lies in {folder}")
+        raise OSError(f"there is no wheel of uv in {folder}")
     with zipfile.ZipFile(wheels[-1]) as archive:
         names = [name for name in archive.namelist() if name.endswith(("/scripts/uv", "/scripts/uv.exe"))]
         if len(names) != 1:
@@ -40,22 +40,22 @@ def remove(path: str) -> None:
     if os.path.islink(path) or os.path.isfile(path):
         os.unlink(path)
         return
-    for last in (False, False, True):
+    for attempt in range(3):
         if not os.path.lexists(path):
             return
-        # Read-only files, and on Windows files a virus scanner still looks at.
-        shutil.rmtree(path, onerror=_retry if not last else _refuse)
+        # Read-only files, and on Windows files a virus scanner still reads.
+        shutil.rmtree(path, onerror=_make_writable_and_retry if attempt < 2 else _refuse)
         if os.path.lexists(path):
             time.sleep(0.5)
 
 
-def _retry(function, path, _failure) -> None:
+def _make_writable_and_retry(function, path, _failure) -> None:
     try:
         os.chmod(os.path.dirname(path), stat.S_IRWXU)
         os.chmod(path, stat.S_IRWXU)
         function(path)
     except OSError:
-        pass  # the next round tries again, and the last one tells
+        pass  # the next attempt tries again, and the last one raises
 
 
 def _refuse(_function, path, failure) -> None:
@@ -64,7 +64,7 @@ def _refuse(_function, path, failure) -> None:
 
 
 def watch(folder: str) -> None:
-    """Print what a folder takes up, again and again; ends when its output is closed or its parent is gone."""
+    """Print the size of a folder again and again; ends when its output is closed or its parent has ended."""
     parent = os.getppid()
     while os.getppid() == parent:
         print(megabytes(folder), flush=True)
@@ -72,12 +72,12 @@ def watch(folder: str) -> None:
 
 
 def megabytes(folder: str) -> int:
-    """What the files of a folder take up; files that vanish meanwhile do not count."""
+    """Return the size of a folder's files; files that vanish meanwhile do not count."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for root, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.lstat(os.path.join(place, name)).st_size
+                total += os.lstat(os.path.join(root, name)).st_size
             except OSError:
                 continue
     return round(total / 1e6)
@@ -85,16 +85,17 @@ def megabytes(folder: str) -> int:
 
 def main(words: "list[str]") -> int:
     """Run one errand."""
+    errand, *values = words or [""]
     try:
-        if words[:1] == ["unpack-uv"]:
-            unpack_uv(*words[1:3])
-        elif words[:1] == ["remove"]:
-            for path in words[1:]:
+        if errand == "unpack-uv":
+            unpack_uv(*values)
+        elif errand == "remove":
+            for path in values:
                 remove(path)
-        elif words[:1] == ["watch"]:
-            watch(words[1])
+        elif errand == "watch":
+            watch(*values)
         else:
-            raise OSError(f"unknown errand {words[:1]}")
+            raise OSError(f"unknown errand {errand!r}")
     except (OSError, zipfile.BadZipFile) as error:
         print(f"{error}", flush=True)
         return 1

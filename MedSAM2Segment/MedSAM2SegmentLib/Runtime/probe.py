@@ -1,21 +1,24 @@
-"""Tell whether an interpreter can run the worker: imports what it needs, computes, prints one line of JSON.
+"""Find out whether an interpreter can run the worker: import what it needs, compute, print one line of JSON.
 
     probe.py            imports and a tiny computation
-    probe.py --files    also looks whether every installed file is there with its right size
+    probe.py --files    also checks that every installed file is there with its right size
 
-Any Python runs this; what is wrong is said in one line, and the exit code is 1.
+Any Python runs this; what is wrong is printed in one line, and the exit code is 1.
 """
 
 import json
 import os
 import platform
 import sys
+import sysconfig
 
 OLDEST = (3, 10)
 
 
 def versions() -> "dict[str, str]":
     """Import everything the worker needs and compute with it."""
+    from importlib.metadata import PackageNotFoundError, version
+
     import numpy
     import sam2
     import torch
@@ -28,7 +31,7 @@ def versions() -> "dict[str, str]":
     with torch.no_grad():
         product = torch.ones(4, 4) @ torch.ones(4, 4)
         if float(product.sum()) != 64.0:
-            raise ImportError("torch computes 1+1 wrongly")
+            raise ImportError("torch computes wrong results")
         build_module("embedded")
     device = "cpu"
     if torch.cuda.is_available():
@@ -36,53 +39,49 @@ def versions() -> "dict[str, str]":
         device = "cuda"
     elif torch.backends.mps.is_available():
         device = "mps"
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
-        sam2Version = version("sam2")
+        sam2_version = version("sam2")
     except PackageNotFoundError:
-        sam2Version = "of unknown version"
+        sam2_version = "of unknown version"
     return {
         "python": platform.python_version(),
         "architecture": platform.machine(),
         "basePython": getattr(sys, "_base_executable", sys.executable),
         "torch": torch.__version__,
-        "sam2": sam2Version,
+        "sam2": sam2_version,
         "numpy": numpy.__version__,
         "medsam2": __version__,
         "device": device,
     }
 
 
-def damagedFiles() -> "list[str]":
-    """Installed files of this environment that are gone or no longer have their size.
+def damaged_files() -> "list[str]":
+    """Return the installed files of this environment that are gone or no longer have their size.
 
     What lies on PYTHONPATH is not this environment's: a source tree may call itself installed, too.
     """
-    import sysconfig
     from importlib.metadata import distributions
 
     wrong = []
-    for distribution in distributions(
-        path=sorted({sysconfig.get_path(one) for one in ("purelib", "platlib")})
-    ):
-        for entry in distribution.files or ():
-            if entry.name.endswith(".pyc"):
-                continue
-            path = entry.locate()
-            if not path.exists():
-                wrong.append(f"{entry} is gone")
-            elif entry.size is not None and path.stat().st_size != entry.size:
-                wrong.append(f"{entry} has {path.stat().st_size} bytes instead of {entry.size}")
+    folders = sorted({sysconfig.get_path(one) for one in ("purelib", "platlib")})
+    entries = (entry for one in distributions(path=folders) for entry in one.files or ())
+    for entry in entries:
+        if entry.name.endswith(".pyc"):
+            continue
+        path = entry.locate()
+        if not path.exists():
+            wrong.append(f"{entry} is gone")
+        elif entry.size is not None and path.stat().st_size != entry.size:
+            wrong.append(f"{entry} has {path.stat().st_size} bytes instead of {entry.size}")
     return wrong
 
 
 def main(words: "list[str]") -> int:
-    """Look, tell, and say by the exit code whether all is well."""
+    """Print the versions, or what is wrong; return the exit code."""
     if sys.version_info < OLDEST:
         print(f"Python {platform.python_version()} is too old: 3.10 or newer is needed")
         return 1
-    if "--files" in words and (wrong := damagedFiles()):
+    if "--files" in words and (wrong := damaged_files()):
         print(f"{len(wrong)} installed files are damaged: {'; '.join(wrong[:3])}")
         return 1
     try:
@@ -91,7 +90,7 @@ def main(words: "list[str]") -> int:
         print(f"{type(error).__name__}: {error}")
         return 1
     if "--files" in words and hasattr(os, "sync"):
-        os.sync()  # what is called whole next must be so after a power cut, too
+        os.sync()  # what is declared complete next must be so after a power cut, too
     print(json.dumps(found))
     return 0
 

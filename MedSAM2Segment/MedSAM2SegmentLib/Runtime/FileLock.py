@@ -1,4 +1,4 @@
-"""One installation at a time, however many Slicers run."""
+"""A lock between processes: one installation at a time, however many Slicers run."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from pathlib import Path
 
 from medsam2_core.errors import RuntimeInstallError
 
-# Whoever only looks whether it is held holds it for a moment: who wants it tries again.
+from MedSAM2SegmentLib.i18n import _
+
+# A process that only checks whether it is held holds it for a moment: whoever wants it tries again.
 _TRIES, _PAUSE_S = 5, 0.01
 
 
-class RuntimeLock:
-    """A lock held through an open file: the system lets go of it when the process ends, however it does."""
+class FileLock:
+    """A lock held through an open file: the system releases it when the process ends, however it does."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stream = None
 
     def acquire(self) -> None:
-        """Take it.
+        """Take the lock.
 
         Raises
         ------
         RuntimeInstallError
-            When another process has it.
+            "locked": another process holds it.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         stream = self._path.open("a+b")
@@ -38,26 +40,29 @@ class RuntimeLock:
                     time.sleep(_PAUSE_S)
                     continue
                 stream.close()
+                folder = str(self._path.parent)
+                message = _(
+                    "Another Slicer is installing the runtime in {folder}: wait until it has finished"
+                )
                 raise RuntimeInstallError(
-                    f"Another Slicer is installing the runtime in {self._path.parent}: wait until it has "
-                    "finished"
+                    message.format(folder=folder), code="locked", folder=folder
                 ) from error
         self._stream = stream
 
     def release(self) -> None:
-        """Let go of it; nothing when it is not held."""
+        """Release the lock; nothing when it is not held."""
         if self._stream is not None:
             _unlock(self._stream)
             self._stream.close()
             self._stream = None
 
     def isHeldElsewhere(self) -> bool:
-        """Whether another process, or another installer of this one, has it now."""
+        """Return whether another process, or another FileLock of this one, holds it now."""
         if self._stream is not None or not self._path.exists():
             return False
         try:
             with self._path.open("a+b") as stream:
-                _lock(stream, shared=True)  # those who only look do not hinder one another
+                _lock(stream, shared=True)  # those who only check do not hinder one another
                 _unlock(stream)
         except OSError:
             return True
@@ -67,7 +72,7 @@ class RuntimeLock:
 if os.name == "nt":
     import msvcrt
 
-    def _lock(stream, shared: bool = False) -> None:  # this system's has no sharing
+    def _lock(stream, shared: bool = False) -> None:  # there are no shared locks
         stream.seek(0)
         msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
 
