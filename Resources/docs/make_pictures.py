@@ -242,7 +242,7 @@ def the_ventricles(room: Room, folder: Path) -> None:
 
 def main() -> int:
     """Make all of them."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "Resources" / "screenshots"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "Resources" / "docs" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     a_qt.application()
     source = ARealSource()

@@ -1,0 +1,64 @@
+"""The documentation: its site builds without a warning, and its examples in Python run."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from medsam2_core.session import Session
+from support.command_line import write_untrained_model
+from support.project import ROOT
+
+PAGE = ROOT / "Resources" / "docs" / "python.md"
+
+
+def blocks(path) -> list[str]:
+    """Return the blocks of Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """An untrained model in place of the embedded one, and three slices in place of all."""
+    model = write_untrained_model(tmp_path)
+    open_usual, propagate_usual = Session.open.__func__, Session.propagate
+
+    def open_quickly(cls, source, name=None, **options):
+        return open_usual(cls, source, model, **options)
+
+    monkeypatch.setattr(Session, "open", classmethod(open_quickly))
+    monkeypatch.setattr(Session, "propagate", lambda session: propagate_usual(session, first=23, last=25))
+    (tmp_path / "Resources").symlink_to(ROOT / "Resources")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_example_in_the_readme_is_the_one_of_the_page():
+    assert blocks(ROOT / "README.md") == blocks(PAGE)[:1]
+    assert len(blocks(PAGE)[0].splitlines()) <= 7
+
+
+def test_the_examples_of_the_page_run_as_they_stand(quick):
+    names: dict = {}
+    for block in blocks(PAGE)[:3]:
+        exec(block, names)
+    assert names["mask_kji"].dtype == bool
+    assert names["mask_kji"].shape == names["session"].volume.voxels_kji.shape
+    assert (quick / "brain.seg.nrrd").exists()
+
+
+def test_the_example_with_an_array_runs_as_it_stands(quick):
+    np.save("scan.npy", np.zeros((4, 32, 40), dtype=np.int16))
+    names: dict = {}
+    exec(blocks(PAGE)[3], names)
+    assert names["session"].volume.geometry.spacing == pytest.approx((0.8, 0.8, 2.5))
+
+
+def test_the_site_builds_and_all_links_lead_somewhere(tmp_path):
+    pytest.importorskip("mkdocs_material_extensions", reason="the extra docs is not installed")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "medsam2 segment" in (tmp_path / "site" / "reference" / "commands" / "index.html").read_text("utf-8")
