@@ -121,7 +121,7 @@ class Ours:
     def held(self) -> int:
         """Bytes of an object's tensors and masks; the cache is apart, its limit is the user's."""
         state = self.tracker.state("it")
-        return storage_bytes(tensors_of(state)) + sum(o.mask.nbytes for o in state.outcomes.values())
+        return storage_bytes(tensors_of(state)) + sum(len(mask.bits) for mask in state.masks.values())
 
 
 def bounded(ours: Ours, slices: int) -> int:
@@ -131,7 +131,7 @@ def bounded(ours: Ours, slices: int) -> int:
     tracker = Tracker(ours.model, ours.encoder, RecentMemory(), TrackerOptions(zoom=False))
     tracker.prompt("it", 0, prompt(box=BOX))
     list(tracker.propagate())
-    assert len(tracker.state("it").outcomes) == slices
+    assert len(tracker.state("it").masks) == slices
     return storage_bytes(tensors_of(tracker.state("it")))
 
 

@@ -20,7 +20,7 @@ from medsam2_core.auto.loading import AutoModel, load_auto
 from medsam2_core.auto.segmenting import AutoSegmenter
 from medsam2_core.evaluation.simulated_user import correction
 from medsam2_core.imaging.reading import read_labels, read_volume
-from medsam2_core.prompts import Point, resolve
+from medsam2_core.prompts import Point, SlicePrompts, resolve
 from medsam2_core.session import Session
 
 
@@ -74,7 +74,7 @@ def measured(auto, pair, classes) -> dict[str, list[float]]:
         (column, row), positive = click
         point = Point(tuple(session.stack.to_ijk([[column, row, 0]])[0]), positive)
         words = [*one.prompts.get(0, ()), point]
-        answer = session.say(one.name, 0, words)
+        answer = session.set_prompts(one.name, {0: SlicePrompts(words)})[0]
         said = resolve([point], session.stack)[0]
         semi, _ = segmenter.refine(0, number, said)
         side = auto.model.image_size // 4

@@ -74,7 +74,7 @@ def _work_here(pipe: Connection, slices: int) -> None:
     from medsam2_core.session import Session
 
     session = Session.open(a_scan(slices))
-    session.say("ball", slices // 2, [a_box(slices // 2)])
+    session.set_prompts("ball", {slices // 2: SlicePrompts([a_box(slices // 2)])})
     pipe.send("ready")
     while (asked := pipe.recv()) is not None:
         began, used = time.perf_counter(), time.process_time()

@@ -47,8 +47,8 @@ def test_an_object_keeps_no_more_tensors_after_60_slices_than_after_40(model, po
     held = []
     for _ in tracker.propagate():
         state = tracker.state("it")
-        masks = sum(outcome.mask.nbytes for outcome in state.outcomes.values())
-        assert masks <= len(state.outcomes) * SHAPE_HW[0] * SHAPE_HW[1] / 8 + DEPTH, "masks are kept as bits"
+        masks = sum(len(mask.bits) for mask in state.masks.values())
+        assert masks <= len(state.masks) * SHAPE_HW[0] * SHAPE_HW[1] / 8 + DEPTH, "masks are kept as bits"
         held.append(state.nbytes - masks)
     assert len(held) == DEPTH
     assert max(held[40:]) <= max(held[:40])
@@ -62,7 +62,7 @@ def test_what_a_state_says_it_holds_is_what_it_holds(model):
     tracker.prompt("it", 33, prompt([(28, 24)], [1]))
     list(tracker.propagate())
     state = tracker.state("it")
-    masks = sum(outcome.mask.nbytes for outcome in state.outcomes.values())
+    masks = sum(len(mask.bits) for mask in state.masks.values())
     small = 8 * DEPTH * 64  # scores, and pointers counted with their memories only
     assert storage_bytes(tensors_of(state)) <= state.nbytes - masks + small
 
@@ -98,7 +98,7 @@ def test_the_cache_stays_within_its_limit_whatever_is_pinned(model, slices, stor
     tracker.prompt("three", 3, prompt(box=(1, 1, 9, 9)))
     for _ in tracker.propagate():
         check_limit(cache, limit)
-    regions = {result.region for name in tracker.object_ids for result in tracker.results(name)}
+    regions = {region for name in tracker.object_ids for region in tracker.state(name).regions.values()}
     assert len(regions) > 5
     assert len(cache) == int(slices), "and room is used"
 

@@ -70,7 +70,7 @@ def picture(session: Session) -> dict:
     return {
         name: (
             prompts.of(name),
-            {r.n: (r.mask_hw.tobytes(), r.iou, r.object_score, r.prompted, r.final)
+            {r.n: (r.mask_hw.tobytes(), r.predicted_iou, r.object_score, r.prompted, r.final)
              for r in session.results(name)},
         )
         for name in session.object_names
@@ -138,7 +138,7 @@ class Player:
             said = {slice_of(prompt) for prompt in prompts}
             shown = {n for n, (_, _, _, prompted, _) in slices.items() if prompted}
             assert said <= shown, "a prompted slice stays prompted"
-            assert name in self.session.tracker.object_ids or not slices
+            assert name in self.session.tracker.objects or not slices
             earlier = before.get(name, ([], {}))[1]
             for n, (mask, _, _, _, final) in slices.items():
                 if n in earlier and earlier[n][4] and not released:
@@ -201,7 +201,7 @@ class Player:
             seen = []
             try:
                 for result in islice(progress, patience if end == "leave" else None):
-                    seen.append((result.object_id, result.n))
+                    seen.append((result.object, result.n))
                     assert options.get("first", 0) <= result.n <= options.get("last", DEPTH)
             except Cancelled:
                 assert end == "cancel"

@@ -237,4 +237,4 @@ def test_volumes_and_unordered_sets_are_tracked_with_a_sorting_bank(mode, ordere
     assert all(r.mask_hw.any() for r in results)
     # The last slice read is 0, reached in reverse from 3; or 7, after all others.
     assert len(heads.read.spatial) == (3 if ordered else 4)
-    assert (not ordered) is all(r.region.stock for r in results)
+    assert (not ordered) is all(region.stock for region in tracker.state("it").regions.values())

@@ -65,7 +65,7 @@ class Comparison:
         theirs = {n: (n, names, masks) for n, names, masks in answers}
         ours: dict[int, dict] = {}
         for result in self.tracker.propagate(direction=direction, **limits):
-            ours.setdefault(result.n, {})[result.object_id] = result
+            ours.setdefault(result.n, {})[result.object] = result
         for n, results in ours.items():
             self._compare(theirs[n], results)
         assert self.pixels
@@ -74,7 +74,7 @@ class Comparison:
         _, names, masks = answer
         for name, result in results.items():
             theirs = masks[names.index(name), 0].numpy()
-            ours = self.both.logits(result)
+            ours = self.both.logits(self.tracker, result)
             self.worst = max(self.worst, float(np.abs(theirs - ours).max()))
             self.pixels += ours.size
             self.spread.append(float(theirs.std()))
@@ -181,7 +181,7 @@ def test_the_comparison_would_notice_another_prompt(both):
     for words in (FIRST_WORDS["a point"], FIRST_WORDS["a box"]):
         tracker = Tracker.stock(both.model, both.encoder)
         tracker.prompt("it", 0, prompt(**words))
-        logits.append([both.logits(result) for result in tracker.propagate()])
+        logits.append([both.logits(tracker, result) for result in tracker.propagate()])
     assert all(np.abs(a - b).max() > 20 * TOLERANCE for a, b in zip(*logits, strict=True))
 
 

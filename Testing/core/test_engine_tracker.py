@@ -18,7 +18,7 @@ def steady(count=9):
 
 
 def slices_of(results, object_id="it"):
-    return [result.n for result in results if result.object_id == object_id]
+    return [result.n for result in results if result.object == object_id]
 
 
 def test_one_box_segments_all_slices_in_both_directions():

@@ -93,7 +93,7 @@ def test_5_memory_does_not_grow_with_the_volume():
     sizes = []
     for result in tracker.propagate():
         sizes.append(
-            tracker.state("it").nbytes - sum(o.mask.nbytes for o in tracker.state("it").outcomes.values())
+            tracker.state("it").nbytes - sum(len(mask.bits) for mask in tracker.state("it").masks.values())
         )
         assert cache.nbytes <= limit, f"cache over its limit on slice {result.n}"
     assert len(sizes) == 40

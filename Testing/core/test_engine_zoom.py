@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from medsam2_core.engine.maps import BEYOND, PackedMask, logits_of_mask, mask_of_logits, moved_logits
+from medsam2_core.engine.maps import BEYOND, logits_of_mask, mask_of_logits, moved_logits
 from medsam2_core.engine.options import TrackerOptions
 from medsam2_core.engine.zoom import Box, Region, Zoom
+from medsam2_core.imaging.slice_mask import SliceMask
 from support.bright_object import bright_tracker, discs, overlap
 from support.model import a_disc, prompt
 
@@ -70,8 +71,8 @@ def test_logits_move_with_the_region():
 @settings(max_examples=50, deadline=None)
 @given(arrays(bool, st.tuples(st.integers(1, 30), st.integers(1, 30))))
 def test_packed_masks_lose_nothing(mask):
-    packed = PackedMask.of(mask)
-    assert np.array_equal(packed.mask_hw(), mask)
+    packed = SliceMask.from_mask("it", 0, mask)
+    assert np.array_equal(packed.mask_hw, mask)
     assert packed.is_empty is not mask.any()
 
 
@@ -100,7 +101,7 @@ def test_the_region_follows_a_wandering_object():
     regions = []
     for result in tracker.propagate():
         assert overlap(result.mask_hw, a_disc(shape, (40 + 12 * result.n, 60), 14)) > 0.9
-        regions.append(result.region)
+        regions.append(tracker.state("it").regions[result.n])
     assert 2 < len(set(regions)) < 25
     assert max(region.width for region in regions) < 120
 
@@ -113,7 +114,7 @@ def test_the_region_grows_and_shrinks_with_the_object():
     results = list(tracker.propagate())
     for result, radius in zip(results, radii, strict=True):
         assert overlap(result.mask_hw, a_disc(shape, (150, 150), radius)) > 0.85
-    widths = [result.region.width for result in results]
+    widths = [tracker.state("it").regions[result.n].width for result in results]
     assert widths[0] < 50 and widths[6] > 160 and widths[-1] < 60
 
 
@@ -128,8 +129,8 @@ def test_a_box_that_is_too_small_is_looked_at_again():
 def test_another_look_counts_only_if_the_model_is_as_sure():
     tracker, heads = bright_tracker(discs((300, 300), (150, 150, 40)))
     heads.sureness = lambda region: 10 / region.width
-    result = tracker.prompt("it", 0, prompt(box=[140, 140, 160, 160]))
-    assert len(heads.asked) == 2 and result.region == heads.asked[0]["region"]
+    tracker.prompt("it", 0, prompt(box=[140, 140, 160, 160]))
+    assert len(heads.asked) == 2 and tracker.state("it").regions[0] == heads.asked[0]["region"]
 
 
 def test_a_click_looks_around_and_then_closer():

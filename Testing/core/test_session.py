@@ -60,7 +60,9 @@ def propagated(session, *args, **options):
 def everything(session):
     """All a user can see of a session."""
     masks = {
-        name: {r.n: (r.mask_hw.tobytes(), r.iou, r.prompted, r.final) for r in session.results(name)}
+        name: {
+            r.n: (r.mask_hw.tobytes(), r.predicted_iou, r.prompted, r.final) for r in session.results(name)
+        }
         for name in session.object_names
     }
     return masks, session.provenance()["prompts"]
@@ -96,7 +98,7 @@ def test_the_example_of_the_module_runs(tmp_path, monkeypatch, model):
 
 def test_a_prompt_gives_the_mask_of_its_slice_at_once(session):
     result = session.prompt("ball", BALL)
-    assert (result.n, result.object_id, result.prompted) == (12, "ball", True)
+    assert (result.n, result.object, result.prompted) == (12, "ball", True)
     assert result.mask_hw.shape == (48, 40) and result.mask_hw.any()
     assert [r.n for r in session.results("ball")] == [12]
     assert session.tracker.encoder.encoded <= 3  # at most three looks at one slice, none at others
@@ -140,7 +142,7 @@ def test_a_refused_prompt_changes_nothing(session, prompts, reason):
 def test_several_objects_on_several_slices_at_once_or_none(session):
     good = PromptSet({"ball": [BALL, Point((20, 26, 5))], "other": [Box((2, 2, 9), (9, 9, 9))], "empty": []})
     results = session.apply(good)
-    assert [(r.object_id, r.n) for r in results] == [("ball", 12), ("ball", 5), ("other", 9)]
+    assert [(r.object, r.n) for r in results] == [("ball", 12), ("ball", 5), ("other", 9)]
     assert session.object_names == ("ball", "other", "empty")
     before = everything(session)
     session.finalise("other", 9)
@@ -241,7 +243,7 @@ def test_steps_long_ago_keep_masks_but_no_tensors_of_tracked_slices(session):
     for k in range(1, 8):
         pictures.append(everything(session))
         session.prompt("ball", Point((20, 26, k)))
-    *old, one, two, three, four = (moment.state.masks for moment in session._history._past)
+    *old, one, two, three, four = (step.state.states for step in session._history._past)
     assert len(old) == 5
     for masks in old:
         for state in masks.values():
@@ -326,7 +328,7 @@ def test_every_object_is_propagated_in_its_own_range(session, monkeypatch):
     session.prompt("high", Point((20, 26, 18)))
     progress = session.propagate(stop_after_absent=None)
     assert progress.total == 9 + 9
-    assert {(r.object_id, r.n) for r in progress} == {
+    assert {(r.object, r.n) for r in progress} == {
         *(("low", n) for n in range(2, 11)),
         *(("high", n) for n in range(14, 23)),
     }
@@ -397,7 +399,7 @@ def test_a_late_object_does_not_disturb_the_others(session):
     propagated(session)
     before = everything(session)[0]["ball"]
     session.prompt("late", Box((4, 4, 6), (14, 16, 6)))
-    assert {result.object_id for result in session.propagate()} == {"late"}
+    assert {result.object for result in session.propagate()} == {"late"}
     assert everything(session)[0]["ball"] == before
     alone = Session(session.volume, session.model)
     alone.prompt("late", Box((4, 4, 6), (14, 16, 6)))
@@ -477,7 +479,8 @@ def test_both_memories_propagate(volume, model, memory):
 def test_without_zoom_the_model_sees_whole_slices(volume, model):
     session = Session.open(volume, model, zoom="off")
     session.prompt("ball", BALL)
-    regions = {(r.region.width, r.region.height) for r in session.propagate()}
+    list(session.propagate())
+    regions = {(r.width, r.height) for r in session.tracker.state("ball").regions.values()}
     assert regions == {(40, 48)}
 
 

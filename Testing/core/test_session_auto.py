@@ -14,6 +14,7 @@ from medsam2_core.auto.volumes import VolumeOptions, conditioning
 from medsam2_core.errors import Cancelled, CheckpointError, PromptError
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
+from support.model import set_prompts
 from support.small_files import a_volume
 from support.tiny_model import SIDE, tiny_model
 
@@ -138,11 +139,11 @@ def test_a_click_refines_what_auto_found_and_a_moved_box_begins_anew(session, au
 
     monkeypatch.setattr(session.tracker._prompter, "_feedback", feedback)
     click = Point(tuple(session.stack.to_ijk([[30, 30, n]])[0]))
-    session.say("ball", n, [box, click])
+    set_prompts(session, "ball", n, [box, click])
     assert fed == [True], "the mask that was found is what the click corrects"
     assert session.segmentation()["ball"].tags["DICOM.SegmentAlgorithmType"] == "SEMIAUTOMATIC"
     fed.clear()
-    session.say("ball", n, [Box(box.first_ijk, box.last_ijk), click])
+    set_prompts(session, "ball", n, [Box(box.first_ijk, box.last_ijk), click])
     assert fed[0] is False, "the user's own box says everything anew"
 
 
@@ -150,7 +151,7 @@ def test_after_a_click_only_its_neighbourhood_is_followed_again(session, auto):
     (ball, _) = session.auto(auto, options=VolumeOptions("memory"))
     n = sorted(ball.prompts)[0]
     click = Point(tuple(session.stack.to_ijk([[12, 12, n]])[0]))
-    session.say("ball", n, [*ball.prompts[n], click])
+    set_prompts(session, "ball", n, [*ball.prompts[n], click])
     following = sorted(result.n for result in session.propagate())
     assert following
     above = [m for m in sorted(ball.prompts) if m > n]

@@ -15,7 +15,7 @@ from medsam2_core.errors import Cancelled, PromptError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
+from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, SlicePrompts
 from medsam2_core.session import Session
 from support.command_line import ball_kji
 from support.model import a_disc
@@ -86,7 +86,7 @@ def test_rounding_moves_no_pixel_across_one_half():
 
 def test_they_are_the_models_own_at_the_slices_full_size(session):
     result = session.prompt("ball", BALL)
-    logits = logits_on_slice(result.low_res_logits[None, None], result.region, result.mask_hw.shape)
+    logits = logits_on_slice(*session.tracker.state("ball").kept_logits(12), result.shape_hw)
     wanted_hw = 255 / (1 + np.exp(-logits.astype(np.float64).clip(-50, 50)))
     values_ji = session.probabilities().slice_ji("ball", 12)  # this stack's slices are the volume's own
     assert np.abs(wanted_hw - values_ji).max() < 1
@@ -139,8 +139,8 @@ STEPS = {
     "a drawn slice": lambda s: s.finalise("ball", 11, a_disc((48, 40), (20, 26), 5)),
     "a painted slice": lambda s: s.prompt("ball", MaskPrompt(np.ones((1, 6, 6), bool), (5, 5, 14))),
     "an erased slice": lambda s: s.prompt("ball", MaskPrompt(np.zeros((1, 6, 6), bool), (5, 5, 14))),
-    "other words": lambda s: s.say("ball", 12, [Point((20, 26, 12))]),
-    "words taken back": lambda s: s.say("ball", 8, []),
+    "other prompts": lambda s: s.set_prompts("ball", {12: SlicePrompts([Point((20, 26, 12))])}),
+    "prompts removed": lambda s: s.set_prompts("ball", {8: SlicePrompts()}),
     "a prompt taken back": lambda s: s.unprompt("ball", 12),
     "an object removed": lambda s: s.remove_object("ball"),
     "less patience": lambda s: (
@@ -193,9 +193,9 @@ def test_clicks_on_a_painted_mask_ask_the_model_again(session):
 
 def test_a_slice_given_back_to_tracking_has_its_probabilities_again(busy):
     before = busy.probabilities().slice_ji("ball", 15)
-    busy.say("ball", 15, [Point((20, 26, 15)), Point((3, 3, 15), positive=False)])
+    busy.set_prompts("ball", {15: SlicePrompts([Point((20, 26, 15)), Point((3, 3, 15), positive=False)])})
     assert not np.array_equal(busy.probabilities().slice_ji("ball", 15), before)
-    busy.say("ball", 15, [])
+    busy.set_prompts("ball", {15: SlicePrompts()})
     assert np.array_equal(busy.probabilities().slice_ji("ball", 15), before)
     busy.undo(), busy.undo()
 
@@ -228,7 +228,7 @@ def test_by_default_nothing_is_kept(volume, model, session):
     for one in (plain, session):
         one.prompt("ball", BALL)
         list(one.propagate())
-    assert all(outcome.probabilities is None for outcome in plain.tracker.state("ball").outcomes.values())
+    assert all(mask.probabilities is None for mask in plain.tracker.state("ball").masks.values())
     assert np.array_equal(plain.mask_kji("ball"), session.mask_kji("ball")), "and the masks are the same"
     assert plain.provenance() == session.provenance()
     with pytest.raises(PromptError, match=r"no probabilities were kept: .* probabilities=True"):

@@ -659,7 +659,7 @@ def on_any_stack(stack):
     mask = np.zeros(stack.shape_hw, bool)
     mask[3:8, 2:6] = True
     first, last = stack.to_ijk([[1.5, 2.5, 3], [5.5, 7.5, 3]])
-    records = {n: SliceMask.of_mask("thing", n, mask, prompted=n == 3) for n in (2, 3, 4)}
+    records = {n: SliceMask.from_mask("thing", n, mask, prompted=n == 3) for n in (2, 3, 4)}
     prompts = {3: (Box.between(first, last, predicted=True),)}
     return ClassFinding("thing", (0.1, 0.2, 0.3), "", 0.8, prompts, records)
 

@@ -56,12 +56,12 @@ class BrightHeads:
         return Prediction(logits, 1.0, score, torch.zeros(1, 256), region)
 
     def remember(self, n, features, prediction, prompted, embedding=None):
-        score = float(prediction.score)
+        score = float(prediction.object_score)
         return SliceMemory(
             n,
             torch.zeros(1, 64, 4, 4),
             prediction.pointer,
-            prediction.iou,
+            prediction.predicted_iou,
             score,
             prediction.region,
             embedding,

@@ -82,7 +82,7 @@ class Session:
         words = self.words.get(name, {}).get(n)
         final = words is not None and words.final
         mask = self.masks[name][n]
-        return SliceMask.of_mask(name, n, mask, iou=0.5, prompted=words is not None, final=final)
+        return SliceMask.from_mask(name, n, mask, predicted_iou=0.5, prompted=words is not None, final=final)
 
     def track(self, name, n):
         nearest = min(self.words[name], key=lambda m: (abs(m - n), m))
@@ -307,7 +307,11 @@ class FakeWorker:
         mask[4:9, 5:12] = True
         for done, n in enumerate(numbers, start=1):
             arrays = {}
-            told = [slice_mask_to_json(SliceMask.of_mask("square", n, mask, iou=0.8, prompted=False), arrays)]
+            told = [
+                slice_mask_to_json(
+                    SliceMask.from_mask("square", n, mask, predicted_iou=0.8, prompted=False), arrays
+                )
+            ]
             counts = {"done": done, "total": len(numbers)}
             self.send({"type": "slice", "re": header["id"], "slices": told, **counts}, arrays)
             time.sleep(self.options.step)

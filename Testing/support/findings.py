@@ -39,8 +39,8 @@ def a_finding(stack, name, centre_ij, radius, slices, boxes=(), colour=(0.2, 0.4
         corners = (i - radius, j - radius, k), (i + radius, j + radius, k)
         prompts[n] = (Box.between(*corners, predicted=True),)
     records = {
-        n: SliceMask.of_mask(
-            name, n, mask if n in slices else nothing, iou=0.9, score=5.0, confidence=0.8, prompted=n in boxes
+        n: SliceMask.from_mask(
+            name, n, mask if n in slices else nothing, predicted_iou=0.8, prompted=n in boxes
         )
         for n in {*slices, *boxes}
     }

@@ -1,6 +1,7 @@
 """Small models with random weights, images to segment, stock SAM 2 beside ours: for tests of the engine."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,29 @@ from medsam2_core.engine.maps import logits_on_slice
 from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
 from medsam2_core.engine.sources import ArrayImages
-from medsam2_core.prompts import PixelPrompts
+from medsam2_core.engine.tracker import Tracker
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import PixelPrompts, Prompt, SlicePrompts
+from medsam2_core.session import Session
 from omegaconf import OmegaConf
 from PIL import Image
 
 DRAWN = PromptRecipe(draws_prompts=True, carries_mask=True)
+
+
+def set_prompts(
+    session: Session,
+    name: str,
+    n: int,
+    prompts: Sequence[Prompt],
+    *,
+    known: SliceMask | np.ndarray | None = None,
+    final: bool = False,
+) -> SliceMask | None:
+    """Set the prompts of one slice; its mask."""
+    if isinstance(known, np.ndarray):
+        known = SliceMask.from_mask(name, n, known)
+    return session.set_prompts(name, {n: SlicePrompts(tuple(prompts), final, known)})[n]
 
 
 def prompt(points=(), labels=(), box=None, mask=None) -> PixelPrompts:
@@ -112,9 +131,9 @@ class StockAndOurs:
         """A fresh state of stock."""
         return self.stock.init_state(str(self.folder))
 
-    def logits(self, result) -> np.ndarray:
-        """(H, W) logits of one of our results, as stock shows them."""
-        return logits_on_slice(result.low_res_logits[None, None], result.region, self.shape_hw)
+    def logits(self, tracker: Tracker, result: SliceMask) -> np.ndarray:
+        """(H, W) logits behind one of our results, as stock shows them."""
+        return logits_on_slice(*tracker.state(result.object).kept_logits(result.n), self.shape_hw)
 
 
 def remember_images(stock: torch.nn.Module) -> None:

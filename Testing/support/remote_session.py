@@ -244,7 +244,9 @@ class ASession:
                     continue
                 mask = words.known.mask_hw if words.known is not None else answer_to(words, n, self.stack)
                 records.append(
-                    SliceMask.of_mask(name, n, mask, confidence=0.5 + 0.4 * (n % 5) / 5, final=words.final)
+                    SliceMask.from_mask(
+                        name, n, mask, predicted_iou=0.5 + 0.4 * (n % 5) / 5, prompted=True, final=words.final
+                    )
                 )
             self._records.setdefault(name, {}).update({record.n: record for record in records})
             if done is not None:
@@ -280,8 +282,8 @@ class ASession:
             found = self._records.get(name, {}).get(source)
             known = self._records.get(name, {}).get(n)
             if found is not None and (known is None or not known.final):
-                record = SliceMask.of_mask(
-                    name, n, found.mask_hw, confidence=1 / (2 + abs(n - source)), prompted=False
+                record = SliceMask.from_mask(
+                    name, n, found.mask_hw, predicted_iou=1 / (2 + abs(n - source)), prompted=False
                 )
                 self._records[name][n] = record
                 slices([record], index + 1, len(plan))

@@ -41,6 +41,6 @@ def tensors_of(state: ObjectState) -> list[torch.Tensor | None]:
     predictions = [entry.prediction for entry in given]
     return [
         *(part for memory in memories for part in (memory.features, memory.pointer, memory.embedding)),
-        *(part for one in predictions for part in (one.logits, one.pointer, one.score)),
+        *(part for one in predictions for part in (one.logits, one.pointer, one.object_score)),
         *(logits for logits, _ in state.recent.values()),
     ]

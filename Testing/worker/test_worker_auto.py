@@ -16,6 +16,7 @@ from medsam2_core.session import Session
 from medsam2_core.session.automatic import AutoRun
 from medsam2_core.worker.findings import AutoWish, entries_in
 from medsam2_core.worker.masks import slice_mask_to_json
+from support.model import set_prompts
 from support.real_worker import RealWorker, a_ball, a_box, a_point
 
 KIDNEY = "Cat~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Reg~^^~^^"
@@ -123,7 +124,7 @@ def test_a_volume_is_segmented_as_here(ready, here, folder, method):
         assert sorted(map(int, told["prompts"])) == sorted(one.prompts)
         for n, found in one.slices.items():
             assert (records[one.name, n].mask_hw == found.mask_hw).all()
-            assert records[one.name, n].iou == pytest.approx(found.iou)
+            assert records[one.name, n].predicted_iou == pytest.approx(found.predicted_iou)
     assert any(one.slices for one in expected), "the untrained model finds nothing: take another seed"
     counts = [frame.header for frame in ready.about(number, "slice")]
     assert [one["done"] for one in counts] == sorted(one["done"] for one in counts)
@@ -224,14 +225,13 @@ def test_a_found_object_is_restored_and_a_click_refines_it(ready, here, folder):
     (refined,) = ready.records(ready.say("found", 12, said, a_point(50, 40, 12)))
     (found,) = found_here(here, folder, 12, 12, classes=["cyst"])
     from medsam2_core.prompts import Point
-    from medsam2_core.session.answers import Words
 
-    here.restore_object("found", {12: Words(found.prompts[12], found.slices[12])}, {})
-    expected = here.say("found", 12, [*found.prompts[12], Point((50, 40, 12))])
+    here.restore_object("found", found.slice_prompts(), {})
+    expected = set_prompts(here, "found", 12, [*found.prompts[12], Point((50, 40, 12))])
     assert (refined.mask_hw == expected.mask_hw).all()
     moved = a_box((30, 20, 12), (70, 60, 12))
     (afresh,) = ready.records(ready.say("found", 12, moved))
-    fresh = here.say("other", 12, [Box((30, 20, 12), (70, 60, 12))])
+    fresh = set_prompts(here, "other", 12, [Box((30, 20, 12), (70, 60, 12))])
     assert (afresh.mask_hw == fresh.mask_hw).all(), "a box that was moved is the user's own"
     ready.ask("remove_object", session="s", object="found")
 

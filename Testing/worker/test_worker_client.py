@@ -33,7 +33,7 @@ def heard_request(heard, **options):
 
 def a_slice(request, n):
     arrays = {}
-    record = slice_mask_to_json(SliceMask.of_mask("a", n, np.eye(5, dtype=bool)), arrays)
+    record = slice_mask_to_json(SliceMask.from_mask("a", n, np.eye(5, dtype=bool), prompted=True), arrays)
     return answer("slice", request, arrays, slices=[record], done=n, total=9)
 
 

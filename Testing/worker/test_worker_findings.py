@@ -102,7 +102,7 @@ def _request(kind, note, progress):
     return Request(kind, note=note, progress=progress)
 
 
-RECORD = SliceMask.of_mask("a", 1, np.ones((4, 5), bool))
+RECORD = SliceMask.from_mask("a", 1, np.ones((4, 5), bool), prompted=True)
 CLASS = {
     **{"name": "a", "colour_rgb": [0, 0.5, 1], "terminology": "", "confidence": 0.5},
     **{"slices": [1], "prompts": {"1": [{"kind": "point", "ijk": [1, 1, 1], "positive": True}]}},

@@ -58,7 +58,7 @@ def test_bits_that_do_not_fit_are_refused(box, bits):
 
 @given(masks, st.floats(0, 1), st.booleans())
 def test_a_record_is_the_same_at_the_other_end(mask_hw, iou, final):
-    record = SliceMask.of_mask("liver", 7, mask_hw, iou=iou, final=final)
+    record = SliceMask.from_mask("liver", 7, mask_hw, predicted_iou=iou, final=final)
     arrays = {}
     assert slice_mask_from_json(*through_a_frame(slice_mask_to_json(record, arrays), arrays)) == record
     assert np.array_equal(record.mask_hw, mask_hw) and record.is_empty == (not mask_hw.any())
@@ -67,14 +67,15 @@ def test_a_record_is_the_same_at_the_other_end(mask_hw, iou, final):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"n": -1}, {"n": True}, {"n": 1.5}, {"iou": "1"}, {"iou": 10**400}, {"prompted": 1}, {"object": None},
+        {"n": -1}, {"n": True}, {"n": 1.5}, {"predicted_iou": "1"}, {"predicted_iou": 10**400},
+        {"prompted": 1}, {"object": None},
         {"shape_hw": [5]}, {"shape_hw": [2**40, 2**40]}, {"box": [0, 0, 9, 9]}, {"box": [0, 0, 1, 20]},
         {"mask": "another"}, {"mask": None},
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_refused(wrong):
     arrays = {}
-    item = slice_mask_to_json(SliceMask.of_mask("liver", 7, np.eye(5, dtype=bool)), arrays)
+    item = slice_mask_to_json(SliceMask.from_mask("liver", 7, np.eye(5, dtype=bool)), arrays)
     with pytest.raises(ProtocolError):
         slice_mask_from_json({**item, **wrong}, arrays)
 
@@ -94,7 +95,7 @@ def test_words_are_the_same_at_the_other_end():
 
 
 def test_a_known_mask_goes_with_the_words():
-    known = SliceMask.of_mask("liver", 3, np.eye(6, dtype=bool), final=False)
+    known = SliceMask.from_mask("liver", 3, np.eye(6, dtype=bool), prompted=True)
     arrays = {}
     item = messages.words_to_json(3, SlicePrompts(WORDS.prompts, known=known), arrays)
     n, words = messages.words_from_json(*_with(through_a_frame(item, arrays)))
@@ -138,7 +139,7 @@ def test_words_that_begin_with_the_earlier_ones_extend_them():
 
 
 def test_an_object_is_told_with_the_masks_that_words_alone_would_not_give():
-    record = {n: SliceMask.of_mask("liver", n, np.eye(6, dtype=bool)) for n in (1, 2, 3)}
+    record = {n: SliceMask.from_mask("liver", n, np.eye(6, dtype=bool), prompted=True) for n in (1, 2, 3)}
     words = {1: SlicePrompts(WORDS.prompts), 3: SlicePrompts(WORDS.prompts), 4: SlicePrompts()}
     arrays = {}
     told = ObjectRecord(words, record, {3: record[3]}).to_json(arrays)

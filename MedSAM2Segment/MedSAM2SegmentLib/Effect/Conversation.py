@@ -168,7 +168,9 @@ class Conversation:
         slices = [n for n, said in words.items() if said]
         masks = self._workplace.writer.segmentMasks(segmentID, self._link.stack, slices) if slices else {}
         return {
-            n: replace(said, known=SliceMask.of_mask(segmentID, n, masks[n], final=said.final))
+            n: replace(
+                said, known=SliceMask.from_mask(segmentID, n, masks[n], prompted=True, final=said.final)
+            )
             if said
             else said
             for n, said in words.items()

@@ -28,7 +28,8 @@ _QUIET = 0.5
 #: Seconds after which it is told even while slices are being filled in.
 _LATEST = 10.0
 
-_NUMBERS = ("iou", "score", "confidence")
+# What the scene calls the attributes of a mask.
+_NUMBERS = {"iou": "predicted_iou", "score": "object_score", "confidence": "confidence"}
 _BROKEN = (ValueError, KeyError, TypeError, AttributeError, binascii.Error, ProtocolError, GeometryError)
 
 
@@ -138,7 +139,7 @@ class Remembering:
             told = self._kept.get(segmentID, (None, ()))[1]
             if session is not None:
                 records = sorted(session.records(segmentID).items())
-                told = tuple((n, one.iou, one.score, one.confidence) for n, one in records)
+                told = tuple((n, one.predicted_iou, one.object_score, one.confidence) for n, one in records)
             if notes is not None or told:
                 stamps[segmentID] = (None if notes is None else notes.stamp, told)
         return stamps
@@ -172,7 +173,7 @@ class Remembering:
         masks = self._workplace.writer.knownMasks(segmentID, stack, wanted)
         records = dict(known.records)
         for n in wanted:
-            records[n] = SliceMask.of_mask(
+            records[n] = SliceMask.from_mask(
                 segmentID, n, masks[n], **numbers[n], prompted=n in words, final=_isFinal(words, n)
             )
         beneath = {n: _beneath(segmentID, n, one, stack.shape_hw) for n, one in refined.items()}
@@ -184,18 +185,18 @@ def _isFinal(words: Mapping[int, SlicePrompts], n: int) -> bool:
 
 
 def _numbers(record: SliceMask) -> dict[str, Any]:
-    return {"n": record.n, **{name: round(getattr(record, name), 6) for name in _NUMBERS}}
+    return {"n": record.n, **{key: round(getattr(record, name), 6) for key, name in _NUMBERS.items()}}
 
 
 def _read(one: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(one[name]) for name in _NUMBERS}
+    return {"predicted_iou": float(one["iou"]), "object_score": float(one["score"])}
 
 
 def _beneath(segmentID: str, n: int, one: Mapping[str, Any], shape_hw: tuple[int, int]) -> SliceMask:
     """The mask tracking had found on a slice before words corrected it."""
     top, left, height, width = (int(value) for value in one["box"])
     bits = base64.b64decode(one["bits"], validate=True)
-    empty = SliceMask.of_mask(segmentID, n, np.zeros(shape_hw, bool), **_read(one), prompted=False)
+    empty = SliceMask.from_mask(segmentID, n, np.zeros(shape_hw, bool), **_read(one), prompted=False)
     record = dataclasses.replace(empty, box=(top, left, height, width), bits=bits)
     record.mask_hw  # noqa: B018 - ProtocolError when it does not fit
     return record

@@ -23,8 +23,8 @@ from medsam2_core.auto.loading import AutoModel
 from medsam2_core.auto.network import NOTHING_SAID, Answer, UserPrompts, merged_labels
 from medsam2_core.auto.predictor import Levels, PredictedPrompts
 from medsam2_core.engine.sources import ImageSource
-from medsam2_core.engine.states import Found
 from medsam2_core.imaging.probabilities import MAXIMUM, PackedValues, agreeing
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import PixelPrompts
 
 _LEAST_SIDE = 2.0  # pixels of a predicted box that is worth showing
@@ -63,15 +63,17 @@ class ClassFound:
 
     @property
     def confidence(self) -> float:
-        """0 to 1, as of a :class:`~medsam2_core.engine.states.SliceResult`."""
+        """0 to 1, as of a :class:`~medsam2_core.imaging.slice_mask.SliceMask`."""
         present = 1 / (1 + float(np.exp(-np.clip(self.score, -30, 30))))
         return self.quality * present if self.mask_hw.any() else 1 - present
 
-    @property
-    def found(self) -> Found:
-        """As an answer a session takes."""
+    def slice_mask(self, name: str, n: int) -> SliceMask:
+        """Return the mask as that of an object on slice ``n``."""
         score = self.score if self.mask_hw.any() else min(self.score, -1.0)
-        return Found(self.mask_hw, self.quality, score, self.probabilities)
+        return SliceMask.from_mask(
+            name, n, self.mask_hw, predicted_iou=self.quality, object_score=score,
+            probabilities=self.probabilities,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.auto.segmenting import AutoSegmenter, ClassFound, SliceFound
-from medsam2_core.engine.propagating import Propagation
-from medsam2_core.engine.states import Found
+from medsam2_core.engine.propagation import Propagation
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import Cancelled, Interrupted, PromptError
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import PixelPrompts
 
 
@@ -78,7 +78,7 @@ class ClassInVolume:
     """
 
     number: int
-    slices: dict[int, Found] = field(default_factory=dict)
+    slices: dict[int, SliceMask] = field(default_factory=dict)
     boxes: dict[int, tuple[float, float, float, float] | None] = field(default_factory=dict)
 
     @property
@@ -86,11 +86,11 @@ class ClassInVolume:
         """Mean quality of the slices it is on, weighted by area; 0 when it is on none."""
         areas = {n: int(one.mask_hw.sum()) for n, one in self.slices.items()}
         total = sum(areas.values())
-        return sum(self.slices[n].iou * area for n, area in areas.items()) / total if total else 0.0
+        return sum(self.slices[n].predicted_iou * area for n, area in areas.items()) / total if total else 0.0
 
 
 #: Class number, slice, and what is there now.
-Change = tuple[int, int, Found]
+Change = tuple[int, int, SliceMask]
 Step = Callable[[], list[Change]]
 
 
@@ -162,7 +162,7 @@ class AutoVolume:
         first: int | None = None,
         last: int | None = None,
         should_cancel: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[int, int, Found]]:
+    ) -> Iterator[tuple[int, int, SliceMask]]:
         """(class number, slice, what is there) as it becomes known; a later one replaces an earlier.
 
         Slices from `first` to `last`, inclusive. When it is over, :attr:`found` holds all. Asking for the
@@ -195,7 +195,10 @@ class AutoVolume:
         """What the predictor finds on a slice."""
         seen[n] = self._segmenter.segment(n)
         self.done += 1
-        return [(one.number, n, self._put(one.number, n, one.found)) for one in seen[n].classes]
+        return [
+            (one.number, n, self._put(one.number, n, one.slice_mask(self._name(one.number), n)))
+            for one in seen[n].classes
+        ]
 
     def _choose(self, seen: Mapping[int, SliceFound]) -> list[Change]:
         for number, one in self.found.items():
@@ -241,7 +244,7 @@ class AutoVolume:
             return []
         self.done = before + progress.done
         steps.next(partial(self._follow, steps, number, progress, before))
-        found = Found(result.mask_hw, result.iou, result.object_score, result.probabilities)
+        found = replace(result, object=self._name(number), prompted=False)
         return [(number, result.n, self._put(number, result.n, found))]
 
     def _extent(self, one: ClassInVolume, first: int, last: int) -> tuple[int, int]:
@@ -269,7 +272,7 @@ class AutoVolume:
             if not (masks.sum(0) > 1).any():
                 continue
             winner = _winners(
-                masks, [self.found[number].slices[n].iou for number in claims], seen.get(n), claims
+                masks, [self.found[number].slices[n].predicted_iou for number in claims], seen.get(n), claims
             )
             for row, number in enumerate(claims):
                 before = self.found[number].slices[n]
@@ -277,9 +280,12 @@ class AutoVolume:
                 if (mask != before.mask_hw).any():
                     kept = before.probabilities
                     kept = None if kept is None else kept.agreeing(mask)
-                    yield number, n, self._put(number, n, Found(mask, before.iou, before.score, kept))
+                    yield number, n, self._put(number, n, before.with_mask(mask, probabilities=kept))
 
-    def _put(self, number: int, n: int, found: Found) -> Found:
+    def _name(self, number: int) -> str:
+        return self._segmenter.auto.card.class_names[number]
+
+    def _put(self, number: int, n: int, found: SliceMask) -> SliceMask:
         self.found[number].slices[n] = found
         return found
 
@@ -322,5 +328,6 @@ def _said(box: tuple[float, float, float, float] | None) -> PixelPrompts:
     return PixelPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int32), box_xyxy=corners)
 
 
-def _nothing(found: Found) -> Found:
-    return Found(np.zeros_like(found.mask_hw), found.iou, -1.0)
+def _nothing(found: SliceMask) -> SliceMask:
+    empty = np.zeros(found.shape_hw, bool)
+    return found.with_mask(empty, object_score=-1.0, probabilities=None)

@@ -19,7 +19,7 @@ from medsam2_core.errors import ExportError, MedSAM2Error, VolumeError
 if TYPE_CHECKING:
     from medsam2_core.auto.loading import AutoModel
     from medsam2_core.session import Session
-    from medsam2_core.session.automatic import AutoFound
+    from medsam2_core.session.automatic import AutoPrediction
 
 
 class Method(str, Enum):
@@ -170,7 +170,7 @@ def _loaded(path: Path, network: dict[str, Any]) -> AutoModel:
     return load_auto(path, model, device, precision)
 
 
-def _segmented(volume: Any, auto: AutoModel, how: dict[str, Any]) -> tuple[Session, list[AutoFound]]:
+def _segmented(volume: Any, auto: AutoModel, how: dict[str, Any]) -> tuple[Session, list[AutoPrediction]]:
     from medsam2_core.auto.volumes import VolumeOptions
     from medsam2_core.session import Session
 
@@ -209,7 +209,7 @@ def _images_of(folder: Path) -> list[Path]:
     return [one for one in found if not one.stem.lower().endswith(LABEL_ENDINGS)]
 
 
-def _class_facts(one: AutoFound, segmentation: Any) -> dict[str, Any]:
+def _class_facts(one: AutoPrediction, segmentation: Any) -> dict[str, Any]:
     if one.name not in segmentation.names:
         return {"name": one.name, "voxels": 0, "millilitres": 0.0, "confidence": 0.0}
     segment = segmentation[one.name]

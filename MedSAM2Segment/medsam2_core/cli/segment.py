@@ -121,7 +121,7 @@ def _propagate(session: Session, job: _Job) -> None:
     progress = session.propagate(first=job.first, last=job.last)
     with slices_bar("segmenting", progress.total) as update:
         for result in progress:
-            update(progress.done, f"{result.object_id}, slice {result.n}")
+            update(progress.done, f"{result.object}, slice {result.n}")
 
 
 def _facts(session: Session, segmentation: Segmentation) -> dict[str, Any]:

@@ -27,10 +27,10 @@ def _region_of(state: "ObjectState", n: int, zoom: Zoom) -> Region | None:
         return state.conditioning[n].prediction.region
     if n in state.recent:
         return state.recent[n][1]
-    if n in state.outcomes:
-        return state.outcomes[n].region
-    seen = [m for m in state.outcomes if not state.outcomes[m].mask.is_empty]
+    if n in state.masks:
+        return state.regions[n]
+    seen = [m for m, mask in state.masks.items() if not mask.is_empty]
     if not seen:
         return None
-    nearest = state.outcomes[min(seen, key=lambda m: abs(m - n))]
-    return zoom.follow(nearest.region, Box.of_mask(nearest.mask.mask_hw()))
+    nearest = min(seen, key=lambda m: abs(m - n))
+    return zoom.follow(state.regions[nearest], Box.of_mask(state.masks[nearest].mask_hw))

@@ -220,15 +220,15 @@ class Heads:
                 pred_masks_high_res=functional.interpolate(
                     prediction.logits, size=(side, side), mode="bilinear", align_corners=False
                 ),
-                object_score_logits=prediction.score,
+                object_score_logits=prediction.object_score,
                 is_mask_from_pts=prompted,
             )
         return SliceMemory(
             n,
             encoded.to(torch.bfloat16),
             prediction.pointer,
-            prediction.iou,
-            float(prediction.score),
+            prediction.predicted_iou,
+            float(prediction.object_score),
             prediction.region,
             None if embedding is None else embedding.to(torch.bfloat16),
         )

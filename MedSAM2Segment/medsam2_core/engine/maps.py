@@ -5,7 +5,6 @@ absent object is -1024 everywhere, a user's mask is +-10.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,52 +88,3 @@ def moved_logits(logits: torch.Tensor, old: Region, new: Region) -> torch.Tensor
     # smear.
     shifted = logits.float().clamp(min=-32.0, max=32.0) - BEYOND
     return functional.grid_sample(shifted, grid, align_corners=False, padding_mode="zeros") + BEYOND
-
-
-@dataclass(frozen=True, slots=True)
-class PackedMask:
-    """A mask of a slice as bits of its bounding box: tens of bytes for most objects, not H x W.
-
-    Attributes
-    ----------
-    bits
-        The box's rows, packed; empty for an empty mask.
-    box
-        First row, first column, rows, columns.
-    shape_hw
-        Of the slice.
-    """
-
-    bits: bytes
-    box: tuple[int, int, int, int]
-    shape_hw: tuple[int, int]
-
-    @classmethod
-    def of(cls, mask_hw: NDArray[np.bool_]) -> "PackedMask":
-        """Pack a mask (H, W)."""
-        rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-        shape = (int(mask_hw.shape[0]), int(mask_hw.shape[1]))
-        if len(rows) == 0:
-            return cls(b"", (0, 0, 0, 0), shape)
-        y, x = int(rows[0]), int(columns[0])
-        inner = mask_hw[y : rows[-1] + 1, x : columns[-1] + 1]
-        return cls(np.packbits(inner).tobytes(), (y, x, inner.shape[0], inner.shape[1]), shape)
-
-    def mask_hw(self) -> NDArray[np.bool_]:
-        """The mask (H, W)."""
-        out = np.zeros(self.shape_hw, dtype=bool)
-        y, x, height, width = self.box
-        if self.bits:
-            bits = np.unpackbits(np.frombuffer(self.bits, dtype=np.uint8), count=height * width)
-            out[y : y + height, x : x + width] = bits.reshape(height, width).astype(bool)
-        return out
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is inside."""
-        return not self.bits
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the bits."""
-        return len(self.bits)

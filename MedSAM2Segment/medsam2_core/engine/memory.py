@@ -343,7 +343,7 @@ class SelfSortingBank:
         return MemoryRead(spatial, pointers)
 
     def _add_as_in_paper(self, memory: SliceMemory) -> None:
-        if memory.iou <= self._rule.least_iou:
+        if memory.predicted_iou <= self._rule.least_iou:
             return
         self._held.append(memory)
         if len(self._held) > self._rule.capacity:
@@ -361,7 +361,7 @@ class SelfSortingBank:
         least = int(to_new.argmin())
         twin = int(among[least].argmax())
         less_alike = to_new[least] < among[least, twin]
-        if less_alike and memory.iou > self._held[twin].iou - self._rule.tolerance:
+        if less_alike and memory.predicted_iou > self._held[twin].predicted_iou - self._rule.tolerance:
             self._held.pop(twin)
             self._held.append(memory)
 

@@ -8,10 +8,10 @@ import torch
 
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads, Tokens
-from medsam2_core.engine.maps import PackedMask, logits_of_mask, mask_of_logits, moved_logits
+from medsam2_core.engine.maps import logits_of_mask, mask_of_logits, moved_logits
 from medsam2_core.engine.memory import Query
 from medsam2_core.engine.options import TrackerOptions
-from medsam2_core.engine.states import Found, ObjectState, Outcome, Prediction, SliceMemory
+from medsam2_core.engine.states import ObjectState, Prediction, SliceMemory
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import PromptError
 
@@ -49,17 +49,6 @@ def check_prompt(n: int, prompt: "PixelPrompts", shape_hw: tuple[int, int]) -> N
         raise PromptError(f"the prompt on slice {n} is empty: give a point, a box or a mask")
     if prompt.mask_hw is not None and tuple(prompt.mask_hw.shape) != tuple(shape_hw):
         raise PromptError(f"the mask on slice {n} is {prompt.mask_hw.shape}, the slice is {shape_hw}")
-
-
-def taken_over(n: int, found: Found, shape_hw: tuple[int, int], zoom: Zoom | None) -> Outcome:
-    """A tracked mask that comes from elsewhere; PromptError when it does not have the slice's shape."""
-    mask_hw = np.asarray(found.mask_hw, dtype=bool)
-    if mask_hw.shape != tuple(shape_hw):
-        raise PromptError(f"the mask on slice {n} is {mask_hw.shape}, the slice is {shape_hw}")
-    box = Box.of_mask(mask_hw)
-    region = Region.whole(shape_hw) if zoom is None or box is None else zoom.around(box)
-    kept = found.probabilities
-    return Outcome(PackedMask.of(mask_hw), found.iou, found.score, region, False, probabilities=kept)
 
 
 class Prompter:
@@ -187,7 +176,7 @@ class Prompter:
             if region == best.region:
                 return best
             again = self._ask(state, n, prompt, region, fed)
-            if again.is_absent or again.iou < best.iou:
+            if again.is_absent or again.predicted_iou < best.predicted_iou:
                 return best
             best = again
         return best
@@ -223,5 +212,5 @@ class Prompter:
 
 def _seen_nearby(state: ObjectState, n: int) -> Region | None:
     """The region of the nearest slice the object is on; None when it has not been seen yet."""
-    seen = [m for m, outcome in state.outcomes.items() if m != n and not outcome.mask.is_empty]
-    return state.outcomes[min(seen, key=lambda m: abs(m - n))].region if seen else None
+    seen = [m for m, mask in state.masks.items() if m != n and not mask.is_empty]
+    return state.regions[min(seen, key=lambda m: abs(m - n))] if seen else None

@@ -9,8 +9,8 @@ from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads
 from medsam2_core.engine.maps import mask_of_logits, moved_logits, probabilities_of_logits
 from medsam2_core.engine.memory import Embedding, MemoryPolicy, Query
-from medsam2_core.engine.planning import Step
-from medsam2_core.engine.states import ObjectState, Outcome, Prediction, SliceMemory
+from medsam2_core.engine.propagation import Step
+from medsam2_core.engine.states import ObjectState, Prediction, SliceMemory
 from medsam2_core.engine.zoom import Box, Region, Zoom
 
 
@@ -53,7 +53,7 @@ class Runner:
             larger = zoom.grown(region, box)
             if larger != region:
                 again = self._look(state, step, larger, memories)
-                if again[2].iou >= prediction.iou and not again[2].is_absent:
+                if again[2].predicted_iou >= prediction.predicted_iou and not again[2].is_absent:
                     region, (features, attended, prediction) = larger, again
                     mask_hw = mask_of_logits(prediction.logits, region, shape)
                     box = Box.of_mask(mask_hw)
@@ -63,11 +63,12 @@ class Runner:
         kept = None
         if self._keeps_probabilities:
             kept = probabilities_of_logits(prediction.logits, region, mask_hw)
-        state.outcomes[step.n] = Outcome.of(prediction, mask_hw, kept, prompted=False)
+        mask = prediction.slice_mask(state.object_id, step.n, mask_hw, kept, prompted=False)
+        state.set_mask(mask, region)
 
     def pass_final(self, state: ObjectState, step: Step, run: Run, zoom: Zoom | None) -> None:
         """Remember a frozen mask as if it had been predicted, so that tracking goes on from it."""
-        mask_hw = state.outcomes[step.n].mask.mask_hw()
+        mask_hw = state.masks[step.n].mask_hw
         box = Box.of_mask(mask_hw)
         region = Region.whole(mask_hw.shape)
         if zoom is not None:
@@ -92,7 +93,7 @@ class Runner:
         if source.ordered and encoder.model.recipe.carries_mask:
             canvas = heads.carried(moved_logits(*self._previous(state, step), region))
         prediction = heads.decode(features, attended, region, canvas=canvas)
-        if prediction.iou < encoder.model.recipe.least_iou:
+        if prediction.predicted_iou < encoder.model.recipe.least_iou:
             prediction = prediction.as_absent()
         return features, attended, prediction
 
@@ -108,8 +109,8 @@ class Runner:
         if zoom is None:
             return Region.whole(self._encoder.source.shape_of(step.n))
         before = step.n + 1 if step.reverse else step.n - 1
-        outcome = state.outcomes.get(before) or state.outcomes[step.seed]
-        return zoom.follow(outcome.region, Box.of_mask(outcome.mask.mask_hw()))
+        n = before if before in state.masks else step.seed
+        return zoom.follow(state.regions[n], Box.of_mask(state.masks[n].mask_hw))
 
     def _conditioning(self, state: ObjectState) -> dict[int, SliceMemory]:
         """Memories of all prompted slices, ascending; those not encoded yet are, now."""

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsam2_core.engine.maps import ABSENT, PackedMask, logits_of_mask
+from medsam2_core.engine.maps import ABSENT, logits_of_mask
 from medsam2_core.engine.zoom import Region
 from medsam2_core.imaging.probabilities import PackedValues
+from medsam2_core.imaging.slice_mask import SliceMask
 
 if TYPE_CHECKING:
     from medsam2_core.engine.memory import MemoryBank
@@ -30,10 +31,10 @@ class Prediction:
     ----------
     logits
         (1, 1, S/4, S/4), fp32, over `region`; -1024 everywhere when the object is absent.
-    iou
+    predicted_iou
         The model's own estimate of the mask's quality, 0 to 1.
-    score
-        (1, 1) object score as a logit; 0 or less means absent.
+    object_score
+        (1, 1) logit; 0 or less means absent.
     pointer
         (1, C) object pointer.
     region
@@ -41,20 +42,35 @@ class Prediction:
     """
 
     logits: torch.Tensor
-    iou: float
-    score: torch.Tensor
+    predicted_iou: float
+    object_score: torch.Tensor
     pointer: torch.Tensor
     region: Region
 
     def as_absent(self) -> "Prediction":
         """The same answer, taken as "the object is not here"."""
         nothing = torch.full_like(self.logits, ABSENT)
-        return replace(self, logits=nothing, score=torch.full_like(self.score, -1.0))
+        return replace(self, logits=nothing, object_score=torch.full_like(self.object_score, -1.0))
+
+    def slice_mask(
+        self,
+        object_id: str,
+        n: int,
+        mask_hw: NDArray[np.bool_],
+        probabilities: PackedValues | None,
+        *,
+        prompted: bool,
+    ) -> SliceMask:
+        """Return the mask (H, W) made of these logits, with their predicted IoU and object score."""
+        return SliceMask.from_mask(
+            object_id, n, mask_hw, predicted_iou=self.predicted_iou, object_score=float(self.object_score),
+            prompted=prompted, probabilities=probabilities,
+        )  # fmt: skip
 
     @property
     def is_absent(self) -> bool:
         """Whether the object is not on this slice."""
-        return float(self.score) <= 0 or not bool((self.logits > 0).any())
+        return float(self.object_score) <= 0 or not bool((self.logits > 0).any())
 
 
 @dataclass(slots=True)
@@ -69,7 +85,7 @@ class SliceMemory:
         (1, 64, S/16, S/16), bf16 as in stock; None once only the pointer is still of use.
     pointer
         (1, C).
-    iou, score
+    predicted_iou, object_score
         Of the prediction that was remembered.
     region
         The features' grid lies over this region. When the region has moved since, the features are used as
@@ -82,8 +98,8 @@ class SliceMemory:
     n: int
     features: torch.Tensor | None
     pointer: torch.Tensor
-    iou: float
-    score: float
+    predicted_iou: float
+    object_score: float
     region: Region
     embedding: torch.Tensor | None = None
 
@@ -112,11 +128,11 @@ class ConditioningSlice:
         costs no more than it must.
     is_remembered
         Whether `memory` is of this prediction.
-    beneath
-        What tracking had found here before; it stands again when all prompts are taken back.
-    by_words
-        Whether the answer follows from the words alone, one after the other, so that further words can refine
-        it and the same words would give it again.
+    tracked
+        What tracking had found here before; it comes back when all prompts are removed.
+    reproducible
+        Whether the prediction follows from the slice's own prompts alone, one after the other, so that
+        further prompts can refine it and the same prompts would give it again.
     """
 
     n: int
@@ -124,8 +140,8 @@ class ConditioningSlice:
     prediction: Prediction
     memory: SliceMemory | None = None
     is_remembered: bool = False
-    beneath: "Beneath | None" = None
-    by_words: bool = False
+    tracked: "TrackedSlice | None" = None
+    reproducible: bool = False
 
     @property
     def says_absent(self) -> bool:
@@ -137,126 +153,23 @@ class ConditioningSlice:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """The mask of one slice as it stands, without tensors.
-
-    `probabilities` are those the mask was cut from; None when they are not kept, or nobody doubts the mask: a
-    user's own. They are part of the outcome, so that they never outlive the mask.
-    """
-
-    mask: PackedMask
-    iou: float
-    score: float
-    region: Region
-    prompted: bool
-    final: bool = False
-    probabilities: PackedValues | None = None
-
-    @classmethod
-    def of(
-        cls,
-        prediction: Prediction,
-        mask_hw: NDArray[np.bool_],
-        probabilities: PackedValues | None,
-        *,
-        prompted: bool,
-    ) -> "Outcome":
-        """A prediction with the mask (H, W) it means."""
-        packed, score = PackedMask.of(mask_hw), float(prediction.score)
-        return cls(packed, prediction.iou, score, prediction.region, prompted, probabilities=probabilities)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the mask, and of the probabilities."""
-        return self.mask.nbytes + (self.probabilities.nbytes if self.probabilities is not None else 0)
-
-    def emptied(self) -> "Outcome":
-        """The same slice, without the object."""
-        nothing = PackedMask(b"", (0, 0, 0, 0), self.mask.shape_hw)
-        return Outcome(nothing, self.iou, -10.0, self.region, prompted=False)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """A mask (H, W) bool that is known without asking the model.
-
-    `iou` is its estimated quality and `score` the object's presence as a logit, as in :class:`SliceResult`.
-    `probabilities` are those it was cut from, where a model made it and they were kept.
-    """
-
-    mask_hw: NDArray[np.bool_]
-    iou: float = 1.0
-    score: float = 10.0
-    probabilities: PackedValues | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Beneath:
-    """What was known of a slice before the user spoke about it.
+class TrackedSlice:
+    """What tracking had found on a slice before it was prompted.
 
     Attributes
     ----------
-    outcome
-        The mask.
+    mask, region
+        The mask, and what the model had seen of the slice.
     reverse
         Whether tracking came from a higher slice; None where it had given the object up.
     logits
         (1, 1, S/4, S/4) and their region; None when only the mask was still known.
     """
 
-    outcome: Outcome
+    mask: SliceMask
+    region: Region
     reverse: bool | None
     logits: tuple[torch.Tensor, Region] | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SliceResult:
-    """The mask of one object on one slice, as given to the caller.
-
-    Attributes
-    ----------
-    object_id, n
-        Which object, which slice.
-    mask_hw
-        (H, W) bool.
-    iou
-        The model's estimate of the mask's quality (0 to 1); 1 for a user's own mask.
-    object_score
-        Logit; 0 or less means the model thinks the object is not here.
-    region
-        What the model saw of the slice.
-    prompted
-        Whether the user spoke about this slice.
-    final
-        Whether it will never be overwritten.
-    low_res_logits
-        (S/4, S/4) fp32 over `region`, on the model's device; None when only the mask is still known.
-    probabilities
-        How sure the model is of each pixel; None when that is not kept, or the mask is a user's own.
-    """
-
-    object_id: str
-    n: int
-    mask_hw: NDArray[np.bool_]
-    iou: float
-    object_score: float
-    region: Region
-    prompted: bool
-    final: bool
-    low_res_logits: torch.Tensor | None = None
-    probabilities: PackedValues | None = None
-
-    @property
-    def certainty(self) -> PackedValues:
-        """The probabilities; where there are none, those of a mask nobody doubts."""
-        return self.probabilities or PackedValues.certain(self.mask_hw)
-
-    @property
-    def confidence(self) -> float:
-        """0 to 1: the estimated quality, times the probability that the object is here at all (or, for an
-        empty mask, the probability that it is not)."""
-        present = 1 / (1 + float(np.exp(-np.clip(self.object_score, -30, 30))))
-        return self.iou * present if self.mask_hw.any() else 1 - present
 
 
 @dataclass(slots=True)
@@ -267,8 +180,10 @@ class ObjectState:
     ----------
     conditioning
         Slices the user spoke about.
-    outcomes
-        Masks of all slices so far.
+    masks
+        Of all slices so far.
+    regions
+        What the model saw of these slices.
     tracked
         Slices tracking has visited, and whether in reverse.
     recent
@@ -281,7 +196,8 @@ class ObjectState:
     banks: "list[MemoryBank]"
     recent_limit: int | None
     conditioning: dict[int, ConditioningSlice] = field(default_factory=dict)
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    masks: dict[int, SliceMask] = field(default_factory=dict)
+    regions: dict[int, Region] = field(default_factory=dict)
     tracked: dict[int, bool] = field(default_factory=dict)
     recent: "OrderedDict[int, tuple[torch.Tensor, Region]]" = field(default_factory=OrderedDict)
 
@@ -294,15 +210,21 @@ class ObjectState:
 
     def logits_of(self, n: int, size: int, device: torch.device) -> tuple[torch.Tensor, Region] | None:
         """Logits of a slice and their region: those predicted if still kept, else made from the mask."""
+        kept = self.kept_logits(n)
+        if kept is None and n in self.masks:
+            region = self.regions[n]
+            return logits_of_mask(self.masks[n].mask_hw, region, size, device), region
+        return kept
+
+    def kept_logits(self, n: int) -> tuple[torch.Tensor, Region] | None:
+        """Return the logits (1, 1, S/4, S/4) predicted on a slice and their region; None when not kept."""
         if n in self.conditioning:
-            prediction = self.conditioning[n].prediction
-            return prediction.logits, prediction.region
-        if n in self.recent:
-            return self.recent[n]
-        if n in self.outcomes:
-            outcome = self.outcomes[n]
-            return logits_of_mask(outcome.mask.mask_hw(), outcome.region, size, device), outcome.region
-        return None
+            return self.conditioning[n].prediction.logits, self.conditioning[n].prediction.region
+        return self.recent.get(n)
+
+    def set_mask(self, mask: SliceMask, region: Region) -> None:
+        """Replace the mask of a slice."""
+        self.masks[mask.n], self.regions[mask.n] = mask, region
 
     def copied(self) -> "ObjectState":
         """A state of its own that says the same. Masks and tensors are shared, they never change."""
@@ -312,71 +234,52 @@ class ObjectState:
             self,
             banks=[banks[id(bank)] for bank in self.banks],
             conditioning={n: copy(given) for n, given in self.conditioning.items()},
-            outcomes=dict(self.outcomes),
+            masks=dict(self.masks),
+            regions=dict(self.regions),
             tracked=dict(self.tracked),
             recent=OrderedDict(self.recent),
         )
 
-    def result(self, n: int) -> SliceResult:
-        """The mask of a slice that has one, as given to the caller."""
-        outcome = self.outcomes[n]
-        kept = self.recent.get(n)
-        logits = kept[0] if kept is not None else None
+    def tracked_slice(self, n: int) -> TrackedSlice | None:
+        """Return what tracking found on a slice, also while prompts hide it; None where it has not been."""
         if n in self.conditioning:
-            logits = self.conditioning[n].prediction.logits
-        return SliceResult(
-            self.object_id,
-            n,
-            outcome.mask.mask_hw(),
-            outcome.iou,
-            outcome.score,
-            outcome.region,
-            outcome.prompted,
-            outcome.final,
-            None if logits is None else logits[0, 0],
-            outcome.probabilities,
-        )
-
-    def beneath(self, n: int) -> Beneath | None:
-        """What tracking found on a slice, to be kept while the user's words cover it."""
-        given = self.conditioning.get(n)
-        if given is not None:
-            return given.beneath
-        if n not in self.outcomes:
+            return self.conditioning[n].tracked
+        if n not in self.masks:
             return None
-        return Beneath(self.outcomes[n], self.tracked.get(n), self.recent.get(n))
+        return TrackedSlice(self.masks[n], self.regions[n], self.tracked.get(n), self.recent.get(n))
 
-    def uncover(self, n: int) -> None:
-        """Drop what the user said about a slice; what tracking had found there stands again."""
-        beneath = self.beneath(n)
+    def remove_prompts(self, n: int) -> None:
+        """Remove the prompts of a slice and their mask; what tracking had found there comes back."""
+        found = self.tracked_slice(n)
         self.conditioning.pop(n, None)
-        self.forget(n)
-        if beneath is not None:
-            self.outcomes[n] = beneath.outcome
-            if beneath.reverse is not None:
-                self.tracked[n] = beneath.reverse
-            if beneath.logits is not None:
-                self.remember_logits(n, *beneath.logits)
+        self.remove_slice(n)
+        if found is not None:
+            self.set_mask(found.mask, found.region)
+            if found.reverse is not None:
+                self.tracked[n] = found.reverse
+            if found.logits is not None:
+                self.remember_logits(n, *found.logits)
 
-    def faded(self) -> "ObjectState":
-        """A copy with the same masks and prompts, without the tensors of tracked slices.
+    def compact(self) -> "ObjectState":
+        """Return a copy with the same masks and prompts, without the tensors of tracked slices.
 
         They serve only a click on a tracked slice, which then is fed logits made from its mask, and sees no
         memories but those of prompted slices; the next propagation makes them anew.
         """
-        faded = self.copied()
-        faded.recent.clear()
-        for given in faded.conditioning.values():
-            if given.beneath is not None:
-                given.beneath = replace(given.beneath, logits=None)
-        for bank in faded.banks:
+        compact = self.copied()
+        compact.recent.clear()
+        for given in compact.conditioning.values():
+            if given.tracked is not None:
+                given.tracked = replace(given.tracked, logits=None)
+        for bank in compact.banks:
             for memory in list(bank.memories()):
                 bank.remove(memory.n)
-        return faded
+        return compact
 
-    def forget(self, n: int) -> None:
-        """Drop what tracking said about a slice."""
-        self.outcomes.pop(n, None)
+    def remove_slice(self, n: int) -> None:
+        """Remove the mask of a slice and all that tracking remembers of it."""
+        self.masks.pop(n, None)
+        self.regions.pop(n, None)
         self.recent.pop(n, None)
         self.tracked.pop(n, None)
         for bank in self.banks:
@@ -387,10 +290,10 @@ class ObjectState:
         """Bytes of tensors and masks held."""
         logits = [entry.prediction.logits for entry in self.conditioning.values()]
         logits += [kept for kept, _ in self.recent.values()]
-        covered = [entry.beneath for entry in self.conditioning.values() if entry.beneath is not None]
-        logits += [beneath.logits[0] for beneath in covered if beneath.logits is not None]
+        hidden = [entry.tracked for entry in self.conditioning.values() if entry.tracked is not None]
+        logits += [found.logits[0] for found in hidden if found.logits is not None]
         total = sum(x.numel() * x.element_size() for x in logits)
-        total += sum(outcome.nbytes for outcome in self.outcomes.values())
+        total += sum(mask.nbytes for mask in self.masks.values())
         memories = [entry.memory for entry in self.conditioning.values() if entry.memory is not None]
         banks = {id(bank): bank for bank in self.banks}.values()
         memories += [memory for bank in banks for memory in bank.memories()]

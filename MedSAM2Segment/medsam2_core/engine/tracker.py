@@ -11,7 +11,6 @@ far, and a new propagation replaces it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,24 +22,17 @@ from medsam2_core.engine.heads import Heads
 from medsam2_core.engine.maps import mask_of_logits, probabilities_of_logits
 from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
 from medsam2_core.engine.options import Direction, TrackerOptions
-from medsam2_core.engine.planning import Step, plan_set, plan_steps
-from medsam2_core.engine.prompting import Prompter, check_prompt, only_mask, taken_over
-from medsam2_core.engine.propagating import Propagation, Steps
+from medsam2_core.engine.prompting import Prompter, check_prompt, only_mask
+from medsam2_core.engine.propagation import Propagation, Step, plan_set, plan_steps
 from medsam2_core.engine.running import Run, Runner
-from medsam2_core.engine.states import (
-    ConditioningSlice,
-    Found,
-    ObjectState,
-    Outcome,
-    Prediction,
-    SliceResult,
-)
-from medsam2_core.engine.zoom import Zoom
+from medsam2_core.engine.states import ConditioningSlice, ObjectState, Prediction
+from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import Interrupted, PromptError
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import PixelPrompts
 
 if TYPE_CHECKING:
     from medsam2_core.engine.model import SegmentationModel
-    from medsam2_core.prompts import PixelPrompts
 
 
 class Tracker:
@@ -99,13 +91,13 @@ class Tracker:
         return self._objects[object_id]
 
     def prompt(
-        self, object_id: str, n: int, prompt: "PixelPrompts", *, by_words: bool = False
-    ) -> SliceResult:
+        self, object_id: str, n: int, prompt: PixelPrompts, *, reproducible: bool = False
+    ) -> SliceMask:
         """Take everything the user says about an object on slice `n`, and predict its mask there.
 
-        `prompt` replaces what was said about this slice before. A mask alone is taken as it is (an empty
-        one says that the object is not here); with points or a box it is what they correct. `by_words`: on a
-        slice tracking did not reach, other slices have no say in where to look.
+        `prompt` replaces the slice's earlier prompts. A mask alone is taken as it is (an empty one says that
+        the object is not here); with points or a box it is what they correct. `reproducible`: on a slice that
+        tracking did not reach, the region does not depend on where the object is on other slices.
 
         Raises
         ------
@@ -116,7 +108,7 @@ class Tracker:
         check_prompt(n, prompt, self.source.shape_of(n))
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
-        looks_around = not by_words or state.beneath(n) is not None
+        looks_around = not reproducible or state.tracked_slice(n) is not None
         prediction = self._prompter.answer(state, n, prompt, self.zoom(n), looks_around)
         kept = None
         if only_mask(prompt):
@@ -125,68 +117,73 @@ class Tracker:
             mask_hw = mask_of_logits(prediction.logits, prediction.region, self.source.shape_of(n))
             if self.options.keeps_probabilities:
                 kept = probabilities_of_logits(prediction.logits, prediction.region, mask_hw)
-        outcome = Outcome.of(prediction, mask_hw, kept, prompted=True)
-        return self._condition(state, n, prompt, prediction, outcome, by_words)
+        mask = prediction.slice_mask(object_id, n, mask_hw, kept, prompted=True)
+        return self._condition(state, mask, prompt, prediction, reproducible)
 
-    def accept(self, object_id: str, n: int, prompt: "PixelPrompts", known: Found) -> SliceResult:
-        """As :meth:`prompt`, but the answer is known already."""
+    def accept(self, object_id: str, n: int, prompt: PixelPrompts, known: SliceMask) -> SliceMask:
+        """Prompt an object on slice `n` where the mask is known already: the model is not asked for it."""
         self._check_slice(n)
-        words = replace(prompt, mask_hw=np.asarray(known.mask_hw, dtype=bool))
-        check_prompt(n, words, self.source.shape_of(n))
+        mask_hw = known.mask_hw
+        check_prompt(n, replace(prompt, mask_hw=mask_hw), self.source.shape_of(n))
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
-        only_it = replace(words, box_xyxy=None, points_xy=prompt.points_xy[:0], labels=prompt.labels[:0])
-        prediction = self._prompter.answer(state, n, only_it, self.zoom(n))
-        prediction = replace(prediction, iou=known.iou)
-        if known.score > 0 and words.mask_hw.any():
-            prediction = replace(prediction, score=torch.full_like(prediction.score, known.score))
-        outcome = Outcome.of(prediction, words.mask_hw, known.probabilities, prompted=True)
-        return self._condition(state, n, prompt, prediction, outcome)
+        prediction = self._prompter.answer(state, n, PixelPrompts.of_mask(mask_hw), self.zoom(n))
+        prediction = replace(prediction, predicted_iou=known.predicted_iou)
+        if known.object_score > 0 and not known.is_empty:
+            score = torch.full_like(prediction.object_score, known.object_score)
+            prediction = replace(prediction, object_score=score)
+        mask = prediction.slice_mask(object_id, n, mask_hw, known.probabilities, prompted=True)
+        return self._condition(state, mask, prompt, prediction)
 
     def _condition(
         self,
         state: ObjectState,
-        n: int,
-        prompt: "PixelPrompts",
+        mask: SliceMask,
+        prompt: PixelPrompts,
         prediction: Prediction,
-        outcome: Outcome,
-        by_words: bool = False,
-    ) -> SliceResult:
-        """Let all other slices follow from a slice the user spoke about."""
+        reproducible: bool = False,
+    ) -> SliceMask:
+        """Make a prompted slice condition all others."""
+        n = mask.n
         self._objects[state.object_id] = state
-        earlier, beneath = state.conditioning.get(n), state.beneath(n)
+        earlier, found = state.conditioning.get(n), state.tracked_slice(n)
         memory = earlier.memory if earlier is not None else None
-        state.conditioning[n] = ConditioningSlice(n, prompt, prediction, memory, False, beneath, by_words)
+        state.conditioning[n] = ConditioningSlice(n, prompt, prediction, memory, False, found, reproducible)
         state.recent.pop(n, None)
         for bank in state.banks:
             bank.remove(n)
-        state.outcomes[n] = outcome
+        state.set_mask(mask, prediction.region)
         self._pin()
-        return self.result(state.object_id, n)
+        return mask
 
-    def uncover(self, object_id: str, n: int) -> None:
-        """Take back everything said about slice `n`: the mask tracking had found there stands again.
+    def remove_prompts(self, object_id: str, n: int) -> None:
+        """Remove the prompts of slice `n`: the mask that tracking had found there comes back.
 
         Without one the slice has none, and an object of which nothing is left is removed. Nothing happens
-        where nothing was said. PromptError when the slice is final.
+        without prompts. PromptError when the slice is final.
         """
         state = self.state(object_id)
         self._check_not_final(state, n)
         if n in state.conditioning:
-            state.uncover(n)
-        if not state.conditioning and not state.outcomes:
+            state.remove_prompts(n)
+        if not state.conditioning and not state.masks:
             del self._objects[object_id]
         self._pin()
 
-    def take_over(self, object_id: str, found: Mapping[int, Found]) -> None:
-        """Masks that tracking found in another process, for slices of an object nobody spoke about here."""
+    def add_tracked(self, object_id: str, masks: Mapping[int, SliceMask]) -> None:
+        """Add masks that tracking found elsewhere, on slices without prompts."""
         state = self._objects.get(object_id) or self._new_state(object_id)
-        for n, one in found.items():
+        for n, mask in masks.items():
             self._check_slice(n)
-            state.outcomes[n] = taken_over(n, one, self.source.shape_of(n), self.zoom(n))
+            shape_hw, zoom = self.source.shape_of(n), self.zoom(n)
+            if mask.shape_hw != tuple(shape_hw):
+                raise PromptError(f"the mask on slice {n} is {mask.shape_hw}, the slice is {shape_hw}")
+            box = Box.of_mask(mask.mask_hw)
+            region = Region.whole(shape_hw) if zoom is None or box is None else zoom.around(box)
+            state.set_mask(replace(mask, object=object_id, n=n, prompted=False, final=False), region)
             seed = min(state.conditioning, key=lambda m: abs(m - n), default=n)
             state.tracked[n] = seed > n
-        if state.outcomes:
+        if state.masks:
             self._objects[object_id] = state
 
     def unprompt(self, object_id: str, n: int) -> None:
@@ -196,19 +193,19 @@ class Tracker:
         self._check_not_final(state, n)
         if n not in state.conditioning:
             raise PromptError(f"object {object_id!r} has no prompt on slice {n}")
-        finals = sorted(m for m, outcome in state.outcomes.items() if outcome.final)
+        finals = sorted(m for m, mask in state.masks.items() if mask.final)
         if finals and len(state.conditioning) == 1:
             raise PromptError(
                 f"the prompt on slice {n} is the last one of object {object_id!r}, which has final slices "
                 f"({', '.join(map(str, finals))}): release them first, or remove the object"
             )
         del state.conditioning[n]
-        state.forget(n)
+        state.remove_slice(n)
         if not state.conditioning:
             del self._objects[object_id]
         self._pin()
 
-    def finalise(self, object_id: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceResult:
+    def finalise(self, object_id: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceMask:
         """Mark slice `n` as final: neither tracking nor prompts change it until it is released.
 
         Parameters
@@ -220,25 +217,22 @@ class Tracker:
         self._check_slice(n)
         state = self._objects.get(object_id)
         if mask_hw is not None:
-            from medsam2_core.prompts import PixelPrompts
-
-            nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
-            words = PixelPrompts(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool))
-            check_prompt(n, words, self.source.shape_of(n))
+            drawn = PixelPrompts.of_mask(mask_hw)
+            check_prompt(n, drawn, self.source.shape_of(n))
             if state is not None:
                 self.release(object_id, n)
-            self.prompt(object_id, n, words)
+            self.prompt(object_id, n, drawn)
             state = self._objects[object_id]
-        elif n not in self.state(object_id).outcomes:
+        elif n not in self.state(object_id).masks:
             raise PromptError(f"slice {n} of object {object_id!r} has no mask yet that could be final")
-        state.outcomes[n] = replace(state.outcomes[n], final=True)
+        state.masks[n] = replace(state.masks[n], final=True)
         return self.result(object_id, n)
 
     def release(self, object_id: str, n: int) -> None:
         """Allow slice `n` to be changed again."""
         state = self.state(object_id)
-        if n in state.outcomes:
-            state.outcomes[n] = replace(state.outcomes[n], final=False)
+        if n in state.masks:
+            state.masks[n] = replace(state.masks[n], final=False)
 
     def remove_object(self, object_id: str) -> None:
         """Forget an object."""
@@ -255,16 +249,16 @@ class Tracker:
         self._objects = {object_id: state.copied() for object_id, state in snapshot.items()}
         self._pin()
 
-    def result(self, object_id: str, n: int) -> SliceResult:
+    def result(self, object_id: str, n: int) -> SliceMask:
         """The mask of a slice as it stands."""
         state = self.state(object_id)
-        if n not in state.outcomes:
+        if n not in state.masks:
             raise PromptError(f"slice {n} of object {object_id!r} has not been segmented yet")
-        return state.result(n)
+        return state.masks[n]
 
-    def results(self, object_id: str) -> Iterator[SliceResult]:
+    def results(self, object_id: str) -> Iterator[SliceMask]:
         """All slices segmented so far, ascending."""
-        return (self.result(object_id, n) for n in sorted(self.state(object_id).outcomes))
+        return (self.result(object_id, n) for n in sorted(self.state(object_id).masks))
 
     def propagate(
         self,
@@ -297,47 +291,58 @@ class Tracker:
         Cancelled
             While iterating, when `should_cancel` says so. All results until then stay.
         """
+        steps = self.plan(object_ids, first, last, Direction(direction))
+        return Propagation(steps, self.step_taker(stop_after_absent), should_cancel)
+
+    def plan(
+        self, object_ids: Sequence[str] | None, first: int | None, last: int | None, direction: Direction
+    ) -> list[Step]:
+        """Return the steps of a propagation, for :meth:`step_taker`; see :meth:`propagate`."""
         states = [self.state(name) for name in (self.prompted_ids if object_ids is None else object_ids)]
         if not states:
-            raise PromptError("nothing to propagate: prompt an object first")
+            raise PromptError("nothing to propagate: prompt an object first", code="nothing-to-propagate")
         for state in states:
             if not state.conditioning:
                 raise PromptError(
-                    f"nothing is said about object {state.object_id!r} any more: prompt it first"
-                )
+                    f"object {state.object_id!r} has no prompts any more: prompt it first",
+                    code="no-prompts", object=state.object_id,
+                )  # fmt: skip
         first = 0 if first is None else first
         last = len(self.source) - 1 if last is None else last
         self._check_slice(first)
         self._check_slice(last)
         if first > last:
-            raise PromptError(f"the range {first} to {last} is empty: give the lower slice first")
-        direction = Direction(direction)
+            raise PromptError(
+                f"the range {first} to {last} is empty: give the lower slice first",
+                code="empty-range", first=first, last=last,
+            )  # fmt: skip
         if self.source.ordered:
-            steps = plan_steps(states, first, last, direction, self.options.order)
-        else:
-            steps = plan_set(states, first, last)
-        progress = Propagation(len(steps))
+            return plan_steps(states, first, last, direction, self.options.order)
+        return plan_set(states, first, last)
+
+    def step_taker(self, stop_after_absent: int | None = None) -> Callable[[Step], SliceMask | None]:
+        """Return what takes the steps of one propagation; see :class:`Propagation`."""
         runs: dict[tuple[str, bool, int], Run] = {}
-        step = partial(self._step, runs=runs, stop_after_absent=stop_after_absent)
-        names = [state.object_id for state in states]
+        started: set[str] = set()
 
-        def take(one: Step) -> SliceResult | None:
-            if progress.done == 0:
-                self._forget_tracked(names)
-            return step(one)
+        def take(step: Step) -> SliceMask | None:
+            if step.object_id not in started:
+                self._clear_memories(step.object_id)
+            mask = self._step(step, runs, stop_after_absent)
+            started.add(step.object_id)
+            return mask
 
-        progress.results = Steps(steps, take, progress, should_cancel)
-        return progress
+        return take
 
-    def _forget_tracked(self, object_ids: Sequence[str]) -> None:
+    def _clear_memories(self, object_id: str) -> None:
         """Start a propagation from the prompted slices alone."""
-        if self.options.fresh_reverse:
-            for state in filter(None, map(self._objects.get, object_ids)):
-                state.banks = [self._policy.bank(self.model.module) for _ in range(2)]
+        state = self._objects.get(object_id)
+        if state is not None and self.options.fresh_reverse:
+            state.banks = [self._policy.bank(self.model.module) for _ in range(2)]
 
     def _step(
         self, step: Step, runs: dict[tuple[str, bool, int], Run], stop_after_absent: int | None
-    ) -> SliceResult | None:
+    ) -> SliceMask | None:
         state = self._objects.get(step.object_id)
         if state is None:  # removed meanwhile
             return None
@@ -350,8 +355,7 @@ class Tracker:
             return None
         zoom = self.zoom(step.n)
         run = runs.setdefault((step.object_id, step.reverse, step.seed), Run())
-        outcome = state.outcomes.get(step.n)
-        is_final = outcome is not None and outcome.final
+        is_final = step.n in state.masks and state.masks[step.n].final
         given_up = stop_after_absent is not None and run.absent_for >= stop_after_absent
         if given_up and not is_final:
             return self._gone(state, step.n)
@@ -366,14 +370,17 @@ class Tracker:
             raise
         return self.result(step.object_id, step.n)
 
-    def _gone(self, state: ObjectState, n: int) -> SliceResult | None:
+    def _gone(self, state: ObjectState, n: int) -> SliceMask | None:
         """The object is not on this slice. Say so only where an earlier propagation saw it."""
-        outcome = state.outcomes.get(n)
-        if outcome is None or outcome.final:
+        mask, region = state.masks.get(n), state.regions.get(n)
+        if mask is None or region is None or mask.final:
             return None
-        state.forget(n)
-        state.outcomes[n] = outcome.emptied()
-        return None if outcome.mask.is_empty else self.result(state.object_id, n)
+        state.remove_slice(n)
+        empty = mask.with_mask(
+            np.zeros(mask.shape_hw, bool), object_score=-10.0, prompted=False, probabilities=None
+        )
+        state.set_mask(empty, region)
+        return None if mask.is_empty else empty
 
     def _pin(self) -> None:
         """Keep the features of the slices prompted now, and of no others, longer than the rest."""
@@ -398,5 +405,5 @@ class Tracker:
             raise PromptError(f"there is no slice {n}: slices are 0 to {len(self.source) - 1}")
 
     def _check_not_final(self, state: ObjectState, n: int) -> None:
-        if n in state.outcomes and state.outcomes[n].final:
+        if n in state.masks and state.masks[n].final:
             raise PromptError(f"slice {n} of object {state.object_id!r} is final: release it first")

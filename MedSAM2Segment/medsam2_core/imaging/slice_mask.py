@@ -1,22 +1,22 @@
-"""The mask of one object on one slice, as bits: small enough to send every one, and to keep all of them."""
+"""The mask of one object on one slice: a few hundred bytes, so that every one can be kept and sent."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.errors import VolumeError
+from medsam2_core.imaging.probabilities import PackedValues
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 LARGEST_SLICE = 1 << 26  # pixels, as in imaging.oblique
-_EMPTY: Box = (0, 0, 0, 0)
 
 
 def pack(mask_hw: NDArray[Any]) -> tuple[Box, bytes]:
-    """The box (top, left, height, width) that holds a (H, W) mask, and its pixels, eight to a byte.
+    """Return the bounding box of a (H, W) mask and its pixels, eight to a byte.
 
     Row by row inside the box, the first pixel in the highest bit. An empty mask is ``(0, 0, 0, 0)`` and no
     bytes.
@@ -24,20 +24,28 @@ def pack(mask_hw: NDArray[Any]) -> tuple[Box, bytes]:
     mask_hw = np.asarray(mask_hw, dtype=bool)
     rows, columns = (np.flatnonzero(mask_hw.any(axis=axis)) for axis in (1, 0))
     if rows.size == 0:
-        return _EMPTY, b""
+        return (0, 0, 0, 0), b""
     top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
     inside = mask_hw[top:bottom, left:right]
     return (top, left, bottom - top, right - left), np.packbits(inside).tobytes()
 
 
 def unpack(box: Box, bits: bytes | NDArray[np.uint8], shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The (H, W) mask again. VolumeError when box, bits and shape do not fit together."""
+    """Return the (H, W) mask of :func:`pack`.
+
+    Raises
+    ------
+    VolumeError
+        ``mask-bits``: box, bits and shape do not fit together.
+    """
     (top, left, height, width), (rows, columns) = box, shape_hw
-    if min(box) < 0 or top + height > rows or left + width > columns or rows * columns > LARGEST_SLICE:
-        raise VolumeError(f"a mask in the box {box} does not fit a slice of {shape_hw} pixels")
     data = np.frombuffer(bytes(bits), np.uint8)
-    if data.size != (height * width + 7) // 8:
-        raise VolumeError(f"a mask in the box {box} has {data.size} bytes, not a bit a pixel")
+    is_inside = min(box) >= 0 and top + height <= rows and left + width <= columns
+    if not is_inside or rows * columns > LARGEST_SLICE or data.size != (height * width + 7) // 8:
+        raise VolumeError(
+            f"{data.size} bytes are not a mask in the box {box} of a slice of {shape_hw} pixels",
+            code="mask-bits", bytes=data.size, box=list(box), shape_hw=list(shape_hw),
+        )  # fmt: skip
     mask_hw = np.zeros((rows, columns), dtype=bool)
     inside = np.unpackbits(data, count=height * width).reshape(height, width)
     mask_hw[top : top + height, left : left + width] = inside
@@ -46,7 +54,7 @@ def unpack(box: Box, bits: bytes | NDArray[np.uint8], shape_hw: tuple[int, int])
 
 @dataclass(frozen=True)
 class SliceMask:
-    """One object on one slice, as the worker tells it and as everybody keeps it.
+    """The mask of one object on one slice, with what the model thinks of it.
 
     Attributes
     ----------
@@ -54,49 +62,81 @@ class SliceMask:
         Name of the object.
     n
         Slice number in the stack.
-    iou, score, confidence
-        The model's own estimate of the mask's quality (0 to 1), its object score (a logit), and how sure it
-        seems (0 to 1).
-    prompted, final
-        Whether the user spoke about the slice, and whether nothing may change it any more.
     shape_hw, box, bits
         The mask, see :func:`pack`.
+    predicted_iou
+        The model's estimate of the mask's quality, 0 to 1; 1 for a user's own mask.
+    object_score
+        Logit; 0 or less means that the model thinks the object is not on this slice.
+    prompted
+        Whether there are prompts on this slice.
+    final
+        Whether neither tracking nor prompts may change it.
+    probabilities
+        The probability of each pixel; None when they are not kept, or the mask is a user's own.
     """
 
     object: str
     n: int
-    iou: float
-    score: float
-    confidence: float
-    prompted: bool
-    final: bool
     shape_hw: tuple[int, int]
     box: Box
     bits: bytes
+    predicted_iou: float = 1.0
+    object_score: float = 10.0
+    prompted: bool = False
+    final: bool = False
+    probabilities: PackedValues | None = None
 
     @classmethod
-    def of_mask(
+    def from_mask(
         cls,
         object: str,
         n: int,
         mask_hw: NDArray[Any],
         *,
-        iou: float = 1.0,
-        score: float = 0.0,
-        confidence: float = 1.0,
-        prompted: bool = True,
+        predicted_iou: float = 1.0,
+        object_score: float | None = None,
+        prompted: bool = False,
         final: bool = False,
+        probabilities: PackedValues | None = None,
     ) -> SliceMask:
-        """From a (H, W) mask."""
+        """Pack a (H, W) mask; without an object score it is taken to be certain."""
+        box, bits = pack(mask_hw)
+        if object_score is None:
+            object_score = 10.0 if bits else -10.0
         shape_hw = (int(mask_hw.shape[0]), int(mask_hw.shape[1]))
-        return cls(object, n, iou, score, confidence, prompted, final, shape_hw, *pack(mask_hw))
+        return cls(
+            object, n, shape_hw, box, bits, predicted_iou, object_score, prompted, final, probabilities
+        )
+
+    def with_mask(self, mask_hw: NDArray[Any], **changes: Any) -> SliceMask:
+        """Return a copy with another (H, W) mask, and other values of the fields named in ``changes``."""
+        box, bits = pack(mask_hw)
+        return replace(self, box=box, bits=bits, **changes)
 
     @property
     def mask_hw(self) -> NDArray[np.bool_]:
-        """The (H, W) mask, made anew each time."""
+        """The (H, W) mask, unpacked at every access."""
         return unpack(self.box, self.bits, self.shape_hw)
 
     @property
     def is_empty(self) -> bool:
         """Whether the object is not on this slice."""
         return not self.bits
+
+    @property
+    def confidence(self) -> float:
+        """0 to 1: the predicted IoU times the probability that the object is present; for an empty mask, the
+        probability that it is absent."""
+        present = 1 / (1 + float(np.exp(-np.clip(self.object_score, -30, 30))))
+        return 1 - present if self.is_empty else self.predicted_iou * present
+
+    @property
+    def certainty(self) -> PackedValues:
+        """The probabilities; where there are none, 0 and 1 as the mask says."""
+        return self.probabilities or PackedValues.certain(self.mask_hw)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mask and the probabilities."""
+        return len(self.bits) + (self.probabilities.nbytes if self.probabilities is not None else 0)

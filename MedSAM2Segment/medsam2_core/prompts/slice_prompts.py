@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlicePrompts:
-    """Everything said about one object on one slice.
+    """All prompts of one object on one slice.
 
     Attributes
     ----------
     prompts
-        In the order given.
+        In the order given; none removes the slice's earlier ones.
     final
-        Whether nothing may change the slice any more.
+        Whether neither tracking nor prompts may change the slice any more, as it is after these prompts.
     known
-        The answer, when it need not be asked for: it is taken as it is.
+        The mask, where it is known: taken as it is, the model is not asked. Without prompts it is the user's
+        own mask.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -41,22 +42,22 @@ class SlicePrompts:
         object.__setattr__(self, "prompts", tuple(self.prompts))
 
     def __bool__(self) -> bool:
-        """Whether anything is said; if not, what was said before is taken back."""
+        """Whether there is anything; if not, the slice's earlier prompts are removed."""
         return bool(self.prompts) or self.final or self.known is not None
 
     def extends(self, earlier: SlicePrompts) -> bool:
-        """Whether these words begin with all prompts of the earlier ones."""
+        """Whether these prompts begin with all of the earlier ones."""
         return self.prompts[: len(earlier.prompts)] == earlier.prompts
 
     @property
     def needs_known(self) -> bool:
-        """Whether their answer cannot be found again: a predicted box came with a mask that they correct."""
+        """Whether their mask cannot be predicted again: with a predicted box came a mask they correct."""
         return any(isinstance(prompt, Box) and prompt.predicted for prompt in self.prompts)
 
 
 @dataclass(frozen=True, eq=False)
 class PixelPrompts:
-    """Everything said about one object on one slice, in the slice's pixels (x column, y row).
+    """All prompts of one object on one slice, in the slice's pixels (x column, y row).
 
     ``points_xy`` (N, 2) float32, ``labels`` (N,) int32 with 1 for the object and 0 for background,
     ``box_xyxy`` (4,) float32 left, top, right, bottom or None, ``mask_hw`` (H, W) bool or None (all False:
@@ -67,6 +68,12 @@ class PixelPrompts:
     labels: NDArray[np.int32]
     box_xyxy: NDArray[np.float32] | None = None
     mask_hw: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of_mask(cls, mask_hw: NDArray[np.bool_]) -> PixelPrompts:
+        """A mask (H, W) and nothing else."""
+        nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+        return cls(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool))
 
 
 def validate(prompt_set: PromptSet, stack: SliceStack) -> None:

@@ -1,4 +1,4 @@
-"""Segmentation without prompts in a session: an Auto model's findings as objects with predicted prompts."""
+"""Segmentation without prompts in a session: what an Auto model predicts, with predicted prompts."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.auto.segmenting import AutoSegmenter
 from medsam2_core.auto.volumes import AutoVolume, ClassInVolume, VolumeOptions
 from medsam2_core.engine.sources import StackImages
-from medsam2_core.engine.states import Found
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
-from medsam2_core.prompts import Box, Point, Prompt
-from medsam2_core.session.answers import Words
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import Box, Point, Prompt, SlicePrompts
 
 if TYPE_CHECKING:
     from medsam2_core.auto.loading import AutoModel
     from medsam2_core.imaging.intensity import Window
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.imaging.terminology import Terminology
-    from medsam2_core.prompts import PromptSet
-    from medsam2_core.session.changes import Changes, SessionState
-    from medsam2_core.session.history import History
+    from medsam2_core.session.session import Session
 
 
 @dataclass(frozen=True)
-class AutoFound:
-    """What an Auto model found of one class.
+class AutoPrediction:
+    """One class as an Auto model predicted it.
 
     Attributes
     ----------
@@ -43,7 +40,7 @@ class AutoFound:
     prompts
         By slice, what was predicted there: a box, or a point where no box was.
     slices
-        By slice, what is on it.
+        By slice, its mask.
     """
 
     name: str
@@ -52,7 +49,7 @@ class AutoFound:
     confidence: float
     model: str = ""
     prompts: Mapping[int, tuple[Prompt, ...]] = field(default_factory=dict)
-    slices: Mapping[int, Found] = field(default_factory=dict)
+    slices: Mapping[int, SliceMask] = field(default_factory=dict)
 
     @property
     def coded(self) -> Terminology | None:
@@ -64,9 +61,19 @@ class AutoFound:
         """All predicted prompts."""
         return [prompt for of_slice in self.prompts.values() for prompt in of_slice]
 
-    def is_behind(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether an object with these prompts is what was found: of an undone one, none is left."""
+    def is_source_of(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether an object with these prompts came from this prediction: of an undone one, none is left."""
         return any(prompt in self.predicted for prompt in prompts) or not prompts
+
+    def tags(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Return what is stored with an object of these prompts: the model, whether the user took part."""
+        is_alone = all(prompt in self.predicted for prompt in prompts)
+        kind = "AUTOMATIC" if is_alone else "SEMIAUTOMATIC"
+        return {"DICOM.SegmentAlgorithmType": kind, "MedSAM2.auto": self.model}
+
+    def slice_prompts(self) -> dict[int, SlicePrompts]:
+        """Return the predicted prompts by slice, each with the mask found there."""
+        return {n: SlicePrompts(prompts, known=self.slices[n]) for n, prompts in self.prompts.items()}
 
 
 class AutoRun:
@@ -95,7 +102,7 @@ class AutoRun:
 
     def __init__(
         self,
-        session: Automatic,
+        session: Session,
         auto: AutoModel,
         classes: Sequence[str] | None = None,
         options: VolumeOptions | None = None,
@@ -130,18 +137,21 @@ class AutoRun:
         first: int | None = None,
         last: int | None = None,
         should_cancel: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[str, int, Found]]:
-        """(class, slice, what is there) as it becomes known; see :meth:`AutoVolume.run`."""
-        names = self.card.class_names
-        changes = self._volume.run(first, last, should_cancel)
-        # Not a generator: one would be over after an interruption.
-        return map(lambda change: (names[change[0]], *change[1:]), changes)
+    ) -> Iterator[SliceMask]:
+        """Return the masks as they become known; a later one replaces an earlier one of its class and slice.
 
-    def found(self) -> list[AutoFound]:
+        Asking for the next one may raise :class:`~medsam2_core.errors.Interrupted`: ask again, and it goes
+        on.
+        See :meth:`AutoVolume.run`.
+        """
+        # Not a generator: one would be over after an interruption.
+        return map(lambda change: change[2], self._volume.run(first, last, should_cancel))
+
+    def found(self) -> list[AutoPrediction]:
         """Every wanted class, once the run is over; also those that are nowhere."""
         return [self._of(one) for one in self._volume.found.values()]
 
-    def _of(self, one: ClassInVolume) -> AutoFound:
+    def _of(self, one: ClassInVolume) -> AutoPrediction:
         known = self.card.classes[one.number]
         slices = {n: found for n, found in one.slices.items() if found.mask_hw.any() or n in one.boxes}
         prompts = {
@@ -149,105 +159,20 @@ class AutoRun:
             for n, box in one.boxes.items()
             if one.slices[n].mask_hw.any()
         }
-        return AutoFound(
+        return AutoPrediction(
             known.name, known.colour_rgb, known.terminology, one.confidence, self.card.name, prompts, slices
         )
 
 
-class Automatic:
-    """The part of a :class:`~medsam2_core.session.Session` that needs no prompts."""
-
-    if TYPE_CHECKING:
-        stack: SliceStack
-        tracker: Tracker
-        _prompts: PromptSet
-        _history: History[SessionState]
-        _changes: Changes
-        _found_by_auto: dict[str, AutoFound]
-
-        def _put_in_place(
-            self, name: str, slices: Mapping[int, Words], tracked: Mapping[int, Found]
-        ) -> None: ...
-
-    def auto(
-        self,
-        auto: AutoModel,
-        classes: Sequence[str] | None = None,
-        *,
-        first: int | None = None,
-        last: int | None = None,
-        options: VolumeOptions | None = None,
-        flips: bool = False,
-        replace: bool = False,
-        should_cancel: Callable[[], bool] = lambda: False,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[AutoFound]:
-        """Segment every class of an Auto model; each that is found becomes an object of its name.
-
-        Slices it is surest of are known with a predicted box, which may be moved; clicks correct the mask
-        found with it. One undo takes back all of it.
-
-        Parameters
-        ----------
-        classes
-            Names; None all.
-        first, last
-            Slices, inclusive.
-        replace
-            Take the place of objects of these names.
-
-        Raises
-        ------
-        CheckpointError
-            The Auto model was trained on another SAM 2, or does not know a class.
-        PromptError
-            There is an object of such a name, and it shall not be replaced.
-        Cancelled
-            Stopped; nothing has changed.
-        """
-        run = AutoRun(self, auto, classes, options, flips=flips)
-        taken = [name for name in (classes or auto.card.class_names) if name in self._prompts.names]
-        if taken and not replace:
-            raise PromptError(f"there is an object {taken[0]!r} already: replace it, or leave this class out")
-        for _ in run.run(first, last, should_cancel):
-            progress(run.done, run.total)
-        found = run.found()
-        # What was there before is not emptied by a class that is nowhere.
-        there = [one for one in found if one.slices or one.name not in self._prompts.names]
-        with self._history.step(f"find {', '.join(one.name for one in there) or 'nothing'}"):
-            for one in there:
-                words = {n: Words(prompts, one.slices[n]) for n, prompts in one.prompts.items()}
-                tracked = {n: mask for n, mask in one.slices.items() if n not in words}
-                self._put_in_place(one.name, words, tracked)
-                self._found_by_auto[one.name] = one
-            # What the tracker would say of them is known, or was not wanted: only what is said from now on
-            # has to be followed.
-            self._changes.settle([one.name for one in there], None, self._changes.copied())
-        return found
-
-    def _auto_models(self) -> dict[str, str]:
-        """The Auto models that found objects which are still there, for what is stored of all objects."""
-        known = self._found_by_auto.items()
-        models = {one.model for name, one in known if name in self._prompts.names}
-        return {"auto": ", ".join(sorted(models))} if models else {}
-
-    def _auto_tags(self, name: str) -> dict[str, str]:
-        """What is to be stored with an object of an Auto model: by which, and whether the user had a say."""
-        known = self._found_by_auto[name]
-        is_alone = all(prompt in known.predicted for prompt in self._prompts.of(name))
-        kind = "AUTOMATIC" if is_alone else "SEMIAUTOMATIC"
-        return {"DICOM.SegmentAlgorithmType": kind, "MedSAM2.auto": known.model}
-
-
 def predicted_prompt(
-    box: tuple[float, float, float, float] | None, found: Found, n: int, stack: SliceStack
+    box: tuple[float, float, float, float] | None, found: SliceMask, n: int, stack: SliceStack
 ) -> Prompt:
     """The box that was predicted on a slice, or where there is none the tight box of its mask, in IJK.
 
     A mask of a single row or column becomes a point in it.
     """
     if box is None:
-        rows, columns = np.flatnonzero(found.mask_hw.any(1)), np.flatnonzero(found.mask_hw.any(0))
+        rows, columns = (np.flatnonzero(found.mask_hw.any(axis)) for axis in (1, 0))
         box = (columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5)
     left, top, right, bottom = box
     corners = stack.to_ijk([[left, top, n], [right, bottom, n]])

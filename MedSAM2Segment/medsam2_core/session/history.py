@@ -1,4 +1,4 @@
-"""Undo: moments to go back to, and steps that happen as a whole or not at all."""
+"""Undo: snapshots to go back to, and steps that happen as a whole or not at all."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,18 +11,18 @@ State = TypeVar("State")
 
 
 @dataclass(frozen=True)
-class Moment(Generic[State]):
-    """How things were before a step.
+class UndoStep(Generic[State]):
+    """The state before a step.
 
     Attributes
     ----------
-    what
-        The step, in words for a menu: "prompt liver".
+    name
+        Of the step, for a menu: "prompt liver".
     state
-        What ``capture`` gave.
+        What ``snapshot`` returned.
     """
 
-    what: str
+    name: str
     state: State
 
 
@@ -31,62 +31,68 @@ class History(Generic[State]):
 
     Parameters
     ----------
-    capture
-        Gives the owner's state; must stay valid whatever the owner does later.
+    snapshot
+        Returns the owner's state; must stay valid whatever the owner does later.
     restore
-        Puts the owner back into a captured state.
+        Puts the owner back into such a state.
     limit
-        Steps that can be taken back.
-    fade
-        Makes a captured state smaller, for steps longer ago than the last `fresh`; must keep what the owner
+        Steps that can be undone.
+    compact
+        Makes a state smaller, for steps longer ago than the last `uncompacted`; must keep what the owner
         promises to restore exactly.
     """
 
     def __init__(
         self,
-        capture: Callable[[], State],
+        snapshot: Callable[[], State],
         restore: Callable[[State], None],
         limit: int = 50,
         *,
-        fade: Callable[[State], State] = lambda state: state,
-        fresh: int = 4,
+        compact: Callable[[State], State] = lambda state: state,
+        uncompacted: int = 4,
     ) -> None:
-        self._capture, self._restore, self._limit = capture, restore, limit
-        self._fade, self._fresh = fade, fresh
-        self._past: list[Moment[State]] = []
+        self._snapshot, self._restore, self._limit = snapshot, restore, limit
+        self._compact, self._uncompacted = compact, uncompacted
+        self._past: list[UndoStep[State]] = []
 
     @property
     def steps(self) -> list[str]:
-        """What :meth:`undo` would take back, the next first."""
-        return [moment.what for moment in reversed(self._past)]
+        """Names of the steps that :meth:`undo` would undo, the next first."""
+        return [step.name for step in reversed(self._past)]
 
     @contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        """One undoable step: all of it happens, or, when it raises, nothing."""
-        before = self.now(what)
+    def step(self, name: str) -> Iterator[None]:
+        """Make what happens inside one undoable step: all of it happens, or, when it raises, nothing."""
+        before = self.capture(name)
         try:
             yield
         except BaseException:
             self._restore(before.state)
             raise
-        self.remember(before)
+        self.push(before)
 
-    def now(self, what: str) -> Moment[State]:
-        """This moment, for :meth:`remember` once the step has really begun."""
-        return Moment(what, self._capture())
+    def capture(self, name: str) -> UndoStep[State]:
+        """Return the present state, for :meth:`push` once the step has changed something."""
+        return UndoStep(name, self._snapshot())
 
-    def remember(self, before: Moment[State]) -> None:
-        """Make the step that began at a moment undoable."""
+    def push(self, before: UndoStep[State]) -> None:
+        """Make a step undoable."""
         self._past.append(before)
         del self._past[: max(len(self._past) - self._limit, 0)]
-        if len(self._past) > self._fresh:
-            old = self._past[-self._fresh - 1]
-            self._past[-self._fresh - 1] = Moment(old.what, self._fade(old.state))
+        if len(self._past) > self._uncompacted:
+            old = self._past[-self._uncompacted - 1]
+            self._past[-self._uncompacted - 1] = UndoStep(old.name, self._compact(old.state))
 
     def undo(self) -> str:
-        """Take back the last step and return what it was; PromptError when there is none."""
+        """Undo the last step and return its name.
+
+        Raises
+        ------
+        PromptError
+            ``nothing-to-undo``.
+        """
         if not self._past:
-            raise PromptError("there is nothing to undo")
-        moment = self._past.pop()
-        self._restore(moment.state)
-        return moment.what
+            raise PromptError("there is nothing to undo", code="nothing-to-undo")
+        step = self._past.pop()
+        self._restore(step.state)
+        return step.name

@@ -1,9 +1,8 @@
-"""One volume, its objects, and what the user says about them: the API of notebooks, command line and worker.
+"""One volume, its objects and their prompts: the API of notebooks, command line and worker.
 
 ::
 
-    from medsam2_core.prompts import Box, Point
-    from medsam2_core.session import Session
+    from medsam2_core import Box, Point, Session
 
     session = Session.open("scan.nrrd", window="abdomen")
     result = session.prompt("liver", Box((40, 60, 12), (110, 130, 12)))  # the mask of that slice, at once
@@ -18,10 +17,9 @@
 Prompts are given in IJK. A session is not thread-safe; ``should_cancel`` is how another thread ends it.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,36 +29,29 @@ from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import MemoryPolicy
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.engine.options import Direction, TrackerOptions, memory_name, memory_policy, zoom_is_on
-from medsam2_core.engine.propagating import Propagation
+from medsam2_core.engine.propagation import Propagation, Step
 from medsam2_core.engine.sources import StackImages
-from medsam2_core.engine.states import SliceResult
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import (
-    Point,
-    Prompt,
-    PromptSet,
-    by_slice,
-    mask_on_slice,
-    resolve,
-    slices_of,
-    validate,
-)
-from medsam2_core.session.answers import Answers
-from medsam2_core.session.automatic import Automatic
-from medsam2_core.session.changes import Changes, SessionState
-from medsam2_core.session.following import followed
-from medsam2_core.session.history import History
+from medsam2_core.prompts import Prompt, PromptSet, SlicePrompts, by_slice, resolve, validate
+from medsam2_core.session.automatic import AutoPrediction, AutoRun
+from medsam2_core.session.history import History, UndoStep
+from medsam2_core.session.objects import ObjectsSnapshot, SessionObjects
 from medsam2_core.version import __version__
 
+if TYPE_CHECKING:
+    from medsam2_core.auto.loading import AutoModel
+    from medsam2_core.auto.volumes import VolumeOptions
 
-class Session(Answers, Automatic):
+
+class Session:
     """Segments objects of one volume; see the module's example.
 
     Parameters
@@ -99,13 +90,17 @@ class Session(Answers, Automatic):
         self.model = model
         self.stack = stack or SliceStack.along(volume, "axial")
         self.window = window or parse_window("auto", volume)
-        self._prompts = PromptSet()
         encoder = SliceEncoder(model, StackImages(self.stack, self.window), cache)
         self._memory = memory_policy(memory)
         self.tracker = Tracker(model, encoder, self._memory, options)
-        self._changes = Changes()
-        self._found_by_auto = {}
-        self._history = History(self._state, self._go_back, undo_limit, fade=SessionState.faded)
+        self._objects = SessionObjects(self.stack, self.tracker)
+        self._auto_predictions: dict[str, AutoPrediction] = {}
+        self._history: History[ObjectsSnapshot] = History(
+            self._objects.snapshot,
+            self._objects.restore_snapshot,
+            undo_limit,
+            compact=ObjectsSnapshot.compact,
+        )
 
     @classmethod
     def open(
@@ -163,33 +158,39 @@ class Session(Answers, Automatic):
     @property
     def object_names(self) -> tuple[str, ...]:
         """Objects in the order they were added."""
-        return self._prompts.names
+        return self._objects.prompts.names
 
     @property
     def prompts(self) -> PromptSet:
-        """A copy of everything the user said."""
-        return PromptSet({name: list(prompts) for name, prompts in self._prompts})
+        """A copy of all prompts."""
+        return PromptSet({name: list(prompts) for name, prompts in self._objects.prompts})
 
     def add_object(self, name: str) -> None:
-        """Add an object without prompts. PromptError when the name is empty or taken."""
-        if name in self._prompts.names:
-            raise PromptError(f"there is an object {name!r} already: prompt it, or choose another name")
+        """Add an object without prompts.
+
+        Raises
+        ------
+        PromptError
+            The name is empty or taken.
+        """
+        if name in self.object_names:
+            raise PromptError(
+                f"there is an object {name!r} already: prompt it, or choose another name",
+                code="object-exists", object=name,
+            )  # fmt: skip
         with self._history.step(f"add {name}"):
-            self._prompts.add_object(name)
+            self._objects.prompts.add_object(name)
 
     def remove_object(self, name: str) -> None:
-        """Forget an object, its prompts and its masks."""
-        self._prompts.of(name)
+        """Remove an object, its prompts and its masks."""
+        self._objects.prompts.of(name)
         with self._history.step(f"remove {name}"):
-            self._prompts.remove_object(name)
-            self._changes.forget(name)
-            if name in self.tracker.object_ids:
-                self.tracker.remove_object(name)
+            self._objects.remove(name)
 
-    def prompt(self, name: str, *prompts: Prompt) -> SliceResult:
-        """Say something about an object, on one slice, and get its mask there.
+    def prompt(self, name: str, *prompts: Prompt) -> SliceMask:
+        """Prompt an object on one slice, and return its mask there.
 
-        A new name makes a new object. Clicks add to what was said about their slice; a box replaces the
+        A new name makes a new object. Clicks are added to the prompts of their slice; a box replaces the
         slice's box, a mask its mask. On a slice that propagation has segmented, clicks correct the mask.
 
         Raises
@@ -198,19 +199,22 @@ class Session(Answers, Automatic):
             When a prompt does not fit, or the prompts lie on several slices (see :meth:`apply`).
         """
         if not prompts:
-            raise PromptError(f"nothing was said about {name!r}: give a point, a box or a mask")
+            raise PromptError(
+                f"no prompt for {name!r}: give a point, a box or a mask", code="no-prompts", object=name
+            )
         slices = resolve(prompts, self.stack)
         if len(slices) != 1:
             raise PromptError(
-                f"the prompts lie on slices {', '.join(map(str, slices))}: give them one slice at a time"
-            )
+                f"the prompts lie on slices {', '.join(map(str, slices))}: give them one slice at a time",
+                code="prompts-on-several-slices", slices=list(slices),
+            )  # fmt: skip
         (n,) = slices
         with self._history.step(f"prompt {name}"):
-            self._take(name, n, by_slice(prompts, self.stack)[n])
+            self._objects.add_prompts(name, n, by_slice(prompts, self.stack)[n])
         return self.tracker.result(name, n)
 
-    def apply(self, prompts: PromptSet) -> list[SliceResult]:
-        """Take prompts of several objects on several slices at once; the masks of all those slices.
+    def apply(self, prompts: PromptSet) -> list[SliceMask]:
+        """Add prompts of several objects on several slices at once; return the masks of all those slices.
 
         Raises
         ------
@@ -218,47 +222,164 @@ class Session(Answers, Automatic):
             Before anything is changed, naming the object.
         """
         validate(prompts, self.stack)
-        touched = []
+        prompted = []
         with self._history.step("apply prompts"):
             for name, given in prompts:
-                self._prompts.add_object(name)
+                self._objects.prompts.add_object(name)
                 for n, of_slice in by_slice(given, self.stack).items():
-                    self._take(name, n, of_slice)
-                    touched.append((name, n))
-        return [self.tracker.result(name, n) for name, n in touched]
+                    self._objects.add_prompts(name, n, of_slice)
+                    prompted.append((name, n))
+        return [self.tracker.result(name, n) for name, n in prompted]
+
+    def set_prompts(self, name: str, slices: Mapping[int, SlicePrompts]) -> dict[int, SliceMask | None]:
+        """Replace all prompts of an object on some slices, as one step: all of it happens, or nothing.
+
+        Prompts that begin with the slice's present ones refine its mask; others are applied afresh, one after
+        the other. Without prompts those of the slice are removed. A new name makes a new object.
+
+        The same prompts on a slice give the same mask, bit for bit, in any session of the same volume,
+        window, model, device and number of threads: whatever was prompted and removed before, and whatever
+        prompts other slices have. That holds as long as
+
+        - tracking has not been on the slice. Where it has, its mask is what the prompts correct, and memories
+          of other slices help; so the mask depends on what was tracked when they were set. When all prompts
+          are removed, the tracked mask comes back;
+        - no predicted box is among the prompts: those refine the mask that came with it;
+        - the slice was prompted with this method only. :meth:`prompt` also looks at where the object is on
+          neighbouring slices, and takes several prompts at once.
+
+        Returns
+        -------
+        dict
+            The masks of ``slices`` as they are then; None where nothing is left.
+
+        Raises
+        ------
+        PromptError
+            Before anything is changed: prompts that do not fit, or lie on other slices; ``final`` where there
+            is no mask.
+        """
+        for n, given in slices.items():
+            self._objects.check(n, given)
+        with self._history.step(f"prompt {name}"):
+            for n, given in slices.items():
+                self._objects.set_prompts(name, n, given)
+        return {n: self._objects.mask(name, n) for n in slices}
+
+    def restore_object(
+        self, name: str, slices: Mapping[int, SlicePrompts], tracked: Mapping[int, SliceMask]
+    ) -> dict[int, SliceMask | None]:
+        """Replace all prompts and masks of an object, as one step.
+
+        Parameters
+        ----------
+        slices
+            The prompts by slice; with known masks the model is not asked.
+        tracked
+            What tracking had found, by slice. On slices of both, the prompts of ``slices`` correct this mask,
+            and it comes back when they are removed; final ones without prompts are these masks.
+
+        Returns
+        -------
+        dict
+            The masks of ``slices`` as they are then.
+
+        Raises
+        ------
+        PromptError
+            Prompts or masks that do not fit; then nothing has changed.
+        """
+        for n, given in slices.items():
+            self._objects.check(n, given)
+        with self._history.step(f"restore {name}"):
+            self._objects.restore(name, slices, tracked)
+        return {n: self._objects.mask(name, n) for n in slices}
 
     def unprompt(self, name: str, n: int) -> None:
-        """Take back everything said about an object on slice ``n``, and its mask there."""
-        kept = self._said_elsewhere(name, n)
-        with self._history.step(f"take back prompts of {name}"):
-            self.tracker.unprompt(name, n)
-            self._prompts.objects[name] = kept
-            self._changes.add(name, n)
+        """Remove all prompts of an object on slice ``n``, and its mask there."""
+        with self._history.step(f"remove prompts of {name}"):
+            self._objects.remove_prompts(name, n)
 
-    def finalise(self, name: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceResult:
-        """Mark slice ``n`` as final, with the user's own mask or as it stands; nothing will change it.
+    def finalise(self, name: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceMask:
+        """Mark slice ``n`` as final, with the user's own mask or as it is; nothing will change it.
 
-        The user's mask replaces all that was said about the slice.
+        The user's mask replaces all prompts of the slice.
         """
         with self._history.step(f"finalise slice {n} of {name}"):
             if mask_hw is None:
                 return self.tracker.finalise(name, n)
-            drawn = mask_on_slice(mask_hw, n, self.stack)
-            self._prompts.add_object(name)
-            result = self.tracker.finalise(name, n, mask_hw)
-            said = self._said_elsewhere(name, n)
-            self._prompts.objects[name] = said + ([] if drawn is None else [drawn])
-            self._changes.add(name, n)
-        return result
+            self._objects.set_drawn_mask(name, n, mask_hw)
+        return self.tracker.result(name, n)
 
     def release(self, name: str, n: int) -> None:
         """Allow a final slice to be changed again, by prompts or by the next propagation."""
         if not self.tracker.result(name, n).final:
-            raise PromptError(f"slice {n} of object {name!r} is not final: there is nothing to release")
+            raise PromptError(
+                f"slice {n} of object {name!r} is not final: there is nothing to release",
+                code="slice-not-final", object=name, n=n,
+            )  # fmt: skip
         with self._history.step(f"release slice {n} of {name}"):
-            self.tracker.release(name, n)
-            if n not in self.tracker.state(name).conditioning:
-                self._changes.add(name, n)
+            self._objects.release(name, n)
+
+    def auto(
+        self,
+        auto: "AutoModel",
+        classes: Sequence[str] | None = None,
+        *,
+        first: int | None = None,
+        last: int | None = None,
+        options: "VolumeOptions | None" = None,
+        flips: bool = False,
+        replace: bool = False,
+        should_cancel: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[AutoPrediction]:
+        """Segment every class of an Auto model; each that is found becomes an object of its name.
+
+        The slices the model is surest of get a predicted box, which may be moved; clicks correct the mask
+        found with it. One undo takes back all of it.
+
+        Parameters
+        ----------
+        classes
+            Names; None all.
+        first, last
+            Slices, inclusive.
+        replace
+            Replace objects of these names.
+
+        Raises
+        ------
+        CheckpointError
+            The Auto model was trained on another SAM 2, or does not know a class.
+        PromptError
+            There is an object of such a name, and it shall not be replaced.
+        Cancelled
+            Stopped; nothing has changed.
+        """
+        run = AutoRun(self, auto, classes, options, flips=flips)
+        taken = [name for name in (classes or auto.card.class_names) if name in self.object_names]
+        if taken and not replace:
+            raise PromptError(
+                f"there is an object {taken[0]!r} already: replace it, or leave this class out",
+                code="object-exists", object=taken[0],
+            )  # fmt: skip
+        for _ in run.run(first, last, should_cancel):
+            progress(run.done, run.total)
+        found = run.found()
+        # What was there before is not emptied by a class that is nowhere.
+        present = [one for one in found if one.slices or one.name not in self.object_names]
+        with self._history.step(f"find {', '.join(one.name for one in present) or 'nothing'}"):
+            for one in present:
+                slices = one.slice_prompts()
+                self._objects.restore(
+                    one.name, slices, {n: mask for n, mask in one.slices.items() if n not in slices}
+                )
+                self._auto_predictions[one.name] = one
+            # What tracking would find is known, or was not wanted: only later changes have to be propagated.
+            changes = self._objects.changes
+            changes.mark_synced([one.name for one in present], None, changes.copied())
+        return found
 
     def propagate(
         self,
@@ -289,37 +410,40 @@ class Session(Answers, Automatic):
         known = list(self.tracker.prompted_ids if names is None else names)
         if not known:
             way_out = "prompt an object first" if names is None else "name an object, or leave names out"
-            raise PromptError(f"nothing to propagate: {way_out}")
+            raise PromptError(f"nothing to propagate: {way_out}", code="nothing-to-propagate")
         states = [self.tracker.state(name) for name in known]  # refuses what was never prompted
         towards = _direction(direction)
         whole = first is None and last is None
-        ranges = {(first, last): known}
+        ranges: Mapping[tuple[int | None, int | None], list[str]] = {(first, last): known}
         if whole:
-            ranges = self._changes.ranges(states, len(self.stack), stop_after_absent)
-        parts = [
-            self.tracker.propagate(
-                together, low, high, direction=towards,
-                stop_after_absent=stop_after_absent, should_cancel=should_cancel,
-            )
+            ranges = self._objects.changes.ranges(states, len(self.stack), stop_after_absent)
+        steps = [
+            step
             for (low, high), together in ranges.items()
-        ]  # fmt: skip
-        settles = whole and towards is Direction.BOTH
-        settled = [name for together in ranges.values() for name in together] if settles else []
-        # What is said from now on is not in this plan, even if it is said before the first result.
-        since = self._changes.copied()
-        settle = partial(Changes.settle, names=settled, patience=stop_after_absent, since=since)
-        return followed(parts, self._history, lambda: settle(self._changes))
+            for step in self.tracker.plan(together, low, high, towards)
+        ]
+        synced = [name for together in ranges.values() for name in together]
+        if not whole or towards is not Direction.BOTH:
+            synced = []
+        # What changes from now on is not in this plan, even if it does before the first result.
+        since = self._objects.changes.copied()
+
+        def finish() -> None:
+            self._objects.changes.mark_synced(synced, stop_after_absent, since)
+
+        take = self.tracker.step_taker(stop_after_absent)
+        return _RecordedPropagation(steps, take, should_cancel, self._history, finish)
 
     def mask_kji(self, name: str) -> NDArray[np.bool_]:
-        """(K, J, I) mask of an object on the volume's grid; empty when nothing was segmented yet."""
-        self._prompts.of(name)
+        """Return the (K, J, I) mask of an object on the volume's grid; empty when nothing is segmented."""
+        self._objects.prompts.of(name)
         if name not in self.tracker.object_ids:
             return np.zeros(self.volume.voxels_kji.shape[:3], dtype=bool)
         return self.stack.volume_mask({r.n: r.mask_hw for r in self.tracker.results(name)})
 
-    def results(self, name: str) -> Iterator[SliceResult]:
-        """The slices of an object segmented so far, ascending."""
-        self._prompts.of(name)
+    def results(self, name: str) -> Iterator[SliceMask]:
+        """Return the masks of an object's slices segmented so far, ascending."""
+        self._objects.prompts.of(name)
         return self.tracker.results(name) if name in self.tracker.object_ids else iter(())
 
     def segmentation(self) -> Segmentation:
@@ -328,19 +452,26 @@ class Session(Answers, Automatic):
         return Segmentation(self.volume.geometry, tuple(segments), self.provenance())
 
     def probabilities(self) -> Probabilities:
-        """How sure the model is of every voxel of every object, on the volume's grid; 8 bits, packed.
+        """Return the probability of every voxel of every object, on the volume's grid; 8 bits, packed.
 
         A user's own masks are certain. PromptError when the session does not keep them.
         """
         if not self.tracker.options.keeps_probabilities:
-            raise PromptError("no probabilities were kept: open the session with probabilities=True")
+            raise PromptError(
+                "no probabilities were kept: open the session with probabilities=True",
+                code="no-probabilities",
+            )
         maps = {name: {r.n: r.certainty for r in self.results(name)} for name in self.object_names}
-        return Probabilities.of_stack(self.stack, maps, {**self.provenance(), **self._auto_models()})
+        facts = self.provenance()
+        present = [one.model for name, one in self._auto_predictions.items() if name in self.object_names]
+        if present:
+            facts["auto"] = ", ".join(sorted(set(present)))
+        return Probabilities.of_stack(self.stack, maps, facts)
 
     def provenance(self) -> dict[str, Any]:
         """How the masks came about: prompts, model, window, software."""
         return {
-            "prompts": self._prompts.to_json(),
+            "prompts": self._objects.prompts.to_json(),
             **self.model.provenance(),
             "window": self.window.to_dict(),
             "slices": self.stack.key,
@@ -362,38 +493,52 @@ class Session(Answers, Automatic):
         """
         return self._history.undo()
 
-    def _take(self, name: str, n: int, prompts: list[Prompt]) -> None:
-        """Add prompts of one slice and ask the model."""
-        self._prompts.add_object(name)
-        replaced = {type(p) for p in prompts} - {Point}
-        here = [
-            p for p in self._prompts.of(name) if n in slices_of(p, self.stack) and type(p) not in replaced
-        ]
-        together = here + prompts
-        self.tracker.prompt(name, n, resolve(together, self.stack)[n])
-        self._prompts.objects[name] = self._said_elsewhere(name, n) + together
-        self._changes.add(name, n)
-
-    def _said_elsewhere(self, name: str, n: int) -> list[Prompt]:
-        """What was said about an object on other slices than ``n``."""
-        return [p for p in self._prompts.of(name) if n not in slices_of(p, self.stack)]
-
     def _as_segment(self, number: int, name: str) -> Segment:
-        values = [result.confidence for result in self.results(name) if result.mask_hw.any()]
+        values = [mask.confidence for mask in self.results(name) if not mask.is_empty]
         tags = {"MedSAM2.confidence": f"{np.mean(values):.3f}" if values else "0"}
-        known = self._found_by_auto.get(name)
-        if known is None or not known.is_behind(self._prompts.of(name)):
+        known, prompts = self._auto_predictions.get(name), self._objects.prompts.of(name)
+        if known is None or not known.is_source_of(prompts):
             return Segment(name, default_colour(number), self.mask_kji(name), tags=tags)
-        tags |= self._auto_tags(name)
+        tags |= known.tags(prompts)
         return Segment(name, known.colour_rgb, self.mask_kji(name), known.coded, tags)
 
-    def _state(self) -> SessionState:
-        return SessionState(self.prompts.objects, self.tracker.snapshot(), self._changes.copied())
 
-    def _go_back(self, state: SessionState) -> None:
-        self._prompts = PromptSet({name: list(prompts) for name, prompts in state.prompts.items()})
-        self.tracker.restore(state.masks)
-        self._changes = state.changes.copied()
+class _RecordedPropagation(Propagation):
+    """A propagation that is one undo step from its first result on.
+
+    Parameters
+    ----------
+    finish
+        Called after the last result.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        take: Callable[[Step], SliceMask | None],
+        should_cancel: Callable[[], bool] | None,
+        history: History[ObjectsSnapshot],
+        finish: Callable[[], None],
+    ) -> None:
+        super().__init__(steps, take, should_cancel)
+        self._history, self._finish = history, finish
+        self._before: UndoStep[ObjectsSnapshot] | None = None
+        self._is_recorded = self._is_finished = False
+
+    def __next__(self) -> SliceMask:
+        if self._before is None:
+            self._before = self._history.capture("propagate")
+        try:
+            mask = super().__next__()
+        except StopIteration:
+            if self.is_complete and not self._is_finished:
+                self._is_finished = True
+                self._finish()
+            raise
+        if not self._is_recorded:
+            self._is_recorded = True
+            self._history.push(self._before)
+        return mask
 
 
 def _direction(direction: Direction | str) -> Direction:
@@ -401,4 +546,7 @@ def _direction(direction: Direction | str) -> Direction:
         return Direction(direction)
     except ValueError as error:
         choices = ", ".join(one.value for one in Direction)
-        raise PromptError(f"unknown direction {direction!r}: use one of {choices}") from error
+        raise PromptError(
+            f"unknown direction {direction!r}: use one of {choices}",
+            code="unknown-direction", direction=str(direction),
+        ) from error  # fmt: skip

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from medsam2_core.auto.loading import AutoModel
     from medsam2_core.auto.model_file import AutoCard
-    from medsam2_core.engine.states import Found
-    from medsam2_core.session.automatic import AutoFound, AutoRun
+    from medsam2_core.imaging.slice_mask import SliceMask
+    from medsam2_core.session.automatic import AutoPrediction, AutoRun
     from medsam2_core.worker.sessions import Answer, Opened, Sessions, Tell
 
 
@@ -63,7 +63,7 @@ class _Running:
 
     opened: Opened
     run: AutoRun
-    changes: Iterator[tuple[str, int, Found]]
+    changes: Iterator[SliceMask]
 
 
 class AutoRequests:
@@ -92,8 +92,8 @@ class AutoRequests:
         if self._sessions.find(running.opened.name) is not running.opened:
             raise Cancelled("the session was closed")
         self._ask()
-        for name, n, found in running.changes:
-            fields, arrays = records_of([_result(name, n, found)])
+        for mask in running.changes:
+            fields, arrays = records_of([mask])
             counts = {"done": running.run.done, "total": max(running.run.total, running.run.done)}
             self._tell(job, {"type": "slice", **fields, **counts}, arrays)
             self._ask()
@@ -129,15 +129,7 @@ def _loaded(opened: Opened, path: Path) -> AutoModel:
     return opened.auto[1]
 
 
-def _result(name: str, n: int, found: Found) -> Any:
-    from medsam2_core.engine.states import SliceResult
-    from medsam2_core.engine.zoom import Region
-
-    region = Region.whole(found.mask_hw.shape)
-    return SliceResult(name, n, found.mask_hw, found.iou, found.score, region, False, False)
-
-
-def _told(one: AutoFound) -> dict[str, Any]:
+def _told(one: AutoPrediction) -> dict[str, Any]:
     prompts = {str(n): [prompt_to_json(prompt, {}) for prompt in said] for n, said in one.prompts.items()}
     return {
         "name": one.name,

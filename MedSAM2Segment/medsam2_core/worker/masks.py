@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +13,19 @@ from medsam2_core.errors import ProtocolError
 from medsam2_core.imaging.slice_mask import LARGEST_SLICE, SliceMask
 
 _PARTS: dict[str, type] = {
-    **{"object": str, "n": int, "iou": float, "score": float, "confidence": float},
+    **{"object": str, "n": int, "predicted_iou": float, "object_score": float},
     **{"prompted": bool, "final": bool, "shape_hw": list, "box": list},
 }
+
+
+def _finite(value: float) -> float:
+    return float(value) if math.isfinite(value) else 0.0
 
 
 def slice_mask_to_json(mask: SliceMask, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Return a slice's mask for a message; the bits are added to the message's `arrays`."""
     values = {name: getattr(mask, name) for name in _PARTS}
+    values.update({name: _finite(values[name]) for name in ("predicted_iou", "object_score")})
     return {**values, "mask": add_array(arrays, np.frombuffer(mask.bits, np.uint8))}
 
 

@@ -190,7 +190,9 @@ def words_to_json(n: int, words: SlicePrompts, arrays: Arrays) -> dict[str, Any]
     item = {"n": n, "prompts": [prompt_to_json(p, arrays) for p in words.prompts], "final": words.final}
     if words.known is not None:
         known = slice_mask_to_json(words.known, arrays)
-        item.update({part: known[part] for part in ("mask", "box", "shape_hw", "iou", "score")})
+        item.update(
+            {part: known[part] for part in ("mask", "box", "shape_hw", "predicted_iou", "object_score")}
+        )
     return item
 
 
@@ -207,8 +209,8 @@ def words_from_json(item: Any, object: str, arrays: Mapping[str, NDArray[Any]]) 
     prompts = tuple(prompt_from_json(one, arrays) for one in checked(item, "prompts", list))
     known = None
     if item.get("mask") is not None:
-        figures = {"iou": 1.0, "score": 0.0, "confidence": 1.0, "prompted": True}
-        figures |= {name: item[name] for name in ("iou", "score") if name in item}
+        figures = {"predicted_iou": 1.0, "object_score": 10.0, "prompted": True}
+        figures |= {name: item[name] for name in ("predicted_iou", "object_score") if name in item}
         told = {part: item.get(part) for part in ("mask", "box", "shape_hw")}
         known = slice_mask_from_json(
             {"object": object, "n": n, "final": final, **figures, **told}, arrays

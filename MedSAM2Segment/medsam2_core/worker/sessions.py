@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from medsam2_core.errors import Cancelled, ProtocolError
-from medsam2_core.imaging.slice_mask import SliceMask, pack
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.worker.jobs import Job
 from medsam2_core.worker.masks import checked, slice_mask_from_json, slice_mask_to_json
 from medsam2_core.worker.messages import SessionSettings, StackChoice, words_from_json
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
     from medsam2_core.auto.loading import AutoModel
     from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.model import SegmentationModel
-    from medsam2_core.engine.states import Found, SliceResult
+    from medsam2_core.prompts import SlicePrompts
     from medsam2_core.session import Session
-    from medsam2_core.session.answers import Words
     from medsam2_core.worker.receiving import Volumes
 
 #: Fields and arrays of a result.
@@ -111,15 +109,15 @@ class Sessions:
     def say(self, job: Job) -> Answer:
         """`say`."""
         opened, name, words = self._spoken(job)
-        return records_of(opened.session.say_all(name, words).values())
+        return records_of(opened.session.set_prompts(name, words).values())
 
     def restore(self, job: Job) -> Answer:
         """`restore`."""
         opened, name, words = self._spoken(job)
-        tracked: dict[int, Found] = {}
+        tracked: dict[int, SliceMask] = {}
         for item in checked(job.fields, "tracked", list) if "tracked" in job.fields else []:
             record = slice_mask_from_json({**item, "object": name}, job.arrays)
-            tracked[record.n] = _found(record)
+            tracked[record.n] = record
         return records_of(opened.session.restore_object(name, words, tracked).values())
 
     def remove_object(self, job: Job) -> Answer:
@@ -188,14 +186,12 @@ class Sessions:
             raise ProtocolError(f"there is no session {name[:60]!r}: open it first")
         return self._opened[name]
 
-    def _spoken(self, job: Job) -> tuple[Opened, str, dict[int, Words]]:
-        from medsam2_core.session.answers import Words
-
+    def _spoken(self, job: Job) -> tuple[Opened, str, dict[int, SlicePrompts]]:
         opened, name = self.of(job), checked(job.fields, "object", str)
         words = {}
         for item in checked(job.fields, "slices", list):
             n, said = words_from_json(item, name, job.arrays)
-            words[n] = Words(said.prompts, None if said.known is None else _found(said.known), said.final)
+            words[n] = said
         return opened, name, words
 
     def _close(self, names: Iterable[str]) -> None:
@@ -223,30 +219,11 @@ class Sessions:
         return self.cache
 
 
-def _found(record: SliceMask) -> Found:
-    from medsam2_core.engine.states import Found
-
-    return Found(record.mask_hw, record.iou, record.score)
-
-
-def records_of(results: Iterable[SliceResult | None]) -> Answer:
+def records_of(results: Iterable[SliceMask | None]) -> Answer:
     """Results as ``slices`` of a message; those that are None are left out."""
     arrays: dict[str, NDArray[Any]] = {}
-    told = [slice_mask_to_json(_record(result), arrays) for result in results if result is not None]
+    told = [slice_mask_to_json(result, arrays) for result in results if result is not None]
     return {"slices": told}, arrays
-
-
-def _record(result: SliceResult) -> SliceMask:
-    box, bits = pack(result.mask_hw)
-    height, width = result.mask_hw.shape
-    figures = [_finite(value) for value in (result.iou, result.object_score, result.confidence)]
-    return SliceMask(
-        result.object_id, int(result.n), *figures, result.prompted, result.final, (height, width), box, bits
-    )
-
-
-def _finite(value: float) -> float:
-    return float(value) if math.isfinite(value) else 0.0
 
 
 def _title(asked: str, name: str) -> str:

@@ -1,10 +1,12 @@
-"""In which order slices are tracked, and from where."""
+"""Propagation: in which order slices are tracked, and from where; step by step, so that it can be paused."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from medsam2_core.engine.options import Direction, Order
 from medsam2_core.engine.states import ObjectState
+from medsam2_core.errors import Cancelled, Interrupted
+from medsam2_core.imaging.slice_mask import SliceMask
 
 # A prompted slice counts for something, however unsure the model is of it.
 _LEAST_TRUST = 0.05
@@ -49,7 +51,7 @@ def plan_steps(
 
 def _steps_of(state: ObjectState, slices: range, direction: Direction, order: Order) -> Iterable[Step]:
     seeds, walls = _anchors(state)
-    trust = {m: max(state.conditioning[m].prediction.iou, _LEAST_TRUST) for m in seeds}
+    trust = {m: max(state.conditioning[m].prediction.predicted_iou, _LEAST_TRUST) for m in seeds}
     for n in slices:
         if n in state.conditioning:
             yield Step(state.object_id, n, direction is Direction.REVERSE, n)
@@ -104,3 +106,65 @@ def plan_set(states: Sequence[ObjectState], first: int, last: int) -> list[Step]
         for n in range(first, last + 1)
         for state in states
     ]
+
+
+class Propagation(Iterator[SliceMask]):
+    """The masks of a propagation, as they come.
+
+    Asking for the next one may raise :class:`~medsam2_core.errors.Interrupted` (see
+    :meth:`~medsam2_core.engine.model.SegmentationModel.asking`): ask again, and it goes on with the same
+    slice. After any other exception it is over. (Not a generator, which would be over after the first.)
+
+    Parameters
+    ----------
+    steps
+        What to do, in order.
+    take
+        Does one step; must change nothing when it is interrupted.
+    should_cancel
+        Asked before every step.
+
+    Attributes
+    ----------
+    total
+        Steps: the most masks there can be. Fewer come when an object is gone.
+    done
+        Steps finished so far, with or without a mask.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        take: Callable[[Step], SliceMask | None],
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> None:
+        self.total, self.done = len(steps), 0
+        self._steps, self._take, self._should_cancel = steps, take, should_cancel
+        self._has_failed = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps were finished."""
+        return self.done == self.total
+
+    def __next__(self) -> SliceMask:
+        while not self.is_complete and not self._has_failed:
+            try:
+                mask = self._step(self._steps[self.done])
+            except Interrupted:
+                raise
+            except BaseException:
+                self._has_failed = True
+                raise
+            self.done += 1
+            if mask is not None:
+                return mask
+        raise StopIteration
+
+    def _step(self, step: Step) -> SliceMask | None:
+        if self._should_cancel is not None and self._should_cancel():
+            raise Cancelled(
+                f"stopped before slice {step.n}: {self.done} of {self.total} done",
+                n=step.n, done=self.done, total=self.total,
+            )  # fmt: skip
+        return self._take(step)

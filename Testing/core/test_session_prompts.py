@@ -1,18 +1,20 @@
 """Words by slice: the same words give the same mask, whatever was said in between; restoring; pausing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from medsam2_core.engine.interrupting import blocks
 from medsam2_core.engine.model import load_model
-from medsam2_core.engine.states import Found
 from medsam2_core.errors import Cancelled, Interrupted, PromptError
 from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Box, MaskPrompt, Point
+from medsam2_core.prompts import Box, MaskPrompt, Point, SlicePrompts
 from medsam2_core.session import Session
-from medsam2_core.session.answers import Words
 from support.command_line import ball_kji
+from support.model import set_prompts
 from support.tiny_model import tiny_model
 
 SHAPE_KJI = (24, 48, 40)
@@ -47,16 +49,16 @@ def session(volume, model):
     return Session.open(volume, model)
 
 
-def seen(result):
-    """All of a result that must be equal bit for bit."""
+def seen(session, result):
+    """All of a result that must be equal bit for bit, with the logits behind it."""
     if result is None:
         return None
-    logits = None if result.low_res_logits is None else result.low_res_logits.numpy().tobytes()
-    return result.mask_hw.tobytes(), result.iou, result.object_score, result.region, logits
+    logits, region = session.tracker.state(result.object).kept_logits(result.n)
+    return replace(result, object=""), region, logits.numpy().tobytes()
 
 
 def everything(session, name="ball"):
-    return {r.n: (r.mask_hw.tobytes(), r.iou, r.prompted, r.final) for r in session.results(name)}
+    return {r.n: (r.mask_hw.tobytes(), r.predicted_iou, r.prompted, r.final) for r in session.results(name)}
 
 
 def elsewhere(n, *points):
@@ -77,26 +79,27 @@ WORDS = {
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
 def test_the_same_words_give_the_same_mask(session, volume, model, words):
-    first = seen(session.say("ball", N, words))
-    assert session.say("ball", N, []) is None
-    assert seen(session.say("ball", N, words)) == first, "said again"
+    first = seen(session, set_prompts(session, "ball", N, words))
+    assert set_prompts(session, "ball", N, []) is None
+    assert seen(session, set_prompts(session, "ball", N, words)) == first, "said again"
 
-    session.say("ball", N, [ASIDE])
-    assert seen(session.say("ball", N, words)) == first, "after something else"
+    set_prompts(session, "ball", N, [ASIDE])
+    assert seen(session, set_prompts(session, "ball", N, words)) == first, "after something else"
 
-    session.say("ball", N, [])
-    session.say("ball", N - 2, elsewhere(N - 2, INSIDE))
+    set_prompts(session, "ball", N, [])
+    set_prompts(session, "ball", N - 2, elsewhere(N - 2, INSIDE))
     for count in range(1, len(words) + 1):
-        last = session.say("ball", N, words[:count])
-    assert seen(last) == first, "one by one, beside another slice"
+        last = set_prompts(session, "ball", N, words[:count])
+    assert seen(session, last) == first, "one by one, beside another slice"
 
     fresh = Session.open(volume, model)
-    assert seen(fresh.say("another name", N, words)) == first, "in a fresh session"
+    assert seen(fresh, set_prompts(fresh, "another name", N, words)) == first, "in a fresh session"
 
 
 def test_the_same_words_give_the_same_mask_after_any_talk(volume, model, campaign):
     rng = np.random.default_rng(5)
-    expected = seen(Session.open(volume, model).say("ball", N, [INSIDE, OUTSIDE]))
+    alone = Session.open(volume, model)
+    expected = seen(alone, set_prompts(alone, "ball", N, [INSIDE, OUTSIDE]))
     choices = [[INSIDE], [INSIDE, ASIDE], [BOX], [], [OUTSIDE, INSIDE], [INSIDE, OUTSIDE]]
     for _ in range(3 * campaign):
         session = Session.open(volume, model)
@@ -105,30 +108,30 @@ def test_the_same_words_give_the_same_mask_after_any_talk(volume, model, campaig
             words = choices[rng.integers(len(choices))]
             if n != N:
                 words = elsewhere(n, *(one for one in words if isinstance(one, Point)))
-            session.say("ball", n, words)
+            set_prompts(session, "ball", n, words)
             if rng.random() < 0.2:
                 session.undo()
-        assert seen(session.say("ball", N, [INSIDE, OUTSIDE])) == expected
+        assert seen(session, set_prompts(session, "ball", N, [INSIDE, OUTSIDE])) == expected
 
 
 def test_words_taken_back_leave_nothing(session):
-    session.say("ball", N, [INSIDE])
-    assert session.say("ball", N, []) is None
+    set_prompts(session, "ball", N, [INSIDE])
+    assert set_prompts(session, "ball", N, []) is None
     assert not session.mask_kji("ball").any()
     assert session.prompts.of("ball") == []
-    assert session.say("unheard of", N, []) is None
+    assert set_prompts(session, "unheard of", N, []) is None
     assert "unheard of" not in session.object_names
 
 
 def test_words_taken_back_uncover_what_tracking_had_found(session):
-    session.say("ball", N, [BOX])
+    set_prompts(session, "ball", N, [BOX])
     list(session.propagate())
     tracked = everything(session)
-    session.say("ball", N + 2, elsewhere(N + 2, OUTSIDE))
-    result = session.say("ball", N + 2, [])
+    set_prompts(session, "ball", N + 2, elsewhere(N + 2, OUTSIDE))
+    result = set_prompts(session, "ball", N + 2, [])
     assert not result.prompted
     assert everything(session) == tracked
-    session.say("ball", N, [])
+    set_prompts(session, "ball", N, [])
     left = everything(session)
     assert set(left) == set(tracked) - {N}
     with pytest.raises(PromptError, match="prompt"):
@@ -136,55 +139,58 @@ def test_words_taken_back_uncover_what_tracking_had_found(session):
 
 
 def test_a_correction_that_moves_corrects_the_same_mask(session):
-    session.say("ball", N, [BOX])
+    set_prompts(session, "ball", N, [BOX])
     list(session.propagate())
     one, other = elsewhere(N + 2, OUTSIDE, INSIDE)
-    first = seen(session.say("ball", N + 2, [one, other]))
-    session.say("ball", N + 2, [other])
-    session.say("ball", N + 2, [])
-    session.say("ball", N + 2, [one])
-    assert seen(session.say("ball", N + 2, [one, other])) == first
+    first = seen(session, set_prompts(session, "ball", N + 2, [one, other]))
+    set_prompts(session, "ball", N + 2, [other])
+    set_prompts(session, "ball", N + 2, [])
+    set_prompts(session, "ball", N + 2, [one])
+    assert seen(session, set_prompts(session, "ball", N + 2, [one, other])) == first
 
 
 def test_a_known_answer_is_taken_as_it_is(session, monkeypatch):
     known = np.zeros(session.stack.shape_hw, dtype=bool)
     known[20:30, 10:20] = True
-    result = session.say("ball", N, [INSIDE], known=Found(known, iou=0.5))
+    result = set_prompts(
+        session, "ball", N, [INSIDE], known=SliceMask.from_mask("ball", N, known, predicted_iou=0.5)
+    )
     assert (result.mask_hw == known).all()
-    assert result.iou == 0.5
+    assert result.predicted_iou == 0.5
     assert result.prompted
     assert session.prompts.of("ball") == [INSIDE]
     assert len(list(session.propagate(first=N - 1, last=N + 1))) == 3
 
 
 def test_more_words_after_a_known_answer_mean_what_they_always_mean(session, volume, model):
-    expected = seen(Session.open(volume, model).say("ball", N, [INSIDE, OUTSIDE]))
-    session.say("ball", N, [INSIDE], known=np.ones(session.stack.shape_hw, dtype=bool))
-    assert seen(session.say("ball", N, [INSIDE, OUTSIDE])) == expected
+    alone = Session.open(volume, model)
+    expected = seen(alone, set_prompts(alone, "ball", N, [INSIDE, OUTSIDE]))
+    set_prompts(session, "ball", N, [INSIDE], known=np.ones(session.stack.shape_hw, dtype=bool))
+    assert seen(session, set_prompts(session, "ball", N, [INSIDE, OUTSIDE])) == expected
 
 
 def test_a_final_slice_stays_until_it_is_said_otherwise(session):
-    session.say("ball", N, [BOX])
+    set_prompts(session, "ball", N, [BOX])
     list(session.propagate())
     before = everything(session)
-    assert session.say("ball", N + 1, [], final=True).final
-    assert not session.say("ball", N + 1, [], final=True).prompted
-    session.say("ball", N, [BOX, INSIDE])
+    assert set_prompts(session, "ball", N + 1, [], final=True).final
+    assert not set_prompts(session, "ball", N + 1, [], final=True).prompted
+    set_prompts(session, "ball", N, [BOX, INSIDE])
     list(session.propagate())
     assert everything(session)[N + 1][0] == before[N + 1][0]
-    assert not session.say("ball", N + 1, []).final
-    final = session.say("ball", N + 2, elsewhere(N + 2, INSIDE), final=True)
+    assert not set_prompts(session, "ball", N + 1, []).final
+    final = set_prompts(session, "ball", N + 2, elsewhere(N + 2, INSIDE), final=True)
     assert final.final
-    assert not session.say("ball", N + 2, elsewhere(N + 2, INSIDE)).final
+    assert not set_prompts(session, "ball", N + 2, elsewhere(N + 2, INSIDE)).final
     with pytest.raises(PromptError, match="no mask yet"):
-        session.say("other", N, [], final=True)
+        set_prompts(session, "other", N, [], final=True)
     assert "other" not in session.object_names
 
 
 def test_the_users_own_mask_is_a_prompt_and_final(session):
     mine = np.zeros(session.stack.shape_hw, dtype=bool)
     mine[20:25, 10:20] = True
-    result = session.say("ball", N, [], known=mine, final=True)
+    result = set_prompts(session, "ball", N, [], known=mine, final=True)
     assert result.final
     assert result.prompted
     assert (result.mask_hw == mine).all()
@@ -192,9 +198,9 @@ def test_the_users_own_mask_is_a_prompt_and_final(session):
 
 
 def test_several_slices_are_one_step(session):
-    session.say("ball", N, [INSIDE])
+    set_prompts(session, "ball", N, [INSIDE])
     before = everything(session)
-    session.say_all("ball", {n: Words(elsewhere(n, INSIDE, OUTSIDE)) for n in (N, N + 1, N + 2)})
+    session.set_prompts("ball", {n: SlicePrompts(elsewhere(n, INSIDE, OUTSIDE)) for n in (N, N + 1, N + 2)})
     assert set(everything(session)) == {N, N + 1, N + 2}
     assert session.undo() == "prompt ball"
     assert everything(session) == before
@@ -210,31 +216,35 @@ def test_several_slices_are_one_step(session):
     ],
 )
 def test_refused_words_change_nothing(session, n, words, reason):
-    session.say("ball", N, [INSIDE])
+    set_prompts(session, "ball", N, [INSIDE])
     before, steps = everything(session), session.undo_steps
     with pytest.raises(PromptError, match=reason):
-        session.say("ball", n, words)
+        set_prompts(session, "ball", n, words)
     with pytest.raises(PromptError, match="the slice is"):
-        session.say("ball", N, [], known=np.ones((3, 3), dtype=bool))
+        set_prompts(session, "ball", N, [], known=np.ones((3, 3), dtype=bool))
     assert everything(session) == before
     assert session.undo_steps == steps
 
 
 def test_an_object_is_restored_from_what_was_told_about_it(session, volume, model):
-    session.say("ball", N, [BOX])
-    session.say("ball", N + 4, elsewhere(N + 4, INSIDE, OUTSIDE))
+    set_prompts(session, "ball", N, [BOX])
+    set_prompts(session, "ball", N + 4, elsewhere(N + 4, INSIDE, OUTSIDE))
     list(session.propagate())
-    session.say("ball", N + 1, [], final=True)
+    set_prompts(session, "ball", N + 1, [], final=True)
     told = {r.n: r for r in session.results("ball")}
-    words = {N: Words([BOX]), N + 4: Words(elsewhere(N + 4, INSIDE, OUTSIDE)), N + 1: Words(final=True)}
-    tracked = {n: Found(r.mask_hw, r.iou, r.object_score) for n, r in told.items() if not r.prompted}
+    words = {
+        N: SlicePrompts([BOX]),
+        N + 4: SlicePrompts(elsewhere(N + 4, INSIDE, OUTSIDE)),
+        N + 1: SlicePrompts(final=True),
+    }
+    tracked = {n: mask for n, mask in told.items() if not mask.prompted}
 
     other = Session.open(volume, model)
-    other.say("ball", 3, elsewhere(3, INSIDE))
+    set_prompts(other, "ball", 3, elsewhere(3, INSIDE))
     other.restore_object("ball", words, tracked)
     assert everything(other) == everything(session)
     assert other.prompts.of("ball") == session.prompts.of("ball")
-    assert seen(other.tracker.result("ball", N)) == seen(session.tracker.result("ball", N))
+    assert seen(other, other.tracker.result("ball", N)) == seen(session, session.tracker.result("ball", N))
     list(other.propagate())
     list(session.propagate())
     other.undo()
@@ -243,28 +253,28 @@ def test_an_object_is_restored_from_what_was_told_about_it(session, volume, mode
 
 
 def test_words_that_corrected_a_tracked_mask_correct_it_again_when_restored(session, volume, model):
-    session.say("ball", N, [BOX])
+    set_prompts(session, "ball", N, [BOX])
     list(session.propagate())
     covered = session.tracker.result("ball", N + 2)
     click = elsewhere(N + 2, OUTSIDE)
-    session.say("ball", N + 2, click)
+    set_prompts(session, "ball", N + 2, click)
 
     other = Session.open(volume, model)
-    mask = Found(covered.mask_hw, covered.iou, covered.object_score)
-    other.restore_object("ball", {N: Words([BOX]), N + 2: Words(click)}, {N + 2: mask})
+    other.restore_object("ball", {N: SlicePrompts([BOX]), N + 2: SlicePrompts(click)}, {N + 2: covered})
     assert other.tracker.result("ball", N + 2).prompted
-    left = other.say("ball", N + 2, [])
+    left = set_prompts(other, "ball", N + 2, [])
     assert np.array_equal(left.mask_hw, covered.mask_hw)
 
 
 def test_an_object_is_restored_with_masks_alone(session):
     mask = np.zeros(session.stack.shape_hw, dtype=bool)
     mask[20:30, 10:20] = True
-    session.restore_object("ball", {}, {5: Found(mask, 0.7), 6: Found(mask & False, 0.6, -3.0)})
+    there = SliceMask.from_mask("ball", 5, mask, predicted_iou=0.7)
+    session.restore_object("ball", {}, {5: there, 6: SliceMask.from_mask("ball", 6, mask & False)})
     assert [r.n for r in session.results("ball")] == [5, 6]
     with pytest.raises(PromptError):
         session.propagate()
-    corrected = session.say("ball", 5, elsewhere(5, OUTSIDE))
+    corrected = set_prompts(session, "ball", 5, elsewhere(5, OUTSIDE))
     assert corrected.prompted
     list(session.propagate())
 
@@ -304,13 +314,13 @@ def persistently(propagation, between=lambda: None):
 def test_an_interrupted_propagation_gives_the_same_masks(volume, model, memory, campaign):
     def talked():
         session = Session.open(volume, model, memory=memory)
-        session.say("ball", N, [BOX])
-        session.say("ball", N + 5, elsewhere(N + 5, INSIDE))
-        session.say("other", N - 3, elsewhere(N - 3, ASIDE))
+        set_prompts(session, "ball", N, [BOX])
+        set_prompts(session, "ball", N + 5, elsewhere(N + 5, INSIDE))
+        set_prompts(session, "other", N - 3, elsewhere(N - 3, ASIDE))
         return session
 
     plain = talked()
-    expected = [seen(result) for result in plain.propagate()]
+    expected = [seen(plain, result) for result in plain.propagate()]
     for seed in range(campaign):
         session, hook = talked(), Interruptions(seed)
         session.tracker.encoder.cache.clear()
@@ -318,7 +328,7 @@ def test_an_interrupted_propagation_gives_the_same_masks(volume, model, memory, 
             progress = session.propagate()
             results = persistently(progress)
         assert hook.raised > 3
-        assert [seen(result) for result in results] == expected
+        assert [seen(session, result) for result in results] == expected
         assert progress.done == progress.total
         assert everything(session) == everything(plain)
         assert session.undo() == "propagate"
@@ -326,16 +336,16 @@ def test_an_interrupted_propagation_gives_the_same_masks(volume, model, memory, 
 
 def test_clicks_are_answered_while_a_propagation_pauses(volume, model):
     alone = Session.open(volume, model)
-    expected = seen(alone.say("late", N, [INSIDE, OUTSIDE]))
+    expected = seen(alone, set_prompts(alone, "late", N, [INSIDE, OUTSIDE]))
     session, hook = Session.open(volume, model), Interruptions(7, 0.05)
-    session.say("ball", N, [BOX])
+    set_prompts(session, "ball", N, [BOX])
     said = []
 
     def click():
         chance, hook.chance = hook.chance, 0
-        said.append(seen(session.say("late", N, [INSIDE, OUTSIDE])))
-        session.say("late", N, [])
-        session.say("ball", N + 6, elsewhere(N + 6, INSIDE))
+        said.append(seen(session, set_prompts(session, "late", N, [INSIDE, OUTSIDE])))
+        set_prompts(session, "late", N, [])
+        set_prompts(session, "ball", N + 6, elsewhere(N + 6, INSIDE))
         hook.chance = chance
 
     with model.asking(hook):
@@ -344,38 +354,38 @@ def test_clicks_are_answered_while_a_propagation_pauses(volume, model):
     assert set(said) == {expected}
     prompted = {r.n for r in session.results("ball") if r.prompted}
     assert prompted == {N, N + 6}
-    assert {r.n for r in results if r.object_id == "ball"} >= prompted
-    session.say("ball", N, [])
-    assert session.say("ball", N + 6, elsewhere(N + 6, INSIDE)).prompted
+    assert {r.n for r in results if r.object == "ball"} >= prompted
+    set_prompts(session, "ball", N, [])
+    assert set_prompts(session, "ball", N + 6, elsewhere(N + 6, INSIDE)).prompted
 
 
 def test_a_propagation_outlives_the_words_it_came_from(session, model):
-    session.say("ball", 5, elsewhere(5, INSIDE))
-    session.say("ball", 18, elsewhere(18, INSIDE))
+    set_prompts(session, "ball", 5, elsewhere(5, INSIDE))
+    set_prompts(session, "ball", 18, elsewhere(18, INSIDE))
     progress = session.propagate()
     next(progress)
-    session.say("ball", 18, [])
-    assert all(result.object_id == "ball" for result in progress)
+    set_prompts(session, "ball", 18, [])
+    assert all(result.object == "ball" for result in progress)
     progress = session.propagate()
     session.remove_object("ball")
     assert list(progress) == []
 
 
 def test_interrupted_words_are_not_half_said(session, model):
-    session.say("ball", N, [INSIDE])
+    set_prompts(session, "ball", N, [INSIDE])
     before = everything(session)
 
     def interrupt():
         raise Interrupted
 
     with model.asking(interrupt), pytest.raises(Interrupted):
-        session.say("ball", N, [ASIDE, OUTSIDE])
+        set_prompts(session, "ball", N, [ASIDE, OUTSIDE])
     assert everything(session) == before
     assert session.prompts.of("ball") == [INSIDE]
 
 
 def test_a_cancelled_propagation_is_over(session, model):
-    session.say("ball", N, [BOX])
+    set_prompts(session, "ball", N, [BOX])
     progress = session.propagate()
     next(progress)
 

@@ -1,0 +1,298 @@
+"""The prompts and masks of a session's objects, and which slices changed since the last propagation."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count as counting
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam2_core.engine.states import ObjectState
+from medsam2_core.engine.tracker import Tracker
+from medsam2_core.errors import PromptError
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.imaging.slices import SliceStack
+from medsam2_core.prompts import (
+    Box,
+    PixelPrompts,
+    Point,
+    Prompt,
+    PromptSet,
+    SlicePrompts,
+    mask_on_slice,
+    resolve,
+    slices_of,
+)
+
+# Every change has a number of its own: a slice changed twice is not the slice changed once.
+_numbers = counting()
+
+
+@dataclass
+class ChangedSlices:
+    """Slices by object that changed since the last whole propagation.
+
+    Attributes
+    ----------
+    slices
+        What was prompted, unprompted or released; and the number of that change.
+    patience
+        By object, after how many slices without it the last whole propagation gave up; None never.
+    """
+
+    slices: dict[str, dict[int, int]] = field(default_factory=dict)
+    patience: dict[str, int | None] = field(default_factory=dict)
+
+    def add(self, name: str, n: int) -> None:
+        """Add slice ``n`` of an object."""
+        self.slices[name] = {**self.slices.get(name, {}), n: next(_numbers)}
+
+    def remove(self, name: str) -> None:
+        """Remove an object."""
+        self.slices.pop(name, None)
+        self.patience.pop(name, None)
+
+    def mark_synced(self, names: Iterable[str], patience: int | None, since: "ChangedSlices") -> None:
+        """Remove the changes that ``since`` already had of these objects: they have been propagated."""
+        for name in names:
+            done = since.slices.get(name, {}).items()
+            self.slices[name] = dict(self.slices.get(name, {}).items() - done)
+            self.patience[name] = patience
+
+    def copied(self) -> "ChangedSlices":
+        """Return a copy, for undo."""
+        return ChangedSlices(dict(self.slices), dict(self.patience))
+
+    def ranges(
+        self, states: Iterable[ObjectState], count: int, patience: int | None
+    ) -> dict[tuple[int, int], list[str]]:
+        """Return the objects by the range of slices a propagation has to do again (see :meth:`reach`)."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for state in states:
+            reach = self.reach(state, count, patience)
+            if reach is not None:
+                found.setdefault(reach, []).append(state.object_id)
+        return found
+
+    def reach(self, state: ObjectState, count: int, patience: int | None) -> tuple[int, int] | None:
+        """Return the first and last of ``count`` slices that a propagation has to do again, or None.
+
+        A slice follows its nearest prompted slice; so a change at n reaches to the prompted slices on either
+        side of it, and no further. Only those where the model found nothing are passed by. A propagation with
+        more patience than the last goes through everything.
+        """
+        changed = self.slices.get(state.object_id)
+        if not state.tracked or self._gave_up_too_soon(state.object_id, patience):
+            return 0, count - 1
+        if not changed:
+            return None
+        anchors = [
+            n
+            for n, given in state.conditioning.items()
+            if n not in changed and (given.says_absent or not given.prediction.is_absent)
+        ]
+        below = max((n for n in anchors if n < min(changed)), default=0)
+        above = min((n for n in anchors if n > max(changed)), default=count - 1)
+        return below, above
+
+    def _gave_up_too_soon(self, name: str, patience: int | None) -> bool:
+        earlier = self.patience.get(name)
+        return earlier is not None and (patience is None or patience > earlier)
+
+
+@dataclass(frozen=True)
+class ObjectsSnapshot:
+    """What undo goes back to."""
+
+    prompts: dict[str, list[Prompt]]
+    states: dict[str, ObjectState]
+    changes: ChangedSlices
+
+    def compact(self) -> "ObjectsSnapshot":
+        """Return the same prompts and masks, without the tensors that only improve a later click slightly."""
+        return replace(self, states={name: state.compact() for name, state in self.states.items()})
+
+
+class SessionObjects:
+    """Keeps prompts, tracker and changes of a session in step. Its methods are no undo steps by themselves.
+
+    Attributes
+    ----------
+    prompts
+        All prompts by object, in IJK.
+    changes
+        Slices that the next propagation has to follow.
+    """
+
+    def __init__(self, stack: SliceStack, tracker: Tracker) -> None:
+        self._stack, self._tracker = stack, tracker
+        self.prompts = PromptSet()
+        self.changes = ChangedSlices()
+
+    def snapshot(self) -> ObjectsSnapshot:
+        """Return everything known, for :meth:`restore_snapshot`. Cheap: masks and tensors are shared."""
+        prompts = {name: list(of_object) for name, of_object in self.prompts}
+        return ObjectsSnapshot(prompts, self._tracker.snapshot(), self.changes.copied())
+
+    def restore_snapshot(self, state: ObjectsSnapshot) -> None:
+        """Go back to a snapshot; it can be restored again later."""
+        self.prompts = PromptSet({name: list(prompts) for name, prompts in state.prompts.items()})
+        self._tracker.restore(state.states)
+        self.changes = state.changes.copied()
+
+    def remove(self, name: str) -> None:
+        """Remove an object with its prompts and masks."""
+        self.prompts.remove_object(name)
+        self.changes.remove(name)
+        if name in self._tracker.object_ids:
+            self._tracker.remove_object(name)
+
+    def add_prompts(self, name: str, n: int, prompts: Sequence[Prompt]) -> None:
+        """Add prompts to those of a slice; a box replaces its box, a mask its mask. Predict its mask."""
+        self.prompts.add_object(name)
+        replaced = {type(p) for p in prompts} - {Point}
+        here, elsewhere = self._partition(name, n)
+        together = [*(p for p in here if type(p) not in replaced), *prompts]
+        self._tracker.prompt(name, n, resolve(together, self._stack)[n])
+        self.prompts.objects[name] = elsewhere + together
+        self.changes.add(name, n)
+
+    def remove_prompts(self, name: str, n: int) -> None:
+        """Remove the prompts of a slice and its mask."""
+        _, elsewhere = self._partition(name, n)
+        self._tracker.unprompt(name, n)
+        self.prompts.objects[name] = elsewhere
+        self.changes.add(name, n)
+
+    def set_drawn_mask(self, name: str, n: int, mask_hw: NDArray[np.bool_]) -> None:
+        """Replace the prompts of a slice by a user's own mask, and mark the slice as final."""
+        drawn = mask_on_slice(mask_hw, n, self._stack)
+        self.prompts.add_object(name)
+        self._tracker.finalise(name, n, mask_hw)
+        _, elsewhere = self._partition(name, n)
+        self.prompts.objects[name] = elsewhere + ([] if drawn is None else [drawn])
+        self.changes.add(name, n)
+
+    def release(self, name: str, n: int) -> None:
+        """Allow a final slice to be changed."""
+        self._tracker.release(name, n)
+        if not self._is_prompted(name, n):
+            self.changes.add(name, n)
+
+    def check(self, n: int, given: SlicePrompts) -> None:
+        """Raise PromptError for prompts that do not lie on slice ``n``, or a mask that does not fit it."""
+        if not 0 <= n < len(self._stack):
+            raise PromptError(
+                f"there is no slice {n}: slices are 0 to {len(self._stack) - 1}",
+                code="no-such-slice", n=n, count=len(self._stack),
+            )  # fmt: skip
+        others = sorted(set(resolve(given.prompts, self._stack)) - {n})
+        if others:
+            raise PromptError(
+                f"a prompt for slice {n} lies on slice {others[0]}: set it there",
+                code="prompt-on-other-slice", n=n, lies_on=others[0],
+            )  # fmt: skip
+        shape_hw = tuple(self._stack.shape_hw)
+        if given.known is not None and given.known.shape_hw != shape_hw:
+            raise PromptError(
+                f"the mask on slice {n} is {given.known.shape_hw}, the slice is {shape_hw}",
+                code="mask-shape", n=n, shape_hw=list(given.known.shape_hw), slice_hw=list(shape_hw),
+            )  # fmt: skip
+
+    def set_prompts(self, name: str, n: int, given: SlicePrompts) -> None:
+        """Replace all prompts of a slice."""
+        was_final = self._is_final(name, n)
+        if was_final:
+            self._tracker.release(name, n)
+        is_new = self._replace(name, n, given)
+        if given.final:
+            if name not in self._tracker.object_ids:
+                raise PromptError(
+                    f"slice {n} of object {name!r} has no mask yet that could be final",
+                    code="no-mask-yet", object=name, n=n,
+                )  # fmt: skip
+            self._tracker.finalise(name, n)
+        if is_new or (was_final and not given.final and not self._is_prompted(name, n)):
+            self.changes.add(name, n)
+
+    def restore(
+        self, name: str, slices: Mapping[int, SlicePrompts], tracked: Mapping[int, SliceMask]
+    ) -> None:
+        """Replace all prompts and masks of an object; see :meth:`Session.restore_object`."""
+        frozen = {n for n, one in slices.items() if one.final and not one.prompts and one.known is None}
+        if name in self.prompts.names:
+            self.prompts.objects[name] = []
+        if name in self._tracker.object_ids:
+            self._tracker.remove_object(name)
+        self.changes.remove(name)
+        # Prompts correct what tracking had found on their slices. Its other masks come afterwards: where
+        # tracking has not been, prompts mean the same whenever they are set.
+        corrected = {n: found for n, found in tracked.items() if n in slices and n not in frozen}
+        self._tracker.add_tracked(name, corrected)
+        for n, one in slices.items():
+            if n not in frozen:
+                self.set_prompts(name, n, one)
+        self.prompts.add_object(name)
+        self._tracker.add_tracked(name, {n: found for n, found in tracked.items() if n not in corrected})
+        for n in frozen:
+            self.set_prompts(name, n, slices[n])
+
+    def mask(self, name: str, n: int) -> SliceMask | None:
+        """Return the mask of a slice, or None."""
+        if name not in self._tracker.object_ids:
+            return None
+        return self._tracker.state(name).masks.get(n)
+
+    def _replace(self, name: str, n: int, given: SlicePrompts) -> bool:
+        """Replace all prompts of a slice that is not final; return whether that made a difference."""
+        here, elsewhere = self._partition(name, n)
+        prompts = list(given.prompts)
+        is_prompted = self._is_prompted(name, n)
+        if not prompts and given.known is None:
+            if is_prompted:
+                self._tracker.remove_prompts(name, n)
+                self.prompts.objects[name] = elsewhere
+            return is_prompted
+        can_refine = is_prompted and (
+            # The mask a model found with a predicted box is what further prompts correct.
+            self._tracker.state(name).conditioning[n].reproducible
+            or any(isinstance(prompt, Box) and prompt.predicted for prompt in here)
+        )
+        if given.known is None and here == prompts and can_refine:
+            return False
+        self.prompts.add_object(name)
+        refines = given.known is None and bool(here) and prompts[: len(here)] == here and can_refine
+        if is_prompted and not refines:
+            self._tracker.remove_prompts(name, n)
+        if given.known is not None:
+            prompts = self._accept(name, n, prompts, given.known)
+        else:
+            for count in range(len(here) + 1 if refines else 1, len(prompts) + 1):
+                pixels = resolve(prompts[:count], self._stack)[n]
+                self._tracker.prompt(name, n, pixels, reproducible=True)
+        self.prompts.objects[name] = elsewhere + prompts
+        return True
+
+    def _accept(self, name: str, n: int, prompts: list[Prompt], known: SliceMask) -> list[Prompt]:
+        """Take a known mask without asking the model; return the prompts it then stands for."""
+        if prompts:
+            self._tracker.accept(name, n, resolve(prompts, self._stack)[n], known)
+            return prompts
+        self._tracker.accept(name, n, PixelPrompts.of_mask(known.mask_hw), known)
+        drawn = mask_on_slice(known.mask_hw, n, self._stack)
+        return [] if drawn is None else [drawn]
+
+    def _partition(self, name: str, n: int) -> tuple[list[Prompt], list[Prompt]]:
+        """Return the prompts of an object on slice ``n``, and those on other slices."""
+        here: list[Prompt] = []
+        elsewhere: list[Prompt] = []
+        for prompt in self.prompts.of(name) if name in self.prompts.names else []:
+            (here if n in slices_of(prompt, self._stack) else elsewhere).append(prompt)
+        return here, elsewhere
+
+    def _is_prompted(self, name: str, n: int) -> bool:
+        return name in self._tracker.object_ids and n in self._tracker.state(name).conditioning
+
+    def _is_final(self, name: str, n: int) -> bool:
+        mask = self.mask(name, n)
+        return mask is not None and mask.final
