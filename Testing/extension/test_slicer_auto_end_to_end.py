@@ -141,7 +141,7 @@ def found_here(one, path, n=None):
     stack = adapter.stackOfView(one.view.node).stack(adapter.volume)
     session = Session(adapter.volume, load_model("embedded", "cpu", "auto"), stack=stack)
     auto = load_auto(path, session.model)
-    run = AutoRun(session, auto, window=parse_window(auto.card.window, adapter.volume))
+    run = AutoRun(session.stack, session.tracker, auto, window=parse_window(auto.card.window, adapter.volume))
     for _ in run.run(n, n):
         pass
     return {

@@ -84,7 +84,7 @@ def found_here(session, folder, first=None, last=None, **options):
     from medsam2_core.auto.loading import load_auto
 
     auto = load_auto(folder / "test.medsam2auto", session.model)
-    run = AutoRun(session, auto, **options)
+    run = AutoRun(session.stack, session.tracker, auto, **options)
     for _ in run.run(first, last):
         pass
     return run.found()

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.intensity import Window
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.imaging.terminology import Terminology
-    from medsam2_core.session.session import Session
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class AutoRun:
 
     Parameters
     ----------
-    session
-        Its volume, slices, window, SAM 2, features and memory policy are used.
+    stack, tracker
+        Of the session: its slices, window, SAM 2 and features are used.
     auto
         An Auto model of the session's SAM 2.
     classes
@@ -102,7 +101,8 @@ class AutoRun:
 
     def __init__(
         self,
-        session: Session,
+        stack: SliceStack,
+        tracker: Tracker,
         auto: AutoModel,
         classes: Sequence[str] | None = None,
         options: VolumeOptions | None = None,
@@ -112,15 +112,14 @@ class AutoRun:
     ) -> None:
         from medsam2_core.auto.loading import check_base
 
-        check_base(auto.card, session.tracker.model, f"the Auto model {auto.card.name!r}")
+        check_base(auto.card, tracker.model, f"the Auto model {auto.card.name!r}")
         wanted = auto.card.chosen(None if classes is None else list(classes))
-        self.card, self._stack = auto.card, session.stack
-        source = session.tracker.source if window is None else StackImages(session.stack, window)
-        options_of_tracker = session.tracker.options
-        keeps = options_of_tracker.keeps_probabilities
-        self._segmenter = AutoSegmenter(auto, source, wanted, flips=flips, keeps_probabilities=keeps)
-        tracker = Tracker(session.tracker.model, session.tracker.encoder, None, options_of_tracker)
-        self._volume = AutoVolume(self._segmenter, tracker, options or VolumeOptions())
+        self.card, self._stack = auto.card, stack
+        source = tracker.source if window is None else StackImages(stack, window)
+        keeps = tracker.options.keeps_probabilities
+        segmenter = AutoSegmenter(auto, source, wanted, flips=flips, keeps_probabilities=keeps)
+        own_tracker = Tracker(tracker.model, tracker.encoder, None, tracker.options)
+        self._volume = AutoVolume(segmenter, own_tracker, options or VolumeOptions())
 
     @property
     def done(self) -> int:

@@ -357,7 +357,7 @@ class Session:
         Cancelled
             Stopped; nothing has changed.
         """
-        run = AutoRun(self, auto, classes, options, flips=flips)
+        run = AutoRun(self.stack, self.tracker, auto, classes, options, flips=flips)
         taken = [name for name in (classes or auto.card.class_names) if name in self.object_names]
         if taken and not replace:
             raise PromptError(

@@ -114,7 +114,15 @@ class AutoRequests:
         except ValueError as error:
             raise PromptError(f"unknown method {wish.method[:40]!r}: use memory or slices") from error
         window = parse_window(card.window, opened.session.volume)
-        run = AutoRun(opened.session, auto, wish.classes, options, flips=wish.flips, window=window)
+        run = AutoRun(
+            opened.session.stack,
+            opened.session.tracker,
+            auto,
+            wish.classes,
+            options,
+            flips=wish.flips,
+            window=window,
+        )
         return _Running(opened, run, run.run(wish.first, wish.last))
 
 

@@ -15,7 +15,7 @@ from medsam2_core.worker.books import Books
 from medsam2_core.worker.client import Blame, Call, Request, records_in
 from medsam2_core.worker.findings import AutoWish, Slices, auto_request
 from medsam2_core.worker.frames import Frame
-from medsam2_core.worker.masks import checked, slice_mask_to_json
+from medsam2_core.worker.masks import checked
 from medsam2_core.worker.messages import (
     ObjectRecord,
     SessionSettings,
@@ -286,7 +286,7 @@ class RemoteSession:
         self, object: str, record: ObjectRecord, done: Done | None, failed: Failed | None
     ) -> Request:
         arrays: dict[str, NDArray[Any]] = {}
-        fields = {"session": self.name, "object": object, **slice_mask_to_json(record, arrays)}
+        fields = {"session": self.name, "object": object, **record.to_json(arrays)}
         return Request("restore", fields, arrays, done, failed)
 
     def _ask(
