@@ -1,10 +1,13 @@
-"""What every test may ask for: where the real data lies, and how large a campaign is."""
+"""Fixtures for every test: where the real data is, and how long a campaign runs."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Tests run in one process per core: more threads in each, or in the workers they start, would only compete.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _folder_from_environment(variable: str, what: str) -> Path:
@@ -39,15 +42,14 @@ def campaign() -> int:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads_at_most() -> None:
-    """Keep tests on shared machines polite and their timing stable."""
+def _one_thread_per_process() -> None:
     torch = pytest.importorskip("torch")
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Of small tensors more threads only make more work: for files with hundreds of small computations."""
+    """Compute with one thread, whatever a test before has set."""
     import torch
 
     threads = torch.get_num_threads()

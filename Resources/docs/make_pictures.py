@@ -57,7 +57,7 @@ LARGEST = 150_000  # bytes of a picture
 ENOUGH = 256, 192, 128, 96  # colours, until it is small enough
 
 
-class Room(AClinic):
+class PictureClinic(AClinic):
     """The sample volume in three views, two segments, and the panel of the effect."""
 
     def __init__(self, source: ARealSource, volume) -> None:
@@ -192,52 +192,52 @@ def keep(picture: Image.Image, path: Path, note: str) -> None:
     )
 
 
-def with_options(room: Room) -> Image.Image:
+def with_options(clinic: PictureClinic) -> Image.Image:
     """Panel and views, as in Slicer's window."""
-    return stacked([room.options(), room.three()], "right")
+    return stacked([clinic.options(), clinic.three()], "right")
 
 
-def the_brain(room: Room, folder: Path) -> None:
+def the_brain(clinic: PictureClinic, folder: Path) -> None:
     """From the sample to the brain in all slices."""
-    room.look(MIDDLE)
-    room.wait()
-    keep(room.three(), folder / "tutorial-1-sample.png", VIEWS_ONLY)
-    room.panel.widget.findChild(qt.QPushButton, "boxButton").click()
-    keep(room.options(), folder / "tutorial-2-options.png", OPTIONS_ONLY)
-    room.box(*BRAIN_BOX)
-    keep(with_options(room), folder / "tutorial-3-box.png", NOTE)
-    room.propagate_until(SHOWN_AFTER)
-    keep(with_options(room), folder / "tutorial-4-propagating.png", NOTE)
-    room.wait(120)
-    keep(with_options(room), folder / "effect.png", NOTE)
-    room.look(HIGHER)
-    room.controller.tick()
-    keep(with_options(room), folder / "tutorial-5-result.png", NOTE)
+    clinic.look(MIDDLE)
+    clinic.wait()
+    keep(clinic.three(), folder / "tutorial-1-sample.png", VIEWS_ONLY)
+    clinic.panel.widget.findChild(qt.QPushButton, "boxButton").click()
+    keep(clinic.options(), folder / "tutorial-2-options.png", OPTIONS_ONLY)
+    clinic.box(*BRAIN_BOX)
+    keep(with_options(clinic), folder / "tutorial-3-box.png", NOTE)
+    clinic.propagate_until(SHOWN_AFTER)
+    keep(with_options(clinic), folder / "tutorial-4-propagating.png", NOTE)
+    clinic.wait(120)
+    keep(with_options(clinic), folder / "effect.png", NOTE)
+    clinic.look(HIGHER)
+    clinic.controller.tick()
+    keep(with_options(clinic), folder / "tutorial-5-result.png", NOTE)
 
 
-def the_ventricles(room: Room, folder: Path) -> None:
+def the_ventricles(clinic: PictureClinic, folder: Path) -> None:
     """Another segment, a correction, and undo."""
-    room.look((84, 102, 28))
-    room.select("B")
-    room.box(*VENTRICLES_BOX)
-    before, size = room.seen(more=": after the box"), room.voxels()
-    room.panel.widget.findChild(qt.QPushButton, "pointButton").click()
-    room.view.click(room.pixel(NO_VENTRICLE), ctrl=True)
-    room.wait()
-    after, smaller = room.seen(more=": after Ctrl+click behind it"), room.voxels()
+    clinic.look((84, 102, 28))
+    clinic.select("B")
+    clinic.box(*VENTRICLES_BOX)
+    before, size = clinic.seen(more=": after the box"), clinic.voxels()
+    clinic.panel.widget.findChild(qt.QPushButton, "pointButton").click()
+    clinic.view.click(clinic.pixel(NO_VENTRICLE), ctrl=True)
+    clinic.wait()
+    after, smaller = clinic.seen(more=": after Ctrl+click behind it"), clinic.voxels()
     keep(stacked([before, after], "right"), folder / "tutorial-6-correction.png", VIEWS_ONLY)
-    room.editor.undo()
-    room.wait()
-    undone = room.voxels()
+    clinic.editor.undo()
+    clinic.wait()
+    undone = clinic.voxels()
     if not smaller < size or abs(undone - size) > 0.02 * size:
         raise SystemExit(f"correction and undo do not show: {size}, {smaller}, {undone} pixels")
-    room.editor.redo()
-    room.wait()
+    clinic.editor.redo()
+    clinic.wait()
     for segmentID in ("A", "B"):
-        room.segmentation.GetDisplayNode().SetSegmentVisibility(segmentID, True)
-    room.look((76, 102, 28))
-    room.controller.tick()
-    keep(with_options(room), folder / "tutorial-7-both.png", NOTE)
+        clinic.segmentation.GetDisplayNode().SetSegmentVisibility(segmentID, True)
+    clinic.look((76, 102, 28))
+    clinic.controller.tick()
+    keep(with_options(clinic), folder / "tutorial-7-both.png", NOTE)
 
 
 def main() -> int:
@@ -247,11 +247,11 @@ def main() -> int:
     a_qt.application()
     source = ARealSource()
     try:
-        room = Room(source, read_volume(ROOT / "Resources" / "demo" / "mni152_t1.nrrd"))
-        the_brain(room, folder)
-        the_ventricles(room, folder)
-        room.panel.cleanup()
-        room.close()
+        clinic = PictureClinic(source, read_volume(ROOT / "Resources" / "demo" / "mni152_t1.nrrd"))
+        the_brain(clinic, folder)
+        the_ventricles(clinic, folder)
+        clinic.panel.cleanup()
+        clinic.close()
     finally:
         source.supervisor.stop()
     return 0

@@ -1,6 +1,5 @@
-"""What tests of the Slicer module may ask for: real MRML, and a scene of its own for every test."""
+"""Fixtures for tests of the Slicer module: real MRML, and a scene of its own for every test."""
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,10 +12,10 @@ if str(_MODULE) not in sys.path:  # Slicer puts the module's folder there; the p
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads_at_most() -> None:
-    """As in the other rooms, but Slicer's own Python has no torch, and these tests run there too."""
+def _one_thread_per_process() -> None:
+    """As for the other tests, but Slicer's own Python has no torch, and these tests run there too."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(min(2, os.cpu_count() or 1))
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
-"""The rooms of the module's library look only where they may, and load nothing heavy."""
+"""Packages of the module's library import only from those below them, and load nothing heavy."""
 
 import sys
 from pathlib import Path
 
 from support.project import CORE, LIB, LIGHT, imported_names, lib_files, location
 
-# Which rooms a room may look into. Reading down, each may use those above it.
-FLOORS = {
+# Which packages a package may import from. Reading down, each may use those above it.
+MAY_IMPORT = {
     "Runtime": set(),
     "Segments": set(),
     "Prompts": {"Segments"},
@@ -15,20 +15,20 @@ FLOORS = {
     "Effect": {"Segments", "Prompts"},
     "": {"Effect", "Worker"},  # what Slicer itself asks for
 }
-# Files that know no other room, and that every room may use.
+# Files that import from no package, and that every package may use.
 FOUNDATIONS = {"Panels/PanelState.py", "Panels/QtHelpers.py"}
-# Where the effect is put together with its windows and its worker.
+# Where the effect, its widgets and its worker are put together.
 ASSEMBLY = {"Effect/EffectWindow.py": {"Panels", "Worker"}}
-# All that needs Qt; everything else can be tested, and used, without a window.
+# All that needs Qt; everything else can be used, and tested, without a window.
 WITH_QT = {
     *("SegmentEditorEffect.py", "Effect/EffectWindow.py", "Runtime/QProcessRunner.py"),
     *("Panels/ConfidenceStrip.py", "Panels/ModulePage.py", "Panels/ModulePanel.py", "Panels/OptionsPanel.py"),
     *("Panels/AutoModelsPanel.py", "Panels/AutoSection.py", "Panels/ExportPanel.py", "Panels/QtHelpers.py"),
     *("Worker/Settings.py", "Worker/WorkerAccess.py", "Worker/WorkerProcess.py"),
 }
-# Rooms that know nothing of Slicer's scene.
+# Packages that do not use Slicer's scene.
 WITHOUT_SCENE = {"Panels", "Runtime"}
-# Scripts for the runtime's own Python: it has torch, and they ask it.
+# Scripts that run in the runtime's own Python, which has torch.
 ELSEWHERE = {"Runtime/probe.py", "Runtime/helper.py", "Runtime/collect.py"}
 
 
@@ -37,7 +37,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(LIB).as_posix()
 
 
-def room_of(name: str) -> str:
+def package_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
@@ -58,28 +58,30 @@ def imports(path: Path, package: str):
 
 
 def module_of(parts: list[str]) -> str:
-    """The module of the core; what a package offers under a name of its own belongs to the package."""
-    place = CORE.joinpath(*parts)
-    return ".".join(parts if place.is_dir() or place.with_suffix(".py").is_file() else parts[:-1])
+    """Return the module of the core; names that a package re-exports belong to the package."""
+    path = CORE.joinpath(*parts)
+    return ".".join(parts if path.is_dir() or path.with_suffix(".py").is_file() else parts[:-1])
 
 
-def test_rooms_import_only_from_the_floors_below_them():
+def test_packages_import_only_from_those_below_them():
     wrong = []
     for path in FILES:
-        name, room = name_of(path), room_of(name_of(path))
-        assert room in FLOORS, f"{name} is in a room this table does not know: which may it import?"
-        allowed = set() if name in FOUNDATIONS else FLOORS[room] | ASSEMBLY.get(name, set()) | {room}
+        name, package = name_of(path), package_of(name_of(path))
+        assert package in MAY_IMPORT, f"{name}: add its package to MAY_IMPORT"
+        allowed = (
+            set() if name in FOUNDATIONS else MAY_IMPORT[package] | ASSEMBLY.get(name, set()) | {package}
+        )
         for line, rest in imports(path, LIB.name):
             module = "/".join(rest) + ".py"
-            if module not in FOUNDATIONS and room_of(module) not in allowed:
+            if module not in FOUNDATIONS and package_of(module) not in allowed:
                 wrong.append(f"{location(path, line)}: {name} imports {module}")
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_floors_have_no_circle():
-    for room, below in FLOORS.items():
+def test_the_table_has_no_cycle():
+    for package, below in MAY_IMPORT.items():
         for other in below:
-            assert room not in FLOORS[other], f"{room} and {other} may import each other"
+            assert package not in MAY_IMPORT[other], f"{package} and {other} may import each other"
 
 
 def test_only_the_named_files_need_qt():
@@ -88,8 +90,8 @@ def test_only_the_named_files_need_qt():
     assert not any(roots(path) & {"ctk", "PythonQt"} for path in FILES)
 
 
-def test_rooms_without_a_scene_know_nothing_of_it():
-    found = [name_of(path) for path in FILES if room_of(name_of(path)) in WITHOUT_SCENE]
+def test_packages_without_a_scene_do_not_use_it():
+    found = [name_of(path) for path in FILES if package_of(name_of(path)) in WITHOUT_SCENE]
     assert not [name for name in found if roots(LIB / name) & {"slicer", "vtk"}]
 
 
