@@ -135,7 +135,7 @@ def segmentation_of(labels: np.ndarray, count: int, geometry):
 
 def write_ours(segmentation, source, kind: str, compression: str, out: str) -> int:
     """`write_seg`; probabilities of a fractional one are a blurred mask."""
-    from medsam2_core.export.dicom.kinds import Compression, Kind
+    from medsam2_core.export.dicom.options import Compression, Kind
     from medsam2_core.export.dicom.seg import SegOptions, write_seg
 
     probabilities = blurred(segmentation) if kind == "fractional" else None
@@ -165,9 +165,9 @@ def write_plain(labels: np.ndarray, count: int, source, kind: str, compression: 
     """What a user of highdicom writes: all pixels in, the object out."""
     import highdicom
     from highdicom import UID
-    from medsam2_core.export.dicom.describing import describe
+    from medsam2_core.export.dicom.descriptions import describe
     from medsam2_core.export.dicom.frames import TRANSFER_SYNTAXES
-    from medsam2_core.export.dicom.kinds import Compression
+    from medsam2_core.export.dicom.options import Compression
 
     described = describe(segmentation_of(labels, count, source.geometry), generic=True)
     seg = highdicom.seg.Segmentation(

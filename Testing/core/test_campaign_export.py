@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from medsam2_core.errors import MedSAM2Error
-from medsam2_core.export.dicom.kinds import Compression, Kind
+from medsam2_core.export.dicom.options import Compression, Kind
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
 from medsam2_core.export.dicom.source import read_source
 from medsam2_core.export.writing import write

@@ -299,7 +299,7 @@ def test_ctrl_c_says_that_nothing_was_left(medsam2, clinic, monkeypatch):
 
 def test_the_command_line_offers_every_kind_and_packing_there_is():
     from medsam2_core.cli.export_options import CompressionName, KindName
-    from medsam2_core.export.dicom.kinds import Compression, Kind
+    from medsam2_core.export.dicom.options import Compression, Kind
 
     assert [one.value for one in KindName] == [one.value for one in Kind]
     assert [one.value for one in CompressionName] == [one.value for one in Compression]

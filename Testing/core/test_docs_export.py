@@ -32,8 +32,8 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path, monkeypatch, capsy
     # The file the page speaks of comes before the command that wants it.
     for line in sorted(lines(), key=lambda line: not line.startswith("{")):
         if line.startswith("{"):
-            wishes = {**json.loads(line), "liver": "SCT^10200004^Liver"}
-            Path("meta.json").write_text(json.dumps(wishes), encoding="utf-8")
+            requested = {**json.loads(line), "liver": "SCT^10200004^Liver"}
+            Path("meta.json").write_text(json.dumps(requested), encoding="utf-8")
             continue
         words = shlex.split(line)[1:]
         answer = medsam2(*words)
@@ -48,12 +48,12 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path, monkeypatch, capsy
 
 
 def test_the_wishes_of_the_page_are_understood(tmp_path):
-    from medsam2_core.export.dicom.wishes import read_wishes
+    from medsam2_core.export.dicom.segment_metadata import read_metadata
 
     (tmp_path / "meta.json").write_text(next(line for line in lines() if line[0] == "{"), encoding="utf-8")
-    wishes = read_wishes(tmp_path / "meta.json")
-    assert wishes.of("Leber").label == "Liver"
-    assert wishes.of("Raumforderung").terminology.type.value == "4147007"
+    requested = read_metadata(tmp_path / "meta.json")
+    assert requested.of("Leber").label == "Liver"
+    assert requested.of("Raumforderung").terminology.type.value == "4147007"
 
 
 def test_the_page_names_no_option_that_is_not_there(capsys):

@@ -1,4 +1,4 @@
-"""Segments get the right code, by wish, by what they carry or by their name, or none at all."""
+"""Segments get the right code, by given, by what they carry or by their name, or none at all."""
 
 import json
 import re
@@ -23,7 +23,6 @@ from medsam2_core.export.dicom.coding import (
     terminology_of,
     usual_meaning,
 )
-from medsam2_core.export.dicom.wishes import Wish, Wishes
 from medsam2_core.imaging.segmentation import Segment
 from medsam2_core.imaging.terminology import NO_CODE, TISSUE, Code, Terminology
 
@@ -250,15 +249,13 @@ def test_the_users_word_comes_before_the_segments_and_that_before_its_name():
         Code("SCT", "49755003", "Morphologically Altered Structure"), Code("SCT", "4147007", "Mass")
     )
     spleen = term_for("spleen")
-    wishes = Wishes((Wish("liver", terminology=mass),))
     carries, bare = a_segment("liver", spleen), a_segment("liver")
-    assert terminology_of(carries, wishes, allow_generic=False) == (mass, None)
-    assert terminology_of(carries, Wishes((Wish("liver", label="L"),)), allow_generic=False) == (spleen, None)
+    assert terminology_of(carries, mass, allow_generic=False) == (mass, None)
     assert terminology_of(carries, None, allow_generic=False) == (spleen, None)
     found, note = terminology_of(bare, None, allow_generic=False)
     assert found == term_for("liver")
     assert note is not None and (note.code, note.fields) == ("coded-by-name", {"segments": ["liver"]})
-    assert terminology_of(bare, Wishes(), allow_generic=True)[0] == term_for("liver")
+    assert terminology_of(bare, allow_generic=True)[0] == term_for("liver")
 
 
 def test_without_a_code_the_ways_out_are_told():

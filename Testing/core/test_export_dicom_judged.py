@@ -3,7 +3,7 @@
 import numpy as np
 import pydicom
 import pytest
-from medsam2_core.export.dicom.kinds import Compression, Kind
+from medsam2_core.export.dicom.options import Compression, Kind
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
 from medsam2_core.export.dicom.source import read_source
 from medsam2_core.imaging.labels import read_labels
@@ -103,7 +103,7 @@ def test_highdicom_reads_what_was_streamed(shared_data, tmp_path):
 
 def test_it_equals_what_highdicom_writes_of_all_pixels_at_once(shared_data, tmp_path):
     import highdicom
-    from medsam2_core.export.dicom.describing import describe
+    from medsam2_core.export.dicom.descriptions import describe
 
     folder = shared_data / "dicom" / "ct_liver_dcmqi"
     source = read_source(folder)

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from medsam2_core.errors import ExportError
-from medsam2_core.export.dicom.kinds import Kind
+from medsam2_core.export.dicom.options import Kind
 from medsam2_core.export.dicom.report import DEVICE_UID, write_report
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
 from medsam2_core.export.dicom.source import read_source

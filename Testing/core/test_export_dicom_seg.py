@@ -4,7 +4,7 @@ import numpy as np
 import pydicom
 import pytest
 from medsam2_core.errors import ExportError, GeometryError
-from medsam2_core.export.dicom.kinds import Compression, Kind
+from medsam2_core.export.dicom.options import Compression, Kind
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
 from medsam2_core.export.dicom.source import read_source
 from medsam2_core.imaging.geometry import Geometry
@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(frames.PixelFile, "add", full)
+    monkeypatch.setattr(frames.PixelDataWriter, "add", full)
     with pytest.raises(ExportError, match="No space left on device"):
         write_seg(given, source, tmp_path / "x.dcm")
     assert [path.name for path in tmp_path.iterdir()] == ["series"]
@@ -115,7 +115,7 @@ def test_an_existing_file_is_kept_unless_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wish", "told"),
+    ("given", "told"),
     [
         ({"series_number": -1}, "series number -1"),
         ({"series_description": "x" * 65}, "at most 64 characters"),
@@ -123,9 +123,9 @@ def test_an_existing_file_is_kept_unless_told(tmp_path):
         ({"series_description": "two\nlines"}, "on one line"),
     ],
 )
-def test_values_dicom_cannot_hold_are_refused(wish, told):
+def test_values_dicom_cannot_hold_are_refused(given, told):
     with pytest.raises(ExportError, match=told):
-        SegOptions(**wish)
+        SegOptions(**given)
 
 
 def test_masks_changed_after_their_probabilities_are_told(tmp_path):
@@ -268,12 +268,14 @@ def test_segments_without_a_code_are_told_together(tmp_path):
 
 
 def test_segments_of_one_label_are_told_apart_in_tables(tmp_path):
-    from medsam2_core.export.dicom.wishes import Wish, Wishes
+    from medsam2_core.export.dicom.segment_metadata import ExportMetadata, SegmentMetadata
 
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
     masks = {name: np.ones((4, 16, 16), bool) for name in ("1", "2")}
-    wishes = Wishes(tuple(Wish(name=name, terminology=LIVER, label="liver") for name in masks))
+    requested = ExportMetadata(
+        tuple(SegmentMetadata(name=name, terminology=LIVER, label="liver") for name in masks)
+    )
     given = Segmentation.from_masks(source.geometry, masks)
-    written = write_seg(given, source, tmp_path / "x.dcm", SegOptions(wishes=wishes))
+    written = write_seg(given, source, tmp_path / "x.dcm", SegOptions(metadata=requested))
     assert written.segmentation.names == ("liver", "liver (2)")
     assert [item.SegmentLabel for item in pydicom.dcmread(written.path).SegmentSequence] == ["liver", "liver"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from medsam2_core.errors import ExportError
-from medsam2_core.export import drawing
+from medsam2_core.export import picture
 from medsam2_core.export.picture import chosen_slices, montage
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.intensity import Window
@@ -72,21 +72,21 @@ def test_any_geometry_and_an_oblique_plane_can_be_drawn(tmp_path, name):
 def test_letters_tell_the_sides_of_the_patient():
     volume, _ = a_block()
     letters = {
-        axis: drawing._letters(SliceStack.along(volume, axis)) for axis in ("axial", "coronal", "sagittal")
+        axis: picture._letters(SliceStack.along(volume, axis)) for axis in ("axial", "coronal", "sagittal")
     }
     assert letters["axial"] == ("R", "L", "A", "P")
     assert letters["coronal"] == ("R", "L", "S", "I")
     assert letters["sagittal"] == ("A", "P", "S", "I")
     oblique = SliceStack.oblique(volume, (0, 0, 0), (-0.8, -0.6, 0), (0, 0, -1))
-    assert drawing._letters(oblique) == ("RA", "LP", "S", "I")
+    assert picture._letters(oblique) == ("RA", "LP", "S", "I")
 
 
 def test_the_title_names_the_index_and_the_place_in_mm():
     volume, _ = a_block(np.array([[-1, 0, 0, 30], [0, -1, 0, 20], [0, 0, 3, -12.5], [0, 0, 0, 1]]))
-    assert drawing._slice_title(SliceStack.along(volume, "axial"), 2) == "k 2   I 6.5 mm"
-    assert drawing._slice_title(SliceStack.along(volume, "sagittal"), 0) == "i 0   R 30.0 mm"
+    assert picture._slice_title(SliceStack.along(volume, "axial"), 2) == "k 2   I 6.5 mm"
+    assert picture._slice_title(SliceStack.along(volume, "sagittal"), 0) == "i 0   R 30.0 mm"
     flipped, _ = a_block(np.diag([-1, -1, -3, 1]))
-    assert drawing._slice_title(SliceStack.along(flipped, "axial"), 0) == "k 11   I 33.0 mm"
+    assert picture._slice_title(SliceStack.along(flipped, "axial"), 0) == "k 11   I 33.0 mm"
 
 
 def test_a_picture_without_a_place_gets_no_letters_and_no_millimetres(tmp_path):
@@ -96,8 +96,8 @@ def test_a_picture_without_a_place_gets_no_letters_and_no_millimetres(tmp_path):
     mask = np.zeros((1, 30, 40), dtype=bool)
     mask[0, 10:20, 10:30] = True
     stack = SliceStack.along(picture, "k")
-    assert drawing._letters(stack) == ("", "", "", "")
-    assert drawing._slice_title(stack, 0) == ""
+    assert picture._letters(stack) == ("", "", "", "")
+    assert picture._slice_title(stack, 0) == ""
     segmentation = Segmentation.from_masks(picture.geometry, {"disc": mask})
     assert is_green(drawn(montage(stack, Window(0, 1), segmentation, tmp_path / "x.png"))).any()
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from medsam2_core import export
 from medsam2_core.errors import VolumeError
-from medsam2_core.imaging import nrrd_files
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.label_parts import parts_of, read_parts
 from medsam2_core.imaging.labels import read_labels
+from medsam2_core.imaging.nrrd import read_layers
 from medsam2_core.imaging.parts import Parts
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation, segmentation_of
@@ -106,8 +106,8 @@ def test_layers_are_read_however_they_are_encoded_and_wherever_their_axis_is(tmp
             assert np.array_equal(segment.mask_kji, layers[..., n] > 0)
             assert np.array_equal(read_labels(file).mask_kji(segment.name), layers[..., n] > 0)
     streamed = encoding != "ascii" and np.dtype(dtype).kind != "f"
-    assert (nrrd_files.read_layers(path) is not None) == streamed
-    assert nrrd_files.read_layers(other) is None
+    assert (read_layers(path) is not None) == streamed
+    assert read_layers(other) is None
 
 
 def test_layers_that_end_too_early_are_refused(tmp_path):

@@ -43,8 +43,6 @@ KNOWN_CYCLES = [
     ["MedSAM2SegmentLib.Segments.EditSteps", "MedSAM2SegmentLib.Segments.SegmentWriter"],
     ["medsam2_core.cli.train", "medsam2_core.cli.train_auto"],
     ["medsam2_core.engine.memory", "medsam2_core.engine.states"],
-    ["medsam2_core.export.dicom.coding", "medsam2_core.export.dicom.wishes"],
-    ["medsam2_core.imaging.oblique", "medsam2_core.imaging.slices"],
 ]
 
 

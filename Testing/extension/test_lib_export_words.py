@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from medsam2_core.errors import ExportError
 from medsam2_core.export.dicom.coding import terminology_of
-from medsam2_core.export.regridding import onto_grid
+from medsam2_core.export.resampling import onto_grid
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from MedSAM2SegmentLib.Panels.ExportWords import inWords, lineOf

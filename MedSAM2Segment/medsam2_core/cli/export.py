@@ -178,21 +178,21 @@ def _check_targets(asked: _Asked) -> None:
 
 def _to_dicom(asked: _Asked, read: Segmentation) -> _Done:
     from medsam2_core import atomic
-    from medsam2_core.export.dicom.kinds import Compression, Kind
+    from medsam2_core.export.dicom.options import Compression, Kind
     from medsam2_core.export.dicom.report import check_lengths
     from medsam2_core.export.dicom.seg import SegOptions, write_seg
     from medsam2_core.export.dicom.source import read_source
-    from medsam2_core.export.dicom.wishes import read_wishes
+    from medsam2_core.export.dicom.segment_metadata import read_metadata
     from medsam2_core.export.probabilities import read_probabilities
-    from medsam2_core.export.regridding import as_drawn
+    from medsam2_core.export.resampling import as_drawn
 
-    wishes = read_wishes(asked.segments).bound_to(read) if asked.segments is not None else None
+    requested = read_metadata(asked.segments).matched_to(read) if asked.segments is not None else None
     own = {}
     for name in ("series_description", "series_number", "creator"):
         typed = getattr(asked, name)
-        own[name] = getattr(wishes, name) if typed is None and wishes is not None else typed
+        own[name] = getattr(requested, name) if typed is None and requested is not None else typed
     kinds = Kind(asked.kind.value), Compression(asked.compression.value)
-    options = SegOptions(*(*kinds, wishes, asked.generic), **own, most_lost=asked.most_lost / 100)
+    options = SegOptions(*(*kinds, requested, asked.generic), **own, most_lost=asked.most_lost / 100)
     assert asked.dicom is not None
     source = read_source(asked.dicom, asked.series)
     with atomic.protect(*source.files):
@@ -206,7 +206,7 @@ def _to_dicom(asked: _Asked, read: Segmentation) -> _Done:
     if asked.report is not None:
         check_lengths(source, asked.report)
     known = read_probabilities(asked.probabilities) if asked.probabilities is not None else None
-    notes = [*read.notes, *(wishes.notes if wishes is not None else ())]
+    notes = [*read.notes, *(requested.notes if requested is not None else ())]
     if asked.drawn_on is not None:
         drawn = as_drawn(read, _grid_in(asked.drawn_on), source.geometry)
         read, notes = drawn.segmentation, [*notes, *drawn.notes]

@@ -10,7 +10,7 @@ import typer
 
 
 class KindName(str, Enum):
-    """How a SEG holds its segments; `export.dicom.kinds.Kind` without loading what comes with it."""
+    """How a SEG holds its segments; `export.dicom.options.Kind` without loading what comes with it."""
 
     binary = "binary"
     fractional = "fractional"
@@ -18,7 +18,7 @@ class KindName(str, Enum):
 
 
 class CompressionName(str, Enum):
-    """How its pixels are packed; `export.dicom.kinds.Compression` likewise."""
+    """How its pixels are packed; `export.dicom.options.Compression` likewise."""
 
     none = "none"
     rle = "rle"

@@ -13,7 +13,8 @@ from medsam2_core.version import __version__
 if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segment, Segmentation
 
-SOFTWARE = f"MedSAM2Segment {__version__}"
+MANUFACTURER = "MedSAM2Segment"
+SOFTWARE = f"{MANUFACTURER} {__version__}"
 PREFIX = "MedSAM2."
 LONGEST_LO = 64  # characters of DICOM's value representation LO, in which the algorithm's name ends up
 _ABSOLUTE = re.compile(r"^(file://|[/~\\]|[A-Za-z]:[\\/])")

@@ -11,7 +11,7 @@ import numpy as np
 
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
-from medsam2_core.imaging.codestreams import check_frames
+from medsam2_core.imaging.dicom_codestreams import check_frames
 from medsam2_core.imaging.dicom_frames import TAGS, Frame, Stack, frames_of, ordered, stacks_of
 from medsam2_core.imaging.volume import Volume
 

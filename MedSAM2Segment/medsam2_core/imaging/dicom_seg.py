@@ -17,7 +17,7 @@ import numpy as np
 
 from medsam2_core.errors import Note, VolumeError
 from medsam2_core.imaging import files
-from medsam2_core.imaging.codestreams import check_frames
+from medsam2_core.imaging.dicom_codestreams import check_frames
 from medsam2_core.imaging.dicom_frames import frames_of
 from medsam2_core.imaging.dicom_seg_grid import grid_of
 from medsam2_core.imaging.dicom_seg_segments import Described, described

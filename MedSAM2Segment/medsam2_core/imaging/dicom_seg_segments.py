@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from medsam2_core.imaging.cielab import cielab_to_rgb
 from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology
 
 Colour = tuple[float, float, float]
@@ -141,8 +140,11 @@ def _colour(item: Any) -> Colour | None:
     lab = item.get("RecommendedDisplayCIELabValue")
     if lab is None or len(lab) != 3:
         return None
-    red, green, blue = cielab_to_rgb(lab)
-    return _of_8_bits(red), _of_8_bits(green), _of_8_bits(blue)
+    from highdicom.color import CIELabColor
+
+    # Programs choose colours of 8 bits a channel: the nearest is what was meant, to the digit.
+    red, green, blue = CIELabColor.from_dicom_value([int(part) for part in lab]).to_rgb(clip=True)
+    return red / 255, green / 255, blue / 255
 
 
 def _of_8_bits(part: float) -> float:

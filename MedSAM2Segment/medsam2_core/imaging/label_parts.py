@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsam2_core.errors import Note
-from medsam2_core.imaging import dicom, dicom_seg, files, nrrd_files
+from medsam2_core.imaging import dicom, dicom_seg, files, nrrd
 from medsam2_core.imaging.labels import Label, LabelMap, labels_of, read_labels, segments_in
 from medsam2_core.imaging.parts import Part, Parts
 from medsam2_core.imaging.slicer_fields import read_fields
@@ -53,7 +53,7 @@ def read_parts(path: str | Path) -> LabelParts:
     """
     path = Path(path).expanduser()
     if path.is_file() and path.name.lower().endswith((".nrrd", ".nhdr")):
-        layered = nrrd_files.read_layers(path)
+        layered = nrrd.read_layers(path)
         if layered is not None:
             with files.reading(path, "a label map"):
                 labels = segments_in(path, read_fields(path), layered.count)

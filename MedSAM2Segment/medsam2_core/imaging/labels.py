@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medsam2_core.errors import GeometryError, Note, VolumeError
-from medsam2_core.imaging import arrays, dicom, dicom_seg, files, metaimage, nifti, nrrd_files, pictures
+from medsam2_core.imaging import dicom, dicom_seg, files, metaimage, nifti, npz, nrrd, pictures
 from medsam2_core.imaging.layers import Layers
-from medsam2_core.imaging.nifti_names import read_names
 from medsam2_core.imaging.slicer_fields import parse_tags, read_fields, tags_text, terminology_in
 from medsam2_core.imaging.volume import canonical_affine, canonical_view
 
@@ -180,7 +179,7 @@ def read_labels(path: str | Path) -> LabelMap:
     elif name.endswith(pictures.SUFFIXES):
         volume = pictures.read_volume(path, as_labels=True)
     elif name.endswith(".npz"):
-        voxels, geometry = arrays.read_labels(path)
+        voxels, geometry = npz.read_labels(path)
         return _plain(path, voxels, geometry)
     elif dicom.is_dicom(path):
         return _from_dicom(path)
@@ -207,7 +206,7 @@ def _from_nifti(path: Path) -> tuple[Label, ...]:
     with files.reading(path, "NIfTI"):
         return tuple(
             Label(one.name, one.value, 0, one.colour, tags_text(one.tags), terminology_in(one.tags))
-            for one in read_names(path)
+            for one in nifti.read_names(path)
             if one.value != 0
         )
 
@@ -228,9 +227,9 @@ def labels_of(segments: Mapping[int, Described], layer_of: Mapping[int, int]) ->
 
 
 def _from_nrrd(path: Path) -> LabelMap:
-    layered = nrrd_files.read_layers(path)
+    layered = nrrd.read_layers(path)
     if layered is None:
-        content = nrrd_files.read_array(path)
+        content = nrrd.read_array(path)
         with files.reading(path, "a label map"):
             voxels, geometry = files.whole_numbers(path, content.voxels), content.geometry
             layers = voxels[np.newaxis] if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0)

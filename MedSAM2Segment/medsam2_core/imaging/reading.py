@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medsam2_core.errors import VolumeError
-from medsam2_core.imaging import dicom, files, metaimage, nifti, nrrd_files, pictures
-from medsam2_core.imaging.arrays import read_volume as read_arrays
+from medsam2_core.imaging import dicom, files, metaimage, nifti, npz, nrrd, pictures
 from medsam2_core.imaging.dicom import SeriesInfo
 from medsam2_core.imaging.labels import LabelMap, read_labels
 from medsam2_core.imaging.volume import ImageSet, Volume
@@ -16,15 +15,15 @@ __all__ = ["LabelMap", "SeriesInfo", "list_series", "read_images", "read_labels"
 
 _READERS: dict[tuple[str, ...], Callable[[Path, str | None], Volume]] = {
     (".nii", ".nii.gz", ".hdr", ".img"): nifti.read_volume,
-    (".nrrd", ".nhdr"): nrrd_files.read_volume,
+    (".nrrd", ".nhdr"): nrrd.read_volume,
     (".mha", ".mhd"): metaimage.read_volume,
-    (".npz",): read_arrays,
+    (".npz",): npz.read_volume,
     pictures.SUFFIXES: pictures.read_volume,
     (".dcm", ".dicom", ".ima"): dicom.read_volume,
 }
 _COUNTERS = {
     nifti.read_volume: nifti.count,
-    nrrd_files.read_volume: nrrd_files.count,
+    nrrd.read_volume: nrrd.count,
     metaimage.read_volume: metaimage.count,
 }
 

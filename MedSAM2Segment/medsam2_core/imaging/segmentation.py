@@ -161,7 +161,7 @@ class Segment:
         self.offset_ijk: tuple[int, int, int] = start_kji[::-1] if part.size else (0, 0, 0)
         self.shape_ijk: tuple[int, int, int] = (shape_ijk[0], shape_ijk[1], shape_ijk[2])
 
-    def said_to_be(self, terminology: Terminology, name: str) -> Segment:
+    def described_as(self, terminology: Terminology, name: str) -> Segment:
         """The same object under another name and code; the voxels are shared."""
         other = copy.copy(self)
         other.terminology, other.name = terminology, name

@@ -12,7 +12,7 @@ from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.probabilities import PackedValues
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
-LARGEST_SLICE = 1 << 26  # pixels, as in imaging.oblique
+LARGEST_SLICE = 1 << 26  # pixels, as in imaging.slices
 
 
 def pack(mask_hw: NDArray[Any]) -> tuple[Box, bytes]:

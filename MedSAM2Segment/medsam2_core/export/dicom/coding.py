@@ -25,7 +25,6 @@ from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology
 if TYPE_CHECKING:
     from highdicom.sr import CodedConcept
 
-    from medsam2_core.export.dicom.wishes import Wishes
     from medsam2_core.imaging.segmentation import Segment, Segmentation
 
 #: What is written of a segment nobody has described, and only when that is asked for.
@@ -137,14 +136,14 @@ def is_specific(codes: Terminology) -> bool:
 
 
 def terminology_of(
-    segment: Segment, wishes: Wishes | None, *, allow_generic: bool
+    segment: Segment, requested: Terminology | None = None, *, allow_generic: bool
 ) -> tuple[Terminology, Note | None]:
-    """The codes a segment is written with, and a note when they came from elsewhere than the segment or wish.
+    """Return the codes a segment is written with, and a note when its name or nothing told them.
 
     Parameters
     ----------
     segment : Segment
-    wishes : Wishes or None
+    requested : Terminology or None
         What the user asked for; it comes first, then what the segment carries, then its name.
     allow_generic : bool
         Whether "tissue" will do for a segment that nothing else is known of.
@@ -154,9 +153,8 @@ def terminology_of(
     ExportError
         When there is no code; it names the segment and the ways out.
     """
-    wish = wishes.of(segment.name, segment.value) if wishes is not None else None
-    if wish is not None and wish.terminology is not None:
-        return wish.terminology, None
+    if requested is not None:
+        return requested, None
     if is_specific(segment.terminology):
         return segment.terminology, None
     by_name = term_for(segment.name)
@@ -176,7 +174,7 @@ def terminology_of(
 def coded_by_name(segmentation: Segmentation) -> Segmentation:
     """The same objects, with the code their name has where they have none of their own."""
     coded = (
-        segment.said_to_be(terminology_of(segment, None, allow_generic=True)[0], segment.name)
+        segment.described_as(terminology_of(segment, None, allow_generic=True)[0], segment.name)
         for segment in segmentation
     )
     return replace(segmentation, segments=tuple(coded))

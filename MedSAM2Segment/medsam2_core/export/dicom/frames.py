@@ -1,23 +1,27 @@
 """Frames of a SEG, one after the other: which there are, their pixels, and how they are stored.
 
-Pixels go to a file as they come, so that memory holds one frame, however long the series and however many the
-segments.
+Pixels go to a file as they come, so that memory holds one frame, however long the series and however many
+the segments.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 
-from medsam2_core.export.dicom.kinds import Compression
+from medsam2_core.errors import ExportError, Note
+from medsam2_core.export.dicom.options import Compression
+from medsam2_core.export.resampling import SAME_PLACE_MM
+from medsam2_core.imaging.probabilities import INSIDE, MAXIMUM
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from medsam2_core.imaging.probabilities import Probabilities
     from medsam2_core.imaging.segmentation import Segmentation
 
 _LARGEST_OFFSET = 0xFFFFFFFF
@@ -30,7 +34,7 @@ TRANSFER_SYNTAXES = {
 }
 
 
-class Pixels(Protocol):
+class FrameSource(Protocol):
     """What a SEG is made of, one frame at a time."""
 
     bits: int  # 1, 8 or 16 a pixel
@@ -43,8 +47,8 @@ class Pixels(Protocol):
 
 
 @dataclass(frozen=True)
-class Masks:
-    """Pixels of a binary SEG: 1 where the segment is."""
+class BinaryFrames:
+    """FrameSource of a binary SEG: 1 where the segment is."""
 
     segmentation: Segmentation
     bits: int = 1
@@ -68,8 +72,8 @@ class Masks:
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Pixels of a label map: the number of the segment, from 1."""
+class LabelFrames:
+    """FrameSource of a label map: the number of the segment, from 1."""
 
     segmentation: Segmentation
 
@@ -80,14 +84,14 @@ class Labels:
 
     def occupancy(self) -> NDArray[np.bool_]:
         """(1, K) slices that are not empty."""
-        return Masks(self.segmentation).occupancy().any(axis=0)[np.newaxis]
+        return BinaryFrames(self.segmentation).occupancy().any(axis=0)[np.newaxis]
 
     def frame(self, n: int, k: int) -> NDArray[Any]:
         """(J, I) numbers of segments."""
         return self.segmentation.label_slice(k)
 
 
-class PixelFile:
+class PixelDataWriter:
     """Frames written one behind the other into a file, and that file as DICOM pixel data.
 
     Parameters
@@ -159,7 +163,7 @@ class PixelFile:
         self._stream.write(_item_head(len(data)) + data)
 
 
-def write_frames(pixels: Pixels, order: Iterable[tuple[int, int]], file: PixelFile) -> None:
+def write_frames(pixels: FrameSource, order: Iterable[tuple[int, int]], file: PixelDataWriter) -> None:
     """Write the frames of ``pixels`` in this order of (segment from 0, slice)."""
     for n, k in order:
         file.add(pixels.frame(n, k))
@@ -168,3 +172,72 @@ def write_frames(pixels: Pixels, order: Iterable[tuple[int, int]], file: PixelFi
 def _item_head(length: int) -> bytes:
     """Tag and length of an item of encapsulated pixel data."""
     return struct.pack("<HHL", 0xFFFE, 0xE000, length)
+
+
+class ProbabilityFrames:
+    """Probabilities of some objects, slice by slice.
+
+    Parameters
+    ----------
+    probabilities
+        As kept by `medsam2 segment --probabilities`.
+    segmentation
+        The objects on the series' grid: the probabilities' voxels must be in the same places.
+
+    Raises
+    ------
+    ExportError
+        Another grid, or an object without probabilities.
+    """
+
+    bits = 8
+
+    def __init__(self, probabilities: Probabilities, segmentation: Segmentation) -> None:
+        names, geometry = segmentation.names, segmentation.geometry
+        lacking = [name for name in names if name not in probabilities.names]
+        if lacking:
+            known = ", ".join(map(repr, probabilities.names)) or "none"
+            raise ExportError(
+                f"there are no probabilities of {lacking[0]!r}: the file has those of {known}. Segment with "
+                "--probabilities again, or choose binary"
+            )
+        if not probabilities.geometry.same_grid(geometry, SAME_PLACE_MM):
+            sizes = [" x ".join(map(str, grid.shape_ijk)) for grid in (probabilities.geometry, geometry)]
+            raise ExportError(
+                f"the probabilities ({sizes[0]} voxels) are not on the series' grid ({sizes[1]}): segment "
+                "the DICOM series itself, or choose binary"
+            )
+        self._probabilities, self._segmentation = probabilities, segmentation
+
+    def occupancy(self) -> NDArray[np.bool_]:
+        """(S, K) where anything is likely at all."""
+        found = np.zeros((len(self._segmentation), self._segmentation.geometry.shape_ijk[2]), dtype=bool)
+        for n, name in enumerate(self._segmentation.names):
+            found[n, list(self._probabilities.slices[name])] = True
+        changed = BinaryFrames(self._segmentation).occupancy() & ~found  # painted where nothing was likely
+        return found | changed
+
+    def frame(self, n: int, k: int) -> NDArray[np.uint8]:
+        """(J, I) probability times 255; certain where the mask was changed after it was kept."""
+        segment = self._segmentation.segments[n]
+        values = self._probabilities.slice_ji(segment.name, k)
+        mask = np.zeros(values.shape, dtype=bool)
+        touched = segment.on_slice(mask, k)
+        if touched is not None:
+            touched[0][...] = touched[1]
+        values[mask & (values < INSIDE)] = MAXIMUM
+        values[~mask & (values >= INSIDE)] = 0
+        return values
+
+    def notes(self) -> Iterator[Note]:
+        """Where masks were changed after the probabilities were kept."""
+        for segment in self._segmentation:
+            count = self._probabilities.count_differing(segment)
+            if count:
+                yield Note.warning(
+                    "probabilities-changed",
+                    f"{segment.name!r}: {count} voxels were changed after its probabilities were kept: they "
+                    "are written as certain",
+                    segment=segment.name,
+                    voxels=count,
+                )

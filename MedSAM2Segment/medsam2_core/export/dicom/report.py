@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core import atomic
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
-from medsam2_core.export.dicom.values import LARGEST_IS, LONGEST_LO, MANUFACTURER
+from medsam2_core.export.dicom.options import LARGEST_IS, LONGEST_LO
+from medsam2_core.export.metadata import MANUFACTURER
 from medsam2_core.export.writing import Written
 from medsam2_core.version import __version__
 

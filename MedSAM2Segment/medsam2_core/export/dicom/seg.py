@@ -19,20 +19,20 @@ import numpy as np
 
 from medsam2_core import atomic
 from medsam2_core.errors import ExportError, Note
-from medsam2_core.export.dicom.describing import Described, describe
-from medsam2_core.export.dicom.fractions import Fractions
+from medsam2_core.export.dicom.descriptions import Descriptions, describe
 from medsam2_core.export.dicom.frames import (
     TRANSFER_SYNTAXES,
-    Labels,
-    Masks,
-    PixelFile,
-    Pixels,
+    BinaryFrames,
+    FrameSource,
+    LabelFrames,
+    PixelDataWriter,
+    ProbabilityFrames,
     write_frames,
 )
-from medsam2_core.export.dicom.kinds import Compression, Kind
+from medsam2_core.export.dicom.options import LARGEST_IS, Compression, Kind, SegOptions
 from medsam2_core.export.dicom.source import slice_distance
-from medsam2_core.export.dicom.values import LARGEST_IS, LONGEST_LO, MANUFACTURER
-from medsam2_core.export.regridding import MOST_LOST, onto_grid
+from medsam2_core.export.metadata import MANUFACTURER
+from medsam2_core.export.resampling import onto_grid
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.version import __version__
 
@@ -40,57 +40,10 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from medsam2_core.export.dicom.source import Source
-    from medsam2_core.export.dicom.wishes import Wishes
     from medsam2_core.imaging.probabilities import Probabilities
 
 _SERIES_OFFSET = 1000  # our series stands behind the source's in a list, and nobody else counts that far
 _LARGEST_NATIVE = 2**32 - 2  # bytes: the length of an element has 32 bits
-
-
-@dataclass(frozen=True)
-class SegOptions:
-    """How a SEG is written.
-
-    Attributes
-    ----------
-    kind, compression
-        Bits are never compressed: a BINARY segmentation takes NONE only.
-    wishes
-        What the user wants said of the segments (``--segments``).
-    generic
-        Allow segments nobody has given a code: they are written as "Tissue".
-    series_description, series_number
-        Of the new series; None: "Segmentation", and 1000 more than the source's.
-    creator
-        Content creator; None leaves it empty. Nothing is taken from this computer's user.
-    most_lost
-        Part of an object (0 to 1) that resampling to the series' grid may cost.
-    """
-
-    kind: Kind = Kind.BINARY
-    compression: Compression = Compression.NONE
-    wishes: Wishes | None = None
-    generic: bool = False
-    series_description: str | None = None
-    series_number: int | None = None
-    creator: str | None = None
-    most_lost: float = MOST_LOST
-
-    def __post_init__(self) -> None:
-        if self.kind is Kind.BINARY and self.compression is not Compression.NONE:
-            raise ExportError(
-                f"compression {self.compression.value!r} does not go with kind 'binary': DICOM packs single "
-                "bits in no way all readers know. Leave it out, or choose labelmap or fractional"
-            )
-        if self.series_number is not None and not 0 <= self.series_number <= LARGEST_IS:
-            raise ExportError(f"series number {self.series_number}: give one from 0 to {LARGEST_IS}")
-        for what, text in (("series description", self.series_description), ("creator", self.creator)):
-            if text is not None and (len(text) > LONGEST_LO or "\\" in text or not text.isprintable()):
-                raise ExportError(
-                    f"{what} {text[:80]!r}: at most {LONGEST_LO} characters on one line, and no backslash"
-                )
-        if self.creator is not None and (self.creator.count("^") > 4 or "=" in self.creator):
-            raise ExportError(f"creator {self.creator!r}: give Family^Given, at most five parts divided by ^")
 
 
 @dataclass(frozen=True)
@@ -148,7 +101,7 @@ def write_seg(
     atomic.check_target(path, overwrite=overwrite)
     kept, notes = _with_voxels(segmentation, path)
     moved = onto_grid(kept, source.geometry, options.most_lost)
-    described = describe(moved.segmentation, options.wishes, generic=options.generic)
+    described = describe(moved.segmentation, options.metadata, generic=options.generic)
     pixels = _pixels(moved.segmentation, options.kind, probabilities)
     dataset = _dataset(pixels, source, described, options)
     if options.kind is not Kind.FRACTIONAL:
@@ -158,10 +111,10 @@ def write_seg(
         _fill(dataset, pixels, source, options, stream)
         dataset.save_as(target, enforce_file_format=True)
     frames = int(dataset.NumberOfFrames)
-    said = described.as_said(moved.segmentation)
+    said = described.apply_to(moved.segmentation)
     result = Segmentation(source.geometry, said, moved.segmentation.provenance)
     del dataset.PixelData  # its file is closed
-    if isinstance(pixels, Fractions):
+    if isinstance(pixels, ProbabilityFrames):
         notes += pixels.notes()
     if options.compression is Compression.JPEG_LS:
         notes.append(
@@ -203,9 +156,9 @@ def _with_voxels(segmentation: Segmentation, path: Path) -> tuple[Segmentation, 
     return Segmentation(segmentation.geometry, there, segmentation.provenance), notes
 
 
-def _pixels(segmentation: Segmentation, kind: Kind, probabilities: Probabilities | None) -> Pixels:
+def _pixels(segmentation: Segmentation, kind: Kind, probabilities: Probabilities | None) -> FrameSource:
     if kind is Kind.BINARY:
-        return Masks(segmentation)
+        return BinaryFrames(segmentation)
     if kind is Kind.LABELMAP:
         if pairs := list(segmentation.overlaps()):
             told = "; ".join(
@@ -217,16 +170,16 @@ def _pixels(segmentation: Segmentation, kind: Kind, probabilities: Probabilities
                 f"{told}{more}: a label map holds one segment a voxel. Choose binary, or let the later win "
                 "by exporting to .nrrd first"
             )
-        return Labels(segmentation)
+        return LabelFrames(segmentation)
     if probabilities is None:
         raise ExportError(
             "a fractional SEG holds the model's probabilities, which a mask does not: keep them with "
             "`medsam2 segment … --probabilities P.nrrd` and give that file, or choose binary"
         )
-    return Fractions(probabilities, segmentation)
+    return ProbabilityFrames(probabilities, segmentation)
 
 
-def _dataset(pixels: Pixels, source: Source, described: Described, options: SegOptions) -> Any:
+def _dataset(pixels: FrameSource, source: Source, described: Descriptions, options: SegOptions) -> Any:
     """The SEG but for its pixels: highdicom's, made from one pixel a frame."""
     from highdicom import UID
     from highdicom.seg import Segmentation as Seg
@@ -290,7 +243,7 @@ def _thumbnails(source: Source) -> Sequence[Dataset]:
     return small
 
 
-def _fill(dataset: Any, pixels: Pixels, source: Source, options: SegOptions, stream: BinaryIO) -> None:
+def _fill(dataset: Any, pixels: FrameSource, source: Source, options: SegOptions, stream: BinaryIO) -> None:
     """Give the data set its true size and its pixels, in the order of its frames."""
     from pydicom.valuerep import DSfloat
 
@@ -311,7 +264,7 @@ def _fill(dataset: Any, pixels: Pixels, source: Source, options: SegOptions, str
     if not source.is_placed:
         dataset.PatientOrientation = source.header.get("PatientOrientation", "")  # of type 2 without a place
     order = list(_order(dataset, source))
-    file = PixelFile(stream, pixels.bits, options.compression, len(order), rows * columns)
+    file = PixelDataWriter(stream, pixels.bits, options.compression, len(order), rows * columns)
     write_frames(pixels, order, file)
     dataset.PixelData = file.finish()
     dataset.BitsAllocated = dataset.BitsStored = pixels.bits

@@ -28,14 +28,14 @@ _ROWS_AT_ONCE = 1 << 21  # voxels whose places are computed together
 
 
 @dataclass(frozen=True)
-class Regridded:
+class Resampled:
     """A segmentation on the grid that was asked for, and what the user should know: one sentence each."""
 
     segmentation: Segmentation
     notes: tuple[Note, ...] = ()
 
 
-def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float = MOST_LOST) -> Regridded:
+def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float = MOST_LOST) -> Resampled:
     """The same objects on another grid.
 
     Parameters
@@ -53,7 +53,7 @@ def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float =
         raise ExportError(f"most lost {most_lost!r}: give a part of the object from 0 to 1")
     own = segmentation.geometry
     if own.same_grid(geometry, SAME_PLACE_MM):
-        return Regridded(Segmentation(geometry, segmentation.segments, segmentation.provenance))
+        return Resampled(Segmentation(geometry, segmentation.segments, segmentation.provenance))
     mapping = np.linalg.inv(own.ijk_to_ras) @ geometry.ijk_to_ras  # index there to index here
     steps = _whole_steps(mapping, own, geometry)
     moved, notes = [], []
@@ -75,10 +75,10 @@ def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float =
         moved.append(Segment(*new))
     told = _difference(own, geometry, steps is not None)
     result = Segmentation(geometry, tuple(moved), segmentation.provenance)
-    return Regridded(result, tuple([*told, *notes]))
+    return Resampled(result, tuple([*told, *notes]))
 
 
-def as_drawn(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -> Regridded:
+def as_drawn(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -> Resampled:
     """Take back that a volume was moved after it was read from its series: objects go with its voxels.
 
     Parameters
@@ -92,7 +92,7 @@ def as_drawn(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -
         It has other voxels than the series, or was turned so far that nobody can say which are which.
     """
     if _same_places(drawn_on, series):
-        return Regridded(segmentation)
+        return Resampled(segmentation)
     if sorted(drawn_on.shape_ijk) != sorted(series.shape_ijk):
         sizes = [" x ".join(map(str, grid.shape_ijk)) for grid in (drawn_on, series)]
         raise ExportError(
@@ -115,7 +115,7 @@ def as_drawn(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -
         f"the volume was moved by {way:.1f} mm after it was read from DICOM: segments went with its voxels",
         moved_mm=way,
     )
-    return Regridded(Segmentation(moved, segmentation.segments, segmentation.provenance), (note,))
+    return Resampled(Segmentation(moved, segmentation.segments, segmentation.provenance), (note,))
 
 
 def _same_places(one: Geometry, other: Geometry) -> bool:

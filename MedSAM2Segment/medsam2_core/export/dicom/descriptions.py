@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
 from medsam2_core.export.dicom.coding import GENERIC, code_item, current, terminology_of, usual_meaning
-from medsam2_core.export.dicom.values import LONGEST_LO, LONGEST_ST, MANUFACTURER, clean
-from medsam2_core.imaging.cielab import rgb_to_cielab
+from medsam2_core.export.dicom.options import LONGEST_LO, LONGEST_ST
+from medsam2_core.export.metadata import MANUFACTURER
 from medsam2_core.version import __version__
 
 if TYPE_CHECKING:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentDescription
 
-    from medsam2_core.export.dicom.wishes import Wish, Wishes
+    from medsam2_core.export.dicom.segment_metadata import ExportMetadata, SegmentMetadata
     from medsam2_core.imaging.segmentation import Segment, Segmentation
     from medsam2_core.imaging.terminology import Terminology
 
@@ -38,14 +38,14 @@ _CODES = ("category", "type", "type_modifier", "region", "region_modifier")
 
 
 @dataclass(frozen=True)
-class Described:
+class Descriptions:
     """Descriptions of all segments, numbered from 1, and what the user should know: one sentence each."""
 
     items: tuple[SegmentDescription, ...]
     terminologies: tuple[Terminology, ...]
     notes: tuple[Note, ...] = ()
 
-    def as_said(self, segmentation: Segmentation) -> tuple[Segment, ...]:
+    def apply_to(self, segmentation: Segmentation) -> tuple[Segment, ...]:
         """The segments with the codes and labels they are described with; of equal labels numbered ones."""
         labels = [str(item.SegmentLabel) for item in self.items]
         names: list[str] = []
@@ -56,17 +56,19 @@ class Described:
                 name = f"{label or segment.name} ({count})"
             names.append(name)
         return tuple(
-            segment.said_to_be(terminology, name)
+            segment.described_as(terminology, name)
             for segment, terminology, name in zip(segmentation, self.terminologies, names, strict=True)
         )
 
 
-def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generic: bool = False) -> Described:
+def describe(
+    segmentation: Segmentation, requested: ExportMetadata | None = None, *, generic: bool = False
+) -> Descriptions:
     """Say of each segment what it is and how it came about.
 
     Parameters
     ----------
-    wishes
+    requested
         What the user wants said, before anything the segments say themselves.
     generic
         Write segments nobody has given a code as "Tissue" instead of refusing them.
@@ -80,9 +82,11 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
     lacking: list[tuple[str, ExportError]] = []
     told: dict[tuple[str, str], list[str]] = {_BY_NAME: [], _GENERIC: [], _UNSURE: []}
     for number, segment in enumerate(segmentation, start=1):
-        wish = wishes.of(segment.name, segment.value) if wishes is not None else None
+        given = requested.of(segment.name, segment.value) if requested is not None else None
         try:
-            terminology, note = terminology_of(segment, wishes, allow_generic=generic)
+            terminology, note = terminology_of(
+                segment, given.terminology if given else None, allow_generic=generic
+            )
         except ExportError as error:
             lacking.append((segment.name, error))
             continue
@@ -90,15 +94,15 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
             terminology,
             **{part: current(getattr(terminology, part)) for part in _CODES},
         )
-        made = _made(segmentation, segment, wish, told[_UNSURE])
-        asked = (wish.label or (wish.description if segment.name.isdecimal() else None)) if wish else None
-        label = clean(asked or segment.name)
+        made = _made(segmentation, segment, given, told[_UNSURE])
+        asked = (given.label or (given.description if segment.name.isdecimal() else None)) if given else None
+        label = _clean(asked or segment.name)
         if len(label) > LONGEST_LO:
             message = f"{label!r} is cut to {LONGEST_LO} characters"
             notes.append(Note.warning("label-shortened", message, segment=segment.name, label=label))
-        items.append(_item(number, label[:LONGEST_LO].strip(), terminology, made, segment, wish))
+        items.append(_item(number, label[:LONGEST_LO].strip(), terminology, made, segment, given))
         terms.append(terminology)
-        usual = usual_meaning(terminology.type) if wish and wish.terminology else None
+        usual = usual_meaning(terminology.type) if given and given.terminology else None
         if usual is not None:
             code = terminology.type
             notes.append(
@@ -123,7 +127,7 @@ def describe(segmentation: Segmentation, wishes: Wishes | None = None, *, generi
             words = one if len(names) == 1 else {"them": "them", "they_were": "they were"}
             message = f"{_listed(names)}: {what.format(**words)}"
             notes.append(Note.info(note_code, message, segments=names))
-    return Described(tuple(items), tuple(terms), tuple(notes))
+    return Descriptions(tuple(items), tuple(terms), tuple(notes))
 
 
 def _listed(names: list[str]) -> str:
@@ -138,18 +142,18 @@ def _item(
     terminology: Terminology,
     made: tuple[str, AlgorithmIdentificationSequence | None],
     segment: Segment,
-    wish: Wish | None,
+    given: SegmentMetadata | None,
 ) -> SegmentDescription:
     from highdicom import UID
     from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
 
-    tracked = (wish.tracking_uid if wish else None) or segment.tags.get(_TRACKING_TAG)
+    tracked = (given.tracking_uid if given else None) or segment.tags.get(_TRACKING_TAG)
     if tracked and not UID(tracked).is_valid:
         tracked = None  # nobody can find it by that
-    tracking_id = (wish.tracking_id if wish else None) or segment.tags.get(_TRACKING_ID_TAG)
-    description = (wish.description if wish else None) or segment.tags.get(_DESCRIPTION_TAG)
-    colour = wish.colour if wish and wish.colour else segment.colour_rgb
+    tracking_id = (given.tracking_id if given else None) or segment.tags.get(_TRACKING_ID_TAG)
+    description = (given.description if given else None) or segment.tags.get(_DESCRIPTION_TAG)
+    colour = given.colour if given and given.colour else segment.colour_rgb
     region = terminology.region
     item = SegmentDescription(
         segment_number=number,
@@ -159,9 +163,9 @@ def _item(
         algorithm_type=made[0],
         algorithm_identification=made[1],
         tracking_uid=tracked or UID(),
-        tracking_id=clean(tracking_id or label)[:LONGEST_LO].strip(),
+        tracking_id=_clean(tracking_id or label)[:LONGEST_LO].strip(),
         anatomic_regions=[code_item(region)] if region.value else None,
-        display_color=CIELabColor.from_dicom_value(rgb_to_cielab(colour)),
+        display_color=CIELabColor.from_rgb(*(255 * part for part in colour)),
     )
     if terminology.type_modifier.value:
         kind = item.SegmentedPropertyTypeCodeSequence[0]
@@ -179,12 +183,12 @@ def _item(
 
 
 def _made(
-    segmentation: Segmentation, segment: Segment, wish: Wish | None, unsure: list[str]
+    segmentation: Segmentation, segment: Segment, given: SegmentMetadata | None, unsure: list[str]
 ) -> tuple[str, AlgorithmIdentificationSequence | None]:
     """Algorithm type and identification; ``unsure`` gets the name when nobody says how it was made."""
     facts = _facts(segmentation, segment)
-    name = (wish.algorithm_name if wish else None) or segment.tags.get(NAME_TAG)
-    kind = (wish.algorithm_type if wish else None) or segment.tags.get(TYPE_TAG)
+    name = (given.algorithm_name if given else None) or segment.tags.get(NAME_TAG)
+    kind = (given.algorithm_type if given else None) or segment.tags.get(TYPE_TAG)
     if kind not in TYPES:
         known = not kind and (name or "model" in facts)
         kind = "SEMIAUTOMATIC" if known else "MANUAL"
@@ -207,13 +211,13 @@ def _identification(
     ours = re.match(rf"{MANUFACTURER} (\S+)", name)
     by_us = bool(ours) or "model" in facts
     identification = AlgorithmIdentificationSequence(
-        name=clean(name)[:LONGEST_LO].strip(),
+        name=_clean(name)[:LONGEST_LO].strip(),
         family=codes.DCM.ArtificialIntelligence,
-        version=clean(
+        version=_clean(
             tags.get(f"{_OF_ALGORITHM}version")
             or (ours.group(1) if ours else __version__ if by_us else "unknown")
         )[:LONGEST_LO],
-        source=clean(tags.get(f"{_OF_ALGORITHM}source") or (MANUFACTURER if by_us else ""))[:LONGEST_LO]
+        source=_clean(tags.get(f"{_OF_ALGORITHM}source") or (MANUFACTURER if by_us else ""))[:LONGEST_LO]
         or None,
         parameters=facts or None,
     )
@@ -235,3 +239,8 @@ def _facts(segmentation: Segmentation, segment: Segment) -> dict[str, str]:
             # commas divide the parameters
             found[key] = str(metadata.without_paths(value)).replace(",", ";").replace("\n", " ")
     return found
+
+
+def _clean(text: str) -> str:
+    """Return text as a value of DICOM: on one line, without what divides values or cannot be seen."""
+    return "".join(one for one in " ".join(text.split()).replace("\\", "/") if one.isprintable())

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from medsam2_core.errors import ExportError
 from medsam2_core.export.dicom.coding import code_item, term_for
-from medsam2_core.export.dicom.wishes import Wishes, read_wishes
+from medsam2_core.export.dicom.segment_metadata import ExportMetadata, read_metadata
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
@@ -90,11 +90,11 @@ def changed(**fields) -> dict:
 
 
 def test_the_form_of_dcmqi_is_read(written):
-    wishes = read_wishes(written(DCMQI))
-    assert (wishes.series_description, wishes.series_number, wishes.creator) == (
+    requested = read_metadata(written(DCMQI))
+    assert (requested.series_description, requested.series_number, requested.creator) == (
         *("Second reading", 300, "Doe^Jane"),
     )
-    liver, cyst = wishes.segments
+    liver, cyst = requested.segments
     assert (liver.name, liver.number, liver.label, liver.description) == ("Liver", 1, "Liver", "by hand")
     assert liver.terminology == term_for("liver")
     assert liver.colour == (1.0, 0.0, 0.2)
@@ -102,56 +102,56 @@ def test_the_form_of_dcmqi_is_read(written):
     assert (liver.tracking_id, liver.tracking_uid) == ("Liver 1", "1.2.826.0.1.3680043")
     assert cyst.terminology == term_for("left kidney cyst")
     assert (cyst.name, cyst.number, cyst.colour) == (None, 2, None)
-    (note,) = wishes.notes
+    (note,) = requested.notes
     assert (note.code, note.fields) == ("metadata-key-ignored", {"key": "ClinicalTrialSeriesID"})
 
 
 def test_the_short_form_is_read(written):
-    wishes = read_wishes(written(SHORT))
-    assert (wishes.series_description, wishes.series_number, wishes.creator) == ("Mine", 7, None)
-    assert wishes.of("liver").terminology == term_for("liver")
-    assert wishes.of("left one").terminology == term_for("kidney left")
-    thing = wishes.of("thing")
+    requested = read_metadata(written(SHORT))
+    assert (requested.series_description, requested.series_number, requested.creator) == ("Mine", 7, None)
+    assert requested.of("liver").terminology == term_for("liver")
+    assert requested.of("left one").terminology == term_for("kidney left")
+    thing = requested.of("thing")
     assert thing.terminology == term_for("liver mass")
     assert (thing.label, thing.description, thing.colour) == ("Mass in the liver", "seen by two", (0, 1, 0))
     assert (thing.algorithm_type, thing.algorithm_name) == ("AUTOMATIC", "Finder 2")
     assert (thing.tracking_id, thing.tracking_uid) == ("M1", "1.2.3")
-    assert wishes.of("nothing") is None
+    assert requested.of("nothing") is None
 
 
 def test_what_is_read_can_be_written_to_dicom(written):
     for content in (DCMQI, SHORT):
-        for wish in read_wishes(written(content)).segments:
-            assert code_item(wish.terminology.type).CodingSchemeDesignator == "SCT"
+        for entry in read_metadata(written(content)).segments:
+            assert code_item(entry.terminology.type).CodingSchemeDesignator == "SCT"
 
 
 def test_names_are_compared_without_case_and_underscores(written):
-    wishes = read_wishes(written({"Left_Kidney": "left kidney"}))
-    assert wishes.of("left kidney") is wishes.of("LEFT-KIDNEY") is wishes.segments[0]
+    requested = read_metadata(written({"Left_Kidney": "left kidney"}))
+    assert requested.of("left kidney") is requested.of("LEFT-KIDNEY") is requested.segments[0]
 
 
 def test_a_colour_may_be_in_cielab(written):
     fields = {"recommendedDisplayRGBValue": None, "RecommendedDisplayCIELabValue": [65535, 32896, 32896]}
-    (wish,) = read_wishes(written(changed(**fields))).segments
-    assert wish.colour == pytest.approx((1, 1, 1), abs=0.01)
+    (entry,) = read_metadata(written(changed(**fields))).segments
+    assert entry.colour == pytest.approx((1, 1, 1), abs=0.01)
 
 
 def test_numbers_count_only_where_no_name_fits(written):
-    wishes = read_wishes(written(DCMQI))
-    assert wishes.of("Segment_1", 1).name == "Liver"
-    assert wishes.of("LIVER", 2).name == "Liver"
-    assert wishes.of("other", 3) is None
+    requested = read_metadata(written(DCMQI))
+    assert requested.of("Segment_1", 1).name == "Liver"
+    assert requested.of("LIVER", 2).name == "Liver"
+    assert requested.of("other", 3) is None
 
 
 def test_a_list_in_another_order_does_not_call_the_spleen_a_liver(written):
     content = changed()  # label value 1 is the liver
-    bound = read_wishes(written(content)).bound_to(["spleen", "liver"])
+    bound = read_metadata(written(content)).matched_to(["spleen", "liver"])
     assert bound.of("spleen", 1) is None
     assert bound.of("liver", 2).terminology == term_for("liver")
 
 
 def test_wishes_without_a_fitting_name_go_by_number(written):
-    bound = read_wishes(written(DCMQI)).bound_to(["Segment_1", "Segment_2"])
+    bound = read_metadata(written(DCMQI)).matched_to(["Segment_1", "Segment_2"])
     assert bound.of("Segment_1").terminology == term_for("liver")
     assert bound.of("Segment_2").terminology == term_for("left kidney cyst")
 
@@ -159,21 +159,21 @@ def test_wishes_without_a_fitting_name_go_by_number(written):
 def test_segments_of_one_label_are_told_apart_by_number(written):
     entry = changed()["segmentAttributes"][0][0]
     content = {"segmentAttributes": [[entry, {**entry, "labelID": 2, "SegmentAlgorithmType": "MANUAL"}]]}
-    bound = read_wishes(written(content)).bound_to(["a", "b"])
-    assert [wish.algorithm_type for wish in bound.segments] == ["SEMIAUTOMATIC", "MANUAL"]
-    assert [wish.label for wish in bound.segments] == ["Liver", "Liver"]
+    bound = read_metadata(written(content)).matched_to(["a", "b"])
+    assert [entry.algorithm_type for entry in bound.segments] == ["SEMIAUTOMATIC", "MANUAL"]
+    assert [entry.label for entry in bound.segments] == ["Liver", "Liver"]
 
 
 def test_one_file_may_serve_segmentations_that_have_not_all_it_describes(written):
-    bound = read_wishes(written(SHORT)).bound_to(["liver", "left one"])
+    bound = read_metadata(written(SHORT)).matched_to(["liver", "left one"])
     assert [note.code for note in bound.notes] == ["metadata-unmatched"]
-    bound = read_wishes(written(DCMQI)).bound_to(["liver"])
-    assert [wish.name for wish in bound.segments] == ["liver"]
+    bound = read_metadata(written(DCMQI)).matched_to(["liver"])
+    assert [entry.name for entry in bound.segments] == ["liver"]
 
 
 def test_a_file_that_describes_nothing_there_is_refused(written):
     with pytest.raises(ExportError, match=r"no such segment: .* are 'a' \(1\), 'b' \(2\)"):
-        read_wishes(written(SHORT)).bound_to(["a", "b"])
+        read_metadata(written(SHORT)).matched_to(["a", "b"])
 
 
 def test_a_plain_label_map_gets_names_from_a_list_by_value(written, tmp_path):
@@ -181,7 +181,7 @@ def test_a_plain_label_map_gets_names_from_a_list_by_value(written, tmp_path):
     voxels[1, 1, 1], voxels[2, 2, 2], voxels[3, 3, 3] = 2, 7, 9
     read = read_segmentation(write_nifti(tmp_path / "l.nii", voxels))
     short = {"2": "spleen", "7": "kidney_right", "9": {"name": "liver", "label": "Leber"}}
-    bound = read_wishes(written(short)).bound_to(read)
+    bound = read_metadata(written(short)).matched_to(read)
     assert [bound.of(name).label for name in ("2", "7", "9")] == ["spleen", "kidney_right", "Leber"]
     assert bound.of("7").terminology == term_for("right kidney")
 
@@ -192,12 +192,12 @@ def test_numbers_are_label_values_of_the_file_whatever_their_order(written, tmp_
     read = read_segmentation(write_nifti(tmp_path / "l.nii", voxels))
     first, second = (dict(entry) for entry in DCMQI["segmentAttributes"][0])
     first["labelID"], second["labelID"] = 7, 2
-    bound = read_wishes(written({"segmentAttributes": [[first, second]]})).bound_to(read)
+    bound = read_metadata(written({"segmentAttributes": [[first, second]]})).matched_to(read)
     assert bound.of("7").terminology == term_for("liver")
     assert bound.of("2").terminology == term_for("left kidney cyst")
     first["labelID"], second["labelID"] = 1, 3
     with pytest.raises(ExportError, match=r"there is no such segment: .* are '2' \(2\), '7' \(7\)"):
-        read_wishes(written({"segmentAttributes": [[first, second]]})).bound_to(read)
+        read_metadata(written({"segmentAttributes": [[first, second]]})).matched_to(read)
 
 
 def test_numbers_of_a_dicom_segmentation_may_have_gaps(written, tmp_path):
@@ -209,43 +209,45 @@ def test_numbers_of_a_dicom_segmentation_may_have_gaps(written, tmp_path):
     dataset.PixelData = values.tobytes()
     dataset.SegmentSequence[-1].SegmentNumber = 5
     dataset.save_as(tmp_path / "a.dcm")
-    wishes = read_wishes(written(changed(labelID=5, SegmentLabel=None)))
-    assert [wish.name for wish in wishes.bound_to(read_segmentation(tmp_path / "a.dcm")).segments] == ["b"]
+    requested = read_metadata(written(changed(labelID=5, SegmentLabel=None)))
+    assert [entry.name for entry in requested.matched_to(read_segmentation(tmp_path / "a.dcm")).segments] == [
+        "b"
+    ]
 
 
 def test_a_value_that_is_on_two_layers_names_nobody(written):
-    wishes = read_wishes(written(DCMQI))
+    requested = read_metadata(written(DCMQI))
     several = {"a": 1, "b": 1, "c": 2}
     told = r"'Liver', label value 1, but 'a' and 'b' have that value.*'a' \(1\), 'b' \(1\), 'c' \(2\)"
     with pytest.raises(ExportError, match=told):
-        wishes.bound_to(several)
-    bound = wishes.bound_to({"liver": 1, "b": 1, "c": 2})
-    assert [wish.name for wish in bound.segments] == ["liver", "c"]
+        requested.matched_to(several)
+    bound = requested.matched_to({"liver": 1, "b": 1, "c": 2})
+    assert [entry.name for entry in bound.segments] == ["liver", "c"]
     with pytest.raises(ExportError, match="label value 2, but there is another entry for 'liver'"):
-        wishes.bound_to({"liver": 2, "b": None})
+        requested.matched_to({"liver": 2, "b": None})
 
 
 def test_segments_from_no_file_are_counted(written):
     masks = {"x": np.ones((2, 3, 4), bool), "y": np.ones((2, 3, 4), bool)}
     made = Segmentation.from_masks(Geometry(np.eye(4), (4, 3, 2)), masks)
-    assert [wish.name for wish in read_wishes(written(DCMQI)).bound_to(made).segments] == ["x", "y"]
+    assert [entry.name for entry in read_metadata(written(DCMQI)).matched_to(made).segments] == ["x", "y"]
 
 
 def test_of_very_many_segments_a_message_names_some(written):
     with pytest.raises(ExportError, match=r"'n29' \(30\), 270 more$"):
-        read_wishes(written(SHORT)).bound_to([f"n{number}" for number in range(300)])
+        read_metadata(written(SHORT)).matched_to([f"n{number}" for number in range(300)])
 
 
 def test_a_code_known_nowhere_needs_its_category(written):
     with pytest.raises(ExportError, match=r"thing.*99X\^1\^Mine.*category"):
-        read_wishes(written({"thing": "99X^1^Mine"}))
+        read_metadata(written({"thing": "99X^1^Mine"}))
     both = {"thing": {"type": "99X^1^Mine", "category": "SCT^85756007^Tissue"}}
-    assert read_wishes(written(both)).of("thing").terminology.type == Code("99X", "1", "Mine")
+    assert read_metadata(written(both)).of("thing").terminology.type == Code("99X", "1", "Mine")
 
 
 def test_keys_dcmqi_does_not_have_are_told_and_passed_over(written):
     content = {**changed(Extra=1), "More": 2}
-    notes = read_wishes(written(content)).notes
+    notes = read_metadata(written(content)).notes
     assert [(note.code, note.fields["key"]) for note in notes] == [
         ("metadata-key-unknown", "More"),
         ("metadata-key-unknown", "Extra"),
@@ -292,7 +294,7 @@ def test_keys_dcmqi_does_not_have_are_told_and_passed_over(written):
 )
 def test_bad_values_are_told_with_their_place(written, content, told):
     with pytest.raises(ExportError, match=told) as error:
-        read_wishes(written(content))
+        read_metadata(written(content))
     assert str(error.value).startswith("meta.json: ")
     assert len(str(error.value)) < 400
 
@@ -310,12 +312,12 @@ def test_files_that_are_no_lists_of_segments_are_refused(tmp_path):
         ("a\0b.json", "."),
     ):
         with pytest.raises(ExportError, match=told):
-            read_wishes(path)
+            read_metadata(path)
 
 
 def test_an_empty_list_asks_for_nothing(written):
-    assert read_wishes(written({})) == Wishes()
-    assert Wishes().bound_to(["a"]) == Wishes()
+    assert read_metadata(written({})) == ExportMetadata()
+    assert ExportMetadata().matched_to(["a"]) == ExportMetadata()
 
 
 ANY_JSON = st.recursive(
@@ -354,13 +356,13 @@ def test_whatever_is_in_the_file_is_read_or_refused(written, base, data):
         place = data.draw(st.sampled_from(list(_places(base))))
         base = _with(base, place, data.draw(ANY_JSON))
     try:
-        wishes = read_wishes(written(base)).bound_to(["Liver", "left one", "thing"])
+        requested = read_metadata(written(base)).matched_to(["Liver", "left one", "thing"])
     except ExportError as error:
         assert str(error)
     else:
-        for wish in wishes.segments:
-            if wish.terminology is not None:
-                code_item(wish.terminology.type)
+        for entry in requested.segments:
+            if entry.terminology is not None:
+                code_item(entry.terminology.type)
 
 
 def test_damaged_files_are_read_or_refused(written, tmp_path):
@@ -375,19 +377,19 @@ def test_damaged_files_are_read_or_refused(written, tmp_path):
         path = tmp_path / "meta.json"
         path.write_bytes(data)
         try:
-            read_wishes(path)
+            read_metadata(path)
         except ExportError:
             refused += 1
     assert refused > 250
 
 
 def test_a_number_never_means_a_place_in_the_list(tmp_path):
-    from medsam2_core.export.dicom.describing import describe
-    from medsam2_core.export.dicom.wishes import Wish, Wishes
+    from medsam2_core.export.dicom.descriptions import describe
+    from medsam2_core.export.dicom.segment_metadata import ExportMetadata, SegmentMetadata
 
     voxels = np.zeros((4, 5, 6), dtype=np.uint8)
     voxels[1, 1, 1], voxels[2, 2, 2] = 2, 7
     read = read_segmentation(write_nifti(tmp_path / "l.nii", voxels))
-    second = Wishes((Wish(number=2, terminology=term_for("liver")),))
+    second = ExportMetadata((SegmentMetadata(number=2, terminology=term_for("liver")),))
     types = [term.type.meaning for term in describe(read, second, generic=True).terminologies]
     assert types == ["Liver", "Tissue"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from medsam2_core.errors import ExportError
-from medsam2_core.export.regridding import onto_grid
+from medsam2_core.export.resampling import onto_grid
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segmentation
 from support.objects import random_blobs, random_geometry

@@ -1,0 +1,95 @@
+"""What a DICOM SEG can be asked to be, and limits of DICOM's values (PS3.5 6.2). Imports nothing heavy."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medsam2_core.errors import ExportError
+
+if TYPE_CHECKING:
+    from medsam2_core.export.dicom.segment_metadata import ExportMetadata
+
+LONGEST_LO = 64  # characters
+LONGEST_ST = 1024  # characters
+LARGEST_IS = 2**31 - 1
+
+
+class Kind(str, enum.Enum):
+    """How a SEG holds its segments (PS3.3 C.8.20.2: Segmentation Type)."""
+
+    BINARY = "binary"
+    FRACTIONAL = "fractional"
+    LABELMAP = "labelmap"
+
+
+class Compression(str, enum.Enum):
+    """Lossless compression of the pixels."""
+
+    NONE = "none"
+    RLE = "rle"
+    JPEG_LS = "jpeg-ls"
+
+
+@dataclass(frozen=True)
+class SegOptions:
+    """How a SEG is written.
+
+    Attributes
+    ----------
+    kind, compression
+        Bits are never compressed: a BINARY segmentation takes NONE only.
+    metadata
+        Names, codes and colours the user gives for segments.
+    generic
+        Allow segments without a code: they are written as "Tissue".
+    series_description, series_number
+        Of the new series; None: "Segmentation", and 1000 more than the source's.
+    creator
+        Content creator; None leaves it empty. Nothing is taken from this computer's user.
+    most_lost
+        Part of a segment (0 to 1) that resampling to the series' grid may cost.
+
+    Raises
+    ------
+    ExportError
+        For values that DICOM cannot hold.
+    """
+
+    kind: Kind = Kind.BINARY
+    compression: Compression = Compression.NONE
+    metadata: ExportMetadata | None = None
+    generic: bool = False
+    series_description: str | None = None
+    series_number: int | None = None
+    creator: str | None = None
+    most_lost: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.kind is Kind.BINARY and self.compression is not Compression.NONE:
+            raise ExportError(
+                f"compression {self.compression.value!r} does not go with kind 'binary': DICOM packs single "
+                "bits in no way all readers know. Leave it out, or choose labelmap or fractional",
+                code="compression-of-bits",
+                compression=self.compression.value,
+            )
+        if self.series_number is not None and not 0 <= self.series_number <= LARGEST_IS:
+            raise ExportError(
+                f"series number {self.series_number}: give one from 0 to {LARGEST_IS}",
+                code="invalid-series-number",
+                series_number=self.series_number,
+            )
+        for what, text in (("series description", self.series_description), ("creator", self.creator)):
+            if text is not None and (len(text) > LONGEST_LO or "\\" in text or not text.isprintable()):
+                raise ExportError(
+                    f"{what} {text[:80]!r}: at most {LONGEST_LO} characters on one line, and no backslash",
+                    code=f"invalid-{what.replace(' ', '-')}",
+                    text=text,
+                )
+        if self.creator is not None and (self.creator.count("^") > 4 or "=" in self.creator):
+            raise ExportError(
+                f"creator {self.creator!r}: give Family^Given, at most five parts divided by ^",
+                code="invalid-creator",
+                text=self.creator,
+            )
