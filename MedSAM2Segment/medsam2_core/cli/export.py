@@ -181,8 +181,8 @@ def _to_dicom(asked: _Asked, read: Segmentation) -> _Done:
     from medsam2_core.export.dicom.options import Compression, Kind
     from medsam2_core.export.dicom.report import check_lengths
     from medsam2_core.export.dicom.seg import SegOptions, write_seg
-    from medsam2_core.export.dicom.source import read_source
     from medsam2_core.export.dicom.segment_metadata import read_metadata
+    from medsam2_core.export.dicom.source import read_source
     from medsam2_core.export.probabilities import read_probabilities
     from medsam2_core.export.resampling import as_drawn
 

@@ -84,7 +84,8 @@ def write_report(
         the file cannot be written there.
     """
     path = Path(path)
-    atomic.check_target(path, overwrite=overwrite)
+    with atomic.protect(*source.files):
+        atomic.check_target(path, overwrite=overwrite)
     check_lengths(source, path)
     if str(seg.get("SOPClassUID")) not in _SEGMENTATIONS or not seg.get("SegmentSequence"):
         raise ExportError(
@@ -99,7 +100,7 @@ def write_report(
     document.ContributingEquipmentSequence = seg.get("ContributingEquipmentSequence") or []
     if not document.ContributingEquipmentSequence:
         del document.ContributingEquipmentSequence
-    with atomic.new_file(path, overwrite=overwrite) as stream:
+    with atomic.protect(*source.files), atomic.new_file(path, overwrite=overwrite) as stream:
         document.save_as(stream, enforce_file_format=True)
     if not source.has_depth:
         notes.append(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -97,8 +97,8 @@ def write_seg(
         map; no probabilities for FRACTIONAL; or the file cannot be written there.
     """
     path, options = Path(path), options or SegOptions()
-    check_not_read(path, source.files)
-    atomic.check_target(path, overwrite=overwrite)
+    with atomic.protect(*source.files):
+        atomic.check_target(path, overwrite=overwrite)
     kept, notes = _with_voxels(segmentation, path)
     moved = onto_grid(kept, source.geometry, options.most_lost)
     described = describe(moved.segmentation, options.metadata, generic=options.generic)
@@ -107,7 +107,11 @@ def write_seg(
     if options.kind is not Kind.FRACTIONAL:
         overlap = any(True for _ in moved.segmentation.overlaps())
         dataset.SegmentsOverlap = "YES" if overlap else "NO"
-    with _scratch(path) as stream, atomic.new_file(path, overwrite=overwrite) as target:
+    with (
+        atomic.protect(*source.files),
+        _scratch(path) as stream,
+        atomic.new_file(path, overwrite=overwrite) as target,
+    ):
         _fill(dataset, pixels, source, options, stream)
         dataset.save_as(target, enforce_file_format=True)
     frames = int(dataset.NumberOfFrames)
@@ -134,13 +138,6 @@ def write_seg(
         )
     notes += [*source.notes, *moved.notes, *described.notes]
     return WrittenSeg(path, result, dataset, frames, tuple(notes))
-
-
-def check_not_read(path: Path, files: Iterable[Path]) -> None:
-    """ExportError when a file that is read would be written over."""
-    for file in files:
-        if path.exists() and file.exists() and path.samefile(file):
-            raise ExportError(f"{path} is one of the files that are read: choose another name")
 
 
 def _with_voxels(segmentation: Segmentation, path: Path) -> tuple[Segmentation, list[Note]]:
