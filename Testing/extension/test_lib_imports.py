@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "": {"Effect", "Worker"},  # what Slicer itself asks for
 }
 # Files that import from no package, and that every package may use.
-FOUNDATIONS = {"Panels/PanelState.py", "Panels/QtHelpers.py"}
+FOUNDATIONS = {"i18n.py", "Panels/PanelState.py", "Panels/QtHelpers.py"}
 # Where the effect, its widgets and its worker are put together.
 ASSEMBLY = {"Effect/EffectWindow.py": {"Panels", "Worker"}}
 # All that needs Qt; everything else can be used, and tested, without a window.
