@@ -23,8 +23,8 @@ import psutil
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point, SlicePrompts
+from medsam2_core.worker.client import WorkerClient, WorkerState
 from medsam2_core.worker.messages import SessionSettings, StackChoice
-from medsam2_core.worker.supervision import Supervisor, WorkerState
 from medsam2_core.worker.transports import SubprocessTransport
 
 SIDE = 512
@@ -117,24 +117,24 @@ class There:
             return made
 
         began = time.perf_counter()
-        self.supervisor = Supervisor(transport)
-        self.supervisor.start()
-        self.until(lambda: self.supervisor.state is WorkerState.READY)
+        self.client = WorkerClient(transport)
+        self.client.start()
+        self.until(lambda: self.client.state is WorkerState.READY)
         self.start_s = time.perf_counter() - began
-        self.worker = psutil.Process(self.supervisor.welcome["pid"])
+        self.worker = psutil.Process(self.client.welcome["pid"])
 
     def until(self, condition) -> None:
         """Turn the client until a condition holds."""
         while not condition():
-            if self.supervisor.state is WorkerState.FAILED:
-                raise SystemExit(self.supervisor.report)
-            self.supervisor.pump(0.05)
+            if self.client.state is WorkerState.FAILED:
+                raise SystemExit(self.client.report)
+            self.client.pump(0.05)
 
     def open(self, volume: Volume) -> tuple[float, float]:
         """Seconds for the volume to come, and for the session to be open after that."""
         began, sent = time.perf_counter(), self.sent
-        remote = self.supervisor.open_volume(volume)
-        self.session = self.supervisor.open_session(
+        remote = self.client.open_volume(volume)
+        self.session = self.client.open_session(
             remote, StackChoice(), SessionSettings(), failed=lambda error: sys.exit(str(error))
         )
         self.until(lambda: remote.is_there)
@@ -153,7 +153,7 @@ class There:
     def click(self, *points: tuple[float, float, int]) -> float:
         """Seconds for these clicks on their slice."""
         words = {points[0][2]: SlicePrompts(tuple(Point(point) for point in points))}
-        return self.answer(self.session.say, "clicked", words)[1]
+        return self.answer(self.session.set_prompts, "clicked", words)[1]
 
     def propagate(self, first: int, last: int) -> tuple[float, float]:
         """Seconds for these slices, and seconds of the worker's processor."""
@@ -194,7 +194,7 @@ class There:
 def compare(there: There, here: Here, options: argparse.Namespace) -> None:
     """Both propagate in turns: slices nobody has encoded yet, then the same ones again and again."""
     middle, turns, count = there.middle, options.turns, options.slices
-    there.answer(there.session.say, "ball", {middle: SlicePrompts((a_box(middle),))})
+    there.answer(there.session.set_prompts, "ball", {middle: SlicePrompts((a_box(middle),))})
     fresh = [
         (middle + 1 + turn * count, middle + (turn + 1) * count) for turn in range(-turns // 2, turns // 2)
     ]
@@ -251,7 +251,7 @@ def main() -> None:
     worker, client = (process.memory_info().rss >> 20 for process in (there.worker, this))
     print(f"memory with the volume of {megabytes} MB in each: worker {worker} MB, client {client} MB")
     print(f"of which the client's share of the work: {client - (alone >> 20)} MB")
-    there.supervisor.stop()
+    there.client.stop()
 
 
 def middle_ms(seconds: list[float]) -> str:

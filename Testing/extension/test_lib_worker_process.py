@@ -17,8 +17,8 @@ qt = qt_shim.installed()
 from medsam2_core.errors import RuntimeInstallError  # noqa: E402
 from medsam2_core.imaging.geometry import Geometry  # noqa: E402
 from medsam2_core.imaging.volume import Volume  # noqa: E402
+from medsam2_core.worker.client import WorkerState  # noqa: E402
 from medsam2_core.worker.messages import StackChoice  # noqa: E402
-from medsam2_core.worker.supervision import WorkerState  # noqa: E402
 from MedSAM2SegmentLib.Worker.WorkerProcess import (  # noqa: E402
     QProcessTransport,
     SharedWorker,

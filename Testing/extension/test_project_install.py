@@ -86,11 +86,11 @@ def test_the_installed_module_finds_its_lists(tree):
 
 
 def test_the_installed_tree_alone_starts_the_worker(tree):
-    from medsam2_core.worker.supervision import Supervisor, WorkerState
+    from medsam2_core.worker.client import WorkerClient, WorkerState
     from medsam2_core.worker.transports import SubprocessTransport
 
     command = [sys.executable, "-S", "-m", "medsam2_core.worker"]
-    supervisor = Supervisor(lambda: SubprocessTransport(command, _environment(tree)))
+    supervisor = WorkerClient(lambda: SubprocessTransport(command, _environment(tree)))
     answers = []
     supervisor.start()
     try:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from medsam2_core.worker.supervision import Supervisor, WorkerState
+from medsam2_core.worker.client import WorkerClient, WorkerState
 from medsam2_core.worker.transports import SubprocessTransport
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 from MedSAM2SegmentLib.Runtime.RuntimePlan import FILES, InstallOptions, torchVersion
@@ -105,7 +105,7 @@ def test_a_real_runtime_is_made_started_damaged_repaired_and_removed(tmp_path, w
 def startsAWorker(installer: RuntimeInstaller) -> str:
     """Greet the worker of this runtime; returns the version of its PyTorch."""
     command, environment = installer.command(), installer.environment()
-    supervisor = Supervisor(lambda: SubprocessTransport(command, environment))
+    supervisor = WorkerClient(lambda: SubprocessTransport(command, environment))
     supervisor.start()
     try:
         end = time.monotonic() + 60

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from medsam2_core.worker.supervision import Supervisor
+from medsam2_core.worker.client import WorkerClient
 from medsam2_core.worker.transports import SubprocessTransport
 from MedSAM2SegmentLib.Effect.EffectController import EffectController
 from MedSAM2SegmentLib.Panels.PanelState import Status
@@ -29,7 +29,7 @@ class ARealSource:
 
     def __init__(self, **variables: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(CORE), "OMP_NUM_THREADS": "1", **variables}
-        self.supervisor = Supervisor(lambda: SubprocessTransport(COMMAND, environment))
+        self.supervisor = WorkerClient(lambda: SubprocessTransport(COMMAND, environment))
         self.owners = []
 
     def problem(self) -> str:

@@ -22,9 +22,13 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import MaskPrompt, Point, resolve
-from medsam2_core.worker.frames import FrameReader, encode
-from medsam2_core.worker.masks import slice_mask_from_json, slice_mask_to_json
-from medsam2_core.worker.messages import PROTOCOLS, StackChoice, error_to_json, words_from_json
+from medsam2_core.worker.messages import (
+    StackChoice,
+    slice_mask_from_json,
+    slice_mask_to_json,
+    slice_prompts_from_json,
+)
+from medsam2_core.worker.protocol import PROTOCOLS, FrameReader, encode, error_to_json
 
 RADIUS = 4
 
@@ -34,33 +38,33 @@ class Session:
 
     def __init__(self, volume, stack):
         self.stack = stack.stack(volume)
-        self.words, self.masks, self.covered = {}, {}, {}
+        self.prompts, self.masks, self.covered = {}, {}, {}
 
-    def say(self, name, n, words):
-        said, masks = self.words.setdefault(name, {}), self.masks.setdefault(name, {})
+    def set_prompts(self, name, n, prompts):
+        given, masks = self.prompts.setdefault(name, {}), self.masks.setdefault(name, {})
         covered = self.covered.setdefault(name, {})
-        earlier = said.pop(n, None)
-        if not words:
+        earlier = given.pop(n, None)
+        if not prompts:
             masks.pop(n, None)
             if n in covered:
                 masks[n] = covered.pop(n)
             return self.record(name, n) if n in masks else None
         if earlier is None and n in masks:
             covered[n] = masks[n]
-        if words.known is not None:
-            masks[n] = words.known.mask_hw
-        elif earlier is not None and words.extends(earlier):
-            masks[n] = self.fold(masks[n], words.prompts[len(earlier.prompts) :])
+        if prompts.known is not None:
+            masks[n] = prompts.known.mask_hw
+        elif earlier is not None and prompts.extends(earlier):
+            masks[n] = self.fold(masks[n], prompts.prompts[len(earlier.prompts) :])
         else:
-            masks[n] = self.fold(covered.get(n), words.prompts)
-        said[n] = words
+            masks[n] = self.fold(covered.get(n), prompts.prompts)
+        given[n] = prompts
         return self.record(name, n)
 
-    def restore(self, name, words, tracked):
-        for known in (self.words, self.masks, self.covered):
+    def restore(self, name, prompts, propagated):
+        for known in (self.prompts, self.masks, self.covered):
             known[name] = {}
-        self.masks[name] = {n: record.mask_hw for n, record in tracked.items()}
-        return [self.say(name, n, said) for n, said in words]
+        self.masks[name] = {n: record.mask_hw for n, record in propagated.items()}
+        return [self.set_prompts(name, n, one) for n, one in prompts]
 
     def fold(self, mask, prompts):
         height, width = self.stack.shape_hw
@@ -79,14 +83,16 @@ class Session:
         return mask
 
     def record(self, name, n):
-        words = self.words.get(name, {}).get(n)
-        final = words is not None and words.final
+        prompts = self.prompts.get(name, {}).get(n)
+        final = prompts is not None and prompts.final
         mask = self.masks[name][n]
-        return SliceMask.from_mask(name, n, mask, predicted_iou=0.5, prompted=words is not None, final=final)
+        return SliceMask.from_mask(
+            name, n, mask, predicted_iou=0.5, prompted=prompts is not None, final=final
+        )
 
     def track(self, name, n):
-        nearest = min(self.words[name], key=lambda m: (abs(m - n), m))
-        if n not in self.words[name]:
+        nearest = min(self.prompts[name], key=lambda m: (abs(m - n), m))
+        if n not in self.prompts[name]:
             self.masks[name][n] = np.roll(self.masks[name][nearest], n - nearest, axis=1)
         return self.record(name, n)
 
@@ -163,15 +169,15 @@ class FakeWorker:
         elif kind == "cancel":
             self.cancelled.add(header["request"])
             self.answer(header)
-        elif kind in ("focus", "status"):
+        elif kind in ("prefetch", "status"):
             self.answer(header, sessions=len(self.sessions), volumes=len(self.volumes))
         else:
             self.jobs.put((self.compute, frame))
 
     def hello(self, header):
         if self.options.protocol not in header["protocols"]:
-            said = f"the worker speaks protocol {self.options.protocol}, the client {header['protocols']}"
-            self.send({"type": "error", "re": header["id"], **error_to_json(ProtocolError(said))})
+            message = f"the worker speaks protocol {self.options.protocol}, the client {header['protocols']}"
+            self.send({"type": "error", "re": header["id"], **error_to_json(ProtocolError(message))})
             os._exit(1)
         self.answer(
             header, protocol=PROTOCOLS[0], software="a fake worker", pid=os.getpid(), device={"name": "cpu"}
@@ -239,19 +245,17 @@ class FakeWorker:
         self.volumes.pop(header["volume"], None)
         self.answer(header)
 
-    def do_say(self, header, arrays):
-        self.answer_records(header, self.said(header, arrays))
+    def do_set_prompts(self, header, arrays):
+        session, name = self.sessions[header["session"]], header["object"]
+        items = [slice_prompts_from_json(item, name, arrays) for item in header["slices"]]
+        masks = [session.set_prompts(name, n, prompts) for n, prompts in items]
+        self.answer_records(header, masks)
 
     def do_restore(self, header, arrays):
         session, name = self.sessions[header["session"]], header["object"]
-        heard = [words_from_json(item, name, arrays) for item in header["slices"]]
-        records = (slice_mask_from_json(item, arrays) for item in header["tracked"])
-        self.answer_records(header, session.restore(name, heard, {record.n: record for record in records}))
-
-    def said(self, header, arrays):
-        session, name = self.sessions[header["session"]], header["object"]
-        heard = [words_from_json(item, name, arrays) for item in header["slices"]]
-        return [session.say(name, n, words) for n, words in heard]
+        items = [slice_prompts_from_json(item, name, arrays) for item in header["slices"]]
+        records = (slice_mask_from_json(item, arrays) for item in header["propagated"])
+        self.answer_records(header, session.restore(name, items, {record.n: record for record in records}))
 
     def answer_records(self, header, records):
         arrays = {}
@@ -260,14 +264,14 @@ class FakeWorker:
 
     def do_remove_object(self, header, _):
         session = self.sessions[header["session"]]
-        session.words.pop(header["object"], None)
+        session.prompts.pop(header["object"], None)
         session.masks.pop(header["object"], None)
         session.covered.pop(header["object"], None)
         self.answer(header)
 
     def do_propagate(self, header, _):
         session = self.sessions[header["session"]]
-        names = header["objects"] or [name for name, words in session.words.items() if words]
+        names = header["objects"] or [name for name, prompts in session.prompts.items() if prompts]
         tasks = [(name, n) for n in range(len(session.stack)) for name in names]
         self.propagating.append([header, session, tasks, 0])
 
@@ -281,7 +285,7 @@ class FakeWorker:
         if done < len(tasks):
             name, n = tasks[done]
             self.propagating[0][3] += 1
-            if session.words.get(name):
+            if session.prompts.get(name):
                 arrays = {}
                 told = [slice_mask_to_json(session.track(name, n), arrays)]
                 self.send(
@@ -301,8 +305,8 @@ class FakeWorker:
     def do_auto(self, header, _):
         """One class, a square on every slice of the range; a predicted box on the first."""
         session = self.sessions[header["session"]]
-        last = len(session.stack) - 1 if header["last"] is None else header["last"]
-        numbers = list(range(header["first"] or 0, last + 1))
+        last = header.get("last", len(session.stack) - 1)
+        numbers = list(range(header.get("first", 0), last + 1))
         mask = np.zeros(session.stack.shape_hw, bool)
         mask[4:9, 5:12] = True
         for done, n in enumerate(numbers, start=1):

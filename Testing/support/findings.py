@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import Box
-from medsam2_core.worker.findings import ClassFinding
+from medsam2_core.worker.job_messages import AutoPrediction
 
 KIDNEY = (
     "Segmentation category~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Anatomic codes~^^~^^"
@@ -44,7 +44,7 @@ def a_finding(stack, name, centre_ij, radius, slices, boxes=(), colour=(0.2, 0.4
         )
         for n in {*slices, *boxes}
     }
-    return ClassFinding(name, colour, more.pop("terminology", ""), 0.8, prompts, records)
+    return AutoPrediction(name, colour, more.pop("terminology", ""), 0.8, prompts, records)
 
 
 def kidney_and_cyst(session, wish):
@@ -54,5 +54,5 @@ def kidney_and_cyst(session, wish):
     return [
         a_finding(session.stack, "kidney", (8, 9), 4, of_kidney, of_kidney[::3], terminology=KIDNEY),
         a_finding(session.stack, "cyst", (20, 14), 3, of_cyst, of_cyst[:1], (0.9, 0.1, 0.3)),
-        ClassFinding("spleen", (1.0, 1.0, 0.0)),
+        AutoPrediction("spleen", (1.0, 1.0, 0.0)),
     ]

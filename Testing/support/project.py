@@ -19,9 +19,8 @@ LIGHT = [
     *("imaging.segmentation", "imaging.slice_mask", "imaging.terminology"),
     *("auto", "auto.model_file", "auto.library"),
     *("export", "export.metadata"),
-    *("worker", "worker.frames", "worker.masks", "worker.messages", "worker.books", "worker.client"),
-    "worker.findings",
-    *("worker.transports", "worker.volumes", "worker.connection", "worker.remote", "worker.supervision"),
+    *("worker", "worker.protocol", "worker.messages", "worker.job_messages", "worker.requests"),
+    *("worker.transports", "worker.uploads", "worker.connection", "worker.session_client", "worker.client"),
 ]
 
 

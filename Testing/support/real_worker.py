@@ -11,8 +11,8 @@ import numpy as np
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.worker.frames import FrameReader, encode
-from medsam2_core.worker.masks import slice_mask_from_json
+from medsam2_core.worker.messages import slice_mask_from_json
+from medsam2_core.worker.protocol import FrameReader, encode
 
 CORE = Path(__file__).resolve().parents[2] / "MedSAM2Segment"
 SHAPE_KJI = (24, 80, 96)
@@ -42,7 +42,7 @@ class WorkerEnded(Exception):
 
 
 class RealWorker:
-    """A process, and everything it said."""
+    """A process, and everything it sent."""
 
     def __init__(self, folder: Path, command=("-m", "medsam2_core.worker"), **environment) -> None:
         self.log = folder / "worker.log"
@@ -103,7 +103,7 @@ class RealWorker:
         return frame.header
 
     def greet(self) -> dict:
-        return self.ask("hello", protocols=[1], client="test")
+        return self.ask("hello", protocols=[2], client="test")
 
     def give(self, volume: Volume, name="ball", slab=7) -> int:
         """Send a volume in slabs; the id of the request."""
@@ -124,9 +124,9 @@ class RealWorker:
             "open_session", session=session, volume=volume, stack={"axis": "axial"}, settings=settings
         )
 
-    def say(self, object, n, *prompts, session="s", final=False) -> int:
+    def set_prompts(self, object, n, *prompts, session="s", final=False) -> int:
         slices = [{"n": n, "prompts": list(prompts), "final": final}]
-        return self.send("say", session=session, object=object, slices=slices)
+        return self.send("set_prompts", session=session, object=object, slices=slices)
 
     def propagate(self, session="s", objects=None, first=None, last=None, patience=3) -> int:
         return self.send(

@@ -1,10 +1,10 @@
-"""A supervisor over a transport that is only arithmetic: time passes when the test says so."""
+"""A client over a transport that is only arithmetic: time passes when the test says so."""
 
 import math
 
+from medsam2_core.worker.client import WorkerClient
 from medsam2_core.worker.connection import Timing
-from medsam2_core.worker.frames import FrameReader, encode
-from medsam2_core.worker.supervision import Supervisor
+from medsam2_core.worker.protocol import FrameReader, encode
 
 
 class SimulatedWorker:
@@ -26,8 +26,8 @@ class SimulatedWorker:
         self.mute_from = math.inf
         self.queued, self.on_the_way = [], []
         self.free_at, self.largest = 0.0, 0
-        self.supervisor = Supervisor(lambda: self, clock=lambda: self.now, timing=timing or Timing())
-        self.supervisor.start()
+        self.client = WorkerClient(lambda: self, clock=lambda: self.now, timing=timing or Timing())
+        self.client.start()
 
     # A transport.
 
@@ -67,14 +67,14 @@ class SimulatedWorker:
             while self.on_the_way and self.on_the_way[0][0] <= self.now:
                 self.listener.on_bytes(self.on_the_way.pop(0)[1])
             if round(self.now / step) % 10 == 0:
-                self.supervisor.tick()
+                self.client.tick()
 
     def answer(self, frame):
         header = frame.header
         if self.now >= self.mute_from:
             return
         if frame.type == "hello":
-            self.send("result", header, protocol=1, software="arithmetic")
+            self.send("result", header, protocol=2, software="arithmetic")
         elif frame.type == "ping":
             busy = {"busy": False, "step_age": 0.0} if self.busy is None else self.busy
             self.send("result", header, rss_bytes=1, **busy)

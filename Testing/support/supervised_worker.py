@@ -1,4 +1,4 @@
-"""A supervisor over real processes, turned by hand instead of by an event loop."""
+"""A client over real processes, turned by hand instead of by an event loop."""
 
 import os
 import sys
@@ -10,15 +10,15 @@ import psutil
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Point, SlicePrompts
+from medsam2_core.worker.client import WorkerClient, WorkerState
 from medsam2_core.worker.connection import Timing
 from medsam2_core.worker.messages import StackChoice
-from medsam2_core.worker.supervision import Supervisor, WorkerState
 from medsam2_core.worker.transports import SubprocessTransport
 
 FOLDER = Path(__file__).resolve().parent
 CORE = FOLDER.parents[1] / "MedSAM2Segment"
 #: Everything is noticed sooner than in real life, and may happen more often.
-HASTY = Timing(quiet=0.2, pong=1.5, loading=5.0, step=2.0, start=20.0, pauses=(0.0, 0.05), deaths=10**6)
+HASTY = Timing(quiet=0.2, pong=1.5, loading=5.0, step=2.0, start=20.0, pauses=(0.0, 0.05), crashes=10**6)
 
 
 def fake_worker(*words):
@@ -37,23 +37,23 @@ def volume(shape_kji=(6, 24, 32), dtype=np.int16, seed=0):
     return Volume(voxels, Geometry(np.diag([-1.0, -1.0, 2.0, 1.0]), shape_kji[2::-1]), "MR")
 
 
-def words(*points, n, **more):
-    """Words of positive points (x, y) on slice n of :func:`volume` along k."""
+def clicks(*points, n, **more):
+    """Prompts: positive points (x, y) on slice n of :func:`volume` along k."""
     return {n: SlicePrompts(tuple(Point((x, y, n)) for x, y in points), **more)}
 
 
 class SupervisedWorker:
-    """A supervisor, the processes it started, and everything it told."""
+    """A client, the processes it started, and everything it told."""
 
     def __init__(self, command, timing=HASTY, start=True):
         self.command = command
         self.transports = []
-        self.supervisor = Supervisor(self.transport, timing=timing)
+        self.client = WorkerClient(self.transport, timing=timing)
         self.states = []
-        self.supervisor.listeners.append(lambda: self.states.append(self.supervisor.state))
+        self.client.listeners.append(lambda: self.states.append(self.client.state))
         self.errors = []
         if start:
-            self.supervisor.start()
+            self.client.start()
 
     def transport(self):
         self.transports.append(SubprocessTransport(self.command, environment()))
@@ -65,31 +65,31 @@ class SupervisedWorker:
         return self.transports[-1]._process
 
     def until(self, condition, seconds=20.0):
-        """Turn the supervisor until a condition holds."""
+        """Turn the client until a condition holds."""
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
-                raise AssertionError(f"waited {seconds} s in vain: {self.supervisor.report}, {self.errors}")
-            self.supervisor.pump(0.02)
+                raise AssertionError(f"waited {seconds} s in vain: {self.client.report}, {self.errors}")
+            self.client.pump(0.02)
 
     def until_ready(self, seconds=20.0):
         """Turn it until there is a worker."""
-        self.until(lambda: self.supervisor.state is WorkerState.READY, seconds)
+        self.until(lambda: self.client.state is WorkerState.READY, seconds)
 
     def until_state(self, state, seconds=20.0):
         """Turn it until the worker is in a state."""
-        self.until(lambda: self.supervisor.state is state, seconds)
+        self.until(lambda: self.client.state is state, seconds)
 
     def turn(self, seconds):
         """Turn it for a while."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self.supervisor.pump(0.02)
+            self.client.pump(0.02)
 
     def session(self, of=None, stack=None, wait=True):
         """A session on a volume, along k."""
-        remote = self.supervisor.open_volume(volume() if of is None else of)
-        session = self.supervisor.open_session(remote, stack or StackChoice("k"), failed=self.errors.append)
+        remote = self.client.open_volume(volume() if of is None else of)
+        session = self.client.open_session(remote, stack or StackChoice("k"), failed=self.errors.append)
         if wait:
             self.until(lambda: session.is_open or self.errors)
         return session
@@ -108,7 +108,7 @@ class SupervisedWorker:
 
     def close(self):
         """End it; no process may be left."""
-        self.supervisor.stop()
+        self.client.stop()
         end = time.monotonic() + 5
         while self.family() and time.monotonic() < end:
             time.sleep(0.02)

@@ -14,8 +14,8 @@ from medsam2_core.engine.model import load_model
 from medsam2_core.prompts import Box
 from medsam2_core.session import Session
 from medsam2_core.session.automatic import AutoRun
-from medsam2_core.worker.findings import AutoWish, entries_in
-from medsam2_core.worker.masks import slice_mask_to_json
+from medsam2_core.worker.job_messages import AutoRequest, auto_models_from_json
+from medsam2_core.worker.messages import slice_mask_to_json
 from support.model import set_prompts
 from support.real_worker import RealWorker, a_ball, a_box, a_point
 
@@ -72,7 +72,7 @@ def here():
 
 
 def ask(worker, model="test", session="s", **wish):
-    return worker.send("auto", session=session, **AutoWish(model, **wish).to_json())
+    return worker.send("auto", session=session, **AutoRequest(model, **wish).to_json())
 
 
 def last_of(records):
@@ -102,7 +102,7 @@ def test_models_are_listed_with_what_their_cards_say(ready, folder):
     assert damaged["path"].endswith("broken.medsam2auto")
     assert "not an Auto model" in damaged["reason"]
 
-    entry = entries_in(told)[1]
+    entry = auto_models_from_json(told)[1]
     assert (entry.file, entry.classes, entry.images, entry.dice) == ("test", ("kidney", "cyst"), 10, 0.8)
     assert entry.fits(is_picture=False, modality="mr")
     assert not entry.fits(is_picture=False, modality="CT")
@@ -156,7 +156,7 @@ def test_clicks_are_answered_while_auto_waits(ready, here, folder):
     number = ask(ready)
     while not ready.about(number, "slice"):
         ready.receive()
-    click = ready.say("clicked", 12, a_point(50, 40, 12))
+    click = ready.set_prompts("clicked", 12, a_point(50, 40, 12))
     began = time.monotonic()
     ready.records(click)
     took = time.monotonic() - began
@@ -207,7 +207,7 @@ def test_what_cannot_be_is_told_with_the_way_out(ready, wish, kind, words):
 
 @pytest.mark.parametrize("field", ["first", "classes", "flips", "model"])
 def test_nonsense_is_a_protocol_error(ready, field):
-    wish = AutoWish("test").to_json() | {field: {"a": 1}}
+    wish = AutoRequest("test").to_json() | {field: {"a": 1}}
     assert ready.refused("auto", session="s", **wish)["kind"] == "ProtocolError"
 
 
@@ -222,7 +222,7 @@ def test_a_found_object_is_restored_and_a_click_refines_it(ready, here, folder):
     answer = ready.send("restore", arrays, session="s", object="found", slices=slices, tracked=[])
     (restored,) = ready.records(answer)
     assert restored.bits == record.bits
-    (refined,) = ready.records(ready.say("found", 12, said, a_point(50, 40, 12)))
+    (refined,) = ready.records(ready.set_prompts("found", 12, said, a_point(50, 40, 12)))
     (found,) = found_here(here, folder, 12, 12, classes=["cyst"])
     from medsam2_core.prompts import Point
 
@@ -230,7 +230,7 @@ def test_a_found_object_is_restored_and_a_click_refines_it(ready, here, folder):
     expected = set_prompts(here, "found", 12, [*found.prompts[12], Point((50, 40, 12))])
     assert (refined.mask_hw == expected.mask_hw).all()
     moved = a_box((30, 20, 12), (70, 60, 12))
-    (afresh,) = ready.records(ready.say("found", 12, moved))
+    (afresh,) = ready.records(ready.set_prompts("found", 12, moved))
     fresh = set_prompts(here, "other", 12, [Box((30, 20, 12), (70, 60, 12))])
     assert (afresh.mask_hw == fresh.mask_hw).all(), "a box that was moved is the user's own"
     ready.ask("remove_object", session="s", object="found")

@@ -16,7 +16,7 @@ from medsam2_core.worker.connection import Timing
 from medsam2_core.worker.messages import StackChoice
 from support.supervised_worker import SupervisedWorker, fake_worker
 
-PATIENT = Timing(start=120.0, pauses=(0.0,), deaths=10**6)
+PATIENT = Timing(start=120.0, pauses=(0.0,), crashes=10**6)
 FIRST_PROPAGATION = 3  # step of the script
 
 
@@ -31,15 +31,15 @@ def a_ball():
 def script():
     """What the user does: (what, object, slice, words), one after the other."""
     one, other, box = Point((25, 20, 3)), Point((27, 22, 3)), Box((13, 8, 2), (37, 32, 2))
-    yield "say", "a", 3, SlicePrompts((one,))
-    yield "say", "a", 3, SlicePrompts((one, other))
-    yield "say", "b", 2, SlicePrompts((box,))
+    yield "set_prompts", "a", 3, SlicePrompts((one,))
+    yield "set_prompts", "a", 3, SlicePrompts((one, other))
+    yield "set_prompts", "b", 2, SlicePrompts((box,))
     yield "propagate", None, None, None
-    yield "say", "a", 4, SlicePrompts((Point((25, 20, 4)),))
-    yield "say", "b", 2, SlicePrompts()
-    yield "say", "b", 2, SlicePrompts((box,))
+    yield "set_prompts", "a", 4, SlicePrompts((Point((25, 20, 4)),))
+    yield "set_prompts", "b", 2, SlicePrompts()
+    yield "set_prompts", "b", 2, SlicePrompts((box,))
     yield "propagate", None, None, None
-    yield "say", "a", 3, SlicePrompts((one, other), final=True)
+    yield "set_prompts", "a", 3, SlicePrompts((one, other), final=True)
 
 
 class Playing:
@@ -56,32 +56,32 @@ class Playing:
     def __init__(self, worker, scan, kill_after=None):
         self.worker, self.kill_after = worker, kill_after
         self.answers, self.killed_in, self.began = [], None, time.monotonic()
-        remote = worker.supervisor.open_volume(scan)
-        self.session = worker.supervisor.open_session(remote, StackChoice("k"), failed=worker.errors.append)
+        remote = worker.client.open_volume(scan)
+        self.session = worker.client.open_session(remote, StackChoice("k"), failed=worker.errors.append)
         for step in script():
             self.answers.append(self.play(*step))
         self.seconds = time.monotonic() - self.began
-        self.final = {name: self.session.records(name) for name in ("a", "b")}
+        self.final = {name: self.session.masks(name) for name in ("a", "b")}
         self.session.close()
-        worker.supervisor.close_volume(remote)
+        worker.client.close_volume(remote)
 
     def play(self, what, object, n, words):
         while True:
             came, answers = [], []
             self.ask(what, object, {n: words}, came, answers)
-            if what == "say":
+            if what == "set_prompts":
                 assert isinstance(answers[0], list), answers
                 return answers[0]
             if isinstance(answers[0], dict):
-                return sorted(self.session.records("a").items()) + sorted(self.session.records("b").items())
+                return sorted(self.session.masks("a").items()) + sorted(self.session.masks("b").items())
             assert isinstance(answers[0], WorkerError) and self.killed_in is not None, answers
             kept = {(r.object, r.n): r for r in came}
-            assert all(self.session.records(name)[n] == record for (name, n), record in kept.items())
+            assert all(self.session.masks(name)[n] == record for (name, n), record in kept.items())
 
     def ask(self, what, object, slices, came, answers):
         told = {"done": answers.append, "failed": answers.append}
-        if what == "say":
-            self.session.say(object, slices, **told)
+        if what == "set_prompts":
+            self.session.set_prompts(object, slices, **told)
         else:
             self.session.propagate(slices=lambda records, *_: came.extend(records), **told)
         self.worker.until(lambda: answers or self.kill_in_time(), 120)
@@ -94,7 +94,7 @@ class Playing:
         if time.monotonic() - self.began < self.kill_after:
             return False
         self.killed_in = len(self.answers)
-        pid = self.worker.supervisor.welcome.get("pid")
+        pid = self.worker.client.welcome.get("pid")
         os.kill(pid, signal.SIGKILL)
         return True
 
@@ -155,16 +155,16 @@ def a_step(chance, session, snapshots):
     """Anything a user may do, said to a session; what it is called."""
     name, n = chance.choice("ab"), chance.randrange(6)
     points = [Point((chance.randrange(48), chance.randrange(40), n), chance.random() < 0.7) for _ in range(2)]
-    told = session.words(name).get(n, SlicePrompts())
+    told = session.prompts(name).get(n, SlicePrompts())
     what = chance.choice(
         ["afresh", "more", "more", "less", "propagate", "keep", "restore", "remove", "close"]
     )
     if what == "afresh":
-        session.say(name, {n: SlicePrompts(tuple(points), final=chance.random() < 0.2)})
+        session.set_prompts(name, {n: SlicePrompts(tuple(points), final=chance.random() < 0.2)})
     elif what == "more":
-        session.say(name, {n: SlicePrompts((*told.prompts, points[0]))})
+        session.set_prompts(name, {n: SlicePrompts((*told.prompts, points[0]))})
     elif what == "less":
-        session.say(name, {n: SlicePrompts(told.prompts[:-1])})
+        session.set_prompts(name, {n: SlicePrompts(told.prompts[:-1])})
     elif what == "propagate":
         return session.propagate()
     elif what == "keep":
@@ -194,25 +194,25 @@ def test_whatever_is_said_is_the_same_with_a_worker_that_keeps_dying(campaign):
 
 def played_at_random(worker, chance, fate, is_dying):
     """Words and records of both objects after thirty steps, propagations done to their end."""
-    remote = worker.supervisor.open_volume(a_ball())
-    session = worker.supervisor.open_session(remote, StackChoice("k"), failed=worker.errors.append)
+    remote = worker.client.open_volume(a_ball())
+    session = worker.client.open_session(remote, StackChoice("k"), failed=worker.errors.append)
     snapshots = {}
     for _ in range(30):
-        if is_dying and fate.random() < 0.1 and worker.supervisor.welcome:
+        if is_dying and fate.random() < 0.1 and worker.client.welcome:
             worker.process.kill()
         if a_step(chance, session, snapshots) is not None:
             worker.answer(session.propagate)  # behind it, so that both have come as far when it is over
             while not isinstance(worker.answer(session.propagate), dict):
                 pass
         if fate.random() < 0.5:
-            worker.supervisor.pump(0.005)
+            worker.client.pump(0.005)
         if chance.random() < 0.3:
             until_all_is_answered(worker, session)
     until_all_is_answered(worker, session)
     assert not worker.errors
-    state = {name: (session.words(name), session.records(name)) for name in "ab"}
+    state = {name: (session.prompts(name), session.masks(name)) for name in "ab"}
     session.close()
-    worker.supervisor.close_volume(remote)
+    worker.client.close_volume(remote)
     return state
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from medsam2_core.errors import Cancelled, ExportError, ProtocolError
+from medsam2_core.errors import Cancelled, ExportError, ProtocolError, VolumeError
 from medsam2_core.export import write
 from medsam2_core.imaging.segmentation import Segmentation
-from medsam2_core.worker.exports import Exports, arguments_of, grid_of, list_of
-from medsam2_core.worker.jobs import Job
+from medsam2_core.worker.job_messages import ExportRequest
+from medsam2_core.worker.server import Job
+from medsam2_core.worker.subprocesses import Exports, export_arguments
+from support.errors import raises
 from support.real_worker import RealWorker, a_ball, a_point
 
 ROOT = Path(__file__).resolve().anchor  # an absolute path begins with it
@@ -47,7 +49,7 @@ def test_a_segmentation_becomes_a_file_and_no_click_waits_for_it(worker, ball, t
     number = worker.send("export", segmentation=str(ball), out=str(out), measurements=str(figures))
     worker.answer(worker.give(a_ball()))
     worker.open()
-    worker.records(worker.say("a", 12, a_point(50, 40, 12)))
+    worker.records(worker.set_prompts("a", 12, a_point(50, 40, 12)))
     result = worker.answer(number).header
     assert result["type"] == "result", result
     assert result["out"] == str(out)
@@ -76,7 +78,7 @@ def test_what_exists_is_replaced_only_when_that_is_allowed(worker, ball, tmp_pat
 
 def test_what_is_wrong_is_told_in_the_one_line_of_the_command(worker, ball, tmp_path):
     error = worker.refused("export", segmentation=str(tmp_path / "none.nrrd"), out=str(tmp_path / "a.nrrd"))
-    assert error["kind"] == "ExportError"
+    assert error["kind"] == "VolumeError"
     assert "none.nrrd" in error["message"]
     error = worker.refused("export", segmentation=str(ball), out=str(tmp_path / "a.dcm"))
     assert "--dicom" in error["message"]
@@ -208,13 +210,22 @@ def test_one_that_dies_is_told_with_its_last_line(tmp_path):
     shop.ask()
     error = shop.wait()
     assert isinstance(error, ExportError)
-    assert "exit code 9 (Killed)" in str(error)
+    assert (error.code, error.fields) == ("command-died", {"exit_code": 9, "last_line": "Killed"})
+
+
+def test_the_error_of_the_command_arrives_as_it_was_raised(tmp_path):
+    told = {"kind": "VolumeError", "code": "unknown-suffix", "fields": {"suffix": ".xyz"}, "message": "no"}
+    shop = AShop(tmp_path, f"print({json.dumps({'error': told})!r})\nsys.exit(2)")
+    shop.ask()
+    error = shop.wait()
+    assert isinstance(error, VolumeError)
+    assert (error.code, error.fields, str(error)) == ("unknown-suffix", {"suffix": ".xyz"}, "no")
 
 
 def test_one_that_prints_no_summary_has_failed(tmp_path):
     shop = AShop(tmp_path, "print('all is well')")
     shop.ask()
-    assert "exit code 0" in str(shop.wait())
+    assert shop.wait().code == "no-summary"
 
 
 def test_numbers_that_are_none_are_not_passed_on(tmp_path):
@@ -226,8 +237,8 @@ def test_numbers_that_are_none_are_not_passed_on(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="a process cannot be told apart by signals there")
 def test_it_ends_with_a_worker_that_is_killed(ball, tmp_path):
     code = (
-        "import sys, os, threading\nfrom medsam2_core.worker.exports import Exports\n"
-        "from medsam2_core.worker.jobs import Job\n"
+        "import sys, os, threading\nfrom medsam2_core.worker.subprocesses import Exports\n"
+        "from medsam2_core.worker.server import Job\n"
         "command = (sys.executable, '-c', 'import sys; sys.stdin.read()')\n"
         "e = Exports(print, lambda job, header: print('begun', flush=True), command)\n"
         f"e.start(Job(1, 'export', {{'segmentation': '/a', 'out': '/b', 'scratch': {str(tmp_path)!r}}}))\n"
@@ -246,49 +257,47 @@ def test_it_ends_with_a_worker_that_is_killed(ball, tmp_path):
 # Fields -----------------------------------------------------------------------------------------------------
 
 
-def test_fields_become_the_arguments_of_the_command():
-    fields = {
-        **{"type": "export", "id": 3, "segmentation": ROOT + "a.seg.nrrd", "out": ROOT + "b.dcm"},
-        **{"dicom": [ROOT + "1.dcm"], "kind": "labelmap", "compression": "rle", "generic": True},
-        **{"series_description": "-- not an option", "creator": None, "overwrite": False},
-        **{"measurements": ROOT + "b.csv", "report": ROOT + "b_SR.dcm"},
-    }
-    assert arguments_of(fields, Path("folder")) == [
+def test_fields_become_the_arguments_of_the_command(tmp_path):
+    request = ExportRequest(
+        ROOT + "a.seg.nrrd",
+        ROOT + "b.dcm",
+        dicom=(ROOT + "1.dcm",),
+        kind="labelmap",
+        compression="rle",
+        generic=True,
+        series_description="-- not an option",
+        measurements=ROOT + "b.csv",
+        report=ROOT + "b_SR.dcm",
+    )
+    assert ExportRequest.from_json({"type": "export", "id": 3, **request.to_json()}) == request
+    assert export_arguments(request, tmp_path) == [
         *(ROOT + "a.seg.nrrd", "--json", f"--out={ROOT}b.dcm", f"--measurements={ROOT}b.csv"),
         *(f"--report={ROOT}b_SR.dcm", "--kind=labelmap", "--compression=rle"),
-        *("--series-description=-- not an option", "--generic", f"--dicom={Path('folder') / 'dicom.txt'}"),
+        *("--series-description=-- not an option", "--generic", f"--dicom={tmp_path / 'dicom.txt'}"),
     ]
-    assert list_of(fields) == f"{ROOT}1.dcm\n"
-    assert list_of({}) == ""
+    assert (tmp_path / "dicom.txt").read_text() == f"{ROOT}1.dcm\n"
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "code", "field"),
     [
-        *({"out": "here.nrrd"}, {"out": None}, {"segmentation": "--help"}, {"kind": 3}, {"colour": "red"}),
-        *({"generic": "yes"}, {"report": ROOT + "a\0b"}, {"creator": "\ud800"}, {"out": f"{ROOT}a\nb"}),
+        ({"out": "here.nrrd"}, "message-field", "out"),
+        ({"out": None}, "message-field", "out"),
+        ({"segmentation": "--help"}, "message-field", "segmentation"),
+        ({"kind": 3}, "message-field", "kind"),
+        ({"colour": "red"}, "unknown-field", "colour"),
+        ({"generic": "yes"}, "message-field", "generic"),
+        ({"report": ROOT + "a\0b"}, "message-field", "report"),
+        ({"creator": "\ud800"}, "message-field", "creator"),
+        ({"out": f"{ROOT}a\nb"}, "message-field", "out"),
+        ({"drawn_on": "here"}, "message-field", "drawn_on"),
+        *(
+            ({"dicom": dicom}, "message-field", "dicom")
+            for dicom in ("a.dcm", ["a.dcm"], [3], [ROOT + "a\nb.dcm"], [ROOT + "\ud800"])
+        ),
     ],
 )
-def test_nonsense_is_refused(wrong):
-    with pytest.raises(ProtocolError):
-        arguments_of({"segmentation": ROOT + "a", "out": ROOT + "b", **wrong}, Path("folder"))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *("here", {}, {"ijk_to_ras": np.eye(4).tolist()}, {"ijk_to_ras": "x", "shape_ijk": [1, 2, 3]}),
-        *({"ijk_to_ras": np.eye(3).tolist(), "shape_ijk": [1, 2, 3]},),
-        *({"ijk_to_ras": np.eye(4).tolist(), "shape_ijk": shape} for shape in ([1, 2], [1, 2, 0], ["a"] * 3)),
-        {"ijk_to_ras": np.full((4, 4), np.nan).tolist(), "shape_ijk": [1, 2, 3]},
-    ],
-)
-def test_a_grid_that_is_none_is_refused(wrong):
-    with pytest.raises(ProtocolError, match="drawn_on"):
-        grid_of({"drawn_on": wrong})
-
-
-@pytest.mark.parametrize("wrong", ["a.dcm", ["a.dcm"], [3], [ROOT + "a\nb.dcm"], [ROOT + "\ud800"]])
-def test_a_list_of_files_that_is_none_is_refused(wrong):
-    with pytest.raises(ProtocolError):
-        list_of({"dicom": wrong})
+def test_nonsense_is_refused(tmp_path, wrong, code, field):
+    with raises(code, ProtocolError, field=field):
+        fields = {"segmentation": ROOT + "a", "out": ROOT + "b", **wrong}
+        export_arguments(ExportRequest.from_json(fields), tmp_path)

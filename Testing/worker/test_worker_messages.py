@@ -1,5 +1,7 @@
 """What the protocol's words say comes out at the other end as it went in."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,9 +21,14 @@ from medsam2_core.imaging.slice_mask import SliceMask, pack, unpack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, SlicePrompts
 from medsam2_core.worker import messages
-from medsam2_core.worker.frames import FrameReader, encode
-from medsam2_core.worker.masks import slice_mask_from_json, slice_mask_to_json
-from medsam2_core.worker.messages import ObjectRecord, SessionSettings, StackChoice
+from medsam2_core.worker.messages import (
+    ObjectSnapshot,
+    SessionSettings,
+    StackChoice,
+    slice_mask_from_json,
+    slice_mask_to_json,
+)
+from medsam2_core.worker.protocol import FrameReader, encode, error_from_json, error_to_json
 
 
 def through_a_frame(item, arrays):
@@ -89,16 +96,16 @@ WORDS = SlicePrompts(
 
 def test_words_are_the_same_at_the_other_end():
     arrays = {}
-    assert messages.words_from_json(
-        *_with(through_a_frame(messages.words_to_json(3, WORDS, arrays), arrays))
+    assert messages.slice_prompts_from_json(
+        *_with(through_a_frame(messages.slice_prompts_to_json(3, WORDS, arrays), arrays))
     ) == (3, WORDS)
 
 
 def test_a_known_mask_goes_with_the_words():
     known = SliceMask.from_mask("liver", 3, np.eye(6, dtype=bool), prompted=True)
     arrays = {}
-    item = messages.words_to_json(3, SlicePrompts(WORDS.prompts, known=known), arrays)
-    n, words = messages.words_from_json(*_with(through_a_frame(item, arrays)))
+    item = messages.slice_prompts_to_json(3, SlicePrompts(WORDS.prompts, known=known), arrays)
+    n, words = messages.slice_prompts_from_json(*_with(through_a_frame(item, arrays)))
     assert n == 3 and words.prompts == WORDS.prompts and np.array_equal(words.known.mask_hw, known.mask_hw)
 
 
@@ -142,8 +149,11 @@ def test_an_object_is_told_with_the_masks_that_words_alone_would_not_give():
     record = {n: SliceMask.from_mask("liver", n, np.eye(6, dtype=bool), prompted=True) for n in (1, 2, 3)}
     words = {1: SlicePrompts(WORDS.prompts), 3: SlicePrompts(WORDS.prompts), 4: SlicePrompts()}
     arrays = {}
-    told = ObjectRecord(words, record, {3: record[3]}).to_json(arrays)
-    assert [one["n"] for one in told["slices"]] == [1, 3] and [one["n"] for one in told["tracked"]] == [2, 3]
+    told = ObjectSnapshot(words, record, {3: record[3]}).to_json(arrays)
+    assert [one["n"] for one in told["slices"]] == [1, 3] and [one["n"] for one in told["propagated"]] == [
+        2,
+        3,
+    ]
     assert ["mask" in one for one in told["slices"]] == [False, True]
 
 
@@ -177,10 +187,24 @@ def test_settings_are_the_same_at_the_other_end_and_unknown_ones_are_refused():
             SessionSettings.from_json(wrong)
 
 
-@pytest.mark.parametrize("kind", [one for one in vars(errors).values() if isinstance(one, type)])
+KINDS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, MedSAM2Error)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_error_arrives_as_what_it_was(kind):
-    told = messages.error_from_json(messages.error_to_json(kind("what was wrong"), "Traceback"))
-    assert type(told) is kind and str(told) == "what was wrong" and told.details == "Traceback"
+    error = kind("what was wrong", code="its-own-code", value=3, path="a.nrrd")
+    (frame,) = FrameReader().feed(b"".join(encode({"type": "error", **error_to_json(error, "Traceback")})))
+    told = error_from_json(frame.header)
+    assert type(told) is kind
+    assert (str(told), told.code, told.details) == ("what was wrong", "its-own-code", "Traceback")
+    assert told.fields == {"value": 3, "path": "a.nrrd"}
+    assert error_from_json(error_to_json(kind("x"))).code == kind.default_code
+
+
+def test_a_field_that_is_not_json_does_not_keep_an_error_from_being_sent():
+    for value in (float("nan"), Path("a"), np.float32(1.5), {1, 2}):
+        told = error_from_json(error_to_json(PromptError("a point", code="c", value=value)))
+        assert (told.code, str(told)) == ("c", "a point")
 
 
 def test_other_errors_arrive_as_errors_of_the_worker():
@@ -193,8 +217,8 @@ def test_other_errors_arrive_as_errors_of_the_worker():
         (OurOwn("a point"), "PromptError", PromptError),
         (KeyError(), "InternalError", WorkerError),
     ]:
-        item = messages.error_to_json(error)
-        told = messages.error_from_json(item)
+        item = error_to_json(error)
+        told = error_from_json(item)
         assert item["kind"] == told.kind == kind and type(told) is known and str(told)
     for kind in ("NDArray", "__name__", "annotations", "", None, 3):
-        assert isinstance(messages.error_from_json({"kind": kind}), MedSAM2Error)
+        assert isinstance(error_from_json({"kind": kind}), MedSAM2Error)

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from medsam2_core.worker.frames import FrameReader
-from medsam2_core.worker.outbox import Outbox
+from medsam2_core.worker.protocol import FrameReader
+from medsam2_core.worker.server import Outbox
 
 
 def a_pipe():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medsam2_core import errors
-from medsam2_core.worker.frames import FrameReader, encode
+from medsam2_core.worker.protocol import FrameReader, encode
 from support.real_worker import CORE, RealWorker, a_ball, a_box, a_point
 
 KINDS = {name for name in vars(errors) if name.endswith("Error")} | {"Cancelled", "OutOfMemoryError"}
@@ -29,13 +29,13 @@ def a_conversation() -> list[bytes]:
     words = [{"n": 1, "prompts": [a_point(1, 1, 1)], "final": False}]
     shown = {"shape_kji": [2, 3, 4], "dtype": "<i2", "components": 1, "ijk_to_ras": MATRIX}
     return [
-        frame("hello", id=1, protocols=[1], client="test"),
+        frame("hello", id=1, protocols=[2], client="test"),
         frame("open_volume", id=2, volume="v", modality="", title="", **shown),
         frame("volume_data", {"voxels_kji": np.zeros((2, 3, 4), "<i2")}, volume="v", first=0),
-        frame("say", id=3, session="s", object="a", slices=words),
+        frame("set_prompts", id=3, session="s", object="a", slices=words),
         frame("ping", id=4),
         frame("status", id=5),
-        frame("focus", id=6, session="s", n=1),
+        frame("prefetch", id=6, session="s", n=1),
         frame("cancel", id=7, request=3),
         frame("close_volume", id=8, volume="v"),
     ]
@@ -121,15 +121,15 @@ def requests() -> list[dict]:
     words = [{"n": 12, "prompts": [a_point(50, 40, 12), a_box((33, 23, 12), (67, 57, 12))], "final": False}]
     to = {"session": "s"}
     return [
-        {"type": "say", **to, "object": "a", "slices": words},
-        {"type": "restore", **to, "object": "a", "slices": words, "tracked": []},
+        {"type": "set_prompts", **to, "object": "a", "slices": words},
+        {"type": "restore", **to, "object": "a", "slices": words, "propagated": []},
         {"type": "propagate", **to, "objects": ["a"], "first": 11, "last": 12, "direction": "both"}
         | {"stop_after_absent": 1},
         {"type": "remove_object", **to, "object": "b"},
         {"type": "open_session", "session": "t", "volume": "v", "stack": {"axis": "axial"}, "settings": {}},
         {"type": "open_volume", "volume": "w", "shape_kji": [2, 3, 4], "dtype": "<i2", "components": 1}
         | {"ijk_to_ras": MATRIX, "modality": "", "title": ""},
-        {"type": "focus", **to, "n": 3},
+        {"type": "prefetch", **to, "n": 3},
         {"type": "cancel", "request": 10**6},
         {"type": "remove_model", "name": "embedded"},
         {"type": "close_session", "session": "u"},
@@ -162,7 +162,7 @@ def test_nonsense_is_answered_and_the_session_goes_on(tmp_path, campaign):
     worker.greet()
     worker.answer(worker.give(a_ball(), "v"))
     worker.open("s", "v")
-    before = worker.records(worker.say("click", 12, a_point(50, 40, 12)))
+    before = worker.records(worker.set_prompts("click", 12, a_point(50, 40, 12)))
     kinds = set()
     for _ in range(300 * campaign):
         request = with_nonsense(rng.choice(requests()), rng)
@@ -180,6 +180,6 @@ def test_nonsense_is_answered_and_the_session_goes_on(tmp_path, campaign):
             worker.ask("close_session", session=request["session"])
         worker.frames.clear()
     assert {"ProtocolError", "PromptError"} <= kinds
-    after = worker.records(worker.say("again", 12, a_point(50, 40, 12)))
+    after = worker.records(worker.set_prompts("again", 12, a_point(50, 40, 12)))
     assert [record.bits for record in after] == [record.bits for record in before]
     assert worker.close() == 0

@@ -9,13 +9,13 @@ import time
 import numpy as np
 import psutil
 import pytest
+from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.connection import Timing
-from medsam2_core.worker.supervision import WorkerState
 from medsam2_core.worker.transports import split_command
 from support.ssh_server import BANNER, SshServer
-from support.supervised_worker import CORE, fake_worker, volume, words
+from support.supervised_worker import CORE, clicks, fake_worker, volume
 
-HASTY = Timing(quiet=0.5, pong=3.0, step=5.0, start=30.0, pauses=(0.0, 0.2), deaths=5)
+HASTY = Timing(quiet=0.5, pong=3.0, step=5.0, start=30.0, pauses=(0.0, 0.2), crashes=5)
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def test_a_session_through_ssh_is_as_one_here(remote, supervised):
     answers = []
     for worker in (supervised(), remote()):
         session = worker.session()
-        worker.answer(session.say, "a", words((5, 6), n=2))
+        worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
         worker.answer(session.propagate)
-        answers.append(session.records("a"))
+        answers.append(session.masks("a"))
     assert answers[0] == answers[1] and len(answers[0]) == 6
-    assert BANNER in worker.supervisor.report
-    pid = worker.supervisor.welcome["pid"]
-    worker.supervisor.stop()
+    assert BANNER in worker.client.report
+    pid = worker.client.welcome["pid"]
+    worker.client.stop()
     assert gone(pid), "the worker outlived its connection"
 
 
@@ -66,19 +66,19 @@ def test_a_session_through_ssh_is_as_one_here(remote, supervised):
 def test_a_connection_that_breaks_is_made_again(remote, who):
     worker = remote()
     session = worker.session()
-    before = worker.answer(session.say, "a", words((5, 6), n=2))
-    pid = worker.supervisor.welcome["pid"]
+    before = worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
+    pid = worker.client.welcome["pid"]
     if who == "ssh":
         worker.process.kill()
     else:
         os.kill(pid, signal.SIGKILL if who == "worker" else signal.SIGSTOP)
     worker.until_state(WorkerState.RESTARTING)
-    assert worker.supervisor.problem
+    assert worker.client.problem
     worker.until(lambda: session.is_open)
     if who == "stopped":
         os.kill(pid, signal.SIGCONT)
-    assert gone(pid) and list(session.records("a").values()) == before
-    (after,) = worker.answer(session.say, "a", words((5, 6), (20, 6), n=2))
+    assert gone(pid) and list(session.masks("a").values()) == before
+    (after,) = worker.answer(session.set_prompts, "a", clicks((5, 6), (20, 6), n=2))
     assert np.array_equal(after.mask_hw & before[0].mask_hw, before[0].mask_hw)
 
 
@@ -86,24 +86,24 @@ def test_no_server_is_told_in_the_words_of_ssh(remote, ssh):
     ssh.stop()
     worker = remote()
     worker.until_state(WorkerState.FAILED)
-    assert "refused" in worker.supervisor.problem
+    assert "refused" in worker.client.problem
     ssh.start()
-    worker.supervisor.start()
+    worker.client.start()
     worker.until_ready()
 
 
 def test_no_program_there_is_told_in_the_words_of_its_shell(remote):
     worker = remote(["no-such-medsam2", "worker"])
     worker.until_state(WorkerState.FAILED)
-    assert "no-such-medsam2" in worker.supervisor.problem and "127" in worker.supervisor.problem
+    assert "no-such-medsam2" in worker.client.problem and "127" in worker.client.problem
 
 
 def test_the_real_worker_answers_through_ssh(remote):
     worker = remote([sys.executable, "-m", "medsam2_core.worker"])
     session = worker.session(volume((3, 48, 48)), wait=False)
     worker.until(lambda: session.is_open or worker.errors, 90)
-    (record,) = worker.answer(session.say, "a", words((25, 26), n=1))
-    assert record.shape_hw == (48, 48) and worker.supervisor.welcome["torch"]
-    pid = worker.supervisor.welcome["pid"]
-    worker.supervisor.stop()
+    (record,) = worker.answer(session.set_prompts, "a", clicks((25, 26), n=1))
+    assert record.shape_hw == (48, 48) and worker.client.welcome["torch"]
+    pid = worker.client.welcome["pid"]
+    worker.client.stop()
     assert gone(pid)

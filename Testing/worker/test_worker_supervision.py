@@ -1,18 +1,19 @@
 """A worker that dies, hangs, talks nonsense or never comes: that is noticed, told, and mended if possible."""
 
+import re
 import sys
 
 import numpy as np
 import pytest
 from medsam2_core.errors import Cancelled, PromptError, WorkerError
 from medsam2_core.prompts import SlicePrompts
+from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.connection import Timing
-from medsam2_core.worker.supervision import WorkerState
-from support.supervised_worker import HASTY, fake_worker, volume, words
+from support.supervised_worker import HASTY, clicks, fake_worker, volume
 
 
 def masks_of(session, name="a"):
-    return {n: record.mask_hw for n, record in session.records(name).items()}
+    return {n: mask.mask_hw for n, mask in session.masks(name).items()}
 
 
 def same_masks(one, other):
@@ -23,36 +24,36 @@ def test_a_session_is_opened_spoken_to_and_followed(supervised):
     worker = supervised()
     session = worker.session()
     assert session.info.slices == 6 and session.info.shape_hw == (24, 32)
-    (record,) = worker.answer(session.say, "a", words((5, 6), n=2))
-    assert record.n == 2 and record.mask_hw[6, 5] and session.records("a") == {2: record}
+    (record,) = worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
+    assert record.n == 2 and record.mask_hw[6, 5] and session.masks("a") == {2: record}
     came = []
     result = worker.answer(session.propagate, slices=lambda records, *_: came.extend(records))
     assert result == {"done": 6, "total": 6} and [r.n for r in came] == list(range(6))
-    assert session.records("a") == {r.n: r for r in came}
+    assert session.masks("a") == {r.n: r for r in came}
     assert worker.states == [WorkerState.STARTING, WorkerState.READY]
 
 
 def test_what_is_said_before_there_is_a_worker_is_answered_when_there_is_one(supervised):
     worker = supervised(start=False)
-    worker.supervisor.start()
+    worker.client.start()
     session = worker.session(wait=False)
     answers = []
-    session.say("a", words((5, 6), n=2), done=answers.append)
-    session.say("a", words((5, 6), (9, 9), n=2), done=answers.append)
-    assert session.words("a") == words((5, 6), (9, 9), n=2) and not answers
+    session.set_prompts("a", clicks((5, 6), n=2), done=answers.append)
+    session.set_prompts("a", clicks((5, 6), (9, 9), n=2), done=answers.append)
+    assert session.prompts("a") == clicks((5, 6), (9, 9), n=2) and not answers
     worker.until(lambda: len(answers) == 2)
     assert answers[1][0].mask_hw[9, 9] and not answers[0][0].mask_hw[9, 9]
 
 
 @pytest.mark.parametrize("action", ["die", "kill", "garbage", "close", "hang", "stop", "deaf"])
 def test_a_worker_lost_while_it_answers_is_replaced_and_the_answer_comes(supervised, tmp_path, action):
-    worker = supervised(fake_worker("--at", "say", action, "--times", 1, "--notes", tmp_path))
+    worker = supervised(fake_worker("--at", "set_prompts", action, "--times", 1, "--notes", tmp_path))
     session = worker.session()
-    records = worker.answer(session.say, "a", words((5, 6), n=2))
+    records = worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
     assert [r.n for r in records] == [2]
-    assert WorkerState.RESTARTING in worker.states and worker.supervisor.state is WorkerState.READY
-    worker.answer(session.say, "a", words((5, 6), (9, 9), n=2))
-    assert session.records("a")[2].mask_hw[9, 9] and len(worker.transports) == 2
+    assert WorkerState.RESTARTING in worker.states and worker.client.state is WorkerState.READY
+    worker.answer(session.set_prompts, "a", clicks((5, 6), (9, 9), n=2))
+    assert session.masks("a")[2].mask_hw[9, 9] and len(worker.transports) == 2
 
 
 def test_a_new_worker_knows_all_that_the_lost_one_knew(supervised):
@@ -60,92 +61,98 @@ def test_a_new_worker_knows_all_that_the_lost_one_knew(supervised):
     finals = []
     for worker in (undisturbed, disturbed):
         session = worker.session()
-        worker.answer(session.say, "a", words((5, 6), n=2))
-        worker.answer(session.say, "a", words((5, 6), (20, 12), n=2))
-        worker.answer(session.say, "b", words((9, 9), n=1))
+        worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
+        worker.answer(session.set_prompts, "a", clicks((5, 6), (20, 12), n=2))
+        worker.answer(session.set_prompts, "b", clicks((9, 9), n=1))
         worker.answer(session.propagate, ["a"])
-        worker.answer(session.say, "a", words((25, 6), n=4))  # corrects a mask that was tracked
+        worker.answer(session.set_prompts, "a", clicks((25, 6), n=4))  # corrects a mask that was tracked
         before = masks_of(session)
         if worker is disturbed:
             worker.process.kill()
             worker.until_state(WorkerState.RESTARTING)
             worker.until(lambda session=session: session.is_open)
         assert same_masks(masks_of(session), before)
-        answers = [worker.answer(session.say, "a", words((25, 6), (3, 3), n=4))]
-        answers.append(worker.answer(session.say, "a", words((5, 6), (20, 12), (8, 18), n=2)))
+        answers = [worker.answer(session.set_prompts, "a", clicks((25, 6), (3, 3), n=4))]
+        answers.append(worker.answer(session.set_prompts, "a", clicks((5, 6), (20, 12), (8, 18), n=2)))
         worker.answer(session.propagate)
-        finals.append((answers, session.records("a"), session.records("b"), session.snapshot("a")))
+        finals.append((answers, session.masks("a"), session.masks("b"), session.snapshot("a")))
     assert finals[0][:3] == finals[1][:3]
-    assert finals[0][3].refined.keys() == finals[1][3].refined.keys() == {4}
+    assert finals[0][3].propagated.keys() == finals[1][3].propagated.keys() == {4}
 
 
 def test_a_worker_lost_while_propagating_keeps_what_came(supervised):
     worker = supervised(fake_worker("--step", 0.05))
     session = worker.session()
-    worker.answer(session.say, "a", words((5, 6), n=2))
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
     came, errors = [], []
     session.propagate(slices=lambda records, *_: came.extend(records), failed=errors.append)
     worker.until(lambda: len(came) == 3)
     worker.process.kill()
     worker.until(lambda: errors)
-    assert isinstance(errors[0], WorkerError) and "kept" in str(errors[0])
-    assert set(session.records("a")) >= {0, 1, 2}
+    assert (errors[0].code, errors[0].fields) == ("worker-lost", {"request": "propagate"})
+    assert set(session.masks("a")) >= {0, 1, 2}
     worker.until(lambda: session.is_open)
     worker.answer(session.propagate)
-    assert len(session.records("a")) == 6
+    assert len(session.masks("a")) == 6
 
 
 def test_what_ends_the_worker_twice_is_not_asked_a_third_time(supervised):
     worker = supervised(fake_worker("--at", "remove_object", "die"))
     session = worker.session()
-    worker.answer(session.say, "a", words((5, 6), n=2))
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
     error = worker.answer(session.remove_object, "a")
-    assert isinstance(error, WorkerError) and "twice" in str(error)
+    assert (error.code, error.fields) == ("worker-lost-twice", {"request": "remove_object"})
     worker.until(lambda: session.is_open)
     assert len(worker.transports) == 3
-    assert isinstance(worker.answer(session.say, "a", words((9, 9), n=1)), list)
-    assert set(session.records("a")) == {1, 2}
+    assert isinstance(worker.answer(session.set_prompts, "a", clicks((9, 9), n=1)), list)
+    assert set(session.masks("a")) == {1, 2}
 
 
 def test_a_session_that_ends_the_worker_whenever_it_is_opened_is_given_up(supervised):
     worker = supervised(fake_worker("--at", "open_session", "die"))
     session = worker.session()
-    assert session.is_closed and "twice" in str(worker.errors[0])
+    assert session.is_closed
+    assert worker.errors[0].code == "worker-lost-twice"
+    assert worker.errors[0].fields == {"request": "open_session"}
     worker.until_ready()
     assert len(worker.transports) == 3
-    assert isinstance(worker.answer(session.say, "a", words((5, 6), n=2)), WorkerError)
+    assert worker.answer(session.set_prompts, "a", clicks((5, 6), n=2)).code == "session-closed"
 
 
 def test_a_volume_that_ends_the_worker_whenever_it_comes_is_given_up(supervised):
     worker = supervised(fake_worker("--at", "volume_data", "kill"))
     session = worker.session()
-    assert session.is_closed and "took the volume" in str(worker.errors[0])
+    assert session.is_closed
+    assert worker.errors[0].code == "worker-lost-twice"
+    assert worker.errors[0].fields == {"request": "open_volume"}
     worker.until_ready()
 
 
 def test_too_many_deaths_are_given_up_until_the_user_starts_again(supervised, tmp_path):
-    timing = Timing(pauses=(0.0,), deaths=3, within=60)
+    timing = Timing(pauses=(0.0,), crashes=3, within=60)
     worker = supervised(
         fake_worker("--at", "models", "die", "--times", 3, "--notes", tmp_path), timing=timing
     )
     session = worker.session()
-    worker.answer(session.say, "a", words((5, 6), n=2))
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
     for _ in range(3):
-        worker.supervisor.request("models")
-        worker.until(lambda: worker.supervisor.state is not WorkerState.READY)
-        worker.until(lambda: worker.supervisor.state in (WorkerState.READY, WorkerState.FAILED))
-    assert worker.supervisor.state is WorkerState.FAILED and "3 times in 60 s" in worker.supervisor.problem
-    error = worker.answer(session.say, "a", words((9, 9), n=1))
-    assert isinstance(error, WorkerError) and "3 times" in str(error)
-    worker.supervisor.start()
+        worker.client.request("models")
+        worker.until(lambda: worker.client.state is not WorkerState.READY)
+        worker.until(lambda: worker.client.state in (WorkerState.READY, WorkerState.FAILED))
+    assert worker.client.state is WorkerState.FAILED and "3 times in 60 s" in worker.client.problem
+    error = worker.answer(session.set_prompts, "a", clicks((9, 9), n=1))
+    assert error.code == "worker-failed"
+    assert "3 times" in str(error)
+    worker.client.start()
     worker.until(lambda: session.is_open)
-    assert worker.answer(session.say, "a", words((5, 6), (9, 9), n=2))[0].mask_hw[6, 5]
+    assert worker.answer(session.set_prompts, "a", clicks((5, 6), (9, 9), n=2))[0].mask_hw[6, 5]
 
 
 def test_a_request_in_flight_when_all_is_given_up_fails(supervised):
-    worker = supervised(fake_worker("--at", "say", "die"), timing=Timing(pauses=(0.0,), deaths=1))
-    error = worker.answer(worker.session().say, "a", words((5, 6), n=2))
-    assert isinstance(error, WorkerError) and worker.supervisor.state is WorkerState.FAILED
+    worker = supervised(fake_worker("--at", "set_prompts", "die"), timing=Timing(pauses=(0.0,), crashes=1))
+    error = worker.answer(worker.session().say, "a", clicks((5, 6), n=2))
+    assert error.code == "worker-failed"
+    assert worker.client.state is WorkerState.FAILED
 
 
 @pytest.mark.parametrize(
@@ -157,7 +164,7 @@ def test_a_request_in_flight_when_all_is_given_up_fails(supervised):
         ([sys.executable, "-c", "print('Usage: something else')"], "exit code 0"),
         ([sys.executable, "-c", "import os; os.abort()"], "SIGABRT"),
         (["sh", "-c", "yes 'not a worker'"], "not a worker"),
-        (fake_worker("--protocol", 7), "protocol 7.*client.*1"),
+        (fake_worker("--protocol", 7), "protocol 7.*client.*2"),
     ],
     ids=["missing", "none", "import", "other", "crash", "endless", "version"],
 )
@@ -165,20 +172,18 @@ def test_a_worker_that_never_comes_is_not_tried_again_and_says_why(supervised, c
     worker = supervised(command)
     session = worker.session(wait=False)
     answers = []
-    session.say("a", words((5, 6), n=2), failed=answers.append)
+    session.set_prompts("a", clicks((5, 6), n=2), failed=answers.append)
     worker.until_state(WorkerState.FAILED)
     assert len(worker.transports) == 1
     worker.until(lambda: answers)
-    assert isinstance(answers[0], WorkerError) and str(answers[0]) == worker.supervisor.problem
-    pytest.importorskip("re").search(says, worker.supervisor.problem) or pytest.fail(
-        worker.supervisor.problem
-    )
+    assert isinstance(answers[0], WorkerError) and str(answers[0]) == worker.client.problem
+    assert re.search(says, worker.client.problem), worker.client.problem
 
 
 def test_a_worker_that_keeps_silent_from_the_start_is_given_up(supervised):
     worker = supervised([sys.executable, "-c", "input(); input()"], timing=Timing(start=0.5))
     worker.until_state(WorkerState.FAILED)
-    assert "0.5 s of its start" in worker.supervisor.problem
+    assert "0.5 s of its start" in worker.client.problem
 
 
 def test_the_report_tells_versions_and_last_messages_and_nothing_of_the_patient(supervised):
@@ -186,7 +191,7 @@ def test_the_report_tells_versions_and_last_messages_and_nothing_of_the_patient(
     scan = volume()
     object.__setattr__(scan, "name", "Jane Doe 1970")
     worker.session(scan)
-    worker.supervisor.request("models")
+    worker.client.request("models")
     worker.until(lambda: len(worker.transports) == 2)
     for part in (
         "MedSAM2Segment 0",
@@ -195,30 +200,32 @@ def test_the_report_tells_versions_and_last_messages_and_nothing_of_the_patient(
         "Welcome to the cluster",
         "about to die at",
     ):
-        assert part in worker.supervisor.report
-    assert "Jane" not in worker.supervisor.report
+        assert part in worker.client.report
+    assert "Jane" not in worker.client.report
 
 
 def test_an_error_of_the_worker_reaches_who_asked_and_the_words_are_as_before(supervised):
     worker = supervised()
     session = worker.session()
-    worker.answer(session.say, "a", words((5, 6), n=2))
-    error = worker.answer(session.say, "a", {2: words((500, 6), n=2)[2]})
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
+    error = worker.answer(session.set_prompts, "a", {2: clicks((500, 6), n=2)[2]})
     assert isinstance(error, PromptError) and "outside" in str(error)
-    assert session.words("a") == words((5, 6), n=2)
+    assert session.prompts("a") == clicks((5, 6), n=2)
 
 
 def test_cancel_is_heard_in_the_middle_of_a_propagation_and_before_anything_was_sent(supervised):
     worker = supervised(fake_worker("--step", 0.05))
     session = worker.session()
-    worker.answer(session.say, "a", words((5, 6), n=2))
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
     came, errors = [], []
     request = session.propagate(slices=lambda records, *_: came.extend(records), failed=errors.append)
     worker.until(lambda: came)
     request.cancel()
     worker.until(lambda: errors)
-    assert isinstance(errors[0], Cancelled) and len(session.records("a")) < 6
-    waiting = worker.session(volume(seed=1), wait=False).say("a", words((5, 6), n=2), failed=errors.append)
+    assert isinstance(errors[0], Cancelled) and len(session.masks("a")) < 6
+    waiting = worker.session(volume(seed=1), wait=False).set_prompts(
+        "a", clicks((5, 6), n=2), failed=errors.append
+    )
     waiting.cancel()
     worker.until(lambda: len(errors) == 2)
     assert isinstance(errors[1], Cancelled)
@@ -226,33 +233,33 @@ def test_cancel_is_heard_in_the_middle_of_a_propagation_and_before_anything_was_
 
 def test_what_was_cancelled_is_not_asked_again(supervised, tmp_path):
     worker = supervised(
-        fake_worker("--at", "say", "hang", "--times", 1, "--notes", tmp_path), timing=Timing()
+        fake_worker("--at", "set_prompts", "hang", "--times", 1, "--notes", tmp_path), timing=Timing()
     )
     session = worker.session()
     errors = []
-    request = session.say("a", words((5, 6), n=2), failed=errors.append)
+    request = session.set_prompts("a", clicks((5, 6), n=2), failed=errors.append)
     worker.until(lambda: list(tmp_path.iterdir()))
     request.cancel()
     worker.process.kill()
     worker.until(lambda: errors)
     assert isinstance(errors[0], Cancelled)
     worker.until(lambda: session.is_open)
-    assert not session.records("a") and not session.words("a")
+    assert not session.masks("a") and not session.prompts("a")
 
 
 def test_nobody_is_called_after_stop_and_no_process_is_left(supervised):
     worker = supervised(fake_worker("--step", 0.02))
     session = worker.session()
-    worker.answer(session.say, "a", words((5, 6), n=2))
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
     called = []
-    worker.supervisor.listeners.append(lambda: called.append("state"))
+    worker.client.listeners.append(lambda: called.append("state"))
     session.propagate(slices=lambda *_: called.append("slice"), failed=called.append, done=called.append)
     worker.until(lambda: called)
-    session.say("a", words((9, 9), n=1), done=called.append, failed=called.append)
-    worker.supervisor.stop()
+    session.set_prompts("a", clicks((9, 9), n=1), done=called.append, failed=called.append)
+    worker.client.stop()
     called.clear()
     worker.turn(0.3)
-    assert not called and worker.supervisor.state is WorkerState.STOPPED
+    assert not called and worker.client.state is WorkerState.STOPPED
     assert not worker.family()
 
 
@@ -261,17 +268,17 @@ def test_a_closed_session_calls_nobody_and_leaves_the_others_alone(supervised):
     one, other = worker.session(), worker.session()
     assert one.volume is other.volume
     called, answers = [], []
-    one.say("a", words((5, 6), n=2), done=called.append, failed=called.append)
-    other.say("a", words((5, 6), n=2), done=answers.append)
+    one.set_prompts("a", clicks((5, 6), n=2), done=called.append, failed=called.append)
+    other.set_prompts("a", clicks((5, 6), n=2), done=answers.append)
     one.close()
     worker.until(lambda: answers)
     assert not called and one.is_closed and other.is_open
-    worker.supervisor.close_volume(one.volume)
+    worker.client.close_volume(one.volume)
     assert other.is_open
-    worker.supervisor.close_volume(other.volume)
+    worker.client.close_volume(other.volume)
     assert other.is_closed
-    status = worker.answer(worker.supervisor.request, "models")
-    assert status["models"] and worker.answer(worker.supervisor.request, "status")["sessions"] == 0
+    status = worker.answer(worker.client.request, "models")
+    assert status["models"] and worker.answer(worker.client.request, "status")["sessions"] == 0
 
 
 def test_a_callback_that_fails_disturbs_nobody_else(supervised):
@@ -282,13 +289,13 @@ def test_a_callback_that_fails_disturbs_nobody_else(supervised):
     def fail(_):
         raise ZeroDivisionError("in the callback")
 
-    session.say("a", words((5, 6), n=2), done=fail)
-    session.say("b", words((5, 6), n=2), done=answers.append)
+    session.set_prompts("a", clicks((5, 6), n=2), done=fail)
+    session.set_prompts("b", clicks((5, 6), n=2), done=answers.append)
     with pytest.raises(ZeroDivisionError):
         worker.until(lambda: answers)
     worker.until(lambda: answers)
-    assert session.records("a") and session.records("b")
-    assert isinstance(worker.answer(session.say, "c", words((5, 6), n=2)), list)
+    assert session.masks("a") and session.masks("b")
+    assert isinstance(worker.answer(session.set_prompts, "c", clicks((5, 6), n=2)), list)
 
 
 def test_a_callback_may_speak_again_stop_and_start(supervised):
@@ -299,93 +306,93 @@ def test_a_callback_may_speak_again_stop_and_start(supervised):
     def again(records):
         answers.append(records)
         if len(answers) < 5:
-            session.say("a", words((5 + len(answers), 6), n=2), done=again)
+            session.set_prompts("a", clicks((5 + len(answers), 6), n=2), done=again)
 
-    session.say("a", words((5, 6), n=2), done=again)
+    session.set_prompts("a", clicks((5, 6), n=2), done=again)
     worker.until(lambda: len(answers) == 5)
 
     def stop_and_start(_):
-        worker.supervisor.stop()
-        worker.supervisor.start()
+        worker.client.stop()
+        worker.client.start()
 
-    session.say("a", words((1, 6), n=2), done=stop_and_start)
+    session.set_prompts("a", clicks((1, 6), n=2), done=stop_and_start)
     worker.until(lambda: len(worker.transports) == 2 and session.is_open)
-    assert session.words("a") == words((1, 6), n=2)
+    assert session.prompts("a") == clicks((1, 6), n=2)
 
 
 def test_a_process_that_slept_itself_does_not_take_the_worker_for_hung(supervised):
     now = [0.0]
     worker = supervised(timing=Timing(), start=False)
-    worker.supervisor._clock = lambda: now[0]
-    worker.supervisor.start()
+    worker.client._clock = lambda: now[0]
+    worker.client.start()
     worker.until_ready()
-    worker.answer(worker.supervisor.request, "models")
+    worker.answer(worker.client.request, "models")
     for _ in range(25):  # two seconds pass: it is asked whether it is alive
         now[0] += 0.1
-        worker.supervisor._connection.check()
+        worker.client._connection.check()
     now[0] += 3600.0  # the lid was closed
-    worker.supervisor._connection.check()
-    assert worker.supervisor.state is WorkerState.READY and len(worker.transports) == 1
+    worker.client._connection.check()
+    assert worker.client.state is WorkerState.READY and len(worker.transports) == 1
     worker.turn(0.2)
-    assert worker.supervisor.state is WorkerState.READY
+    assert worker.client.state is WorkerState.READY
 
 
 def test_a_long_computation_that_moves_is_left_alone(supervised):
     worker = supervised(fake_worker("--step", HASTY.pong * 1.2))
     session = worker.session()
-    assert isinstance(worker.answer(session.say, "a", words((5, 6), n=2)), list)
+    assert isinstance(worker.answer(session.set_prompts, "a", clicks((5, 6), n=2)), list)
     assert len(worker.transports) == 1
 
 
 def test_restarting_by_hand_loses_nothing(supervised):
     worker = supervised()
     session = worker.session()
-    before = worker.answer(session.say, "a", words((5, 6), n=2))
-    worker.supervisor.restart()
+    before = worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
+    worker.client.restart()
     worker.until(lambda: session.is_open)
-    assert len(worker.transports) == 2 and list(session.records("a").values()) == before
+    assert len(worker.transports) == 2 and list(session.masks("a").values()) == before
     assert worker.states[-2:] == [WorkerState.RESTARTING, WorkerState.READY]
 
 
 def test_words_are_told_back_as_they_will_be_when_all_is_answered(supervised):
     worker = supervised(fake_worker("--step", 0.02))
     session = worker.session()
-    worker.answer(session.say, "a", words((5, 6), n=2))
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
     before = session.snapshot("a")
-    session.say("a", words((9, 9), n=3))
-    session.say("a", {2: SlicePrompts()})
-    assert session.words("a") == words((9, 9), n=3) and not session.records("a")
+    session.set_prompts("a", clicks((9, 9), n=3))
+    session.set_prompts("a", {2: SlicePrompts()})
+    assert session.prompts("a") == clicks((9, 9), n=3) and not session.masks("a")
     session.restore("a", before)
-    assert session.words("a") == words((5, 6), n=2) and session.snapshot("a") == before
+    assert session.prompts("a") == clicks((5, 6), n=2) and session.snapshot("a") == before
     session.remove_object("a")
-    assert not session.words("a") and not session.objects
+    assert not session.prompts("a") and not session.objects
     answers = []
-    session.say("a", words((1, 1), n=1), done=answers.append)
-    assert session.words("a") == words((1, 1), n=1)
+    session.set_prompts("a", clicks((1, 1), n=1), done=answers.append)
+    assert session.prompts("a") == clicks((1, 1), n=1)
     worker.until(lambda: answers)
-    assert session.words("a") == words((1, 1), n=1) and set(session.records("a")) == {1}
+    assert session.prompts("a") == clicks((1, 1), n=1) and set(session.masks("a")) == {1}
 
 
 def test_words_taken_back_from_a_tracked_slice_leave_what_tracking_found(supervised):
     worker = supervised()
     session = worker.session()
-    worker.answer(session.say, "a", words((5, 6), n=2))
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
     worker.answer(session.propagate)
-    tracked = session.records("a")
-    worker.answer(session.say, "a", words((20, 6), n=4))
-    assert session.records("a")[4] != tracked[4] and session.snapshot("a").refined == {4: tracked[4]}
-    session.say("a", {4: SlicePrompts()})
-    assert session.records("a") == tracked
+    tracked = session.masks("a")
+    worker.answer(session.set_prompts, "a", clicks((20, 6), n=4))
+    assert session.masks("a")[4] != tracked[4] and session.snapshot("a").propagated == {4: tracked[4]}
+    session.set_prompts("a", {4: SlicePrompts()})
+    assert session.masks("a") == tracked
 
 
 def test_a_snapshot_does_not_take_an_earlier_answer_for_that_of_new_words(supervised):
     worker = supervised(fake_worker("--step", 0.02))
     session = worker.session()
-    (old,) = worker.answer(session.say, "a", words((5, 6), n=2))
-    session.say("a", words((25, 16), n=2))
-    assert session.records("a") == {2: old}, "it is shown until there is another"
+    (old,) = worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
+    session.set_prompts("a", clicks((25, 16), n=2))
+    assert session.masks("a") == {2: old}, "it is shown until there is another"
     taken = session.snapshot("a")
-    assert taken.words == words((25, 16), n=2) and not taken.records
-    worker.answer(session.say, "a", {2: SlicePrompts()})
+    assert taken.prompts == clicks((25, 16), n=2) and not taken.masks
+    worker.answer(session.set_prompts, "a", {2: SlicePrompts()})
     (new,) = worker.answer(session.restore, "a", taken)
-    assert session.records("a") == {2: new} and new.mask_hw[16, 25] and not new.mask_hw[6, 5]
+    assert session.masks("a") == {2: new} and new.mask_hw[16, 25] and not new.mask_hw[6, 5]

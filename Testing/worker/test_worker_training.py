@@ -7,9 +7,10 @@ import numpy as np
 import psutil
 import pytest
 from medsam2_core.auto.model_file import read_card
-from medsam2_core.errors import Cancelled, ProtocolError, TrainingError
-from medsam2_core.worker.jobs import Job
-from medsam2_core.worker.trainings import Trainings, arguments_of
+from medsam2_core.errors import Cancelled, ExportError, ProtocolError, TrainingError
+from medsam2_core.worker.job_messages import TrainRequest
+from medsam2_core.worker.server import Job
+from medsam2_core.worker.subprocesses import Trainings, train_arguments
 from support.real_worker import RealWorker, a_ball, a_point
 
 SOON = {"image_size": 64, "folds": 0, "threads": 1}  # what takes seconds instead of minutes
@@ -57,7 +58,7 @@ def test_from_a_folder_to_a_model_on_the_list(worker, data, tmp_path):
     worker.answer(worker.give(a_ball()))
     worker.open()
     began = time.monotonic()
-    worker.records(worker.say("a", 12, a_point(50, 40, 12)))
+    worker.records(worker.set_prompts("a", 12, a_point(50, 40, 12)))
     assert time.monotonic() - began < 10, "a click waits for the training"
     result = worker.answer(number).header
     assert result["type"] == "result", result
@@ -90,7 +91,7 @@ def test_it_is_stopped_and_goes_on(worker, data, tmp_path):
     number = worker.send("train_auto", **wish)
     until(worker, number, lambda header: header.get("message", "").startswith("training"))
     again = worker.refused("train_auto", **wish)
-    assert "another model is being trained" in again["message"]
+    assert again["code"] == "already-training"
     worker.ask("cancel", request=number)
     error = worker.answer(number).header
     assert error["kind"] == "Cancelled", error
@@ -163,13 +164,15 @@ def test_what_no_training_says_is_passed_over(place):
         "print('a library prints this')\nprint('[1, 2]')\n"
         "print(json.dumps({'stage': 'problem', 'message': 'case1: no labels'}))\n"
         "print(json.dumps({'stage': 'training', 'done': 3, 'total': 'many', 'dice': 0.5}))\n"
-        "raise SystemExit('medsam2: the disk is full')\n"
+        "told = {'kind': 'ExportError', 'code': 'disk-full', 'fields': {}, 'message': 'the disk is full'}\n"
+        "print(json.dumps({'error': told}))\n"
+        "raise SystemExit(2)\n"
     )
     ended = Ended(*a_script(place, text))
     ended.trainings.start(Job(1, "train_auto", {"data": "d", "name": "n"}))
     error = ended.wait()
-    assert isinstance(error, TrainingError)
-    assert str(error) == "the disk is full"
+    assert isinstance(error, ExportError)
+    assert (error.code, str(error)) == ("disk-full", "the disk is full")
     messages = [(one["done"], one["total"], one["message"]) for one in ended.told]
     assert messages == [(0, None, "case1: no labels"), (3, None, "training, Dice 0.50")]
 
@@ -177,7 +180,9 @@ def test_what_no_training_says_is_passed_over(place):
 def test_a_process_that_dies_is_told_with_its_last_line(place):
     ended = Ended(*a_script(place, "import os, sys\nprint('Killed', file=sys.stderr)\nos._exit(9)\n"))
     ended.trainings.start(Job(1, "train_auto", {"data": "d", "name": "n"}))
-    assert "exit code 9 (Killed)" in str(ended.wait())
+    error = ended.wait()
+    assert isinstance(error, TrainingError)
+    assert (error.code, error.fields) == ("command-died", {"exit_code": 9, "last_line": "Killed"})
 
 
 def test_one_that_is_cancelled_before_it_began_never_begins(place):
@@ -194,7 +199,7 @@ def test_fields_become_the_arguments_of_the_command(tmp_path):
         **{"minutes": 2.5, "classes": ["liver", "left kidney"], "skip_bad": True, "decoder": "lora"},
         **{"window": None},
     }
-    words = arguments_of(fields, tmp_path / "n.medsam2auto")
+    words = train_arguments(TrainRequest.from_json(fields), tmp_path / "n.medsam2auto")
     assert words[:4] == ["folder", "--out", str(tmp_path / "n.medsam2auto"), "--json-progress"]
     assert words[4:] == [
         *("--base", "embedded", "--decoder", "lora", "--shots", "10", "--minutes", "2.5"),
@@ -207,4 +212,6 @@ def test_fields_become_the_arguments_of_the_command(tmp_path):
 )
 def test_nonsense_is_refused(wrong, tmp_path):
     with pytest.raises(ProtocolError):
-        arguments_of({"data": "d", "name": "n", **wrong}, tmp_path / "n.medsam2auto")
+        train_arguments(
+            TrainRequest.from_json({"data": "d", "name": "n", **wrong}), tmp_path / "n.medsam2auto"
+        )

@@ -9,9 +9,9 @@ import pytest
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
+from medsam2_core.worker.incoming import IncomingVolumes
 from medsam2_core.worker.messages import StackChoice
-from medsam2_core.worker.receiving import Volumes
-from medsam2_core.worker.volumes import LinkSpeed, RemoteVolume
+from medsam2_core.worker.uploads import RemoteVolume, SendWindow
 from support.simulated_link import SimulatedWorker
 from support.supervised_worker import volume
 
@@ -26,7 +26,7 @@ def noise(shape_kji, dtype=np.int16):
 def sent(link, scan, seconds):
     """How long a volume takes; what stands in the frames."""
     link.pass_time(0.2)
-    remote, start = link.supervisor.open_volume(scan), link.now
+    remote, start = link.client.open_volume(scan), link.now
     while not remote.is_there:
         assert link.now - start < seconds, f"{remote.received} of {remote.total} bytes after {seconds} s"
         link.pass_time(0.01)
@@ -53,10 +53,10 @@ def test_a_link_is_used_well_and_not_flooded(rate, latency):
 def test_what_is_asked_meanwhile_does_not_wait_for_the_volume(rate, latency):
     link = SimulatedWorker(rate, latency)
     link.pass_time(0.2)
-    remote, asked = link.supervisor.open_volume(noise((160, 256, 256))), []
+    remote, asked = link.client.open_volume(noise((160, 256, 256))), []
     while not remote.is_there and len(asked) < 20:
         link.pass_time(0.13)
-        link.supervisor.request("models")
+        link.client.request("models")
         asked.append(link.now)
     link.pass_time(2.0)
     waits = [there - then for there, then in zip(link.came("models"), asked, strict=True)]
@@ -72,18 +72,48 @@ def test_on_a_slow_link_what_shrinks_is_shrunk():
     assert sum(frame.nbytes for frame in slabs) < (ratio + 0.25) * scan.voxels_kji.nbytes
 
 
-def test_compression_is_judged_by_the_link_and_the_voxels():
+@pytest.mark.parametrize(("rate", "is_slow"), [(0.5 * MB, True), (5 * MB, True), (200 * MB, False)])
+def test_whether_to_compress_is_decided_by_the_rate(rate, is_slow):
     now = [0.0]
-    speed = LinkSpeed(lambda: now[0])
-    smooth, rough = np.zeros((4, 256, 256), np.int16), noise((4, 256, 256)).voxels_kji
-    assert not speed.is_compressing_faster(smooth), "nothing is known of the link"
-    for rate, faster in ((0.5 * MB, True), (1e9, False)):
-        for _ in range(16):
-            speed.sent(1 << 20)
-            now[0] += max(0.02, (1 << 20) / rate)
-            speed.came(1 << 20 if rate < 1e9 else 1 << 30)
-        assert speed.is_compressing_faster(smooth) == faster
-        assert not speed.is_compressing_faster(rough)
+    window = SendWindow(lambda: now[0])
+    assert not window.is_slow, "nothing is known of the link"
+    for _ in range(16):
+        window.sent(1 << 20)
+        now[0] += (1 << 20) / rate
+        window.acknowledged(1 << 20)
+    assert window.is_slow == is_slow
+
+
+def refusing(link, until):
+    """Let a link refuse volumes after so many slabs have come."""
+    take, slabs = link.answer, []
+
+    def answer(frame):
+        if frame.type == "volume_data" and len(slabs) < until[0]:
+            slabs.append(frame)
+            if len(slabs) < until[0]:
+                take(frame)
+            else:
+                header = link.received[frame.header["volume"]][0]
+                link.send("error", header, kind="OutOfMemoryError", message="the memory is full")
+        elif frame.type != "volume_data" or not until[0]:
+            take(frame)
+
+    link.answer = answer
+
+
+def test_what_is_left_of_a_refused_volume_is_not_sent_and_holds_up_no_other():
+    link, failures, until = SimulatedWorker(3 * MB), [], [2]
+    refusing(link, until)
+    link.pass_time(0.2)
+    remote = link.client.open_volume(noise((60, 256, 256)))
+    link.client.open_session(remote, StackChoice("k"), failed=failures.append)
+    link.pass_time(6.0)
+    assert failures
+    assert sum(frame.nbytes for _, frame in link.frames if frame.type == "volume_data") < remote.total / 3
+    until[0] = 0
+    seconds, _ = sent(link, noise((20, 256, 256)), 10)
+    assert seconds < 2, "bytes of the refused volume still count as on their way"
 
 
 @pytest.mark.parametrize(
@@ -108,13 +138,13 @@ def test_colour_goes_in_three_components():
 def test_an_equal_volume_is_sent_once_and_a_different_one_again():
     link = SimulatedWorker()
     link.pass_time(0.2)
-    one, same = (link.supervisor.open_volume(volume()) for _ in range(2))
-    other = link.supervisor.open_volume(volume(seed=1))
+    one, same = (link.client.open_volume(volume()) for _ in range(2))
+    other = link.client.open_volume(volume(seed=1))
     link.pass_time(0.2)
     assert one is same and other is not one and len(link.came("open_volume")) == 2
-    link.supervisor.close_volume(one)
+    link.client.close_volume(one)
     assert not link.came("close_volume")
-    link.supervisor.close_volume(one)
+    link.client.close_volume(one)
     link.pass_time(0.2)
     assert len(link.came("close_volume")) == 1
 
@@ -129,44 +159,42 @@ def test_voxels_changed_in_place_are_another_volume(sent_until):
     def as_it_is():
         return Volume(live, Geometry(np.eye(4), live.shape[::-1]), "MR")
 
-    one = link.supervisor.open_volume(as_it_is())
+    one = link.client.open_volume(as_it_is())
     while one.received < sent_until * one.total:
         link.pass_time(0.01)
-    assert link.supervisor.open_volume(as_it_is()) is one
+    assert link.client.open_volume(as_it_is()) is one
     live[0, 0, 0] += 1
     if not sent_until:
-        assert link.supervisor.open_volume(as_it_is()) is one, (
-            "nothing of it was sent yet: it goes as it is now"
-        )
+        assert link.client.open_volume(as_it_is()) is one, "nothing of it was sent yet: it goes as it is now"
         return
-    assert link.supervisor.open_volume(as_it_is()) is not one
+    assert link.client.open_volume(as_it_is()) is not one
     live[0, 0, 0] -= 1
-    assert link.supervisor.open_volume(as_it_is()) is one
+    assert link.client.open_volume(as_it_is()) is one
 
 
 def test_a_new_worker_is_sent_what_the_voxels_are_then():
     link = SimulatedWorker()
     link.pass_time(0.2)
     live = noise((4, 64, 64)).voxels_kji.copy()
-    one = link.supervisor.open_volume(Volume(live, Geometry(np.eye(4), live.shape[::-1])))
+    one = link.client.open_volume(Volume(live, Geometry(np.eye(4), live.shape[::-1])))
     link.pass_time(0.2)
     live[:] = 3
-    link.supervisor.restart()
+    link.client.restart()
     link.pass_time(0.3)
     slab = [frame for _, frame in link.frames if frame.type == "volume_data"][-1]
     assert one.is_there and (slab.arrays["voxels_kji"] == 3).all()
-    assert link.supervisor.open_volume(Volume(live, Geometry(np.eye(4), live.shape[::-1]))) is one
+    assert link.client.open_volume(Volume(live, Geometry(np.eye(4), live.shape[::-1]))) is one
 
 
 def test_a_slice_larger_than_a_frame_is_refused_with_a_way_out():
     link, failures = SimulatedWorker(), []
     link.pass_time(0.2)
     wide = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (1, 40_000, 40_000), (0, 0, 0))
-    remote = link.supervisor.open_volume(Volume(wide, Geometry(np.eye(4), wide.shape[::-1])))
-    link.supervisor.open_session(remote, StackChoice("k"), failed=failures.append)
+    remote = link.client.open_volume(Volume(wide, Geometry(np.eye(4), wide.shape[::-1])))
+    link.client.open_session(remote, StackChoice("k"), failed=failures.append)
     link.pass_time(0.3)
     assert isinstance(failures[0], VolumeError) and "crop" in str(failures[0])
-    small = link.supervisor.open_volume(volume())
+    small = link.client.open_volume(volume())
     link.pass_time(0.3)
     assert small.is_there and link.starts == 1
 
@@ -185,18 +213,18 @@ def test_a_volume_that_was_refused_is_sent_again_for_who_asks_again():
 
     link.answer = answer
     link.pass_time(0.2)
-    remote = link.supervisor.open_volume(volume())
-    link.supervisor.open_session(remote, StackChoice(), failed=failures.append)
+    remote = link.client.open_volume(volume())
+    link.client.open_session(remote, StackChoice(), failed=failures.append)
     link.pass_time(0.5)
     assert "full" in str(failures[0])
     is_full = False
-    link.supervisor.open_session(remote, StackChoice(), failed=failures.append)
+    link.client.open_session(remote, StackChoice(), failed=failures.append)
     link.pass_time(0.5)
     assert remote.is_there and link.came("open_session") and len(failures) == 1
 
 
 def test_a_volume_closed_while_its_last_slab_comes_is_gone():
-    volumes = Volumes()
+    volumes = IncomingVolumes()
     fields = {"volume": "v", "shape_kji": [2, 3, 4], "dtype": "<i2", "ijk_to_ras": np.eye(4).tolist()}
     volumes.open(7, fields)
     incoming = volumes._incoming["v"]
@@ -214,7 +242,7 @@ def test_a_volume_closed_while_its_last_slab_comes_is_gone():
             assert volumes.close("v") == 7
             return self.array.all()
 
-    incoming.has_come = Closing(incoming.has_come)
+    incoming.received = Closing(incoming.received)
     slab = {"voxels_kji": np.zeros((2, 3, 4), "<i2")}
     assert volumes.fill({"volume": "v", "first": 0}, slab) is None
     assert len(volumes) == 0

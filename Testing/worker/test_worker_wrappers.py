@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.worker.supervision import WorkerState
+from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.transports import split_command
-from support.supervised_worker import CORE, FOLDER, fake_worker, volume, words
+from support.supervised_worker import CORE, FOLDER, clicks, fake_worker, volume
 
 FAR = 2e6  # bytes a second
 
@@ -51,9 +51,9 @@ def noise(shape_kji):
 def test_a_wrapper_is_not_noticed(supervised, wrapper):
     worker = supervised([*wrapper, *fake_worker()])
     session = worker.session()
-    assert worker.answer(session.say, "a", words((5, 6), n=2))[0].mask_hw[6, 5]
+    assert worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))[0].mask_hw[6, 5]
     worker.answer(session.propagate)
-    assert len(session.records("a")) == 6 and len(worker.transports) == 1
+    assert len(session.masks("a")) == 6 and len(worker.transports) == 1
 
 
 @pytest.mark.parametrize("action", ["die", "garbage", "close", "stop"])
@@ -61,11 +61,11 @@ def test_a_wrapper_that_breaks_is_started_again(supervised, tmp_path, action):
     volume_bytes = 3 * 16384  # of answers: in the middle of what propagation brings
     worker = supervised(wrapped("--after", volume_bytes, action, "--once", tmp_path / "done"))
     session = worker.session(volume((80, 24, 32)))
-    worker.answer(session.say, "a", words((5, 6), n=2))
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
     for _ in range(3):
         worker.answer(session.propagate)
     assert WorkerState.RESTARTING in worker.states and len(worker.transports) == 2
-    assert len(session.records("a")) == 80
+    assert len(session.masks("a")) == 80
 
 
 def test_a_volume_goes_compressed_where_that_is_faster(supervised, tmp_path):
@@ -92,13 +92,13 @@ def test_a_volume_goes_as_it_is_where_compressing_would_only_delay_it(supervised
 def test_clicks_and_signs_of_life_do_not_wait_behind_a_volume(supervised):
     worker = supervised(wrapped("--rate", FAR))
     session = worker.session()
-    worker.answer(session.say, "a", words((5, 6), n=2))
-    large = worker.supervisor.open_volume(noise((24, 512, 512)))
+    worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
+    large = worker.client.open_volume(noise((24, 512, 512)))
     waits = []
     while not large.is_there and len(waits) < 50:
         worker.turn(0.1)
         start = time.monotonic()
-        worker.answer(session.say, "a", words((5, 6), (len(waits), 9), n=2))
+        worker.answer(session.set_prompts, "a", clicks((5, 6), (len(waits), 9), n=2))
         waits.append(time.monotonic() - start)
     assert len(waits) > 5 and max(waits) < 1.5, waits
     assert len(worker.transports) == 1
@@ -109,12 +109,12 @@ def test_closing_a_volume_on_its_way_stops_it(supervised, tmp_path):
     count = tmp_path / "count"
     worker = supervised(wrapped("--rate", FAR, "--count", count))
     worker.until_ready()
-    large = worker.supervisor.open_volume(noise((60, 512, 512)))
+    large = worker.client.open_volume(noise((60, 512, 512)))
     worker.until(lambda: large.received)
-    worker.supervisor.close_volume(large)
-    worker.answer(worker.supervisor.request, "models")
+    worker.client.close_volume(large)
+    worker.answer(worker.client.request, "models")
     session = worker.session()
-    assert isinstance(worker.answer(session.say, "a", words((5, 6), n=2)), list)
+    assert isinstance(worker.answer(session.set_prompts, "a", clicks((5, 6), n=2)), list)
     assert int(count.read_text()) < large.total / 3 and len(worker.transports) == 1
 
 
@@ -126,7 +126,7 @@ def test_closing_a_volume_on_its_way_stops_it(supervised, tmp_path):
          "C:\\keys\\mine", "host"], None),
         ("ssh host 'conda run -n seg worker'", None, ["ssh", "host", "conda run -n seg worker"]),
         ('a "" b', ["a", "", "b"], ["a", "", "b"]),
-        ('say \\"hello\\"', ["say", '"hello"'], ["say", '"hello"']),
+        ('say \\"hello\\"', ["set_prompts", '"hello"'], ["set_prompts", '"hello"']),
         ('--name="two words"x', ["--name=two wordsx"], ["--name=two wordsx"]),
         ("", [], []),
     ],

@@ -18,7 +18,7 @@ def worker(
     if sys.stdin is not None and sys.stdin.isatty():
         message = "this is for programs, which speak frames over standard input: nothing will be said here"
         print(f"medsam2: {message} (Ctrl-C ends it)", file=sys.stderr)
-    from medsam2_core.worker.standard import take_standard_streams
+    from medsam2_core.worker.system import take_standard_streams
 
     streams = take_standard_streams()
     from medsam2_core.worker.server import serve

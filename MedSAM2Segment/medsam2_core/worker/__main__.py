@@ -1,9 +1,9 @@
 import sys
 
-from medsam2_core.worker.standard import leave_present_folder, take_standard_streams
+from medsam2_core.worker.system import remove_present_folder, take_standard_streams
 
 if __name__ == "__main__":
-    leave_present_folder(sys.path)
+    remove_present_folder(sys.path)
     streams = take_standard_streams()  # before anything else is imported that might print
 
     from medsam2_core.worker.server import serve

@@ -1,242 +1,400 @@
-"""One connection to a worker, without a transport: requests become bytes, bytes become answers.
+"""The worker as a program sees it: started when needed, restarted when lost, told everything again.
 
-Callbacks are never called while bytes are read. They are put into `calls`, and whoever owns the client calls
-them when its own books are in order; so a callback may do anything, even fail.
+    client = WorkerClient(lambda: SubprocessTransport(["medsam2", "worker"]))
+    client.start()
+    volume = client.open_volume(volume)               # a RemoteVolume: .received, .total, .is_there
+    session = client.open_session(                    # a SessionClient; may be used at once
+        volume, StackChoice("axial"), SessionSettings(), opened=f, failed=show)
+    session.set_prompts("liver", {12: SlicePrompts((Point((50, 40, 12)),))}, done=got_masks, failed=show)
+    request = session.propagate(["liver"], slices=got_masks, done=finished, failed=show)
+    request.cancel()                                  # `failed` gets Cancelled
+    session.auto(AutoRequest("my model"), slices=got_masks, done=got_predictions, failed=show)
+    session.prompts("liver"), session.masks("liver")  # as they will be once all is answered
+    state = session.snapshot("liver")                 # an ObjectSnapshot, for session.restore("liver", state)
+    client.request("models", done=f, failed=show)     # what belongs to no session
+    client.tick()                                     # about every 0.1 s; callbacks come from here
+
+Nothing waits. Callbacks come from :meth:`WorkerClient.tick`, and from the transport when it delivers bytes;
+errors are :class:`~medsam2_core.errors.MedSAM2Error` with ``code`` and ``fields``.
 """
 
 from __future__ import annotations
 
+import enum
 import itertools
+import platform
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from numpy.typing import NDArray
+from medsam2_core.errors import Cancelled, MedSAM2Error, WorkerError
+from medsam2_core.imaging.volume import Volume
+from medsam2_core.version import __version__
+from medsam2_core.worker.connection import Connection, Timing
+from medsam2_core.worker.messages import SessionSettings, StackChoice
+from medsam2_core.worker.protocol import SEPARATE
+from medsam2_core.worker.requests import TOO_MANY_CRASHES, Call, Done, Failed, Progress, Request
+from medsam2_core.worker.session_client import SessionClient
+from medsam2_core.worker.transports import Transport
+from medsam2_core.worker.uploads import RemoteVolume
 
-from medsam2_core.errors import MedSAM2Error, ProtocolError
-from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.worker.frames import Frame, FrameReader, encode
-from medsam2_core.worker.masks import checked, slice_mask_from_json
-from medsam2_core.worker.messages import error_from_json
-
-#: Answered in the middle of a computation; none of them can be what ended a worker.
-QUICK = frozenset({"hello", "bye", "ping", "cancel", "focus", "status", "close_session", "close_volume"})
-QUICK |= {"train_auto", "export"}  # processes of their own
-#: They wait for everything else.
-PATIENT = frozenset({"propagate", "auto"})
-
-#: A callback with its arguments, to be called when everything is in order.
-Call = Callable[[], None]
+_NOT_REPLAYED = SEPARATE | {"remove_model", "remove_auto_model"}
 
 
-@dataclass
-class Blame:
-    """How often the worker died of something; shared by all attempts at the same thing."""
+class WorkerState(enum.Enum):
+    """How the worker is."""
 
-    deaths: int = 0
-
-
-def plain_result(frame: Frame) -> Any:
-    """The fields of a result as they are."""
-    return {name: value for name, value in frame.header.items() if name not in ("type", "re")}
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
 
 
-def records_in(frame: Frame) -> list[SliceMask]:
-    """The records a frame holds. ProtocolError when they are damaged."""
-    return [slice_mask_from_json(item, frame.arrays) for item in checked(frame.header, "slices", list)]
+class WorkerClient:
+    """A worker that is there when it is needed.
 
-
-@dataclass(eq=False)
-class Request:
-    """Something asked of the worker.
-
-    Exactly one of `done` and `failed` is called; neither once :meth:`silence` was.
-
-    Attributes
-    ----------
-    type, fields, arrays
-        The message.
-    done
-        Gets the result: what `take` makes of the answer.
-    failed
-        Gets a MedSAM2Error; :class:`~medsam2_core.errors.Cancelled` after :meth:`cancel`.
-    progress
-        Gets what is being done, how much of it is done, and the total or None.
-    note
-        Gets what is said about it in words.
-    slices
-        Gets records as they come, how many slices are done, and the total or None.
-    take
-        Makes a result of an answer, and keeps the books; ProtocolError when the answer is damaged.
-    seen, heard
-        Keep the books for records, and for progress, that come before the result.
-    settled
-        Told, before `done` or `failed`, that the request is over.
-    withdraw
-        Who carries out :meth:`cancel`.
-    blame
-        How often it, or an earlier attempt at the same, ended the worker.
-    id
-        Its number on the connection it was sent over; None while it waits.
-    """
-
-    type: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    done: Callable[[Any], None] | None = None
-    failed: Callable[[MedSAM2Error], None] | None = None
-    progress: Callable[[str, int, int | None], None] | None = None
-    note: Callable[[str], None] | None = None
-    slices: Callable[[list[SliceMask], int, int | None], None] | None = None
-    take: Callable[[Frame], Any] = plain_result
-    seen: Callable[[list[SliceMask]], None] | None = None
-    heard: Callable[[str, int], None] | None = None
-    settled: Callable[[Request], None] | None = None
-    withdraw: Callable[[Request], None] | None = None
-    blame: Blame = field(default_factory=Blame)
-    id: int | None = None
-    is_over: bool = False
-    is_cancelled: bool = False
-    is_silent: bool = False
-
-    def cancel(self) -> None:
-        """Ask the worker to leave it; `failed` gets Cancelled, unless it was done already."""
-        if not self.is_over and not self.is_cancelled:
-            self.is_cancelled = True
-            if self.withdraw is not None:
-                self.withdraw(self)
-
-    def silence(self) -> None:
-        """Nobody wants to hear of it any more."""
-        self.is_silent = self.is_over = True
-
-    def fail(self, error: MedSAM2Error, calls: deque[Call]) -> None:
-        """End it with an error, whether it was sent or not."""
-        if not self.is_over:
-            self.close()
-            self.call(calls, self.failed, error)
-
-    def close(self) -> None:
-        """It is over: the books are told."""
-        self.is_over = True
-        if self.settled is not None:
-            self.settled(self)
-
-    def call(self, calls: deque[Call], callback: Callable[..., None] | None, *arguments: Any) -> None:
-        """Put a callback among the calls; it is left out if the request is silent by then."""
-        if callback is not None:
-            calls.append(lambda: None if self.is_silent else callback(*arguments))
-
-
-class Client:
-    """Speaks the protocol over one connection.
+    Everything happens in the caller's thread, and nothing is called back after :meth:`stop`. A callback that
+    raises passes its error on to the caller of :meth:`tick`; the other callbacks are called the next time.
 
     Parameters
     ----------
-    ids
-        Where the numbers of requests come from.
-    calls
-        Where callbacks are put.
+    make_transport
+        Makes a transport for every start.
+    clock
+        Seconds, monotonic.
+    timing
+        Time-outs.
 
     Attributes
     ----------
-    open
-        Requests without an answer, by id, in the order they were sent.
-    stray
-        Errors of the worker that no request is to blame for.
-    moves
-        How many answers came that tell of a computation.
+    state
+        How the worker is.
+    problem
+        Why the worker is not READY, in one line for the user; empty when nothing is wrong.
+    welcome
+        What the worker said about itself (``software``, ``host``, ``device`` …); empty before.
+    listeners
+        Called without arguments whenever `state` has changed.
     """
 
-    def __init__(self, ids: Iterator[int] | None = None, calls: deque[Call] | None = None) -> None:
-        self._ids = itertools.count(1) if ids is None else ids
-        self.calls: deque[Call] = deque() if calls is None else calls
-        self.open: dict[int, Request] = {}
-        self.stray: list[MedSAM2Error] = []
-        self.moves = 0
-        self._outgoing: list[bytes] = []
-        self._reader = FrameReader(skip_banner=True)
+    def __init__(
+        self,
+        make_transport: Callable[[], Transport],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        timing: Timing | None = None,
+    ) -> None:
+        self.state = WorkerState.STOPPED
+        self.problem = ""
+        self.welcome: dict[str, Any] = {}
+        self.listeners: list[Callable[[], None]] = []
+        self.calls: deque[Call] = deque()
+        self._make_transport, self._clock, self._timing = make_transport, clock, timing or Timing()
+        self._ids, self._names = itertools.count(1), itertools.count(1)
+        self._connection: Connection | None = None
+        self._transport: Transport | None = None
+        self._volumes: list[RemoteVolume] = []
+        self._sessions: list[SessionClient] = []
+        self._requests: list[Request] = []  # of no session
+        self._crashes: deque[float] = deque()
+        self._patience = 1.0  # doubled whenever a worker seems to hang
+        self._restart_at: float | None = None
+        self._has_worked = self._is_delivering = False
+        self._last_output = ""
+
+    # The worker's life --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the worker, for the first time or after it failed; everything open is opened again."""
+        if self.state in (WorkerState.STOPPED, WorkerState.FAILED):
+            self._crashes.clear()
+            self._has_worked, self._patience = False, 1.0
+            self._set_state(WorkerState.STARTING, "")
+            self._connect()
+
+    def restart(self) -> None:
+        """End the worker and start another at once, as after a crash."""
+        if self.state in (WorkerState.STOPPED, WorkerState.FAILED):
+            self.start()
+        else:
+            self._disconnect_now("the worker was started again")
+            self._set_state(WorkerState.RESTARTING, "")
+            self._connect()
+
+    def stop(self) -> None:
+        """End the worker and call nobody back any more; sessions wait for another :meth:`start`."""
+        self._disconnect_now("the worker was stopped")
+        for session in self._sessions:
+            session.refuse(_stopped())
+        self._requests.clear()
+        self.state, self.problem = WorkerState.STOPPED, ""
+        self.calls.clear()
+
+    def tick(self) -> None:
+        """Check on the worker and call callbacks; call it about every 0.1 s."""
+        pump = getattr(self._transport, "pump", None)
+        if pump is not None:
+            pump(0.0)
+        if self._connection is not None:
+            self._connection.check()
+        if self._connection is not None:
+            self._connection.pump()
+        if self._restart_at is not None and self._clock() >= self._restart_at:
+            self._connect()
+        self.deliver()
+
+    def pump(self, timeout: float = 0.1) -> None:
+        """Wait up to `timeout` seconds for bytes, then :meth:`tick`; for programs without an event loop."""
+        pump = getattr(self._transport, "pump", None)
+        if pump is None:
+            time.sleep(timeout)
+        else:
+            pump(timeout)
+        self.tick()
 
     @property
-    def banner(self) -> str:
-        """What was printed before the first frame."""
-        return self._reader.banner.decode(errors="replace").strip()
+    def report(self) -> str:
+        """Versions, the problem and the worker's last messages, for whoever helps the user."""
+        lines = [f"MedSAM2Segment {__version__}, Python {platform.python_version()}, {platform.platform()}"]
+        lines += [f"worker: {self.state.value}" + (f": {self.problem}" if self.problem else "")]
+        if self.welcome:
+            names = ("software", "protocol", "python", "torch", "host", "device")
+            lines += [f"worker's side: {dict((name, self.welcome.get(name)) for name in names)}"]
+        output = self._connection.last_output() if self._connection is not None else ""
+        if output or self._last_output:
+            lines += [f"last messages of the worker:\n{output or self._last_output}"]
+        return "\n".join(lines)
 
-    def send(self, request: Request) -> Request:
-        """Write a request; one that is larger than the protocol allows fails."""
-        number = next(self._ids)
-        header = {**request.fields, "type": request.type, "id": number}
-        try:
-            self._outgoing.append(b"".join(encode(header, request.arrays, compress=True)))
-        except ProtocolError as error:
-            request.fail(error, self.calls)
-            return request
-        request.id = number
-        self.open[number] = request
-        return request
+    # Volumes, sessions, requests ----------------------------------------------------------------------------
 
-    def tell(
+    def open_volume(self, volume: Volume) -> RemoteVolume:
+        """Send a volume, unless the worker has an equal one; each call is one more user of it."""
+        for remote in self._volumes:
+            if remote.is_same(volume):
+                remote.users += 1
+                return remote
+        remote = RemoteVolume(f"v{next(self._names)}", volume)
+        remote.users = 1
+        self._add_volume(remote)
+        return remote
+
+    def close_volume(self, remote: RemoteVolume) -> None:
+        """Take one user away; with the last, the worker frees the volume and its sessions are closed."""
+        remote.users -= 1
+        if remote.users > 0 or remote not in self._volumes:
+            return
+        self._volumes.remove(remote)
+        for session in self._sessions_of(remote):
+            session.close()
+        if self.state is WorkerState.READY and self._connection is not None:
+            self._connection.stop_volume(remote)
+            self.post(Request("close_volume", {"volume": remote.name}))
+
+    def open_session(
+        self,
+        volume: RemoteVolume,
+        stack: StackChoice,
+        settings: SessionSettings | None = None,
+        *,
+        failed: Failed | None = None,
+        opened: Callable[[], None] | None = None,
+    ) -> SessionClient:
+        """Open a session on a volume; it may be used at once.
+
+        `opened` is called once; `failed`, with the reason, if the session cannot be opened (again).
+        """
+        name = f"s{next(self._names)}"
+        session = SessionClient(
+            self, name, volume, stack, settings or SessionSettings(), failed=failed, opened=opened
+        )
+        self._sessions.append(session)
+        if volume not in self._volumes:  # it could not be sent before: try again
+            volume.crashes.count = 0
+            self._add_volume(volume)
+        elif self.state is WorkerState.READY and volume.is_there:
+            session.start()
+        return session
+
+    def request(
         self,
         type: str,
-        fields: Mapping[str, Any],
-        arrays: Mapping[str, NDArray[Any]] | None = None,
-        *,
-        compress: bool = False,
-    ) -> int:
-        """Write a message that has no answer of its own; how many bytes it takes."""
-        data = b"".join(encode({**fields, "type": type}, arrays, compress=compress))
-        self._outgoing.append(data)
-        return len(data)
+        fields: Mapping[str, Any] | None = None,
+        done: Done | None = None,
+        failed: Failed | None = None,
+        progress: Progress | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> Request:
+        """Ask something that belongs to no session: `status`, `models`, `install_model`, `train_auto`, …"""
+        request = Request(type, dict(fields or {}), done=done, failed=failed, progress=progress, note=note)
+        request.is_replayed = type not in _NOT_REPLAYED
+        if self.refusal is not None:
+            request.fail(self.refusal, self.calls)
+            return request
+        request.canceller, request.on_end = self.cancel, self._remove_request
+        self._requests.append(request)
+        if self.state is WorkerState.READY:
+            self.post(request)
+        return request
 
-    def take_outgoing(self) -> list[bytes]:
-        """What is to be handed to the transport, in order; it is kept no longer."""
-        data, self._outgoing = self._outgoing, []
-        return data
+    def _remove_request(self, request: Request) -> None:
+        if request in self._requests:
+            self._requests.remove(request)
 
-    def feed(self, data: bytes) -> None:
-        """Read bytes that came. ProtocolError when they are damaged: the connection is of no use then."""
-        for frame in self._reader.feed(data):
-            self._handle(frame)
-        self._reader.feed(b"")  # damage behind whole frames shows only now
+    def _add_volume(self, remote: RemoteVolume) -> None:
+        self._volumes.append(remote)
+        if self.state is WorkerState.READY:
+            self._send_volume(remote)
 
-    def _handle(self, frame: Frame) -> None:
-        number = frame.header.get("re")
-        request = self.open.get(number) if isinstance(number, int) else None
-        self.moves += request is not None and request.type not in QUICK
-        if frame.type == "error":
-            error = error_from_json(frame.header)
-            if request is None:
-                self.stray.append(error)
-            else:
-                self.open.pop(request.id, None)
-                request.fail(error, self.calls)
-        elif frame.type not in ("result", "progress", "slice"):
-            raise ProtocolError(
-                f"unknown answer {frame.type[:60]!r}: client and worker may be of different versions"
-            )
-        elif request is not None:  # else its answer came before, or nobody wants it any more
-            self._answer(request, frame)
+    def _sessions_of(self, remote: RemoteVolume) -> list[SessionClient]:
+        return [session for session in self._sessions if session.volume is remote]
 
-    def _answer(self, request: Request, frame: Frame) -> None:
-        if frame.type == "result":
-            result = request.take(frame)
-            self.open.pop(request.id, None)
-            request.close()
-            request.call(self.calls, request.done, result)
-            return
-        done, total = checked(frame.header, "done", int), frame.header.get("total")
-        if total is not None:
-            total = checked(frame.header, "total", int)
-        if frame.type == "slice":
-            records = records_in(frame)
-            if request.seen is not None:
-                request.seen(records)
-            request.call(self.calls, request.slices, records, done, total)
+    def _send_volume(self, remote: RemoteVolume) -> None:
+        def arrived() -> None:
+            for session in self._sessions_of(remote):
+                session.start()
+
+        if self._connection is not None:
+            self._connection.send_volume(remote, arrived, partial(self._drop_volume, remote))
+
+    def _drop_volume(self, remote: RemoteVolume, error: MedSAM2Error) -> None:
+        if remote in self._volumes:
+            self._volumes.remove(remote)
+        for session in self._sessions_of(remote):
+            session.fail(error)
+
+    # For sessions -------------------------------------------------------------------------------------------
+
+    @property
+    def refusal(self) -> WorkerError | None:
+        """Why nothing can be asked now; None when it can, at once or soon."""
+        if self.state is WorkerState.STOPPED:
+            return _stopped()
+        if self.state is WorkerState.FAILED:
+            return WorkerError(self.problem, code="worker-failed")
+        return None
+
+    def post(self, request: Request) -> None:
+        """Send over the present connection, if there is one."""
+        if self._connection is not None and self._connection.welcome:
+            self._connection.send(request)
+
+    def cancel(self, request: Request) -> None:
+        """Cancel a request in the worker if it was sent, else here."""
+        if request.id is None:
+            request.fail(Cancelled(f"{request.type} was cancelled"), self.calls)
         else:
-            what = checked(frame.header, "what", str)
-            if request.heard is not None:
-                request.heard(what, done)
-            request.call(self.calls, request.progress, what, done, total)
-            if isinstance(frame.header.get("message"), str):
-                request.call(self.calls, request.note, frame.header["message"])
+            self.post(Request("cancel", {"request": request.id}))
+
+    def abandon(self, request: Request) -> None:
+        """Ignore the answer of a request, and let the worker stop it."""
+        sent = {} if self._connection is None else self._connection.open
+        if request.id is not None and sent.pop(request.id, None) is not None:
+            self.post(Request("cancel", {"request": request.id}))
+
+    def remove(self, session: SessionClient) -> None:
+        """Take a closed session off the list."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+
+    # The connection -----------------------------------------------------------------------------------------
+
+    def on_welcome(self, connection: Connection) -> None:
+        """Tell a new worker everything."""
+        self.welcome, self._has_worked = connection.welcome, True
+        self._set_state(WorkerState.READY, "")
+        for remote in self._volumes:
+            self._send_volume(remote)
+        for request in self._requests:
+            self.post(request)
+
+    def on_lost(self, connection: Connection, reason: str) -> None:
+        """Start another worker, unless that is of no use."""
+        suspect = connection.suspect()
+        if suspect is not None:
+            suspect.crashes.count += 1
+        if connection.is_hung:
+            self._patience *= 2
+        self._disconnected(connection, reason)
+        now, timing = self._clock(), self._timing
+        self._crashes.append(now)
+        while now - self._crashes[0] > timing.within:
+            self._crashes.popleft()
+        if not self._has_worked:
+            lines = [line.strip() for line in self._last_output.splitlines() if line.strip()]
+            self._fail(f"{reason} ({lines[-1][:200]})" if lines else reason)
+        elif len(self._crashes) >= timing.crashes:
+            self._fail(f"the worker was lost {len(self._crashes)} times in {timing.within:g} s: {reason}")
+        else:
+            self._restart_at = now + timing.pauses[min(len(self._crashes), len(timing.pauses)) - 1]
+            self._set_state(WorkerState.RESTARTING, reason)
+
+    def deliver(self) -> None:
+        """Call the queued callbacks."""
+        if not self._is_delivering:
+            self._is_delivering = True
+            try:
+                while self.calls:
+                    self.calls.popleft()()
+            finally:
+                self._is_delivering = False
+
+    def _connect(self) -> None:
+        self._restart_at = None
+        self._transport = self._make_transport()
+        self._connection = connection = Connection(
+            self._transport, self, self._ids, self.calls, self._clock, self._timing, self._patience
+        )
+        was_delivering, self._is_delivering = self._is_delivering, True  # no callback before this returns
+        try:
+            connection.start()
+        finally:
+            self._is_delivering = was_delivering
+
+    def _disconnect_now(self, reason: str) -> None:
+        self._restart_at = None
+        if self._connection is not None:
+            connection = self._connection
+            connection.close()
+            self._disconnected(connection, reason)
+            connection.open.clear()
+
+    def _disconnected(self, connection: Connection, reason: str) -> None:
+        """Make everything ready for another worker; fail what ended too many."""
+        self._last_output = connection.last_output() or self._last_output
+        self._connection = self._transport = None
+        for remote in list(self._volumes):
+            remote.is_there = False
+            if remote.crashes.count >= TOO_MANY_CRASHES:
+                message = f"the worker was lost twice while it received the volume: {reason}"
+                self._drop_volume(
+                    remote, WorkerError(message, code="worker-lost-twice", request="open_volume")
+                )
+        for session in list(self._sessions):
+            session.worker_lost(reason)
+        for request in list(self._requests):
+            request.worker_lost(reason, self.calls)
+
+    def _fail(self, problem: str) -> None:
+        self._set_state(WorkerState.FAILED, problem)
+        error = WorkerError(problem, code="worker-failed")
+        for session in self._sessions:
+            session.refuse(error)
+        for request in list(self._requests):
+            request.fail(error, self.calls)
+
+    def _set_state(self, state: WorkerState, problem: str) -> None:
+        self.problem = problem
+        if state is not self.state:
+            self.state = state
+            self.calls.extend(partial(self._notify, listener) for listener in self.listeners)
+
+    def _notify(self, listener: Callable[[], None]) -> None:
+        if listener in self.listeners:  # it may have been removed since
+            listener()
+
+
+def _stopped() -> WorkerError:
+    return WorkerError("the worker is stopped: start it first", code="worker-stopped")

@@ -1,43 +1,64 @@
-"""One life of a worker: its transport, what was said over it, and whether it is still alive."""
+"""One life of a worker, seen from the client: requests out, answers in, and whether it is still alive.
+
+Callbacks are never called while bytes are read. They are queued in `calls`, and the owner of the connection
+calls them once its own state is consistent; so a callback may do anything, even fail.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from medsam2_core.errors import MedSAM2Error, ProtocolError, VolumeError
 from medsam2_core.version import __version__
-from medsam2_core.worker.client import PATIENT, QUICK, Call, Client, Request, plain_result
-from medsam2_core.worker.frames import Frame
-from medsam2_core.worker.messages import PROTOCOLS
+from medsam2_core.worker.messages import masks_from_json
+from medsam2_core.worker.protocol import (
+    IMMEDIATE,
+    PREEMPTIBLE,
+    PROTOCOLS,
+    SEPARATE,
+    Arrays,
+    Frame,
+    FrameReader,
+    checked,
+    encode,
+    error_from_json,
+    optional,
+)
+from medsam2_core.worker.requests import Call, Request, result_fields
 from medsam2_core.worker.transports import Transport
-from medsam2_core.worker.volumes import LinkSpeed, RemoteVolume, VolumeStream
+from medsam2_core.worker.uploads import RemoteVolume, SendWindow, Upload
 
-_LONGEST_TICK = 0.5  # seconds: more than that between two ticks is time in which nobody listened
-_LAST_WORDS = 16_000  # bytes of standard error that are kept
+_LONGEST_TICK_S = 0.5  # more than that between two ticks is time in which this process itself did not listen
+_KEPT_STDERR = 16_000  # bytes
+_SCALE = 4  # a limit is never shorter than so many times the slowest that was measured
+_COMPUTING_SCALE = 10  # … and a step that uses the processor may take so many times as long
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long things may take, in seconds.
+    """Time-outs in seconds; all but `start` grow with what is measured, so that a slow machine is not killed.
 
     Attributes
     ----------
     start
-        From the start to the first answer; a batch system may let it wait.
+        From the start to the first answer; long, because a batch system may queue the command.
     quiet
-        After so long without a word the worker is asked whether it is alive.
-    pong, loading
-        So long it may take to say so; and so long while a session is opened: to load libraries and a model
-        for the first time can hold up all else in a process.
+        After so long without a message the worker is pinged.
+    pong
+        For the answer to a ping: this, or four times the slowest answer so far.
+    loading
+        The same while a session is opened, as imports may hold up a whole process: this, or four times what
+        the worker's own start took.
     step
-        So long a computation may not move. What is downloaded moves.
+        For a computation to move: this, or four times its slowest step so far; ten times that while the
+        worker uses the processor, as it is then slow rather than stuck.
     pauses
         Before the first, the second … restart.
-    deaths, within
-        So many deaths in so many seconds are too many.
+    crashes, within
+        So many lost workers in so many seconds are too many.
     """
 
     start: float = 300.0
@@ -46,7 +67,7 @@ class Timing:
     loading: float = 40.0
     step: float = 120.0
     pauses: tuple[float, ...] = (0.1, 1.0, 4.0)
-    deaths: int = 3
+    crashes: int = 3
     within: float = 60.0
 
 
@@ -54,24 +75,43 @@ class Owner(Protocol):
     """Who is told how a connection fares."""
 
     def on_welcome(self, connection: Connection) -> None:
-        """The worker has said hello."""
+        """The worker has answered `hello`."""
 
     def on_lost(self, connection: Connection, reason: str) -> None:
-        """The connection is of no use any more; told once."""
+        """The connection is of no use any more; called once."""
 
     def deliver(self) -> None:
-        """Bytes were read: call what wants to be called."""
+        """Bytes were read: call the queued callbacks."""
 
 
 class Connection:
-    """Starts a worker and speaks with it until it is lost. It is the listener of its transport.
+    """Starts a worker and exchanges messages with it until it is lost; the listener of its transport.
+
+    Parameters
+    ----------
+    transport
+        Carries bytes to and from a worker that is not started yet.
+    owner
+        Is told how the connection fares.
+    ids
+        Numbers for requests.
+    calls
+        Callbacks are queued here.
+    clock, timing
+        Seconds, and the time-outs.
+    patience
+        Factor of the time-outs for a worker that hangs; more than 1 after others seemed to hang.
 
     Attributes
     ----------
+    open
+        Requests without an answer, by id, in the order they were sent.
     welcome
-        What the worker told of itself; empty until it has.
-    is_lost
-        Whether it is over.
+        What the worker said about itself; empty before.
+    is_lost, is_hung
+        Whether it is over, and whether because the worker seemed to hang.
+    stray
+        Errors of the worker that belong to no request.
     """
 
     def __init__(
@@ -82,132 +122,242 @@ class Connection:
         calls: deque[Call],
         clock: Callable[[], float],
         timing: Timing,
+        patience: float = 1.0,
     ) -> None:
-        self.client = Client(ids, calls)
+        self.open: dict[int, Request] = {}
         self.welcome: dict[str, Any] = {}
-        self.is_lost = False
-        self._transport = transport
-        self._owner = owner
-        self._clock = clock
-        self._timing = timing
-        self._speed = LinkSpeed(clock)
-        self._streams: list[VolumeStream] = []
+        self.stray: list[MedSAM2Error] = []
+        self.is_lost = self.is_hung = False
+        self._transport, self._owner, self._ids, self._calls = transport, owner, ids, calls
+        self._clock, self._timing, self._patience = clock, timing, patience
+        self._reader = FrameReader(skip_banner=True)
         self._stderr = b""
+        self._window = SendWindow(clock)
+        self._uploads: list[Upload] = []
         self._ping: Request | None = None
-        self._ping_at = 0.0
-        self._tick = clock()
-        self._waiting = 0.0  # seconds without a word
-        self._still = 0.0  # seconds without a word but pongs
+        self._ping_at, self._tick = 0.0, clock()
+        self._silent_s = 0.0  # without any message
+        self._still_s = 0.0  # without any message but pongs
+        self._slowest_pong = self._slowest_step = self._startup = self._cpu_mark = 0.0
         self._pending = 0
+
+    # Sending ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the worker and greet it."""
         self._transport.start(self)
-        if self.is_lost:
-            return
-        fields = {"protocols": list(PROTOCOLS), "client": f"MedSAM2Segment {__version__}"}
-        hello = Request("hello", fields, take=self._take_welcome)
-        hello.failed = lambda error: self.lose(str(error))
-        self.client.send(hello)
-        self.flush()
+        if not self.is_lost:
+            fields = {"protocols": list(PROTOCOLS), "client": f"MedSAM2Segment {__version__}"}
+            hello = Request("hello", fields, parse=self._parse_welcome)
+            hello.failed = lambda error: self.lose(str(error))
+            self.send(hello)
 
-    def send(self, request: Request) -> None:
-        """Write a request now, ahead of what is left of volumes."""
-        self.client.send(request)
-        self.flush()
+    def send(self, request: Request) -> Request:
+        """Write a request now, ahead of what is left of volumes; one that exceeds the protocol fails."""
+        number = next(self._ids)
+        try:
+            self._write({**request.fields, "type": request.type, "id": number}, request.arrays, compress=True)
+        except ProtocolError as error:
+            request.fail(error, self._calls)
+            return request
+        request.id = number
+        self.open[number] = request
+        return request
 
     def send_volume(
         self, remote: RemoteVolume, arrived: Callable[[], None], failed: Callable[[MedSAM2Error], None]
     ) -> None:
-        """Announce a volume and send it, as fast as it arrives. `arrived` keeps the books when it has."""
-        stream = VolumeStream(remote, self.client, self._speed)
+        """Send a volume, as fast as it arrives; `arrived` is called at once when it has, `failed` later."""
 
-        def take(frame: Frame) -> None:
-            stream.finish()
+        def send(fields: dict[str, Any], arrays: Arrays, compress: bool) -> int:
+            return self._write({**fields, "type": "volume_data"}, arrays, compress=compress)
+
+        def parse(_: Frame) -> None:
+            upload.finish()
             arrived()
 
-        request = Request("open_volume", remote.description(), take=take, failed=failed, blame=remote.blame)
-        request.heard, request.settled = stream.came, lambda _: stream.give_up()
-        if remote.problem:
-            request.fail(VolumeError(remote.problem), self.client.calls)
+        upload = Upload(remote, self._window, send)
+        request = Request("open_volume", remote.description(), failed=failed, parse=parse)
+        request.crashes = remote.crashes
+        request.on_progress, request.on_end = upload.acknowledge, lambda _: upload.stop()
+        if remote.is_too_large:
+            size = remote.bytes_per_slice
+            message = (
+                f"a slice of the volume has {size >> 20} MB, more than the worker takes: crop or resample it"
+            )
+            request.fail(VolumeError(message, code="slice-too-large", bytes=size), self._calls)
             return
-        self._streams.append(stream)
+        self._uploads.append(upload)
         self.send(request)
         self.pump()
 
-    def drop_volume(self, remote: RemoteVolume) -> None:
-        """Send no more of it."""
-        for stream in [stream for stream in self._streams if stream.remote is remote]:
-            stream.give_up()
+    def stop_volume(self, remote: RemoteVolume) -> None:
+        """Send no more of a volume."""
+        for upload in self._uploads:
+            if upload.remote is remote:
+                upload.stop()
 
     def pump(self) -> None:
         """Send of the volumes what may be sent now."""
-        for stream in self._streams:
-            while stream.may_send and not self.is_lost:
-                is_slow = stream.send_slab()
-                self.flush()
-                if is_slow:  # compressing takes its time, and the caller may be a user interface
+        for upload in self._uploads:
+            while upload.may_send and not self.is_lost:
+                upload.send_slab()
+                if self._window.is_slow:  # compressing takes time, and the caller may be a user interface
                     return
-        self._streams = [stream for stream in self._streams if not stream.is_all_sent]
+        self._uploads = [upload for upload in self._uploads if not upload.is_sent]
 
-    def flush(self) -> None:
-        """Hand what was written to the transport."""
-        for data in self.client.take_outgoing():
-            if not self.is_lost:
-                self._transport.write(data)
+    def _write(self, header: Mapping[str, Any], arrays: Mapping[str, Any], *, compress: bool) -> int:
+        data = b"".join(encode(header, arrays, compress=compress))
+        if not self.is_lost:
+            self._transport.write(data)
+        return len(data)
 
-    def check(self) -> None:
-        """Look whether the worker is alive; to be called about every 0.1 s. It may be lost afterwards."""
-        now = self._clock()
-        # If this process itself slept, answers may lie unread: that time is not the worker's.
-        passed = min(max(0.0, now - self._tick), _LONGEST_TICK)
-        self._tick = now
-        self._waiting += passed
-        self._still += passed
-        pending = self._transport.pending()
-        if pending < self._pending:
-            self._waiting = 0.0  # it still reads
-        self._pending = pending
-        if not self.welcome:
-            if self._still > self._timing.start:
-                self.lose(f"the worker did not answer within {self._timing.start:g} s of its start")
-        elif self._ping is not None:
-            slack = 2 * self._speed.outstanding / self._speed.rate if self._speed.rate else 0.0
-            is_loading = any(request.type == "open_session" for request in self.client.open.values())
-            if self._waiting > slack + (self._timing.loading if is_loading else self._timing.pong):
-                self.lose(f"the worker hangs: no sign of life for {self._waiting:.0f} s")
-        elif self._waiting >= self._timing.quiet:
-            self._send_ping()
-
-    def _send_ping(self) -> None:
-        self._waiting = 0.0
-        self._ping, self._ping_at = Request("ping", take=self._take_pong), self._clock()
-        self.send(self._ping)
+    # Receiving ----------------------------------------------------------------------------------------------
 
     def on_bytes(self, data: bytes) -> None:
-        """Bytes came."""
+        """Take bytes of the worker's standard output."""
         if self.is_lost:
             return
-        self._waiting = 0.0
-        before = self.client.moves
+        self._silent_s = 0.0
         try:
-            self.client.feed(data)
+            for frame in self._reader.feed(data):
+                self._take(frame)
+            self._reader.feed(b"")  # damage behind whole frames shows only now
         except ProtocolError as error:
             self.lose(str(error))
         else:
-            self._still = 0.0 if self.client.moves > before else self._still
-            self.flush()
             self.pump()
         self._owner.deliver()
 
     def on_stderr(self, data: bytes) -> None:
-        """Messages of the worker came."""
-        self._stderr = (self._stderr + data)[-_LAST_WORDS:]
+        """Take bytes of the worker's standard error."""
+        self._stderr = (self._stderr + data)[-_KEPT_STDERR:]
 
     def on_end(self, reason: str, code: int | None) -> None:
-        """The process is gone."""
+        """Take the end of the process."""
         self.lose(reason)
         self._owner.deliver()
+
+    def _take(self, frame: Frame) -> None:
+        number = frame.header.get("re")
+        request = self.open.get(number) if isinstance(number, int) else None
+        if request is not None and request.type not in IMMEDIATE | SEPARATE:
+            self._still_s = 0.0
+        if frame.type == "error":
+            error = error_from_json(frame.header)
+            if request is None:
+                self.stray.append(error)
+            else:
+                self.open.pop(request.id or 0, None)
+                request.fail(error, self._calls)
+        elif frame.type not in ("result", "progress", "slice"):
+            raise ProtocolError(
+                f"unknown answer {frame.type[:60]!r}: client and worker may be of different versions",
+                code="unknown-answer",
+            )
+        elif request is not None:  # else its answer came before, or nobody wants it any more
+            self._take_answer(request, frame)
+
+    def _take_answer(self, request: Request, frame: Frame) -> None:
+        if frame.type == "result":
+            result = request.parse(frame)
+            self.open.pop(request.id or 0, None)
+            request.end()
+            request.call(self._calls, request.done, result)
+            return
+        done, total = checked(frame.header, "done", int), optional(frame.header, "total", int)
+        if frame.type == "slice":
+            masks = masks_from_json(frame)
+            if request.on_slices is not None:
+                request.on_slices(masks)
+            request.call(self._calls, request.slices, masks, done, total)
+            return
+        what = checked(frame.header, "what", str)
+        if request.on_progress is not None:
+            request.on_progress(what, done)
+        request.call(self._calls, request.progress, what, done, total)
+        if isinstance(frame.header.get("message"), str):
+            request.call(self._calls, request.note, frame.header["message"])
+
+    def _parse_welcome(self, frame: Frame) -> None:
+        welcome = result_fields(frame)
+        spoken = welcome.get("protocol")
+        if spoken not in PROTOCOLS:
+            is_newer = isinstance(spoken, int) and spoken > max(PROTOCOLS)
+            raise ProtocolError(
+                f"the worker ({str(welcome.get('software'))[:60]}) speaks protocol {str(spoken)[:20]}, this "
+                f"MedSAM2Segment {__version__} protocol {', '.join(map(str, PROTOCOLS))}: "
+                f"update {'this MedSAM2Segment' if is_newer else 'the worker'}",
+                code="protocol-version",
+            )
+        self.welcome = welcome
+        self._startup = _seconds(welcome, "startup_s")
+        self._send_ping()  # to learn how long a round trip takes
+        self._owner.on_welcome(self)
+
+    # Signs of life ------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Lose the connection if the worker hangs, ping it if it is quiet; call it about every 0.1 s."""
+        now = self._clock()
+        # If this process itself slept, answers may lie unread: that time is not the worker's.
+        passed = min(max(0.0, now - self._tick), _LONGEST_TICK_S)
+        self._tick = now
+        self._silent_s += passed
+        self._still_s += passed
+        pending = self._transport.pending()
+        if pending < self._pending:
+            self._silent_s = 0.0  # it still reads
+        self._pending = pending
+        if not self.welcome:
+            if self._still_s > self._timing.start:
+                self.lose(f"the worker did not answer within {self._timing.start:g} s of its start")
+        elif self._ping is not None:
+            if self._silent_s > self._pong_limit():
+                self._lose_hung(f"no sign of life for {self._silent_s:.0f} s")
+        elif self._silent_s >= self._timing.quiet:
+            self._send_ping()
+
+    def _pong_limit(self) -> float:
+        limit = max(self._timing.pong, _SCALE * self._slowest_pong)
+        if self._is_loading:
+            limit = max(limit, self._timing.loading, _SCALE * self._startup)
+        rate = self._window.rate
+        return self._patience * limit + (2 * self._window.outstanding / rate if rate else 0.0)
+
+    @property
+    def _is_loading(self) -> bool:
+        return any(request.type == "open_session" for request in self.open.values())
+
+    def _send_ping(self) -> None:
+        self._silent_s = 0.0
+        self._ping, self._ping_at = Request("ping", parse=self._parse_pong), self._clock()
+        self.send(self._ping)
+
+    def _parse_pong(self, frame: Frame) -> None:
+        self._ping = None
+        passed = min(self._clock() - self._ping_at, self._pong_limit())
+        self._window.delay = min(self._window.delay or passed, passed)
+        if not self._is_loading and not self._window.outstanding:
+            self._slowest_pong = max(self._slowest_pong, passed)
+        self._slowest_step = max(self._slowest_step, _seconds(frame.header, "slowest_step"))
+        cpu = _seconds(frame.header, "cpu_s")
+        if frame.header.get("busy") is not True:
+            self._still_s = 0.0
+        if self._still_s <= 2 * self._timing.quiet:
+            self._cpu_mark = cpu
+        still = min(_seconds(frame.header, "step_age"), self._still_s)  # any message is a step, too
+        limit = self._patience * max(self._timing.step, _SCALE * self._slowest_step)
+        if cpu - self._cpu_mark > 0.25 * self._still_s:
+            limit *= _COMPUTING_SCALE
+        if still > limit:
+            self._lose_hung(f"its computation has not moved for {still:.0f} s")
+
+    def _lose_hung(self, how: str) -> None:
+        self.is_hung = True
+        self.lose(f"the worker hangs: {how}")
+
+    # The end ------------------------------------------------------------------------------------------------
 
     def lose(self, reason: str) -> None:
         """Give it up and end the process."""
@@ -215,52 +365,32 @@ class Connection:
             self.is_lost = True
             self._transport.kill()
             self._owner.on_lost(self, reason)
-            self.client.open.clear()
+            self.open.clear()
 
     def close(self) -> None:
-        """End the worker; nobody is told."""
+        """End the worker without telling the owner."""
         self.is_lost = True
         self._transport.close_input()
         self._transport.kill()
 
-    def culprit(self) -> Request | None:
-        """What the worker was most likely doing."""
-        heavy = [request for request in self.client.open.values() if request.type not in QUICK]
+    def suspect(self) -> Request | None:
+        """Return the request at which the worker was most likely lost."""
+        heavy = [request for request in self.open.values() if request.type not in IMMEDIATE | SEPARATE]
         # A volume may be on its way for long, and a propagation waits for everything else.
-        for patient in (PATIENT | {"open_volume"}, PATIENT, frozenset()):
+        for waiting in (PREEMPTIBLE | {"open_volume"}, PREEMPTIBLE, frozenset[str]()):
             for request in heavy:
-                if request.type not in patient:
+                if request.type not in waiting:
                     return request
         return None
 
-    def last_words(self) -> str:
-        """What was printed instead of frames, and the end of the worker's standard error."""
-        banner, messages = self.client.banner, self._stderr.decode(errors="replace").strip()
-        stray = "\n".join(str(error) for error in self.client.stray[-3:])
+    def last_output(self) -> str:
+        """Return what was printed before the first frame, and the end of the worker's standard error."""
+        banner = self._reader.banner.decode(errors="replace").strip()
+        messages = self._stderr.decode(errors="replace").strip()
+        stray = "\n".join(str(error) for error in self.stray[-3:])
         return "\n".join(part for part in (banner, messages, stray) if part)
 
-    def _take_welcome(self, frame: Frame) -> None:
-        told = plain_result(frame)
-        spoken = told.get("protocol")
-        if spoken not in PROTOCOLS:
-            is_newer = isinstance(spoken, int) and spoken > max(PROTOCOLS)
-            raise ProtocolError(
-                f"the worker ({str(told.get('software'))[:60]}) speaks protocol {str(spoken)[:20]}, this "
-                f"MedSAM2Segment {__version__} protocol {', '.join(map(str, PROTOCOLS))}: "
-                f"update {'this MedSAM2Segment' if is_newer else 'the worker'}"
-            )
-        self.welcome = told
-        self._send_ping()  # to learn how long an answer is under way
-        self._owner.on_welcome(self)
 
-    def _take_pong(self, frame: Frame) -> None:
-        self._ping = None
-        passed = self._clock() - self._ping_at
-        self._speed.delay = min(self._speed.delay or passed, passed)
-        age = frame.header.get("step_age")
-        if frame.header.get("busy") is True and isinstance(age, int | float):
-            # Whatever it told meanwhile was a step, too.
-            if min(age, self._still) > self._timing.step:
-                self.lose(f"the worker hangs: its computation has not moved for {age:.0f} s")
-        else:
-            self._still = 0.0
+def _seconds(fields: Mapping[str, Any], name: str) -> float:
+    value = fields.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0

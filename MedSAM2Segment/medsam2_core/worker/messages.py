@@ -1,72 +1,127 @@
-"""The words of the protocol: prompts, slices, stacks, settings and errors as JSON and arrays."""
+"""Prompts, masks, stacks and settings of sessions as JSON and arrays."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_core import errors
-from medsam2_core.errors import GeometryError, MedSAM2Error, PromptError, ProtocolError, WorkerError
-from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.errors import GeometryError, PromptError, ProtocolError
+from medsam2_core.imaging.slice_mask import LARGEST_SLICE, SliceMask
 from medsam2_core.imaging.slices import AXES, SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt, SlicePrompts
-from medsam2_core.worker.masks import (
+from medsam2_core.worker.protocol import (
+    Arrays,
+    Frame,
     add_array,
     checked,
+    dataclass_from_json,
+    field_error,
     named_array,
-    slice_mask_from_json,
-    slice_mask_to_json,
 )
 
-#: Versions of the protocol that this package speaks, the best first.
-PROTOCOLS = (1,)
-
-Arrays = dict[str, NDArray[Any]]
+_MASK_PARTS: dict[str, type] = {
+    "object": str,
+    "n": int,
+    "predicted_iou": float,
+    "object_score": float,
+    "prompted": bool,
+    "final": bool,
+    "shape_hw": list,
+    "box": list,
+}
+_OBLIQUE = ("origin_ras", "row_direction_ras", "column_direction_ras", "spacing_mm")
 
 
 @dataclass(frozen=True)
-class ObjectRecord:
-    """All that is known of an object: what was said, and the mask of every slice that has one.
+class ObjectSnapshot:
+    """Prompts and masks of one object: all that a new worker needs to know of it.
 
     Attributes
     ----------
-    words
-        By slice; empty ones are left out.
-    records
-        By slice: the answers to the words, and what tracking found.
-    refined
-        By slice, the mask that tracking had found before words were said about it: the words correct it, and
-        would mean something else to somebody who does not know it.
+    prompts
+        By slice.
+    masks
+        By slice: the answers to prompts, and what was propagated.
+    propagated
+        By slice, the mask that propagation had found before the slice was prompted: prompts correct it, and
+        without it their answer would be another.
+    outdated
+        Slices whose mask is the answer to earlier prompts.
     """
 
-    words: Mapping[int, SlicePrompts] = field(default_factory=dict)
-    records: Mapping[int, SliceMask] = field(default_factory=dict)
-    refined: Mapping[int, SliceMask] = field(default_factory=dict)
+    prompts: Mapping[int, SlicePrompts] = field(default_factory=dict)
+    masks: Mapping[int, SliceMask] = field(default_factory=dict)
+    propagated: Mapping[int, SliceMask] = field(default_factory=dict)
+    outdated: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        words = {n: words for n, words in self.words.items() if words}
-        object.__setattr__(self, "words", MappingProxyType(words))
-        object.__setattr__(self, "records", MappingProxyType(dict(self.records)))
-        object.__setattr__(self, "refined", MappingProxyType(dict(self.refined)))
+        object.__setattr__(self, "prompts", {n: one for n, one in self.prompts.items() if one})
+
+    def __bool__(self) -> bool:
+        """Return whether anything is known."""
+        return bool(self.prompts or self.masks)
+
+    # Earlier names.
+    words = property(lambda self: self.prompts)
+    records = property(lambda self: self.masks)
+    refined = property(lambda self: self.propagated)
+
+    def with_prompts(
+        self, slices: Mapping[int, SlicePrompts], answer: Iterable[SliceMask] | None = None
+    ) -> ObjectSnapshot:
+        """Return it with prompts replaced on some slices; without an answer, the old masks become outdated.
+
+        Where prompts are taken back, what propagation had found stands again.
+        """
+        prompts, masks, propagated = dict(self.prompts), dict(self.masks), dict(self.propagated)
+        outdated = set(self.outdated)
+        for n, one in slices.items():
+            if one:
+                if n not in prompts and n in masks:
+                    propagated[n] = masks[n]
+                prompts[n] = one
+                outdated.add(n)
+            else:
+                outdated.discard(n)
+                prompts.pop(n, None)
+                masks.pop(n, None)
+                if n in propagated:
+                    masks[n] = propagated.pop(n)
+        changed = ObjectSnapshot(prompts, masks, propagated, frozenset(outdated))
+        if answer is None:
+            return changed
+        return dataclasses.replace(changed.with_masks(answer), outdated=self.outdated - set(slices))
+
+    def with_masks(self, masks: Iterable[SliceMask]) -> ObjectSnapshot:
+        """Return it with masks added or replaced."""
+        added = {mask.n: mask for mask in masks}
+        return ObjectSnapshot(
+            self.prompts, {**self.masks, **added}, self.propagated, self.outdated - set(added)
+        )
+
+    def without_outdated(self) -> ObjectSnapshot:
+        """Return it without the masks that answer earlier prompts."""
+        masks = {n: mask for n, mask in self.masks.items() if n not in self.outdated}
+        return ObjectSnapshot(self.prompts, masks, self.propagated)
 
     def to_json(self, arrays: Arrays) -> dict[str, Any]:
-        """Fields ``slices`` and ``tracked`` of a `restore` request."""
+        """Return fields ``slices`` and ``propagated`` of a `restore` request."""
         slices = []
-        for n, words in sorted(self.words.items()):
-            known = words.known
-            if known is None and words.prompts and (n in self.refined or words.needs_known):
-                known = self.records.get(n)
-            slices.append(words_to_json(n, dataclasses.replace(words, known=known), arrays))
-        found = {n: record for n, record in self.records.items() if n not in self.words}
-        found.update({n: record for n, record in self.refined.items() if n in self.words})
-        return {"slices": slices, "tracked": [slice_mask_to_json(found[n], arrays) for n in sorted(found)]}
+        for n, prompts in sorted(self.prompts.items()):
+            known = prompts.known
+            if known is None and prompts.prompts and (n in self.propagated or prompts.needs_known):
+                known = self.masks.get(n)
+            slices.append(slice_prompts_to_json(n, dataclasses.replace(prompts, known=known), arrays))
+        found = {n: mask for n, mask in self.masks.items() if n not in self.prompts}
+        found.update({n: mask for n, mask in self.propagated.items() if n in self.prompts})
+        return {"slices": slices, "propagated": [slice_mask_to_json(found[n], arrays) for n in sorted(found)]}
 
 
 @dataclass(frozen=True)
@@ -91,12 +146,12 @@ class StackChoice:
     def oblique(
         cls, origin_ras: Any, row_direction_ras: Any, column_direction_ras: Any, spacing_mm: Any = None
     ) -> StackChoice:
-        """Parallel slices in any direction, from anything that holds three numbers."""
+        """Return parallel slices in any direction, from anything that holds three numbers."""
         given = (origin_ras, row_direction_ras, column_direction_ras, spacing_mm)
         return cls("", *(None if value is None else _three(value) for value in given))
 
     def to_json(self) -> dict[str, Any]:
-        """For a message."""
+        """Return it for a message."""
         if self.axis:
             return {"axis": self.axis}
         values = {name: getattr(self, name) for name in _OBLIQUE}
@@ -104,25 +159,28 @@ class StackChoice:
 
     @classmethod
     def from_json(cls, item: Any) -> StackChoice:
-        """From a message. GeometryError when it is no stack."""
+        """Read it from a message. GeometryError when it is not a stack."""
         if not isinstance(item, dict):
-            raise GeometryError(f"a stack must be a JSON object, not {repr(item)[:60]}")
-        if "axis" in item:
-            if item["axis"] not in AXES:
-                raise GeometryError(f"unknown axis {repr(item['axis'])[:60]}: use one of {', '.join(AXES)}")
-            return cls(item["axis"])
-        return cls.oblique(*(item.get(name) for name in _OBLIQUE))
+            raise GeometryError(f"a stack must be a JSON object, not {repr(item)[:60]}", code="stack")
+        if "axis" not in item:
+            return cls.oblique(*(item.get(name) for name in _OBLIQUE))
+        if item["axis"] not in AXES:
+            axis = repr(item["axis"])[:60]
+            raise GeometryError(
+                f"unknown axis {axis}: use one of {', '.join(AXES)}", code="unknown-axis", axis=axis
+            )
+        return cls(item["axis"])
 
     def stack(self, volume: Volume) -> SliceStack:
-        """The slices of a volume. GeometryError when the choice does not fit it."""
+        """Return the slices of a volume. GeometryError when the choice does not fit it."""
         if self.axis:
             return SliceStack.along(volume, self.axis)
-        return SliceStack.oblique(
-            volume, self.origin_ras, self.row_direction_ras, self.column_direction_ras, self.spacing_mm
+        directions: tuple[Any, Any, Any] = (
+            self.origin_ras,
+            self.row_direction_ras,
+            self.column_direction_ras,
         )
-
-
-_OBLIQUE = ("origin_ras", "row_direction_ras", "column_direction_ras", "spacing_mm")
+        return SliceStack.oblique(volume, *directions, self.spacing_mm)  # what is missing is refused there
 
 
 @dataclass(frozen=True)
@@ -137,36 +195,28 @@ class SessionSettings:
     memory: str = "recent"
 
     def to_json(self) -> dict[str, str]:
-        """For a message."""
+        """Return them for a message."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, item: Any) -> SessionSettings:
-        """From a message; what is absent is as by default, what is unknown is refused with ProtocolError."""
-        known = [one.name for one in dataclasses.fields(cls)]
-        if not isinstance(item, dict) or set(item) - set(known):
-            raise ProtocolError(f"settings {repr(item)[:100]}: use {', '.join(known)}")
-        return cls(**{name: checked(item, name, str) for name in item})
+        """Read them from a message. ProtocolError for what is not a setting."""
+        return dataclass_from_json(cls, item, "settings")
 
 
 def prompt_to_json(prompt: Prompt, arrays: Arrays) -> dict[str, Any]:
-    """A prompt for a message; a mask's voxels are added to its arrays."""
+    """Return a prompt for a message; the voxels of a mask are added to its arrays."""
     if isinstance(prompt, Point):
         return {"kind": "point", "ijk": list(prompt.ijk), "positive": prompt.positive}
     if isinstance(prompt, Box):
-        predicted = {"predicted": True} if prompt.predicted else {}
-        return {
-            "kind": "box",
-            "first_ijk": list(prompt.first_ijk),
-            "last_ijk": list(prompt.last_ijk),
-            **predicted,
-        }
+        corners = {"first_ijk": list(prompt.first_ijk), "last_ijk": list(prompt.last_ijk)}
+        return {"kind": "box", **corners, **({"predicted": True} if prompt.predicted else {})}
     array = add_array(arrays, prompt.mask_kji.astype(np.uint8))
     return {"kind": "mask", "array": array, "offset_ijk": list(prompt.offset_ijk)}
 
 
 def prompt_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> Prompt:
-    """A prompt from a message; PromptError when it is none, as the prompts themselves raise it."""
+    """Read a prompt from a message. PromptError, as the prompts themselves raise it, when it is not one."""
     kind = item.get("kind") if isinstance(item, dict) else None
     try:
         if kind == "point":
@@ -178,77 +228,90 @@ def prompt_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> Prompt:
             mask_kji = named_array(item, "array", arrays, np.uint8)
             i, j, k = _three(item.get("offset_ijk"))
             if mask_kji.size and mask_kji.max() > 1:
-                raise PromptError("a mask holds 0 and 1")
+                raise PromptError("a mask holds 0 and 1", code="mask-values")
             return MaskPrompt(mask_kji, (i, j, k))  # type: ignore[arg-type]  # it checks for whole numbers
     except (GeometryError, ProtocolError) as error:
-        raise PromptError(f"{kind} prompt: {error}") from error
-    raise PromptError(f"unknown prompt {repr(item)[:80]}: use a point, a box or a mask")
+        raise PromptError(f"{kind} prompt: {error}", code=error.code, **error.fields) from error
+    raise PromptError(
+        f"unknown prompt {repr(item)[:80]}: use a point, a box or a mask", code="unknown-prompt"
+    )
 
 
-def words_to_json(n: int, words: SlicePrompts, arrays: Arrays) -> dict[str, Any]:
-    """One item of ``slices`` of a `say` or `restore` request."""
-    item = {"n": n, "prompts": [prompt_to_json(p, arrays) for p in words.prompts], "final": words.final}
-    if words.known is not None:
-        known = slice_mask_to_json(words.known, arrays)
-        item.update(
-            {part: known[part] for part in ("mask", "box", "shape_hw", "predicted_iou", "object_score")}
-        )
+def slice_prompts_to_json(n: int, prompts: SlicePrompts, arrays: Arrays) -> dict[str, Any]:
+    """Return one item of ``slices`` of a `set_prompts` or `restore` request."""
+    listed = [prompt_to_json(prompt, arrays) for prompt in prompts.prompts]
+    item = {"n": n, "prompts": listed, "final": prompts.final}
+    if prompts.known is not None:
+        known = slice_mask_to_json(prompts.known, arrays)
+        parts = ("mask", "box", "shape_hw", "predicted_iou", "object_score")
+        item.update({part: known[part] for part in parts})
     return item
 
 
-def words_from_json(item: Any, object: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, SlicePrompts]:
-    """Slice number and words; a known mask comes as a record, with the figures that were told.
+def slice_prompts_from_json(
+    item: Any, object: str, arrays: Mapping[str, NDArray[Any]]
+) -> tuple[int, SlicePrompts]:
+    """Read slice number and prompts.
 
-    Raises PromptError for a prompt that is none, else ProtocolError.
+    Raises
+    ------
+    PromptError
+        A prompt is not one.
+    ProtocolError
+        Anything else is wrong.
     """
     if not isinstance(item, dict):
-        raise ProtocolError(f"a slice must be a JSON object, not {repr(item)[:60]}")
-    n, final = checked(item, "n", int), item.get("final", False)
-    if not isinstance(final, bool):
-        raise ProtocolError(f"final must be true or false, not {repr(final)[:60]}")
+        raise field_error("slices", item, "must be a list of JSON objects")
+    n = checked(item, "n", int)
+    final = checked(item, "final", bool) if "final" in item else False
     prompts = tuple(prompt_from_json(one, arrays) for one in checked(item, "prompts", list))
     known = None
     if item.get("mask") is not None:
-        figures = {"predicted_iou": 1.0, "object_score": 10.0, "prompted": True}
-        figures |= {name: item[name] for name in ("predicted_iou", "object_score") if name in item}
-        told = {part: item.get(part) for part in ("mask", "box", "shape_hw")}
-        known = slice_mask_from_json(
-            {"object": object, "n": n, "final": final, **figures, **told}, arrays
-        )  # fmt: skip
+        mask = {"object": object, "predicted_iou": 1.0, "object_score": 10.0, "prompted": True, **item}
+        known = slice_mask_from_json({**mask, "final": final}, arrays)
     return n, SlicePrompts(prompts, final, known)
 
 
-def error_to_json(error: BaseException, details: str = "") -> dict[str, Any]:
-    """Fields ``kind``, ``message`` and ``details`` of an `error` message."""
-    kind = type(error).__name__
-    if isinstance(error, MemoryError):
-        kind = "OutOfMemoryError"
-    elif getattr(errors, kind, None) is not type(error):
-        kind = next((one.__name__ for one in type(error).__mro__ if _is_told(one)), "InternalError")
-    return {"kind": kind, "message": str(error) or kind, "details": details}
+def slice_mask_to_json(mask: SliceMask, arrays: Arrays) -> dict[str, Any]:
+    """Return the mask of a slice for a message; its bits are added to the arrays."""
+    values = {name: getattr(mask, name) for name in _MASK_PARTS}
+    for name in ("predicted_iou", "object_score"):  # JSON has no other numbers
+        values[name] = float(values[name]) if math.isfinite(values[name]) else 0.0
+    return {**values, "mask": add_array(arrays, np.frombuffer(mask.bits, np.uint8))}
 
 
-def error_from_json(header: Mapping[str, Any]) -> MedSAM2Error:
-    """The error an `error` message tells, of its own class where this package knows it, else WorkerError.
+def slice_mask_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> SliceMask:
+    """Read the mask of a slice. ProtocolError when it is damaged, or its bits do not fit its box."""
+    if not isinstance(item, dict):
+        raise field_error("slices", item, "must be a list of JSON objects")
+    values = {name: checked(item, name, kind) for name, kind in _MASK_PARTS.items()}
+    bits = named_array(item, "mask", arrays, np.uint8).tobytes()
+    for name, length in (("shape_hw", 2), ("box", 4)):
+        numbers = values[name]
+        if len(numbers) != length or not all(type(v) is int and 0 <= v <= LARGEST_SLICE for v in numbers):
+            raise field_error(name, numbers, f"must be {length} whole numbers")
+        values[name] = tuple(numbers)
+    (rows, columns), (top, left, height, width) = values["shape_hw"], values["box"]
+    if rows * columns > LARGEST_SLICE:
+        raise field_error("shape_hw", (rows, columns), f"must have at most {LARGEST_SLICE} pixels")
+    if top + height > rows or left + width > columns or len(bits) != (height * width + 7) // 8:
+        raise field_error("mask", len(bits), f"must have a bit for each pixel of its box {values['box']}")
+    return SliceMask(**values, bits=bits)
 
-    Its ``kind`` and ``details`` are attributes of the error.
-    """
-    kind, message = str(header.get("kind", "")), str(header.get("message", ""))
-    known = getattr(errors, kind, None)
-    is_ours = isinstance(known, type) and issubclass(known, MedSAM2Error)
-    error = known(message) if is_ours else WorkerError(message or f"the worker failed: {kind}")
-    error.kind = kind  # type: ignore[attr-defined]
-    error.details = str(header.get("details") or "")  # type: ignore[attr-defined]
-    return error
 
-
-def _is_told(one: type) -> bool:
-    return issubclass(one, MedSAM2Error) and getattr(errors, one.__name__, None) is one
+def masks_from_json(frame: Frame) -> list[SliceMask]:
+    """Read ``slices`` of a result or a `slice` message. ProtocolError when they are damaged."""
+    return [slice_mask_from_json(item, frame.arrays) for item in checked(frame.header, "slices", list)]
 
 
 def _three(values: Any) -> tuple[float, float, float]:
     try:
         x, y, z = (float(value) for value in values)
     except (TypeError, ValueError, OverflowError) as error:
-        raise GeometryError(f"expected three numbers, got {repr(values)[:60]}") from error
+        raise GeometryError(
+            f"expected three numbers, got {repr(values)[:60]}", code="three-numbers"
+        ) from error
     return x, y, z
+
+
+ObjectRecord = ObjectSnapshot  # the earlier name

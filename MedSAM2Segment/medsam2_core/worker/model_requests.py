@@ -1,79 +1,128 @@
-"""Requests about models: which there are, getting one, deleting one."""
+"""Requests about models: which there are, downloading one, deleting one; of SAM 2 and of Auto."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import MedSAM2Error
-from medsam2_core.worker.jobs import Job
-from medsam2_core.worker.masks import checked
+from medsam2_core.worker.protocol import checked
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from medsam2_core.auto.model_file import AutoCard
+    from medsam2_core.worker.server import Job
+
+Finish = Callable[["Job", "dict[str, Any] | BaseException"], None]
+Send = Callable[["Job", dict[str, Any]], None]
+
 _PAUSE_S = 0.2  # between two messages about the same download
 
 
-def listed() -> dict[str, Any]:
-    """The result of `models`."""
+def list_models(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out `models`."""
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.store import Store
 
-    store, models = Store.default(), []
+    store = Store.default()
+    models: list[dict[str, Any]] = []
     for entry in Catalogue.load():
         _, path = store.find(entry)
         size = entry.bytes if entry.bytes is not None or path is None else path.stat().st_size
+        same = ("name", "title", "licence", "image_size", "attribution", "notice", "page")
         models.append(
             {
-                **{"name": entry.name, "title": entry.title, "bytes": size, "licence": entry.licence},
-                **{"installed": path is not None, "path": str(path) if path else None},
-                **{"image_size": entry.image_size, "attribution": entry.attribution, "notice": entry.notice},
-                **{"page": entry.page, "removable": store.download_path(entry) == path},
+                **{name: getattr(entry, name) for name in same},
+                "bytes": size,
+                "installed": path is not None,
+                "path": str(path) if path else None,
+                "removable": store.download_path(entry) == path,
             }
         )
     return {"models": models}
 
 
-def removed(job: Job) -> dict[str, Any]:
-    """The result of `remove_model`, done."""
+def remove_model(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out `remove_model`."""
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.store import Store
 
-    store, entry = Store.default(), Catalogue.load().find(checked(job.fields, "name", str))
+    store, entry = Store.default(), Catalogue.load().find(checked(fields, "name", str))
     path = store.download_path(entry)
     size = path.stat().st_size if path.is_file() else 0
     store.remove(entry)
     return {"bytes": size}
 
 
+def list_auto_models(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out `auto_models`."""
+    from medsam2_core.auto.library import listing
+
+    found = listing()
+    return {
+        "models": [auto_model_to_json(path, card) for path, card in found.models],
+        "damaged": [{"path": str(path), "reason": reason} for path, reason in found.damaged],
+    }
+
+
+def remove_auto_model(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out `remove_auto_model`."""
+    from medsam2_core.auto.library import remove
+
+    return {"bytes": remove(checked(fields, "model", str))}
+
+
+def auto_model_to_json(path: Path, card: AutoCard) -> dict[str, Any]:
+    """Return one item of `auto_models`."""
+    from medsam2_core.auto.library import stem
+
+    classes = [
+        {"name": one.name, "colour_rgb": list(one.colour_rgb), "terminology": one.terminology}
+        for one in card.classes
+    ]
+    same = ("name", "base", "image_size", "window", "axis", "modality")
+    return {
+        "file": stem(path),
+        "path": str(path),
+        "classes": classes,
+        "training": dict(card.training),
+        **{name: getattr(card, name) for name in same},
+    }
+
+
+#: Requests that need only their fields, and are answered without arrays.
+HANDLERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "models": list_models,
+    "remove_model": remove_model,
+    "auto_models": list_auto_models,
+    "remove_auto_model": remove_auto_model,
+}
+
+
 class Downloads:
-    """Models on their way, each in a thread of its own: nothing else waits for the network.
+    """Downloads of models, each in a thread: nothing else waits for the network.
 
     Parameters
     ----------
     finish
         Gets a job with its result or its error.
-    tell
+    send
         Gets a job and a message in between.
     """
 
-    def __init__(
-        self,
-        finish: Callable[[Job, dict[str, Any] | BaseException], None],
-        tell: Callable[[Job, dict[str, Any]], None],
-    ) -> None:
-        self._finish, self._tell = finish, tell
+    def __init__(self, finish: Finish, send: Send) -> None:
+        self._finish, self._send = finish, send
         self._running: dict[int, Job] = {}
 
     def start(self, job: Job) -> None:
-        """`install_model`."""
+        """Start `install_model`."""
         self._running[job.id] = job
         threading.Thread(target=self._fetch, args=(job,), name="download", daemon=True).start()
 
     def cancel(self, number: int | None) -> None:
-        """Stop a download (None: all); what arrived is kept for the next try."""
+        """Stop a download (None: all); what has arrived is kept for the next try."""
         for job in list(self._running.values()):
             if number in (None, job.id):
                 job.is_cancelled = True
@@ -82,13 +131,13 @@ class Downloads:
         from medsam2_core.engine.catalogue import Catalogue
         from medsam2_core.engine.download import fetch
 
-        told = 0.0
+        sent = 0.0
 
         def progress(done: int, total: int | None) -> None:
-            nonlocal told
-            if time.monotonic() - told >= _PAUSE_S or done == total:
-                told = time.monotonic()
-                self._tell(job, {"type": "progress", "what": "downloading", "done": done, "total": total})
+            nonlocal sent
+            if time.monotonic() - sent >= _PAUSE_S or done == total:
+                sent = time.monotonic()
+                self._send(job, {"type": "progress", "what": "downloading", "done": done, "total": total})
 
         try:
             entry = Catalogue.load().find(checked(job.fields, "name", str))

@@ -1,4 +1,4 @@
-"""How bytes get to a worker and back: what a transport is, and one that needs no event loop."""
+"""How bytes get to a worker and back: what a transport is, and one for programs without an event loop."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 _PIECE = 1 << 18  # bytes read at once
-_LAST_WORDS = 1.0  # seconds a dead process's other output may still take
+_DRAIN_S = 1.0  # for what a dead process has still in its pipes
 
 
 class Listener(Protocol):
-    """Who is told what a transport brings; always in the thread that owns the transport."""
+    """Receives what a transport brings, always in the thread that owns the transport."""
 
     def on_bytes(self, data: bytes) -> None:
-        """Bytes of the worker's standard output."""
+        """Take bytes of the worker's standard output."""
 
     def on_stderr(self, data: bytes) -> None:
-        """Bytes of its standard error."""
+        """Take bytes of its standard error."""
 
     def on_end(self, reason: str, code: int | None) -> None:
-        """The worker is gone or never came, told once and last; its exit code if it had one."""
+        """Take the end of the worker, or that it never started; called once and last."""
 
 
 class Transport(Protocol):
-    """Starts a worker once, and carries bytes."""
+    """Starts one worker and carries bytes."""
 
     def start(self, listener: Listener) -> None:
-        """Start the worker; what goes wrong is told to `on_end`, not raised."""
+        """Start the worker; problems go to `on_end` and are not raised."""
 
     def write(self, data: bytes) -> None:
-        """Queue bytes for its standard input; never waits."""
+        """Queue bytes for its standard input, without waiting."""
 
     def pending(self) -> int:
-        """Bytes of `write` that the operating system has not taken yet."""
+        """Return how many bytes of `write` the operating system has not taken yet."""
 
     def close_input(self) -> None:
-        """End its standard input behind what is queued."""
+        """Close its standard input behind what is queued."""
 
     def kill(self) -> None:
-        """End it at once, and whatever it started; may be called at any time and twice."""
+        """End it at once, with whatever it started; may be called at any time, and twice."""
 
 
 def split_command(line: str, windows: bool = os.name == "nt") -> list[str]:
-    """Words of a command line a user wrote, as a POSIX shell or Windows splits them.
+    """Split a command line that a user wrote, as a POSIX shell or Windows does.
 
     Only quotes and backslashes mean something: no variables, wildcards or pipes. On Windows backslashes are
     part of paths, except before a quotation mark. ValueError when a quote is not closed.
@@ -82,7 +82,7 @@ def split_command(line: str, windows: bool = os.name == "nt") -> list[str]:
 class SubprocessTransport:
     """A worker as a child process.
 
-    Threads wait for its pipes; `pump` tells the listener what came, in the caller's thread.
+    Threads wait for its pipes; `pump` calls the listener in the caller's thread.
 
     Parameters
     ----------
@@ -108,7 +108,6 @@ class SubprocessTransport:
     def start(self, listener: Listener) -> None:
         """Start the process."""
         self._listener = listener
-        windows = {"creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0)} if os.name == "nt" else {}
         try:
             self._process = subprocess.Popen(
                 self.command,
@@ -118,7 +117,7 @@ class SubprocessTransport:
                 stderr=subprocess.PIPE,
                 env=None if self._environment is None else dict(self._environment),
                 start_new_session=os.name != "nt",  # so that all it starts can be ended together
-                **windows,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # 0 but on Windows
             )
         except (OSError, ValueError, IndexError) as error:  # not there, not a program, or no command at all
             program = self.command[0] if self.command else "the worker (no command is given)"
@@ -167,9 +166,9 @@ class SubprocessTransport:
             _kill_group(self._process)
 
     def pump(self, timeout: float = 0.0) -> bool:
-        """Tell the listener all that has happened, waiting `timeout` seconds for the first.
+        """Call the listener for all that has happened; return whether something had.
 
-        Returns whether something had happened.
+        Waits up to `timeout` seconds for the first event.
         """
         happened = False
         while True:
@@ -225,14 +224,14 @@ class SubprocessTransport:
         threading.Thread(target=_wait_unreaped, args=(process, ended), daemon=True).start()
         while output.is_alive() and not ended.is_set():
             output.join(0.02)
-        if ended.wait(_LAST_WORDS):
+        if ended.wait(_DRAIN_S):
             _kill_group(process)  # what it started must not outlive it
-            output.join(_LAST_WORDS)
+            output.join(_DRAIN_S)
             code = process.wait()
             self._end = _reason(code), code
         else:
             self._end = "the worker closed its output", None
-        messages.join(_LAST_WORDS)
+        messages.join(_DRAIN_S)
         self._events.put(("end", b""))
         with self._writable:
             self._is_over = True
@@ -252,7 +251,7 @@ def _read_some(descriptor: int) -> bytes:
 
 
 def _wait_unreaped(process: subprocess.Popen[bytes], ended: threading.Event) -> None:
-    """Wait for the process, but leave its number taken, so that its group can still be ended by it."""
+    """Wait for the process without reaping it: its group can still be ended by its number."""
     if hasattr(os, "waitid"):
         try:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

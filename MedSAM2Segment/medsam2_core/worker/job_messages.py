@@ -1,0 +1,269 @@
+"""What is asked of Auto models, exports and trainings, and what comes back, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from medsam2_core.auto import library
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import Prompt
+from medsam2_core.worker.messages import prompt_from_json
+from medsam2_core.worker.protocol import checked, dataclass_from_json, field_error
+
+
+class _JobRequest:
+    """A dataclass that becomes the fields of a request; what is None is left out."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the request."""
+        values = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None
+        }
+
+
+@dataclass(frozen=True)
+class AutoRequest(_JobRequest):
+    """What an Auto model is asked.
+
+    Attributes
+    ----------
+    model
+        Its file, by name or path on the worker's machine.
+    classes
+        Names of the classes wanted; None all.
+    first, last
+        Slices, inclusive; None the ends.
+    method
+        ``memory`` or ``slices``; None what measured best.
+    flips
+        Average with mirror images.
+    """
+
+    model: str
+    classes: tuple[str, ...] | None = None
+    first: int | None = None
+    last: int | None = None
+    method: str | None = None
+    flips: bool = False
+
+    @classmethod
+    def from_json(cls, item: Any) -> AutoRequest:
+        """Read it from the fields of a request. ProtocolError tells what is wrong."""
+        return dataclass_from_json(cls, item, "auto")
+
+
+@dataclass(frozen=True)
+class TrainRequest(_JobRequest):
+    """The training of an Auto model; names and meanings are those of the options of `medsam2 train auto`.
+
+    Attributes
+    ----------
+    data
+        A folder or CSV of images and labels on the worker's machine.
+    name
+        Name of the model.
+    resume
+        Go on with an earlier training of this name, where there is one.
+    """
+
+    data: str
+    name: str
+    base: str | None = None
+    classes: tuple[str, ...] | None = None
+    shots: int | None = None
+    minutes: float | None = None
+    decoder: str | None = None
+    axis: str | None = None
+    window: str | None = None
+    device: str | None = None
+    steps: int | None = None
+    folds: int | None = None
+    threads: int | None = None
+    image_size: int | None = None
+    seed: int | None = None
+    skip_bad: bool = False
+    resume: bool = False
+
+    @classmethod
+    def from_json(cls, item: Any) -> TrainRequest:
+        """Read it from the fields of a request. ProtocolError tells what is wrong."""
+        request = dataclass_from_json(cls, item, "train_auto")
+        for name in request.classes or ():
+            if not name.strip() or "," in name:
+                raise field_error("classes", request.classes, "must be names without commas")
+        return request
+
+
+@dataclass(frozen=True)
+class ExportRequest(_JobRequest):
+    """An export; names and meanings are those of the options of `medsam2 export`. Paths are absolute.
+
+    Attributes
+    ----------
+    segmentation, out
+        The file to read and the file to write.
+    dicom
+        The files of the series; for DICOM SEG.
+    measurements, report
+        Files to write beside; None for none.
+    drawn_on
+        Grid of the volume the user drew on: ``{"ijk_to_ras": 4 x 4, "shape_ijk": 3 sizes}``.
+    scratch
+        A folder of the client for temporary files, which it removes should the worker be killed.
+    """
+
+    segmentation: str
+    out: str
+    dicom: tuple[str, ...] | None = None
+    kind: str | None = None
+    compression: str | None = None
+    generic: bool = False
+    series_description: str | None = None
+    creator: str | None = None
+    measurements: str | None = None
+    report: str | None = None
+    overwrite: bool = False
+    drawn_on: dict[str, Any] | None = None
+    scratch: str | None = None
+
+    @classmethod
+    def from_json(cls, item: Any) -> ExportRequest:
+        """Read it from the fields of a request. ProtocolError tells what is wrong."""
+        return dataclass_from_json(cls, item, "export")
+
+
+@dataclass(frozen=True)
+class AutoPrediction:
+    """What an Auto model found of one class.
+
+    Attributes
+    ----------
+    name, colour_rgb, terminology
+        Of the class; colours from 0 to 1, terminology as 3D Slicer's TerminologyEntry tag, or empty.
+    confidence
+        0 to 1; 0 when it is nowhere.
+    prompts
+        By slice, what was predicted there.
+    masks
+        By slice, what is on it.
+    """
+
+    name: str
+    colour_rgb: tuple[float, float, float]
+    terminology: str = ""
+    confidence: float = 0.0
+    prompts: Mapping[int, tuple[Prompt, ...]] = field(default_factory=dict)
+    masks: Mapping[int, SliceMask] = field(default_factory=dict)
+
+    records = property(lambda self: self.masks)  # the earlier name
+
+    @property
+    def is_found(self) -> bool:
+        """Whether it is on any slice."""
+        return any(not mask.is_empty for mask in self.masks.values())
+
+    @classmethod
+    def from_json(
+        cls,
+        item: Any,
+        arrays: Mapping[str, NDArray[Any]],
+        received: Mapping[tuple[str, int], SliceMask],
+    ) -> AutoPrediction:
+        """Read an item of ``classes``; its masks came before. ProtocolError tells what is wrong."""
+        if not isinstance(item, dict):
+            raise field_error("classes", item, "must be a list of JSON objects")
+        name, slices = checked(item, "name", str), checked(item, "slices", list)
+        for n in slices:
+            if type(n) is not int or (name, n) not in received:
+                raise field_error("slices", n, f"must be slices of {name[:60]!r} that came before")
+        prompts = {}
+        for n, listed in checked(item, "prompts", dict).items():
+            if not n.isdecimal() or not isinstance(listed, list):
+                raise field_error("prompts", n, "must be lists by slice number")
+            prompts[int(n)] = tuple(prompt_from_json(one, arrays) for one in listed)
+        colour = checked(item, "colour_rgb", list)
+        if len(colour) != 3 or not all(isinstance(part, int | float) and 0 <= part <= 1 for part in colour):
+            raise field_error("colour_rgb", colour, "must be three numbers from 0 to 1")
+        return cls(
+            name,
+            (float(colour[0]), float(colour[1]), float(colour[2])),
+            checked(item, "terminology", str),
+            checked(item, "confidence", float),
+            prompts,
+            {n: dataclasses.replace(received[name, n], prompted=n in prompts) for n in slices},
+        )
+
+
+@dataclass(frozen=True)
+class AutoModelInfo:
+    """An Auto model a worker offers.
+
+    Attributes
+    ----------
+    file
+        Name of its file without the suffix, by which it is asked for.
+    path
+        Its path on the worker's machine.
+    name, classes, base, axis, modality
+        As on its card; `classes` are names.
+    images
+        How many images it was trained on; 0 if unknown.
+    dice
+        Mean Dice over classes as measured by its training; None if unknown.
+    """
+
+    file: str
+    path: str
+    name: str
+    classes: tuple[str, ...] = ()
+    base: str = ""
+    axis: str = "picture"
+    modality: str = ""
+    images: int = 0
+    dice: float | None = None
+
+    def fits(self, *, is_picture: bool, modality: str = "") -> bool:
+        """Return whether it suits an image (see :func:`medsam2_core.auto.library.fits`)."""
+        return library.fits(self, is_picture=is_picture, modality=modality)  # type: ignore[arg-type]
+
+    @property
+    def is_for_pictures(self) -> bool:
+        """Whether it was trained on pictures, not on slices of volumes."""
+        return self.axis == "picture"
+
+    @classmethod
+    def from_json(cls, item: Any) -> AutoModelInfo:
+        """Read an item of `auto_models`. ProtocolError tells what is wrong."""
+        if not isinstance(item, dict):
+            raise field_error("models", item, "must be a list of JSON objects")
+        texts = {
+            name: checked(item, name, str) for name in ("file", "path", "name", "base", "axis", "modality")
+        }
+        classes = tuple(checked(one, "name", str) for one in checked(item, "classes", list))
+        told = item.get("training")
+        training = told if isinstance(told, dict) else {}
+        images = training.get("images")
+        images = images if type(images) is int else 0
+        return cls(**texts, classes=classes, images=images, dice=_mean(training.get("dice")))
+
+
+def auto_models_from_json(result: Mapping[str, Any]) -> tuple[AutoModelInfo, ...]:
+    """Read the result of `auto_models`. ProtocolError tells what is wrong."""
+    return tuple(AutoModelInfo.from_json(item) for item in checked(result, "models", list))
+
+
+def _mean(dice: Any) -> float | None:
+    """Return the mean of a number, of numbers by class, or of the statistics of each class."""
+    if isinstance(dice, dict):
+        means = [_mean(one.get("mean") if isinstance(one, dict) else one) for one in dice.values()]
+        known = [one for one in means if one is not None]
+        return sum(known) / len(known) if known else None
+    return float(dice) if isinstance(dice, int | float) and not isinstance(dice, bool) else None

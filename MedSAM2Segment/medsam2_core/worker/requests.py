@@ -1,0 +1,131 @@
+"""Something asked of the worker, from the question to its one answer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from medsam2_core.errors import Cancelled, MedSAM2Error, WorkerError
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.worker.protocol import Frame
+
+#: So many lost workers, and what they were lost at is not tried again.
+TOO_MANY_CRASHES = 2
+
+Call = Callable[[], None]
+Done = Callable[[Any], None]
+Failed = Callable[[MedSAM2Error], None]
+Progress = Callable[[str, int, "int | None"], None]
+Slices = Callable[[list[SliceMask], int, "int | None"], None]
+
+
+@dataclass
+class CrashCounter:
+    """How many workers were lost at something; shared by all attempts at the same thing."""
+
+    count: int = 0
+
+
+def result_fields(frame: Frame) -> Any:
+    """Return the fields of a result as they are."""
+    return {name: value for name, value in frame.header.items() if name not in ("type", "re")}
+
+
+@dataclass(eq=False)
+class Request:
+    """Something asked of the worker. Exactly one of `done` and `failed` is called, unless it is silenced.
+
+    Attributes
+    ----------
+    type, fields, arrays
+        The message.
+    done
+        Gets the result: what `parse` makes of the answer.
+    failed
+        Gets a MedSAM2Error; :class:`~medsam2_core.errors.Cancelled` after :meth:`cancel`.
+    progress
+        Gets what is being done, how much of it is done, and the total or None.
+    note
+        Gets remarks in words.
+    slices
+        Gets masks as they come, how many slices are done, and the total or None.
+    parse
+        Makes the result of an answer and updates the state kept here; ProtocolError when it is damaged.
+    on_slices, on_progress, on_end
+        Update the state kept here; called at once, before the callbacks above.
+    canceller
+        Carries out :meth:`cancel`.
+    is_replayed
+        Whether it is sent again to the next worker when one is lost.
+    crashes
+        How many workers were lost at it.
+    id
+        Its number on the connection it was sent over; None while it waits.
+    """
+
+    type: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    done: Done | None = None
+    failed: Failed | None = None
+    progress: Progress | None = None
+    note: Callable[[str], None] | None = None
+    slices: Slices | None = None
+    parse: Callable[[Frame], Any] = result_fields
+    on_slices: Callable[[list[SliceMask]], None] | None = None
+    on_progress: Callable[[str, int], None] | None = None
+    on_end: Callable[[Request], None] | None = None
+    canceller: Callable[[Request], None] | None = None
+    is_replayed: bool = True
+    crashes: CrashCounter = field(default_factory=CrashCounter)
+    id: int | None = None
+    is_over: bool = False
+    is_cancelled: bool = False
+    is_silent: bool = False
+
+    def cancel(self) -> None:
+        """Ask the worker to stop; `failed` gets Cancelled, unless it was done already."""
+        if not self.is_over and not self.is_cancelled:
+            self.is_cancelled = True
+            if self.canceller is not None:
+                self.canceller(self)
+
+    def silence(self) -> None:
+        """Call nobody back any more."""
+        self.is_silent = self.is_over = True
+
+    def fail(self, error: MedSAM2Error, calls: deque[Call]) -> None:
+        """End it with an error, whether it was sent or not."""
+        if not self.is_over:
+            self.end()
+            self.call(calls, self.failed, error)
+
+    def end(self) -> None:
+        """Mark it as over."""
+        self.is_over = True
+        if self.on_end is not None:
+            self.on_end(self)
+
+    def worker_lost(self, reason: str, calls: deque[Call]) -> None:
+        """Make it ready to be sent again, or fail it where that must not be."""
+        was_sent, self.id = self.id is not None, None
+        if self.is_cancelled:
+            self.fail(Cancelled(f"{self.type} was cancelled"), calls)
+        elif was_sent and not self.is_replayed:
+            kept = " while propagating, the slices that came are kept" if self.type == "propagate" else ""
+            self.fail(
+                WorkerError(f"the worker was lost{kept}: {reason}", code="worker-lost", request=self.type),
+                calls,
+            )
+        elif self.crashes.count >= TOO_MANY_CRASHES:
+            message = f"the worker was lost twice at this, it is not asked again: {reason}"
+            self.fail(WorkerError(message, code="worker-lost-twice", request=self.type), calls)
+
+    def call(self, calls: deque[Call], callback: Callable[..., None] | None, *arguments: Any) -> None:
+        """Queue a callback; it is left out if the request is silent by then."""
+        if callback is not None:
+            calls.append(lambda: None if self.is_silent else callback(*arguments))

@@ -1,0 +1,377 @@
+"""Exports and trainings: commands in processes of their own, so that no click waits for them.
+
+    python -m medsam2_core.worker.subprocesses export SEGMENTATION --out FILE --json
+
+Such a process prints JSON on its standard output; if it fails, the last line is ``{"error": {"kind", "code",
+"fields", "message"}}``. Its standard input carries nothing: when that ends, because it was closed or because
+the worker died, the command is interrupted as by Ctrl-C and has some time to keep what it has.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from medsam2_core.errors import Cancelled, ExportError, MedSAM2Error, TrainingError
+from medsam2_core.worker.job_messages import ExportRequest, TrainRequest
+from medsam2_core.worker.protocol import error_from_json, error_to_json, field_error
+
+if TYPE_CHECKING:
+    from medsam2_core.worker.model_requests import Finish, Send
+    from medsam2_core.worker.server import Job
+
+_log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "medsam2_core.worker.subprocesses")
+_INTERRUPTED = 130  # exit code of a command that was stopped
+_FAILED = 2
+_GRACE_S = 60.0  # for an interrupted command whose worker is gone
+_MESSAGE_FIELDS = ("type", "id", "re", "arrays")
+
+
+class CommandRunner:
+    """Carries out requests of one type as child processes, one after the other.
+
+    Parameters
+    ----------
+    finish
+        Gets a job with its result or its error.
+    send
+        Gets a job and a message in between.
+    command
+        What is run, before the arguments.
+    """
+
+    patience_s = 30.0  # for tidying up, once it is told to stop
+    stopped = "stopped"  # what the user is told then
+
+    def __init__(self, finish: Finish, send: Send, command: tuple[str, ...]) -> None:
+        self._finish, self._send, self._command = finish, send, command
+        self._waiting: deque[Job] = deque()
+        self._running: Job | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self, job: Job) -> None:
+        """Carry out a request after those that are waiting."""
+        with self._lock:
+            self._waiting.append(job)
+            if self._running is not None:
+                return
+            self._running = self._waiting.popleft()
+        threading.Thread(target=self._work, args=(job,), name=job.type, daemon=True).start()
+
+    def cancel(self, number: int | None) -> None:
+        """Stop a request (None: all)."""
+        with self._lock:
+            dropped = [job for job in self._waiting if number in (None, job.id)]
+            for job in dropped:
+                self._waiting.remove(job)
+            if self._running is not None and number in (None, self._running.id):
+                self._running.is_cancelled = True
+                self._stop_process()
+        for job in dropped:
+            self._finish(job, Cancelled(self.stopped))
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Return the result of a request; called in a thread."""
+        raise NotImplementedError
+
+    def _work(self, job: Job | None) -> None:
+        while job is not None:
+            try:
+                answer: dict[str, Any] | BaseException = self.run(job)
+            except (MedSAM2Error, MemoryError, OSError, ValueError) as error:
+                answer = error
+            with self._lock:
+                self._process = None
+                done, self._running = job, self._waiting.popleft() if self._waiting else None
+                job = self._running
+            self._finish(done, answer)
+
+    def _execute(
+        self, job: Job, arguments: list[str], take_line: Callable[[bytes], None], failure: type[MedSAM2Error]
+    ) -> None:
+        """Run the command and hand on its output line by line; raise its error if it fails."""
+        error: dict[str, Any] | None = None
+        with tempfile.TemporaryFile() as messages:
+            process = subprocess.Popen(
+                [*self._command, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # 0 but on Windows
+            )
+            with self._lock:
+                self._process = process
+                if job.is_cancelled:
+                    self._stop_process()
+            for line in process.stdout or ():
+                document = parse_json(line) if line.startswith(b'{"error"') else {}
+                error = document.get("error", error)
+                if not document:
+                    take_line(line)
+            code = _wait(process)
+            last_line = _last_line(messages)
+        if code == 0 and error is None:
+            return
+        _log.info("%s %d ended with exit code %d", job.type, job.id, code)
+        if job.is_cancelled or code == _INTERRUPTED:
+            raise Cancelled(self.stopped)
+        if error is not None:
+            raise error_from_json(error)
+        reason = f" ({last_line})" if last_line else ""
+        raise failure(
+            f"the command ended with exit code {code}{reason}: see the worker's log",
+            code="command-died",
+            exit_code=code,
+            last_line=last_line,
+        )
+
+    def _stop_process(self) -> None:
+        """Close the input of the process, so that it ends; kill it if it takes too long."""
+        process = self._process
+        if process is None or process.stdin is None:
+            return
+        try:
+            process.stdin.close()
+        except OSError:  # it is gone already
+            return
+        timer = threading.Timer(self.patience_s, process.kill)
+        timer.daemon = True
+        timer.start()
+
+
+class Exports(CommandRunner):
+    """Carries out `export`."""
+
+    stopped = "the export was stopped; no file is left half written"
+
+    def __init__(self, finish: Finish, send: Send, command: tuple[str, ...] = (*COMMAND, "export")) -> None:
+        super().__init__(finish, send, command)
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Write the files of the request, run the command, and return what it printed."""
+        request = ExportRequest.from_json(job.fields)
+        scratch = None if request.scratch is None else _absolute(request.scratch, "scratch")
+        # In the client's own folder, if it has one: it removes that, should this process be killed.
+        with tempfile.TemporaryDirectory(prefix="medsam2-export-", dir=scratch) as made:
+            folder = Path(made)
+            arguments = export_arguments(request, folder)
+            self._send(job, {"type": "progress", "what": "exporting", "done": 0, "total": None})
+            output: list[bytes] = []
+            try:
+                self._execute(job, arguments, output.append, ExportError)
+            except MedSAM2Error as error:
+                # Nobody knows the list of files: it stands for the series.
+                message = str(error).replace(str(folder / "dicom.txt"), "the series")
+                raise type(error)(message, code=error.code, **error.fields) from error
+        summary = parse_json(b"".join(output))
+        if not summary:
+            raise ExportError("the export ended without a summary: see the worker's log", code="no-summary")
+        return {name: value for name, value in summary.items() if name not in _MESSAGE_FIELDS}
+
+
+def export_arguments(request: ExportRequest, folder: Path) -> list[str]:
+    """Return the arguments of `medsam2 export`, and write into `folder` what is too long for arguments.
+
+    ProtocolError for a path that is not absolute (a worker has no current folder), or an impossible text.
+    """
+    arguments = [_absolute(request.segmentation, "segmentation"), "--json"]
+    for name in ("out", "measurements", "report"):
+        if (path := getattr(request, name)) is not None:
+            arguments.append(f"{_option(name)}={_absolute(path, name)}")
+    for name in ("kind", "compression", "series_description", "creator"):
+        if (text := getattr(request, name)) is not None:
+            arguments.append(f"{_option(name)}={_text(text, name)}")
+    arguments += [_option(name) for name in ("generic", "overwrite") if getattr(request, name)]
+    if request.dicom is not None:
+        listed = "".join(f"{_absolute(path, 'dicom')}\n" for path in request.dicom)
+        (folder / "dicom.txt").write_text(listed, encoding="utf-8", newline="\n")
+        arguments.append(f"--dicom={folder / 'dicom.txt'}")
+    if request.drawn_on is not None:
+        (folder / "drawn_on.json").write_text(json.dumps(request.drawn_on), encoding="utf-8")
+        arguments.append(f"--drawn-on={folder / 'drawn_on.json'}")
+    return arguments
+
+
+class Trainings(CommandRunner):
+    """Carries out `train_auto`, one at a time."""
+
+    patience_s = 90.0
+    stopped = "the training was stopped; started again with the same data, it goes on"
+
+    def __init__(
+        self, finish: Finish, send: Send, command: tuple[str, ...] = (*COMMAND, "train", "auto")
+    ) -> None:
+        super().__init__(finish, send, command)
+
+    def start(self, job: Job) -> None:
+        """Start a training; TrainingError when one is running."""
+        if self._running is not None:
+            raise TrainingError(
+                "another model is being trained: wait until it is done, or cancel it", code="already-training"
+            )
+        super().start(job)
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Train into the folder of Auto models; return where the model and its report are."""
+        from medsam2_core.auto.library import free_path, run_folder
+        from medsam2_core.auto.model_file import read_card
+        from medsam2_core.worker.model_requests import auto_model_to_json
+
+        request = TrainRequest.from_json(job.fields)
+        out = free_path(request.name)
+        is_resumed = request.resume and run_folder(out).exists()
+        if not is_resumed:
+            _set_aside(run_folder(out))
+        notes: list[str] = []
+        last: dict[str, Any] = {}
+
+        def take_line(line: bytes) -> None:
+            progress = parse_json(line)
+            if progress.get("stage") == "done":
+                last.update(progress)
+            elif progress.get("stage") == "problem":
+                notes.append(str(progress.get("message", "")))
+                self._send(job, _training_progress({}, notes[-1]))
+            elif progress:
+                self._send(job, _training_progress(progress, _in_words(progress)))
+
+        arguments = [*train_arguments(request, out), *(["--resume"] if is_resumed else [])]
+        self._execute(job, arguments, take_line, TrainingError)
+        if not last:
+            raise TrainingError(
+                "the training ended without a result: see the worker's log", code="no-summary"
+            )
+        model = auto_model_to_json(out, read_card(out))
+        return {"path": str(out), "report": last.get("report"), "notes": notes, "model": model}
+
+
+def train_arguments(request: TrainRequest, out: Path) -> list[str]:
+    """Return the arguments of `medsam2 train auto`."""
+    arguments = [request.data, "--out", str(out), "--json-progress"]
+    names = ("base", "decoder", "axis", "window", "device", "shots", "steps", "folds", "threads")
+    for name in (*names, "image_size", "seed", "minutes"):
+        value = getattr(request, name)
+        if value is not None:
+            arguments += [_option(name), f"{value:g}" if isinstance(value, float) else str(value)]
+    if request.classes:
+        arguments += ["--classes", ",".join(request.classes)]
+    return [*arguments, *(["--skip-bad"] if request.skip_bad else [])]
+
+
+def _training_progress(progress: Mapping[str, Any], message: str) -> dict[str, Any]:
+    done, total = (
+        value if type(value) is int and value >= 0 else None
+        for value in (progress.get("done"), progress.get("total"))
+    )
+    return {"type": "progress", "what": "training", "done": done or 0, "total": total, "message": message}
+
+
+def _in_words(progress: Mapping[str, Any]) -> str:
+    message, dice = progress.get("message"), progress.get("dice")
+    text = message if isinstance(message, str) and message else str(progress.get("stage", ""))
+    is_known = isinstance(dice, int | float) and not isinstance(dice, bool)
+    return f"{text}, Dice {dice:.2f}" if is_known else text
+
+
+def _set_aside(run: Path) -> None:
+    """Rename the folder of an unfinished training that is not resumed; the last such folder is kept."""
+    if run.exists():
+        aside = run.with_name(run.name + ".old")
+        shutil.rmtree(aside, ignore_errors=True)
+        run.rename(aside)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _absolute(path: str, name: str) -> str:
+    if not Path(_text(path, name)).is_absolute() or "\n" in path:
+        raise field_error(name, path, "must be an absolute path on one line")
+    return path
+
+
+def _text(text: str, name: str) -> str:
+    """Return a text that can be an argument and be written to a file."""
+    try:
+        if "\0" not in text and text.encode("utf-8") is not None:
+            return text
+    except UnicodeEncodeError:
+        pass
+    raise field_error(name, ascii(text), "must be a text")
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """Return a JSON object with finite numbers only; empty for anything else, as libraries may print it."""
+    try:
+        found = json.loads(text, parse_constant=lambda _: None)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a process; return its exit code."""
+    if process.stdout is not None:
+        process.stdout.close()
+    code = process.wait()
+    if process.stdin is not None and not process.stdin.closed:
+        process.stdin.close()
+    return code
+
+
+def _last_line(messages: IO[bytes]) -> str:
+    messages.seek(0)
+    lines = [line.strip() for line in messages.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""
+
+
+# In the child process ---------------------------------------------------------------------------------------
+
+
+def _end_with_input() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1 << 10):
+            pass
+    _thread.interrupt_main()
+    time.sleep(_GRACE_S)
+    os._exit(_INTERRUPTED)
+
+
+def main() -> None:
+    """Run the command that the arguments name; print its error, if there is one, as JSON. Never returns."""
+    threading.Thread(target=_end_with_input, name="watcher", daemon=True).start()
+    import typer
+
+    from medsam2_core.cli.app import app
+
+    code, error = 0, None
+    try:
+        code = int(app(sys.argv[1:], prog_name="medsam2", standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort, Cancelled):
+        code = _INTERRUPTED
+    except Exception as caught:
+        code, error = _FAILED, error_to_json(caught)
+    if error is not None:
+        print(f"\n{json.dumps({'error': error})}", flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

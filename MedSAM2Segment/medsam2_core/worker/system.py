@@ -1,0 +1,211 @@
+"""The worker's process and machine: standard streams, log, memory, processor and graphics card."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import signal
+import sys
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ, which Python 3.10 has not got everywhere
+_LOG_BYTES = 1 << 20  # of one file; two old ones are kept beside it
+_UNKNOWN_MEMORY = 8 << 30  # bytes; the assumption where the system does not tell
+
+
+def take_standard_streams() -> tuple[int, int]:
+    """Return file descriptors for frames in and out; call it before anything else can print.
+
+    Descriptor 1 leads to standard error from now on, and 0 to the null device: what libraries and child
+    processes print cannot get between frames, and nothing else can read them.
+    """
+    frames_in, frames_out = os.dup(0), os.dup(1)  # neither is inherited by child processes
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # started without a standard error, as by pythonw
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
+    os.close(nothing)
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="replace", closefd=False)
+    sys.stdout = sys.stderr
+    if sys.platform == "win32":
+        import msvcrt
+
+        for descriptor in (frames_in, frames_out):
+            msvcrt.setmode(descriptor, os.O_BINARY)
+    elif sys.platform.startswith("linux"):
+        import fcntl
+
+        with contextlib.suppress(OSError):  # not a pipe, or none may be larger
+            fcntl.fcntl(frames_in, _SET_PIPE_SIZE, 1 << 20)  # a volume arrives in fewer pieces
+    return frames_in, frames_out
+
+
+def remove_present_folder(path: list[str], version: tuple[int, ...] = sys.version_info[:2]) -> None:
+    """Remove the current folder from the import path where ``PYTHONSAFEPATH`` asks for it.
+
+    A folder of data is no place for programs. Python 3.10 does not know the variable and puts it first.
+    """
+    if version < (3, 11) and os.environ.get("PYTHONSAFEPATH") and path and path[0] == os.getcwd():
+        del path[0]
+
+
+def end_on_signals() -> None:
+    """Let Ctrl-C and termination end the process at once: nothing it does needs tidying up."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+# The log ----------------------------------------------------------------------------------------------------
+
+
+class _BestEffortHandler(RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop a message that cannot be written, as on a full disk."""
+
+
+def start_log(verbose: bool = False) -> Path | None:
+    """Write log messages of this package to a file of bounded size.
+
+    Messages never contain names of patients, objects or files: requests are named by type and number, errors
+    by class, bugs by where in the code they happened.
+
+    Returns
+    -------
+    Path or None
+        The file, ``MEDSAM2_LOG`` or in the user's folder for logs; None when it cannot be written.
+    """
+    ours = logging.getLogger("medsam2_core")
+    ours.setLevel(logging.DEBUG if verbose else logging.INFO)
+    ours.propagate = False
+    path = Path(os.environ.get("MEDSAM2_LOG") or _default_log())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _BestEffortHandler(
+            path, maxBytes=_LOG_BYTES, backupCount=2, encoding="utf-8", errors="replace"
+        )
+    except OSError:
+        ours.addHandler(logging.NullHandler())
+        return None
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {os.getpid()} %(levelname)s %(message)s"))
+    ours.addHandler(handler)
+    return path
+
+
+def _default_log() -> Path:
+    from platformdirs import user_log_dir
+
+    return Path(user_log_dir("MedSAM2Segment", appauthor=False)) / "worker.log"
+
+
+# Memory and devices -----------------------------------------------------------------------------------------
+
+
+def rss_bytes() -> int:
+    """Return the memory this process holds; 0 where the system does not tell."""
+    if sys.platform.startswith("linux"):
+        try:
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    if sys.platform == "win32":
+        return _windows_rss()
+    import resource
+
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS: bytes, the most there ever were
+
+
+def memory() -> tuple[int, int]:
+    """Return (free, total) bytes of this machine, or of the container this runs in."""
+    if sys.platform == "win32":
+        return _windows_memory()
+    if not sys.platform.startswith("linux"):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total // 2, total  # macOS frees memory on demand: half is a fair guess
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        free, total = facts["MemAvailable"], facts["MemTotal"]
+    except (OSError, ValueError, IndexError, KeyError):
+        return _UNKNOWN_MEMORY // 2, _UNKNOWN_MEMORY
+    limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
+    if limit is None or used is None:
+        return free, total
+    return min(free, max(0, limit - used)), min(total, limit)
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Return ``name``, ``title``, ``free_bytes`` and ``total_bytes`` of what computes."""
+    if device.type == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        title = torch.cuda.get_device_name(device)
+    else:
+        free, total = memory()
+        title = _processor() if device.type == "cpu" else f"{platform.machine()} GPU"
+    return {"name": str(device), "title": title, "free_bytes": free, "total_bytes": total}
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # none, or "max"
+        return None
+
+
+def _windows_memory() -> tuple[int, int]:
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_ = [
+            ("length", ctypes.c_ulong),
+            ("load", ctypes.c_ulong),
+            *((name, ctypes.c_ulonglong) for name in ("total", "free", "c", "d", "e", "f", "g")),
+        ]
+
+    status = Status(length=ctypes.sizeof(Status))
+    windll: Any = vars(ctypes)["windll"]  # only there on Windows
+    if not windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return _UNKNOWN_MEMORY // 2, _UNKNOWN_MEMORY
+    return status.free, status.total
+
+
+def _windows_rss() -> int:
+    import ctypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [
+            ("size", ctypes.c_ulong),
+            ("faults", ctypes.c_ulong),
+            *((name, ctypes.c_size_t) for name in ("peak", "rss", "a", "b", "c", "d", "e", "f")),
+        ]
+
+    counters = Counters(size=ctypes.sizeof(Counters))
+    kernel: Any = vars(ctypes)["windll"].kernel32
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    ask = kernel.K32GetProcessMemoryInfo
+    ask.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong]
+    return counters.rss if ask(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.size) else 0
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
