@@ -1,4 +1,4 @@
-"""Slicer's side of the effect: the methods it calls, each handed on at once. Needs Qt."""
+"""The methods of the effect that Slicer calls, each delegated at once. Needs Qt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ The volume and its masks stay on this computer, unless you have set up a remote 
 class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
     """The effect MedSAM2 of the Segment Editor."""
 
-    #: Where this file is, as Slicer wants to have it.
+    #: Path of this file, in Slicer's form.
     filePath = os.path.abspath(__file__).replace("\\", "/")
 
     def __init__(self, scriptedEffect: Any) -> None:
@@ -43,7 +43,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
         return None if self._window is None else self._window.controller
 
     def clone(self) -> Any:
-        """One for another Segment Editor."""
+        """Create an effect for another Segment Editor."""
         import qSlicerSegmentationsEditorEffectsPythonQt as effects
 
         clonedEffect = effects.qSlicerSegmentEditorScriptedEffect(None)
@@ -51,15 +51,15 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
         return clonedEffect
 
     def icon(self) -> qt.QIcon:
-        """The effect's button."""
+        """Return the icon of the effect's button."""
         return qt.QIcon(os.path.join(os.path.dirname(self.filePath), "SegmentEditorEffect.png"))
 
     def helpText(self) -> str:
-        """What the Segment Editor shows above the options."""
+        """Return the help that the Segment Editor shows above the options."""
         return _(_HELP)
 
     def createCursor(self, viewWidget: Any) -> qt.QCursor:
-        """A cross: it is single pixels that are clicked."""
+        """Return a cross, for single pixels."""
         return qt.QCursor(qt.Qt.CrossCursor)
 
     def setMRMLDefaults(self) -> None:
@@ -73,55 +73,54 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
             self.scriptedEffect.setParameterDefault(name, value)
 
     def setupOptionsFrame(self) -> None:
-        """Make the options, and all that works behind them."""
+        """Create the options, and the controller behind them."""
         from MedSAM2SegmentLib.Effect.EffectWindow import EffectWindow
 
         self._window = EffectWindow(self.scriptedEffect)
         self.scriptedEffect.addOptionsWidget(self._window.widget)
 
     def activate(self) -> None:
-        """The user has chosen the effect."""
+        """Start working: the user has chosen the effect."""
         if self._window is not None:
             self._window.activate()
 
     def deactivate(self) -> None:
-        """The user has chosen another effect, or none."""
+        """Stop working: the user has chosen another effect, or none."""
         if self._window is not None:
             self._window.deactivate()
 
     def cleanup(self) -> None:
-        """The effect is taken down."""
+        """Release everything: the effect is being removed."""
         window, self._window = self._window, None
         if window is not None:
             window.cleanup()
 
     def processInteractionEvents(self, callerInteractor: Any, eventId: int, viewWidget: Any) -> bool:
-        """Mouse and keys in a view."""
+        """Process mouse and keys in a view."""
         return self._window is not None and self._window.process(callerInteractor, eventId, viewWidget)
 
     def processViewNodeEvents(self, callerViewNode: Any, eventId: int, viewWidget: Any) -> None:
-        """A view was moved: which slice it shows is looked up when it matters."""
+        """Do nothing: the timer notices which slice a view shows."""
 
     def sourceVolumeNodeChanged(self) -> None:
-        """Another volume was chosen."""
+        """Follow the choice of another volume."""
         self._look()
 
     def referenceGeometryChanged(self) -> None:
-        """The segmentation has another grid."""
+        """Follow a change of the segmentation's grid."""
         self._look()
 
     def updateGUIFromMRML(self) -> None:
-        """A parameter has changed, also by this effect itself. That a segment was selected is not told here:
-        the timer notices."""
+        """Follow a change of a parameter, also by this effect. The timer notices another selected segment."""
         self._look()
 
     def updateMRMLFromGUI(self) -> None:
-        """Nothing to do: what the user chooses is put into the node at once."""
+        """Do nothing: the user's choices are stored in the node at once."""
 
     def layoutChanged(self) -> None:
-        """Views came and went."""
+        """Follow a change of the views."""
         if self._window is not None:
-            self._window.forgetViews()
+            self._window.clearViews()
 
     def interactionNodeModified(self, interactionNode: Any) -> None:
         """Stay active while markups are placed: prompts are markups, too."""

@@ -1,10 +1,10 @@
-"""The rooms of the extension that know 3D Slicer; the heavy work is done by ``medsam2_core``'s worker."""
+"""The packages of the extension that know 3D Slicer; ``medsam2_core``'s worker does the heavy work."""
 
 __all__ = ["SegmentEditorEffect"]
 
 
 def __getattr__(name: str):
-    """The effect's class, under the name Slicer looks for in this package; loaded when it asks.
+    """Return the effect's class, under the name Slicer looks for in this package, loaded on demand.
 
     Everything else here works without Slicer's effects (and without Qt), so that importing the package costs
     nothing at start-up.

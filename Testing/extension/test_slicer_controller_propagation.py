@@ -5,7 +5,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from MedSAM2SegmentLib.Effect.Propagation import inWords  # noqa: E402
+from MedSAM2SegmentLib.Effect.LivePropagation import durationText  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from support.user import AUser  # noqa: E402
 
@@ -55,8 +55,8 @@ def test_time_left_is_told(user):
     user.controller.propagate()
     steps(user, 4)
     assert user.state.remaining == "a few seconds left"
-    assert inWords(64) == "about 60 s left"
-    assert inWords(200) == "about 3 min left"
+    assert durationText(64) == "about 60 s left"
+    assert durationText(200) == "about 3 min left"
 
 
 def test_cancel_and_keep(user):

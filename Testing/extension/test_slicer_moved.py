@@ -52,7 +52,7 @@ def under(user, transform, *nodes):
 
 
 def words(user):
-    return user.controller._conversation.words("A")
+    return user.controller._sync.slicePrompts("A")
 
 
 def said(user):

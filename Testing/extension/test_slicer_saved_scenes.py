@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("slicer")
-from MedSAM2SegmentLib.Segments.SegmentMemory import SegmentMemory, packedNotes, unpackedNotes
-from MedSAM2SegmentLib.Segments.SegmentNotes import SegmentNotes
+from MedSAM2SegmentLib.Segments.ProvenanceStore import ProvenanceStore, packed, unpacked
+from MedSAM2SegmentLib.Segments.VoxelOwnership import VoxelOwnership
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent
 from support.remote_session import ASource
 from support.scene import a_linear_transform, a_matrix, rotation, set_reference
@@ -164,9 +164,9 @@ def test_on_another_grid_what_is_ours_is_what_is_still_there(user, scenes, tmp_p
 
     other = loaded(user, scenes, tmp_path, refines)
     grid = Extent(0, 55, 0, 47, 0, 10)
-    before = other.controller._workplace.writer.maskOf("A", grid).copy()
+    before = other.controller._context.writer.maskOf("A", grid).copy()
     moves_the_prompt(other)
-    after = other.controller._workplace.writer.maskOf("A", grid)
+    after = other.controller._context.writer.maskOf("A", grid)
     assert not after[5, 20, 21] and after[5, 26, 34]  # ours went along with the prompt
     assert (after & before)[5, 16:22, 4:8].all()  # the user's stays
 
@@ -196,10 +196,10 @@ def test_what_cannot_be_read_is_ignored_and_told_in_the_log(user, scenes, tmp_pa
 
 def test_damage_of_every_kind_is_noticed(user, caplog):
     user.wait(1.0)
-    memory, node = SegmentMemory(user.segmentation), node_of(user.scene)
+    memory, node = ProvenanceStore(user.segmentation), node_of(user.scene)
     good = json.loads(node.GetAttribute(MEMORY))
     kept = good["segments"]["A"]["notes"]
-    assert memory.notes("A") is not None
+    assert memory.ownership("A") is not None
     damages = {
         "box": [[0, 1, 0, 1, 0, 1], [0, 10**6] * 3, [5, 4, 0, 1, 0, 1], ["a"] * 6],
         "runs": ["", "AAAA", "%", kept["runs"][:-8], kept["values"], None],
@@ -212,7 +212,7 @@ def test_damage_of_every_kind_is_noticed(user, caplog):
             bad = {**good, "segments": {"A": {"notes": {**kept, part: value}}}}
             node.SetAttribute(MEMORY, json.dumps(bad))
             caplog.clear()
-            assert memory.notes("A") is None, (part, value)
+            assert memory.ownership("A") is None, (part, value)
             assert caplog.records
 
 
@@ -254,13 +254,13 @@ def test_notes_of_any_kind_come_back(campaign):
         shape = tuple(chance.integers(1, 9, 3))
         box = Extent(*(int(v) for n, low in zip(shape[::-1], chance.integers(-4, 4, 3), strict=True)
                        for v in (low, low + n - 1)))  # fmt: skip
-        notes = SegmentNotes(np.diag([1.5, 2, 3, 1]), box)
+        notes = VoxelOwnership(np.diag([1.5, 2, 3, 1]), box)
         notes.write(box, chance.choice([0, 3, 4, 12], shape, p=[0.5, 0.4, 0.05, 0.05]).astype(np.uint8))
-        kept = packedNotes(notes, np.eye(4))
+        kept = packed(notes, np.eye(4))
         if kept is None:
             assert not notes.read(box).any()
             continue
-        again = unpackedNotes(json.loads(json.dumps(kept)))
+        again = unpacked(json.loads(json.dumps(kept)))
         assert np.array_equal(again.read(box), notes.read(box)) and again.used == box
         assert np.array_equal(again.indexToRAS, notes.indexToRAS)
 
@@ -269,10 +269,10 @@ def test_a_brain_of_half_a_millimetre_takes_little():
     k, j, i = np.ogrid[-150:150, -256:256, -256:256]
     radius = 1 + 0.05 * np.sin(np.arctan2(j, i) * 9) * np.cos(k / 7)  # with folds
     brain = (k / 140) ** 2 + (j / 210) ** 2 + (i / 170) ** 2 < radius**2
-    notes = SegmentNotes(np.eye(4), Extent(0, 511, 0, 511, 0, 299))
+    notes = VoxelOwnership(np.eye(4), Extent(0, 511, 0, 511, 0, 299))
     notes.write(notes.extent, brain * np.uint8(3))
     began = time.perf_counter()
-    kept = packedNotes(notes, np.eye(4))
+    kept = packed(notes, np.eye(4))
     seconds, size = time.perf_counter() - began, len(json.dumps(kept))
     print(f"{brain.sum() / 1e6:.1f} million voxels: {size / 1000:.0f} kB in {seconds * 1000:.0f} ms")
     assert size < 300_000 and seconds < 2

@@ -203,7 +203,7 @@ def test_slices_of_all_directions_know_of_each_other(desk):
 
 def test_a_forgotten_segment_is_the_users_own(desk):
     desk.write(2, (2, 9), (3, 15))
-    desk.writer.forget("A")
+    desk.writer.disown("A")
     desk.write(2, (4, 6), (3, 15))
     assert np.array_equal(desk.voxels(), box_mask((2, 2), (2, 9), (3, 15)))
 

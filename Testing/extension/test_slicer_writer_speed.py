@@ -8,7 +8,7 @@ import pytest
 slicer = pytest.importorskip("slicer")
 
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
-from MedSAM2SegmentLib.Segments.EditLedger import UNDONE, EditLedger  # noqa: E402
+from MedSAM2SegmentLib.Segments.EditHistory import UNDONE, EditHistory  # noqa: E402
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from support.scene import a_segmentation, a_volume, an_editor, geometries  # noqa: E402
@@ -46,38 +46,38 @@ def a_disc(shape_hw, radius):
 
 @pytest.fixture
 def large(scene):
-    """512 x 512 x 300, half filled already, with a ledger."""
+    """512 x 512 x 300, half filled already, with a history."""
     node = a_volume(scene, geometries()["anisotropic"], np.zeros((300, 512, 512), np.int16))
     editor = Clocked(an_editor(a_segmentation(scene, node, ("A", "B")), node))
     writer = SegmentWriter(editor)
-    ledger = EditLedger(writer)
+    history = EditHistory(writer)
     volume = VolumeAdapter(node).volume
     stack = SliceStack.along(volume, "axial")
-    ledger.begin("empty")
+    history.begin("empty")
     writer.write("A", {n: a_disc(stack.shape_hw, 120) for n in range(0, 150)}, stack, newStep=True)
-    ledger.end("half")
-    return editor, writer, ledger, volume
+    history.end("half")
+    return editor, writer, history, volume
 
 
 @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
 def test_one_slice_costs_little_beyond_slicers_own_edit(large, axis):
-    editor, writer, ledger, volume = large
+    editor, writer, history, volume = large
     stack = SliceStack.along(volume, axis)
     ours = []
     for radius in (60, 63, 66, 70, 58):
         editor.seconds, began = 0.0, time.process_time()
-        ledger.begin("before")
+        history.begin("before")
         assert writer.write("A", {len(stack) // 2: a_disc(stack.shape_hw, radius)}, stack, newStep=True)
-        ledger.end("after")
+        history.end("after")
         ours.append(time.process_time() - began - editor.seconds)
     assert sorted(ours)[2] < LIMIT, ours
 
 
 def test_a_half_volume_is_kept_small_and_its_undo_is_found_fast(large):
-    editor, _, ledger, _ = large
-    assert ledger.bytes < 2 << 20
+    editor, _, history, _ = large
+    assert history.bytes < 2 << 20
     began = time.process_time()
-    assert ledger.reconcile() == []
+    assert history.reconcile() == []
     assert time.process_time() - began < LIMIT
     editor.undo()
-    assert [what for _, what in ledger.reconcile()] == [UNDONE]
+    assert [what for _, what in history.reconcile()] == [UNDONE]

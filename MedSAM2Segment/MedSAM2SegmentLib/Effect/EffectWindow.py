@@ -1,4 +1,4 @@
-"""The effect in Slicer's window: panel, slice views and timer round the controller. Needs Qt."""
+"""The effect in Slicer's window: the controller with panel, slice views and timer. Needs Qt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SLICE_WIDGET = "qMRMLSliceWidget"
 
 
 class EffectWindow:
-    """Everything of the effect that exists once its options are shown.
+    """All of the effect that exists once its options are shown.
 
     Parameters
     ----------
@@ -52,17 +52,17 @@ class EffectWindow:
         self._onState(self.controller.state)
 
     def activate(self) -> None:
-        """The effect was chosen."""
+        """Start working: the effect was chosen."""
         self.controller.activate()
         self._timer.start()
 
     def deactivate(self) -> None:
-        """Another effect was chosen. The timer goes on: an unused worker is let go after a while."""
+        """Stop working: another effect was chosen. The timer goes on, to release an unused worker."""
         self._interaction.drop()
         self.controller.deactivate()
 
     def cleanup(self) -> None:
-        """Leave no timer, observer, actor or process."""
+        """Remove timer, observers and actors, and give the worker back."""
         self._timer.stop()
         self._timer.timeout.disconnect(self.controller.tick)
         self._interaction.drop()
@@ -71,7 +71,7 @@ class EffectWindow:
         self._panel.cleanup()
 
     def process(self, interactor: Any, eventID: int, viewWidget: Any) -> bool:
-        """Take part in an event of a view; True when nobody else shall see it."""
+        """Process an event of a view; True when Slicer shall not process it, too."""
         if viewWidget.className() != _SLICE_WIDGET:
             return False
         sliceNode = viewWidget.sliceLogic().GetSliceNode()
@@ -85,8 +85,8 @@ class EffectWindow:
             self._actors[key] = ViewActors(self._scriptedEffect, viewWidget)
         return self._interaction.process(interactor, eventName, sliceNode, self._actors[key])
 
-    def forgetViews(self) -> None:
-        """The layout has changed: views came and went."""
+    def clearViews(self) -> None:
+        """Remove the actors: the layout, and with it the views, has changed."""
         self._interaction.drop()
         self._actors.clear()
 
@@ -106,19 +106,19 @@ class EffectWindow:
 
 
 class ViewActors:
-    """Actors of one slice view, shown through the effect (see ``DrawnLine.Actors``)."""
+    """Actors of one slice view, added through the effect (see ``SliceInteraction.Actors``)."""
 
     def __init__(self, scriptedEffect: Any, viewWidget: Any) -> None:
         self._scriptedEffect, self._viewWidget = scriptedEffect, viewWidget
 
     def add(self, actor: Any) -> None:
-        """Show an actor."""
+        """Add an actor to the view."""
         self._scriptedEffect.addActor2D(self._viewWidget, actor)
 
     def remove(self, actor: Any) -> None:
-        """Take it away again."""
+        """Remove an actor."""
         self._scriptedEffect.removeActor2D(self._viewWidget, actor)
 
     def render(self) -> None:
-        """Draw the view again soon."""
+        """Render the view soon."""
         self._scriptedEffect.scheduleRender(self._viewWidget)

@@ -1,4 +1,4 @@
-"""Parameters of the effect: their names in the scene, their defaults, and what their texts mean."""
+"""Parameters of the effect: names and defaults in the scene, values, and labels for the panel."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from medsam2_core.errors import MedSAM2Error, PromptError, VolumeError
 from medsam2_core.imaging.intensity import PRESETS, parse_window
 
+from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.PanelState import Tool
 
 if TYPE_CHECKING:
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
 
-#: Every parameter with its default, as they stand in the Segment Editor node (under the effect's name).
+#: Every parameter with its default, as stored in the Segment Editor node (under the effect's name).
 DEFAULTS = {
     "model": "embedded",
     "window": "auto",
@@ -26,28 +27,28 @@ DEFAULTS = {
     "stack": "auto",
     "autoModel": "",  # the first that suits the volume
     "replaceSegments": "0",
-    "stackFound": "",  # what "auto" has come to, so that a saved scene is cut as it was
+    "stackFound": "",  # what "auto" was resolved to, so that a saved scene has the same slices
 }
 
 #: Slices without the object after which a direction is given up, when "stopWhenGone" is on.
 PATIENCE = 3
 
-_WINDOWS = (("auto", "Automatic"), ("displayed", "As displayed"))
-_DIRECTIONS = (("both", "Both ways"), ("forward", "Forward"), ("reverse", "Backward"))
+_WINDOWS = (("auto", _("Automatic")), ("displayed", _("As displayed")))
+_DIRECTIONS = (("both", _("Both ways")), ("forward", _("Forward")), ("reverse", _("Backward")))
 _STACKS = (
-    ("auto", "View of the first prompt"),
-    ("axial", "Axial"),
-    ("sagittal", "Sagittal"),
-    ("coronal", "Coronal"),
-    ("view", "View last clicked, also oblique"),
+    ("auto", _("View of the first prompt")),
+    ("axial", _("Axial")),
+    ("sagittal", _("Sagittal")),
+    ("coronal", _("Coronal")),
+    ("view", _("View last clicked, also oblique")),
 )
 _SWITCHES = ("stopWhenGone", "autoPropagate", "negative", "replaceSegments")
-_BUILT_IN = (("embedded", "Embedded"),)
+_BUILT_IN = (("embedded", _("Embedded")),)
 _RANGE = re.compile(r"^\s*(\d+)\s*(?:\.\.|-|to)\s*(\d+)\s*$")
 
 
 class Parameters:
-    """What the user has chosen, kept in the scene by the editor.
+    """The user's choices, stored in the scene by the editor.
 
     Parameters
     ----------
@@ -60,11 +61,11 @@ class Parameters:
         self.models: tuple[tuple[str, str], ...] = _BUILT_IN
 
     def text(self, name: str) -> str:
-        """The value of a parameter as it stands in the scene; its default where the scene has none."""
+        """Return the value of a parameter in the scene, or its default."""
         return self._editor.parameter(name) or DEFAULTS[name]
 
     def isOn(self, name: str) -> bool:
-        """The value of a parameter that is 0 or 1."""
+        """Whether a parameter that is 0 or 1 is 1."""
         return self.text(name) == "1"
 
     def put(self, name: str, value: str | bool) -> bool:
@@ -73,10 +74,12 @@ class Parameters:
         Raises
         ------
         MedSAM2Error
-            When the value means nothing.
+            The value is not valid.
         """
         if name not in DEFAULTS:
-            raise MedSAM2Error(f"there is no parameter {name!r}: use one of {', '.join(DEFAULTS)}")
+            raise MedSAM2Error(
+                f"there is no parameter {name!r}: use one of {', '.join(DEFAULTS)}", code="unknown-parameter"
+            )
         value = checked(name, str(int(value)) if isinstance(value, bool) else str(value).strip())
         if self.text(name) == value:
             return False
@@ -85,17 +88,17 @@ class Parameters:
 
     @property
     def tool(self) -> Tool:
-        """What a press in a slice view means."""
+        """What a press in a slice view draws."""
         known = {tool.value: tool for tool in Tool}
         return known.get(self.text("tool"), Tool.POINT)
 
     def rangeOfSlices(self, count: int) -> tuple[int | None, int | None]:
-        """First and last slice to propagate through, None and None for all of ``count``.
+        """Return first and last slice to propagate through, None and None for all of ``count``.
 
         Raises
         ------
         PromptError
-            When the range lies outside the stack.
+            The range lies outside the stack.
         """
         found = _RANGE.match(self.text("range"))
         if found is None:
@@ -103,15 +106,19 @@ class Parameters:
         first, last = sorted(int(number) for number in found.groups())
         if first >= count:
             raise PromptError(
-                f"slices {first} to {last} do not exist: choose from 0 to {count - 1}, or all slices"
+                f"slices {first} to {last} do not exist: choose from 0 to {count - 1}, or all slices",
+                code="range-outside-stack",
+                first=first,
+                last=last,
+                count=count,
             )
         return first, min(last, count - 1)
 
     def choices(self) -> dict[str, tuple[tuple[str, str], ...]]:
-        """For the panel: by parameter, what can be chosen, as (value, label) pairs."""
+        """Return, by parameter, the choices for the panel, as (value, label) pairs."""
         model, window, span = self.text("model"), self.text("window"), self.text("range")
         windows = _WINDOWS + tuple((name, name.capitalize()) for name in PRESETS)
-        ranges = (("all", "All slices"),)
+        ranges = (("all", _("All slices")),)
         return {
             "model": _including(self.models, model),
             "window": _including(windows, window),
@@ -121,25 +128,32 @@ class Parameters:
         }
 
     def values(self) -> dict[str, str]:
-        """For the panel: by parameter, the value chosen."""
+        """Return, by parameter, the value chosen."""
         return {name: self.text(name) for name in DEFAULTS if name != "stackFound"}
 
 
 def checked(name: str, value: str) -> str:
-    """``value`` itself when parameter ``name`` can have it; MedSAM2Error with the choices when not."""
+    """Return ``value`` if it is valid for parameter ``name``; MedSAM2Error with the choices if not."""
     if name in _SWITCHES and value not in ("0", "1"):
-        raise MedSAM2Error(f"{name} is 0 or 1, not {value!r}")
+        raise MedSAM2Error(f"{name} is 0 or 1, not {value!r}", code="parameter-not-valid", name=name)
     if name == "tool" and value not in {tool.value for tool in Tool}:
-        raise PromptError(f"there is no tool {value!r}: use point, box or scribble")
+        raise PromptError(f"there is no tool {value!r}: use point, box or scribble", code="unknown-tool")
     known = {"direction": _DIRECTIONS, "stack": _STACKS}.get(name)
     if known is not None and value not in dict(known):
-        raise MedSAM2Error(f"{name} {value!r} is not known: use one of {', '.join(dict(known))}")
+        raise MedSAM2Error(
+            f"{name} {value!r} is not known: use one of {', '.join(dict(known))}",
+            code="parameter-not-valid",
+            name=name,
+        )
     if name == "window" and value not in dict(_WINDOWS):
         window = parse_window(value)  # VolumeError that names the choices
         if window.width <= 0:
-            raise VolumeError(f"window width {window.width:g} must be greater than 0")
+            raise VolumeError(f"window width {window.width:g} must be greater than 0", code="window-width")
     if name == "range" and value != "all" and not _RANGE.match(value):
-        raise PromptError(f"range {value!r}: give the first and the last slice, as in 10-40, or choose all")
+        raise PromptError(
+            f"range {value!r}: give the first and the last slice, as in 10-40, or choose all",
+            code="range-not-valid",
+        )
     return value
 
 

@@ -1,4 +1,4 @@
-"""What the effect does: the user's actions become words for the session, its answers become voxels.
+"""The effect: prompts are sent to the worker's session, and its masks are written into segments.
 
-Begin with ``EffectController``. No Qt here, except in ``EffectWindow``, which puts panel and views round it.
+Begin with ``EffectController``. No Qt here, except in ``EffectWindow``, which adds panel, views and timer.
 """

@@ -1,4 +1,5 @@
-"""What the user points at: mouse and keys in slice views, prompts as nodes of the scene, and what they say.
+"""Prompts: mouse and keys in slice views, nodes of the scene, and their conversion to ``SlicePrompts``.
 
-Begin with ``SliceInteraction`` (a click comes in) and ``PromptMarkups`` (it becomes a node, then words).
+Begin with ``SliceInteraction`` (events to gestures), ``PromptMarkups`` (gestures to nodes) and
+``PromptConversion`` (nodes to prompts in IJK).
 """

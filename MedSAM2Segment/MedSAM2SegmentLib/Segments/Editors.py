@@ -1,4 +1,4 @@
-"""Slicer's edit functions as the rest of the effect sees them, whoever carries them out."""
+"""Slicer's edit functions as an interface, with the one over a scripted effect; matrices of nodes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class SegmentError(MedSAM2Error):
 
 
 class SegmentEditor(Protocol):
-    """What the effect may do to a segmentation, and nothing else.
+    """All that the effect does with the Segment Editor.
 
     Masking, overwriting of neighbours and undo are those of Slicer's Segment Editor, as the user set them.
     """
 
     def saveStateForUndo(self) -> None:
-        """Make what comes next one step of Slicer's undo."""
+        """Begin a step of Slicer's undo."""
 
     def modifySegment(self, segmentID: str, labelmap: Any, mode: str) -> None:
         """Add a labelmap to a segment, or remove it, through Slicer's masks and overwrite mode.
@@ -39,28 +39,28 @@ class SegmentEditor(Protocol):
         """
 
     def referenceGeometry(self) -> tuple[NDArray[np.float64], tuple[int, ...]]:
-        """(4, 4) from voxel indices to the segmentation's own RAS, and the extent (i0, i1, j0, j1, k0, k1).
+        """Return (4, 4) from voxel indices to the segmentation's own RAS, and the extent (i0, i1, j0, …).
 
         GeometryError when the segmentation has none yet.
         """
 
     def segmentationNode(self) -> Any:
-        """The segmentation being edited, or None."""
+        """Return the segmentation being edited, or None."""
 
     def selectedSegmentID(self) -> str:
-        """The segment being edited; empty when none is selected."""
+        """Return the ID of the segment being edited; empty when none is selected."""
 
     def sourceVolumeNode(self) -> Any:
-        """The volume being segmented, or None."""
+        """Return the volume being segmented, or None."""
 
     def parameterSetNode(self) -> Any:
-        """The node with the parameters of this Segment Editor, or None."""
+        """Return the node with the parameters of this Segment Editor, or None."""
 
     def parameter(self, name: str) -> str:
-        """A parameter of the effect; empty when it was never set."""
+        """Return a parameter of the effect; empty when it was never set."""
 
     def setParameter(self, name: str, value: str) -> None:
-        """Keep a parameter of the effect in the scene."""
+        """Store a parameter of the effect in the scene."""
 
     def confirmSegmentVisible(self) -> bool:
         """Whether the selected segment may be edited now: Slicer asks the user when it is hidden."""
@@ -125,7 +125,7 @@ class ScriptedEffectEditor(SegmentEditor):
 
 @contextmanager
 def selected(parameterSetNode: Any, segmentID: str) -> Iterator[None]:
-    """Make a segment the selected one while it is edited, without anybody being told.
+    """Select a segment while it is edited, without an event.
 
     Slicer's edit mask always leaves out the *selected* segment: were another one edited under it, "outside
     all segments" would forbid its own voxels and allow those of the selected one.
@@ -146,7 +146,7 @@ def selected(parameterSetNode: Any, segmentID: str) -> Iterator[None]:
 
 @contextmanager
 def neighboursKept(parameterSetNode: Any) -> Iterator[None]:
-    """Within, no edit takes voxels from another segment, whatever the user lets edits overwrite."""
+    """Within, no edit takes voxels from another segment, whatever the user's overwrite mode."""
     before, silent = parameterSetNode.GetOverwriteMode(), parameterSetNode.GetDisableModifiedEvent()
     parameterSetNode.SetDisableModifiedEvent(1)
     try:
@@ -158,11 +158,12 @@ def neighboursKept(parameterSetNode: Any) -> Iterator[None]:
 
 
 def geometryOfImage(image: Any) -> tuple[NDArray[np.float64], tuple[int, ...]]:
-    """(4, 4) from indices to the segmentation's RAS, and the extent, of a reference geometry image."""
+    """Return (4, 4) from indices to the segmentation's RAS, and the extent, of a reference geometry image."""
     extent = tuple(image.GetExtent()) if image is not None else (0, -1, 0, -1, 0, -1)
     if any(extent[2 * axis] > extent[2 * axis + 1] for axis in range(3)):
         raise GeometryError(
-            "the segmentation has no geometry yet: choose a source volume in the Segment Editor first"
+            "the segmentation has no geometry yet: choose a source volume in the Segment Editor first",
+            code="no-reference-geometry",
         )
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
@@ -170,31 +171,43 @@ def geometryOfImage(image: Any) -> tuple[NDArray[np.float64], tuple[int, ...]]:
 
 
 def matrixToArray(matrix: Any) -> NDArray[np.float64]:
-    """(4, 4) array of a ``vtkMatrix4x4``."""
-    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+    """Return the (4, 4) array of a ``vtkMatrix4x4``."""
+    array = np.empty((4, 4))
+    matrix.DeepCopy(array.ravel(), matrix)
+    return array
 
 
 def arrayToMatrix(array: NDArray[np.float64]) -> Any:
-    """``vtkMatrix4x4`` of a (4, 4) array."""
+    """Return the ``vtkMatrix4x4`` of a (4, 4) array."""
     matrix = vtk.vtkMatrix4x4()
-    for row in range(4):
-        for column in range(4):
-            matrix.SetElement(row, column, float(array[row, column]))
+    matrix.DeepCopy(np.ascontiguousarray(array, dtype=np.float64).ravel())
     return matrix
 
 
 def transformToWorld(node: Any) -> NDArray[np.float64]:
-    """(4, 4) from a node's own RAS to the world's: its linear parent transforms in one.
+    """Return (4, 4) from a node's own RAS to the world's, through its parent transforms.
 
-    GeometryError when a parent transform is not linear.
+    Raises
+    ------
+    GeometryError
+        A parent transform is not linear.
     """
     transformNode = node.GetParentTransformNode()
     if transformNode is None:
         return np.eye(4)
     matrix = vtk.vtkMatrix4x4()
     if not transformNode.IsTransformToWorldLinear() or not transformNode.GetMatrixTransformToWorld(matrix):
-        raise GeometryError(
-            f"{node.GetName()!r} is under the transform {transformNode.GetName()!r}, which is not linear: "
-            "harden the transform, or take the node out of it"
-        )
+        raise warpError(node, transformNode)
     return matrixToArray(matrix)
+
+
+def warpError(node: Any, transformNode: Any) -> GeometryError:
+    """Return the error that a node is under a transform which is not linear."""
+    name, transform = node.GetName(), transformNode.GetName()
+    return GeometryError(
+        f"{name!r} is under the transform {transform!r}, which is not linear: harden the transform, or take "
+        "the node out of it",
+        code="transform-not-linear",
+        node=name,
+        transform=transform,
+    )

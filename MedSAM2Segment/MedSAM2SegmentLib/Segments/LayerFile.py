@@ -1,7 +1,7 @@
-"""Segmentations written as ``.seg.nrrd`` layer by layer, as fast as the disk takes them.
+"""Segmentations written as ``.seg.nrrd`` layer by layer, as fast as the disk allows.
 
-Slicer's own writer looks through all voxels of a layer once for every segment on it. What it says of segments
-(names, colours, tags) is known to nobody but itself: it is asked to write that, about copies of one voxel.
+Slicer's own writer scans all voxels of a layer once for every segment on it. Only Slicer knows how it writes
+names, colours and tags: so it writes a header for copies of one voxel, from which these lines are taken.
 
 http://teem.sourceforge.net/nrrd/format.html,
 https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html
@@ -19,8 +19,8 @@ import slicer
 import vtk
 from medsam2_core.errors import ExportError
 
-from MedSAM2SegmentLib.Segments.OwnGrid import Layers
-from MedSAM2SegmentLib.Segments.SegmentTags import BEFORE
+from MedSAM2SegmentLib.Segments.AlgorithmTags import BEFORE
+from MedSAM2SegmentLib.Segments.SegmentationLayers import Layers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,13 @@ _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def writeLayers(layers: Layers, name: str, path: Path) -> None:
-    """Write a segmentation; OSError when the disk refuses, ExportError when Slicer does."""
+    """Write a segmentation.
+
+    Raises
+    ------
+    OSError, ExportError
+        The disk, or Slicer, refuses.
+    """
     order = list(layers.known.GetSegmentIDs())
     described = _described(layers.known, order, name, path)
     dtype = np.result_type(*(layer.values.dtype for layer in layers.layers)).newbyteorder("<")
@@ -56,7 +62,7 @@ def writeLayers(layers: Layers, name: str, path: Path) -> None:
 
 
 def _described(known: Any, order: list[str], name: str, path: Path) -> list[bytes]:
-    """The lines of a header in which Slicer says all about segments but where they are."""
+    """Return the lines of a header that Slicer writes about segments, without where they are."""
     image = slicer.vtkOrientedImageData()
     image.SetExtent(0, 0, 0, 0, 0, 0)
     image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
@@ -66,7 +72,7 @@ def _described(known: Any, order: list[str], name: str, path: Path) -> list[byte
     for segmentID in order:
         copy = slicer.vtkSegment()
         copy.DeepCopyMetadata(known.GetSegment(segmentID))
-        copy.RemoveTag(BEFORE)  # only for who goes on working
+        copy.RemoveTag(BEFORE)  # of use only in the scene
         copy.AddRepresentation(_LABELMAP, image)
         node.GetSegmentation().AddSegment(copy, segmentID)
     storage = slicer.vtkMRMLSegmentationStorageNode()
@@ -75,17 +81,22 @@ def _described(known: Any, order: list[str], name: str, path: Path) -> list[byte
     try:
         isWritten = storage.WriteData(node)
     except (RuntimeError, ValueError) as error:
-        raise ExportError(f"{name!r} could not be written: {error}") from error
+        raise ExportError(
+            f"{name!r} could not be written: {error}", code="segmentation-not-written", name=name
+        ) from error
     if not isWritten:
         raise ExportError(
-            f"{name!r} could not be written to the temporary folder {path.parent}: is the disk full?"
+            f"{name!r} could not be written to the temporary folder {path.parent}: is the disk full?",
+            code="segmentation-not-written",
+            name=name,
+            folder=str(path.parent),
         )
     header = path.read_bytes().partition(b"\n\n")[0]
     return [line for line in header.splitlines() if _OF_SEGMENTS.match(line)]
 
 
 def _marks(layers: Layers) -> dict[str, tuple[int, int]]:
-    """By segment, its layer and the value of its voxels; what is empty gets one that no voxel has."""
+    """Return, by segment, its layer and label value; an empty one gets a value that no voxel has."""
     marks = {
         segmentID: (number, value)
         for number, layer in enumerate(layers.layers)
@@ -118,7 +129,7 @@ def _grid(layers: Layers, dtype: np.dtype[Any]) -> Iterator[str]:
 
 
 def _planes(layers: Layers, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """The voxels slice by slice, the layer running fastest."""
+    """Yield the voxels slice by slice, the layer axis fastest."""
     count, (_, height, width) = len(layers.layers), layers.extent.shape
     for plane in layers.extent.planes():
         stored = np.zeros((height, width, count), dtype=dtype)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import slicer
-from medsam2_core.errors import GeometryError, TrainingError
+import vtk
+from medsam2_core.errors import ExportError, GeometryError, TrainingError
+from vtk.util.numpy_support import numpy_to_vtk
 
-from MedSAM2SegmentLib.Segments.OnVolume import drawn, onVolume, volumeOf, write
+from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix, matrixToArray, transformToWorld
+from MedSAM2SegmentLib.Segments.SegmentationLayers import asLabelmaps, gridOfVolume, setGrid, volumeOf
+from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LABELMAP = "Binary labelmap"
 
 
 class SceneCases:
@@ -26,42 +37,43 @@ class SceneCases:
         self._scene = scene
 
     def names(self) -> tuple[str, ...]:
-        """Names of the volumes that segments were drawn on; empty without any. Cheap."""
+        """Return the names of the volumes that segments were drawn on; cheap."""
         return tuple(volume.GetName() for volume, _ in self._pairs())
 
     def write(self, folder: str | Path) -> dict[str, str]:
-        """Write ``NAME.nrrd`` and ``NAME.seg.nrrd`` for every one; the volume's name by the file's.
+        """Write ``NAME.nrrd`` and ``NAME.seg.nrrd`` for every one, and return the volumes' names by NAME.
 
-        Files are named by number: a name may be a patient's. Transforms that both are under are left out.
+        Files are numbered: a name may be a patient's. Transforms that both are under are left out.
 
         Raises
         ------
         TrainingError
             There is none.
         MedSAM2Error
-            One cannot be written, or seen as labels of its volume.
+            One cannot be written, or resampled to its volume.
         """
         written: dict[str, str] = {}
         for volume, segmentation in self._pairs():
             try:
                 labels = onVolume(segmentation, volume, drawn(segmentation))
             except GeometryError as error:
-                raise TrainingError(str(error)) from error
+                raise TrainingError(str(error), code=error.code, **error.fields) from error
             if labels.GetSegmentation().GetNumberOfSegments() == 0:
                 continue
             name = f"case{len(written) + 1:03d}"
-            write(slicer.vtkMRMLVolumeArchetypeStorageNode(), volume, Path(folder) / f"{name}.nrrd")
-            write(slicer.vtkMRMLSegmentationStorageNode(), labels, Path(folder) / f"{name}.seg.nrrd")
+            writeNode(slicer.vtkMRMLVolumeArchetypeStorageNode(), volume, Path(folder) / f"{name}.nrrd")
+            writeNode(slicer.vtkMRMLSegmentationStorageNode(), labels, Path(folder) / f"{name}.seg.nrrd")
             written[name] = volume.GetName()
         if not written:
             raise TrainingError(
                 "no volume of the scene has a segmentation that was made on it: segment some first, or "
-                "choose a folder"
+                "choose a folder",
+                code="no-labelled-volume",
             )
         return written
 
     def _pairs(self) -> Iterator[tuple[Any, Any]]:
-        """Volumes and segmentations; of several on one volume, the one with most segments."""
+        """Yield volumes and segmentations; of several on one volume, the one with most segments."""
         best: dict[str, tuple[int, Any, Any]] = {}
         nodes = self._scene.GetNodesByClass("vtkMRMLSegmentationNode")
         nodes.UnRegister(None)
@@ -75,3 +87,96 @@ class SceneCases:
                 best[volume.GetID()] = count, volume, segmentation
         for _, volume, segmentation in best.values():
             yield volume, segmentation
+
+
+def drawn(segmentation: Any) -> list[str]:
+    """Return the IDs of the segments that may have voxels; cheap."""
+    known, found = segmentation.GetSegmentation(), []
+    for segmentID in known.GetSegmentIDs():
+        labelmap = known.GetSegment(segmentID).GetRepresentation(_LABELMAP)
+        if labelmap is not None and not Extent(*labelmap.GetExtent()).isEmpty:
+            found.append(segmentID)
+    return found
+
+
+def onVolume(segmentation: Any, volume: Any, segmentIDs: Iterable[str]) -> Any:
+    """Return a segmentation node outside the scene, on the grid of a volume, without transforms.
+
+    What lies outside the volume, or between its voxels, is left out.
+
+    Parameters
+    ----------
+    segmentIDs
+        The segments, in their order, with their names, colours and tags; those without a voxel are left out.
+
+    Raises
+    ------
+    GeometryError
+        A transform over one of them warps.
+    """
+    ijkToRAS, grid = gridOfVolume(volume)
+    toOwn = np.linalg.inv(transformToWorld(segmentation)) @ transformToWorld(volume) @ ijkToRAS
+    known = asLabelmaps(segmentation, volume)
+    voxels, node = SegmentVoxels(known, toOwn), slicer.vtkMRMLSegmentationNode()
+    setGrid(node, grid, ijkToRAS)
+    made: dict[Any, Any] = {}  # segments that do not overlap share a labelmap, here as there
+    for segmentID in segmentIDs:
+        segment = known.GetSegmentation().GetSegment(segmentID)
+        labelmap = segment.GetRepresentation(_LABELMAP)
+        if labelmap not in made:
+            made[labelmap] = _labelmap(voxels, labelmap, toOwn, grid, ijkToRAS)
+        copy = slicer.vtkSegment()
+        copy.DeepCopyMetadata(segment)
+        copy.AddRepresentation(_LABELMAP, made[labelmap])
+        node.GetSegmentation().AddSegment(copy, segmentID)
+        if not SegmentVoxels(node, ijkToRAS).hasAny(segmentID):
+            node.GetSegmentation().RemoveSegment(segmentID)
+    return node
+
+
+def _labelmap(
+    voxels: SegmentVoxels,
+    labelmap: Any,
+    toOwn: NDArray[np.float64],
+    grid: Extent,
+    ijkToRAS: NDArray[np.float64],
+) -> Any:
+    """Return a labelmap on the new grid, no larger than need be."""
+    box = _boxOf(labelmap, toOwn).intersection(grid)
+    values = voxels.values(labelmap, box)
+    image = slicer.vtkOrientedImageData()
+    image.SetGeometryFromImageToWorldMatrix(arrayToMatrix(ijkToRAS))
+    if values is None:
+        image.SetExtent(*NOWHERE)
+        return image
+    image.SetExtent(*box)
+    image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(values).ravel(), deep=True))
+    return image
+
+
+def _boxOf(labelmap: Any, toOwn: NDArray[np.float64]) -> Extent:
+    """Return a box round the voxels of the new grid that a labelmap can fill."""
+    filled = Extent(*labelmap.GetExtent()) if labelmap is not None else NOWHERE
+    if filled.isEmpty:
+        return NOWHERE
+    matrix = vtk.vtkMatrix4x4()
+    labelmap.GetImageToWorldMatrix(matrix)
+    toNew = np.linalg.inv(toOwn) @ matrixToArray(matrix)
+    corners = filled.corners() @ toNew[:3, :3].T + toNew[:3, 3]
+    return Extent.between(np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)))
+
+
+def writeNode(storage: Any, node: Any, path: Path) -> None:
+    """Write a node with a storage node outside the scene, which keeps its own; ExportError on failure."""
+    storage.SetFileName(str(path))
+    storage.SetUseCompression(False)
+    try:
+        isWritten = storage.WriteData(node)
+    except (RuntimeError, ValueError) as error:
+        raise ExportError(
+            f"{node.GetName()!r} could not be written to {path}: {error}", code="node-not-written"
+        ) from error
+    if not isWritten:
+        raise ExportError(
+            f"{node.GetName()!r} could not be written to {path}: is the disk full?", code="node-not-written"
+        )

@@ -1,4 +1,4 @@
-"""Segments as they stand: read where they are asked about, without copying the rest."""
+"""Reading of segments, only where needed and without copies."""
 
 from __future__ import annotations
 
@@ -35,21 +35,25 @@ class SegmentVoxels:
         self.indexToRAS = indexToRAS
 
     def check(self, segmentID: str) -> None:
-        """SegmentError when the segment is gone, or when the segmentation is not made of labelmaps."""
+        """Raise SegmentError when the segment is gone, or the segmentation is not kept as labelmaps."""
         if self.segmentation.GetSegment(segmentID) is None:
             raise SegmentError(
                 f"the segment {segmentID!r} is no longer in {self.name!r}: select another one, or undo what "
-                "removed it"
+                "removed it",
+                code="segment-gone",
+                segment=segmentID,
             )
         representation = self.segmentation.GetSourceRepresentationName()
         if representation != _LABELMAP:
             raise SegmentError(
                 f"{self.name!r} is kept as {representation}, which cannot be painted on: select the effect "
-                "again and let the Segment Editor convert it to a binary labelmap"
+                "again and let the Segment Editor convert it to a binary labelmap",
+                code="segmentation-not-labelmap",
+                representation=representation,
             )
 
     def mask(self, segmentID: str, voxels: Voxels) -> NDArray[np.bool_]:
-        """Which voxels belong to the segment, as an array of their shape; none when it is gone."""
+        """Return which voxels belong to the segment, as an array of their shape; none when it is gone."""
         segment = self.segmentation.GetSegment(segmentID)
         values = None if segment is None else self.values(segment.GetRepresentation(_LABELMAP), voxels)
         return np.zeros(voxels.shape, dtype=bool) if values is None else values == segment.GetLabelValue()
@@ -62,7 +66,7 @@ class SegmentVoxels:
         return scalars is not None and bool((vtk_to_numpy(scalars) == segment.GetLabelValue()).any())
 
     def others(self, segmentID: str, voxels: Voxels) -> dict[str, NDArray[np.bool_]]:
-        """Masks of the other segments that have any of the voxels."""
+        """Return masks of the other segments that have any of the voxels."""
         found: dict[str, NDArray[np.bool_]] = {}
         layers: dict[Any, tuple[Any, Any]] = {}
         for n in range(self.segmentation.GetNumberOfSegments()):
@@ -79,13 +83,13 @@ class SegmentVoxels:
         return found
 
     def state(self, segmentID: str) -> object:
-        """Changes when the segment's voxels may have; None when it is gone."""
+        """Return what changes when the segment's voxels may have changed; None when it is gone."""
         segment = self.segmentation.GetSegment(segmentID)
         labelmap = None if segment is None else segment.GetRepresentation(_LABELMAP)
         return None if labelmap is None else (labelmap.__this__, labelmap.GetMTime(), segment.GetLabelValue())
 
     def values(self, labelmap: Any, voxels: Voxels) -> NDArray[Any] | None:
-        """Values of a labelmap of the segmentation at voxels, 0 outside it; None when there is nothing."""
+        """Return values of a labelmap of the segmentation at voxels, 0 outside it; None when it is empty."""
         if labelmap is None or labelmap.GetPointData().GetScalars() is None or voxels.isEmpty:
             return None
         filled = Extent(*labelmap.GetExtent())
@@ -102,7 +106,7 @@ class SegmentVoxels:
 
 
 def _present(values: NDArray[Any]) -> NDArray[Any]:
-    """The values that occur; without sorting where there cannot be many."""
+    """Return the values that occur; without sorting where there cannot be many."""
     if values.dtype.kind not in "ui" or values.dtype.itemsize > 2:
         return np.unique(values)
     counted = np.zeros(1 << (8 * values.dtype.itemsize), dtype=bool)
@@ -113,7 +117,7 @@ def _present(values: NDArray[Any]) -> NDArray[Any]:
 def labelmapOf(
     mask: NDArray[np.bool_], voxels: Voxels, indexToRAS: NDArray[np.float64]
 ) -> tuple[Any, Extent]:
-    """``vtkOrientedImageData`` of 0 and 1 around the voxels of a mask, and its extent."""
+    """Return a ``vtkOrientedImageData`` of 0 and 1 around the voxels of a mask, and its extent."""
     import slicer
 
     around = voxels.around(mask)

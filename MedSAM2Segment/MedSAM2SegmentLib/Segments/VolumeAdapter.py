@@ -1,4 +1,4 @@
-"""A volume node as the core sees it: voxels that are not copied, and their place in the world."""
+"""Volume nodes for the core: voxels that are not copied, and their pose in the world."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _MODALITY = "DICOM.Modality"
 
 
 class VolumeAdapter:
-    """A volume node of the scene, checked, with its place in the world.
+    """A volume node of the scene, checked, with its pose in the world.
 
-    Voxels are seen, not copied: who changes them in the scene changes them here. :attr:`key` tells.
+    The voxels are a view, not a copy: changes in the scene change them here, and :attr:`key`.
 
     Parameters
     ----------
@@ -36,18 +36,18 @@ class VolumeAdapter:
     Raises
     ------
     VolumeError, GeometryError
-        With what :meth:`problemOf` says about the node.
+        With the message of :meth:`problemOf`.
     """
 
     def __init__(self, volumeNode: Any) -> None:
         problem = self.problemOf(volumeNode)
         if problem:
-            raise VolumeError(problem)
+            raise VolumeError(problem, code="volume-not-usable")
         self.node = volumeNode
 
     @staticmethod
     def problemOf(node: Any) -> str:
-        """Why a volume node cannot be segmented, and the way out; empty when it can."""
+        """Return why a volume node cannot be segmented, and the way out; empty when it can."""
         if node is None:
             return "no volume is selected: choose a source volume"
         if not node.IsA("vtkMRMLScalarVolumeNode"):
@@ -61,9 +61,14 @@ class VolumeAdapter:
 
     @property
     def key(self) -> str:
-        """Changes when voxels or their place in the world change; cheap."""
-        place = np.round(_ijkToWorld(self.node), 9).tobytes().hex()
-        return f"{self.node.GetID()}:{self.node.GetImageData().GetMTime()}:{place}"
+        """Key of voxels and pose, see :meth:`keyOf`."""
+        return self.keyOf(self.node)
+
+    @staticmethod
+    def keyOf(node: Any) -> str:
+        """Return what changes when the voxels of a volume node, or their pose in the world, change; cheap."""
+        pose = np.round(_ijkToWorld(node), 9).tobytes().hex()
+        return f"{node.GetID()}:{node.GetImageData().GetMTime()}:{pose}"
 
     @cached_property
     def volume(self) -> Volume:
@@ -78,7 +83,7 @@ class VolumeAdapter:
 
     @property
     def geometry(self) -> Geometry:
-        """Where the voxels are in the world: IJK to RAS through all parent transforms."""
+        """Pose of the voxels in the world: IJK to RAS through all parent transforms."""
         return self.volume.geometry
 
     @property
@@ -87,14 +92,15 @@ class VolumeAdapter:
         return min(self.geometry.shape_ijk) == 1
 
     def stackAlong(self, axis: str) -> StackChoice:
-        """Slices along a plane ("axial"), named by the array axis as :meth:`stackOfView` names them; for
-        "picture", the one slice there is."""
+        """Return slices along a plane ("axial"), named by array axis as in :meth:`stackOfView`; for
+        "picture", the one slice there is.
+        """
         if axis == "picture":
             return StackChoice("ijk"[2 - int(np.argmin(self.geometry.shape_ijk[::-1]))])
         return StackChoice(axis if axis in "ijk" else "ijk"[self.geometry.closest_axis(axis)])
 
     def displayedWindow(self) -> str:
-        """``"width,level"`` as the volume is shown now; empty when it is not shown through a window."""
+        """Return ``"width,level"`` of the volume's display; empty when it has no window."""
         display = self.node.GetDisplayNode()
         if display is None or not display.IsA("vtkMRMLScalarVolumeDisplayNode") or self.volume.is_colour:
             return ""
@@ -102,7 +108,7 @@ class VolumeAdapter:
         return f"{width:g},{level:g}" if width > 0 and np.isfinite([width, level]).all() else ""
 
     def stackOfView(self, sliceNode: Any) -> StackChoice:
-        """The slices a view shows: along an array axis if the view lies within 1 degree of it, else oblique.
+        """Return the slices of a view: along an array axis if it is within 1 degree of it, else oblique.
 
         An oblique stack has a slice exactly in the view's plane, wherever the view was panned or zoomed to.
         """
@@ -114,7 +120,7 @@ class VolumeAdapter:
         return StackChoice.oblique(centre - ((centre - origin) @ normal) * normal, right, -up)
 
     def sliceOfView(self, sliceNode: Any, stack: SliceStack) -> int | None:
-        """The slice of a stack that a view shows; None when the view lies across it, or beside the volume."""
+        """Return the slice of a stack in a view; None when the view lies across it, or beside the volume."""
         _, _, normal, origin = _viewAxes(sliceNode)
         if abs(_normalOfStack(stack) @ normal) < _PARALLEL:
             return None
@@ -126,16 +132,19 @@ class VolumeAdapter:
         return n if 0 <= n < len(stack) else None
 
     def positionOfSlice(self, stack: SliceStack, n: int) -> NDArray[np.float64]:
-        """(3,) world RAS of the centre of slice ``n``."""
+        """Return (3,) world RAS of the centre of slice ``n``."""
         height, width = stack.shape_hw
         centre_xyn = [(width - 1) / 2, (height - 1) / 2, stack.checked(n)]
         return self.geometry.to_ras(stack.to_ijk(centre_xyn))[0]
 
 
 def hardenTransform(node: Any) -> None:
-    """Apply the parent transform of a node to its voxels for good; the way out of one that is not linear."""
+    """Apply the parent transform of a node to its voxels; the way out of one that is not linear."""
     if node.GetParentTransformNode() is not None and not node.HardenTransform():
-        raise GeometryError(f"the transform of {node.GetName()!r} could not be hardened: take it off instead")
+        raise GeometryError(
+            f"the transform of {node.GetName()!r} could not be hardened: take it off instead",
+            code="transform-not-hardened",
+        )
 
 
 def _problemOfVoxels(node: Any) -> str:
@@ -194,13 +203,12 @@ def _ijkToWorld(node: Any) -> NDArray[np.float64]:
 
 
 def _modality(node: Any) -> str:
-    """As the DICOM browser noted it in the subject hierarchy; empty when it is not known."""
+    """Return the modality that the DICOM browser stored in the subject hierarchy; empty when unknown."""
     scene = node.GetScene()
     hierarchy = scene.GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode") if scene else None
     item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
-    while (
-        item and item != hierarchy.GetSceneItemID()
-    ):  # the modality stands with the volume or with its study
+    # The modality is an attribute of the volume or of its study.
+    while item and item != hierarchy.GetSceneItemID():
         modality = hierarchy.GetItemAttribute(item, _MODALITY)
         if modality:
             return modality
@@ -209,7 +217,7 @@ def _modality(node: Any) -> str:
 
 
 def _viewAxes(sliceNode: Any) -> tuple[NDArray[np.float64], ...]:
-    """Unit vectors (3,) to the right of, up in and out of a slice view, a point of its plane; world RAS."""
+    """Return unit vectors (3,) to the right, up and out of a slice view, and a point of its plane (RAS)."""
     sliceToRAS = matrixToArray(sliceNode.GetSliceToRAS())
     right, up = (sliceToRAS[:3, n] / np.linalg.norm(sliceToRAS[:3, n]) for n in (0, 1))
     normal = np.cross(right, up)
@@ -217,7 +225,7 @@ def _viewAxes(sliceNode: Any) -> tuple[NDArray[np.float64], ...]:
 
 
 def _normalOfAxis(geometry: Geometry, axis: int) -> NDArray[np.float64]:
-    """Unit normal of the slices along an array axis: in a sheared volume not the axis itself."""
+    """Return the unit normal of the slices along an array axis: in a sheared volume not the axis itself."""
     first, second = (geometry.directions[:, other] for other in range(3) if other != axis)
     normal = np.cross(first, second)
     return normal / np.linalg.norm(normal)

@@ -1,7 +1,7 @@
-"""Which voxels of a grid are meant: a box of them, or a list where a box would hold mostly others.
+"""Sets of voxels of a grid: a box, or a list where a box would hold mostly others.
 
-Both are used alike: values at the voxels are an array of the set's shape, whatever that is, and ``read`` and
-``write`` go between it and a (k, j, i) array of a larger extent.
+Both have the same interface: values at the voxels are an array of the set's shape, and ``read`` and ``write``
+copy between it and a (k, j, i) array of a larger extent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Extent(NamedTuple):
-    """A box: first and last voxel index along i, j, k, as in VTK; both belong to it."""
+    """A box: first and last voxel index along i, j, k, inclusive, as in VTK."""
 
     i0: int
     i1: int
@@ -30,12 +30,12 @@ class Extent(NamedTuple):
 
     @classmethod
     def between(cls, first_ijk: NDArray[Any], last_ijk: NDArray[Any]) -> Extent:
-        """From first and last indices (3,)."""
+        """Create a box from first and last indices (3,)."""
         return cls(*(int(value) for pair in zip(first_ijk, last_ijk, strict=True) for value in pair))
 
     @property
     def isEmpty(self) -> bool:
-        """Whether no voxel belongs to it."""
+        """Whether it holds no voxel."""
         return self.i0 > self.i1 or self.j0 > self.j1 or self.k0 > self.k1
 
     @property
@@ -49,7 +49,7 @@ class Extent(NamedTuple):
         return self
 
     def within(self, outer: Extent) -> tuple[slice, slice, slice]:
-        """Where its voxels are in a (k, j, i) array of ``outer``, which holds all of them."""
+        """Return the slices of its voxels in a (k, j, i) array of ``outer``, which holds all of them."""
         return (
             slice(self.k0 - outer.k0, self.k1 - outer.k0 + 1),
             slice(self.j0 - outer.j0, self.j1 - outer.j0 + 1),
@@ -57,19 +57,19 @@ class Extent(NamedTuple):
         )
 
     def intersection(self, other: Extent) -> Extent:
-        """The voxels of both; may be empty."""
+        """Return the voxels of both; may be empty."""
         pairs = zip(self, other, (max, min) * 3, strict=True)
         return Extent(*(choose(mine, its) for mine, its, choose in pairs))
 
     def union(self, other: Extent) -> Extent:
-        """The smallest box that holds both; an empty one adds nothing."""
+        """Return the smallest box that holds both; an empty one adds nothing."""
         if self.isEmpty or other.isEmpty:
             return other if self.isEmpty else self
         pairs = zip(self, other, (min, max) * 3, strict=True)
         return Extent(*(choose(mine, its) for mine, its, choose in pairs))
 
     def around(self, mask: NDArray[np.bool_]) -> Extent:
-        """The smallest box that holds the voxels of a mask; empty when the mask is."""
+        """Return the smallest box that holds the voxels of a mask; empty when the mask is."""
         bounds = []
         for axis in (2, 1, 0):  # i, j, k
             others = tuple(other for other in range(3) if other != axis)
@@ -81,12 +81,12 @@ class Extent(NamedTuple):
         return Extent(*bounds)
 
     def subset(self, mask: NDArray[np.bool_]) -> tuple[Extent, Any]:
-        """A set that holds the voxels of a mask, and the index that takes their values out of an array."""
+        """Return a set that holds the voxels of a mask, and the index of their values in an array."""
         around = self.around(mask)
         return around, around.within(self)
 
     def read(self, values_kji: NDArray[Any], outer: Extent) -> NDArray[Any]:
-        """Values at the voxels, of an array of ``outer``; voxels outside it have 0. A view when it can be."""
+        """Return values at the voxels, of an array of ``outer``, 0 outside it; a view where possible."""
         shared = self.intersection(outer)
         if shared == self:
             return values_kji[self.within(outer)]
@@ -96,38 +96,38 @@ class Extent(NamedTuple):
         return values
 
     def write(self, values: NDArray[Any], values_kji: NDArray[Any], outer: Extent) -> None:
-        """Put values at the voxels into an array of ``outer``, which holds all of them."""
+        """Write values at the voxels to an array of ``outer``, which holds all of them."""
         values_kji[self.within(outer)] = values
 
     def corners(self) -> NDArray[np.float64]:
-        """(8, 3) i, j, k of the outermost edges of its voxels."""
+        """Return (8, 3) i, j, k of the outermost edges of its voxels."""
         sides = [(self[2 * axis] - 0.5, self[2 * axis + 1] + 0.5) for axis in range(3)]
         return np.array(list(itertools.product(*sides)))
 
     def positions(self, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """(N, 3) i, j, k of the voxels of a mask, or of all."""
+        """Return (N, 3) i, j, k of the voxels of a mask, or of all."""
         mask = np.ones(self.shape, dtype=bool) if mask is None else mask
         return np.argwhere(mask)[:, ::-1] + np.array([self.i0, self.j0, self.k0])
 
     def planes(self) -> Iterator[Extent]:
-        """Its planes along k."""
+        """Yield its planes along k."""
         return (self._replace(k0=k, k1=k) for k in range(self.k0, self.k1 + 1))
 
     def parts(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-        """Index into an array of the shape and (N, 3) positions, in parts of moderate size."""
+        """Yield index into an array of the shape and (N, 3) positions, in parts of moderate size."""
         return ((n, plane.positions()) for n, plane in enumerate(self.planes()))
 
     def packed(self) -> Extent:
-        """As it is kept for long."""
+        """Return the compact form."""
         return self
 
     def unpacked(self) -> Extent:
-        """Back from :meth:`packed`."""
+        """Return the set of a compact form."""
         return self
 
     @property
     def bytes(self) -> int:
-        """What :meth:`packed` takes; nearly nothing."""
+        """Memory of the compact form."""
         return 48
 
 
@@ -161,16 +161,16 @@ class VoxelList:
         return self.around(np.ones(self.shape, dtype=bool))
 
     def around(self, mask: NDArray[np.bool_]) -> Extent:
-        """The smallest box that holds the voxels of a mask; empty when the mask is."""
+        """Return the smallest box that holds the voxels of a mask; empty when the mask is."""
         chosen = self.ijk[mask]
         return Extent.between(chosen.min(axis=0), chosen.max(axis=0)) if len(chosen) else NOWHERE
 
     def subset(self, mask: NDArray[np.bool_]) -> tuple[VoxelList, Any]:
-        """The voxels of a mask, and the index that takes their values out of an array."""
+        """Return the voxels of a mask, and the index of their values in an array."""
         return VoxelList(self.ijk[mask]), mask
 
     def read(self, values_kji: NDArray[Any], outer: Extent) -> NDArray[Any]:
-        """Values at the voxels, of an array of ``outer``; voxels outside it have 0."""
+        """Return values at the voxels, of an array of ``outer``, 0 outside it."""
         i, j, k = (self.ijk - [outer.i0, outer.j0, outer.k0]).T
         depth, height, width = outer.shape
         inside = (i >= 0) & (i < width) & (j >= 0) & (j < height) & (k >= 0) & (k < depth)
@@ -181,20 +181,20 @@ class VoxelList:
         return values
 
     def write(self, values: NDArray[Any], values_kji: NDArray[Any], outer: Extent) -> None:
-        """Put values at the voxels into an array of ``outer``, which holds all of them."""
+        """Write values at the voxels to an array of ``outer``, which holds all of them."""
         i, j, k = (self.ijk - [outer.i0, outer.j0, outer.k0]).T
         values_kji[k, j, i] = values
 
     def positions(self, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """(N, 3) i, j, k of the voxels of a mask, or of all."""
+        """Return (N, 3) i, j, k of the voxels of a mask, or of all."""
         return self.ijk if mask is None else self.ijk[mask]
 
     def parts(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-        """Index into an array of the shape and (N, 3) positions."""
+        """Yield index into an array of the shape and (N, 3) positions."""
         yield slice(None), self.ijk
 
     def packed(self) -> PackedList:
-        """As it is kept for long."""
+        """Return the compact form."""
         return PackedList(self.ijk)
 
 
@@ -206,13 +206,13 @@ class PackedList:
         self._packed = zlib.compress(np.ascontiguousarray(steps.T).tobytes(), 1)
 
     def unpacked(self) -> VoxelList:
-        """The list again."""
+        """Return the list."""
         steps = np.frombuffer(zlib.decompress(self._packed), np.int32).reshape(3, -1).T
         return VoxelList(np.cumsum(steps, axis=0, dtype=np.int64))
 
     @property
     def bytes(self) -> int:
-        """What it takes."""
+        """Memory it takes."""
         return len(self._packed)
 
 
@@ -220,12 +220,12 @@ Voxels = Extent | VoxelList
 
 
 def packedBits(mask: NDArray[np.bool_]) -> bytes:
-    """A mask of any shape, compressed."""
+    """Compress a mask of any shape."""
     return zlib.compress(np.packbits(mask).tobytes(), 1)
 
 
 def unpackedBits(packed: bytes, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The mask again."""
+    """Decompress a mask."""
     bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=int(np.prod(shape)))
     return bits.view(bool).reshape(shape)
 
@@ -233,7 +233,7 @@ def unpackedBits(packed: bytes, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 def nearest(
     values_kji: NDArray[Any], outer: Extent, toOuter: NDArray[np.float64], voxels: Voxels
 ) -> NDArray[Any]:
-    """Values at voxels of another lattice, each that of the voxel of ``outer`` nearest to it; 0 outside.
+    """Return values at voxels of another lattice, each of the nearest voxel of ``outer``; 0 outside.
 
     ``toOuter`` (4, 4) takes indices of ``voxels`` to indices of ``outer``.
     """

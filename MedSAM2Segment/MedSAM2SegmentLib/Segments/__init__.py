@@ -1,4 +1,5 @@
-"""Volumes and segments: the volume as the core sees it, masks written through Slicer's own edits, and undo.
+"""Volumes and segments: volumes for the core, masks written through Slicer's own edits, ownership and undo.
 
-Begin with ``VolumeAdapter`` (in), ``SegmentWriter`` (out) and ``EditLedger`` (what undo takes back).
+Begin with ``VolumeAdapter`` (in) and ``SegmentWriter`` (out). ``VoxelOwnership`` has the contract about the
+user's voxels; ``EditHistory`` detects Slicer's undo.
 """

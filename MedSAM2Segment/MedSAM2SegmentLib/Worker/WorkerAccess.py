@@ -32,7 +32,7 @@ def sharedInstaller() -> RuntimeInstaller:
 
 
 class WorkerAccess:
-    """``WorkerSource`` of the effects; see :mod:`MedSAM2SegmentLib.Effect.SessionLink`.
+    """``WorkerSource`` of the effects; see :mod:`MedSAM2SegmentLib.Effect.WorkerSession`.
 
     Parameters
     ----------

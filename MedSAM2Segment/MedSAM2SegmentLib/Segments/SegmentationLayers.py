@@ -1,6 +1,6 @@
 """Segmentations as they are, on a grid of their own: placed relative to their volume, and nothing cut off.
 
-What becomes of them on another grid is decided, and told, by who writes the file in the end.
+Whoever writes the file in the end decides, and reports, what becomes of them on another grid.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ from medsam2_core.errors import ExportError, GeometryError
 from medsam2_core.imaging.segmentation import bounding_box
 from vtk.util.numpy_support import vtk_to_numpy
 
-from MedSAM2SegmentLib.Segments.Editors import matrixToArray
-from MedSAM2SegmentLib.Segments.OnVolume import asLabelmaps, ownGrid
+from MedSAM2SegmentLib.Segments.Editors import (
+    arrayToMatrix,
+    geometryOfImage,
+    matrixToArray,
+    transformToWorld,
+    warpError,
+)
 from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, nearest
 
 if TYPE_CHECKING:
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
 _LABELMAP = "Binary labelmap"
 _SAME = 1e-4  # voxels by which two lattices may differ over a labelmap and still count as one
-_MOST_LOST, _TOLD = 0.05, 0.0005  # parts of a segment
+_MOST_LOST, _REPORTED = 0.05, 0.0005  # parts of a segment
 
 
 @dataclass
@@ -34,9 +39,9 @@ class Layer:
     Attributes
     ----------
     values : (K, J, I) whole numbers
-        Those of ``extent``; what is outside is nobody's.
+        Values of ``extent``; outside there are no segments.
     segmentIDs
-        By the value that marks their voxels.
+        By label value.
     """
 
     values: NDArray[Any]
@@ -53,11 +58,11 @@ class Layers:
     toRAS : (4, 4)
         From voxel indices of the extents to the own RAS of the volume; without one, of the segmentation.
     extent
-        What is to be written: it holds every voxel of every segment.
+        What is written: it holds every voxel of every segment.
     empty
         Segments without a voxel.
     notes
-        What the user should know: one sentence each.
+        Messages for the user, one sentence each.
     known
         The ``vtkSegmentation`` that the segments are of.
     """
@@ -72,7 +77,7 @@ class Layers:
 
 @dataclass
 class _Labelmap:
-    """A labelmap as it is kept, ``filled`` where it has voxels, on its own lattice (4, 4) in RAS."""
+    """A labelmap of the scene, ``filled`` where it has voxels, on its own lattice (4, 4) in RAS."""
 
     values: NDArray[Any]
     extent: Extent
@@ -82,25 +87,25 @@ class _Labelmap:
 
 
 def layersOf(segmentation: Any, volume: Any, *, isWhole: bool) -> Layers:
-    """A segmentation with all of its segments.
+    """Return a segmentation with all of its segments on one lattice.
 
-    One lattice is taken for all of them: the segmentation's reference geometry, where all lie on it; else
-    their own, where they have it in common; else the finest.
+    That is the segmentation's reference geometry, if all lie on it; else their own, if they have it in
+    common; else the finest.
 
     Parameters
     ----------
     volume
-        Whose RAS is meant: transforms that both are under are left out, whether they are linear or not.
-        None: that of the segmentation.
+        The volume whose RAS is used: transforms that both are under are left out, linear or not. None: the
+        RAS of the segmentation.
     isWhole
         Whether the extent is that of the whole grid, not just what is filled.
 
     Raises
     ------
     ExportError
-        Not a voxel is there, or segments lose too much on a lattice with the others.
+        There is no voxel, or segments would lose too much on a lattice with the others.
     GeometryError
-        What is between the two is not linear, or cannot be undone; or there is no grid.
+        The transform between the two is not linear, or singular; or there is no grid.
     """
     toVolume = np.eye(4) if volume is None else _toVolume(segmentation, volume)
     source = asLabelmaps(segmentation, volume)
@@ -108,7 +113,9 @@ def layersOf(segmentation: Any, volume: Any, *, isWhole: bool) -> Layers:
     found, empty = _labelmapsOf(known)
     if not found:
         raise ExportError(
-            f"{segmentation.GetName()!r} is empty, none of its segments has a voxel: segment something first"
+            f"{segmentation.GetName()!r} is empty, none of its segments has a voxel: segment something first",
+            code="segmentation-empty",
+            segmentation=segmentation.GetName(),
         )
     lattice, whole = _common(found, grid)
     layers, notes = [], []
@@ -128,7 +135,7 @@ def layersOf(segmentation: Any, volume: Any, *, isWhole: bool) -> Layers:
 
 
 def _toVolume(segmentation: Any, volume: Any) -> NDArray[np.float64]:
-    """(4, 4) from the segmentation's own RAS to the volume's own. GeometryError when it is no matrix."""
+    """Return (4, 4) from the segmentation's own RAS to the volume's; GeometryError when it is no matrix."""
     transforms = segmentation.GetParentTransformNode(), volume.GetParentTransformNode()
     if transforms[0] is transforms[1]:
         return np.eye(4)
@@ -136,22 +143,20 @@ def _toVolume(segmentation: Any, volume: Any) -> NDArray[np.float64]:
     for node, transform in zip((segmentation, volume), transforms, strict=True):
         isWarped = transform is not None and not transform.IsTransformToWorldLinear()
         if isWarped and not between.GetMatrixTransformBetweenNodes(*transforms, matrix):
-            raise GeometryError(
-                f"{node.GetName()!r} is under the transform {transform.GetName()!r}, which is not linear: "
-                "harden the transform, or take the node out of it"
-            )
+            raise warpError(node, transform)
     isLinear = between.GetMatrixTransformBetweenNodes(*transforms, matrix)
     array = matrixToArray(matrix)
     if not isLinear or not np.isfinite(array).all() or abs(np.linalg.det(array[:3, :3])) < 1e-9:
         raise GeometryError(
             f"the transform between {segmentation.GetName()!r} and {volume.GetName()!r} flattens space: "
-            "take them out of it"
+            "take them out of it",
+            code="transform-singular",
         )
     return array
 
 
 def _labelmapsOf(known: Any) -> tuple[list[_Labelmap], list[str]]:
-    """Labelmaps with voxels, and the segments that have none."""
+    """Return the labelmaps with voxels, and the segments that have none."""
     found: dict[Any, _Labelmap | None] = {}
     empty = []
     for segmentID in known.GetSegmentIDs():
@@ -188,7 +193,7 @@ def _labelmapOf(labelmap: Any) -> _Labelmap | None:
 def _common(
     found: list[_Labelmap], grid: tuple[NDArray[np.float64], Extent] | None
 ) -> tuple[NDArray[np.float64], Extent]:
-    """The lattice (4, 4) for all of them, and which part of it is the whole grid."""
+    """Return the lattice (4, 4) for all of them, and the extent of the whole grid."""
     if grid is not None and all(_steps(one, grid[0]) is not None for one in found):
         return grid
     first = found[0].lattice
@@ -207,7 +212,7 @@ def _common(
 
 
 def _steps(one: _Labelmap, lattice: NDArray[np.float64]) -> tuple[int, int, int] | None:
-    """By how many voxels of a lattice indices of a labelmap are off, where it lies on it; else None."""
+    """Return by how many voxels the indices of a labelmap are shifted on a lattice; None if not on it."""
     mapping = np.linalg.inv(lattice) @ one.lattice
     steps = np.rint(mapping[:3, 3])
     lean = np.abs(mapping[:3, :3] - np.eye(3)).max() * max(1, *map(abs, one.extent))
@@ -221,7 +226,7 @@ def _moved(box: Extent, by: tuple[int, int, int]) -> Extent:
 
 
 def _resampled(one: _Labelmap, lattice: NDArray[np.float64], known: Any) -> tuple[Layer, list[str]]:
-    """A labelmap on another lattice, with what is to be known. ExportError when too much would be lost."""
+    """Return a labelmap on another lattice, with messages. ExportError when too much would be lost."""
     toLattice = np.linalg.inv(lattice) @ one.lattice
     corners = one.filled.corners() @ toLattice[:3, :3].T + toLattice[:3, 3]
     box = Extent.between(np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)))
@@ -237,8 +242,71 @@ def _resampled(one: _Labelmap, lattice: NDArray[np.float64], known: Any) -> tupl
         if off > _MOST_LOST:
             raise ExportError(
                 f"{name!r} lies on a grid of its own, and {off:.1%} of it would be another on the one of the "
-                "other segments: move it to a segmentation of its own, and export that"
+                "other segments: move it to a segmentation of its own, and export that",
+                code="segment-on-other-grid",
+                segment=name,
+                lost=off,
             )
-        if off > _TOLD:
+        if off > _REPORTED:
             notes.append(f"{name!r} lay on another grid than the rest: {off:.1%} of it changed")
     return Layer(values, box, one.segmentIDs), notes
+
+
+# Nodes ------------------------------------------------------------------------------------------------------
+
+
+def volumeOf(segmentation: Any) -> Any:
+    """Return the volume a segmentation was made on, if it is there and has voxels; None otherwise."""
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    volume = segmentation.GetNodeReference(role)
+    return volume if volume is not None and volume.GetImageData() is not None else None
+
+
+def gridOfVolume(volume: Any) -> tuple[NDArray[np.float64], Extent]:
+    """Return (4, 4) from indices to the own RAS of a volume, and the extent of its indices."""
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    width, height, depth = volume.GetImageData().GetDimensions()
+    return matrixToArray(matrix), Extent(0, width - 1, 0, height - 1, 0, depth - 1)
+
+
+def ownGrid(segmentation: Any) -> tuple[NDArray[np.float64], Extent] | None:
+    """Return (4, 4) from indices to the own RAS of a segmentation, and the extent, of its geometry."""
+    known, converter = segmentation.GetSegmentation(), slicer.vtkSegmentationConverter
+    text = known.GetConversionParameter(converter.GetReferenceImageGeometryParameterName())
+    image = slicer.vtkOrientedImageData()
+    if not text or not converter.DeserializeImageGeometry(text, image, False):
+        return None
+    try:
+        matrix, extent = geometryOfImage(image)
+    except GeometryError:
+        return None
+    return matrix, Extent(*extent)
+
+
+def asLabelmaps(segmentation: Any, volume: Any) -> Any:
+    """Return the node itself, or a copy outside the scene if segments are kept as surfaces, for example.
+
+    Without a grid of its own, the copy has that of the volume. GeometryError under a transform that warps.
+    """
+    known = segmentation.GetSegmentation()
+    if all(known.GetSegment(one).GetRepresentation(_LABELMAP) is not None for one in known.GetSegmentIDs()):
+        return segmentation
+    copy = slicer.vtkMRMLSegmentationNode()
+    copy.SetName(segmentation.GetName())
+    copy.GetSegmentation().DeepCopy(known)
+    if volume is not None and ownGrid(copy) is None:
+        ijkToRAS, grid = gridOfVolume(volume)
+        toOwn = np.linalg.inv(transformToWorld(segmentation)) @ transformToWorld(volume)
+        setGrid(copy, grid, toOwn @ ijkToRAS)
+    copy.GetSegmentation().CreateRepresentation(_LABELMAP)
+    return copy
+
+
+def setGrid(node: Any, grid: Extent, ijkToRAS: NDArray[np.float64]) -> None:
+    """Set the reference geometry of a segmentation node."""
+    image, converter = slicer.vtkOrientedImageData(), slicer.vtkSegmentationConverter
+    image.SetExtent(*grid)
+    image.SetGeometryFromImageToWorldMatrix(arrayToMatrix(ijkToRAS))
+    name = converter.GetReferenceImageGeometryParameterName()
+    node.GetSegmentation().SetConversionParameter(name, converter.SerializeImageGeometry(image))

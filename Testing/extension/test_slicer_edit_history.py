@@ -1,4 +1,4 @@
-"""The ledger finds out what Slicer's undo and redo did to our steps, and what the user did himself."""
+"""The history finds out what Slicer's undo and redo did to our steps, and what the user did himself."""
 
 import random
 
@@ -8,40 +8,40 @@ import pytest
 slicer = pytest.importorskip("slicer")
 
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
-from MedSAM2SegmentLib.Segments.EditLedger import REDONE, UNDONE, EditLedger  # noqa: E402
-from MedSAM2SegmentLib.Segments.SegmentNotes import ERASED, OURS  # noqa: E402
+from MedSAM2SegmentLib.Segments.EditHistory import REDONE, UNDONE, EditHistory  # noqa: E402
+from MedSAM2SegmentLib.Segments.VoxelOwnership import ERASED, OURS  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
 from support.desk import Desk  # noqa: E402
 from support.scene import a_segmentation, box_mask, paint, set_reference  # noqa: E402
 
 
 class Book(Desk):
-    """A desk with a ledger: every write is a step, whose payloads are how many steps stood."""
+    """A desk with a history: every write is a step, whose payloads are how many steps stood."""
 
     def __init__(self, scene, **options):
         super().__init__(scene, **options)
-        self.ledger = EditLedger(self.writer)
+        self.history = EditHistory(self.writer)
         self.count = 0
 
     def step(self, k, rows, columns, segmentID="A"):
-        self.ledger.begin(self.count)
+        self.history.begin(self.count)
         self.count += 1
         self.write(k, rows, columns, segmentID)
-        return self.ledger.end(self.count)
+        return self.history.end(self.count)
 
     def found(self):
         """What reconciling finds: payloads to go back to, by kind."""
         return [
             (what, step.payloadBefore if what == UNDONE else step.payloadAfter)
-            for step, what in self.ledger.reconcile()
+            for step, what in self.history.reconcile()
         ]
 
     def ours(self, segmentID="A"):
         """(K, J, I) voxels noted as ours."""
-        return self.notes(segmentID) & OURS != 0
+        return self.bits(segmentID) & OURS != 0
 
-    def notes(self, segmentID="A"):
-        for (_, known), notes in self.writer._notes.items():
+    def bits(self, segmentID="A"):
+        for (_, known), notes in self.writer._ownerships.items():
             if known == segmentID:
                 return notes.read(notes.extent).copy()
         raise AssertionError(f"nothing is noted about {segmentID}")
@@ -83,14 +83,14 @@ def test_several_undone_at_once_are_found_together(book, slices):
 
 def made(book, name, k):
     """A step that makes a segment, and fills it."""
-    book.ledger.begin(book.count)
+    book.history.begin(book.count)
     book.count += 1
     book.writer.beginStepNow()
     segmentID = book.segmentation.GetSegmentation().AddEmptySegment(name, name)
-    book.ledger.created([segmentID])
-    assert book.ledger.createdNow == {segmentID}
+    book.history.addCreated([segmentID])
+    assert book.history.createdNow == {segmentID}
     book.write(k, (2, 6), (3, 9), segmentID, newStep=False)
-    assert book.ledger.end(book.count) is not None
+    assert book.history.end(book.count) is not None
     return segmentID
 
 
@@ -182,7 +182,7 @@ def test_after_an_undo_a_new_step_ends_what_could_be_redone(book):
     book.editor.undo()
     book.found()
     book.step(4, (1, 9), (3, 14))
-    assert [step.payloadAfter for step in book.ledger.steps] == [1, 3]
+    assert [step.payloadAfter for step in book.history.steps] == [1, 3]
     book.editor.undo()
     assert book.found() == [(UNDONE, 2)]
     book.editor.undo()
@@ -194,7 +194,7 @@ def test_a_step_that_changes_nothing_is_none(book):
     book.editor.node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
     book.editor.node.SetMaskSegmentID("B")
     assert book.step(2, (1, 5), (3, 14)) is None  # the mask refuses all of it
-    assert book.ledger.steps == []
+    assert book.history.steps == []
 
 
 def test_neighbours_that_were_overwritten_are_part_of_the_step(book):
@@ -210,15 +210,15 @@ def test_what_is_ours_goes_back_with_an_undo_and_forth_with_a_redo(book):
     known = [np.zeros(book.volume.voxels_kji.shape, dtype=np.uint8)]
     for rows in ((1, 5), (3, 9), (2, 4)):
         book.step(2, rows, (3, 14))
-        known.append(book.notes())
+        known.append(book.bits())
     for before in (2, 1, 0):
         book.editor.undo()
         book.found()
-        assert np.array_equal(book.notes(), known[before])
+        assert np.array_equal(book.bits(), known[before])
     for after in (1, 2, 3):
         book.editor.redo()
         book.found()
-        assert np.array_equal(book.notes(), known[after])
+        assert np.array_equal(book.bits(), known[after])
     book.write(2, None, None)
     assert not book.voxels().any()
 
@@ -237,7 +237,7 @@ def test_an_erasure_that_the_user_undoes_gives_back_what_is_ours(book):
     for columns in ((3, 5), (9, 12)):
         paint(book.editor, box_mask((2, 2), (1, 9), columns), mode="remove")
         assert book.found() == []
-    assert (book.notes()[2, 1:10, 3:6] & ERASED).all()
+    assert (book.bits()[2, 1:10, 3:6] & ERASED).all()
     for _ in range(2):
         book.editor.undo()
         assert book.found() == []
@@ -251,7 +251,7 @@ def test_another_segmentation_begins_a_new_book(book):
     book.step(2, (1, 9), (3, 14))
     other = a_segmentation(first.GetScene(), book.volume_node)
     book.editor.node.SetAndObserveSegmentationNode(other)
-    assert book.found() == [] and book.ledger.steps == []
+    assert book.found() == [] and book.history.steps == []
     book.write(2, (1, 9), (3, 14))  # nothing there is ours yet
     book.editor.node.SetAndObserveSegmentationNode(first)
     assert book.found() == []
@@ -262,7 +262,7 @@ def test_another_segmentation_begins_a_new_book(book):
 def test_more_steps_than_slicer_can_undo_do_no_harm(book):
     for n in range(30):
         book.step(n % 8, (1, 3 + n % 7), (3, 14))
-    assert len(book.ledger.steps) == 20
+    assert len(book.history.steps) == 20
     states = 0
     while book.editor.logic.CanUndo() if hasattr(book.editor.logic, "CanUndo") else states < 9:
         before = book.voxels()
@@ -276,14 +276,14 @@ def test_more_steps_than_slicer_can_undo_do_no_harm(book):
 
 def test_an_undo_while_a_step_is_open_closes_it(book):
     book.step(1, (1, 9), (3, 14))
-    book.ledger.begin("open")
+    book.history.begin("open")
     for k in (2, 3, 4):
         book.write(k, (1, 9), (3, 14), newStep=k == 2)
     assert book.found() == []  # somebody did something else: it stays open
     book.write(5, (1, 9), (3, 14), newStep=False)
     book.editor.undo()
     assert book.found() == [(UNDONE, "open")]
-    assert book.ledger.end("never") is None
+    assert book.history.end("never") is None
     book.editor.undo()
     assert book.found() == [(UNDONE, 0)]
 
@@ -293,9 +293,9 @@ def test_reverting_takes_back_what_nobody_changed_since(book):
     paint(book.editor, box_mask((2, 2), (4, 5), (0, 4)))
     steps = [book.step(2, (1, 9), (3, 14)), book.step(2, (0, 5), (3, 14))]
     paint(book.editor, box_mask((2, 2), (0, 1), (13, 16)), mode="remove")
-    book.ledger.begin("discard")
-    book.ledger.revert(steps)
-    book.ledger.end("discarded")
+    book.history.begin("discard")
+    book.history.revert(steps)
+    book.history.end("discarded")
     left = box_mask((1, 1), (1, 9), (3, 14)) | box_mask((2, 2), (4, 5), (0, 4))
     assert np.array_equal(book.voxels(), left)
     book.editor.undo()
@@ -307,17 +307,17 @@ def test_oblique_steps_are_found_too(book):
     across = SliceStack.oblique(book.volume, (9, 6, 4), (1, 0, 0.4), (0, 1, 0))
     full = np.ones(across.shape_hw, dtype=bool)
     for n in (1, 2):
-        book.ledger.begin(n)
+        book.history.begin(n)
         book.writer.write("A", {n: full, n + 1: full}, across, newStep=True)
-        book.ledger.end(n)
-    notes = book.notes()
+        book.history.end(n)
+    notes = book.bits()
     for n in (2, 1):
         book.editor.undo()
         assert book.found() == [(UNDONE, n)]
     book.editor.redo()
     book.editor.redo()
     assert len(book.found()) == 2
-    assert np.array_equal(book.notes(), notes)
+    assert np.array_equal(book.bits(), notes)
 
 
 def test_a_new_geometry_of_the_segmentation_does_not_hide_an_undo(book):
@@ -333,9 +333,9 @@ def test_a_new_geometry_of_the_segmentation_does_not_hide_an_undo(book):
 def test_steps_are_small(book):
     for n in range(5):
         book.step(2, (1, 5 + n), (3, 14))
-    assert book.ledger.bytes < 5 * 1500
-    book.ledger.clear()
-    assert book.ledger.bytes == 0
+    assert book.history.bytes < 5 * 1500
+    book.history.clear()
+    assert book.history.bytes == 0
 
 
 class Memory:
@@ -362,7 +362,7 @@ class Memory:
         voxels, standing = self.states[self.at]
         assert all(np.array_equal(*pair) for pair in zip(self.book.both(), voxels, strict=True))
         self.book.found()
-        assert [step for step in self.book.ledger.steps if step.done] == standing
+        assert [step for step in self.book.history.steps if step.done] == standing
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -370,7 +370,7 @@ def test_in_any_order_of_steps_strokes_undos_and_redos(scene, campaign, seed):
     """Strokes are painted beside the steps and erased in them, but never all that a step did."""
     rng = random.Random(seed)
     book = Book(scene)
-    book.ledger = EditLedger(book.writer, limit=1000)
+    book.history = EditHistory(book.writer, limit=1000)
     book.editor.logic.SetMaximumNumberOfUndoStates(1000)
     memory = Memory(book)
     for _ in range(40 * campaign):
@@ -402,7 +402,7 @@ def test_in_any_order_of_steps_strokes_undos_and_redos(scene, campaign, seed):
 
 def takes_all(book, mask, segmentID) -> bool:
     """Whether erasing leaves nothing of what some step did: that is the same as to undo it."""
-    for step in book.ledger.steps:
+    for step in book.history.steps:
         left = [patch for patch in step.patches if patch.segmentID != segmentID and not patch.isEmpty]
         for patch in step.patches:
             if patch.segmentID == segmentID and not patch.isEmpty:

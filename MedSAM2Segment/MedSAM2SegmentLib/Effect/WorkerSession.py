@@ -1,4 +1,4 @@
-"""The worker's session as the controller sees it: what it was told, what is still open, what came back."""
+"""The session in the worker: opened for volume, stack and settings, sent prompts, its answers handed on."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class WorkerSource(Protocol):
     """Where a controller gets its worker from."""
 
     def problem(self) -> str:
-        """Why there can be no worker on this computer (nothing installed); empty when there can."""
+        """Return why there can be no worker on this computer (nothing installed); empty when there can."""
 
     def isInstalling(self) -> bool:
-        """Whether that is being mended."""
+        """Whether the worker's environment is being installed."""
 
     def resolve(self) -> None:
         """Show the user the way out of the problem."""
 
     def acquire(self, owner: object) -> Supervisor:
-        """The worker's supervisor; starts the worker for its first owner. MedSAM2Error when it cannot."""
+        """Return the worker's supervisor, started for its first owner. MedSAM2Error when it cannot be."""
 
     def release(self, owner: object) -> None:
-        """The owner needs it no more."""
+        """Give the worker back."""
 
     def hasChanged(self, owner: object) -> bool:
         """Whether the user has chosen another worker than the one the owner holds."""
@@ -49,26 +49,26 @@ class WorkerSource(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back about a segment.
+    """Masks of a segment that answer its prompts.
 
     Attributes
     ----------
     segmentID
-        Whose answer it is.
-    words
-        By slice, what is answered; where nothing is said any more, they are empty.
-    records
-        By slice, what the model found.
+        The segment.
     prompts
-        The snapshot of the segment's prompts that was handed to :meth:`SessionLink.say`.
+        By slice, the prompts that are answered; empty where the prompts were removed.
+    masks
+        By slice, what the model found.
+    snapshot
+        The snapshot of the segment's prompts that was handed to :meth:`WorkerSession.setPrompts`.
     isReplay
-        Whether the words were merely said again: the segment already has the masks.
+        Whether the segment already shows the masks, and only the session had to be given the prompts again.
     """
 
     segmentID: str
-    words: Mapping[int, SlicePrompts]
-    records: Mapping[int, SliceMask]
-    prompts: Any
+    prompts: Mapping[int, SlicePrompts]
+    masks: Mapping[int, SliceMask]
+    snapshot: Any
     isReplay: bool
 
 
@@ -76,50 +76,57 @@ Refusal = Callable[[str, Mapping[int, SlicePrompts], MedSAM2Error], None]
 
 
 @dataclass(frozen=True)
-class _Wish:
+class SessionConfig:
     """What a session was opened with."""
 
     volumeKey: str
-    choice: StackChoice
+    stack: StackChoice
     settings: SessionSettings
 
+    @property
+    def seenAs(self) -> tuple[StackChoice, SessionSettings]:
+        """How a volume is cut and seen: what the answers of a session depend on."""
+        return self.stack, self.settings
 
-class SessionLink:
-    """One session at a time, opened and said again whenever volume, stack or settings change.
+
+class WorkerSession:
+    """One session at a time, opened again whenever volume, stack or settings change.
 
     Parameters
     ----------
     source
         Where the worker comes from.
     onChange
-        Called when :attr:`phase` or what is awaited may have changed.
+        Called when :attr:`phase`, or what is awaited, may have changed.
 
     Attributes
     ----------
     stack
         The slices of the session.
+    config
+        What the session was opened with; None before there is one.
     models
-        Names and titles of the installed models, once the worker has told them.
+        Names and titles of the installed models, once the worker has sent them.
     autoModels
-        The Auto models of the worker; None before it has told.
+        The Auto models of the worker; None before it has sent them.
     onAnswer, onRefusal
-        Called with an :class:`Answer`; with the segment's ID, what was said in vain, and the error.
+        Called with an :class:`Answer`; with the segment's ID, the prompts, and the error.
     """
 
     def __init__(self, source: WorkerSource, onChange: Callable[[], None]) -> None:
         self._source = source
         self._onChange = onChange
         self.onAnswer: Callable[[Answer], None] = lambda answer: None
-        self.onRefusal: Refusal = lambda segmentID, words, error: None
+        self.onRefusal: Refusal = lambda segmentID, prompts, error: None
         self._supervisor: Supervisor | None = None
         self._volume: Any = None
         self._volumeKey = ""
-        self._wish: _Wish | None = None
         self._session: RemoteSession | None = None
         self._failure: MedSAM2Error | None = None
         self._serial = 0
-        self._latest: dict[tuple[str, int], int] = {}
-        self._waiting: dict[int, str] = {}
+        self._latest: dict[tuple[str, int], int] = {}  # by segment and slice, the last request about it
+        self._waiting: dict[int, str] = {}  # by request, its segment
+        self.config: SessionConfig | None = None
         self.stack: SliceStack | None = None
         self.models: tuple[tuple[str, str], ...] = ()
         self.autoModels: tuple[AutoEntry, ...] | None = None
@@ -128,11 +135,11 @@ class SessionLink:
 
     @property
     def supervisor(self) -> Supervisor | None:
-        """The worker's supervisor, while this link holds it."""
+        """The worker's supervisor; None while no worker is held."""
         return self._supervisor
 
-    def begin(self) -> bool:
-        """Ask for the worker, so that it starts now rather than at the first click; whether there is one."""
+    def acquire(self) -> bool:
+        """Start the worker now rather than at the first click; whether there is one."""
         if self._supervisor is not None:
             return True
         try:
@@ -142,32 +149,11 @@ class SessionLink:
             return False
         self._failure = None
         self._supervisor.listeners.append(self._onChange)
-        self.refresh()
+        self.requestModels()
         return True
 
-    def refresh(self) -> None:
-        """Ask for the models again: some may have been installed, trained or removed since."""
-        if self._supervisor is not None:
-            self._supervisor.request("models", done=self._onModels)
-            self._supervisor.request("auto_models", done=self._onAutoModels, failed=self._onNoAutoModels)
-
-    def _onAutoModels(self, told: Mapping[str, Any]) -> None:
-        try:
-            self.autoModels = entries_in(told)
-        except ProtocolError:
-            self.autoModels = ()
-        self._onChange()
-
-    def _onNoAutoModels(self, _error: MedSAM2Error) -> None:
-        self.autoModels = self.autoModels or ()  # a worker of an earlier version
-
-    def _onModels(self, told: Mapping[str, Any]) -> None:
-        known = [model for model in told.get("models", []) if model.get("installed")]
-        self.models = tuple((str(model["name"]), str(model["title"])) for model in known)
-        self._onChange()
-
-    def end(self) -> None:
-        """Let go of session, volume and worker; the worker ends when nobody else holds it."""
+    def release(self) -> None:
+        """Close session and volume, and give the worker back: it ends when nobody else holds it."""
         self.close()
         if self._supervisor is None:
             return
@@ -179,9 +165,36 @@ class SessionLink:
             supervisor.listeners.remove(self._onChange)
         self._source.release(self)
 
+    def hasOtherWorker(self) -> bool:
+        """Whether the user has chosen another worker than the one that is held."""
+        return self._supervisor is not None and self._source.hasChanged(self)
+
+    def requestModels(self) -> None:
+        """Ask for the models again: some may have been installed, trained or removed since."""
+        if self._supervisor is not None:
+            self._supervisor.request("models", done=self._onModels)
+            self._supervisor.request("auto_models", done=self._onAutoModels, failed=self._onNoAutoModels)
+
+    def _onAutoModels(self, result: Mapping[str, Any]) -> None:
+        try:
+            self.autoModels = entries_in(result)
+        except ProtocolError:
+            self.autoModels = ()
+        self._onChange()
+
+    def _onNoAutoModels(self, _error: MedSAM2Error) -> None:
+        self.autoModels = self.autoModels or ()  # a worker of an earlier version
+
+    def _onModels(self, result: Mapping[str, Any]) -> None:
+        installed = [model for model in result.get("models", []) if model.get("installed")]
+        self.models = tuple((str(model["name"]), str(model["title"])) for model in installed)
+        self._onChange()
+
+    # Where it stands ----------------------------------------------------------------------------------------
+
     @property
     def phase(self) -> Status | None:
-        """What the user waits for, or what went wrong; None when nothing is in the way."""
+        """What the user waits for, or that it failed; None when nothing is in the way."""
         if self._failure is not None:
             return Status.FAILED
         if self._supervisor is None:
@@ -191,11 +204,11 @@ class SessionLink:
             return _PHASES[state]
         if self._session is None or self._session.is_open:
             return None
-        return _PREPARING.get(self.preparing()[0], Status.LOADING)
+        return _OPENING.get(self.progress()[0], Status.LOADING)
 
     @property
     def problem(self) -> str:
-        """What went wrong, in words for the user."""
+        """What went wrong, as a message for the user."""
         if self._failure is not None:
             return str(self._failure)
         return self._supervisor.problem if self._supervisor is not None else ""
@@ -204,122 +217,118 @@ class SessionLink:
     def report(self) -> str:
         """Everything known about the worker, for *Details*."""
         details = getattr(self._failure, "details", "") if self._failure is not None else ""
-        known = self._supervisor.report if self._supervisor is not None else ""
-        return "\n\n".join(part for part in (details, known) if part)
+        report = self._supervisor.report if self._supervisor is not None else ""
+        return "\n\n".join(part for part in (details, report) if part)
 
-    def preparing(self) -> tuple[str, int, int | None]:
-        """What is done before the session is open: ("sending", done, total), say; total None when unknown."""
+    def progress(self) -> tuple[str, int, int | None]:
+        """Return the step before the session is open, as ("sending", done, total); total None if unknown."""
         if self._volume is not None and not self._volume.is_there:
             return "sending", self._volume.received, self._volume.total
         return getattr(self._session, "progress", None) or ("loading", 0, None)
 
     def retry(self) -> None:
-        """Try again after a failure: the session is opened anew when it is asked for next."""
+        """Try again after a failure: the session is opened anew when it is needed next."""
         if self._failure is not None:
             self._failure = None
             self.close()
-        if self._supervisor is not None and self._supervisor.state in _AT_REST:
+        if self._supervisor is not None and self._supervisor.state in _STOPPED:
             self._supervisor.start()
 
     # The session --------------------------------------------------------------------------------------------
 
     @property
     def session(self) -> RemoteSession | None:
-        """The session, when it takes words: also before it is open, and while the worker is started again."""
-        if self._session is None or self._failure is not None or self._supervisor.state in _AT_REST:
+        """The session, when it accepts prompts: also before it is open, and while the worker restarts."""
+        if self._session is None or self._failure is not None or self._supervisor.state in _STOPPED:
             return None
         return self._session
 
     @property
-    def manner(self) -> tuple[StackChoice, SessionSettings] | None:
-        """How the session cuts and sees the volume; None before there is one."""
-        return (self._wish.choice, self._wish.settings) if self._wish is not None else None
-
-    @property
-    def opened(self) -> RemoteSession | None:
-        """The session that was asked for: what one knows cannot be told to another."""
+    def requested(self) -> RemoteSession | None:
+        """The session that was asked for, also after a failure: its records cannot be restored in another."""
         return self._session
 
     @property
-    def modelTold(self) -> Mapping[str, Any]:
+    def modelInfo(self) -> Mapping[str, Any]:
         """``name``, ``title`` and ``weights_sha256`` of the session's model; empty before it is open."""
         info = self._session.info if self._session is not None else None
         return info.model if info is not None else {}
 
     def open(self, adapter: VolumeAdapter, choice: StackChoice, settings: SessionSettings) -> bool:
-        """Have a session of this volume, cut and seen like this; whether it is another one than before.
+        """Open a session of a volume, unless it is open; whether it is another one than before.
 
         Raises
         ------
         MedSAM2Error
-            When the volume cannot be cut like this.
+            The volume cannot be cut into such slices.
         """
-        wish = _Wish(adapter.key, choice, settings)
-        if self._supervisor is not None and self._source.hasChanged(self):
-            self.end()
-        if wish == self._wish:
+        config = SessionConfig(adapter.key, choice, settings)
+        if self.hasOtherWorker():
+            self.release()
+        if config == self.config:
             return False
         stack = choice.stack(adapter.volume)
         self._failure = None
         self.close()
-        self.stack, self._wish = stack, wish
-        if not self.begin():
+        self.stack, self.config = stack, config
+        if not self.acquire():
             return False
-        if self._volume is None or self._volumeKey != wish.volumeKey:
+        if self._volume is None or self._volumeKey != config.volumeKey:
             before, self._volume = self._volume, self._supervisor.open_volume(adapter.volume)
-            self._volumeKey = wish.volumeKey
+            self._volumeKey = config.volumeKey
             if before is not None:
                 self._supervisor.close_volume(before)
         self._session = self._supervisor.open_session(
-            self._volume, choice, settings, opened=self._onChange, failed=self._whenNotOpened
+            self._volume, choice, settings, opened=self._onChange, failed=self._onNotOpened
         )
         return True
 
     def close(self) -> None:
-        """Close the session; what it still answers is not wanted any more."""
-        self.drop()
-        session, self._session, self._wish, self.stack = self._session, None, None, None
+        """Close the session, and discard the answers that are on their way."""
+        self.discardAnswers()
+        session, self._session, self.config, self.stack = self._session, None, None, None
         if session is not None:
             session.close()
 
     def closeVolume(self) -> None:
-        """Also forget the volume: it is gone from the scene."""
+        """Close the session and its volume: it was removed from the scene."""
         self.close()
         if self._supervisor is not None and self._volume is not None:
             self._supervisor.close_volume(self._volume)
         self._volume, self._volumeKey, self._failure = None, "", None
 
-    def _whenNotOpened(self, error: MedSAM2Error) -> None:
+    def _onNotOpened(self, error: MedSAM2Error) -> None:
         if isinstance(error, Cancelled) or self._session is None:
             return
         self._failure = error
         self._onChange()
 
-    # Words and answers --------------------------------------------------------------------------------------
+    # Prompts and answers ------------------------------------------------------------------------------------
 
-    def say(
-        self, segmentID: str, words: Mapping[int, SlicePrompts], prompts: Any, *, isReplay: bool = False
+    def setPrompts(
+        self, segmentID: str, prompts: Mapping[int, SlicePrompts], snapshot: Any, *, isReplay: bool = False
     ) -> None:
-        """Say this about a segment; :attr:`onAnswer` gets what comes back, unless newer words were said."""
+        """Send prompts of a segment by slice; :attr:`onAnswer` gets the masks, unless newer were sent."""
         session = self._session
         self._serial += 1
         serial = self._serial
-        self._latest.update({(segmentID, n): serial for n in words})
+        for n in prompts:
+            self._latest[segmentID, n] = serial
         self._waiting[serial] = segmentID
-        said = dict(words)
+        sent = dict(prompts)
         session.say(
             segmentID,
-            said,
-            done=partial(self._answered, session, serial, Answer(segmentID, said, {}, prompts, isReplay)),
-            failed=partial(self._refused, session, serial, segmentID, said),
+            sent,
+            done=partial(self._answered, session, serial, Answer(segmentID, sent, {}, snapshot, isReplay)),
+            failed=partial(self._refused, session, serial, segmentID, sent),
         )
 
-    def isAwaiting(self, segmentID: str | None = None) -> bool:
+    def isWaiting(self, segmentID: str | None = None) -> bool:
         """Whether an answer about a segment, or any, is on its way."""
         return bool(self._waiting) if segmentID is None else segmentID in self._waiting.values()
 
-    def drop(self, segmentID: str | None = None) -> None:
-        """Do not listen to the answers about a segment, or all, that are on their way."""
+    def discardAnswers(self, segmentID: str | None = None) -> None:
+        """Ignore the answers about a segment, or all, that are on their way."""
         self._waiting = {
             serial: of for serial, of in self._waiting.items() if segmentID is not None and of != segmentID
         }
@@ -329,9 +338,9 @@ class SessionLink:
     def _answered(self, session: RemoteSession, serial: int, asked: Answer, records: list[SliceMask]) -> None:
         if session is not self._session or self._waiting.pop(serial, None) is None:
             return
-        words = {n: w for n, w in asked.words.items() if self._latest.get((asked.segmentID, n)) == serial}
-        found = {record.n: record for record in records if record.n in words}
-        self.onAnswer(replace(asked, words=words, records=found))
+        latest = {n: p for n, p in asked.prompts.items() if self._latest.get((asked.segmentID, n)) == serial}
+        masks = {record.n: record for record in records if record.n in latest}
+        self.onAnswer(replace(asked, prompts=latest, masks=masks))
         self._onChange()
 
     def _refused(
@@ -339,16 +348,16 @@ class SessionLink:
         session: RemoteSession,
         serial: int,
         segmentID: str,
-        words: Mapping[int, SlicePrompts],
+        prompts: Mapping[int, SlicePrompts],
         error: MedSAM2Error,
     ) -> None:
         if session is not self._session or self._waiting.pop(serial, None) is None:
             return
-        self.onRefusal(segmentID, words, error)
+        self.onRefusal(segmentID, prompts, error)
         self._onChange()
 
 
-#: What the worker's state means to the user.
+#: The worker's state as the user's.
 _PHASES = {
     WorkerState.STOPPED: Status.STARTING,
     WorkerState.STARTING: Status.STARTING,
@@ -356,30 +365,30 @@ _PHASES = {
     WorkerState.FAILED: Status.FAILED,
 }
 
-#: States in which a worker takes nothing until it is started.
-_AT_REST = (WorkerState.STOPPED, WorkerState.FAILED)
+#: States in which a worker accepts nothing until it is started.
+_STOPPED = (WorkerState.STOPPED, WorkerState.FAILED)
 
-#: What the worker says it is doing before a session is open.
-_PREPARING = {
+#: Steps of the worker before a session is open.
+_OPENING = {
     "sending": Status.SENDING,
     "downloading": Status.DOWNLOADING,
     "loading": Status.LOADING,
 }
 
 
-def differences(
-    told: Mapping[int, SlicePrompts], wanted: Mapping[int, SlicePrompts]
+def changedSlices(
+    before: Mapping[int, SlicePrompts], after: Mapping[int, SlicePrompts]
 ) -> dict[int, SlicePrompts]:
-    """Slices whose words differ, with what is wanted there now; known masks do not count."""
-    nothing = SlicePrompts()
+    """Return the slices whose prompts differ, with those after; known masks are not compared."""
+    none = SlicePrompts()
     changed = {}
-    for n in sorted({*told, *wanted}):
-        before, after = told.get(n, nothing), wanted.get(n, nothing)
-        if differs(before, after):
-            changed[n] = after
+    for n in sorted({*before, *after}):
+        now = after.get(n, none)
+        if isDifferent(before.get(n, none), now):
+            changed[n] = now
     return changed
 
 
-def differs(before: SlicePrompts, after: SlicePrompts) -> bool:
-    """Whether other words are said; known masks do not count."""
+def isDifferent(before: SlicePrompts, after: SlicePrompts) -> bool:
+    """Whether prompts differ; known masks are not compared."""
     return (before.prompts, before.final) != (after.prompts, after.final)

@@ -1,15 +1,15 @@
-"""What is known about segments, kept in the scene: so that a scene that was saved goes on where it was.
+"""Provenance of segments, stored in the scene: voxel ownership, and what the model found on which slice.
 
-One hidden node a segmentation holds it, as text that is written into the scene's own file: Slicer tells
-nobody before it saves, and a node with a file of its own might be saved before it is up to date.
+One hidden node for each segmentation has it as text in the scene's own file: Slicer has no event before it
+saves, and a node with a file of its own might be saved before it is up to date.
 
 ::
 
     {"version": 1, "segments": {"Segment_1": {"notes": {…}, "found": {…}}}}
 
-``notes`` are :class:`SegmentNotes` (see :func:`packedNotes`), ``found`` is whatever the effect wants to keep
-beside them. What cannot be read is left out, with a line in the log: it was made by hand, or by a later
-version.
+``notes`` is a :class:`~MedSAM2SegmentLib.Segments.VoxelOwnership.VoxelOwnership` (see :func:`packed`),
+``found`` anything else that JSON can represent. What cannot be read is left out, with a line in the log: it
+was edited by hand, or written by a later version.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from MedSAM2SegmentLib.Segments.Editors import transformToWorld
-from MedSAM2SegmentLib.Segments.SegmentNotes import KNOWN, NOTED_BITS, OURS, SegmentNotes
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
+from MedSAM2SegmentLib.Segments.VoxelOwnership import ALL_BITS, KNOWN, OURS, VoxelOwnership
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _VERSION = 1
-_ROLE, _IS_MEMORY, _TEXT = "MedSAM2.role", "memory", "MedSAM2.memory"
+_ROLE, _IS_STORE, _TEXT = "MedSAM2.role", "memory", "MedSAM2.memory"
 _SEGMENTATION_REFERENCE = "MedSAM2.segmentation"
-_LARGEST = 1 << 30  # voxels of a box: more are not believed
+_LARGEST = 1 << 30  # voxels of a box: more is damage
 _MOST_RUNS = 1 << 26
 _SAME_MM = 1e-5  # mm by which matrices of one lattice may differ after they were saved
 
 _BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, binascii.Error, zlib.error)
 
 
-class SegmentMemory:
-    """The memory of one segmentation.
+class ProvenanceStore:
+    """The stored provenance of one segmentation.
 
     Parameters
     ----------
@@ -58,57 +58,57 @@ class SegmentMemory:
 
     @property
     def isInScene(self) -> bool:
-        """Whether there is anything left to remember: not when the segmentation was removed."""
+        """Whether the segmentation is still in the scene."""
         scene = self.segmentationNode.GetScene()
         return (
             scene is not None and not scene.IsClosing() and bool(scene.IsNodePresent(self.segmentationNode))
         )
 
-    def notes(self, segmentID: str) -> tuple[SegmentNotes, NDArray[np.float64]] | None:
-        """The notes about a segment, and where their grid was in the world (4, 4); None without any."""
+    def ownership(self, segmentID: str) -> tuple[VoxelOwnership, NDArray[np.float64]] | None:
+        """Return the ownership of a segment, and where its grid was in the world (4, 4); None without any."""
         entry = self._segments().get(segmentID)
         kept = entry.get("notes") if isinstance(entry, Mapping) else None
         if kept is None:
             return None
         try:
-            return unpackedNotes(kept), _matrix(kept["world"])
+            return unpacked(kept), _matrix(kept["world"])
         except _BROKEN as error:
-            self.complain(f"notes about {segmentID!r}", error)
+            self.logDamage(f"the ownership of {segmentID!r}", error)
             return None
 
-    def recall(self, segmentID: str, segments: SegmentVoxels) -> SegmentNotes | None:
-        """The notes about a segment on the grid of ``segments``, as far as the segment still has its voxels.
+    def recall(self, segmentID: str, segments: SegmentVoxels) -> VoxelOwnership | None:
+        """Return the ownership of a segment on the grid of ``segments``, where it still has its voxels.
 
         GeometryError under a transform that warps.
         """
-        found = self.notes(segmentID)
+        found = self.ownership(segmentID)
         if found is None:
             return None
-        notes, world = found
+        ownership, world = found
         node = self.segmentationNode
         if np.allclose(transformToWorld(node) @ segments.indexToRAS, world, rtol=0, atol=_SAME_MM):
-            notes.indexToRAS = segments.indexToRAS  # where it was, even if a transform was hardened since
-        there = SegmentVoxels(node, notes.indexToRAS).mask(segmentID, notes.used)
+            ownership.indexToRAS = segments.indexToRAS  # where it was, even if a transform was hardened since
+        there = SegmentVoxels(node, ownership.indexToRAS).mask(segmentID, ownership.used)
         if not there.any():
             return None  # the segment was saved without its voxels: nothing was erased
-        if np.allclose(notes.indexToRAS, segments.indexToRAS, rtol=0, atol=_SAME_MM):
-            notes.indexToRAS = segments.indexToRAS
-            bits = notes.looked(notes.used, there)
+        if np.allclose(ownership.indexToRAS, segments.indexToRAS, rtol=0, atol=_SAME_MM):
+            ownership.indexToRAS = segments.indexToRAS
+            bits = ownership.bitsFor(ownership.used, there)
         else:  # on another lattice voxels are missing that nobody erased
-            bits = notes.read(notes.used) & np.uint8(OURS | KNOWN) & (there * np.uint8(255))
-        notes.write(notes.used, bits)
-        return notes
+            bits = ownership.read(ownership.used) & np.uint8(OURS | KNOWN) & (there * np.uint8(255))
+        ownership.write(ownership.used, bits)
+        return ownership
 
     def found(self, segmentID: str) -> Any:
-        """What else was kept about a segment; None for nothing. It may be anything that JSON can say."""
+        """Return what else is stored about a segment, None for nothing; damaged, it may be any JSON value."""
         entry = self._segments().get(segmentID)
         return entry.get("found") if isinstance(entry, Mapping) else None
 
-    def keep(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        """Replace parts of what is kept about some segments; a part that is None is dropped.
+    def save(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace parts of what is stored about some segments, and drop segments that are gone.
 
-        ``entries`` has, by segment, any of ``notes`` (from :meth:`packed`) and ``found`` (anything for JSON).
-        What is kept about segments that are gone is dropped.
+        ``entries`` has, by segment, any of ``notes`` (from :meth:`packed`) and ``found`` (anything for JSON);
+        a part that is None is dropped.
         """
         before = self._segments()
         kept = {}
@@ -127,13 +127,13 @@ class SegmentMemory:
         if node.GetAttribute(_TEXT) != text:
             node.SetAttribute(_TEXT, text)
 
-    def packed(self, notes: SegmentNotes) -> dict[str, Any] | None:
-        """Notes for :meth:`keep`; None when nothing is noted. GeometryError under a warping transform."""
-        world = transformToWorld(self.segmentationNode) @ notes.indexToRAS
-        return packedNotes(notes, world)
+    def packed(self, ownership: VoxelOwnership) -> dict[str, Any] | None:
+        """Return ownership for :meth:`save`; None without bits. GeometryError under a warping transform."""
+        world = transformToWorld(self.segmentationNode) @ ownership.indexToRAS
+        return packed(ownership, world)
 
     def remove(self) -> None:
-        """Take the memory out of the scene: its segmentation is gone."""
+        """Remove the node from the scene: its segmentation is gone."""
         node = None if self._scene.IsClosing() else self._node() or self._latest
         self._latest = None
         if node is not None and self._scene.IsNodePresent(node):
@@ -151,16 +151,18 @@ class SegmentMemory:
             if not isinstance(data["segments"], Mapping):
                 raise ValueError("no segments")
         except _BROKEN as error:
-            self.complain("what was kept", error)
+            self.logDamage("the stored provenance", error)
             return {}
         return data["segments"]
 
-    def complain(self, what: str, error: Exception) -> None:
-        """Say in the log what cannot be read."""
+    def logDamage(self, what: str, error: Exception) -> None:
+        """Log what cannot be read."""
         name = self.segmentationNode.GetName()
         logging.warning(
-            "MedSAM2: %s of the segmentation %r cannot be read (%s). Its segments are taken as they stand.",
-            *(what, name, error),
+            "MedSAM2: %s in the segmentation %r cannot be read (%s). Its segments are taken as they stand.",
+            what,
+            name,
+            error,
         )
 
     def _node(self) -> Any:
@@ -168,7 +170,7 @@ class SegmentMemory:
         nodes.UnRegister(None)
         for index in range(nodes.GetNumberOfItems()):
             node = nodes.GetItemAsObject(index)
-            isOurs = node.GetAttribute(_ROLE) == _IS_MEMORY
+            isOurs = node.GetAttribute(_ROLE) == _IS_STORE
             if isOurs and node.GetNodeReferenceID(_SEGMENTATION_REFERENCE) == self._segmentationID:
                 self._latest = node
                 return node
@@ -180,21 +182,21 @@ class SegmentMemory:
         node.UnRegister(None)
         node.SetName(scene.GenerateUniqueName(f"{self.segmentationNode.GetName()} MedSAM2 memory"))
         node.SetHideFromEditors(True)
-        node.SetAttribute(_ROLE, _IS_MEMORY)
+        node.SetAttribute(_ROLE, _IS_STORE)
         node.SetNodeReferenceID(_SEGMENTATION_REFERENCE, self.segmentationNode.GetID())
         self._latest = scene.AddNode(node)
         return self._latest
 
 
-def packedNotes(notes: SegmentNotes, indexToWorld: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Notes as JSON can say them; None when nothing is noted.
+def packed(ownership: VoxelOwnership, indexToWorld: NDArray[np.float64]) -> dict[str, Any] | None:
+    """Return ownership for JSON; None without bits.
 
-    Runs of equal notes in the box that is used, i fastest. Contours change little from row to row: what is
-    kept is how much longer a run is than the run before the last.
+    Runs of equal bits in the box that is used, i fastest. Contours change little from row to row: what is
+    stored is how much longer a run is than the run before the last.
     """
-    if notes.used.isEmpty:
+    if ownership.used.isEmpty:
         return None
-    bits = np.ascontiguousarray(notes.read(notes.used)).reshape(-1)
+    bits = np.ascontiguousarray(ownership.read(ownership.used)).reshape(-1)
     starts = np.concatenate([[0], np.flatnonzero(bits[1:] != bits[:-1]) + 1])
     values = bits[starts]
     if not values.any():
@@ -204,16 +206,16 @@ def packedNotes(notes: SegmentNotes, indexToWorld: NDArray[np.float64]) -> dict[
     steps[2:] -= lengths[:-2]
     steps = np.where(steps < 0, -2 * steps - 1, 2 * steps).astype("<u4")  # small ones have few bits, any sign
     return {
-        "grid": notes.indexToRAS.ravel().tolist(),
+        "grid": ownership.indexToRAS.ravel().tolist(),
         "world": indexToWorld.ravel().tolist(),
-        "box": list(notes.used),
+        "box": list(ownership.used),
         "runs": _asText(steps.view(np.uint8).reshape(-1, 4).T),  # bytes of one weight together
         "values": _asText(values),
     }
 
 
-def unpackedNotes(kept: Mapping[str, Any]) -> SegmentNotes:
-    """The notes again, on their box alone. ValueError (and its like) when they were damaged."""
+def unpacked(kept: Mapping[str, Any]) -> VoxelOwnership:
+    """Return ownership from JSON, on its box alone. ValueError (and its like) when it was damaged."""
     box = Extent(*(int(value) for value in kept["box"]))
     size = int(np.prod(box.shape, dtype=np.int64))
     if not 0 < size <= _LARGEST or max(map(abs, box)) > _LARGEST:
@@ -226,17 +228,17 @@ def unpackedNotes(kept: Mapping[str, Any]) -> SegmentNotes:
     values = _fromText(kept["values"])
     if values.size != lengths.size or lengths.size == 0 or lengths.min() < 1 or lengths.sum() != size:
         raise ValueError("the runs do not fill the box")
-    if (values & ~np.uint8(NOTED_BITS)).any():
-        raise ValueError("unknown notes")
-    notes = SegmentNotes(_matrix(kept["grid"]), box)
-    notes.write(box, np.repeat(values, lengths).reshape(box.shape))
-    return notes
+    if (values & ~np.uint8(ALL_BITS)).any():
+        raise ValueError("unknown bits")
+    ownership = VoxelOwnership(_matrix(kept["grid"]), box)
+    ownership.write(box, np.repeat(values, lengths).reshape(box.shape))
+    return ownership
 
 
 def _matrix(values: Any) -> NDArray[np.float64]:
     matrix = np.array(values, dtype=np.float64).reshape(4, 4)
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
-        raise ValueError("a grid that is none")
+        raise ValueError("the matrix of the grid is singular")
     return matrix
 
 

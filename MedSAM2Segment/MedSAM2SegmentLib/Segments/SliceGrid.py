@@ -1,4 +1,4 @@
-"""Slices of a volume seen from the voxels of a segmentation: which pixel each voxel is nearest to."""
+"""Slices of a volume on the grid of a segmentation: the pixel that each voxel is nearest to."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _STRAIGHT = 1e-3  # pixels by which an axis may lean over the whole grid and sti
 class SliceGrid:
     """Slices of a volume on the grid of a segmentation.
 
-    One matrix takes a voxel index of the segmentation to ``[x, y, n]`` of the stack, through the world: so
-    neither side's spacing, direction, crop, shear or parent transform needs a thought of its own.
+    One matrix takes a voxel index of the segmentation to ``[x, y, n]`` of the stack, through the world; it
+    includes spacing, direction, crop, shear and parent transforms of both.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class SliceGrid:
         self._axes = self._straightAxes()
 
     def extentOfPixels(self, first_xyn: NDArray[Any], last_xyn: NDArray[Any]) -> Extent:
-        """A box round the voxels that are nearest to pixels from ``first_xyn`` to ``last_xyn``."""
+        """Return a box round the voxels that are nearest to pixels from ``first_xyn`` to ``last_xyn``."""
         sides = [(first - 0.5, last + 0.5) for first, last in zip(first_xyn, last_xyn, strict=True)]
         points = np.array(list(itertools.product(*sides))) @ self.sliceToIndex[:3, :3].T
         points += self.sliceToIndex[:3, 3]
@@ -53,7 +53,7 @@ class SliceGrid:
         return Extent.between(first, last).intersection(self.extent)
 
     def extentOfMasks(self, masks: Mapping[int, NDArray[np.bool_]]) -> Extent:
-        """A box round the voxels that masks of slices may fill."""
+        """Return a box round the voxels that masks of slices may fill."""
         filled = {n: mask_hw for n, mask_hw in masks.items() if mask_hw.any()}
         if not filled:
             return NOWHERE
@@ -64,21 +64,21 @@ class SliceGrid:
         return self.extentOfPixels((columns[0], rows[0], min(filled)), (columns[-1], rows[-1], max(filled)))
 
     def extentOfSlices(self, first: int, last: int) -> Extent:
-        """A box round the voxels of slices from ``first`` to ``last``."""
+        """Return a box round the voxels of slices from ``first`` to ``last``."""
         height, width = self.stack.shape_hw
         return self.extentOfPixels((0, 0, first), (width - 1, height - 1, last))
 
     def sample(
         self, masks: Mapping[int, NDArray[np.bool_]], extent: Extent
     ) -> tuple[Voxels, NDArray[np.bool_]]:
-        """What masks of slices say about voxels.
+        """Sample masks of slices at voxels.
 
         Parameters
         ----------
         masks
             (H, W) by slice number; the numbers follow one another.
         extent
-            The box to look in.
+            The box to sample.
 
         Returns
         -------
@@ -92,9 +92,9 @@ class SliceGrid:
         return self._sampleAcross(stacked, first, extent)
 
     def masksOf(self, read: Any, slices: Sequence[int]) -> dict[int, NDArray[np.bool_]]:
-        """(H, W) masks of slices: of each pixel, the voxel nearest to its centre.
+        """Return (H, W) masks of slices: of each pixel, the voxel nearest to its centre.
 
-        ``read`` takes voxels and gives whether each is set.
+        ``read`` returns of voxels whether each is set.
         """
         height, width = self.stack.shape_hw
         columns = [np.arange(width)[None, :], np.arange(height)[:, None]]
@@ -111,7 +111,7 @@ class SliceGrid:
         return masks
 
     def _straightAxes(self) -> list[int] | None:
-        """The index axis that each of x, y, n runs along; None when one of them leans."""
+        """The index axis that each of x, y, n is parallel to; None when one is oblique."""
         reach = np.abs(self.indexToSlice[:3, :3]) * np.array(self.extent.shape[::-1])
         axes = [int(axis) for axis in np.abs(self.indexToSlice[:3, :3]).argmax(axis=1)]
         lean = reach.copy()
@@ -145,7 +145,7 @@ class SliceGrid:
     def _sampleAcross(
         self, stacked: NDArray[np.bool_], first: int, extent: Extent
     ) -> tuple[VoxelList, NDArray[np.bool_]]:
-        """Only voxels of the slices themselves are looked at, however large the box around them is."""
+        """Sample only voxels of the slices themselves, however large the box around them is."""
         depth, height, width = stacked.shape
         step = self.indexToSlice[2, :3]  # change of n along i, j, k
         along = int(np.abs(step).argmax())

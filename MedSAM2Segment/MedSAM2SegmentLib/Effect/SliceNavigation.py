@@ -1,4 +1,4 @@
-"""How the volume is cut into slices, which slice the user looks at, and how to show another one."""
+"""The stack of slices, the slice in the views, and how to show another one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.worker.messages import SessionSettings, StackChoice
 
 from MedSAM2SegmentLib.Effect.Parameters import PATIENCE, Parameters
+from MedSAM2SegmentLib.i18n import _
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
     from numpy.typing import NDArray
 
-    from MedSAM2SegmentLib.Effect.SessionLink import SessionLink
-    from MedSAM2SegmentLib.Effect.Workplace import Workplace
+    from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
+    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
     from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 _PLANES = ("axial", "sagittal", "coronal")
 
 
-class Slicing:
-    """Stack and views.
+class SliceNavigation:
+    """Chooses the stack of the session, and finds and shows its slices in the views.
 
-    With "auto", the first prompt's view decides and is noted in the scene; what is said later in other views
-    falls on the slices it lies in. When no segment has prompts any more, the next prompt decides anew.
+    With the stack "auto", the view of the first prompt decides, and is stored in the scene; later prompts in
+    other views apply to the slices they lie on. When no segment has prompts any more, the next prompt decides
+    anew.
+
+    Parameters
+    ----------
+    context, session, parameters
+        Volume and prompts; the worker's session; the user's choices.
 
     Attributes
     ----------
@@ -36,14 +43,15 @@ class Slicing:
         The slice node of the view the user worked in last; None before that.
     """
 
-    def __init__(self, workplace: Workplace, link: SessionLink, parameters: Parameters) -> None:
-        self._workplace, self._link, self._parameters = workplace, link, parameters
+    def __init__(self, context: EditorContext, session: WorkerSession, parameters: Parameters) -> None:
+        self._context, self._session, self._parameters = context, session, parameters
         self.view: Any = None
         self._visited: set[tuple[str, int]] = set()
         self._displayed: tuple[str, str] | None = None  # volume, and the window it was displayed with
+        self._found: tuple[str, str, StackChoice | None] = ("", "", None)  # of stackFound and volume
 
-    def forget(self) -> None:
-        """Another segmentation, or none."""
+    def clear(self) -> None:
+        """Remove what is known about another segmentation."""
         self._visited.clear()
         self._displayed = None
         if self.view is not None and self.view.GetScene() is None:
@@ -52,46 +60,48 @@ class Slicing:
     # The stack ----------------------------------------------------------------------------------------------
 
     def open(self, *, fromView: bool = False) -> bool:
-        """Have a session open that fits; whether it is another one than before.
+        """Open a session that fits the user's choices; whether it is another one than before.
 
-        ``fromView``: the user is about to say something in :attr:`view`.
+        ``fromView``: the user is about to prompt in :attr:`view`.
 
         Raises
         ------
         MedSAM2Error
-            When the volume cannot be cut as wished.
+            The volume cannot be cut into such slices.
         """
-        adapter = self._workplace.adapter
+        adapter = self._context.adapter
         if adapter is None:
             return False
-        return self._link.open(adapter, self._choice(adapter, fromView), self._settings(adapter, fromView))
+        return self._session.open(adapter, self._choice(adapter, fromView), self._settings(adapter, fromView))
 
-    def turnTo(self, axis: str) -> None:
-        """Cut along a plane, if that is open: nothing is said yet, and the first prompt was to decide."""
-        adapter, markups = self._workplace.adapter, self._workplace.markups
-        isSaid = markups is not None and bool(markups.segmentIDs())
-        if adapter is not None and not isSaid and self._parameters.text("stack") == "auto":
+    def alignTo(self, axis: str) -> None:
+        """Choose slices along a plane, if the first prompt was to decide and there is none yet."""
+        adapter = self._context.adapter
+        if adapter is not None and not self._isPrompted() and self._parameters.text("stack") == "auto":
             self._parameters.put("stackFound", json.dumps(adapter.stackAlong(axis).to_json()))
 
     def checkAlong(self, axis: str) -> None:
-        """PromptError when the open session does not cut along a plane."""
-        adapter, stack = self._workplace.adapter, self._link.stack
+        """Raise PromptError when the slices of the session are not along a plane."""
+        adapter, stack = self._context.adapter, self._session.stack
         wanted = adapter.stackAlong(axis).stack(adapter.volume)
         if stack is None or stack.key != wanted.key:
             plane = wanted.key.partition(":")[0]
             raise PromptError(
-                f"this Auto model looks at {plane} slices: choose them under Advanced, Slice direction, or "
-                "clear the prompts made on others"
+                _(
+                    "this Auto model looks at {plane} slices: choose them under Advanced, Slice direction, "
+                    "or clear the prompts made on others"
+                ).format(plane=plane),
+                code="auto-model-other-plane",
+                plane=plane,
             )
 
-    def relax(self, *, force: bool = False) -> None:
-        """Let the next prompt decide again, if nothing is said any more."""
-        markups = self._workplace.markups
-        if force or markups is None or not markups.segmentIDs():
+    def release(self, *, force: bool = False) -> None:
+        """Let the next prompt decide about the stack, if there is none any more."""
+        if force or not self._isPrompted():
             self._parameters.put("stackFound", "")
 
-    def move(self, matrix: NDArray[np.float64]) -> None:
-        """Everything was moved (4, 4) in the world: oblique slices go along, if they were not deformed."""
+    def follow(self, matrix: NDArray[np.float64]) -> None:
+        """Move oblique slices with volume and segmentation (4, 4), unless these were deformed."""
         turn = matrix[:3, :3]
         try:
             found = StackChoice.from_json(json.loads(self._parameters.text("stackFound")))
@@ -104,20 +114,23 @@ class Slicing:
         choice = StackChoice.oblique(origin[:3], rows, columns, found.spacing_mm)
         self._parameters.put("stackFound", json.dumps(choice.to_json()))
 
-    def how(self) -> dict[str, Any]:
-        """Range and direction of a propagation, for a session. PromptError when there are no such slices."""
-        first, last = self._parameters.rangeOfSlices(len(self._link.stack) if self._link.stack else 1)
+    def propagationOptions(self) -> dict[str, Any]:
+        """Return range and direction of a propagation. PromptError when there are no such slices."""
+        first, last = self._parameters.rangeOfSlices(len(self._session.stack) if self._session.stack else 1)
         patience = PATIENCE if self._parameters.isOn("stopWhenGone") else None
         direction = self._parameters.text("direction")
         return {"first": first, "last": last, "direction": direction, "stop_after_absent": patience}
 
+    def _isPrompted(self) -> bool:
+        markups = self._context.markups
+        return markups is not None and bool(markups.segmentIDs())
+
     def _choice(self, adapter: VolumeAdapter, fromView: bool) -> StackChoice:
-        wished = self._parameters.text("stack")
-        if wished in _PLANES:
-            return StackChoice(wished)
-        found = self._found(adapter)
-        isSaid = bool(self._workplace.markups is not None and self._workplace.markups.segmentIDs())
-        if wished == "auto" and isSaid and found is not None:
+        wanted = self._parameters.text("stack")
+        if wanted in _PLANES:
+            return StackChoice(wanted)
+        found = self._storedChoice(adapter)
+        if wanted == "auto" and found is not None and self._isPrompted():
             return found
         if self.view is not None and (fromView or found is None):
             if found is not None and adapter.sliceOfView(self.view, found.stack(adapter.volume)) is not None:
@@ -128,22 +141,24 @@ class Slicing:
         # Named as `stackOfView` names it, so that a first click in an axial view finds the session open.
         return found or StackChoice("ijk"[adapter.geometry.closest_axis("axial")])
 
-    def _found(self, adapter: VolumeAdapter) -> StackChoice | None:
-        """What was decided before, if it still fits; else what is open."""
+    def _storedChoice(self, adapter: VolumeAdapter) -> StackChoice | None:
+        """What was decided before, if it still fits the volume; None when the next prompt decides."""
         text = self._parameters.text("stackFound")
         if not text:
             return None
-        try:
-            found = StackChoice.from_json(json.loads(text))
-            found.stack(adapter.volume)
-        except (MedSAM2Error, ValueError):
-            return None  # edited by hand, or made for another volume: the next prompt decides
-        return found
+        if (text, adapter.key) != self._found[:2]:
+            try:
+                found = StackChoice.from_json(json.loads(text))
+                found.stack(adapter.volume)
+            except (MedSAM2Error, ValueError):
+                found = None  # edited by hand, or made for another volume
+            self._found = text, adapter.key, found
+        return self._found[2]
 
     def _settings(self, adapter: VolumeAdapter, fromView: bool) -> SessionSettings:
         window = self._parameters.text("window")
         if window == "displayed":
-            # Looked up when something is said: while the user is still dragging the window, nothing is asked.
+            # Read at a prompt only: while the user is still dragging the window, no session is opened.
             if fromView or self._displayed is None or self._displayed[0] != adapter.node.GetID():
                 self._displayed = adapter.node.GetID(), adapter.displayedWindow() or "auto"
             window = self._displayed[1]
@@ -154,8 +169,8 @@ class Slicing:
     # Slices -------------------------------------------------------------------------------------------------
 
     def current(self) -> int | None:
-        """The slice looked at: in the last view if that shows slices of the stack, else in any that does."""
-        adapter, stack = self._workplace.adapter, self._link.stack
+        """Return the slice in the last view if that shows slices of the stack, else in any that does."""
+        adapter, stack = self._context.adapter, self._session.stack
         if adapter is None or stack is None:
             return None
         views = [self.view] if self.view is not None and self.view.GetScene() is not None else []
@@ -165,9 +180,19 @@ class Slicing:
                 return n
         return None
 
-    def focus(self) -> None:
-        """Let the worker make ready the slices near the one that is looked at."""
-        session = self._link.session
+    def checkedCurrent(self) -> int:
+        """Return the slice in the views; PromptError when no view shows one."""
+        n = self.current()
+        if n is None:
+            raise PromptError(
+                _("no view shows a slice that is segmented: click one in the strip first"),
+                code="no-slice-in-view",
+            )
+        return n
+
+    def prefetch(self) -> None:
+        """Let the worker prepare the slices near the one in the views."""
+        session = self._session.session
         if session is None or not session.is_open:
             return
         n = self.current()
@@ -176,24 +201,24 @@ class Slicing:
 
     def jump(self, n: int) -> None:
         """Show slice ``n`` in every view that shows slices of the stack."""
-        adapter, stack = self._workplace.adapter, self._link.stack
+        adapter, stack = self._context.adapter, self._session.stack
         if adapter is None or stack is None or not 0 <= n < len(stack):
             return
         ras = adapter.positionOfSlice(stack, n)
         for view in _sliceNodes(adapter.node.GetScene()):
-            if _liesAlong(adapter, stack, view):
+            if _isAlong(adapter, stack, view):
                 view.JumpSliceByOffsetting(*(float(value) for value in ras))
 
     def weakest(self, segmentID: str) -> int | None:
-        """The slice found by tracking that the model was least sure about and that was not shown yet."""
-        session = self._link.session
+        """Return the propagated slice with the lowest confidence that was not shown yet."""
+        session = self._session.session
         if session is None or not segmentID:
             return None
-        said = session.words(segmentID)
+        prompted = session.words(segmentID)
         found = {
             n: record.confidence
             for n, record in session.records(segmentID).items()
-            if n not in said and not record.final
+            if n not in prompted and not record.final
         }
         left = {n: value for n, value in found.items() if (segmentID, n) not in self._visited}
         if found and not left:
@@ -205,12 +230,12 @@ class Slicing:
         self._visited.add((segmentID, n))
         return n
 
-    def revisit(self) -> None:
-        """There are new results: every slice may be shown again."""
+    def clearVisited(self) -> None:
+        """Let every slice be shown again: there are new results."""
         self._visited.clear()
 
 
-def _liesAlong(adapter: VolumeAdapter, stack: SliceStack, view: Any) -> bool:
+def _isAlong(adapter: VolumeAdapter, stack: SliceStack, view: Any) -> bool:
     """Whether a view shows slices of the stack, even if it shows none now because it is beside the volume."""
     if adapter.sliceOfView(view, stack) is not None:
         return True

@@ -1,0 +1,405 @@
+"""Keeps the session in step with the prompts in the scene, and the segments with its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from medsam2_core.errors import PromptError
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import mask_on_slice, resolve
+
+from MedSAM2SegmentLib.Effect.WorkerSession import changedSlices, isDifferent
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Segments.AlgorithmTags import AlgorithmTags
+
+if TYPE_CHECKING:
+    from medsam2_core.prompts import PixelPrompts, SlicePrompts
+    from numpy.typing import NDArray
+
+    from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
+    from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction, UndoState
+    from MedSAM2SegmentLib.Effect.ProvenanceSync import ProvenanceSync
+    from MedSAM2SegmentLib.Effect.WorkerSession import Answer, WorkerSession
+
+#: Pixels round a foreground point in which voxels the user had erased may come back.
+_REVIVED_RADIUS = 10
+
+
+class PromptSync:
+    """Compares the prompts in the scene with those of the session, and sends the difference.
+
+    The scene is the truth. Where the session has to be given prompts again whose answer the segment already
+    shows (a scene was loaded, Slicer undid a step, the volume changed), the segment itself is sent as the
+    answer, and not a voxel changes.
+
+    Parameters
+    ----------
+    context, session
+        Prompts and segments; the worker's session.
+    transaction, provenance
+        How segments are written; what the scene stores about them.
+
+    Attributes
+    ----------
+    tags
+        The DICOM algorithm tags of segments.
+    """
+
+    def __init__(
+        self,
+        context: EditorContext,
+        session: WorkerSession,
+        transaction: EditTransaction,
+        provenance: ProvenanceSync,
+    ) -> None:
+        self._context, self._session, self._transaction = context, session, transaction
+        self._provenance = provenance
+        self.tags = AlgorithmTags(context.segment, context.writing, lambda: session.modelInfo)
+        self._refused: dict[tuple[str, int], SlicePrompts] = {}
+        self._loaded: set[str] = set()  # segments whose prompts were in the scene before this session
+        self._removed: set[str] = set()  # segments that were removed
+        self._predicted: dict[tuple[str, int], SlicePrompts] = {}  # a model's own, with the masks it found
+
+    # Sending ------------------------------------------------------------------------------------------------
+
+    def sync(self, segmentIDs: Iterable[str] | None = None) -> str:
+        """Send the changed prompts of segments, by default of all; return why some could not be sent.
+
+        Without a session nothing is sent: it is when there is one.
+        """
+        problem = ""
+        self._removed |= {one for one in segmentIDs or () if self._context.segment(one) is None}
+        if self._session.session is None or self._context.adapter is None:
+            return problem
+        for segmentID in self._promptedSegments() if segmentIDs is None else segmentIDs:
+            try:
+                self._send(segmentID, self.slicePrompts(segmentID))
+            except PromptError as error:
+                problem = str(error)
+        return problem
+
+    def slicePrompts(self, segmentID: str) -> dict[int, SlicePrompts]:
+        """Return the prompts of a segment by slice; PromptError names the prompt that cannot be used."""
+        return self._context.markups.slicePrompts(segmentID, self._context.adapter, self._session.stack)
+
+    def markAllApplied(self, *, areLoaded: bool = False) -> None:
+        """Mark all segments as in sync with their prompts; ``areLoaded``: as they were in the scene."""
+        markups = self._context.markups
+        for segmentID in markups.segmentIDs():
+            try:
+                prompts = self.slicePrompts(segmentID)
+            except PromptError:
+                continue  # reported when it is sent
+            self._transaction.applied.pop(segmentID, None)
+            self._transaction.markApplied(segmentID, markups.snapshot(segmentID), prompts)
+            if areLoaded:
+                self._loaded.add(segmentID)
+
+    def removeFromSession(self, segmentID: str) -> None:
+        """Remove a segment from the session: it was deleted, or its prompts were cleared."""
+        self._session.discardAnswers(segmentID)
+        self._loaded.discard(segmentID)
+        session = self._session.session
+        if session is not None and (session.words(segmentID) or session.records(segmentID)):
+            session.remove_object(segmentID)
+
+    def clear(self) -> None:
+        """Remove everything: another segmentation is edited, whose segments may have the same IDs."""
+        for known in (self._refused, self._loaded, self._removed, self._predicted):
+            known.clear()
+
+    def setPredicted(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> None:
+        """Record the prompts a model predicted, with its masks: alone, they need no other answer."""
+        self._predicted.update({(segmentID, n): onSlice for n, onSlice in prompts.items()})
+
+    def markRefused(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> None:
+        """Record prompts that got no answer: they are not sent again until they change."""
+        self._refused.update({(segmentID, n): onSlice for n, onSlice in prompts.items()})
+
+    def retryRefused(self) -> None:
+        """Let prompts that got no answer be sent again: to another session, or in another attempt."""
+        self._refused.clear()
+
+    def _send(self, segmentID: str, wanted: Mapping[int, SlicePrompts]) -> None:
+        if self._context.segment(segmentID) is None:
+            self.removeFromSession(segmentID)
+            return
+        snapshot = self._context.markups.snapshot(segmentID)
+        if segmentID in self._removed:  # undo has brought it back with its prompts: it is as it was
+            self._removed.discard(segmentID)
+            self._transaction.markApplied(segmentID, snapshot, wanted)
+        changed = {
+            n: prompts
+            for n, prompts in changedSlices(self._session.session.words(segmentID), wanted).items()
+            if (segmentID, n) not in self._refused or isDifferent(self._refused[segmentID, n], prompts)
+        }
+        outdated = changedSlices(self._transaction.applied.get(segmentID, {}), wanted)
+        replay = self._replayed(segmentID, {n: p for n, p in changed.items() if n not in outdated})
+        new = {n: prompts for n, prompts in changed.items() if n not in replay}
+        new.update(self._withPrediction(segmentID, new))
+        new.update(self._withSegment(segmentID, {n: prompts for n, prompts in new.items() if prompts.final}))
+        if replay:
+            self._session.setPrompts(segmentID, replay, snapshot, isReplay=True)
+        if new:
+            self._session.setPrompts(segmentID, new, snapshot)
+
+    def _replayed(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> dict[int, SlicePrompts]:
+        """Return prompts that need no new answer, with the segment as it stands as the answer.
+
+        Those of a loaded scene are answered by the model, so that it is known what it had found; unless the
+        segment was saved without its voxels and needs them again.
+        """
+        known = self._withSegment(segmentID, prompts)
+        answered = [onSlice.known for onSlice in known.values() if onSlice.known is not None]
+        if segmentID not in self._loaded or not answered:
+            return known
+        if all(record.is_empty for record in answered):
+            return {}
+        return {n: known[n] if one.final or one.needs_known else one for n, one in prompts.items()}
+
+    def _withPrediction(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> dict[int, SlicePrompts]:
+        """Return the predicted prompts among these, with the masks the model found: they would not give them.
+
+        Where these are not known, with the segment as it stands.
+        """
+        alone = {n: one for n, one in prompts.items() if one.needs_known and len(one.prompts) == 1}
+        known = {n: self._predicted.get((segmentID, n)) for n in alone}
+        predicted = {n: one for n, one in known.items() if one is not None and not isDifferent(one, alone[n])}
+        applied = self._transaction.applied.get(segmentID, {})
+        unknown = {n: one for n, one in alone.items() if n not in predicted and n not in applied}
+        return {**predicted, **self._withSegment(segmentID, unknown)}
+
+    def _withSegment(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> dict[int, SlicePrompts]:
+        """Return prompts with the segment as it stands as their answer."""
+        slices = [n for n, onSlice in prompts.items() if onSlice]
+        masks = self._context.writer.segmentMasks(segmentID, self._session.stack, slices) if slices else {}
+        answered = dict(prompts)
+        for n, mask_hw in masks.items():
+            final = prompts[n].final
+            known = SliceMask.from_mask(segmentID, n, mask_hw, prompted=True, final=final)
+            answered[n] = replace(prompts[n], known=known)
+        return answered
+
+    def _promptedSegments(self) -> list[str]:
+        """Segments with prompts, and those whose prompts are gone from the scene but not from the session."""
+        session = self._session.session
+        known = [segmentID for segmentID in self._transaction.applied if session.words(segmentID)]
+        return list(dict.fromkeys([*self._context.markups.segmentIDs(), *known]))
+
+    # Answers ------------------------------------------------------------------------------------------------
+
+    def apply(self, answer: Answer, model: str) -> bool:
+        """Write an answer as a step that is left open; whether there was anything to write.
+
+        Raises
+        ------
+        MedSAM2Error
+            The segment cannot be edited, or is marked as completed: its voxels stay as they are.
+        """
+        segmentID, stack = answer.segmentID, self._session.stack
+        if self._context.segment(segmentID) is None or not answer.prompts:
+            return False
+        if answer.isReplay:
+            if segmentID in self._loaded:
+                known = {n: record.mask_hw for n, record in answer.masks.items()}
+                self._context.writer.adopt(segmentID, known, stack)
+                self._provenance.restore(segmentID)
+            self._transaction.markApplied(segmentID, answer.snapshot, answer.prompts)
+            return False
+        self._loaded.discard(segmentID)
+        if not self._context.isEditable(segmentID):
+            self._transaction.markApplied(segmentID, answer.snapshot, answer.prompts)
+            self._context.checkEditable(segmentID)
+        revived = self._revived(answer)
+        masks = {n: np.zeros(stack.shape_hw, dtype=bool) for n, one in answer.prompts.items() if not one}
+        masks |= {n: record.mask_hw for n, record in answer.masks.items() if not answer.prompts[n].final}
+        self._transaction.open([segmentID])
+        self._transaction.markApplied(segmentID, answer.snapshot, answer.prompts)
+        if masks:
+            self._transaction.write(segmentID, masks, stack, revived)
+            if self._showsOurs(segmentID, list(masks)):
+                self.updateTags(segmentID, model)
+        finals = [n for n, one in answer.prompts.items() if one.final]
+        isAutomatic = bool(finals) and self.tags.isAutomatic(segmentID)
+        if isAutomatic and any(self._isPainted(segmentID, n) for n in finals):
+            self.tags.setSemiautomatic(segmentID)
+        return True
+
+    def _revived(self, answer: Answer) -> dict[int, NDArray[np.bool_]]:
+        """(H, W) by slice: where new prompts ask for voxels even if the user had erased them."""
+        stack, applied = self._session.stack, self._transaction.applied.get(answer.segmentID, {})
+        revived = {}
+        for n, onSlice in answer.prompts.items():
+            before = applied[n].prompts if n in applied else ()
+            new = [one for one in onSlice.prompts if one not in before]
+            pixels = resolve(new, stack).get(n) if new else None
+            if pixels is not None:
+                revived[n] = _promptedArea(pixels, stack.shape_hw)
+        return revived
+
+    def restore(self, state: UndoState) -> None:
+        """Bring prompts and session to the voxels that Slicer's undo has restored; no voxel changes."""
+        session = self._session.session
+        for segmentID, snapshot in state.prompts.items():
+            self._session.discardAnswers(segmentID)
+            self._loaded.discard(segmentID)
+            self._context.markups.restore(snapshot, segmentID)
+            record = state.records[segmentID]
+            if session is not None and record is not None and state.session is session:
+                if record.words or record.records:
+                    session.restore(segmentID, record)
+                else:
+                    self.removeFromSession(segmentID)
+            self._transaction.applied[segmentID] = {}
+            if self._session.stack is None or self._context.adapter is None:
+                continue
+            try:
+                self._transaction.applied[segmentID] = dict(self.slicePrompts(segmentID))
+            except PromptError:
+                continue  # reported when it is sent
+
+    # Algorithm tags -----------------------------------------------------------------------------------------
+
+    def updateTags(self, segmentID: str, model: str, *, isPropagated: bool = False) -> None:
+        """Tag a segment with the model that answered its prompts.
+
+        A segment without prompts, that shows nothing of a model's masks, gets the tags it had before.
+
+        Parameters
+        ----------
+        model
+            Name of the model, if the worker has not sent another.
+        isPropagated
+            Whether the masks went on to other slices.
+        """
+        try:
+            prompts = self.slicePrompts(segmentID)
+        except PromptError:  # one of the user's own; reported when it is sent
+            self.tags.setModel(segmentID, model, isAlone=False, isPropagated=isPropagated)
+            return
+        if prompts or self._context.writer.showsOurs(segmentID):
+            isAlone = self._arePredicted(segmentID, prompts)
+            self.tags.setModel(segmentID, model, isAlone=isAlone, isPropagated=isPropagated)
+        else:
+            self.tags.clear(segmentID)
+
+    def onEdited(self) -> None:
+        """Tag the selected segment as semiautomatic if somebody else edited what Auto had found.
+
+        Other segments are not checked: with many it would take long, at every stroke of the brush.
+        """
+        segmentID = self._context.segmentID
+        isThere = self._context.segment(segmentID) is not None
+        if isThere and self.tags.isAutomatic(segmentID) and self._context.writer.wasEdited(segmentID):
+            self.tags.setSemiautomatic(segmentID)
+
+    def hasOnlyPredicted(self, segmentID: str) -> bool:
+        """Whether all prompts of a segment are what an Auto model has predicted."""
+        try:
+            return self._arePredicted(segmentID, self.slicePrompts(segmentID))
+        except PromptError:
+            return False
+
+    def _arePredicted(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> bool:
+        for n, onSlice in prompts.items():
+            isPredicted = onSlice.needs_known and len(onSlice.prompts) == 1 and not onSlice.final
+            known = self._predicted.get((segmentID, n))
+            if not isPredicted and (known is None or isDifferent(known, onSlice)):
+                return False
+        return True
+
+    def _isPainted(self, segmentID: str, n: int) -> bool:
+        """Whether a slice of a segment has voxels that are not from a model."""
+        stack, writer = self._session.stack, self._context.writer
+        mask_hw = writer.segmentMasks(segmentID, stack, [n])[n]
+        return bool((mask_hw & ~writer.oursMasks(segmentID, stack, [n])[n]).any())
+
+    def _showsOurs(self, segmentID: str, slices: list[int]) -> bool:
+        """Whether a segment shows a model's masks: on these slices now, or anywhere before."""
+        if self.tags.isOurs(segmentID):
+            return True
+        known = self._context.writer.knownMasks(segmentID, self._session.stack, slices)
+        return any(mask_hw.any() for mask_hw in known.values())
+
+
+class ManualActions:
+    """Turns what the user painted into prompts: final slices, masks, segments without prompts.
+
+    Parameters
+    ----------
+    context, session, transaction, sync, provenance
+        As for :class:`PromptSync`.
+    """
+
+    def __init__(
+        self,
+        context: EditorContext,
+        session: WorkerSession,
+        transaction: EditTransaction,
+        sync: PromptSync,
+        provenance: ProvenanceSync,
+    ) -> None:
+        self._context, self._session, self._transaction = context, session, transaction
+        self._sync, self._provenance = sync, provenance
+
+    def toggleFinal(self, n: int) -> None:
+        """Mark the selected segment on slice ``n`` as final, or, if it is, not any more."""
+        segmentID, markups, stack = self._context.segmentID, self._context.markups, self._session.stack
+        applied = self._transaction.applied.get(segmentID, {}).get(n)
+        final = applied is None or not applied.final
+        with markups.silenced():
+            if final:
+                mask = self._context.writer.segmentMasks(segmentID, stack, [n])[n]
+                prompt = mask_on_slice(mask, n, stack)
+                if prompt is not None:
+                    markups.addMask(segmentID, n, prompt, stack.key)
+            markups.setFinal(segmentID, stack.key, n, final)
+
+    def useAsPrompt(self, n: int) -> None:
+        """Add the selected segment on slice ``n`` as a mask prompt; PromptError when it is empty."""
+        segmentID, stack = self._context.segmentID, self._session.stack
+        mask = self._context.writer.segmentMasks(segmentID, stack, [n])[n]
+        if not mask.any():
+            raise PromptError(
+                _("the segment is empty on this slice: paint it first, or click instead"),
+                code="segment-empty-on-slice",
+                slice=n,
+            )
+        prompt = mask_on_slice(mask, n, stack)
+        if prompt is None:
+            raise PromptError(
+                _(
+                    "on oblique slices a segment cannot be a prompt: take the slice as final, or click "
+                    "instead"
+                ),
+                code="mask-prompt-on-oblique-slice",
+                slice=n,
+            )
+        self._context.markups.addMask(segmentID, n, prompt, stack.key)
+
+    def clearPrompts(self) -> None:
+        """Delete all prompts of the selected segment; its voxels are the user's own from now on."""
+        segmentID, markups = self._context.segmentID, self._context.markups
+        with markups.silenced():
+            markups.clear(segmentID)
+        self._sync.removeFromSession(segmentID)
+        self._transaction.removePrompts(segmentID)
+        self._transaction.markApplied(segmentID, (), {})
+        self._context.writer.disown(segmentID)
+        self._provenance.remove(segmentID)
+
+
+def _promptedArea(pixels: PixelPrompts, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) pixels near foreground points, in the box, and in the mask."""
+    area = np.zeros(shape_hw, dtype=bool) if pixels.mask_hw is None else pixels.mask_hw.copy()
+    rows, columns = np.indices(shape_hw)
+    for (x, y), label in zip(pixels.points_xy, pixels.labels, strict=True):
+        if label:
+            area |= (columns - x) ** 2 + (rows - y) ** 2 <= _REVIVED_RADIUS**2
+    if pixels.box_xyxy is not None:
+        left, top, right, bottom = pixels.box_xyxy
+        area |= (columns >= left) & (columns <= right) & (rows >= top) & (rows <= bottom)
+    return area

@@ -1,0 +1,194 @@
+"""Whose the voxels of a segment are: ours, or the user's.
+
+The contract, which :class:`~MedSAM2SegmentLib.Segments.SegmentWriter.SegmentWriter` keeps by these bits:
+
+1. What the user painted is not taken away: only voxels that we added (``OURS``) are ever removed.
+2. What the user erased does not come back: a voxel that we wanted and that was there after we wrote
+   (``KNOWN``) and is missing later, was erased (``ERASED``). It is not added again, however often the same
+   slice is written, unless the user asks for it with a new prompt there.
+3. Undo of an erasure is recognised: where exactly its voxels are back, all is as before it. A voxel that is
+   back otherwise was painted, and is the user's.
+4. Slicer's undo takes back ours: bits go back with the voxels
+   (:class:`~MedSAM2SegmentLib.Segments.EditHistory.EditHistory`).
+
+Voxels that the user paints over ours cannot be told from them, and stay ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, PackedList, VoxelList, Voxels, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Added by us, and there at the last check.
+OURS = 1
+#: Wanted by us, and there at the last check: if it is missing now, somebody erased it.
+KNOWN = 2
+#: Erased by the user: not ours to add again.
+ERASED = 4
+#: With ERASED: it was ours before.
+WAS_OURS = 8
+#: All there are.
+ALL_BITS = OURS | KNOWN | ERASED | WAS_OURS
+
+#: Returns the segment in a box.
+MaskOf = Callable[[Extent], "NDArray[np.bool_]"]
+
+_KNOWN_BIT, _ERASED_BIT = 1, 2
+_ERASURES = 10  # as many as Slicer's undo goes back
+_LARGEST_ERASURE = 1 << 21  # voxels
+
+
+class VoxelOwnership:
+    """Ownership of the voxels of one segment, as bits; see the module for the contract.
+
+    Parameters
+    ----------
+    indexToRAS : (4, 4)
+        The grid of the segmentation.
+    extent : Extent
+        Its voxels. Memory is used only where there are bits.
+    """
+
+    def __init__(self, indexToRAS: NDArray[np.float64], extent: Extent) -> None:
+        self.indexToRAS, self.extent = indexToRAS, extent
+        self.used = NOWHERE  # a box around all bits
+        self.checked: object = None  # state of the segment at the last check
+        self.stamp = 0  # grows with every change
+        self._bits = np.zeros(extent.shape, dtype=np.uint8)
+        self._erasures: list[PackedList] = []
+
+    def onGrid(self, indexToRAS: NDArray[np.float64], extent: Extent) -> VoxelOwnership:
+        """Return the same on another grid; itself when it is the same one."""
+        same = np.allclose(indexToRAS, self.indexToRAS, rtol=0, atol=1e-9)
+        if same and extent == self.extent:
+            return self
+        moved = VoxelOwnership(indexToRAS, extent)
+        if self.used.isEmpty:
+            return moved
+        if same:
+            shared = self.used.intersection(extent)
+        else:
+            toOld = np.linalg.inv(self.indexToRAS) @ indexToRAS
+            corners = self.used.corners() @ np.linalg.inv(toOld)[:3, :3].T + np.linalg.inv(toOld)[:3, 3]
+            first, last = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
+            shared = Extent.between(first, last).intersection(extent)
+        if not shared.isEmpty:
+            old = self.read(shared) if same else nearest(self._bits, self.extent, toOld, shared)
+            moved.write(shared, old)
+        return moved
+
+    def read(self, voxels: Voxels) -> NDArray[np.uint8]:
+        """Return the bits of voxels; for a box not a copy."""
+        return voxels.read(self._bits, self.extent)
+
+    def write(self, voxels: Voxels, bits: NDArray[np.uint8]) -> None:
+        """Replace the bits of voxels."""
+        voxels.write(bits, self._bits, self.extent)
+        self.used = self.used.union(voxels.extent)
+        self.stamp += 1
+
+    def bitsFor(
+        self, voxels: Voxels, current: NDArray[np.bool_], *, isAll: bool = False
+    ) -> NDArray[np.uint8]:
+        """Return the bits of voxels, brought up to date with which of them are in the segment now; a copy.
+
+        Only with all voxels (``isAll``) can it be recognised that an erasure was undone.
+        """
+        bits = self.read(voxels).copy()
+        if not bits.any():
+            return bits
+        there = current.view(np.uint8)
+        erased = _bit(bits, KNOWN) & ~there
+        back = _bit(bits, ERASED) & there
+        if isAll and back.any():
+            back = self._undoErasure(voxels, bits, back)
+        if isAll and erased.any():
+            self._addErasure(voxels, erased)
+        were = erased & _bit(bits, OURS)
+        bits &= 255 - back * np.uint8(255)
+        bits &= there * np.uint8(255) | np.uint8(ERASED | WAS_OURS)
+        bits |= erased * np.uint8(ERASED)
+        bits |= were * np.uint8(WAS_OURS)
+        return bits
+
+    def update(self, maskOf: MaskOf) -> None:
+        """Bring all bits up to date: somebody else changed the segment."""
+        changed = [plane for plane in self.used.planes() if self._isChanged(plane, maskOf(plane))]
+        if changed:
+            box = self.used._replace(k0=changed[0].k0, k1=changed[-1].k1)
+            self.write(box, self.bitsFor(box, maskOf(box), isAll=True))
+
+    def showsOurs(self, maskOf: MaskOf) -> bool:
+        """Whether the segment shows a voxel that we added."""
+        return self._isAny(maskOf, self.used, lambda bits: bits & OURS != 0)
+
+    def showsKept(self, maskOf: MaskOf) -> bool:
+        """Whether the segment shows voxels that we were to remove, and Slicer's masking did not allow."""
+        return self._isAny(maskOf, self.used, lambda bits: bits & (OURS | KNOWN) == OURS)
+
+    def wasEdited(self, maskOf: MaskOf) -> bool:
+        """Whether somebody has certainly added voxels to ours, or erased some; False without any bits."""
+        if self.used.isEmpty:
+            return False
+        isErased = bool((self.read(self.used) & ERASED).any())
+        return isErased or self._isAny(maskOf, self.extent, lambda bits: bits & OURS == 0)
+
+    def _isAny(
+        self, maskOf: MaskOf, box: Extent, isMeant: Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
+    ) -> bool:
+        """Whether any voxel of the segment has bits that are meant; mostly the first planes decide."""
+        planes = () if box.isEmpty else box.planes()
+        return any(bool((maskOf(plane) & isMeant(self.read(plane))).any()) for plane in planes)
+
+    def _isChanged(self, plane: Extent, current: NDArray[np.bool_]) -> bool:
+        """Whether something was erased, or is back; a plane at a time stays in the cache."""
+        bits, there = self.read(plane), current.view(np.uint8)
+        return bool(((bits >> _KNOWN_BIT) & ~there & 1).any() or ((bits >> _ERASED_BIT) & there).any())
+
+    def _addErasure(self, voxels: Voxels, erased: NDArray[np.uint8]) -> None:
+        if np.count_nonzero(erased) <= _LARGEST_ERASURE:
+            packed = VoxelList(voxels.positions(erased.view(bool))).packed()
+            self._erasures = [*self._erasures, packed][-_ERASURES:]
+
+    def _undoErasure(
+        self, voxels: Voxels, bits: NDArray[np.uint8], back: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        """Restore ``bits`` where an erasure was undone, and return what came back by painting."""
+        positions = voxels.positions(back.view(bool))
+        for erasure in reversed(self._erasures):
+            if np.array_equal(erasure.unpacked().ijk, positions):
+                ours = back & _bit(bits, WAS_OURS)
+                bits &= 255 - back * np.uint8(ERASED | WAS_OURS)
+                bits |= back * np.uint8(KNOWN) | ours * np.uint8(OURS)
+                self._erasures.remove(erasure)
+                return np.zeros_like(back)
+        return back
+
+
+def bitsAfterEdit(
+    bits: NDArray[np.uint8], add: NDArray[np.bool_], wanted: NDArray[np.bool_], after: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Return the bits of voxels after an edit, from those before it.
+
+    Parameters
+    ----------
+    add, wanted, after
+        What was added, what the masks contain, and what is in the segment now.
+    """
+    bits = bits & np.uint8(255 - KNOWN)
+    bits |= add.view(np.uint8) * np.uint8(OURS)
+    bits |= wanted.view(np.uint8) * np.uint8(KNOWN)
+    bits &= after.view(np.uint8) * np.uint8(255) | np.uint8(ERASED | WAS_OURS)
+    return bits
+
+
+def _bit(bits: NDArray[np.uint8], which: int) -> NDArray[np.uint8]:
+    """1 where a bit is set, else 0."""
+    return (bits & which != 0).view(np.uint8)
