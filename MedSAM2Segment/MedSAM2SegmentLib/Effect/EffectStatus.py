@@ -30,6 +30,8 @@ _BLOCKED = (
     Status.INSTALLING,
 )
 _PREPARING = (Status.STARTING, Status.SENDING, Status.DOWNLOADING, Status.LOADING)
+#: States in which nothing can be propagated.
+_WAITING = (*_PREPARING, Status.WORKER_LOST, Status.FAILED)
 
 
 class EffectStatus:
@@ -86,12 +88,10 @@ class EffectStatus:
                 hasPrompts=isPrompted,
                 isPropagated=isPropagated,
                 isSingle=slices == 1,
-                progress=(done, total),
-                kept=written,
+                progress=(done, total, written),
             )
         )
-        isFree = line.status not in (*_BLOCKED, *_PREPARING, Status.WORKER_LOST, Status.FAILED)
-        isFree = isFree and not isRunning
+        isFree = not isRunning and line.status not in (*_BLOCKED, *_WAITING)
         return PanelState(
             status=line.status,
             text=line.text,
@@ -124,8 +124,7 @@ class EffectStatus:
         hasPrompts: bool,
         isPropagated: bool,
         isSingle: bool,
-        progress: tuple[int, int],
-        kept: int,
+        progress: tuple[int, int, int],
     ) -> Situation:
         context, session, auto = self._context, self._session, self._auto
         propagation, parameters = self._propagation, self._parameters
@@ -146,8 +145,8 @@ class EffectStatus:
             mustDecide=propagation.mustDecide,
             isAutoRunning=auto.isRunning,
             hasAuto=auto.chosen is not None,
-            progress=progress,
-            kept=kept,
+            progress=progress[:2],
+            kept=progress[2],
             tool=parameters.tool,
             negative=parameters.isOn("negative"),
             hasPrompts=hasPrompts,
