@@ -159,7 +159,7 @@ class ProvenanceStore:
         """Log what cannot be read."""
         name = self.segmentationNode.GetName()
         logging.warning(
-            "MedSAM2: %s in the segmentation %r cannot be read (%s). Its segments are taken as they stand.",
+            "MedSAM2: %s of the segmentation %r cannot be read (%s). Its segments are taken as they stand.",
             what,
             name,
             error,
