@@ -94,7 +94,9 @@ def test_log_lines_are_complete(stopped, settings, tmp_path):
     for line in lines_of(stopped) + lines_of(tmp_path):
         assert {"hours", "stage", "step"} <= line.keys()
         if "validation" in line:
+            tracked = line["validation"].pop("tracked", {})
             assert set(line["validation"]) == {"discs", "synthetic", "mean"}
+            assert not tracked or {"box 1", "absent recall", "gain", "worse"} <= tracked.keys()
             for row in line["validation"].values():
                 assert {"box", "click", "mask", "box+1", "box tracked"} <= row.keys()
                 assert all(0 <= value <= 1 for value in row.values())
@@ -162,6 +164,40 @@ def test_the_weights_fit_the_embedded_model_and_everybody_may_read_them(data, tm
     usual.touch()
     assert stat.S_IMODE(os.stat(path).st_mode) == stat.S_IMODE(os.stat(usual).st_mode)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_run_can_start_from_weights_and_leave_their_encoder_alone(settings, stopped, tmp_path):
+    path = stopped / "weights.safetensors"
+    clips = replace(settings.stages[1], steps=1, trunk_factor=0.0, affinity_weight=0.0)
+    trainer = BaseTrainer(replace(settings, start=str(path), stages=(clips,), warm_up=1), tmp_path)
+    start = read_state_dict(path)
+    assert all(torch.equal(start[key], value) for key, value in trainer.module.state_dict().items())
+    trainer.run()
+    changed = {
+        key for key, value in trainer.module.state_dict().items() if not torch.equal(start[key], value)
+    }
+    assert changed and not any(key.startswith("image_encoder") for key in changed)
+    assert any(key.startswith("memory_attention") for key in changed)
+
+
+def test_training_leaves_random_numbers_and_threads_of_others_alone(settings, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    torch.set_num_threads(2)
+    trainer = BaseTrainer(replace(settings, stages=settings.stages[:1]), tmp_path)
+    trainer.run(lambda: trainer.step == 1)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == 2
+
+
+def test_one_seed_gives_one_run(settings, tmp_path):
+    short = replace(settings, stages=(replace(settings.stages[1], steps=2),), validation_views=0)
+    for name in ("a", "b"):
+        torch.rand(1)  # whatever others draw
+        BaseTrainer(short, tmp_path / name).run()
+    first, second = (read_state_dict(tmp_path / name / "weights.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 # Refusals ---------------------------------------------------------------------------------------------------

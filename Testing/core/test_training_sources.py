@@ -104,9 +104,8 @@ def with_colours_for_labels(folder):
 
 
 def with_too_many_labels(folder):
-    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) % 300).save(
-        folder / "discs" / "003_seg.png"
-    )
+    labels = np.arange(200 * 200, dtype=np.uint16).reshape(200, 200)
+    Image.fromarray(labels).save(folder / "discs" / "003_seg.png")
 
 
 def with_negative_labels(folder):
@@ -140,7 +139,7 @@ def with_nothing_labelled(folder):
         (with_empty_labels, "003_seg.png"),
         (with_a_smaller_image, "64 x 32 x 1 voxels, its labels 64 x 64 x 1"),
         (with_colours_for_labels, "003_seg.png: a colour picture is not a label map"),
-        (with_too_many_labels, "003_seg.png has 299 labels: at most 253"),
+        (with_too_many_labels, "003_seg.png has 39999 labels: at most 32766"),
         (with_negative_labels, "label -5 is negative"),
         (with_fractions_for_labels, "not whole numbers"),
         (with_half_a_volume, "one_seg.nii.gz"),
@@ -177,7 +176,7 @@ def test_damaged_folders_are_read_or_refused(folder, tmp_path, campaign):
         (small / victim).write_bytes(mutated(originals[victim], rng))
         try:
             for stack in load_sources(small):
-                assert stack.labels_kji.ndim == 3 and stack.labels_kji.dtype == np.uint8
+                assert stack.labels_kji.ndim == 3 and stack.labels_kji.dtype == np.int16
                 assert stack.image_kji is None or stack.image_kji.shape[:3] == stack.labels_kji.shape
                 assert min(stack.spacing_kji) > 0
         except TrainingError as error:
@@ -218,11 +217,16 @@ def test_no_body_brain_or_patient_is_on_both_sides(training_data):
     assert len(training) + len(validation) > 400 and len(validation) > 20
     assert {(s.row, s.case) for s in training}.isdisjoint({(s.row, s.case) for s in validation})
     rows_held = {stack.row for stack in validation}
-    for one_body in ("hubmap_ccf_organs", "hubmap_ccf_torso", "opensim_hand_bones", "torchio_brain_gif"):
+    for one_body in ("hubmap_ccf_organs", "vh_leg_msk", "bodyparts3d_bones", "brain_pd25", "synthsr_brains"):
         assert one_body not in rows_held
         assert any(stack.row == one_body for stack in training)
     # Two cases of one patient.
     assert {stack.case for stack in validation if stack.row == "tcia_hn_oar_labels"} == {"hn11", "hn12"}
+    # One patient in three data sets.
+    sarcoma = [
+        {stack.case for stack in part if stack.row.startswith("sts3d")} for part in (training, validation)
+    ]
+    assert sarcoma[1] and sarcoma[0].isdisjoint(sarcoma[1])
 
 
 def named_only(folder):

@@ -15,9 +15,17 @@ from medsam2_core.training import network
 from medsam2_core.training.base import EMBEDDED_RECIPE, schedule
 from medsam2_core.training.loader import Batch
 from medsam2_core.training.losses import AffinityHeads, mask_loss, true_iou
-from medsam2_core.training.objective import Objective, Stage, answer_losses, best_logits
+from medsam2_core.training.objective import (
+    Objective,
+    Stage,
+    answer_losses,
+    best_logits,
+    coverage,
+    disturbed,
+    moved,
+)
 from medsam2_core.training.users import Prompts, corrected, first_prompts, jittered_boxes
-from medsam2_core.training.validation import dice
+from medsam2_core.training.validation import dice, spearman, tracked_figures
 from support.model import prompt
 from support.training_folder import tiny_config
 
@@ -181,6 +189,25 @@ def test_iou_and_dice_count_pixels():
     assert dice(logits, target).tolist() == pytest.approx([2 * 4 / 12, 0, 1])
 
 
+def test_figures_of_tracked_slices_are_what_paper_and_pencil_give():
+    seen = {
+        "distance": torch.tensor([1, 2, 3, 4, 5, 6]),
+        "present": torch.tensor([1, 1, 1, 1, 0, 0]),
+        "score": torch.tensor([2.0, 2, -1, 2, -3, 1]),
+        "iou": torch.tensor([0.9, 0.6, 0.5, 0.2, 0, 0]),
+        "predicted_iou": torch.tensor([0.8, 0.7, 0.3, 0.4, 0.1, 0.1]),
+        "dice": torch.tensor([0.95, 0.75, 0.0, 0.3, 1.0, 0.0]),
+        "gain": torch.tensor([0.0, 0.1, -0.2, 0.1, 0.0, 0.0]),
+        "kind": torch.zeros(6, dtype=torch.long),
+    }
+    assert tracked_figures(seen) == {
+        "box 1": 0.95, "box 2-3": 0.375, "box 4+": 0.3,
+        "absent precision": 0.5, "absent recall": 0.5,
+        "iou rank": 0.8, "iou gap": 0.0, "gain": 0.0, "worse": 0.1667,
+    }  # fmt: skip
+    assert float(spearman(torch.tensor([1.0, 2, 3]), torch.tensor([30.0, 20, 10]))) == pytest.approx(-1)
+
+
 def test_affinity_knows_regions_and_ignores_what_is_unknown():
     heads = AffinityHeads(2, levels=1, width=2)
     with torch.no_grad():
@@ -210,9 +237,9 @@ def test_an_absent_object_teaches_presence_alone():
     answer = network.Answer(
         torch.randn(2, 4, S, S), torch.rand(2, 4), torch.zeros(2, 4, 8), torch.zeros(2, 1)
     )
-    losses = answer_losses(answer, torch.zeros(2, S, S), ambiguous=False)
-    assert float(losses["mask"]) == float(losses["iou"]) == 0
-    assert float(losses["presence"]) == pytest.approx(0.5 * math.log(2))
+    losses, errors = answer_losses(answer, torch.zeros(2, S, S), ambiguous=False)
+    assert float(losses["mask"]) == float(losses["iou"]) == 0 and errors.tolist() == [0, 0]
+    assert float(losses["presence"]) == pytest.approx(math.log(2))
 
 
 def test_one_click_may_be_answered_by_any_of_three():
@@ -220,8 +247,8 @@ def test_one_click_may_be_answered_by_any_of_three():
     logits = torch.randn(1, 4, S, S, generator=generator())
     answer = network.Answer(logits, torch.full((1, 4), 0.5), torch.zeros(1, 4, 8), torch.zeros(1, 1))
     logits[:, 3] = (target * 2 - 1) * 20
-    best = answer_losses(answer, target, ambiguous=True)["mask"]
-    assert best < 0.3 * answer_losses(answer, target, ambiguous=False)["mask"]
+    best = answer_losses(answer, target, ambiguous=True)[0]["mask"]
+    assert best < 0.3 * answer_losses(answer, target, ambiguous=False)[0]["mask"]
     answer.iou[0] = torch.tensor([0.9, 0.1, 0.2, 0.8])
     assert torch.equal(best_logits(answer, True), logits[:, 3:4])
     assert torch.equal(best_logits(answer, False), logits[:, :1])
@@ -240,11 +267,69 @@ def test_a_slice_that_was_corrected_conditions_the_others(model, monkeypatch, sh
     objects = torch.zeros(1, 3, 64, 64, dtype=torch.bool)
     objects[..., 16:48, 16:48] = True
     regions = objects.to(torch.uint8)
-    batch = Batch(torch.rand(1, 3, 3, 64, 64), objects, regions, torch.tensor([0]), ["discs"])
+    batch = Batch(
+        torch.rand(1, 3, 3, 64, 64), objects, regions, torch.tensor([0]), torch.ones(1, 3, 3), ["discs"]
+    )
     stage = Stage("clips", steps=1, frames=3, batch=1, learning_rate=1e-3, tracked_corrections=share)
     losses = Objective(model.module, heads, EMBEDDED_RECIPE).losses(batch, stage, generator())
     assert said == spoken_about
     assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_a_correction_that_makes_it_worse_costs_extra(model, monkeypatch):
+    objects = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    objects[..., 16:48, 16:48] = True
+    batch = Batch(
+        torch.rand(1, 1, 3, 64, 64),
+        objects,
+        objects.to(torch.uint8),
+        torch.tensor([0]),
+        torch.ones(1, 1, 3),
+        ["r"],
+    )
+    stage = Stage("slices", steps=1, frames=1, batch=1, learning_rate=1e-3, corrections=1, worse_weight=2.0)
+    objective = Objective(model.module, AffinityHeads(model.module.hidden_dim), EMBEDDED_RECIPE)
+    target = coverage(batch.objects, network.encode(model.module, batch.images[:, 0]))[:, 0]
+
+    def answering(*factors):
+        def prompted(*_):
+            for factor in factors:
+                logits = ((target * 2 - 1) * factor)[:, None].expand(-1, 4, -1, -1)
+                yield network.Answer(logits, torch.ones(1, 4), torch.zeros(1, 4, 8), torch.ones(1, 1)), False
+
+        monkeypatch.setattr(objective, "prompted", prompted)
+        return objective.losses(batch, stage, generator())["worse"]
+
+    errors = [float(mask_loss((target * 2 - 1) * factor, target)) for factor in (3.0, -1.0)]
+    assert float(answering(3.0, -1.0)) == pytest.approx(2 * (errors[1] - errors[0]) / 2, rel=1e-4)
+    assert float(answering(-1.0, 3.0)) == 0
+
+
+def test_logits_follow_the_square_they_are_seen_in():
+    """Cells of the new square show what the old one showed there."""
+    logits = torch.full((1, 1, S, S), -10.0)
+    logits[..., 8:24, 8:24] = 5
+    square = torch.tensor([[0.0, 0.0, 1.0]])
+    assert moved(logits, square, square) is logits
+    closer = moved(logits, square, torch.tensor([[0.0, 0.0, 0.5]]))
+    assert (closer[..., 1:-1, 1:-1] > 0).all()
+    aside = moved(logits, square, torch.tensor([[0.25, 0.0, 1.0]]))  # a quarter of the side down
+    assert torch.equal(aside[..., : S - 8, :] > 0, logits[..., 8:, :] > 0)
+    assert (aside[..., S - 8 :, :] == -10).all()
+
+
+def test_a_carried_mask_is_disturbed_but_stays_where_it_is():
+    logits = torch.full((40, 1, S, S), -10.0)
+    logits[..., 10:22, 10:22] = 10
+    changed = disturbed(logits, generator())
+    assert torch.equal(changed, disturbed(logits, generator()))
+    left_out = (changed == 0).flatten(1).all(1)
+    assert 2 <= int(left_out.sum()) <= 16
+    areas = (changed > 0).flatten(1).sum(1)[~left_out].float()
+    assert areas.std() > 10 and 0.5 < areas.mean() / 144 < 2
+    assert (changed[~left_out][:, 0, 14:18, 14:18] > 0).float().mean() > 0.9
+    nothing = torch.full((3, 1, S, S), -10.0)
+    assert (disturbed(nothing, generator()) <= -9.9).all()
 
 
 def test_the_learning_rate_warms_up_and_falls():

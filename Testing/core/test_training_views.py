@@ -12,11 +12,15 @@ from medsam2_core.imaging.labels import LabelMap
 from medsam2_core.training import loader
 from medsam2_core.training.anatomy import MAX_LABELS, random_anatomy
 from medsam2_core.training.appearance import blur, colourise, degrade, paint
+from medsam2_core.training.lesions import lesion_level, load_shapes
 from medsam2_core.training.loader import Batch, Mixture, Views, fixed_views, stream
+from medsam2_core.training.objective import moved
+from medsam2_core.training.planes import Piece, draw_plane
 from medsam2_core.training.sources import LabelledStack, load_sources
 from medsam2_core.training.synth import painted_map, random_volume
 from medsam2_core.training.views import MAX_OBJECTS, flipped, make_view
-from support.training_folder import write_training_folder
+from support.model import a_disc
+from support.training_folder import write_nifti, write_training_folder
 
 SIZE = 64
 
@@ -181,6 +185,110 @@ def test_labels_of_a_scanner_with_thick_slices_keep_their_shape_in_mm(stacks):
     for _ in range(5):
         view = make_view(flat, rng, SIZE, 3)
         assert view is None or view.objects.any()
+
+
+# Clips ------------------------------------------------------------------------------------------------------
+
+
+def a_tube(slices=40) -> LabelledStack:
+    """A cylinder through slices 10 to 29 of a scan with slices of 3 mm, brighter than all else."""
+    labels = np.zeros((slices, 64, 64), np.int16)
+    labels[10:30][:, a_disc((64, 64), (32, 32), 10)] = 1
+    return LabelledStack("tubes", "c", labels, (labels * 150 + 40).astype(np.uint8), (3.0, 1.0, 1.0), False)
+
+
+def test_clips_run_from_a_slice_of_the_object_over_its_end():
+    rng, seen = np.random.default_rng(5), []
+    for _ in range(60):
+        plane = draw_plane(a_tube(), rng, 6)
+        along = plane.grid[:, 0, 0, 0]
+        steps = along.diff()
+        assert torch.allclose(steps, steps[:1].expand(5)) and float(steps[0].abs()) >= 1
+        assert torch.allclose(along, along.round())  # real slices, not mixtures of two
+        assert along.min() >= 0 and along.max() <= 39 and 10 <= along[0] <= 29
+        assert float(steps[0].abs()) * 3 <= 9
+        seen.append(int(((along >= 10) & (along <= 29)).sum()))
+    assert min(seen) <= 2 and max(seen) == 6  # slices with the object
+
+
+def test_the_object_is_absent_beyond_its_end():
+    rng, ended = np.random.default_rng(6), 0
+    for _ in range(20):
+        view = make_view(a_tube(), rng, SIZE, 6)
+        if view is None:
+            continue
+        present = view.objects[:, 0].flatten(1).any(1).tolist()
+        assert present[0] and present == sorted(present, reverse=True)
+        ended += not all(present)
+    assert ended >= 5
+
+
+def test_squares_say_how_the_view_moved():
+    """The object's mask of the first slice, moved by them, lies where the second slice shows it."""
+    rng, moves = np.random.default_rng(7), 0
+    for _ in range(60):
+        view = make_view(a_tube(), rng, SIZE, 6)
+        if view is None:
+            continue
+        squares = view.squares
+        assert torch.allclose(squares[0], torch.tensor([0.0, 0.0, 1.0]), atol=1e-5)
+        for turned in (view, flipped(view, rng)):
+            for n in range(1, 6):
+                before, after = turned.objects[n - 1, 0], turned.objects[n, 0]
+                if torch.equal(squares[n - 1], squares[n]) or not (before.any() and after.any()):
+                    continue
+                moves += 1
+                logits = (before.float() * 20 - 10)[None, None]
+                shown = moved(logits, turned.squares[n - 1 : n], turned.squares[n : n + 1])[0, 0] > 0
+                both = (shown & after).sum() / (shown | after).sum()
+                assert both > 0.6
+    assert moves > 4
+
+
+def test_a_piece_is_one_connected_object_of_its_label():
+    labels = np.zeros((20, 30, 30), np.int16)
+    labels[2:8, 3:10, 3:10] = labels[12:18, 20:28, 20:28] = 1
+    stack = LabelledStack("r", "c", labels, None, (1.0, 1.0, 1.0), True)
+    found = [Piece.drawn(stack, np.random.default_rng(seed)) for seed in range(20)]
+    assert {piece.start_kji for piece in found} == {(2, 3, 3), (12, 20, 20)} or all(
+        piece.mask_kji.sum() in (6 * 7 * 7, 6 * 8 * 8) for piece in found
+    )
+    view = make_view(stack, np.random.default_rng(3), SIZE, 1)
+    assert view is None or view.objects.shape[1] >= 1
+
+
+def test_lesions_end_within_a_clip():
+    rng = np.random.default_rng(1)
+    square = torch.zeros(8, 16, 16, 2)
+    steps = (torch.arange(16) + 0.5) / 16 - 0.5
+    square[...] = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
+    shapes = [torch.ones(48, 48, 48).half()]
+    ended = changed = 0
+    for n in range(40):
+        areas = (lesion_level(square, SIZE, rng, shapes if n % 2 else ()) < 1).flatten(1).sum(1).float()
+        ended += bool(areas[0] > 0 and areas[-1] == 0)
+        changed += bool((areas > 0).any() and areas.unique().numel() > 1)
+    assert ended >= 10 and changed >= 25
+
+
+def test_a_window_is_drawn_for_ct():
+    stack = a_tube()
+    hounsfield = LabelledStack(
+        "ct", "c", stack.labels_kji, stack.image_kji.astype(np.int16), (3, 1, 1), False
+    )
+    rng = np.random.default_rng(2)
+    made = [make_view(hounsfield, rng, SIZE, 2) for _ in range(8)]
+    means = [float(view.image.mean()) for view in made if view is not None]
+    assert np.std(means) > 0.02
+
+
+def test_shapes_of_lesions_are_read_and_no_cases(tmp_path):
+    folder = write_training_folder(tmp_path / "train")
+    ball = (np.indices((20, 24, 28)) - 10).astype(float)
+    write_nifti(folder / "soop_stroke_lesions" / "one_seg.nii.gz", ((ball**2).sum(0) < 60).astype(np.uint8))
+    (shape,) = load_shapes(folder)
+    assert shape.shape == (48, 48, 48) and float(shape[24, 24, 24]) == 1 and float(shape[0, 0, 0]) == 0
+    assert {stack.row for stack in load_sources(folder)} == {"discs", "scans", "shapes"}
 
 
 # Batches ----------------------------------------------------------------------------------------------------

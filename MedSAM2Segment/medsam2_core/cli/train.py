@@ -29,13 +29,21 @@ def base(
         str | None,
         typer.Option(metavar="A,B,C", help="Steps of the stages; the usual ones by default."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights to go on from: only the stage of corrections is run."),
+    ] = None,
+    keep_encoder: Annotated[
+        bool,
+        typer.Option("--keep-encoder", help="With --start: leave the image encoder as it is."),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    precision: Annotated[str, typer.Option(help="bf16 or fp32; on many CPUs one is far slower.")] = "bf16",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 2,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 1,
 ) -> None:
-    """Train the embedded model: single slices first, then clips for the memory.
+    """Train the embedded model: single slices first, then clips for the memory, then corrections.
 
     Ctrl-C stops after the step under way; the same command goes on from there.
     """
@@ -43,18 +51,27 @@ def base(
 
     from medsam2_core.engine.devices import choose_device
     from medsam2_core.errors import TrainingError
-    from medsam2_core.training.base import BaseTrainer, BaseTraining
+    from medsam2_core.training.base import BaseTrainer, BaseTraining, stages_from_weights
 
     if precision not in ("bf16", "fp32"):
-        raise TrainingError(f"--precision {precision}: use bf16 or fp32")
+        raise TrainingError(
+            f"--precision {precision}: use bf16 or fp32", code="unknown-precision", precision=precision
+        )
+    if keep_encoder and start is None:
+        raise TrainingError(
+            "--keep-encoder: an encoder that was never trained is of no use; add --start", code="no-start"
+        )
     settings = BaseTraining(
         data=str(data),
+        start=None if start is None else str(start),
         seed=seed,
         device=str(choose_device(device)),
         precision=precision,
         threads=threads,
         workers=workers,
     )
+    if start is not None:
+        settings = replace(settings, stages=stages_from_weights(keeps_encoder=keep_encoder))
     if steps is not None:
         counts = _steps(steps, len(settings.stages))
         stages = [replace(stage, steps=n) for stage, n in zip(settings.stages, counts, strict=True)]
@@ -134,7 +151,10 @@ def _steps(text: str, stages: int) -> list[int]:
 
     parts = text.split(",")
     if len(parts) != stages or not all(part.strip().isdecimal() for part in parts):
-        raise TrainingError(f"--steps {text}: {stages} numbers wanted, one a stage, such as 3000,1300,2400")
+        raise TrainingError(
+            f"--steps {text}: one number a stage wanted, {stages} in all, such as 3000,1300,2600",
+            code="steps-wanted", steps=text, stages=stages,
+        )  # fmt: skip
     return [int(part) for part in parts]
 
 

@@ -27,6 +27,9 @@ class PromptRecipe:
         Draw boxes as inscribed ellipses and clicks as discs.
     disc_radius
         Radius of a click's disc, as a fraction of the image side.
+    negative_radius
+        The same for negative clicks; None is ``disc_radius``. A large one would wipe out thin objects beside
+        the click.
     cone_radius
         A first click also draws a cone, the rough guess "something about here": its logits fall with the
         distance and cross zero at this fraction of the image side.
@@ -40,6 +43,7 @@ class PromptRecipe:
 
     draws_prompts: bool = False
     disc_radius: float = 0.05
+    negative_radius: float | None = None
     cone_radius: float = 0.125
     carries_mask: bool = False
     least_iou: float = 0.0
@@ -77,7 +81,11 @@ def draw_box(boxes_xyxy: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def draw_points(
-    canvas: torch.Tensor, points_xy: torch.Tensor, labels: torch.Tensor, radius: float
+    canvas: torch.Tensor,
+    points_xy: torch.Tensor,
+    labels: torch.Tensor,
+    radius: float,
+    negative_radius: float | None = None,
 ) -> torch.Tensor:
     """Draw a disc for each click over the logits already there.
 
@@ -89,8 +97,8 @@ def draw_points(
         (B, P, 2) positions in units of the image side.
     labels
         (B, P) 1 positive, 0 negative; anything else is padding and draws nothing.
-    radius
-        Disc radius in units of the image side.
+    radius, negative_radius
+        Radii of the discs of positive and negative clicks in units of the image side; None is the same.
 
     Returns
     -------
@@ -100,13 +108,16 @@ def draw_points(
     size = canvas.shape[-1]
     grid = _pixel_centres(size, points_xy)
     flat = canvas.flatten(1)
+    negative_radius = radius if negative_radius is None else negative_radius
+    # Never smaller than the pixel it lies in, whatever the size of the drawing.
+    positive_reach, negative_reach = (max(r, 0.75 / size) ** 2 for r in (radius, negative_radius))
     for index in range(points_xy.shape[1]):
         squared = (grid - points_xy[:, index : index + 1]).square().sum(-1)
-        # Never smaller than the pixel it lies in, whatever the size of the drawing.
-        hit = squared <= max(radius, 0.75 / size) ** 2
         label = labels[:, index : index + 1]
-        flat = torch.where(hit & (label == 1), torch.full_like(flat, SURE), flat)
-        flat = torch.where(hit & (label == 0), torch.full_like(flat, -SURE), flat)
+        inside = (squared <= positive_reach) & (label == 1)
+        outside = (squared <= negative_reach) & (label == 0)
+        flat = torch.where(inside, torch.full_like(flat, SURE), flat)
+        flat = torch.where(outside, torch.full_like(flat, -SURE), flat)
     return flat.view_as(canvas)
 
 
@@ -175,7 +186,7 @@ def drawn_prompt(
     else:
         return None
     if points_xy is not None and labels is not None and points_xy.shape[1] > 0:
-        canvas = draw_points(canvas, points_xy, labels, recipe.disc_radius)
+        canvas = draw_points(canvas, points_xy, labels, recipe.disc_radius, recipe.negative_radius)
     return canvas
 
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -18,10 +19,12 @@ import torch
 from safetensors.torch import save
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from medsam2_core.engine.checkpoint import load_strict, read_state_dict
 from medsam2_core.engine.devices import choose_device
 from medsam2_core.engine.model import build_module
 from medsam2_core.engine.recipe import PromptRecipe
 from medsam2_core.errors import TrainingError
+from medsam2_core.training.lesions import load_shapes
 from medsam2_core.training.loader import Batch, Mixture, fixed_views, stream
 from medsam2_core.training.losses import AffinityHeads
 from medsam2_core.training.objective import Objective, Stage
@@ -40,12 +43,24 @@ _DAMAGE = (
 SLICES = Stage("slices", steps=3_000, frames=1, batch=8, learning_rate=8e-4)
 CLIPS = Stage(
     "clips", steps=1_300, frames=5, batch=2, learning_rate=3e-4, trunk_factor=0.3, corrections=1,
-    kinds=(0.5, 0.2, 0.3), affinity_weight=0.3,
+    tracked_weight=0.4, affinity_weight=0.3, carried_noise=0.2,
 )  # fmt: skip
 CORRECTIONS = replace(
-    CLIPS, name="corrections", steps=2_400, frames=6, learning_rate=4e-4, trunk_factor=0.6, corrections=2,
-    tracked_corrections=0.5, affinity_weight=0.5, kinds=(0.45, 0.3, 0.25), slices=8,
+    CLIPS, name="corrections", steps=2_600, frames=7, learning_rate=4e-4, trunk_factor=0.6, corrections=2,
+    tracked_corrections=0.4, tracked_weight=0.65, affinity_weight=0.5, carried_noise=0.4, worse_weight=1.0,
+    slices=8,
 )  # fmt: skip
+
+
+def stages_from_weights(steps: int = CORRECTIONS.steps, keeps_encoder: bool = False) -> tuple[Stage, ...]:
+    """The stages of a run that starts from trained weights: corrections alone.
+
+    With ``keeps_encoder`` the image encoder stays as it is, so that what was trained on its features (a start
+    of few-shot training) still fits.
+    """
+    if not keeps_encoder:
+        return (replace(CORRECTIONS, steps=steps),)
+    return (replace(CORRECTIONS, steps=steps, trunk_factor=0.0, affinity_weight=0.0),)
 
 
 @dataclass(frozen=True)
@@ -55,10 +70,16 @@ class BaseTraining:
     A resumed run must have the same network, seed and stages begun; steps, data and pace may change. Views
     are drawn afresh from the step a run was stopped at: a resumed run is as good as one that never stopped,
     not equal to it.
+
+    Attributes
+    ----------
+    start
+        Weights to begin with, a path; None begins with random ones. A resumed run has its own.
     """
 
     data: str
     config: str = "embedded"
+    start: str | None = None
     seed: int = 1
     stages: tuple[Stage, ...] = (SLICES, CLIPS, CORRECTIONS)
     mixture: Mixture = field(default_factory=Mixture)
@@ -103,15 +124,20 @@ class BaseTrainer:
         self._report_to = report
         self.device = choose_device(settings.device)
         self._training, self._validation = split(load_sources(settings.data))
+        self._shapes = load_shapes(settings.data)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TrainingError(f"{folder} cannot be the run's folder: {error.strerror or error}") from error
-        torch.manual_seed(settings.seed)
-        torch.set_num_threads(settings.threads)
-        self.module = build_module(settings.config).to(self.device).train()
+            raise TrainingError(
+                f"{folder} cannot be the run's folder: {error.strerror or error}",
+                code="run-folder-unusable", folder=str(folder),
+            ) from error  # fmt: skip
+        with self._random_numbers(settings.seed):
+            self.module = build_module(settings.config).to(self.device).train()
+            self.heads = AffinityHeads(self.module.hidden_dim).to(self.device)
+        if settings.start is not None:
+            load_strict(self.module, read_state_dict(settings.start), settings.config, settings.start)
         self.size = self.module.image_size
-        self.heads = AffinityHeads(self.module.hidden_dim).to(self.device)
         self.objective = Objective(self.module, self.heads, EMBEDDED_RECIPE)
         self.average = {key: value.detach().clone() for key, value in self.module.state_dict().items()}
         self.stage_index = 0
@@ -123,6 +149,14 @@ class BaseTrainer:
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Train to the end, or until ``should_stop`` says so; either way the run can be resumed."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.settings.threads)
+        try:
+            self._run_stages(should_stop)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _run_stages(self, should_stop: Callable[[], bool]) -> None:
         self._since = time.monotonic()
         while self.stage_index < len(self.settings.stages):
             stage = self.settings.stages[self.stage_index]
@@ -171,17 +205,16 @@ class BaseTrainer:
         seed = self.settings.seed * 1_000_003 + self.stage_index * 100_003 + self.step + 7_919 * turn.frames
         return stream(
             self._training, self.settings.mixture, size=self.size, frames=turn.frames, batch=turn.batch,
-            seed=seed, workers=self.settings.workers,
+            seed=seed, workers=self.settings.workers, shapes=self._shapes,
         )  # fmt: skip
 
     def _train_step(self, batch: Batch, stage: Stage, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(
-            (self.settings.seed << 32) + (self.stage_index << 28) + self.step
-        )
+        seed = (self.settings.seed << 32) + (self.stage_index << 28) + self.step
+        generator = torch.Generator().manual_seed(seed)
         # The fused attention kernel's backward is slow for the decoder's few tokens on a CPU.
-        with self._autocast(), sdpa_kernel(SDPBackend.MATH):
+        with self._random_numbers(seed), self._autocast(), sdpa_kernel(SDPBackend.MATH):
             losses = self.objective.losses(batch, stage, generator)
-            total = sum(losses.values())
+            total = torch.stack(list(losses.values())).sum()
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         if not torch.isfinite(total):
             # One bad draw must not end a night's run, nor poison the average.
@@ -210,6 +243,10 @@ class BaseTrainer:
         groups: dict[tuple[bool, bool], list] = {}
         named = [*self.module.named_parameters(), *self.heads.named_parameters(prefix="affinity")]
         for name, parameter in named:
+            if not stage.trunk_factor and name.startswith("image_encoder"):
+                continue
+            if not stage.affinity_weight and name.startswith("affinity"):
+                continue
             groups.setdefault((name.startswith("image_encoder"), parameter.ndim >= 2), []).append(parameter)
         optimiser = torch.optim.AdamW(
             [
@@ -230,6 +267,14 @@ class BaseTrainer:
                 raise self._damaged(error) from error
             self._pending_optimiser = None
         return optimiser
+
+    @contextmanager
+    def _random_numbers(self, seed: int) -> Iterator[None]:
+        """Context: initial weights and dropout are drawn from a seed; nobody else's random numbers change."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
@@ -264,7 +309,6 @@ class BaseTrainer:
             "heads": self.heads.state_dict(),
             "average": self.average,
             "optimiser": optimiser.state_dict() if optimiser else None,
-            "random": torch.get_rng_state(),
         }
         self._put("last.pt", lambda partial: torch.save(state, partial))
         weights = {key: value.contiguous() for key, value in self.average.items()}
@@ -278,7 +322,10 @@ class BaseTrainer:
             write(partial)
             os.replace(partial, self.folder / name)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
-            raise TrainingError(f"{self.folder / name} cannot be written: {error}") from error
+            raise TrainingError(
+                f"{self.folder / name} cannot be written: {error}",
+                code="run-not-written", path=str(self.folder / name),
+            ) from error  # fmt: skip
 
     def _resume(self) -> None:
         path = self.folder / "last.pt"
@@ -295,20 +342,20 @@ class BaseTrainer:
                 raise KeyError("the averaged weights belong to another network")
             self.average = {key: value.to(self.device) for key, value in state["average"].items()}
             self._pending_optimiser = state["optimiser"]
-            torch.set_rng_state(state["random"])
         except _DAMAGE as error:
             raise self._damaged(error) from error
-        self._drop_half_a_line()
+        self._remove_partial_line()
 
     def _damaged(self, error: Exception) -> TrainingError:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return TrainingError(
             f"{self.folder / 'last.pt'} is damaged or was written by another version ({reason}): "
-            "remove it to begin anew, or choose another --out"
-        )
+            "remove it to begin anew, or choose another --out",
+            code="run-damaged", path=str(self.folder / "last.pt"), reason=reason,
+        )  # fmt: skip
 
-    def _drop_half_a_line(self) -> None:
-        """A run that was killed while it wrote its log leaves half a line, to which no other is appended."""
+    def _remove_partial_line(self) -> None:
+        """Remove the incomplete last line of the log of a run that was killed while writing it."""
         log = self.folder / "log.jsonl"
         text = log.read_bytes() if log.exists() else b""
         if text and not text.endswith(b"\n"):
@@ -320,15 +367,17 @@ class BaseTrainer:
             if theirs[key] != getattr(self.settings, key):
                 raise TrainingError(
                     f"{self.folder} holds a run with {key}={theirs[key]!r}, not "
-                    f"{getattr(self.settings, key)!r}: choose another --out, or the same {key}"
-                )
+                    f"{getattr(self.settings, key)!r}: choose another --out, or the same {key}",
+                    code="run-differs", folder=str(self.folder), setting=key, found=theirs[key],
+                )  # fmt: skip
         begun = [stage["name"] for stage in theirs["stages"]][: stage_index + 1]
         ours = [stage.name for stage in self.settings.stages]
         if begun != ours[: len(begun)]:
             raise TrainingError(
                 f"{self.folder} holds a run with the stages {', '.join(begun)}, not {', '.join(ours)}: "
-                "choose another --out, or the same stages"
-            )
+                "choose another --out, or the same stages",
+                code="run-differs", folder=str(self.folder), setting="stages", found=begun,
+            )  # fmt: skip
 
 
 class _Meter:

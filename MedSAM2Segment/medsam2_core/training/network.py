@@ -60,11 +60,12 @@ class Answer:
     presence: torch.Tensor  # (B, 1) logit
 
 
-def encode(module: SAM2Base, images: torch.Tensor) -> Encoded:
-    """Encode (N, 3, S, S) images in 0..1."""
+def encode(module: SAM2Base, images: torch.Tensor, trains_trunk: bool = True) -> Encoded:
+    """Encode (N, 3, S, S) images in 0..1, with gradients of the image encoder only if `trains_trunk`."""
     mean = torch.tensor(_MEAN, device=images.device)[:, None, None]
     std = torch.tensor(_STD, device=images.device)[:, None, None]
-    out = module.image_encoder((images - mean) / std)
+    with torch.set_grad_enabled(trains_trunk and torch.is_grad_enabled()):
+        out = module.image_encoder((images - mean) / std)
     maps, decoder = out["backbone_fpn"], module.sam_mask_decoder
     return Encoded(maps, out["vision_pos_enc"][-1], [decoder.conv_s0(maps[0]), decoder.conv_s1(maps[1])])
 

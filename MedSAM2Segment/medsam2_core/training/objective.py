@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from medsam2_core.engine.recipe import PromptRecipe
+from medsam2_core.engine.recipe import SURE, PromptRecipe
 from medsam2_core.training import network
 from medsam2_core.training.loader import Batch
 from medsam2_core.training.losses import AffinityHeads, mask_loss, true_iou
@@ -17,6 +17,11 @@ from medsam2_core.training.users import Prompts, corrected, first_prompts
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+
+# Of the cells of an object that is not there; as surely as a prompt is drawn.
+ABSENT_LOGIT = -SURE
+KINDS = ("box", "click", "points", "mask")
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,18 @@ class Stage:
     frames
         Slices in a clip; 1 trains without memory.
     kinds
-        Shares of box, click and rough mask as the first prompt.
+        Shares of box, click, several clicks and rough mask as the first prompt.
     corrections
         Clicks after the first prompt, on the prompted slice.
     tracked_corrections
         How often a tracked slice is corrected by a click before the next one is tracked.
+    trunk_factor
+        Learning rate of the image encoder relative to the rest; 0 leaves the encoder as it is.
+    carried_noise
+        How often the mask carried to the next slice is moved, grown, shrunk or left out, so that the next
+        slice's image has to be looked at.
+    worse_weight
+        Weight of what a correction adds to the mask loss.
     slices
         Views in the batches of single slices that take turns with the clips, with one correction more:
         clips alone unlearn corrections. 0: no such batches.
@@ -45,9 +57,12 @@ class Stage:
     learning_rate: float
     trunk_factor: float = 1.0
     corrections: int = 2
-    kinds: tuple[float, float, float] = (0.45, 0.3, 0.25)
+    kinds: tuple[float, float, float, float] = (0.4, 0.25, 0.1, 0.25)
     affinity_weight: float = 1.0
     tracked_corrections: float = 0.3
+    tracked_weight: float = 1.0
+    carried_noise: float = 0.0
+    worse_weight: float = 0.0
     slices: int = 0
 
     @property
@@ -85,13 +100,16 @@ class Objective:
     def losses(self, batch: Batch, stage: Stage, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """The loss terms of one batch, weighted; their sum is what is minimised."""
         frames, device = batch.images.shape[1], self.module.device
-        encoded = network.encode(self.module, batch.images.flatten(0, 1).to(device))
-        regions = batch.regions.flatten(0, 1).to(device)
-        affinity = self._heads(encoded.maps, regions, 160, generator)
+        encoded = network.encode(self.module, batch.images.flatten(0, 1).to(device), stage.trunk_factor > 0)
+        affinity = torch.zeros((), device=device)
+        if stage.affinity_weight:
+            regions = batch.regions.flatten(0, 1).to(device)
+            affinity = self._heads(encoded.maps, regions, 160, generator)
         targets = coverage(batch.objects, encoded)
-        kind = _draw(("box", "click", "mask"), stage.kinds, generator)
+        squares = batch.squares[batch.image_of]
+        kind = _draw(KINDS, stage.kinds, generator)
         memory = network.ObjectMemory(self.module, frames) if frames > 1 else None
-        sums = dict.fromkeys(("mask", "iou", "presence"), torch.zeros((), device=device))
+        sums = dict.fromkeys(("mask", "iou", "presence", "worse"), torch.zeros((), device=device))
         total = 0.0
         carried: torch.Tensor | None = None
         for frame in range(frames):
@@ -101,18 +119,27 @@ class Objective:
                 weight = 1.0
             else:
                 embedding = memory.read(frame, here)
+                carried = moved(carried, squares[:, frame - 1], squares[:, frame])
+                if float(torch.rand(1, generator=generator)) < stage.carried_noise:
+                    carried = disturbed(carried, generator)
                 answers = list(self.tracked(embedding, here, target, carried, stage, generator))
-                weight = 2.0 * stage.corrections / frames
+                weight = stage.tracked_weight
+            before: torch.Tensor | None = None
             for answer, ambiguous in answers:
-                for key, value in answer_losses(answer, target.to(device), ambiguous).items():
+                losses, errors = answer_losses(answer, target.to(device), ambiguous)
+                if before is not None and stage.worse_weight:
+                    # A correction that makes a slice worse is the one thing a user does not forgive.
+                    losses["worse"] = stage.worse_weight * (errors - before).clamp(min=0).mean()
+                before = errors.detach()
+                for key, value in losses.items():
                     sums[key] = sums[key] + weight * value
                 total += weight
             answer, ambiguous = answers[-1]
-            carried = best_logits(answer, ambiguous).detach()
+            carried = shown(answer, ambiguous).detach()
             if memory is not None and frame < frames - 1:
-                # As in use: a slice the user has spoken about conditions all others.
-                said = frame == 0 or len(answers) > 1
-                memory.write(frame, here, answer, answer.logits[:, :1], prompted=said)
+                # As in use: a slice the user has prompted conditions all others.
+                prompted = frame == 0 or len(answers) > 1
+                memory.write(frame, here, answer, shown(answer, False), prompted=prompted)
         scaled = {key: value / total for key, value in sums.items()}
         return {**scaled, "affinity": stage.affinity_weight * affinity}
 
@@ -132,8 +159,8 @@ class Objective:
             ambiguous = turn == 0 and kind == "click"
             yield answer, ambiguous
             if turn < corrections:
-                shown = best_logits(answer, ambiguous).detach().cpu()
-                prompts = corrected(prompts, shown, target, generator)
+                last = shown(answer, ambiguous).detach().cpu()
+                prompts = corrected(prompts, last, target, generator)
 
     def tracked(
         self,
@@ -145,18 +172,17 @@ class Objective:
         generator: torch.Generator,
     ) -> Iterator[tuple[network.Answer, bool]]:
         """The answer tracking gives with the slice before as canvas; now and then a click corrects it."""
-        prompts = Prompts.only(carried)
-        answer = self.decode(embedding, here, prompts)
+        answer = self.decode(embedding, here, Prompts.only(carried))
         yield answer, False
         if float(torch.rand(1, generator=generator)) < stage.tracked_corrections:
-            said = corrected(
-                Prompts.only(carried.cpu()), answer.logits[:, :1].detach().cpu(), target, generator
-            )
-            yield self.decode(embedding, here, said), False
+            last = shown(answer, False).detach().cpu()
+            yield self.decode(embedding, here, corrected(Prompts.only(last), last, target, generator)), False
 
 
-def answer_losses(answer: network.Answer, target: torch.Tensor, ambiguous: bool) -> dict[str, torch.Tensor]:
-    """Mask, confidence and presence losses of one answer.
+def answer_losses(
+    answer: network.Answer, target: torch.Tensor, ambiguous: bool
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Mask, predicted IoU and presence losses of one answer; and (B,) mask losses, 0 for absent objects.
 
     An ambiguous prompt (one click) is answered by three masks of which the best counts; the single mask is
     trained lightly beside them.
@@ -172,11 +198,57 @@ def answer_losses(answer: network.Answer, target: torch.Tensor, ambiguous: bool)
     iou = (predicted - actual).abs().mean(1)
     # An absent object has no mask to learn from: whether it is there is the presence head's task.
     share = present.float()
+    errors = best * share
     return {
-        "mask": (best * share).sum() / share.sum().clamp(min=1),
+        "mask": errors.sum() / share.sum().clamp(min=1),
         "iou": (iou * share).sum() / share.sum().clamp(min=1),
-        "presence": 0.5 * functional.binary_cross_entropy_with_logits(answer.presence[:, 0], share),
-    }
+        "presence": functional.binary_cross_entropy_with_logits(answer.presence[:, 0], share),
+    }, errors
+
+
+def moved(logits: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Logits (B, 1, s, s) over one square, resampled over another; -10 outside the first.
+
+    Parameters
+    ----------
+    before, after
+        (B, 3) row and column of the squares' centres and their sides, in any one unit.
+    """
+    if torch.equal(before, after):
+        return logits
+    before, after = before.to(logits.device), after.to(logits.device)
+    ratio = after[:, 2] / before[:, 2]
+    shift = 2 * (after[:, :2] - before[:, :2]) / before[:, 2:]
+    theta = logits.new_zeros(len(logits), 2, 3, dtype=torch.float32)
+    theta[:, 0, 0] = theta[:, 1, 1] = ratio
+    theta[:, :, 2] = shift.flip(-1)
+    grid = functional.affine_grid(theta, list(logits.shape), align_corners=False)
+    return functional.grid_sample(logits.float() + 10, grid, align_corners=False) - 10
+
+
+def disturbed(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Logits (B, 1, s, s) of which each is left out, or its mask is shifted, scaled and blurred."""
+    batch, size = len(logits), logits.shape[-1]
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(logits.device)
+
+    clamped = logits.float().clamp(-10, 10)
+    probability = clamped.sigmoid()
+    mass = probability.sum((2, 3)).clamp(min=1e-3)
+    steps = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, device=logits.device)
+    middle = torch.cat([(probability.sum(2) @ steps)[:, :1], (probability.sum(3) @ steps)[:, :1]], 1) / mass
+    extent = mass.sqrt() / size
+    scale = torch.exp(0.2 * normal(batch, 1))
+    theta = torch.zeros(batch, 2, 3, device=logits.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale[:, 0]
+    theta[:, :, 2] = middle * (1 - scale) + 0.15 * extent * normal(batch, 2)
+    grid = functional.affine_grid(theta, list(logits.shape), align_corners=False)
+    changed = functional.grid_sample(clamped + 10, grid, align_corners=False) - 10
+    left_out = torch.rand(batch, 1, 1, 1, generator=generator).to(logits.device) < 0.2
+    # Zero says nothing, as where no prompt was drawn; what is known to be absent stays so.
+    silent = left_out & (clamped > 0).flatten(1).any(1)[:, None, None, None]
+    return torch.where(silent, torch.zeros_like(changed), changed)
 
 
 def coverage(objects: torch.Tensor, encoded: network.Encoded) -> torch.Tensor:
@@ -190,6 +262,12 @@ def best_logits(answer: network.Answer, ambiguous: bool) -> torch.Tensor:
         return answer.logits[:, :1]
     index = answer.iou[:, 1:].argmax(1)
     return answer.logits[torch.arange(len(index)), 1 + index].unsqueeze(1)
+
+
+def shown(answer: network.Answer, ambiguous: bool) -> torch.Tensor:
+    """(B, 1, s, s) the mask the user sees and the next slice gets: empty for an object thought absent."""
+    logits = best_logits(answer, ambiguous)
+    return torch.where(answer.presence[:, :, None, None] > 0, logits, torch.full_like(logits, ABSENT_LOGIT))
 
 
 def _draw(names: tuple[str, ...], shares: tuple[float, ...], generator: torch.Generator) -> str:

@@ -7,21 +7,43 @@ labels), and ``*_seg.nii.gz`` (label volumes, with ``*_img.nii.gz`` when the sca
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from medsam2_core.errors import TrainingError, VolumeError
 from medsam2_core.imaging.reading import read_labels, read_volume
 
-# In uint8 with background, one lesion that may be drawn into a view, and 255 for "unknown".
-MOST_LABELS = 253
+# In int16.
+MOST_LABELS = 32_766
 
-# Every eighth case is for validation. Whole patients are held back where one patient gave several cases.
+# Every eighth case, or patient where patients are told apart, is for validation.
 _VALIDATION_EVERY = 8
-_VALIDATION_CASES = {"hn11", "hn12"}
-# Several cases of one body or one brain: all in training, never split.
-_NEVER_SPLIT = {"hubmap_ccf_organs", "hubmap_ccf_torso", "opensim_hand_bones", "torchio_brain_gif"}
+_PATIENT_SETS = {"sts3d_ct", "sts3d_mr_t1", "sts3d_pet"}  # the same case name is the same patient
+# Single patients of sets that hold too few for the rule above; neighbouring gestational weeks share fetuses.
+_VALIDATION_CASES = {
+    ("tcia_hn_oar_labels", "hn11"), ("tcia_hn_oar_labels", "hn12"), ("spinegeneric_cord", "cord_09"),
+    ("spinegeneric_cord", "cord_10"), ("fetal_sba_atlas", "fetal_ga33_operated"),
+    ("fetal_sba_atlas", "fetal_ga34_operated"),
+}  # fmt: skip
+_SPLIT_BY_NAME = {row for row, _ in _VALIDATION_CASES}
+# Slices of unnamed patients in order: the last eighth is held back, so that at most one patient is in both.
+_LAST_EIGHTH = {
+    "aorta_cta", "bus_uc", "cerebrum7t", "chd_cta", "cpaisd_stroke", "ispy1_breast_mr", "rop_ridge",
+    "us_liver",
+}  # fmt: skip
+# One body, brain or template in several cases, or sets that share people: all in training, never split.
+_NEVER_SPLIT = {
+    "bigbrain_coreg", "bodyparts3d_bones", "brain_pd25", "breast_nact_dce", "elastix_lung_ct",
+    "hubmap_ccf_organs", "hubmap_ccf_torso", "opensim_hand_bones", "spider_lumbar", "spider_t2",
+    "spl_brain_atlas", "synthseg_brains", "synthsr_brains", "torchio_brain_gif", "vh_leg_msk",
+}  # fmt: skip
+# Lesions without the anatomy around them: no cases, but shapes to put into others.
+# A scan with values so low is CT, for which a window is drawn anew in every view.
+_AIR_HU = -500
+SHAPE_SETS = {"soop_stroke_lesions"}
 
 
 @dataclass(frozen=True)
@@ -31,9 +53,9 @@ class LabelledStack:
     Attributes
     ----------
     labels_kji
-        (K, J, I) uint8.
+        (K, J, I) int16, numbered 0..n.
     image_kji
-        (K, J, I) or (K, J, I, 3) uint8, or None: then an appearance is made up.
+        (K, J, I) or (K, J, I, 3) uint8, (K, J, I) int16 for CT in HU, or None: then an appearance is made up.
     spacing_kji
         Voxel size in mm along each axis; 1 where unknown.
     complete
@@ -47,6 +69,16 @@ class LabelledStack:
     spacing_kji: tuple[float, float, float]
     complete: bool
 
+    @cached_property
+    def voxel_counts(self) -> np.ndarray:
+        """Voxels of each label, 0 included."""
+        return np.bincount(self.labels_kji.ravel())
+
+    @cached_property
+    def bounding_boxes(self) -> list:
+        """Slices of the box around each label, from label 1 on; None for a label that does not occur."""
+        return ndimage.find_objects(self.labels_kji)
+
 
 def load_sources(folder: str | Path, progress: Callable[[str], None] = lambda _: None) -> list[LabelledStack]:
     """Read every case of a training folder.
@@ -59,28 +91,45 @@ def load_sources(folder: str | Path, progress: Callable[[str], None] = lambda _:
     folder = Path(folder)
     if not folder.is_dir():
         raise TrainingError(
-            f"training folder {folder} does not exist: name the folder that holds the data sets"
-        )
+            f"training folder {folder} does not exist: name the folder that holds the data sets",
+            code="training-folder-missing", folder=str(folder),
+        )  # fmt: skip
     stacks: list[LabelledStack] = []
     for row in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if row.name in SHAPE_SETS:
+            continue
         found = [_read_picture(row.name, path) for path in sorted(row.glob("*_seg.png"))]
         found += [_read_volume(row.name, path) for path in sorted(row.glob("*_seg.nii.gz"))]
         progress(f"{row.name}: {len(found)} cases")
         stacks += found
     if not stacks:
-        raise TrainingError(f"no *_seg.png or *_seg.nii.gz below {folder}: nothing to train on")
+        raise TrainingError(
+            f"no *_seg.png or *_seg.nii.gz below {folder}: nothing to train on",
+            code="training-folder-empty", folder=str(folder),
+        )  # fmt: skip
     return stacks
 
 
 def split(stacks: list[LabelledStack]) -> tuple[list[LabelledStack], list[LabelledStack]]:
-    """Training and validation cases, the same on every machine."""
-    training, validation = [], []
-    place: dict[str, int] = {}
+    """Training and validation cases, the same on every machine; no patient is in both where that is known."""
+    training: list[LabelledStack] = []
+    validation: list[LabelledStack] = []
+    patients = sorted({stack.case for stack in stacks if stack.row in _PATIENT_SETS})
+    held_patients = set(patients[5::_VALIDATION_EVERY])
+    rows: dict[str, list[LabelledStack]] = {}
     for stack in stacks:
-        index = place[stack.row] = place.get(stack.row, -1) + 1
-        periodic = index % _VALIDATION_EVERY == 5 and stack.image_kji is not None
-        held = stack.row not in _NEVER_SPLIT and (periodic or stack.case in _VALIDATION_CASES)
-        (validation if held else training).append(stack)
+        rows.setdefault(stack.row, []).append(stack)
+    for row, found in rows.items():
+        for index, stack in enumerate(found):
+            if row in _PATIENT_SETS:
+                held = stack.case in held_patients
+            elif row in _LAST_EIGHTH:
+                held = index >= len(found) - len(found) // _VALIDATION_EVERY
+            elif row in _NEVER_SPLIT or row in _SPLIT_BY_NAME:
+                held = (row, stack.case) in _VALIDATION_CASES
+            else:
+                held = index % _VALIDATION_EVERY == 5 and stack.image_kji is not None
+            (validation if held else training).append(stack)
     return training, validation
 
 
@@ -99,17 +148,28 @@ def _read_volume(row: str, path: Path) -> LabelledStack:
         return LabelledStack(row, case, labels, None, spacing, complete=True)
     voxels = _scan(scan, labels.shape)
     if voxels.ndim != 3:
-        raise TrainingError(f"{scan}: a colour volume: train on grey ones")
-    return LabelledStack(row, case, labels, _stretched(voxels), spacing, complete=False)
+        raise TrainingError(
+            f"{scan}: a colour volume: train on grey ones", code="colour-volume", path=str(scan)
+        )
+    is_ct = voxels.min() <= _AIR_HU
+    image = np.clip(voxels, -1024, 3071).astype(np.int16) if is_ct else _stretched(voxels)
+    return LabelledStack(row, case, labels, image, spacing, complete=False)
+
+
+def read_shape(path: Path) -> np.ndarray:
+    """(K, J, I) bool of everything labelled in a file."""
+    return _labels(path)[0] > 0
 
 
 def _labels(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """(K, J, I) uint8 labels and the voxel size along each axis."""
+    """(K, J, I) int16 labels and the voxel size along each axis."""
     try:
         found = read_labels(path)
         voxels = found.voxels_kji
     except VolumeError as error:
-        raise TrainingError(f"labels cannot be used: {error}") from error
+        raise TrainingError(
+            f"labels cannot be used: {error}", code="labels-unusable", path=str(path), reason=error.code
+        ) from error
     along_k, along_j, along_i = (float(value) for value in found.geometry.spacing[::-1])
     return _compact(path, voxels), (along_k, along_j, along_i)
 
@@ -119,11 +179,15 @@ def _scan(path: Path, shape_kji: tuple[int, ...]) -> np.ndarray:
     try:
         voxels = read_volume(path).voxels_kji
     except VolumeError as error:
-        raise TrainingError(f"image cannot be used: {error}") from error
+        raise TrainingError(
+            f"image cannot be used: {error}", code="image-unusable", path=str(path), reason=error.code
+        ) from error
     if voxels.shape[:3] != shape_kji:
         raise TrainingError(
-            f"{path} has {_size(voxels.shape[:3])} voxels, its labels {_size(shape_kji)}: they must agree"
-        )
+            f"{path} has {_size(voxels.shape[:3])} voxels, its labels {_size(shape_kji)}: they must agree",
+            code="image-does-not-fit-labels", path=str(path),
+            found=list(voxels.shape[:3]), expected=list(shape_kji),
+        )  # fmt: skip
     return voxels
 
 
@@ -142,14 +206,20 @@ def _stretched(voxels: np.ndarray) -> np.ndarray:
 
 
 def _compact(path: Path, labels: np.ndarray) -> np.ndarray:
-    """Renumber to 0..n in the same order, 0 staying 0, so that labels fit uint8."""
+    """Renumber to 0..n in the same order, 0 staying 0, so that labels fit int16."""
     values = np.unique(labels)
     if len(values) and values[0] < 0:
-        raise TrainingError(f"{path}: label {values[0]} is negative: 0 is background, objects are above it")
+        raise TrainingError(
+            f"{path}: label {values[0]} is negative: 0 is background, objects are above it",
+            code="negative-label", path=str(path), label=int(values[0]),
+        )  # fmt: skip
     values = values[values != 0]
     if len(values) > MOST_LABELS:
-        raise TrainingError(f"{path} has {len(values)} labels: at most {MOST_LABELS} can be used")
-    return np.searchsorted(values, labels, side="right").astype(np.uint8)
+        raise TrainingError(
+            f"{path} has {len(values)} labels: at most {MOST_LABELS} can be used",
+            code="too-many-labels", path=str(path), found=len(values), most=MOST_LABELS,
+        )  # fmt: skip
+    return np.searchsorted(values, labels, side="right").astype(np.int16)
 
 
 def _size(shape_kji: tuple[int, ...]) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from medsam2_core.engine.recipe import PromptRecipe, draw_cones
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -67,7 +69,7 @@ def first_prompts(targets: torch.Tensor, kind: str, generator: torch.Generator) 
     targets
         (B, s, s) float coverage 0..1; each must hold something.
     kind
-        "box", "click" or "mask".
+        "box", "click", "points" (two to four clicks, as along a stroke) or "mask".
     """
     hard = targets > 0.5
     # An object thinner than a cell covers none by half: take the cells it covers most.
@@ -78,6 +80,10 @@ def first_prompts(targets: torch.Tensor, kind: str, generator: torch.Generator) 
         return Prompts(jittered_boxes(hard, 0.05, generator), points, labels, None)
     if kind == "click":
         return Prompts(None, _sample_inside(hard, generator)[:, None], torch.ones(batch, 1), None)
+    if kind == "points":
+        count = int(torch.randint(2, 5, (1,), generator=generator))
+        several = [_sample_inside(hard, generator) for _ in range(count)]
+        return Prompts(None, torch.stack(several, dim=1), torch.ones(batch, count), None)
     return Prompts(None, points, labels, rough_masks(targets, generator))
 
 
@@ -146,6 +152,11 @@ def corrected(
     label = torch.where(nothing, -1, label)
     index = index % (size * size)
     point = (torch.stack([index % size, index // size], dim=1).float() + 0.5) / size
+    # As in use: a positive click where nothing was found is drawn as a first click is.
+    lost = (label == 1) & ~answer.flatten(1).any(1)
+    if lost.any():
+        cones = draw_cones(point[:, None], label[:, None], size, PromptRecipe().cone_radius)
+        logits = torch.where(lost[:, None, None, None], cones, logits)
     return Prompts(
         prompts.boxes_xyxy,
         torch.cat([prompts.points_xy, point[:, None]], dim=1),
@@ -155,11 +166,12 @@ def corrected(
 
 
 def _sample_inside(hard: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B, 2) a position in each mask, nearer its middle than its border."""
+    """(B, 2) a position in each mask: anywhere, or nearer its middle than its border."""
+    power = (0, 2, 4)[int(torch.randint(3, (1,), generator=generator))]
     size = hard.shape[-1]
     depth = functional.avg_pool2d(hard[:, None].float(), 9, 1, 4)[:, 0] * hard
     # Nothing at all outside: beside an object of a pixel or two the smallest weight would tell.
-    weights = depth.flatten(1).pow(4) + 1e-9 * hard.flatten(1)
+    weights = depth.flatten(1).pow(power) * hard.flatten(1) + 1e-9 * hard.flatten(1)
     index = torch.multinomial(weights, 1, generator=generator)[:, 0]
     point = torch.stack([index % size, index // size], dim=1).float()
     return (point + torch.rand(point.shape, generator=generator)) / size

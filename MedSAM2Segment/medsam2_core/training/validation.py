@@ -1,75 +1,180 @@
-"""Validation of a model in training: Dice by row on views that never change."""
+"""Validation of a model in training: figures by row on views that never change.
+
+By row: ``box`` is the mean Dice right after the prompt, ``box+2`` after two corrections, ``box tracked`` over
+the later slices of a clip where the object is; the same for clicks and rough masks. The mean of the rows, and
+figures over all rows together: Dice by distance from the key slice, how well the object's ends are found,
+what a correction adds, and what the predicted IoU is worth.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from medsam2_core.training import network
 from medsam2_core.training.loader import Batch
-from medsam2_core.training.objective import Objective, Stage, best_logits, coverage
-from medsam2_core.training.users import Prompts
+from medsam2_core.training.losses import true_iou
+from medsam2_core.training.objective import Objective, Stage, best_logits, coverage, moved, shown
+from medsam2_core.training.users import Prompts, corrected
 from medsam2_core.training.views import View
 
 KINDS = ("box", "click", "mask")
 
 
+@dataclass
+class Tracked:
+    """What was seen on tracked slices, one entry an object and slice.
+
+    Attributes
+    ----------
+    distance
+        Slices from the key slice.
+    present, score
+        Whether the object is there, and the object score (a logit).
+    iou, predicted_iou
+        Of the decoder's mask, before the object score has its say.
+    dice
+        Of the mask shown.
+    gain
+        What one click where the error is largest adds to the Dice.
+    kind
+        Place in :data:`KINDS` of the first prompt.
+    """
+
+    distance: list[torch.Tensor] = field(default_factory=list)
+    present: list[torch.Tensor] = field(default_factory=list)
+    score: list[torch.Tensor] = field(default_factory=list)
+    iou: list[torch.Tensor] = field(default_factory=list)
+    predicted_iou: list[torch.Tensor] = field(default_factory=list)
+    dice: list[torch.Tensor] = field(default_factory=list)
+    gain: list[torch.Tensor] = field(default_factory=list)
+    kind: list[torch.Tensor] = field(default_factory=list)
+
+    def joined(self) -> dict[str, torch.Tensor]:
+        """Every list as one tensor (N,)."""
+        return {name: torch.cat(values) for name, values in self.__dict__.items() if values}
+
+
 @torch.inference_mode()
 def validate(
-    objective: Objective, views: Mapping[str, Sequence[View]], stage: Stage
+    objective: Objective, views: Mapping[str, Sequence[View]], stage: Stage, tracked: Tracked | None = None
 ) -> dict[str, dict[str, float]]:
-    """Mean Dice by row, and the mean of the rows, for each kind of first prompt.
+    """Figures by row, their ``mean``, and of clips those of all ``tracked`` slices.
 
-    Returns
-    -------
-    dict
-        By row: ``"box"`` right after the prompt, ``"box+2"`` after two corrections, ``"box tracked"`` the
-        mean over the later slices of a clip; the same for clicks and rough masks.
+    Parameters
+    ----------
+    tracked
+        Receives every tracked slice, for figures of one's own.
     """
     table: dict[str, dict[str, float]] = {}
+    seen = Tracked() if tracked is None else tracked
     for row, kept in views.items():
         found: dict[str, list[torch.Tensor]] = {}
         for view in kept:
-            for name, values in _scores(objective, view, stage):
+            for name, values in _scores(objective, view, stage, seen):
                 found.setdefault(name, []).append(values)
-        if found:
-            table[row] = {name: round(float(torch.cat(values).mean()), 4) for name, values in found.items()}
-    names = next(iter(table.values()), {})
-    table["mean"] = {name: round(sum(row[name] for row in table.values()) / len(table), 4) for name in names}
+        joined = {name: torch.cat(values) for name, values in found.items()}
+        if joined:
+            table[row] = {name: _rounded(values.mean()) for name, values in joined.items() if len(values)}
+    names = dict.fromkeys(name for row in table.values() for name in row)
+    table["mean"] = {
+        name: _rounded(torch.tensor([row[name] for row in table.values() if name in row]).mean())
+        for name in names
+    }
+    if seen.dice:
+        table["tracked"] = tracked_figures(seen.joined())
     return table
 
 
-def _scores(objective: Objective, view: View, stage: Stage) -> Iterator[tuple[str, torch.Tensor]]:
+def tracked_figures(seen: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Figures of tracked slices: see :class:`Tracked` for what goes in.
+
+    ``box 1``, ``box 2-3``, ``box 4+``: Dice by distance where the object is. ``absent precision`` and
+    ``absent recall``: of the slices without the object. ``iou rank`` (Spearman) and ``iou gap`` (predicted
+    less true): of the slices with it. ``gain`` and ``worse``: mean of what a correction adds, and how often
+    it takes something away.
+    """
+    present, distance = seen["present"].bool(), seen["distance"]
+    figures = {}
+    for place, kind in enumerate(KINDS):
+        ours = present & (seen["kind"] == place)
+        for name, near in (
+            ("1", distance == 1),
+            ("2-3", (distance >= 2) & (distance <= 3)),
+            ("4+", distance > 3),
+        ):
+            if (ours & near).any():
+                figures[f"{kind} {name}"] = _rounded(seen["dice"][ours & near].mean())
+    absent, thought = ~present, seen["score"] <= 0
+    figures["absent precision"] = _rounded((absent & thought).sum() / thought.sum().clamp(min=1))
+    figures["absent recall"] = _rounded((absent & thought).sum() / absent.sum().clamp(min=1))
+    if present.sum() > 2:
+        figures["iou rank"] = _rounded(spearman(seen["predicted_iou"][present], seen["iou"][present]))
+        figures["iou gap"] = _rounded((seen["predicted_iou"] - seen["iou"])[present].mean())
+    figures["gain"] = _rounded(seen["gain"].mean())
+    figures["worse"] = _rounded((seen["gain"] < -0.01).float().mean())
+    return figures
+
+
+def spearman(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Rank correlation of two (N,) samples; equal values are ranked in the order they come."""
+    ranks = torch.stack([values.argsort().argsort().float() for values in (first, second)])
+    return torch.corrcoef(ranks)[0, 1]
+
+
+def _scores(
+    objective: Objective, view: View, stage: Stage, seen: Tracked
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Names of figures and their values (B,), one an object of the view."""
     module, batch = objective.module, Batch.of([view])
     frames = batch.images.shape[1]
     encoded = network.encode(module, batch.images.flatten(0, 1).to(module.device))
     targets = coverage(batch.objects, encoded)
     slices = [encoded.of(batch.image_of * frames + frame) for frame in range(frames)]
-    for kind in KINDS:
+    for place, kind in enumerate(KINDS):
         generator = torch.Generator().manual_seed(11)
         answers = list(objective.prompted(slices[0], targets[:, 0], kind, stage.corrections, generator))
-        yield kind, dice(best_logits(*answers[0]), targets[:, 0])
-        last = best_logits(*answers[-1])
-        yield f"{kind}+{stage.corrections}", dice(last, targets[:, 0])
+        values = [dice(best_logits(*answer), targets[:, 0]) for answer in answers]
+        yield kind, values[0]
+        yield f"{kind}+{stage.corrections}", values[-1]
         if frames > 1:
-            shown = _tracked(objective, slices, answers[-1][0], last)
-            tracked = [dice(logits, targets[:, n]) for n, logits in enumerate(shown, start=1)]
-            yield f"{kind} tracked", torch.stack(tracked).mean(0)
+            before = len(seen.dice)
+            _track(objective, batch, slices, targets, answers[0], place, seen)
+            tracked = torch.cat(seen.dice[before:])[torch.cat(seen.present[before:]).bool()]
+            yield f"{kind} tracked", tracked
 
 
-def _tracked(
+def _track(
     objective: Objective,
+    batch: Batch,
     slices: Sequence[network.ObjectFeatures],
-    answer: network.Answer,
-    carried: torch.Tensor,
-) -> Iterator[torch.Tensor]:
-    """(B, 1, s, s) logits of the slices after the first, empty where the object is thought absent."""
+    targets: torch.Tensor,
+    first: tuple[network.Answer, bool],
+    place: int,
+    seen: Tracked,
+) -> None:
+    """Track objects through a clip from an answer on its first slice."""
     memory = network.ObjectMemory(objective.module, len(slices))
+    squares = batch.squares[batch.image_of]
+    answer, carried = first[0], shown(*first)
+    generator = torch.Generator().manual_seed(13)
     for n, here in enumerate(slices[1:], start=1):
         memory.write(n - 1, slices[n - 1], answer, carried, prompted=n == 1)
-        answer = objective.decode(memory.read(n, here), here, Prompts.only(carried))
-        carried = answer.logits[:, :1]
-        yield torch.where(answer.presence[:, :, None, None] > 0, carried, -1.0)
+        carried = moved(carried, squares[:, n - 1], squares[:, n])
+        embedding, target = memory.read(n, here), targets[:, n]
+        answer = objective.decode(embedding, here, Prompts.only(carried))
+        carried = shown(answer, False)
+        clicked = corrected(Prompts.only(carried.cpu()), carried.cpu(), target, generator)
+        again = shown(objective.decode(embedding, here, clicked), False)
+        here_dice = dice(carried, target)
+        seen.distance.append(torch.full((len(target),), n))
+        seen.present.append((target > 0.5).flatten(1).any(1))
+        seen.score.append(answer.presence[:, 0].float().cpu())
+        seen.iou.append(true_iou(answer.logits[:, 0].cpu(), target))
+        seen.predicted_iou.append(answer.iou[:, 0].float().cpu())
+        seen.dice.append(here_dice)
+        seen.gain.append(dice(again, target) - here_dice)
+        seen.kind.append(torch.full((len(target),), place))
 
 
 def dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -78,3 +183,7 @@ def dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     both = (answer & truth).float().sum((1, 2))
     total = answer.float().sum((1, 2)) + truth.float().sum((1, 2))
     return torch.where(total > 0, 2 * both / total.clamp(min=1), torch.ones_like(both))
+
+
+def _rounded(value: torch.Tensor) -> float:
+    return round(float(value), 4)
