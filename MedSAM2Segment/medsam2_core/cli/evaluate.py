@@ -13,9 +13,11 @@ from medsam2_core.cli.exits import say
 from medsam2_core.cli.progress import slices_bar
 
 if TYPE_CHECKING:
-    from medsam2_core.engine.model import SegmentationModel
+    from collections.abc import Callable, Iterator
+
     from medsam2_core.evaluation.cases import Case
-    from medsam2_core.evaluation.protocol import Measurement, Protocol
+    from medsam2_core.evaluation.cvpr25 import Cvpr25Protocol
+    from medsam2_core.evaluation.protocol import Protocol
 
 
 @dataclass
@@ -25,22 +27,19 @@ class _Run:
     cases: list[Case]
     json: Path | None
     about: dict[str, Any]
-    found: list[Measurement] = field(default_factory=list)
+    found: list[Any] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def measure(self, model: SegmentationModel, protocol: Protocol) -> None:
-        """Every case; one that cannot be read is named and passed over."""
-        from medsam2_core.engine.cache import FeatureCache
+    def measure(self, measure_case: Callable[[Case], Iterator[Any]]) -> None:
+        """Measure every case; one that cannot be read is named and passed over."""
         from medsam2_core.errors import EvaluationError, VolumeError
-        from medsam2_core.evaluation.protocol import measure_case
 
-        cache = FeatureCache()
         with slices_bar("measuring", len(self.cases)) as update:
             for number, case in enumerate(self.cases):
                 update(number, f"{case.row}, {case.image.name}")
                 try:
                     # One by one: what is stopped in the middle of a case keeps the objects before.
-                    for measurement in measure_case(case, model, protocol, cache):
+                    for measurement in measure_case(case):
                         self.found.append(measurement)
                 except (VolumeError, EvaluationError) as error:
                     if len(self.cases) == 1:
@@ -57,6 +56,21 @@ class _Run:
         if self.json is not None and self.found:
             state = {"cases": len(self.cases), "left_out": self.failed}
             report.write_json(self.json, self.found, {**self.about, **state})
+
+    def show(self, plot: Path | None) -> None:
+        """Print the table of everything measured, and draw it."""
+        from medsam2_core.evaluation import cvpr25, report
+
+        if not self.found:
+            return
+        self.save()
+        if self.about["protocol"] == "cvpr25":
+            print(cvpr25.table(self.found))
+            return
+        rows = report.means(self.found)
+        print(report.table(rows))
+        if plot is not None:
+            report.plot(plot, rows)
 
 
 def evaluate(
@@ -78,7 +92,12 @@ def evaluate(
     model: given.ModelOption = "embedded",
     axis: Annotated[str, typer.Option(help="Slices of IMAGE: axial, sagittal, …")] = "axial",
     window: Annotated[str, typer.Option(help="Window of IMAGE: W,L, a preset, auto.")] = "auto",
-    corrections: Annotated[int, typer.Option(min=0, help="Clicks after the box.")] = 3,
+    protocol: Annotated[
+        str, typer.Option(help="standard, or cvpr25: box and five clicks of the CVPR 2025 challenge.")
+    ] = "standard",
+    corrections: Annotated[
+        int | None, typer.Option(min=0, help="Clicks after the box; 3 by default.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the simulated user.")] = 0,
     zoom: Annotated[str, typer.Option(help="auto or off.")] = "auto",
     memory: Annotated[str, typer.Option(help="recent or self-sorting.")] = "recent",
@@ -92,15 +111,16 @@ def evaluate(
     """Measure a model on labelled volumes.
 
     For each label's largest piece: one box, then corrections where the result is most wrong, then one click
-    alone; beside a baseline that never looks at the image. Prints a table of mean Dice. A case that cannot be
-    read is named and left out; what was measured is kept, however the command ends.
+    alone; beside a baseline that never looks at the image. Prints a table of mean Dice. By the protocol
+    cvpr25, for each label: one box and five clicks, and the areas under the curves of both Dice. A case that
+    cannot be read is named and left out; what was measured is kept, however the command ends.
     """
     from medsam2_core.atomic import check_target, protect
     from medsam2_core.engine.architecture import require_sam2
+    from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.model import load_model
     from medsam2_core.errors import EvaluationError
     from medsam2_core.evaluation.metrics import require_monai
-    from medsam2_core.evaluation.protocol import Protocol
 
     require_sam2()
     require_monai()
@@ -111,31 +131,53 @@ def evaluate(
         for target in (json, plot):
             if target is not None:
                 check_target(target, overwrite=True)
-    protocol = Protocol(corrections=corrections, seed=seed, zoom=zoom, memory=memory)
+    settings, measure_case = _protocol(protocol, corrections, seed, zoom, memory)
     loaded = load_model(model, device, precision, config=config, image_size=image_size)
-    about = {**protocol.__dict__, **loaded.provenance(), "image_size": loaded.image_size}
+    about = {
+        "protocol": protocol,
+        **settings.__dict__,
+        **loaded.provenance(),
+        "image_size": loaded.image_size,
+    }
     run = _Run(chosen, json, about)
+    cache = FeatureCache()
     try:
-        run.measure(loaded, protocol)
+        run.measure(lambda case: measure_case(case, loaded, settings, cache))
     finally:
-        _show(run, plot)
+        run.show(plot)
     if run.failed:
-        raise EvaluationError(f"{len(run.failed)} of {len(chosen)} cases could not be read; see above")
+        raise EvaluationError(
+            f"{len(run.failed)} of {len(chosen)} cases could not be read; see above",
+            code="cases-left-out", left_out=run.failed,
+        )  # fmt: skip
     if not run.found:
-        raise EvaluationError("no object to measure: every label is empty or too small")
+        raise EvaluationError(
+            "no object to measure: every label is empty or too small", code="nothing-to-measure"
+        )
 
 
-def _show(run: _Run, plot: Path | None) -> None:
-    """The table of everything measured, and its picture."""
-    from medsam2_core.evaluation import report
+def _protocol(
+    name: str, corrections: int | None, seed: int, zoom: str, memory: str
+) -> tuple[Protocol | Cvpr25Protocol, Callable[..., Iterator[Any]]]:
+    """The settings of a protocol, and what measures a case by it."""
+    from medsam2_core.errors import EvaluationError
+    from medsam2_core.evaluation import cvpr25, protocol
 
-    if not run.found:
-        return
-    run.save()
-    rows = report.means(run.found)
-    print(report.table(rows))
-    if plot is not None:
-        report.plot(plot, rows)
+    if name == "standard":
+        count = 3 if corrections is None else corrections
+        return protocol.Protocol(
+            corrections=count, seed=seed, zoom=zoom, memory=memory
+        ), protocol.measure_case
+    if name != "cvpr25":
+        raise EvaluationError(
+            f"unknown protocol {name!r}: use standard or cvpr25", code="unknown-protocol", protocol=name
+        )
+    if corrections is not None:
+        raise EvaluationError(
+            "the protocol cvpr25 has five clicks: leave out --corrections",
+            code="fixed-by-protocol", protocol=name, option="corrections",
+        )  # fmt: skip
+    return cvpr25.Cvpr25Protocol(seed=seed, zoom=zoom, memory=memory), cvpr25.measure_case
 
 
 def _cases(
@@ -145,12 +187,14 @@ def _cases(
     from medsam2_core.evaluation.cases import Case, read_table
 
     if (image is None) == (table is None) or (image is None) != (labels is None):
-        raise EvaluationError("say what to measure: IMAGE and LABELS, or --cases TABLE.tsv")
+        raise EvaluationError(
+            "say what to measure: IMAGE and LABELS, or --cases TABLE.tsv", code="nothing-named"
+        )
     if table is not None:
         return read_table(table, data)
     for path in (image, labels):
         if not path.exists():
-            raise EvaluationError(f"{path}: no such file or folder")
+            raise EvaluationError(f"{path}: no such file or folder", code="case-missing", path=str(path))
     return [Case(image.name, image, labels, axis, window)]
 
 
@@ -159,7 +203,10 @@ def _only(cases: list[Case], rows: list[str], most: int | None) -> list[Case]:
 
     known = list(dict.fromkeys(case.row for case in cases))
     if unknown := [row for row in rows if row not in known]:
-        raise EvaluationError(f"--row {unknown[0]!r} is not in the table, which has {', '.join(known)}")
+        raise EvaluationError(
+            f"--row {unknown[0]!r} is not in the table, which has {', '.join(known)}",
+            code="unknown-row", row=unknown[0], known=known,
+        )  # fmt: skip
     kept, counts = [], dict.fromkeys(known, 0)
     for case in cases:
         if (not rows or case.row in rows) and (most is None or counts[case.row] < most):

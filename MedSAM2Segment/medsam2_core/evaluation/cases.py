@@ -39,7 +39,7 @@ class Case:
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """One object of a case: the largest connected piece of one label."""
+    """One object of a case: one label, or the largest connected piece of it."""
 
     case: Case
     label: int
@@ -72,30 +72,40 @@ def read_table(path: str | Path, data: str | Path | None = None) -> list[Case]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"the table of cases {path} cannot be read: {error}") from error
+        raise EvaluationError(
+            f"the table of cases {path} cannot be read: {error}", code="cases-unreadable", path=str(path)
+        ) from error
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     cases = []
     try:
         entries = list(csv.DictReader(lines, delimiter="\t"))
     except csv.Error as error:
-        raise EvaluationError(f"{path} is not a table: {error}") from error
+        raise EvaluationError(
+            f"{path} is not a table: {error}", code="cases-not-a-table", path=str(path)
+        ) from error
     for entry in entries:
         missing = [column for column in COLUMNS[:3] if not entry.get(column)]
         if missing:
             raise EvaluationError(
-                f"{path}: a line lacks {', '.join(missing)}; columns are {', '.join(COLUMNS)}"
-            )
-        options = {key: entry[key] for key in ("axis", "window") if entry.get(key)}
+                f"{path}: a line lacks {', '.join(missing)}; columns are {', '.join(COLUMNS)}",
+                code="case-incomplete", path=str(path), missing=missing,
+            )  # fmt: skip
+        axis, window = entry.get("axis") or Case.axis, entry.get("window") or Case.window
         cases += [
-            Case(entry["row"], *pair, **options) for pair in _pairs(folder, entry["image"], entry["labels"])
+            Case(entry["row"], image, labels, axis, window)
+            for image, labels in _pairs(folder, entry["image"], entry["labels"])
         ]
     if not cases:
-        raise EvaluationError(f"{path} names no case")
+        raise EvaluationError(f"{path} names no case", code="no-case", path=str(path))
     return cases
 
 
-def objects_of(case: Case, volume: Volume, smallest: int = 30) -> Iterator[MeasuredObject]:
-    """The objects of a case, label by label; pieces of fewer than ``smallest`` voxels are left out.
+def objects_of(
+    case: Case, volume: Volume, smallest: int = 30, whole: bool = False
+) -> Iterator[MeasuredObject]:
+    """Yield the objects of a case, label by label: the largest piece of each, or the ``whole`` label.
+
+    Those of fewer than ``smallest`` voxels are left out.
 
     Raises
     ------
@@ -105,11 +115,14 @@ def objects_of(case: Case, volume: Volume, smallest: int = 30) -> Iterator[Measu
     try:
         voxels = read_labels(case.labels).on_grid(volume.geometry).voxels_kji
     except GeometryError as error:
-        raise EvaluationError(f"{case.labels} and {case.image}: {error}") from error
+        raise EvaluationError(
+            f"{case.labels} and {case.image}: {error}",
+            code="labels-on-another-grid", labels=str(case.labels), image=str(case.image),
+        ) from error  # fmt: skip
     for label in np.unique(voxels):
         if label == 0:
             continue
-        truth = largest_piece(voxels == label)
+        truth = voxels == label if whole else largest_piece(voxels == label)
         if truth.sum() >= smallest:
             yield MeasuredObject(case, int(label), truth)
 
@@ -124,7 +137,9 @@ def _pairs(folder: Path, image: str, labels: str) -> Iterator[tuple[Path, Path]]
         found = [("", folder / image)]
     else:
         if image.count("*") > 1:
-            raise EvaluationError(f"{image}: one * can be used, in the name of the file")
+            raise EvaluationError(
+                f"{image}: one * can be used, in the name of the file", code="pattern", pattern=image
+            )
         before, after = image.split("*")
         prefix = len(str(folder / before)) if before and not before.endswith("/") else None
         found = []
@@ -135,9 +150,13 @@ def _pairs(folder: Path, image: str, labels: str) -> Iterator[tuple[Path, Path]]
         beside = folder / labels.replace("*", star)
         for file in (path, beside):
             if not file.exists():
-                raise EvaluationError(f"{file} does not exist: is --data the folder the table was made for?")
+                raise EvaluationError(
+                    f"{file} does not exist: is --data the folder the table was made for?",
+                    code="case-missing", path=str(file),
+                )  # fmt: skip
         yield path, beside
     if not found:
         raise EvaluationError(
-            f"no file matches {folder / image}: is --data the folder the table was made for?"
-        )
+            f"no file matches {folder / image}: is --data the folder the table was made for?",
+            code="case-missing", path=str(folder / image),
+        )  # fmt: skip

@@ -39,7 +39,7 @@ def table(rows: Sequence[RowMeans]) -> str:
     corrections = max((len(row.dice) - 1 for row in rows), default=0)
     heads = ["row", "objects", "baseline", "one click", "one box"]
     heads += [f"+{n} correction{'s' * (n > 1)}" for n in range(1, corrections + 1)]
-    heads += ["NSD (box)", "HD95 mm (box)", "s/object"]
+    heads += ["box less baseline", "last less baseline", "NSD (box)", "HD95 mm (box)", "s/object"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         distance = "-" if row.hd95_mm[0] is None else f"{row.hd95_mm[0]:.1f}"
@@ -48,6 +48,7 @@ def table(rows: Sequence[RowMeans]) -> str:
             str(row.objects),
             *(f"{value:.3f}" for value in (row.baseline, row.click, *row.dice)),
         ]
+        cells += [f"{row.dice[n] - row.baseline:+.3f}" for n in (0, -1)]
         cells += [f"{row.surface_dice[0]:.3f}", distance, f"{row.seconds:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -57,7 +58,11 @@ def write_json(path: str | Path, measurements: Sequence[Measurement], about: dic
     """Everything that was measured, by object and by row."""
     content = {
         "about": about,
-        "rows": [row.__dict__ for row in means(measurements)],
+        **(
+            {"rows": [row.__dict__ for row in means(measurements)]}
+            if about.get("protocol") != "cvpr25"
+            else {}
+        ),
         "objects": [measurement.to_dict() for measurement in measurements],
     }
     with new_file(Path(path), overwrite=True) as stream:
