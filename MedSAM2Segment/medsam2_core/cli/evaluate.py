@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +56,20 @@ class _Run:
         if self.json is not None and self.found:
             state = {"cases": len(self.cases), "left_out": self.failed}
             report.write_json(self.json, self.found, {**self.about, **state})
+
+    def check(self) -> None:
+        """EvaluationError if a case was left out, or nothing was measured."""
+        from medsam2_core.errors import EvaluationError
+
+        if self.failed:
+            raise EvaluationError(
+                f"{len(self.failed)} of {len(self.cases)} cases could not be read; see above",
+                code="cases-left-out", left_out=self.failed,
+            )  # fmt: skip
+        if not self.found:
+            raise EvaluationError(
+                "no object to measure: every label is empty or too small", code="nothing-to-measure"
+            )
 
     def show(self, plot: Path | None) -> None:
         """Print the table of everything measured, and draw it."""
@@ -115,45 +129,49 @@ def evaluate(
     cvpr25, for each label: one box and five clicks, and the areas under the curves of both Dice. A case that
     cannot be read is named and left out; what was measured is kept, however the command ends.
     """
-    from medsam2_core.atomic import check_target, protect
-    from medsam2_core.engine.architecture import require_sam2
     from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.model import load_model
-    from medsam2_core.errors import EvaluationError
-    from medsam2_core.evaluation.metrics import require_monai
 
-    require_sam2()
-    require_monai()
-    chosen = _cases(image, labels, cases, data, axis, window)
-    chosen = _only(chosen, row or [], most)
-    read = [path for case in chosen for path in (case.image, case.labels)]
-    with protect(*read, cases, model, config):
-        for target in (json, plot):
-            if target is not None:
-                check_target(target, overwrite=True)
+    chosen = _chosen(image, labels, cases, data, axis, window, row or [], most)
+    _check_targets(chosen, [cases, model, config], [json, plot])
     settings, measure_case = _protocol(protocol, corrections, seed, zoom, memory)
     loaded = load_model(model, device, precision, config=config, image_size=image_size)
-    about = {
-        "protocol": protocol,
-        **settings.__dict__,
-        **loaded.provenance(),
-        "image_size": loaded.image_size,
-    }
-    run = _Run(chosen, json, about)
-    cache = FeatureCache()
+    about = {"protocol": protocol, **asdict(settings), **loaded.provenance()}
+    run, cache = _Run(chosen, json, {**about, "image_size": loaded.image_size}), FeatureCache()
     try:
         run.measure(lambda case: measure_case(case, loaded, settings, cache))
     finally:
         run.show(plot)
-    if run.failed:
-        raise EvaluationError(
-            f"{len(run.failed)} of {len(chosen)} cases could not be read; see above",
-            code="cases-left-out", left_out=run.failed,
-        )  # fmt: skip
-    if not run.found:
-        raise EvaluationError(
-            "no object to measure: every label is empty or too small", code="nothing-to-measure"
-        )
+    run.check()
+
+
+def _chosen(
+    image: Path | None,
+    labels: Path | None,
+    table: Path | None,
+    data: Path | None,
+    axis: str,
+    window: str,
+    rows: list[str],
+    most: int | None,
+) -> list[Case]:
+    """The cases to measure, once everything needed for it is known to be installed."""
+    from medsam2_core.engine.architecture import require_sam2
+    from medsam2_core.evaluation.metrics import require_monai
+
+    require_sam2()
+    require_monai()
+    return _only(_cases(image, labels, table, data, axis, window), rows, most)
+
+
+def _check_targets(cases: list[Case], read: list[Path | str | None], targets: list[Path | None]) -> None:
+    """Refuse to write over anything that is read."""
+    from medsam2_core.atomic import check_target, protect
+
+    with protect(*(path for case in cases for path in (case.image, case.labels)), *read):
+        for target in targets:
+            if target is not None:
+                check_target(target, overwrite=True)
 
 
 def _protocol(
