@@ -34,6 +34,44 @@ def quick(monkeypatch, tmp_path):
     return tmp_path
 
 
+CODE = ROOT / "MedSAM2Segment"
+PLACES = (ROOT, ROOT / "Testing", CODE, CODE / "MedSAM2SegmentLib", CODE / "medsam2_core")
+
+
+def is_there(name: str) -> bool:
+    """Return whether ``a/b.py``, ``a.b`` or ``a/B.method`` names a file, or something defined in one."""
+    if any((place / name).exists() for place in PLACES):
+        return True
+    parts = name.replace(".", "/")
+    for place in PLACES:
+        path = place / parts
+        if path.is_dir() or path.with_suffix(".py").exists():
+            return True
+        for file in (path.parent.with_suffix(".py"), path.parent / "__init__.py"):
+            if file.is_file() and _defines(file, path.name):
+                return True
+        file = path.parents[1].with_suffix(".py")
+        if file.is_file() and _defines(file, path.parent.name) and _defines(file, path.name):
+            return True
+    return False
+
+
+def _defines(file, name: str) -> bool:
+    return bool(re.search(rf"\b(def|class) {name}\b", file.read_text(encoding="utf-8")))
+
+
+def test_what_contributing_names_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    quoted = re.findall(r"`(\w[\w.]*(?:/[\w.]+)+|[a-z]\w*(?:\.\w+)+)`", text)
+    quoted = [
+        name for name in quoted if not name.endswith((".toml", ".yml", ".log", ".jsonl", ".safetensors"))
+    ]
+    assert len(quoted) > 30
+    missing = [name for name in dict.fromkeys(quoted) if name != "slicer.i18n" and not is_there(name)]
+    assert not missing, missing
+
+
 def test_the_example_in_the_readme_is_the_one_of_the_page():
     assert blocks(ROOT / "README.md") == blocks(PAGE)[:1]
     assert len(blocks(PAGE)[0].splitlines()) <= 7
