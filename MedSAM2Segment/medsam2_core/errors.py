@@ -76,6 +76,10 @@ class MedSAM2Error(Exception):
         self.code = code or self.default_code
         self.fields = fields
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as JSON-serialisable values, as :meth:`Note.to_dict` does for notes."""
+        return {"code": self.code, "message": str(self), "severity": "error", "fields": dict(self.fields)}
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep code and fields when the error is pickled, as between processes."""
         return _rebuilt, (type(self), str(self), self.code, self.fields)

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 from medsam2_core import export
-from medsam2_core.cli.progress import slices_bar
-from medsam2_core.cli.report import peak_memory_mb
+from medsam2_core.cli.console import peak_memory_mb, progress_bar
 from medsam2_core.errors import MedSAM2Error
 from medsam2_core.evaluation.metrics import dice
 from medsam2_core.export.picture import montage
@@ -41,7 +40,7 @@ def main() -> int:
 
     slices = 0
     progress = session.propagate()
-    with slices_bar("following the brain", progress.total) as update:
+    with progress_bar("following the brain", progress.total) as update:
         for result in progress:
             slices += 1
             update(progress.done, f"slice {result.n}")

@@ -26,7 +26,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from medsam2_core.cli.report import print_table
+from medsam2_core.cli.console import print_table
 from medsam2_core.engine.architecture import build_module, read_config
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from medsam2_core.cli.report import peak_memory_mb, print_table
+from medsam2_core.cli.console import peak_memory_mb, print_table
 from medsam2_core.engine.architecture import build_module
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.model import SegmentationModel, load_model

@@ -87,7 +87,7 @@ def test_an_image_of_the_same_name_as_a_double_is_kept():
     found = Survey(images=[one, double, namesake])
     checking._check_doubles(found)
     assert [image.group for image in found.images] == ["patient 0", "b"]
-    assert [problem.where for problem in found.fatal] == ["0"]
+    assert [problem.image for problem in found.fatal] == ["0"]
 
 
 @pytest.fixture(scope="module")

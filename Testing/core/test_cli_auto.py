@@ -100,7 +100,9 @@ def test_a_folder_is_gone_through_and_a_bad_picture_does_not_stop_it(medsam2, ba
     said = medsam2("auto", stills, "--model", path, *base[2:], "--out", tmp_path / "masks", "--json")
     assert said.code == 0, said.err
     assert [len(said.facts["images"]), len(said.facts["notes"])] == [2, 1]
-    assert "broken.png" in said.facts["notes"][0]
+    (note,) = said.facts["notes"]
+    assert (note["code"], note["fields"]["image"]) == ("image-skipped", str(stills / "broken.png"))
+    assert note["fields"]["error"]["severity"] == "error"
     assert read_labels(tmp_path / "masks" / "still0.png.seg.nrrd").geometry.shape_ijk == (90, 60, 1)
 
 

@@ -228,7 +228,7 @@ def test_volumes_that_exist_are_kept(medsam2, tmp_path):
     assert medsam2(*words).code == 0
     answer = medsam2(*words)
     assert answer.code == 2
-    assert "exists" in answer.err
+    assert answer.error.code == "output-exists"
     assert medsam2(*words, "--overwrite").code == 0
 
 
@@ -241,7 +241,7 @@ def test_equal_seeds_make_equal_ultrasound(medsam2, tmp_path):
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     answer = medsam2(*words, "--out", tmp_path / "one")
-    assert (answer.code, "exists" in answer.err) == (2, True)
+    assert (answer.code, answer.error.code) == (2, "output-exists")
     answer = medsam2(*words, "--out", tmp_path, "--labels", tmp_path / "a.nrrd")
     assert answer.code == 2
     assert "--kind volume" in answer.err

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pydicom
@@ -293,13 +294,32 @@ def test_ctrl_c_says_that_nothing_was_left(medsam2, clinic, monkeypatch):
     words = ["--dicom", clinic / "series", "--out", clinic / "x.dcm"]
     answer = medsam2("export", clinic / "x.seg.nrrd", *words)
     assert answer.code == 130
-    assert "stopped; nothing was left half-written" in answer.err
+    assert answer.error.code == "cancelled"
     assert {path.name for path in clinic.iterdir()} == {"series", "x.seg.nrrd"}
 
 
-def test_the_command_line_offers_every_kind_and_packing_there_is():
-    from medsam2_core.cli.export_options import CompressionName, KindName
+def test_the_command_line_offers_every_kind_and_compression_there_is():
+    from medsam2_core.cli.export import Export
     from medsam2_core.export.dicom.options import Compression, Kind
 
-    assert [one.value for one in KindName] == [one.value for one in Kind]
-    assert [one.value for one in CompressionName] == [one.value for one in Compression]
+    hints = get_type_hints(Export)
+    assert get_args(hints["kind"]) == tuple(one.value for one in Kind)
+    assert get_args(hints["compression"]) == tuple(one.value for one in Compression)
+
+
+def test_the_result_and_the_notes_are_one_json_document(medsam2, clinic):
+    words = ("--dicom", clinic / "series", "--out", clinic / "x.dcm", "--json")
+    document = medsam2("export", clinic / "x.seg.nrrd", *words).facts
+    assert document["error"] is None
+    assert document["notes"]
+    for note in document["notes"]:
+        assert set(note) == {"code", "message", "severity", "fields"}
+        assert note["severity"] in ("info", "warning")
+    answer = medsam2("export", clinic / "x.seg.nrrd", *words)
+    assert answer.code == 2
+    assert answer.facts["notes"] == []
+    error = answer.facts["error"]
+    assert (error["code"], error["severity"]) == ("output-exists", "error")
+    assert error["fields"] == {"path": str(clinic / "x.dcm")}
+    assert "--overwrite" in answer.err
+    assert "--overwrite" not in error["message"]

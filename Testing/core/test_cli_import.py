@@ -130,7 +130,7 @@ def test_a_spacing_that_had_to_be_guessed_is_told(medsam2, tmp_path):
         answer = medsam2(words[0], tmp_path / "a.dcm", *words[1:])
         assert (answer.code, answer.err.count("note: slices are left out")) == (0, 1)
         (note,) = medsam2(words[0], tmp_path / "a.dcm", *words[1:], "--json").facts["notes"]
-        assert "2 mm is assumed, its slice thickness" in note
+        assert "2 mm is assumed, its slice thickness" in note["message"]
     assert read_labels(out).mask_kji("Liver").sum() == mask.sum()
     assert medsam2("info", out, "--json").facts["notes"] == []
 

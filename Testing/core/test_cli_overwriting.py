@@ -226,6 +226,12 @@ def test_train_predictor_keeps_the_start_it_begins_with(refused, tmp_path):
     refused("train", "predictor", tmp_path, "--out", run, "--from", run / "start.safetensors")
 
 
+def test_models_import_keeps_the_checkpoint(refused, tmp_path):
+    checkpoint = tmp_path / "m.sam2.safetensors"
+    checkpoint.write_bytes(b"weights")
+    refused("models", "import", checkpoint, "--out", tmp_path / "m.medsam2auto", "--overwrite")
+
+
 def test_evaluate_keeps_what_it_reads(refused, model, tmp_path):
     pytest.importorskip("monai")
     scan = write_scan(tmp_path / "scan.nrrd")

@@ -168,43 +168,50 @@ def test_probabilities_that_exist_are_replaced_only_on_demand(medsam2, model, sc
     words = ("segment", scan, "--out", results / "m.nrrd", "--model", model, "--box", BALL_BOX)
     answer = medsam2(*words, "--range", "12:12", "--probabilities", results / "p.nrrd")
     assert answer.code == 2
-    assert "p.nrrd exists already: choose another name, or add --overwrite" in answer.err
+    assert (answer.error.code, answer.error.fields["path"]) == ("output-exists", str(results / "p.nrrd"))
+    assert "--overwrite" in answer.err
     assert [path.name for path in results.iterdir()] == ["p.nrrd"], "told before the work"
 
 
 WRONG = {
     "a volume that is not there": (("nowhere.nrrd",), "nowhere.nrrd: no such file"),
     "a volume that is none": (("{junk}",), "junk.nrrd"),
-    "no prompt": ((), "nothing says what to segment"),
+    "no prompt": ((), "no-prompt"),
     "a box outside": (("--box", "13,19,27,33@24"), "k = 24, which must be from -0.5 to 23.5"),
     "a box of another axis": (("--axis", "coronal", "--box", "1,1,5,9,9,5"), "mixed axes"),
     "two boxes on a slice": (("--box", "1,1,9,9@3", "--box", "2,2,9,9@3"), "two boxes on slice 3"),
     "a point outside": (("--point", "40,0,0"), "i = 40, which must be from -0.5 to 39.5"),
-    "an object without prompts": (("--box", "1,1,9,9@3", "--object", "a", "--object", "b"), "'b' has no"),
-    "a range outside": (("--box", "1,1,9,9@3", "--range", "3:99"), "--range 3:99"),
+    "an object without prompts": (
+        ("--box", "1,1,9,9@3", "--object", "a", "--object", "b"), "object-without-prompt"
+    ),
+    "a range outside": (("--box", "1,1,9,9@3", "--range", "3:99"), "range-outside-volume"),
     "a window of letters": (("--box", "1,1,9,9@3", "--window", "wide"), "wide"),
     "a window of no width": (("--box", "1,1,9,9@3", "--window", "0,40"), "window width 0"),
     "a model nobody knows": (("--box", "1,1,9,9@3", "--model", "sam3"), "no model 'sam3'"),
     "a model that is none": (("--box", "1,1,9,9@3", "--model", "{junk}"), "junk.nrrd"),
     "a device that is none": (("--box", "1,1,9,9@3", "--device", "abacus"), "'abacus'"),
     "an axis that is none": (("--box", "1,1,9,9@3", "--axis", "up"), "'up' is not one of"),
-    "a file of prompts that is not there": (("--prompts", "none.json"), "none.json cannot be read"),
+    "a file of prompts that is not there": (("--prompts", "none.json"), "prompts-unreadable"),
     "a file of prompts that is none": (("--prompts", "{junk}"), "not valid JSON"),
     "a mask that is not there": (("--mask", "none.nrrd"), "none.nrrd: no such file"),
     "an ending nobody writes": (("--box", "1,1,9,9@3", "--out", "{folder}/mask.xyz"), "unknown format"),
-    "a folder that is missing": (("--box", "1,1,9,9@3", "--out", "{folder}/no/m.nrrd"), "does not exist"),
+    "a folder that is missing": (
+        ("--box", "1,1,9,9@3", "--out", "{folder}/no/m.nrrd"), "output-folder-missing"
+    ),
     "a png of a volume": (("--box", "1,1,9,9@3", "--out", "{folder}/m.png"), "24 slices do not fit a PNG"),
-    "a montage that is no png": (("--box", "1,1,9,9@3", "--picture", "{folder}/m.jpg"), "written as .png"),
+    "a montage that is no png": (
+        ("--box", "1,1,9,9@3", "--picture", "{folder}/m.jpg"), "picture-not-png"
+    ),
     "probabilities of another kind": (
         ("--box", "1,1,9,9@3", "--probabilities", "{folder}/p.seg.nrrd"), "written as .nrrd (not .seg.nrrd)"
     ),
     "probabilities in no folder": (
-        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/no/p.nrrd"), "--probabilities"
+        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/no/p.nrrd"), "output-folder-missing"
     ),
     "probabilities in the place of the masks": (
-        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/m.nrrd"), "m.nrrd is also --out"
+        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/m.nrrd"), "outputs-collide"
     ),
-    "an option nobody knows": (("--boxes", "1"), "--boxes"),
+    "an option nobody knows": (("--boxes", "1"), "usage"),
 }  # fmt: skip
 
 
@@ -219,7 +226,7 @@ def test_bad_input_is_one_clear_line_and_no_file(medsam2, model, scan, results, 
     answer = medsam2("segment", *volume, *defaults, *words)
     assert answer.code == 2
     assert answer.out == ""
-    assert reason in answer.err
+    assert reason == answer.error.code or reason in answer.err
     assert answer.err.startswith("medsam2: ")
     assert answer.err.count("\n") == 1, "one line"
     assert not list(results.iterdir())
@@ -237,7 +244,7 @@ def test_a_file_that_exists_is_replaced_only_on_demand(medsam2, model, scan, res
     assert read_labels(out).geometry.shape_ijk == (40, 48, 24)
 
 
-def test_a_defect_of_ours_is_told_apart(medsam2, scan, results, monkeypatch, tmp_path):
+def test_a_bug_is_told_apart(medsam2, scan, results, monkeypatch, tmp_path):
     def stumble(*_args, **_options):
         raise KeyError("a key nobody thought of")
 

@@ -38,10 +38,11 @@ class CommandLine:
 
     def __call__(self, *words: object) -> Answer:
         self._capsys.readouterr()
-        with mock.patch.object(app, "say_error", side_effect=app.say_error) as say_error:
+        with mock.patch.object(app, "print_error", side_effect=app.print_error) as print_error:
             code = main([str(word) for word in words])
         said = self._capsys.readouterr()
-        return Answer(code, said.out, said.err, say_error.call_args.args[0] if say_error.called else None)
+        error = print_error.call_args.args[0] if print_error.called else None
+        return Answer(code, said.out, said.err, error)
 
 
 def ball_kji() -> np.ndarray:

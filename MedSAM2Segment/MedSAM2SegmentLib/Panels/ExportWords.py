@@ -70,7 +70,8 @@ def lineOf(result: Mapping[str, Any], notes: Iterable[str] = ()) -> Line:
     words += "".join(f" {os.path.basename(str(path))} is beside it." for path in beside if path)
     said = result.get("notes")
     told = [*notes, *(said if isinstance(said, list) else ())]
-    told = [note for note in map(str, told) if not _ORDINARY.search(note)]
+    told = [str(note.get("message", "")) if isinstance(note, Mapping) else str(note) for note in told]
+    told = [note for note in told if not _ORDINARY.search(note)]
     words += "".join(f" Note: {inWords(note).rstrip('.')}." for note in told)
     isUsual = all(_HARMLESS.search(note) for note in told)
     return Line(words, Kind.GOOD if isUsual else Kind.WARNING)

@@ -39,10 +39,15 @@ class Listing:
 
 
 class Suiting(Protocol):
-    """What is asked of a card: :class:`AutoCard`, or what a worker told of one."""
+    """What :func:`fits` needs to know of a model: an :class:`AutoCard`, or a worker's description of one."""
 
-    axis: str
-    modality: str
+    @property
+    def axis(self) -> str:
+        """What slices were stacked along; ``"picture"`` for 2-D images."""
+
+    @property
+    def modality(self) -> str:
+        """DICOM modality of the images; empty if unknown."""
 
 
 def folder(environment: Mapping[str, str] = os.environ) -> Path:

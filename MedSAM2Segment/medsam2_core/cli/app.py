@@ -1,43 +1,57 @@
-"""The commands put together, and the one place where every way to end becomes an exit code."""
+"""The program `medsam2`: its commands, and how every way to end becomes an exit code."""
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from medsam2_core.cli import auto, evaluate, export, import_seg, info, models, segment, synth, train, worker
-from medsam2_core.cli.exits import ExitCode, say, say_defect, say_error
-from medsam2_core.cli.ordered import OrderedCommand
+from medsam2_core.cli import (
+    auto,
+    evaluate,
+    export,
+    import_seg,
+    info,
+    models,
+    segment,
+    synth,
+    train,
+    train_auto,
+    worker,
+)
+from medsam2_core.cli.console import ExitCode, print_bug, print_error
+from medsam2_core.cli.options import Invocation, OrderedCommand, register
 from medsam2_core.errors import Cancelled, MedSAM2Error
 from medsam2_core.version import __version__
 
 # Newer releases of typer carry their own click: its errors are found through the one typer exports.
-_UsageError = typer.BadParameter.__bases__[0]
-_ClickError = _UsageError.__bases__[0]
+_UsageError: Any = typer.BadParameter.__bases__[0]
+_ClickError: Any = _UsageError.__bases__[0]
 
-_STOPPED = "stopped; nothing was left half-written"
+_STOPPED = "stopped; no file was left incomplete"
 
 app = typer.Typer(
     name="medsam2",
-    help="Prompt an object on one slice of a scan, get its mask in the whole volume.",
+    help="Segment images and volumes with SAM 2: prompt an object on one slice, or use a trained Auto model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("segment", cls=OrderedCommand)(segment.segment)
-app.command("auto")(auto.auto)
-app.command("export")(export.export)
-app.command("import")(import_seg.import_seg)
-app.command("info")(info.info)
+register(app, "segment", segment.Segment, OrderedCommand)
+register(app, "auto", auto.Auto)
+register(app, "export", export.Export)
+register(app, "import", import_seg.Import)
+register(app, "info", info.Info)
 app.add_typer(models.app, name="models")
 app.command("evaluate")(evaluate.evaluate)
-app.command("synth")(synth.synth)
+register(app, "synth", synth.Synth)
+register(train.app, "auto", train_auto.TrainAuto)
 app.add_typer(train.app, name="train")
 app.command("worker")(worker.worker)
 
@@ -54,59 +68,76 @@ def _medsam2(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Prompt an object on one slice of a scan, get its mask in the whole volume."""
+    """Segment images and volumes with SAM 2: prompt an object on one slice, or use a trained Auto model."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one a way to end
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default) and return its exit code; never raises.
 
-    0 done, 2 bad input (one line on stderr says which), 1 a defect of ours, 130 stopped by Ctrl-C.
+    0 done; 2 bad input or a missing device, file or package, with one line on stderr that says what; 1 a bug
+    in this program; 130 stopped by Ctrl-C; 143 terminated. With ``--json`` errors are printed to stdout, too,
+    as ``{"notes": [], "error": {"code", "message", "severity", "fields"}}``.
     """
-    before = _end_tidily_on_termination()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    invocation = Invocation()
+    previous = _raise_on_termination()
     try:
-        given = sys.argv[1:] if arguments is None else list(arguments)
-        code = int(app(given, prog_name="medsam2", standalone_mode=False) or ExitCode.DONE)
-        if code == ExitCode.INTERRUPTED:  # newer releases of typer keep Ctrl-C to themselves
-            say(_STOPPED)
-        return code
-    except (KeyboardInterrupt, typer.Abort, Cancelled):
-        say(_STOPPED)
-        return ExitCode.INTERRUPTED
+        code = app(given, prog_name="medsam2", standalone_mode=False, obj=invocation) or ExitCode.DONE
+        if code == ExitCode.INTERRUPTED:  # newer releases of typer handle Ctrl-C themselves
+            raise KeyboardInterrupt
+        return int(code)
     except _Terminated:
         return ExitCode.TERMINATED
-    except _UsageError as error:
-        command = error.ctx.command_path.removeprefix("medsam2").strip() if error.ctx else ""
-        say(f"{error.format_message()} (see `{' '.join(['medsam2', *command.split(), '--help'])}`)")
-        return ExitCode.BAD_INPUT
-    except _ClickError as error:
-        say(error.format_message())
-        return ExitCode.BAD_INPUT
-    except MedSAM2Error as error:
-        say_error(error)
-        return ExitCode.BAD_INPUT
-    except MemoryError:
-        say("not enough memory on this machine for a volume of this size")
-        return ExitCode.BAD_INPUT
     except BrokenPipeError:  # `medsam2 info … | head` is not an error
         sys.stderr.close()
         return ExitCode.DONE
-    except Exception as error:
-        say_defect(error)
-        return ExitCode.OURS
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error, invocation)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _report(error: BaseException, invocation: Invocation) -> ExitCode:
+    """Print an error, and return the exit code that stands for it."""
+    code, known = ExitCode.BAD_INPUT, error if isinstance(error, MedSAM2Error) else None
+    if isinstance(error, KeyboardInterrupt | typer.Abort | Cancelled):
+        code = ExitCode.INTERRUPTED
+        known = error if isinstance(error, Cancelled) and str(error) else Cancelled(_STOPPED)
+    elif isinstance(error, _UsageError):
+        command = error.ctx.command_path.split()[1:] if error.ctx else []
+        help_line = " ".join(["medsam2", *command, "--help"])
+        known = MedSAM2Error(f"{error.format_message()} (see `{help_line}`)", code="usage")
+    elif isinstance(error, _ClickError):
+        known = MedSAM2Error(error.format_message(), code="usage")
+    elif isinstance(error, MemoryError):
+        message = "not enough memory on this machine for a volume of this size"
+        known = MedSAM2Error(message, code="out-of-memory")
+    elif known is None:
+        code = ExitCode.BUG
+        print_bug(error)
+        known = MedSAM2Error(f"{type(error).__name__}: {error}", code="bug")
+    if code is not ExitCode.BUG:
+        print_error(known)
+    if invocation.json:
+        document = {"notes": [], "error": known.to_dict()}
+        is_lines = invocation.json == "lines"
+        content = {"stage": "error", **document} if is_lines else document
+        print(json.dumps(content, default=str), flush=True)
+    return code
 
 
 class _Terminated(BaseException):
-    """Somebody asked this process to end: unwinding removes temporary files on the way."""
+    """SIGTERM was received: unwinding the stack removes temporary files."""
 
 
-def _end_tidily_on_termination() -> object:
-    def end(_number: int, _frame: FrameType | None) -> None:
+def _raise_on_termination() -> Any:
+    """Raise on SIGTERM; return the handler before, or None outside of the main thread."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
         raise _Terminated
 
     try:
-        return signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread: whoever called us handles signals
+        return signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not in the main thread: signals are the caller's business
         return None

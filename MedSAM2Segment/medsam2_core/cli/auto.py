@@ -1,194 +1,225 @@
-"""`medsam2 auto`: all classes of an Auto model in an image, a folder of images, or a volume: no prompt."""
+"""`medsam2 auto`: all classes of an Auto model in an image, a folder of images, or a volume; no prompts."""
 
 from __future__ import annotations
 
-import json
 import time
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medsam2_core.cli import segment_options as given
-from medsam2_core.cli.progress import slices_bar
-from medsam2_core.cli.report import peak_memory_mb, print_table
-from medsam2_core.cli.results import Files
-from medsam2_core.errors import ExportError, MedSAM2Error, VolumeError
+from medsam2_core.cli.console import peak_memory_mb, print_json, print_notes, print_table, progress_bar
+from medsam2_core.cli.options import (
+    AsJson,
+    AxisName,
+    DeviceName,
+    Overwrite,
+    Picture,
+    PrecisionName,
+    ProbabilitiesOut,
+    SeriesName,
+)
+from medsam2_core.cli.outputs import Outputs
+from medsam2_core.errors import ExportError, MedSAM2Error, Note, VolumeError
 
 if TYPE_CHECKING:
     from medsam2_core.auto.loading import AutoModel
+    from medsam2_core.imaging.segmentation import Segmentation
+    from medsam2_core.imaging.volume import Volume
     from medsam2_core.session import Session
     from medsam2_core.session.automatic import AutoPrediction
 
 
-class Method(str, Enum):
-    """How slices become a volume."""
+@dataclass(frozen=True)
+class Auto:
+    """Segment without prompts, with a model from `medsam2 train auto`."""
 
-    memory = "memory"
-    slices = "slices"
-
-
-def auto(
     input: Annotated[
         Path,
-        typer.Argument(help="Image, volume, DICOM folder, or a folder of single pictures (PNG, JPEG, TIFF)."),
-    ],
-    model: Annotated[str, typer.Option(help="A .medsam2auto file, or its name in the list of Auto models.")],
+        typer.Argument(help="Image, volume, DICOM folder, or a folder of images (PNG, JPEG, TIFF)."),
+    ]
+    model: Annotated[str, typer.Option(help="A .medsam2auto file, or the name of an Auto model.")]
     out: Annotated[
         Path,
         typer.Option(
             "--out", "-o", help=".seg.nrrd, .nii.gz, .nrrd, .mha, .png; for a folder of images, a folder."
         ),
-    ],
-    classes: Annotated[str | None, typer.Option(metavar="A,B", help="Only these classes, by name.")] = None,
+    ]
+    classes: Annotated[str | None, typer.Option(metavar="A,B", help="Only these classes, by name.")] = None
     method: Annotated[
-        Method | None,
-        typer.Option(help="Of a volume. memory: sure slices lead, the tracker fills in; slices: one by one."),
-    ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Look at every so manieth slice; track between.")] = 1,
+        Literal["memory", "slices"],
+        typer.Option(
+            help="How to segment a volume. memory: the most confident slices condition the propagation to "
+            "the others; slices: each slice on its own."
+        ),
+    ] = "memory"
+    every: Annotated[
+        int,
+        typer.Option(min=1, help="Predict prompts on every n-th slice only, and propagate to the others."),
+    ] = 1
     flips: Annotated[
-        bool, typer.Option("--flips", help="Average with the mirror image: slower, a little better.")
-    ] = False,
+        bool, typer.Option("--flips", help="Average with the mirror image: slower, slightly more accurate.")
+    ] = False
     axis: Annotated[
-        given.Axis | None, typer.Option(help="The plane of the slices; what the model was trained on.")
-    ] = None,
+        AxisName | None, typer.Option(help="Plane of the slices; by default that of the training.")
+    ] = None
     window: Annotated[
-        str | None, typer.Option(metavar="W,L|PRESET", help="What the model sees; as it was trained.")
-    ] = None,
+        str | None,
+        typer.Option(metavar="W,L|PRESET", help="Intensity window; by default that of the training."),
+    ] = None
     base: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The SAM 2 checkpoint the model was trained for.")
-    ] = None,
-    device: given.DeviceOption = "auto",
-    precision: given.PrecisionOption = "auto",
-    series: given.SeriesOption = None,
-    picture: given.PictureOption = None,
-    probabilities: given.ProbabilitiesOption = None,
-    overwrite: given.OverwriteOption = False,
-    as_json: given.JsonOption = False,
-) -> None:
-    """Segment without prompts, with a model from `medsam2 train auto`."""
-    started = time.perf_counter()
-    from medsam2_core import atomic
+        str | None, typer.Option(metavar="FILE", help="The SAM 2 checkpoint that the model was trained for.")
+    ] = None
+    device: DeviceName = "auto"
+    precision: PrecisionName = "auto"
+    series: SeriesName = None
+    picture: Picture = None
+    probabilities: ProbabilitiesOut = None
+    overwrite: Overwrite = False
+    as_json: AsJson = False
 
-    wanted = None if classes is None else [name.strip() for name in classes.split(",")]
-    from medsam2_core.auto.library import find
+    def run(self) -> None:
+        """Segment, write the files, and report."""
+        started = time.perf_counter()
+        from medsam2_core import atomic
+        from medsam2_core.auto.library import find
 
-    path, card = find(model)
-    card.chosen(wanted)  # an unknown class is told before anything is read
-    way = method or Method.memory
-    how = {
-        "classes": wanted, "method": way.value, "every": every, "flips": flips,
-        "axis": axis.value if axis is not None else None, "window": window,
-    }  # fmt: skip
-    network = {"base": base, "device": device, "precision": precision}
-    if _is_folder_of_images(input):
-        for option, beside in (("--picture", picture), ("--probabilities", probabilities)):
-            if beside is not None:
-                raise ExportError(f"{option} {beside}: for one image or volume only, {input} is a folder")
-        with atomic.protect(*_images_of(input), path, base):
-            facts = _folder(input, path, out, how, network, overwrite=overwrite)
-    else:
-        files = Files(out, picture, probabilities, overwrite)
-        with atomic.protect(input, path, base):
-            facts = _one(input, path, files, how, network, series)
-    facts |= {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
-    print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)
+        path, card = find(self.model)
+        card.chosen(self._classes)  # an unknown class is an error before anything is read
+        if _is_folder_of_images(self.input):
+            images = _images_of(self.input)
+            with atomic.protect(*images, path, self.base):
+                facts, notes = self._segment_folder(images, path)
+        else:
+            with atomic.protect(self.input, path, self.base):
+                facts, notes = self._segment_one(path)
+        facts |= {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
+        if self.as_json:
+            print_json(facts, notes)
+        else:
+            _print(facts)
+            print_notes(notes)
 
+    @property
+    def _classes(self) -> list[str] | None:
+        return None if self.classes is None else [name.strip() for name in self.classes.split(",")]
 
-def _one(
-    input: Path, path: Path, files: Files, how: dict[str, Any], network: dict[str, Any], series: str | None
-) -> dict[str, Any]:
-    from medsam2_core.auto.library import fits
-    from medsam2_core.imaging.reading import read_volume
+    def _segment_one(self, path: Path) -> tuple[dict[str, Any], list[Note]]:
+        from medsam2_core.auto.library import fits
+        from medsam2_core.imaging.reading import read_volume
 
-    volume = read_volume(input, series)
-    files.check(volume.geometry)
-    auto = _loaded(path, network)
-    session, found = _segmented(volume, auto, {**how, "probabilities": files.probabilities is not None})
-    segmentation = session.segmentation()
-    notes = files.write(session, segmentation)
-    if not fits(auto.card, is_picture=len(session.stack) == 1, modality=volume.modality):
-        learned = "pictures" if auto.card.is_for_pictures else f"{auto.card.axis} slices"
-        kind = f"{learned} {auto.card.modality}".rstrip()
-        notes.append(f"the Auto model was trained on {kind}, and this is something else: look twice")
-    return {
-        "input": str(input),
-        **files.facts,
-        "model": auto.card.name,
-        "base": auto.card.base,
-        "classes": [_class_facts(one, segmentation) for one in found],
-        "notes": notes,
-    }
+        outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
+        volume = read_volume(self.input, self.series)
+        outputs.check(volume.geometry)
+        auto = self._load(path)
+        session, found = self._segment(volume, auto)
+        segmentation = session.segmentation()
+        notes = outputs.write(session, segmentation)
+        card = auto.card
+        if not fits(card, is_picture=len(session.stack) == 1, modality=volume.modality):
+            images = "pictures" if card.is_for_pictures else f"{card.axis} slices"
+            images = f"{images} {card.modality}".rstrip()
+            notes.append(
+                Note.warning(
+                    "trained-on-other-images",
+                    f"the Auto model was trained on other images ({images}): check the result",
+                    axis=card.axis, modality=card.modality,
+                )
+            )  # fmt: skip
+        facts = {
+            "input": str(self.input),
+            **outputs.facts,
+            "model": card.name,
+            "base": card.base,
+            "classes": [_class_facts(one, segmentation) for one in found],
+        }
+        return facts, notes
 
+    def _segment_folder(self, images: list[Path], path: Path) -> tuple[dict[str, Any], list[Note]]:
+        """Segment each image on its own; one that fails does not keep the others."""
+        from medsam2_core import export
+        from medsam2_core.imaging.reading import read_volume
 
-def _folder(
-    input: Path, path: Path, out: Path, how: dict[str, Any], network: dict[str, Any], *, overwrite: bool
-) -> dict[str, Any]:
-    """Each image of a folder by itself; one that fails does not keep the others."""
-    from medsam2_core import export
-    from medsam2_core.imaging.reading import read_volume
+        self._check_folder()
+        auto = self._load(path)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExportError(
+                f"--out {self.out} cannot be made as a folder: {error.strerror or error}",
+                code="output-not-writable", path=str(self.out),
+            ) from error  # fmt: skip
+        rows, failed = [], []
+        with progress_bar("segmenting", len(images)) as update:
+            for number, image in enumerate(images, start=1):
+                target = self.out / f"{image.name}.seg.nrrd"
+                try:
+                    volume = read_volume(image)
+                    export.check(target, volume.geometry, overwrite=self.overwrite)
+                    session, found = self._segment(volume, auto)
+                    segmentation = session.segmentation()
+                    export.write(segmentation, target, overwrite=self.overwrite)
+                except MedSAM2Error as error:
+                    failed.append(
+                        Note.warning(
+                            "image-skipped", f"{image.name}: {error}", image=str(image), error=error.to_dict()
+                        )
+                    )
+                else:
+                    classes = [_class_facts(one, segmentation) for one in found]
+                    rows.append({"input": str(image), "out": str(target), "classes": classes})
+                update(number, image.name)
+        if not rows:
+            raise VolumeError(
+                f"{self.input}: none of {len(images)} images could be segmented; {failed[0]}",
+                code="no-image-segmented", path=str(self.input), images=len(images),
+            )  # fmt: skip
+        facts = {"input": str(self.input), "out": str(self.out), "model": auto.card.name, "images": rows}
+        return facts, failed
 
-    if out.suffix:
-        raise ExportError(f"--out {out}: {input} is a folder of images, so name a folder for the results")
-    images = _images_of(input)
-    auto = _loaded(path, network)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"--out {out} cannot be a folder: {error.strerror or error}") from error
-    rows, problems = [], []
-    with slices_bar("segmenting", len(images)) as update:
-        for number, image in enumerate(images, start=1):
-            target = out / f"{image.name}.seg.nrrd"
-            try:
-                volume = read_volume(image)
-                export.check(target, volume.geometry, overwrite=overwrite)
-                session, found = _segmented(volume, auto, how)
-                segmentation = session.segmentation()
-                export.write(segmentation, target, overwrite=overwrite)
-            except MedSAM2Error as error:
-                problems.append(f"{image.name}: {error}")
-            else:
-                classes = [_class_facts(one, segmentation) for one in found]
-                rows.append({"input": str(image), "out": str(target), "classes": classes})
-            update(number, image.name)
-    if not rows:
-        raise VolumeError(f"{input}: none of {len(images)} images could be segmented; {problems[0]}")
-    return {"input": str(input), "out": str(out), "model": auto.card.name, "images": rows, "notes": problems}
+    def _check_folder(self) -> None:
+        for option, path in (("--picture", self.picture), ("--probabilities", self.probabilities)):
+            if path is not None:
+                raise ExportError(
+                    f"{option} {path}: for one image or volume only, {self.input} is a folder",
+                    code="option-for-one-image", option=option, path=str(path),
+                )  # fmt: skip
+        if self.out.suffix:
+            raise ExportError(
+                f"--out {self.out}: {self.input} is a folder of images, so name a folder for the results",
+                code="output-must-be-folder", path=str(self.out),
+            )  # fmt: skip
 
+    def _load(self, path: Path) -> AutoModel:
+        from medsam2_core.auto.loading import load_auto
+        from medsam2_core.auto.model_file import read_card
+        from medsam2_core.engine.model import load_model
 
-def _loaded(path: Path, network: dict[str, Any]) -> AutoModel:
-    from medsam2_core.auto.loading import load_auto
-    from medsam2_core.auto.model_file import read_card
-    from medsam2_core.engine.model import load_model
+        model = None
+        if self.base is not None:
+            model = load_model(self.base, self.device, self.precision, image_size=read_card(path).image_size)
+        return load_auto(path, model, self.device, self.precision)
 
-    base, device, precision = network["base"], network["device"], network["precision"]
-    model = None
-    if base is not None:
-        model = load_model(base, device, precision, image_size=read_card(path).image_size)
-    return load_auto(path, model, device, precision)
+    def _segment(self, volume: Volume, auto: AutoModel) -> tuple[Session, list[AutoPrediction]]:
+        from medsam2_core.auto.volumes import Method, VolumeOptions
+        from medsam2_core.session import Session
 
-
-def _segmented(volume: Any, auto: AutoModel, how: dict[str, Any]) -> tuple[Session, list[AutoPrediction]]:
-    from medsam2_core.auto.volumes import VolumeOptions
-    from medsam2_core.session import Session
-
-    card = auto.card
-    axis = how["axis"] or ("axial" if card.is_for_pictures else card.axis)
-    if len(volume.voxels_kji) == 1:
-        axis = "k"  # a picture has one slice, whatever plane was learned from
-    session = Session.open(
-        volume, auto.model, axis=axis, window=how["window"] or card.window,
-        probabilities=how.get("probabilities", False),
-    )  # fmt: skip
-    options = VolumeOptions(how["method"], how["every"])
-    with slices_bar("segmenting", len(session.stack)) as update:
-        found = session.auto(
-            auto, how["classes"], options=options, flips=how["flips"],
-            progress=lambda done, total: update(min(done, len(session.stack)), ""),
+        card = auto.card
+        axis: str = self.axis or ("axial" if card.is_for_pictures else card.axis)
+        if len(volume.voxels_kji) == 1:
+            axis = "k"  # a picture has one slice, whatever the plane of the training
+        session = Session.open(
+            volume, auto.model, axis=axis, window=self.window or card.window,
+            probabilities=self.probabilities is not None,
         )  # fmt: skip
-    return session, found
+        options = VolumeOptions(Method(self.method), self.every)
+        with progress_bar("segmenting", len(session.stack)) as update:
+            found = session.auto(
+                auto, self._classes, options=options, flips=self.flips,
+                progress=lambda done, total: update(min(done, len(session.stack)), ""),
+            )  # fmt: skip
+        return session, found
 
 
 def _is_folder_of_images(path: Path) -> bool:
@@ -205,11 +236,11 @@ def _images_of(folder: Path) -> list[Path]:
     from medsam2_core.imaging import pictures
 
     found = sorted(one for one in folder.iterdir() if one.suffix.lower() in pictures.SUFFIXES)
-    # Labels beside the images, as for training, are no images.
+    # Label maps beside the images, as for training, are not segmented.
     return [one for one in found if not one.stem.lower().endswith(LABEL_ENDINGS)]
 
 
-def _class_facts(one: AutoPrediction, segmentation: Any) -> dict[str, Any]:
+def _class_facts(one: AutoPrediction, segmentation: Segmentation) -> dict[str, Any]:
     if one.name not in segmentation.names:
         return {"name": one.name, "voxels": 0, "millilitres": 0.0, "confidence": 0.0}
     segment = segmentation[one.name]
@@ -221,17 +252,16 @@ def _class_facts(one: AutoPrediction, segmentation: Any) -> dict[str, Any]:
     }
 
 
-def _print_for_people(facts: dict[str, Any]) -> None:
+def _print(facts: dict[str, Any]) -> None:
     rows = []
     for item in facts.get("images", [facts]):
-        name = Path(item["input"]).name if "images" in facts else None
+        image = [Path(item["input"]).name] if "images" in facts else []
         for one in item["classes"]:
-            found = f"{one['voxels']} voxels" if one["voxels"] else "not found"
-            sure = f"confidence {one['confidence']:.2f}" if one["voxels"] else ""
-            rows.append(tuple(filter(None, (name, one["name"], found, sure))))
-    print_table([(*row, *[""] * (4 - len(row))) for row in rows])
+            cells = ["not found"]
+            if one["voxels"]:
+                cells = [f"{one['voxels']} voxels", f"confidence {one['confidence']:.2f}"]
+            rows.append([*image, one["name"], *cells])
+    print_table([[*row, *[""] * (4 - len(row))] for row in rows])
     print(f"{facts['out']}: written after {facts['seconds']:.1f} s")
     if "images" not in facts:
-        Files.tell(facts)
-    for note in facts["notes"]:
-        typer.echo(f"note: {note}", err=True)
+        Outputs.print_extra(facts)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsam2_core.cli import segment_options as given
-from medsam2_core.cli.exits import say
-from medsam2_core.cli.progress import slices_bar
+from medsam2_core.cli.console import progress_bar, warn
+from medsam2_core.cli.options import ConfigName, DeviceName, ImageSize, ModelName, PrecisionName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ class _Run:
         """Measure every case; one that cannot be read is named and passed over."""
         from medsam2_core.errors import EvaluationError, VolumeError
 
-        with slices_bar("measuring", len(self.cases)) as update:
+        with progress_bar("measuring", len(self.cases)) as update:
             for number, case in enumerate(self.cases):
                 update(number, f"{case.row}, {case.image.name}")
                 try:
@@ -44,7 +43,7 @@ class _Run:
                 except (VolumeError, EvaluationError) as error:
                     if len(self.cases) == 1:
                         raise
-                    say(f"{case.row}, {case.image.name} is left out: {error}")
+                    warn(f"{case.row}, {case.image.name} is left out: {error}")
                     self.failed[str(case.image)] = str(error)
                 self.save()
             update(len(self.cases), "")
@@ -103,7 +102,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="NAME", help="Only these rows of the table.")
     ] = None,
     most: Annotated[int | None, typer.Option(min=1, help="At most so many cases a row.")] = None,
-    model: given.ModelOption = "embedded",
+    model: ModelName = "embedded",
     axis: Annotated[str, typer.Option(help="Slices of IMAGE: axial, sagittal, …")] = "axial",
     window: Annotated[str, typer.Option(help="Window of IMAGE: W,L, a preset, auto.")] = "auto",
     protocol: Annotated[
@@ -115,10 +114,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the simulated user.")] = 0,
     zoom: Annotated[str, typer.Option(help="auto or off.")] = "auto",
     memory: Annotated[str, typer.Option(help="recent or self-sorting.")] = "recent",
-    device: given.DeviceOption = "auto",
-    precision: given.PrecisionOption = "auto",
-    config: given.ConfigOption = None,
-    image_size: given.ImageSizeOption = None,
+    device: DeviceName = "auto",
+    precision: PrecisionName = "auto",
+    config: ConfigName = None,
+    image_size: ImageSize = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the means by row.")] = None,
 ) -> None:

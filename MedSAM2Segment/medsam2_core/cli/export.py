@@ -1,18 +1,17 @@
-"""`medsam2 export`: a segmentation as the file another system takes, and what it measures beside it."""
+"""`medsam2 export`: a segmentation as DICOM SEG or a label map, with its measurements."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medsam2_core.cli import export_options as given
-from medsam2_core.cli.report import peak_memory_mb, print_table, size
+from medsam2_core.cli.console import peak_memory_mb, print_json, print_notes, print_table, size_text
+from medsam2_core.cli.options import OUTPUT, AsJson, Overwrite
+from medsam2_core.cli.outputs import check_distinct
 from medsam2_core.errors import ExportError, Note
 
 if TYPE_CHECKING:
@@ -20,276 +19,351 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.geometry import Geometry
     from medsam2_core.imaging.segmentation import Segmentation
 
-_MEASUREMENTS = (".json", ".csv")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What was typed."""
-
-    segmentation: Path
-    out: Path
-    dicom: Path | None
-    series: str | None
-    kind: given.KindName
-    probabilities: Path | None
-    compression: given.CompressionName
-    segments: Path | None
-    generic: bool
-    series_description: str | None
-    series_number: int | None
-    creator: str | None
-    most_lost: float
-    measurements: list[Path]
-    report: Path | None
-    drawn_on: Path | None
-    overwrite: bool
-
-    @property
-    def targets(self) -> list[Path]:
-        """All that will be written."""
-        return [self.out, *self.measurements, *([self.report] if self.report is not None else [])]
-
-    @property
-    def is_dicom(self) -> bool:
-        """Whether a SEG is wanted."""
-        return self.out.suffix.lower() == ".dcm"
-
-    def of_dicom(self) -> Iterator[str]:
-        """Options given that mean something for DICOM only."""
-        defaults = {"kind": "binary", "compression": "none", "generic": False, "most_lost": 5.0}
-        names = ("dicom", "series", "probabilities", "segments", "series_description", "series_number")
-        for name in (*names, "creator", "report", "drawn_on", *defaults):
-            if getattr(self, name) != defaults.get(name):
-                yield f"--{name.replace('_', '-')}"
+_DICOM = "DICOM (--out X.dcm)"
 
 
 @dataclass
-class _Done:
-    """What was written, for the summary."""
+class _Written:
+    """What was written, for the report."""
 
     segmentation: Segmentation
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any]
     notes: list[Note] = field(default_factory=list)
     header: Any = None  # of the SEG
     source: Source | None = None
 
 
-def export(
-    segmentation: given.SegmentationArgument = None,
-    out: given.OutOption = None,
-    dicom: given.DicomOption = None,
-    series: given.SeriesOption = None,
-    kind: given.KindOption = given.KindName.binary,
-    probabilities: given.ProbabilitiesOption = None,
-    compression: given.CompressionOption = given.CompressionName.none,
-    segments: given.SegmentsOption = None,
-    generic: given.GenericOption = False,
-    list_terms: given.ListTermsOption = False,
-    series_description: given.DescriptionOption = None,
-    series_number: given.NumberOption = None,
-    creator: given.CreatorOption = None,
-    most_lost: given.MostLostOption = 5.0,
-    drawn_on: given.DrawnOnOption = None,
-    measurements: given.MeasurementsOption = None,
-    report: given.ReportOption = None,
-    overwrite: given.OverwriteOption = False,
-    as_json: given.JsonOption = False,
-) -> None:
-    """Write a segmentation as DICOM SEG, .seg.nrrd, NIfTI or another label map, with measurements beside."""
-    if list_terms:
-        _list_terms()
-        return
-    if segmentation is None or out is None:
-        raise typer.BadParameter("give a segmentation, and --out FILE")
-    asked = _Asked(
-        *(segmentation, out, dicom, series, kind, probabilities, compression, segments, generic),
-        *(series_description, series_number, creator, most_lost, measurements or [], report, drawn_on),
-        overwrite=overwrite,
-    )
-    from medsam2_core import atomic
+@dataclass(frozen=True)
+class Export:
+    """Write a segmentation as DICOM SEG, .seg.nrrd, NIfTI or another label map, and its measurements."""
 
-    _check(asked)
-    with atomic.protect(segmentation, segments, probabilities, drawn_on, dicom):
-        _check_targets(asked)
-        facts = _facts(asked, _write(asked))
-    print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)
+    segmentation: Annotated[
+        Path | None,
+        typer.Argument(help=".seg.nrrd, or any label map: NIfTI, NRRD, MetaImage, DICOM SEG, PNG."),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", rich_help_panel=OUTPUT,
+            help="File to write: .dcm for DICOM SEG; .seg.nrrd (keeps everything), .nii.gz, .nrrd, .mha.",
+        ),
+    ] = None  # fmt: skip
+    dicom: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", rich_help_panel=_DICOM,
+            help="Source series: a folder, a file, or a .txt file that lists files, one a line.",
+        ),
+    ] = None  # fmt: skip
+    series: Annotated[
+        str | None,
+        typer.Option(
+            help="Number or UID of the source series, if there are several.", rich_help_panel=_DICOM
+        ),
+    ] = None
+    kind: Annotated[
+        Literal["binary", "fractional", "labelmap"],
+        typer.Option(
+            help="Segmentation type. binary: most widely read; fractional: probabilities; labelmap: "
+            "smallest, read by recent programs only.",
+            rich_help_panel=_DICOM,
+        ),
+    ] = "binary"
+    probabilities: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Output of `medsam2 segment --probabilities`, for --kind fractional.",
+            rich_help_panel=_DICOM,
+        ),
+    ] = None  # fmt: skip
+    compression: Annotated[
+        Literal["none", "rle", "jpeg-ls"],
+        typer.Option(
+            help="Lossless compression of fractional and labelmap. 3D Slicer reads rle, but not jpeg-ls.",
+            rich_help_panel=_DICOM,
+        ),
+    ] = "none"
+    segments: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="META.json", rich_help_panel=_DICOM,
+            help="Codes of the segments: dcmqi's JSON, or {name: 'SCT^10200004^Liver'}.",
+        ),
+    ] = None  # fmt: skip
+    generic: Annotated[
+        bool,
+        typer.Option("--generic", help="Code segments without a code as 'Tissue'.", rich_help_panel=_DICOM),
+    ] = False
+    list_terms: Annotated[
+        bool,
+        typer.Option(
+            "--list-terms", help="List the names that have a code, and exit.", rich_help_panel=_DICOM
+        ),
+    ] = False
+    series_description: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Series Description of the SEG.", rich_help_panel=_DICOM),
+    ] = None
+    series_number: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=_DICOM,
+            help="Series Number of the SEG; by default that of the source plus 1000.",
+        ),
+    ] = None  # fmt: skip
+    creator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Content Creator's Name, as Family^Given; empty by default.",
+            rich_help_panel=_DICOM,
+        ),
+    ] = None  # fmt: skip
+    most_lost: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT", min=0.0, max=100.0, rich_help_panel=_DICOM,
+            help="Refuse when resampling to the grid of the series changes an object by more than this.",
+        ),
+    ] = 5.0  # fmt: skip
+    drawn_on: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json", rich_help_panel=_DICOM,
+            help="Grid of the volume, if it was moved since it was read: {ijk_to_ras, shape_ijk}.",
+        ),
+    ] = None  # fmt: skip
+    measurements: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Also write volumes and diameters (RECIST): .json or .csv.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None  # fmt: skip
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="X_SR.dcm", help="Also write them as DICOM SR (TID 1500) that refers to the SEG.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None  # fmt: skip
+    overwrite: Overwrite = False
+    as_json: AsJson = False
 
+    def run(self) -> None:
+        """Check the options, write all files or none, and report."""
+        if self.list_terms:
+            _list_terms()
+            return
+        if self.segmentation is None or self.out is None:
+            raise typer.BadParameter("give a segmentation, and --out FILE")
+        from medsam2_core import atomic
+        from medsam2_core.imaging.segmentation_files import read_segmentation
 
-def _write(asked: _Asked) -> _Done:
-    """Read the segmentation and write all that is wanted, or nothing of it."""
-    from medsam2_core import atomic
-    from medsam2_core.imaging.segmentation_files import read_segmentation
+        self._check(self.segmentation, self.out)
+        inputs = (self.segmentation, self.segments, self.probabilities, self.drawn_on, self.dicom)
+        with atomic.protect(*inputs):
+            for path in self._targets:
+                atomic.check_target(path, overwrite=self.overwrite)
+            read = read_segmentation(self.segmentation)
+            with atomic.together():
+                is_dicom = self.out.suffix.lower() == ".dcm"
+                written = self._write_dicom(read, self.out) if is_dicom else self._write_file(read, self.out)
+                written.notes += self._write_measurements(written)
+        notes, facts = list(dict.fromkeys(written.notes)), self._facts(self.out, written)
+        if self.as_json:
+            print_json(facts, notes)
+        else:
+            _print(facts)
+            print_notes(notes)
 
-    read = read_segmentation(asked.segmentation)
-    with atomic.together():
-        done = _to_dicom(asked, read) if asked.is_dicom else _to_file(asked, read)
-        _measure(asked, done)
-    return done
+    @property
+    def _targets(self) -> list[Path]:
+        return [path for path in (self.out, *(self.measurements or ()), self.report) if path is not None]
 
+    def _check(self, segmentation: Path, out: Path) -> None:
+        """Raise ExportError for options that do not go together, before anything slow."""
+        from medsam2_core.export import suffix_of
 
-def _check(asked: _Asked) -> None:
-    """Refuse what does not go together, before anything is read that takes long."""
-    from medsam2_core.export import suffix_of
-
-    if not asked.is_dicom:
-        try:
-            suffix_of(asked.out)
-        except ExportError as error:
-            raise ExportError(f"{error}, or .dcm for DICOM SEG") from error
-        for option in asked.of_dicom():
+        if out.suffix.lower() != ".dcm":
+            try:
+                suffix_of(out)
+            except ExportError as error:
+                text = f"{error}, or .dcm for DICOM SEG"
+                raise ExportError(text, code=error.code, **error.fields) from error
+            for option in self._dicom_options():
+                raise ExportError(
+                    f"{option} is for DICOM, which {out.name} is not: leave it out, or use --out X.dcm",
+                    code="option-needs-dicom", option=option,
+                )  # fmt: skip
+        elif self.dicom is None:
             raise ExportError(
-                f"{option} is for DICOM, which {asked.out.name} is not: leave it out, or --out X.dcm"
+                f"--out {out}: a DICOM SEG refers to its source images: give their series with "
+                "--dicom FOLDER, or write .seg.nrrd or .nii.gz",
+                code="source-missing",
             )
-    elif asked.dicom is None:
-        raise ExportError(
-            f"--out {asked.out}: a DICOM SEG refers to the images it was drawn on: give their series with "
-            "--dicom FOLDER, or write .seg.nrrd or .nii.gz"
-        )
-    if asked.probabilities is not None and asked.kind is not given.KindName.fractional:
-        raise ExportError(
-            f"--probabilities goes with --kind fractional, a {asked.kind.value} SEG holds none: leave one out"
-        )
-    if asked.report is not None and asked.report.suffix.lower() != ".dcm":
-        raise ExportError(f"--report {asked.report}: a DICOM report is written as .dcm")
-    for path in asked.measurements:
-        if path.suffix.lower() not in _MEASUREMENTS:
-            raise ExportError(f"--measurements {path}: they are written as .json or .csv")
-    if asked.segmentation.is_dir():
-        raise ExportError(f"{asked.segmentation} is a folder: give the file of the segmentation")
-    if asked.dicom is not None and not asked.dicom.exists():
-        raise ExportError(f"--dicom {asked.dicom}: there is no such folder or file")
-
-
-def _check_targets(asked: _Asked) -> None:
-    """Refuse files that may not be written, or that are named for two things."""
-    from medsam2_core import atomic
-
-    names = []
-    for path in asked.targets:
-        if path.resolve() in names:
+        if self.probabilities is not None and self.kind != "fractional":
             raise ExportError(
-                f"{path} is named for two outputs: one would replace the other",
-                code="outputs-collide", path=str(path),
+                f"--probabilities is for --kind fractional, a {self.kind} SEG holds none: leave one out",
+                code="probabilities-need-fractional", kind=self.kind,
             )  # fmt: skip
-        names.append(path.resolve())
-        atomic.check_target(path, overwrite=asked.overwrite)
+        if self.report is not None and self.report.suffix.lower() != ".dcm":
+            raise ExportError(
+                f"--report {self.report}: a DICOM report is written as .dcm",
+                code="report-not-dcm", path=str(self.report),
+            )  # fmt: skip
+        for path in self.measurements or ():
+            if path.suffix.lower() not in (".json", ".csv"):
+                raise ExportError(
+                    f"--measurements {path}: they are written as .json or .csv",
+                    code="measurements-format", path=str(path),
+                )  # fmt: skip
+        if segmentation.is_dir():
+            raise ExportError(
+                f"{segmentation} is a folder: give the file of the segmentation",
+                code="segmentation-is-folder", path=str(segmentation),
+            )  # fmt: skip
+        if self.dicom is not None and not self.dicom.exists():
+            raise ExportError(
+                f"--dicom {self.dicom}: no such folder or file", code="source-not-found", path=str(self.dicom)
+            )
+        measurements = [("--measurements", path) for path in self.measurements or ()]
+        check_distinct(("--out", out), *measurements, ("--report", self.report))
+
+    def _dicom_options(self) -> list[str]:
+        """Return the options given that apply to DICOM only."""
+        options: dict[str, tuple[Any, Any]] = {
+            "--dicom": (self.dicom, None),
+            "--series": (self.series, None),
+            "--probabilities": (self.probabilities, None),
+            "--segments": (self.segments, None),
+            "--series-description": (self.series_description, None),
+            "--series-number": (self.series_number, None),
+            "--creator": (self.creator, None),
+            "--report": (self.report, None),
+            "--drawn-on": (self.drawn_on, None),
+            "--kind": (self.kind, "binary"),
+            "--compression": (self.compression, "none"),
+            "--generic": (self.generic, False),
+            "--most-lost": (self.most_lost, 5.0),
+        }
+        return [name for name, (value, default) in options.items() if value != default]
+
+    def _write_dicom(self, read: Segmentation, out: Path) -> _Written:
+        from medsam2_core import atomic
+        from medsam2_core.export.dicom.options import Compression, Kind
+        from medsam2_core.export.dicom.report import check_lengths
+        from medsam2_core.export.dicom.seg import SegOptions, write_seg
+        from medsam2_core.export.dicom.segment_metadata import read_metadata
+        from medsam2_core.export.dicom.source import read_source
+        from medsam2_core.export.probabilities import read_probabilities
+        from medsam2_core.export.resampling import as_drawn
+
+        metadata = read_metadata(self.segments).matched_to(read) if self.segments is not None else None
+        of_series = {}
+        for name in ("series_description", "series_number", "creator"):
+            value = getattr(self, name)
+            of_series[name] = getattr(metadata, name) if value is None and metadata is not None else value
+        options = SegOptions(
+            Kind(self.kind), Compression(self.compression), metadata, self.generic, **of_series,
+            most_lost=self.most_lost / 100,
+        )  # fmt: skip
+        assert self.dicom is not None
+        source = read_source(self.dicom, self.series)
+        with atomic.protect(*source.files):
+            for path in self._targets:
+                atomic.check_target(path, overwrite=self.overwrite)
+        is_deep = any(min(segment.part_kji.shape) > 1 for segment in read)
+        if self.dicom.is_file() and len(source.files) == 1 and not source.frame_numbers and is_deep:
+            raise ExportError(
+                f"--dicom {self.dicom} is a single image, and the segmentation has several slices: give the "
+                "folder of its series",
+                code="source-is-single-image", path=str(self.dicom),
+            )  # fmt: skip
+        if self.report is not None:
+            check_lengths(source, self.report)
+        known = read_probabilities(self.probabilities) if self.probabilities is not None else None
+        notes = [*read.notes, *(metadata.notes if metadata is not None else ())]
+        if self.drawn_on is not None:
+            moved = as_drawn(read, _read_grid(self.drawn_on), source.geometry)
+            read, notes = moved.segmentation, [*notes, *moved.notes]
+        written = write_seg(read, source, out, options, probabilities=known, overwrite=self.overwrite)
+        facts = {
+            "kind": options.kind.value,
+            "frames": written.frames,
+            "series_uid": str(written.header.SeriesInstanceUID),
+            "instance_uid": str(written.header.SOPInstanceUID),
+            "source_series_uid": source.series_uid,
+        }
+        return _Written(written.segmentation, facts, [*notes, *written.notes], written.header, source)
+
+    def _write_file(self, read: Segmentation, out: Path) -> _Written:
+        from medsam2_core import export as writers
+
+        written = writers.write(read, out, overwrite=self.overwrite)
+        if self.measurements:  # with the codes a SEG would have
+            from medsam2_core.export.dicom.coding import coded_by_name
+
+            read = coded_by_name(read)
+        return _Written(read, {"kind": writers.suffix_of(out).lstrip(".")}, [*read.notes, *written.notes])
+
+    def _write_measurements(self, written: _Written) -> list[Note]:
+        if not self.measurements and self.report is None:
+            return []
+        from medsam2_core.export.measurement_files import write_measurements
+        from medsam2_core.export.measurements import measure
+
+        measured = measure(written.segmentation)
+        notes: list[Note] = []
+        for path in self.measurements or ():
+            notes += write_measurements(measured, written.segmentation, path, overwrite=self.overwrite).notes
+        if self.report is not None:
+            from medsam2_core.export.dicom.report import write_report
+
+            assert written.source is not None
+            notes += write_report(
+                measured, written.header, written.source, self.report, overwrite=self.overwrite
+            ).notes
+        return notes
+
+    def _facts(self, out: Path, written: _Written) -> dict[str, Any]:
+        from medsam2_core.export.dicom.coding import in_words
+
+        return {
+            "out": str(out),
+            **written.facts,
+            "bytes": out.stat().st_size,
+            "segments": [
+                {
+                    "name": segment.name,
+                    "code": str(segment.terminology.type),
+                    "says": in_words(segment.terminology),
+                    "millilitres": round(written.segmentation.volume_ml(segment.name), 3),
+                }
+                for segment in written.segmentation
+            ],
+            "measurements": [str(path) for path in self.measurements or ()],
+            "report": str(self.report) if self.report else None,
+            "peak_memory_mb": peak_memory_mb(),
+        }
 
 
-def _to_dicom(asked: _Asked, read: Segmentation) -> _Done:
-    from medsam2_core import atomic
-    from medsam2_core.export.dicom.options import Compression, Kind
-    from medsam2_core.export.dicom.report import check_lengths
-    from medsam2_core.export.dicom.seg import SegOptions, write_seg
-    from medsam2_core.export.dicom.segment_metadata import read_metadata
-    from medsam2_core.export.dicom.source import read_source
-    from medsam2_core.export.probabilities import read_probabilities
-    from medsam2_core.export.resampling import as_drawn
-
-    requested = read_metadata(asked.segments).matched_to(read) if asked.segments is not None else None
-    own = {}
-    for name in ("series_description", "series_number", "creator"):
-        typed = getattr(asked, name)
-        own[name] = getattr(requested, name) if typed is None and requested is not None else typed
-    kinds = Kind(asked.kind.value), Compression(asked.compression.value)
-    options = SegOptions(*(*kinds, requested, asked.generic), **own, most_lost=asked.most_lost / 100)
-    assert asked.dicom is not None
-    source = read_source(asked.dicom, asked.series)
-    with atomic.protect(*source.files):
-        for path in asked.targets:
-            atomic.check_target(path, overwrite=asked.overwrite)
-    if asked.dicom.is_file() and len(source.files) == 1 and not source.frame_numbers and _is_deep(read):
-        raise ExportError(
-            f"--dicom {asked.dicom} is a single image, and the segmentation has several slices: give "
-            "the folder of its series"
-        )
-    if asked.report is not None:
-        check_lengths(source, asked.report)
-    known = read_probabilities(asked.probabilities) if asked.probabilities is not None else None
-    notes = [*read.notes, *(requested.notes if requested is not None else ())]
-    if asked.drawn_on is not None:
-        drawn = as_drawn(read, _grid_in(asked.drawn_on), source.geometry)
-        read, notes = drawn.segmentation, [*notes, *drawn.notes]
-    written = write_seg(read, source, asked.out, options, probabilities=known, overwrite=asked.overwrite)
-    facts = {
-        "kind": options.kind.value,
-        "frames": written.frames,
-        "series_uid": str(written.header.SeriesInstanceUID),
-        "instance_uid": str(written.header.SOPInstanceUID),
-        "source_series_uid": source.series_uid,
-    }
-    return _Done(written.segmentation, facts, [*notes, *written.notes], written.header, source)
-
-
-def _is_deep(read: Segmentation) -> bool:
-    return any(min(segment.part_kji.shape) > 1 for segment in read)
-
-
-def _grid_in(path: Path) -> Geometry:
-    """The grid a JSON file describes."""
+def _read_grid(path: Path) -> Geometry:
+    """Read the grid that a JSON file describes."""
     from medsam2_core.imaging.geometry import Geometry
 
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Geometry(told["ijk_to_ras"], tuple(int(n) for n in told["shape_ijk"]))  # type: ignore[arg-type]
+        grid = json.loads(path.read_text(encoding="utf-8"))
+        i, j, k = (int(n) for n in grid["shape_ijk"])
+        return Geometry(grid["ijk_to_ras"], (i, j, k))
     except OSError as error:
-        raise ExportError(f"--drawn-on {path} cannot be read: {error.strerror}") from error
+        raise ExportError(
+            f"--drawn-on {path} cannot be read: {error.strerror}", code="grid-unreadable", path=str(path)
+        ) from error
     except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise ExportError(
-            f"--drawn-on {path}: it must hold ijk_to_ras (4 x 4) and shape_ijk (3 sizes)"
-        ) from error
-
-
-def _to_file(asked: _Asked, read: Segmentation) -> _Done:
-    from medsam2_core import export as writers
-
-    written = writers.write(read, asked.out, overwrite=asked.overwrite)
-    if asked.measurements:  # with the codes a SEG would have
-        from medsam2_core.export.dicom.coding import coded_by_name
-
-        read = coded_by_name(read)
-    notes = [*read.notes, *written.notes]
-    return _Done(read, {"kind": writers.suffix_of(asked.out).lstrip(".")}, notes)
-
-
-def _measure(asked: _Asked, done: _Done) -> None:
-    if not asked.measurements and asked.report is None:
-        return
-    from medsam2_core.export.measurement_files import write_measurements
-    from medsam2_core.export.measurements import measure
-
-    measured, overwrite = measure(done.segmentation), asked.overwrite
-    for path in asked.measurements:
-        done.notes += write_measurements(measured, done.segmentation, path, overwrite=overwrite).notes
-    if asked.report is not None:
-        from medsam2_core.export.dicom.report import write_report
-
-        done.notes += write_report(
-            measured, done.header, done.source, asked.report, overwrite=overwrite
-        ).notes
-
-
-def _facts(asked: _Asked, done: _Done) -> dict[str, Any]:
-    from medsam2_core.export.dicom.coding import in_words
-
-    return {
-        "out": str(asked.out),
-        **done.facts,
-        "bytes": asked.out.stat().st_size,
-        "segments": [
-            {
-                "name": segment.name,
-                "code": str(segment.terminology.type),
-                "says": in_words(segment.terminology),
-                "millilitres": round(done.segmentation.volume_ml(segment.name), 3),
-            }
-            for segment in done.segmentation
-        ],
-        "notes": list(dict.fromkeys(map(str, done.notes))),
-        "measurements": [str(path) for path in asked.measurements],
-        "report": str(asked.report) if asked.report else None,
-        "peak_memory_mb": peak_memory_mb(),
-    }
+            f"--drawn-on {path}: it must hold ijk_to_ras (4 x 4) and shape_ijk (3 sizes)",
+            code="grid-unreadable", path=str(path),
+        ) from error  # fmt: skip
 
 
 def _list_terms() -> None:
@@ -299,13 +373,11 @@ def _list_terms() -> None:
     print_table(rows, ("name", "code", "also"))
 
 
-def _print_for_people(facts: dict[str, Any]) -> None:
+def _print(facts: dict[str, Any]) -> None:
     print_table([(one["name"], f"{one['millilitres']:g} ml", one["says"]) for one in facts["segments"]])
     frames = f", {facts['frames']} frames" if "frames" in facts else ""
-    print(f"{facts['out']}: {facts['kind']}{frames}, {size(facts['bytes'])}")
+    print(f"{facts['out']}: {facts['kind']}{frames}, {size_text(facts['bytes'])}")
     for path in facts["measurements"]:
         print(f"{path}: measurements")
     if facts["report"]:
         print(f"{facts['report']}: report (DICOM SR)")
-    for note in facts["notes"]:
-        print(f"note: {note}", file=sys.stderr)

@@ -1,56 +1,63 @@
-"""`medsam2 info`: what a file or folder holds, before anything is done with it."""
+"""`medsam2 info`: what a file or folder holds."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsam2_core.cli.report import print_table
+from medsam2_core.cli.console import print_json, print_notes, print_table
+from medsam2_core.cli.options import AsJson, SeriesName
+from medsam2_core.errors import Note
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.dicom import SeriesInfo
     from medsam2_core.imaging.labels import LabelMap
     from medsam2_core.imaging.volume import Volume
 
-# A volume of whole numbers with at most this many different ones is taken for a label map.
+# A volume of integers with at most this many distinct values may be a label map.
 _MOST_LABELS = 64
 
 
-def info(
-    volume: Annotated[Path, typer.Argument(help="A volume, picture, label map or DICOM folder.")],
-    series: Annotated[
-        str | None, typer.Option(help="Number or UID, where VOLUME holds several series.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
-    """Show size, place, modality, intensities and automatic window of a volume; segments of a label map."""
-    from medsam2_core.imaging.reading import list_series, read_volume
+@dataclass(frozen=True)
+class Info:
+    """Show geometry, modality, intensities and automatic window of a volume; segments of a label map."""
 
-    is_segmentation = _is_segmentation(volume)
-    listed = [] if series is not None or is_segmentation else list_series(volume)
-    if is_segmentation:
-        from medsam2_core.imaging.labels import read_labels
+    volume: Annotated[Path, typer.Argument(help="A volume, picture, label map or DICOM folder.")]
+    series: SeriesName = None
+    as_json: AsJson = False
 
-        facts = {"path": str(volume), **_label_facts(read_labels(volume))}
-    elif len(listed) > 1:
-        facts = {"path": str(volume), "series": [_series_facts(one) for one in listed]}
-        if not as_json:
-            print(f"{volume} holds {len(listed)} series; choose one with --series")
+    def run(self) -> None:
+        """Read what is there, and describe it."""
+        from medsam2_core.imaging.reading import list_series, read_volume
+
+        notes: list[Note] = []
+        is_segmentation = _is_segmentation(self.volume)
+        listed = [] if self.series is not None or is_segmentation else list_series(self.volume)
+        facts: dict[str, Any] = {"path": str(self.volume)}
+        if is_segmentation:
+            from medsam2_core.imaging.labels import read_labels
+
+            labels = read_labels(self.volume)
+            facts |= _label_facts(labels)
+            notes += labels.notes
+        elif len(listed) > 1:
+            facts["series"] = [_series_facts(one) for one in listed]
+        else:
+            read = read_volume(self.volume, self.series)
+            facts |= {**_volume_facts(read), **_labels_in(read)}
+        if self.as_json:
+            print_json(facts, notes)
+        elif len(listed) > 1:
+            print(f"{self.volume} holds {len(listed)} series; choose one with --series")
             for one in listed:
                 print(f"  {one}")
-            return
-    else:
-        read = read_volume(volume, series)
-        facts = {"path": str(volume), **_volume_facts(read), **_labels_in(read)}
-    if as_json:
-        print(json.dumps(facts, indent=2))
-    else:
-        _print_for_people(facts)
+        else:
+            _print(facts)
+            print_notes(notes)
 
 
 def _is_segmentation(path: Path) -> bool:
@@ -99,7 +106,7 @@ def _volume_facts(volume: Volume) -> dict[str, Any]:
 
 
 def _extremes(volume: Volume) -> tuple[float | None, float | None]:
-    """Smallest and largest finite value, one slice at a time."""
+    """Return the smallest and largest finite value; reads one slice at a time."""
     import numpy as np
 
     low, high = None, None
@@ -140,12 +147,11 @@ def _label_facts(labels: LabelMap) -> dict[str, Any]:
         "segmentation_type": labels.kind or None,
         **_grid_facts(labels.geometry),
         "segments": segments,
-        "notes": list(map(str, labels.notes)),
     }
 
 
 def _counts(layer_kji: Any) -> dict[int, int]:
-    """Voxels of each value, one slice at a time."""
+    """Count the voxels of each value, one slice at a time."""
     import numpy as np
 
     found: dict[int, int] = {}
@@ -156,7 +162,7 @@ def _counts(layer_kji: Any) -> dict[int, int]:
 
 
 def _labels_in(volume: Volume) -> dict[str, Any]:
-    """The labels, when the volume looks like a label map."""
+    """Return the labels, if the volume looks like a label map."""
     import numpy as np
 
     voxels = volume.voxels_kji
@@ -179,7 +185,7 @@ def _labels_in(volume: Volume) -> dict[str, Any]:
     return {"may_be_a_label_map_of": labels}
 
 
-def _print_for_people(facts: dict[str, Any]) -> None:
+def _print(facts: dict[str, Any]) -> None:
     print(facts["path"])
     modality = f", {facts['modality']}" if facts.get("modality") else ""
     stored = facts.get("segmentation_type")
@@ -200,15 +206,13 @@ def _print_for_people(facts: dict[str, Any]) -> None:
         ]
     print_table([(f"  {name}", value) for name, value in rows])
     for segment in facts.get("segments", []):
-        print(f"  segment {segment['value']}: {', '.join(_words(segment))}")
+        print(f"  segment {segment['value']}: {', '.join(_segment_text(segment))}")
     if labels := facts.get("may_be_a_label_map_of"):
         print(f"  labels: {', '.join(str(label['value']) for label in labels)}")
-    for note in facts.get("notes", []):
-        print(f"note: {note}", file=sys.stderr)
 
 
-def _words(segment: dict[str, Any]) -> Iterator[str]:
-    """What there is to say of a segment, part by part."""
+def _segment_text(segment: dict[str, Any]) -> Iterator[str]:
+    """Yield what is known of a segment, part by part."""
     yield segment["name"]
     yield f"{segment['millilitres']:g} ml"
     if segment["code"]:

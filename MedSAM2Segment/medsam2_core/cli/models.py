@@ -1,24 +1,28 @@
-"""`medsam2 models …`: which models there are, where they lie, and getting or removing one."""
+"""`medsam2 models …`: list, download, verify and remove models."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medsam2_core.cli.report import print_table, size
+from medsam2_core.cli.console import ExitCode, download_bar, print_table, size_text, warn
+from medsam2_core.cli.options import Overwrite
 
-app = typer.Typer(help="List, get, verify and remove models.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from medsam2_core.engine.catalogue import ModelEntry
+
+app = typer.Typer(help="List, download, verify and remove models.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A name from `medsam2 models list`, or a checkpoint file.")]
 
 
 @app.command("list")
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Everything the catalogue says, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole catalogue as JSON.")] = False,
 ) -> None:
     """List the models of the catalogue and where they are on this machine."""
     from medsam2_core.engine.catalogue import Catalogue
@@ -28,7 +32,9 @@ def list_models(
     rows, facts = [], []
     for entry in Catalogue.load():
         state, path = store.find(entry)
-        rows.append((entry.name, state.value, size(_bytes(entry.bytes, path)), _licence(entry), entry.title))
+        rows.append(
+            (entry.name, state.value, size_text(_bytes(entry.bytes, path)), _licence(entry), entry.title)
+        )
         facts.append(
             {
                 "name": entry.name,
@@ -54,8 +60,7 @@ def list_models(
 
 @app.command()
 def get(name: Name) -> None:
-    """Download a model, unless it is here already. A download that broke off is continued."""
-    from medsam2_core.cli.progress import bytes_bar
+    """Download a model, unless it is here already. An interrupted download is continued."""
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.download import fetch
     from medsam2_core.engine.store import Store
@@ -64,22 +69,22 @@ def get(name: Name) -> None:
     store = Store.default()
     _, path = store.find(entry)
     if path is None and entry.repo is not None:
-        print(f"{entry.title} ({size(entry.bytes)}) from {entry.page}")
+        print(f"{entry.title} ({size_text(entry.bytes)}) from {entry.page}")
         print(f"licence: {_licence(entry)}; by {entry.attribution or 'its authors'}")
         if entry.notice:
             print(entry.notice)
-    with bytes_bar(entry.name, entry.bytes) as update:
+    with download_bar(entry.name, entry.bytes) as update:
         fetched = fetch(entry, update, store=store)
     print(fetched)
 
 
 @app.command()
 def verify(
-    name: Annotated[str | None, typer.Argument(help="One model; all that are here by default.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A model; by default all that are on this machine.")
+    ] = None,
 ) -> None:
-    """Hash the files of models and compare them with what they should be."""
-    from medsam2_core.cli.exits import ExitCode, say
-    from medsam2_core.cli.progress import bytes_bar
+    """Compare the files of models with their SHA-256."""
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.store import ModelState, Store
     from medsam2_core.errors import CheckpointError
@@ -93,13 +98,13 @@ def verify(
             continue
         seen.add(path)
         try:
-            with bytes_bar(entry.name, None) as update:
+            with download_bar(entry.name, None) as update:
                 verdict = store.verify(entry, update)
         except CheckpointError as error:
             wrong += 1
-            say(str(error))
+            warn(str(error))
             continue
-        judged = f"as the {verdict.against} says" if verdict.against else "nothing to compare it with"
+        judged = f"matches the {verdict.against}" if verdict.against else "nothing to compare it with"
         print(f"{entry.name}: {judged}  sha256 {verdict.sha256}  {verdict.path}")
     if not seen:
         print("no model of the catalogue is on this machine")
@@ -109,7 +114,7 @@ def verify(
 
 @app.command()
 def path(name: Name) -> None:
-    """Print where a model's file is."""
+    """Print the path of a model's file."""
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.store import Store
 
@@ -118,18 +123,18 @@ def path(name: Name) -> None:
 
 @app.command()
 def remove(name: Name) -> None:
-    """Delete a downloaded model. Files that were put there by hand stay."""
+    """Delete a downloaded model. Files that were put there by hand are kept."""
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.store import Store
 
     print(f"removed {Store.default().remove(Catalogue.load().find(name))}")
 
 
-def _licence(entry) -> str:
+def _licence(entry: ModelEntry) -> str:
     return entry.licence or "none stated"
 
 
-def _bytes(known: int | None, path) -> int | None:
+def _bytes(known: int | None, path: Path | None) -> int | None:
     return known if known is not None or path is None else path.stat().st_size
 
 
@@ -137,27 +142,24 @@ def _bytes(known: int | None, path) -> int | None:
 def import_auto(
     checkpoint: Annotated[Path, typer.Argument(help="A Sam2Rad checkpoint (.ckpt).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .medsam2auto file to write.")],
-    config: Annotated[str, typer.Option(help="Configuration of the SAM 2 in it.")] = "sam2_hiera_t",
-    image_size: Annotated[int | None, typer.Option(help="Side of the images it was trained with.")] = None,
+    config: Annotated[str, typer.Option(help="Configuration of the SAM 2 within it.")] = "sam2_hiera_t",
+    image_size: Annotated[int | None, typer.Option(help="Side of the images it was trained on.")] = None,
     classes: Annotated[
         str | None, typer.Option(metavar="A,B", help="Names of its classes, in order.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Which of its data sets, if it has several.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set, if it has several.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Turn a Sam2Rad checkpoint into an Auto model, and the SAM 2 in it into a checkpoint beside it."""
+    """Convert a Sam2Rad checkpoint to an Auto model, and the SAM 2 within it to a checkpoint beside it."""
+    from medsam2_core import atomic
     from medsam2_core.auto.reference import import_reference
 
     names = None if classes is None else [name.strip() for name in classes.split(",")]
-    done = import_reference(
-        checkpoint,
-        out,
-        config,
-        image_size=image_size,
-        class_names=names,
-        dataset=dataset,
-        overwrite=overwrite,
-    )
+    with atomic.protect(checkpoint):
+        done = import_reference(
+            checkpoint, out, config,
+            image_size=image_size, class_names=names, dataset=dataset, overwrite=overwrite,
+        )  # fmt: skip
     print(f"{done.path}: {', '.join(done.card.class_names)}, for {done.base_path.name} beside it")
     if not done.card.can_track:
-        print("it has no memory: volumes are segmented slice by slice", file=sys.stderr)
+        print("its memory is not trained: volumes are segmented slice by slice", file=sys.stderr)

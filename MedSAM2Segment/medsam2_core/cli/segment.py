@@ -1,136 +1,211 @@
-"""`medsam2 segment`: prompts on one slice in, the mask of the whole volume out."""
+"""`medsam2 segment`: prompts on one or more slices in, masks in the whole volume out."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medsam2_core.cli import segment_options as given
-from medsam2_core.cli.ordered import in_order
-from medsam2_core.cli.progress import slices_bar
-from medsam2_core.cli.report import peak_memory_mb, print_table
-from medsam2_core.cli.results import Files
+from medsam2_core.cli.console import peak_memory_mb, print_json, print_notes, print_table, progress_bar
+from medsam2_core.cli.options import (
+    OUTPUT,
+    PROCESSING,
+    PROMPTS,
+    AsJson,
+    AxisName,
+    ConfigName,
+    DeviceName,
+    ImageSize,
+    ModelName,
+    Overwrite,
+    Picture,
+    PrecisionName,
+    ProbabilitiesOut,
+    SeriesName,
+    options_in_order,
+)
+from medsam2_core.cli.outputs import Outputs
 from medsam2_core.errors import PromptError
 
 if TYPE_CHECKING:
+    from medsam2_core.imaging.segmentation import Segment as SegmentMask
     from medsam2_core.imaging.segmentation import Segmentation
+    from medsam2_core.imaging.volume import Volume
     from medsam2_core.prompts import PromptSet
     from medsam2_core.session import Session
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A command line that has been understood and checked; nothing slow has happened yet."""
+class Segment:
+    """Segment objects of a volume from boxes, points or masks on one or more slices."""
 
-    prompts: PromptSet
-    first: int | None
-    last: int | None
+    context: typer.Context
+    volume: Annotated[
+        Path, typer.Argument(help="NRRD, NIfTI, MetaImage, DICOM, PNG, JPEG or TIFF file, or a DICOM folder.")
+    ]
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", rich_help_panel=OUTPUT,
+            help="File to write: .seg.nrrd (keeps everything), .nii.gz, .nrrd, .mha; .png for a picture.",
+        ),
+    ]  # fmt: skip
+    model: ModelName = "embedded"
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="I0,J0,I1,J1@K", rich_help_panel=PROMPTS,
+            help="Box on slice K: two opposite corners within the slice, then the slice. With --axis "
+            "sagittal of a volume stored along i: J0,K0,J1,K1@I. Or two opposite corners X0,Y0,Z0,X1,Y1,Z1.",
+        ),
+    ] = None  # fmt: skip
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y,Z[,+|-]", rich_help_panel=PROMPTS,
+            help="Foreground point; append ,- for background.",
+        ),
+    ] = None  # fmt: skip
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=PROMPTS,
+            help="Label map on the volume's grid: its label with the object's name, or its only label.",
+        ),
+    ] = None  # fmt: skip
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="File of prompts.", rich_help_panel=PROMPTS),
+    ] = None
+    object: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=PROMPTS,
+            help="Name of an object; the prompts that follow are its own. Prompts before the first --object "
+            "belong to that.",
+        ),
+    ] = None  # fmt: skip
+    axis: Annotated[
+        AxisName, typer.Option(help="Plane of the slices, or array axis.", rich_help_panel=PROCESSING)
+    ] = "axial"
+    space: Annotated[
+        Literal["ijk", "ras", "lps"],
+        typer.Option(
+            help="Coordinates of --box, --point and --range: array indices, or millimetres.",
+            rich_help_panel=PROMPTS,
+        ),
+    ] = "ijk"
+    window: Annotated[
+        str,
+        typer.Option(
+            metavar="W,L|PRESET", rich_help_panel=PROCESSING,
+            help="Intensity window: width and level, or abdomen, lung, brain, mediastinum, bone, auto.",
+        ),
+    ] = "auto"  # fmt: skip
+    range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B", rich_help_panel=PROCESSING,
+            help="First and last slice to segment, counted as K of a box; either may be left out.",
+        ),
+    ] = None  # fmt: skip
+    memory: Annotated[
+        Literal["recent", "self-sorting"],
+        typer.Option(
+            help="Memory bank: the most recent slices, or MedSAM-2's self-sorting bank.",
+            rich_help_panel=PROCESSING,
+        ),
+    ] = "recent"
+    zoom: Annotated[
+        Literal["auto", "off"],
+        typer.Option(help="Crop the model's input to the object.", rich_help_panel=PROCESSING),
+    ] = "auto"
+    device: DeviceName = "auto"
+    precision: PrecisionName = "auto"
+    config: ConfigName = None
+    image_size: ImageSize = None
+    series: SeriesName = None
+    picture: Picture = None
+    probabilities: ProbabilitiesOut = None
+    overwrite: Overwrite = False
+    as_json: AsJson = False
 
+    def run(self) -> None:
+        """Check everything that is quick to check, segment, write the files, and report."""
+        started = time.perf_counter()
+        from medsam2_core import atomic
+        from medsam2_core.imaging.reading import read_volume
 
-def segment(
-    ctx: typer.Context,
-    volume: given.VolumeArgument,
-    out: given.OutOption,
-    model: given.ModelOption = "embedded",
-    box: given.BoxOption = None,
-    point: given.PointOption = None,
-    mask: given.MaskOption = None,
-    prompts: given.PromptsOption = None,
-    object: given.ObjectOption = None,
-    axis: given.AxisOption = given.Axis.axial,
-    space: given.SpaceOption = given.SpaceName.ijk,
-    window: given.WindowOption = "auto",
-    range: given.RangeOption = None,
-    memory: given.MemoryOption = given.Memory.recent,
-    zoom: given.ZoomOption = given.Zoom.auto,
-    device: given.DeviceOption = "auto",
-    precision: given.PrecisionOption = "auto",
-    config: given.ConfigOption = None,
-    image_size: given.ImageSizeOption = None,
-    series: given.SeriesOption = None,
-    picture: given.PictureOption = None,
-    probabilities: given.ProbabilitiesOption = None,
-    overwrite: given.OverwriteOption = False,
-    as_json: given.JsonOption = False,
-) -> None:
-    """Segment objects of a volume from boxes, clicks or masks on one or more slices."""
-    started = time.perf_counter()
-    # The values of box, point, mask and object are taken from here: in the order they were typed.
-    typed = in_order(ctx)
-    masks = [text for option, text in typed if option == "mask"]
-    from medsam2_core import atomic
-    from medsam2_core.imaging.reading import read_volume
-    from medsam2_core.imaging.slices import AxisStack
+        outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
+        # The values of box, point, mask and object are taken from here: in the order they were given.
+        given = options_in_order(self.context)
+        masks = [text for option, text in given if option == "mask"]
+        with atomic.protect(self.volume, *masks, self.prompts, self.model, self.config):
+            volume = read_volume(self.volume, self.series)
+            outputs.check(volume.geometry)
+            prompts, slices = self._prompts(given, volume)
+            session, segmentation = self._segment(volume, prompts, slices)
+            notes = outputs.write(session, segmentation, prompts)
+        facts = {
+            "volume": str(self.volume),
+            **outputs.facts,
+            "model": session.model.name,
+            "slices": session.stack.key,
+            "window": session.window.to_dict(),
+            "objects": [_object_facts(segmentation, name, session) for name in segmentation.names],
+            "seconds": round(time.perf_counter() - started, 2),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        if self.as_json:
+            print_json(facts, notes)
+        else:
+            _print(facts)
+            print_notes(notes)
 
-    settings = {"axis": axis.value, "window": window, "memory": memory.value, "zoom": zoom.value}
-    settings["probabilities"] = probabilities is not None
-    network = {"device": device, "precision": precision, "config": config, "image_size": image_size}
-    files = Files(out, picture, probabilities, overwrite)
-    with atomic.protect(volume, *masks, prompts, model, config):
-        opened = read_volume(volume, series)
-        files.check(opened.geometry)
-        job = _understood(typed, prompts, AxisStack(opened, axis.value), space.value, range)
+    def _prompts(
+        self, given: list[tuple[str, str]], volume: Volume
+    ) -> tuple[PromptSet, tuple[int | None, int | None]]:
+        """Return the prompts, and the first and last slice to segment."""
+        from medsam2_core.cli.prompts import PromptSpace, collect_prompts, parse_range
+        from medsam2_core.imaging.geometry import Space
+        from medsam2_core.imaging.slices import AxisStack
+        from medsam2_core.prompts import PromptSet, validate
 
+        stack = AxisStack(volume, self.axis)
+        space = PromptSpace(stack, Space.named(self.space))
+        from_file = None
+        if self.prompts is not None:
+            try:
+                from_file = PromptSet.from_json(self.prompts.read_bytes(), volume.geometry)
+            except OSError as error:
+                raise PromptError(
+                    f"the prompts file {self.prompts} cannot be read: {error.strerror}",
+                    code="prompts-unreadable", path=str(self.prompts),
+                ) from error  # fmt: skip
+        prompts = collect_prompts(given, from_file, space)
+        validate(prompts, stack)
+        return prompts, parse_range(self.range, space)
+
+    def _segment(
+        self, volume: Volume, prompts: PromptSet, slices: tuple[int | None, int | None]
+    ) -> tuple[Session, Segmentation]:
         from medsam2_core.export.dicom.coding import coded_by_name
         from medsam2_core.session import Session  # only now: torch takes seconds to load
 
-        session = Session.open(opened, model, **settings, **network)
-        session.apply(job.prompts)
-        _propagate(session, job)
-        segmentation = coded_by_name(session.segmentation())
-        notes = files.write(session, segmentation, job.prompts)
-    facts = {
-        "volume": str(volume),
-        **files.facts,
-        **_facts(session, segmentation),
-        "seconds": round(time.perf_counter() - started, 2),
-        "peak_memory_mb": peak_memory_mb(),
-        "notes": notes,
-    }
-    print(json.dumps(facts, indent=2)) if as_json else _print_for_people(facts)
-
-
-def _understood(
-    typed: list[tuple[str, str]], file: Path | None, stack: Any, space: str, range_text: str | None
-) -> _Job:
-    from medsam2_core.cli.prompt_options import Frame, collect, slice_range
-    from medsam2_core.imaging.geometry import Space
-    from medsam2_core.prompts import PromptSet, validate
-
-    frame = Frame(stack, Space.named(space))
-    from_file = None
-    if file is not None:
-        try:
-            from_file = PromptSet.from_json(file.read_bytes(), stack.volume.geometry)
-        except OSError as error:
-            raise PromptError(f"the prompts file {file} cannot be read: {error.strerror}") from error
-    prompts = collect(typed, from_file, frame)
-    validate(prompts, stack)
-    first, last = slice_range(range_text, frame)
-    return _Job(prompts, first, last)
-
-
-def _propagate(session: Session, job: _Job) -> None:
-    """Run it through the volume."""
-    progress = session.propagate(first=job.first, last=job.last)
-    with slices_bar("segmenting", progress.total) as update:
-        for result in progress:
-            update(progress.done, f"{result.object}, slice {result.n}")
-
-
-def _facts(session: Session, segmentation: Segmentation) -> dict[str, Any]:
-    return {
-        "model": session.model.name,
-        "slices": session.stack.key,
-        "window": session.window.to_dict(),
-        "objects": [_object_facts(segmentation, name, session) for name in segmentation.names],
-    }
+        session = Session.open(
+            volume, self.model, axis=self.axis, window=self.window, memory=self.memory, zoom=self.zoom,
+            device=self.device, precision=self.precision, config=self.config, image_size=self.image_size,
+            probabilities=self.probabilities is not None,
+        )  # fmt: skip
+        session.apply(prompts)
+        progress = session.propagate(first=slices[0], last=slices[1])
+        with progress_bar("segmenting", progress.total) as update:
+            for result in progress:
+                update(progress.done, f"{result.object}, slice {result.n}")
+        return session, coded_by_name(session.segmentation())
 
 
 def _object_facts(segmentation: Segmentation, name: str, session: Session) -> dict[str, Any]:
@@ -141,25 +216,32 @@ def _object_facts(segmentation: Segmentation, name: str, session: Session) -> di
         "name": name,
         "voxels": segment.voxel_count,
         "millilitres": round(segmentation.volume_ml(name), 3),
-        "slices": [] if segment.is_empty else _slices_of(segment, session),
+        "slices": [] if segment.is_empty else _extent(segment, session),
         "confidence": round(sum(confidence.values()) / len(confidence), 3) if confidence else None,
-        "least_confident_slice": None if least is None else _index_of(least, session),
+        "least_confident_slice": None if least is None else _array_index(least, session),
     }
 
 
-def _slices_of(segment: Any, session: Session) -> list[int]:
-    """First and last array index along the stack that hold the object."""
-    axis = session.stack.array_axis
+def _extent(segment: SegmentMask, session: Session) -> list[int]:
+    """Return the first and last array index of an object along the stack."""
+    axis = _array_axis(session)
     start = segment.offset_ijk[axis]
     return [start, start + segment.part_kji.shape[2 - axis] - 1]
 
 
-def _index_of(n: int, session: Session) -> int:
-    """Array index of a slice of the stack: the K a user would type."""
-    return round(float(session.stack.to_ijk([[0, 0, n]])[0, session.stack.array_axis]))
+def _array_index(n: int, session: Session) -> int:
+    """Return the array index of a slice of the stack: the K of ``--box``."""
+    return round(float(session.stack.to_ijk([[0, 0, n]])[0, _array_axis(session)]))
 
 
-def _print_for_people(facts: dict[str, Any]) -> None:
+def _array_axis(session: Session) -> int:
+    from medsam2_core.imaging.slices import AxisStack
+
+    assert isinstance(session.stack, AxisStack)  # oblique slices are not offered on the command line
+    return session.stack.array_axis
+
+
+def _print(facts: dict[str, Any]) -> None:
     rows = [
         (
             item["name"],
@@ -173,6 +255,4 @@ def _print_for_people(facts: dict[str, Any]) -> None:
     print_table(rows)
     memory = f", at most {facts['peak_memory_mb']:.0f} MB of memory" if facts["peak_memory_mb"] else ""
     print(f"{facts['out']}: written after {facts['seconds']:.1f} s{memory}")
-    Files.tell(facts)
-    for note in facts["notes"]:
-        print(f"note: {note}", file=sys.stderr)
+    Outputs.print_extra(facts)

@@ -1,14 +1,15 @@
-"""`medsam2 synth`: random or given anatomy in a made-up scan, and made-up ultrasound, to train on."""
+"""`medsam2 synth`: synthetic volumes and ultrasound pictures to train on."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medsam2_core.cli.progress import slices_bar
+from medsam2_core.cli.console import progress_bar
+from medsam2_core.cli.options import Overwrite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,82 +17,99 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.geometry import Geometry
 
 
-class Kind(StrEnum):
-    """What can be made."""
+@dataclass(frozen=True)
+class Synth:
+    """Make training data: volumes NAME_img.nrrd and label maps NAME_seg.nrrd, or ultrasound pictures."""
 
-    VOLUME = "volume"
-    ULTRASOUND = "ultrasound"
-
-
-def synth(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what is made; made if missing.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; created if missing.")]
     kind: Annotated[
-        Kind, typer.Option(help="Volumes of any anatomy, or B-mode pictures of vessels, nerves and more.")
-    ] = Kind.VOLUME,
+        Literal["volume", "ultrasound"],
+        typer.Option(help="Volumes of random anatomy, or B-mode pictures of vessels, nerves and more."),
+    ] = "volume"
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Anatomy from this label map instead of random one.")
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, max=100_000, help="How many volumes or pictures.")] = 1,
-    size: Annotated[int, typer.Option(min=32, max=256, help="Voxels a side of a volume.")] = 96,
-    spacing: Annotated[float, typer.Option(min=0.01, max=100.0, help="A volume's voxel size in mm.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal volumes.")] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-) -> None:
-    """Make volumes of random anatomy, NAME_img.nrrd and its label map NAME_seg.nrrd; or ultrasound, PNGs."""
-    import numpy as np
+        Path | None,
+        typer.Option(metavar="FILE", help="Label map whose anatomy is used instead of random one."),
+    ] = None
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of volumes or pictures.")] = 1
+    size: Annotated[int, typer.Option(min=32, max=256, help="Side of a volume in voxels.")] = 96
+    spacing: Annotated[float, typer.Option(min=0.01, max=100.0, help="Spacing of a volume in mm.")] = 1.0
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 1
+    overwrite: Overwrite = False
 
-    from medsam2_core.atomic import protect
-    from medsam2_core.errors import ExportError, TrainingError
-    from medsam2_core.imaging.geometry import Geometry
-    from medsam2_core.imaging.labels import read_labels
-    from medsam2_core.training.synth import painted_map, random_volume
+    def run(self) -> None:
+        """Make what is wanted and write it."""
+        from medsam2_core.errors import ExportError, TrainingError
 
-    if kind is Kind.ULTRASOUND and labels is not None:
-        raise TrainingError(f"--labels {labels}: made-up ultrasound has labels of its own; use --kind volume")
-    given = None if labels is None else read_labels(labels)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"--out {out}: the folder cannot be made: {error.strerror}") from error
-    names = [f"synth_{seed}_{number:05d}" for number in range(count)]
-    if kind is Kind.ULTRASOUND:
-        _pictures(out, names, seed, overwrite)
-        return
-    with protect(labels):
-        _check_free(out, names, "nrrd", overwrite)
-    with slices_bar("volumes", count) as update:
-        for number, name in enumerate(names):
-            rng = np.random.default_rng([seed, number])  # each volume depends on its own number only
-            if given is None:
-                image, truth = random_volume(rng, size)
-                geometry = Geometry.from_lps(np.diag([spacing] * 3 + [1.0]), (size, size, size))
-            else:
-                image, truth, geometry = painted_map(given, rng), given.voxels_kji, given.geometry
-            _write(out / f"{name}_img.nrrd", image, geometry, overwrite)
-            _write(out / f"{name}_seg.nrrd", truth, geometry, overwrite)
-            update(number + 1, name)
-    print(f"{out}: {count} volumes of {' x '.join(map(str, geometry.shape_ijk))} voxels with their labels")
+        if self.kind == "ultrasound" and self.labels is not None:
+            raise TrainingError(
+                f"--labels {self.labels}: ultrasound pictures have labels of their own; use --kind volume",
+                code="labels-need-volume", path=str(self.labels),
+            )  # fmt: skip
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExportError(
+                f"--out {self.out}: the folder cannot be made: {error.strerror}",
+                code="output-not-writable", path=str(self.out),
+            ) from error  # fmt: skip
+        if self.kind == "ultrasound":
+            self._make_pictures()
+        else:
+            self._make_volumes()
+
+    def _check_targets(self, suffix: str) -> list[str]:
+        """Return the names of what will be made; raise ExportError for files that may not be written."""
+        from medsam2_core.atomic import check_target, protect
+
+        names = [f"synth_{self.seed}_{number:05d}" for number in range(self.count)]
+        with protect(self.labels):
+            for name in names:
+                for part in ("img", "seg"):
+                    check_target(self.out / f"{name}_{part}.{suffix}", overwrite=self.overwrite)
+        return names
+
+    def _make_volumes(self) -> None:
+        import numpy as np
+
+        from medsam2_core.imaging.geometry import Geometry
+        from medsam2_core.imaging.labels import read_labels
+        from medsam2_core.training.synth import painted_map, random_volume
+
+        given = None if self.labels is None else read_labels(self.labels)
+        names, size = self._check_targets("nrrd"), self.size
+        with progress_bar("volumes", self.count) as update:
+            for number, name in enumerate(names):
+                rng = np.random.default_rng([self.seed, number])  # each volume depends on its own number only
+                if given is None:
+                    image, truth = random_volume(rng, size)
+                    geometry = Geometry.from_lps(np.diag([self.spacing] * 3 + [1.0]), (size, size, size))
+                else:
+                    image, truth, geometry = painted_map(given, rng), given.voxels_kji, given.geometry
+                _write_nrrd(self.out / f"{name}_img.nrrd", image, geometry, self.overwrite)
+                _write_nrrd(self.out / f"{name}_seg.nrrd", truth, geometry, self.overwrite)
+                update(number + 1, name)
+        shape = " x ".join(map(str, geometry.shape_ijk))
+        print(f"{self.out}: {self.count} volumes of {shape} voxels with their labels")
+
+    def _make_pictures(self) -> None:
+        """Make pictures 256 pixels wide, of different heights."""
+        import numpy as np
+
+        from medsam2_core.training.ultrasound import STRUCTURES, ultrasound_image
+
+        names = self._check_targets("png")
+        with progress_bar("pictures", self.count) as update:
+            for number, name in enumerate(names):
+                rng = np.random.default_rng([self.seed, number])
+                image, truth = ultrasound_image(rng, (int(rng.integers(120, 257)), 256))
+                for part, pixels in (("img", image), ("seg", truth)):
+                    _write_png(self.out / f"{name}_{part}.png", pixels, self.overwrite)
+                update(number + 1, name)
+        numbers = ", ".join(f"{n} {structure}" for n, structure in enumerate(STRUCTURES, start=1))
+        print(f"{self.out}: {self.count} pictures with their labels: {numbers}")
 
 
-def _pictures(out: Path, names: list[str], seed: int, overwrite: bool) -> None:
-    """Write pictures of different heights, 256 pixels wide."""
-    import numpy as np
-
-    from medsam2_core.training.ultrasound import STRUCTURES, ultrasound_image
-
-    _check_free(out, names, "png", overwrite)
-    with slices_bar("pictures", len(names)) as update:
-        for number, name in enumerate(names):
-            rng = np.random.default_rng([seed, number])
-            image, truth = ultrasound_image(rng, (int(rng.integers(120, 257)), 256))
-            for part, pixels in (("img", image), ("seg", truth)):
-                _write_picture(out / f"{name}_{part}.png", pixels, overwrite)
-            update(number + 1, name)
-    numbers = ", ".join(f"{n} {structure}" for n, structure in enumerate(STRUCTURES, start=1))
-    print(f"{out}: {len(names)} pictures with their labels: {numbers}")
-
-
-def _write_picture(path: Path, pixels: np.ndarray, overwrite: bool) -> None:
+def _write_png(path: Path, pixels: np.ndarray, overwrite: bool) -> None:
     from PIL import Image
 
     from medsam2_core.atomic import new_file
@@ -100,15 +118,7 @@ def _write_picture(path: Path, pixels: np.ndarray, overwrite: bool) -> None:
         Image.fromarray(pixels).save(stream, format="png")
 
 
-def _check_free(out: Path, names: list[str], suffix: str, overwrite: bool) -> None:
-    from medsam2_core.atomic import check_target
-
-    for name in names:
-        for kind in ("img", "seg"):
-            check_target(out / f"{name}_{kind}.{suffix}", overwrite=overwrite)
-
-
-def _write(path: Path, voxels_kji: np.ndarray, geometry: Geometry, overwrite: bool) -> None:
+def _write_nrrd(path: Path, voxels_kji: np.ndarray, geometry: Geometry, overwrite: bool) -> None:
     import io
 
     import nrrd

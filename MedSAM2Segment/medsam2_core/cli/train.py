@@ -1,19 +1,18 @@
-"""`medsam2 train …`: train the embedded model from nothing, and pack the result."""
+"""`medsam2 train …`: train the embedded model and what Auto models start from, and package the weights."""
 
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from medsam2_core.cli import train_auto
+from medsam2_core.cli.console import stop_on_request
+from medsam2_core.cli.options import DeviceName, Overwrite, Seed
+from medsam2_core.errors import Cancelled
 
 app = typer.Typer(help="Train models.", no_args_is_help=True)
-app.command("auto")(train_auto.auto)
 
 
 @app.callback()
@@ -24,31 +23,32 @@ def _train() -> None:
 @app.command()
 def base(
     data: Annotated[Path, typer.Argument(help="Folder of data sets: *_img.png and *_seg.png, *_seg.nii.gz.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; a run in it is resumed.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a run in it is resumed.")],
     steps: Annotated[
         str | None,
         typer.Option(metavar="A,B,C", help="Steps of the stages; the usual ones by default."),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights to go on from: only the stage of corrections is run."),
+        typer.Option(metavar="FILE", help="Weights to continue from: only the stage of corrections is run."),
     ] = None,
     keep_encoder: Annotated[
         bool,
-        typer.Option("--keep-encoder", help="With --start: leave the image encoder as it is."),
+        typer.Option("--keep-encoder", help="With --start: freeze the image encoder."),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    seed: Seed = 1,
+    device: DeviceName = "auto",
     precision: Annotated[str, typer.Option(help="bf16 or fp32; on many CPUs one is far slower.")] = "bf16",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 2,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 1,
 ) -> None:
-    """Train the embedded model: single slices first, then clips for the memory, then corrections.
+    """Train the embedded model: on single slices, then on clips for the memory, then on corrections.
 
-    Ctrl-C stops after the step under way; the same command goes on from there.
+    Ctrl-C stops after the current step; the same command resumes.
     """
     from dataclasses import replace
 
+    from medsam2_core.atomic import check_target, protect
     from medsam2_core.engine.devices import choose_device
     from medsam2_core.errors import TrainingError
     from medsam2_core.training.base import BaseTrainer, BaseTraining, stages_from_weights
@@ -76,12 +76,14 @@ def base(
         counts = _steps(steps, len(settings.stages))
         stages = [replace(stage, steps=n) for stage, n in zip(settings.stages, counts, strict=True)]
         settings = replace(settings, stages=tuple(stage for stage in stages if stage.steps))
+    if start is not None and out.is_dir():
+        with protect(start):
+            check_target(out / "weights.safetensors", overwrite=True)
     trainer = BaseTrainer(settings, out, _report)
-    stopping = stop_on_request()
-    trainer.run(lambda: bool(stopping))
-    if stopping:
-        print(f"stopped; the same command resumes the run in {out}", file=sys.stderr)
-        raise typer.Exit(130)
+    should_stop = stop_on_request()
+    trainer.run(should_stop)
+    if should_stop():
+        raise Cancelled(f"stopped; the same command resumes the run in {out}")
     print(out / "weights.safetensors")
 
 
@@ -90,25 +92,25 @@ def predictor(
     data: Annotated[
         list[Path], typer.Argument(help="Folders of data sets: folders of *_img.png and *_seg.png.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; a run in it is resumed.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a run in it is resumed.")],
     begin: Annotated[
         Path | None,
         typer.Option(
             "--from",
             metavar="FILE",
-            help="An earlier start whose predictor is trained on and whose encoder adapters stay; "
-            "its data sets come first.",
+            help="Earlier start to continue from: its predictor is trained further, its encoder adapters are "
+            "kept, and its data sets must be the first ones.",
         ),
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Of training, over all sittings.")] = 70.0,
-    base: Annotated[str, typer.Option(help="The SAM 2 it is a start for.")] = "embedded",
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    minutes: Annotated[float, typer.Option(help="Minutes of training, over all runs of the command.")] = 70.0,
+    base: Annotated[str, typer.Option(help="The SAM 2 model it is trained for.")] = "embedded",
+    seed: Seed = 1,
+    device: DeviceName = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 2,
 ) -> None:
-    """Train the start that `train auto` begins with, on many data sets at once.
+    """Pretrain the weights that `train auto` starts from, on several data sets at once.
 
-    Ctrl-C stops after the step under way; the same command goes on from there.
+    Ctrl-C stops after the current step; the same command resumes.
     """
     import torch
 
@@ -122,21 +124,20 @@ def predictor(
     torch.set_num_threads(threads)
     model = load_model(base, device, "fp32")
     trainer = Pretrainer(model, data, out, Pretraining(minutes=minutes, seed=seed), _report, begin)
-    stopping = stop_on_request()
-    trainer.run(lambda: bool(stopping))
-    if stopping:
-        print(f"stopped; the same command resumes the run in {out}", file=sys.stderr)
-        raise typer.Exit(130)
+    should_stop = stop_on_request()
+    trainer.run(should_stop)
+    if should_stop():
+        raise Cancelled(f"stopped; the same command resumes the run in {out}")
     print(out / "start.safetensors")
 
 
 @app.command()
 def package(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Store a run's averaged weights in half precision, as they ship; print size and SHA-256."""
+    """Store the averaged weights of a run in half precision, as they ship; print size and SHA-256."""
     from medsam2_core.atomic import check_target, protect
     from medsam2_core.training.packaging import package as pack
 
@@ -160,18 +161,3 @@ def _steps(text: str, stages: int) -> list[int]:
 
 def _report(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
-
-
-def stop_on_request() -> list[int]:
-    """A list that gets a signal's number at the first Ctrl-C; a second one stops at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("stopping after this step …", file=sys.stderr)
-
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
-    return asked

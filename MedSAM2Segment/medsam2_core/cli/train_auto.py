@@ -1,226 +1,307 @@
-"""`medsam2 train auto`: ten labelled images in, a model that needs no prompt out."""
+"""`medsam2 train auto`: train a model that needs no prompt, from about ten labelled images."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medsam2_core.cli import train_auto_options as given
+from medsam2_core.cli.console import print_table, progress_bar, stop_on_request
+from medsam2_core.cli.options import AsJsonLines, AxisName, DeviceName, Overwrite, Seed, Threads
+from medsam2_core.errors import Cancelled, ExportError, TrainingError
 
 if TYPE_CHECKING:
     from medsam2_core.auto.fewshot.checking import Survey
-    from medsam2_core.auto.fewshot.trainer import Outcome, Told
+    from medsam2_core.auto.fewshot.pairs import Pair
+    from medsam2_core.auto.fewshot.planning import FewShotSettings, Told
+    from medsam2_core.auto.fewshot.trainer import Outcome
+    from medsam2_core.engine.model import SegmentationModel
+
+_DATA, _TRAINING = "Data", "Training"
 
 
-def auto(
-    data: given.DataArgument,
-    out: given.OutOption,
-    base: given.BaseOption = "embedded",
-    classes: given.ClassesOption = None,
-    shots: given.ShotsOption = None,
-    minutes: given.MinutesOption = 10.0,
-    decoder: given.DecoderOption = given.Decoder.frozen,
-    texture: given.TextureOption = True,
-    resume: given.ResumeOption = False,
-    kind: given.KindOption = given.Kind.hierarchical,
-    heads: given.HeadsOption = "box,mask,embedding",
-    start: given.StartOption = given.StartChoice.auto,
-    folds: given.FoldsOption = None,
-    steps: given.StepsOption = None,
-    axis: given.AxisOption = given.Axis.axial,
-    window: given.WindowOption = "auto",
-    skip_bad: given.SkipBadOption = False,
-    seed: given.SeedOption = 0,
-    device: given.DeviceOption = "auto",
-    threads: given.ThreadsOption = None,
-    image_size: given.ImageSizeOption = None,
-    overwrite: given.OverwriteOption = False,
-    json_progress: given.JsonProgressOption = False,
-) -> None:
+@dataclass(frozen=True)
+class TrainAuto:
     """Train a model that needs no prompt, from about ten labelled images.
 
-    Ctrl-C stops after the step under way; the same command with --resume goes on from there.
+    Ctrl-C stops after the current step; the same command with --resume continues.
     """
-    from medsam2_core.auto.fewshot.classes import parse_wishes
-    from medsam2_core.auto.fewshot.images import Reading
-    from medsam2_core.auto.fewshot.pairs import find_pairs
-    from medsam2_core.auto.fewshot.planning import FewShotSettings
 
-    work = out.with_name(out.name + ".run")
-    wishes = parse_wishes(classes)
-    _check_target(out, work, overwrite=overwrite, resume=resume)
-    pairs = find_pairs(data)
-    _check_inputs(data, pairs, base, out, work)
-    import torch  # only now: it takes seconds to load
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of images and label maps (NAME_img.png + NAME_seg.png, NAME.nrrd + NAME.seg.nrrd, "
+            "images/ + labels/), or a CSV with the columns image,label[,split][,group]."
+        ),
+    ]
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .medsam2auto file to write.")]
+    base: Annotated[str, typer.Option(help="The SAM 2 to train for: a name or a checkpoint.")] = "embedded"
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B | 1=A,2=B", help="Classes by name, or names for label values.", rich_help_panel=_DATA
+        ),
+    ] = None
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of images (or volumes) to train on, drawn at random.", rich_help_panel=_DATA
+        ),
+    ] = None
+    minutes: Annotated[float, typer.Option(help="Minutes in all.", rich_help_panel=_TRAINING)] = 10.0
+    decoder: Annotated[
+        Literal["frozen", "lora"],
+        typer.Option(
+            help="lora: also train low-rank updates of the mask decoder.", rich_help_panel=_TRAINING
+        ),
+    ] = "frozen"
+    texture: Annotated[
+        bool,
+        typer.Option(
+            "--texture/--no-texture", help="Also train a small convolutional network beside the encoder.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = True  # fmt: skip
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was stopped.")] = False
+    kind: Annotated[
+        Literal["hierarchical", "linear"],
+        typer.Option(
+            help="Predictor: hierarchical uses features at three scales, linear the coarsest only.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = "hierarchical"
+    heads: Annotated[
+        str,
+        typer.Option(
+            metavar="box,mask,embedding", help="Kinds of prompts to predict.", rich_help_panel=_TRAINING
+        ),
+    ] = "box,mask,embedding"
+    start: Annotated[
+        Literal["auto", "none"],
+        typer.Option(
+            help="auto: start from the pretrained weights that ship; none: from random weights.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = "auto"
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Cross-validation folds to estimate Dice with; 0 for none.", rich_help_panel=_TRAINING
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of the final training, instead of --minutes.", rich_help_panel=_TRAINING),
+    ] = None
+    axis: Annotated[
+        AxisName, typer.Option(help="Plane of the slices of volumes, or array axis.", rich_help_panel=_DATA)
+    ] = "axial"
+    window: Annotated[
+        str, typer.Option(metavar="W,L|PRESET", help="Intensity window.", rich_help_panel=_DATA)
+    ] = "auto"
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images with problems.", rich_help_panel=_DATA)
+    ] = False
+    seed: Seed = 0
+    device: DeviceName = "auto"
+    threads: Threads = None
+    image_size: Annotated[int | None, typer.Option(help="Side of the model's square input.")] = None
+    overwrite: Overwrite = False
+    json_progress: AsJsonLines = False
 
-    from medsam2_core.engine.model import load_model
+    def run(self) -> None:
+        """Check the data, train, write model and report."""
+        from medsam2_core.auto.fewshot.classes import parse_wishes
+        from medsam2_core.auto.fewshot.images import Reading
+        from medsam2_core.auto.fewshot.pairs import find_pairs
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    model = load_model(base, device, "fp32", image_size=image_size)
-    teller = Teller(as_json=json_progress)
-    found = _surveyed(data, pairs, Reading(model.image_size, axis.value, window), wishes, teller, shots, seed)
-    teller.problems(found)
-    found.refuse(skip_bad=skip_bad)
-    slices = any(image.is_slice for image in found.images)
-    modalities = {image.modality for image in found.images}
-    settings = FewShotSettings(
-        out.name.removesuffix(out.suffix), minutes, steps, folds, decoder.value, texture, kind.value,
-        tuple(part.strip() for part in heads.split(",") if part.strip()), window,
-        axis.value if slices else "picture", modalities.pop() if len(modalities) == 1 else "", seed,
-    )  # fmt: skip
-    outcome = _trained(settings, found, model, work, begins=start is given.StartChoice.auto, teller=teller)
-    _finish(outcome, found, out, work, overwrite=overwrite, teller=teller)
+        wishes = parse_wishes(self.classes)
+        self._check_out()
+        pairs = find_pairs(self.data)
+        self._check_inputs(pairs)
+        import torch  # only now: it takes seconds to load
 
+        from medsam2_core.engine.model import load_model
 
-def _check_target(out: Path, work: Path, *, overwrite: bool, resume: bool) -> None:
-    from medsam2_core.atomic import check_target
-    from medsam2_core.auto.model_file import SUFFIX
-    from medsam2_core.errors import ExportError, TrainingError
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        model = load_model(self.base, self.device, "fp32", image_size=self.image_size)
+        progress = _Progress(as_json=self.json_progress)
+        found = self._survey(pairs, Reading(model.image_size, self.axis, self.window), wishes, progress)
+        progress.show_problems(found)
+        found.refuse(skip_bad=self.skip_bad)
+        outcome = self._train(found, model, progress)
+        outcome.auto.save(self.out, overwrite=self.overwrite)
+        self._report(outcome, found)
 
-    if out.suffix != SUFFIX or not out.stem:
-        raise ExportError(f"--out {out}: the name of an Auto model ends with {SUFFIX}")
-    check_target(out, overwrite=overwrite)
-    if work.exists() and not resume:
-        raise TrainingError(
-            f"{work} holds a training that was not finished: add --resume to go on with it, or remove it"
-        )
-    if resume and not work.exists():
-        raise TrainingError(f"there is nothing to resume in {work}: leave --resume out")
+    @property
+    def _name(self) -> str:
+        return self.out.name.removesuffix(self.out.suffix)
 
+    @property
+    def _run_folder(self) -> Path:
+        return self.out.with_name(self.out.name + ".run")
 
-def _check_inputs(data: Path, pairs: list[Any], base: str, out: Path, work: Path) -> None:
-    """Refuse outputs that would replace what is trained on."""
-    from medsam2_core.atomic import check_target, protect
-    from medsam2_core.auto.fewshot.reporting import REPORT_FILES
-    from medsam2_core.errors import TrainingError
+    @property
+    def _report_folder(self) -> Path:
+        return self.out.with_name(self._name + "-report")
 
-    read = [path for pair in pairs for path in (pair.image, pair.labels)]
-    report = _report_folder(out)
-    with protect(*read, data, base):
-        for target in (out, *(report / name for name in REPORT_FILES)):
-            if target.exists():
-                check_target(target, overwrite=True)
-    for path in (*read, data):
-        if path.resolve().is_relative_to(work.resolve()):
+    def _check_out(self) -> None:
+        from medsam2_core.atomic import check_target
+        from medsam2_core.auto.model_file import SUFFIX
+
+        if self.out.suffix != SUFFIX or not self.out.stem:
+            raise ExportError(
+                f"--out {self.out}: the name of an Auto model ends with {SUFFIX}",
+                code="not-an-auto-model-name", path=str(self.out),
+            )  # fmt: skip
+        check_target(self.out, overwrite=self.overwrite)
+        folder = self._run_folder
+        if folder.exists() and not self.resume:
             raise TrainingError(
-                f"{path} lies in {work}, the folder of the unfinished training, which is removed at its end: "
-                "move it elsewhere",
-                code="data-in-work-folder", path=str(path), folder=str(work),
+                f"{folder} holds an unfinished training: add --resume to continue it, or remove it",
+                code="unfinished-training", folder=str(folder),
+            )  # fmt: skip
+        if self.resume and not folder.exists():
+            raise TrainingError(
+                f"there is no unfinished training in {folder}: leave --resume out",
+                code="nothing-to-resume", folder=str(folder),
             )  # fmt: skip
 
+    def _check_inputs(self, pairs: list[Pair]) -> None:
+        """Raise for outputs that would replace what is trained on."""
+        from medsam2_core.atomic import check_target, protect
+        from medsam2_core.auto.fewshot.reporting import REPORT_FILES
 
-def _report_folder(out: Path) -> Path:
-    return out.with_name(out.name.removesuffix(out.suffix) + "-report")
+        read = [path for pair in pairs for path in (pair.image, pair.labels)]
+        with protect(*read, self.data, self.base):
+            for target in (self.out, *(self._report_folder / name for name in REPORT_FILES)):
+                if target.exists():
+                    check_target(target, overwrite=True)
+        folder = self._run_folder
+        for path in (*read, self.data):
+            if path.resolve().is_relative_to(folder.resolve()):
+                raise TrainingError(
+                    f"{path} lies in {folder}, which is removed when the training is done: move it elsewhere",
+                    code="data-in-work-folder", path=str(path), folder=str(folder),
+                )  # fmt: skip
+
+    def _survey(self, pairs: list[Pair], reading: Any, wishes: Any, progress: _Progress) -> Survey:
+        """Read the images and look for problems with them."""
+        from medsam2_core.auto.fewshot.checking import Problem, survey
+        from medsam2_core.auto.fewshot.pairs import unpaired
+        from medsam2_core.auto.fewshot.planning import drawn
+
+        lonely = unpaired(self.data, pairs)
+        if self.shots is not None:
+            pairs = drawn(pairs, self.shots, self.seed)
+        found = survey(pairs, reading, wishes, lambda done, total: progress.show("reading", done, total))
+        if lonely:
+            names = ", ".join(path.name for path in lonely[:3]) + " …" * (len(lonely) > 3)
+            text = f"{len(lonely)} files have no partner by name and are left out ({names})"
+            fields = {"files": [str(path) for path in lonely]}
+            found.problems.append(Problem("files-without-partner", text, is_fatal=False, fields=fields))
+        return found
+
+    def _settings(self, found: Survey) -> FewShotSettings:
+        from medsam2_core.auto.fewshot.planning import FewShotSettings
+
+        has_slices = any(image.is_slice for image in found.images)
+        modalities = {image.modality for image in found.images}
+        return FewShotSettings(
+            name=self._name,
+            minutes=self.minutes,
+            steps=self.steps,
+            folds=self.folds,
+            decoder=self.decoder,
+            texture=self.texture,
+            kind=self.kind,
+            heads=tuple(part.strip() for part in self.heads.split(",") if part.strip()),
+            window=self.window,
+            axis=self.axis if has_slices else "picture",
+            modality=modalities.pop() if len(modalities) == 1 else "",
+            seed=self.seed,
+        )
+
+    def _train(self, found: Survey, model: SegmentationModel, progress: _Progress) -> Outcome:
+        from medsam2_core.auto.fewshot.starting import for_linear, packaged_start
+        from medsam2_core.auto.fewshot.trainer import FewShotTrainer
+
+        settings = self._settings(found)
+        start = packaged_start(model) if self.start == "auto" else None
+        if self.kind == "linear":
+            start = for_linear(start)
+        trainer = FewShotTrainer(settings, found, model, self._run_folder, start, progress.show_training)
+        outcome = trainer.run(stop_on_request())
+        progress.end()
+        if outcome is None:
+            raise Cancelled("stopped; the same command with --resume continues")
+        return outcome
+
+    def _report(self, outcome: Outcome, found: Survey) -> None:
+        from medsam2_core.auto.fewshot.reporting import table, write_report
+
+        write_report(self._report_folder, outcome, found.problems)
+        shutil.rmtree(self._run_folder, ignore_errors=True)
+        training = outcome.auto.card.training
+        if self.json_progress:
+            files = {"model": str(self.out), "report": str(self._report_folder)}
+            notes = [problem.to_dict() for problem in found.problems]
+            document = {"stage": "done", **files, **training, "notes": notes, "error": None}
+            print(json.dumps(document), flush=True)
+            return
+        if outcome.dice:
+            print_table(table(outcome.dice), ("CLASS", "DICE", "SPREAD", "WORST", "IMAGES"))
+            if training["folds"]:
+                print(f"(from {training['folds']} folds, each trained on fewer images and for less time)")
+        print(f"{self.out}: {training['images']} images, {training['steps']} steps, {training['seconds']} s")
+        print(f"{self._report_folder}: curves and samples")
 
 
-def _surveyed(
-    data: Path, pairs: list, reading: Any, wishes: Any, teller: Teller, shots: int | None, seed: int
-) -> Survey:
-    from medsam2_core.auto.fewshot.checking import Problem, survey
-    from medsam2_core.auto.fewshot.pairs import unpaired
-    from medsam2_core.auto.fewshot.planning import drawn
-
-    lonely = unpaired(data, pairs)
-    if shots is not None:
-        pairs = drawn(pairs, shots, seed)
-    found = survey(pairs, reading, wishes, lambda done, total: teller("reading", done, total))
-    if lonely:
-        names = ", ".join(path.name for path in lonely[:3]) + " …" * (len(lonely) > 3)
-        text = f"{len(lonely)} files have no partner by name and are left out ({names})"
-        found.problems.append(Problem("", text, is_fatal=False))
-    return found
-
-
-def _trained(
-    settings: Any, found: Survey, model: Any, work: Path, *, begins: bool, teller: Teller
-) -> Outcome:
-    from medsam2_core.auto.fewshot.starting import for_linear, packaged_start
-    from medsam2_core.auto.fewshot.trainer import FewShotTrainer
-    from medsam2_core.cli.train import stop_on_request
-
-    first = packaged_start(model) if begins else None
-    if settings.kind == "linear":
-        first = for_linear(first)
-    trainer = FewShotTrainer(settings, found, model, work, first, teller.told)
-    stopping = stop_on_request()
-    outcome = trainer.run(lambda: bool(stopping))
-    teller.end()
-    if outcome is None:
-        print("stopped; the same command with --resume goes on from here", file=sys.stderr)
-        raise typer.Exit(130)
-    return outcome
-
-
-def _finish(
-    outcome: Outcome, found: Survey, out: Path, work: Path, *, overwrite: bool, teller: Teller
-) -> None:
-    from medsam2_core.auto.fewshot.reporting import table, write_report
-    from medsam2_core.cli.report import print_table
-
-    outcome.auto.save(out, overwrite=overwrite)
-    report = _report_folder(out)
-    write_report(report, outcome, found.problems)
-    shutil.rmtree(work, ignore_errors=True)
-    training = outcome.auto.card.training
-    if teller.as_json:
-        print(json.dumps({"stage": "done", "model": str(out), "report": str(report), **training}), flush=True)
-        return
-    if outcome.dice:
-        print_table(table(outcome.dice), ("CLASS", "DICE", "SPREAD", "WORST", "IMAGES"))
-        if training["folds"]:
-            print(f"(from {training['folds']} folds, each trained on fewer images and for less time)")
-    print(f"{out}: {training['images']} images, {training['steps']} steps, {training['seconds']} s")
-    print(f"{report}: curves and samples")
-
-
-class Teller:
-    """Says on stderr how far a training is, or for programs as JSON lines on stdout."""
+class _Progress:
+    """Shows progress as a bar on stderr, or as JSON lines on stdout."""
 
     def __init__(self, *, as_json: bool) -> None:
-        self.as_json = as_json
+        self._as_json = as_json
         self._stage = ""
         self._bar: Any = None
-        self._update: Callable[[int, str], None] | None = None
+        self._update: Any = None
         self._last = 0
 
-    def __call__(self, stage: str, done: int, total: int, dice: float | None = None) -> None:
-        """`done` of `total` of a stage; `dice` of the last validation."""
-        if self.as_json:
+    def show(self, stage: str, done: int, total: int, dice: float | None = None) -> None:
+        """Show that `done` of `total` of a stage are done; `dice` is that of the last validation."""
+        if self._as_json:
             # At most about a hundred lines a stage.
             if done == total or done - self._last >= max(1, total // 100) or stage != self._stage:
                 self._stage, self._last = stage, done
                 print(json.dumps({"stage": stage, "done": done, "total": total, "dice": dice}), flush=True)
             return
-        from medsam2_core.cli.progress import slices_bar
-
         if stage != self._stage:
             self.end()
-            self._stage, self._bar = stage, slices_bar(stage, total)
+            self._stage, self._bar = stage, progress_bar(stage, total)
             self._update = self._bar.__enter__()
         self._update(done, "" if dice is None else f"(Dice {dice:.2f})")
 
-    def told(self, told: Told) -> None:
-        """What a trainer tells."""
-        self(told.stage, told.done, told.total, told.dice)
+    def show_training(self, told: Told) -> None:
+        """Show the progress that a trainer reports."""
+        self.show(told.stage, told.done, told.total, told.dice)
 
-    def problems(self, found: Survey) -> None:
-        """List what should be known about the data."""
+    def show_problems(self, found: Survey) -> None:
+        """List the problems of the data."""
         self.end()
         for problem in found.problems:
-            if self.as_json:
-                print(json.dumps({"stage": "problem", "message": str(problem)}), flush=True)
+            if self._as_json:
+                print(json.dumps({"stage": "problem", **problem.to_dict()}), flush=True)
             else:
                 print(f"{'problem' if problem.is_fatal else 'note'}: {problem}", file=sys.stderr)
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None

@@ -1,4 +1,4 @@
-"""`medsam2 worker`: serves 3D Slicer, or any other client, over standard input and output."""
+"""`medsam2 worker`: serve 3D Slicer, or another client, over standard input and output."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Annotated
 
 import typer
 
+from medsam2_core.cli.console import warn
+
 
 def worker(
-    verbose: Annotated[bool, typer.Option(help="Write more into the log.")] = False,
+    verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
 ) -> None:
-    """Segment for a client that speaks over standard input and output; ends when the input ends.
+    """Serve a client over standard input and output until the input ends.
 
-    The protocol is described in Resources/docs/worker-protocol.md. Nothing is printed to standard output.
+    The protocol is described in Resources/docs/worker-protocol.md. Standard output carries nothing else.
     """
     if sys.stdin is not None and sys.stdin.isatty():
-        message = "this is for programs, which speak frames over standard input: nothing will be said here"
-        print(f"medsam2: {message} (Ctrl-C ends it)", file=sys.stderr)
+        warn("this command is for programs that send messages over standard input; Ctrl-C ends it")
     from medsam2_core.worker.system import take_standard_streams
 
     streams = take_standard_streams()

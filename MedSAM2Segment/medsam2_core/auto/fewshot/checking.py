@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,24 +23,36 @@ _ALIKE_BITS = 12  # of 256, that may differ between two pictures of the same mom
 
 @dataclass(frozen=True)
 class Problem:
-    """Something about the data the user should know.
+    """Something about the data that the user should know.
 
     Attributes
     ----------
-    where
-        The image, or empty for the whole.
-    what
+    code
+        Stable identifier in kebab case.
+    message
         The problem, with the value and the way out.
+    image
+        Name of the image; empty for the whole data set.
     is_fatal
-        Whether the image (or the whole) cannot be used.
+        Whether the image (or the data set) cannot be used.
+    fields
+        The values the message is about, by name.
     """
 
-    where: str
-    what: str
+    code: str
+    message: str
+    image: str = ""
     is_fatal: bool = True
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        return f"{self.image}: {self.message}" if self.image else self.message
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the problem as JSON-serialisable values, as :meth:`Note.to_dict` does for notes."""
+        fields = {**({"image": self.image} if self.image else {}), **self.fields}
+        severity = "error" if self.is_fatal else "warning"
+        return {"code": self.code, "message": str(self), "severity": severity, "fields": fields}
 
 
 @dataclass
@@ -72,15 +85,16 @@ class Survey:
 
     def refuse(self, *, skip_bad: bool = False) -> None:
         """TrainingError that lists what is wrong, when training must not begin."""
-        whole = [problem for problem in self.fatal if not problem.where]
+        whole = [problem for problem in self.fatal if not problem.image]
         bad = whole if skip_bad else self.fatal
         if bad:
             lines = "; ".join(f"({n}) {problem}" for n, problem in enumerate(bad[:20], start=1))
             more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
             way_out = "" if whole else ". Mend them, or leave these images out with --skip-bad"
             raise TrainingError(
-                f"{len(bad)} problem{'s' * (len(bad) != 1)} with the data: {lines}{more}{way_out}"
-            )
+                f"{len(bad)} problem{'s' * (len(bad) != 1)} with the data: {lines}{more}{way_out}",
+                code="data-problems", problems=[problem.to_dict() for problem in bad],
+            )  # fmt: skip
 
 
 def survey(
@@ -105,11 +119,11 @@ def survey(
     found.classes = table.classes
     for name in table.missing:
         known = ", ".join(map(repr, table.seen)) or "none"
-        found.problems.append(Problem("", f"no image has the class {name!r} (found: {known})"))
+        text = f"no image has the class {name!r} (found: {known})"
+        found.problems.append(Problem("class-not-found", text, fields={"name": name, "known": table.seen}))
     if len(found.classes) > _MOST_CLASSES:
-        found.problems.append(
-            Problem("", f"{len(found.classes)} classes: at most {_MOST_CLASSES}; choose some with --classes")
-        )
+        text = f"{len(found.classes)} classes: at most {_MOST_CLASSES}; choose some with --classes"
+        found.problems.append(Problem("too-many-classes", text, fields={"classes": len(found.classes)}))
         return found
     held = 0
     for number, pair in enumerate(usable, start=1):
@@ -117,7 +131,7 @@ def survey(
         held += sum(image.square.nbytes + image.labels_hw.nbytes for image in images)
         if held > _MOST_BYTES:
             text = f"more than {_MOST_BYTES >> 30} GB of images: use fewer with --shots, or a smaller model"
-            found.problems.append(Problem("", text))
+            found.problems.append(Problem("too-many-images", text))
             return found
         found.images += images
         progress(number, len(usable))
@@ -129,12 +143,13 @@ def survey(
 
 def _learn(pair: Pair, table: ClassTable, found: Survey) -> bool:
     if not pair.image.is_file():
-        found.problems.append(Problem(pair.name, f"there is no image {pair.image}"))
+        text = f"there is no image {pair.image}"
+        found.problems.append(Problem("image-missing", text, pair.name, fields={"path": str(pair.image)}))
         return False
     try:
         table.learn(read_labels(pair.labels).labels)
     except (MedSAM2Error, MemoryError, OSError) as error:
-        found.problems.append(Problem(pair.name, str(error) or type(error).__name__))
+        found.problems.append(_unreadable(pair, error))
         return False
     return True
 
@@ -143,8 +158,13 @@ def _read(pair: Pair, table: ClassTable, reading: Reading, found: Survey) -> lis
     try:
         return read_pair(pair, table, reading)
     except (MedSAM2Error, MemoryError, OSError) as error:
-        found.problems.append(Problem(pair.name, str(error) or type(error).__name__))
+        found.problems.append(_unreadable(pair, error))
         return []
+
+
+def _unreadable(pair: Pair, error: Exception) -> Problem:
+    known = error if isinstance(error, MedSAM2Error) else MedSAM2Error(code="image-unreadable")
+    return Problem(known.code, str(error) or type(error).__name__, pair.name, fields=known.fields)
 
 
 def _check_masks(found: Survey) -> None:
@@ -154,9 +174,8 @@ def _check_masks(found: Survey) -> None:
         first = int(image.labels_hw.flat[0])
         if first and bool((image.labels_hw == first).all()):
             name = found.classes[first - 1].name
-            found.problems.append(
-                Problem(image.name, f"every pixel is {name!r}: is 0 the background in this file?")
-            )
+            text = f"every pixel is {name!r}: is 0 the background in this file?"
+            found.problems.append(Problem("no-background", text, image.name, fields={"name": name}))
             continue
         if not image.labels_hw.any() and not image.is_slice:
             empty.append(image.name)
@@ -164,7 +183,8 @@ def _check_masks(found: Survey) -> None:
     found.images = kept
     if empty:
         text = f"{len(empty)} images without any class ({', '.join(empty[:3])}{' …' * (len(empty) > 3)})"
-        found.problems.append(Problem("", f"{text}: they teach only where nothing is", is_fatal=False))
+        text = f"{text}: they teach only where nothing is"
+        found.problems.append(Problem("images-without-class", text, is_fatal=False, fields={"images": empty}))
 
 
 def _check_doubles(found: Survey) -> None:
@@ -176,17 +196,19 @@ def _check_doubles(found: Survey) -> None:
         if image.key in known:
             other = known[image.key].name
             text = f"held aside, but equal to {other!r} that is trained on: take one of them out"
-            found.problems.append(Problem(image.name, text))
+            fields = {"other": other}
+            found.problems.append(Problem("test-image-in-training", text, image.name, fields=fields))
     aside = [image for image in aside if image.key not in known]
     training, joined = _joined(training)
     if joined:
         text = f"{joined} images look like others of another name: they are kept on one side of the split"
-        found.problems.append(Problem("", text, is_fatal=False))
+        found.problems.append(Problem("images-alike", text, is_fatal=False, fields={"images": joined}))
     prints, others = fingerprints(training), fingerprints(aside)
     alike = [image.name for image, one in zip(aside, others, strict=True) if _alike(one, prints).any()]
     if alike:
         text = f"{len(alike)} images held aside look like ones trained on ({', '.join(alike[:3])})"
-        found.problems.append(Problem("", f"{text}: Dice on them flatters", is_fatal=False))
+        text = f"{text}: Dice on them is too high"
+        found.problems.append(Problem("test-images-alike", text, is_fatal=False, fields={"images": alike}))
     found.images = [*training, *aside]
 
 
@@ -195,18 +217,18 @@ def _check_whole(found: Survey, pairs: int) -> None:
     for number, one in enumerate(found.classes, start=1):
         count = sum(image.has(number) for image in training)
         if count == 0:
-            found.problems.append(Problem("", f"no image to train on has the class {one.name!r}"))
+            text = f"no image to train on has the class {one.name!r}"
+            found.problems.append(Problem("class-without-image", text, fields={"name": one.name}))
         elif count < 3:
             text = f"only {count} image{'s' * (count > 1)} to train on with the class {one.name!r}"
-            found.problems.append(Problem("", text, is_fatal=False))
+            fields = {"name": one.name, "images": count}
+            found.problems.append(Problem("few-images-of-class", text, is_fatal=False, fields=fields))
     if not found.classes:
-        found.problems.append(
-            Problem("", f"no class in the labels of {pairs} images: all of it is background")
-        )
+        text = f"no class in the labels of {pairs} images: all of it is background"
+        found.problems.append(Problem("no-class", text, fields={"images": pairs}))
     elif len(training) < 2:
-        found.problems.append(
-            Problem("", f"{len(training)} image to train on: give 2 at least, 10 for good results")
-        )
+        text = f"{len(training)} image to train on: give 2 at least, 10 for good results"
+        found.problems.append(Problem("too-few-images", text, fields={"images": len(training)}))
 
 
 def fingerprints(images: Sequence[LabelledImage]) -> NDArray[np.bool_]:

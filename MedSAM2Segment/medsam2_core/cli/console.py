@@ -1,0 +1,163 @@
+"""What commands print: results, notes, errors, progress; and the exit codes they end with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from medsam2_core.errors import MedSAM2Error, Note
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+
+class ExitCode(IntEnum):
+    """Exit codes of all commands."""
+
+    DONE = 0
+    BUG = 1
+    BAD_INPUT = 2
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+# Messages of the Python API, in terms of the command line, by the code of the error.
+_WORDINGS = {
+    "output-exists": "{path} exists already: choose another name, or add --overwrite",
+    "run-of-other-data": "{folder} holds an unfinished training with other images or settings: finish it "
+    "with those, remove that folder, or choose another --out",
+    "start-does-not-fit": "{message} (--start none)",
+    "too-many-classes": "{message} with --classes",
+    "too-many-images": "{message} with --shots",
+}
+
+
+def worded(item: MedSAM2Error | Note) -> str:
+    """Return the message of an error or note in terms of the command line."""
+    wording = _WORDINGS.get(item.code)
+    return str(item) if wording is None else wording.format(**item.fields, message=str(item))
+
+
+def warn(line: str) -> None:
+    """Print one line on stderr, prefixed with the program's name."""
+    print(f"medsam2: {' '.join(line.split())}", file=sys.stderr)
+
+
+def print_error(error: MedSAM2Error) -> None:
+    """Print an error as one line on stderr."""
+    warn(worded(error))
+
+
+def print_bug(error: BaseException) -> None:
+    """Report an unexpected error in one line, its traceback in a file; on stderr with ``MEDSAM2_DEBUG=1``."""
+    if os.environ.get("MEDSAM2_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+        return
+    try:
+        handle, path = tempfile.mkstemp(prefix="medsam2-error-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            traceback.print_exception(error, file=file)
+        where = f"the traceback is in {path}"
+    except OSError:
+        where = "no temporary file for its traceback could be written, set MEDSAM2_DEBUG=1 to print it"
+    warn(f"{type(error).__name__}: {error} (a bug in this program, not in your input; {where})")
+
+
+def print_notes(notes: Iterable[Note]) -> None:
+    """Print notes on stderr, one a line."""
+    for note in notes:
+        print(f"note: {worded(note)}", file=sys.stderr)
+
+
+def print_json(facts: Mapping[str, Any], notes: Iterable[Note] = ()) -> None:
+    """Print the result of a command as JSON: facts, notes as objects, and ``error``, which is null."""
+    print(json.dumps({**facts, "notes": [note.to_dict() for note in notes], "error": None}, indent=2))
+
+
+def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] | None = None) -> None:
+    """Print left-aligned columns two spaces apart: plain text that can be piped and searched."""
+    lines = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
+    if not lines:
+        return
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def size_text(count: int | None) -> str:
+    """Return a number of bytes as text."""
+    return "size unknown" if count is None else f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count} bytes"
+
+
+def peak_memory_mb() -> float | None:
+    """Return the peak resident memory of this process in megabytes; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+    """Show a progress bar on stderr, if that is a terminal; yield a function of (items done, description)."""
+    with _bar(total) as progress:
+        task = progress.add_task(title, total=total)
+
+        def update(done: int, description: str = "") -> None:
+            progress.update(task, completed=done, description=f"{title} {description}".rstrip())
+
+        yield update
+
+
+@contextmanager
+def download_bar(title: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a progress bar of a download; yield a function of (bytes done, bytes in all or None)."""
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    with _bar(total, DownloadColumn(), TransferSpeedColumn()) as progress:
+        task = progress.add_task(title, total=total)
+
+        def update(done: int, in_all: int | None) -> None:
+            progress.update(task, completed=done, total=in_all)
+
+        yield update
+
+
+def _bar(total: int | None, *columns: ProgressColumn) -> Progress:
+    from rich import progress as bars
+    from rich.console import Console
+
+    counts = columns or (bars.MofNCompleteColumn(),)
+    remaining = bars.TimeRemainingColumn() if total else bars.TimeElapsedColumn()
+    title = bars.TextColumn("{task.description}", markup=False)
+    console = Console(file=sys.stderr, stderr=True)
+    is_hidden = not sys.stderr.isatty()
+    return bars.Progress(
+        title, bars.BarColumn(), *counts, remaining, console=console, transient=True, disable=is_hidden
+    )
+
+
+def stop_on_request() -> Callable[[], bool]:
+    """Return a function that is true from the first Ctrl-C or SIGTERM on; a second one interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, _frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        print("stopping after this step …", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, receive)
+    signal.signal(signal.SIGTERM, receive)
+    return lambda: bool(received)

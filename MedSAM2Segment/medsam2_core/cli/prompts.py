@@ -1,0 +1,220 @@
+"""Parse the values of --box, --point, --mask, --object and --range.
+
+Coordinates are in the space that ``--space`` names: ``ijk`` array indices (voxel centres at integers), or
+``ras`` and ``lps`` millimetres. ``@K`` and ``--range`` count along the axis that slices are stacked along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medsam2_core.errors import GeometryError, PromptError
+from medsam2_core.imaging.geometry import PLANE_NORMAL, Space
+from medsam2_core.imaging.slices import AxisStack
+from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
+
+#: Name of the object when none is given.
+UNNAMED = "object"
+_LETTERS = {Space.IJK: "ijk", Space.RAS: "RAS", Space.LPS: "LPS"}
+
+
+@dataclass(frozen=True)
+class PromptSpace:
+    """Coordinates of prompts on the command line: a space, and the stack of slices."""
+
+    stack: AxisStack
+    space: Space
+
+    @property
+    def across(self) -> int:
+        """Index of the coordinate that runs from slice to slice."""
+        return self.stack.array_axis if self.space is Space.IJK else PLANE_NORMAL[self.stack.plane]
+
+    @property
+    def in_plane(self) -> tuple[int, int]:
+        """Indices of the other two coordinates, in order."""
+        first, second = (axis for axis in range(3) if axis != self.across)
+        return first, second
+
+    def describe_box(self) -> str:
+        """Return the syntax of a box on one slice, for example ``i0,j0,i1,j1@k``."""
+        letters = _LETTERS[self.space]
+        a, b = (letters[axis] for axis in self.in_plane)
+        return f"{a}0,{b}0,{a}1,{b}1@{letters[self.across]}"
+
+    def to_ijk(self, position: Iterable[float]) -> tuple[float, float, float]:
+        """Convert a position to continuous IJK."""
+        i, j, k = self.stack.volume.geometry.ijk_from(np.array([list(position)]), self.space)[0].tolist()
+        return i, j, k
+
+
+def parse_box(text: str, space: PromptSpace) -> Box:
+    """Parse ``I0,J0,I1,J1@K`` (corners within a slice, and the slice) or ``X0,Y0,Z0,X1,Y1,Z1`` (two corners).
+
+    Raises
+    ------
+    PromptError
+        Code ``prompt-syntax`` for what cannot be parsed; those of :class:`Box` for what is not a box.
+    """
+    what = f"--box {text}"
+    plane, at, slice_text = text.partition("@")
+    if at:
+        numbers = _numbers(plane, what, 4, f"write {space.describe_box()}")
+        across = _numbers(slice_text, what, 1, "one number follows the @")[0]
+        corners = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+        for corner, values in zip(corners, (numbers[:2], numbers[2:]), strict=True):
+            corner[space.across] = across
+            for axis, value in zip(space.in_plane, values, strict=True):
+                corner[axis] = value
+    else:
+        numbers = _numbers(text, what, 6, f"write {space.describe_box()}, or two corners X0,Y0,Z0,X1,Y1,Z1")
+        corners = [numbers[:3], numbers[3:]]
+    first, last = (space.to_ijk(corner) for corner in corners)
+    # In indices a corner that is given the wrong way round is a slip; in millimetres the axes of the array
+    # may run the other way.
+    return Box(first, last) if space.space is Space.IJK else Box.between(first, last)
+
+
+def parse_point(text: str, space: PromptSpace) -> Point:
+    """Parse ``X,Y,Z``: a foreground point, or a background point with ``,-`` appended."""
+    position, _, sign = text.rpartition(",")
+    if sign.strip() not in ("+", "-"):
+        position, sign = text, "+"
+    numbers = _numbers(position, f"--point {text}", 3, "write X,Y,Z and, if wanted, ,+ or ,-")
+    return Point(space.to_ijk(numbers), positive=sign.strip() == "+")
+
+
+def read_mask(path: str | Path, object_name: str, space: PromptSpace) -> MaskPrompt:
+    """Read a mask prompt from a label map on the volume's grid: its label of the object's name, or its only
+    label."""
+    from medsam2_core.imaging.reading import read_labels
+
+    labels = read_labels(path)
+    geometry = space.stack.volume.geometry
+    try:
+        labels = labels.on_grid(geometry)
+    except GeometryError as error:
+        raise PromptError(f"--mask {path}: {error}", code="mask-on-other-grid", path=str(path)) from error
+    names = [label.name for label in labels.labels]
+    if object_name not in names and len(names) != 1:
+        raise PromptError(
+            f"--mask {path} has {len(names)} labels ({', '.join(names) or 'none'}), but not {object_name!r}: "
+            "choose one with --object",
+            code="mask-label-ambiguous", path=str(path), object=object_name, labels=names,
+        )  # fmt: skip
+    return MaskPrompt.from_volume(labels.mask_kji(object_name if object_name in names else names[0]))
+
+
+def parse_range(text: str | None, space: PromptSpace) -> tuple[int | None, int | None]:
+    """Parse ``A:B``: the first and last slice of the stack, inclusive; None for an end that was left out."""
+    if text is None:
+        return None, None
+    what = f"--range {text}"
+    start, colon, stop = text.partition(":")
+    if not colon:
+        raise PromptError(f"{what}: write A:B, the first and the last slice", code="range-syntax", text=text)
+    centre = np.array(space.stack.volume.geometry.shape_ijk, dtype=float) / 2 - 0.5
+    numbers = []
+    for part in (start, stop):
+        if not part.strip():
+            continue
+        position = space.stack.volume.geometry.ijk_to(centre, space.space)[0]
+        position[space.across] = _numbers(part, what, 1, "write A:B")[0]
+        n = float(space.stack.to_slice([space.to_ijk(position)])[0, 2])
+        if not -0.5 <= n < len(space.stack) - 0.5:
+            raise PromptError(
+                f"{what}: {part} lies on slice {n:g} of {space.stack.title}, which has 0 to "
+                f"{len(space.stack) - 1}",
+                code="range-outside-volume", text=text, slice=n, slices=len(space.stack),
+            )  # fmt: skip
+        numbers.append(round(n))
+    if len(numbers) == 2:
+        return min(numbers), max(numbers)
+    if not numbers:
+        return None, None
+    # One end is open. The stack may run against the numbers: then the given end is the other one.
+    ahead = _runs_with(space)
+    given_is_first = bool(start.strip()) == ahead
+    return (numbers[0], None) if given_is_first else (None, numbers[0])
+
+
+def collect_prompts(
+    given: Iterable[tuple[str, str]], from_file: PromptSet | None, space: PromptSpace
+) -> PromptSet:
+    """Collect all prompts of a command line.
+
+    A prompt belongs to the ``--object`` before it; prompts before the first ``--object`` belong to that.
+    Without any ``--object`` they belong to the only object of the prompts file, or to an object called
+    :data:`UNNAMED`.
+
+    Raises
+    ------
+    PromptError
+        ``no-prompt``, ``object-without-prompt``, ``object-ambiguous``, or what is wrong with a prompt.
+    """
+    given = list(given)
+    prompts = from_file or PromptSet()
+    named = [text for option, text in given if option == "object"]
+    current = named[0] if named else None
+    for option, text in given:
+        if option == "object":
+            current = text
+            prompts.add_object(text)
+            continue
+        if current is None:
+            current = _only_object(prompts, f"--{option} {text}")
+        prompts.add(current, _prompt(option, text, current, space))
+    if not len(prompts):
+        raise PromptError("no prompt: give --box, --point, --mask or --prompts", code="no-prompt")
+    for name, of_object in prompts:
+        if not of_object:
+            raise PromptError(
+                f"object {name!r} has no prompt: give --box, --point or --mask after --object",
+                code="object-without-prompt", object=name,
+            )  # fmt: skip
+    return prompts
+
+
+def _prompt(option: str, text: str, object_name: str, space: PromptSpace) -> Box | Point | MaskPrompt:
+    if option == "box":
+        return parse_box(text, space)
+    return parse_point(text, space) if option == "point" else read_mask(text, object_name, space)
+
+
+def _only_object(prompts: PromptSet, what: str) -> str:
+    if len(prompts) > 1:
+        raise PromptError(
+            f"{what}: the prompts file has the objects {', '.join(prompts.names)}: choose one with --object",
+            code="object-ambiguous", objects=list(prompts.names),
+        )  # fmt: skip
+    return prompts.names[0] if len(prompts) else UNNAMED
+
+
+def _runs_with(space: PromptSpace) -> bool:
+    """Whether slices of the stack are in the order of the coordinate."""
+    zero, step = np.zeros(3), np.eye(3)[space.across]
+    n = space.stack.to_slice([space.to_ijk(zero), space.to_ijk(step)])[:, 2]
+    return bool(n[1] > n[0])
+
+
+def _numbers(text: str, what: str, count: int, how: str) -> list[float]:
+    parts = text.split(",")
+    if len(parts) != count:
+        raise PromptError(
+            f"{what}: {len(parts)} numbers instead of {count}: {how}", code="prompt-syntax", text=text
+        )
+    numbers = []
+    for part in parts:
+        try:
+            numbers.append(float(part))
+        except ValueError as error:
+            raise PromptError(
+                f"{what}: {part.strip()!r} is not a number: {how}", code="prompt-syntax", text=text
+            ) from error
+    if not np.isfinite(numbers).all():
+        raise PromptError(f"{what}: every number must be finite", code="prompt-syntax", text=text)
+    return numbers
