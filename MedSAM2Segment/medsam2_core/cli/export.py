@@ -72,7 +72,7 @@ class Export:
     probabilities: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Output of `medsam2 segment --probabilities`, for --kind fractional.",
+            metavar="FILE", help="From `medsam2 segment --probabilities`, for fractional.",
             rich_help_panel=_DICOM,
         ),
     ] = None  # fmt: skip
