@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from medsam2_core.engine.maps import BEYOND, logits_of_mask, mask_of_logits, moved_logits
 from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.recipe import PromptRecipe
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.imaging.slice_mask import SliceMask
 from support.bright_object import bright_tracker, discs, overlap
@@ -141,6 +142,52 @@ def test_a_click_looks_around_and_then_closer():
     assert widths[0] == 200 and widths[1] < 80
     assert heads.asked[1]["canvas"] is not None
     assert overlap(result.mask_hw, a_disc(shape, (120, 280), 12)) > 0.9
+
+
+def test_a_first_click_is_looked_at_in_several_regions_and_the_surest_counts():
+    tracker, heads = bright_tracker(
+        discs((400, 400), (200, 200, 60)), recipe=PromptRecipe(draws_prompts=True)
+    )
+    heads.sureness = lambda region: 0.9 if region.width == 400 else 0.5
+    tracker.prompt("it", 0, prompt([[200, 200]], [1]))
+    widths = [asked["region"].width for asked in heads.asked]
+    assert widths[:3] == [200, 100, 400]
+    assert tracker.state("it").regions[0].width == 400  # a closer look was less sure
+    tracker.prompt("it", 0, prompt([[200, 200], [230, 200]], [1, 1]))
+    assert len(heads.asked) - len(widths) <= 3  # a correction looks where the object is
+
+
+def test_a_box_says_where_to_look():
+    tracker, heads = bright_tracker(
+        discs((400, 400), (200, 200, 60)), recipe=PromptRecipe(draws_prompts=True)
+    )
+    tracker.prompt("it", 0, prompt(box=[140, 140, 260, 260]))
+    assert len(heads.asked) == 1
+
+
+def test_a_correction_that_loses_everything_else_is_not_taken():
+    """Two parts; the second answer, to a click beside them, shows nothing any more."""
+    shape = (300, 300)
+    tracker, heads = bright_tracker(discs(shape, (150, 150, 40)), recipe=PromptRecipe(draws_prompts=True))
+    before = tracker.prompt("it", 0, prompt(box=[110, 110, 190, 190]))
+    decode = heads.decode
+    heads.decode = lambda *given, **more: decode(*given, **more).as_absent()
+    after = tracker.prompt("it", 0, prompt([[192, 150]], [0], box=[110, 110, 190, 190]))
+    assert overlap(after.mask_hw, before.mask_hw) > 0.98
+    stock, heads = bright_tracker(discs(shape, (150, 150, 40)))
+    stock.prompt("it", 0, prompt(box=[110, 110, 190, 190]))
+    decode = heads.decode
+    heads.decode = lambda *given, **more: decode(*given, **more).as_absent()
+    assert not stock.prompt("it", 0, prompt([[192, 150]], [0], box=[110, 110, 190, 190])).mask_hw.any()
+
+
+def test_a_low_object_score_ends_tracking_where_the_recipe_says_so():
+    for least, present in ((0.0, True), (11.0, False)):
+        recipe = PromptRecipe(draws_prompts=True, least_score=least)
+        tracker, _ = bright_tracker(discs((90, 120), *[(60, 45, 10)] * 2), recipe=recipe)
+        tracker.prompt("it", 0, prompt(box=[50, 35, 70, 55]))
+        list(tracker.propagate())
+        assert tracker.result("it", 1).mask_hw.any() == present
 
 
 def test_a_click_outside_the_region_widens_it():

@@ -1,11 +1,13 @@
 """From what a user says about one slice to a prediction: tokens, feedback, and where to look."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from medsam2_core.engine.correcting import kept
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads, Tokens
 from medsam2_core.engine.maps import logits_of_mask, mask_of_logits, moved_logits
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # Looking again at another scale is worth it only if the region really changes, and only so often.
 _WORTH_ZOOMING = 0.75
 _MOST_LOOKS = 2
+# Sides of the regions a first click is also looked at in, as shares of the slice's longer side.
+_OTHER_SHARES = (0.25, 1.0)
 
 
 def only_mask(prompt: "PixelPrompts") -> bool:
@@ -72,7 +76,53 @@ class Prompter:
             whole = Region.whole(self._encoder.source.shape_of(n))
             return self._ask(state, n, prompt, whole, previous)
         nearby = _seen_nearby(state, n) if looks_around else None
-        return self._look_closely(state, n, prompt, previous, zoom, nearby)
+        if previous is not None:
+            region = self._first_region(prompt, previous, zoom, nearby)
+            answer = self._look_closely(state, n, prompt, previous, zoom, region)
+            return self._without_damage(n, prompt, previous, answer)
+        return self._surest(state, n, prompt, zoom, nearby)
+
+    def _without_damage(
+        self,
+        n: int,
+        prompt: "PixelPrompts",
+        previous: tuple[torch.Tensor, Region],
+        answer: Prediction,
+    ) -> Prediction:
+        """The answer to a correction; where it loses what the last click is not about, that stays."""
+        if not self._encoder.model.recipe.draws_prompts or not len(prompt.labels):
+            return answer
+        shape_hw = self._encoder.source.shape_of(n)
+        before, after = (
+            mask_of_logits(logits, region, shape_hw)
+            for logits, region in (previous, (answer.logits, answer.region))
+        )
+        x, y = (float(value) for value in np.asarray(prompt.points_xy).reshape(-1, 2)[-1])
+        is_here = prompt.box_xyxy is not None or bool((prompt.labels == 1).any())
+        mask_hw = kept(before, after, (x, y), bool(prompt.labels[-1] == 1), may_vanish=not is_here)
+        if mask_hw is None:
+            return answer
+        features = self._encoder.features(n, answer.region)
+        return replace(
+            self._heads.take_mask(features, mask_hw, answer.region), predicted_iou=answer.predicted_iou
+        )
+
+    def _surest(
+        self, state: ObjectState, n: int, prompt: "PixelPrompts", zoom: Zoom, nearby: Region | None
+    ) -> Prediction:
+        """The answer to a first prompt.
+
+        Clicks alone say nothing of the object's size: of the answers found from several regions the one
+        counts of which the model is surest.
+        """
+        region = self._first_region(prompt, None, zoom, nearby)
+        size_is_known = prompt.box_xyxy is not None or prompt.mask_hw is not None or nearby is not None
+        if size_is_known or not self._encoder.model.recipe.draws_prompts:
+            return self._look_closely(state, n, prompt, None, zoom, region)
+        points = np.asarray(prompt.points_xy).reshape(-1, 2)
+        regions = dict.fromkeys([region, *(zoom.first(points, share) for share in _OTHER_SHARES)])
+        first = max((self._ask(state, n, prompt, one, None) for one in regions), key=_sureness)
+        return self._look_closely(state, n, prompt, None, zoom, first.region, first)
 
     def region_of_mask(self, state: ObjectState, n: int, mask_hw: np.ndarray, zoom: Zoom | None) -> Region:
         """Where to look at a mask; for an empty one, wherever the object was seen nearest to it."""
@@ -153,12 +203,13 @@ class Prompter:
         prompt: "PixelPrompts",
         previous: tuple[torch.Tensor, Region] | None,
         zoom: Zoom,
-        nearby: Region | None,
+        region: Region,
+        best: Prediction | None = None,
     ) -> Prediction:
         """Predict in a first region, then larger where the mask reaches its border, or closer where only
-        clicks were given. Another look counts only if the model is at least as sure of it."""
-        region = self._first_region(prompt, previous, zoom, nearby)
-        best = self._ask(state, n, prompt, region, previous)
+        clicks were given. Another look counts only if the model is at least as sure of it. `best` is the
+        answer in the first region, if it is known."""
+        best = best or self._ask(state, n, prompt, region, previous)
         only_clicks = prompt.box_xyxy is None and previous is None
         for _ in range(_MOST_LOOKS):
             box = Box.of_mask(mask_of_logits(best.logits, best.region, zoom.shape_hw))
@@ -208,6 +259,11 @@ class Prompter:
             return region
         seen = Box.of_mask(mask_of_logits(*previous, zoom.shape_hw))
         return zoom.around(clicks.union(seen))
+
+
+def _sureness(prediction: Prediction) -> float:
+    """What a first answer is judged by: the predicted IoU; less than nothing for no answer."""
+    return -1.0 if prediction.is_absent else prediction.predicted_iou
 
 
 def _seen_nearby(state: ObjectState, n: int) -> Region | None:

@@ -35,8 +35,9 @@ class PromptRecipe:
         distance and cross zero at this fraction of the image side.
     carries_mask
         While tracking, the mask of the slice before is drawn for the next one.
-    least_iou
-        While tracking, a mask of which the model predicts a lower IoU is taken as "the object is not here".
+    least_iou, least_score
+        While tracking, a lower predicted IoU or object score (a logit) is taken as "the object is not here".
+        Calibrated on validation clips.
     zoom
         Side of the region of interest the model sees, in units of the prompt's box.
     """
@@ -47,6 +48,7 @@ class PromptRecipe:
     cone_radius: float = 0.125
     carries_mask: bool = False
     least_iou: float = 0.0
+    least_score: float = 0.0
     zoom: float = 2.0
 
     def to_dict(self) -> dict:

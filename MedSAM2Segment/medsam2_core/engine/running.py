@@ -93,7 +93,8 @@ class Runner:
         if source.ordered and encoder.model.recipe.carries_mask:
             canvas = heads.carried(moved_logits(*self._previous(state, step), region))
         prediction = heads.decode(features, attended, region, canvas=canvas)
-        if prediction.predicted_iou < encoder.model.recipe.least_iou:
+        recipe = encoder.model.recipe
+        if prediction.predicted_iou < recipe.least_iou or float(prediction.object_score) < recipe.least_score:
             prediction = prediction.as_absent()
         return features, attended, prediction
 
