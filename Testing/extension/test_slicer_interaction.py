@@ -164,8 +164,8 @@ def test_a_new_box_on_the_slice_takes_the_place_of_the_old_one(at_work):
     view.drag((150, 200), (230, 120))
     at_work.segment = "B"
     view.drag((155, 205), (225, 125))
-    assert len(at_work.words("A")) == 2 and len(at_work.words("B")) == 1
-    assert len(at_work.told) == 4
+    assert len(at_work.slice_prompts("A")) == 2 and len(at_work.slice_prompts("B")) == 1
+    assert len(at_work.changes) == 4
 
 
 # Scribbles --------------------------------------------------------------------------------------------------
@@ -299,11 +299,11 @@ def test_delete_takes_the_prompt_under_the_mouse(at_work, key):
     view.drag((120, 100), (180, 220))
     at_work.takes("scribble")
     view.drag((260, 200), (320, 210))
-    at_work.told.clear()
+    at_work.changes.clear()
     for pixel in ((202, 151), (120, 160), (292, 206), (240, 150)):
         view.move(pixel)
         view.type(key)
-    assert at_work.words() == {} and len(at_work.told) == 4
+    assert at_work.slice_prompts() == {} and len(at_work.changes) == 4
     assert at_work.scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode") == 0
     view.consumed.clear()
     view.type(key)

@@ -35,8 +35,8 @@ class ASegmentation:
         self.stack = SliceStack.along(self.adapter.volume, "axial")
         self.markups = PromptMarkups(self.scene, self.node)
         self.markups.volumeNode = self.volume
-        self.told = []
-        self.markups.changed.append(self.told.append)
+        self.changes = []
+        self.markups.changed.append(self.changes.append)
         return self
 
     def ras(self, *ijk):
@@ -52,10 +52,10 @@ class ASegmentation:
     def scribble(self, *positions, positive=True):
         return ScribbleGesture(self.ras(*positions), positive)
 
-    def words(self, segment="A", stack=None):
+    def slice_prompts(self, segment="A", stack=None):
         return self.markups.slicePrompts(segment, self.adapter, stack or self.stack)
 
-    def says_a_lot(self):
+    def prompts_a_lot(self):
         """One of everything, on two slices, to two segments."""
         add = self.markups.add
         add("A", self.point(10, 12, 5))
@@ -69,7 +69,7 @@ class ASegmentation:
         mask_kji[0, 1:3, 2:] = True
         self.markups.addMask("A", 9, MaskPrompt(mask_kji, (7, 8, 9)), self.stack.key)
         self.markups.setFinal("A", self.stack.key, 9, True)
-        self.told.clear()
+        self.changes.clear()
         return self
 
 
@@ -132,7 +132,7 @@ def prompt_nodes(scene):
 
 
 def test_words_come_in_the_order_they_were_said(seg):
-    words = seg.says_a_lot().words()
+    words = seg.prompts_a_lot().slice_prompts()
     assert list(words) == [5, 8, 9]
     kinds = [type(prompt).__name__ for prompt in words[5].prompts]
     assert kinds == ["Point", "Box", "Point", *["Point"] * 3, "Point"]
@@ -140,7 +140,10 @@ def test_words_come_in_the_order_they_were_said(seg):
     assert not words[5].prompts[2].positive
     assert all(not point.positive for point in words[8].prompts)
     assert words[9].final and words[9].prompts[0].mask_kji.sum() == 8
-    assert seg.words("B") == {5: seg.words("B")[5]} and len(seg.words("B")[5].prompts) == 1
+    assert (
+        seg.slice_prompts("B") == {5: seg.slice_prompts("B")[5]}
+        and len(seg.slice_prompts("B")[5].prompts) == 1
+    )
 
 
 def test_every_addition_is_told_once(seg):
@@ -148,10 +151,10 @@ def test_every_addition_is_told_once(seg):
     seg.markups.add("B", seg.box((4, 5), (9, 9), 3))
     seg.markups.setFinal("A", seg.stack.key, 3, True)
     seg.markups.setFinal("A", seg.stack.key, 3, True)  # nothing new
-    assert seg.told == [("A",), ("B",), ("A",)]
+    assert seg.changes == [("A",), ("B",), ("A",)]
     with seg.markups.silenced():
         seg.markups.clear("A")
-    assert len(seg.told) == 3 and seg.markups.isEmpty("A") and not seg.markups.isEmpty("B")
+    assert len(seg.changes) == 3 and seg.markups.isEmpty("A") and not seg.markups.isEmpty("B")
 
 
 def test_a_point_outside_the_volume_is_named_with_the_way_out(seg):
@@ -162,7 +165,7 @@ def test_a_point_outside_the_volume_is_named_with_the_way_out(seg):
     assert seg.markups.check(seg.point(10, 12, 11.4), seg.adapter, seg.stack) == (11,)
     seg.markups.add("A", outside)
     with pytest.raises(PromptError, match="the point with the number 2"):
-        seg.words()
+        seg.slice_prompts()
 
 
 def test_two_boxes_on_a_slice_are_refused_with_their_numbers(seg):
@@ -171,82 +174,82 @@ def test_two_boxes_on_a_slice_are_refused_with_their_numbers(seg):
         (4, 5), (20, 22), 5.6
     )  # more than half a slice away in the view, the same slice of the stack
     seg.markups.add("A", BoxGesture(gesture.rasCorners, 1.0))
-    assert list(seg.words()) == [5, 6]
+    assert list(seg.slice_prompts()) == [5, 6]
     seg.markups.add("A", BoxGesture(seg.box((4, 5), (20, 22), 5.3).rasCorners, 1.0))
     with pytest.raises(PromptError, match="numbers 1 and 3 are both on slice 5"):
-        seg.words()
+        seg.slice_prompts()
 
 
 def test_a_mask_speaks_about_its_voxels_on_another_stack(seg):
-    seg.says_a_lot()
+    seg.prompts_a_lot()
     coronal = SliceStack.along(seg.adapter.volume, "coronal")
     seg.markups.remove(seg.markups.add("B", seg.point(0, 0, 0)))
     with pytest.raises(PromptError, match="the box with the number 2 reaches from slice"):
-        seg.words("A", coronal)
+        seg.slice_prompts("A", coronal)
     for node in [n for n in seg.markups._observer.nodes if n.IsA("vtkMRMLMarkupsROINode")]:
         seg.scene.RemoveNode(node)
-    words = seg.words("A", coronal)
+    words = seg.slice_prompts("A", coronal)
     assert not any(said.final for said in words.values())
     masked = [n for n, said in words.items() if any(isinstance(p, MaskPrompt) for p in said.prompts)]
     assert len(masked) == 2
 
 
 def test_damaged_notes_are_reported(seg):
-    seg.says_a_lot()
+    seg.prompts_a_lot()
     node = seg.scene.GetFirstNodeByClass("vtkMRMLTextNode")
     for text in ("{", "[]", '{"version": 2}', node.GetText().replace('"n": 9', '"n": "x"')):
         node.SetText(text)
         with pytest.raises(PromptError, match="delete the text node"):
-            seg.words()
+            seg.slice_prompts()
 
 
 # Undo -------------------------------------------------------------------------------------------------------
 
 
 def test_a_snapshot_brings_back_everything_exactly(seg):
-    seg.says_a_lot()
-    snapshot, words = seg.markups.snapshot(), seg.words()
+    seg.prompts_a_lot()
+    snapshot, words = seg.markups.snapshot(), seg.slice_prompts()
     seg.markups.clear("A")
     seg.markups.add("A", seg.point(1, 1, 1))
     seg.markups.add("B", seg.point(1, 1, 1, False))
-    seg.told.clear()
+    seg.changes.clear()
     for _ in range(3):
         seg.markups.restore(snapshot)
         assert set(seg.markups.snapshot()) == set(snapshot)
-        assert seg.words() == words
-    assert not seg.told
+        assert seg.slice_prompts() == words
+    assert not seg.changes
 
 
 def test_a_snapshot_of_one_segment_leaves_the_other(seg):
-    seg.says_a_lot()
+    seg.prompts_a_lot()
     snapshot = seg.markups.snapshot("A")
     seg.markups.clear("A")
     seg.markups.add("B", seg.point(2, 2, 2))
     seg.markups.restore(snapshot, "A")
-    assert set(seg.markups.snapshot("A")) == set(snapshot) and len(seg.words("B")) == 2
+    assert set(seg.markups.snapshot("A")) == set(snapshot) and len(seg.slice_prompts("B")) == 2
 
 
 def test_what_is_said_about_one_slice_can_be_cleared(seg):
-    seg.says_a_lot()
-    before, of_other = seg.words(), seg.words("B")
+    seg.prompts_a_lot()
+    before, of_other = seg.slice_prompts(), seg.slice_prompts("B")
     seg.markups.clearSlice("A", 5, seg.adapter, seg.stack)
-    left = seg.words()
+    left = seg.slice_prompts()
     assert sorted(left) == [8, 9]
     the_same(left, {n: before[n] for n in (8, 9)})
-    the_same(seg.words("B"), of_other)
-    assert not seg.told
+    the_same(seg.slice_prompts("B"), of_other)
+    assert not seg.changes
     seg.markups.clearSlice("A", 9, seg.adapter, seg.stack)
     seg.markups.clearSlice("A", 3, seg.adapter, seg.stack)
-    assert sorted(seg.words()) == [8], "a mask and what is final go, too"
+    assert sorted(seg.slice_prompts()) == [8], "a mask and what is final go, too"
 
 
 def test_a_scribble_across_slices_goes_as_a_whole(seg):
     across = SliceStack.along(seg.adapter.volume, "coronal")
     seg.markups.add("A", seg.scribble([5, 3, 8], [15, 3, 8]))
     seg.markups.add("A", seg.point(4, 20, 8))
-    n = next(iter(seg.words(stack=across)))
+    n = next(iter(seg.slice_prompts(stack=across)))
     seg.markups.clearSlice("A", n, seg.adapter, across)
-    assert len(seg.words(stack=across)) == 1
+    assert len(seg.slice_prompts(stack=across)) == 1
 
 
 def test_orders_go_on_after_undo(seg):
@@ -255,7 +258,7 @@ def test_orders_go_on_after_undo(seg):
     seg.markups.restore(empty)
     seg.markups.add("A", seg.point(2, 2, 5))
     seg.markups.add("A", seg.box((1, 1), (5, 5), 5))
-    assert [type(p).__name__ for p in seg.words()[5].prompts] == ["Point", "Box"]
+    assert [type(p).__name__ for p in seg.slice_prompts()[5].prompts] == ["Point", "Box"]
 
 
 # What others do ---------------------------------------------------------------------------------------------
@@ -264,42 +267,42 @@ def test_orders_go_on_after_undo(seg):
 def test_a_point_moved_in_the_markups_module_is_told(seg):
     seg.markups.add("A", seg.point(10, 12, 5))
     node = seg.scene.GetFirstNodeByClass("vtkMRMLMarkupsFiducialNode")
-    seg.told.clear()
+    seg.changes.clear()
     node.SetNthControlPointPositionWorld(0, *seg.ras([11, 13, 6])[0])
-    assert seg.told == [("A",)] and seg.words()[6].prompts == (Point((11, 13, 6)),)
+    assert seg.changes == [("A",)] and seg.slice_prompts()[6].prompts == (Point((11, 13, 6)),)
 
 
 def test_a_point_deleted_or_added_by_others_is_told_and_numbered(seg):
     seg.markups.add("A", seg.point(10, 12, 5))
     seg.markups.add("A", seg.point(11, 12, 5, False))
     node = seg.scene.GetFirstNodeByClass("vtkMRMLMarkupsFiducialNode")
-    seg.told.clear()
+    seg.changes.clear()
     node.AddControlPointWorld(vtk.vtkVector3d(*seg.ras([12, 12, 5])[0]))
-    assert seg.told == [("A",)] and node.GetNthControlPointDescription(1) == "3"
+    assert seg.changes == [("A",)] and node.GetNthControlPointDescription(1) == "3"
     node.RemoveNthControlPoint(0)
-    assert len(seg.told) == 2 and len(seg.words()[5].prompts) == 2
+    assert len(seg.changes) == 2 and len(seg.slice_prompts()[5].prompts) == 2
     node.RemoveAllControlPoints()
-    assert len(seg.told) == 3 and len(seg.words()[5].prompts) == 1
+    assert len(seg.changes) == 3 and len(seg.slice_prompts()[5].prompts) == 1
     seg.scene.RemoveNode(node)
-    assert len(seg.words()[5].prompts) == 1
+    assert len(seg.slice_prompts()[5].prompts) == 1
 
 
 def test_a_transform_over_prompts_moves_what_they_say(seg):
     seg.markups.add("A", seg.point(10, 12, 5))
     node = seg.scene.GetFirstNodeByClass("vtkMRMLMarkupsFiducialNode")
     transform = seg.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
-    seg.told.clear()
+    seg.changes.clear()
     node.SetAndObserveTransformNodeID(transform.GetID())
     matrix = vtk.vtkMatrix4x4()
     matrix.SetElement(2, 3, 6.0)
     transform.SetMatrixTransformToParent(matrix)
-    assert not seg.told  # the segmentation may be about to follow
+    assert not seg.changes  # the segmentation may be about to follow
     seg.markups.update()
-    assert seg.told == [("A",)] and list(seg.words()) == [7]
+    assert seg.changes == [("A",)] and list(seg.slice_prompts()) == [7]
 
 
 def test_colours_changing_is_not_told(seg):
-    seg.says_a_lot()
+    seg.prompts_a_lot()
     seg.node.GetSegmentation().GetSegment("A").SetColor(0.1, 0.9, 0.2)
     seg.node.GetSegmentation().GetSegment("A").SetName("liver")
     nodes = [
@@ -308,23 +311,23 @@ def test_colours_changing_is_not_told(seg):
         if n.GetAttribute("MedSAM2.segmentID") == "A" and n.IsA("vtkMRMLMarkupsNode")
     ]
     assert nodes and all(n.GetDisplayNode().GetSelectedColor() == (0.1, 0.9, 0.2) for n in nodes)
-    assert not seg.told
+    assert not seg.changes
 
 
 # Segments and segmentations ---------------------------------------------------------------------------------
 
 
 def test_prompts_go_with_their_segment_and_come_back_with_it(seg):
-    words = seg.says_a_lot().words()
+    words = seg.prompts_a_lot().slice_prompts()
     segment = seg.node.GetSegmentation().GetSegment("A")
     seg.node.GetSegmentation().RemoveSegment("A")
-    assert seg.markups.segmentIDs() == ("B",) and seg.told == [("A",)]
+    assert seg.markups.segmentIDs() == ("B",) and seg.changes == [("A",)]
     seg.node.GetSegmentation().AddSegment(segment, "A")  # as undo does
-    assert seg.words() == words and seg.told == [("A",), ("A",)]
+    assert seg.slice_prompts() == words and seg.changes == [("A",), ("A",)]
 
 
 def test_prompts_go_with_their_segmentation(seg):
-    seg.says_a_lot()
+    seg.prompts_a_lot()
     seg.scene.RemoveNode(seg.node)
     assert prompt_nodes(seg.scene) == 0 and seg.markups.segmentationNode is None
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(seg.scene)
@@ -335,28 +338,28 @@ def test_prompts_go_with_their_segmentation(seg):
 
 
 def test_two_segmentations_do_not_mix(seg):
-    seg.says_a_lot()
+    seg.prompts_a_lot()
     other = a_segmentation(seg.scene, seg.volume, ("A",))  # the same segment ID
     markups = PromptMarkups(seg.scene, other)
-    told = []
-    markups.changed.append(told.append)
+    changes = []
+    markups.changed.append(changes.append)
     assert markups.segmentIDs() == ()
     markups.add("A", seg.point(1, 2, 3))
-    assert told == [("A",)] and not seg.told
-    assert list(markups.slicePrompts("A", seg.adapter, seg.stack)) == [3] and 3 not in seg.words()
+    assert changes == [("A",)] and not seg.changes
+    assert list(markups.slicePrompts("A", seg.adapter, seg.stack)) == [3] and 3 not in seg.slice_prompts()
     seg.markups.clear("A")
-    assert list(markups.slicePrompts("A", seg.adapter, seg.stack)) == [3] and told == [("A",)]
+    assert list(markups.slicePrompts("A", seg.adapter, seg.stack)) == [3] and changes == [("A",)]
     markups.cleanup()
 
 
 def test_two_editors_on_one_segmentation_see_the_same(seg):
     other = PromptMarkups(seg.scene, seg.node)
-    told = []
-    other.changed.append(told.append)
+    changes = []
+    other.changed.append(changes.append)
     seg.markups.add("A", seg.point(1, 2, 3))
     seg.markups.add("A", seg.box((4, 5), (9, 9), 3))
-    assert other.slicePrompts("A", seg.adapter, seg.stack) == seg.words()
-    assert set(told) == {("A",)}
+    assert other.slicePrompts("A", seg.adapter, seg.stack) == seg.slice_prompts()
+    assert set(changes) == {("A",)}
     other.cleanup()
 
 
@@ -364,7 +367,7 @@ def test_prompts_stand_in_a_closed_folder_beside_the_segmentation(seg):
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(seg.scene)
     study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "study")
     hierarchy.CreateItem(study, seg.node)
-    seg.says_a_lot()
+    seg.prompts_a_lot()
     nodes = seg.markups._observer.nodes
     items = {hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) for node in nodes}
     (folder,) = items
@@ -382,13 +385,13 @@ def test_prompts_stand_in_a_closed_folder_beside_the_segmentation(seg):
 
 @pytest.mark.parametrize("into", ["an empty scene", "a scene in use"])
 def test_a_saved_scene_says_the_same_again(seg, tmp_path, into):
-    words = seg.says_a_lot().words()
-    others = seg.words("B")
+    words = seg.prompts_a_lot().slice_prompts()
+    others = seg.slice_prompts("B")
     path = tmp_path / "scene.mrb"
     assert seg.scene.WriteToMRB(str(path))
     scene = a_scene_of_markups()
     if into == "a scene in use":
-        ASegmentation(scene).says_a_lot().markups.cleanup()
+        ASegmentation(scene).prompts_a_lot().markups.cleanup()
     before = scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
     assert scene.ReadFromMRB(str(path), False)
     loaded = object.__new__(ASegmentation)
@@ -396,12 +399,12 @@ def test_a_saved_scene_says_the_same_again(seg, tmp_path, into):
     loaded.node = scene.GetNthNodeByClass(before, "vtkMRMLSegmentationNode")
     loaded.volume = scene.GetNthNodeByClass(before, "vtkMRMLScalarVolumeNode")
     loaded.meet()
-    the_same(loaded.words(), words)
-    the_same(loaded.words("B"), others)
+    the_same(loaded.slice_prompts(), words)
+    the_same(loaded.slice_prompts("B"), others)
     node = next(n for n in loaded.markups._observer.nodes if n.IsA("vtkMRMLMarkupsFiducialNode"))
     assert node.GetNumberOfDisplayNodes() == 2 and node.GetNodeReference("MedSAM2.volume") is loaded.volume
     loaded.markups.add("A", loaded.point(3, 3, 5))
-    assert loaded.words()[5].prompts[-1] == Point((3, 3, 5))
+    assert loaded.slice_prompts()[5].prompts[-1] == Point((3, 3, 5))
     loaded.markups.cleanup()
     scene.Clear(True)
 
@@ -410,7 +413,7 @@ def test_a_saved_scene_says_the_same_again(seg, tmp_path, into):
 
 
 def test_cleanup_leaves_no_observer_and_keeps_the_prompts(seg):
-    seg.says_a_lot()
+    seg.prompts_a_lot()
     nodes = [seg.scene, seg.node, *seg.markups._observer.nodes]
     events = ["ModifiedEvent", "AnyEvent"]
     before = {id(node): [node.HasObserver(event) for event in events] for node in nodes}
@@ -423,11 +426,11 @@ def test_cleanup_leaves_no_observer_and_keeps_the_prompts(seg):
     assert prompt_nodes(seg.scene) == count
     seg.scene.RemoveNode(nodes[2])
     seg.node.GetSegmentation().RemoveSegment("B")
-    assert not seg.told
+    assert not seg.changes
     gc.collect()
 
 
 def test_closing_the_scene_is_not_told(seg):
-    seg.says_a_lot()
+    seg.prompts_a_lot()
     seg.scene.Clear(False)
-    assert not seg.told and seg.markups.segmentationNode is None
+    assert not seg.changes and seg.markups.segmentationNode is None

@@ -42,7 +42,7 @@ def draw_everything(user):
     view.drag((160, 60), (250, 70))
     user.takes("point")
     view.move((5, 5))
-    user.told.clear()
+    user.changes.clear()
     return view
 
 
@@ -53,13 +53,13 @@ def test_a_point_is_moved_with_the_mouse_and_told_once_at_the_end(user):
     view = user.views["Red"]
     view.click((200, 150))
     view.click((260, 180))
-    user.told.clear()
+    user.changes.clear()
     view.press((201, 151))
     for step in range(1, 20):
         view.move((201 + 2 * step, 151 + step))
-    assert not user.told
+    assert not user.changes
     view.release((239, 170))
-    assert user.told == [("A",)] and len(user.gestures) == 2
+    assert user.changes == [("A",)] and len(user.gestures) == 2
     first, second = user.prompts()
     wanted = user.adapter.geometry.to_ijk(view.ras_of((238, 169)))[0]  # held where it was taken
     np.testing.assert_allclose(first.ijk, wanted, atol=0.15)
@@ -72,21 +72,21 @@ def test_a_click_on_a_point_neither_moves_it_nor_makes_another(user):
     view = user.views["Red"]
     view.click((200, 150))
     before = user.markups.snapshot()
-    user.told.clear()
+    user.changes.clear()
     view.click((202, 151))
-    assert user.markups.snapshot() == before and not user.told
+    assert user.markups.snapshot() == before and not user.changes
 
 
 @pytest.mark.parametrize("corner", range(4))
 def test_a_corner_of_a_box_is_dragged(user, corner):
     view = user.takes("box").views["Red"]
     view.drag((150, 200), (260, 110))
-    user.told.clear()
+    user.changes.clear()
     left, right, bottom, top = 150, 260, 110, 200
     x, y = [(left, bottom), (right, bottom), (right, top), (left, top)][corner]
     view.move((5, 5))
     view.drag((x, y), (x + 12, y - 9))
-    assert user.told == [("A",)] and len(user.gestures) == 1
+    assert user.changes == [("A",)] and len(user.gestures) == 1
     if x == left:
         left += 12
     else:
@@ -105,10 +105,10 @@ def test_a_box_is_moved_by_its_centre(user):
     view = user.takes("box").views["Red"]
     view.drag((150, 200), (260, 110))
     (before,) = user.prompts()
-    user.told.clear()
+    user.changes.clear()
     view.drag((205, 155), (225, 135))
     (after,) = user.prompts()
-    assert user.told == [("A",)]
+    assert user.changes == [("A",)]
     step = user.adapter.geometry.to_ijk(view.ras_of((20, -20))) - user.adapter.geometry.to_ijk(
         view.ras_of((0, 0))
     )
@@ -120,9 +120,9 @@ def test_a_scribble_is_bent_by_one_of_its_points(user):
     view = user.takes("scribble").views["Red"]
     view.drag((160, 60), (250, 60))
     before = user.prompts()
-    user.told.clear()
+    user.changes.clear()
     view.drag((160, 60), (150, 100))
-    assert user.told == [("A",)]
+    assert user.changes == [("A",)]
     assert user.prompts()[0] != before[0] and user.prompts()[-1].ijk == pytest.approx(before[-1].ijk, abs=0.6)
 
 
@@ -146,7 +146,7 @@ def test_prompts_show_in_the_colour_of_their_segment_and_follow_it(user):
     assert coloured(view, GREEN) > 200
     user.segmentation.GetSegmentation().GetSegment("A").SetColor(*blue)
     assert coloured(view, GREEN) == 0 and coloured(view, blue) > 200
-    assert not user.told
+    assert not user.changes
 
 
 def test_prompts_show_only_near_their_slice(user):
@@ -163,9 +163,9 @@ def test_prompts_can_be_hidden_and_are_then_not_in_the_way(user):
     shown = coloured(view, GREEN)
     user.markups.setVisible(False)
     assert coloured(view, GREEN) == 0
-    user.told.clear()
+    user.changes.clear()
     view.click((201, 151))
-    assert user.told == [("A",)] and coloured(view, GREEN) == 0
+    assert user.changes == [("A",)] and coloured(view, GREEN) == 0
     user.markups.setVisible(True)
     assert coloured(view, GREEN) > shown * 0.9
 

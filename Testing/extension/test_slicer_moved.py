@@ -247,33 +247,33 @@ def looks_again(seg):
 def test_every_kind_of_prompt_goes_along(scene, name):
     seg = ASegmentation(scene)
     looks_again(seg)
-    seg.says_a_lot()
-    before, other = seg.words(), seg.words("B")
+    seg.prompts_a_lot()
+    before, other = seg.slice_prompts(), seg.slice_prompts("B")
     shown = seg.markups.snapshot()
     transform = a_linear_transform(scene, MATRICES[name])
     for node in (seg.volume, seg.node):
         node.SetAndObserveTransformNodeID(transform.GetID())
     looks_again(seg)
-    the_same(seg.words(), before)
-    the_same(seg.words("B"), other)
-    assert set(seg.markups.snapshot()) == set(shown) and not seg.told
+    the_same(seg.slice_prompts(), before)
+    the_same(seg.slice_prompts("B"), other)
+    assert set(seg.markups.snapshot()) == set(shown) and not seg.changes
     seg.markups.clear("A")
     seg.markups.restore(shown)
-    the_same(seg.words(), before)
+    the_same(seg.slice_prompts(), before)
     assert nearly(seg.markups.snapshot()) == nearly(shown)
     assert all(node.GetTransformNodeID() == transform.GetID() for node in seg.markups._observer.nodes
                if node.IsA("vtkMRMLMarkupsNode"))  # fmt: skip
     for node in (seg.node, seg.volume):
         node.HardenTransform()
     looks_again(seg)
-    the_same(seg.words(), before)
+    the_same(seg.slice_prompts(), before)
     seg.markups.cleanup()
 
 
 @pytest.mark.parametrize("name", ["shift", "turn"])
 def test_prompts_are_drawn_where_the_mouse_was_under_a_transform(scene, name):
-    plain = ASegmentation(scene).says_a_lot()
-    before = plain.words()
+    plain = ASegmentation(scene).prompts_a_lot()
+    before = plain.slice_prompts()
     plain.markups.cleanup()
     transform = a_linear_transform(scene, MATRICES[name])
     seg = object.__new__(ASegmentation)
@@ -281,7 +281,7 @@ def test_prompts_are_drawn_where_the_mouse_was_under_a_transform(scene, name):
     seg.node = a_segmentation(scene, seg.volume, ("A", "B"))
     for node in (seg.volume, seg.node):
         node.SetAndObserveTransformNodeID(transform.GetID())
-    seg.meet().says_a_lot()
-    the_same(seg.words(), before)
+    seg.meet().prompts_a_lot()
+    the_same(seg.slice_prompts(), before)
     assert not np.allclose(transformToWorld(seg.markups._observer.nodes[0]), np.eye(4))
     seg.markups.cleanup()

@@ -20,7 +20,7 @@ class APromptingUser:
         self.scene = self.app.scene
         self.views = {}
         self.segment = "A"
-        self.told = []
+        self.changes = []
         self.gestures = []
         self.keys = []
 
@@ -39,7 +39,7 @@ class APromptingUser:
     def picks_up_the_effect(self):
         self.markups = PromptMarkups(self.scene, self.segmentation)
         self.markups.volumeNode = self.volume
-        self.markups.changed.append(self.told.append)
+        self.markups.changed.append(self.changes.append)
         self.hand = SliceInteraction(self._on_gesture, self.keys.append, self.markups)
         for view in self.views.values():
             view.process = self.hand.process
@@ -69,12 +69,14 @@ class APromptingUser:
         choice = self.adapter.stackOfView((view or self.views["Red"]).node)
         return choice.stack(self.adapter.volume)
 
-    def words(self, segment=None, stack=None):
+    def slice_prompts(self, segment=None, stack=None):
         return self.markups.slicePrompts(segment or self.segment, self.adapter, stack or self.stack())
 
     def prompts(self, segment=None, stack=None):
-        """What was said, slices ascending, without the slices."""
-        return [prompt for words in self.words(segment, stack).values() for prompt in words.prompts]
+        """The prompts of all slices, in ascending order of slices."""
+        return [
+            prompt for on_slice in self.slice_prompts(segment, stack).values() for prompt in on_slice.prompts
+        ]
 
     def leaves(self):
         """Everything is put away; the application stays."""

@@ -11,7 +11,8 @@ The contract, which :class:`~MedSAM2SegmentLib.Segments.SegmentWriter.SegmentWri
 4. Slicer's undo takes back ours: bits go back with the voxels
    (:class:`~MedSAM2SegmentLib.Segments.EditHistory.EditHistory`).
 
-Voxels that the user paints over ours cannot be told from them, and stay ours.
+Voxels that the user paints over ours cannot be distinguished from them, and stay ours. About erased voxels
+that were painted over, nothing is known any more after that stroke is undone.
 """
 
 from __future__ import annotations
