@@ -133,7 +133,7 @@ def test_every_object_is_boxed_by_another_hand():
     mask = a_disc((60, 80), (40, 30), 20)
     case = Case("row", Path("a.png"), Path("b.png"))
     boxes = [
-        jittered_box(mask, protocol_module.hand_for(MeasuredObject(case, label, mask[None]), seed))
+        jittered_box(mask, protocol_module.generator_for(MeasuredObject(case, label, mask[None]), seed))
         for label, seed in ((1, 0), (2, 0), (1, 1), (1, 0))
     ]
     assert boxes[0] == boxes[3]

@@ -124,7 +124,7 @@ def evaluate(
     """Measure a model on labelled volumes.
 
     For each label's largest piece: one box, then corrections where the result is most wrong, then one click
-    alone; beside a baseline that never looks at the image. Prints a table of mean Dice. By the protocol
+    alone; beside a baseline that does not use the image. Prints a table of mean Dice. By the protocol
     cvpr25, for each label: one box and five clicks, and the areas under the curves of both Dice. A case that
     cannot be read is named and left out; what was measured is kept, however the command ends.
     """

@@ -1,4 +1,4 @@
-"""Two answers that never look at the image: what any model must beat."""
+"""Two baselines that do not use the image: what any model must beat."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -21,7 +21,7 @@ from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of, read_case
 from medsam2_core.evaluation.metrics import Scores, scores
-from medsam2_core.evaluation.protocol import OBJECT, hand_for
+from medsam2_core.evaluation.protocol import OBJECT, generator_for
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
@@ -192,7 +192,7 @@ def _box_and_clicks(
     truth, stack = measured.truth_kji, session.stack
     occupied = [n for n in range(len(stack)) if stack.mask_of(truth, n).any()]
     median = occupied[len(occupied) // 2]
-    growth = int(hand_for(measured, protocol.seed).integers(0, MOST_GROWTH + 1))
+    growth = int(generator_for(measured, protocol.seed).integers(0, MOST_GROWTH + 1))
     left, top, right, bottom = box_of(stack.mask_of(truth, median), growth)
     corners = (left - 0.5, top - 0.5), (right + 0.5, bottom + 0.5)
     session.prompt(OBJECT, Box.between(*(_ijk(stack, x, y, median) for x, y in corners)))

@@ -120,8 +120,8 @@ def measure_object(
     )
 
 
-def hand_for(measured: MeasuredObject, seed: int) -> np.random.Generator:
-    """How the user's hand is off: otherwise for every object, the same in every run."""
+def generator_for(measured: MeasuredObject, seed: int) -> np.random.Generator:
+    """Random numbers of the simulated user: others for every object, the same in every run."""
     return np.random.default_rng([seed, crc32(f"{measured.case.row} {measured.name}".encode())])
 
 
@@ -153,8 +153,8 @@ class _User:
         self._stack = self.session.stack
         areas = [int(self._truth_hw(n).sum()) for n in range(len(self._stack))]
         self._key = int(np.argmax(areas))
-        hand = hand_for(measured, protocol.seed)
-        self._box = jittered_box(self._truth_hw(self._key), hand, protocol.jitter)
+        generator = generator_for(measured, protocol.seed)
+        self._box = jittered_box(self._truth_hw(self._key), generator, protocol.jitter)
 
     def click_alone(self) -> float:
         """Dice after one click in the middle of the object, propagated."""
@@ -181,7 +181,7 @@ class _User:
             yield mask
 
     def baseline(self) -> float:
-        """Dice of the answer that never looks at the image."""
+        """Dice of the baseline, which does not use the image."""
         if len(self._stack) == 1:
             truth = self._truth_hw(self._key)
             ellipse = inscribed_ellipse(tight_box(truth), self._stack.shape_hw)

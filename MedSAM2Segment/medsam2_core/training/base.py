@@ -1,7 +1,7 @@
 """Training the embedded model from nothing: single slices, clips for the memory, then both by turns.
 
-What a first experiment taught is built in: prompts are drawn as well as embedded, an affinity loss makes
-the trunk look at the image, and corrections are as frequent as first prompts. A run is a folder:
+Prompts are drawn as well as embedded, an affinity loss gives the trunk a dense signal, and corrections are as
+frequent as first prompts. A run is a folder:
 ``last.pt`` (everything needed to go on after a stop), ``log.jsonl`` (one line a report),
 ``weights.safetensors`` (averaged weights, for use).
 """
@@ -31,7 +31,7 @@ from medsam2_core.training.objective import Objective, Stage
 from medsam2_core.training.sources import load_sources, split
 from medsam2_core.training.validation import validate
 
-# What the embedded model receives beside tokens; the catalogue says the same to the engine.
+# What the embedded model receives beside tokens; equal to its recipe in the catalogue.
 EMBEDDED_RECIPE = PromptRecipe(draws_prompts=True, carries_mask=True, least_iou=0.4)
 
 # What torch and its unpickler raise on a file that was cut off, changed, or never was a run's state.
@@ -67,14 +67,14 @@ def stages_from_weights(steps: int = CORRECTIONS.steps, keeps_encoder: bool = Fa
 class BaseTraining:
     """Settings of a run, stored in its folder.
 
-    A resumed run must have the same network, seed and stages begun; steps, data and pace may change. Views
+    A resumed run must have the same network, seed and started stages; steps, data and pace may change. Views
     are drawn afresh from the step a run was stopped at: a resumed run is as good as one that never stopped,
     not equal to it.
 
     Attributes
     ----------
     start
-        Weights to begin with, a path; None begins with random ones. A resumed run has its own.
+        Weights to start from, a path; None starts from random ones. A resumed run has its own.
     """
 
     data: str
@@ -148,7 +148,7 @@ class BaseTrainer:
         self._resume()
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Train to the end, or until ``should_stop`` says so; either way the run can be resumed."""
+        """Train to the end, or until ``should_stop`` returns True; either way the run can be resumed."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self.settings.threads)
         try:
@@ -171,7 +171,7 @@ class BaseTrainer:
                 return
 
     def _run_stage(self, stage: Stage, should_stop: Callable[[], bool]) -> bool:
-        """Train until the stage ends, or until ``should_stop`` says so, which is returned."""
+        """Train until the stage ends or ``should_stop`` returns True; return which."""
         settings = self.settings
         optimiser = self._optimiser(stage)
         turns = stage.turns
@@ -350,7 +350,7 @@ class BaseTrainer:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return TrainingError(
             f"{self.folder / 'last.pt'} is damaged or was written by another version ({reason}): "
-            "remove it to begin anew, or choose another --out",
+            "remove it to start again, or choose another --out",
             code="run-damaged", path=str(self.folder / "last.pt"), reason=reason,
         )  # fmt: skip
 
@@ -370,13 +370,13 @@ class BaseTrainer:
                     f"{getattr(self.settings, key)!r}: choose another --out, or the same {key}",
                     code="run-differs", folder=str(self.folder), setting=key, found=theirs[key],
                 )  # fmt: skip
-        begun = [stage["name"] for stage in theirs["stages"]][: stage_index + 1]
+        started = [stage["name"] for stage in theirs["stages"]][: stage_index + 1]
         ours = [stage.name for stage in self.settings.stages]
-        if begun != ours[: len(begun)]:
+        if started != ours[: len(started)]:
             raise TrainingError(
-                f"{self.folder} holds a run with the stages {', '.join(begun)}, not {', '.join(ours)}: "
+                f"{self.folder} holds a run with the stages {', '.join(started)}, not {', '.join(ours)}: "
                 "choose another --out, or the same stages",
-                code="run-differs", folder=str(self.folder), setting="stages", found=begun,
+                code="run-differs", folder=str(self.folder), setting="stages", found=started,
             )  # fmt: skip
 
 

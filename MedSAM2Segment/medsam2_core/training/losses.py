@@ -1,4 +1,4 @@
-"""Losses of base training: mask, confidence, presence, and the affinity that makes a young network look."""
+"""Losses of base training: mask, predicted IoU, presence, and pixel affinity."""
 
 import torch
 from torch import nn
@@ -40,8 +40,8 @@ def true_iou(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 class AffinityHeads(nn.Module):
     """Do two pixels belong to the same region? Asked of the neck's three maps; thrown away after training.
 
-    Without this dense signal a network trained from nothing answers every box with its ellipse and never
-    looks at the image.
+    Without this dense signal a network trained from random weights answers every box with its ellipse,
+    whatever the image shows.
     """
 
     def __init__(self, channels: int, levels: int = 3, width: int = 16) -> None:

@@ -52,7 +52,7 @@ class ObjectFeatures:
 
 @dataclass
 class Answer:
-    """What the decoder says of B objects: four candidates each, the single mask first."""
+    """Output of the mask decoder for B objects: four candidates each, the single mask first."""
 
     logits: torch.Tensor  # (B, 4, s, s)
     iou: torch.Tensor  # (B, 4)

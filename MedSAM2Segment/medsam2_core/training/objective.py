@@ -1,4 +1,4 @@
-"""What is minimised: the answers to a first prompt, to corrections, and along a clip, against the truth."""
+"""The objective: answers to a first prompt, to corrections and along a clip, compared with the truth."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Stage:
         Learning rate of the image encoder relative to the rest; 0 leaves the encoder as it is.
     carried_noise
         How often the mask carried to the next slice is moved, grown, shrunk or left out, so that the next
-        slice's image has to be looked at.
+        slice's image matters.
     worse_weight
         Weight of what a correction adds to the mask loss.
     slices
@@ -246,7 +246,7 @@ def disturbed(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     grid = functional.affine_grid(theta, list(logits.shape), align_corners=False)
     changed = functional.grid_sample(clamped + 10, grid, align_corners=False) - 10
     left_out = torch.rand(batch, 1, 1, 1, generator=generator).to(logits.device) < 0.2
-    # Zero says nothing, as where no prompt was drawn; what is known to be absent stays so.
+    # Zero is neutral, as where no prompt was drawn; an absent object stays absent.
     silent = left_out & (clamped > 0).flatten(1).any(1)[:, None, None, None]
     return torch.where(silent, torch.zeros_like(changed), changed)
 

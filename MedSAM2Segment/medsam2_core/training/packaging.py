@@ -18,7 +18,7 @@ _LARGEST = 25_000_000
 
 @dataclass(frozen=True)
 class Packaged:
-    """A weights file and what the catalogue says about it."""
+    """A weights file with its size and hash for the catalogue."""
 
     path: Path
     size: int

@@ -74,8 +74,8 @@ class Plane:
     grid
         (T, L, L, 3) voxel positions (k, j, i).
     positions
-        (T, L, L, 2) rows and columns in units of the first square's side, 0 at its centre; they say how far
-        each square moved and grew.
+        (T, L, L, 2) rows and columns in units of the first square's side, 0 at its centre, of
+        every sample of each square.
     squares
         (T, 3) row and column of each square's centre, and its side, in those units.
     voxel_width
@@ -119,7 +119,7 @@ class Plane:
         voxels: torch.Tensor, grid: torch.Tensor, mode: str, low: float = 0.0, high: float = 1.0
     ) -> torch.Tensor:
         """(T, C, h, w) values of (C, K, J, I) at voxel positions, `low` as 0 and `high` as 1; 0 outside."""
-        # Only the block that is looked at is made float: a volume may be a hundred times larger.
+        # Only the block that is needed is made float: a volume may be a hundred times larger.
         first = [int(v) for v in (grid.amin((0, 1, 2)) - 1).floor()]
         last = [int(v) + 2 for v in (grid.amax((0, 1, 2)) + 1).ceil()]
         first = [min(max(v, 0), n - 1) for v, n in zip(first, voxels.shape[1:], strict=True)]

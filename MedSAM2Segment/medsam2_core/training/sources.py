@@ -19,7 +19,7 @@ from medsam2_core.imaging.reading import read_labels, read_volume
 # In int16.
 MOST_LABELS = 32_766
 
-# Every eighth case, or patient where patients are told apart, is for validation.
+# Every eighth case, or patient where patients are known, is for validation.
 _VALIDATION_EVERY = 8
 _PATIENT_SETS = {"sts3d_ct", "sts3d_mr_t1", "sts3d_pet"}  # the same case name is the same patient
 # Single patients of sets that hold too few for the rule above; neighbouring gestational weeks share fetuses.

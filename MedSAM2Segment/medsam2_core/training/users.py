@@ -170,7 +170,7 @@ def _sample_inside(hard: torch.Tensor, generator: torch.Generator) -> torch.Tens
     power = (0, 2, 4)[int(torch.randint(3, (1,), generator=generator))]
     size = hard.shape[-1]
     depth = functional.avg_pool2d(hard[:, None].float(), 9, 1, 4)[:, 0] * hard
-    # Nothing at all outside: beside an object of a pixel or two the smallest weight would tell.
+    # Nothing at all outside: beside an object of a pixel or two the smallest weight would matter.
     weights = depth.flatten(1).pow(power) * hard.flatten(1) + 1e-9 * hard.flatten(1)
     index = torch.multinomial(weights, 1, generator=generator)[:, 0]
     point = torch.stack([index % size, index // size], dim=1).float()

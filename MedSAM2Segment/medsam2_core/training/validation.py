@@ -32,7 +32,7 @@ class Tracked:
     present, score
         Whether the object is there, and the object score (a logit).
     iou, predicted_iou
-        Of the decoder's mask, before the object score has its say.
+        Of the decoder's mask, whatever the object score.
     dice
         Of the mask shown.
     gain
