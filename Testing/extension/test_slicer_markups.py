@@ -15,6 +15,7 @@ from medsam2_core.prompts import Box, MaskPrompt, Point
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, PointGesture, ScribbleGesture
 from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
+from support.errors import raises
 from support.scene import a_matrix, a_segmentation, a_volume, an_empty_scene, direction_of
 from support.shown_errors import every_error_shown
 
@@ -160,11 +161,11 @@ def test_every_addition_is_told_once(seg):
 def test_a_point_outside_the_volume_is_named_with_the_way_out(seg):
     seg.markups.add("A", seg.point(10, 12, 5))
     outside = seg.point(40, 12, 5)
-    with pytest.raises(PromptError, match="outside the volume: move it onto the image, or delete it"):
+    with raises("prompt-outside-volume", PromptError):
         seg.markups.check(outside, seg.adapter, seg.stack)
     assert seg.markups.check(seg.point(10, 12, 11.4), seg.adapter, seg.stack) == (11,)
     seg.markups.add("A", outside)
-    with pytest.raises(PromptError, match="the point with the number 2"):
+    with raises("prompt-outside-volume", PromptError, prompt="the point with the number 2"):
         seg.slice_prompts()
 
 
@@ -176,7 +177,7 @@ def test_two_boxes_on_a_slice_are_refused_with_their_numbers(seg):
     seg.markups.add("A", BoxGesture(gesture.rasCorners, 1.0))
     assert list(seg.slice_prompts()) == [5, 6]
     seg.markups.add("A", BoxGesture(seg.box((4, 5), (20, 22), 5.3).rasCorners, 1.0))
-    with pytest.raises(PromptError, match="numbers 1 and 3 are both on slice 5"):
+    with raises("two-boxes-on-slice", PromptError, slice=5, boxes=[1, 3]):
         seg.slice_prompts()
 
 
@@ -184,7 +185,7 @@ def test_a_mask_speaks_about_its_voxels_on_another_stack(seg):
     seg.prompts_a_lot()
     coronal = SliceStack.along(seg.adapter.volume, "coronal")
     seg.markups.remove(seg.markups.add("B", seg.point(0, 0, 0)))
-    with pytest.raises(PromptError, match="the box with the number 2 reaches from slice"):
+    with raises("box-across-slices", PromptError):
         seg.slice_prompts("A", coronal)
     for node in [n for n in seg.markups._observer.nodes if n.IsA("vtkMRMLMarkupsROINode")]:
         seg.scene.RemoveNode(node)
@@ -199,7 +200,7 @@ def test_damaged_notes_are_reported(seg):
     node = seg.scene.GetFirstNodeByClass("vtkMRMLTextNode")
     for text in ("{", "[]", '{"version": 2}', node.GetText().replace('"n": 9', '"n": "x"')):
         node.SetText(text)
-        with pytest.raises(PromptError, match="delete the text node"):
+        with raises("mask-notes-damaged", PromptError):
             seg.slice_prompts()
 
 

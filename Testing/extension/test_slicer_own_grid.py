@@ -15,6 +15,7 @@ from medsam2_core.imaging.segmentation_files import read_segmentation  # noqa: E
 from MedSAM2SegmentLib.Segments import LayerFile  # noqa: E402
 from MedSAM2SegmentLib.Segments.Editors import matrixToArray  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations  # noqa: E402
+from support.errors import raises  # noqa: E402
 from support.scene import (  # noqa: E402
     SHAPE_KJI,
     a_linear_transform,
@@ -128,9 +129,7 @@ def test_a_segment_that_would_be_another_on_the_finest_grid_is_refused_or_noted(
         an_imported_segment(segmentation, "sheet", a_matrix(spacing=(1, 1, thickness)), (1, 20, 20))
         return segmentation
 
-    with pytest.raises(
-        ExportError, match=r"'sheet' lies on a grid of its own, and .*% of it would be another"
-    ):
+    with raises("segment-on-other-grid", ExportError, segment="sheet"):
         written(scene, with_a_sheet(0.5), tmp_path)
     _, notes = written(scene, with_a_sheet(3.95), tmp_path)
     assert len(notes) == 1
@@ -228,7 +227,7 @@ def test_a_warp_over_one_of_them_alone_is_refused(scene, tmp_path, over):
     segmentation = on_own_grid(scene, a_matrix(), SHAPE_KJI, {"A": BOX}, volume=volume)
     node = segmentation if over == "segmentation" else volume
     node.SetAndObserveTransformNodeID(a_warp(scene).GetID())
-    with pytest.raises(GeometryError, match=f"{node.GetName()!r} is under the transform 'Warp'.*not linear"):
+    with raises("transform-not-linear", GeometryError, node=node.GetName(), transform="Warp"):
         written(scene, segmentation, tmp_path)
 
 
@@ -236,7 +235,7 @@ def test_a_transform_that_flattens_space_is_refused(scene, tmp_path):
     segmentation = on_own_grid(scene, a_matrix(), SHAPE_KJI, {"A": BOX})
     flat = a_linear_transform(scene, np.diag([1, 1, 0, 1.0]))
     segmentation.SetAndObserveTransformNodeID(flat.GetID())
-    with pytest.raises(GeometryError, match="flattens space"):
+    with raises("transform-singular", GeometryError):
         written(scene, segmentation, tmp_path)
 
 
@@ -265,7 +264,7 @@ def test_surfaces_without_a_grid_get_that_of_the_volume(scene, tmp_path):
 
 def test_a_segmentation_without_a_voxel_is_refused(scene, tmp_path):
     segmentation = a_segmentation(scene, a_volume(scene), ("A", "B"))
-    with pytest.raises(ExportError, match="'Segmentation' is empty, none of its segments has a voxel"):
+    with raises("segmentation-empty", ExportError, segmentation="Segmentation"):
         written(scene, segmentation, tmp_path)
 
 
@@ -293,7 +292,7 @@ def test_what_was_drawn_on_is_told_as_it_lies_in_the_scene(scene):
     told = SceneSegmentations(scene).drawnOn(segmentation.GetID())
     assert np.allclose(told["ijk_to_ras"], moved)
     assert told["shape_ijk"] == [20, 14, 9]
-    with pytest.raises(ExportError, match="lies on no volume"):
+    with raises("no-volume", ExportError):
         SceneSegmentations(scene).drawnOn(a_segmentation(scene).GetID())
 
 

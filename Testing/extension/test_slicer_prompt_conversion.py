@@ -12,6 +12,7 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import resolve
 from MedSAM2SegmentLib.Prompts.PromptConversion import alongCurve, boxPrompt, pointPrompt
+from support.errors import raises
 from support.scene import a_matrix, direction_of, geometries, rotation
 
 SHAPE_KJI = (16, 20, 24)
@@ -75,13 +76,13 @@ def test_a_rectangle_is_cut_off_where_the_volume_ends(edges, n, name):
 @pytest.mark.parametrize("edges", [(-9, 2, -2, 8, 5), (2, 30, 9, 40, 5), (2, 2, 9, 9, 17), (2, 2, 9, 9, -2)])
 def test_a_rectangle_beside_the_volume_is_refused(edges):
     stack = a_stack(geometries()["oblique"], "k")
-    with pytest.raises(PromptError, match="the box is outside the volume: "):
+    with raises("prompt-outside-volume", PromptError, prompt="the box"):
         boxPrompt(rectangle(stack, *edges), stack.volume.geometry, stack, "the box")
 
 
 def test_a_rectangle_across_the_slices_is_refused_with_the_way_out():
     stack, other = a_stack(geometries()["plain"], "k"), a_stack(geometries()["plain"], "i")
-    with pytest.raises(PromptError, match=r"from slice 2 to 9 of .*: a box lies on one slice\. Draw it"):
+    with raises("box-across-slices", PromptError, first=2, last=9):
         boxPrompt(rectangle(other, 2, 6, 9, 13, 5), stack.volume.geometry, stack, "the box")
 
 
@@ -94,7 +95,7 @@ def test_a_view_that_is_hardly_turned_shows_the_slices(degrees, taken):
     if taken:
         np.testing.assert_allclose(box_of(stack, turned), (8, 2, 2, 20, 18), atol=0.1)
     else:
-        with pytest.raises(PromptError, match="reaches from slice"):
+        with raises("box-across-slices", PromptError):
             boxPrompt(turned, stack.volume.geometry, stack, "the box")
 
 
@@ -132,7 +133,7 @@ def test_points_keep_their_place_and_know_their_slice():
         n, point = pointPrompt(geometry.to_ras(position), False, geometry, stack, "it")
         np.testing.assert_allclose(point.ijk, position, atol=1e-9)
         assert not point.positive and list(resolve([point], stack)) == [n]
-    with pytest.raises(PromptError, match="it is outside the volume"):
+    with raises("prompt-outside-volume", PromptError):
         pointPrompt(geometry.to_ras([24, 0, 0]), True, geometry, stack, "it")
 
 

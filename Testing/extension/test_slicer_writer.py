@@ -11,6 +11,7 @@ from MedSAM2SegmentLib.Segments.Editors import SegmentError  # noqa: E402
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
 from support.desk import Desk  # noqa: E402
+from support.errors import raises  # noqa: E402
 from support.scene import (  # noqa: E402
     a_matrix,
     a_picture,
@@ -294,7 +295,7 @@ def test_a_segment_that_is_gone_is_named_and_nothing_is_lost(desk):
     paint(desk.editor, box_mask((2, 2), (4, 6), (5, 7)), "B")
     desk.write(2, (2, 3), (3, 15))
     desk.segmentation.GetSegmentation().RemoveSegment("A")
-    with pytest.raises(SegmentError, match="'A' is no longer in 'Segmentation'"):
+    with raises("segment-gone", SegmentError, segment="A"):
         desk.write(2, (2, 9), (3, 15))
     with pytest.raises(SegmentError):
         desk.writer.segmentMasks("A", desk.stack, [2])
@@ -308,7 +309,7 @@ def test_a_segmentation_of_surfaces_is_refused_until_it_is_converted(scene):
     segmentation = desk.segmentation.GetSegmentation()
     segmentation.CreateRepresentation("Closed surface")
     segmentation.SetSourceRepresentationName("Closed surface")
-    with pytest.raises(SegmentError, match="kept as Closed surface"):
+    with raises("segmentation-not-labelmap", SegmentError, representation="Closed surface"):
         desk.write(2, (2, 9), (3, 15))
     desk.editor.logic.SetSourceRepresentationToBinaryLabelMap()  # what the Segment Editor does on "Yes"
     assert desk.write(2, (0, 13), (0, 19))
@@ -328,11 +329,11 @@ def test_a_surface_shown_in_3d_follows(desk):
 def test_without_a_segmentation_or_a_geometry_it_says_what_to_choose(scene):
     desk = Desk(scene)
     desk.editor.node.SetAndObserveSegmentationNode(None)
-    with pytest.raises(SegmentError, match="choose one"):
+    with raises("no-segmentation", SegmentError):
         desk.write(2, (2, 9), (3, 15))
     bare = a_segmentation(scene)
     editor = an_editor(bare, None)
-    with pytest.raises(GeometryError, match="choose a source volume"):
+    with raises("no-reference-geometry", GeometryError):
         SegmentWriter(editor).write("A", {0: desk.empty}, desk.stack, newStep=True)
 
 
