@@ -82,6 +82,9 @@ def test_the_installed_program_tells_its_version():
         (("train", "base", "nowhere", "--out", "x", "--steps", "5"), "--steps 5"),
         (("train", "base", "nowhere", "--out", "x", "--precision", "fp8"), "--precision fp8"),
         (("train", "base", "nowhere", "--out", "x", "--device", "abacus"), "abacus"),
+        (("train", "base", "nowhere", "--out", "x", "--keep-encoder"), "--start"),
+        (("evaluate", "a.nrrd", "b.nrrd", "--protocol", "cvpr24"), "cvpr24"),
+        (("evaluate", "a.nrrd", "b.nrrd", "--protocol", "cvpr25", "--corrections", "3"), "--corrections"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(medsam2, words, reason, tmp_path, monkeypatch):
@@ -269,3 +272,12 @@ def test_training_is_set_up_from_the_options(medsam2, tmp_path, monkeypatch):
     assert [(stage.name, stage.steps) for stage in settings.stages] == [("slices", 7)]
     assert (settings.seed, settings.device, settings.threads, settings.workers) == (4, "cpu", 1, 0)
     assert json.loads(answer.out.splitlines()[0]) == {"step": 1}
+    weights = tmp_path / "weights.safetensors"
+    words = ("train", "base", tmp_path, "--out", tmp_path / "more", "--steps", "9", "--device", "cpu")
+    answer = medsam2(*words, "--start", weights, "--keep-encoder")
+    assert answer.code == 0, answer.err
+    settings = asked["settings"]
+    assert settings.start == str(weights)
+    assert [(stage.name, stage.steps, stage.trunk_factor) for stage in settings.stages] == [
+        ("corrections", 9, 0)
+    ]

@@ -131,9 +131,9 @@ def evaluate(
     from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.model import load_model
 
+    settings, measure_case = _protocol(protocol, corrections, seed, zoom, memory)
     chosen = _chosen(image, labels, cases, data, axis, window, row or [], most)
     _check_targets(chosen, [cases, model, config], [json, plot])
-    settings, measure_case = _protocol(protocol, corrections, seed, zoom, memory)
     loaded = load_model(model, device, precision, config=config, image_size=image_size)
     about = {"protocol": protocol, **asdict(settings), **loaded.provenance()}
     run, cache = _Run(chosen, json, {**about, "image_size": loaded.image_size}), FeatureCache()
