@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from medsam2_core.errors import Cancelled, TrainingError, WorkerError
-from MedSAM2SegmentLib.Panels.AutoPage import AutoPage
-from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
-from MedSAM2SegmentLib.Panels.ModulePageState import Kind
+from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection
+from MedSAM2SegmentLib.Page.PageController import PageController
+from MedSAM2SegmentLib.Page.PageState import Level
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
 from support.findings import a_model
 from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
@@ -38,8 +38,8 @@ class APage:
     def __init__(self, *entries, cases=None, damaged=(), problem=None, **settings):
         self.worker, self.changes = FakeWorker(), 0
         self.workers = FakeWorkers(self.worker)
-        self.page = AutoPage(FakeSettings(**settings), self.workers, cases, self.changed)
-        self.page.listenTo(self.worker)
+        self.page = AutoModelsSection(FakeSettings(**settings), self.workers, cases, self.changed)
+        self.page.setClient(self.worker)
         self.tell(*entries, damaged=damaged)
         self.workers.problem = problem
 
@@ -79,7 +79,7 @@ def test_what_there_is_is_listed():
 def test_without_a_model_it_says_how_to_begin():
     page = APage()
     assert page.view.line.text == "No Auto model yet: train one from 10 labelled images."
-    page.page.listenTo(None)
+    page.page.setClient(None)
     assert page.view.line.text == ""
     assert not page.view.canTrain
 
@@ -87,19 +87,19 @@ def test_without_a_model_it_says_how_to_begin():
 def test_a_damaged_file_is_told_of():
     reason = "b.medsam2auto is damaged: train it again, or remove it"
     page = APage(LIVER, damaged=[{"path": "/models/auto/b.medsam2auto", "reason": reason}])
-    assert (page.view.line.text, page.view.line.kind) == (reason, Kind.WARNING)
+    assert (page.view.line.text, page.view.line.level) == (reason, Level.WARNING)
     assert len(page.view.rows) == 1
 
 
 def test_nonsense_from_a_worker_is_an_error_and_not_the_end():
     page = APage({"name": "no path"})
-    assert page.view.line.kind is Kind.ERROR
+    assert page.view.line.level is Level.ERROR
     assert page.view.rows == ()
 
 
 def test_a_worker_that_knows_no_such_models_is_left_alone():
     page = APage(LIVER)
-    page.page.listenTo(page.worker)
+    page.page.setClient(page.worker)
     page.worker.last("auto_models").fail(WorkerError("unknown request"))
     assert page.view.line.text == ""
 
@@ -121,7 +121,7 @@ def test_what_could_not_be_removed_says_why():
     page = APage(LIVER)
     page.page.remove("liver")
     page.worker.last("remove_auto_model").fail(WorkerError("it is in use: close it"))
-    assert (page.view.line.text, page.view.line.kind) == ("it is in use: close it", Kind.ERROR)
+    assert (page.view.line.text, page.view.line.level) == ("it is in use: close it", Level.ERROR)
     assert page.view.canChange
 
 
@@ -129,7 +129,7 @@ def test_late_answers_of_a_worker_that_is_gone_concern_nobody():
     page = APage(LIVER)
     page.page.remove("liver")
     removal = page.worker.last("remove_auto_model")
-    page.page.listenTo(None)
+    page.page.setClient(None)
     before = page.changes
     removal.answer(bytes=1)
     removal.fail(WorkerError("too late"))
@@ -156,7 +156,7 @@ def test_a_folder_is_trained_on_and_the_result_is_in_the_list():
     assert page.view.line.text == (
         "liver is trained on 12 images, Dice 0.91: choose it at Auto in the effect."
     )
-    assert page.view.line.kind is Kind.GOOD
+    assert page.view.line.level is Level.OK
     assert page.view.fraction is None
     assert [row.name for row in page.view.rows] == ["liver"]
     assert page.worker.owners == []
@@ -190,10 +190,14 @@ def test_without_a_folder_nothing_is_begun():
 
 def test_images_with_problems_can_be_left_out():
     page = APage()
-    words = "1 problem with the data: (1) a.png has no label. Mend them, or leave these images out"
-    page.train().fail(TrainingError(f"{words} with --skip-bad"))
-    assert page.view.line.text == words
-    assert page.train(skipsBad=True).fields == {**FOLDER_WISH, "skip_bad": True}
+    problems = [{"code": "no-label", "message": "a.png has no label", "severity": "error"}]
+    problems[0]["fields"] = {"image": "a.png"}
+    page.train().fail(TrainingError("… with --skip-bad", code="data-problems", problems=problems))
+    assert page.view.line.text == (
+        "1 problem with the data: a.png has no label. Correct the images, or tick 'Leave out images with "
+        "problems'"
+    )
+    assert page.train(skipBad=True).fields == {**FOLDER_WISH, "skip_bad": True}
 
 
 def test_only_one_training_at_a_time():
@@ -210,7 +214,7 @@ def test_a_stopped_training_goes_on_when_the_same_is_asked_for():
     assert page.view.line.text == "The training is being stopped…"
     request.fail(Cancelled("the training was stopped; started again with the same data, it goes on"))
     assert page.view.line.text.startswith("The training was stopped; started again")
-    assert page.view.line.kind is Kind.PLAIN
+    assert page.view.line.level is Level.INFO
     again = page.train()
     assert again.fields == {**FOLDER_WISH, "resume": True}
     again.fail(Cancelled("the training was stopped"))
@@ -232,7 +236,7 @@ def test_a_training_that_fails_says_why_and_lets_go():
     assert page.view.line.text == "a.png has no label: put a_label.png beside it"
     page.train().fail(TrainingError("no image has a label"))
     assert page.view.line.text == "No image has a label"
-    assert page.view.line.kind is Kind.ERROR
+    assert page.view.line.level is Level.ERROR
     assert page.view.canTrain
     assert page.worker.owners == []
 
@@ -240,7 +244,7 @@ def test_a_training_that_fails_says_why_and_lets_go():
 def test_without_a_worker_there_is_no_training():
     page = APage(problem=WorkerError("the runtime is not installed: press Install"))
     assert page.train() is None
-    assert page.view.line.kind is Kind.ERROR
+    assert page.view.line.level is Level.ERROR
     assert page.view.canTrain
 
 
@@ -279,7 +283,7 @@ def test_a_scene_without_labels_says_so_and_leaves_nothing_behind():
     cases = SomeCases(problem=problem)
     page = APage(cases=cases)
     assert page.train("scene") is None
-    assert (page.view.line.text, page.view.line.kind) == (str(problem), Kind.ERROR)
+    assert (page.view.line.text, page.view.line.level) == (str(problem), Level.ERROR)
     assert not cases.places[0].exists()
     assert page.worker.owners == []
 
@@ -289,7 +293,7 @@ def test_a_stopped_training_on_the_scene_begins_anew():
     page.train("scene").fail(
         Cancelled("the training was stopped; started again with the same data, it goes on")
     )
-    assert (page.view.line.text, page.view.line.kind) == ("The training was stopped.", Kind.PLAIN)
+    assert (page.view.line.text, page.view.line.level) == ("The training was stopped.", Level.INFO)
     assert "resume" not in page.train("scene").fields
 
 
@@ -308,13 +312,13 @@ def a_controller(cases=None, **settings):
     worker = FakeWorker()
     settings, workers = FakeSettings(**settings), FakeWorkers(worker)
     installer = FakeInstaller(RuntimeState.READY)
-    return ModulePageController(installer, settings, workers, cases=cases), worker, installer
+    return PageController(installer, settings, workers, cases=cases), worker, installer
 
 
 def test_a_training_goes_on_when_the_page_is_left():
     controller, worker, _ = a_controller()
     controller.enter()
-    controller.trainAutoModel("folder", "/data/livers", "liver", 10, "")
+    controller.auto.train("folder", "/data/livers", "liver", 10, "")
     request = worker.last("train_auto")
     controller.exit()
     assert worker.owners == [controller.auto]
@@ -323,27 +327,27 @@ def test_a_training_goes_on_when_the_page_is_left():
     controller.enter()
     assert controller.state.auto.fraction == 0.5
     request.answer(model=LIVER)
-    assert worker.owners == [controller]
-    assert controller.state.auto.line.kind is Kind.GOOD
+    assert worker.owners == [controller.worker]
+    assert controller.state.auto.line.level is Level.OK
 
 
 def test_it_ends_when_nobody_looks_and_lets_the_worker_go():
     controller, worker, _ = a_controller()
     controller.enter()
-    controller.trainAutoModel("folder", "/data/livers", "liver", 10, "")
+    controller.auto.train("folder", "/data/livers", "liver", 10, "")
     controller.exit()
     worker.last("train_auto").answer(model=LIVER)
     assert worker.owners == []
 
 
-@pytest.mark.parametrize("ask", ["repair", "askRemove"])
+@pytest.mark.parametrize("ask", ["askRepair", "askRemove"])
 def test_changing_the_runtime_stops_a_training(ask):
     cases = SomeCases("CT")
     controller, worker, installer = a_controller(cases)
     controller.enter()
-    controller.trainAutoModel("scene", "", "liver", 10, "")
-    getattr(controller, ask)()
-    controller.confirm()
+    controller.auto.train("scene", "", "liver", 10, "")
+    getattr(controller.runtime, ask)()
+    controller.runtime.confirm()
     assert worker.last("train_auto").isCancelled
     assert worker.owners == []
     assert not cases.places[0].exists()
@@ -354,7 +358,7 @@ def test_changing_the_runtime_stops_a_training(ask):
 def test_slicer_closing_stops_a_training():
     controller, worker, _ = a_controller()
     controller.enter()
-    controller.trainAutoModel("folder", "/data/livers", "liver", 10, "")
+    controller.auto.train("folder", "/data/livers", "liver", 10, "")
     controller.cleanup()
     assert worker.last("train_auto").isCancelled
     assert worker.owners == []
@@ -364,8 +368,8 @@ def test_the_page_cancels_and_removes_through_its_controller():
     controller, worker, _ = a_controller()
     controller.enter()
     worker.last("auto_models").answer(models=[LIVER], damaged=[])
-    controller.trainAutoModel("folder", "/data/livers", "liver", 10, "")
-    controller.cancelTraining()
+    controller.auto.train("folder", "/data/livers", "liver", 10, "")
+    controller.auto.cancel()
     assert worker.last("train_auto").isCancelled
-    controller.removeAutoModel("liver")
+    controller.auto.remove("liver")
     assert worker.last("remove_auto_model").fields == {"model": "liver"}

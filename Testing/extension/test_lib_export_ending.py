@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from medsam2_core.errors import Cancelled, ExportError, WorkerError
-from MedSAM2SegmentLib.Panels.ExportWish import ExportWish
-from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
-from MedSAM2SegmentLib.Panels.ModulePageState import Kind
+from medsam2_core.errors import Cancelled, ExportError, Note, WorkerError
+from MedSAM2SegmentLib.Page.ExportOptions import ExportOptions
+from MedSAM2SegmentLib.Page.PageController import PageController
+from MedSAM2SegmentLib.Page.PageState import Level
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
 from support.export_page import RESULT, APage, SomeSegmentations
 from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
@@ -20,7 +20,7 @@ def test_that_it_is_being_done_is_shown_before_the_work_begins(tmp_path):
     waiting = []
     page = APage(tmp_path, later=waiting.append)
     assert page.export() is None
-    assert (page.line.text, page.line.kind) == ("Exporting…", Kind.BUSY)
+    assert (page.line.text, page.line.level) == ("Exporting…", Level.BUSY)
     assert page.view.isRunning
     assert not page.view.canExport
     assert page.scene.paths == []
@@ -58,20 +58,24 @@ def test_what_was_written_is_told_and_nothing_is_left(page):
         f"{page.out}.dcm is written: 1 segment, 12 frames, 34 kB. out_measurements.json is beside it. "
         "out_SR.dcm is beside it."
     )
-    assert page.line.kind is Kind.GOOD
+    assert page.line.level is Level.OK
     assert not folder.exists()
     assert page.worker.owners == []
     assert page.view.canExport
 
 
 def test_notes_are_told_and_want_to_be_read(page):
-    page.scene.notes = ("'sheet' lay on another grid than the rest: 1.3% of it changed",)
-    notes = ["'cyst' is empty and was left out", "the grid was resampled."]
+    changed = "'sheet' lay on another grid than the rest: 1.3% of it changed"
+    page.scene.notes = (Note.warning("resampling-loss", changed),)
+    notes = [
+        Note.info("empty-segment-left-out", "'cyst' is empty and was left out").to_dict(),
+        Note.warning("resampled", "the grid was resampled.").to_dict(),
+    ]
     page.export().answer(**{**RESULT, "out": "/a.dcm", "notes": notes})
     text = page.line.text
     assert "Note: 'sheet' lay on another grid than the rest: 1.3% of it changed. Note: 'cyst'" in text
     assert text.endswith("Note: 'cyst' is empty and was left out. Note: the grid was resampled.")
-    assert page.line.kind is Kind.WARNING
+    assert page.line.level is Level.WARNING
 
 
 def test_a_strange_answer_is_no_end(page):
@@ -82,7 +86,7 @@ def test_a_strange_answer_is_no_end(page):
 def test_an_error_of_the_command_is_told_without_what_nobody_has_seen(page):
     request = page.export()
     request.fail(ExportError(f"{page.scene.paths[0]}: it has no voxels"))
-    assert (page.line.text, page.line.kind) == ("'Liver': it has no voxels", Kind.ERROR)
+    assert (page.line.text, page.line.level) == ("'Liver': it has no voxels", Level.ERROR)
     assert not page.scene.paths[0].exists()
     assert page.worker.owners == []
 
@@ -102,7 +106,7 @@ def test_what_cannot_be_handed_over_is_told_and_nothing_is_left(tmp_path, tempor
     page = APage(tmp_path, problem=ERRORS[words])
     assert page.export() is None
     assert words in page.line.text
-    assert page.line.kind is Kind.ERROR
+    assert page.line.level is Level.ERROR
     assert page.worker.owners == []
     assert page.view.canExport
     assert list(temporary.iterdir()) == []
@@ -112,9 +116,9 @@ def test_also_what_nobody_foresaw_leaves_nothing_behind(tmp_path, temporary):
     page = APage(tmp_path, problem=AssertionError("a defect"))
     with pytest.raises(AssertionError):
         page.export()
-    assert (page.line.text, page.line.kind) == (
-        "The export failed at something nobody foresaw: see Slicer's log.",
-        Kind.ERROR,
+    assert (page.line.text, page.line.level) == (
+        "Unexpected error during the export: see Slicer's log.",
+        Level.ERROR,
     )
     assert page.worker.owners == []
     assert page.view.canExport
@@ -158,11 +162,11 @@ def test_cancel_stops_it(page):
     request = page.export()
     page.page.cancel()
     assert request.isCancelled
-    assert (page.line.text, page.line.kind) == ("The export is being stopped…", Kind.BUSY)
+    assert (page.line.text, page.line.level) == ("The export is being stopped…", Level.BUSY)
     assert page.view.isRunning
     request.fail(Cancelled("the export was stopped; no file is left half written"))
-    assert page.line.text == "The export was stopped; no file is left half written"
-    assert page.line.kind is Kind.PLAIN
+    assert page.line.text == "The export was stopped; no file is left incomplete."
+    assert page.line.level is Level.INFO
     assert page.worker.owners == []
     page.page.cancel()
 
@@ -172,7 +176,7 @@ def test_cancel_stops_it(page):
 
 def a_controller(**settings):
     worker, scene = FakeWorker(), SomeSegmentations("Liver")
-    controller = ModulePageController(
+    controller = PageController(
         *(FakeInstaller(RuntimeState.READY), FakeSettings(**settings), FakeWorkers(worker)),
         segmentations=scene,
     )
@@ -183,22 +187,22 @@ def test_an_export_goes_on_when_the_page_is_left(tmp_path):
     controller, worker, scene = a_controller()
     controller.enter()
     assert scene.refreshed == 1
-    controller.chooseSegmentation("1")
-    controller.exportSegmentation(ExportWish(path=str(tmp_path / "a")))
+    controller.export.choose("1")
+    controller.export.export(ExportOptions(path=str(tmp_path / "a")))
     controller.exit()
     assert worker.owners == [controller.export]
     worker.last("export").answer(**RESULT, out="/a.dcm")
     assert worker.owners == []
-    assert controller.state.export.line.kind is Kind.GOOD
+    assert controller.state.export.line.level is Level.OK
 
 
-@pytest.mark.parametrize("ask", ["repair", "askRemove"])
+@pytest.mark.parametrize("ask", ["askRepair", "askRemove"])
 def test_changing_the_runtime_stops_an_export(tmp_path, ask):
     controller, worker, scene = a_controller()
     controller.enter()
-    controller.exportSegmentation(ExportWish(path=str(tmp_path / "a")))
-    getattr(controller, ask)()
-    controller.confirm()
+    controller.export.export(ExportOptions(path=str(tmp_path / "a")))
+    getattr(controller.runtime, ask)()
+    controller.runtime.confirm()
     assert worker.last("export").isCancelled
     assert worker.owners == []
     assert not scene.paths[0].exists()
@@ -208,12 +212,12 @@ def test_changing_the_runtime_stops_an_export(tmp_path, ask):
 def test_late_answers_of_a_stopped_export_concern_nobody(tmp_path):
     controller, worker, _ = a_controller()
     controller.enter()
-    controller.exportSegmentation(ExportWish(path=str(tmp_path / "a")))
+    controller.export.export(ExportOptions(path=str(tmp_path / "a")))
     request = worker.last("export")
     controller.export.stop()
     request.fail(Cancelled("too late"))
     assert controller.state.export.line.text == "The export was stopped."
-    controller.exportSegmentation(ExportWish(path=str(tmp_path / "a")))
+    controller.export.export(ExportOptions(path=str(tmp_path / "a")))
     request.answer(**RESULT, out="/late.dcm")
     assert controller.state.export.isRunning
 
@@ -221,8 +225,8 @@ def test_late_answers_of_a_stopped_export_concern_nobody(tmp_path):
 def test_slicer_closing_stops_an_export_and_cancel_reaches_it(tmp_path):
     controller, worker, scene = a_controller()
     controller.enter()
-    controller.exportSegmentation(ExportWish(path=str(tmp_path / "a")))
-    controller.cancelExport()
+    controller.export.export(ExportOptions(path=str(tmp_path / "a")))
+    controller.export.cancel()
     assert worker.last("export").isCancelled
     controller.cleanup()
     assert worker.owners == []
@@ -232,9 +236,9 @@ def test_slicer_closing_stops_an_export_and_cancel_reaches_it(tmp_path):
 def test_segmentations_that_come_while_the_page_is_open_appear(tmp_path):
     controller, _, scene = a_controller()
     seen = []
-    controller._changed = lambda: seen.append(controller.state.export.segmentations)
+    controller._onStateChanged = lambda: seen.append(controller.state.export.segmentations)
     controller.enter()
-    controller.tick()
+    controller.update()
     scene.found.append("Vessels")
-    controller.tick()
+    controller.update()
     assert ("2", "Vessels") in seen[-1]

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from MedSAM2SegmentLib.Panels.ExportPage import ExportPage
-from MedSAM2SegmentLib.Panels.ExportWish import FORMATS
-from MedSAM2SegmentLib.Panels.ModulePageState import Kind
+from MedSAM2SegmentLib.Page.ExportOptions import FORMATS
+from MedSAM2SegmentLib.Page.ExportSection import ExportSection
+from MedSAM2SegmentLib.Page.PageState import Level
 from support.export_page import GRID, APage
 from support.page import FakeSettings
 
@@ -34,19 +34,19 @@ def test_one_that_is_gone_is_chosen_no_longer(page):
     page.page.choose("2")
     page.scene.found.pop()
     assert page.view.chosen == "1"
-    page.page.look()
-    page.page.look()
+    page.page.update()
+    page.page.update()
     assert page.changes == 2
 
 
 @pytest.mark.parametrize("how", ["shown", "chosen"])
 def test_one_that_is_gone_is_not_replaced_by_another_behind_the_users_back(page, how):
     page.page.choose("2")
-    page.page.look()
+    page.page.update()
     page.scene.found.pop()
     assert page.export("nrrd", **({"segmentation": "2"} if how == "shown" else {})) is None
     assert page.line.text == "the segmentation is not in the scene any more: choose another one"
-    page.page.look()
+    page.page.update()
     assert page.export("nrrd") is not None
 
 
@@ -57,12 +57,12 @@ def test_what_is_exported_is_what_was_shown_when_it_was_wished(page):
 
 
 def test_another_series_below_a_segmentation_is_noticed(page):
-    page.page.look()
+    page.page.update()
     before = page.changes
-    page.page.look()
+    page.page.update()
     assert page.changes == before
     page.scene.series.clear()
-    page.page.look()
+    page.page.update()
     assert page.changes == before + 1
     assert page.view.dicomProblem
 
@@ -73,9 +73,9 @@ def test_an_empty_scene_says_how_to_begin(tmp_path):
     assert page.view.problem == "No segmentation in the scene yet: segment something first."
     assert not page.view.canExport
     assert page.export() is None
-    without = ExportPage(FakeSettings(), page.workers, None, list)
+    without = ExportSection(FakeSettings(), page.workers, None, list)
     assert without.view().problem == page.view.problem
-    without.look()
+    without.update()
     without.refresh()
 
 
@@ -84,7 +84,7 @@ def test_with_a_remote_command_slicers_own_saving_is_offered(tmp_path):
     assert "save with Slicer instead" in page.view.problem
     assert not page.view.canExport
     assert page.export() is None
-    assert page.line.kind is Kind.ERROR
+    assert page.line.level is Level.ERROR
     assert page.worker.owners == []
 
 
@@ -109,7 +109,7 @@ def test_a_dicom_seg_is_asked_for_with_the_files_of_its_series(page):
     }
     assert path.read_text() == "1 filled"
     assert path.name.endswith(".seg.nrrd")
-    assert (page.line.text, page.line.kind) == ("Exporting Liver…", Kind.BUSY)
+    assert (page.line.text, page.line.level) == ("Exporting Liver…", Level.BUSY)
     assert page.view.isRunning
     assert not page.view.canExport
     assert page.worker.owners == [page.page]
@@ -142,7 +142,7 @@ def test_measurements_and_report_lie_beside(page):
 
 def test_a_home_folder_is_known_and_half_a_path_is_not(page):
     assert page.export("nrrd", path="half/way") is None
-    assert "no whole path" in page.line.text
+    assert "not an absolute path" in page.line.text
     assert page.export("nrrd", path=" ") is None
     assert page.line.text == "Choose where to put the file first"
     assert page.export("nrrd", path="~/surely not there").fields["out"] == str(
@@ -177,7 +177,7 @@ def test_all_that_exists_is_named_before_it_is_agreed_to(page):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_who_agreed_in_a_dialog_has_agreed_to_that_file_alone(page, ending):
-    wish = {"measurements": "csv", "report": True, "agreed": (f"{page.out}.dcm",)}
+    wish = {"measurements": "csv", "report": True, "confirmed": (f"{page.out}.dcm",)}
     Path(f"{page.out}{ending}").touch()
     isAsked = ending == ".dcm"
     request = page.export(**wish)
@@ -201,7 +201,7 @@ def test_what_is_not_there_needs_no_leave_to_be_replaced(page):
 def test_what_is_no_name_of_a_file_is_said_in_words(page, path, words):
     assert page.export(path=path, measurements="json", report=True) is None
     assert words in page.line.text
-    assert page.line.kind is Kind.ERROR
+    assert page.line.level is Level.ERROR
 
 
 def test_a_folder_in_the_way_is_told(page):

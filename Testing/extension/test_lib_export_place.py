@@ -8,8 +8,8 @@ import time
 
 import pytest
 from medsam2_core.errors import ExportError
-from MedSAM2SegmentLib.Panels.ExportPage import ExportPage
-from MedSAM2SegmentLib.Panels.ExportPlace import ExportPlace, sweep
+from MedSAM2SegmentLib.Page.ExportFolder import ExportFolder, removeAbandoned
+from MedSAM2SegmentLib.Page.ExportSection import ExportSection
 from support.page import FakeSettings, FakeWorkers
 
 HOUR_S = 3600
@@ -25,8 +25,8 @@ def left_by_a_process_that_is_gone(folder):
     """A folder with a list of a patient's files; its process was killed."""
     code = (
         "import os, sys, tempfile\ntempfile.tempdir = sys.argv[1]\n"
-        "from MedSAM2SegmentLib.Panels.ExportPlace import ExportPlace\n"
-        "place = ExportPlace()\n(place.path / 'dicom.txt').write_text('/data/Anna')\n"
+        "from MedSAM2SegmentLib.Page.ExportFolder import ExportFolder\n"
+        "place = ExportFolder()\n(place.path / 'dicom.txt').write_text('/data/Anna')\n"
         "print(place.path, flush=True)\nos._exit(9)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -43,7 +43,7 @@ def left_by_a_process_that_is_gone(folder):
 
 
 def test_a_place_is_a_folder_that_can_be_removed(temporary):
-    place = ExportPlace()
+    place = ExportFolder()
     place.segmentation.touch()
     assert place.path.parent == temporary
     place.remove()
@@ -53,14 +53,14 @@ def test_a_place_is_a_folder_that_can_be_removed(temporary):
 
 def test_what_a_dead_process_left_is_taken_away_when_the_page_is_made(temporary):
     left = aged(left_by_a_process_that_is_gone(temporary), HOUR_S)
-    ExportPage(FakeSettings(), FakeWorkers(), None, list)
+    ExportSection(FakeSettings(), FakeWorkers(), None, list)
     assert not left.exists()
 
 
 def test_what_somebody_works_with_stays(temporary):
-    place = ExportPlace()
+    place = ExportFolder()
     aged(place.path, 100 * HOUR_S)
-    sweep()
+    removeAbandoned()
     assert place.path.exists()
     place.remove()
 
@@ -70,7 +70,7 @@ def test_without_a_lock_only_what_is_old_is_taken_away(temporary, age, isLeft):
     folder = temporary / "medsam2-export-x"
     folder.mkdir()
     aged(folder, age)
-    sweep()
+    removeAbandoned()
     assert folder.exists() != isLeft
 
 
@@ -79,7 +79,7 @@ def test_what_is_just_being_made_and_what_is_not_ours_stays(temporary):
     other = temporary / "medsam2-other"
     other.mkdir()
     aged(other, 100 * HOUR_S)
-    sweep()
+    removeAbandoned()
     assert left.exists()
     assert other.exists()
 
@@ -87,5 +87,5 @@ def test_what_is_just_being_made_and_what_is_not_ours_stays(temporary):
 def test_where_no_folder_can_be_made_it_is_said(temporary, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "gone"))
     with pytest.raises(ExportError, match=r"temporary folder .*gone"):
-        ExportPlace()
-    sweep()
+        ExportFolder()
+    removeAbandoned()

@@ -11,7 +11,8 @@ MAY_IMPORT = {
     "Segments": set(),
     "Prompts": {"Segments"},
     "Worker": {"Runtime"},
-    "Panels": {"Runtime", "Worker"},
+    "Page": {"Runtime"},
+    "Panels": {"Runtime", "Worker", "Page"},
     "Effect": {"Segments", "Prompts"},
     "": {"Effect", "Worker"},  # what Slicer itself asks for
 }
@@ -23,11 +24,11 @@ ASSEMBLY = {"Effect/EffectWindow.py": {"Panels", "Worker"}}
 WITH_QT = {
     *("SegmentEditorEffect.py", "Effect/EffectWindow.py", "Runtime/QProcessRunner.py"),
     *("Panels/ConfidenceStrip.py", "Panels/ModulePage.py", "Panels/ModulePanel.py", "Panels/OptionsPanel.py"),
-    *("Panels/AutoModelsPanel.py", "Panels/AutoSection.py", "Panels/ExportPanel.py", "Panels/QtHelpers.py"),
+    *("Panels/AutoModelsPanel.py", "Panels/ExportPanel.py", "Panels/QtHelpers.py"),
     *("Worker/Settings.py", "Worker/WorkerAccess.py", "Worker/WorkerProcess.py"),
 }
 # Packages that do not use Slicer's scene.
-WITHOUT_SCENE = {"Panels", "Runtime"}
+WITHOUT_SCENE = {"Page", "Panels", "Runtime"}
 # Scripts that run in the runtime's own Python, which has torch.
 ELSEWHERE = {"Runtime/probe.py", "Runtime/helper.py", "Runtime/collect.py"}
 

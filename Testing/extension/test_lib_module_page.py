@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from medsam2_core.errors import Cancelled, DownloadError, RuntimeInstallError, WorkerError
-from medsam2_core.worker.supervision import WorkerState
-from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
-from MedSAM2SegmentLib.Panels.ModulePageState import Kind
+from medsam2_core.worker.client import WorkerState
+from MedSAM2SegmentLib.Page.PageController import PageController
+from MedSAM2SegmentLib.Page.PageState import Level
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
 from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
 
@@ -31,7 +31,7 @@ class Page:
         self.installer, self.settings = FakeInstaller(runtime), FakeSettings(**settings)
         self.worker = worker or FakeWorker()
         self.workers = FakeWorkers(self.worker, problem)
-        self.controller = ModulePageController(
+        self.controller = PageController(
             self.installer, self.settings, self.workers, self.changed, lambda: self.now
         )
 
@@ -51,16 +51,16 @@ class Page:
 def test_a_fresh_computer_is_told_what_to_press():
     page = Page(RuntimeState.NONE, problem=RuntimeInstallError("press Install"))
     page.controller.enter()
-    assert page.state.runtime.line.kind is Kind.WARNING
+    assert page.state.runtime.line.level is Level.WARNING
     assert page.state.runtime.canInstall
     assert not page.state.runtime.canRemove
     assert page.state.worker.line.text == "press Install"
-    assert not page.state.canChangeModels
+    assert not page.state.models.canChange
 
 
 def test_installing_is_asked_with_size_place_and_licences_and_then_done():
     page = Page(RuntimeState.NONE)
-    page.controller.askInstall()
+    page.controller.runtime.askInstall()
     question = page.state.runtime.question
     for words in (
         "MedSAM2Segment/runtime",
@@ -71,7 +71,7 @@ def test_installing_is_asked_with_size_place_and_licences_and_then_done():
     ):
         assert words in question
     assert page.installer.done == []
-    page.controller.confirm()
+    page.controller.runtime.confirm()
     assert page.installer.done == ["install"]
     assert page.state.runtime.question == ""
     assert page.state.runtime.canCancel
@@ -80,96 +80,96 @@ def test_installing_is_asked_with_size_place_and_licences_and_then_done():
 
 def test_declining_does_nothing():
     page = Page(RuntimeState.NONE)
-    page.controller.askInstall()
-    page.controller.decline()
-    page.controller.confirm()
+    page.controller.runtime.askInstall()
+    page.controller.runtime.decline()
+    page.controller.runtime.confirm()
     assert page.installer.done == []
     assert page.state.runtime.question == ""
 
 
 def test_a_folder_of_wheels_is_installed_from(tmp_path):
     page = Page(RuntimeState.NONE)
-    page.controller.setWheelFolder(str(tmp_path))
-    page.controller.askInstall()
+    page.controller.runtime.setWheelFolder(str(tmp_path))
+    page.controller.runtime.askInstall()
     assert page.installer.options.offlineFolder == Path(tmp_path)
-    page.controller.setWheelFolder("")
-    page.controller.decline()
-    page.controller.askInstall()
+    page.controller.runtime.setWheelFolder("")
+    page.controller.runtime.decline()
+    page.controller.runtime.askInstall()
     assert page.installer.options.offlineFolder is None
 
 
 def test_progress_lines_and_the_end_are_shown():
     page = Page(RuntimeState.NONE)
     page.controller.enter()
-    page.controller.askInstall()
-    page.controller.confirm()
+    page.controller.runtime.askInstall()
+    page.controller.runtime.confirm()
     before = page.changes
     page.installer.listener.progress(0.25, "Downloading torch")
     for number in range(500):
         page.installer.listener.line(f"line {number}")
     view = page.state.runtime
-    assert (view.fraction, view.line.text, view.line.kind) == (0.25, "Downloading torch", Kind.BUSY)
+    assert (view.fraction, view.line.text, view.line.level) == (0.25, "Downloading torch", Level.BUSY)
     assert view.log.endswith("line 499")
     assert len(view.log.splitlines()) == 400
     assert page.changes > before
     page.installer.now = RuntimeState.READY
     page.installer.listener.ended(None)
     assert page.state.runtime.fraction is None
-    assert page.state.runtime.line.kind is Kind.GOOD
-    assert page.worker.owners == [page.controller], "the new runtime is used at once"
+    assert page.state.runtime.line.level is Level.OK
+    assert page.worker.owners == [page.controller.worker], "the new runtime is used at once"
 
 
 def test_failure_and_cancel_are_told_apart():
     page = Page(RuntimeState.NONE)
-    page.controller.askInstall()
-    page.controller.confirm()
+    page.controller.runtime.askInstall()
+    page.controller.runtime.confirm()
     page.controller.enter()
     page.installer.listener.ended(RuntimeInstallError("The disk is full"))
-    assert page.worker.owners == [page.controller], "what was there before is used again"
-    assert (page.state.runtime.line.text, page.state.runtime.line.kind) == ("The disk is full", Kind.ERROR)
-    page.controller.askInstall()
-    page.controller.confirm()
-    page.controller.cancelRuntime()
-    assert page.state.runtime.line.kind is Kind.PLAIN
+    assert page.worker.owners == [page.controller.worker], "what was there before is used again"
+    assert (page.state.runtime.line.text, page.state.runtime.line.level) == ("The disk is full", Level.ERROR)
+    page.controller.runtime.askInstall()
+    page.controller.runtime.confirm()
+    page.controller.runtime.cancel()
+    assert page.state.runtime.line.level is Level.INFO
     assert "kept" in page.state.runtime.line.text
 
 
 def test_what_cannot_even_be_planned_is_told():
     page = Page(RuntimeState.NONE)
     page.installer.refusal = "This computer has 2 GB left: free some"
-    page.controller.askInstall()
-    assert page.state.runtime.line.kind is Kind.ERROR
+    page.controller.runtime.askInstall()
+    assert page.state.runtime.line.level is Level.ERROR
     assert "free some" in page.state.runtime.line.text
-    page.controller.useInterpreter("/no/python")
+    page.controller.runtime.useInterpreter("/no/python")
     assert page.state.runtime.fraction is None
-    assert page.state.runtime.line.kind is Kind.ERROR
+    assert page.state.runtime.line.level is Level.ERROR
 
 
 def test_repairing_and_removing_let_go_of_the_worker_first():
-    for ask, done in (("repair", "repair"), ("askRemove", "remove")):
+    for ask, done in (("askRepair", "repair"), ("askRemove", "remove")):
         page = Page().opened()
-        getattr(page.controller, ask)()
+        getattr(page.controller.runtime, ask)()
         assert page.installer.done == []
-        assert page.worker.owners == [page.controller]
-        page.controller.confirm()
+        assert page.worker.owners == [page.controller.worker]
+        page.controller.runtime.confirm()
         assert page.installer.done == [done]
         assert page.worker.owners == []
         page.installer.listener.ended(None)
-        assert page.worker.owners == [page.controller]
+        assert page.worker.owners == [page.controller.worker]
 
 
 def test_only_one_thing_is_done_at_a_time():
     page = Page(RuntimeState.NONE)
-    page.controller.useInterpreter(" /usr/bin/python3 ")
-    page.controller.useInterpreter("/another")
+    page.controller.runtime.useInterpreter(" /usr/bin/python3 ")
+    page.controller.runtime.useInterpreter("/another")
     assert page.installer.done == ["use /usr/bin/python3"]
     assert not page.state.runtime.canChoose
 
 
 def test_the_page_holds_a_worker_while_it_is_open():
     page = Page().opened()
-    assert page.worker.owners == [page.controller]
-    assert [row.name for row in page.state.models] == ["embedded", "large"]
+    assert page.worker.owners == [page.controller.worker]
+    assert [row.name for row in page.state.models.rows] == ["embedded", "large"]
     page.controller.exit()
     assert page.worker.owners == []
     assert page.worker.listeners == []
@@ -182,45 +182,45 @@ def test_a_remote_worker_is_not_started_unasked():
     page = Page(remoteCommand="ssh host medsam2 worker")
     page.controller.enter()
     assert page.worker.owners == []
-    page.controller.testConnection()
-    assert page.worker.owners == [page.controller]
+    page.controller.worker.test()
+    assert page.worker.owners == [page.controller.worker]
 
 
 def test_testing_the_connection_says_what_answered():
     page = Page(worker=FakeWorker(WorkerState.STARTING), remoteCommand="ssh host medsam2 worker")
     page.controller.enter()
-    page.controller.testConnection()
-    assert page.state.worker.line.kind is Kind.BUSY
+    page.controller.worker.test()
+    assert page.state.worker.line.level is Level.BUSY
     assert not page.state.worker.canTest
     page.worker.become(WorkerState.READY)
     page.now = 0.004
     page.worker.last("ping").answer(busy=False)
     line = page.state.worker.line
-    assert line.kind is Kind.GOOD
+    assert line.level is Level.OK
     assert line.text == "Connected: worker 0.4 on gpu-host, answers in 4 ms"
     assert page.state.worker.device == "A card"
     page.worker.become(WorkerState.FAILED, "ssh: Could not resolve hostname host")
-    assert page.state.worker.line.kind is Kind.ERROR
+    assert page.state.worker.line.level is Level.ERROR
     assert "resolve" in page.state.worker.line.text
-    assert page.state.worker.details == "the report"
+    assert page.state.worker.report == "the report"
 
 
 def test_testing_starts_a_worker_again_that_has_failed_for_an_effect():
     page = Page(worker=FakeWorker(WorkerState.FAILED))
     page.worker.owners.append("an effect")
     page.controller.enter()
-    assert page.state.worker.line.kind is Kind.ERROR
-    page.controller.testConnection()
+    assert page.state.worker.line.level is Level.ERROR
+    page.controller.worker.test()
     assert page.worker.state is WorkerState.STARTING
 
 
 def test_another_remote_command_ends_the_old_connection():
     page = Page().opened()
-    page.controller.setRemoteCommand("ssh host medsam2 worker")
+    page.controller.worker.setRemoteCommand("ssh host medsam2 worker")
     assert page.worker.owners == []
     assert page.settings.remoteCommand == "ssh host medsam2 worker"
-    page.controller.setRemoteCommand("")
-    assert page.worker.owners == [page.controller]
+    page.controller.worker.setRemoteCommand("")
+    assert page.worker.owners == [page.controller.worker]
 
 
 def test_memory_is_asked_now_and_then_and_told_in_words():
@@ -239,54 +239,54 @@ def test_memory_is_asked_now_and_then_and_told_in_words():
     assert (view.device, view.memory, view.log) == ("cpu", words, "a.log")
     asked = len(page.worker.asked)
     page.now = 1.0
-    page.controller.tick()
+    page.controller.update()
     assert len(page.worker.asked) == asked
     page.now = 3.0
-    page.controller.tick()
+    page.controller.update()
     assert len(page.worker.asked) == asked + 1
 
 
 def test_a_model_is_installed_with_progress_and_shown():
     page = Page().opened()
-    page.controller.installModel("large")
+    page.controller.models.install("large")
     request = page.worker.last("install_model")
     assert request.fields == {"name": "large"}
     request.callbacks["progress"]("downloading", 449_000_000, 898_000_000)
-    assert page.state.models[1].doing == "50 %"
-    assert page.state.modelsLine.text == "large: downloading, 449 MB of 898 MB"
-    assert not page.state.canChangeModels
-    page.controller.installModel("embedded")
+    assert page.state.models.rows[1].progress == "50 %"
+    assert page.state.models.line.text == "large: downloading, 449 MB of 898 MB"
+    assert not page.state.models.canChange
+    page.controller.models.install("embedded")
     assert page.worker.last("install_model") is request
     request.answer(path="somewhere")
     page.worker.last("models").answer(models=[{**MODELS[1], "installed": True, "path": "somewhere"}])
-    assert page.state.models[0].isInstalled
-    assert page.state.modelsLine.kind is Kind.GOOD
+    assert page.state.models.rows[0].isInstalled
+    assert page.state.models.line.level is Level.OK
     assert page.state.choices["model"] == (("large", "Large"),)
 
 
 def test_a_model_can_be_removed_and_says_what_is_free_again():
     page = Page().opened()
-    page.controller.removeModel("embedded")
+    page.controller.models.remove("embedded")
     page.worker.last("remove_model").answer(bytes=24_000_000)
-    assert "24 MB" in page.state.modelsLine.text
+    assert "24 MB" in page.state.models.line.text
 
 
 def test_a_download_can_be_cancelled_and_may_fail():
     page = Page().opened()
-    page.controller.installModel("large")
-    page.controller.cancelModel()
+    page.controller.models.install("large")
+    page.controller.models.cancel()
     assert page.worker.last("install_model").isCancelled
     page.worker.last("install_model").fail(Cancelled("install_model was cancelled"))
-    assert page.state.modelsLine.kind is Kind.PLAIN
-    page.controller.installModel("large")
+    assert page.state.models.line.level is Level.INFO
+    page.controller.models.install("large")
     page.worker.last("install_model").fail(DownloadError("no connection"))
-    assert page.state.modelsLine.kind is Kind.ERROR
-    assert page.state.canChangeModels
+    assert page.state.models.line.level is Level.ERROR
+    assert page.state.models.canChange
 
 
 def test_leaving_cancels_a_download_and_late_answers_concern_nobody():
     page = Page().opened()
-    page.controller.installModel("large")
+    page.controller.models.install("large")
     request = page.worker.last("install_model")
     page.controller.exit()
     assert request.isCancelled

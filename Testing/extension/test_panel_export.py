@@ -8,9 +8,9 @@ from support import qt_shim as a_qt
 
 qt = a_qt.installed()
 
-from MedSAM2SegmentLib.Panels.ExportWish import ExportWish, filesOf, withEnding  # noqa: E402
+from MedSAM2SegmentLib.Page.ExportOptions import ExportOptions, outputFiles, withEnding  # noqa: E402
+from MedSAM2SegmentLib.Page.PageState import ExportView, Level, PageState, StatusLine  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePage import ModulePage  # noqa: E402
-from MedSAM2SegmentLib.Panels.ModulePageState import ExportView, Kind, Line, PageState  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState  # noqa: E402
 from support.export_page import SomeSegmentations  # noqa: E402
 from support.page import (  # noqa: E402
@@ -70,7 +70,7 @@ def test_what_was_filled_in_is_told(panel, actions):  # noqa: F811
     for name in ("Generic", "Report", "Overwrite"):
         check(panel, name).click()
     button(panel, "exportButton").click()
-    wish = ExportWish(
+    wish = ExportOptions(
         *(
             "dicom",
             "/data/out.dcm",
@@ -85,14 +85,14 @@ def test_what_was_filled_in_is_told(panel, actions):  # noqa: F811
         ),
         segmentation="vtkMRMLSegmentationNode1",
     )
-    assert actions.calls == [("exportSegmentation", wish)]
+    assert actions.calls == [("export.export", wish)]
 
 
 def test_as_it_comes_nobody_is_named_nothing_is_replaced_and_no_code_is_made_up(panel, actions):  # noqa: F811
     see(panel, VIEWS["possible"])
     button(panel, "exportButton").click()
     ((_, wish),) = actions.calls
-    assert wish == ExportWish("dicom", "", "binary", "none", segmentation="vtkMRMLSegmentationNode1")
+    assert wish == ExportOptions("dicom", "", "binary", "none", segmentation="vtkMRMLSegmentationNode1")
 
 
 def test_what_belongs_to_dicom_is_asked_with_dicom_only(panel):  # noqa: F811
@@ -144,7 +144,7 @@ def test_the_format_one_has_chosen_stays_and_comes_back(panel, actions):  # noqa
 def test_another_segmentation_is_told_by_its_node(panel, actions):  # noqa: F811
     see(panel, VIEWS["possible"])
     choose(panel, "Segmentation", "vtkMRMLSegmentationNode2")
-    assert actions.calls == [("chooseSegmentation", "vtkMRMLSegmentationNode2")]
+    assert actions.calls == [("export.choose", "vtkMRMLSegmentationNode2")]
     see(panel, replace(VIEWS["possible"], chosen="vtkMRMLSegmentationNode2"))
     assert combo(panel, "Segmentation").currentText == "Draft"
 
@@ -164,7 +164,7 @@ def test_an_export_under_way_can_be_cancelled_and_nothing_else(panel, actions): 
     assert is_shown(panel, "exportProgressBar")
     assert not button(panel, "exportButton").enabled
     button(panel, "cancelExportButton").click()
-    assert actions.calls == [("cancelExport",)]
+    assert actions.calls == [("export.cancel",)]
     see(panel, VIEWS["exported"])
     assert not is_shown(panel, "exportProgressBar")
 
@@ -197,7 +197,7 @@ def agreed(panel, actions):  # noqa: F811
     """What has been agreed to when *Export* is pressed: all that is there, and these files."""
     button(panel, "exportButton").click()
     wish = actions.calls[-1][1]
-    return wish.overwrite, wish.agreed
+    return wish.overwrite, wish.confirmed
 
 
 def test_who_agreed_in_the_dialog_has_agreed_to_that_file_only(panel, actions, monkeypatch, tmp_path):  # noqa: F811
@@ -276,7 +276,7 @@ def test_after_an_export_the_next_one_is_agreed_to_anew(panel):  # noqa: F811
     see(panel, VIEWS["refused"])
     assert check(panel, "Overwrite").checked, "nothing was replaced yet"
     see(panel, VIEWS["exporting"])
-    see(panel, replace(VIEWS["possible"], line=Line("written", Kind.GOOD)))
+    see(panel, replace(VIEWS["possible"], line=StatusLine("written", Level.OK)))
     assert not check(panel, "Overwrite").checked
 
 
@@ -309,13 +309,13 @@ def test_endings(path, format, expected):
 
 
 def test_measurements_and_report_lie_beside_the_file():
-    wish = ExportWish("dicom", measurements="json", report=True)
-    assert filesOf("/a/liver.dcm", wish) == {
+    wish = ExportOptions("dicom", measurements="json", report=True)
+    assert outputFiles("/a/liver.dcm", wish) == {
         "out": "/a/liver.dcm",
         "measurements": "/a/liver_measurements.json",
         "report": "/a/liver_SR.dcm",
     }
-    assert filesOf("/a/liver.nii.gz", replace(wish, format="nii.gz", measurements="")) == {
+    assert outputFiles("/a/liver.nii.gz", replace(wish, format="nii.gz", measurements="")) == {
         "out": "/a/liver.nii.gz"
     }
 
@@ -361,10 +361,10 @@ def press_export(page, path):
 def test_that_it_is_exported_is_seen_before_the_scene_is_written(whole, tmp_path):
     page, worker, scene = whole
     press_export(page, tmp_path / "liver.dcm")
-    page._onTick()
+    page._onTimeout()
     assert page.widget.findChild(qt.QLabel, "exportText").text.startswith("Exporting")
     assert scene.paths == []
-    page._onTick()
+    page._onTimeout()
     assert len(scene.paths) == 1
     assert worker.last("export").fields["out"] == str(tmp_path / "liver.dcm")
 

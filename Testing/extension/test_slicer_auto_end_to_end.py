@@ -20,8 +20,8 @@ from medsam2_core.imaging.intensity import parse_window  # noqa: E402
 from medsam2_core.imaging.volume import Volume  # noqa: E402
 from medsam2_core.session import Session  # noqa: E402
 from medsam2_core.session.automatic import AutoRun  # noqa: E402
-from MedSAM2SegmentLib.Panels.AutoPage import AutoPage  # noqa: E402
-from MedSAM2SegmentLib.Panels.ModulePageState import Kind  # noqa: E402
+from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection  # noqa: E402
+from MedSAM2SegmentLib.Page.PageState import Level  # noqa: E402
 from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneCases import SceneCases  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
@@ -92,11 +92,11 @@ def trained(source, folder):
         segmentation.GetSegmentation().GetSegment("A").SetName("cyst")
         segmentation.GetSegmentation().GetSegment("A").SetColor(0.2, 0.4, 0.6)
         paint(an_editor(segmentation, volume), cyst_kji)
-    page = AutoPage(
+    page = AutoModelsSection(
         FakeSettings(), SimpleNamespace(current=lambda: InAHurry(source)), SceneCases(scene), list
     )
     views = []
-    page.listenTo(source.acquire("the page"))
+    page.setSupervisor(source.acquire("the page"))
     page.train("scene", "", "cysts", 10, "")
     until(source, lambda: views.append(page.view()) or views[-1].canTrain, 200)
     until(source, lambda: page.view().rows)
@@ -105,7 +105,7 @@ def trained(source, folder):
     card = replace(auto.card, name="cysts of slices", axis="axial")
     replace(auto, card=card).save(folder / "slices.medsam2auto")
     yield views
-    page.listenTo(None)
+    page.setSupervisor(None)
     source.release("the page")
     torch.set_num_threads(threads)
 
@@ -118,7 +118,7 @@ def clinic(source, trained):
         one = AClinic(source, volume, segmentation={"segments": ()})
         clinics.append(one)
         one.view.show(one.node, volume.geometry.to_ras([[60, 40, volume.geometry.shape_ijk[2] // 2]])[0])
-        until(source, lambda: one.state.auto.canFindSlice, tick=one.controller.tick)
+        until(source, lambda: one.state.auto.canFindSlice, tick=one.controller.update)
         return one
 
     yield open_it
@@ -177,7 +177,7 @@ def test_the_page_trains_on_the_scene(trained, folder):
     assert texts[0] == "Training cysts…"
     assert any(0 < view.fraction < 1 for view in trained if view.fraction is not None)
     assert texts[-1].startswith("cysts is trained on 4 images"), texts[-1]
-    assert trained[-1].line.kind is Kind.GOOD
+    assert trained[-1].line.level is Level.OK
     assert [(row.file, row.classes, row.images) for row in trained[-1].rows] == [("cysts", "cyst", "4")]
     cyst = read_card(folder / "cysts.medsam2auto").classes[0]
     assert cyst.colour_rgb == pytest.approx((0.2, 0.4, 0.6), abs=0.01)
@@ -203,10 +203,10 @@ def test_a_picture_is_segmented_corrected_and_undone(clinic, folder):
     assert corrected.sum() < found.sum(), "a click corrects what was found"
     assert len(predicted_boxes(one)) == 1
     one.editor.undo()
-    one.controller.tick()
+    one.controller.update()
     assert np.array_equal(shown(one)["cyst"], found)
     one.editor.undo()
-    one.controller.tick()
+    one.controller.update()
     assert not any(mask.any() for mask in shown(one).values())
     assert predicted_boxes(one) == []
 
@@ -219,5 +219,5 @@ def test_a_volume_is_segmented_and_undone_in_one_step(clinic, folder):
     assert_same(one, found_here(one, folder / "slices.medsam2auto"))
     assert dice(shown(one)["cyst"], an_ultrasound(depth=9)[1]) > 0.8
     one.editor.undo()
-    one.controller.tick()
+    one.controller.update()
     assert not any(mask.any() for mask in shown(one).values())

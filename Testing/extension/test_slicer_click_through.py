@@ -15,8 +15,8 @@ a_qt.installed()
 
 from medsam2_core.worker.supervision import Supervisor  # noqa: E402
 from MedSAM2SegmentLib.Effect.EffectController import EffectController  # noqa: E402
-from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController  # noqa: E402
-from MedSAM2SegmentLib.Panels.ModulePageState import AutoPageView, PageState  # noqa: E402
+from MedSAM2SegmentLib.Page.PageController import PageController  # noqa: E402
+from MedSAM2SegmentLib.Page.PageState import AutoModelsView, PageState  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeStatus  # noqa: E402
@@ -31,9 +31,9 @@ OURS = {
     "self.controller.supervisor": Supervisor,
     "self.state": PanelState,
     "self.state.auto": AutoView,
-    "page.controller": ModulePageController,
+    "page.controller": PageController,
     "page.controller.state": PageState,
-    "page.controller.state.auto": AutoPageView,
+    "page.controller.state.auto": AutoModelsView,
     "installer": RuntimeInstaller,
     "sharedInstaller()": RuntimeInstaller,
     "status": RuntimeStatus,

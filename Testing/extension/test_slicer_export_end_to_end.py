@@ -16,9 +16,9 @@ slicer = pytest.importorskip("slicer")
 
 from medsam2_core.imaging.reading import read_volume  # noqa: E402
 from medsam2_core.imaging.segmentation_files import read_segmentation  # noqa: E402
-from MedSAM2SegmentLib.Panels.ExportPage import ExportPage  # noqa: E402
-from MedSAM2SegmentLib.Panels.ExportWish import ExportWish  # noqa: E402
-from MedSAM2SegmentLib.Panels.ModulePageState import Kind  # noqa: E402
+from MedSAM2SegmentLib.Page.ExportOptions import ExportOptions  # noqa: E402
+from MedSAM2SegmentLib.Page.ExportSection import ExportSection  # noqa: E402
+from MedSAM2SegmentLib.Page.PageState import Level  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations  # noqa: E402
 from support.clinic import ARealSource  # noqa: E402
 from support.dicom_database import a_dicom_volume  # noqa: E402
@@ -53,7 +53,7 @@ class ADesk:
         self.segmentation.SetName("Liver of Anna")
         self.masks = self.painted()
         self.describe()
-        self.page = ExportPage(
+        self.page = ExportSection(
             FakeSettings(),
             SimpleNamespace(current=lambda: source),
             SceneSegmentations(self.scene, lambda: database),
@@ -90,7 +90,7 @@ class ADesk:
 
     def export(self, out, format="dicom", seconds=60, **wish):
         """Press *Export*, and wait; what the page says then."""
-        self.page.export(ExportWish(format, str(out), **wish))
+        self.page.export(ExportOptions(format, str(out), **wish))
         end = time.monotonic() + seconds
         while self.page.view().isRunning:
             assert time.monotonic() < end, "it takes too long"
@@ -117,7 +117,7 @@ def desk(source, shared_data):
 def test_a_scene_becomes_a_dicom_seg_on_its_series(desk, tmp_path, name, transform):
     desk = desk(name, transform=transform)
     line = desk.export(tmp_path / "liver", generic=True, description="Liver, draft", creator="Doe^Jane")
-    assert line.kind in (Kind.GOOD, Kind.WARNING), line.text
+    assert line.level in (Level.OK, Level.WARNING), line.text
     out = tmp_path / "liver.dcm"
     assert line.text.startswith(f"{out} is written: ")
     assert validator_errors(out) == []
@@ -143,7 +143,7 @@ def test_as_a_label_map(desk, tmp_path):
     desk = desk()
     desk.segmentation.GetSegmentation().RemoveSegment("B")  # a label map has one segment a voxel
     line = desk.export(tmp_path / "liver.dcm", kind="labelmap", compression="rle")
-    assert line.kind in (Kind.GOOD, Kind.WARNING), line.text
+    assert line.level in (Level.OK, Level.WARNING), line.text
     assert validator_errors(tmp_path / "liver.dcm") == []
     assert read_segmentation(tmp_path / "liver.dcm")["Liver"].voxel_count == desk.masks["Liver"].sum()
 
@@ -162,7 +162,7 @@ def test_the_other_formats_keep_voxels_and_names(desk, tmp_path, format):
     desk = desk("mr_oblique_hitachi")
     desk.segmentation.GetSegmentation().RemoveSegment("B")
     line = desk.export(tmp_path / "liver", format, measurements="csv")
-    assert line.kind in (Kind.GOOD, Kind.WARNING), line.text
+    assert line.level in (Level.OK, Level.WARNING), line.text
     again = read_segmentation(tmp_path / f"liver.{format}")
     geometry = read_volume(desk.folder).geometry
     assert again.geometry.ijk_to_ras == pytest.approx(geometry.ijk_to_ras, abs=1e-3)
@@ -179,7 +179,7 @@ def test_an_export_of_what_was_painted_is_no_warning(desk, tmp_path):
     desk = desk()
     desk.segmentation.GetSegmentation().GetSegment("B").SetName("Kidney")
     line = desk.export(tmp_path / "liver")
-    assert line.kind is Kind.GOOD, line.text
+    assert line.level is Level.OK, line.text
     assert "--" not in line.text
     assert pydicom.dcmread(tmp_path / "liver.dcm").SegmentSequence[1].SegmentAlgorithmType == "MANUAL"
 
@@ -192,7 +192,7 @@ def test_a_segmentation_without_a_voxel_is_refused_in_every_format(desk, tmp_pat
     for format in ("dicom", "seg.nrrd", "nii.gz", "nrrd"):
         line = desk.export(tmp_path / "a", format, measurements="csv")
         assert "'Liver of Anna' is empty, none of its segments has a voxel" in line.text
-        assert line.kind is Kind.ERROR
+        assert line.level is Level.ERROR
     assert list(tmp_path.iterdir()) == []
 
 
@@ -217,7 +217,7 @@ def test_what_was_drawn_on_a_volume_that_was_moved_lands_on_its_pictures(desk, t
     middle = geometry.to_ras((np.array(geometry.shape_ijk) - 1) / 2)[0]
     moved_to(desk, a_matrix(origin=-middle if by == "centred" else by) @ geometry.ijk_to_ras)
     line = desk.export(tmp_path / "liver", generic=True)
-    assert line.kind is Kind.WARNING, line.text
+    assert line.level is Level.WARNING, line.text
     assert "the volume was moved by" in line.text
     again = read_segmentation(tmp_path / "liver.dcm")
     for label, mask_kji in desk.masks.items():
@@ -231,7 +231,7 @@ def test_a_volume_that_is_not_the_series_any_more_is_refused(desk, tmp_path):
     cropped.SetDimensions(*cropped.GetDimensions()[:2], cropped.GetDimensions()[2] - 1)
     moved_to(desk, a_matrix(origin=(500.0, 0, 0)) @ geometry.ijk_to_ras)
     line = desk.export(tmp_path / "liver", generic=True)
-    assert line.kind is Kind.ERROR
+    assert line.level is Level.ERROR
     assert "or choose another format" in line.text
     assert list(tmp_path.iterdir()) == []
 
@@ -258,10 +258,10 @@ def test_a_vessel_too_thin_for_the_series_is_refused_and_kept_by_other_formats(d
     desk = desk()
     vessel = on_a_finer_grid(desk, (1, 2))
     line = desk.export(tmp_path / "vessel", generic=True)
-    assert line.kind is Kind.ERROR
+    assert line.level is Level.ERROR
     assert line.text.startswith("'Liver': ")
     assert list(tmp_path.iterdir()) == []
-    assert desk.export(tmp_path / "vessel", "seg.nrrd").kind is Kind.GOOD
+    assert desk.export(tmp_path / "vessel", "seg.nrrd").level is Level.OK
     assert read_segmentation(tmp_path / "vessel.seg.nrrd")["Liver"].voxel_count == vessel.sum()
 
 
@@ -269,7 +269,7 @@ def test_what_changes_a_little_on_the_way_to_the_series_is_told(desk, tmp_path):
     desk = desk()
     on_a_finer_grid(desk, (150, 160))
     line = desk.export(tmp_path / "lump", generic=True)
-    assert line.kind is Kind.WARNING, line.text
+    assert line.level is Level.WARNING, line.text
     assert "was resampled to the series' voxels" in line.text
     assert read_segmentation(tmp_path / "lump.dcm")["Liver"].voxel_count > 0
 
@@ -285,7 +285,7 @@ def test_a_worker_that_is_killed_leaves_no_paths_of_patients_behind(shared_data,
     others = psutil.Process().children()
     source = ARealSource(TMPDIR=str(temporary))
     desk = ADesk(source, shared_data / "dicom" / SERIES[0])
-    desk.page.export(ExportWish("dicom", str(tmp_path / "liver.dcm"), generic=True))
+    desk.page.export(ExportOptions("dicom", str(tmp_path / "liver.dcm"), generic=True))
     end = time.monotonic() + 60
     while not list(temporary.rglob("dicom.txt")):
         assert time.monotonic() < end
@@ -303,7 +303,7 @@ def test_a_worker_that_is_killed_leaves_no_paths_of_patients_behind(shared_data,
 def test_a_segment_without_a_code_is_refused_with_slicers_way_out(desk, tmp_path):
     desk = desk()
     line = desk.export(tmp_path / "liver.dcm")
-    assert line.kind is Kind.ERROR
+    assert line.level is Level.ERROR
     assert line.text.startswith("segment 'Segment 2': no code says what it is: double click its colour")
     assert list(tmp_path.iterdir()) == []
 
@@ -313,7 +313,7 @@ def test_a_second_export_replaces_when_allowed_with_uids_of_its_own(desk, tmp_pa
     desk.export(out, generic=True)
     first = pydicom.dcmread(out)
     assert "exists already" in desk.export(out, generic=True).text
-    assert desk.export(out, generic=True, overwrite=True).kind in (Kind.GOOD, Kind.WARNING)
+    assert desk.export(out, generic=True, overwrite=True).level in (Level.OK, Level.WARNING)
     second = pydicom.dcmread(out)
     assert first.SOPInstanceUID != second.SOPInstanceUID
     assert first.SeriesInstanceUID != second.SeriesInstanceUID
@@ -321,7 +321,7 @@ def test_a_second_export_replaces_when_allowed_with_uids_of_its_own(desk, tmp_pa
 
 def test_a_cancelled_export_leaves_nothing(desk, tmp_path):
     desk = desk()
-    desk.page.export(ExportWish("dicom", str(tmp_path / "liver.dcm"), generic=True))
+    desk.page.export(ExportOptions("dicom", str(tmp_path / "liver.dcm"), generic=True))
     desk.source.supervisor.pump(0.3)
     desk.page.cancel()
     end = time.monotonic() + 60
@@ -331,7 +331,7 @@ def test_a_cancelled_export_leaves_nothing(desk, tmp_path):
     line = desk.page.view().line
     assert line.text == "The export was stopped; no file is left half written"
     assert list(tmp_path.iterdir()) == []
-    assert desk.export(tmp_path / "liver.dcm", generic=True).kind in (Kind.GOOD, Kind.WARNING)
+    assert desk.export(tmp_path / "liver.dcm", generic=True).level in (Level.OK, Level.WARNING)
 
 
 def test_the_scene_and_where_slicer_keeps_it_stay_as_they_were(desk, tmp_path):

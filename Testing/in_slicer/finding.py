@@ -18,7 +18,7 @@ class Finding(Looking):
         page = self.modulePage()
         waitFor(lambda: page.controller.state.auto.canTrain, 180, lambda: self.told(page))
         name = self.segmentation.GetSegmentation().GetSegment(self.segmentID).GetName()
-        page.controller.trainAutoModel("scene", "", MODEL, 1, name)
+        page.controller.auto.train("scene", "", MODEL, 1, name)
         expect(page.controller.state.auto.canCancel, self.told(page))
         self.heart.start()
         seconds = waitFor(lambda: not page.controller.state.auto.canCancel, 1200, lambda: self.told(page))
@@ -57,7 +57,7 @@ class Finding(Looking):
         page = self.modulePage()
         waitFor(lambda: self.modelRows(page), 60, lambda: self.told(page))
         for row in self.modelRows(page):
-            page.controller.removeAutoModel(row.file)
+            page.controller.auto.remove(row.file)
             waitFor(lambda: page.controller.state.auto.canChange, 20, lambda: self.told(page))
         waitFor(lambda: not self.modelRows(page), 20, lambda: self.told(page))
         slicer.util.selectModule("SegmentEditor")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from medsam2_core.errors import ExportError
-from MedSAM2SegmentLib.Panels.ExportPage import ExportPage
-from MedSAM2SegmentLib.Panels.ExportWish import ExportWish
+from MedSAM2SegmentLib.Page.ExportOptions import ExportOptions
+from MedSAM2SegmentLib.Page.ExportSection import ExportSection
 
 from support.page import FakeSettings, FakeWorker, FakeWorkers
 
@@ -62,7 +62,7 @@ class APage:
         self.workers = FakeWorkers(self.worker, trouble)
         self.scene = SomeSegmentations(*(names or ("Liver", "Draft")), problem=problem)
         how = {"later": later} if later is not None else {}
-        self.page = ExportPage(FakeSettings(**settings), self.workers, self.scene, self.changed, **how)
+        self.page = ExportSection(FakeSettings(**settings), self.workers, self.scene, self.changed, **how)
 
     def changed(self):
         self.changes += 1
@@ -79,5 +79,5 @@ class APage:
         """Press *Export*; the request, if one was made."""
         wish.setdefault("path", str(self.out))
         before = len(self.worker.asked)
-        self.page.export(ExportWish(format, **wish))
+        self.page.export(ExportOptions(format, **wish))
         return self.worker.asked[-1] if len(self.worker.asked) > before else None

@@ -1,17 +1,18 @@
 """What stands behind the page of the module in tests: runtime, settings, worker that do as they are told."""
 
 from medsam2_core.errors import Cancelled, RuntimeInstallError
-from medsam2_core.worker.supervision import WorkerState
-from MedSAM2SegmentLib.Panels.ExportWish import FORMATS
-from MedSAM2SegmentLib.Panels.ModulePageState import (
+from medsam2_core.worker.client import WorkerState
+from MedSAM2SegmentLib.Page.ExportOptions import FORMATS
+from MedSAM2SegmentLib.Page.PageState import (
     AutoModelRow,
-    AutoPageView,
+    AutoModelsView,
     ExportView,
-    Kind,
-    Line,
+    Level,
     ModelRow,
+    ModelsView,
     PageState,
     RuntimeView,
+    StatusLine,
     WorkerView,
 )
 from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallPlan
@@ -173,23 +174,23 @@ def export_views():
             canExport=True,
         ),
         "exporting": ExportView(
-            **known, line=Line("Exporting Liver and vessels…", Kind.BUSY), isRunning=True
+            **known, line=StatusLine("Exporting Liver and vessels…", Level.BUSY), isRunning=True
         ),
         "exported": ExportView(
             **known,
-            line=Line(
+            line=StatusLine(
                 f"{path}.dcm is written: 3 segments, 211 frames, 6 MB. liver-and-vessels_measurements.json "
                 f"is beside it. {lossy}",
-                Kind.WARNING,
+                Level.WARNING,
             ),
             canExport=True,
         ),
         "refused": ExportView(
             **known,
-            line=Line(
+            line=StatusLine(
                 "segment 'Segment_1': no code says what it is: double click its colour in the Segment Editor "
                 "and choose what it is, or tick 'Tissue for segments without a code'",
-                Kind.ERROR,
+                Level.ERROR,
             ),
             canExport=True,
         ),
@@ -205,30 +206,30 @@ def page_states():
     """The page as it looks in the course of things."""
     choices = {"model": (("embedded", "Embedded"),), "window": (("auto", "Automatic"), ("lung", "Lung"))}
     values = {"model": "embedded", "window": "auto"}
-    missing = Line("The runtime is not installed yet: press Install", Kind.WARNING)
-    ready = RuntimeView(Line("The runtime is ready: PyTorch 2.8 for CUDA 12.8, 7.4 GB", Kind.GOOD))
+    missing = StatusLine("The runtime is not installed yet: press Install", Level.WARNING)
+    ready = RuntimeView(StatusLine("The runtime is ready: PyTorch 2.8 for CUDA 12.8, 7.4 GB", Level.OK))
     connected = WorkerView(
-        Line("Connected: worker 0.4 on gpu-host, answers in 3 ms", Kind.GOOD),
+        StatusLine("Connected: worker 0.4 on gpu-host, answers in 3 ms", Level.OK),
         device="NVIDIA H200, 120.0 GB of 139.0 GB free",
         memory="812 MB in use; image features 200 MB of at most 2.0 GB; 1 volume, 2 sessions",
-        details="the report",
+        report="the report",
         remoteCommand="ssh gpu-host.radiology.example.org medsam2 worker",
     )
-    no_auto = AutoPageView(
-        line=Line("No Auto model yet: train one from 10 labelled images.", Kind.PLAIN), canTrain=True
+    no_auto = AutoModelsView(
+        line=StatusLine("No Auto model yet: train one from 10 labelled images.", Level.INFO), canTrain=True
     )
-    training = AutoPageView(
+    training = AutoModelsView(
         AUTO_MODELS,
-        Line("Training: Dice 0.71 on what was held back, after 3 of 10 minutes", Kind.BUSY),
+        StatusLine("Training: Dice 0.71 on what was held back, after 3 of 10 minutes", Level.BUSY),
         SOURCES,
         fraction=0.3,
         canChange=True,
         canCancel=True,
     )
-    trained = AutoPageView(
+    trained = AutoModelsView(
         AUTO_MODELS,
-        Line(
-            "Breast lesions is trained on 20 images, Dice 0.78: choose it at Auto in the effect.", Kind.GOOD
+        StatusLine(
+            "Breast lesions is trained on 20 images, Dice 0.78: choose it at Auto in the effect.", Level.OK
         ),
         SOURCES,
         canChange=True,
@@ -241,24 +242,33 @@ def page_states():
         "fresh": PageState(RuntimeView(missing, canInstall=True), choices=choices, values=values),
         "asking": PageState(RuntimeView(missing, PLAN.text, "Install now"), choices=choices, values=values),
         "installing": PageState(
-            RuntimeView(Line("Downloading torch", Kind.BUSY), fraction=0.4, log="a\nb", canCancel=True),
+            RuntimeView(
+                StatusLine("Downloading torch", Level.BUSY), fraction=0.4, log="a\nb", canCancel=True
+            ),
             choices=choices,
             values=values,
         ),
-        "ready": PageState(ready, MODELS, worker=connected, choices=choices, values=values, auto=no_auto),
-        "training": PageState(ready, MODELS, worker=connected, choices=choices, values=values, auto=training),
-        "trained": PageState(ready, MODELS, worker=connected, choices=choices, values=values, auto=trained),
+        "ready": PageState(
+            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, auto=no_auto
+        ),
+        "training": PageState(
+            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, auto=training
+        ),
+        "trained": PageState(
+            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, auto=trained
+        ),
         "failed": PageState(
             RuntimeView(
-                Line(
+                StatusLine(
                     "The disk is full: /data/users/somebody/application-data/MedSAM2Segment/site-packages",
-                    Kind.ERROR,
+                    Level.ERROR,
                 ),
                 log="x",
             ),
-            MODELS,
-            Line("large was not downloaded: no connection to the network", Kind.ERROR),
-            worker=WorkerView(Line(lost, Kind.ERROR), details="x", remoteCommand="srun medsam2 worker"),
+            ModelsView(
+                MODELS, StatusLine("large was not downloaded: no connection to the network", Level.ERROR)
+            ),
+            worker=WorkerView(StatusLine(lost, Level.ERROR), report="x", remoteCommand="srun medsam2 worker"),
             choices=choices,
             values=values,
         ),

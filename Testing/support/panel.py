@@ -38,15 +38,19 @@ LONG_PATH = "/data/projects/radiology/liver-lesions-2026/derivatives/segmentatio
 
 
 class RecordingActions:
-    """Stands in for a controller: remembers every call, by name and values."""
+    """Stands in for a controller and its sections: records every call, by name and values."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, calls=None, name=""):
+        self.calls = [] if calls is None else calls
+        self._name = name
 
     def __getattr__(self, name):
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *values: self.calls.append((name, *values))
+        return RecordingActions(self.calls, f"{self._name}.{name}".removeprefix("."))
+
+    def __call__(self, *values):
+        self.calls.append((self._name, *values))
 
 
 def confidences(count=60):

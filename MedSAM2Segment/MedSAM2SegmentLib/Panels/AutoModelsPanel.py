@@ -1,34 +1,34 @@
-"""The section of the module's page about Auto models: shows an AutoPageView, tells what was pressed."""
+"""The section of the module's page about Auto models: shows an AutoModelsView."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import qt
 
-from MedSAM2SegmentLib.Panels.ModulePageState import AutoModelRow, AutoPageView
-from MedSAM2SegmentLib.Panels.QtHelpers import Connections, choose, fill, put
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.PageState import AutoModelRow, AutoModelsView
+from MedSAM2SegmentLib.Panels.QtHelpers import (
+    Connections,
+    ProgressBar,
+    StatusLabel,
+    choose,
+    fill,
+    put,
+    setColumns,
+)
 
-_COLUMNS = ("Auto model", "Classes", "Images", "Dice")
 _EDITS = ("trainFolderEdit", "trainNameEdit", "trainClassesEdit")
-_FULL = 1000
 _FOLDER = "folder"
 
 
 class AutoModelsPanel:
-    """The widgets of the section.
+    """The widgets of the section; they lie in ``widget``, and what is pressed calls ``actions``.
 
-    Parameters
-    ----------
-    widget
-        The page they lie in.
-    do
-        Called with the name of an action of the controller, and its values.
+    ``actions`` is AutoModelsSection.
     """
 
-    def __init__(self, widget: qt.QWidget, do: Callable[..., None]) -> None:
+    def __init__(self, widget: qt.QWidget, actions) -> None:
         find = widget.findChild
-        self._widget, self._do, self._connections = widget, do, Connections()
+        self._widget, self._actions, self._connections = widget, actions, Connections()
         self._table = find(qt.QTableWidget, "autoTable")
         self._remove = find(qt.QPushButton, "removeAutoButton")
         self._source = find(qt.QComboBox, "trainSourceBox")
@@ -39,64 +39,52 @@ class AutoModelsPanel:
         self._skip = find(qt.QCheckBox, "trainSkipBox")
         self._train = find(qt.QPushButton, "trainButton")
         self._cancel = find(qt.QPushButton, "cancelTrainButton")
-        self._runningBar = find(qt.QWidget, "trainRunningBar")
-        self._bar = find(qt.QProgressBar, "trainProgressBar")
+        bar, running = find(qt.QProgressBar, "trainProgressBar"), find(qt.QWidget, "trainRunningBar")
+        self._progress, self._line = ProgressBar(bar, running), StatusLabel(widget, "auto")
         self._rows: tuple[AutoModelRow, ...] = ()
-        self._view: AutoPageView | None = None
-        self._wanted = ""  # the source the user has chosen
-        self._prepareTable()
+        self._view: AutoModelsView | None = None
+        self._preferred = ""  # the source the user has chosen
+        setColumns(self._table, (_("Auto model"), _("Classes"), _("Images"), _("Dice")), stretched=2)
         connect = self._connections.connect
         connect(self._table, "itemSelectionChanged", self._onSelected)
         connect(self._remove, "clicked", self._onRemove)
         connect(self._source, "activated", self._onSource)
         connect(self._browse, "clicked", self._onBrowse)
         connect(self._train, "clicked", self._onTrain)
-        connect(self._cancel, "clicked", lambda _=False: self._do("cancelTraining"))
+        connect(self._cancel, "clicked", lambda _=False: self._actions.cancel())
 
-    def show(self, view: AutoPageView) -> None:
-        """Show this, but for the line. Nobody is told of anything."""
+    def show(self, view: AutoModelsView) -> None:
+        """Show this. Nothing is called: only the user's own doing is."""
         before, self._view = self._view, view
         if before is None or view.rows != before.rows:
             self._showRows(view.rows)
         if before is None or view.sources != before.sources:
             fill(self._source, view.sources)
             first = view.sources[0][0]
-            choose(self._source, self._wanted if self._wanted in dict(view.sources) else first)
-        wished = (self._source, self._browse, self._minutes, self._skip, *self._edits.values())
-        for widget in (*wished, self._train):
+            choose(self._source, self._preferred if self._preferred in dict(view.sources) else first)
+        options = (self._source, self._browse, self._minutes, self._skip, *self._edits.values())
+        for widget in (*options, self._train):
             put(widget, "enabled", view.canTrain)
-        fraction = -1.0 if view.fraction is None else view.fraction
-        self._runningBar.visible = view.fraction is not None
-        put(self._bar, "maximum", _FULL if fraction >= 0 else 0)
-        put(self._bar, "value", round(_FULL * fraction) if fraction >= 0 else -1)
+        self._progress.show(view.fraction)
         put(self._cancel, "enabled", view.canCancel)
+        self._line.show(view.line)
         self._showFolder()
         self._onSelected()
 
     def cleanup(self) -> None:
-        """Tell nobody any more."""
+        """Disconnect everything."""
         self._connections.disconnectAll()
-
-    # Making and showing
-
-    def _prepareTable(self) -> None:
-        self._table.columnCount = len(_COLUMNS)
-        self._table.setHorizontalHeaderLabels(list(_COLUMNS))
-        header = self._table.horizontalHeader()
-        for column in range(len(_COLUMNS)):
-            mode = qt.QHeaderView.Stretch if column < 2 else qt.QHeaderView.ResizeToContents
-            header.setSectionResizeMode(column, mode)
 
     def _showRows(self, rows: tuple[AutoModelRow, ...]) -> None:
         table, chosen = self._table, self._chosen()
         self._rows = rows
         before = table.blockSignals(True)
         table.rowCount = len(rows)
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             for column, text in enumerate((row.name, row.classes, row.images, row.dice)):
                 item = qt.QTableWidgetItem(text)
                 item.setToolTip(f"{row.name}: {row.classes}\n{row.path}")
-                table.setItem(place, column, item)
+                table.setItem(index, column, item)
         files = [row.file for row in rows]
         if chosen in files:
             table.selectRow(files.index(chosen))
@@ -107,19 +95,19 @@ class AutoModelsPanel:
     # What the user did
 
     def _chosen(self) -> str | None:
-        place = self._table.currentRow()
+        index = self._table.currentRow()
         isSelected = bool(self._table.selectedItems())
-        return self._rows[place].file if isSelected and 0 <= place < len(self._rows) else None
+        return self._rows[index].file if isSelected and 0 <= index < len(self._rows) else None
 
     def _chosenSource(self) -> str:
         return self._source.itemData(self._source.currentIndex) or _FOLDER
 
     def _onSelected(self) -> None:
-        can = self._view is not None and self._view.canChange
-        put(self._remove, "enabled", can and self._chosen() is not None)
+        canChange = self._view is not None and self._view.canChange
+        put(self._remove, "enabled", canChange and self._chosen() is not None)
 
     def _onSource(self, _=0) -> None:
-        self._wanted = self._chosenSource()
+        self._preferred = self._chosenSource()
         self._showFolder()
 
     def _showFolder(self) -> None:
@@ -128,14 +116,14 @@ class AutoModelsPanel:
     def _onRemove(self) -> None:
         chosen = self._chosen()
         if chosen is not None:
-            self._do("removeAutoModel", chosen)
+            self._actions.remove(chosen)
 
     def _onBrowse(self) -> None:
-        path = qt.QFileDialog.getExistingDirectory(self._widget, "Folder of images and labels")
+        path = qt.QFileDialog.getExistingDirectory(self._widget, _("Folder of images and labels"))
         if path:
             put(self._edits["trainFolderEdit"], "text", path)
 
     def _onTrain(self) -> None:
         folder, name, classes = (self._edits[one].text.strip() for one in _EDITS)
         values = self._chosenSource(), folder, name, self._minutes.value, classes, self._skip.checked
-        self._do("trainAutoModel", *values)
+        self._actions.train(*values)

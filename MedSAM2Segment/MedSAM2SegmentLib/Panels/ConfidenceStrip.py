@@ -1,4 +1,4 @@
-"""One bar a slice: how sure the model is, where the user has spoken, and where the user looks."""
+"""One bar a slice: the model's confidence, prompted and final slices, and the slice that is shown."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import qt
 
+from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.PanelState import SliceConfidence
 
-# Told apart by people who see colours differently, and by height anyway (Okabe and Ito). Light, dark style.
-_WEAK = ((213, 94, 0), (240, 120, 40))
-_MIDDLING = ((230, 159, 0), (240, 180, 60))
-_SURE = ((0, 114, 178), (86, 180, 233))
-_WEAK_BELOW = 0.5
-_SURE_FROM = 0.8
+# Colours that colour-blind people can tell apart (Okabe and Ito), for a light and a dark style.
+_LOW = ((213, 94, 0), (240, 120, 40))
+_MEDIUM = ((230, 159, 0), (240, 180, 60))
+_HIGH = ((0, 114, 178), (86, 180, 233))
+_LOW_BELOW = 0.5
+_HIGH_FROM = 0.8
 _HEIGHT = 48
 _MARKS = 9  # pixels under the bars for the marks of prompted and final slices
 _TOP = 3
@@ -29,9 +30,9 @@ class Bar:
     left, right
         Pixels it fills: from left to before right.
     first, last
-        Places in the list of slices it stands for, both included.
+        Indices in the list of slices it stands for, both included.
     shown
-        The slice it shows: the least sure one.
+        The slice it shows: the one of the lowest confidence.
     prompted, final
         Whether any of its slices is.
     """
@@ -46,25 +47,26 @@ class Bar:
 
 
 def barsOf(slices: Sequence[SliceConfidence], width: int) -> list[Bar]:
-    """The bars that show these slices on so many pixels; as many as fit."""
+    """Return the bars that show these slices on so many pixels; as many as fit."""
     count = min(len(slices), max(width, 1))
     bars = []
-    for place in range(count):
-        first = place * len(slices) // count
-        last = (place + 1) * len(slices) // count - 1
+    for index in range(count):
+        first = index * len(slices) // count
+        last = (index + 1) * len(slices) // count - 1
         of = slices[first : last + 1]
         known = [one for one in of if one.confidence is not None]
         shown = min(known, key=lambda one: one.confidence) if known else of[0]
-        left, right = place * width // count, (place + 1) * width // count
+        left, right = index * width // count, (index + 1) * width // count
         prompted, final = any(one.prompted for one in of), any(one.final for one in of)
         bars.append(Bar(left, right, first, last, shown, prompted, final))
     return bars
 
 
 def describe(one: SliceConfidence) -> str:
-    """A slice in words, for tooltip and screen reader."""
-    words = f"slice {one.n}: " + ("not segmented" if one.confidence is None else f"{one.confidence:.2f}")
-    return words + (", prompted" if one.prompted else "") + (", final" if one.final else "")
+    """Return a slice as text, for tooltip and screen reader."""
+    state = _("not segmented") if one.confidence is None else f"{one.confidence:.2f}"
+    text = _("slice {n}: {state}").format(n=one.n, state=state)
+    return text + (_(", prompted") if one.prompted else "") + (_(", final") if one.final else "")
 
 
 class ConfidenceStrip(qt.QWidget):
@@ -75,8 +77,7 @@ class ConfidenceStrip(qt.QWidget):
     parent
         The widget it lies in.
     onJump
-        Called with a slice number. A callback and not a signal: a signal of its own on a Python subclass
-        can bring Slicer down when it ends.
+        Called with a slice number. Not a signal: one of a Python subclass can crash Slicer when it ends.
     """
 
     def __init__(self, parent: qt.QWidget | None, onJump: Callable[[int], None]) -> None:
@@ -91,10 +92,10 @@ class ConfidenceStrip(qt.QWidget):
         self.maximumHeight = _HEIGHT
         self.mouseTracking = True
         self.focusPolicy = qt.Qt.StrongFocus
-        self.accessibleName = "Confidence by slice"
+        self.accessibleName = _("Confidence by slice")
 
     def display(self, slices: tuple[SliceConfidence, ...], current: int | None) -> None:
-        """Paint these slices from now on; ``current`` is the one the user looks at."""
+        """Paint these slices from now on; ``current`` is the one that is shown in the slice view."""
         if slices == self._slices and current == self._current:
             return
         if slices != self._slices:
@@ -106,10 +107,10 @@ class ConfidenceStrip(qt.QWidget):
         self.update()
 
     def detach(self) -> None:
-        """Call nobody any more."""
+        """Stop calling ``onJump``."""
         self._onJump = None
 
-    # What Qt asks for and tells
+    # Events
 
     def paintEvent(self, _event) -> None:
         """Paint it."""
@@ -126,7 +127,7 @@ class ConfidenceStrip(qt.QWidget):
             self._jump(bar.shown.n)
 
     def mouseMoveEvent(self, event) -> None:
-        """Say which slice is under the mouse."""
+        """Highlight the slice under the mouse."""
         bar = self._barAt(event.pos().x())
         if bar != self._hovered:
             self._hovered = bar
@@ -134,20 +135,20 @@ class ConfidenceStrip(qt.QWidget):
             self.update()
 
     def leaveEvent(self, _event) -> None:
-        """Nothing is under the mouse any more."""
+        """End highlighting."""
         self._hovered = None
         self.update()
 
     def keyPressEvent(self, event) -> None:
-        """Left and right go from slice to slice; all other keys are somebody else's."""
+        """Go to the neighbouring slice with the left and right arrow keys."""
         step = {int(qt.Qt.Key_Left): -1, int(qt.Qt.Key_Right): 1}.get(int(event.key()))
         numbers = [one.n for one in self._slices]
         if step is None or self._current not in numbers:
             event.ignore()
             return
-        place = numbers.index(self._current) + step
-        if 0 <= place < len(numbers):
-            self._jump(numbers[place])
+        index = numbers.index(self._current) + step
+        if 0 <= index < len(numbers):
+            self._jump(numbers[index])
 
     def _jump(self, n: int) -> None:
         if self._onJump is not None:
@@ -170,14 +171,14 @@ class ConfidenceStrip(qt.QWidget):
         dark = 1 if base.lightness() < 128 else 0
         width, height = self.width, self.height
         painter.fillRect(0, 0, width, height, base)
-        room = height - _MARKS - _TOP
-        floor = _TOP + room
+        space = height - _MARKS - _TOP
+        floor = _TOP + space
         for bar in self._barsNow():
             across = bar.right - bar.left - (1 if bar.right - bar.left > 3 else 0)
             if bar == self._hovered:
                 painter.fillRect(bar.left, 0, across, floor, palette.color(qt.QPalette.Mid))
             if bar.shown.confidence is not None:
-                tall = max(1, round(min(1.0, bar.shown.confidence) * room))
+                tall = max(1, round(min(1.0, bar.shown.confidence) * space))
                 colour = qt.QColor(*_colour(bar.shown.confidence)[dark])
                 painter.fillRect(bar.left, floor - tall, across, tall, colour)
             _mark(painter, bar, floor + 2, ink)
@@ -203,6 +204,6 @@ def _mark(painter, bar: Bar, top: int, ink) -> None:
 
 
 def _colour(confidence: float) -> tuple:
-    if confidence < _WEAK_BELOW:
-        return _WEAK
-    return _SURE if confidence >= _SURE_FROM else _MIDDLING
+    if confidence < _LOW_BELOW:
+        return _LOW
+    return _HIGH if confidence >= _HIGH_FROM else _MEDIUM

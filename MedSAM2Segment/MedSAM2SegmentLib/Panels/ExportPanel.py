@@ -1,55 +1,41 @@
-"""The section of the module's page about export: shows an ExportView, tells what was filled in."""
+"""The section of the module's page about export: shows an ExportView."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import qt
 
-from MedSAM2SegmentLib.Panels.ExportWish import (
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.ExportOptions import (
     COMPRESSIONS,
     DICOM,
     KINDS,
     MEASUREMENTS,
     SEG_NRRD,
-    ExportWish,
+    ExportOptions,
     withEnding,
 )
-from MedSAM2SegmentLib.Panels.ModulePageState import ExportView, Kind
-from MedSAM2SegmentLib.Panels.QtHelpers import Connections, breakable, choose, fill, put
+from MedSAM2SegmentLib.Page.PageState import ExportView, Level
+from MedSAM2SegmentLib.Panels.QtHelpers import Connections, StatusLabel, breakable, choose, fill, put
 
 _COMBOS = ("Segmentation", "Format", "Kind", "Compression", "Measurements")
 _EDITS = ("Path", "Description", "Creator")
 _CHECKS = ("Generic", "Report", "Overwrite")
-_LABELLED = (
-    "Segmentation",
-    "Format",
-    "Kind",
-    "Compression",
-    "Description",
-    "Creator",
-    "Measurements",
-    "Path",
-)
-_OF_DICOM = ("Kind", "Compression", "Description", "Creator", "Generic", "Report")
+_LABELLED = ("Kind", "Compression", "Description", "Creator")
+_DICOM_ONLY = ("Kind", "Compression", "Description", "Creator", "Generic", "Report")
 _LABELMAP = "labelmap"
 
 
 class ExportPanel:
-    """The widgets of the section.
+    """The widgets of the section; they lie in ``widget``, and what is pressed calls ``actions``.
 
-    Parameters
-    ----------
-    widget
-        The page they lie in.
-    do
-        Called with the name of an action of the controller, and its values.
+    ``actions`` is ExportSection.
     """
 
-    def __init__(self, widget: qt.QWidget, do: Callable[..., None]) -> None:
+    def __init__(self, widget: qt.QWidget, actions) -> None:
         find = widget.findChild
-        self._widget, self._do, self._connections = widget, do, Connections()
+        self._widget, self._actions, self._connections = widget, actions, Connections()
         self._combos = {name: find(qt.QComboBox, f"export{name}Box") for name in _COMBOS}
         self._edits = {name: find(qt.QLineEdit, f"export{name}Edit") for name in _EDITS}
         self._checks = {name: find(qt.QCheckBox, f"export{name}Box") for name in _CHECKS}
@@ -59,9 +45,10 @@ class ExportPanel:
         self._export = find(qt.QPushButton, "exportButton")
         self._cancel = find(qt.QPushButton, "cancelExportButton")
         self._runningBar = find(qt.QWidget, "exportRunningBar")
+        self._line = StatusLabel(widget, "export")
         self._view: ExportView | None = None
-        self._wanted = ""  # the format the user has chosen
-        self._agreed = ""  # the file of which the user has agreed in a dialog that it is replaced
+        self._preferred = ""  # the format the user has chosen
+        self._confirmed = ""  # the file of which the user has confirmed in a dialog that it is replaced
         for name, choices in (("Kind", KINDS), ("Compression", COMPRESSIONS), ("Measurements", MEASUREMENTS)):
             fill(self._combos[name], choices)
         connect = self._connections.connect
@@ -73,10 +60,10 @@ class ExportPanel:
         connect(self._edits["Path"], "textEdited", self._onEdited)
         connect(self._browse, "clicked", self._onBrowse)
         connect(self._export, "clicked", self._onExport)
-        connect(self._cancel, "clicked", lambda _=False: self._do("cancelExport"))
+        connect(self._cancel, "clicked", lambda _=False: self._actions.cancel())
 
     def show(self, view: ExportView) -> None:
-        """Show this, but for the line. Nobody is told of anything."""
+        """Show this. Nothing is called: only the user's own doing is."""
         before, self._view = self._view, view
         if before is None or view.segmentations != before.segmentations:
             fill(self._combos["Segmentation"], view.segmentations)
@@ -88,7 +75,7 @@ class ExportPanel:
             shown = self._chosen("Format")
             fill(self._combos["Format"], view.formats)
             known = [value for value, _ in view.formats]
-            choose(self._combos["Format"], self._wanted if self._wanted in known else known[0])
+            choose(self._combos["Format"], self._preferred if self._preferred in known else known[0])
             if before is not None and self._chosen("Format") != shown:
                 self._onOtherFormat()
         for name, text in (("Problem", view.problem), ("Dicom", view.dicomProblem)):
@@ -98,22 +85,23 @@ class ExportPanel:
             put(widget, "enabled", view.canExport)
         put(self._export, "enabled", view.canExport)
         self._runningBar.visible = view.isRunning
-        isOver = before is not None and before.isRunning and not view.isRunning
-        if isOver and view.line.kind in (Kind.GOOD, Kind.WARNING):
-            self._onEdited()  # the next time is agreed to anew
+        self._line.show(view.line)
+        hasEnded = before is not None and before.isRunning and not view.isRunning
+        if hasEnded and view.line.level in (Level.OK, Level.WARNING):
+            self._onEdited()  # the next time is confirmed anew
         self._showFields()
 
     def cleanup(self) -> None:
-        """Tell nobody any more."""
+        """Disconnect everything."""
         self._connections.disconnectAll()
 
     # Showing
 
     def _showFields(self) -> None:
-        """Those of DICOM with DICOM only; compression for what can be compressed."""
+        """Show the options of DICOM with DICOM only; compression for what can be compressed."""
         isDicom = self._chosen("Format") == DICOM
         fields = {**self._combos, **self._edits, **self._checks}
-        for name in _OF_DICOM:
+        for name in _DICOM_ONLY:
             isShown = isDicom and (name != "Compression" or self._chosen("Kind") == _LABELMAP)
             fields[name].visible = isShown
             if name in self._labels:
@@ -128,10 +116,10 @@ class ExportPanel:
 
     def _onSegmentation(self, _=0) -> None:
         self._onEdited()
-        self._do("chooseSegmentation", self._chosen("Segmentation"))
+        self._actions.choose(self._chosen("Segmentation"))
 
     def _onFormat(self, _=0) -> None:
-        self._wanted = self._chosen("Format")
+        self._preferred = self._chosen("Format")
         self._onOtherFormat()
         self._showFields()
 
@@ -145,9 +133,9 @@ class ExportPanel:
         self._showFields()
 
     def _onEdited(self, _=None) -> None:
-        """Other files, or others put into them: nobody has agreed to lose what is there."""
+        """Withdraw the consent to replace files: these are other files, or get other contents."""
         put(self._checks["Overwrite"], "checked", False)
-        self._agreed = ""
+        self._confirmed = ""
 
     def _onBrowse(self) -> None:
         format = self._chosen("Format") or SEG_NRRD
@@ -155,7 +143,7 @@ class ExportPanel:
         at = self._edits["Path"].text.strip() or (withEnding(name, format) if name else "")
         pattern = f"*{withEnding('x', format)[1:]}"
         label = self._combos["Format"].currentText.partition(" (")[0]
-        chosen = qt.QFileDialog.getSaveFileName(self._widget, "Export to", at, f"{label} ({pattern})")
+        chosen = qt.QFileDialog.getSaveFileName(self._widget, _("Export to"), at, f"{label} ({pattern})")
         path = chosen if isinstance(chosen, str) else chosen[0]  # PythonQt gives the path alone
         if not path:
             return
@@ -163,11 +151,11 @@ class ExportPanel:
         put(self._edits["Path"], "text", whole)
         self._onEdited()
         if whole == path and os.path.lexists(path):
-            self._agreed = path  # the dialog has asked about it, and about nothing that will lie beside it
+            self._confirmed = path  # the dialog has asked about it, but not about files beside it
 
     def _onExport(self) -> None:
         format = self._chosen("Format")
-        wish = ExportWish(
+        options = ExportOptions(
             format=format,
             path=self._edits["Path"].text.strip(),
             kind=self._chosen("Kind"),
@@ -178,7 +166,7 @@ class ExportPanel:
             measurements=self._chosen("Measurements"),
             report=format == DICOM and self._checks["Report"].checked,
             overwrite=self._checks["Overwrite"].checked,
-            agreed=(self._agreed,) if self._agreed else (),
+            confirmed=(self._confirmed,) if self._confirmed else (),
             segmentation=self._chosen("Segmentation"),
         )
-        self._do("exportSegmentation", wish)
+        self._actions.export(options)

@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 import qt
 
-from MedSAM2SegmentLib.Panels.ModulePageController import ModulePageController
+from MedSAM2SegmentLib.Page.PageController import PageController
 from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel
 from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 from MedSAM2SegmentLib.Worker.Settings import Settings
 from MedSAM2SegmentLib.Worker.WorkerProcess import Workers, startupEnvironment
 
-_TICK_MS = 100
+_UPDATE_MS = 100
 
 
 class ModulePage:
-    """Panel, controller, and the clock that makes one show the other.
+    """Panel, controller, and the timer that makes one show the other.
 
     Parameters
     ----------
@@ -50,60 +50,62 @@ class ModulePage:
             self._runner = QProcessRunner(qt.QCoreApplication.instance())
             installer = RuntimeInstaller(None, self._runner, environment=startupEnvironment())
         self.installer = installer
-        self._waiting: list[Callable[[], None]] = []  # until what was said before is seen
+        self._waiting: list[Callable[[], None]] = []  # until the next drawing
         self._due: list[Callable[[], None]] = []
-        workers = workers or Workers(self.settings, self.installer)
-        self.controller = ModulePageController(
-            *(self.installer, self.settings, workers, self._onChanged),
+        self._isOutdated = True
+        self.controller = PageController(
+            self.installer,
+            self.settings,
+            workers or Workers(self.settings, self.installer),
+            self._onChanged,
             cases=cases,
             segmentations=segmentations,
-            later=self._later,
+            later=self._waiting.append,
         )
         self.panel = ModulePanel(parent, self.controller)
         self.widget = self.panel.widget
-        self._isOld = True
         self._timer = qt.QTimer(self.widget)
-        self._timer.interval = _TICK_MS
-        self._timer.timeout.connect(self._onTick)
-        self._onTick()
+        self._timer.interval = _UPDATE_MS
+        self._timer.timeout.connect(self._onTimeout)
+        self._onTimeout()
 
     def enter(self) -> None:
-        """The user has come to the page."""
+        """Start updating: the user has come to the page."""
         self.controller.enter()
-        self._isOld = True  # much may have happened elsewhere meanwhile
-        self._onTick()
+        self._isOutdated = True  # much may have happened elsewhere meanwhile
+        self._onTimeout()
         self._timer.start()
 
     def exit(self) -> None:
-        """The user has left the page. An installation goes on."""
+        """Stop updating: the user has left the page. An installation continues."""
         self._timer.stop()
-        due, self._due, self._waiting = [*self._due, *self._waiting], [], []
-        for work in due:  # nobody looks any more
+        due, self._due = [*self._due, *self._waiting], []
+        self._waiting.clear()
+        for work in due:  # there will be no drawing to wait for
             work()
         self.controller.exit()
 
     def cleanup(self) -> None:
-        """The module is taken down: nothing of it may run on."""
+        """Stop everything: the module is taken down."""
         self._timer.stop()
-        self._timer.timeout.disconnect(self._onTick)
-        self._due, self._waiting = [], []
+        self._timer.timeout.disconnect(self._onTimeout)
+        self._due = []
+        self._waiting.clear()
         self.controller.cleanup()
         self.panel.cleanup()
         if self._runner is not None:
             self._runner.killAll()
 
     def _onChanged(self) -> None:
-        self._isOld = True
+        self._isOutdated = True
 
-    def _later(self, work: Callable[[], None]) -> None:
-        self._waiting.append(work)
-
-    def _onTick(self) -> None:
+    def _onTimeout(self) -> None:
         due, self._due = self._due, []
         for work in due:
             work()
-        self.controller.tick()
-        if self._isOld:
-            self._isOld = False
+        self.controller.update()
+        if self._isOutdated:
+            self._isOutdated = False
             self.panel.show(self.controller.state)
-        self._due, self._waiting = [*self._due, *self._waiting], []
+        self._due += self._waiting
+        self._waiting.clear()

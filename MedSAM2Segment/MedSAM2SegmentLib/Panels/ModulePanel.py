@@ -1,49 +1,63 @@
-"""The page of the module: shows a PageState, tells the controller what the user pressed."""
+"""The page of the module: shows a PageState, and calls the controller when the user presses something."""
 
 from __future__ import annotations
 
 import qt
 
-from MedSAM2SegmentLib.Panels.AutoModelsPanel import AutoModelsPanel
-from MedSAM2SegmentLib.Panels.ExportPanel import ExportPanel
-from MedSAM2SegmentLib.Panels.ModulePageState import (
-    Kind,
-    Line,
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.PageState import (
     ModelRow,
+    ModelsView,
     PageState,
     RuntimeView,
     WorkerView,
-    sizeWords,
+    sizeText,
 )
-from MedSAM2SegmentLib.Panels.QtHelpers import RESOURCES, Connections, breakable, choose, fill, loadUi, put
+from MedSAM2SegmentLib.Panels.AutoModelsPanel import AutoModelsPanel
+from MedSAM2SegmentLib.Panels.ExportPanel import ExportPanel
+from MedSAM2SegmentLib.Panels.QtHelpers import (
+    RESOURCES,
+    Connections,
+    ProgressBar,
+    StatusLabel,
+    breakable,
+    choose,
+    fill,
+    loadUi,
+    put,
+    setColumns,
+)
 
 # In the source tree, which users have until the repository has an address; not in an installed extension.
 TUTORIAL = RESOURCES.parents[1] / "Resources" / "docs" / "tutorial.md"
+# By button: the section of the controller, and its method.
 _ACTIONS = {
-    "installButton": "askInstall",
-    "repairButton": "repair",
-    "removeButton": "askRemove",
-    "cancelButton": "cancelRuntime",
-    "answerButton": "confirm",
-    "declineButton": "decline",
-    "cancelModelButton": "cancelModel",
-    "testButton": "testConnection",
+    "installButton": ("runtime", "askInstall"),
+    "repairButton": ("runtime", "askRepair"),
+    "removeButton": ("runtime", "askRemove"),
+    "cancelButton": ("runtime", "cancel"),
+    "answerButton": ("runtime", "confirm"),
+    "declineButton": ("runtime", "decline"),
+    "cancelModelButton": ("models", "cancel"),
+    "testButton": ("worker", "test"),
 }
-_LABELS = ("runtimeText", "questionText", "modelsText", "placeText", "deviceText", "memoryText", "workerText")
-_LINES = ("runtime", "models", "auto", "worker", "export")
-_COLUMNS = ("Model", "Size", "Licence", "Installed")
-_FULL = 1000
+_EDITS = {
+    "interpreterEdit": ("runtime", "useInterpreter"),
+    "wheelsEdit": ("runtime", "setWheelFolder"),
+    "remoteEdit": ("worker", "setRemoteCommand"),
+}
+_LABELS = ("questionText", "placeText", "deviceText", "memoryText")
 
 
 class ModulePanel:
-    """The page. It decides nothing: what it shows is a state, what is pressed goes to ``actions``.
+    """The page. It decides nothing: what it shows is a state, what is pressed calls ``actions``.
 
     Parameters
     ----------
     parent
         The widget it will lie in; None when it is put into a layout afterwards.
     actions
-        ModulePageController.
+        PageController.
 
     Attributes
     ----------
@@ -56,159 +70,23 @@ class ModulePanel:
         self._actions = actions
         self._state: PageState | None = None
         self._connections = Connections()
-        self._shownRows: tuple[ModelRow, ...] = ()
-        self._find()
-        self._auto = AutoModelsPanel(self.widget, self._do)
-        self._export = ExportPanel(self.widget, self._do)
-        self._prepareTable()
+        self._rows: tuple[ModelRow, ...] = ()
+        self._findWidgets()
+        self._auto = AutoModelsPanel(self.widget, actions.auto)
+        self._export = ExportPanel(self.widget, actions.export)
         self._connect()
         self.show(PageState())
 
     def show(self, state: PageState) -> None:
-        """Show this state. Nobody is told of anything."""
+        """Show this state. Nothing is called: only the user's own doing is."""
         before, self._state = self._state, state
         if state == before:
             return
         self._showRuntime(state.runtime)
-        if before is None or state.models != before.models:
-            self._showModels(state.models)
-        self._showModelsLine(state)
+        self._showModels(state.models)
         self._auto.show(state.auto)
-        self._showLine("auto", state.auto.line)
         self._export.show(state.export)
-        self._showLine("export", state.export.line)
         self._showWorker(state.worker)
-        self._showDefaults(state, before)
-
-    def cleanup(self) -> None:
-        """Let go of the controller; the widget itself belongs to Qt."""
-        self._connections.disconnectAll()
-        self._auto.cleanup()
-        self._export.cleanup()
-        self._actions = None
-
-    # Making it
-
-    def _find(self) -> None:
-        find = self.widget.findChild
-        self._buttons = {name: find(qt.QPushButton, name) for name in _ACTIONS}
-        self._labels = {name: find(qt.QLabel, name) for name in (*_LABELS, "autoText", "exportText")}
-        self._icons = {f"{name}Icon": find(qt.QLabel, f"{name}Icon") for name in _LINES}
-        self._questionBar = find(qt.QWidget, "questionBar")
-        self._runningBar = find(qt.QWidget, "runningBar")
-        self._progressBar = find(qt.QProgressBar, "progressBar")
-        self._logButton = find(qt.QPushButton, "logButton")
-        self._logText = find(qt.QPlainTextEdit, "logText")
-        self._interpreter = find(qt.QLineEdit, "interpreterEdit")
-        self._interpreterButton = find(qt.QPushButton, "interpreterButton")
-        self._wheels = find(qt.QLineEdit, "wheelsEdit")
-        self._wheelsButton = find(qt.QPushButton, "wheelsButton")
-        self._table = find(qt.QTableWidget, "modelsTable")
-        self._installModel = find(qt.QPushButton, "installModelButton")
-        self._removeModel = find(qt.QPushButton, "removeModelButton")
-        self._remote = find(qt.QLineEdit, "remoteEdit")
-        self._report = find(qt.QPushButton, "reportButton")
-        self._combos = {"model": find(qt.QComboBox, "modelBox"), "window": find(qt.QComboBox, "windowBox")}
-        self._tutorial = find(qt.QLabel, "tutorialLabel")
-        if TUTORIAL.exists():
-            self._tutorial.text = f'<a href="{TUTORIAL.as_uri()}">Five-minute tutorial</a>'
-        self._logText.hide()
-
-    def _prepareTable(self) -> None:
-        self._table.columnCount = len(_COLUMNS)
-        self._table.setHorizontalHeaderLabels(list(_COLUMNS))
-        header = self._table.horizontalHeader()
-        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
-        for column in range(1, len(_COLUMNS)):
-            header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
-
-    def _connect(self) -> None:
-        connect = self._connections.connect
-        for name, button in self._buttons.items():
-            connect(button, "clicked", lambda _=False, name=name: self._do(_ACTIONS[name]))
-        connect(self._logButton, "clicked", self._onLog)
-        connect(self._interpreterButton, "clicked", self._onBrowseInterpreter)
-        connect(self._interpreter, "editingFinished", self._onInterpreter)
-        connect(self._wheelsButton, "clicked", self._onBrowseWheels)
-        connect(self._wheels, "editingFinished", self._onWheels)
-        connect(self._table, "itemSelectionChanged", self._onSelected)
-        connect(self._installModel, "clicked", self._onInstallModel)
-        connect(self._removeModel, "clicked", self._onRemoveModel)
-        connect(self._remote, "editingFinished", self._onRemote)
-        connect(self._report, "clicked", self._onReport)
-        for name, combo in self._combos.items():
-            connect(combo, "activated", lambda _=0, name=name: self._onDefault(name))
-
-    # Showing
-
-    def _showLine(self, name: str, line: Line) -> None:
-        label = self._labels[name + "Text"]
-        put(label, "text", breakable(line.text))
-        label.visible = bool(line.text)
-        icon = self._icons[name + "Icon"]
-        icon.pixmap = self.widget.style().standardIcon(_icon(line.kind)).pixmap(16, 16)
-        icon.toolTip = line.kind.value
-        icon.visible = bool(line.text)
-
-    def _showRuntime(self, view: RuntimeView) -> None:
-        self._showLine("runtime", view.line)
-        put(self._labels["questionText"], "text", breakable(view.question))
-        self._questionBar.visible = bool(view.question)
-        put(self._buttons["answerButton"], "text", view.answer)
-        self._runningBar.visible = view.fraction is not None
-        fraction = -1.0 if view.fraction is None else view.fraction
-        put(self._progressBar, "maximum", _FULL if fraction >= 0 else 0)
-        put(self._progressBar, "value", round(_FULL * fraction) if fraction >= 0 else -1)
-        self._logButton.visible = bool(view.log)
-        self._logText.visible = bool(view.log) and self._logButton.checked
-        put(self._logText, "plainText", view.log)
-        for name, can in (
-            ("installButton", view.canInstall),
-            ("repairButton", view.canRepair),
-            ("removeButton", view.canRemove),
-            ("cancelButton", view.canCancel),
-        ):
-            put(self._buttons[name], "enabled", can)
-        for edit, text in ((self._interpreter, view.interpreter), (self._wheels, view.wheelFolder)):
-            if not edit.focus:
-                put(edit, "text", text)
-            put(edit, "enabled", view.canChoose)
-        put(self._interpreterButton, "enabled", view.canChoose)
-        put(self._wheelsButton, "enabled", view.canChoose)
-
-    def _showModels(self, rows: tuple[ModelRow, ...]) -> None:
-        table = self._table
-        chosen = self._chosenModel()
-        self._shownRows = rows
-        before = table.blockSignals(True)
-        table.rowCount = len(rows)
-        for place, row in enumerate(rows):
-            state = row.doing or ("yes" if row.isInstalled else "no")
-            tip = row.path or "Not on this computer yet"
-            for column, text in enumerate((row.title, sizeWords(row.size), row.licence, state)):
-                item = qt.QTableWidgetItem(text)
-                item.setToolTip(tip if column else f"{row.title} ({row.name})\n{tip}")
-                table.setItem(place, column, item)
-        if chosen is not None and chosen in [row.name for row in rows]:
-            table.selectRow([row.name for row in rows].index(chosen))
-        table.blockSignals(before)
-
-    def _showModelsLine(self, state: PageState) -> None:
-        self._showLine("models", state.modelsLine)
-        self._buttons["cancelModelButton"].visible = state.canCancelModel
-        self._onSelected()
-
-    def _showWorker(self, view: WorkerView) -> None:
-        self._showLine("worker", view.line)
-        put(self._labels["deviceText"], "text", view.device or "unknown")
-        put(self._labels["memoryText"], "text", view.memory or "unknown")
-        if not self._remote.focus:
-            put(self._remote, "text", view.remoteCommand)
-        put(self._buttons["testButton"], "enabled", view.canTest)
-        self._report.visible = bool(view.details)
-        self._report.toolTip = f"Copy it for a message to the developers. Log: {view.log}" if view.log else ""
-
-    def _showDefaults(self, state: PageState, before: PageState | None) -> None:
         for name, combo in self._combos.items():
             offered = state.choices.get(name, ())
             if before is None or offered != before.choices.get(name, ()):
@@ -216,76 +94,167 @@ class ModulePanel:
             if state.values.get(name):
                 choose(combo, state.values[name])
 
+    def cleanup(self) -> None:
+        """Disconnect everything; the widget itself belongs to Qt."""
+        self._connections.disconnectAll()
+        self._auto.cleanup()
+        self._export.cleanup()
+        self._actions = None
+
+    def _findWidgets(self) -> None:
+        find = self.widget.findChild
+        self._buttons = {name: find(qt.QPushButton, name) for name in _ACTIONS}
+        self._edits = {name: find(qt.QLineEdit, name) for name in _EDITS}
+        self._labels = {name: find(qt.QLabel, name) for name in _LABELS}
+        self._lines = {name: StatusLabel(self.widget, name) for name in ("runtime", "models", "worker")}
+        self._progress = ProgressBar(find(qt.QProgressBar, "progressBar"), find(qt.QWidget, "runningBar"))
+        self._questionBar = find(qt.QWidget, "questionBar")
+        self._logButton = find(qt.QPushButton, "logButton")
+        self._logText = find(qt.QPlainTextEdit, "logText")
+        self._interpreterButton = find(qt.QPushButton, "interpreterButton")
+        self._wheelsButton = find(qt.QPushButton, "wheelsButton")
+        self._table = find(qt.QTableWidget, "modelsTable")
+        self._installModel = find(qt.QPushButton, "installModelButton")
+        self._removeModel = find(qt.QPushButton, "removeModelButton")
+        self._report = find(qt.QPushButton, "reportButton")
+        self._combos = {"model": find(qt.QComboBox, "modelBox"), "window": find(qt.QComboBox, "windowBox")}
+        if TUTORIAL.exists():
+            text = _("Five-minute tutorial")
+            find(qt.QLabel, "tutorialLabel").text = f'<a href="{TUTORIAL.as_uri()}">{text}</a>'
+        self._logText.hide()
+        setColumns(self._table, (_("Model"), _("Size"), _("Licence"), _("Installed")), stretched=1)
+
+    def _connect(self) -> None:
+        connect = self._connections.connect
+        for name, button in self._buttons.items():
+            connect(button, "clicked", lambda _=False, name=name: self._call(*_ACTIONS[name]))
+        for name, edit in self._edits.items():
+            connect(edit, "editingFinished", lambda _=None, name=name: self._onEdited(name))
+        connect(self._logButton, "clicked", self._onLog)
+        connect(self._interpreterButton, "clicked", self._onBrowseInterpreter)
+        connect(self._wheelsButton, "clicked", self._onBrowseWheels)
+        connect(self._table, "itemSelectionChanged", self._onSelected)
+        connect(self._installModel, "clicked", lambda _=False: self._onModel("install"))
+        connect(self._removeModel, "clicked", lambda _=False: self._onModel("remove"))
+        connect(self._report, "clicked", self._onReport)
+        for name, combo in self._combos.items():
+            connect(combo, "activated", lambda _=0, name=name: self._onDefault(name))
+
+    # Showing
+
+    def _showRuntime(self, view: RuntimeView) -> None:
+        self._lines["runtime"].show(view.line)
+        put(self._labels["questionText"], "text", breakable(view.question))
+        self._questionBar.visible = bool(view.question)
+        put(self._buttons["answerButton"], "text", view.answer)
+        self._progress.show(view.fraction)
+        self._logButton.visible = bool(view.log)
+        self._logText.visible = bool(view.log) and self._logButton.checked
+        put(self._logText, "plainText", view.log)
+        put(self._buttons["installButton"], "enabled", view.canInstall)
+        put(self._buttons["repairButton"], "enabled", view.canRepair)
+        put(self._buttons["removeButton"], "enabled", view.canRemove)
+        put(self._buttons["cancelButton"], "enabled", view.canCancel)
+        self._showEdit("interpreterEdit", view.interpreter)
+        self._showEdit("wheelsEdit", view.wheelFolder)
+        edits = self._edits["interpreterEdit"], self._edits["wheelsEdit"]
+        for widget in (*edits, self._interpreterButton, self._wheelsButton):
+            put(widget, "enabled", view.canChoose)
+
+    def _showEdit(self, name: str, text: str) -> None:
+        if not self._edits[name].focus:
+            put(self._edits[name], "text", text)
+
+    def _showModels(self, view: ModelsView) -> None:
+        if view.rows != self._rows:
+            self._showRows(view.rows)
+        self._lines["models"].show(view.line)
+        self._buttons["cancelModelButton"].visible = view.canCancel
+        self._onSelected()
+
+    def _showRows(self, rows: tuple[ModelRow, ...]) -> None:
+        table = self._table
+        chosen = self._chosenModel()
+        self._rows = rows
+        before = table.blockSignals(True)
+        table.rowCount = len(rows)
+        for index, row in enumerate(rows):
+            state = row.progress or (_("yes") if row.isInstalled else _("no"))
+            tip = row.path or _("Not on this computer yet")
+            for column, text in enumerate((row.title, sizeText(row.size), row.licence, state)):
+                item = qt.QTableWidgetItem(text)
+                item.setToolTip(tip if column else f"{row.title} ({row.name})\n{tip}")
+                table.setItem(index, column, item)
+        names = [row.name for row in rows]
+        if chosen is not None and chosen.name in names:
+            table.selectRow(names.index(chosen.name))
+        table.blockSignals(before)
+
+    def _showWorker(self, view: WorkerView) -> None:
+        self._lines["worker"].show(view.line)
+        put(self._labels["deviceText"], "text", view.device or _("unknown"))
+        put(self._labels["memoryText"], "text", view.memory or _("unknown"))
+        self._showEdit("remoteEdit", view.remoteCommand)
+        put(self._buttons["testButton"], "enabled", view.canTest)
+        self._report.visible = bool(view.report)
+        tip = _("Copy it for a message to the developers. Log: {path}").format(path=view.log)
+        self._report.toolTip = tip if view.log else ""
+
     # What the user did
 
-    def _do(self, name: str, *values) -> None:
+    def _call(self, section: str, method: str, *values) -> None:
         if self._actions is not None:
-            getattr(self._actions, name)(*values)
+            getattr(getattr(self._actions, section), method)(*values)
 
-    def _chosenModel(self) -> str | None:
-        place = self._table.currentRow()
-        rows = self._shownRows
-        return rows[place].name if 0 <= place < len(rows) else None
+    def _chosenModel(self) -> ModelRow | None:
+        index = self._table.currentRow()
+        return self._rows[index] if 0 <= index < len(self._rows) else None
 
     def _onSelected(self) -> None:
-        chosen = next((row for row in self._state.models if row.name == self._chosenModel()), None)
-        can = self._state.canChangeModels and chosen is not None
-        place = self._labels["placeText"]
-        put(place, "text", breakable(chosen.path) if chosen is not None else "")
-        place.visible = bool(place.text)
-        put(self._installModel, "enabled", can)
-        put(self._installModel, "text", "Update" if chosen is not None and chosen.isInstalled else "Install")
-        put(self._removeModel, "enabled", can and chosen.isInstalled)
+        chosen = self._chosenModel()
+        canChange = self._state.models.canChange and chosen is not None
+        path = self._labels["placeText"]
+        put(path, "text", breakable(chosen.path) if chosen is not None else "")
+        path.visible = bool(path.text)
+        isInstalled = chosen is not None and chosen.isInstalled
+        put(self._installModel, "enabled", canChange)
+        put(self._installModel, "text", _("Update") if isInstalled else _("Install"))
+        put(self._removeModel, "enabled", canChange and isInstalled)
 
-    def _onInstallModel(self) -> None:
+    def _onModel(self, action: str) -> None:
         chosen = self._chosenModel()
         if chosen is not None:
-            self._do("installModel", chosen)
-
-    def _onRemoveModel(self) -> None:
-        chosen = self._chosenModel()
-        if chosen is not None:
-            self._do("removeModel", chosen)
+            self._call("models", action, chosen.name)
 
     def _onLog(self) -> None:
         self._logText.visible = self._logButton.checked
 
-    def _onInterpreter(self) -> None:
-        if self._interpreter.text.strip() != self._state.runtime.interpreter:
-            self._do("useInterpreter", self._interpreter.text.strip())
+    def _onEdited(self, name: str) -> None:
+        runtime, worker = self._state.runtime, self._state.worker
+        shown = {
+            "interpreterEdit": runtime.interpreter,
+            "wheelsEdit": runtime.wheelFolder,
+            "remoteEdit": worker.remoteCommand,
+        }[name]
+        typed = self._edits[name].text.strip()
+        if typed != shown:
+            self._call(*_EDITS[name], typed)
 
     def _onBrowseInterpreter(self) -> None:
-        chosen = qt.QFileDialog.getOpenFileName(self.widget, "Python interpreter")
+        chosen = qt.QFileDialog.getOpenFileName(self.widget, _("Python interpreter"))
         path = chosen if isinstance(chosen, str) else chosen[0]  # PythonQt gives the path alone
         if path:
-            self._do("useInterpreter", path)
-
-    def _onWheels(self) -> None:
-        if self._wheels.text.strip() != self._state.runtime.wheelFolder:
-            self._do("setWheelFolder", self._wheels.text.strip())
+            self._call("runtime", "useInterpreter", path)
 
     def _onBrowseWheels(self) -> None:
-        path = qt.QFileDialog.getExistingDirectory(self.widget, "Folder of wheels")
+        path = qt.QFileDialog.getExistingDirectory(self.widget, _("Folder of wheels"))
         if path:
-            self._do("setWheelFolder", path)
-
-    def _onRemote(self) -> None:
-        if self._remote.text.strip() != self._state.worker.remoteCommand:
-            self._do("setRemoteCommand", self._remote.text.strip())
+            self._call("runtime", "setWheelFolder", path)
 
     def _onReport(self) -> None:
-        qt.QApplication.clipboard().setText(self._state.worker.details)
+        qt.QApplication.clipboard().setText(self._state.worker.report)
 
     def _onDefault(self, name: str) -> None:
         combo = self._combos[name]
-        self._do("setDefault", name, combo.itemData(combo.currentIndex))
-
-
-def _icon(kind: Kind) -> int:
-    return {
-        Kind.PLAIN: qt.QStyle.SP_MessageBoxInformation,
-        Kind.GOOD: qt.QStyle.SP_DialogApplyButton,
-        Kind.BUSY: qt.QStyle.SP_BrowserReload,
-        Kind.WARNING: qt.QStyle.SP_MessageBoxWarning,
-        Kind.ERROR: qt.QStyle.SP_MessageBoxCritical,
-    }[kind]
+        if self._actions is not None:
+            self._actions.setDefault(name, combo.itemData(combo.currentIndex))

@@ -1,4 +1,4 @@
-"""The options of the effect: shows a PanelState, tells the controller what the user pressed."""
+"""The options of the effect: shows a PanelState, and calls the controller when the user presses something."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 import qt
 
-from MedSAM2SegmentLib.Panels.AutoSection import AutoSection
+from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.ConfidenceStrip import ConfidenceStrip
-from MedSAM2SegmentLib.Panels.PanelState import PanelState, Status, Tool
+from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool
 from MedSAM2SegmentLib.Panels.QtHelpers import Connections, breakable, choose, fill, loadUi, put
 
 _TOOL_BUTTONS = {Tool.POINT: "pointButton", Tool.BOX: "boxButton", Tool.SCRIBBLE: "scribbleButton"}
@@ -22,26 +22,29 @@ _ACTIONS = {
     "finaliseButton": "finaliseSlice",
     "segmentButton": "useSegmentAsPrompt",
     "clearButton": "clearPrompts",
+    "autoSliceButton": "autoSlice",
+    "autoVolumeButton": "autoVolume",
+    "trainButton": "trainAuto",
 }
 _CHOICES = {"direction": "directionBox", "model": "modelBox", "stack": "stackBox"}
 _SWITCHES = {"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox"}
 _ALL = "all"
 _FROM_TO = "from..to"
-_RANGES = ((_ALL, "All slices"), (_FROM_TO, "From … to …"))
+_RANGES = ((_ALL, _("All slices")), (_FROM_TO, _("From … to …")))
 _RANGE = re.compile(r"\s*(\d+)\D+(\d+)\s*$")
 _MOST_SLICES = 100_000  # while it is not known how many there are
-_FULL = 1000  # steps of the progress bar: Qt's whole numbers are too short for bytes of a volume
+_STEPS = 1000  # of the progress bar: Qt's integers are too short for the bytes of a volume
 
 _BUSY = {Status.INSTALLING, Status.STARTING, Status.SENDING, Status.DOWNLOADING, Status.LOADING}
 _BUSY |= {Status.ENCODING, Status.PROPAGATING, Status.FINDING}
-_GOOD = {Status.READY, Status.PROMPTED}
-_BAD = {Status.FAILED, Status.VOLUME_REFUSED}
-_SETTLED_MS = 400
+_OK = {Status.READY, Status.PROMPTED}
+_ERRORS = {Status.FAILED, Status.VOLUME_REFUSED}
+_REDRAW_MS = 400
 _IDLE_PAGE, _RUNNING_PAGE, _ENDED_PAGE = range(3)
 
 
 class OptionsPanel:
-    """The panel. It decides nothing: what it shows is a state, what is pressed goes to ``actions``.
+    """The panel. It decides nothing: what it shows is a state, what is pressed calls ``actions``.
 
     Parameters
     ----------
@@ -67,12 +70,11 @@ class OptionsPanel:
         self._find()
         self._strip = ConfidenceStrip(self._stripHolder, self._onJump)
         self._stripHolder.layout().addWidget(self._strip)
-        self._auto = AutoSection(self.widget, self._do)
         self._connect()
         self.show(PanelState())
 
     def show(self, state: PanelState) -> None:
-        """Show this state. Nobody is told of anything: only the user's own doing reaches the controller."""
+        """Show this state. Nothing is called: only the user's own doing reaches the controller."""
         before, self._state = self._state, state
         if state != before:
             self._draw(state, before)
@@ -83,13 +85,12 @@ class OptionsPanel:
         self._showWork(state)
         self._showChoices(state, before)
         self._showCorrections(state)
-        self._auto.show(state.auto)
+        self._showAuto(state.auto, before.auto if before is not None else None)
 
     def cleanup(self) -> None:
-        """Let go of the controller; the widget itself belongs to Qt."""
+        """Disconnect everything; the widget itself belongs to Qt."""
         self._connections.disconnectAll()
         self._strip.detach()
-        self._auto.cleanup()
         self._actions = None
 
     # Making it
@@ -117,6 +118,9 @@ class OptionsPanel:
         self._bar = find(qt.QProgressBar, "progressBar")
         self._progressText = find(qt.QLabel, "progressText")
         self._stripHolder = find(qt.QWidget, "stripHolder")
+        self._autoBar, self._autoModelBar = find(qt.QWidget, "autoBar"), find(qt.QWidget, "autoModelBar")
+        self._autoModel, self._replaces = find(qt.QComboBox, "autoModelBox"), find(qt.QCheckBox, "replaceBox")
+        self._autoText = find(qt.QLabel, "autoText")
         self._advancedButton = find(qt.QToolButton, "advancedButton")
         self._advanced = find(qt.QWidget, "advancedBar")
         self._advanced.hide()
@@ -139,6 +143,8 @@ class OptionsPanel:
         connect(self._range, "activated", self._onRange)
         connect(self._first, "valueChanged", self._onRange)
         connect(self._last, "valueChanged", self._onRange)
+        connect(self._autoModel, "activated", self._onAutoModel)
+        connect(self._replaces, "clicked", self._onReplaces)
         connect(self._detailsButton, "clicked", self._onDetails)
         connect(self._copyButton, "clicked", self._onCopy)
         connect(self._advancedButton, "clicked", self._onAdvanced)
@@ -175,9 +181,9 @@ class OptionsPanel:
         put(self._buttons["propagateButton"], "enabled", state.canPropagate)
         put(self._buttons["cancelButton"], "enabled", state.canCancel)
         done, total = state.progress or (0, 0)
-        put(self._bar, "maximum", _FULL if total > 0 else 0)
-        put(self._bar, "value", min(_FULL, _FULL * done // total) if total > 0 else -1)
-        put(self._progressText, "text", _progressWords(state))
+        put(self._bar, "maximum", _STEPS if total > 0 else 0)
+        put(self._bar, "value", min(_STEPS, _STEPS * done // total) if total > 0 else -1)
+        put(self._progressText, "text", _progressText(state))
 
     def _showChoices(self, state: PanelState, before: PanelState | None) -> None:
         for name, combo in [*self._combos.items(), ("window", self._window)]:
@@ -219,14 +225,28 @@ class OptionsPanel:
         self._stripHolder.visible = bool(state.confidences)
         self._strip.display(state.confidences, state.current)
 
+    def _showAuto(self, view: AutoView, before: AutoView | None) -> None:
+        self._autoBar.visible = view.isShown
+        self._autoModelBar.visible = bool(view.models)
+        if before is None or view.models != before.models:
+            fill(self._autoModel, view.models)
+        if view.models:
+            choose(self._autoModel, view.chosen)
+        put(self._replaces, "checked", view.replaces)
+        put(self._buttons["autoSliceButton"], "enabled", view.canFindSlice)
+        put(self._buttons["autoVolumeButton"], "enabled", view.canFindVolume)
+        put(self._autoText, "text", breakable(view.text))
+        self._autoText.visible = bool(view.text)
+        self._buttons["trainButton"].visible = view.canTrain
+
     # What the user did
 
     def _do(self, name: str, *values) -> None:
         if self._actions is None:
             return
         getattr(self._actions, name)(*values)
-        # What was not accepted must not go on looking as if it were.
-        qt.QTimer.singleShot(_SETTLED_MS, self._redraw)
+        # What was not accepted must not stay shown as if it were.
+        qt.QTimer.singleShot(_REDRAW_MS, self._redraw)
 
     def _redraw(self) -> None:
         if self._actions is not None:
@@ -241,6 +261,12 @@ class OptionsPanel:
 
     def _onSwitched(self, name: str) -> None:
         self._do("setValue", name, "1" if self._switches[name].checked else "0")
+
+    def _onAutoModel(self, _=0) -> None:
+        self._do("setValue", "autoModel", self._autoModel.itemData(self._autoModel.currentIndex))
+
+    def _onReplaces(self, _=False) -> None:
+        self._do("setValue", "replaceSegments", "1" if self._replaces.checked else "0")
 
     def _onWindow(self, _=None) -> None:
         typed = self._window.currentText.strip()
@@ -268,26 +294,27 @@ class OptionsPanel:
 
 
 def parseRange(text: str) -> tuple[int, int] | None:
-    """(first, last) of "12..40"; None for "all", and for what is no range."""
+    """Return (first, last) of "12..40"; None for "all" and for other texts."""
     found = _RANGE.match(text)
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _progressWords(state: PanelState) -> str:
+def _progressText(state: PanelState) -> str:
     done, total = state.progress or (0, 0)
-    words = []
+    parts = [state.remaining] if state.remaining else []
     if total > 0:
         isSlices = state.status in (Status.PROPAGATING, Status.FINDING)
-        words.append(f"Slice {done} of {total}" if isSlices else f"{100 * done // total} %")
-    return ", ".join([*words, state.remaining] if state.remaining else words)
+        slices = _("Slice {done} of {total}").format(done=done, total=total)
+        parts.insert(0, slices if isSlices else f"{100 * done // total} %")
+    return ", ".join(parts)
 
 
 def _icon(status: Status) -> int:
     if status in _BUSY:
         return qt.QStyle.SP_BrowserReload
-    if status in _GOOD:
+    if status in _OK:
         return qt.QStyle.SP_DialogApplyButton
-    if status in _BAD:
+    if status in _ERRORS:
         return qt.QStyle.SP_MessageBoxCritical
     if status is Status.KEEP_OR_DISCARD:
         return qt.QStyle.SP_MessageBoxQuestion

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 class Status(enum.Enum):
-    """Where the user stands. Every member has a line that tells what to do next (see the controller)."""
+    """The state of the effect. The controller has a line for each that tells what to do next."""
 
     NO_VOLUME = "no volume"
     VOLUME_REFUSED = "volume refused"
@@ -29,7 +29,7 @@ class Status(enum.Enum):
 
 
 class Tool(enum.Enum):
-    """What a press of the mouse in a slice view means."""
+    """What pressing the mouse in a slice view draws."""
 
     POINT = "point"
     BOX = "box"
@@ -47,7 +47,7 @@ class SliceConfidence:
     confidence
         0 to 1; None when the slice was not segmented.
     prompted, final
-        Whether the user spoke about it, and whether it is final.
+        Whether it has prompts, and whether it is final.
     """
 
     n: int
@@ -67,11 +67,11 @@ class AutoView:
     models, chosen
         What suits the volume: (value, label) pairs, and the value chosen.
     canFindSlice, canFindVolume
-        Whether a model may be asked now.
+        Whether a model can be run now.
     replaces
         Whether segments of the same name are replaced.
     text
-        What was found, and how sure the model is; or that there is no model, and what to do.
+        What was found, and with which confidence; or that there is no model, and what to do.
     canTrain
         Whether to offer the page on which models are trained.
     """
@@ -93,7 +93,7 @@ class PanelState:
     Attributes
     ----------
     status, text
-        Where the user stands and, in one line, what to do next.
+        The state of the effect and, in one line, what to do next.
     action
         Label of the one button beside the status line ("Install…", "Restart"); empty hides it.
     details
@@ -101,18 +101,18 @@ class PanelState:
     progress
         (done, total) of what is running; total 0 when it is unknown; None hides the bar.
     remaining
-        Time left in words; empty when unknown.
+        Remaining time as text; empty when unknown.
     confidences
         The strip, ascending; empty hides it.
     slices
         How many slices the stack has; 0 while that is not known.
     current
-        The slice of the stack the user looks at; None when no slice is.
+        The slice of the stack that is shown; None when no slice is.
     choices
         By parameter name ("model", "window", "direction", "range", "stack"), what can be chosen:
         (value, label) pairs.
     values
-        By parameter name, the value chosen; as strings, as they stand in the scene.
+        By parameter name, the value chosen; strings, as in the scene.
     auto
         See AutoView.
     """

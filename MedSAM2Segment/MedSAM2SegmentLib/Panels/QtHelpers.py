@@ -1,4 +1,4 @@
-"""The few things both panels need of Qt, written so that PythonQt does them, too."""
+"""What both panels need of Qt, written so that it works in PythonQt, too."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from pathlib import Path
 
 import qt
 
+from MedSAM2SegmentLib.i18n import _
+
 RESOURCES = Path(__file__).resolve().parents[2] / "Resources"
 
 
 def loadUi(name: str, parent: qt.QWidget | None = None) -> qt.QWidget:
-    """The widget a file of ``Resources/UI`` describes.
+    """Return the widget that a file of ``Resources/UI`` describes.
 
     Raises
     ------
     FileNotFoundError
-        The file is not there or is not understood: the installation is damaged.
+        The file is missing or damaged, and with it the installation.
     """
     path = RESOURCES / "UI" / name
     file = qt.QFile(str(path))
@@ -38,7 +40,7 @@ def put(widget: qt.QWidget, name: str, value) -> None:
 
 
 def fill(combo: qt.QComboBox, choices: tuple[tuple[str, str], ...]) -> None:
-    """Offer (value, label) pairs, without telling anybody."""
+    """Offer (value, label) pairs, without a signal."""
     before = combo.blockSignals(True)
     combo.clear()
     for value, label in choices:
@@ -47,7 +49,7 @@ def fill(combo: qt.QComboBox, choices: tuple[tuple[str, str], ...]) -> None:
 
 
 def choose(combo: qt.QComboBox, value: str) -> None:
-    """Show the item of this value; a value that is not on the list is added to it as it stands."""
+    """Show the item of this value; a value that is not on the list is added to it."""
     index = combo.findData(value)
     if index < 0:
         before = combo.blockSignals(True)
@@ -58,7 +60,7 @@ def choose(combo: qt.QComboBox, value: str) -> None:
 
 
 def breakable(text: str, longest: int = 24) -> str:
-    """The text with places to break it inside long words (paths, URLs), so that it fits a narrow column."""
+    """Return the text with places to break long words (paths, URLs), so that it fits a narrow column."""
     words = []
     for word in text.split(" "):
         if len(word) > longest:
@@ -74,10 +76,66 @@ def _cut(piece: str, longest: int) -> list[str]:
     return [piece[first : first + longest] for first in range(0, len(piece), longest)] or [""]
 
 
+class StatusLabel:
+    """Icon and label of a status line: the widgets NAMEIcon and NAMEText of a panel."""
+
+    def __init__(self, panel: qt.QWidget, name: str) -> None:
+        self._label = panel.findChild(qt.QLabel, f"{name}Text")
+        self._icon = panel.findChild(qt.QLabel, f"{name}Icon")
+
+    def show(self, line) -> None:
+        """Show a Page/PageState.StatusLine; without text it is hidden."""
+        put(self._label, "text", breakable(line.text))
+        icon, tip = _levelIcon(line.level.value)
+        self._icon.pixmap = self._icon.style().standardIcon(icon).pixmap(16, 16)
+        self._icon.toolTip = tip
+        self._label.visible = self._icon.visible = bool(line.text)
+
+
+def _levelIcon(level: str) -> tuple[int, str]:
+    return {
+        "info": (qt.QStyle.SP_MessageBoxInformation, _("note")),
+        "ok": (qt.QStyle.SP_DialogApplyButton, _("all is well")),
+        "busy": (qt.QStyle.SP_BrowserReload, _("in progress")),
+        "warning": (qt.QStyle.SP_MessageBoxWarning, _("needs attention")),
+        "error": (qt.QStyle.SP_MessageBoxCritical, _("failed")),
+    }[level]
+
+
+class ProgressBar:
+    """A progress bar within a widget that is hidden while nothing runs."""
+
+    _STEPS = 1000
+
+    def __init__(self, bar: qt.QProgressBar, holder: qt.QWidget) -> None:
+        self._bar, self._holder = bar, holder
+
+    def show(self, fraction: float | None) -> None:
+        """Show how far something is, 0 to 1; below 0: unknown; None: nothing runs."""
+        self._holder.visible = fraction is not None
+        isKnown = fraction is not None and fraction >= 0
+        put(self._bar, "maximum", self._STEPS if isKnown else 0)
+        put(self._bar, "value", round(self._STEPS * fraction) if isKnown else -1)
+
+
+def setColumns(table: qt.QTableWidget, titles: tuple[str, ...], stretched: int) -> None:
+    """Give a table its columns; the first ``stretched`` of them share the space that is left.
+
+    Rows are as high as their texts need.
+    """
+    table.columnCount = len(titles)
+    table.setHorizontalHeaderLabels(list(titles))
+    table.verticalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+    header = table.horizontalHeader()
+    for column in range(len(titles)):
+        mode = qt.QHeaderView.Stretch if column < stretched else qt.QHeaderView.ResizeToContents
+        header.setSectionResizeMode(column, mode)
+
+
 class Connections:
     """Signals connected by one owner, to be disconnected all at once.
 
-    A slot connected is a slot held for ever; without this, neither the panel nor what it talks to would end.
+    PythonQt holds a connected slot for ever; without this, neither the panel nor its controller would end.
     """
 
     def __init__(self) -> None:
@@ -89,7 +147,7 @@ class Connections:
         self._made.append((sender, signal, slot))
 
     def disconnectAll(self) -> None:
-        """Call nobody any more."""
+        """Disconnect all of them."""
         made, self._made = self._made, []
         for sender, signal, slot in made:
             try:

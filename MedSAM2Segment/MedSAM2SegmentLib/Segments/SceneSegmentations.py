@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import slicer
-from medsam2_core.errors import ExportError
+from medsam2_core.errors import ExportError, Note
 
 from MedSAM2SegmentLib.Segments.LayerFile import writeLayers
 from MedSAM2SegmentLib.Segments.SegmentationLayers import gridOfVolume, layersOf, volumeOf
@@ -74,7 +74,7 @@ class SceneSegmentations:
         ijkToRAS, grid = gridOfVolume(self._volumeOf(self._node(nodeID)))
         return {"ijk_to_ras": ijkToRAS.tolist(), "shape_ijk": list(grid.shape[::-1])}
 
-    def write(self, nodeID: str, path: str | Path, *, isWhole: bool = True) -> tuple[str, ...]:
+    def write(self, nodeID: str, path: str | Path, *, isWhole: bool = True) -> tuple[Note, ...]:
         """Write a segmentation as ``.seg.nrrd``, on its own grid, with all of its segments.
 
         Hidden and empty ones are included; names, colours and tags are kept. It is placed relative to its
@@ -88,7 +88,7 @@ class SceneSegmentations:
         Returns
         -------
         notes
-            Messages for the user, one sentence each.
+            What the user should know.
 
         Raises
         ------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import slicer
 import vtk
-from medsam2_core.errors import ExportError, GeometryError
+from medsam2_core.errors import ExportError, GeometryError, Note
 from medsam2_core.imaging.segmentation import bounding_box
 from vtk.util.numpy_support import vtk_to_numpy
 
@@ -62,7 +62,7 @@ class Layers:
     empty
         Segments without a voxel.
     notes
-        Messages for the user, one sentence each.
+        What the user should know.
     known
         The ``vtkSegmentation`` that the segments are of.
     """
@@ -71,7 +71,7 @@ class Layers:
     extent: Extent
     layers: list[Layer]
     empty: list[str]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     known: Any
 
 
@@ -225,7 +225,7 @@ def _moved(box: Extent, by: tuple[int, int, int]) -> Extent:
     return Extent(*(end + by[place // 2] for place, end in enumerate(box)))
 
 
-def _resampled(one: _Labelmap, lattice: NDArray[np.float64], known: Any) -> tuple[Layer, list[str]]:
+def _resampled(one: _Labelmap, lattice: NDArray[np.float64], known: Any) -> tuple[Layer, list[Note]]:
     """Return a labelmap on another lattice, with messages. ExportError when too much would be lost."""
     toLattice = np.linalg.inv(lattice) @ one.lattice
     corners = one.filled.corners() @ toLattice[:3, :3].T + toLattice[:3, 3]
@@ -248,7 +248,8 @@ def _resampled(one: _Labelmap, lattice: NDArray[np.float64], known: Any) -> tupl
                 lost=off,
             )
         if off > _REPORTED:
-            notes.append(f"{name!r} lay on another grid than the rest: {off:.1%} of it changed")
+            message = f"{name!r} lay on another grid than the rest: {off:.1%} of it changed"
+            notes.append(Note.warning("resampling-loss", message, segment=name, lost=off))
     return Layer(values, box, one.segmentIDs), notes
 
 

@@ -1,29 +1,30 @@
-"""What the page of the module shows: plain values, made by its controller, drawn by the panel."""
+"""What the page of the module shows: plain values, made by its controller, drawn by the panels."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
 
-from MedSAM2SegmentLib.Panels.ExportWish import FORMATS
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.ExportOptions import FORMATS
 
 
-class Kind(enum.Enum):
-    """What a line is: it gets an icon by that."""
+class Level(enum.Enum):
+    """What a line is about: its icon."""
 
-    PLAIN = "note"
-    GOOD = "all is well"
-    BUSY = "being worked on"
-    WARNING = "needs you"
-    ERROR = "failed"
+    INFO = "info"
+    OK = "ok"
+    BUSY = "busy"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line that says how things are, and what to do next."""
+class StatusLine:
+    """One line that tells how things are, and what to do next; without text it is hidden."""
 
     text: str = ""
-    kind: Kind = Kind.PLAIN
+    level: Level = Level.INFO
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,17 @@ class RuntimeView:
     line
         What is installed.
     question, answer
-        What is asked before something is done, and the label of the button that agrees; empty: nothing
-        is asked.
+        What is asked before something is done, and the label of the button that agrees; empty: nothing.
     fraction
-        How far the work is, 0 to 1; below 0 when that is not known; None when nothing is done.
-    step
-        What is being done, in a few words.
+        How far the work is, 0 to 1; below 0 when unknown; None when nothing is done.
     log
         What the tools have printed; empty hides it.
     """
 
-    line: Line = Line()
+    line: StatusLine = StatusLine()
     question: str = ""
     answer: str = ""
     fraction: float | None = None
-    step: str = ""
     log: str = ""
     interpreter: str = ""
     wheelFolder: str = ""
@@ -68,8 +65,8 @@ class ModelRow:
     ----------
     size
         Bytes of its weights; None when unknown.
-    doing
-        How far it is with what is being done to it ("40 %"); empty when nothing is.
+    progress
+        How far its installation or removal is ("40 %"); empty when there is none.
     """
 
     name: str
@@ -78,12 +75,22 @@ class ModelRow:
     licence: str = ""
     isInstalled: bool = False
     path: str = ""
-    doing: str = ""
+    progress: str = ""
+
+
+@dataclass(frozen=True)
+class ModelsView:
+    """The section about models."""
+
+    rows: tuple[ModelRow, ...] = ()
+    line: StatusLine = StatusLine()
+    canChange: bool = False
+    canCancel: bool = False
 
 
 @dataclass(frozen=True)
 class WorkerView:
-    """The section about where the work is done.
+    """The section about the worker.
 
     Attributes
     ----------
@@ -93,15 +100,15 @@ class WorkerView:
         What it computes on, and what it uses; empty when unknown.
     log
         The worker's log file; empty when unknown.
-    details
+    report
         What *Copy report* gives; empty hides the button.
     """
 
-    line: Line = Line()
+    line: StatusLine = StatusLine()
     device: str = ""
     memory: str = ""
     log: str = ""
-    details: str = ""
+    report: str = ""
     remoteCommand: str = ""
     canTest: bool = True
 
@@ -113,11 +120,9 @@ class AutoModelRow:
     Attributes
     ----------
     file
-        What it is asked for by.
-    images
-        How many it was trained on; empty when nobody knows.
-    dice
-        As its training has measured it; empty when it has not.
+        The name it is asked for by.
+    images, dice
+        How many images it was trained on, and the Dice its training measured; empty when unknown.
     """
 
     file: str
@@ -129,24 +134,24 @@ class AutoModelRow:
 
 
 @dataclass(frozen=True)
-class AutoPageView:
+class AutoModelsView:
     """The section about Auto models.
 
     Attributes
     ----------
     line
-        How the last thing done has ended, or how far it is; empty hides it.
+        How the last thing done has ended, or how far it is.
     sources
         What can be trained on: (value, label) pairs, "scene" and "folder".
     fraction
-        How far a training is, 0 to 1; below 0 when that is not known; None when there is none.
+        How far a training is, 0 to 1; below 0 when unknown; None when there is none.
     canChange
         Whether a worker is there to remove models.
     """
 
     rows: tuple[AutoModelRow, ...] = ()
-    line: Line = Line()
-    sources: tuple[tuple[str, str], ...] = (("folder", "A folder"),)
+    line: StatusLine = StatusLine()
+    sources: tuple[tuple[str, str], ...] = (("folder", _("A folder")),)
     fraction: float | None = None
     canChange: bool = False
     canTrain: bool = False
@@ -160,7 +165,7 @@ class ExportView:
     Attributes
     ----------
     segmentations
-        Of the scene: (value, name) pairs.
+        Those of the scene: (value, name) pairs.
     chosen
         The value of the one to export; empty for none.
     formats
@@ -170,7 +175,7 @@ class ExportView:
     dicomProblem
         Why DICOM is not among the formats; empty when it is.
     line
-        How the last export has ended, or that one is under way; empty hides it.
+        How the last export has ended, or that one is running.
     """
 
     segmentations: tuple[tuple[str, str], ...] = ()
@@ -178,7 +183,7 @@ class ExportView:
     formats: tuple[tuple[str, str], ...] = FORMATS
     problem: str = ""
     dicomProblem: str = ""
-    line: Line = Line()
+    line: StatusLine = StatusLine()
     isRunning: bool = False
     canExport: bool = False
 
@@ -189,28 +194,21 @@ class PageState:
 
     Attributes
     ----------
-    modelsLine
-        Said under the table of models; empty hides it.
-    canChangeModels
-        Whether a worker is there to install and remove them.
     choices, values
         By name of a default ("model", "window"): (value, label) pairs, and the value chosen.
     """
 
     runtime: RuntimeView = RuntimeView()
-    models: tuple[ModelRow, ...] = ()
-    modelsLine: Line = Line()
-    canChangeModels: bool = False
-    canCancelModel: bool = False
+    models: ModelsView = ModelsView()
     worker: WorkerView = WorkerView()
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
-    auto: AutoPageView = AutoPageView()
+    auto: AutoModelsView = AutoModelsView()
     export: ExportView = ExportView()
 
 
-def sizeWords(size: int | None) -> str:
-    """Bytes for people: "39 MB"."""
+def sizeText(size: int | None) -> str:
+    """Return bytes as people read them: "39 MB"; empty for None."""
     if size is None:
         return ""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

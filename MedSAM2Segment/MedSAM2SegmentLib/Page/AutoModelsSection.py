@@ -1,0 +1,316 @@
+"""The section of the page about Auto models: listed, removed, trained from a folder or from the scene."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError, TrainingError
+from medsam2_core.worker.client import WorkerClient
+from medsam2_core.worker.job_messages import AutoModelInfo, auto_models_from_json
+
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.PageState import AutoModelRow, AutoModelsView, Level, StatusLine, sizeText
+
+SCENE, FOLDER = "scene", "folder"
+ENOUGH = 10  # labelled images from which a model begins to be of use
+_SHOWN_PROBLEMS = 20
+_STOPPED = _("The training was stopped.")
+
+
+class Cases(Protocol):
+    """The labelled volumes of a scene (SceneCases)."""
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the volumes."""
+
+    def write(self, folder: str | Path) -> dict[str, str]:
+        """Write them as files; returns the volumes' names by the files'. MedSAM2Error when that cannot be."""
+
+
+class AutoModelsSection:
+    """Lists, removes and trains Auto models, one thing at a time.
+
+    A training continues when the page is left: it holds a worker of its own.
+
+    Parameters
+    ----------
+    settings
+        Settings: with a remote command, the worker cannot read the scene's volumes.
+    workers
+        Where workers come from.
+    cases
+        The scene's labelled volumes; None where there is no scene.
+    changed
+        Called whenever `view` may return something else.
+    """
+
+    def __init__(self, settings, workers, cases: Cases | None, changed: Callable[[], None]) -> None:
+        self._settings, self._workers, self._cases = settings, workers, cases
+        self._changed = changed
+        self._client: WorkerClient | None = None  # of the page
+        self._models: tuple[AutoModelInfo, ...] = ()
+        self._damaged: tuple[str, ...] = ()
+        self._line = StatusLine()
+        self._isRemoving = False
+        self._training: Any = None
+        self._worker: Any = None  # held by the training
+        self._folder: Path | None = None  # with the scene's volumes
+        self._names: dict[str, str] = {}  # of the volumes, by their files
+        self._fraction = -1.0
+        self._stopped: dict[str, Any] | None = None  # the training that was stopped, and can be continued
+
+    def view(self) -> AutoModelsView:
+        """Return what to show."""
+        isThere, isTraining = self._client is not None, self._training is not None
+        return AutoModelsView(
+            rows=tuple(_row(model) for model in self._models),
+            line=self._line if self._line.text else self._idleLine(),
+            sources=self._sources(),
+            fraction=self._fraction if isTraining else None,
+            canChange=isThere and not self._isRemoving,
+            canTrain=isThere and not isTraining,
+            canCancel=isTraining,
+        )
+
+    def setClient(self, client: WorkerClient | None) -> None:
+        """List the models of this worker; None: it is gone."""
+        self._client, self._isRemoving = client, False
+        if client is not None:
+            self._requestList()
+
+    def stop(self) -> None:
+        """End a training at once, with its worker: the runtime is being changed."""
+        if self._training is not None:
+            self._training.cancel()
+            self._release()
+            self._line = StatusLine(_STOPPED)
+
+    def cleanup(self) -> None:
+        """Stop; the page is gone for good."""
+        self._changed = lambda: None
+        self.stop()
+
+    # The list
+
+    def remove(self, file: str) -> None:
+        """Delete a model, with its report."""
+        client = self._client
+        if client is None or self._isRemoving:
+            return
+
+        def done(result: Mapping[str, Any]) -> None:
+            if client is self._client:
+                self._isRemoving = False
+                text = _("{name} is removed; {size} are free again.")
+                self._line = StatusLine(
+                    text.format(name=file, size=sizeText(result.get("bytes", 0))), Level.OK
+                )
+                self._requestList()
+                self._changed()
+
+        def failed(error: MedSAM2Error) -> None:
+            if client is self._client:
+                self._isRemoving = False
+                self._setLine(str(error), Level.ERROR)
+
+        self._isRemoving = True
+        client.request("remove_auto_model", {"model": file}, done=done, failed=failed)
+        self._changed()
+
+    def _requestList(self) -> None:
+        client = self._client
+
+        def done(result: Mapping[str, Any]) -> None:
+            if client is self._client:
+                self._setList(result)
+
+        def failed(error: MedSAM2Error) -> None:
+            """Ignore it: a worker of an earlier version has no such models."""
+
+        client.request("auto_models", {}, done=done, failed=failed)
+
+    def _setList(self, result: Mapping[str, Any]) -> None:
+        try:
+            self._models = auto_models_from_json(result)
+        except ProtocolError as error:
+            self._models, self._line = (), StatusLine(str(error), Level.ERROR)
+        damaged = [one.get("reason") for one in result.get("damaged") or () if isinstance(one, Mapping)]
+        self._damaged = tuple(str(reason) for reason in damaged)
+        self._changed()
+
+    def _idleLine(self) -> StatusLine:
+        """Return what is wrong with the files, or how to start."""
+        if self._damaged:
+            return StatusLine(self._damaged[0], Level.WARNING)
+        if self._client is not None and not self._models:
+            text = _("No Auto model yet: train one from {count} labelled images.")
+            return StatusLine(text.format(count=ENOUGH))
+        return StatusLine()
+
+    # Training
+
+    def train(
+        self, source: str, folder: str, name: str, minutes: int, classes: str = "", skipBad: bool = False
+    ) -> None:
+        """Train a model of this name, for so many minutes.
+
+        Parameters
+        ----------
+        source
+            "scene" or "folder".
+        folder
+            Of images and labels, on the worker's machine.
+        classes
+            Names divided by commas; empty: all.
+        skipBad
+            Leave out images with problems.
+        """
+        if self._training is not None:
+            return
+        try:
+            fields = self._fields(source, folder.strip(), name.strip(), minutes, classes)
+            fields.update({"skip_bad": True} if skipBad else {})
+            self._start(fields, source)
+        except (MedSAM2Error, OSError) as error:
+            self._release()
+            self._line = StatusLine(str(error), Level.ERROR)
+        self._changed()
+
+    def cancel(self) -> None:
+        """Stop a training after its present step."""
+        if self._training is not None:
+            self._training.cancel()
+            self._setLine(_("The training is being stopped…"), Level.BUSY)
+
+    def _fields(self, source: str, folder: str, name: str, minutes: int, classes: str) -> dict[str, Any]:
+        if source == FOLDER and not folder:
+            raise TrainingError(_("Choose a folder of images and labels first"), code="data-missing")
+        name = name or (Path(folder).name if source == FOLDER else "scene")
+        fields: dict[str, Any] = {"data": folder, "name": name, "minutes": float(minutes)}
+        if names := [one.strip() for one in classes.split(",") if one.strip()]:
+            fields["classes"] = names
+        if self._settings.defaultModel != "embedded":
+            fields["base"] = self._settings.defaultModel
+        return fields
+
+    def _start(self, fields: dict[str, Any], source: str) -> None:
+        if source == SCENE:
+            self._folder = Path(tempfile.mkdtemp(prefix="medsam2-train-"))
+            self._names = self._cases.write(self._folder) if self._cases is not None else {}
+            fields = {**fields, "data": str(self._folder)}
+        elif fields == self._stopped:
+            fields = {**fields, "resume": True}
+        self._worker = self._workers.current()
+        client = self._worker.acquire(self)
+        self._fraction = -1.0
+        self._line = StatusLine(_("Training {name}…").format(name=fields["name"]), Level.BUSY)
+        self._stopped = None
+
+        def failed(error: MedSAM2Error) -> None:
+            if not isinstance(error, Cancelled):
+                self._end(StatusLine(self._errorText(error), Level.ERROR))
+            elif source == SCENE:
+                # What was written of the scene is gone, and it may be another one next time.
+                self._end(StatusLine(_STOPPED))
+            else:
+                self._stopped = {name: value for name, value in fields.items() if name != "resume"}
+                self._end(
+                    StatusLine(_("The training was stopped; started again with the same data, it continues."))
+                )
+
+        self._training = client.request(
+            "train_auto",
+            fields,
+            done=self._onTrained,
+            failed=failed,
+            progress=self._onProgress,
+            note=self._onNote,
+        )
+
+    def _onProgress(self, _what: str, done: int, total: int | None) -> None:
+        self._fraction = min(1.0, done / total) if total else -1.0
+        self._changed()
+
+    def _onNote(self, text: str) -> None:
+        self._setLine(_("Training: {step}").format(step=self._withVolumeNames(text)), Level.BUSY)
+
+    def _onTrained(self, result: Mapping[str, Any]) -> None:
+        try:
+            model = AutoModelInfo.from_json(result.get("model"))
+        except ProtocolError as error:
+            self._end(StatusLine(str(error), Level.ERROR))
+            return
+        dice = _(", Dice {dice:.2f}").format(dice=model.dice) if model.dice is not None else ""
+        text = _("{name} is trained on {images} images{dice}: choose it at Auto in the effect.")
+        text = text.format(name=model.name, images=model.images, dice=dice)
+        if 0 < model.images < ENOUGH:
+            text += " " + _("More than {images} would make it better.").format(images=model.images)
+        self._end(StatusLine(text, Level.OK))
+
+    def _setLine(self, text: str, level: Level) -> None:
+        self._line = StatusLine(text, level)
+        self._changed()
+
+    def _end(self, line: StatusLine) -> None:
+        self._release()
+        self._line = line
+        if self._client is not None:
+            self._requestList()
+        self._changed()
+
+    def _release(self) -> None:
+        """Release the worker, and remove what was written for it."""
+        worker, self._worker, self._training = self._worker, None, None
+        if worker is not None:
+            worker.release(self)
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _errorText(self, error: MedSAM2Error) -> str:
+        text = _problemsText(error.fields) if error.code == "data-problems" else str(error)
+        text = self._withVolumeNames(text)
+        # With a capital, unless it begins with the name of a file.
+        return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
+
+    def _withVolumeNames(self, text: str) -> str:
+        """Return the text with the names of volumes for those of the temporary files nobody has seen."""
+        for file, name in self._names.items():
+            text = text.replace(file, repr(name))
+        return text
+
+    def _sources(self) -> tuple[tuple[str, str], ...]:
+        folder = (FOLDER, _("A folder"))
+        if self._cases is None or self._settings.remoteCommand:
+            return (folder,)  # what is written here cannot be read there
+        count = len(self._cases.names())
+        one, several = (
+            _("This scene (1 volume with segments)"),
+            _("This scene ({count} volumes with segments)"),
+        )
+        scene = (SCENE, one if count == 1 else several.format(count=count))
+        return (scene, folder) if count else (folder, scene)
+
+
+def _problemsText(fields: Mapping[str, Any]) -> str:
+    """Return what is wrong with the data, with the way out that there is on the page."""
+    problems = [one for one in fields.get("problems") or () if isinstance(one, Mapping)]
+    shown = "; ".join(str(one.get("message")) for one in problems[:_SHOWN_PROBLEMS])
+    if len(problems) > _SHOWN_PROBLEMS:
+        shown += _("; and {count} more").format(count=len(problems) - _SHOWN_PROBLEMS)
+    one, several = _("1 problem with the data: {problems}"), _("{count} problems with the data: {problems}")
+    text = (one if len(problems) == 1 else several).format(count=len(problems), problems=shown)
+    # A problem of the data as a whole cannot be left out.
+    if all("image" in (one.get("fields") or ()) for one in problems):
+        text += ". " + _("Correct the images, or tick 'Leave out images with problems'")
+    return text
+
+
+def _row(model: AutoModelInfo) -> AutoModelRow:
+    images = str(model.images) if model.images else ""
+    dice = f"{model.dice:.2f}" if model.dice is not None else ""
+    return AutoModelRow(model.file, model.name, ", ".join(model.classes), images, dice, model.path)

@@ -1,0 +1,244 @@
+"""The section of the page about export: a segmentation of the scene as a file for other systems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from medsam2_core.errors import Cancelled, ExportError, MedSAM2Error, Note
+
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.ExportFolder import ExportFolder, removeAbandoned
+from MedSAM2SegmentLib.Page.ExportMessages import errorText, resultLine
+from MedSAM2SegmentLib.Page.ExportOptions import DICOM, FORMATS, ExportOptions, requestFields
+from MedSAM2SegmentLib.Page.PageState import ExportView, Level, StatusLine
+
+_REMOTE = _(
+    "With a remote command, the worker cannot read this computer's files: save with Slicer instead (Save, or "
+    "Export to DICOM in the Data module)."
+)
+_NO_SEGMENTATION = _("No segmentation in the scene yet: segment something first.")
+_NO_MEMORY = _("The computer's memory is full: close volumes or other programs, then export again.")
+
+
+class Segmentations(Protocol):
+    """The segmentations of a scene (SceneSegmentations)."""
+
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Return (ID, name) of each."""
+
+    def dicomProblem(self, nodeID: str) -> str:
+        """Return why one cannot become DICOM, as far as can be seen quickly; empty when it can."""
+
+    def dicomFiles(self, nodeID: str) -> tuple[str, ...]:
+        """Return the files of the series it lies on. MedSAM2Error when there are none."""
+
+    def drawnOn(self, nodeID: str) -> dict[str, Any]:
+        """Return the grid of its volume, as it is in the scene. MedSAM2Error when there is none."""
+
+    def write(self, nodeID: str, path: str | Path, *, isWhole: bool) -> tuple[Note, ...]:
+        """Write it as .seg.nrrd; returns what there is to know. MedSAM2Error when that cannot be."""
+
+    def refresh(self) -> None:
+        """Look for DICOM files again."""
+
+
+class ExportSection:
+    """Exports one segmentation at a time; that continues when the page is left, with a worker of its own.
+
+    Parameters
+    ----------
+    settings
+        Settings: with a remote command, the worker cannot read the files of this computer.
+    workers
+        Where workers come from.
+    segmentations
+        Those of the scene; None where there is no scene.
+    changed
+        Called whenever `view` may return something else.
+    later
+        Calls what it is given once the page has been drawn.
+    """
+
+    def __init__(
+        self,
+        settings,
+        workers,
+        segmentations: Segmentations | None,
+        changed: Callable[[], None],
+        later: Callable[[Callable[[], None]], None] = lambda work: work(),
+    ) -> None:
+        self._settings, self._workers, self._segmentations = settings, workers, segmentations
+        self._changed, self._later = changed, later
+        self._chosen = ""
+        self._line = StatusLine()
+        self._options: ExportOptions | None = None  # of the export that is running
+        self._request: Any = None
+        self._worker: Any = None  # held by the export
+        self._folder: ExportFolder | None = None
+        self._name = ""  # of the segmentation that is exported
+        self._seen: Any = None
+        removeAbandoned()
+
+    def view(self) -> ExportView:
+        """Return what to show."""
+        names, chosen, dicomProblem = self._scene()
+        problem = _REMOTE if self._settings.remoteCommand else "" if names else _NO_SEGMENTATION
+        if problem:
+            dicomProblem = ""
+        return ExportView(
+            segmentations=names,
+            chosen=chosen,
+            formats=tuple(one for one in FORMATS if one[0] != DICOM or not dicomProblem),
+            problem=problem,
+            dicomProblem=_("DICOM is not possible: {reason}.").format(reason=dicomProblem)
+            if dicomProblem
+            else "",
+            line=self._line,
+            isRunning=self._isBusy,
+            canExport=not problem and not self._isBusy,
+        )
+
+    def refresh(self) -> None:
+        """Look for DICOM files again: series may have been imported while the page was closed."""
+        if self._segmentations is not None:
+            self._segmentations.refresh()
+
+    def update(self) -> None:
+        """Call `changed` if segmentations have come or gone, or lie on something else. Cheap."""
+        seen = self._scene()
+        if seen != self._seen:
+            self._seen = seen
+            if self._chosen != seen[1]:
+                self._chosen = ""  # it is gone, and another one is shown from now on
+            self._changed()
+
+    def choose(self, nodeID: str) -> None:
+        """Export this segmentation next."""
+        self._chosen = nodeID
+        self._changed()
+
+    def export(self, options: ExportOptions) -> None:
+        """Export a segmentation. That it is running is shown before the work starts."""
+        if self._isBusy:
+            return
+        self._options = options
+        self._setLine(_("Exporting…"), Level.BUSY)
+        self._later(lambda: self._start(options))
+
+    def cancel(self) -> None:
+        """Stop the export; no file is left incomplete."""
+        if self._request is not None:
+            self._request.cancel()
+            self._setLine(_("The export is being stopped…"), Level.BUSY)
+        elif self._isBusy:
+            self.stop()
+            self._changed()
+
+    def stop(self) -> None:
+        """End an export at once, with its worker: the runtime is being changed."""
+        if not self._isBusy:
+            return
+        if self._request is not None:
+            self._request.cancel()
+        self._release()
+        self._line = StatusLine(_("The export was stopped."))
+
+    def cleanup(self) -> None:
+        """Stop; the page is gone for good."""
+        self._changed = lambda: None
+        self.stop()
+
+    @property
+    def _isBusy(self) -> bool:
+        return self._options is not None
+
+    def _scene(self) -> tuple[tuple[tuple[str, str], ...], str, str]:
+        """Return the names of the segmentations, the one chosen, and why it cannot become DICOM."""
+        if self._segmentations is None:
+            return (), "", ""
+        names = self._segmentations.names()
+        known = [nodeID for nodeID, _name in names]
+        chosen = self._chosen if self._chosen in known else next(iter(known), "")
+        return names, chosen, self._segmentations.dicomProblem(chosen) if chosen else ""
+
+    def _start(self, options: ExportOptions) -> None:
+        if self._options is not options:
+            return  # it was stopped before it started
+        text = _("Unexpected error during the export: see Slicer's log.")
+        try:
+            self._send(options)
+        except (MedSAM2Error, OSError) as error:
+            text = self._errorText(error)
+        except MemoryError:
+            text = _NO_MEMORY
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            text = _("The export failed: {reason}").format(reason=error)
+        finally:
+            if self._request is None and self._options is options:
+                self._release()
+                self._line = StatusLine(text, Level.ERROR)
+            self._changed()
+
+    def _send(self, options: ExportOptions) -> None:
+        view = self.view()
+        if view.problem:
+            raise ExportError(view.problem, code="export-impossible")
+        # What was shown when Export was pressed, and no other one.
+        nodeID, names = options.segmentation or self._chosen or view.chosen, dict(view.segmentations)
+        if nodeID not in names:
+            message = _("the segmentation is not in the scene any more: choose another one")
+            raise ExportError(message, code="segmentation-gone")
+        self._name = names[nodeID]
+        fields = requestFields(options)
+        isDicom = options.format == DICOM
+        if isDicom:
+            fields["dicom"] = list(self._segmentations.dicomFiles(nodeID))
+            fields["drawn_on"] = self._segmentations.drawnOn(nodeID)
+        worker = self._workers.current()
+        client = worker.acquire(self)
+        self._worker = worker  # to be released, now that it is held
+        folder = self._folder = ExportFolder()
+        notes = self._segmentations.write(nodeID, folder.segmentation, isWhole=not isDicom)
+        fields.update(segmentation=str(folder.segmentation), scratch=str(folder.path))
+        self._line = StatusLine(_("Exporting {name}…").format(name=self._name), Level.BUSY)
+
+        def done(result: Mapping[str, Any]) -> None:
+            if self._folder is folder:  # else it was stopped
+                self._end(resultLine(result, notes))
+
+        def failed(error: MedSAM2Error) -> None:
+            if self._folder is not folder:
+                return
+            if isinstance(error, Cancelled):
+                self._end(StatusLine(_("The export was stopped; no file is left incomplete.")))
+            else:
+                self._end(StatusLine(self._errorText(error), Level.ERROR))
+
+        request = client.request("export", fields, done=done, failed=failed)
+        if self._folder is folder:  # else it has failed already
+            self._request = request
+
+    def _errorText(self, error: MedSAM2Error | OSError) -> str:
+        """Return the message, with the segmentation's name for the temporary file nobody has seen."""
+        text = errorText(error) if isinstance(error, MedSAM2Error) else str(error)
+        return text.replace(str(self._folder.segmentation), repr(self._name)) if self._folder else text
+
+    def _end(self, line: StatusLine) -> None:
+        self._release()
+        self._line = line
+        self._changed()
+
+    def _setLine(self, text: str, level: Level) -> None:
+        self._line = StatusLine(text, level)
+        self._changed()
+
+    def _release(self) -> None:
+        """Release the worker, and remove what was written for it."""
+        worker, self._worker, self._request, self._options = self._worker, None, None, None
+        if worker is not None:
+            worker.release(self)
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            folder.remove()

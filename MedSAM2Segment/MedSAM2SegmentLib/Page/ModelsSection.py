@@ -1,0 +1,135 @@
+"""The section of the page about models: listed, installed and removed by the page's worker."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from medsam2_core.errors import Cancelled, MedSAM2Error
+from medsam2_core.worker.client import WorkerClient, WorkerState
+
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.PageState import Level, ModelRow, ModelsView, StatusLine, sizeText
+
+
+class ModelsSection:
+    """Installs and removes models, one at a time; a download ends when the page is left.
+
+    ``changed`` is called whenever `view` may return something else.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._client: WorkerClient | None = None
+        self._rows: tuple[ModelRow, ...] = ()
+        self._line = StatusLine()
+        self._request: Any = None
+        self._progress: dict[str, str] = {}
+
+    def view(self) -> ModelsView:
+        """Return what to show."""
+        progress = self._progress
+        rows = [dataclasses.replace(row, progress=progress.get(row.name, "")) for row in self._rows]
+        canChange = self._isReady and self._request is None
+        return ModelsView(tuple(rows), self._line, canChange, canCancel=self._request is not None)
+
+    def installed(self) -> tuple[tuple[str, str], ...]:
+        """Return (name, title) of the models that are installed."""
+        return tuple((row.name, row.title) for row in self._rows if row.isInstalled)
+
+    def setClient(self, client: WorkerClient | None) -> None:
+        """List the models of this worker; None: it is gone, and a download with it."""
+        if client is None and self._request is not None:
+            self._request.cancel()
+            self._request, self._progress = None, {}
+        self._client = client
+        if client is not None:
+            self._requestList()
+
+    def install(self, name: str) -> None:
+        """Download a model, or the present version of it."""
+
+        def progress(what: str, done: int, total: int | None) -> None:
+            self._progress = {name: f"{100 * done // total} %" if total else "…"}
+            amount = sizeText(done)
+            if total:
+                amount = _("{done} of {total}").format(done=amount, total=sizeText(total))
+            self._line = StatusLine(f"{name}: {what}, {amount}", Level.BUSY)
+            self._changed()
+
+        def done(_result: Mapping[str, Any]) -> None:
+            self._end(StatusLine(_("{name} is installed.").format(name=name), Level.OK), isChanged=True)
+
+        self._start("install_model", name, _("Installing {name}…"), done, progress=progress)
+
+    def remove(self, name: str) -> None:
+        """Delete the weights of a model."""
+
+        def done(result: Mapping[str, Any]) -> None:
+            text = _("{name} is removed; {size} are free again.")
+            text = text.format(name=name, size=sizeText(result.get("bytes", 0)))
+            self._end(StatusLine(text, Level.OK), isChanged=True)
+
+        self._start("remove_model", name, _("Removing {name}…"), done)
+
+    def cancel(self) -> None:
+        """Stop downloading."""
+        if self._request is not None:
+            self._request.cancel()
+
+    @property
+    def _isReady(self) -> bool:
+        return self._client is not None and self._client.state is WorkerState.READY
+
+    def _start(self, type: str, name: str, text: str, done: Callable, **callbacks: Callable) -> None:
+        if not self._isReady or self._request is not None:
+            return
+
+        def failed(error: MedSAM2Error) -> None:
+            level = Level.INFO if isinstance(error, Cancelled) else Level.ERROR
+            self._end(StatusLine(str(error), level), isChanged=False)
+
+        self._progress = {name: "…"}
+        self._line = StatusLine(text.format(name=name), Level.BUSY)
+        self._request = self._send(type, {"name": name}, done=done, failed=failed, **callbacks)
+        self._changed()
+
+    def _end(self, line: StatusLine, isChanged: bool) -> None:
+        self._request, self._progress, self._line = None, {}, line
+        if isChanged:
+            self._requestList()
+        self._changed()
+
+    def _requestList(self) -> None:
+        def done(result: Mapping[str, Any]) -> None:
+            self._rows = tuple(_row(entry) for entry in result.get("models", ()))
+            self._changed()
+
+        def failed(error: MedSAM2Error) -> None:
+            self._line = StatusLine(str(error), Level.ERROR)
+            self._changed()
+
+        self._send("models", {}, done=done, failed=failed)
+
+    def _send(self, type: str, fields: dict, **callbacks: Callable) -> Any:
+        """Send a request; answers that come when another worker has taken this one's place are ignored."""
+        client = self._client
+
+        def guarded(callback: Callable) -> Callable:
+            return lambda *values: callback(*values) if self._client is client else None
+
+        return client.request(
+            type, fields, **{name: guarded(callback) for name, callback in callbacks.items()}
+        )
+
+
+def _row(entry: Mapping[str, Any]) -> ModelRow:
+    return ModelRow(
+        name=str(entry.get("name", "")),
+        title=str(entry.get("title") or entry.get("name", "")),
+        size=entry.get("bytes"),
+        licence=str(entry.get("licence") or ""),
+        isInstalled=bool(entry.get("installed")),
+        path=str(entry.get("path") or ""),
+    )

@@ -1,0 +1,134 @@
+"""Behind the page of the module: its sections, and what ties them together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from medsam2_core.imaging.intensity import PRESETS
+from medsam2_core.worker.client import WorkerClient
+
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection, Cases
+from MedSAM2SegmentLib.Page.ExportSection import ExportSection, Segmentations
+from MedSAM2SegmentLib.Page.ModelsSection import ModelsSection
+from MedSAM2SegmentLib.Page.PageState import PageState
+from MedSAM2SegmentLib.Page.RuntimeSection import RuntimeSection
+from MedSAM2SegmentLib.Page.WorkerSection import WorkerSection, WorkerSource
+
+_WINDOWS = (
+    ("auto", _("Automatic")),
+    ("displayed", _("As displayed")),
+    *((name, name.capitalize()) for name in PRESETS),
+)
+
+
+class PageController:
+    """Ties the runtime, the worker and the settings to what the page shows.
+
+    Parameters
+    ----------
+    installer
+        RuntimeInstaller.
+    settings
+        Settings.
+    workers
+        Where workers come from.
+    onStateChanged
+        Called whenever `state` may be another.
+    clock
+        Seconds that only grow.
+    cases, segmentations
+        The labelled volumes of the scene (SceneCases), to train on, and its segmentations
+        (SceneSegmentations), to export; None where there is no scene.
+    later
+        Calls what it is given once the page has been drawn.
+
+    Attributes
+    ----------
+    runtime, worker, models, auto, export
+        The sections: the methods their buttons call.
+    """
+
+    def __init__(
+        self,
+        installer,
+        settings,
+        workers: WorkerSource,
+        onStateChanged: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        cases: Cases | None = None,
+        segmentations: Segmentations | None = None,
+        later: Callable[[Callable[[], None]], None] = lambda work: work(),
+    ) -> None:
+        self._settings = settings
+        self._onStateChanged = onStateChanged
+        changed = self._changed
+        self.runtime = RuntimeSection(
+            installer, settings, changed, self._beforeRuntimeChange, self._afterRuntimeChange
+        )
+        self.models = ModelsSection(changed)
+        self.auto = AutoModelsSection(settings, workers, cases, changed)
+        self.export = ExportSection(settings, workers, segmentations, changed, later)
+        self.worker = WorkerSection(settings, workers, changed, self._onConnected, clock)
+
+    def enter(self) -> None:
+        """Start updating: the page is shown."""
+        self.export.refresh()
+        self.worker.open()
+        self._changed()
+
+    def exit(self) -> None:
+        """Release the worker: the page is left. A download of a model ends with that."""
+        self.worker.close()
+
+    def cleanup(self) -> None:
+        """Stop everything: the page is gone for good."""
+        self.exit()
+        self._onStateChanged = lambda: None
+        self.runtime.cleanup()
+        self.auto.cleanup()
+        self.export.cleanup()
+
+    def update(self) -> None:
+        """Look for changes; to be called now and then while the page is shown."""
+        self.export.update()
+        self.worker.update()
+
+    @property
+    def state(self) -> PageState:
+        """What to show."""
+        models = self.models.installed() or (("embedded", _("Embedded")),)
+        return PageState(
+            runtime=self.runtime.view(),
+            models=self.models.view(),
+            worker=self.worker.view(),
+            choices={"model": models, "window": _WINDOWS},
+            values={"model": self._settings.defaultModel, "window": self._settings.defaultWindow},
+            auto=self.auto.view(),
+            export=self.export.view(),
+        )
+
+    def setDefault(self, name: str, value: str) -> None:
+        """Start new segmentations with this "model" or "window"."""
+        if name == "model":
+            self._settings.defaultModel = value
+        elif name == "window":
+            self._settings.defaultWindow = value
+        self._changed()
+
+    def _changed(self) -> None:
+        self._onStateChanged()
+
+    def _onConnected(self, client: WorkerClient | None) -> None:
+        self.models.setClient(client)
+        self.auto.setClient(client)
+
+    def _beforeRuntimeChange(self) -> None:
+        self.auto.stop()
+        self.export.stop()
+        self.worker.disconnect()
+
+    def _afterRuntimeChange(self) -> None:
+        self.worker.reconnect()
+        self._changed()
