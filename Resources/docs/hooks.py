@@ -95,7 +95,7 @@ def _command(name: str, command, context) -> list[str]:
         rows = [row for row in rows if row]
         if rows:
             parts += ["| | |", "|---|---|"]
-            parts += [f"| `{_cell(words)}` | {_cell(text)} |" for words, text in rows]
+            parts += [f"| <code>{_cell(words)}</code> | {_cell(text)} |" for words, text in rows]
         parts.append("")
     for one, below in subcommands.items():
         parts += _command(f"{name} {one}", below, type(context)(below, info_name=one, parent=context))
@@ -107,7 +107,8 @@ def _paragraphs(text: str | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"[|\[\]]", r"\\\g<0>", " ".join(text.split())).replace("<", "&lt;")
+    """Return text for a cell of a table, with the characters of Markdown and HTML as entities."""
+    return re.sub(r"[|\[\]<>*_]", lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
 
 
 class SphinxRoles(griffe.Extension):
