@@ -10,6 +10,7 @@ from medsam2_core.engine.architecture import OWN_CONFIGS, STOCK_CONFIGS
 from medsam2_core.engine.catalogue import Catalogue
 from medsam2_core.engine.store import ModelState, Store
 from medsam2_core.errors import CatalogueError
+from support.errors import raises
 
 A_MODEL = {
     "name": "m",
@@ -71,7 +72,7 @@ def test_an_unknown_name_suggests_the_closest():
 
 
 def test_a_missing_file_is_said_to_be_missing():
-    with pytest.raises(CatalogueError, match=r"no checkpoint file 'weights/x\.pt'"):
+    with raises("no-such-checkpoint", CatalogueError, path="weights/x.pt"):
         Catalogue.load().find("weights/x.pt")
 
 
@@ -114,7 +115,7 @@ def test_a_wrong_entry_is_named_with_its_field_and_value(tmp_path, changes, says
 
 
 def test_a_name_given_twice_is_refused(tmp_path):
-    with pytest.raises(CatalogueError, match="twice"):
+    with raises("duplicate-model", CatalogueError):
         catalogue_of(tmp_path, A_MODEL, A_MODEL)
 
 

@@ -20,6 +20,7 @@ from medsam2_core.engine.architecture import (
 from medsam2_core.engine.checkpoint import load_strict, read_state_dict
 from medsam2_core.errors import CheckpointError
 from safetensors.torch import save_file
+from support.errors import raises
 from torch import nn
 
 STORAGES = {"FloatStorage": torch.float32, "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64}
@@ -106,7 +107,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not_run(tmp_path)
 def test_a_bare_pickle_is_not_even_opened(tmp_path):
     trace = tmp_path / "it-ran"
     (tmp_path / "file.pkl").write_bytes(pickle.dumps(Bomb(trace)))
-    with pytest.raises(CheckpointError, match="bare pickle"):
+    with raises("not-a-checkpoint", CheckpointError):
         read_state_dict(tmp_path / "file.pkl")
     assert not trace.exists()
 
@@ -150,13 +151,13 @@ def test_archives_without_a_state_dict_say_what_they_hold(tmp_path, content, say
 
 
 def test_missing_files_folders_and_other_archives_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="No such file"):
+    with raises("unreadable-checkpoint", CheckpointError):
         read_state_dict(tmp_path / "none.pt")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with raises("unreadable-checkpoint", CheckpointError):
         read_state_dict(tmp_path)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(CheckpointError, match="without a checkpoint"):
+    with raises("not-a-checkpoint", CheckpointError):
         read_state_dict(tmp_path / "a.zip")
 
 
@@ -165,7 +166,7 @@ def test_one_wrong_bit_in_a_tensor_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(torch.ones(8).numpy().tobytes()) + 10] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"the checksum of .* is wrong"):
+    with raises("damaged-checkpoint", CheckpointError):
         read_state_dict(path)
 
 
@@ -192,7 +193,7 @@ def test_every_missing_unexpected_and_misshapen_tensor_is_counted():
 def test_values_that_are_no_numbers_are_damage(value):
     state = a_small_state()
     state["first.weight"][1, 1] = value
-    with pytest.raises(CheckpointError, match=r"NaN or infinite values in first\.weight"):
+    with raises("not-finite", CheckpointError, key="first.weight"):
         load_strict(a_small_module(), state)
 
 

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from medsam2_core.engine.memory import Query, RecentMemory, SelfSortingMemory, SortingMode
-from medsam2_core.engine.states import SliceMemory
+from medsam2_core.engine.memory import Query, RecentMemory, SelfSortingMemory, SliceMemory, SortingMode
 from medsam2_core.engine.zoom import Region
 from support.bright_object import bright_tracker, discs
 from support.model import prompt

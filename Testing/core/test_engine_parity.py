@@ -5,9 +5,8 @@ import pytest
 import torch
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads
-from medsam2_core.engine.memory import Query, RecentMemory
+from medsam2_core.engine.memory import Query, RecentMemory, SliceMemory
 from medsam2_core.engine.options import TrackerOptions
-from medsam2_core.engine.states import SliceMemory
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.engine.zoom import Region
 from support.model import StockAndOurs, a_disc, prompt

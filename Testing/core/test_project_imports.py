@@ -41,7 +41,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Cycles that are known and still to be removed.
 KNOWN_CYCLES = [
     ["MedSAM2SegmentLib.Segments.EditSteps", "MedSAM2SegmentLib.Segments.SegmentWriter"],
-    ["medsam2_core.engine.memory", "medsam2_core.engine.states"],
 ]
 
 

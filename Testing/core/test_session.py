@@ -16,6 +16,7 @@ from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
 from medsam2_core.session import Session
 from medsam2_core.session import session as session_module
 from support.command_line import ball_kji, write_nrrd
+from support.errors import raises
 from support.model import DRAWN, a_disc, stir
 from support.training_folder import tiny_config
 
@@ -118,20 +119,20 @@ def test_clicks_add_up_and_a_box_takes_the_place_of_the_box(session):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "reason"),
+    ("prompts", "code"),
     [
-        ([], "nothing was said about 'ball'"),
-        ([Point((20, 26, 99))], "outside the volume: k = 99"),
-        ([Point((20, 26, 3)), Point((20, 26, 4))], "lie on slices 3, 4: give them one slice at a time"),
-        ([Box((1, 1, 1), (1, 9, 9))], "spans slices"),
-        ([MaskPrompt(np.ones((1, 9, 99), bool))], "outside the volume"),
+        ([], "no-prompts"),
+        ([Point((20, 26, 99))], "outside-volume"),
+        ([Point((20, 26, 3)), Point((20, 26, 4))], "prompts-on-several-slices"),
+        ([Box((1, 1, 1), (1, 9, 9))], "box-spans-slices"),
+        ([MaskPrompt(np.ones((1, 9, 99), bool))], "outside-volume"),
     ],
 )
-def test_a_refused_prompt_changes_nothing(session, prompts, reason):
+def test_a_refused_prompt_changes_nothing(session, prompts, code):
     session.prompt("ball", BALL)
     before = everything(session), session.undo_steps
     for name in ("ball", "another"):
-        with pytest.raises(PromptError, match=reason.replace("'ball'", f"'{name}'")):
+        with raises(code, PromptError):
             session.prompt(name, *prompts)
     assert (everything(session), session.undo_steps) == before
     with pytest.raises(PromptError):
@@ -146,7 +147,7 @@ def test_several_objects_on_several_slices_at_once_or_none(session):
     assert session.object_names == ("ball", "other", "empty")
     before = everything(session)
     session.finalise("other", 9)
-    with pytest.raises(PromptError, match="slice 9 of object 'other' is final"):
+    with raises("slice-final", PromptError, object="other", n=9):
         session.apply(PromptSet({"new": [BALL], "other": [Point((5, 5, 9))]}))
     session.undo()
     assert everything(session) == before
@@ -283,7 +284,7 @@ def test_undo_ends_somewhere(volume, model):
         session.add_object(name)
     assert session.undo_steps == ["add c", "add b"]
     assert [session.undo(), session.undo()] == ["add c", "add b"]
-    with pytest.raises(PromptError, match="nothing to undo"):
+    with raises("nothing-to-undo", PromptError):
         session.undo()
     assert session.object_names == ("a",)
     never = Session(volume, model, undo_limit=0)
@@ -358,7 +359,7 @@ def test_final_slices_are_never_overwritten(session):
     frozen = next(r.mask_hw for r in session.results("ball") if r.n == 15)
     session.finalise("ball", 9, mine)
     session.finalise("ball", 15)
-    with pytest.raises(PromptError, match="slice 9 of object 'ball' is final: release it first"):
+    with raises("slice-final", PromptError, object="ball", n=9):
         session.prompt("ball", Point((20, 26, 9)))
     session.prompt("ball", Point((30, 30, 14)))
     propagated(session, stop_after_absent=None)
@@ -379,8 +380,8 @@ def test_a_drawn_mask_is_part_of_what_was_said(session):
     assert np.array_equal(session.tracker.state("ball").conditioning[12].prompt.mask_hw, mine)
     session.finalise("nothing here", 3, np.zeros((48, 40), bool))
     assert not session.mask_kji("nothing here").any()
-    for n, mask, reason in ((99, mine, "no slice 99"), (3, mine.T, r"\(40, 48\), the slice is \(48, 40\)")):
-        with pytest.raises(PromptError, match=reason):
+    for n, mask, code in ((99, mine, "no-such-slice"), (3, mine.T, "mask-shape")):
+        with raises(code, PromptError, n=n):
             session.finalise("ball", n, mask)
 
 
@@ -390,7 +391,7 @@ def test_a_released_slice_follows_again(session):
     session.finalise("ball", 14)
     session.release("ball", 14)
     assert 14 in propagated(session, stop_after_absent=None)
-    with pytest.raises(PromptError, match="not final"):
+    with raises("slice-not-final", PromptError, n=14):
         session.release("ball", 14)
 
 
@@ -569,24 +570,24 @@ def test_settings_that_mean_nothing_are_refused_with_the_choices(volume, model, 
 
 
 @pytest.mark.parametrize(
-    ("does", "reason"),
+    ("does", "code"),
     [
-        (lambda s: s.propagate(), "nothing to propagate"),
-        (lambda s: s.propagate(["liver"]), "unknown object 'liver'"),
-        (lambda s: s.mask_kji("liver"), "unknown object 'liver'"),
-        (lambda s: s.remove_object("liver"), "unknown object 'liver'"),
-        (lambda s: s.unprompt("liver", 3), "unknown object 'liver'"),
-        (lambda s: s.finalise("liver", 3), "unknown object 'liver'"),
-        (lambda s: (s.add_object("a"), s.add_object("a")), "there is an object 'a' already"),
-        (lambda s: (s.prompt("a", BALL), s.unprompt("a", 3)), "no prompt on slice 3"),
-        (lambda s: (s.prompt("a", BALL), s.propagate([])), "nothing to propagate: name an object"),
-        (lambda s: (s.prompt("a", BALL), s.propagate(direction="up")), "forward, reverse, both"),
-        (lambda s: (s.prompt("a", BALL), s.propagate(first=9, last=3)), "range 9 to 3 is empty"),
-        (lambda s: (s.prompt("a", BALL), s.propagate(last=24)), "no slice 24"),
+        (lambda s: s.propagate(), "nothing-to-propagate"),
+        (lambda s: s.propagate(["liver"]), "unknown-object"),
+        (lambda s: s.mask_kji("liver"), "unknown-object"),
+        (lambda s: s.remove_object("liver"), "unknown-object"),
+        (lambda s: s.unprompt("liver", 3), "unknown-object"),
+        (lambda s: s.finalise("liver", 3), "unknown-object"),
+        (lambda s: (s.add_object("a"), s.add_object("a")), "object-exists"),
+        (lambda s: (s.prompt("a", BALL), s.unprompt("a", 3)), "no-prompts"),
+        (lambda s: (s.prompt("a", BALL), s.propagate([])), "nothing-to-propagate"),
+        (lambda s: (s.prompt("a", BALL), s.propagate(direction="up")), "unknown-direction"),
+        (lambda s: (s.prompt("a", BALL), s.propagate(first=9, last=3)), "empty-range"),
+        (lambda s: (s.prompt("a", BALL), s.propagate(last=24)), "no-such-slice"),
     ],
 )
-def test_what_makes_no_sense_is_refused(session, does, reason):
-    with pytest.raises(PromptError, match=reason):
+def test_what_makes_no_sense_is_refused(session, does, code):
+    with raises(code, PromptError):
         does(session)
 
 

@@ -14,6 +14,7 @@ from medsam2_core.auto.volumes import VolumeOptions, conditioning
 from medsam2_core.errors import Cancelled, CheckpointError, PromptError
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
+from support.errors import raises
 from support.model import set_prompts
 from support.small_files import a_volume
 from support.tiny_model import SIDE, tiny_model
@@ -118,7 +119,7 @@ def test_it_is_one_step_of_undo(session, auto):
 def test_objects_of_the_same_name_are_replaced_only_on_request(session, auto):
     session.prompt("bar", Point((10, 10, 3)))
     before = session.mask_kji("bar")
-    with pytest.raises(PromptError, match="'bar' already"):
+    with raises("object-exists", PromptError, object="bar"):
         session.auto(auto)
     assert np.array_equal(session.mask_kji("bar"), before)
     session.auto(auto, replace=True)

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from medsam2_core.engine.interrupting import blocks
-from medsam2_core.engine.model import load_model
+from medsam2_core.engine.model import blocks, load_model
 from medsam2_core.errors import Cancelled, Interrupted, PromptError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slice_mask import SliceMask
@@ -14,6 +13,7 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, SlicePrompts
 from medsam2_core.session import Session
 from support.command_line import ball_kji
+from support.errors import raises
 from support.model import set_prompts
 from support.tiny_model import tiny_model
 
@@ -134,7 +134,7 @@ def test_words_taken_back_uncover_what_tracking_had_found(session):
     set_prompts(session, "ball", N, [])
     left = everything(session)
     assert set(left) == set(tracked) - {N}
-    with pytest.raises(PromptError, match="prompt"):
+    with raises("no-prompts", PromptError, object="ball"):
         session.propagate(["ball"])
 
 
@@ -182,7 +182,7 @@ def test_a_final_slice_stays_until_it_is_said_otherwise(session):
     final = set_prompts(session, "ball", N + 2, elsewhere(N + 2, INSIDE), final=True)
     assert final.final
     assert not set_prompts(session, "ball", N + 2, elsewhere(N + 2, INSIDE)).final
-    with pytest.raises(PromptError, match="no mask yet"):
+    with raises("no-mask-yet", PromptError):
         set_prompts(session, "other", N, [], final=True)
     assert "other" not in session.object_names
 
@@ -207,20 +207,20 @@ def test_several_slices_are_one_step(session):
 
 
 @pytest.mark.parametrize(
-    ("n", "words", "reason"),
+    ("n", "prompts", "code"),
     [
-        (99, [INSIDE], "no slice 99"),
-        (N + 1, [INSIDE], "lies on slice 12"),
-        (N, [BOX, BOX], "two boxes"),
-        (N, [Point((500, 0, 12))], "outside the volume"),
+        (99, [INSIDE], "no-such-slice"),
+        (N + 1, [INSIDE], "prompt-on-other-slice"),
+        (N, [BOX, BOX], "two-boxes"),
+        (N, [Point((500, 0, 12))], "outside-volume"),
     ],
 )
-def test_refused_words_change_nothing(session, n, words, reason):
+def test_refused_prompts_change_nothing(session, n, prompts, code):
     set_prompts(session, "ball", N, [INSIDE])
     before, steps = everything(session), session.undo_steps
-    with pytest.raises(PromptError, match=reason):
-        set_prompts(session, "ball", n, words)
-    with pytest.raises(PromptError, match="the slice is"):
+    with raises(code, PromptError):
+        set_prompts(session, "ball", n, prompts)
+    with raises("mask-shape", PromptError, n=N):
         set_prompts(session, "ball", N, [], known=np.ones((3, 3), dtype=bool))
     assert everything(session) == before
     assert session.undo_steps == steps
@@ -324,7 +324,7 @@ def test_an_interrupted_propagation_gives_the_same_masks(volume, model, memory, 
     for seed in range(campaign):
         session, hook = talked(), Interruptions(seed)
         session.tracker.encoder.cache.clear()
-        with model.asking(hook):
+        with model.interruptible_by(hook):
             progress = session.propagate()
             results = persistently(progress)
         assert hook.raised > 3
@@ -348,7 +348,7 @@ def test_clicks_are_answered_while_a_propagation_pauses(volume, model):
         set_prompts(session, "ball", N + 6, elsewhere(N + 6, INSIDE))
         hook.chance = chance
 
-    with model.asking(hook):
+    with model.interruptible_by(hook):
         results = persistently(session.propagate(), click)
     assert len(said) == hook.raised > 3
     assert set(said) == {expected}
@@ -378,7 +378,7 @@ def test_interrupted_words_are_not_half_said(session, model):
     def interrupt():
         raise Interrupted
 
-    with model.asking(interrupt), pytest.raises(Interrupted):
+    with model.interruptible_by(interrupt), pytest.raises(Interrupted):
         set_prompts(session, "ball", N, [ASIDE, OUTSIDE])
     assert everything(session) == before
     assert session.prompts.of("ball") == [INSIDE]
@@ -392,7 +392,7 @@ def test_a_cancelled_propagation_is_over(session, model):
     def cancel():
         raise Cancelled("enough")
 
-    with model.asking(cancel), pytest.raises(Cancelled):
+    with model.interruptible_by(cancel), pytest.raises(Cancelled):
         list(progress)
     assert list(progress) == []
     assert not any(part._forward_pre_hooks for part in blocks(model.module))

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.maps import logits_of_mask
-from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
+from medsam2_core.engine.memory import MemoryPolicy, RecentMemory, SliceMemory
 from medsam2_core.engine.options import TrackerOptions
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
 from medsam2_core.engine.sources import ArrayImages
-from medsam2_core.engine.states import Prediction, SliceMemory
+from medsam2_core.engine.states import Prediction
 from medsam2_core.engine.tracker import Tracker
 from torch.nn import functional
 

@@ -52,7 +52,9 @@ def require_sam2() -> None:
     if found is None:
         raise MissingPackageError(
             "the package sam2 is not installed; beside the torch that is there, install it with "
-            "`SAM2_BUILD_CUDA=0 pip install --no-deps --no-build-isolation sam2==1.1.0`"
+            "`SAM2_BUILD_CUDA=0 pip install --no-deps --no-build-isolation sam2==1.1.0`",
+            code="missing-package",
+            package="sam2",
         )
 
 
@@ -79,7 +81,9 @@ def config_path(config: str | Path) -> Path:
         return Path(str(files("medsam2_core.engine"))) / "configs" / f"{name}.yaml"
     known = ", ".join(STOCK_CONFIGS + OWN_CONFIGS)
     raise CatalogueError(
-        f"no model configuration {str(config)!r}: use one of {known}, or the path of a .yaml file"
+        f"no model configuration {str(config)!r}: use one of {known}, or the path of a .yaml file",
+        code="unknown-configuration",
+        config=str(config),
     )
 
 
@@ -108,15 +112,23 @@ def read_config(
     require_sam2()
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     path = config_path(config)
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise CatalogueError(f"{path} cannot be read as a model configuration: {error}") from error
+        raise CatalogueError(
+            f"{path} cannot be read as a model configuration: {error}",
+            code="unreadable-configuration",
+            path=str(path),
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise CatalogueError(f"{path} is not a SAM 2 configuration: it has no `model` section")
+        raise CatalogueError(
+            f"{path} is not a SAM 2 configuration: it has no `model` section",
+            code="not-a-configuration",
+            path=str(path),
+        )
     model = content["model"]
     if apply_postprocessing and path.name.removesuffix(".yaml") in STOCK_CONFIGS:
         model.update(_POSTPROCESSING)
@@ -124,10 +136,16 @@ def read_config(
         model["image_size"] = image_size
     size = model.get("image_size")
     if type(size) is not int or size <= 0 or size % 32:
-        raise CatalogueError(f"image size {size!r} cannot be used: it must be a positive multiple of 32")
+        raise CatalogueError(
+            f"image size {size!r} cannot be used: it must be a positive multiple of 32",
+            code="image-size",
+            image_size=repr(size),
+        )
     if model.get("_target_") != "sam2.modeling.sam2_base.SAM2Base":
         raise CatalogueError(
-            f"{path} describes {model.get('_target_')!r}, not sam2.modeling.sam2_base.SAM2Base"
+            f"{path} describes {model.get('_target_')!r}, not sam2.modeling.sam2_base.SAM2Base",
+            code="not-a-configuration",
+            path=str(path),
         )
     for key, value in _leaves(model):
         _check_setting(path, key, value)
@@ -149,10 +167,18 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
     """Refuse what would make instantiation call something else than a network module's constructor."""
     if key == "weights_path" and value is not None:
         raise CatalogueError(
-            f"{path} names further weights ({value!r}): give one checkpoint with everything in it"
+            f"{path} names further weights ({value!r}): give one checkpoint with everything in it",
+            code="untrusted-configuration",
+            path=str(path),
+            key=key,
         )
     if key.startswith("_") and key not in ("_target_",):
-        raise CatalogueError(f"{path} uses {key}, which is not allowed in a model configuration")
+        raise CatalogueError(
+            f"{path} uses {key}, which is not allowed in a model configuration",
+            code="untrusted-configuration",
+            path=str(path),
+            key=key,
+        )
     if key != "_target_":
         return
     from hydra.utils import get_object
@@ -162,13 +188,21 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
         try:
             found = get_object(value)
         except (ImportError, ValueError, AttributeError) as error:
-            raise CatalogueError(f"{path} names {value}, which this version of sam2 does not have") from error
+            raise CatalogueError(
+                f"{path} names {value}, which this version of sam2 does not have",
+                code="unknown-class",
+                path=str(path),
+                target=value,
+            ) from error
         # "sam2.modeling.sam2_base.torch.load" starts well, too: what counts is where the class was made.
         made_here = f"{getattr(found, '__module__', '')}.".startswith(_TRUSTED_PACKAGES)
         trusted = isinstance(found, type) and issubclass(found, nn.Module) and made_here
     if not trusted:
         raise CatalogueError(
-            f"{path} wants to call {value!r}: only network modules of sam2 and this package may be"
+            f"{path} wants to call {value!r}: only network modules of sam2 and this package may be",
+            code="untrusted-configuration",
+            path=str(path),
+            target=repr(value),
         )
 
 
@@ -206,7 +240,11 @@ def build_from(settings: Mapping[str, Any], name: str, blank: bool = False) -> "
         with _NothingDrawn() if blank else nullcontext():
             return instantiate(dict(settings), _recursive_=True, _convert_="all").eval()
     except HydraException as error:
-        raise CatalogueError(f"the configuration {name} does not make a SAM 2: {error}") from error
+        raise CatalogueError(
+            f"the configuration {name} does not make a SAM 2: {error}",
+            code="inconsistent-configuration",
+            config=name,
+        ) from error
 
 
 class _NothingDrawn(TorchDispatchMode):

@@ -50,7 +50,11 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"{name!r} is not a device: use auto, cpu, cuda, cuda:1 or mps") from error
+        raise DeviceError(
+            f"{name!r} is not a device: use auto, cpu, cuda, cuda:1 or mps",
+            code="unknown-device",
+            device=str(name),
+        ) from error
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type == "cuda":
@@ -59,21 +63,36 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "mps":
         if not torch.backends.mps.is_available():
             raise DeviceError(
-                "mps was asked for, but this machine has no Apple GPU that torch can use: use cpu"
+                "mps was asked for, but this machine has no Apple GPU that torch can use: use cpu",
+                code="no-mps",
+                device=str(device),
             )
         return device
-    raise DeviceError(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps")
+    raise DeviceError(
+        f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps",
+        code="unsupported-device",
+        device=str(name),
+    )
 
 
 def _check_cuda(device: torch.device) -> None:
     if not torch.cuda.is_available():
         built = torch.version.cuda is not None
         why = "no working NVIDIA card or driver was found" if built else "this torch is a build without CUDA"
-        raise DeviceError(f"{device} was asked for, but {why} (torch {torch.__version__}): use cpu or auto")
+        raise DeviceError(
+            f"{device} was asked for, but {why} (torch {torch.__version__}): use cpu or auto",
+            code="no-cuda",
+            device=str(device),
+        )
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
         last = f"cuda:{count - 1}"
-        raise DeviceError(f"{device} was asked for, but this machine has {count} CUDA card(s), up to {last}")
+        raise DeviceError(
+            f"{device} was asked for, but this machine has {count} CUDA card(s), up to {last}",
+            code="no-such-card",
+            device=str(device),
+            count=count,
+        )
 
 
 def choose_precision(device: torch.device, name: str | Precision = "auto") -> Precision:
@@ -93,12 +112,26 @@ def choose_precision(device: torch.device, name: str | Precision = "auto") -> Pr
     try:
         precision = Precision(name)
     except ValueError as error:
-        raise DeviceError(f"{name!r} is not a precision: use auto, fp32, bf16 or fp16") from error
+        raise DeviceError(
+            f"{name!r} is not a precision: use auto, fp32, bf16 or fp16",
+            code="unknown-precision",
+            precision=str(name),
+        ) from error
     if precision is Precision.FP16 and device.type == "cpu":
-        raise DeviceError("fp16 is not supported on the CPU: use fp32 (or bf16), or a GPU")
+        raise DeviceError(
+            "fp16 is not supported on the CPU: use fp32 (or bf16), or a GPU",
+            code="unsupported-precision",
+            device=str(device),
+            precision="fp16",
+        )
     if precision is Precision.BF16 and device.type == "cuda" and not _cuda_has_bf16(device):
         card = torch.cuda.get_device_name(device)
-        raise DeviceError(f"{card} has no bf16: use fp16 or fp32")
+        raise DeviceError(
+            f"{card} has no bf16: use fp16 or fp32",
+            code="unsupported-precision",
+            device=str(device),
+            precision="bf16",
+        )
     return precision
 
 
@@ -119,5 +152,7 @@ def out_of_memory(device: torch.device) -> DeviceError:
     """What to tell when torch found no room on a graphics card."""
     return DeviceError(
         f"the memory of {device} is full: take a smaller model or --image-size, fewer objects at once, "
-        "close other programs that use the card, or take --device cpu"
+        "close other programs that use the card, or take --device cpu",
+        code="device-memory",
+        device=str(device),
     )

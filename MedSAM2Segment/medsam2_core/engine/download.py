@@ -1,9 +1,10 @@
-"""Fetching a model, only when the user asked for it.
+"""Download a model, only when the user asked for it.
 
-Addresses, credentials, proxies, offline mode and error codes are huggingface_hub's. The bytes are streamed
-here, because huggingface_hub 2 drops what it has when a download breaks off: we keep it under a temporary
-name and go on from there the next time. Only a file of the right size and hash gets its real name. Plain
-HTTP, which the Hub offers for every file, is used; Xet is not.
+Addresses, credentials, proxies, offline mode and error classes are huggingface_hub's. The bytes are streamed
+here and not by ``hf_hub_download``, because that (as of version 2.4) removes the partial file when a download
+breaks off or is stopped, so that the next one starts anew, and looks up only every 10 MB, too late for
+cancelling on a slow line. Only a file of the right size and hash gets its real name. Plain HTTP, which the
+Hub offers for every file, is used; Xet is not.
 """
 
 import contextlib
@@ -95,7 +96,7 @@ def fetch(
         return store.locate(entry)
     _make_folder(store.models_folder)
     with _only_one(store.download_path(entry)), _explained(entry, endpoint, store):
-        remote = _ask(entry, endpoint)
+        remote = _remote_file(entry, endpoint)
         _compare_with_catalogue(entry, remote)
         part = part_path(store.download_path(entry), remote.etag)
         _check_disk(part, remote.size, entry)
@@ -116,7 +117,9 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DownloadError(
-            f"the models folder {folder} cannot be made ({error.strerror}): set MEDSAM2_MODELS to another one"
+            f"the models folder {folder} cannot be created ({error.strerror}): set MEDSAM2_MODELS",
+            code="models-folder",
+            folder=str(folder),
         ) from error
 
 
@@ -130,12 +133,16 @@ def _only_one(target: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise DownloadError(
-            f"{target.name} is being downloaded by another process already: wait for it"
+            f"{target.name} is being downloaded by another process already: wait for it",
+            code="already-downloading",
+            file=target.name,
         ) from error
     except OSError as error:
         raise DownloadError(
             f"the models folder {target.parent} cannot be written to ({error.strerror}): "
-            f"set MEDSAM2_MODELS to another one"
+            f"set MEDSAM2_MODELS to another one",
+            code="models-folder",
+            folder=str(target.parent),
         ) from error
     try:
         yield
@@ -143,15 +150,19 @@ def _only_one(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _ask(entry: ModelEntry, endpoint: str | None) -> _Remote:
+def _remote_file(entry: ModelEntry, endpoint: str | None) -> _Remote:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    assert entry.repo is not None and entry.file is not None
 
     url = hf_hub_url(entry.repo, entry.file, revision=entry.revision, endpoint=endpoint)
     facts: HfFileMetadata = get_hf_file_metadata(url, timeout=_TIMEOUT_S, endpoint=endpoint)
     if not facts.commit_hash or not facts.etag:
         raise DownloadError(
             f"{url} did not answer like the Hugging Face Hub: a proxy or a log-in page may be in between. "
-            f"Check HF_ENDPOINT and the network"
+            f"Check HF_ENDPOINT and the network",
+            code="not-the-hub",
+            url=url,
         )
     # From here on by commit, so that a change of the repository cannot mix two versions.
     url = hf_hub_url(entry.repo, entry.file, revision=facts.commit_hash, endpoint=endpoint)
@@ -168,7 +179,9 @@ def _compare_with_catalogue(entry: ModelEntry, remote: _Remote) -> None:
     if changed is not None:
         raise DownloadError(
             f"{entry.page} now offers another {entry.file} than this package knows ({changed}): not fetched. "
-            f"Update the package, or download it yourself and give its path if you trust it"
+            f"Update the package, or download it yourself and give its path if you trust it",
+            code="changed-at-source",
+            model=entry.name,
         )
 
 
@@ -181,7 +194,11 @@ def _check_disk(part: Path, size: int | None, entry: ModelEntry) -> None:
     if free < missing + _SPARE_BYTES:
         raise DownloadError(
             f"not enough disk space for {entry.file}: {_megabytes(missing + _SPARE_BYTES)} are needed in "
-            f"{part.parent}, {_megabytes(free)} are free. Make room, or set MEDSAM2_MODELS to another folder"
+            f"{part.parent}, {_megabytes(free)} are free. Make room, or set MEDSAM2_MODELS to another folder",
+            code="disk-space",
+            folder=str(part.parent),
+            needed=missing + _SPARE_BYTES,
+            free=free,
         )
 
 
@@ -216,7 +233,12 @@ def _stream(
         failures = 1 if part.stat().st_size > before else failures + 1
         if failures > _RETRIES and part.stat().st_size < remote.size:
             got = part.stat().st_size
-            raise DownloadError(f"{remote.url} ended after {got} of {remote.size} bytes: try again later")
+            raise DownloadError(
+                f"{remote.url} ended after {got} of {remote.size} bytes: try again later",
+                code="download-interrupted",
+                bytes=got,
+                total=remote.size,
+            )
 
 
 def _stream_once(
@@ -244,7 +266,12 @@ def _stream_once(
                     raise Cancelled(f"the download was stopped after {_megabytes(done)}; it can be continued")
                 if remote.size is not None and done > remote.size:
                     file.truncate(0)
-                    raise DownloadError(f"{remote.url} sent more than the {remote.size} bytes it announced")
+                    raise DownloadError(
+                        f"{remote.url} sent more than the {remote.size} bytes it announced",
+                        code="too-much-data",
+                        url=remote.url,
+                        total=remote.size,
+                    )
 
 
 def _starts_at(content_range: str | None, start: int) -> bool:
@@ -259,11 +286,16 @@ def _accept(entry: ModelEntry, remote: _Remote, part: Path, store: Store) -> Pat
         part.unlink()
         raise DownloadError(
             f"what arrived for {entry.file} is damaged (SHA-256 {sha256}, {size} bytes; expected "
-            f"{wanted or 'unknown'}, {entry.bytes or remote.size or 'unknown'}) and was deleted: try again"
+            f"{wanted or 'unknown'}, {entry.bytes or remote.size or 'unknown'}) and was deleted: try again",
+            code="damaged-download",
+            model=entry.name,
+            sha256=sha256,
+            bytes=size,
         )
     target = store.download_path(entry)
     with part.open("rb+") as file:
         os.fsync(file.fileno())
+    assert entry.repo is not None and entry.file is not None
     receipt = Receipt(sha256, size, entry.repo, entry.file, remote.revision, entry.licence, entry.attribution)
     store.write_receipt(target, receipt)
     part.replace(target)
@@ -289,17 +321,31 @@ def _explained(entry: ModelEntry, endpoint: str | None, store: Store) -> Iterato
     except errors.GatedRepoError as error:
         raise DownloadError(
             f"{entry.repo} is gated: accept its terms on {entry.page}, log in with `hf auth login` (or set "
-            f"HF_TOKEN), and try again, {by_hand}"
+            f"HF_TOKEN), and try again, {by_hand}",
+            code="gated-repository",
+            repo=entry.repo,
         ) from error
     except errors.RevisionNotFoundError as error:
         gone = f"the revision {entry.revision} of {entry.repo} is not there any more"
-        raise DownloadError(f"{gone}: update the package, {by_hand}") from error
+        raise DownloadError(
+            f"{gone}: update the package, {by_hand}",
+            code="revision-gone",
+            repo=entry.repo,
+            revision=entry.revision,
+        ) from error
     except errors.EntryNotFoundError as error:
         gone = f"{entry.repo} has no file {entry.file} any more"
-        raise DownloadError(f"{gone}: look at {entry.page}, or update the package") from error
+        raise DownloadError(
+            f"{gone}: look at {entry.page}, or update the package",
+            code="file-gone",
+            repo=entry.repo,
+            file=entry.file,
+        ) from error
     except errors.OfflineModeIsEnabled as error:
         raise DownloadError(
-            f"HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, {by_hand}"
+            f"HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, {by_hand}",
+            code="offline-mode",
+            model=entry.name,
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
@@ -307,22 +353,36 @@ def _explained(entry: ModelEntry, endpoint: str | None, store: Store) -> Iterato
         if nowhere or status == 401:  # the Hub answers 401 for what does not exist, too
             raise DownloadError(
                 f"{entry.repo} was not found on {hub}, or is private: look at {entry.page}; if it needs an "
-                f"account, log in with `hf auth login`"
+                f"account, log in with `hf auth login`",
+                code="repository-not-found",
+                repo=entry.repo,
             ) from error
         advice = "try again later" if status == 429 or status >= 500 else "check your account and the network"
-        raise DownloadError(f"{hub} refused {entry.file} (HTTP {status}): {advice}, {by_hand}") from error
+        raise DownloadError(
+            f"{hub} refused {entry.file} (HTTP {status}): {advice}, {by_hand}",
+            code="refused-by-hub",
+            status=status,
+        ) from error
     except _connection_errors() as error:
         reason = str(error) or type(error).__name__
         raise DownloadError(
             f"no connection to {hub} ({reason}): check the network and the proxy and try again (what has "
-            f"arrived is kept), {by_hand}"
+            f"arrived is kept), {by_hand}",
+            code="no-connection",
+            hub=hub,
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DownloadError(
-                f"the disk of {store.models_folder} is full: make room and try again"
+                f"the disk of {store.models_folder} is full: make room and try again",
+                code="disk-full",
+                folder=str(store.models_folder),
             ) from error
-        raise DownloadError(f"{store.models_folder} cannot be written to: {error}") from error
+        raise DownloadError(
+            f"{store.models_folder} cannot be written to: {error}",
+            code="models-folder",
+            folder=str(store.models_folder),
+        ) from error
 
 
 def _megabytes(count: int) -> str:

@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from medsam2_core.engine.cache import SliceFeatures
 from medsam2_core.engine.maps import logits_of_mask, mask_for_model
-from medsam2_core.engine.memory import MemoryRead
+from medsam2_core.engine.memory import MemoryRead, SliceMemory
 from medsam2_core.engine.recipe import INSIDE, drawn_prompt
-from medsam2_core.engine.states import Prediction, SliceMemory
+from medsam2_core.engine.states import Prediction
 from medsam2_core.engine.zoom import Region
 
 if TYPE_CHECKING:
@@ -256,6 +256,7 @@ class Heads:
         for t_pos, memory in read.spatial:
             # Kept in bf16: cast on reading, or fp32 modules refuse it (stock does, when no pointer is
             # beside it).
+            assert memory.features is not None  # a bank reads only those that have them
             values = memory.features.to(device=self.model.device, dtype=torch.float32)
             tokens.append(_as_tokens(values))
             position = self._spatial_position(values)

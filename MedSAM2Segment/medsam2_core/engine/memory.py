@@ -14,10 +14,50 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from medsam2_core.engine.states import SliceMemory
+from medsam2_core.engine.zoom import Region
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+
+@dataclass(slots=True)
+class SliceMemory:
+    """What later slices may attend to.
+
+    Attributes
+    ----------
+    n
+        Slice.
+    features
+        (1, 64, S/16, S/16), bf16 as in stock; None once only the pointer is still of use.
+    pointer
+        (1, C).
+    predicted_iou, object_score
+        Of the prediction that was remembered.
+    region
+        The features' grid lies over this region. When the region has moved since, the features are used as
+        they are: they describe the object relative to its own neighbourhood, which the new region shows
+        again.
+    embedding
+        (1, C, S/16, S/16) image features; only for policies that compare slices.
+    """
+
+    n: int
+    features: torch.Tensor | None
+    pointer: torch.Tensor
+    predicted_iou: float
+    object_score: float
+    region: Region
+    embedding: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors held."""
+        return sum(
+            x.numel() * x.element_size()
+            for x in (self.features, self.pointer, self.embedding)
+            if x is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +135,12 @@ class Embedding(Enum):
 
 
 class MemoryPolicy(Protocol):
-    """Makes banks.
+    """Makes memory banks."""
 
-    Attributes
-    ----------
-    embedding
-        What of a slice its memories keep for comparison.
-    """
-
-    embedding: "Embedding"
+    @property
+    def embedding(self) -> "Embedding":
+        """What of a slice its memories keep for comparison."""
+        ...
 
     def bank(self, module: "SAM2Base") -> MemoryBank:
         """An empty bank for one object and direction."""
@@ -334,7 +371,7 @@ class SelfSortingBank:
         spatial: list[tuple[int | None, SliceMemory]] = [(0, memory) for memory in conditioning.values()]
         if not query.ordered or self._rule.mode is SortingMode.REFERENCE:
             # No order in time, so neither temporal encodings nor pointers, which carry distances.
-            return MemoryRead([(None, memory) for _, memory in spatial] + [(None, m) for m in chosen], [])
+            return MemoryRead([(None, memory) for memory in (*conditioning.values(), *chosen)], [])
         nearest_first = sorted(chosen, key=lambda memory: abs(memory.n - query.n))
         last = self._module.num_maskmem - 1
         spatial += [(max(last - rank, 1), memory) for rank, memory in enumerate(nearest_first)]

@@ -12,18 +12,18 @@ import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from medsam2_core.engine.architecture import build_from, build_module, guess_config, read_config
 from medsam2_core.engine.catalogue import Catalogue, ModelEntry
 from medsam2_core.engine.checkpoint import foreign_architecture, load_strict, read_state_dict
 from medsam2_core.engine.devices import Precision, choose_device, choose_precision, out_of_memory
-from medsam2_core.engine.interrupting import asking
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
 from medsam2_core.engine.store import Store
 from medsam2_core.errors import CatalogueError, CheckpointError
@@ -31,7 +31,12 @@ from medsam2_core.errors import CatalogueError, CheckpointError
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-__all__ = ["SegmentationModel", "build_module", "load_model"]
+__all__ = ["SegmentationModel", "blocks", "build_module", "load_model"]
+
+# Containers run their children one by one: the children are asked for.
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# In the convolutional trunk and necks these are what takes the time; other leaves are over at once.
+_LEAVES = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +98,22 @@ class SegmentationModel:
         except torch.cuda.OutOfMemoryError as error:
             raise out_of_memory(self.device) from error
 
-    def asking(self, ask: Callable[[], None]) -> AbstractContextManager[None]:
-        """A context in which `ask()` is called between the blocks of the network, many times a slice.
+    @contextmanager
+    def interruptible_by(self, check: Callable[[], None]) -> Iterator[None]:
+        """Call `check()` between the blocks of the network, many times a slice, in the thread that computes.
 
         It may raise: :class:`~medsam2_core.errors.Cancelled` ends what is being computed, and a propagation
         that meets :class:`~medsam2_core.errors.Interrupted` goes on when its next result is asked for. The
-        module is shared, so whoever computes with it is asked.
+        module is shared, so every computation with it is checked.
         """
-        return asking(self.module, ask)
+        handles = [
+            part.register_forward_pre_hook(lambda _part, _inputs: check()) for part in blocks(self.module)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def provenance(self) -> dict[str, str]:
         """What a result made with this model should say about it."""
@@ -110,6 +123,17 @@ class SegmentationModel:
             "device": str(self.device),
             "precision": self.precision.value,
         }
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the parts of a network between which a computation can be interrupted.
+
+    All that have parts themselves, whatever their class, so that every trunk has some; and convolutions.
+    """
+    for part in module.modules():
+        has_parts = next(part.children(), None) is not None and not isinstance(part, _CONTAINERS)
+        if part is not module and (has_parts or isinstance(part, _LEAVES)):
+            yield part
 
 
 def _module_key(module: "SAM2Base") -> str:
@@ -172,9 +196,13 @@ def load_model(
     store = store or Store.default()
     entry = catalogue.find(name_or_path)
     if entry.is_local:
-        entry = replace(entry, config=config if config is not None else entry.config)
+        entry = replace(entry, config=str(config) if config is not None else entry.config)
     elif config is not None:
-        raise CatalogueError(f"{entry.name} has its own configuration ({entry.config}): leave it out")
+        raise CatalogueError(
+            f"{entry.name} has its own configuration ({entry.config}): leave it out",
+            code="configuration-given",
+            model=entry.name,
+        )
     if image_size is not None:
         entry = replace(entry, image_size=image_size)
     if apply_postprocessing is not None:
@@ -201,7 +229,11 @@ def _load(
     config = entry.config or guess_config(state)
     if config is None:
         what = foreign_architecture(state) or "of an architecture this package does not know"
-        raise CheckpointError(f"{verdict.path} is {what}: name its configuration if it is a SAM 2 variant")
+        raise CheckpointError(
+            f"{verdict.path} is {what}: name its configuration if it is a SAM 2 variant",
+            code="unknown-architecture",
+            path=str(verdict.path),
+        )
     settings = read_config(config, entry.image_size, entry.postprocessing)
     module = build_from(settings, str(config), blank=True)
     load_strict(module, state, str(config), str(verdict.path))

@@ -92,7 +92,12 @@ def memory_policy(memory: str | MemoryPolicy) -> MemoryPolicy:
     if not isinstance(memory, str):
         return memory
     if memory not in MEMORIES:
-        raise PromptError(f"unknown memory {memory!r}: use one of {', '.join(MEMORIES)}")
+        raise PromptError(
+            f"unknown memory {memory!r}: use one of {', '.join(MEMORIES)}",
+            code="unknown-memory",
+            memory=memory,
+            known=list(MEMORIES),
+        )
     return MEMORIES[memory]()
 
 
@@ -104,5 +109,5 @@ def memory_name(policy: MemoryPolicy) -> str:
 def zoom_is_on(zoom: str) -> bool:
     """Whether ``auto`` or ``off`` was chosen; PromptError for anything else."""
     if zoom not in ("auto", "off"):
-        raise PromptError(f"unknown zoom {zoom!r}: use auto or off")
+        raise PromptError(f"unknown zoom {zoom!r}: use auto or off", code="unknown-zoom", zoom=zoom)
     return zoom == "auto"

@@ -11,9 +11,9 @@ from medsam2_core.engine.correcting import kept
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads, Tokens
 from medsam2_core.engine.maps import logits_of_mask, mask_of_logits, moved_logits
-from medsam2_core.engine.memory import Query
+from medsam2_core.engine.memory import Query, SliceMemory
 from medsam2_core.engine.options import TrackerOptions
-from medsam2_core.engine.states import ObjectState, Prediction, SliceMemory
+from medsam2_core.engine.states import ObjectState, Prediction
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import PromptError
 
@@ -36,7 +36,7 @@ def extends(new: "PixelPrompts", old: "PixelPrompts") -> bool:
     """Whether a prompt says all the old one said, in the same order, and perhaps more points."""
 
     def same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-        return (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+        return a is b is None or (a is not None and b is not None and np.array_equal(a, b))
 
     count = len(old.labels)
     return (
@@ -50,9 +50,17 @@ def extends(new: "PixelPrompts", old: "PixelPrompts") -> bool:
 def check_prompt(n: int, prompt: "PixelPrompts", shape_hw: tuple[int, int]) -> None:
     """PromptError for a prompt that says nothing, or a mask that does not have the slice's shape."""
     if prompt.mask_hw is None and prompt.box_xyxy is None and len(prompt.labels) == 0:
-        raise PromptError(f"the prompt on slice {n} is empty: give a point, a box or a mask")
+        raise PromptError(
+            f"the prompt on slice {n} is empty: give a point, a box or a mask", code="no-prompts", n=n
+        )
     if prompt.mask_hw is not None and tuple(prompt.mask_hw.shape) != tuple(shape_hw):
-        raise PromptError(f"the mask on slice {n} is {prompt.mask_hw.shape}, the slice is {shape_hw}")
+        raise PromptError(
+            f"the mask on slice {n} is {prompt.mask_hw.shape}, the slice is {shape_hw}",
+            code="mask-shape",
+            n=n,
+            shape_hw=list(prompt.mask_hw.shape),
+            slice_hw=list(shape_hw),
+        )
 
 
 class Prompter:
@@ -68,7 +76,7 @@ class Prompter:
 
         `looks_around` lets a click on a slice without a mask look where the object is on other slices.
         """
-        if only_mask(prompt):
+        if prompt.mask_hw is not None and only_mask(prompt):
             region = self.region_of_mask(state, n, prompt.mask_hw, zoom)
             return self._heads.take_mask(self._encoder.features(n, region), prompt.mask_hw, region)
         previous = self._feedback(state, n, prompt)
@@ -245,10 +253,9 @@ class Prompter:
             box = Box.of_prompt(prompt.box_xyxy)
             region = zoom.around(box)
             return region if clicks is None or region.holds(clicks) else zoom.around(box.union(clicks))
-        if prompt.mask_hw is not None:
-            box = Box.of_mask(np.asarray(prompt.mask_hw, dtype=bool))
-            if box is not None:
-                return zoom.around(box.union(clicks))
+        drawn = None if prompt.mask_hw is None else Box.of_mask(np.asarray(prompt.mask_hw, dtype=bool))
+        if drawn is not None:
+            return zoom.around(drawn.union(clicks))
         if previous is None and clicks is not None and nearby is not None:
             # The object was lost here, but its size is known.
             return zoom.around(clicks, at_least=zoom.side_mm(nearby))

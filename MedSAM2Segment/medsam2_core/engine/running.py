@@ -8,9 +8,9 @@ from medsam2_core.engine.cache import SliceFeatures
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads
 from medsam2_core.engine.maps import mask_of_logits, moved_logits, probabilities_of_logits
-from medsam2_core.engine.memory import Embedding, MemoryPolicy, Query
+from medsam2_core.engine.memory import Embedding, MemoryPolicy, Query, SliceMemory
 from medsam2_core.engine.propagation import Step
-from medsam2_core.engine.states import ObjectState, Prediction, SliceMemory
+from medsam2_core.engine.states import ObjectState, Prediction
 from medsam2_core.engine.zoom import Box, Region, Zoom
 
 
@@ -102,6 +102,7 @@ class Runner:
         """Logits of the slice this one is reached from; of the seed when nothing is known there."""
         before = step.n + 1 if step.reverse else step.n - 1
         side, device = self._heads.mask_side, self._encoder.model.device
+        assert step.seed is not None  # without a seed nothing is tracked
         known = state.logits_of(before, side, device) or state.logits_of(step.seed, side, device)
         assert known is not None  # a seed is a conditioning slice
         return known
@@ -110,7 +111,7 @@ class Runner:
         if zoom is None:
             return Region.whole(self._encoder.source.shape_of(step.n))
         before = step.n + 1 if step.reverse else step.n - 1
-        n = before if before in state.masks else step.seed
+        n = before if before in state.masks or step.seed is None else step.seed
         return zoom.follow(state.regions[n], Box.of_mask(state.masks[n].mask_hw))
 
     def _conditioning(self, state: ObjectState) -> dict[int, SliceMemory]:
@@ -120,7 +121,8 @@ class Runner:
                 features = self._encoder.features(n, given.prediction.region)
                 given.memory = self._heads.remember(n, features, given.prediction, prompted=True)
                 given.is_remembered = True
-        return {n: state.conditioning[n].memory for n in sorted(state.conditioning)}
+        memories = {n: state.conditioning[n].memory for n in sorted(state.conditioning)}
+        return {n: memory for n, memory in memories.items() if memory is not None}
 
     def _remember(
         self,

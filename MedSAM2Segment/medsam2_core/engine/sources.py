@@ -129,5 +129,5 @@ def _content_key(images: Sequence[NDArray]) -> str:
     digest = hashlib.sha256()
     for image in images:
         digest.update(f"{image.shape} {image.dtype}".encode())
-        digest.update(np.ascontiguousarray(image))
+        digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()

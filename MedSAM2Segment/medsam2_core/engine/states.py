@@ -7,20 +7,17 @@ attention looks back to. Every other slice leaves a mask of some hundred bytes a
 from collections import OrderedDict
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from medsam2_core.engine.maps import ABSENT, logits_of_mask
+from medsam2_core.engine.memory import MemoryBank, SliceMemory
 from medsam2_core.engine.zoom import Region
 from medsam2_core.imaging.probabilities import PackedValues
 from medsam2_core.imaging.slice_mask import SliceMask
-
-if TYPE_CHECKING:
-    from medsam2_core.engine.memory import MemoryBank
-    from medsam2_core.prompts import PixelPrompts
+from medsam2_core.prompts import PixelPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,44 +70,24 @@ class Prediction:
         return float(self.object_score) <= 0 or not bool((self.logits > 0).any())
 
 
-@dataclass(slots=True)
-class SliceMemory:
-    """What later slices may attend to.
+@dataclass(frozen=True, slots=True)
+class TrackedSlice:
+    """What tracking had found on a slice before it was prompted.
 
     Attributes
     ----------
-    n
-        Slice.
-    features
-        (1, 64, S/16, S/16), bf16 as in stock; None once only the pointer is still of use.
-    pointer
-        (1, C).
-    predicted_iou, object_score
-        Of the prediction that was remembered.
-    region
-        The features' grid lies over this region. When the region has moved since, the features are used as
-        they are: they describe the object relative to its own neighbourhood, which the new region shows
-        again.
-    embedding
-        (1, C, S/16, S/16) image features; only for policies that compare slices.
+    mask, region
+        The mask, and what the model had seen of the slice.
+    reverse
+        Whether tracking came from a higher slice; None where it had given the object up.
+    logits
+        (1, 1, S/4, S/4) and their region; None when only the mask was still known.
     """
 
-    n: int
-    features: torch.Tensor | None
-    pointer: torch.Tensor
-    predicted_iou: float
-    object_score: float
+    mask: SliceMask
     region: Region
-    embedding: torch.Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of tensors held."""
-        return sum(
-            x.numel() * x.element_size()
-            for x in (self.features, self.pointer, self.embedding)
-            if x is not None
-        )
+    reverse: bool | None
+    logits: tuple[torch.Tensor, Region] | None
 
 
 @dataclass(slots=True)
@@ -136,11 +113,11 @@ class ConditioningSlice:
     """
 
     n: int
-    prompt: "PixelPrompts | None"
+    prompt: PixelPrompts | None
     prediction: Prediction
     memory: SliceMemory | None = None
     is_remembered: bool = False
-    tracked: "TrackedSlice | None" = None
+    tracked: TrackedSlice | None = None
     reproducible: bool = False
 
     @property
@@ -150,26 +127,6 @@ class ConditioningSlice:
         said = self.prompt
         means_it = said is not None and (said.box_xyxy is not None or bool((said.labels == 1).any()))
         return self.prediction.is_absent and not means_it
-
-
-@dataclass(frozen=True, slots=True)
-class TrackedSlice:
-    """What tracking had found on a slice before it was prompted.
-
-    Attributes
-    ----------
-    mask, region
-        The mask, and what the model had seen of the slice.
-    reverse
-        Whether tracking came from a higher slice; None where it had given the object up.
-    logits
-        (1, 1, S/4, S/4) and their region; None when only the mask was still known.
-    """
-
-    mask: SliceMask
-    region: Region
-    reverse: bool | None
-    logits: tuple[torch.Tensor, Region] | None
 
 
 @dataclass(slots=True)
@@ -193,7 +150,7 @@ class ObjectState:
     """
 
     object_id: str
-    banks: "list[MemoryBank]"
+    banks: list[MemoryBank]
     recent_limit: int | None
     conditioning: dict[int, ConditioningSlice] = field(default_factory=dict)
     masks: dict[int, SliceMask] = field(default_factory=dict)

@@ -128,13 +128,18 @@ class Store:
         """
         _, path = self.find(entry)
         if path is None:
-            raise CatalogueError(self._how_to_get(entry))
+            raise CatalogueError(self._how_to_get(entry), code="model-not-here", model=entry.name)
         if not path.is_file():
-            raise CheckpointError(f"{path} is not a file")
-        if not self.has_right_size(entry, path):
+            raise CheckpointError(f"{path} is not a file", code="no-such-checkpoint", path=str(path))
+        known = self._known(entry, path)
+        if known is not None and known[1] not in (None, path.stat().st_size):
             raise CheckpointError(
-                f"{path} has {path.stat().st_size} bytes instead of {self._known(entry, path)[1]}: "
-                f"it was cut off or changed; remove it and get it again"
+                f"{path} has {path.stat().st_size} bytes instead of {known[1]}: "
+                f"it was cut off or changed; remove it and get it again",
+                code="wrong-size",
+                path=str(path),
+                bytes=path.stat().st_size,
+                expected=known[1],
             )
         return path
 
@@ -161,7 +166,9 @@ class Store:
             return None
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"the receipt {receipt_path(path)} cannot be read: get the model again"
+                f"the receipt {receipt_path(path)} cannot be read: get the model again",
+                code="unreadable-receipt",
+                path=str(path),
             ) from error
 
     def write_receipt(self, path: Path, receipt: Receipt) -> None:
@@ -203,7 +210,11 @@ class Store:
         if known is not None and known[0] is not None and known[0] != found:
             raise CheckpointError(
                 f"{path} is not what it should be: its SHA-256 is {found}, the {known[2]}'s is {known[0]}. "
-                f"Remove it and get it again"
+                f"Remove it and get it again",
+                code="wrong-hash",
+                path=str(path),
+                sha256=found,
+                expected=known[0],
             )
         against = known[2] if known is not None and known[0] is not None else None
         return Verdict(path, found, size, against)
@@ -221,7 +232,9 @@ class Store:
         if entry.is_local or entry.bundled or not ours.is_file():
             where = f"it is a {state.value} ({path})" if path else "it is not on this machine"
             raise CatalogueError(
-                f"the model {entry.name!r} was not downloaded into {self.models_folder}: {where}"
+                f"the model {entry.name!r} was not downloaded into {self.models_folder}: {where}",
+                code="not-downloaded",
+                model=entry.name,
             )
         ours.unlink()
         receipt_path(ours).unlink(missing_ok=True)

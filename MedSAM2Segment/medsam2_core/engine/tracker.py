@@ -62,7 +62,7 @@ class Tracker:
     ) -> None:
         self.model, self.encoder, self.source = model, encoder, encoder.source
         self.options = options or TrackerOptions()
-        self._policy = memory or RecentMemory()
+        self._policy: MemoryPolicy = memory or RecentMemory()
         heads = heads or Heads(model)
         self._objects: dict[str, ObjectState] = {}
         self._prompter = Prompter(encoder, heads, self.options)
@@ -87,7 +87,11 @@ class Tracker:
         """What is known about an object (to be looked at, not changed)."""
         if object_id not in self._objects:
             known = ", ".join(map(repr, self._objects)) or "none yet"
-            raise PromptError(f"unknown object {object_id!r}: prompt it first (known: {known})")
+            raise PromptError(
+                f"unknown object {object_id!r}: prompt it first (known: {known})",
+                code="unknown-object",
+                object=object_id,
+            )
         return self._objects[object_id]
 
     def prompt(
@@ -177,7 +181,13 @@ class Tracker:
             self._check_slice(n)
             shape_hw, zoom = self.source.shape_of(n), self.zoom(n)
             if mask.shape_hw != tuple(shape_hw):
-                raise PromptError(f"the mask on slice {n} is {mask.shape_hw}, the slice is {shape_hw}")
+                raise PromptError(
+                    f"the mask on slice {n} is {mask.shape_hw}, the slice is {shape_hw}",
+                    code="mask-shape",
+                    n=n,
+                    shape_hw=list(mask.shape_hw),
+                    slice_hw=list(shape_hw),
+                )
             box = Box.of_mask(mask.mask_hw)
             region = Region.whole(shape_hw) if zoom is None or box is None else zoom.around(box)
             state.set_mask(replace(mask, object=object_id, n=n, prompted=False, final=False), region)
@@ -192,12 +202,18 @@ class Tracker:
         state = self.state(object_id)
         self._check_not_final(state, n)
         if n not in state.conditioning:
-            raise PromptError(f"object {object_id!r} has no prompt on slice {n}")
+            raise PromptError(
+                f"object {object_id!r} has no prompt on slice {n}", code="no-prompts", object=object_id, n=n
+            )
         finals = sorted(m for m, mask in state.masks.items() if mask.final)
         if finals and len(state.conditioning) == 1:
             raise PromptError(
                 f"the prompt on slice {n} is the last one of object {object_id!r}, which has final slices "
-                f"({', '.join(map(str, finals))}): release them first, or remove the object"
+                f"({', '.join(map(str, finals))}): release them first, or remove the object",
+                code="last-prompt",
+                object=object_id,
+                n=n,
+                final=finals,
             )
         del state.conditioning[n]
         state.remove_slice(n)
@@ -215,18 +231,20 @@ class Tracker:
             stands.
         """
         self._check_slice(n)
-        state = self._objects.get(object_id)
         if mask_hw is not None:
             drawn = PixelPrompts.of_mask(mask_hw)
             check_prompt(n, drawn, self.source.shape_of(n))
-            if state is not None:
+            if object_id in self._objects:
                 self.release(object_id, n)
             self.prompt(object_id, n, drawn)
-            state = self._objects[object_id]
-        elif n not in self.state(object_id).masks:
-            raise PromptError(f"slice {n} of object {object_id!r} has no mask yet that could be final")
+        state = self.state(object_id)
+        if n not in state.masks:
+            raise PromptError(
+                f"slice {n} of object {object_id!r} has no mask yet that could be final",
+                code="no-mask-yet", object=object_id, n=n,
+            )  # fmt: skip
         state.masks[n] = replace(state.masks[n], final=True)
-        return self.result(object_id, n)
+        return state.masks[n]
 
     def release(self, object_id: str, n: int) -> None:
         """Allow slice `n` to be changed again."""
@@ -253,7 +271,12 @@ class Tracker:
         """The mask of a slice as it stands."""
         state = self.state(object_id)
         if n not in state.masks:
-            raise PromptError(f"slice {n} of object {object_id!r} has not been segmented yet")
+            raise PromptError(
+                f"slice {n} of object {object_id!r} has not been segmented yet",
+                code="no-mask-yet",
+                object=object_id,
+                n=n,
+            )
         return state.masks[n]
 
     def results(self, object_id: str) -> Iterator[SliceMask]:
@@ -400,10 +423,46 @@ class Tracker:
         factor = self.options.zoom_factor or self.model.recipe.zoom
         return Zoom(self.source.shape_of(n), self.source.pixel_mm, factor)
 
+    def expected_regions(self, n: int) -> list[Region]:
+        """Return where a click, or tracking, would look on slice `n`; each region once, the likeliest first.
+
+        Exact for slices that have a mask, and without zoom for all. Near them tracking looks where the object
+        was seen last. Elsewhere nothing is expected: the first look is centred on the click.
+        """
+        zoom = self.zoom(n)
+        if zoom is None:
+            return [Region.whole(self.source.shape_of(n))]
+        regions = [_expected_region(state, n, zoom) for state in self._objects.values()]
+        return list(dict.fromkeys(region for region in regions if region is not None))
+
     def _check_slice(self, n: int) -> None:
         if not 0 <= n < len(self.source):
-            raise PromptError(f"there is no slice {n}: slices are 0 to {len(self.source) - 1}")
+            raise PromptError(
+                f"there is no slice {n}: slices are 0 to {len(self.source) - 1}",
+                code="no-such-slice",
+                n=n,
+                count=len(self.source),
+            )
 
     def _check_not_final(self, state: ObjectState, n: int) -> None:
         if n in state.masks and state.masks[n].final:
-            raise PromptError(f"slice {n} of object {state.object_id!r} is final: release it first")
+            raise PromptError(
+                f"slice {n} of object {state.object_id!r} is final: release it first",
+                code="slice-final",
+                object=state.object_id,
+                n=n,
+            )
+
+
+def _expected_region(state: ObjectState, n: int, zoom: Zoom) -> Region | None:
+    if n in state.conditioning:
+        return state.conditioning[n].prediction.region
+    if n in state.recent:
+        return state.recent[n][1]
+    if n in state.masks:
+        return state.regions[n]
+    seen = [m for m, mask in state.masks.items() if not mask.is_empty]
+    if not seen:
+        return None
+    nearest = min(seen, key=lambda m: abs(m - n))
+    return zoom.follow(state.regions[nearest], Box.of_mask(state.masks[nearest].mask_hw))

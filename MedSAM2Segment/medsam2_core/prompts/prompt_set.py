@@ -51,15 +51,23 @@ class PromptSet:
     def add_object(self, name: str) -> None:
         """Add an object without prompts; nothing happens when it is there."""
         if not isinstance(name, str) or not name.strip():
-            raise PromptError(f"object name {repr(name)[:60]}: give a name that is not empty")
+            raise PromptError(
+                f"object name {repr(name)[:60]}: give a name that is not empty",
+                code="object-name",
+                object=repr(name)[:60],
+            )
         if len(name) > _LONGEST_NAME:
-            raise PromptError(f"object name {name[:40]!r}... is longer than {_LONGEST_NAME} letters")
+            raise PromptError(
+                f"object name {name[:40]!r}... is longer than {_LONGEST_NAME} letters",
+                code="object-name",
+                object=name[:40],
+            )
         self.objects.setdefault(name, [])
 
     def add(self, object_name: str, prompt: Prompt) -> None:
         """Append a prompt; a new name makes a new object."""
         if not isinstance(prompt, Point | Box | MaskPrompt):
-            raise PromptError(f"{prompt!r} is not a point, a box or a mask")
+            raise PromptError(f"{prompt!r} is not a point, a box or a mask", code="not-a-prompt")
         self.add_object(object_name)
         self.objects[object_name].append(prompt)
 
@@ -67,7 +75,12 @@ class PromptSet:
         """The prompts of an object; PromptError names the known ones."""
         if object_name not in self.objects:
             known = ", ".join(map(repr, self.objects)) or "none yet"
-            raise PromptError(f"unknown object {object_name!r}: known objects are {known}")
+            raise PromptError(
+                f"unknown object {object_name!r}: known objects are {known}",
+                code="unknown-object",
+                object=object_name,
+                known=list(self.objects),
+            )
         return self.objects[object_name]
 
     def remove_object(self, object_name: str) -> None:
@@ -95,7 +108,11 @@ class PromptSet:
             told = "; ".join(
                 f"{box} of {name!r} lies on a slice along {AXES[axis]}" for axis, (name, box) in seen.items()
             )
-            raise PromptError(f"mixed axes: {told}. All boxes must lie on slices of one axis")
+            raise PromptError(
+                f"mixed axes: {told}. All boxes must lie on slices of one axis",
+                code="mixed-axes",
+                axes=[AXES[axis] for axis in seen],
+            )
         return AXES[next(iter(seen))] if seen else None
 
     def to_json(self, space: Space | str = "ijk", geometry: Geometry | None = None) -> str:
@@ -150,18 +167,24 @@ def _from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError covers JSONDecodeError and wrong UTF-8
-        raise PromptError(f"prompts are not valid JSON: {error}") from error
+        raise PromptError(f"prompts are not valid JSON: {error}", code="not-json") from error
     if not isinstance(data, dict):
-        raise PromptError(f"prompts must be a JSON object, not {type(data).__name__}")
+        raise PromptError(f"prompts must be a JSON object, not {type(data).__name__}", code="bad-prompt-file")
     if data.get("version") != VERSION or isinstance(data.get("version"), bool):
         version = _short(data.get("version"))
-        raise PromptError(f"prompts of version {version}: this program reads version {VERSION}")
+        raise PromptError(
+            f"prompts of version {version}: this program reads version {VERSION}",
+            code="prompt-file-version",
+            version=version,
+        )
     space = _space(data.get("space", "ijk"), geometry)
     prompt_set = PromptSet()
     for place, item in _items(data, "objects", "prompts"):
         name = _part(item, "name", str, place)
         if name in prompt_set.objects:
-            raise PromptError(f"{place}: a second object named {name!r}")
+            raise PromptError(
+                f"{place}: a second object named {name!r}", code="duplicate-object", where=place, object=name
+            )
         prompt_set.add_object(name)
         for where, prompt in _items(item, "prompts", f"object {name!r}"):
             prompt_set.add(name, _prompt(prompt, where, space, geometry))
@@ -174,7 +197,12 @@ def _prompt(item: dict[str, Any], where: str, space: Space, geometry: Geometry |
         if kind == "point":
             positive = item.get("positive", True)
             if not isinstance(positive, bool):
-                raise PromptError(f"positive must be true or false, not {_short(positive)}")
+                raise PromptError(
+                    f"positive must be true or false, not {_short(positive)}",
+                    code="bad-prompt-file",
+                    where=where,
+                    part="positive",
+                )
             return Point(_position(item, "at", space, geometry, where), positive)
         if kind == "box":
             first, last = (_position(item, part, space, geometry, where) for part in ("first", "last"))
@@ -182,32 +210,62 @@ def _prompt(item: dict[str, Any], where: str, space: Space, geometry: Geometry |
         if kind == "mask":
             return _mask(item, where, geometry)
     except PromptError as error:
-        raise error if str(error).startswith(where) else PromptError(f"{where}: {error}") from error
-    raise PromptError(f"{where}: unknown type {_short(kind)}, use point, box or mask")
+        raise (
+            error
+            if str(error).startswith(where)
+            else PromptError(f"{where}: {error}", code=error.code, **{**error.fields, "where": where})
+        ) from error
+    raise PromptError(
+        f"{where}: unknown type {_short(kind)}, use point, box or mask", code="bad-prompt-file", where=where
+    )
 
 
 def _mask(item: dict[str, Any], where: str, geometry: Geometry | None) -> MaskPrompt:
     offset, shape, runs = (_whole_numbers(item, part, where) for part in ("offset", "shape", "runs"))
     if len(offset) != 3 or len(shape) != 3:
         raise PromptError(
-            f"{where}: offset {_short(offset)} and shape {_short(shape)} need three whole numbers each"
+            f"{where}: offset {_short(offset)} and shape {_short(shape)} need three whole numbers each",
+            code="bad-prompt-file",
+            where=where,
         )
     if min(shape) < 1 or min(runs, default=0) < 0:
-        raise PromptError(f"{where}: shape {shape} must be positive and no run negative")
+        raise PromptError(
+            f"{where}: shape {shape} must be positive and no run negative",
+            code="bad-prompt-file",
+            where=where,
+        )
     voxels = shape[0] * shape[1] * shape[2]
     if voxels > _LARGEST_MASK:
-        raise PromptError(f"{where}: mask of {shape} voxels is larger than {_LARGEST_MASK} voxels")
+        raise PromptError(
+            f"{where}: mask of {shape} voxels is larger than {_LARGEST_MASK} voxels",
+            code="mask-too-large",
+            where=where,
+            shape=shape,
+        )
     if min(offset) < 0:
-        raise PromptError(f"{where}: offset {offset} is outside the volume: it must not be negative")
+        raise PromptError(
+            f"{where}: offset {offset} is outside the volume: it must not be negative",
+            code="outside-volume",
+            where=where,
+            offset=offset,
+        )
     if geometry is not None and any(
         start + size > bound for start, size, bound in zip(offset, shape, geometry.shape_ijk, strict=True)
     ):
         size = list(geometry.shape_ijk)
         raise PromptError(
-            f"{where}: mask of {shape} voxels at {offset} is outside the volume of {size} voxels"
+            f"{where}: mask of {shape} voxels at {offset} is outside the volume of {size} voxels",
+            code="outside-volume",
+            where=where,
+            offset=offset,
+            shape=shape,
         )
     if sum(runs) != voxels:
-        raise PromptError(f"{where}: runs add up to {sum(runs)}, but shape {shape} has {voxels} voxels")
+        raise PromptError(
+            f"{where}: runs add up to {sum(runs)}, but shape {shape} has {voxels} voxels",
+            code="bad-prompt-file",
+            where=where,
+        )
     values = np.arange(len(runs)) % 2 == 1
     mask_kji = np.repeat(values, np.array(runs, dtype=np.int64)).reshape(shape[::-1])
     return MaskPrompt(mask_kji, (offset[0], offset[1], offset[2]))
@@ -225,13 +283,22 @@ def _position(
 ) -> tuple[float, float, float]:
     values = _part(item, part, list, where)
     if len(values) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise PromptError(f"{where}: {part} must be three numbers, not {_short(values)}")
+        raise PromptError(
+            f"{where}: {part} must be three numbers, not {_short(values)}",
+            code="bad-prompt-file",
+            where=where,
+            part=part,
+        )
     try:
         numbers = np.array(values, dtype=np.float64)
     except OverflowError as error:
-        raise PromptError(f"{where}: {part} {_short(values)} is too large") from error
+        raise PromptError(
+            f"{where}: {part} {_short(values)} is too large", code="not-finite", where=where, part=part
+        ) from error
     if not np.isfinite(numbers).all():
-        raise PromptError(f"{where}: {part} {_short(values)} must be finite")
+        raise PromptError(
+            f"{where}: {part} {_short(values)} must be finite", code="not-finite", where=where, part=part
+        )
     if geometry is not None:
         numbers = geometry.ijk_from(numbers, space)[0]
     i, j, k = numbers.tolist()
@@ -241,7 +308,12 @@ def _position(
 def _whole_numbers(item: dict[str, Any], part: str, where: str) -> list[int]:
     values = _part(item, part, list, where)
     if not all(isinstance(v, int) and not isinstance(v, bool) and abs(v) < 1 << 62 for v in values):
-        raise PromptError(f"{where}: {part} must be whole numbers, not {_short(values)}")
+        raise PromptError(
+            f"{where}: {part} must be whole numbers, not {_short(values)}",
+            code="bad-prompt-file",
+            where=where,
+            part=part,
+        )
     return values
 
 
@@ -249,16 +321,23 @@ def _items(item: dict[str, Any], part: str, where: str) -> Iterable[tuple[str, d
     for number, entry in enumerate(_part(item, part, list, where)):
         place = f"{where}, {part}[{number}]"
         if not isinstance(entry, dict):
-            raise PromptError(f"{place} must be a JSON object, not {_short(entry)}")
+            raise PromptError(
+                f"{place} must be a JSON object, not {_short(entry)}", code="bad-prompt-file", where=place
+            )
         yield place, entry
 
 
 def _part(item: dict[str, Any], part: str, kind: type, where: str) -> Any:
     if part not in item:
-        raise PromptError(f"{where}: {part!r} is missing")
+        raise PromptError(f"{where}: {part!r} is missing", code="missing-part", where=where, part=part)
     if not isinstance(item[part], kind):
-        expected = {str: "a text", list: "a list"}[kind]
-        raise PromptError(f"{where}: {part!r} must be {expected}, not {_short(item[part])}")
+        expected = "a text" if kind is str else "a list"
+        raise PromptError(
+            f"{where}: {part!r} must be {expected}, not {_short(item[part])}",
+            code="bad-prompt-file",
+            where=where,
+            part=part,
+        )
     return item[part]
 
 
@@ -267,9 +346,15 @@ def _space(space: Space | str, geometry: Geometry | None) -> Space:
         named = Space.named(space)
     except GeometryError as error:
         known = ", ".join(one.value for one in Space)
-        raise PromptError(f"unknown space {_short(space)}: use one of {known}") from error
+        raise PromptError(
+            f"unknown space {_short(space)}: use one of {known}", code="unknown-space", space=_short(space)
+        ) from error
     if named is not Space.IJK and geometry is None:
-        raise PromptError(f"prompts in {named.value.upper()} millimetres need the volume they belong to")
+        raise PromptError(
+            f"prompts in {named.value.upper()} millimetres need the volume they belong to",
+            code="needs-geometry",
+            space=named.value,
+        )
     return named
 
 

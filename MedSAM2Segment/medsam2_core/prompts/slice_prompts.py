@@ -83,7 +83,9 @@ def validate(prompt_set: PromptSet, stack: SliceStack) -> None:
         try:
             resolve(prompts, stack)
         except PromptError as error:
-            raise PromptError(f"object {name!r}: {error}") from error
+            raise PromptError(
+                f"object {name!r}: {error}", code=error.code, **{**error.fields, "object": name}
+            ) from error
 
 
 def resolve(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, PixelPrompts]:
@@ -106,7 +108,9 @@ def resolve(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, PixelProm
             n, xyxy = _box_on_slice(prompt, stack)
             if boxes.setdefault(n, xyxy) is not xyxy:
                 raise PromptError(
-                    f"two boxes on slice {n} of {stack.title}: an object has one box on a slice"
+                    f"two boxes on slice {n} of {stack.title}: an object has one box on a slice",
+                    code="two-boxes",
+                    n=n,
                 )
             continue
         else:
@@ -140,9 +144,19 @@ def _box_on_slice(box: Box, stack: SliceStack) -> tuple[int, tuple[float, ...]]:
         reason = "a box lies on one slice"
         if box.flat_axis is not None:
             reason = f"it lies on a slice along {AXES[box.flat_axis]} (mixed axes)"
-        raise PromptError(f"{what} spans slices {first_n:g} to {last_n:g} of {stack.title}: {reason}")
+        raise PromptError(
+            f"{what} spans slices {first_n:g} to {last_n:g} of {stack.title}: {reason}",
+            code="box-spans-slices",
+            first=float(first_n),
+            last=float(last_n),
+        )
     if min(right - left, bottom - top) <= ROUNDING:
-        raise PromptError(f"{what} is empty on {stack.title}: {right - left:g} x {bottom - top:g} pixels")
+        raise PromptError(
+            f"{what} is empty on {stack.title}: {right - left:g} x {bottom - top:g} pixels",
+            code="empty-box",
+            width=float(right - left),
+            height=float(bottom - top),
+        )
     return _nearest_slice((first_n + last_n) / 2, stack, what), (left, top, right, bottom)
 
 
@@ -164,7 +178,10 @@ def _mask_on_slices(prompt: MaskPrompt, stack: SliceStack) -> Iterator[tuple[int
             found = True
             yield n, mask_hw
     if not found:
-        raise PromptError(f"{what} is empty on {stack.title}: only a mask of one slice may say 'absent here'")
+        raise PromptError(
+            f"{what} is empty on {stack.title}: only a mask of one slice may say 'absent here'",
+            code="empty-mask",
+        )
 
 
 def _nearest_slice(n: float, stack: SliceStack, what: str) -> int:
@@ -173,7 +190,10 @@ def _nearest_slice(n: float, stack: SliceStack, what: str) -> int:
         nearest -= 1  # exactly on the outer face of the last slice
     if not 0 <= nearest < len(stack):
         raise PromptError(
-            f"{what} lies on slice {nearest}, but {stack.title} has slices 0 to {len(stack) - 1}"
+            f"{what} lies on slice {nearest}, but {stack.title} has slices 0 to {len(stack) - 1}",
+            code="no-such-slice",
+            n=nearest,
+            count=len(stack),
         )
     return nearest
 
@@ -182,7 +202,11 @@ def _check_inside(ijk: Sequence[float], stack: SliceStack, what: str) -> None:
     for axis, value, size in zip(AXES, ijk, stack.volume.geometry.shape_ijk, strict=True):
         if not -0.5 - ROUNDING <= value <= size - 0.5 + ROUNDING:
             raise PromptError(
-                f"{what} is outside the volume: {axis} = {value:g}, which must be from -0.5 to {size - 0.5:g}"
+                f"{what} is outside the volume: {axis} = {value:g}, expected -0.5 to {size - 0.5:g}",
+                code="outside-volume",
+                axis=axis,
+                value=float(value),
+                size=int(size),
             )
 
 
@@ -225,10 +249,21 @@ def mask_on_slice(mask_hw: NDArray[np.bool_], n: int, stack: SliceStack) -> Mask
         When there is no such slice, or the mask has another shape.
     """
     if not 0 <= n < len(stack):
-        raise PromptError(f"there is no slice {n}: slices are 0 to {len(stack) - 1}")
+        raise PromptError(
+            f"there is no slice {n}: slices are 0 to {len(stack) - 1}",
+            code="no-such-slice",
+            n=n,
+            count=len(stack),
+        )
     mask_hw = np.asarray(mask_hw, dtype=bool)
     if mask_hw.shape != tuple(stack.shape_hw):
-        raise PromptError(f"the mask on slice {n} is {mask_hw.shape}, the slice is {tuple(stack.shape_hw)}")
+        raise PromptError(
+            f"the mask on slice {n} is {mask_hw.shape}, the slice is {tuple(stack.shape_hw)}",
+            code="mask-shape",
+            n=n,
+            shape_hw=list(mask_hw.shape),
+            slice_hw=list(stack.shape_hw),
+        )
     if not isinstance(stack, AxisStack):
         return None
     if mask_hw.any():

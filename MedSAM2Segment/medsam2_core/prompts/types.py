@@ -55,12 +55,16 @@ class Box:
         object.__setattr__(self, "predicted", bool(self.predicted))
         sizes = self._sizes()
         if sum(abs(size) > ROUNDING for size in sizes) < 2:
-            raise PromptError(f"{self} is empty: it needs a width and a height")
+            raise PromptError(f"{self} is empty: it needs a width and a height", code="empty-box")
         if self.flat_axis is None:
             return
         for axis, (first, last) in enumerate(zip(self.first_ijk, self.last_ijk, strict=True)):
             if last < first and axis != self.flat_axis:
-                raise PromptError(f"{self} is inverted: {AXES[axis]} runs from {first:g} back to {last:g}")
+                raise PromptError(
+                    f"{self} is inverted: {AXES[axis]} runs from {first:g} back to {last:g}",
+                    code="inverted-box",
+                    axis=AXES[axis],
+                )
 
     @classmethod
     def between(
@@ -107,17 +111,27 @@ class MaskPrompt:
         mask = np.asarray(self.mask_kji)
         if mask.ndim != 3 or mask.size == 0:
             raise PromptError(
-                f"a mask has three axes (k, j, i) and at least one voxel, not the shape {mask.shape}"
+                f"a mask has three axes (k, j, i) and at least one voxel, not the shape {mask.shape}",
+                code="mask-axes",
+                shape=list(mask.shape),
             )
         if mask.dtype.kind not in "bui":
-            raise PromptError(f"a mask holds true and false, not {mask.dtype}")
+            raise PromptError(
+                f"a mask holds true and false, not {mask.dtype}", code="mask-type", dtype=str(mask.dtype)
+            )
         mask = mask.astype(bool)
         if not mask.any() and 1 not in mask.shape:
-            raise PromptError(f"mask of {mask.shape[::-1]} voxels at {tuple(self.offset_ijk)} is empty")
+            raise PromptError(
+                f"mask of {mask.shape[::-1]} voxels at {tuple(self.offset_ijk)} is empty",
+                code="empty-mask",
+                shape=list(mask.shape),
+            )
         mask.flags.writeable = False
         offset = _position(self.offset_ijk, "mask offset")
         if any(value != int(value) for value in offset):
-            raise PromptError(f"mask offset {position_text(offset)} must be whole voxels")
+            raise PromptError(
+                f"mask offset {position_text(offset)} must be whole voxels", code="not-whole-voxels"
+            )
         object.__setattr__(self, "mask_kji", mask)
         object.__setattr__(self, "offset_ijk", tuple(int(value) for value in offset))
 
@@ -126,7 +140,11 @@ class MaskPrompt:
         """The part of a whole-volume mask that has voxels; PromptError when it has none."""
         filled = [np.flatnonzero(mask_kji.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
         if filled[0].size == 0:
-            raise PromptError(f"the mask of {mask_kji.shape[::-1]} voxels is empty")
+            raise PromptError(
+                f"the mask of {mask_kji.shape[::-1]} voxels is empty",
+                code="empty-mask",
+                shape=list(mask_kji.shape),
+            )
         start, stop = [int(f[0]) for f in filled], [int(f[-1]) + 1 for f in filled]
         part = mask_kji[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
         return cls(part != 0, (start[2], start[1], start[0]))
@@ -152,12 +170,16 @@ def _position(values: Sequence[float], what: str) -> tuple[float, float, float]:
     try:
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError, OverflowError) as error:
-        raise PromptError(f"{what} {values!r}: expected three numbers") from error
+        raise PromptError(f"{what} {values!r}: expected three numbers", code="not-three-numbers") from error
     if len(numbers) != 3:
-        raise PromptError(f"{what} {values!r}: expected three numbers, got {len(numbers)}")
+        raise PromptError(
+            f"{what} {values!r}: expected three numbers, got {len(numbers)}",
+            code="not-three-numbers",
+            count=len(numbers),
+        )
     if not all(math.isfinite(number) for number in numbers):
-        raise PromptError(f"{what} {position_text(numbers)}: the numbers must be finite")
-    return numbers  # type: ignore[return-value]
+        raise PromptError(f"{what} {position_text(numbers)}: the numbers must be finite", code="not-finite")
+    return numbers
 
 
 def position_text(numbers: Sequence[float]) -> str:

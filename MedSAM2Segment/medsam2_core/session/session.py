@@ -414,15 +414,16 @@ class Session:
         states = [self.tracker.state(name) for name in known]  # refuses what was never prompted
         towards = _direction(direction)
         whole = first is None and last is None
-        ranges: Mapping[tuple[int | None, int | None], list[str]] = {(first, last): known}
         if whole:
             ranges = self._objects.changes.ranges(states, len(self.stack), stop_after_absent)
-        steps = [
-            step
-            for (low, high), together in ranges.items()
-            for step in self.tracker.plan(together, low, high, towards)
-        ]
-        synced = [name for together in ranges.values() for name in together]
+            steps = [
+                step
+                for (low, high), together in ranges.items()
+                for step in self.tracker.plan(together, low, high, towards)
+            ]
+            synced = [name for together in ranges.values() for name in together]
+        else:
+            steps = self.tracker.plan(known, first, last, towards)
         if not whole or towards is not Direction.BOTH:
             synced = []
         # What changes from now on is not in this plan, even if it does before the first result.
