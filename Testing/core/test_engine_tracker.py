@@ -240,7 +240,7 @@ def test_taking_back_the_only_prompt_removes_the_object():
 
 
 @pytest.mark.parametrize(
-    ("does", "message"),
+    ("does", "code"),
     [
         (lambda t: t.prompt("it", 7, prompt(box=BOX)), "no slice 7: slices are 0 to 3"),
         (lambda t: t.prompt("it", 0, prompt()), "no-prompts"),

@@ -72,6 +72,10 @@ def a_file(**changes) -> str:
     return json.dumps(data)
 
 
+def a_mask(offset, shape, runs):
+    return a_file(prompt={"type": "mask", "offset": offset, "shape": shape, "runs": runs})
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -98,27 +102,27 @@ def a_file(**changes) -> str:
         (a_file(prompt={"type": "box", "first": [1, 2, 3]}), "missing-part"),
         (a_file(prompt={"type": "box", "first": [5, 2, 3], "last": [1, 6, 3]}), "inverted-box"),
         (
-            a_file(prompt={"type": "mask", "offset": [0, 0, 0], "shape": [2, 2, 1], "runs": [3]}),
+            a_mask([0, 0, 0], [2, 2, 1], [3]),
             "bad-prompt-file",
         ),
         (
-            a_file(prompt={"type": "mask", "offset": [0, 0, 0], "shape": [2, 2, 1], "runs": [5, -1]}),
+            a_mask([0, 0, 0], [2, 2, 1], [5, -1]),
             "bad-prompt-file",
         ),
         (
-            a_file(prompt={"type": "mask", "offset": [-1, 0, 0], "shape": [2, 2, 1], "runs": [4]}),
+            a_mask([-1, 0, 0], [2, 2, 1], [4]),
             "outside-volume",
         ),
         (
-            a_file(prompt={"type": "mask", "offset": [0, 0], "shape": [2, 2, 1], "runs": [4]}),
+            a_mask([0, 0], [2, 2, 1], [4]),
             "bad-prompt-file",
         ),
         (
-            a_file(prompt={"type": "mask", "offset": [0, 0, 0], "shape": [2, 0, 1], "runs": []}),
+            a_mask([0, 0, 0], [2, 0, 1], []),
             "bad-prompt-file",
         ),
         (
-            a_file(prompt={"type": "mask", "offset": [0, 0, 0], "shape": [10**6] * 3, "runs": [10**18]}),
+            a_mask([0, 0, 0], [10**6] * 3, [10**18]),
             "mask-too-large",
         ),
     ],

@@ -44,10 +44,10 @@ _POSTPROCESSING = {
 
 
 def require_sam2() -> None:
-    """MissingPackageError when sam2 is not installed. It is no dependency pip would install by itself."""
+    """Raise MissingPackageError when sam2 is not installed."""
     try:
         found = find_spec("sam2")
-    except ValueError:  # something stands in its place
+    except ValueError:  # another module of that name was imported
         found = None
     if found is None:
         raise MissingPackageError(
@@ -59,7 +59,7 @@ def require_sam2() -> None:
 
 
 def config_path(config: str | Path) -> Path:
-    """The YAML file of a configuration.
+    """Return the YAML file of a configuration.
 
     Parameters
     ----------
@@ -90,7 +90,8 @@ def config_path(config: str | Path) -> Path:
 def read_config(
     config: str | Path, image_size: int | None = None, apply_postprocessing: bool = True
 ) -> dict[str, Any]:
-    """A configuration's ``model`` part as plain values, with our options applied and its class names checked.
+    """Return a configuration's ``model`` part as plain values, with our options applied and its class names
+    checked.
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def read_config(
     apply_postprocessing
         As in stock ``build_sam2_video_predictor``, and on as there: fall back to the best of three masks when
         the single one is unstable, and binarise clicked masks before they are remembered. Only for sam2's own
-        configurations: others say themselves what they want.
+        configurations: others state these options themselves.
 
     Raises
     ------
@@ -264,7 +265,7 @@ class _NothingDrawn(TorchDispatchMode):
 
 @cache
 def _fingerprints() -> dict[tuple[int, int, bool], str]:
-    """(first width, number of trunk blocks, is 2.1) of sam2's eight configurations."""
+    """Return the configuration names by (first width, number of trunk blocks, is 2.1)."""
     table = {}
     for name in STOCK_CONFIGS:
         settings = read_config(name)
@@ -275,7 +276,7 @@ def _fingerprints() -> dict[tuple[int, int, bool], str]:
 
 
 def guess_config(state: Mapping[str, torch.Tensor]) -> str | None:
-    """The configuration whose checkpoints look like this state dict, or None.
+    """Return the configuration whose checkpoints look like this state dict, or None.
 
     Decided by the trunk's width and depth and the tensors that came with SAM 2.1; strict loading has the last
     word.

@@ -1,8 +1,7 @@
-"""Features of slices already encoded, kept within a limit of bytes.
+"""A cache of image features within a limit of bytes.
 
-Encoding a slice is the dearest step of segmentation, and a click, a correction or a second object asks for
-the same slice again. The cache forgets what was used least recently; slices a user prompted are forgotten
-last, but they are forgotten, too, when the limit demands it.
+Encoding a slice is the most expensive step of segmentation, and a click, a correction or a second object
+needs the same slice again. The cache evicts what was used least recently; prompted slices are evicted last.
 """
 
 import threading
@@ -42,7 +41,7 @@ class FeatureKey:
 
 @dataclass(frozen=True, slots=True)
 class SliceFeatures:
-    """What the image encoder says about one region of one slice.
+    """Image features of one region of one slice.
 
     Attributes
     ----------
@@ -61,7 +60,7 @@ class SliceFeatures:
         return sum(x.numel() * x.element_size() for x in (self.coarse, *self.fine))
 
     def to(self, dtype: torch.dtype) -> "SliceFeatures":
-        """The same features in another number format."""
+        """Return the same features in another number format."""
         return SliceFeatures(self.coarse.to(dtype), tuple(x.to(dtype) for x in self.fine))
 
 
@@ -97,7 +96,7 @@ class FeatureCache:
         return self._nbytes
 
     def get(self, key: FeatureKey) -> SliceFeatures | None:
-        """The features, now the most recently used, or None."""
+        """Return the features and make them the most recently used; None when they are not cached."""
         with self._lock:
             found = self._entries.get(key)
             if found is None:
@@ -108,7 +107,7 @@ class FeatureCache:
             return found
 
     def put(self, key: FeatureKey, features: SliceFeatures) -> None:
-        """Keep features, forgetting others until they fit; features larger than the limit are not kept."""
+        """Keep features, evicting others until they fit; features larger than the limit are not kept."""
         with self._lock:
             self._drop(key)
             if features.nbytes > self.byte_limit:
@@ -118,15 +117,15 @@ class FeatureCache:
             self._nbytes += features.nbytes
 
     def pin(self, owner: object, source: str, slices: Iterable[int]) -> None:
-        """Forget these slices only when nothing else is left to forget.
+        """Evict these slices only when nothing else is left.
 
-        They take the place of what the owner pinned before; its pins end with its life.
+        They replace what the owner pinned before; its pins end when it is deleted.
         """
         with self._lock:
             self._pinned[owner] = frozenset((source, n) for n in slices)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         with self._lock:
             self._entries.clear()
             self._pinned.clear()

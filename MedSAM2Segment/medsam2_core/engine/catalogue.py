@@ -1,4 +1,4 @@
-"""The models this package knows: what they are, where they come from and what their licences ask.
+"""The catalogue of models: what they are, where they come from and what their licences require.
 
 The list itself is ``catalogue.json`` beside this file, meant to be read by people. Nothing here touches the
 network or needs torch.
@@ -90,18 +90,19 @@ class ModelEntry:
         return f"https://huggingface.co/{self.repo}" if self.repo else None
 
     def bundled_path(self) -> Path | None:
-        """Absolute path of the bundled weights (which may be missing from a source tree), or None."""
+        """Return the absolute path of the bundled weights (which may be missing from a source tree), or
+        None."""
         return Path(str(files("medsam2_core.engine"))) / self.bundled if self.bundled else None
 
     @classmethod
     def of_file(cls, path: str | Path) -> "ModelEntry":
-        """The entry of a checkpoint the user has."""
+        """Return the entry of a checkpoint the user has."""
         path = Path(path)
         title = f"local checkpoint {path.name}"
         return cls(name=path.stem, title=title, config=None, image_size=None, path=path)
 
     def at(self, path: Path) -> "ModelEntry":
-        """This model as a file the user has; what its content is, is not promised any more."""
+        """Return this model as a file the user has, whose content is not known."""
         title = f"local checkpoint {path.name}, taken for {self.name}"
         return replace(self, title=title, path=path, revision=None, sha256=None, bytes=None)
 
@@ -135,15 +136,15 @@ class Catalogue:
         return list(self._entries)
 
     def recipe_of(self, config: str | Path) -> Mapping[str, Any]:
-        """What models of a configuration receive besides stock prompts: a local checkpoint gets the same."""
+        """Return the recipe of a configuration's models, which a local checkpoint gets, too."""
         return next((entry.recipe for entry in self if entry.config == str(config)), {})
 
     def find(self, name_or_path: str | Path) -> ModelEntry:
-        """The entry of a name, or of a checkpoint file of the user's own.
+        """Return the entry of a name, or of a checkpoint file of the user's own.
 
         A name of the catalogue wins over a file of the same name in the current folder. A file that is called
         as one of the catalogue (``MedSAM2_latest.pt``) takes over that one's configuration and image size,
-        which no tensor tells.
+        which the tensors do not determine.
 
         Raises
         ------
@@ -174,7 +175,7 @@ class Catalogue:
 
 
 def _is_file(path: Path) -> bool:
-    """False also for what cannot be a path: too long, an unknown user's home, a zero in it."""
+    """Return whether a path is a file; False also for what cannot be a path."""
     try:
         return path.expanduser().is_file()
     except (OSError, RuntimeError, ValueError):

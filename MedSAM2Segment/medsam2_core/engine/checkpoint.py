@@ -2,7 +2,7 @@
 
 A ``.pt`` file is a zip archive with a pickle in it, and a pickle can run any program. Here it is only ever
 read by torch's restricted unpickler (``weights_only=True``), its checksums are compared first, and every
-tensor must have a place in the model: nothing is left out, nothing is made up.
+tensor must belong to the model: nothing is left out, nothing is made up.
 """
 
 import re
@@ -24,7 +24,7 @@ _NESTED_UNDER = ("model", "state_dict", "model_state_dict")
 # What wrappers put in front of every name: DistributedDataParallel, torch.compile, Lightning.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 
-# torch's zip reader and unpickler meet damage wherever it happens to lie, and say so with any of these.
+# torch's zip reader and unpickler may raise any of these for a damaged file.
 _DAMAGE = (
     UnpicklingError,
     RuntimeError,
@@ -62,8 +62,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     ----------
     path
         A file written by ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``: a plain state dict, or one under
-        ``model`` or ``state_dict``) or by safetensors. What it is, is told by its first bytes, not by its
-        name.
+        ``model`` or ``state_dict``) or by safetensors. The format is detected from the first bytes, not
+        from the name.
 
     Raises
     ------
@@ -276,7 +276,7 @@ def load_strict(
 
 
 def foreign_architecture(state: Mapping[str, torch.Tensor]) -> str | None:
-    """What a state dict is, in words, when it is a known relative of SAM 2 that cannot be loaded."""
+    """Return the name of a known relative of SAM 2 that cannot be loaded, or None."""
     for prefix, what in _FOREIGN:
         if any(key.startswith(prefix) for key in state):
             return what

@@ -1,4 +1,4 @@
-"""Where a model computes, and in which precision.
+"""Devices and precisions.
 
 Weights stay in fp32; a lower precision means autocast around the model's calls, as Meta's own examples do.
 """
@@ -24,7 +24,8 @@ class Precision(str, Enum):
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.value]
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
-        """A context in which modules on `device` compute in this precision; nothing at all for fp32."""
+        """Return a context in which modules on `device` compute in this precision; nothing at all for
+        fp32."""
         if self is Precision.FP32:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.dtype)
@@ -149,7 +150,7 @@ def _cuda_has_bf16(device: torch.device) -> bool:
 
 
 def out_of_memory(device: torch.device) -> DeviceError:
-    """What to tell when torch found no room on a graphics card."""
+    """Return the error for a graphics card without free memory."""
     return DeviceError(
         f"the memory of {device} is full: take a smaller model or --image-size, fewer objects at once, "
         "close other programs that use the card, or take --device cpu",

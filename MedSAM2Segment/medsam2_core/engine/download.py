@@ -2,9 +2,9 @@
 
 Addresses, credentials, proxies, offline mode and error classes are huggingface_hub's. The bytes are streamed
 here and not by ``hf_hub_download``, because that (as of version 2.4) removes the partial file when a download
-breaks off or is stopped, so that the next one starts anew, and looks up only every 10 MB, too late for
-cancelling on a slow line. Only a file of the right size and hash gets its real name. Plain HTTP, which the
-Hub offers for every file, is used; Xet is not.
+breaks off or is stopped, so that the next one starts anew, and reports progress only every 10 MB, too late
+for cancelling on a slow line. Only a file of the right size and hash gets its real name. Plain HTTP is used,
+which the Hub offers for every file; Xet is not.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class _Remote:
-    """What the Hub says about a file before it sends it."""
+    """What the Hub announces of a file before it sends it."""
 
     url: str
     revision: str
@@ -86,7 +86,7 @@ def fetch(
     CatalogueError
         The model is bundled or local, and its file is missing.
     Cancelled
-        `should_cancel` said so.
+        `should_cancel` returned True.
     """
     store = store or Store.default()
     if entry.repo is None or entry.file is None:
@@ -125,7 +125,7 @@ def _make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(target: Path) -> Iterator[None]:
-    """Two processes fetching the same file would write into the same partial file."""
+    """Lock a download: two processes would write into the same partial file."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)

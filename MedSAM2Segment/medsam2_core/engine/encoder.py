@@ -1,7 +1,7 @@
 """From a slice to SAM 2's image features, one slice at a time and never twice.
 
-A volume is never turned into floats as a whole: a slice is cropped, resized and normalised when somebody
-first asks for it, and its features stay in a :class:`FeatureCache` as long as there is room.
+A volume is never turned into floats as a whole: a slice is cropped, resized and normalised when its features
+are first needed, and they stay in a :class:`FeatureCache` as long as there is room.
 """
 
 from typing import TYPE_CHECKING
@@ -56,7 +56,7 @@ class SliceEncoder:
         self._position: torch.Tensor | None = None
 
     def features(self, n: int, region: Region) -> SliceFeatures:
-        """Features of a region of slice `n`, from the cache or from the network."""
+        """Return the features of a region of slice `n`, from the cache or from the network."""
         key = self.key(n, region)
         found = self.cache.get(key)
         if found is None:
@@ -65,7 +65,7 @@ class SliceEncoder:
         return found.to(torch.float32) if self._storage == torch.float16 else found
 
     def key(self, n: int, region: Region) -> FeatureKey:
-        """Under which the cache keeps the features."""
+        """Return the key of these features in the cache."""
         precision = getattr(self.model.precision, "value", str(self.model.precision))
         if self._storage is not None:
             precision = f"{precision}, kept as {self._storage}"
@@ -73,7 +73,8 @@ class SliceEncoder:
         return FeatureKey(self.source.key, n, region, model.image_size, model.weights_key, precision)
 
     def position(self) -> torch.Tensor:
-        """(1, C, S/16, S/16) positional encoding of the coarse features; the same for every slice."""
+        """Return the (1, C, S/16, S/16) positional encoding of the coarse features; the same for every
+        slice."""
         if self._position is None:
             side = self.model.image_size // self.model.module.backbone_stride
             neck = self.model.module.image_encoder.neck
@@ -82,7 +83,7 @@ class SliceEncoder:
         return self._position
 
     def model_input(self, n: int, region: Region) -> torch.Tensor:
-        """(1, 3, S, S) normalised image of a region."""
+        """Return the (1, 3, S, S) normalised image of a region."""
         return normalised(resized(self.source.image(n), region, self.model.image_size), self.model.device)
 
     def _encode(self, n: int, region: Region) -> SliceFeatures:
@@ -96,8 +97,8 @@ class SliceEncoder:
 
 
 def resized(image: NDArray[np.uint8], region: Region, image_size: int) -> NDArray[np.uint8]:
-    """(S, S, 3) pixels of a region: Pillow's bicubic on 8-bit values, exactly as stock SAM 2 loads its
-    frames."""
+    """Return the (S, S, 3) pixels of a region: Pillow's bicubic on 8-bit values, exactly as stock SAM 2
+    loads its frames."""
     from PIL import Image
 
     crop = np.ascontiguousarray(region.crop(image))
@@ -107,7 +108,7 @@ def resized(image: NDArray[np.uint8], region: Region, image_size: int) -> NDArra
 
 
 def normalised(image: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-    """(1, 3, S, S) from (S, S, 3) of 0 to 255."""
+    """Return (1, 3, S, S) normalised floats from (S, S, 3) of 0 to 255."""
     # Divided in double precision, then rounded to single, as stock does: the last bit counts in parity tests.
     values = torch.from_numpy(image / 255.0).permute(2, 0, 1).float().to(device)
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))

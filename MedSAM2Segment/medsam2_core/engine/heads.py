@@ -1,4 +1,4 @@
-"""What the model does with one slice: attend to memories, decode prompts, take a mask, remember.
+"""The model on one slice: attend to memories, decode prompts, take a mask, encode a memory.
 
 Every calculation is sam2's own; this file only brings arguments into its shapes. The calls into `SAM2Base`
 marked private there are stable since SAM 2's release and are pinned by parity tests.
@@ -83,7 +83,7 @@ class Heads:
         return self.model.image_size // 4
 
     def without_memory(self, features: SliceFeatures, position: torch.Tensor) -> torch.Tensor:
-        """(1, C, S/16, S/16) features for a slice that is prompted first and remembers nothing."""
+        """Return the (1, C, S/16, S/16) features for a slice that is prompted first and remembers nothing."""
         module = self.model.module
         if module.num_maskmem == 0:
             return features.coarse
@@ -97,7 +97,7 @@ class Heads:
     def with_memory(
         self, features: SliceFeatures, position: torch.Tensor, read: MemoryRead, total: int
     ) -> torch.Tensor:
-        """(1, C, S/16, S/16) features of a slice, conditioned on memories.
+        """Return the (1, C, S/16, S/16) features of a slice, conditioned on memories.
 
         Parameters
         ----------
@@ -128,7 +128,7 @@ class Heads:
         canvas: torch.Tensor | None = None,
         first: bool = False,
     ) -> Prediction:
-        """Ask the mask decoder.
+        """Run the mask decoder.
 
         Parameters
         ----------
@@ -156,8 +156,7 @@ class Heads:
         return Prediction(logits.float(), float(ious.float().max()), score.float(), pointer.float(), region)
 
     def take_mask(self, features: SliceFeatures, mask_hw: NDArray[np.bool_], region: Region) -> Prediction:
-        """A user's mask in the form of a prediction: the mask itself, and the pointer the decoder makes of
-        it.
+        """Return a user's mask as a prediction: the mask itself, and the pointer the decoder makes of it.
 
         An empty mask says that the object is absent.
         """
@@ -180,8 +179,8 @@ class Heads:
         return Prediction(drawn, 1.0, score.float(), pointer.float(), region)
 
     def canvas(self, tokens: Tokens, previous: torch.Tensor | None) -> torch.Tensor | None:
-        """The mask prompt that goes with tokens: by the model's recipe drawn from them and from what was
-        predicted here before, or in stock only the latter."""
+        """Return the mask prompt that goes with tokens: by the model's recipe drawn from them and from
+        what was predicted here before, or in stock only the latter."""
         recipe = self.model.recipe
         if previous is not None:
             previous = previous.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
@@ -195,7 +194,7 @@ class Heads:
         )
 
     def carried(self, previous: torch.Tensor | None) -> torch.Tensor | None:
-        """The mask prompt made of the slice before; None unless the model's recipe carries masks."""
+        """Return the mask prompt made of the slice before; None unless the model's recipe carries masks."""
         recipe = self.model.recipe
         if previous is None or not recipe.carries_mask:
             return None
@@ -210,8 +209,7 @@ class Heads:
         prompted: bool,
         embedding: torch.Tensor | None = None,
     ) -> SliceMemory:
-        """Encode a prediction into a memory. `prompted` says that a user looked at the mask, which some
-        models binarise first."""
+        """Encode a prediction into a memory; some models binarise `prompted` masks first."""
         module, side = self.model.module, self.model.image_size
         with self.model.computing():
             encoded, _ = module._encode_new_memory(
@@ -272,7 +270,8 @@ class Heads:
         return self._memory_position
 
     def _pointer_tokens(self, read: MemoryRead, total: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T, 1, 64) tokens and positions: each pointer as C/64 tokens, with its distance encoded."""
+        """Return the (T, 1, 64) tokens and positions: each pointer as C/64 tokens, with its distance
+        encoded."""
         from sam2.modeling.sam2_utils import get_1d_sine_pe
 
         module, device = self.model.module, self.model.device
@@ -297,5 +296,5 @@ class Heads:
 
 
 def _as_tokens(maps: torch.Tensor) -> torch.Tensor:
-    """(1, C, h, w) as (h*w, 1, C), the order of sam2's attention."""
+    """Return maps (1, C, h, w) as (h*w, 1, C), the order of sam2's attention."""
     return maps.flatten(2).permute(2, 0, 1)

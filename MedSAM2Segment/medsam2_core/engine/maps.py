@@ -16,17 +16,18 @@ from medsam2_core.imaging.probabilities import MAXIMUM, PackedValues, agreeing
 
 #: Logits of an absent object, sam2's own.
 ABSENT = -1024.0
-#: Logits outside a region that was looked at: surely not the object.
+#: Logits outside the region the model saw: surely not the object.
 BEYOND = -10.0
 
 
 def mask_of_logits(logits: torch.Tensor, region: Region, shape_hw: Sequence[int]) -> NDArray[np.bool_]:
-    """(H, W) mask of the slice from logits (1, 1, s, s) over a region."""
+    """Return the (H, W) mask of the slice from logits (1, 1, s, s) over a region."""
     return region.paste(_in_region(logits, region).cpu().numpy() > 0, shape_hw)
 
 
 def probabilities_of_logits(logits: torch.Tensor, region: Region, mask_hw: NDArray[np.bool_]) -> PackedValues:
-    """Probabilities of a slice, times 255, from the logits that :func:`mask_of_logits` made its mask of.
+    """Return the probabilities of a slice, times 255, from the logits that :func:`mask_of_logits` made its
+    mask of.
 
     0 where the region does not reach.
     """
@@ -38,7 +39,7 @@ def probabilities_of_logits(logits: torch.Tensor, region: Region, mask_hw: NDArr
 def logits_on_slice(
     logits: torch.Tensor, region: Region, shape_hw: Sequence[int], outside: float = ABSENT
 ) -> NDArray[np.float32]:
-    """(H, W) logits of the slice; `outside` where the region does not reach."""
+    """Return the (H, W) logits of the slice; `outside` where the region does not reach."""
     return region.paste(_in_region(logits, region).cpu().numpy(), shape_hw, fill=outside)
 
 
@@ -49,7 +50,7 @@ def _in_region(logits: torch.Tensor, region: Region) -> torch.Tensor:
 
 
 def mask_for_model(mask_hw: NDArray, region: Region, image_size: int, device: torch.device) -> torch.Tensor:
-    """(1, 1, S, S) of 0 and 1 from a mask of the slice, as stock `add_new_mask` makes it."""
+    """Return (1, 1, S, S) of 0 and 1 from a mask of the slice, as stock `add_new_mask` makes it."""
     crop = np.ascontiguousarray(region.crop(np.asarray(mask_hw, dtype=bool)))
     mask = torch.from_numpy(crop)[None, None].float().to(device)
     if mask.shape[-2:] == (image_size, image_size):
@@ -62,7 +63,7 @@ def mask_for_model(mask_hw: NDArray, region: Region, image_size: int, device: to
 def logits_of_mask(
     mask_hw: NDArray, region: Region, size: int, device: torch.device, height: float = 10.0
 ) -> torch.Tensor:
-    """(1, 1, size, size) logits between -height and +height from a mask of the slice."""
+    """Return (1, 1, size, size) logits between -height and +height from a mask of the slice."""
     crop = np.ascontiguousarray(region.crop(np.asarray(mask_hw, dtype=bool)))
     mask = torch.from_numpy(crop)[None, None].float().to(device)
     mask = functional.interpolate(
@@ -72,7 +73,8 @@ def logits_of_mask(
 
 
 def moved_logits(logits: torch.Tensor, old: Region, new: Region) -> torch.Tensor:
-    """Logits (1, 1, s, s) over one region as logits of the same size over another; `BEYOND` where unknown."""
+    """Return the logits (1, 1, s, s) over one region as logits of the same size over another; `BEYOND`
+    where unknown."""
     if (old.x0, old.y0, old.x1, old.y1) == (new.x0, new.y0, new.x1, new.y1):
         return logits
     size = logits.shape[-1]

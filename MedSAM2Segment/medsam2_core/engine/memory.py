@@ -1,9 +1,9 @@
-"""Which slices the model remembers while it segments the next one.
+"""Memory policies: which slices the model attends to while it segments the next one.
 
-``RecentMemory`` is SAM 2's own rule (Ravi et al., arXiv 2408.00714): all slices a user spoke about, and the
-last few before the current one. ``SelfSortingMemory`` is the memory bank of Medical SAM 2 (Zhu et al.,
+``RecentMemory`` is SAM 2's own rule (Ravi et al., arXiv 2408.00714): all prompted slices, and the last few
+before the current one. ``SelfSortingMemory`` is the memory bank of Medical SAM 2 (Zhu et al.,
 arXiv 2408.00874): confident slices that differ most from each other, whatever their order, and of these the
-ones most like the current slice. Slices a user spoke about are always remembered, by both.
+ones most like the current slice. Prompted slices are always attended to, by both.
 """
 
 from collections.abc import Iterable, Mapping
@@ -106,15 +106,15 @@ class MemoryBank(Protocol):
     """The memories of one object's tracked slices."""
 
     def add(self, memory: SliceMemory) -> None:
-        """Offer the memory of a slice just tracked; the bank may refuse it or forget another."""
+        """Add the memory of a slice just tracked; the bank may refuse it or drop another."""
         ...
 
     def remove(self, n: int) -> None:
-        """Forget a slice."""
+        """Remove a slice."""
         ...
 
     def memories(self) -> Iterable[SliceMemory]:
-        """All memories held."""
+        """Return all memories held."""
         ...
 
     def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
@@ -122,7 +122,7 @@ class MemoryBank(Protocol):
         ...
 
     def copied(self) -> "MemoryBank":
-        """A bank of its own with the same memories; tensors are shared, they never change."""
+        """Return a bank of its own with the same memories; tensors are shared, they never change."""
         ...
 
 
@@ -143,18 +143,18 @@ class MemoryPolicy(Protocol):
         ...
 
     def bank(self, module: "SAM2Base") -> MemoryBank:
-        """An empty bank for one object and direction."""
+        """Return an empty bank for one object and direction."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RecentMemory:
-    """SAM 2's rule, as the model's own flags say it.
+    """SAM 2's rule, with the model's own flags.
 
     Attributes
     ----------
     keeps_all
-        Never forget a slice, as stock does: its memory grows with the volume (8 MiB a slice at S = 1024 in
+        Never drop a slice, as stock does: its memory grows with the volume (8 MiB a slice at S = 1024 in
         stock, 0.5 MiB here). Otherwise only what can still be read in the direction of tracking is kept.
     nearest_conditioning
         Attend only to so many conditioning slices, the nearest, at least 2 (sam2 keeps one on either side);
@@ -177,7 +177,7 @@ class RecentMemory:
         return Embedding.NONE
 
     def bank(self, module: "SAM2Base") -> "RecentBank":
-        """An empty bank."""
+        """Return an empty bank."""
         limit = self.nearest_conditioning
         return RecentBank(module, self.keeps_all, module.max_cond_frames_in_attn if limit is None else limit)
 
@@ -195,7 +195,7 @@ class RecentBank:
         self._window = max(self._feature_window, module.max_obj_ptrs_in_encoder - 1)
 
     def add(self, memory: SliceMemory) -> None:
-        """Remember a slice; forget what no later slice will look back to."""
+        """Add a slice; drop what no later slice will attend to."""
         self._held.pop(memory.n, None)
         self._held[memory.n] = memory
         if self._keeps_all:
@@ -207,23 +207,23 @@ class RecentBank:
             self._held[n].features = None
 
     def remove(self, n: int) -> None:
-        """Forget a slice."""
+        """Remove a slice."""
         self._held.pop(n, None)
 
     def memories(self) -> Iterable[SliceMemory]:
-        """All memories held."""
+        """Return all memories held."""
         return self._held.values()
 
     def copied(self) -> "RecentBank":
-        """A bank of its own with the same memories."""
+        """Return a bank of its own with the same memories."""
         twin = copy(self)
-        # Each memory too: a bank drops its features in place.
+        # Copied, too, because a bank drops the features of a memory in place.
         twin._held = {n: copy(memory) for n, memory in self._held.items()}
         return twin
 
     def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
-        """Conditioning slices first, then earlier slices, farthest first; pointers likewise, nearest
-        first."""
+        """Return the conditioning slices first, then earlier slices, farthest first; pointers likewise,
+        nearest first."""
         from sam2.modeling.sam2_utils import select_closest_cond_frames
 
         chosen, others = select_closest_cond_frames(query.n, dict(conditioning), self._nearest)
@@ -235,7 +235,7 @@ class RecentBank:
         return MemoryRead(spatial, self._pointers(query, chosen, others))
 
     def _earlier(self, query: Query) -> Iterable[tuple[int, int]]:
-        """Temporal position and number of the slices SAM 2 looks back to (its stride is 1 in all
+        """Return temporal position and number of the slices SAM 2 looks back to (its stride is 1 in all
         releases)."""
         count = self._module.num_maskmem
         stride = self._module.memory_temporal_stride_for_eval
@@ -267,8 +267,8 @@ class RecentBank:
 def conditioning_pointers(
     module: "SAM2Base", query: Query, conditioning: Mapping[int, SliceMemory]
 ) -> list[tuple[int, SliceMemory]]:
-    """Pointers of conditioning slices: by the model's flags only of those already passed, distances
-    signed."""
+    """Return the pointers of conditioning slices: by the model's flags only of those already passed,
+    distances signed."""
     pointers = []
     for n, memory in conditioning.items():
         ahead = n < query.n if query.reverse else n > query.n
@@ -329,7 +329,7 @@ class SelfSortingMemory:
         return Embedding.IMAGE if self.mode is SortingMode.PAPER else Embedding.ATTENDED
 
     def bank(self, module: "SAM2Base") -> "SelfSortingBank":
-        """An empty bank."""
+        """Return an empty bank."""
         return SelfSortingBank(module, self)
 
 
@@ -350,15 +350,15 @@ class SelfSortingBank:
             self._add_as_in_reference(memory)
 
     def remove(self, n: int) -> None:
-        """Forget a slice."""
+        """Remove a slice."""
         self._held = [memory for memory in self._held if memory.n != n]
 
     def memories(self) -> Iterable[SliceMemory]:
-        """All memories held, in the order of admission."""
+        """Return all memories held, in the order of admission."""
         return list(self._held)
 
     def copied(self) -> "SelfSortingBank":
-        """A bank of its own with the same memories, whose random draws go on as this one's would."""
+        """Return a bank of its own with the same memories, whose random draws go on as this one's would."""
         twin = copy(self)
         twin._held = list(self._held)
         if self._generator is not None:
@@ -366,7 +366,7 @@ class SelfSortingBank:
         return twin
 
     def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
-        """All conditioning slices and the held slices most like the queried one."""
+        """Return all conditioning slices and the held slices most like the queried one."""
         chosen = self._choose(query)
         spatial: list[tuple[int | None, SliceMemory]] = [(0, memory) for memory in conditioning.values()]
         if not query.ordered or self._rule.mode is SortingMode.REFERENCE:
@@ -419,7 +419,7 @@ class SelfSortingBank:
 
 
 def _cosines(maps: Iterable[torch.Tensor | None]) -> torch.Tensor:
-    """(N, N) cosines, on the CPU, of N maps of one shape, each flattened channel by channel."""
+    """Return the (N, N) cosines, on the CPU, of N maps of one shape, each flattened channel by channel."""
     rows = [x.flatten().float() for x in maps if x is not None]
     unit = torch.nn.functional.normalize(torch.stack(rows), dim=1)
     return (unit @ unit.T).cpu()

@@ -1,6 +1,6 @@
-"""A loaded SAM 2 model and everything its users need to know about it.
+"""A loaded SAM 2 model.
 
-The example a newcomer needs::
+::
 
     model = load_model("embedded")             # or "sam2.1-tiny", or a path to a checkpoint
     with model.computing():
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SegmentationModel", "blocks", "build_module", "load_model"]
 
-# Containers run their children one by one: the children are asked for.
+# Containers run their children one by one; the children count.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # In the convolutional trunk and necks these are what takes the time; other leaves are over at once.
 _LEAVES = (nn.Conv2d, nn.ConvTranspose2d)
@@ -41,7 +41,7 @@ _LEAVES = (nn.Conv2d, nn.ConvTranspose2d)
 
 @dataclass(frozen=True, eq=False)
 class SegmentationModel:
-    """A SAM 2 network ready to be asked.
+    """A SAM 2 network, ready for inference.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class SegmentationModel:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Everything a call of the module needs around it: no gradients, and autocast for bf16 and fp16.
+        """Set up what a call of the module needs: no gradients, and autocast for bf16 and fp16.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class SegmentationModel:
                 handle.remove()
 
     def provenance(self) -> dict[str, str]:
-        """What a result made with this model should say about it."""
+        """Return what is stored with results of this model."""
         return {
             "model": self.name,
             "weights_sha256": self.weights_key,
@@ -137,7 +137,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _module_key(module: "SAM2Base") -> str:
-    """SHA-256 (hex) of a module's image size and tensors."""
+    """Return the SHA-256 (hex) of a module's image size and tensors."""
     digest = hashlib.sha256(str(module.image_size).encode())
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -146,9 +146,9 @@ def _module_key(module: "SAM2Base") -> str:
     return digest.hexdigest()
 
 
-# Loaded models somebody still holds. Building and reading one takes seconds, so a second session, or a second
-# volume, shares it; once nobody holds it, its memory is given back.
-_held: "weakref.WeakValueDictionary[str, SegmentationModel]" = weakref.WeakValueDictionary()
+# Loaded models that are still in use. Building and reading one takes seconds, so a second session, or a
+# second volume, shares it; once it is not referenced any more, its memory is freed.
+_loaded: "weakref.WeakValueDictionary[str, SegmentationModel]" = weakref.WeakValueDictionary()
 _loading = threading.Lock()
 
 
@@ -209,21 +209,21 @@ def load_model(
         entry = replace(entry, postprocessing=apply_postprocessing)
     path = store.locate(entry)
     stamp = path.stat()
-    asked = json.dumps(
+    key = json.dumps(
         [str(path.resolve()), stamp.st_mtime_ns, stamp.st_size, str(where), how, asdict(entry)], default=str
     )
     with _loading:
-        model = _held.get(asked)
+        model = _loaded.get(key)
         if model is None:
             model = _load(entry, catalogue, store, where, how)
-            _held[asked] = model
+            _loaded[key] = model
         return model
 
 
 def _load(
     entry: ModelEntry, catalogue: Catalogue, store: Store, device: torch.device, precision: Precision
 ) -> SegmentationModel:
-    # One pass over the file: is it what it should be, and what tells it from all others.
+    # One pass over the file both verifies it and gives the hash that identifies it.
     verdict = store.verify(entry)
     state = read_state_dict(verdict.path)
     config = entry.config or guess_config(state)

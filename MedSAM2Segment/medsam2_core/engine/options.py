@@ -1,4 +1,4 @@
-"""How a tracker behaves where one can choose."""
+"""Options of a tracker."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Order(Enum):
 
     NEAREST: from the nearest prompted slice that holds the object, half the gap from either side (more from
     the side the model is surer of), so that a corrected slice corrects its neighbours on both sides. A
-    slice the user said is empty ends tracking there. EARLIEST: as stock: forward from the first prompted
+    slice with an empty mask prompt ends tracking there. EARLIEST: as stock: forward from the first prompted
     slice through all others, then in reverse from the first.
     """
 
@@ -48,14 +48,14 @@ class TrackerOptions:
         A click on a tracked slice is decoded with memories of other slices, as stock; else from the slice
         alone.
     feeds_back_always
-        As stock, a click always feeds back what was predicted on its slice. Otherwise not when that no longer
-        means anything: a box begins anew, and so does a prompt from which something was taken back, and a
-        positive click where the object was thought absent.
+        As stock, a click always feeds back what was predicted on its slice. Otherwise not when that is of no
+        use any more: for a box, for prompts of which some were removed, and for a positive click where the
+        object was predicted absent.
     recent_logits
         Tracked slices whose exact logits are kept to be fed back (older ones are rebuilt from their masks);
         None keeps all, as stock.
     keeps_probabilities
-        Beside its mask every slice keeps how sure the model is of each pixel, in 8 bits, packed.
+        Keep the probability of each pixel beside the mask of every slice, in 8 bits, packed.
     """
 
     zoom: bool = True
@@ -69,8 +69,8 @@ class TrackerOptions:
 
     @classmethod
     def stock(cls) -> "TrackerOptions":
-        """sam2 1.1.0 with ``add_all_frames_to_correct_as_cond`` (without it corrections are lost). Wants
-        ``RecentMemory(keeps_all=True, nearest_conditioning=None)`` beside it."""
+        """Return the options of sam2 1.1.0 with ``add_all_frames_to_correct_as_cond`` (without it
+        corrections are lost)."""
         return cls(
             zoom=False,
             order=Order.EARLIEST,
@@ -88,7 +88,7 @@ MEMORIES: Mapping[str, Callable[[], MemoryPolicy]] = {
 
 
 def memory_policy(memory: str | MemoryPolicy) -> MemoryPolicy:
-    """The policy of a name, or the policy itself; PromptError names the choices."""
+    """Return the policy of a name, or the policy itself; PromptError lists the names."""
     if not isinstance(memory, str):
         return memory
     if memory not in MEMORIES:
@@ -102,12 +102,13 @@ def memory_policy(memory: str | MemoryPolicy) -> MemoryPolicy:
 
 
 def memory_name(policy: MemoryPolicy) -> str:
-    """What :func:`memory_policy` calls a policy; the class's name for one of the caller's own."""
+    """Return the name of a policy in :func:`memory_policy`, or the class's name for one of the caller's
+    own."""
     return next((name for name, kind in MEMORIES.items() if type(policy) is kind), type(policy).__name__)
 
 
 def zoom_is_on(zoom: str) -> bool:
-    """Whether ``auto`` or ``off`` was chosen; PromptError for anything else."""
+    """Return whether zoom is ``auto`` (True) or ``off``; PromptError for anything else."""
     if zoom not in ("auto", "off"):
         raise PromptError(f"unknown zoom {zoom!r}: use auto or off", code="unknown-zoom", zoom=zoom)
     return zoom == "auto"

@@ -1,4 +1,4 @@
-"""From what a user says about one slice to a prediction: tokens, feedback, and where to look."""
+"""From the prompts of one slice to a prediction: tokens, feedback, and the region the model sees."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,20 +20,20 @@ from medsam2_core.errors import PromptError
 if TYPE_CHECKING:
     from medsam2_core.prompts import PixelPrompts
 
-# Looking again at another scale is worth it only if the region really changes, and only so often.
+# Predict again at another scale only if the region really changes, and only so often.
 _WORTH_ZOOMING = 0.75
 _MOST_LOOKS = 2
-# Sides of the regions a first click is also looked at in, as shares of the slice's longer side.
+# Sides of further regions for a first click, as shares of the slice's longer side.
 _OTHER_SHARES = (0.25, 1.0)
 
 
 def only_mask(prompt: "PixelPrompts") -> bool:
-    """Whether the user gave a mask and nothing to change it."""
+    """Return whether a prompt is a mask and nothing to correct it."""
     return prompt.mask_hw is not None and prompt.box_xyxy is None and len(prompt.labels) == 0
 
 
 def extends(new: "PixelPrompts", old: "PixelPrompts") -> bool:
-    """Whether a prompt says all the old one said, in the same order, and perhaps more points."""
+    """Return whether a prompt begins with all of an earlier one, and perhaps has more points."""
 
     def same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
         return a is b is None or (a is not None and b is not None and np.array_equal(a, b))
@@ -48,7 +48,7 @@ def extends(new: "PixelPrompts", old: "PixelPrompts") -> bool:
 
 
 def check_prompt(n: int, prompt: "PixelPrompts", shape_hw: tuple[int, int]) -> None:
-    """PromptError for a prompt that says nothing, or a mask that does not have the slice's shape."""
+    """Raise PromptError for an empty prompt, or a mask that does not have the slice's shape."""
     if prompt.mask_hw is None and prompt.box_xyxy is None and len(prompt.labels) == 0:
         raise PromptError(
             f"the prompt on slice {n} is empty: give a point, a box or a mask", code="no-prompts", n=n
@@ -64,7 +64,7 @@ def check_prompt(n: int, prompt: "PixelPrompts", shape_hw: tuple[int, int]) -> N
 
 
 class Prompter:
-    """Answers prompts on single slices."""
+    """Predicts masks of prompted slices."""
 
     def __init__(self, encoder: SliceEncoder, heads: Heads, options: TrackerOptions) -> None:
         self._encoder, self._heads, self._options = encoder, heads, options
@@ -72,9 +72,10 @@ class Prompter:
     def answer(
         self, state: ObjectState, n: int, prompt: "PixelPrompts", zoom: Zoom | None, looks_around: bool = True
     ) -> Prediction:
-        """Predict the object on slice `n`; `zoom` None looks at the whole slice.
+        """Predict the object on slice `n`; with `zoom` None from the whole slice.
 
-        `looks_around` lets a click on a slice without a mask look where the object is on other slices.
+        `looks_around`: on a slice without a mask, the region of a click depends on where the object is on
+        other slices.
         """
         if prompt.mask_hw is not None and only_mask(prompt):
             region = self.region_of_mask(state, n, prompt.mask_hw, zoom)
@@ -97,7 +98,7 @@ class Prompter:
         previous: tuple[torch.Tensor, Region],
         answer: Prediction,
     ) -> Prediction:
-        """The answer to a correction; where it loses what the last click is not about, that stays."""
+        """Return the prediction of a correction, with what it loses beyond the last click's neighbourhood."""
         if not self._encoder.model.recipe.draws_prompts or not len(prompt.labels):
             return answer
         shape_hw = self._encoder.source.shape_of(n)
@@ -118,10 +119,10 @@ class Prompter:
     def _surest(
         self, state: ObjectState, n: int, prompt: "PixelPrompts", zoom: Zoom, nearby: Region | None
     ) -> Prediction:
-        """The answer to a first prompt.
+        """Predict a first prompt.
 
-        Clicks alone say nothing of the object's size: of the answers found from several regions the one
-        counts of which the model is surest.
+        Clicks alone do not determine the object's size: of the predictions in several regions, the one of the
+        highest predicted IoU counts.
         """
         region = self._first_region(prompt, None, zoom, nearby)
         size_is_known = prompt.box_xyxy is not None or prompt.mask_hw is not None or nearby is not None
@@ -133,7 +134,7 @@ class Prompter:
         return self._look_closely(state, n, prompt, None, zoom, first.region, first)
 
     def region_of_mask(self, state: ObjectState, n: int, mask_hw: np.ndarray, zoom: Zoom | None) -> Region:
-        """Where to look at a mask; for an empty one, wherever the object was seen nearest to it."""
+        """Return the region for a mask; for an empty one, that of the nearest prompted slice."""
         if zoom is None:
             return Region.whole(self._encoder.source.shape_of(n))
         box = Box.of_mask(np.asarray(mask_hw, dtype=bool))
@@ -147,7 +148,7 @@ class Prompter:
     def _feedback(
         self, state: ObjectState, n: int, prompt: "PixelPrompts"
     ) -> tuple[torch.Tensor, Region] | None:
-        """Logits to be fed back with a prompt, and their region."""
+        """Return the logits to be fed back with a prompt, and their region."""
         model, always = self._encoder.model, self._options.feeds_back_always
         given = state.conditioning.get(n)
         known = state.logits_of(n, self._heads.mask_side, model.device)
@@ -195,7 +196,7 @@ class Prompter:
         return heads.decode(features, conditioned, region, tokens=tokens, canvas=canvas, first=not memories)
 
     def _memories(self, state: ObjectState, n: int) -> Mapping[int, SliceMemory]:
-        """What a prompt on slice `n` may remember: nothing unless tracking has been there, as in stock."""
+        """Return the memories for a prompt on slice `n`: none unless tracking has been there, as in stock."""
         if n not in state.tracked or not self._options.correct_with_memory:
             return {}
         return {m: given.memory for m, given in state.conditioning.items() if given.memory is not None}
@@ -214,9 +215,9 @@ class Prompter:
         region: Region,
         best: Prediction | None = None,
     ) -> Prediction:
-        """Predict in a first region, then larger where the mask reaches its border, or closer where only
-        clicks were given. Another look counts only if the model is at least as sure of it. `best` is the
-        answer in the first region, if it is known."""
+        """Predict in a first region, then in a larger one where the mask reaches its border, or in a closer
+        one where only clicks were given. A further one counts only if its predicted IoU is not lower.
+        `best` is the prediction in the first region, if it is known."""
         best = best or self._ask(state, n, prompt, region, previous)
         only_clicks = prompt.box_xyxy is None and previous is None
         for _ in range(_MOST_LOOKS):
@@ -247,7 +248,8 @@ class Prompter:
         zoom: Zoom,
         nearby: Region | None,
     ) -> Region:
-        """Where to look first; `nearby` is the region the object was seen in on the nearest other slice."""
+        """Return the first region to predict in; `nearby` is that of the nearest other slice with the
+        object."""
         clicks = Box.of_points(np.asarray(prompt.points_xy).reshape(-1, 2))
         if prompt.box_xyxy is not None:
             box = Box.of_prompt(prompt.box_xyxy)
@@ -269,11 +271,11 @@ class Prompter:
 
 
 def _sureness(prediction: Prediction) -> float:
-    """What a first answer is judged by: the predicted IoU; less than nothing for no answer."""
+    """Return the predicted IoU of a first prediction; -1 where it found nothing."""
     return -1.0 if prediction.is_absent else prediction.predicted_iou
 
 
 def _seen_nearby(state: ObjectState, n: int) -> Region | None:
-    """The region of the nearest slice the object is on; None when it has not been seen yet."""
+    """Return the region of the nearest slice the object is on; None when it has not been seen yet."""
     seen = [m for m, mask in state.masks.items() if m != n and not mask.is_empty]
     return state.regions[min(seen, key=lambda m: abs(m - n))] if seen else None

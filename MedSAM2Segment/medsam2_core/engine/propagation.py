@@ -8,7 +8,7 @@ from medsam2_core.engine.states import ObjectState
 from medsam2_core.errors import Cancelled, Interrupted
 from medsam2_core.imaging.slice_mask import SliceMask
 
-# A prompted slice counts for something, however unsure the model is of it.
+# The weight of a prompted slice never falls below this, however low its predicted IoU.
 _LEAST_TRUST = 0.05
 
 
@@ -40,8 +40,8 @@ def plan_steps(
     direction: Direction,
     order: Order,
 ) -> list[Step]:
-    """All steps from slice `first` to `last` inclusive: forward ascending, then reverse descending; on one
-    slice all objects after each other, so that they share its features."""
+    """Return all steps from slice `first` to `last` inclusive: forward ascending, then reverse descending;
+    on one slice all objects after each other, so that they share its features."""
     steps = [step for state in states for step in _steps_of(state, range(first, last + 1), direction, order)]
     rank = {state.object_id: index for index, state in enumerate(states)}
     return sorted(
@@ -77,15 +77,15 @@ def _as_stock(state: ObjectState, n: int, direction: Direction) -> int | None:
 
 
 def _anchors(state: ObjectState) -> tuple[list[int], list[int]]:
-    """Prompted slices tracking may start from, and those where the user said that the object is not."""
+    """Return the prompted slices tracking may start from, and those where the object is said to be absent."""
     walls = [m for m, given in state.conditioning.items() if given.says_absent]
     seeds = [m for m in state.conditioning if m not in walls]
-    # Where the model found nothing under a box or a positive click, other slices know better, if any.
+    # Where the model found nothing under a box or a positive click, other slices are better seeds, if any.
     return [m for m in seeds if not state.conditioning[m].prediction.is_absent] or seeds, walls
 
 
 def _nearest(trust: Mapping[int, float], walls: Sequence[int], n: int, direction: Direction) -> int | None:
-    """Of the next seeds on either side that no wall hides, the nearer.
+    """Return the nearer of the next seeds on either side that no wall hides.
 
     Distance counts less for a seed the model is surer of: between a good mask and a poor one, slices should
     not follow the poor one half the way.
@@ -100,7 +100,7 @@ def _nearest(trust: Mapping[int, float], walls: Sequence[int], n: int, direction
 
 
 def plan_set(states: Sequence[ObjectState], first: int, last: int) -> list[Step]:
-    """All steps through unordered images: everything from any prompted image."""
+    """Return all steps through unordered images: everything from any prompted image."""
     return [
         Step(state.object_id, n, False, n if n in state.conditioning else min(state.conditioning))
         for n in range(first, last + 1)
@@ -112,8 +112,8 @@ class Propagation(Iterator[SliceMask]):
     """The masks of a propagation, as they come.
 
     Asking for the next one may raise :class:`~medsam2_core.errors.Interrupted` (see
-    :meth:`~medsam2_core.engine.model.SegmentationModel.asking`): ask again, and it goes on with the same
-    slice. After any other exception it is over. (Not a generator, which would be over after the first.)
+    :meth:`~medsam2_core.engine.model.SegmentationModel.interruptible_by`): ask again, and it goes on with the
+    same slice. After any other exception it is over. (Not a generator, which would be over after the first.)
 
     Parameters
     ----------

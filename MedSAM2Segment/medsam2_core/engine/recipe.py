@@ -52,7 +52,7 @@ class PromptRecipe:
     zoom: float = 2.0
 
     def to_dict(self) -> dict:
-        """The recipe as JSON-ready values, as stored in the catalogue."""
+        """Return the recipe as JSON-ready values, as stored in the catalogue."""
         return asdict(self)
 
 
@@ -155,7 +155,7 @@ def drawn_prompt(
     labels: torch.Tensor | None = None,
     previous_logits: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """The mask prompt a model gets for these prompts, or None when it gets none.
+    """Return the mask prompt a model gets for these prompts, or None.
 
     The previous mask (of the same slice while correcting, of the slice before while tracking) is the canvas
     if there is one; else the box's ellipse; else cones around positive clicks. Clicks are drawn on top.

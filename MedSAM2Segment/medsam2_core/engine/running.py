@@ -1,4 +1,4 @@
-"""One step of tracking: look where the object should be, remember, decode, decide where to look next."""
+"""One step of tracking: read memories, decode, encode a memory, and choose the region of the next slice."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Run:
     Attributes
     ----------
     region
-        Where to look next; None before the first step.
+        Region of the next slice; None before the first step.
     absent_for
         Slices since the object was last seen.
     """
@@ -99,7 +99,8 @@ class Runner:
         return features, attended, prediction
 
     def _previous(self, state: ObjectState, step: Step) -> tuple[torch.Tensor, Region]:
-        """Logits of the slice this one is reached from; of the seed when nothing is known there."""
+        """Return the logits of the slice this one is reached from; of the seed when nothing is known
+        there."""
         before = step.n + 1 if step.reverse else step.n - 1
         side, device = self._heads.mask_side, self._encoder.model.device
         assert step.seed is not None  # without a seed nothing is tracked
@@ -115,7 +116,7 @@ class Runner:
         return zoom.follow(state.regions[n], Box.of_mask(state.masks[n].mask_hw))
 
     def _conditioning(self, state: ObjectState) -> dict[int, SliceMemory]:
-        """Memories of all prompted slices, ascending; those not encoded yet are, now."""
+        """Return the memories of all prompted slices, ascending; those not encoded yet are, now."""
         for n, given in state.conditioning.items():
             if not given.is_remembered:
                 features = self._encoder.features(n, given.prediction.region)

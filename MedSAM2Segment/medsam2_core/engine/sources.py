@@ -1,4 +1,4 @@
-"""What the engine asks of images: a few answers, so that volumes, unordered sets and tests all fit."""
+"""Image sources: what the engine segments, be it a volume, an unordered set or arrays."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -30,20 +30,20 @@ class ImageSource(Protocol):
     pixel_mm: tuple[float, float]
 
     def __len__(self) -> int:
-        """Number of slices."""
+        """Return the number of slices."""
         ...
 
     def shape_of(self, n: int) -> tuple[int, int]:
-        """(H, W) of slice `n`."""
+        """Return (H, W) of slice `n`."""
         ...
 
     def image(self, n: int) -> NDArray[np.uint8]:
-        """Slice `n` (H, W, 3), windowed."""
+        """Return slice `n` (H, W, 3), windowed."""
         ...
 
 
 class StackImages:
-    """The slices of a volume through a window; nothing but the slice asked for is converted."""
+    """The slices of a volume through a window, converted one at a time."""
 
     ordered = True
 
@@ -56,11 +56,11 @@ class StackImages:
         return len(self._stack)
 
     def shape_of(self, n: int) -> tuple[int, int]:
-        """(H, W), the same for all slices."""
+        """Return (H, W), the same for all slices."""
         return self._stack.shape_hw
 
     def image(self, n: int) -> NDArray[np.uint8]:
-        """Slice `n` (H, W, 3), windowed."""
+        """Return slice `n` (H, W, 3), windowed."""
         from medsam2_core.imaging.intensity import to_display
 
         return to_display(self._stack.image_hw(n), self._window)
@@ -83,12 +83,12 @@ class SetImages:
         return len(self._images)
 
     def shape_of(self, n: int) -> tuple[int, int]:
-        """(H, W) of image `n`."""
+        """Return (H, W) of image `n`."""
         height, width = self._images[n].voxels_kji.shape[1:3]
         return int(height), int(width)
 
     def image(self, n: int) -> NDArray[np.uint8]:
-        """Image `n` (H, W, 3), windowed."""
+        """Return image `n` (H, W, 3), windowed."""
         from medsam2_core.imaging.intensity import to_display
 
         return to_display(self._images[n].voxels_kji[0], self._windows[n])
@@ -113,12 +113,12 @@ class ArrayImages:
         return len(self._images)
 
     def shape_of(self, n: int) -> tuple[int, int]:
-        """(H, W) of image `n`."""
+        """Return (H, W) of image `n`."""
         height, width = self._images[n].shape[:2]
         return int(height), int(width)
 
     def image(self, n: int) -> NDArray[np.uint8]:
-        """Image `n` (H, W, 3)."""
+        """Return image `n` (H, W, 3)."""
         image = self._images[n]
         return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
 

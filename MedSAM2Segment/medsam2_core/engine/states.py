@@ -1,7 +1,7 @@
-"""What is remembered of an object: typed, and bounded whatever the depth of the volume.
+"""The state of an object: prompts, masks and memories, bounded whatever the depth of the volume.
 
-Large tensors are kept only where they are needed: for slices a user prompted, and for the few slices memory
-attention looks back to. Every other slice leaves a mask of some hundred bytes and three numbers.
+Large tensors are kept only where they are needed: for prompted slices, and for the few slices memory
+attention looks back to. Of every other slice a mask of some hundred bytes and three numbers are kept.
 """
 
 from collections import OrderedDict
@@ -22,7 +22,7 @@ from medsam2_core.prompts import PixelPrompts
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The mask decoder's answer for one object on one slice.
+    """The mask decoder's output for one object on one slice.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Prediction:
     region: Region
 
     def as_absent(self) -> "Prediction":
-        """The same answer, taken as "the object is not here"."""
+        """Return the same prediction with the object taken to be absent."""
         nothing = torch.full_like(self.logits, ABSENT)
         return replace(self, logits=nothing, object_score=torch.full_like(self.object_score, -1.0))
 
@@ -92,14 +92,14 @@ class TrackedSlice:
 
 @dataclass(slots=True)
 class ConditioningSlice:
-    """A slice a user spoke about. It is remembered by all others and never replaced by tracking.
+    """A prompted slice. All others attend to it, and tracking never replaces it.
 
     Attributes
     ----------
     prompt
-        What the user said, all of it; None for a mask that was marked as final.
+        All prompts of the slice; None for a mask that was marked as final.
     prediction
-        The answer, or the user's mask in the form of one.
+        The prediction, or the user's mask in the form of one.
     memory
         Of the prediction at the time of the last propagation, as in stock; encoded only then, so that a click
         costs no more than it must.
@@ -122,11 +122,11 @@ class ConditioningSlice:
 
     @property
     def says_absent(self) -> bool:
-        """Whether the user means that the object is not here: an empty mask, or clicks that removed it all. A
-        box or a positive click says the contrary, even if the model finds nothing."""
-        said = self.prompt
-        means_it = said is not None and (said.box_xyxy is not None or bool((said.labels == 1).any()))
-        return self.prediction.is_absent and not means_it
+        """Whether the prompts mean that the object is absent: an empty mask, or clicks that removed it all. A
+        box or a positive click means the contrary, even if the model finds nothing."""
+        prompt = self.prompt
+        is_wanted = prompt is not None and (prompt.box_xyxy is not None or bool((prompt.labels == 1).any()))
+        return self.prediction.is_absent and not is_wanted
 
 
 @dataclass(slots=True)
@@ -136,7 +136,7 @@ class ObjectState:
     Attributes
     ----------
     conditioning
-        Slices the user spoke about.
+        Prompted slices.
     masks
         Of all slices so far.
     regions
@@ -166,7 +166,8 @@ class ObjectState:
             self.recent.popitem(last=False)
 
     def logits_of(self, n: int, size: int, device: torch.device) -> tuple[torch.Tensor, Region] | None:
-        """Logits of a slice and their region: those predicted if still kept, else made from the mask."""
+        """Return the logits of a slice and their region: those predicted if still kept, else made from the
+        mask."""
         kept = self.kept_logits(n)
         if kept is None and n in self.masks:
             region = self.regions[n]
@@ -184,7 +185,7 @@ class ObjectState:
         self.masks[mask.n], self.regions[mask.n] = mask, region
 
     def copied(self) -> "ObjectState":
-        """A state of its own that says the same. Masks and tensors are shared, they never change."""
+        """Return an independent copy. Masks and tensors are shared, they never change."""
         # Stock keeps one bank for both directions: it must stay one.
         banks = {id(bank): bank.copied() for bank in self.banks}
         return replace(

@@ -1,7 +1,7 @@
-"""Where model files lie on this machine, and whether they are still what arrived.
+"""The model files of this machine, and whether they are unchanged.
 
-Three places, looked up in this order: inside the package (bundled), offline folders somebody filled by hand,
-and our own folder of downloads. Files lie flat under their published names, so that dropping one in is all it
+Three places, searched in this order: inside the package (bundled), offline folders filled by hand, and our
+own folder of downloads. Files lie flat under their published names, so that dropping one in is all it
 takes. Beside every file we downloaded lies a receipt, ``<file>.json``, with its hash, size, source and
 licence.
 """
@@ -85,7 +85,7 @@ class Store:
         offline_folders: Sequence[str | Path] = (),
         environment: Mapping[str, str] = os.environ,
     ) -> "Store":
-        """The user's store.
+        """Return the user's store.
 
         Arguments win over the environment: ``MEDSAM2_MODELS`` names our folder (default: ``models`` in the
         user's application data), ``MEDSAM2_OFFLINE_MODELS`` further folders, separated as in ``PATH``.
@@ -96,11 +96,11 @@ class Store:
         return cls(models_folder, [*offline_folders, *filter(None, listed)])
 
     def download_path(self, entry: ModelEntry) -> Path:
-        """Where a download of this model goes."""
+        """Return the path a download of this model goes to."""
         return self.models_folder / entry.filename
 
     def find(self, entry: ModelEntry) -> tuple[ModelState, Path | None]:
-        """Where the model is; ``(ModelState.MISSING, None)`` when it is nowhere."""
+        """Return the model's state and path; ``(ModelState.MISSING, None)`` when it is nowhere."""
         if entry.path is not None:
             return ModelState.LOCAL, entry.path
         bundled = entry.bundled_path()
@@ -115,7 +115,7 @@ class Store:
         return (ModelState.DOWNLOADED, path) if path.is_file() else (ModelState.MISSING, None)
 
     def locate(self, entry: ModelEntry) -> Path:
-        """The model's file.
+        """Return the path of the model's file.
 
         Its size is compared with what is known (the content only by :meth:`verify` and at download).
 
@@ -144,7 +144,8 @@ class Store:
         return path
 
     def has_right_size(self, entry: ModelEntry, path: Path) -> bool:
-        """Whether a file is as long as the catalogue or its receipt says; True when nobody knows."""
+        """Return whether a file is as long as the catalogue or its receipt says; True when that is
+        unknown."""
         known = self._known(entry, path)
         return known is None or known[1] in (None, path.stat().st_size)
 
@@ -158,7 +159,7 @@ class Store:
         )
 
     def receipt(self, path: Path) -> Receipt | None:
-        """The receipt of a downloaded file, or None."""
+        """Return the receipt of a downloaded file, or None."""
         try:
             facts = json.loads(receipt_path(path).read_text(encoding="utf-8"))
             return Receipt(**facts)
@@ -179,7 +180,7 @@ class Store:
         partial.replace(target)
 
     def _known(self, entry: ModelEntry, path: Path) -> tuple[str | None, int | None, str] | None:
-        """(sha256, bytes, "catalogue" | "receipt"): what the file should be."""
+        """Return (sha256, bytes, "catalogue" or "receipt"): what the file should be, or None."""
         if entry.sha256 is not None and entry.bytes is not None:
             return entry.sha256, entry.bytes, "catalogue"
         receipt = None if entry.is_local else self.receipt(path)
@@ -251,17 +252,17 @@ class Store:
 
 
 def part_path(path: Path, etag: str) -> Path:
-    """Temporary name of a download; it names the content, so that only the same content is continued."""
+    """Return the temporary path of a download; it names the content, so that only the same is continued."""
     return path.with_name(f".{path.name}.{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part")
 
 
 def receipt_path(path: Path) -> Path:
-    """Where the receipt of a file lies."""
+    """Return the path of a file's receipt."""
     return path.with_name(path.name + ".json")
 
 
 def hash_file(path: Path, progress: Callable[[int, int], None] | None = None) -> tuple[str, int]:
-    """(SHA-256 in hex, number of bytes) of a file, read a megabyte at a time."""
+    """Return the (SHA-256 in hex, number of bytes) of a file, read a megabyte at a time."""
     digest = hashlib.sha256()
     done, total = 0, path.stat().st_size
     with path.open("rb") as file:

@@ -4,9 +4,8 @@
     tracker.prompt("liver", 40, PixelPrompts(..., box_xyxy=...))     # a mask of slice 40, at once
     for result in tracker.propagate(): ...                          # every other slice
 
-What a user says about a slice stays: a prompted slice conditions all others and is never replaced by
-tracking, so a correction survives any number of propagations. What has been tracked is only a best guess so
-far, and a new propagation replaces it.
+A prompted slice conditions all others and is never replaced by tracking, so a correction survives any number
+of propagations. A tracked mask is replaced by the next propagation.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +69,7 @@ class Tracker:
 
     @classmethod
     def stock(cls, model: "SegmentationModel", encoder: SliceEncoder) -> "Tracker":
-        """A tracker that repeats sam2's video predictor, for comparison."""
+        """Return a tracker that repeats sam2's video predictor, for comparison."""
         return cls(model, encoder, RecentMemory(True, None), TrackerOptions.stock())
 
     @property
@@ -80,11 +79,11 @@ class Tracker:
 
     @property
     def prompted_ids(self) -> list[str]:
-        """Objects the user speaks about now, in order."""
+        """Objects that have prompts now, in order."""
         return [object_id for object_id, state in self._objects.items() if state.conditioning]
 
     def state(self, object_id: str) -> ObjectState:
-        """What is known about an object (to be looked at, not changed)."""
+        """Return what is known about an object; not to be changed."""
         if object_id not in self._objects:
             known = ", ".join(map(repr, self._objects)) or "none yet"
             raise PromptError(
@@ -97,7 +96,7 @@ class Tracker:
     def prompt(
         self, object_id: str, n: int, prompt: PixelPrompts, *, reproducible: bool = False
     ) -> SliceMask:
-        """Take everything the user says about an object on slice `n`, and predict its mask there.
+        """Set all prompts of an object on slice `n`, and predict its mask there.
 
         `prompt` replaces the slice's earlier prompts. A mask alone is taken as it is (an empty one says that
         the object is not here); with points or a box it is what they correct. `reproducible`: on a slice that
@@ -197,8 +196,10 @@ class Tracker:
             self._objects[object_id] = state
 
     def unprompt(self, object_id: str, n: int) -> None:
-        """Take back everything said about slice `n`, and the mask there; an object without prompts is
-        removed. PromptError when slice `n` is final, or others are and this was the last prompt."""
+        """Remove the prompts of slice `n` and its mask; an object without prompts is removed.
+
+        PromptError when slice `n` is final, or others are and this was the last prompt.
+        """
         state = self.state(object_id)
         self._check_not_final(state, n)
         if n not in state.conditioning:
@@ -253,13 +254,13 @@ class Tracker:
             state.masks[n] = replace(state.masks[n], final=False)
 
     def remove_object(self, object_id: str) -> None:
-        """Forget an object."""
+        """Remove an object."""
         self.state(object_id)
         del self._objects[object_id]
         self._pin()
 
     def snapshot(self) -> dict[str, ObjectState]:
-        """Everything known so far, for :meth:`restore`. Cheap: masks and tensors are shared."""
+        """Return everything known so far, for :meth:`restore`. Cheap: masks and tensors are shared."""
         return {object_id: state.copied() for object_id, state in self._objects.items()}
 
     def restore(self, snapshot: Mapping[str, ObjectState]) -> None:
@@ -268,7 +269,7 @@ class Tracker:
         self._pin()
 
     def result(self, object_id: str, n: int) -> SliceMask:
-        """The mask of a slice as it stands."""
+        """Return the mask of a slice."""
         state = self.state(object_id)
         if n not in state.masks:
             raise PromptError(
@@ -280,7 +281,7 @@ class Tracker:
         return state.masks[n]
 
     def results(self, object_id: str) -> Iterator[SliceMask]:
-        """All slices segmented so far, ascending."""
+        """Return all slices segmented so far, ascending."""
         return (self.result(object_id, n) for n in sorted(self.state(object_id).masks))
 
     def propagate(
@@ -312,7 +313,7 @@ class Tracker:
         PromptError
             Unknown object, nothing prompted yet, or an impossible range; at once.
         Cancelled
-            While iterating, when `should_cancel` says so. All results until then stay.
+            While iterating, when `should_cancel` returns True. All results until then stay.
         """
         steps = self.plan(object_ids, first, last, Direction(direction))
         return Propagation(steps, self.step_taker(stop_after_absent), should_cancel)
@@ -394,7 +395,7 @@ class Tracker:
         return self.result(step.object_id, step.n)
 
     def _gone(self, state: ObjectState, n: int) -> SliceMask | None:
-        """The object is not on this slice. Say so only where an earlier propagation saw it."""
+        """Mark the object as absent from a slice; return the empty mask only where there was one before."""
         mask, region = state.masks.get(n), state.regions.get(n)
         if mask is None or region is None or mask.final:
             return None
@@ -417,17 +418,17 @@ class Tracker:
         return ObjectState(object_id, [forward, reverse], self.options.recent_logits)
 
     def zoom(self, n: int) -> Zoom | None:
-        """How regions of slice `n` are chosen; None when the model looks at whole slices."""
+        """Return how regions of slice `n` are chosen; None when the model sees whole slices."""
         if not self.options.zoom or not self.source.ordered:
             return None
         factor = self.options.zoom_factor or self.model.recipe.zoom
         return Zoom(self.source.shape_of(n), self.source.pixel_mm, factor)
 
     def expected_regions(self, n: int) -> list[Region]:
-        """Return where a click, or tracking, would look on slice `n`; each region once, the likeliest first.
+        """Return the regions a click, or tracking, would probably need on slice `n`, the likeliest first.
 
-        Exact for slices that have a mask, and without zoom for all. Near them tracking looks where the object
-        was seen last. Elsewhere nothing is expected: the first look is centred on the click.
+        Exact for slices that have a mask, and without zoom for all. Near them tracking uses the region where
+        the object was last. Elsewhere nothing is expected: the first region is centred on the click.
         """
         zoom = self.zoom(n)
         if zoom is None:

@@ -1,4 +1,4 @@
-"""The convolutional trunk of the embedded model, in the place of Hiera inside sam2's ``ImageEncoder``.
+"""The convolutional trunk of the embedded model, in place of Hiera inside sam2's ``ImageEncoder``.
 
 A network trained from nothing on a workstation learns faster with convolutions than with windowed
 attention, and they are cheaper on a CPU. Everything behind the trunk (neck, prompt encoder, mask decoder,

@@ -1,7 +1,7 @@
-"""The region of a slice the model looks at.
+"""The region of a slice that the model sees.
 
 SAM 2 sees a square of S pixels. A lesion of 12 pixels in a slice of 512 is three pixels wide at S = 128:
-nothing can be seen. With zoom, the model looks at a square (in millimetres) around the prompt, two to three
+nothing can be seen. With zoom, the model sees a square (in millimetres) around the prompt, two to three
 times as long as the object, and the region follows the object from slice to slice. Without zoom the region
 is the whole slice, resized anisotropically as stock SAM 2 does, and everything is bit-faithful to stock.
 
@@ -41,7 +41,7 @@ class Region:
 
     @classmethod
     def whole(cls, shape_hw: Sequence[int]) -> "Region":
-        """All of a slice, as stock SAM 2 sees it."""
+        """Return all of a slice, as stock SAM 2 sees it."""
         return cls(0, 0, int(shape_hw[1]), int(shape_hw[0]), stock=True)
 
     @property
@@ -55,12 +55,13 @@ class Region:
         return self.y1 - self.y0
 
     def to_units(self, points_xy: NDArray) -> NDArray[np.float32]:
-        """Slice positions (..., 2) in units of the region's sides: 0 on the first border, 1 on the last."""
+        """Return slice positions (..., 2) in units of the region's sides: 0 on the first border, 1 on the
+        last."""
         points = np.asarray(points_xy, dtype=np.float64)
         return ((points + 0.5 - (self.x0, self.y0)) / (self.width, self.height)).astype(np.float32)
 
     def to_model(self, points_xy: NDArray, image_size: int) -> NDArray[np.float32]:
-        """Slice positions (..., 2) in pixels of the model's S x S image, pixel centres at integers."""
+        """Return slice positions (..., 2) in pixels of the model's S x S image, pixel centres at integers."""
         if self.stock:
             # In fp32 and this order, as stock does: divided by the slice's size, then multiplied.
             sides = np.array([self.width, self.height], dtype=np.float32)
@@ -68,11 +69,11 @@ class Region:
         return self.to_units(points_xy) * np.float32(image_size) - np.float32(0.5)
 
     def holds(self, box: "Box") -> bool:
-        """Whether a box lies wholly inside."""
+        """Return whether a box lies wholly inside."""
         return self.x0 <= box.x0 and self.y0 <= box.y0 and box.x1 <= self.x1 and box.y1 <= self.y1
 
     def crop(self, image: NDArray) -> NDArray:
-        """(height, width, ...) pixels of an image (H, W, ...); black outside."""
+        """Return the (height, width, ...) pixels of an image (H, W, ...); black outside."""
         rows, columns = self._inside(image.shape)
         inner = image[rows, columns]
         if inner.shape[:2] == (self.height, self.width):
@@ -84,14 +85,14 @@ class Region:
         return out
 
     def paste(self, crop: NDArray, shape_hw: Sequence[int], fill: float = 0) -> NDArray:
-        """The image (H, W, ...) whose crop is (height, width, ...); `fill` outside the region."""
+        """Return the image (H, W, ...) whose crop is (height, width, ...); `fill` outside the region."""
         rows, columns = self._inside(shape_hw)
         out = np.full((*shape_hw[:2], *crop.shape[2:]), fill, dtype=crop.dtype)
         out[rows, columns] = crop[self._shifted(rows, columns)]
         return out
 
     def _shifted(self, rows: slice, columns: slice) -> tuple[slice, slice]:
-        """Rows and columns of the slice as those of the crop."""
+        """Return the rows and columns of the slice as those of the crop."""
         return (
             slice(rows.start - self.y0, rows.stop - self.y0),
             slice(columns.start - self.x0, columns.stop - self.x0),
@@ -116,7 +117,7 @@ class Box:
 
     @classmethod
     def of_mask(cls, mask_hw: NDArray[np.bool_]) -> "Box | None":
-        """The tight box of a mask; None when it is empty."""
+        """Return the tight box of a mask; None when it is empty."""
         columns, rows = np.flatnonzero(mask_hw.any(0)), np.flatnonzero(mask_hw.any(1))
         if len(columns) == 0:
             return None
@@ -124,7 +125,7 @@ class Box:
 
     @classmethod
     def of_points(cls, points_xy: NDArray) -> "Box | None":
-        """The box of the pixels under positions (N, 2); None when there are none."""
+        """Return the box of the pixels under positions (N, 2); None when there are none."""
         if len(points_xy) == 0:
             return None
         low, high = points_xy.min(0), points_xy.max(0)
@@ -132,12 +133,12 @@ class Box:
 
     @classmethod
     def of_prompt(cls, box_xyxy: NDArray) -> "Box":
-        """The box a user drew, given in slice positions (pixel centres at integers)."""
+        """Return the box a user drew, given in slice positions (pixel centres at integers)."""
         x0, y0, x1, y1 = (float(v) + 0.5 for v in box_xyxy)
         return cls(x0, y0, x1, y1)
 
     def union(self, other: "Box | None") -> "Box":
-        """The box around both."""
+        """Return the box around both."""
         if other is None:
             return self
         return Box(
@@ -170,7 +171,7 @@ class Zoom:
         … and so does an object whose longer side is less than this share of it.
     shrink
         A following region never gets smaller than this share of the one before, so that one bad slice does
-        not make the next ones look at a few pixels.
+        not make the next ones see a few pixels only.
     """
 
     shape_hw: tuple[int, int]
@@ -182,7 +183,7 @@ class Zoom:
     shrink: float = 0.6
 
     def around(self, box: Box, factor: float | None = None, at_least: float = 0.0) -> Region:
-        """A square (in mm) around a box, `factor` times its longer side, at least `at_least` mm."""
+        """Return a square (in mm) around a box, `factor` times its longer side, at least `at_least` mm."""
         row_mm, column_mm = self.pixel_mm
         longer = max((box.x1 - box.x0) * column_mm, (box.y1 - box.y0) * row_mm)
         side = max((factor or self.factor) * longer, at_least, self.smallest * max(self.pixel_mm))
@@ -194,7 +195,8 @@ class Zoom:
         return Region(x0, y0, x1, y1)
 
     def first(self, points_xy: NDArray, share: float = 0.5) -> Region:
-        """Where to look for an object of which only clicks are known: `share` of the slice's longer side."""
+        """Return the region for an object of which only clicks are known: `share` of the slice's longer
+        side."""
         row_mm, column_mm = self.pixel_mm
         side = share * max(self.shape_hw[0] * row_mm, self.shape_hw[1] * column_mm)
         box = Box.of_points(points_xy)
@@ -203,12 +205,12 @@ class Zoom:
         return self.around(box, at_least=side)
 
     def side_mm(self, region: Region) -> float:
-        """Side of a region in millimetres."""
+        """Return the side of a region in millimetres."""
         return max(region.width * self.pixel_mm[1], region.height * self.pixel_mm[0])
 
     def is_cut(self, region: Region, box: Box | None, margin: float = 0.0) -> bool:
-        """Whether an object may go on beyond the region: its box reaches a border (or comes near) that lies
-        inside the slice."""
+        """Return whether an object may go on beyond the region: its box reaches a border (or comes near)
+        that lies inside the slice."""
         if box is None:
             return False
         near_x, near_y = max(margin * region.width, 0.5), max(margin * region.height, 0.5)
@@ -221,8 +223,8 @@ class Zoom:
         )
 
     def follow(self, region: Region, box: Box | None) -> Region:
-        """The region for the next slice, given the object's box on this one. Moves late, so that neighbouring
-        slices mostly share one region and memories stay comparable."""
+        """Return the region for the next slice, given the object's box on this one. Moves late, so that
+        neighbouring slices mostly share one region and memories stay comparable."""
         if box is None:
             return region
         longer = max((box.x1 - box.x0) / region.width, (box.y1 - box.y0) / region.height)
@@ -233,12 +235,13 @@ class Zoom:
         return region if replace(moved, stock=region.stock) == region else moved
 
     def grown(self, region: Region, box: Box, growth: float = 1.6) -> Region:
-        """A larger region for an object that reaches the border of this one."""
+        """Return a larger region for an object that reaches the border of this one."""
         return self.around(box, at_least=growth * self.side_mm(region))
 
 
 def _interval(centre: float, length: float, available: int) -> tuple[int, int]:
-    """Whole pixels around a centre; a stretch as long as the slice itself is centred on the slice."""
+    """Return whole pixels around a centre; an interval as long as the slice itself is centred on the
+    slice."""
     size = max(1, round(length))
     if size >= available:
         centre = available / 2

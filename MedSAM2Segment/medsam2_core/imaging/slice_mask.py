@@ -133,7 +133,7 @@ class SliceMask:
 
     @property
     def certainty(self) -> PackedValues:
-        """The probabilities; where there are none, 0 and 1 as the mask says."""
+        """The probabilities; where there are none, 0 and 1 from the mask."""
         return self.probabilities or PackedValues.certain(self.mask_hw)
 
     @property

@@ -72,7 +72,7 @@ class PromptSet:
         self.objects[object_name].append(prompt)
 
     def of(self, object_name: str) -> list[Prompt]:
-        """The prompts of an object; PromptError names the known ones."""
+        """Return the prompts of an object; PromptError names the known ones."""
         if object_name not in self.objects:
             known = ", ".join(map(repr, self.objects)) or "none yet"
             raise PromptError(
@@ -84,7 +84,7 @@ class PromptSet:
         return self.objects[object_name]
 
     def remove_object(self, object_name: str) -> None:
-        """Forget an object and its prompts."""
+        """Remove an object and its prompts."""
         self.of(object_name)
         del self.objects[object_name]
 
@@ -95,7 +95,7 @@ class PromptSet:
         return len(self.objects)
 
     def implied_axis(self) -> str | None:
-        """The array axis (``"i"``, ``"j"``, ``"k"``) all boxes are flat along; None when no box tells.
+        """Return the array axis (``"i"``, ``"j"``, ``"k"``) all boxes are flat along; None when no box tells.
 
         Raises PromptError when boxes lie on slices of different axes.
         """
@@ -105,11 +105,11 @@ class PromptSet:
                 if box.flat_axis is not None:
                     seen.setdefault(box.flat_axis, (name, box))
         if len(seen) > 1:
-            told = "; ".join(
+            listed = "; ".join(
                 f"{box} of {name!r} lies on a slice along {AXES[axis]}" for axis, (name, box) in seen.items()
             )
             raise PromptError(
-                f"mixed axes: {told}. All boxes must lie on slices of one axis",
+                f"mixed axes: {listed}. All boxes must lie on slices of one axis",
                 code="mixed-axes",
                 axes=[AXES[axis] for axis in seen],
             )
@@ -132,7 +132,7 @@ class PromptSet:
 
 
 def _to_json(prompt_set: PromptSet, space: Space | str = "ijk", geometry: Geometry | None = None) -> str:
-    """A prompt set as JSON text."""
+    """Return a prompt set as JSON text."""
     space = _space(space, geometry)
 
     def position(ijk: Iterable[float]) -> list[float]:
@@ -157,7 +157,7 @@ def _to_json(prompt_set: PromptSet, space: Space | str = "ijk", geometry: Geomet
 
 
 def _from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet:
-    """A prompt set from JSON text.
+    """Return a prompt set from JSON text.
 
     Raises
     ------
@@ -179,15 +179,15 @@ def _from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet
         )
     space = _space(data.get("space", "ijk"), geometry)
     prompt_set = PromptSet()
-    for place, item in _items(data, "objects", "prompts"):
-        name = _part(item, "name", str, place)
+    for where, item in _items(data, "objects", "prompts"):
+        name = _part(item, "name", str, where)
         if name in prompt_set.objects:
             raise PromptError(
-                f"{place}: a second object named {name!r}", code="duplicate-object", where=place, object=name
+                f"{where}: a second object named {name!r}", code="duplicate-object", where=where, object=name
             )
         prompt_set.add_object(name)
-        for where, prompt in _items(item, "prompts", f"object {name!r}"):
-            prompt_set.add(name, _prompt(prompt, where, space, geometry))
+        for at, prompt in _items(item, "prompts", f"object {name!r}"):
+            prompt_set.add(name, _prompt(prompt, at, space, geometry))
     return prompt_set
 
 

@@ -42,11 +42,11 @@ class SlicePrompts:
         object.__setattr__(self, "prompts", tuple(self.prompts))
 
     def __bool__(self) -> bool:
-        """Whether there is anything; if not, the slice's earlier prompts are removed."""
+        """Return whether there is anything; if not, the slice's earlier prompts are removed."""
         return bool(self.prompts) or self.final or self.known is not None
 
     def extends(self, earlier: SlicePrompts) -> bool:
-        """Whether these prompts begin with all of the earlier ones."""
+        """Return whether these prompts begin with all of the earlier ones."""
         return self.prompts[: len(earlier.prompts)] == earlier.prompts
 
     @property
@@ -71,7 +71,7 @@ class PixelPrompts:
 
     @classmethod
     def of_mask(cls, mask_hw: NDArray[np.bool_]) -> PixelPrompts:
-        """A mask (H, W) and nothing else."""
+        """Return the prompts of a mask (H, W) and nothing else."""
         nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
         return cls(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool))
 
@@ -89,7 +89,7 @@ def validate(prompt_set: PromptSet, stack: SliceStack) -> None:
 
 
 def resolve(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, PixelPrompts]:
-    """What the prompts of one object say about each slice of a stack, by slice number in ascending order.
+    """Convert the prompts of one object into pixels, by slice number in ascending order.
 
     Raises
     ------
@@ -211,7 +211,7 @@ def _check_inside(ijk: Sequence[float], stack: SliceStack, what: str) -> None:
 
 
 def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Prompt]]:
-    """Prompts by the slice they lie on, each in the order given.
+    """Return the prompts by the slice they lie on, each in the order given.
 
     A mask of several slices becomes one mask a slice. Only on an oblique stack, whose slices cut through
     voxels, it stays whole and is listed under every slice it reaches.
@@ -234,14 +234,15 @@ def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Pro
 
 
 def slices_of(prompt: Prompt, stack: SliceStack) -> frozenset[int]:
-    """The slices a prompt of :func:`by_slice` lies on."""
+    """Return the slices a prompt of :func:`by_slice` lies on."""
     if isinstance(prompt, MaskPrompt) and isinstance(stack, AxisStack):
         return frozenset({_number(prompt.offset_ijk, stack)})
     return frozenset(resolve([prompt], stack))
 
 
 def mask_on_slice(mask_hw: NDArray[np.bool_], n: int, stack: SliceStack) -> MaskPrompt | None:
-    """The mask of a slice as a prompt; None on an oblique stack, where voxels cannot say it exactly.
+    """Return the mask of a slice as a prompt; None on an oblique stack, where voxels cannot express it
+    exactly.
 
     Raises
     ------

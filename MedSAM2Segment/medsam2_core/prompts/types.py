@@ -42,7 +42,7 @@ class Box:
 
     On a slice along i, j or k, ``first_ijk`` has the smaller indices; :meth:`between` sorts them. On an
     oblique plane any two opposite corners will do. A ``predicted`` box was drawn by a model, which found a
-    mask with it: what is said besides corrects that mask, as long as nobody moves the box.
+    mask with it: further prompts correct that mask, as long as the box is not moved.
     """
 
     first_ijk: tuple[float, float, float]
@@ -70,7 +70,7 @@ class Box:
     def between(
         cls, corner_ijk: Sequence[float], other_ijk: Sequence[float], *, predicted: bool = False
     ) -> Box:
-        """From any two opposite corners."""
+        """Return the box of any two opposite corners."""
         first, last = list(_position(corner_ijk, "box")), list(_position(other_ijk, "box"))
         flat = _flat_axis([b - a for a, b in zip(first, last, strict=True)])
         for axis in range(3):
@@ -100,8 +100,8 @@ class MaskPrompt:
     mask_kji : (K, J, I) bool, the part of the grid that holds the mask
     offset_ijk : index of its first voxel in the volume
 
-    A mask of a single slice without any voxel says that the object is absent there. In a thicker one only the
-    slices that have voxels count.
+    A mask of a single slice without any voxel means that the object is absent there. In a thicker one only
+    the slices that have voxels count.
     """
 
     mask_kji: NDArray[np.bool_]
@@ -137,7 +137,7 @@ class MaskPrompt:
 
     @classmethod
     def from_volume(cls, mask_kji: NDArray[Any]) -> MaskPrompt:
-        """The part of a whole-volume mask that has voxels; PromptError when it has none."""
+        """Return the part of a whole-volume mask that has voxels; PromptError when it has none."""
         filled = [np.flatnonzero(mask_kji.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
         if filled[0].size == 0:
             raise PromptError(

@@ -61,7 +61,8 @@ class AutoPrediction:
         return [prompt for of_slice in self.prompts.values() for prompt in of_slice]
 
     def is_source_of(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether an object with these prompts came from this prediction: of an undone one, none is left."""
+        """Return whether an object with these prompts came from this prediction: an undone one has none of
+        them."""
         return any(prompt in self.predicted for prompt in prompts) or not prompts
 
     def tags(self, prompts: Sequence[Prompt]) -> dict[str, str]:
@@ -147,7 +148,7 @@ class AutoRun:
         return map(lambda change: change[2], self._volume.run(first, last, should_cancel))
 
     def found(self) -> list[AutoPrediction]:
-        """Every wanted class, once the run is over; also those that are nowhere."""
+        """Return every wanted class, once the run is over; also those that are nowhere."""
         return [self._of(one) for one in self._volume.found.values()]
 
     def _of(self, one: ClassInVolume) -> AutoPrediction:
@@ -166,7 +167,7 @@ class AutoRun:
 def predicted_prompt(
     box: tuple[float, float, float, float] | None, found: SliceMask, n: int, stack: SliceStack
 ) -> Prompt:
-    """The box that was predicted on a slice, or where there is none the tight box of its mask, in IJK.
+    """Return the box predicted on a slice, or where there is none the tight box of its mask, in IJK.
 
     A mask of a single row or column becomes a point in it.
     """

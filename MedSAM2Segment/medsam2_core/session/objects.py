@@ -226,7 +226,7 @@ class SessionObjects:
             self._tracker.remove_object(name)
         self.changes.remove(name)
         # Prompts correct what tracking had found on their slices. Its other masks come afterwards: where
-        # tracking has not been, prompts mean the same whenever they are set.
+        # tracking has not been, prompts give the same mask whenever they are set.
         corrected = {n: found for n, found in tracked.items() if n in slices and n not in frozen}
         self._tracker.add_tracked(name, corrected)
         for n, one in slices.items():

@@ -144,7 +144,7 @@ class Session:
         Raises
         ------
         MedSAM2Error
-            Of the kind that says what is wrong: the volume, the model, the device, or a setting.
+            The volume, the model, the device or a setting cannot be used.
         """
         volume = source if isinstance(source, Volume) else read_volume(source, series)
         stack = SliceStack.along(volume, axis)
@@ -448,7 +448,7 @@ class Session:
         return self.tracker.results(name) if name in self.tracker.object_ids else iter(())
 
     def segmentation(self) -> Segmentation:
-        """All objects on the volume's grid, with what they were made from."""
+        """Return all objects on the volume's grid, with what they were made from."""
         segments = (self._as_segment(number, name) for number, name in enumerate(self.object_names))
         return Segmentation(self.volume.geometry, tuple(segments), self.provenance())
 
@@ -470,7 +470,7 @@ class Session:
         return Probabilities.of_stack(self.stack, maps, facts)
 
     def provenance(self) -> dict[str, Any]:
-        """How the masks came about: prompts, model, window, software."""
+        """Return how the masks came about: prompts, model, window, software."""
         return {
             "prompts": self._objects.prompts.to_json(),
             **self.model.provenance(),
