@@ -196,7 +196,7 @@ class Sessions:
         model = load_model(name, device, precision)
         if model not in self._models:
             self._models[model] = ExitStack()
-            self._models[model].enter_context(model.asking(self._check))
+            self._models[model].enter_context(model.interruptible_by(self._check))
         return model
 
     def free_memory(self) -> None:
@@ -325,13 +325,12 @@ class Prefetcher:
 
 def _regions_around(opened: OpenSession, n: int) -> Iterator[tuple[int, Region]]:
     """Yield slices and regions in the order they are worth encoding."""
-    from medsam2_core.engine.expecting import expected_regions
 
     tracker = opened.session.tracker
     offsets = [0, *(sign * step for step in range(1, _PREFETCH_SLICES + 1) for sign in (1, -1))]
     for m in (n + offset for offset in offsets):
         if 0 <= m < len(tracker.source):
-            for region in expected_regions(tracker, m):
+            for region in tracker.expected_regions(m):
                 yield m, region
 
 
