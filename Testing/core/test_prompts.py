@@ -170,6 +170,22 @@ def test_a_mask_must_fit_and_hold_something():
         resolve([MaskPrompt(np.zeros((2, 1, 4), bool))], a_stack())
 
 
+@pytest.mark.parametrize("value", [np.bool_(True), 1, np.int64(1)])
+def test_flags_become_plain_booleans(value):
+    """Numpy's are not JSON-serialisable, and are never identical to True."""
+    assert Point((1, 2, 3), value).positive is True
+    assert Box((3, 4, 5), (9, 11, 5), value).predicted is True
+    prompts = PromptSet({"liver": [Point((1, 2, 3), value)]})
+    assert PromptSet.from_json(prompts.to_json()) == prompts
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, bool])
+def test_masks_become_boolean_arrays(dtype):
+    mask = MaskPrompt(np.array([[[0, 2, 1]]]).astype(dtype))
+    assert mask.mask_kji.dtype == bool and mask.mask_kji.tolist() == [[[False, True, True]]]
+    assert mask == MaskPrompt(np.array([[[False, True, True]]]))
+
+
 def test_an_unknown_object_is_named_with_the_known_ones():
     prompts = PromptSet()
     prompts.add("liver", Point((1, 2, 3)))

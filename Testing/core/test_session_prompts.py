@@ -187,6 +187,41 @@ def test_a_final_slice_stays_until_it_is_said_otherwise(session):
     assert "other" not in session.object_names
 
 
+def test_a_final_slice_keeps_its_mask_when_its_prompts_are_sent_again(session):
+    set_prompts(session, "ball", N, [BOX])
+    list(session.propagate())
+    prompts = elsewhere(N + 2, OUTSIDE)
+    corrected = set_prompts(session, "ball", N + 2, prompts, final=True)
+    drawn = np.zeros(session.stack.shape_hw, dtype=bool)
+    drawn[20:25, 10:20] = True
+    set_prompts(session, "ball", N + 4, [], known=drawn, final=True)
+    set_prompts(session, "ball", N, [BOX, ASIDE])
+    list(session.propagate())
+    again = set_prompts(session, "ball", N + 2, prompts, final=True)
+    assert again.final and again.bits == corrected.bits
+    again = set_prompts(session, "ball", N + 4, [], known=drawn, final=True)
+    assert again.final and np.array_equal(again.mask_hw, drawn)
+    again = set_prompts(session, "ball", N + 4, session.prompts.of("ball")[-1:], final=True)
+    assert again.final and np.array_equal(again.mask_hw, drawn)
+
+
+def test_final_slices_are_restored_with_their_masks(session):
+    masks = {n: np.zeros(session.stack.shape_hw, dtype=bool) for n in (N, N + 2, N + 4)}
+    for width, mask in enumerate(masks.values(), start=5):
+        mask[20:25, 10 : 10 + width] = True
+    known = {n: SliceMask.from_mask("ball", n, mask, predicted_iou=0.5) for n, mask in masks.items()}
+    slices = {
+        N: SlicePrompts([INSIDE], True, known[N]),  # prompted, with its mask
+        N + 2: SlicePrompts((), True, known[N + 2]),  # drawn
+        N + 4: SlicePrompts((), True),  # tracked, and frozen
+    }
+    session.restore_object("ball", slices, {N + 4: known[N + 4]})
+    list(session.propagate())
+    for mask in session.results("ball"):
+        if mask.n in masks:
+            assert mask.final and np.array_equal(mask.mask_hw, masks[mask.n])
+
+
 def test_the_users_own_mask_is_a_prompt_and_final(session):
     mine = np.zeros(session.stack.shape_hw, dtype=bool)
     mine[20:25, 10:20] = True
