@@ -1,5 +1,6 @@
 """The worker under Qt: bytes arrive as they were, the window lives on, no process outlives its owners."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from medsam2_core.imaging.geometry import Geometry  # noqa: E402
 from medsam2_core.imaging.volume import Volume  # noqa: E402
 from medsam2_core.worker.client import WorkerState  # noqa: E402
 from medsam2_core.worker.messages import StackChoice  # noqa: E402
+from MedSAM2SegmentLib.Worker import WorkerProcess  # noqa: E402
 from MedSAM2SegmentLib.Worker.WorkerProcess import (  # noqa: E402
     QProcessTransport,
     SharedWorker,
@@ -166,14 +168,14 @@ def test_a_listener_may_end_the_process_while_it_is_told():
 
 def test_a_worker_starts_takes_a_large_volume_and_the_window_lives_on(shared):
     worker, owner = shared(), object()
-    supervisor = worker.acquire(owner)
-    assert wait_for(lambda: supervisor.state is WorkerState.READY)
+    client = worker.acquire(owner)
+    assert wait_for(lambda: client.state is WorkerState.READY)
     beats = []
     pulse = qt.QTimer()
     pulse.timeout.connect(lambda: beats.append(time.monotonic()))
     pulse.start(10)
-    remote, opened = supervisor.open_volume(a_volume(64)), []
-    session = supervisor.open_session(remote, StackChoice("axial"), opened=lambda: opened.append(True))
+    remote, opened = client.open_volume(a_volume(64)), []
+    session = client.open_session(remote, StackChoice("axial"), opened=lambda: opened.append(True))
     assert wait_for(lambda: opened)
     pulse.stop()
     assert session.info is not None
@@ -186,11 +188,11 @@ def test_a_worker_starts_takes_a_large_volume_and_the_window_lives_on(shared):
 
 def test_what_an_owner_asks_is_answered_until_it_lets_go(shared):
     worker, owner, answers = shared(), object(), []
-    supervisor = worker.acquire(owner)
-    supervisor.request("models", {}, done=answers.append)
+    client = worker.acquire(owner)
+    client.request("models", {}, done=answers.append)
     assert wait_for(lambda: answers)
     assert answers[0]["models"]
-    supervisor.request("models", {}, done=answers.append)
+    client.request("models", {}, done=answers.append)
     worker.release(owner)
     wait_for(lambda: False, 0.3)
     assert len(answers) == 1
@@ -199,39 +201,39 @@ def test_what_an_owner_asks_is_answered_until_it_lets_go(shared):
 def test_owners_share_one_process_and_the_last_ends_it(shared):
     worker, first, second = shared(), object(), object()
     before = set(processes())
-    supervisor = worker.acquire(first)
-    assert worker.acquire(second) is supervisor
-    assert worker.acquire(second) is supervisor
-    assert wait_for(lambda: supervisor.state is WorkerState.READY)
+    client = worker.acquire(first)
+    assert worker.acquire(second) is client
+    assert worker.acquire(second) is client
+    assert wait_for(lambda: client.state is WorkerState.READY)
     assert len(set(processes()) - before) == 1
     worker.release(first)
     wait_for(lambda: False, 0.3)
-    assert supervisor.state is WorkerState.READY
+    assert client.state is WorkerState.READY
     worker.release(second)
     worker.release(second)
     assert wait_for(lambda: set(processes()) <= before, 5)
-    assert worker.supervisor is None
+    assert worker.client is None
     assert wait_for(lambda: worker.acquire(first).state is WorkerState.READY), "it can be had again"
 
 
 def test_a_worker_that_is_killed_comes_back(shared):
     worker = shared()
-    supervisor = worker.acquire(owner := object())
-    assert wait_for(lambda: supervisor.state is WorkerState.READY)
-    pid = supervisor.welcome["pid"]
+    client = worker.acquire(owner := object())
+    assert wait_for(lambda: client.state is WorkerState.READY)
+    pid = client.welcome["pid"]
     os.kill(pid, signal.SIGKILL)
-    assert wait_for(lambda: supervisor.state is WorkerState.RESTARTING, 5)
-    assert wait_for(lambda: supervisor.state is WorkerState.READY)
-    assert supervisor.welcome["pid"] != pid
+    assert wait_for(lambda: client.state is WorkerState.RESTARTING, 5)
+    assert wait_for(lambda: client.state is WorkerState.READY)
+    assert client.welcome["pid"] != pid
     worker.release(owner)
 
 
 def test_a_worker_that_cannot_start_is_explained():
     qt_shim.application()
     worker, owner = SharedWorker([str(MODULE / "no such program")], PYTHON), object()
-    supervisor = worker.acquire(owner)
-    assert wait_for(lambda: supervisor.state is WorkerState.FAILED, 10)
-    assert "no such program" in supervisor.problem
+    client = worker.acquire(owner)
+    assert wait_for(lambda: client.state is WorkerState.FAILED, 10)
+    assert "no such program" in client.problem
     worker.release(owner)
 
 
@@ -245,9 +247,9 @@ def test_the_worker_ends_when_slicer_is_killed(tmp_path):
         "from MedSAM2SegmentLib.Worker.WorkerProcess import SharedWorker\n"
         "app = qt_shim.application()\n"
         f"worker = SharedWorker({COMMAND!r}, {{'PYTHONPATH': {str(MODULE)!r}}})\n"
-        "supervisor = worker.acquire(worker)\n"
-        "qt_shim.wait_for(lambda: supervisor.welcome)\n"
-        "print(supervisor.welcome['pid'], flush=True)\n"
+        "client = worker.acquire(worker)\n"
+        "qt_shim.wait_for(lambda: client.welcome)\n"
+        "print(client.welcome['pid'], flush=True)\n"
         "qt_shim.wait_for(lambda: False, 60)\n",
         encoding="utf-8",
     )
@@ -305,15 +307,28 @@ def test_the_settings_decide_which_worker_it_is():
         Workers(Choice(), Choice(problem="press Install")).current()
 
 
+def test_a_worker_that_nobody_refers_to_is_not_kept():
+    qt_shim.application()
+    worker = Workers(Choice(), Choice()).current()
+    client = worker.acquire(owner := object())
+    known = len(WorkerProcess._workers)
+    again = Workers(Choice(), Choice()).current()
+    assert again is worker
+    worker.release(owner)
+    del worker, again, client
+    gc.collect()
+    assert len(WorkerProcess._workers) == known - 1
+
+
 def test_the_real_worker_answers_under_qt():
     qt_shim.application()
     command = [sys.executable, "-m", "medsam2_core.worker"]
     worker, owner, answers = SharedWorker.of(command, PYTHON), object(), []
-    supervisor = worker.acquire(owner)
-    supervisor.request("models", {}, done=answers.append)
-    assert wait_for(lambda: answers, 60), supervisor.report
+    client = worker.acquire(owner)
+    client.request("models", {}, done=answers.append)
+    assert wait_for(lambda: answers, 60), client.report
     assert "embedded" in [model["name"] for model in answers[0]["models"]]
-    pid = supervisor.welcome["pid"]
+    pid = client.welcome["pid"]
     worker.release(owner)
     assert wait_for(lambda: not is_alive(pid), 5)
     wait_for(lambda: False, 0.1)  # Qt hears of it later

@@ -1,10 +1,12 @@
-"""What the user sets once for all volumes: kept in Slicer's own settings file."""
+"""Settings for all volumes, kept in Slicer's own settings file."""
 
 from __future__ import annotations
 
 import qt
 from medsam2_core.errors import WorkerError
 from medsam2_core.worker.transports import split_command
+
+from MedSAM2SegmentLib.i18n import _
 
 DEFAULT_MODEL = "embedded"
 DEFAULT_WINDOW = "auto"
@@ -14,8 +16,7 @@ _GROUP = "MedSAM2Segment/"
 class Settings:
     """Typed access to the settings of this extension.
 
-    A settings file gives back text whatever was put in, and nothing at all for what is empty; the getters
-    turn that into what they say they return.
+    A settings file returns text whatever was stored, and nothing for what is empty; the getters convert.
 
     Parameters
     ----------
@@ -28,7 +29,7 @@ class Settings:
 
     @property
     def remoteCommand(self) -> str:
-        """Command line that starts a worker somewhere else ("ssh host medsam2 worker"); "" means here."""
+        """Command line of a worker on another machine ("ssh host medsam2 worker"); empty: this computer."""
         return self._text("remoteCommand", "")
 
     @remoteCommand.setter
@@ -36,7 +37,7 @@ class Settings:
         self._put("remoteCommand", command.strip())
 
     def remoteWords(self) -> list[str]:
-        """The remote command as a program and its arguments; empty when the worker runs here.
+        """Return the remote command as a program and its arguments; empty when the worker runs here.
 
         Raises
         ------
@@ -48,13 +49,17 @@ class Settings:
             return split_command(command)
         except ValueError as error:
             raise WorkerError(
-                f"The remote command {command!r} cannot be read: {error}. Correct it on the page of the "
-                "MedSAM2Segment module"
+                _(
+                    "The remote command {command} cannot be read: {problem}. Correct it on the page of the "
+                    "MedSAM2Segment module"
+                ).format(command=repr(command), problem=error),
+                code="remote-command",
+                command=command,
             ) from error
 
     @property
     def wheelFolder(self) -> str:
-        """Folder of wheels to install from where there is no network; "" means the network."""
+        """Folder of wheels to install from without a network; empty: the network."""
         return self._text("wheelFolder", "")
 
     @wheelFolder.setter
@@ -63,7 +68,7 @@ class Settings:
 
     @property
     def defaultModel(self) -> str:
-        """Catalogue name of the model new segmentations begin with."""
+        """Catalogue name of the model of new segmentations."""
         return self._text("defaultModel", DEFAULT_MODEL)
 
     @defaultModel.setter
@@ -72,7 +77,7 @@ class Settings:
 
     @property
     def defaultWindow(self) -> str:
-        """Window new segmentations begin with: "auto", "displayed", a preset, or "width,level"."""
+        """Window of new segmentations: "auto", "displayed", a preset, or "width,level"."""
         return self._text("defaultWindow", DEFAULT_WINDOW)
 
     @defaultWindow.setter

@@ -1,4 +1,4 @@
-"""Where effects get their worker from in Slicer: a remote command or this computer's runtime. Needs Qt."""
+"""The source of the effects' worker in Slicer: a remote command or this computer's runtime. Needs Qt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import qt
-from medsam2_core.errors import MedSAM2Error, WorkerError
+from medsam2_core.errors import MedSAM2Error
 
 from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
@@ -16,15 +16,15 @@ from MedSAM2SegmentLib.Worker.WorkerProcess import SharedWorker, Workers, startu
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from medsam2_core.worker.supervision import Supervisor
+    from medsam2_core.worker.client import WorkerClient
 
 _MODULE = "MedSAM2Segment"
-_LOOK_EVERY = 1.0  # seconds: whether there is a runtime is read from disk
+_CHECK_EVERY_S = 1.0  # whether there is a runtime is read from disk
 _installers: list[RuntimeInstaller] = []
 
 
 def sharedInstaller() -> RuntimeInstaller:
-    """The one installer of this Slicer: the module's page installs, the effects wait for it."""
+    """Return the one installer of this Slicer: the module's page installs, the effects wait for it."""
     if not _installers:
         runner = QProcessRunner(qt.QCoreApplication.instance())
         _installers.append(RuntimeInstaller(None, runner, environment=startupEnvironment()))
@@ -51,12 +51,12 @@ class WorkerAccess:
         self._clock = clock
         self._held: list[tuple[object, SharedWorker]] = []
         self._current: SharedWorker | None = None
-        self._problem, self._lookedAt = "", float("-inf")
+        self._problem, self._checkedAt = "", float("-inf")
 
     def problem(self) -> str:
-        """Why there can be no worker; empty when there can. Looked up once a second."""
-        if self._clock() - self._lookedAt >= _LOOK_EVERY:
-            self._lookedAt = self._clock()
+        """Return why there can be no worker, checked once a second; empty when there can."""
+        if self._clock() - self._checkedAt >= _CHECK_EVERY_S:
+            self._checkedAt = self._clock()
             try:
                 self._current = self._workers.current()
                 self._problem = ""
@@ -65,33 +65,31 @@ class WorkerAccess:
         return self._problem
 
     def isInstalling(self) -> bool:
-        """Whether the runtime is being installed now."""
+        """Return whether the runtime is being installed now."""
         return self._installer.isBusy
 
     def resolve(self) -> None:
         """Show the module's page, where the runtime is installed."""
         import slicer
 
-        self._lookedAt = float("-inf")
+        self._checkedAt = float("-inf")
         slicer.util.selectModule(_MODULE)
 
-    def acquire(self, owner: object) -> Supervisor:
-        """The worker's supervisor. MedSAM2Error when there can be no worker."""
+    def acquire(self, owner: object) -> WorkerClient:
+        """Return the worker's client. MedSAM2Error when there can be no worker."""
         self._current = worker = self._workers.current()
-        supervisor = worker.acquire(owner)
-        if supervisor is None:
-            raise WorkerError("the worker could not be started: see the MedSAM2 Segment module")
+        client = worker.acquire(owner)
         self._held.append((owner, worker))
-        return supervisor
+        return client
 
     def release(self, owner: object) -> None:
-        """The owner needs it no more."""
+        """Release the worker that an owner holds."""
         for held in [one for one in self._held if one[0] is owner]:
             self._held.remove(held)
             held[1].release(owner)
 
     def hasChanged(self, owner: object) -> bool:
-        """Whether the settings ask for another worker than the one the owner holds."""
+        """Return whether the settings ask for another worker than the one the owner holds."""
         if self.problem():
             return False
         return any(one is owner and worker is not self._current for one, worker in self._held)

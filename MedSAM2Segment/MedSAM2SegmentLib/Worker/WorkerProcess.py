@@ -1,26 +1,26 @@
-"""The worker under Qt: a process whose bytes come and go with the event loop, shared by all who need it."""
+"""The worker's process under Qt's event loop, shared by all who need it."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from weakref import WeakValueDictionary
 
 import qt
-from medsam2_core.worker.supervision import Supervisor
+from medsam2_core.worker.client import WorkerClient
 
 from MedSAM2SegmentLib.Panels.QtHelpers import Connections
 from MedSAM2SegmentLib.Runtime.RuntimeEnvironment import cleanedEnvironment
 
 _PIECE = 1 << 20  # bytes handed to Qt at a time
-_ON_THE_WAY = 4 << 20  # bytes Qt may hold at once; more would only be copied earlier
+_MOST_IN_QT = 4 << 20  # bytes Qt may hold at once; more would only be copied earlier
 _TICK_MS = 100
-_LAST_MS = 2000  # a killed process is gone at once, unless the system is in trouble
+_QUIT_MS = 2000  # a killed process is gone at once, unless the system is in trouble
 
 
 def startupEnvironment() -> dict[str, str]:
-    """The variables Slicer itself was started with; outside Slicer, those of this process.
+    """Return the variables Slicer was started with; outside Slicer, those of this process.
 
     What Slicer's launcher has set since (its Python, its libraries) must not reach another program.
     """
@@ -34,7 +34,7 @@ def startupEnvironment() -> dict[str, str]:
 
 
 def remoteEnvironment() -> dict[str, str]:
-    """Variables for a user's remote command (ssh, srun, docker): the user's own, without Slicer's."""
+    """Return the variables for a remote command (ssh, srun, docker): the user's own, without Slicer's."""
     return cleanedEnvironment(startupEnvironment())
 
 
@@ -65,7 +65,7 @@ class QProcessTransport:
         self._connections = Connections()
 
     def start(self, listener) -> None:
-        """Start the process; from now on ``listener`` hears of everything, from the event loop."""
+        """Start the process; the event loop calls ``listener`` from now on."""
         variables = qt.QProcessEnvironment()
         for name, value in self._environment.items():
             variables.insert(name, value)
@@ -88,18 +88,18 @@ class QProcessTransport:
         self._pump()
 
     def pending(self) -> int:
-        """Bytes written that the process has not been handed yet."""
+        """Return how many bytes of `write` have not been handed to the process."""
         if self._process is None:
             return self._waitingBytes
         return self._waitingBytes + int(self._process.bytesToWrite())
 
     def close_input(self) -> None:
-        """End the input of the process, once everything written has gone."""
+        """Close the input of the process, once everything written has gone."""
         self._closing = True
         self._pump()
 
     def kill(self) -> None:
-        """End the process now; the listener is told as always, later. May be called at any time, and twice.
+        """End the process now; the listener is called later. May be called at any time, and twice.
 
         What a wrapper (ssh, srun) started ends with its standard input, which is closed by this.
         """
@@ -125,7 +125,7 @@ class QProcessTransport:
         process = self._process
         if process is None or process.state() != qt.QProcess.Running:
             return
-        while self._waiting and process.bytesToWrite() < _ON_THE_WAY:
+        while self._waiting and process.bytesToWrite() < _MOST_IN_QT:
             piece = self._waiting.popleft()
             self._waitingBytes -= len(piece)
             process.write(bytes(piece))
@@ -145,7 +145,7 @@ class QProcessTransport:
                 self._listener.on_stderr(data)
 
     def _onProblem(self, error) -> None:
-        # Every other problem is followed by `finished`; a program that did not start is not.
+        # Every other problem is followed by `finished`.
         if self._process is not None and error == qt.QProcess.FailedToStart:
             self._end(f"{self._command[0]} did not start: {self._process.errorString()}", None)
 
@@ -165,7 +165,7 @@ class QProcessTransport:
         # No event loop will tell of its end any more, and it must not be left to run.
         if self._process is not None:
             self._process.kill()
-            self._process.waitForFinished(_LAST_MS)
+            self._process.waitForFinished(_QUIT_MS)
 
     def _end(self, reason: str, code: int | None) -> None:
         process, self._process = self._process, None
@@ -178,7 +178,7 @@ class QProcessTransport:
 
 
 class SharedWorker:
-    """One worker for all who use the same command; it runs while somebody needs it.
+    """One worker for all who use the same command; it runs while it has owners.
 
     Parameters
     ----------
@@ -188,50 +188,53 @@ class SharedWorker:
         The whole environment of the process.
     """
 
-    _all: ClassVar[dict[tuple, SharedWorker]] = {}
-
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._command = tuple(str(word) for word in command)
         self._environment = dict(environment)
         self._owners: list[object] = []
         self._timer = None
-        self.supervisor: Supervisor | None = None
+        self.client: WorkerClient | None = None
 
     @classmethod
     def of(cls, command: Sequence[str], environment: Mapping[str, str]) -> SharedWorker:
-        """The worker of this command and environment: the same one for everybody who asks."""
+        """Return the worker of this command and environment, the same one as long as anybody refers to it."""
         key = (tuple(str(word) for word in command), tuple(sorted(environment.items())))
-        if key not in cls._all:
-            cls._all[key] = cls(command, environment)
-        return cls._all[key]
+        worker = _workers.get(key)
+        if worker is None:
+            worker = _workers[key] = cls(command, environment)
+        return worker
 
-    def acquire(self, owner: object) -> Supervisor:
-        """Supervisor of the worker, started for its first owner. Asking twice counts once."""
+    def acquire(self, owner: object) -> WorkerClient:
+        """Return the worker's client, started for its first owner. Asking twice counts once."""
         if not any(one is owner for one in self._owners):
             self._owners.append(owner)
-        if self.supervisor is None:
-            self.supervisor = Supervisor(self._makeTransport)
-            self.supervisor.start()
+        if self.client is None:
+            self.client = WorkerClient(self._makeTransport)
+            self.client.start()
             self._timer = qt.QTimer(qt.QCoreApplication.instance())
             self._timer.interval = _TICK_MS
-            self._timer.timeout.connect(self.supervisor.tick)
+            self._timer.timeout.connect(self.client.tick)
             self._timer.start()
-        return self.supervisor
+        return self.client
 
     def release(self, owner: object) -> None:
-        """The owner needs it no more; the process ends with the last one."""
+        """Remove an owner; the process ends with the last one."""
         self._owners = [one for one in self._owners if one is not owner]
-        if self._owners or self.supervisor is None:
+        if self._owners or self.client is None:
             return
         self._timer.stop()
-        self._timer.timeout.disconnect(self.supervisor.tick)
+        self._timer.timeout.disconnect(self.client.tick)
         self._timer.deleteLater()
         self._timer = None
-        supervisor, self.supervisor = self.supervisor, None
-        supervisor.stop()
+        client, self.client = self.client, None
+        client.stop()
 
     def _makeTransport(self) -> QProcessTransport:
         return QProcessTransport(self._command, self._environment)
+
+
+#: Those that somebody refers to, by command and environment: a client keeps its worker alive.
+_workers: WeakValueDictionary[tuple, SharedWorker] = WeakValueDictionary()
 
 
 class Workers:
@@ -250,7 +253,7 @@ class Workers:
         self._installer = installer
 
     def current(self) -> SharedWorker:
-        """The shared worker, started or not.
+        """Return the shared worker, started or not.
 
         Raises
         ------
