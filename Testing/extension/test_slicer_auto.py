@@ -8,7 +8,7 @@ slicer = pytest.importorskip("slicer")
 from medsam2_core.errors import CheckpointError  # noqa: E402
 from medsam2_core.imaging.slice_mask import SliceMask  # noqa: E402
 from medsam2_core.prompts import Box  # noqa: E402
-from medsam2_core.worker.findings import ClassFinding  # noqa: E402
+from medsam2_core.worker.job_messages import AutoPrediction  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from support.findings import KIDNEY, a_finding, a_model, kidney_and_cyst  # noqa: E402
@@ -661,7 +661,7 @@ def on_any_stack(stack):
     first, last = stack.to_ijk([[1.5, 2.5, 3], [5.5, 7.5, 3]])
     records = {n: SliceMask.from_mask("thing", n, mask, prompted=n == 3) for n in (2, 3, 4)}
     prompts = {3: (Box.between(first, last, predicted=True),)}
-    return ClassFinding("thing", (0.1, 0.2, 0.3), "", 0.8, prompts, records)
+    return AutoPrediction("thing", (0.1, 0.2, 0.3), "", 0.8, prompts, records)
 
 
 def corners(stack, box):

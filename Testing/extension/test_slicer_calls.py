@@ -145,13 +145,13 @@ def test_a_click_is_few_frames_away_from_the_session(scene, monkeypatch):
     user = AUser(scene)
     user.wait()
     stacks = []
-    real = ASession.say
+    real = ASession.set_prompts
 
-    def say(self, *arguments, **more):
+    def set_prompts(self, *arguments, **more):
         stacks.append(traceback.extract_stack())
         return real(self, *arguments, **more)
 
-    monkeypatch.setattr(ASession, "say", say)
+    monkeypatch.setattr(ASession, "set_prompts", set_prompts)
     user.click((10, 10, 5))
     (stack,) = stacks
     frames = [frame for frame in stack if OURS in frame.filename]

@@ -13,7 +13,7 @@ from support import qt_shim as a_qt
 
 a_qt.installed()
 
-from medsam2_core.worker.supervision import Supervisor  # noqa: E402
+from medsam2_core.worker.client import WorkerClient  # noqa: E402
 from MedSAM2SegmentLib.Effect.EffectController import EffectController  # noqa: E402
 from MedSAM2SegmentLib.Page.PageController import PageController  # noqa: E402
 from MedSAM2SegmentLib.Page.PageState import AutoModelsView, PageState  # noqa: E402
@@ -28,7 +28,7 @@ TREES = {file.name: ast.parse(file.read_text(encoding="ascii"), str(file)) for f
 #: What is behind an expression of the scripts.
 OURS = {
     "self.controller": EffectController,
-    "self.controller.supervisor": Supervisor,
+    "self.controller.supervisor": WorkerClient,
     "self.state": PanelState,
     "self.state.auto": AutoView,
     "page.controller": PageController,

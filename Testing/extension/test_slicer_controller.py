@@ -7,7 +7,7 @@ slicer = pytest.importorskip("slicer")
 
 from medsam2_core.errors import DownloadError, PromptError  # noqa: E402
 from medsam2_core.version import __version__  # noqa: E402
-from medsam2_core.worker.supervision import WorkerState  # noqa: E402
+from medsam2_core.worker.client import WorkerState  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
 from support.remote_session import ASource  # noqa: E402
 from support.scene import a_sequence_proxy, a_volume, a_warp  # noqa: E402

@@ -238,7 +238,7 @@ def test_the_strip_is_clicked(user):
     user.controller.jumpTo(8)
     user.pass_time()
     assert user.state.current == 8
-    assert user.worker.sessions[0].focused == 8
+    assert user.worker.sessions[0].prefetched == 8
 
 
 def test_another_effect_ends_it_and_keeps_what_has_come(user):

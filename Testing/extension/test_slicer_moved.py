@@ -57,7 +57,7 @@ def words(user):
 
 def said(user):
     """What the session was told."""
-    return {n: one.prompts for n, one in user.worker.sessions[-1].words("A").items()}
+    return {n: one.prompts for n, one in user.worker.sessions[-1].prompts("A").items()}
 
 
 def follows_the_prompt(user):

@@ -1,6 +1,6 @@
 """A worker that lives in the test: it answers when it is told to, with discs instead of anatomy.
 
-It has the methods of the real supervisor and its sessions, so that what users do can be played through
+It has the methods of the real client and its sessions, so that what users do can be played through
 quickly and in any order of answers: ``worker.settle()`` answers everything, ``worker.step()`` one thing,
 ``worker.die()`` loses the process and ``worker.recover()`` brings it back as the real one comes back.
 """
@@ -16,13 +16,14 @@ import numpy as np
 from medsam2_core.errors import Cancelled, WorkerError
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import SlicePrompts, resolve
-from medsam2_core.worker.messages import ObjectRecord
-from medsam2_core.worker.remote import SessionInfo
-from medsam2_core.worker.supervision import WorkerState
+from medsam2_core.worker.client import WorkerState
+from medsam2_core.worker.messages import ObjectSnapshot
+from medsam2_core.worker.session_client import SessionInfo
 
 RADIUS = 3  # pixels round a click
 REACH = 4  # slices an object has on either side of a prompted one
 WEIGHTS = "8c1f" * 16
+ORDERED = ("open", "set_prompts", "restore", "remove")  # answered in the order they were asked
 
 
 @dataclass
@@ -58,7 +59,7 @@ class AVolume:
 
 @dataclass
 class AWorker:
-    """Stands in for the supervisor and for the worker behind it.
+    """Stands in for the WorkerClient and for the worker behind it.
 
     Attributes
     ----------
@@ -136,7 +137,7 @@ class AWorker:
         if self.state is not WorkerState.READY or not self.queue:
             return False
         index = 0
-        if chance is not None and not any(one.what in ("open", "say") for one in self.queue[:1]):
+        if chance is not None and not any(one.what in ORDERED for one in self.queue[:1]):
             index = chance.randrange(len(self.queue))
         request = self.queue.pop(index)
         if request.isOver and request.what != "cancelled":
@@ -158,7 +159,7 @@ class AWorker:
         raise AssertionError("the worker never comes to rest")
 
     def die(self, problem: str = "killed by signal 9") -> None:
-        """Lose the process: what was being propagated fails, everything else will be said again."""
+        """Lose the process: what was being propagated fails, everything else is sent again."""
         if self.state is not WorkerState.READY:
             return
         self.problem = problem
@@ -189,83 +190,78 @@ class AWorker:
 
 
 class ASession:
-    """Stands in for a remote session."""
+    """Stands in for a SessionClient; test_worker_contract.py holds it to that."""
 
     def __init__(self, worker: AWorker, stack: Any, settings: Any) -> None:
         self.worker, self.stack, self.settings = worker, stack, settings
-        self.is_open = False
-        self.isClosed = False
+        self.is_open = self.is_closed = False
         self.info: SessionInfo | None = None
+        self.progress = None
         self.requests: list[ARequest] = []
-        self.focused: int | None = None
-        self._words: dict[str, dict[int, SlicePrompts]] = {}
-        self._records: dict[str, dict[int, SliceMask]] = {}
+        self.prefetched: int | None = None
+        self._objects: dict[str, ObjectSnapshot] = {}  # as answered
+        self._pending: list[tuple[ARequest, str, Callable[[ObjectSnapshot], ObjectSnapshot]]] = []
 
-    def words(self, name: str) -> dict[int, SlicePrompts]:
-        return dict(self._words.get(name, {}))
+    def prompts(self, name: str) -> dict[int, SlicePrompts]:
+        return dict(self._expected(name).prompts)
 
-    def records(self, name: str) -> dict[int, SliceMask]:
-        return dict(self._records.get(name, {}))
+    def masks(self, name: str) -> dict[int, SliceMask]:
+        return dict(self._expected(name).masks)
 
-    def snapshot(self, name: str) -> ObjectRecord:
-        return ObjectRecord(self.words(name), self.records(name))
+    def snapshot(self, name: str) -> ObjectSnapshot:
+        return self._expected(name).without_outdated()
 
-    def focus(self, n: int) -> None:
-        self.focused = n
+    def _known(self, name: str) -> ObjectSnapshot:
+        return self._objects.get(name, ObjectSnapshot())
+
+    def _expected(self, name: str) -> ObjectSnapshot:
+        state = self._known(name)
+        for _, object, change in self._pending:
+            state = change(state) if object == name else state
+        return state
+
+    def prefetch(self, n: int) -> None:
+        self.prefetched = n
 
     def close(self) -> None:
-        self.isClosed = True
-        self.is_open = False
+        if self.is_closed:
+            return
+        self.is_closed, self.is_open = True, False
         for request in self.requests:
             request.isOver = True
         self.worker.sessions.remove(self)
 
-    def remove_object(self, name: str, done=None, failed=None) -> None:
-        self._words.pop(name, None)
-        self._records.pop(name, None)
+    def remove_object(self, name: str, done=None, failed=None) -> ARequest:
+        return self._ask("remove", name, lambda _: ObjectSnapshot(), lambda: None, done, failed)
 
-    def restore(self, name: str, record: ObjectRecord, done=None, failed=None) -> ARequest:
-        self._words[name] = dict(record.words)
-        self._records[name] = dict(record.records)
-        return self._ask("restore", lambda: done([]) if done else None, failed)
+    def restore(self, name: str, snapshot: ObjectSnapshot, done=None, failed=None) -> ARequest:
+        def answer() -> list[SliceMask]:
+            self._objects[name] = snapshot
+            return []
 
-    def say(self, name: str, slices: dict[int, SlicePrompts], done=None, failed=None) -> ARequest:
-        said = self._words.setdefault(name, {})
-        before = {n: said.get(n, SlicePrompts()) for n in slices}
-        said.update(slices)
-        for n in [n for n, words in said.items() if not words]:
-            del said[n]
+        return self._ask("restore", name, lambda _: snapshot, answer, done, failed)
 
-        def answer() -> None:
-            records = []
-            for n, words in slices.items():
-                if not words:
-                    self._records.get(name, {}).pop(n, None)
-                    continue
-                mask = words.known.mask_hw if words.known is not None else answer_to(words, n, self.stack)
-                records.append(
-                    SliceMask.from_mask(
-                        name, n, mask, predicted_iou=0.5 + 0.4 * (n % 5) / 5, prompted=True, final=words.final
-                    )
-                )
-            self._records.setdefault(name, {}).update({record.n: record for record in records})
-            if done is not None:
-                done(records)
+    def set_prompts(self, name: str, slices: dict[int, SlicePrompts], done=None, failed=None) -> ARequest:
+        slices = dict(slices)
 
-        def refuse(error: Exception) -> None:
-            self._words.setdefault(name, {}).update({n: words for n, words in before.items() if words})
-            for n in [n for n, words in before.items() if not words]:
-                self._words[name].pop(n, None)
-            if failed is not None:
-                failed(error)
+        def answer() -> list[SliceMask]:
+            masks = []
+            for n, one in slices.items():
+                if one:
+                    mask = one.known.mask_hw if one.known is not None else answer_to(one, n, self.stack)
+                    figures = {"predicted_iou": 0.5 + 0.4 * (n % 5) / 5, "prompted": True, "final": one.final}
+                    masks.append(SliceMask.from_mask(name, n, mask, **figures))
+            self._objects[name] = self._known(name).with_prompts(slices, masks)
+            return masks
 
-        return self._ask("say", answer, refuse)
+        return self._ask("set_prompts", name, lambda state: state.with_prompts(slices), answer, done, failed)
 
     def propagate(
         self, objects=None, first=None, last=None, direction="both", stop_after_absent=3,
         *, slices=None, done=None, failed=None,
     ) -> ARequest:  # fmt: skip
-        names = [name for name in (self._words if objects is None else objects) if self._words.get(name)]
+        names = [*self._objects, *(name for _, name, _ in self._pending)] if objects is None else objects
+        names = [name for name in dict.fromkeys(names) if self.prompts(name)]
         plan = [(name, n, source) for name in names for n, source in self._plan(name, first, last, direction)]
         plan.sort(key=lambda item: abs(item[1] - item[2]))
         request = ARequest("slice", lambda: None, failed)
@@ -279,14 +275,13 @@ class ASession:
                     done({"done": len(plan), "total": len(plan)})
                 return
             name, n, source = plan[index]
-            found = self._records.get(name, {}).get(source)
-            known = self._records.get(name, {}).get(n)
-            if found is not None and (known is None or not known.final):
-                record = SliceMask.from_mask(
-                    name, n, found.mask_hw, predicted_iou=1 / (2 + abs(n - source)), prompted=False
-                )
-                self._records[name][n] = record
-                slices([record], index + 1, len(plan))
+            known = self._known(name)
+            found, before = known.masks.get(source), known.masks.get(n)
+            if found is not None and (before is None or not before.final):
+                mask = SliceMask.from_mask(name, n, found.mask_hw, predicted_iou=1 / (2 + abs(n - source)))
+                self._objects[name] = known.with_masks([mask])
+                if slices is not None:
+                    slices([mask], index + 1, len(plan))
             self.worker.later(request)
 
         request.run = next_slice
@@ -294,10 +289,10 @@ class ASession:
         self.worker.later(request)
         return request
 
-    def auto(self, wish, slices=None, done=None, failed=None, progress=None) -> ARequest:
+    def auto(self, wanted, slices=None, done=None, failed=None, progress=None) -> ARequest:
         """Slice after slice, and then what the worker of the test is told to find."""
-        first = 0 if wish.first is None else wish.first
-        last = len(self.stack) - 1 if wish.last is None else wish.last
+        first = 0 if wanted.first is None else wanted.first
+        last = len(self.stack) - 1 if wanted.last is None else wanted.last
         request = ARequest("auto", lambda: None, failed)
         position = iter(range(first, last + 2))
 
@@ -305,7 +300,7 @@ class ASession:
             n = next(position)
             if n > last:
                 request.isOver = True
-                done(self.worker.findings(self, wish))
+                done(self.worker.findings(self, wanted))
                 return
             slices([], n - first + 1, last - first + 1)
             self.worker.later(request)
@@ -316,7 +311,7 @@ class ASession:
         return request
 
     def _plan(self, name: str, first, last, direction):
-        prompted = sorted(self._words.get(name, {}))
+        prompted = sorted(self.prompts(name))
         for n in range(0 if first is None else first, (len(self.stack) - 1 if last is None else last) + 1):
             sources = [
                 source
@@ -328,11 +323,42 @@ class ASession:
             if n not in prompted and sources:
                 yield n, min(sources, key=lambda source: abs(source - n))
 
-    def _ask(self, what: str, run: Callable[[], None], failed: Any) -> ARequest:
-        request = ARequest(what, run, failed)
+    def _ask(
+        self,
+        what: str,
+        name: str,
+        change: Callable[[ObjectSnapshot], ObjectSnapshot],
+        answer: Callable[[], Any],
+        done: Callable[[Any], None] | None,
+        failed: Callable[[Exception], None] | None,
+    ) -> ARequest:
+        def run() -> None:
+            self._pending.remove(pending)
+            result = answer()
+            if what == "remove":
+                self._objects.pop(name, None)
+            if done is not None:
+                done(result)
+
+        def fail(error: Exception) -> None:
+            if pending in self._pending:
+                self._pending.remove(pending)
+            if failed is not None:
+                failed(error)
+
+        request = ARequest(what, run, fail)
+        pending = (request, name, change)
+        if self.is_closed:
+            self.worker.later(ARequest("cancelled", lambda: request._fail(_closed())))
+            return request
+        self._pending.append(pending)
         self.requests.append(request)
         self.worker.later(request)
         return request
+
+
+def _closed() -> WorkerError:
+    return WorkerError("the session is closed; open another", code="session-closed")
 
 
 @dataclass

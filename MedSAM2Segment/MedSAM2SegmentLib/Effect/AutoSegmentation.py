@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
 from medsam2_core.prompts import Box, Point, SlicePrompts
-from medsam2_core.worker.findings import AutoWish
-from medsam2_core.worker.messages import ObjectRecord
+from medsam2_core.worker.job_messages import AutoRequest
+from medsam2_core.worker.messages import ObjectSnapshot
 
 from MedSAM2SegmentLib.Effect.LivePropagation import RemainingTime
 from MedSAM2SegmentLib.i18n import _
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import Prompt
-    from medsam2_core.worker.findings import AutoEntry, ClassFinding
+    from medsam2_core.worker.job_messages import AutoModelInfo, AutoPrediction
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
@@ -80,7 +80,7 @@ class AutoSegmentation:
     # Models -------------------------------------------------------------------------------------------------
 
     @property
-    def entries(self) -> tuple[AutoEntry, ...]:
+    def entries(self) -> tuple[AutoModelInfo, ...]:
         """The models that suit the volume."""
         adapter, known = self._context.adapter, self._session.autoModels or ()
         if adapter is None:
@@ -89,7 +89,7 @@ class AutoSegmentation:
         return tuple(one for one in known if one.fits(is_picture=adapter.isPicture, modality=modality))
 
     @property
-    def chosen(self) -> AutoEntry | None:
+    def chosen(self) -> AutoModelInfo | None:
         """The model the user has chosen, else the first that suits the volume; None when none does."""
         entries, wanted = self.entries, self._parameters.text("autoModel")
         return next((one for one in entries if one.file == wanted), entries[0] if entries else None)
@@ -126,7 +126,7 @@ class AutoSegmentation:
         self.done, self.total = 0, 1 if n is not None else 0
         replaces = self._parameters.isOn("replaceSegments")
 
-        def done(predictions: list[ClassFinding]) -> None:
+        def done(predictions: list[AutoPrediction]) -> None:
             if request is self._request:
                 self._request = None
                 self._write(predictions, entry, n, replaces=replaces)
@@ -138,7 +138,7 @@ class AutoSegmentation:
                     self.problem, self.details = str(error), getattr(error, "details", "")
                 self.afterWriting()
 
-        wish = AutoWish(entry.path, first=n, last=n)
+        wish = AutoRequest(entry.path, first=n, last=n)
         self._asked = session
         self._request = request = session.auto(wish, self._onSlices, done=done, failed=failed)
 
@@ -168,7 +168,7 @@ class AutoSegmentation:
             self._remaining.add(done)
 
     def _write(
-        self, predictions: list[ClassFinding], entry: AutoEntry, n: int | None, *, replaces: bool
+        self, predictions: list[AutoPrediction], entry: AutoModelInfo, n: int | None, *, replaces: bool
     ) -> None:
         if self._context.isOutOfDate:
             return
@@ -187,7 +187,7 @@ class AutoSegmentation:
         self.afterWriting()
 
 
-def summaryOf(predictions: list[ClassFinding]) -> str:
+def summaryOf(predictions: list[AutoPrediction]) -> str:
     """Return the confidence of every class: "liver 0.93, kidney 0.88; not found: spleen"."""
     found = ", ".join(f"{one.name} {one.confidence:.2f}" for one in predictions if one.is_found)
     names = ", ".join(one.name for one in predictions if not one.is_found)
@@ -207,7 +207,7 @@ class _Target:
         The slices of it that are replaced; None for all.
     """
 
-    prediction: ClassFinding
+    prediction: AutoPrediction
     segmentID: str
     slices: tuple[int, ...] | None = None
 
@@ -232,7 +232,7 @@ class PredictionWriter:
         self._transaction, self._sync = transaction, sync
 
     def write(
-        self, predictions: Iterable[ClassFinding], model: str, *, replaces: bool, n: int | None = None
+        self, predictions: Iterable[AutoPrediction], model: str, *, replaces: bool, n: int | None = None
     ) -> tuple[str, ...]:
         """Write the classes that were found, and return the IDs of their segments.
 
@@ -322,7 +322,7 @@ class PredictionWriter:
         transaction.open([segmentID], owner=owner)
         tags = self._sync.tags
         isWhole = target.slices is None or tags.isAutomatic(segmentID) or not self._hasVoxels(segmentID)
-        records = {n: replace(one, object=segmentID) for n, one in prediction.records.items()}
+        records = {n: replace(one, object=segmentID) for n, one in prediction.masks.items()}
         prompted = _evenlyChosen(sorted(set(prediction.prompts) & set(records)))
         self._replacePrompts(target, [prediction.prompts[n] for n in prompted])
         prompts = self._predictedPrompts(segmentID, records, prompted)
@@ -366,16 +366,16 @@ class PredictionWriter:
     ) -> None:
         """Give the session the segment as it will be; prompts and masks of other slices stay."""
         segmentID, session = target.segmentID, self._session.session
-        known = session.snapshot(segmentID) if session is not None else ObjectRecord()
+        known = session.snapshot(segmentID) if session is not None else ObjectSnapshot()
         applied = self._transaction.applied
         kept: dict[int, SlicePrompts] = {}
         if target.slices is not None:
             kept = {n: one for n, one in applied.get(segmentID, {}).items() if n not in target.slices}
-        others = {n: one for n, one in known.records.items() if target.slices and n not in target.slices}
-        refined = {n: one for n, one in known.refined.items() if n in kept}
+        others = {n: one for n, one in known.masks.items() if target.slices and n not in target.slices}
+        refined = {n: one for n, one in known.propagated.items() if n in kept}
         self._sync.removeFromSession(segmentID)
         if session is not None:
-            session.restore(segmentID, ObjectRecord({**kept, **prompts}, {**others, **records}, refined))
+            session.restore(segmentID, ObjectSnapshot({**kept, **prompts}, {**others, **records}, refined))
         applied[segmentID] = {}
         snapshot = self._context.markups.snapshot(segmentID)
         self._transaction.markApplied(segmentID, snapshot, {**kept, **prompts})

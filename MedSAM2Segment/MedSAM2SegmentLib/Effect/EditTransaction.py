@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.prompts import SlicePrompts
-from medsam2_core.worker.messages import ObjectRecord
+from medsam2_core.worker.messages import ObjectSnapshot
 
 from MedSAM2SegmentLib.Segments.EditHistory import UNDONE
 
@@ -46,7 +46,7 @@ class UndoState:
     """
 
     prompts: dict[str, Any] = field(default_factory=dict)
-    records: dict[str, ObjectRecord | None] = field(default_factory=dict)
+    records: dict[str, ObjectSnapshot | None] = field(default_factory=dict)
     session: Any = None
     owner: Any = None
 
@@ -202,7 +202,7 @@ class EditTransaction:
             if session is not None:
                 known = session.snapshot(segmentID)
                 applied = self.applied.get(segmentID, {})
-                state.records[segmentID] = ObjectRecord(applied, known.records, known.refined)
+                state.records[segmentID] = ObjectSnapshot(applied, known.masks, known.propagated)
         return state
 
     # Undo ---------------------------------------------------------------------------------------------------

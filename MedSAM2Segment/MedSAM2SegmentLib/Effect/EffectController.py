@@ -30,7 +30,7 @@ from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompts
-    from medsam2_core.worker.supervision import Supervisor
+    from medsam2_core.worker.client import WorkerClient
 
     from MedSAM2SegmentLib.Effect.WorkerSession import Answer, WorkerSource
     from MedSAM2SegmentLib.Prompts.Gestures import Gesture
@@ -103,7 +103,7 @@ class EffectController:
         return self._context.markups
 
     @property
-    def supervisor(self) -> Supervisor | None:
+    def supervisor(self) -> WorkerClient | None:
         """The worker's supervisor; None while the effect has no worker."""
         return self._session.supervisor
 

@@ -12,7 +12,7 @@ from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, SliceConfi
 from MedSAM2SegmentLib.Segments.Editors import transformToWorld
 
 if TYPE_CHECKING:
-    from medsam2_core.worker.findings import AutoEntry
+    from medsam2_core.worker.job_messages import AutoModelInfo
 
     from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
@@ -199,7 +199,7 @@ class EffectStatus:
 
     def _confidences(self, segmentID: str) -> tuple[SliceConfidence, ...]:
         session = self._session.session
-        records, prompts = session.records(segmentID), session.words(segmentID)
+        records, prompts = session.masks(segmentID), session.prompts(segmentID)
         if not records and not prompts:
             return ()
         return tuple(
@@ -213,7 +213,7 @@ class EffectStatus:
         )
 
 
-def _label(entry: AutoEntry) -> str:
+def _label(entry: AutoModelInfo) -> str:
     """Return name and classes of an Auto model."""
     classes = ", ".join(entry.classes[:3]) + (", …" if len(entry.classes) > 3 else "")
     return f"{entry.name} ({classes})" if classes else entry.name

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import MedSAM2Error, PromptError
-from medsam2_core.worker.messages import ObjectRecord
+from medsam2_core.worker.messages import ObjectSnapshot
 
 from MedSAM2SegmentLib.i18n import _
 
@@ -93,7 +93,7 @@ class _Run:
         self._remaining = RemainingTime(clock)
 
     def start(self, session: Any, **how: Any) -> None:
-        """Request the masks; ``how`` as in ``RemoteSession.propagate``."""
+        """Request the masks; ``how`` as in ``SessionClient.propagate``."""
         self._request = session.propagate(
             list(self.segmentIDs), **how, slices=self._onSlices, done=self._onDone, failed=self._onFailed
         )
@@ -196,7 +196,7 @@ class LivePropagation:
         self._context, self._session, self._transaction = context, session, transaction
         self._sync, self._clock = sync, clock
         self._run: _Run | None = None
-        self._before: dict[str, ObjectRecord] = {}
+        self._before: dict[str, ObjectSnapshot] = {}
         self._newUndo = True
         self._model = ""
         self._stack: SliceStack | None = None
@@ -228,7 +228,7 @@ class LivePropagation:
         Parameters
         ----------
         how
-            Returns range and direction, as for ``RemoteSession.propagate``.
+            Returns range and direction, as for ``SessionClient.propagate``.
         model
             Name of the model, if the worker has not sent another.
         problem
@@ -246,7 +246,7 @@ class LivePropagation:
         prompted = tuple(
             segmentID
             for segmentID in self._context.markups.segmentIDs()
-            if session.words(segmentID) and self._context.isPropagated(segmentID)
+            if session.prompts(segmentID) and self._context.isPropagated(segmentID)
         )
         if not prompted:
             message = problem or _("nothing to propagate: prompt the segment first")
@@ -262,7 +262,7 @@ class LivePropagation:
         """
         running = self._run.segmentIDs if self.isRunning else ()
         together = tuple(dict.fromkeys([*running, segmentID]))
-        together = tuple(one for one in together if self._session.session.words(one))
+        together = tuple(one for one in together if self._session.session.prompts(one))
         if together and len(self._session.stack) > 1:
             self._start(together, how(), model, newUndo=False)
 
@@ -307,9 +307,9 @@ class LivePropagation:
         if session is not None:
             for segmentID, before in self._before.items():
                 now = session.snapshot(segmentID)
-                records = {n: record for n, record in before.records.items() if n not in now.words}
-                records |= {n: record for n, record in now.records.items() if n in now.words}
-                session.restore(segmentID, ObjectRecord(now.words, records, now.refined))
+                records = {n: record for n, record in before.masks.items() if n not in now.prompts}
+                records |= {n: record for n, record in now.masks.items() if n in now.prompts}
+                session.restore(segmentID, ObjectSnapshot(now.prompts, records, now.propagated))
         self._transaction.close()
 
     def finish(self) -> None:

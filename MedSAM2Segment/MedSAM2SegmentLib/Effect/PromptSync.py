@@ -103,7 +103,7 @@ class PromptSync:
         self._session.discardAnswers(segmentID)
         self._loaded.discard(segmentID)
         session = self._session.session
-        if session is not None and (session.words(segmentID) or session.records(segmentID)):
+        if session is not None and (session.prompts(segmentID) or session.masks(segmentID)):
             session.remove_object(segmentID)
 
     def clear(self) -> None:
@@ -133,7 +133,7 @@ class PromptSync:
             self._transaction.markApplied(segmentID, snapshot, wanted)
         changed = {
             n: prompts
-            for n, prompts in changedSlices(self._session.session.words(segmentID), wanted).items()
+            for n, prompts in changedSlices(self._session.session.prompts(segmentID), wanted).items()
             if (segmentID, n) not in self._refused or isDifferent(self._refused[segmentID, n], prompts)
         }
         outdated = changedSlices(self._transaction.applied.get(segmentID, {}), wanted)
@@ -186,7 +186,7 @@ class PromptSync:
     def _promptedSegments(self) -> list[str]:
         """Segments with prompts, and those whose prompts are gone from the scene but not from the session."""
         session = self._session.session
-        known = [segmentID for segmentID in self._transaction.applied if session.words(segmentID)]
+        known = [segmentID for segmentID in self._transaction.applied if session.prompts(segmentID)]
         return list(dict.fromkeys([*self._context.markups.segmentIDs(), *known]))
 
     # Answers ------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ class PromptSync:
             self._context.markups.restore(snapshot, segmentID)
             record = state.records[segmentID]
             if session is not None and record is not None and state.session is session:
-                if record.words or record.records:
+                if record.prompts or record.masks:
                     session.restore(segmentID, record)
                 else:
                     self.removeFromSession(segmentID)

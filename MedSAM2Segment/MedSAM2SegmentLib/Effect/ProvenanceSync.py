@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from medsam2_core.errors import GeometryError, ProtocolError, VolumeError
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.worker.messages import ObjectRecord
+from medsam2_core.worker.messages import ObjectSnapshot
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompts
@@ -152,7 +152,7 @@ class ProvenanceSync:
             ownership = ownerships.get(segmentID)
             figures = self._saved.get(segmentID, (None, ()))[1]
             if session is not None:
-                records = sorted(session.records(segmentID).items())
+                records = sorted(session.masks(segmentID).items())
                 figures = tuple(
                     (n, one.predicted_iou, one.object_score, one.confidence) for n, one in records
                 )
@@ -169,32 +169,34 @@ class ProvenanceSync:
 
     def _found(self, segmentID: str) -> dict[str, Any] | None:
         session = self._session.session
-        known: ObjectRecord = session.snapshot(segmentID) if session is not None else ObjectRecord()
-        if not known.records:
+        known: ObjectSnapshot = session.snapshot(segmentID) if session is not None else ObjectSnapshot()
+        if not known.masks:
             return None
         refined = [
             {**_figures(one), "box": list(one.box), "bits": base64.b64encode(one.bits).decode("ascii")}
-            for _, one in sorted(known.refined.items())
+            for _, one in sorted(known.propagated.items())
         ]
-        records = [_figures(one) for _, one in sorted(known.records.items())]
+        records = [_figures(one) for _, one in sorted(known.masks.items())]
         return {"manner": self._config(), "slices": records, "refined": refined}
 
-    def _record(self, segmentID: str, found: Mapping[str, Any], known: ObjectRecord) -> ObjectRecord | None:
+    def _record(
+        self, segmentID: str, found: Mapping[str, Any], known: ObjectSnapshot
+    ) -> ObjectSnapshot | None:
         """Return all that is known of a segment, with the present prompts; None when that is nothing new."""
-        stack, prompts = self._session.stack, known.words
+        stack, prompts = self._session.stack, known.prompts
         figures = {int(one["n"]): _parsed(one) for one in found["slices"]}
         refined = {int(one["n"]): one for one in found["refined"] if int(one["n"]) in prompts}
         wanted = [n for n in figures if (n not in prompts or n in refined) and 0 <= n < len(stack)]
         if not wanted:
             return None
         masks = self._context.writer.knownMasks(segmentID, stack, wanted)
-        records = dict(known.records)
+        records = dict(known.masks)
         for n in wanted:
             records[n] = SliceMask.from_mask(
                 segmentID, n, masks[n], **figures[n], prompted=n in prompts, final=_isFinal(prompts, n)
             )
         before = {n: _maskBefore(segmentID, n, one, stack.shape_hw) for n, one in refined.items()}
-        return ObjectRecord(prompts, records, before)
+        return ObjectSnapshot(prompts, records, before)
 
 
 def _isFinal(prompts: Mapping[int, SlicePrompts], n: int) -> bool:

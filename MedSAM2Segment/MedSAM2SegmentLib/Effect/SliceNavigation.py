@@ -197,7 +197,7 @@ class SliceNavigation:
             return
         n = self.current()
         if n is not None:
-            session.focus(n)
+            session.prefetch(n)
 
     def jump(self, n: int) -> None:
         """Show slice ``n`` in every view that shows slices of the stack."""
@@ -214,10 +214,10 @@ class SliceNavigation:
         session = self._session.session
         if session is None or not segmentID:
             return None
-        prompted = session.words(segmentID)
+        prompted = session.prompts(segmentID)
         found = {
             n: record.confidence
-            for n, record in session.records(segmentID).items()
+            for n, record in session.masks(segmentID).items()
             if n not in prompted and not record.final
         }
         left = {n: value for n, value in found.items() if (segmentID, n) not in self._visited}

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError
 from medsam2_core.prompts import SlicePrompts
-from medsam2_core.worker.findings import entries_in
+from medsam2_core.worker.client import WorkerState
+from medsam2_core.worker.job_messages import auto_models_from_json
 from medsam2_core.worker.messages import SessionSettings, StackChoice
-from medsam2_core.worker.supervision import WorkerState
 
 from MedSAM2SegmentLib.Panels.PanelState import Status
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.imaging.slices import SliceStack
-    from medsam2_core.worker.findings import AutoEntry
-    from medsam2_core.worker.remote import RemoteSession
-    from medsam2_core.worker.supervision import Supervisor
+    from medsam2_core.worker.client import WorkerClient
+    from medsam2_core.worker.job_messages import AutoModelInfo
+    from medsam2_core.worker.session_client import SessionClient
 
     from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
@@ -37,7 +37,7 @@ class WorkerSource(Protocol):
     def resolve(self) -> None:
         """Show the user the way out of the problem."""
 
-    def acquire(self, owner: object) -> Supervisor:
+    def acquire(self, owner: object) -> WorkerClient:
         """Return the worker's supervisor, started for its first owner. MedSAM2Error when it cannot be."""
 
     def release(self, owner: object) -> None:
@@ -118,10 +118,10 @@ class WorkerSession:
         self._onChange = onChange
         self.onAnswer: Callable[[Answer], None] = lambda answer: None
         self.onRefusal: Refusal = lambda segmentID, prompts, error: None
-        self._supervisor: Supervisor | None = None
+        self._supervisor: WorkerClient | None = None
         self._volume: Any = None
         self._volumeKey = ""
-        self._session: RemoteSession | None = None
+        self._session: SessionClient | None = None
         self._failure: MedSAM2Error | None = None
         self._serial = 0
         self._latest: dict[tuple[str, int], int] = {}  # by segment and slice, the last request about it
@@ -129,12 +129,12 @@ class WorkerSession:
         self.config: SessionConfig | None = None
         self.stack: SliceStack | None = None
         self.models: tuple[tuple[str, str], ...] = ()
-        self.autoModels: tuple[AutoEntry, ...] | None = None
+        self.autoModels: tuple[AutoModelInfo, ...] | None = None
 
     # The worker ---------------------------------------------------------------------------------------------
 
     @property
-    def supervisor(self) -> Supervisor | None:
+    def supervisor(self) -> WorkerClient | None:
         """The worker's supervisor; None while no worker is held."""
         return self._supervisor
 
@@ -177,7 +177,7 @@ class WorkerSession:
 
     def _onAutoModels(self, result: Mapping[str, Any]) -> None:
         try:
-            self.autoModels = entries_in(result)
+            self.autoModels = auto_models_from_json(result)
         except ProtocolError:
             self.autoModels = ()
         self._onChange()
@@ -237,14 +237,14 @@ class WorkerSession:
     # The session --------------------------------------------------------------------------------------------
 
     @property
-    def session(self) -> RemoteSession | None:
+    def session(self) -> SessionClient | None:
         """The session, when it accepts prompts: also before it is open, and while the worker restarts."""
         if self._session is None or self._failure is not None or self._supervisor.state in _STOPPED:
             return None
         return self._session
 
     @property
-    def requested(self) -> RemoteSession | None:
+    def requested(self) -> SessionClient | None:
         """The session that was asked for, also after a failure: its records cannot be restored in another."""
         return self._session
 
@@ -316,7 +316,7 @@ class WorkerSession:
             self._latest[segmentID, n] = serial
         self._waiting[serial] = segmentID
         sent = dict(prompts)
-        session.say(
+        session.set_prompts(
             segmentID,
             sent,
             done=partial(self._answered, session, serial, Answer(segmentID, sent, {}, snapshot, isReplay)),
@@ -335,7 +335,7 @@ class WorkerSession:
         for key in [key for key in self._latest if segmentID is None or key[0] == segmentID]:
             del self._latest[key]
 
-    def _answered(self, session: RemoteSession, serial: int, asked: Answer, records: list[SliceMask]) -> None:
+    def _answered(self, session: SessionClient, serial: int, asked: Answer, records: list[SliceMask]) -> None:
         if session is not self._session or self._waiting.pop(serial, None) is None:
             return
         latest = {n: p for n, p in asked.prompts.items() if self._latest.get((asked.segmentID, n)) == serial}
@@ -345,7 +345,7 @@ class WorkerSession:
 
     def _refused(
         self,
-        session: RemoteSession,
+        session: SessionClient,
         serial: int,
         segmentID: str,
         prompts: Mapping[int, SlicePrompts],

@@ -163,8 +163,6 @@ class AutoPrediction:
     prompts: Mapping[int, tuple[Prompt, ...]] = field(default_factory=dict)
     masks: Mapping[int, SliceMask] = field(default_factory=dict)
 
-    records = property(lambda self: self.masks)  # the earlier name
-
     @property
     def is_found(self) -> bool:
         """Whether it is on any slice."""

@@ -68,11 +68,6 @@ class ObjectSnapshot:
         """Return whether anything is known."""
         return bool(self.prompts or self.masks)
 
-    # Earlier names.
-    words = property(lambda self: self.prompts)
-    records = property(lambda self: self.masks)
-    refined = property(lambda self: self.propagated)
-
     def with_prompts(
         self, slices: Mapping[int, SlicePrompts], answer: Iterable[SliceMask] | None = None
     ) -> ObjectSnapshot:
@@ -312,6 +307,3 @@ def _three(values: Any) -> tuple[float, float, float]:
             f"expected three numbers, got {repr(values)[:60]}", code="three-numbers"
         ) from error
     return x, y, z
-
-
-ObjectRecord = ObjectSnapshot  # the earlier name

@@ -402,6 +402,3 @@ class SessionClient:
     def _set_closed(self) -> None:
         self.is_open, self.is_closed = False, True
         self._port.remove(self)
-
-    # Earlier names.
-    say, words, records, focus = set_prompts, prompts, masks, prefetch
