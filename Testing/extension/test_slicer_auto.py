@@ -165,7 +165,7 @@ def test_not_too_many_prompts_come_into_the_scene(user):
     user.wait()
     user.auto()
     assert user.slices(user.named("tube")) == list(every)
-    said = user.session().words(user.named("tube"))
+    said = user.session().prompts(user.named("tube"))
     assert len(user.boxes("tube")) == len(said) == 12
     assert (min(said), max(said)) == (0, 39)
 
@@ -185,13 +185,13 @@ def test_undo_is_one_step_and_exact(painter):
     assert len(painter.prompt_nodes()) == nodes
     painter.wait()
     assert same(painter.masks(), before), "the worker brought something back"
-    assert painter.session().words(painter.named("kidney 2") or "x") == {}
+    assert painter.session().prompts(painter.named("kidney 2") or "x") == {}
     painter.redo()
     assert same(painter.masks(), after)
     assert sorted(tuple(node.GetCenter()) for node in painter.prompt_nodes()) == boxes
     painter.wait()
     assert same(painter.masks(), after)
-    assert painter.session().words(painter.named("cyst"))[5].prompts[0].predicted
+    assert painter.session().prompts(painter.named("cyst"))[5].prompts[0].predicted
 
 
 def test_undo_of_the_very_first_thing_leaves_an_empty_segmentation(user):
@@ -222,7 +222,7 @@ def test_undo_of_a_replacement_brings_back_paint_and_prompts(painter):
     assert painter.prompts("kidney") == prompts
     painter.wait()
     assert same(painter.masks(), before)
-    assert set(painter.session().words("kidney")) == {8}
+    assert set(painter.session().prompts("kidney")) == {8}
     painter.paint(slice(0, 1), slice(0, 1), slice(0, 1), segmentID="kidney")
     painter.click((20, 18, 8))
     painter.wait()
@@ -284,7 +284,7 @@ def test_on_one_slice_only_that_slice_is_replaced(painter):
     assert before[5, 7, 15]
     assert not after[5, 7, 15]
     assert after[5, 9, 4]
-    said = painter.session().words("kidney")
+    said = painter.session().prompts("kidney")
     assert set(said) == {5, 8}
     assert said[5].prompts[0].predicted
     painter.undo()
@@ -330,13 +330,13 @@ def test_predicted_boxes_are_in_the_scene_and_say_so(user):
     boxes = user.boxes("kidney")
     assert len(boxes) == 2
     assert all(PromptNodes.isPredicted(node) for node in boxes)
-    words = user.session().words(user.named("kidney"))
+    words = user.session().prompts(user.named("kidney"))
     assert sorted(words) == [3, 6]
     (box,) = words[3].prompts
     assert box.predicted
     assert box.first_ijk == pytest.approx((4, 5, 3), abs=1e-3)
     assert box.last_ijk == pytest.approx((12, 13, 3), abs=1e-3)
-    records = user.session().records(user.named("kidney"))
+    records = user.session().masks(user.named("kidney"))
     assert sorted(records) == [3, 4, 5, 6, 7]
     strip = {one.n: one for one in user.state.confidences}
     assert strip[3].prompted and not strip[4].prompted
@@ -356,7 +356,7 @@ def test_a_click_joins_them_and_the_mask_follows(user):
     kidney = user.named("kidney")
     user.click((20, 18, 3))
     user.wait()
-    said = user.session().words(kidney)[3].prompts
+    said = user.session().prompts(kidney)[3].prompts
     assert [type(one).__name__ for one in said] == ["Box", "Point"]
     assert said[0].predicted
     assert user.mask(kidney)[3, 18, 20]
@@ -366,7 +366,7 @@ def test_a_click_joins_them_and_the_mask_follows(user):
     assert not user.mask(kidney)[3, 18, 20]
     assert user.mask(kidney)[3, 9, 8]
     user.wait()
-    assert len(user.session().words(kidney)[3].prompts) == 1
+    assert len(user.session().prompts(kidney)[3].prompts) == 1
     user.undo()
     assert user.names() == []
 
@@ -390,7 +390,7 @@ def test_a_box_that_is_moved_is_the_users_own_and_answered_afresh(user):
     box.SetCenter(*user.ras((18, 14, 6)))
     user.wait()
     assert not PromptNodes.isPredicted(box)
-    (said,) = user.session().words(kidney)[6].prompts
+    (said,) = user.session().prompts(kidney)[6].prompts
     assert not said.predicted
     shown = user.mask(kidney)[6]
     assert shown[14, 18]
@@ -399,7 +399,7 @@ def test_a_box_that_is_moved_is_the_users_own_and_answered_afresh(user):
     user.undo()
     assert PromptNodes.isPredicted(next(n for n in user.boxes("kidney") if round(user_k(user, n)) == 6))
     user.wait()
-    assert user.session().words(kidney)[6].prompts[0].predicted
+    assert user.session().prompts(kidney)[6].prompts[0].predicted
 
 
 def user_k(user, node):
@@ -413,7 +413,7 @@ def test_another_model_of_the_session_leaves_what_auto_had_found(user):
     user.controller.setValue("model", "large")
     user.wait()
     assert same(user.masks(), before)
-    assert user.session().words(user.named("kidney"))[3].prompts[0].predicted
+    assert user.session().prompts(user.named("kidney"))[3].prompts[0].predicted
 
 
 def test_a_lost_worker_is_told_everything_again(user):
@@ -617,8 +617,8 @@ def test_a_saved_scene_goes_on_with_predicted_boxes(scene, tmp_path):
     )
     later.wait(1)
     assert all(np.array_equal(later.mask(later.named(name)), mask) for name, mask in masks.items())
-    assert later.session().words(later.named("kidney"))[3].prompts[0].predicted
-    assert sorted(later.session().records(later.named("kidney"))) == [3, 4, 5, 6, 7]
+    assert later.session().prompts(later.named("kidney"))[3].prompts[0].predicted
+    assert sorted(later.session().masks(later.named("kidney"))) == [3, 4, 5, 6, 7]
     assert {one.n for one in strip if one.confidence is not None} == {
         one.n for one in later.state.confidences if one.confidence is not None
     }
@@ -644,13 +644,13 @@ def test_predicted_boxes_lie_where_they_were_predicted(scene, name, isMoved):
     user.auto()
     thing = user.named("thing")
     stack = user.session().stack
-    ((n, words),) = user.session().words(thing).items()
+    ((n, words),) = user.session().prompts(thing).items()
     (said,), (predicted,) = words.prompts, found[0].prompts[n]
     assert said.predicted
     for one, other in zip(corners(stack, said), corners(stack, predicted), strict=True):
         assert one == pytest.approx(other, abs=0.02)
     shown = user.controller._context.writer.segmentMasks(thing, stack, [n])[n]
-    assert np.array_equal(shown, found[0].records[n].mask_hw)
+    assert np.array_equal(shown, found[0].masks[n].mask_hw)
     user.controller.cleanup()
 
 

@@ -26,9 +26,9 @@ def test_another_model_is_told_everything_again(user):
     before = session(user)
     user.controller.setValue("model", "tiny")
     user.wait()
-    assert before.isClosed
+    assert before.is_closed
     assert session(user).settings.model == "tiny"
-    assert list(session(user).words("A")) == [5]
+    assert list(session(user).prompts("A")) == [5]
     assert user.slices() == [5]
 
 
@@ -84,7 +84,7 @@ def test_another_stack_asks_anew(user):
     user.wait()
     user.controller.setValue("stack", "sagittal")
     user.wait()
-    assert list(session(user).words("A")) != []
+    assert list(session(user).prompts("A")) != []
     assert user.mask()[2:9, 10, 10].any()
 
 
@@ -95,7 +95,7 @@ def test_another_volume_changes_no_voxel(user):
     user.editor.logic.SetSourceVolumeNode(a_volume(user.scene, voxels=a_noise(seed=5), name="Later"))
     user.wait()
     assert np.array_equal(user.mask(), before)
-    assert session(user).words("A")[5].known is not None
+    assert session(user).prompts("A")[5].known is not None
     assert len(user.worker.volumes) == 1
     user.controller.propagate()
     user.wait()
@@ -144,7 +144,7 @@ def test_a_saved_scene_goes_on_where_it_was(user, tmp_path):
     later.activate()
     user.wait()
     assert np.array_equal(user.mask(), before)
-    words = session(user).words("A")
+    words = session(user).prompts("A")
     assert list(words) == [2, 5]
     assert user.state.status is Status.PROMPTED
     assert user.editor.savedStates == 3
@@ -272,5 +272,5 @@ def test_another_worker_is_taken_when_the_user_chooses_one(user):
     user.wait()
     assert session(user) is not before
     assert len(user.source.owners) == 1
-    assert list(session(user).words("A")) == [5]
+    assert list(session(user).prompts("A")) == [5]
     assert np.array_equal(user.mask(), mask)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from medsam2_core.errors import Cancelled, ExportError, ProtocolError, VolumeError
+from medsam2_core.errors import Cancelled, ExportError, ProtocolError
 from medsam2_core.export import write
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.worker.job_messages import ExportRequest
@@ -78,7 +78,7 @@ def test_what_exists_is_replaced_only_when_that_is_allowed(worker, ball, tmp_pat
 
 def test_what_is_wrong_is_told_in_the_one_line_of_the_command(worker, ball, tmp_path):
     error = worker.refused("export", segmentation=str(tmp_path / "none.nrrd"), out=str(tmp_path / "a.nrrd"))
-    assert error["kind"] == "VolumeError"
+    assert error["kind"] == "ExportError"
     assert "none.nrrd" in error["message"]
     error = worker.refused("export", segmentation=str(ball), out=str(tmp_path / "a.dcm"))
     assert "--dicom" in error["message"]
@@ -214,11 +214,11 @@ def test_one_that_dies_is_told_with_its_last_line(tmp_path):
 
 
 def test_the_error_of_the_command_arrives_as_it_was_raised(tmp_path):
-    told = {"kind": "VolumeError", "code": "unknown-suffix", "fields": {"suffix": ".xyz"}, "message": "no"}
-    shop = AShop(tmp_path, f"print({json.dumps({'error': told})!r})\nsys.exit(2)")
+    told = {"code": "unknown-suffix", "fields": {"suffix": ".xyz"}, "message": "no"}
+    shop = AShop(tmp_path, f"print({json.dumps({'notes': [], 'error': told}, indent=2)!r})\nsys.exit(2)")
     shop.ask()
     error = shop.wait()
-    assert isinstance(error, VolumeError)
+    assert isinstance(error, ExportError)
     assert (error.code, error.fields, str(error)) == ("unknown-suffix", {"suffix": ".xyz"}, "no")
 
 

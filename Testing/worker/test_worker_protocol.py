@@ -25,7 +25,7 @@ def made_by_hand(header, body=b"", magic=MAGIC, header_size=None, body_size=None
 
 
 def one_array(**changed):
-    told = {"name": "a", "dtype": "|u1", "shape": [4], "coding": "raw", "bytes": 4, **changed}
+    told = {"name": "a", "dtype": "|u1", "shape": [4], **changed}
     return {"type": "t", "arrays": [told]}
 
 
@@ -35,7 +35,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
-headers = st.dictionaries(st.text(max_size=8).filter(lambda k: k != "arrays"), values, max_size=4).map(
+headers = st.dictionaries(st.text(max_size=8).filter(lambda k: k not in ("arrays", "inflated")), values, max_size=4).map(
     lambda given: {**given, "type": "anything"}
 )
 arrays_by_name = st.dictionaries(
@@ -73,11 +73,12 @@ def test_arrays_of_any_order_arrive_in_c_order_and_read_only():
 
 def test_compression_is_used_only_where_it_helps():
     noise = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8)
-    pieces = encode({"type": "t"}, {"flat": np.zeros(5000, np.int16), "noise": noise}, compress=True)
-    codings = [one["coding"] for one in json.loads(bytes(pieces[0])[16:])["arrays"]]
-    assert codings == ["zlib", "raw"]
-    (frame,) = FrameReader().feed(b"".join(pieces))
-    assert not frame.arrays["flat"].any() and np.array_equal(frame.arrays["noise"], noise)
+    for array, is_smaller in ((np.zeros(5000, np.int16), True), (noise, False)):
+        pieces = encode({"type": "t"}, {"a": array}, compress=True)
+        assert ("inflated" in json.loads(bytes(pieces[0])[16:])) == is_smaller
+        (frame,) = FrameReader().feed(b"".join(pieces))
+        assert np.array_equal(frame.arrays["a"], array)
+        assert "inflated" not in frame.header
 
 
 def test_what_a_login_prints_is_skipped_and_kept():
@@ -98,8 +99,8 @@ def test_a_stream_without_a_frame_is_given_up_and_says_what_it_read_instead():
 
 @pytest.mark.parametrize("pieces", [1, 100])
 def test_a_worker_of_another_layout_is_named_and_not_taken_for_a_greeting(pieces):
-    reader, stream = FrameReader(skip_banner=True), b"Welcome\n" + b"MS2\x02" + bytes(60)
-    with raises("frame-layout", layout=2):
+    reader, stream = FrameReader(skip_banner=True), b"Welcome\n" + b"MS2\x03" + bytes(60)
+    with raises("frame-layout", layout=3):
         for first in range(0, len(stream), pieces):
             reader.feed(stream[first : first + pieces])
 
@@ -116,7 +117,7 @@ def test_frames_before_damage_are_given_and_then_the_error():
     ("data", "code"),
     [
         (b"#!/bin/sh echo hello", "not-a-frame"),
-        (b"MS2\x02" + bytes(12), "frame-layout"),
+        (b"MS2\x03" + bytes(12), "frame-layout"),
         (made_by_hand({"type": "t"}, header_size=2**32 - 1), "frame-size"),
         (made_by_hand({"type": "t"}, body_size=2**64 - 1), "frame-size"),
         (made_by_hand(b'{"type": "t"'), "frame-header"),
@@ -124,7 +125,6 @@ def test_frames_before_damage_are_given_and_then_the_error():
         (made_by_hand(b'{"type": "t", "x": NaN}'), "frame-header"),
         (made_by_hand(b'{"type": "t", "x": ' + b"1" * 5000 + b"}"), "frame-header"),
         (made_by_hand(b"[" * 100_000), "frame-header"),
-        (made_by_hand(b'{"type": "t", "x": ' + b"[" * 40 + b"]" * 40 + b"}"), "frame-header"),
         (made_by_hand(b"[]"), "frame-header"),
         (made_by_hand({"no": "type"}), "frame-header"),
         (made_by_hand({"type": "t"}, b"more"), "frame-array"),
@@ -138,12 +138,14 @@ def test_frames_before_damage_are_given_and_then_the_error():
         (made_by_hand(one_array(shape=[-4]), bytes(4)), "frame-array"),
         (made_by_hand(one_array(shape=[True, 4]), bytes(4)), "frame-array"),
         (made_by_hand(one_array(shape=[1] * 40), bytes(4)), "frame-array"),
-        (made_by_hand(one_array(shape=[2**62, 2**62]), bytes(4)), "frame-size"),
-        (made_by_hand(one_array(shape=[0, 2**62]), bytes(4)), "frame-size"),
-        (made_by_hand(one_array(bytes=8), bytes(4)), "frame-array"),
-        (made_by_hand(one_array(bytes=-1), bytes(4)), "frame-array"),
-        (made_by_hand(one_array(coding="pickle"), bytes(4)), "frame-array"),
-        (made_by_hand(one_array(coding="zlib"), b"nope"), "frame-array"),
+        (made_by_hand(one_array(shape=[2**62, 2**62]), bytes(4)), "frame-array"),
+        (made_by_hand(one_array(shape=[0, 2**62]), bytes(4)), "frame-array"),
+        (made_by_hand({**one_array(), "inflated": 4}, b"nope"), "frame-array"),
+        (made_by_hand({**one_array(), "inflated": "4"}, zlib.compress(bytes(4))), "frame-size"),
+        (made_by_hand({**one_array(), "inflated": -1}, zlib.compress(bytes(4))), "frame-size"),
+        (made_by_hand({**one_array(), "inflated": 2**40}, zlib.compress(bytes(4))), "frame-size"),
+        (made_by_hand({**one_array(), "inflated": 4}, zlib.compress(bytes(4)) + b"more"), "frame-array"),
+        (made_by_hand({**one_array(), "inflated": 4}, zlib.compress(bytes(4))[:-2]), "frame-array"),
         (made_by_hand({"type": "t", "arrays": one_array()["arrays"] * 2}, bytes(8)), "frame-array"),
     ],
 )
@@ -153,17 +155,19 @@ def test_damage_is_named(data, code):
 
 
 @pytest.mark.parametrize("size", [3, 5])
-def test_a_compressed_array_must_inflate_to_what_it_says(size):
-    data = zlib.compress(bytes(size))
-    with raises("frame-array"):
-        FrameReader().feed(made_by_hand(one_array(coding="zlib", bytes=len(data)), data))
+def test_a_compressed_body_must_inflate_to_what_it_says(size):
+    for inflated in (4, size):  # not what there is, or not what the arrays need
+        with raises("frame-array"):
+            FrameReader().feed(
+                made_by_hand({**one_array(), "inflated": inflated}, zlib.compress(bytes(size)))
+            )
 
 
 def test_a_bomb_is_not_inflated():
     import tracemalloc
 
     bomb = zlib.compress(bytes(200 << 20))
-    stream = made_by_hand(one_array(coding="zlib", bytes=len(bomb)), bomb)
+    stream = made_by_hand({**one_array(), "inflated": 4}, bomb)
     tracemalloc.start()
     with raises("frame-array"):
         FrameReader().feed(stream)
@@ -173,7 +177,7 @@ def test_a_bomb_is_not_inflated():
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_frames_or_a_protocol_error(noise):
-    for data in (noise, made_by_hand(noise), made_by_hand(one_array(coding="zlib", bytes=len(noise)), noise)):
+    for data in (noise, made_by_hand(noise), made_by_hand({**one_array(), "inflated": 4}, noise)):
         try:
             FrameReader(skip_banner=True).feed(data)
             FrameReader().feed(data)

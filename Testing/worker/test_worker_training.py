@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 from medsam2_core.auto.model_file import read_card
-from medsam2_core.errors import Cancelled, ExportError, ProtocolError, TrainingError
+from medsam2_core.errors import Cancelled, ProtocolError, TrainingError
 from medsam2_core.worker.job_messages import TrainRequest
 from medsam2_core.worker.server import Job
 from medsam2_core.worker.subprocesses import Trainings, train_arguments
@@ -164,14 +164,14 @@ def test_what_no_training_says_is_passed_over(place):
         "print('a library prints this')\nprint('[1, 2]')\n"
         "print(json.dumps({'stage': 'problem', 'message': 'case1: no labels'}))\n"
         "print(json.dumps({'stage': 'training', 'done': 3, 'total': 'many', 'dice': 0.5}))\n"
-        "told = {'kind': 'ExportError', 'code': 'disk-full', 'fields': {}, 'message': 'the disk is full'}\n"
-        "print(json.dumps({'error': told}))\n"
+        "told = {'code': 'disk-full', 'fields': {}, 'message': 'the disk is full'}\n"
+        "print(json.dumps({'stage': 'error', 'error': told}))\n"
         "raise SystemExit(2)\n"
     )
     ended = Ended(*a_script(place, text))
     ended.trainings.start(Job(1, "train_auto", {"data": "d", "name": "n"}))
     error = ended.wait()
-    assert isinstance(error, ExportError)
+    assert isinstance(error, TrainingError)
     assert (error.code, str(error)) == ("disk-full", "the disk is full")
     messages = [(one["done"], one["total"], one["message"]) for one in ended.told]
     assert messages == [(0, None, "case1: no labels"), (3, None, "training, Dice 0.50")]

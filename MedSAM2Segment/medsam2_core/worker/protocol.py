@@ -36,7 +36,7 @@ SEPARATE = frozenset({"train_auto", "export"})
 #: Requests that wait for, and make way for, all others.
 PREEMPTIBLE = frozenset({"propagate", "auto"})
 
-MAGIC = b"MS2\x01"  # the last byte is the version of the frame layout
+MAGIC = b"MS2\x02"  # the last byte is the version of the frame layout
 LARGEST_HEADER = 4 << 20  # bytes; enough for the masks of some 15,000 slices
 LARGEST_BODY = 1 << 30  # bytes, compressed or not
 LONGEST_BANNER = 64 << 10  # bytes a login may print before the first frame
@@ -44,7 +44,7 @@ DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f4", "<f8")
 
 _PREFIX = struct.Struct("<4sIQ")  # magic, bytes of the header, bytes of the body
 _ANY_LAYOUT = re.compile(rb"MS2[\x01-\x08]")  # control characters: never in a login's text
-_DEEPEST, _MOST_ARRAYS, _MOST_AXES, _LONGEST_NAME = 32, 1 << 16, 8, 200
+_MOST_AXES = 8
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
@@ -86,31 +86,28 @@ def encode(
     arrays
         By name; integers of 1 to 8 bytes, floats of 4 or 8, or bool (sent as 0 and 1).
     compress
-        Deflate arrays at the fastest level, where that makes them smaller.
+        Deflate the arrays at the fastest level, if that makes them smaller.
 
     Raises
     ------
     ProtocolError
         The header is not JSON, or a limit of the protocol is exceeded.
     """
-    listed, body = [], []
+    full, listed, body = dict(header), [], []
     for name, array in (arrays or {}).items():
         little = _as_sendable(name, array)
-        data: bytes | memoryview = little.reshape(-1).view(np.uint8).data if little.size else b""
-        coding = "raw"
-        if compress and len(data) > 64 and len(smaller := zlib.compress(data, 1)) < len(data):
-            data, coding = smaller, "zlib"
-        item = {"name": name, "dtype": little.dtype.str, "shape": list(little.shape)}
-        listed.append({**item, "coding": coding, "bytes": len(data)})
-        body.append(data)
-    full = {**header, "arrays": listed} if listed else dict(header)
+        listed.append({"name": name, "dtype": little.dtype.str, "shape": list(little.shape)})
+        body.append(little.reshape(-1).view(np.uint8).data if little.size else b"")
+    if listed:
+        full["arrays"] = listed
+    size = sum(map(len, body))
+    if compress and size > 64 and len(deflated := zlib.compress(b"".join(body), 1)) < size:
+        full["inflated"], body, size = size, [deflated], len(deflated)
     try:
         text = json.dumps(full, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ProtocolError(
-            f"message {_short(header.get('type'))} cannot be written as JSON: {error}", code="frame-header"
-        ) from error
-    size = sum(map(len, body))
+        message = f"message {_short(header.get('type'))} cannot be written as JSON: {error}"
+        raise ProtocolError(message, code="frame-header") from error
     _check_size(len(text), size)
     return [_PREFIX.pack(MAGIC, len(text), size) + text, *body]
 
@@ -168,7 +165,10 @@ class FrameReader:
         del self._buffer[:size]
         self._wanted = _PREFIX.size
         header = _read_header(data[:header_size])
-        return Frame(header, _read_arrays(header.pop("arrays", []), memoryview(data)[header_size:]), size)
+        body: bytes | memoryview = memoryview(data)[header_size:]
+        if "inflated" in header:
+            body = _inflated(body, header.pop("inflated"))
+        return Frame(header, _read_arrays(header.pop("arrays", []), body), size)
 
     def _skip_banner(self) -> bool:
         """Drop what precedes the first frame; return whether a frame has begun."""
@@ -219,82 +219,62 @@ def _read_header(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # ValueError covers wrong UTF-8 and wrong JSON
         raise ProtocolError(f"the header of a frame is not JSON: {error}", code="frame-header") from error
     if not isinstance(header, dict) or not isinstance(header.get("type"), str):
-        raise ProtocolError(
-            f"the header of a frame must be a JSON object with a type, not {_short(header)}",
-            code="frame-header",
-        )
-    level: list[Any] = [header]
-    for _ in range(_DEEPEST):
-        below = [one for value in level for one in (value.values() if isinstance(value, dict) else value)]
-        level = [value for value in below if isinstance(value, dict | list)]
-        if not level:
-            return header
-    raise ProtocolError(f"the header of a frame is nested deeper than {_DEEPEST} levels", code="frame-header")
+        message = f"the header of a frame must be a JSON object with a type, not {_short(header)}"
+        raise ProtocolError(message, code="frame-header")
+    return header
 
 
-def _read_arrays(listed: Any, body: memoryview) -> Arrays:
-    if not isinstance(listed, list) or len(listed) > _MOST_ARRAYS:
-        raise _array_error(None, f"{_short(listed)} is not a list of at most {_MOST_ARRAYS} arrays")
+def _inflated(body: bytes | memoryview, size: Any) -> bytes:
+    """Return a deflated body; never more than one byte beyond the announced `size` is made."""
+    if not _is_count(size) or size > LARGEST_BODY:
+        raise _array_error(None, f"the body cannot inflate to {_short(size)} bytes", "frame-size")
+    machine = zlib.decompressobj()
+    try:
+        plain = machine.decompress(body, size + 1)
+    except zlib.error as error:
+        raise _array_error(None, f"the body cannot be inflated: {error}") from error
+    if len(plain) != size or not machine.eof or machine.unused_data:
+        raise _array_error(None, f"the body does not inflate to the {size} bytes announced")
+    return plain
+
+
+def _read_arrays(listed: Any, body: bytes | memoryview) -> Arrays:
+    if not isinstance(listed, list):
+        raise _array_error(None, f"{_short(listed)} is not a list of arrays")
     arrays: Arrays = {}
-    at, room = 0, LARGEST_BODY
+    at = 0
     for item in listed:
-        name, dtype, shape, is_compressed, nbytes = _description(item, arrays)
-        if math.prod(max(1, length) for length in shape) * dtype.itemsize > room:
-            raise _array_error(
-                name, f"of {shape} {dtype.str} makes a frame larger than {LARGEST_BODY} bytes", "frame-size"
-            )
+        name, dtype, shape = _description(item, arrays)
         size = math.prod(shape) * dtype.itemsize
-        room -= size
-        if nbytes > len(body) - at:
-            raise _array_error(name, f"of {nbytes} bytes goes beyond the body of its frame")
-        piece = body[at : at + nbytes]
-        at += nbytes
-        data = _inflated(name, piece, size) if is_compressed else piece
-        if len(data) != size:
-            raise _array_error(name, f"of {shape} {dtype.str} needs {size} bytes and has {len(data)}")
-        array = np.frombuffer(data, dtype) if size else np.zeros(0, dtype)
+        if size > len(body) - at or max(shape, default=0) > LARGEST_BODY:
+            raise _array_error(name, f"of {shape} {dtype.str} goes beyond the body of its frame")
+        array = np.frombuffer(body[at : at + size], dtype) if size else np.zeros(0, dtype)
         array = array if array.flags.aligned else array.copy()  # headers have any length
         array = array.reshape(shape)
         array.flags.writeable = False
         arrays[name] = array
+        at += size
     if at != len(body):
         raise _array_error(None, f"the arrays take {at} bytes of a body of {len(body)}")
     return arrays
 
 
-def _description(item: Any, known: Arrays) -> tuple[str, np.dtype[Any], tuple[int, ...], bool, int]:
-    """Return name, dtype, shape, whether it is compressed, and bytes of an array."""
+def _description(item: Any, known: Arrays) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
+    """Return name, dtype and shape of an array."""
     if not isinstance(item, dict):
         raise _array_error(None, f"{_short(item)} does not describe an array")
     name, dtype, shape = item.get("name"), item.get("dtype"), item.get("shape")
-    coding, nbytes = item.get("coding"), item.get("bytes")
-    if not isinstance(name, str) or len(name) > _LONGEST_NAME or name in known:
-        raise _array_error(name, "has a name that is not a text, too long, or used twice")
+    if not isinstance(name, str) or name in known:
+        raise _array_error(name, "has a name that is not a text, or used twice")
     if dtype not in DTYPES:
         raise _array_error(name, f"has the type {_short(dtype)}: use one of {', '.join(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(map(_is_count, shape)):
         raise _array_error(name, f"has the shape {_short(shape)}: use at most {_MOST_AXES} lengths")
-    if coding not in ("raw", "zlib"):
-        raise _array_error(name, f"has the coding {_short(coding)}: use raw or zlib")
-    if not isinstance(nbytes, int) or not _is_count(nbytes):
-        raise _array_error(name, f"has {_short(nbytes)} bytes")
-    return name, np.dtype(dtype), tuple(shape), coding == "zlib", nbytes
-
-
-def _inflated(name: str, data: memoryview, size: int) -> bytes:
-    """Return the array's bytes; never more than one beyond `size` are made."""
-    machine = zlib.decompressobj()
-    try:
-        plain = machine.decompress(data, size + 1)
-    except zlib.error as error:
-        raise _array_error(name, f"cannot be inflated: {error}") from error
-    if not machine.eof or machine.unused_data or machine.unconsumed_tail:
-        raise _array_error(name, f"does not inflate to the {size} bytes announced")
-    return plain
+    return name, np.dtype(dtype), tuple(shape)
 
 
 def _array_error(name: Any, problem: str, code: str = "frame-array") -> ProtocolError:
-    subject = f"array {_short(name)} " if name is not None else ""
+    subject = "" if name is None else f"array {_short(name)} "
     return ProtocolError(f"{subject}{problem}", code=code, array=_short(name))
 
 

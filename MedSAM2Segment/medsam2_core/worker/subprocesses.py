@@ -2,9 +2,9 @@
 
     python -m medsam2_core.worker.subprocesses export SEGMENTATION --out FILE --json
 
-Such a process prints JSON on its standard output; if it fails, the last line is ``{"error": {"kind", "code",
-"fields", "message"}}``. Its standard input carries nothing: when that ends, because it was closed or because
-the worker died, the command is interrupted as by Ctrl-C and has some time to keep what it has.
+Such a process prints JSON on its standard output; if it fails, that has an ``error`` of ``code``, ``message`` and
+``fields``. Its standard input carries nothing: when that ends, because it was closed or because the worker died, the
+command is interrupted as by Ctrl-C and has some time to keep what it has.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from medsam2_core.errors import Cancelled, ExportError, MedSAM2Error, TrainingError
 from medsam2_core.worker.job_messages import ExportRequest, TrainRequest
-from medsam2_core.worker.protocol import error_from_json, error_to_json, field_error
+from medsam2_core.worker.protocol import field_error
 
 if TYPE_CHECKING:
     from medsam2_core.worker.model_requests import Finish, Send
@@ -37,7 +37,6 @@ _log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "medsam2_core.worker.subprocesses")
 _INTERRUPTED = 130  # exit code of a command that was stopped
-_FAILED = 2
 _GRACE_S = 60.0  # for an interrupted command whose worker is gone
 _MESSAGE_FIELDS = ("type", "id", "re", "arrays")
 
@@ -57,6 +56,7 @@ class CommandRunner:
 
     patience_s = 30.0  # for tidying up, once it is told to stop
     stopped = "stopped"  # what the user is told then
+    failure: type[MedSAM2Error] = MedSAM2Error
 
     def __init__(self, finish: Finish, send: Send, command: tuple[str, ...]) -> None:
         self._finish, self._send, self._command = finish, send, command
@@ -103,10 +103,13 @@ class CommandRunner:
             self._finish(done, answer)
 
     def _execute(
-        self, job: Job, arguments: list[str], take_line: Callable[[bytes], None], failure: type[MedSAM2Error]
-    ) -> None:
-        """Run the command and hand on its output line by line; raise its error if it fails."""
-        error: dict[str, Any] | None = None
+        self, job: Job, arguments: list[str], take_line: Callable[[bytes], object] = bool
+    ) -> list[bytes]:
+        """Run the command, and return the lines it prints, each also given to `take_line`.
+
+        MedSAM2Error, of the class `failure` and with the code and fields of the command's error, if it fails.
+        """
+        output: list[bytes] = []
         with tempfile.TemporaryFile() as messages:
             process = subprocess.Popen(
                 [*self._command, *arguments],
@@ -120,21 +123,23 @@ class CommandRunner:
                 if job.is_cancelled:
                     self._stop_process()
             for line in process.stdout or ():
-                document = parse_json(line) if line.startswith(b'{"error"') else {}
-                error = document.get("error", error)
-                if not document:
-                    take_line(line)
+                output.append(line)
+                take_line(line)
             code = _wait(process)
             last_line = _last_line(messages)
-        if code == 0 and error is None:
-            return
+        if code == 0:
+            return output
         _log.info("%s %d ended with exit code %d", job.type, job.id, code)
         if job.is_cancelled or code == _INTERRUPTED:
             raise Cancelled(self.stopped)
-        if error is not None:
-            raise error_from_json(error)
+        # A document, or one a line of which the last has the error.
+        error = (parse_json(b"".join(output)) or parse_json(output[-1] if output else b"")).get("error")
+        if isinstance(error, dict):
+            fields = error.get("fields")
+            values = fields if isinstance(fields, dict) else {}
+            raise self.failure(str(error.get("message")), code=str(error.get("code") or ""), **values)
         reason = f" ({last_line})" if last_line else ""
-        raise failure(
+        raise self.failure(
             f"the command ended with exit code {code}{reason}: see the worker's log",
             code="command-died",
             exit_code=code,
@@ -159,6 +164,7 @@ class Exports(CommandRunner):
     """Carries out `export`."""
 
     stopped = "the export was stopped; no file is left half written"
+    failure = ExportError
 
     def __init__(self, finish: Finish, send: Send, command: tuple[str, ...] = (*COMMAND, "export")) -> None:
         super().__init__(finish, send, command)
@@ -172,14 +178,12 @@ class Exports(CommandRunner):
             folder = Path(made)
             arguments = export_arguments(request, folder)
             self._send(job, {"type": "progress", "what": "exporting", "done": 0, "total": None})
-            output: list[bytes] = []
             try:
-                self._execute(job, arguments, output.append, ExportError)
-            except MedSAM2Error as error:
+                summary = parse_json(b"".join(self._execute(job, arguments)))
+            except ExportError as error:
                 # Nobody knows the list of files: it stands for the series.
                 message = str(error).replace(str(folder / "dicom.txt"), "the series")
-                raise type(error)(message, code=error.code, **error.fields) from error
-        summary = parse_json(b"".join(output))
+                raise ExportError(message, code=error.code, **error.fields) from error
         if not summary:
             raise ExportError("the export ended without a summary: see the worker's log", code="no-summary")
         return {name: value for name, value in summary.items() if name not in _MESSAGE_FIELDS}
@@ -213,6 +217,7 @@ class Trainings(CommandRunner):
 
     patience_s = 90.0
     stopped = "the training was stopped; started again with the same data, it goes on"
+    failure = TrainingError
 
     def __init__(
         self, finish: Finish, send: Send, command: tuple[str, ...] = (*COMMAND, "train", "auto")
@@ -248,11 +253,11 @@ class Trainings(CommandRunner):
             elif progress.get("stage") == "problem":
                 notes.append(str(progress.get("message", "")))
                 self._send(job, _training_progress({}, notes[-1]))
-            elif progress:
+            elif progress and "error" not in progress:
                 self._send(job, _training_progress(progress, _in_words(progress)))
 
         arguments = [*train_arguments(request, out), *(["--resume"] if is_resumed else [])]
-        self._execute(job, arguments, take_line, TrainingError)
+        self._execute(job, arguments, take_line)
         if not last:
             raise TrainingError(
                 "the training ended without a result: see the worker's log", code="no-summary"
@@ -355,22 +360,11 @@ def _end_with_input() -> None:
 
 
 def main() -> None:
-    """Run the command that the arguments name; print its error, if there is one, as JSON. Never returns."""
+    """Run the command that the arguments name, and end with its exit code."""
     threading.Thread(target=_end_with_input, name="watcher", daemon=True).start()
-    import typer
+    from medsam2_core.cli import main as run_command
 
-    from medsam2_core.cli.app import app
-
-    code, error = 0, None
-    try:
-        code = int(app(sys.argv[1:], prog_name="medsam2", standalone_mode=False) or 0)
-    except (KeyboardInterrupt, typer.Abort, Cancelled):
-        code = _INTERRUPTED
-    except Exception as caught:
-        code, error = _FAILED, error_to_json(caught)
-    if error is not None:
-        print(f"\n{json.dumps({'error': error})}", flush=True)
-    sys.exit(code)
+    sys.exit(run_command())
 
 
 if __name__ == "__main__":
