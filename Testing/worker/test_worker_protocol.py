@@ -35,9 +35,9 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
-headers = st.dictionaries(st.text(max_size=8).filter(lambda k: k not in ("arrays", "inflated")), values, max_size=4).map(
-    lambda given: {**given, "type": "anything"}
-)
+headers = st.dictionaries(
+    st.text(max_size=8).filter(lambda k: k not in ("arrays", "inflated")), values, max_size=4
+).map(lambda given: {**given, "type": "anything"})
 arrays_by_name = st.dictionaries(
     st.text(max_size=6),
     st.sampled_from(DTYPES).flatmap(

@@ -230,7 +230,7 @@ class AutoModelInfo:
 
     def fits(self, *, is_picture: bool, modality: str = "") -> bool:
         """Return whether it suits an image (see :func:`medsam2_core.auto.library.fits`)."""
-        return library.fits(self, is_picture=is_picture, modality=modality)  # type: ignore[arg-type]
+        return library.fits(self, is_picture=is_picture, modality=modality)
 
     @property
     def is_for_pictures(self) -> bool:

@@ -2,8 +2,8 @@
 
     python -m medsam2_core.worker.subprocesses export SEGMENTATION --out FILE --json
 
-Such a process prints JSON on its standard output; if it fails, that has an ``error`` of ``code``, ``message`` and
-``fields``. Its standard input carries nothing: when that ends, because it was closed or because the worker died, the
+Such a process prints JSON on its standard output; if it fails, with an ``error`` of ``code``, ``message`` and
+``fields``. Its standard input carries nothing: when that ends, because it was closed or the worker died, the
 command is interrupted as by Ctrl-C and has some time to keep what it has.
 """
 
@@ -103,7 +103,7 @@ class CommandRunner:
             self._finish(done, answer)
 
     def _execute(
-        self, job: Job, arguments: list[str], take_line: Callable[[bytes], object] = bool
+        self, job: Job, arguments: list[str], take_line: Callable[[bytes], None] = lambda line: None
     ) -> list[bytes]:
         """Run the command, and return the lines it prints, each also given to `take_line`.
 
