@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from medsam2_core.auto.loading import AutoModel, blank, load_auto
+from medsam2_core.auto.loading import AutoModel, blank, check_base, load_auto
 from medsam2_core.auto.model_file import (
     AutoCard,
     AutoClass,
@@ -209,6 +209,16 @@ def test_another_sam2_is_refused_by_its_name(path, model):
     larger = replace(model, image_size=128)
     with pytest.raises(CheckpointError, match=r"'tiny' at 64 px .*, not on 'tiny' at 128 px"):
         load_auto(path, larger)
+
+
+def test_later_weights_with_the_same_encoder_will_do(path, model):
+    later = replace(SegmentationModel.of(tiny_model(seed=5).module, "tiny"), succeeds=(model.weights_key,))
+    card = load_auto(path, model).card
+    check_base(replace(card, decoder="frozen"), later, "it")
+    # Updates of a decoder belong to that decoder.
+    with pytest.raises(CheckpointError, match="other weights of 'tiny'"):
+        check_base(replace(card, decoder="lora"), later, "it")
+    assert later.has_encoder_of(later.weights_key) and not later.has_encoder_of("another")
 
 
 def test_its_own_sam2_is_loaded_by_the_cards_name(tmp_path):

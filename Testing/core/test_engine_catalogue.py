@@ -106,12 +106,23 @@ def test_a_published_file_kept_elsewhere_takes_over_its_image_size(tmp_path):
         ({"file": None}, "given together with file"),
         ({"bundled": "weights/x.safetensors"}, "exactly when repo is not"),
         ({"recipe": {"magic": 1}}, "made of draws_prompts"),
+        ({"succeeds": ["abc"]}, "keys of 64 hex digits"),
+        ({"succeeds": "abc"}, "succeeds must be a list"),
         ({"colour": "red"}, "unknown fields: colour"),
     ],
 )
 def test_a_wrong_entry_is_named_with_its_field_and_value(tmp_path, changes, says):
     with pytest.raises(CatalogueError, match=r"model 1.*" + says):
         catalogue_of(tmp_path, A_MODEL | changes)
+
+
+def test_recipes_have_the_fields_of_the_engine():
+    from dataclasses import fields
+
+    from medsam2_core.engine import catalogue
+    from medsam2_core.engine.recipe import PromptRecipe
+
+    assert tuple(one.name for one in fields(PromptRecipe)) == catalogue._RECIPE_FIELDS
 
 
 def test_a_name_given_twice_is_refused(tmp_path):

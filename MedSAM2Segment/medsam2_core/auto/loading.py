@@ -175,8 +175,14 @@ def load_auto(
 
 
 def check_base(card: AutoCard, model: SegmentationModel, source: str) -> None:
-    """CheckpointError when an Auto model was not trained on this SAM 2."""
-    if card.base_key == model.weights_key and card.image_size == model.image_size:
+    """CheckpointError when an Auto model was not trained on this SAM 2.
+
+    Earlier weights with the same image encoder will do, unless the model has updates of their decoder.
+    """
+    fits = (
+        card.base_key == model.weights_key if card.decoder == "lora" else model.has_encoder_of(card.base_key)
+    )
+    if fits and card.image_size == model.image_size:
         return
     if card.base == model.name and card.image_size == model.image_size:
         raise CheckpointError(

@@ -18,7 +18,11 @@ from typing import Any
 from medsam2_core.errors import CatalogueError
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
-_RECIPE_FIELDS = ("draws_prompts", "disc_radius", "cone_radius", "carries_mask", "least_iou", "zoom")
+# Of PromptRecipe, which is not imported here: the catalogue is read without torch.
+_RECIPE_FIELDS = (
+    "draws_prompts", "disc_radius", "negative_radius", "cone_radius", "carries_mask", "least_iou",
+    "least_score", "zoom",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class ModelEntry:
         Keyword arguments of :class:`medsam2_core.engine.recipe.PromptRecipe`; empty for stock prompts.
     postprocessing
         Whether the configuration is used with stock's ``apply_postprocessing``.
+    succeeds
+        Keys (see ``SegmentationModel.weights_key``) of earlier weights of this name with the same image
+        encoder: what was trained on its features can be used with these.
     path
         Only for a local file: where it is.
     """
@@ -72,6 +79,7 @@ class ModelEntry:
     bundled: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
     postprocessing: bool = True
+    succeeds: tuple[str, ...] = ()
     path: Path | None = None
 
     @property
@@ -104,7 +112,7 @@ class ModelEntry:
     def at(self, path: Path) -> "ModelEntry":
         """Return this model as a file the user has, whose content is not known."""
         title = f"local checkpoint {path.name}, taken for {self.name}"
-        return replace(self, title=title, path=path, revision=None, sha256=None, bytes=None)
+        return replace(self, title=title, path=path, revision=None, sha256=None, bytes=None, succeeds=())
 
 
 class Catalogue:
@@ -233,7 +241,7 @@ def _entry(facts: Any, where: str) -> ModelEntry:
                 where=where,
                 field=name,
             )
-    entry = ModelEntry(**facts)
+    entry = ModelEntry(**{**facts, "succeeds": tuple(facts.get("succeeds") or ())})
     _check(entry, where)
     return entry
 
@@ -254,6 +262,7 @@ _TYPES = (
     ("bundled", str, True),
     ("recipe", dict, True),
     ("postprocessing", bool, True),
+    ("succeeds", list, True),
 )
 
 
@@ -273,6 +282,11 @@ def _check(entry: ModelEntry, where: str) -> None:
         (_stays_inside(entry.file) and _stays_inside(entry.bundled), "file", "a relative path without .."),
         ((entry.repo is None) == (entry.file is None), "repo", "given together with file"),
         ((entry.repo is None) != (entry.bundled is None), "bundled", "given exactly when repo is not"),
+        (
+            all(re.fullmatch("[0-9a-f]{64}", str(key)) for key in entry.succeeds),
+            "succeeds",
+            "keys of 64 hex digits",
+        ),
         (set(entry.recipe) <= set(_RECIPE_FIELDS), "recipe", f"made of {', '.join(_RECIPE_FIELDS)}"),
     )
     for good, name, rule in checks:

@@ -58,6 +58,8 @@ class SegmentationModel:
         SHA-256 over weights and configuration: equal keys give equal features for equal images.
     device, precision
         Where and in which number format the model computes.
+    succeeds
+        Keys of earlier weights with the same image encoder.
     """
 
     name: str
@@ -67,6 +69,11 @@ class SegmentationModel:
     weights_key: str
     device: torch.device
     precision: Precision
+    succeeds: tuple[str, ...] = ()
+
+    def has_encoder_of(self, weights_key: str) -> bool:
+        """Whether the image encoder is that of the weights with this key."""
+        return weights_key == self.weights_key or weights_key in self.succeeds
 
     @classmethod
     def of(
@@ -243,4 +250,6 @@ def _load(
         raise out_of_memory(device) from error
     recipe = PromptRecipe(**(entry.recipe or catalogue.recipe_of(config)))
     key = hashlib.sha256(json.dumps([verdict.sha256, settings], sort_keys=True).encode()).hexdigest()
-    return SegmentationModel(entry.name, module, settings["image_size"], recipe, key, device, precision)
+    return SegmentationModel(
+        entry.name, module, settings["image_size"], recipe, key, device, precision, entry.succeeds
+    )

@@ -69,7 +69,7 @@ def read_start(path: Path, model: SegmentationModel) -> Start | None:
     try:
         with safe_open(path, "pt") as opened:
             notes = opened.metadata() or {}
-            fits = notes.get("base_key") == model.weights_key
+            fits = model.has_encoder_of(notes.get("base_key", ""))
             data_sets = tuple(json.loads(notes.get("data_sets", "[]")))
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
