@@ -15,11 +15,12 @@ a_qt.installed()
 
 from medsam2_core.worker.client import WorkerClient  # noqa: E402
 from MedSAM2SegmentLib.Effect.EffectController import EffectController  # noqa: E402
+from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection  # noqa: E402
 from MedSAM2SegmentLib.Page.PageController import PageController  # noqa: E402
 from MedSAM2SegmentLib.Page.PageState import AutoModelsView, PageState  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller  # noqa: E402
-from MedSAM2SegmentLib.Runtime.RuntimePlan import RuntimeStatus  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeStatus  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parents[1] / "in_slicer"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -32,6 +33,7 @@ OURS = {
     "self.state": PanelState,
     "self.state.auto": AutoView,
     "page.controller": PageController,
+    "page.controller.auto": AutoModelsSection,
     "page.controller.state": PageState,
     "page.controller.state.auto": AutoModelsView,
     "installer": RuntimeInstaller,
