@@ -34,7 +34,7 @@ class RuntimeInstaller:
     """The worker's Python environment in one folder.
 
     Nothing here blocks: what takes time runs in child processes and is reported to a listener. One piece of
-    work at a time; see `isBusy`.
+    work at a time; see `isBusy`. ``options``, what the user chose, are used where a method gets no others.
 
     Parameters
     ----------
@@ -43,15 +43,10 @@ class RuntimeInstaller:
     runProcess
         Starts child processes: QProcessRunner in Slicer.
     environment
-        The environment children start from, as it was before Slicer changed it
-        (``slicer.util.startupEnvironment()``); None: the present one. It is cleaned of what is Slicer's own.
+        The environment variables as they were before Slicer changed them
+        (``slicer.util.startupEnvironment()``); None: the present ones. Slicer's own are left out.
     machine, helper, extension, files
         See RuntimeContext; None: those of this computer and of this extension.
-
-    Attributes
-    ----------
-    options
-        What the user chose, used where a method is not told otherwise.
     """
 
     def __init__(

@@ -23,27 +23,13 @@ _TIMEOUT_S = 3.0  # a driver that hangs must not block Slicer's window for longe
 
 @dataclass(frozen=True)
 class Machine:
-    """A computer.
+    """A computer."""
 
-    Attributes
-    ----------
-    system
-        "linux", "windows", "macos" or another name.
-    architecture
-        "x86_64", "arm64" or another name: the hardware's, whatever the present process is.
-    driver
-        Version of NVIDIA's driver; empty when there is none.
-    isTranslated
-        The present process runs translated: an x86_64 Slicer on an arm64 Mac.
-    release
-        Version of macOS; empty elsewhere or when unknown.
-    """
-
-    system: str
-    architecture: str
-    driver: str = ""
-    isTranslated: bool = False
-    release: str = ""
+    system: str  # "linux", "windows", "macos" or another name
+    architecture: str  # of the hardware: "x86_64", "arm64" or another name
+    driver: str = ""  # version of NVIDIA's driver; empty when there is none
+    isTranslated: bool = False  # the present process runs translated: an x86_64 Slicer on an arm64 Mac
+    release: str = ""  # version of macOS; empty elsewhere or when unknown
 
     @property
     def hasCuda(self) -> bool:

@@ -39,50 +39,23 @@ _CUDA_LICENCE = "; NVIDIA CUDA libraries NVIDIA's proprietary licence"
 
 @dataclass(frozen=True)
 class InstallOptions:
-    """What the user may choose.
+    """What the user may choose; an offline folder is filled by Runtime/collect.py, and may hold uv, too."""
 
-    Attributes
-    ----------
-    offlineFolder
-        A folder of wheels and source archives to install from without a network, filled by
-        Runtime/collect.py; it also holds the wheel of uv when there is none on this computer.
-    python
-        The interpreter to make the environment from; empty: one that is found, else one that is downloaded.
-    torchBackend
-        The build of PyTorch as uv names it ("cpu", "cu128", …); empty: the one that fits the machine.
-    """
-
-    offlineFolder: Path | None = None
-    python: str = ""
-    torchBackend: str = ""
+    offlineFolder: Path | None = None  # of wheels and source archives, instead of the network
+    python: str = ""  # to make the environment from; empty: one that is found, else downloaded
+    torchBackend: str = ""  # build of PyTorch as uv names it ("cpu", "cu128"); empty: what fits the machine
 
 
 @dataclass
 class RuntimeContext:
-    """Where the runtime lies and what its child processes are started with.
-
-    Attributes
-    ----------
-    folder
-        The runtime's folder.
-    base
-        The environment variables children start from, without Slicer's own.
-    helper
-        A Python for small errands such as unpacking; nothing is installed into it.
-    extension
-        The folder that holds ``medsam2_core``.
-    files
-        The folder of the pinned lists and of ``probe.py``.
-    knownMachine
-        What the environment is made for; None: this computer.
-    """
+    """Where the runtime lies, and what its child processes are started with."""
 
     folder: RuntimeFolder
-    base: Mapping[str, str]
-    helper: str
-    extension: Path
-    files: Path = FILES
-    knownMachine: Machine | None = None
+    base: Mapping[str, str]  # environment variables, without Slicer's own
+    helper: str  # a Python for small errands such as unpacking; nothing is installed into it
+    extension: Path  # the folder that holds medsam2_core
+    files: Path = FILES  # the folder of the pinned lists and of probe.py
+    knownMachine: Machine | None = None  # None: this computer
 
     @functools.cached_property
     def machine(self) -> Machine:
@@ -148,24 +121,14 @@ def torchSources(
 
 @dataclass(frozen=True)
 class InstallPlan:
-    """What a click on *Install* would do.
-
-    Attributes
-    ----------
-    text
-        All of it as plain text, for a message box.
-    downloadMegabytes, diskMegabytes, freeMegabytes, torchMegabytes
-        About what is downloaded and takes up room, what is free there, and PyTorch's share.
-    problems
-        What would make it fail, each with the way out; empty when nothing is known.
-    """
+    """What a click on *Install* would do: as text for a message box, its sizes, what would make it fail."""
 
     text: str
     downloadMegabytes: int
     diskMegabytes: int
     freeMegabytes: int
-    torchMegabytes: int = 0
-    problems: tuple[RuntimeInstallError, ...] = ()
+    torchMegabytes: int = 0  # on disk, PyTorch's share
+    problems: tuple[RuntimeInstallError, ...] = ()  # each with the way out
 
 
 def makePlan(context: RuntimeContext, options: InstallOptions) -> InstallPlan:

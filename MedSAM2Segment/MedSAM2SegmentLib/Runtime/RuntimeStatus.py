@@ -23,28 +23,14 @@ class RuntimeState(enum.Enum):
 
 @dataclass(frozen=True)
 class RuntimeStatus:
-    """What is installed.
-
-    Attributes
-    ----------
-    text
-        One line: what there is and what to do next.
-    interpreter
-        The interpreter the worker would be started with; empty when there is none.
-    isOwn
-        Whether that is the environment made here, rather than one the user named.
-    manifest
-        Versions, torch build, date, size as recorded at the end of the installation; None when unknown.
-    isBusyElsewhere
-        Another Slicer is installing in the same folder now.
-    """
+    """What is installed."""
 
     state: RuntimeState
-    text: str
-    interpreter: str = ""
-    isOwn: bool = True
-    manifest: dict | None = None
-    isBusyElsewhere: bool = False
+    text: str  # what there is and what to do next
+    interpreter: str = ""  # to start the worker with; empty when there is none
+    isOwn: bool = True  # whether that is the environment made here, not one the user named
+    manifest: dict | None = None  # versions, build, date, size; None when unknown
+    isBusyElsewhere: bool = False  # whether another Slicer is installing in the same folder
 
     @property
     def isReady(self) -> bool:

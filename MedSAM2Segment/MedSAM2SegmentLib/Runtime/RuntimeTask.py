@@ -18,13 +18,6 @@ from MedSAM2SegmentLib.Runtime.RuntimeErrors import Output, diskError
 _KEPT_LINES = 400  # of a child's output, for messages and the report
 
 
-class ProcessHandle(Protocol):
-    """One child process that was started."""
-
-    def kill(self) -> None:
-        """End it, and what it started itself, now; nothing when it has ended."""
-
-
 class ProcessRunner(Protocol):
     """Starts child processes and reports about them later, in the thread that asked."""
 
@@ -34,10 +27,10 @@ class ProcessRunner(Protocol):
         environment: Mapping[str, str],
         onOutput: Callable[[str], None],
         onEnd: Callable[[int | None, str], None],
-    ) -> ProcessHandle:
-        """Start ``command`` with exactly this environment.
+    ) -> Any:
+        """Start ``command`` with exactly this environment; returns an object whose ``kill()`` ends it.
 
-        ``onOutput`` gets text as it comes (standard output and standard error together); ``onEnd`` is called
+        ``onOutput`` gets text as it comes (standard output and standard error together). ``onEnd`` is called
         once, after the last text and never before ``run`` has returned: with the exit code, or None and why
         when the process could not be started or died by a signal.
         """
@@ -62,21 +55,11 @@ def _ignore(*_values: object) -> None:
 
 @dataclass(frozen=True)
 class InstallListener:
-    """Callbacks of a running installation, check or removal.
+    """Callbacks of a running installation, check or removal."""
 
-    Attributes
-    ----------
-    progress
-        ``progress(fraction, text)``: 0 to 1, and what is being done in a few words.
-    line
-        Every line the tools print; for *Details*.
-    ended
-        Once: None on success, else the RuntimeInstallError or Cancelled.
-    """
-
-    progress: Callable[[float, str], None] = _ignore
-    line: Callable[[str], None] = _ignore
-    ended: Callable[[RuntimeInstallError | Cancelled | None], None] = _ignore
+    progress: Callable[[float, str], None] = _ignore  # 0 to 1, and what is being done
+    line: Callable[[str], None] = _ignore  # every line the tools print; for *Details*
+    ended: Callable[[RuntimeInstallError | Cancelled | None], None] = _ignore  # once; None on success
 
 
 Work = Generator[Command, Output, Any]  # what it returns goes to whoever says ``yield from``
@@ -93,7 +76,7 @@ class Task:
         self._work = work
         self._runner = runner
         self._listener = listener
-        self._children: list[ProcessHandle] = []
+        self._children: list[Any] = []
         self._command: Command | None = None
         self._lines: list[str] = []
         self._rest = ""  # of a line that is not complete yet
