@@ -8,7 +8,7 @@ from medsam2_core.auto.fewshot.images import Reading, read_pair
 from medsam2_core.auto.fewshot.pairs import find_pairs, stem_of
 from medsam2_core.auto.fewshot.planning import FewShotSettings, drawn, stages_of
 from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.labels import Label
+from medsam2_core.imaging.label_map import Label
 from PIL import Image
 from support.labelled_images import BAR, a_ball, a_picture, write_pictures, write_volumes
 from support.small_files import write_nifti

@@ -13,7 +13,7 @@ from medsam2_core.auto.fewshot.images import LabelledImage
 from medsam2_core.auto.fewshot.pairs import find_pairs
 from medsam2_core.auto.framing import Frame
 from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.labels import Label
+from medsam2_core.imaging.label_map import Label
 from PIL import Image
 from support.auto_model import a_full_bank, an_auto_model, labelled_discs
 from support.tiny_model import tiny_model

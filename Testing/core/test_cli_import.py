@@ -6,9 +6,8 @@ import pytest
 import slicerio
 from medsam2_core import export
 from medsam2_core.imaging.dicom import find_stack
-from medsam2_core.imaging.labels import read_labels
 from medsam2_core.imaging.segmentation import Segmentation
-from medsam2_core.imaging.segmentation_files import read_segmentation
+from medsam2_core.imaging.segmentation_files import read_labels, read_segmentation
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 from support.command_line import CommandLine
 from support.dicom_seg import KIDNEY, Part, a_seg, two_masks, write

@@ -15,10 +15,10 @@ from medsam2_core.export.dicom.coding import (
     GENERIC,
     SIDES,
     code_item,
-    in_words,
+    format_terminology,
     is_specific,
     known_terms,
-    shortened,
+    shorten,
     term_for,
     terminology_of,
     usual_meaning,
@@ -200,7 +200,7 @@ def test_the_classes_of_other_data_sets_have_codes(name):
 def test_spelling_does_not_matter(names, told):
     for name in names:
         found = term_for(name)
-        assert found is not None and in_words(found) == told, name
+        assert found is not None and format_terminology(found) == told, name
 
 
 @pytest.mark.parametrize(
@@ -296,8 +296,8 @@ def test_a_meaning_too_long_for_dicom_is_cut_between_words():
     assert len(item.CodeMeaning) <= 64
     assert item.CodeMeaning == "Structure of something that has a very long name Structure..."
     assert code_item(Code("SCT", "1", "a\\b")).CodeMeaning == "a/b"
-    assert shortened("x" * 100, 64) == "x" * 61 + "..."
-    assert shortened("short  text", 64) == "short text"
+    assert shorten("x" * 100, 64) == "x" * 61 + "..."
+    assert shorten("short  text", 64) == "short text"
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ import pytest
 from medsam2_core.export.dicom.options import Compression, Kind
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
 from medsam2_core.export.dicom.source import read_source
-from medsam2_core.imaging.labels import read_labels
 from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.segmentation import Segmentation
-from medsam2_core.imaging.segmentation_files import read_segmentation
+from medsam2_core.imaging.segmentation_files import read_labels, read_segmentation
 from support.coded_segments import some_segments
 from support.judges import dcmqi_segments, on_grid, validator_errors
 

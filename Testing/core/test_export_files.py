@@ -14,6 +14,7 @@ from medsam2_core.imaging.reading import read_labels
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.terminology import Code, Terminology
 from medsam2_core.prompts import PromptSet
+from support.errors import raises
 from support.objects import (
     GEOMETRIES,
     a_geometry,
@@ -298,7 +299,7 @@ def test_several_objects_of_a_picture_are_labels_in_their_colours(tmp_path):
 
 
 def test_a_volume_does_not_fit_a_png(tmp_path):
-    with pytest.raises(ExportError, match=r"9 slices do not fit a PNG: use \.seg\.nrrd"):
+    with raises("png-needs-one-slice", ExportError, slices=9):
         export.write(a_segmentation(), tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from medsam2_core.errors import ExportError
-from medsam2_core.export import picture
-from medsam2_core.export.picture import chosen_slices, montage
+from medsam2_core.export.picture import _letters, _slice_title, chosen_slices, montage
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.intensity import Window
 from medsam2_core.imaging.segmentation import Segmentation
@@ -12,6 +11,7 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point, PromptSet
 from PIL import Image
+from support.errors import raises
 from support.objects import GEOMETRIES, a_segmentation, some_prompts
 
 GREEN = np.array([0x3D, 0xDC, 0x5B])
@@ -71,22 +71,20 @@ def test_any_geometry_and_an_oblique_plane_can_be_drawn(tmp_path, name):
 
 def test_letters_tell_the_sides_of_the_patient():
     volume, _ = a_block()
-    letters = {
-        axis: picture._letters(SliceStack.along(volume, axis)) for axis in ("axial", "coronal", "sagittal")
-    }
+    letters = {axis: _letters(SliceStack.along(volume, axis)) for axis in ("axial", "coronal", "sagittal")}
     assert letters["axial"] == ("R", "L", "A", "P")
     assert letters["coronal"] == ("R", "L", "S", "I")
     assert letters["sagittal"] == ("A", "P", "S", "I")
     oblique = SliceStack.oblique(volume, (0, 0, 0), (-0.8, -0.6, 0), (0, 0, -1))
-    assert picture._letters(oblique) == ("RA", "LP", "S", "I")
+    assert _letters(oblique) == ("RA", "LP", "S", "I")
 
 
 def test_the_title_names_the_index_and_the_place_in_mm():
     volume, _ = a_block(np.array([[-1, 0, 0, 30], [0, -1, 0, 20], [0, 0, 3, -12.5], [0, 0, 0, 1]]))
-    assert picture._slice_title(SliceStack.along(volume, "axial"), 2) == "k 2   I 6.5 mm"
-    assert picture._slice_title(SliceStack.along(volume, "sagittal"), 0) == "i 0   R 30.0 mm"
+    assert _slice_title(SliceStack.along(volume, "axial"), 2) == "k 2   I 6.5 mm"
+    assert _slice_title(SliceStack.along(volume, "sagittal"), 0) == "i 0   R 30.0 mm"
     flipped, _ = a_block(np.diag([-1, -1, -3, 1]))
-    assert picture._slice_title(SliceStack.along(flipped, "axial"), 0) == "k 11   I 33.0 mm"
+    assert _slice_title(SliceStack.along(flipped, "axial"), 0) == "k 11   I 33.0 mm"
 
 
 def test_a_picture_without_a_place_gets_no_letters_and_no_millimetres(tmp_path):
@@ -96,8 +94,8 @@ def test_a_picture_without_a_place_gets_no_letters_and_no_millimetres(tmp_path):
     mask = np.zeros((1, 30, 40), dtype=bool)
     mask[0, 10:20, 10:30] = True
     stack = SliceStack.along(picture, "k")
-    assert picture._letters(stack) == ("", "", "", "")
-    assert picture._slice_title(stack, 0) == ""
+    assert _letters(stack) == ("", "", "", "")
+    assert _slice_title(stack, 0) == ""
     segmentation = Segmentation.from_masks(picture.geometry, {"disc": mask})
     assert is_green(drawn(montage(stack, Window(0, 1), segmentation, tmp_path / "x.png"))).any()
 
@@ -166,11 +164,11 @@ def test_odd_names_many_objects_and_empty_ones_do_not_stop_it(tmp_path):
 def test_it_refuses_what_cannot_be_shown_or_written(tmp_path):
     volume, segmentation = a_block()
     stack = SliceStack.along(volume, "axial")
-    with pytest.raises(ExportError, match="grid"):
+    with raises("segmentation-on-another-grid", ExportError):
         montage(stack, Window(0, 1), a_segmentation(), tmp_path / "x.png", prompts=some_prompts())
-    with pytest.raises(ExportError, match=r"\.png"):
+    with raises("unknown-format", ExportError):
         montage(stack, Window(0, 1), segmentation, tmp_path / "x.jpg")
     (tmp_path / "old.png").write_text("precious")
-    with pytest.raises(ExportError, match="already exists"):
+    with raises("output-exists", ExportError):
         montage(stack, Window(0, 1), segmentation, tmp_path / "old.png")
     assert (tmp_path / "old.png").read_text() == "precious"

@@ -6,6 +6,7 @@ from medsam2_core.errors import ExportError
 from medsam2_core.export.resampling import onto_grid
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segmentation
+from support.errors import raises
 from support.objects import random_blobs, random_geometry
 from support.small_files import OBLIQUE_RAS
 
@@ -79,7 +80,7 @@ def test_what_lies_outside_the_series_is_refused_by_name_and_share():
 def test_another_scan_is_refused_altogether():
     far = OBLIQUE_RAS.copy()
     far[:3, 3] += 500
-    with pytest.raises(ExportError, match="nothing of it would be left"):
+    with raises("resampling-loss-too-large", ExportError, lost=1.0):
         onto_grid(on(Geometry(OBLIQUE_RAS, SHAPE), ball=a_ball()), Geometry(far, SHAPE), most_lost=1.0)
 
 
@@ -89,7 +90,7 @@ def test_a_finer_grid_loses_nothing_and_a_coarser_one_says_how_much():
     result = onto_grid(on(own, ball=a_ball()), fine, most_lost=0.001)
     assert [note.code for note in result.notes] == ["resampled"]
     coarse = Geometry(np.diag([3.0, 3.0, 3.0, 1.0]), (11, 8, 6))
-    with pytest.raises(ExportError, match="would be lost"):
+    with raises("resampling-loss-too-large", ExportError):
         onto_grid(on(own, ball=a_ball()), coarse)
     result = onto_grid(on(own, ball=a_ball()), coarse, most_lost=0.3)
     volumes = [
@@ -103,7 +104,7 @@ def test_an_object_thinner_than_the_voxels_may_not_vanish_unsaid():
     line = np.zeros(SHAPE[::-1], dtype=bool)
     line[:, 5, 5] = True
     coarse = Geometry(np.diag([4.0, 4.0, 1.0, 1.0]), (8, 6, 18))
-    with pytest.raises(ExportError, match="'line'"):
+    with raises("resampling-loss-too-large", ExportError, segment="line"):
         onto_grid(on(own, line=line), coarse, most_lost=0.5)
 
 
@@ -134,5 +135,5 @@ def test_names_colours_and_tags_come_along():
 
 @pytest.mark.parametrize("part", [-0.1, 1.5, float("nan")])
 def test_an_impossible_allowance_is_refused(part):
-    with pytest.raises(ExportError, match="from 0 to 1"):
+    with raises("invalid-most-lost", ExportError):
         onto_grid(on(Geometry(OBLIQUE_RAS, SHAPE), ball=a_ball()), Geometry(OBLIQUE_RAS, SHAPE), part)

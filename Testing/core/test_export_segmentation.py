@@ -9,6 +9,7 @@ from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
 from medsam2_core.imaging.terminology import TISSUE, Code, Terminology
+from support.errors import raises
 from support.objects import a_geometry, a_segmentation, random_blobs, some_masks
 
 GREEN = (0.0, 1.0, 0.0)
@@ -53,9 +54,9 @@ def test_a_part_that_fits_is_taken_over_and_one_that_reaches_out_is_refused():
     segment = Segment.from_part("a", GREEN, part, (1, 1, 1), (5, 4, 3))
     assert np.shares_memory(segment.part_kji, part)
     for offset in ((2, 1, 1), (1, 2, 1), (1, 1, 2), (-1, 0, 0)):
-        with pytest.raises(VolumeError, match=r"part of 'a': \(4, 3, 2\) voxels .* reach out of the grid"):
+        with raises("mask-outside-grid", VolumeError, segment="a"):
             Segment.from_part("a", GREEN, part, offset, (5, 4, 3))
-    with pytest.raises(VolumeError, match="three axes"):
+    with raises("invalid-mask", VolumeError):
         Segment.from_part("a", GREEN, part[0], (0, 0, 0), (5, 4, 3))
 
 
@@ -79,25 +80,25 @@ def test_thirty_organs_of_a_large_scan_stay_small():
 
 def test_names_differ_and_are_not_empty():
     mask = some_masks()["liver"]
-    with pytest.raises(VolumeError, match="two segments are named 'liver'"):
+    with raises("duplicate-name", VolumeError, name="liver"):
         Segmentation(a_geometry(), (Segment("liver", GREEN, mask), Segment("liver", GREEN, mask)))
     for name in ("", "  \n"):
-        with pytest.raises(VolumeError, match="name"):
+        with raises("empty-name", VolumeError):
             Segment(name, GREEN, mask)
 
 
 @pytest.mark.parametrize("colour", [(0, 0), (0, 0, 2), (0, 0, -0.1), (0, 0, float("nan")), "red", None])
 def test_a_colour_is_three_parts_from_zero_to_one(colour):
-    with pytest.raises(VolumeError, match="colour"):
+    with raises("invalid-colour", VolumeError):
         Segment("x", colour, some_masks()["liver"])
 
 
 def test_a_mask_has_the_shape_of_the_grid_and_holds_true_and_false():
-    with pytest.raises(VolumeError, match=r"\(5, 4, 3\) voxels"):
+    with raises("mask-on-another-grid", VolumeError, shape_ijk=[5, 4, 3]):
         Segmentation(a_geometry(), (Segment("x", GREEN, np.ones((3, 4, 5), dtype=bool)),))
-    with pytest.raises(VolumeError, match="float64"):
+    with raises("invalid-mask", VolumeError):
         Segment("x", GREEN, np.ones((3, 4, 5)))
-    with pytest.raises(VolumeError, match=r"\(4, 5\)"):
+    with raises("invalid-mask", VolumeError, shape=[4, 5]):
         Segment("x", GREEN, np.ones((4, 5), dtype=bool))
 
 
@@ -135,7 +136,7 @@ def test_volume_is_in_millilitres_even_when_sheared():
 
 
 def test_an_unknown_segment_is_named_with_the_known_ones():
-    with pytest.raises(VolumeError, match=r"'spleen'.*'liver', 'tumour'"):
+    with raises("unknown-segment", VolumeError, segment="spleen"):
         a_segmentation()["spleen"]
 
 
@@ -166,10 +167,10 @@ def test_terminology_is_written_and_read_as_3d_slicer_does():
 
 @pytest.mark.parametrize("text", ["", "a~b", "list~SCT^1~SCT^1^x~^^~list~^^~^^", "~".join(["a^b^c"] * 8)])
 def test_a_damaged_terminology_entry_is_refused(text):
-    with pytest.raises(VolumeError, match="not a"):
+    with raises("invalid-terminology", VolumeError):
         Terminology.parse(text)
 
 
 def test_dividers_cannot_hide_in_a_code():
-    with pytest.raises(VolumeError, match="divide"):
+    with raises("invalid-terminology", VolumeError):
         Code("SCT", "1", "left|right")

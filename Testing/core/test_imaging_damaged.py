@@ -5,16 +5,20 @@ Never a traceback, a hang or a flood of memory.
 
 import io
 import json
+import logging
 import resource
 import time
+import warnings
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
-from medsam2_core.errors import MedSAM2Error
+from medsam2_core.errors import MedSAM2Error, MissingPackageError, VolumeError
+from medsam2_core.imaging import files
 from medsam2_core.imaging.reading import list_series, read_labels, read_volume
 from pydicom.encaps import encapsulate
+from support.errors import raises
 from support.small_files import (
     OBLIQUE_RAS,
     a_dicom_slice,
@@ -27,6 +31,7 @@ from support.small_files import (
     write_series,
 )
 
+LOGGERS = ("nibabel.global", "pydicom", "tifffile", "PIL")
 CASES = 60  # of each of the 21 kinds below: 1,260 in the normal suite
 SLOWEST = 5.0  # seconds for a file of a few kilobytes, on a busy machine
 STRANGE_NUMBERS = [
@@ -248,3 +253,42 @@ def replace_a_number(data: bytearray, rng) -> None:
     if digits:
         start = digits[int(rng.integers(len(digits)))]
         data[start : start + 1] = STRANGE_NUMBERS[int(rng.integers(len(STRANGE_NUMBERS)))]
+
+
+# The boundary to the libraries ------------------------------------------------------------------------------
+
+
+def test_readers_that_overlap_leave_logging_and_warnings_as_they_were(tmp_path):
+    levels, filters = [logging.getLogger(name).level for name in LOGGERS], list(warnings.filters)
+    first, second = files.reading(tmp_path, "one"), files.reading(tmp_path, "other")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logging.getLogger("pydicom").level > logging.CRITICAL  # the other still reads
+    second.__exit__(None, None, None)
+    assert [logging.getLogger(name).level for name in LOGGERS] == levels
+    assert list(warnings.filters) == filters
+
+
+def test_a_bug_of_this_package_is_not_called_a_damaged_file(tmp_path):
+    for damage in (ValueError("x"), KeyError("x"), MemoryError(), json.JSONDecodeError("x", "", 0)):
+        with raises("unreadable-file", VolumeError, path=str(tmp_path)), files.reading(tmp_path, "NRRD"):
+            raise damage
+    with raises("unreadable-file", VolumeError), files.reading(tmp_path, "DICOM"):
+        _ = pydicom.Dataset().Rows  # an attribute the file lacks
+    bugs = {
+        "files.no_such_function()": AttributeError,
+        "files.chosen(None)": TypeError,
+        "no_such_name": NameError,
+        "assert False": AssertionError,
+    }
+    for code, kind in bugs.items():
+        ours = compile(code, "ours.py", "exec")
+        with pytest.raises(kind), files.reading(tmp_path, "NRRD"):
+            exec(ours, {"__name__": "medsam2_core.imaging.ours", "files": files})
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path):
+    missing = raises("missing-package", MissingPackageError, package="no_such_library")
+    with missing, files.reading(tmp_path, "NIfTI"):
+        import no_such_library  # noqa: F401

@@ -14,6 +14,7 @@ from medsam2_core.imaging.intensity import (
 )
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.volume import Volume
+from support.errors import raises
 from support.small_files import a_volume
 
 
@@ -51,7 +52,7 @@ def test_a_window_is_read_from_width_and_level_a_name_or_auto():
 
 @pytest.mark.parametrize("text", ["", "400", "liver", "1,2,3", "auto", "a,b"])
 def test_a_window_that_is_none_is_refused_with_the_choices(text):
-    with pytest.raises(VolumeError, match="abdomen, lung, brain, mediastinum, bone"):
+    with raises("unknown-window", VolumeError):
         parse_window(text)
 
 
@@ -66,7 +67,7 @@ def test_a_window_without_a_width_is_refused(text, told):
 def test_a_window_survives_being_stored():
     window = Window(-600, 1500, "lung")
     assert Window.from_dict(window.to_dict()) == window
-    with pytest.raises(VolumeError, match="not a window"):
+    with raises("invalid-window", VolumeError):
         Window.from_dict({"width": 5})
 
 

@@ -6,6 +6,7 @@ import pytest
 import slicerio
 from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging.reading import read_labels, read_volume
+from support.errors import raises
 from support.small_files import OBLIQUE_RAS, some_voxels, write_nifti, write_nrrd, write_picture
 
 
@@ -84,9 +85,9 @@ def test_overlapping_objects_on_layers_have_no_single_map(tmp_path):
     labels = read_labels(tmp_path / "two.seg.nrrd")
     assert np.array_equal(labels.mask_kji("tumour"), layers[..., 1] > 0)
     assert labels.mask_kji("liver").sum() == 12
-    with pytest.raises(VolumeError, match="overlapping objects on 2 layers"):
+    with raises("overlapping-labels", VolumeError, layers=2):
         _ = labels.voxels_kji
-    with pytest.raises(VolumeError, match=r"no object 'kidney'.*'liver'.*'tumour'"):
+    with raises("unknown-label", VolumeError, label="kidney", known=["liver", "tumour"]):
         labels.mask_kji("kidney")
 
 
@@ -96,21 +97,21 @@ def test_labels_written_as_floats_are_read_when_whole_and_refused_when_not(tmp_p
     assert labels.voxels_kji.dtype == np.int16
     assert labels.names == {1: "1", 2: "2"}
     voxels[0, 0, 0] = 1.5
-    with pytest.raises(VolumeError, match=r"not whole numbers, such as 1.5"):
+    with raises("not-a-label-map", VolumeError, value=1.5):
         read_labels(write_nifti(tmp_path / "l.nii", voxels))
     voxels[0, 0, 0] = np.nan
-    with pytest.raises(VolumeError, match="not finite"):
+    with raises("not-a-label-map", VolumeError):
         read_labels(write_nifti(tmp_path / "l.nii", voxels))
 
 
 def test_an_image_is_not_taken_for_labels(tmp_path):
     colour = write_picture(tmp_path / "c.png", some_voxels((5, 6, 3), np.uint8))
-    with pytest.raises(VolumeError, match="colour picture is not a label map"):
+    with raises("colour-label-map", VolumeError):
         read_labels(colour)
     many = np.arange(70 * 70 * 20, dtype=np.int32).reshape(20, 70, 70)
-    with pytest.raises(VolumeError, match="different values"):
+    with raises("too-many-labels", VolumeError):
         read_labels(write_nrrd(tmp_path / "many.nrrd", many))
-    with pytest.raises(VolumeError, match="no such file"):
+    with raises("no-such-file", VolumeError):
         read_labels(tmp_path / "none.nrrd")
 
 
@@ -139,7 +140,7 @@ def test_labels_that_lie_elsewhere_are_not_moved(tmp_path):
     nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "image.nii")
     affine[0, 3] = 0.4
     nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "labels.nii")
-    with pytest.raises(GeometryError, match="do not lie on the image's grid"):
+    with raises("label-map-on-another-grid", GeometryError):
         read_labels(tmp_path / "labels.nii").on_grid(read_volume(tmp_path / "image.nii").geometry)
 
 

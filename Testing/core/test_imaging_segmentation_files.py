@@ -7,11 +7,9 @@ import pytest
 from medsam2_core import export
 from medsam2_core.export import metadata
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.labels import read_labels
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
-from medsam2_core.imaging.segmentation_files import read_segmentation
-from medsam2_core.imaging.slicer_fields import parse_tags, tags_text
-from medsam2_core.imaging.terminology import Code, Terminology
+from medsam2_core.imaging.segmentation_files import read_labels, read_segmentation
+from medsam2_core.imaging.terminology import Code, Terminology, parse_tags, tags_text
 from medsam2_core.prompts import Box, Point, PromptSet
 from support.dicom_seg import KIDNEY, Part, a_seg, two_masks, write
 from support.objects import GEOMETRIES, a_geometry, a_segmentation, random_blobs, random_geometry, some_masks

@@ -8,7 +8,7 @@ import pytest
 import torch
 from medsam2_core.errors import TrainingError
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.labels import LabelMap
+from medsam2_core.imaging.label_map import LabelMap
 from medsam2_core.training import loader
 from medsam2_core.training.anatomy import MAX_LABELS, random_anatomy
 from medsam2_core.training.appearance import blur, colourise, degrade, paint

@@ -7,8 +7,8 @@ slicer = pytest.importorskip("slicer")
 
 from medsam2_core.auto.fewshot.pairs import find_pairs  # noqa: E402
 from medsam2_core.errors import ExportError, TrainingError  # noqa: E402
-from medsam2_core.imaging.labels import read_labels  # noqa: E402
 from medsam2_core.imaging.reading import read_volume  # noqa: E402
+from medsam2_core.imaging.segmentation_files import read_labels  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneCases import SceneCases  # noqa: E402
 from support.errors import raises  # noqa: E402
 from support.scene import (  # noqa: E402

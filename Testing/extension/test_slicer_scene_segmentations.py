@@ -7,7 +7,7 @@ slicer = pytest.importorskip("slicer")
 
 import vtk  # noqa: E402
 from medsam2_core.errors import ExportError, GeometryError  # noqa: E402
-from medsam2_core.imaging.labels import read_labels  # noqa: E402
+from medsam2_core.imaging.segmentation_files import read_labels  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations  # noqa: E402
 from support.dicom_database import ADicomDatabase, in_slicer  # noqa: E402
 from support.errors import raises  # noqa: E402

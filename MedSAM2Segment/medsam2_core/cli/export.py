@@ -256,7 +256,7 @@ class Export:
         from medsam2_core.export.dicom.segment_metadata import read_metadata
         from medsam2_core.export.dicom.source import read_source
         from medsam2_core.export.probabilities import read_probabilities
-        from medsam2_core.export.resampling import as_drawn
+        from medsam2_core.export.resampling import undo_volume_move
 
         metadata = read_metadata(self.segments).matched_to(read) if self.segments is not None else None
         of_series = {}
@@ -284,7 +284,7 @@ class Export:
         known = read_probabilities(self.probabilities) if self.probabilities is not None else None
         notes = [*read.notes, *(metadata.notes if metadata is not None else ())]
         if self.drawn_on is not None:
-            moved = as_drawn(read, _read_grid(self.drawn_on), source.geometry)
+            moved = undo_volume_move(read, _read_grid(self.drawn_on), source.geometry)
             read, notes = moved.segmentation, [*notes, *moved.notes]
         written = write_seg(read, source, out, options, probabilities=known, overwrite=self.overwrite)
         facts = {
@@ -326,7 +326,7 @@ class Export:
         return notes
 
     def _facts(self, out: Path, written: _Written) -> dict[str, Any]:
-        from medsam2_core.export.dicom.coding import in_words
+        from medsam2_core.export.dicom.coding import format_terminology
 
         return {
             "out": str(out),
@@ -336,7 +336,7 @@ class Export:
                 {
                     "name": segment.name,
                     "code": str(segment.terminology.type),
-                    "says": in_words(segment.terminology),
+                    "says": format_terminology(segment.terminology),
                     "millilitres": round(written.segmentation.volume_ml(segment.name), 3),
                 }
                 for segment in written.segmentation

@@ -31,9 +31,8 @@ class Import:
     def run(self) -> None:
         """Read, write, and report."""
         from medsam2_core import atomic, export
-        from medsam2_core.export.dicom.coding import in_words
-        from medsam2_core.imaging.label_parts import read_parts
-        from medsam2_core.imaging.segmentation_files import segmentation_of
+        from medsam2_core.export.dicom.coding import format_terminology
+        from medsam2_core.imaging.segmentation_files import read_stored_segments
 
         suffix = export.suffix_of(self.out)
         with atomic.protect(self.segmentation):
@@ -43,8 +42,8 @@ class Import:
                 f"{self.segmentation} is a folder: give the file of the segmentation",
                 code="segmentation-is-folder", path=str(self.segmentation),
             )  # fmt: skip
-        labels = read_parts(self.segmentation)
-        read = segmentation_of(labels)
+        labels = read_stored_segments(self.segmentation)
+        read = labels.to_segmentation()
         notes = [*read.notes, *export.write(read, self.out, overwrite=self.overwrite).notes]
         facts = {
             "segmentation": str(self.segmentation),
@@ -56,7 +55,7 @@ class Import:
                 {
                     "name": segment.name,
                     "code": str(label.terminology.type) if label.terminology else None,
-                    "says": in_words(label.terminology) if label.terminology else None,
+                    "says": format_terminology(label.terminology) if label.terminology else None,
                     "voxels": segment.voxel_count,
                     "millilitres": round(read.volume_ml(segment.name), 3),
                 }

@@ -15,7 +15,7 @@ from medsam2_core.errors import Note
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.dicom import SeriesInfo
-    from medsam2_core.imaging.labels import LabelMap
+    from medsam2_core.imaging.label_map import LabelMap
     from medsam2_core.imaging.volume import Volume
 
 # A volume of integers with at most this many distinct values may be a label map.
@@ -39,7 +39,7 @@ class Info:
         listed = [] if self.series is not None or is_segmentation else list_series(self.volume)
         facts: dict[str, Any] = {"path": str(self.volume)}
         if is_segmentation:
-            from medsam2_core.imaging.labels import read_labels
+            from medsam2_core.imaging.segmentation_files import read_labels
 
             labels = read_labels(self.volume)
             facts |= _label_facts(labels)

@@ -72,7 +72,7 @@ class Synth:
         import numpy as np
 
         from medsam2_core.imaging.geometry import Geometry
-        from medsam2_core.imaging.labels import read_labels
+        from medsam2_core.imaging.segmentation_files import read_labels
         from medsam2_core.training.synth import painted_map, random_volume
 
         given = None if self.labels is None else read_labels(self.labels)

@@ -80,7 +80,11 @@ def _writer(path: Path) -> Callable[[Sequence[Measured], Segmentation], str]:
     for suffix, writer in ((".json", _as_json), (".csv", _as_csv)):
         if path.name.lower().endswith(suffix) and path.name.lower() != suffix:
             return writer
-    raise ExportError(f"{path}: measurements are written as .json or .csv: end the name with one of them")
+    raise ExportError(
+        f"{path}: measurements are written as .json or .csv: end the name with one of them",
+        code="unknown-format",
+        path=str(path),
+    )
 
 
 def _as_json(measured: Sequence[Measured], segmentation: Segmentation) -> str:
@@ -141,7 +145,7 @@ def _columns() -> list[str]:
 
 
 def _cells(one: Measured, segment: Segment) -> Iterator[tuple[str, Any]]:
-    """Column and value; a column that is not mentioned stays empty."""
+    """Yield column and value; a column that is not among them stays empty."""
     code = segment.terminology.type
     yield "segment", _harmless(one.name)
     for part in ("scheme", "value", "meaning"):
@@ -162,7 +166,7 @@ def _cells(one: Measured, segment: Segment) -> Iterator[tuple[str, Any]]:
 
 
 def _place(segment: Segment) -> str:
-    """The anatomic region with its side, as "Kidney, Left"."""
+    """Return the anatomic region with its side, as "Kidney, Left"."""
     codes = segment.terminology
     return ", ".join(code.meaning for code in (codes.region, codes.region_modifier) if code.meaning)
 
@@ -172,5 +176,5 @@ def _harmless(text: str) -> str:
 
 
 def _rounded(value: float) -> float:
-    """Without the digits that are rounding errors of the computation."""
+    """Round away the digits that are rounding errors of the computation."""
     return float(f"{value:.{_DIGITS}g}") + 0.0

@@ -6,7 +6,7 @@ image) and as PyRadiomics measures its 2-D diameters. One pixel is as long as it
 mask that holds the pixels whose centres lie in an ellipse, the longest diameter comes out about half a pixel
 too long and the perpendicular a quarter; from corner to corner the longest would be a whole pixel too long.
 
-**Pieces.** In each slice the pieces of an object are looked at one by one, for a diameter must not run
+**Pieces.** In each slice the pieces of an object are measured one by one, for a diameter must not run
 through the gap between two lesions. Pixels that touch at a side or a corner are one piece. Holes belong to
 the piece: a necrotic centre or a vessel left out does not make a lesion smaller.
 
@@ -100,7 +100,7 @@ class Measured:
 
 
 def measure(segmentation: Segmentation) -> tuple[Measured, ...]:
-    """Volume and diameters of every segment, in order.
+    """Measure volume and diameters of every segment, in order.
 
     The grid may be oblique, sheared and of any spacing: lengths are those in the patient.
     """
@@ -133,7 +133,7 @@ def _measured(segmentation: Segmentation, segment: Segment) -> Measured:
 
 
 def _mm_of_ij(geometry: Geometry) -> NDArray[np.float64]:
-    """(2, 2) from steps along i and j to millimetres in their plane, whatever angle they make."""
+    """Return (2, 2) from steps along i and j to millimetres in their plane, whatever their angle."""
     axes = geometry.ijk_to_ras[:3, :2]
     return np.linalg.cholesky(axes.T @ axes).T
 
@@ -166,35 +166,35 @@ class _Piece:
 
 
 def _longest_pieces(part_kji: NDArray[np.bool_], mm_of_ij: NDArray[np.float64]) -> list[_Piece]:
-    """The pieces whose longest diameter is the longest of all; most often it is one.
+    """Return the pieces whose longest diameter is the longest of all; most often it is one.
 
-    Slices and their pieces are looked at from the largest bounding box down, until none left can be longer.
+    Slices and their pieces are examined from the largest bounding box down, until none left can be longer.
     """
     best, found, seen = 0.0, [], set()
     for k, largest_mm in _largest_first(_sizes_of_slices(part_kji), mm_of_ij):
         if largest_mm < best * (1 - _SAME):
             break
-        labels_ji, places = _pieces(part_kji[k])
-        for n, limit_mm in _largest_first(_sizes_of(places), mm_of_ij):
+        labels_ji, boxes = _pieces(part_kji[k])
+        for n, limit_mm in _largest_first(_sizes_of(boxes), mm_of_ij):
             if limit_mm < best * (1 - _SAME):
                 break
-            mask_ji = labels_ji[places[n]] == n + 1
-            look = (mask_ji.shape, mask_ji.tobytes())
-            if look in seen:
+            mask_ji = labels_ji[boxes[n]] == n + 1
+            content = (mask_ji.shape, mask_ji.tobytes())
+            if content in seen:
                 continue  # the slices of a box are all alike: the first is enough
             length, pairs_ij = _farthest(mask_ji, mm_of_ij)
             if length > best * (1 + _SAME):
                 best, found, seen = length, [], set()
             if length >= best * (1 - _SAME):
-                seen.add(look)
-                rows, columns = places[n]
+                seen.add(content)
+                rows, columns = boxes[n]
                 offset_ij = np.array([columns.start, rows.start])
                 found.append(_Piece(k, offset_ij, mask_ji, pairs_ij + offset_ij))
     return found
 
 
 def _largest_first(sizes_ij: NDArray[np.int64], mm_of_ij: NDArray[np.float64]) -> Iterator[tuple[int, float]]:
-    """Numbers of (N, 2) boxes, and how long a line in each can be at most in mm, the longest first.
+    """Yield numbers of (N, 2) boxes and the longest line each can hold in mm, the longest first.
 
     Boxes without pixels are left out.
     """
@@ -208,7 +208,7 @@ def _largest_first(sizes_ij: NDArray[np.int64], mm_of_ij: NDArray[np.float64]) -
 
 
 def _sizes_of_slices(part_kji: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(K, 2) size along i and j of the bounding box of each slice's pixels."""
+    """Return (K, 2) sizes along i and j of the bounding box of each slice's pixels."""
     sizes = []
     for axis in (1, 2):
         filled = part_kji.any(axis=axis)
@@ -217,12 +217,12 @@ def _sizes_of_slices(part_kji: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.column_stack(sizes)
 
 
-def _sizes_of(places: list[tuple[slice, slice]]) -> NDArray[np.int64]:
-    return np.array([(i.stop - i.start, j.stop - j.start) for j, i in places])
+def _sizes_of(boxes: list[tuple[slice, slice]]) -> NDArray[np.int64]:
+    return np.array([(i.stop - i.start, j.stop - j.start) for j, i in boxes])
 
 
 def _pieces(mask_ji: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[tuple[slice, slice]]]:
-    """Numbers from 1 of the pieces of a slice, and the (rows, columns) each lies in."""
+    """Label the pieces of a slice from 1; return also the (rows, columns) each lies in."""
     from scipy import ndimage
 
     labels_ji, _ = ndimage.label(mask_ji, structure=np.ones((3, 3)))
@@ -230,7 +230,7 @@ def _pieces(mask_ji: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[tuple[s
 
 
 def _farthest(mask_ji: NDArray[np.bool_], mm_of_ij: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """The greatest distance in mm of two points of a piece's outline, and (N, 2, 2) all pairs that have it.
+    """Return the greatest distance in mm within a piece's outline, and (N, 2, 2) all pairs that have it.
 
     Only corners of the convex hull can be so far from each other, and only the first and last pixel of a row
     can make such corners. The piece must touch every row of the mask.
@@ -255,7 +255,7 @@ def _farthest(mask_ji: NDArray[np.bool_], mm_of_ij: NDArray[np.float64]) -> tupl
 
 
 def _without_holes(mask_ji: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The piece with what it encloses."""
+    """Return the piece with its holes filled."""
     from scipy import ndimage
 
     labels_ji, _ = ndimage.label(~np.pad(mask_ji, 1))
@@ -263,7 +263,7 @@ def _without_holes(mask_ji: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _outline(mask_ji: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(N, 2, 2) lines (from and to, i and j) that make up the outline, in no order."""
+    """Return (N, 2, 2) lines (from and to, i and j) that make up the outline, in no order."""
     padded = np.pad(mask_ji, 1).astype(np.uint8)
     cells_ji = padded[:-1, :-1] | padded[:-1, 1:] << 1 | padded[1:, 1:] << 2 | padded[1:, :-1] << 3
     lines = []
@@ -274,7 +274,7 @@ def _outline(mask_ji: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _widest_across(lines_mm: NDArray[np.float64], ends_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(2, 2) ends in mm of the longest line within an outline at right angles to that between ``ends_mm``.
+    """Return (2, 2) ends in mm of the longest line within an outline perpendicular to ``ends_mm``.
 
     The corners of the outline cut it into strips, in each of which lines across grow or shrink evenly: the
     longest begins at the border of a strip.
@@ -298,7 +298,7 @@ def _widest_across(lines_mm: NDArray[np.float64], ends_mm: NDArray[np.float64]) 
 def _crossings(
     lines: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Where lines across go into the outline and out of it.
+    """Return where perpendicular lines enter the outline and leave it.
 
     Parameters
     ----------
@@ -311,9 +311,9 @@ def _crossings(
         For each of M stretches within the outline: (M,) the number of its strip; (B,) where strips begin and
         end along; and (2, M) where the stretch begins and ends across, at both borders of its strip.
     """
-    places = np.sort(lines[..., 0], axis=None)
-    is_new = np.diff(places, prepend=-np.inf) > _SAME * (places[-1] - places[0])
-    borders = places[is_new]
+    borders_along = np.sort(lines[..., 0], axis=None)
+    is_new = np.diff(borders_along, prepend=-np.inf) > _SAME * (borders_along[-1] - borders_along[0])
+    borders = borders_along[is_new]
     # Corners at the same place but for rounding share a border, so that every strip is crossed evenly.
     border_of = np.searchsorted(borders, lines[..., 0], side="right") - 1
     order = border_of.argsort(axis=1)

@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 MANUFACTURER = "MedSAM2Segment"
 SOFTWARE = f"{MANUFACTURER} {__version__}"
 PREFIX = "MedSAM2."
-LONGEST_LO = 64  # characters of DICOM's value representation LO, in which the algorithm's name ends up
+# Limits of DICOM's value representations (PS3.5 6.2).
+LONGEST_LO = 64  # characters
+LONGEST_ST = 1024  # characters
+LARGEST_IS = 2**31 - 1
 _ABSOLUTE = re.compile(r"^(file://|[/~\\]|[A-Za-z]:[\\/])")
 
 
 def tags_of(segmentation: Segmentation, segment: Segment) -> dict[str, str]:
-    """Tags of one object, by name; its own ``tags`` win over what is derived from the provenance.
+    """Return the tags of a segment, by name; its own ``tags`` win over those from the provenance.
 
     Names follow 3D Slicer: ``TerminologyEntry``, ``DICOM.SegmentAlgorithmType`` and
-    ``DICOM.SegmentAlgorithmName`` are what its DICOM export looks for; ours begin with ``MedSAM2.``. That an
-    object was made by this program is said only where a model is known: others are just passed on.
+    ``DICOM.SegmentAlgorithmName`` are what its DICOM export needs; ours begin with ``MedSAM2.``. That an
+    object was made by this program is stated only where a model is known: others are passed on.
     """
     provenance = without_paths(segmentation.provenance)
     tags = {"Segmentation.Status": "inprogress", "TerminologyEntry": str(segment.terminology)}
@@ -42,13 +45,13 @@ def tags_of(segmentation: Segmentation, segment: Segment) -> dict[str, str]:
 
 
 def algorithm_name(provenance: Mapping[str, Any]) -> str:
-    """Program and model, short enough for DICOM."""
+    """Return program and model, short enough for DICOM."""
     model = str(provenance.get("model", "")).strip()
     return " ".join(f"{SOFTWARE} {model}".split())[:LONGEST_LO].strip()
 
 
 def description(segmentation: Segmentation) -> dict[str, Any]:
-    """Everything there is to say, for formats with one free text."""
+    """Return all metadata, for formats with one free text."""
     return {
         "software": SOFTWARE,
         "segments": [
@@ -64,15 +67,14 @@ def description(segmentation: Segmentation) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON on one line, letters of all languages as they are."""
+    """Return compact JSON on one line, letters of all languages as they are."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 def without_paths(value: Any) -> Any:
-    """The same value with every absolute path cut down to its last part.
+    """Return the value with every absolute path cut down to its last part.
 
-    Files are passed on; where something lay on this computer, and thus often who sat there, is nobody's
-    business.
+    Files are passed on, and paths of this computer often contain the name of its user.
     """
     if isinstance(value, Mapping):
         return {str(key): without_paths(part) for key, part in value.items()}
@@ -88,7 +90,7 @@ def without_paths(value: Any) -> Any:
 
 
 def _prompts_of(name: str, prompts: Any) -> Any:
-    """The prompts of one object, in the same form as those of all: as JSON text, or None when it has none."""
+    """Return the prompts of one segment, in the form of those of all; None when it has none."""
     try:
         data = json.loads(prompts) if isinstance(prompts, str | bytes) else prompts
         own = [entry for entry in data["objects"] if entry["name"] == name]

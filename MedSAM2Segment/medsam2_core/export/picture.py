@@ -67,9 +67,12 @@ def montage(
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ExportError(f"{path}: pictures are written as .png")
+        raise ExportError(f"{path}: pictures are written as .png", code="unknown-format", path=str(path))
     if not segmentation.geometry.same_grid(stack.volume.geometry):
-        raise ExportError("the segmentation is not on the grid of the volume to be shown")
+        raise ExportError(
+            "the segmentation is not on the grid of the volume to be shown",
+            code="segmentation-on-another-grid",
+        )
     atomic.check_target(path, overwrite=overwrite)
     given = {name: resolve(list(own), stack) for name, own in prompts} if prompts is not None else {}
     prompted = sorted({n for by_slice in given.values() for n in by_slice})
@@ -89,7 +92,7 @@ def montage(
 def chosen_slices(
     count: int, prompted: list[int], extents: list[NDArray[np.float64]], most: int
 ) -> list[int]:
-    """Slice numbers to show, ascending: spread over the slices that hold an object, prompted ones included.
+    """Choose slices to show, ascending: spread over those with a segment, prompted ones included.
 
     ``extents`` are (2, 3) first and last ``[x, y, n]`` of every object.
     """
@@ -106,7 +109,7 @@ def chosen_slices(
 
 
 def _extent(stack: SliceStack, segment: Segment) -> NDArray[np.float64] | None:
-    """(2, 3) smallest and largest ``[x, y, n]`` of the object's bounding box; None for an empty object."""
+    """Return (2, 3) smallest and largest ``[x, y, n]`` of a segment's box; None for an empty one."""
     if segment.is_empty:
         return None
     first = np.array(segment.offset_ijk, dtype=np.float64)
@@ -119,7 +122,7 @@ def _extent(stack: SliceStack, segment: Segment) -> NDArray[np.float64] | None:
 def _view(
     stack: SliceStack, extents: list[NDArray[np.float64]], given: dict[str, dict[int, PixelPrompts]]
 ) -> View:
-    """The whole slice, or the surroundings of the objects and boxes when those are small."""
+    """Return the whole slice, or the surroundings of the segments and boxes when those are small."""
     height, width = stack.shape_hw
     corners = [point[:2] for extent in extents for point in extent]
     for by_slice in given.values():
@@ -174,7 +177,7 @@ def _drawn(stack: SliceStack, segmentation: Segmentation, tiles: list[Tile], vie
 
 
 def _columns(count: int, tile_width: float, tile_height: float) -> int:
-    """As many columns as make the picture about 4:3 without empty places in the last row where possible."""
+    """Choose columns so that the picture is about 4:3, without empty tiles in the last row if possible."""
 
     def badness(columns: int) -> float:
         rows = math.ceil(count / columns)
@@ -187,7 +190,7 @@ def _columns(count: int, tile_width: float, tile_height: float) -> int:
 def _legend_lines(
     segmentation: Segmentation, stack: SliceStack, width: float
 ) -> list[list[tuple[str, tuple[float, float, float]]]]:
-    """Names (with their volume) and colours of the objects, in lines of equally wide entries."""
+    """Return names (with volume) and colours of the segments, in lines of equally wide entries."""
     entries = []
     for segment in segmentation:
         text = segment.name if len(segment.name) <= 40 else segment.name[:39] + "…"
@@ -294,7 +297,7 @@ def draw_tile(axes: Any, stack: SliceStack, segmentation: Segmentation, tile: Ti
 
 
 def _draw_outline(axes: Any, mask: NDArray[np.bool_], colour: tuple[float, float, float]) -> None:
-    """The border of a mask as a smooth line that stays within half a pixel of the voxels' edges."""
+    """Draw the border of a mask as a smooth line within half a pixel of the voxels' edges."""
     from scipy import ndimage
 
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
@@ -329,7 +332,7 @@ def _draw_prompt(axes: Any, prompt: PixelPrompts, colour: tuple[float, float, fl
 
 
 def _slice_title(stack: SliceStack, n: int) -> str:
-    """Such as ``k 12  S 34.5 mm``: the index a prompt would name and the place along the patient's axis."""
+    """Return such as ``k 12  S 34.5 mm``: the index along the axis and the position in the patient."""
     volume = stack.volume
     if volume.is_picture:
         return ""
@@ -347,7 +350,7 @@ def _slice_title(stack: SliceStack, n: int) -> str:
 
 
 def _letters(stack: SliceStack) -> tuple[str, str, str, str]:
-    """Patient directions at the left, right, top and bottom border; empty when the file did not tell."""
+    """Return patient directions at the left, right, top and bottom border; empty when unknown."""
     if not _place_is_known(stack):
         return "", "", "", ""
     directions = stack.volume.geometry.ijk_to_ras[:3, :3] @ stack.xyn_to_ijk[:3, :3]
@@ -357,7 +360,7 @@ def _letters(stack: SliceStack) -> tuple[str, str, str, str]:
 
 
 def _letter(direction_ras: NDArray[np.float64]) -> str:
-    """The side of the patient a direction points to; two letters when oblique by more than 20 degrees."""
+    """Return the side a direction points to; two letters when oblique by more than 20 degrees."""
     unit = direction_ras / np.linalg.norm(direction_ras)
     strongest = sorted(range(3), key=lambda axis: -abs(unit[axis]))[:2]
     seen = [axis for axis in strongest if abs(unit[axis]) > math.sin(math.radians(20))]
@@ -385,7 +388,7 @@ def draw_scale_bar(axes: Any, view: View) -> None:
 
 
 def _write(axes: Any, place: tuple[float, float], text: str, *, weight: str = "normal") -> None:
-    """Text at a place of the tile (0 to 1 from the lower left), aligned to the border it is close to."""
+    """Write text at a position (0 to 1 from the lower left), aligned to the border it is close to."""
     x, y = place
     written = axes.text(x, y, text, transform=axes.transAxes, color=TEXT, fontsize=8.5, weight=weight)
     written.set_horizontalalignment("left" if x < 0.1 else "right" if x > 0.9 else "center")
@@ -395,7 +398,7 @@ def _write(axes: Any, place: tuple[float, float], text: str, *, weight: str = "n
 
 
 def _on_any_background(artist: Any, width: float) -> None:
-    """A dark rim, so that light text and lines show on bright tissue too."""
+    """Add a dark rim, so that light text and lines show on bright tissue too."""
     from matplotlib import patheffects
 
     artist.set_path_effects([patheffects.withStroke(linewidth=width, foreground="#000000")])

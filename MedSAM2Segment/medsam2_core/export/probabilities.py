@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from medsam2_core import atomic
-from medsam2_core.errors import ExportError, VolumeError
+from medsam2_core.errors import ExportError
 from medsam2_core.export import metadata
 from medsam2_core.imaging import files
 from medsam2_core.imaging.geometry import Geometry
@@ -47,7 +47,11 @@ def check(path: str | Path, *, overwrite: bool = False) -> None:
     path = Path(path)
     name = path.name.lower()
     if not name.endswith(".nrrd") or name.endswith(".seg.nrrd") or name == ".nrrd":
-        raise ExportError(f"{path}: probabilities are written as .nrrd (not .seg.nrrd), give such a name")
+        raise ExportError(
+            f"{path}: probabilities are written as .nrrd (not .seg.nrrd), give such a name",
+            code="unknown-format",
+            path=str(path),
+        )
     atomic.check_target(path, overwrite=overwrite)
 
 
@@ -63,7 +67,11 @@ def write_probabilities(probabilities: Probabilities, path: str | Path, *, overw
     path = Path(path)
     check(path, overwrite=overwrite)
     if not probabilities.names:
-        raise ExportError(f"{path}: there is no object whose probabilities could be written")
+        raise ExportError(
+            f"{path}: there is no object whose probabilities could be written",
+            code="no-segments",
+            path=str(path),
+        )
     with atomic.new_file(path, overwrite=overwrite) as stream:
         _write(probabilities, stream)
     return path
@@ -121,7 +129,9 @@ def read_probabilities(path: str | Path) -> Probabilities:
     path = Path(path).expanduser()
     with files.reading(path, "probabilities"), path.open("rb") as stream:
         if stream.read(4) != b"NRRD":
-            raise VolumeError(f"{path}: not a NRRD file: take one that `medsam2 segment` wrote")
+            raise files.error(
+                path, "not a NRRD file: take one that `medsam2 segment` wrote", "not-probabilities"
+            )
         stream.seek(0)
         header = _header(stream)
         names = _names(path, header)
@@ -139,48 +149,67 @@ def _header(stream: BinaryIO) -> dict[str, Any]:
 
 
 def _names(path: Path, header: dict[str, Any]) -> list[str]:
-    """Names of the objects; VolumeError when this is a NRRD of something else."""
+    """Return the names; VolumeError when this is a NRRD of something else."""
     version = header.get("Probabilities_Version")
     if version is None:
-        raise VolumeError(
-            f"{path}: a NRRD, but not of probabilities: take one that `medsam2 segment --probabilities` wrote"
+        raise files.error(
+            path,
+            "a NRRD, but not of probabilities: take one that `medsam2 segment --probabilities` wrote",
+            "not-probabilities",
         )
     if str(version) != _VERSION or str(header.get("Probabilities_Maximum")) != str(MAXIMUM):
-        raise VolumeError(
-            f"{path}: probabilities of version {version} with {header.get('Probabilities_Maximum')} for "
-            f"certainty: version {_VERSION} with {MAXIMUM} is read"
+        raise files.error(
+            path,
+            f"probabilities of version {version} with {header.get('Probabilities_Maximum')} for "
+            f"certainty: version {_VERSION} with {MAXIMUM} is read",
+            "unknown-probabilities-version",
+            version=str(version),
         )
     kind, encoding = str(header.get("type")).lower(), str(header.get("encoding")).lower()
     if kind not in _TYPES or encoding not in ("gzip", "gz") or "data file" in header:
-        raise VolumeError(
-            f"{path}: values of type {header.get('type')!r}, stored as {header.get('encoding')!r}: "
-            "unsigned char stored as gzip in the same file is read, as `medsam2 segment` writes it"
+        raise files.error(
+            path,
+            f"values of type {header.get('type')!r}, stored as {header.get('encoding')!r}: "
+            "unsigned char stored as gzip in the same file is read, as `medsam2 segment` writes it",
+            "unsupported-encoding",
         )
     sizes = np.atleast_1d(header.get("sizes", [])).tolist()
     kinds = [str(one).lower() for one in header.get("kinds", [])]
     if len(sizes) not in (3, 4) or kinds != ["domain"] * 3 + ["list"] * (len(sizes) - 3):
-        raise VolumeError(f"{path}: axes {sizes} of the kinds {kinds}: i, j, k, objects (list) are read")
+        raise files.error(
+            path, f"axes {sizes} of the kinds {kinds}: i, j, k, objects (list) are read", "unsupported-axes"
+        )
     count = int(sizes[3]) if len(sizes) == 4 else 1
     if not 1 <= count <= _MOST_OBJECTS:
-        raise VolumeError(f"{path}: {count} objects: 1 to {_MOST_OBJECTS} can be")
+        raise files.error(
+            path, f"{count} objects: 1 to {_MOST_OBJECTS} can be", "unsupported-axes", count=count
+        )
     missing = [n for n in range(count) if not str(header.get(f"Probability{n}_Name", ""))]
     if missing or f"Probability{count}_Name" in header:
         what = f"object {missing[0]} has no name" if missing else f"more than {count} objects are named"
-        raise VolumeError(f"{path}: {what}: the file was changed, write it again")
+        raise files.error(
+            path, f"{what}: the file was changed, write it again", "probabilities-changed-by-others"
+        )
     names = [unquote(str(header[f"Probability{n}_Name"]), errors="surrogatepass") for n in range(count)]
     if len(set(names)) != count:
-        raise VolumeError(f"{path}: two objects have the same name: {names}")
+        raise files.error(path, f"two objects have the same name: {names}", "duplicate-name", names=names)
     return names
 
 
 def _grid(path: Path, header: dict[str, Any]) -> Geometry:
     space = str(header.get("space", "")).lower()
     if space not in ("left-posterior-superior", "lps"):
-        raise VolumeError(f"{path}: space {header.get('space')!r}: left-posterior-superior is read")
+        raise files.error(
+            path, f"space {header.get('space')!r}: left-posterior-superior is read", "unsupported-space"
+        )
     i, j, k = (int(size) for size in header["sizes"][:3])
     directions = list(header["space directions"])
     if len(directions) != int(header["dimension"]) or len(directions) != len(header["sizes"]):
-        raise VolumeError(f"{path}: {len(directions)} space directions do not fit sizes {header['sizes']}")
+        raise files.error(
+            path,
+            f"{len(directions)} space directions do not fit sizes {header['sizes']}",
+            "space-directions-mismatch",
+        )
     matrix = np.eye(4)
     for axis, vector in enumerate(directions[:3]):
         matrix[:3, axis] = np.asarray(vector, dtype=np.float64)
@@ -191,7 +220,7 @@ def _grid(path: Path, header: dict[str, Any]) -> Geometry:
 def _slices(
     path: Path, stream: BinaryIO, names: list[str], geometry: Geometry
 ) -> dict[str, dict[int, PackedValues]]:
-    """Every slice packed as it comes."""
+    """Read the slices, each packed as it comes."""
     slices: dict[str, dict[int, PackedValues]] = {}
     width, height, depth = geometry.shape_ijk
     with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
@@ -200,17 +229,27 @@ def _slices(
             for k in range(depth):
                 block = unpacked.read(width * height)
                 if len(block) < width * height:
-                    raise VolumeError(f"{path}: truncated: slice {k} of {depth} of {name!r} is not there")
+                    raise files.error(
+                        path,
+                        f"truncated: slice {k} of {depth} of {name!r} is not there",
+                        "truncated",
+                        name=name,
+                        k=k,
+                    )
                 values_ji = np.frombuffer(block, np.uint8).reshape(height, width)
                 slices[name][k] = PackedValues.of(values_ji)
         # Reading on to the end is what compares the checksum.
         if unpacked.read(1):
-            raise VolumeError(f"{path}: more in it than {len(names)} x {depth} slices: the file was changed")
+            raise files.error(
+                path,
+                f"more in it than {len(names)} x {depth} slices: the file was changed",
+                "probabilities-changed-by-others",
+            )
     return slices
 
 
 def _provenance(header: dict[str, Any]) -> dict[str, str]:
-    """What made them, as text; numbers and lists as JSON."""
+    """Return the provenance as text; numbers and lists as JSON."""
     prefix = metadata.PREFIX
     return {
         unquote(key[len(prefix) :]): unquote(str(value), errors="surrogatepass")
@@ -220,7 +259,7 @@ def _provenance(header: dict[str, Any]) -> dict[str, str]:
 
 
 def _escaped(text: str) -> str:
-    """ASCII for one line of a header; ``unquote`` takes it back."""
+    """Return ASCII for one line of a header; ``unquote`` is the inverse."""
     encoded = quote(text, safe=_PLAIN, errors="surrogatepass")
     return re.sub(r"^ +| +$", lambda spaces: "%20" * len(spaces.group()), encoded)
 

@@ -1,8 +1,8 @@
 """A segmentation put onto another grid: that of the series it goes with.
 
-Where both hold their voxels in the same places nothing changes, in whatever order they are stored. A grid
+Where both hold their voxels in the same positions nothing changes, in whatever order they are stored. A grid
 that is a part of the other is filled in. Everything else is resampled, and what that costs is measured: the
-object is sampled back, and its overlap with itself (Dice) tells.
+object is sampled back, and its overlap with itself (Dice) is the measure.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Voxel centres nearer than this are the same place.
-SAME_PLACE_MM = 0.05
+SAME_POSITION_MM = 0.05
 #: How much of an object may be lost on the way, as a part of it (1 - Dice there and back).
 MOST_LOST = 0.05
-_ROWS_AT_ONCE = 1 << 21  # voxels whose places are computed together
+_ROWS_AT_ONCE = 1 << 21  # voxels whose positions are computed together
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """A segmentation on the grid that was asked for, and what the user should know: one sentence each."""
+    """A segmentation on the grid that was asked for, and what the user should know."""
 
     segmentation: Segmentation
     notes: tuple[Note, ...] = ()
 
 
 def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float = MOST_LOST) -> Resampled:
-    """The same objects on another grid.
+    """Put a segmentation onto another grid.
 
     Parameters
     ----------
@@ -50,18 +50,28 @@ def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float =
         Naming the object that would lose more, and how much.
     """
     if not 0 <= most_lost <= 1:
-        raise ExportError(f"most lost {most_lost!r}: give a part of the object from 0 to 1")
+        raise ExportError(
+            f"most lost {most_lost!r}: give a part of the object from 0 to 1",
+            code="invalid-most-lost",
+            most_lost=most_lost,
+        )
     own = segmentation.geometry
-    if own.same_grid(geometry, SAME_PLACE_MM):
+    if own.same_grid(geometry, SAME_POSITION_MM):
         return Resampled(Segmentation(geometry, segmentation.segments, segmentation.provenance))
     mapping = np.linalg.inv(own.ijk_to_ras) @ geometry.ijk_to_ras  # index there to index here
     steps = _whole_steps(mapping, own, geometry)
     moved, notes = [], []
     for segment in segmentation:
         mask_kji = _sampled(segment, mapping if steps is None else steps, geometry.shape_ijk)
-        lost = _lost(segment, mask_kji, mapping)
+        lost = _loss(segment, mask_kji, mapping)
         if lost > most_lost or lost == 1.0:
-            raise ExportError(_too_much(segment, lost, most_lost))
+            raise ExportError(
+                _loss_message(segment, lost, most_lost),
+                code="resampling-loss-too-large",
+                segment=segment.name,
+                lost=lost,
+                most_lost=most_lost,
+            )
         if lost > 0.0005:
             notes.append(
                 Note.warning(
@@ -73,37 +83,41 @@ def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float =
             )
         new = (segment.name, segment.colour_rgb, mask_kji, segment.terminology, segment.tags)
         moved.append(Segment(*new))
-    told = _difference(own, geometry, steps is not None)
+    done = _difference(own, geometry, steps is not None)
     result = Segmentation(geometry, tuple(moved), segmentation.provenance)
-    return Resampled(result, tuple([*told, *notes]))
+    return Resampled(result, tuple([*done, *notes]))
 
 
-def as_drawn(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -> Resampled:
-    """Take back that a volume was moved after it was read from its series: objects go with its voxels.
+def undo_volume_move(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -> Resampled:
+    """Undo that a volume was moved after it was read from its series: segments go with its voxels.
 
     Parameters
     ----------
     drawn_on
-        The volume's grid as it is now, the objects on it. In the series' places nothing is to be done.
+        The volume's grid as it is now, the objects on it. In the series' positions nothing is to be done.
 
     Raises
     ------
     ExportError
         It has other voxels than the series, or was turned so far that nobody can say which are which.
     """
-    if _same_places(drawn_on, series):
+    if _same_positions(drawn_on, series):
         return Resampled(segmentation)
     if sorted(drawn_on.shape_ijk) != sorted(series.shape_ijk):
         sizes = [" x ".join(map(str, grid.shape_ijk)) for grid in (drawn_on, series)]
         raise ExportError(
             f"the volume ({sizes[0]} voxels) is not the series' ({sizes[1]}), and lies elsewhere: draw on "
-            "the volume as it was read from DICOM, or write .seg.nrrd"
+            "the volume as it was read from DICOM, or write .seg.nrrd",
+            code="volume-not-of-series",
+            shape_ijk=list(drawn_on.shape_ijk),
+            series_shape_ijk=list(series.shape_ijk),
         )
     turn = _axes_of(drawn_on, series)
     if turn is None:
         raise ExportError(
             "the volume was turned after it was read from DICOM: nobody can tell which of its voxels are "
-            "which of the series. Undo that, or write .seg.nrrd"
+            "which of the series. Undo that, or write .seg.nrrd",
+            code="volume-turned",
         )
     back = series.ijk_to_ras @ turn @ drawn_on.ras_to_ijk  # where a point of the volume was
     own = segmentation.geometry
@@ -118,8 +132,8 @@ def as_drawn(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -
     return Resampled(Segmentation(moved, segmentation.segments, segmentation.provenance), (note,))
 
 
-def _same_places(one: Geometry, other: Geometry) -> bool:
-    """Whether both have their voxels in the same places, in whatever order they are stored."""
+def _same_positions(one: Geometry, other: Geometry) -> bool:
+    """Return whether both have voxels in the same positions, in whatever order they are stored."""
     if sorted(one.shape_ijk) != sorted(other.shape_ijk):
         return False
     mapping = np.linalg.inv(other.ijk_to_ras) @ one.ijk_to_ras
@@ -131,7 +145,7 @@ def _same_places(one: Geometry, other: Geometry) -> bool:
 
 
 def _axes_of(drawn_on: Geometry, series: Geometry) -> NDArray[np.float64] | None:
-    """(4, 4) index of the volume to index of the series, by the directions of their axes."""
+    """Return (4, 4) from index of the volume to index of the series, by the directions of their axes."""
     cosines = series.directions.T @ drawn_on.directions  # (series axis, volume axis)
     turn = np.where(np.abs(cosines) > 0.75, np.sign(cosines), 0.0)
     if not ((np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()):
@@ -145,7 +159,7 @@ def _axes_of(drawn_on: Geometry, series: Geometry) -> NDArray[np.float64] | None
 
 
 def _whole_steps(mapping: NDArray[np.float64], own: Geometry, other: Geometry) -> NDArray[np.float64] | None:
-    """The mapping in whole numbers, when every voxel of the other grid is one of ours, or lies outside."""
+    """Return the mapping in whole numbers, when every voxel of the other grid is one of ours or outside."""
     rounded = np.rint(mapping)
     linear = np.abs(rounded[:3, :3])
     if not ((linear.sum(axis=0) == 1).all() and (linear.sum(axis=1) == 1).all()):
@@ -154,24 +168,24 @@ def _whole_steps(mapping: NDArray[np.float64], own: Geometry, other: Geometry) -
     exact = corners @ mapping[:3, :3].T + mapping[:3, 3]
     whole = corners @ rounded[:3, :3].T + rounded[:3, 3]
     off = np.linalg.norm((exact - whole) @ own.ijk_to_ras[:3, :3].T, axis=1).max()
-    return rounded if off <= SAME_PLACE_MM else None
+    return rounded if off <= SAME_POSITION_MM else None
 
 
 def _sampled(
     segment: Segment, mapping: NDArray[np.float64], shape_ijk: tuple[int, int, int]
 ) -> NDArray[np.bool_]:
-    """(K, J, I) mask on the other grid: at each of its voxels what the object is at the nearest of ours."""
+    """Return the (K, J, I) mask on the other grid, by the nearest voxel of ours."""
     mask_kji = np.zeros(shape_ijk[::-1], dtype=bool)
     if segment.part_kji.size:
-        box = _box_there(segment, mapping, shape_ijk)
-        for part, places_ijk in _places(box):
-            here = places_ijk @ mapping[:3, :3].T + mapping[:3, 3]
-            mask_kji[part] = _look_up(segment, here).reshape(mask_kji[part].shape)
+        box = _target_box(segment, mapping, shape_ijk)
+        for part, positions_ijk in _positions(box):
+            here = positions_ijk @ mapping[:3, :3].T + mapping[:3, 3]
+            mask_kji[part] = _nearest_values(segment, here).reshape(mask_kji[part].shape)
     return mask_kji
 
 
-def _lost(segment: Segment, mask_kji: NDArray[np.bool_], mapping: NDArray[np.float64]) -> float:
-    """1 - Dice of the object and what is sampled back from ``mask_kji``; 0 for an empty object."""
+def _loss(segment: Segment, mask_kji: NDArray[np.bool_], mapping: NDArray[np.float64]) -> float:
+    """Return 1 - Dice of a segment and ``mask_kji`` sampled back; 0 for an empty segment."""
     if segment.is_empty:
         return 0.0
     if not mask_kji.any():
@@ -182,10 +196,10 @@ def _lost(segment: Segment, mask_kji: NDArray[np.bool_], mapping: NDArray[np.flo
     return 1.0 - 2.0 * shared / (segment.voxel_count + int(np.count_nonzero(back)))
 
 
-def _look_up(segment: Segment, places_ijk: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(N,) whether the object is at the voxels nearest to (N, 3) places."""
+def _nearest_values(segment: Segment, positions_ijk: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return (N,) whether the segment has the voxels nearest to (N, 3) positions."""
     # Half a voxel and a hair: places midway go the same way wherever rounding errors put them.
-    nearest = np.floor(places_ijk + 0.5 - 1e-6).astype(np.int64) - segment.offset_ijk
+    nearest = np.floor(positions_ijk + 0.5 - 1e-6).astype(np.int64) - segment.offset_ijk
     size = np.array(segment.part_kji.shape[::-1])
     inside = ((nearest >= 0) & (nearest < size)).all(axis=1)
     found = np.zeros(len(nearest), dtype=bool)
@@ -194,10 +208,10 @@ def _look_up(segment: Segment, places_ijk: NDArray[np.float64]) -> NDArray[np.bo
     return found
 
 
-def _box_there(
+def _target_box(
     segment: Segment, mapping: NDArray[np.float64], shape_ijk: tuple[int, int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and one past last index (i, j, k) of the other grid that may hold the object."""
+    """Return first and one past last index (i, j, k) of the other grid that may hold the segment."""
     first = np.array(segment.offset_ijk) - 0.5
     corners = np.array(list(np.ndindex(2, 2, 2))) * segment.part_kji.shape[::-1] + first
     inverse = np.linalg.inv(mapping)
@@ -207,22 +221,22 @@ def _box_there(
     return start, stop
 
 
-def _places(
+def _positions(
     box: tuple[NDArray[np.int64], NDArray[np.int64]],
 ) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float64]]]:
-    """The box piece by piece: where it is (k, j, i) and its (N, 3) indices, i fastest."""
+    """Yield a box in pieces: its slices (k, j, i) and its (N, 3) indices, i fastest."""
     (i0, j0, k0), (i1, j1, k1) = box
     rows = max(1, _ROWS_AT_ONCE // max(1, int(i1 - i0)))
     for k in range(k0, k1):
         for j in range(j0, j1, rows):
             last = min(j + rows, j1)
             jj, ii = np.meshgrid(np.arange(j, last), np.arange(i0, i1), indexing="ij")
-            places = np.column_stack((ii.ravel(), jj.ravel(), np.full(ii.size, k)))
-            yield (slice(k, k + 1), slice(j, last), slice(i0, i1)), places.astype(np.float64)
+            positions = np.column_stack((ii.ravel(), jj.ravel(), np.full(ii.size, k)))
+            yield (slice(k, k + 1), slice(j, last), slice(i0, i1)), positions.astype(np.float64)
 
 
 def _difference(own: Geometry, other: Geometry, is_exact: bool) -> list[Note]:
-    """What was done, unless it was no more than turning axes."""
+    """Return notes on what was done, unless it was no more than turning axes."""
     sizes = " x ".join(map(str, own.shape_ijk)), " x ".join(map(str, other.shape_ijk))
     if is_exact and sorted(own.shape_ijk) == sorted(other.shape_ijk):
         return []
@@ -244,7 +258,7 @@ def _difference(own: Geometry, other: Geometry, is_exact: bool) -> list[Note]:
     ]
 
 
-def _too_much(segment: Segment, lost: float, most_lost: float) -> str:
+def _loss_message(segment: Segment, lost: float, most_lost: float) -> str:
     if lost == 1.0:
         what = "nothing of it would be left on the series' grid: is it another scan, or smaller than a voxel?"
         return f"{segment.name!r}: {what} .seg.nrrd keeps it as it is"

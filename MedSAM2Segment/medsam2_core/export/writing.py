@@ -23,7 +23,7 @@ import numpy as np
 from medsam2_core import atomic
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
-from medsam2_core.imaging.slicer_fields import tags_text
+from medsam2_core.imaging.terminology import tags_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

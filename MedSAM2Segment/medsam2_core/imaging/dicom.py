@@ -46,7 +46,7 @@ class SeriesInfo:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do."""
+    """Return whether a file begins as DICOM files do."""
     try:
         with path.open("rb") as stream:
             return stream.read(_MAGIC_AT + 4)[_MAGIC_AT:] == b"DICM"
@@ -55,13 +55,13 @@ def is_dicom(path: Path) -> bool:
 
 
 def list_series(path: Path) -> list[SeriesInfo]:
-    """What a DICOM file, or a folder with its subfolders, holds."""
+    """List the series in a DICOM file, or a folder with its subfolders."""
     with files.reading(path, "DICOM"):
         return [_info(number, stack) for number, stack in enumerate(_stacks(path), start=1)]
 
 
 def find_stack(path: Path, series: str | None = None) -> tuple[list[Frame], Geometry]:
-    """Frames of one series in slice order, and the grid they make; no pixels are read.
+    """Return the frames of one series in slice order and their grid; no pixels are read.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def find_stack(path: Path, series: str | None = None) -> tuple[list[Frame], Geom
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
-    """One series as a volume; ``series`` is a number or UID from :func:`list_series`."""
+    """Read one series as a volume; ``series`` is a number or UID from :func:`list_series`."""
     with files.reading(path, "DICOM"):
         stack = _choose(path, _stacks(path), series)
         frames, geometry = ordered(stack)
@@ -109,7 +109,7 @@ def _stacks(path: Path) -> list[Stack]:
             frames.extend(frames_of(file, header))
     if not frames:
         what = f": it holds {', '.join(sorted(set(others)))[:200]}" if others else ""
-        raise VolumeError(f"{path}: no DICOM images found{what}")
+        raise files.error(path, f"no DICOM images found{what}", "no-dicom-images")
     return stacks_of(frames)
 
 
@@ -122,7 +122,7 @@ def _check_count(file: Path, header: Any) -> None:
 
 
 def _is_copy(file: Path, header: Any, seen: dict[str, Path]) -> bool:
-    """Whether the same instance was already found with the same bytes: a copy adds nothing."""
+    """Return whether the same instance was already found with the same bytes: a copy adds nothing."""
     uid = str(header.get("SOPInstanceUID", ""))
     if not uid:
         return False
@@ -131,7 +131,7 @@ def _is_copy(file: Path, header: Any, seen: dict[str, Path]) -> bool:
 
 
 def _headers(path: Path) -> Iterator[tuple[Path, Any]]:
-    """Headers of all DICOM files; other files in a folder are passed over, a damaged DICOM file is not."""
+    """Yield headers of all DICOM files; other files in a folder are passed over, damaged DICOM is not."""
     import pydicom
 
     for file in _files(path):
@@ -144,18 +144,20 @@ def _headers(path: Path) -> Iterator[tuple[Path, Any]]:
             # Files of old scanners lack the preamble; their data can be read all the same.
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
             if "SOPClassUID" not in header and "Rows" not in header and "Modality" not in header:
-                raise VolumeError(f"{file}: not a DICOM file")
+                raise files.error(file, "not a DICOM file", "not-dicom")
             yield file, header
 
 
 def _files(path: Path) -> list[Path]:
-    """The file itself, those of a folder and its subfolders, or those a text file lists one a line."""
+    """Return the file, those of a folder and its subfolders, or those a text file lists one a line."""
     if path.suffix.lower() == ".txt" and path.is_file() and not is_dicom(path):
         lines = (line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").split("\n"))
         listed = [Path(line) for line in lines if line]
         for file in listed:
             if not file.is_file():
-                raise VolumeError(f"{path}: lists {file}, which is not there")
+                raise VolumeError(
+                    f"{path}: lists {file}, which is not there", code="no-such-file", path=str(file)
+                )
         return listed
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
@@ -165,7 +167,12 @@ def _choose(path: Path, stacks: Sequence[Stack], series: str | None) -> Stack:
         return stacks[0]
     known = "\n  ".join(str(_info(n, stack)) for n, stack in enumerate(stacks, start=1))
     if series is None:
-        raise VolumeError(f"{path}: holds {len(stacks)} series, choose one by number or UID:\n  {known}")
+        raise files.error(
+            path,
+            f"holds {len(stacks)} series, choose one by number or UID:\n  {known}",
+            "series-needed",
+            count=len(stacks),
+        )
     wanted = series.strip()
     if wanted.isdecimal() and 1 <= int(wanted) <= len(stacks):
         return stacks[int(wanted) - 1]
@@ -173,7 +180,12 @@ def _choose(path: Path, stacks: Sequence[Stack], series: str | None) -> Stack:
     if len(matching) == 1:
         return matching[0]
     reason = "names several of" if matching else "is none of"
-    raise VolumeError(f"{path}: series {series!r} {reason} these, choose one by number:\n  {known}")
+    raise files.error(
+        path,
+        f"series {series!r} {reason} these, choose one by number:\n  {known}",
+        "no-such-series",
+        series=series,
+    )
 
 
 def _info(number: int, stack: Stack) -> SeriesInfo:
@@ -185,7 +197,7 @@ def _info(number: int, stack: Stack) -> SeriesInfo:
 
 
 def _voxels(path: Path, frames: Sequence[Frame]) -> NDArray[Any]:
-    """(K, J, I) or (K, J, I, 3) voxels of frames in their order."""
+    """Return (K, J, I) or (K, J, I, 3) voxels of frames in their order."""
     rows, columns, samples = frames[0].size
     stored = sum(file.stat().st_size for file in {frame.path for frame in frames})
     bits = int(frames[0].header.get("BitsAllocated", 8))
@@ -196,7 +208,11 @@ def _voxels(path: Path, frames: Sequence[Frame]) -> NDArray[Any]:
     for k, image in _decoded(frames):
         frame = frames[k]
         if image.shape[:2] != (rows, columns) or image.ndim > 3:
-            raise VolumeError(f"{frame.path}: decoded to {image.shape}, expected {rows} x {columns} pixels")
+            raise files.error(
+                frame.path,
+                f"decoded to {image.shape}, expected {rows} x {columns} pixels",
+                "decoded-size-differs",
+            )
         if voxels is None:
             dtype = (
                 np.uint8
@@ -207,7 +223,7 @@ def _voxels(path: Path, frames: Sequence[Frame]) -> NDArray[Any]:
             )
             voxels = np.empty((len(frames), *image.shape), dtype=dtype)
         if image.shape != voxels.shape[1:]:
-            raise VolumeError(f"{frame.path}: grey and colour images in one series")
+            raise files.error(frame.path, "grey and colour images in one series", "mixed-series")
         if voxels.dtype.kind == "f":
             voxels[k] = image * np.float64(frame.slope) + frame.intercept
         elif image.ndim == 3:
@@ -223,7 +239,7 @@ def _voxels(path: Path, frames: Sequence[Frame]) -> NDArray[Any]:
 
 
 def _decoded(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Slice number and pixels, opening each file once."""
+    """Yield slice number and pixels, opening each file once."""
     import pydicom
     from pydicom.pixels import iter_pixels
 
@@ -246,29 +262,36 @@ def _check_decoder(file: Path, dataset: Any) -> None:
     from pydicom.pixels import get_decoder
 
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise VolumeError(f"{file}: truncated or without pixels: the pixel data is missing")
+        raise files.error(file, "truncated or without pixels: the pixel data is missing", "no-pixel-data")
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     if syntax is None:
-        # A file without a header; pydicom found out how its values are encoded and says so here.
+        # A file without a header; pydicom found out how its values are encoded and reports it here.
         implicit, little = dataset.original_encoding
         names = {(True, True): "1.2.840.10008.1.2", (False, True): "1.2.840.10008.1.2.1"}
         if (implicit, little) not in names:
-            raise VolumeError(f"{file}: does not say how its pixels are encoded")
+            raise files.error(file, "does not say how its pixels are encoded", "no-transfer-syntax")
         dataset.file_meta.TransferSyntaxUID = names[implicit, little]
     elif syntax.is_compressed and syntax.is_encapsulated:
         try:
             available = get_decoder(syntax).is_available
         except NotImplementedError:
-            raise VolumeError(f"{file}: pixels compressed as {syntax.name!r} cannot be decoded") from None
+            raise files.error(
+                file,
+                f"pixels compressed as {syntax.name!r} cannot be decoded",
+                "no-decoder",
+                syntax=str(syntax),
+            ) from None
         if not available:
-            raise VolumeError(
-                f"{file}: no decoder for pixels compressed as {syntax.name!r} is installed: "
-                "pip install python-gdcm"
+            raise files.error(
+                file,
+                f"no decoder for pixels compressed as {syntax.name!r} is installed: pip install python-gdcm",
+                "no-decoder",
+                syntax=str(syntax),
             )
 
 
 def _presented(file: Path, dataset: Any, pixels: NDArray[Any]) -> NDArray[Any]:
-    """Pixels as this package wants them: grey that grows brighter, or RGB of 8 bits."""
+    """Return pixels as grey where more is brighter, or RGB of 8 bits."""
     from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     photometric = str(dataset.get("PhotometricInterpretation", ""))
@@ -279,8 +302,10 @@ def _presented(file: Path, dataset: Any, pixels: NDArray[Any]) -> NDArray[Any]:
             pixels = (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 3:
         if pixels.shape[2] < 3 or pixels.dtype != np.uint8:
-            raise VolumeError(
-                f"{file}: {pixels.shape[2]} values of {pixels.dtype} per pixel are not read as colour"
+            raise files.error(
+                file,
+                f"{pixels.shape[2]} values of {pixels.dtype} per pixel are not read as colour",
+                "unsupported-pixel-type",
             )
         return pixels[..., :3]
     if "ModalityLUTSequence" in dataset:

@@ -1,6 +1,6 @@
-"""A look at compressed pixels before a decoder sees them.
+"""Checks of compressed pixels before a decoder gets them.
 
-Decoders believe the size inside the compressed data, whatever the DICOM header says, and pydicom 3 never
+Decoders believe the size inside the compressed data, whatever the DICOM header has, and pydicom 3 never
 returns from a JP2 box that claims to be 0 bytes long. Both are checked here.
 """
 
@@ -24,13 +24,13 @@ _START_OF_SCAN = 0xDA
 def check_frames(
     path: Path, pixels: bytes | IO[bytes], syntax: str, count: int, size: tuple[int, int]
 ) -> None:
-    """VolumeError unless every frame of compressed pixel data holds an image of ``size`` (rows, columns).
+    """Raise VolumeError unless every frame of compressed pixel data has ``size`` (rows, columns).
 
     Parameters
     ----------
     path : for the message
     pixels : the value of PixelData, or a file that stands at its first byte
-    syntax : UID of the transfer syntax; nothing is looked at unless it is JPEG, JPEG-LS or JPEG 2000
+    syntax : UID of the transfer syntax; nothing is checked unless it is JPEG, JPEG-LS or JPEG 2000
     count : how many frames there are
     """
     from pydicom.encaps import generate_frames
@@ -42,18 +42,23 @@ def check_frames(
         try:
             check_size(frame, *size)
         except VolumeError as error:
-            raise VolumeError(f"{path}: {error}") from error
+            raise VolumeError(f"{path}: {error}", code=error.code, path=str(path), **error.fields) from error
 
 
 def check_size(frame: bytes, rows: int, columns: int) -> None:
-    """VolumeError unless JPEG, JPEG-LS or JPEG 2000 data holds an image of this size."""
+    """Raise VolumeError unless JPEG, JPEG-LS or JPEG 2000 data holds an image of this size."""
     if frame.startswith((_JP2_SIGNATURE, _JPEG_2000_START[:2])):
         found = _size_of_jpeg_2000(frame[_start_of_codestream(frame) :])
     else:
         found = _size_of_jpeg(frame)
     if found != (rows, columns):
-        told = "no size" if found is None else f"{found[0]} x {found[1]}"
-        raise VolumeError(f"compressed pixels hold {told}, the header says {rows} x {columns}: damaged")
+        size_text = "no size" if found is None else f"{found[0]} x {found[1]}"
+        raise VolumeError(
+            f"compressed pixels hold {size_text}, the header says {rows} x {columns}: damaged",
+            code="decoded-size-differs",
+            rows=rows,
+            columns=columns,
+        )
 
 
 def _start_of_codestream(frame: bytes) -> int:
@@ -63,8 +68,10 @@ def _start_of_codestream(frame: bytes) -> int:
         if kind == b"jp2c":
             return start + 8
         if length < 8:
-            raise VolumeError(f"compressed pixels are damaged: a JP2 box of {length} bytes")
-    raise VolumeError("compressed pixels are damaged: no image in the JP2 data")
+            raise VolumeError(
+                f"compressed pixels are damaged: a JP2 box of {length} bytes", code="damaged-codestream"
+            )
+    raise VolumeError("compressed pixels are damaged: no image in the JP2 data", code="damaged-codestream")
 
 
 def _boxes(frame: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -76,14 +83,17 @@ def _boxes(frame: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _size_of_jpeg_2000(stream: bytes) -> tuple[int, int] | None:
-    """From the SIZ segment, ISO/IEC 15444-1 A.5.1."""
+    """Read the size from the SIZ segment, ISO/IEC 15444-1 A.5.1."""
     if not stream.startswith(_JPEG_2000_START) or len(stream) < 40:
         return None
     numbers = [int.from_bytes(stream[n : n + 4], "big") for n in range(8, 40, 4)]
     width, height, left, top, tile_width, tile_height = numbers[:6]
     whole = min(width, tile_width) * min(height, tile_height)
     if whole < min(_SMALLEST_TILE, width * height):
-        raise VolumeError(f"compressed pixels are damaged: tiles of {tile_width} x {tile_height} pixels")
+        raise VolumeError(
+            f"compressed pixels are damaged: tiles of {tile_width} x {tile_height} pixels",
+            code="damaged-codestream",
+        )
     return height - top, width - left
 
 

@@ -1,4 +1,4 @@
-"""What the headers of DICOM files say: which frames there are, and which of them make one stack.
+"""Frames in the headers of DICOM files, and which of them make one stack.
 
 A *frame* is one 2-D image: a file of a classic series, or one image of a multi-frame file. Frames of one
 series with the same plane orientation, size and spacing form a *stack*; a series with several echoes or time
@@ -50,7 +50,7 @@ TAGS = (
     ),
     *("StudyInstanceUID", "BitsStored", "PixelRepresentation", "AcquisitionTime"),
 )
-#: What may tell apart frames at one position, most telling first.
+#: Attributes that may separate frames at one position, most specific first.
 _SEPARATORS = (
     *("StackID", "EchoTime", "EffectiveEchoTime", "TemporalPositionIdentifier", "TemporalPositionIndex"),
     *(
@@ -84,7 +84,7 @@ class Frame:
 
     @property
     def is_placed(self) -> bool:
-        """Whether the file tells where in the patient this is."""
+        """Whether the file has its position in the patient."""
         return self.position_lps is not None and self.orientation_lps is not None
 
     @property
@@ -114,17 +114,27 @@ class Stack:
 
 
 def frames_of(path: Path, header: Any) -> list[Frame]:
-    """All frames of one file; VolumeError when a value in the header cannot be used."""
+    """Return all frames of one file; VolumeError when a value in the header cannot be used."""
     count = int(header.get("NumberOfFrames") or 1)
     if count < 1 or int(header.Rows) < 1 or int(header.Columns) < 1:
-        raise VolumeError(f"{path}: {count} frames of {header.Rows} x {header.Columns} pixels is not a size")
+        raise VolumeError(
+            f"{path}: {count} frames of {header.Rows} x {header.Columns} pixels is not a size",
+            code="size-not-positive",
+            path=str(path),
+        )
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
     if not per_frame:
         placed = count == 1  # the position of a classic multi-frame file is that of its first frame only
         return [_frame(path, n, header, [header], placed) for n in range(count)]
     if len(per_frame) != count:
-        raise VolumeError(f"{path}: {count} frames, but positions of {len(per_frame)}")
+        raise VolumeError(
+            f"{path}: {count} frames, but positions of {len(per_frame)}",
+            code="frame-positions-mismatch",
+            path=str(path),
+            frames=count,
+            positions=len(per_frame),
+        )
     return [_frame(path, n, header, [group, *shared, header], True) for n, group in enumerate(per_frame)]
 
 
@@ -143,7 +153,7 @@ def stacks_of(frames: Sequence[Frame]) -> list[Stack]:
 
 
 def ordered(stack: Stack) -> tuple[list[Frame], Geometry]:
-    """Frames in the order of their positions, and the geometry of the volume they make.
+    """Return frames in the order of their positions, and the geometry of the volume they make.
 
     The step from slice to slice is that of the positions, so a stack of a tilted gantry becomes a sheared
     geometry.
@@ -173,74 +183,92 @@ def ordered(stack: Stack) -> tuple[list[Frame], Geometry]:
     return along, Geometry.from_lps(matrix, (columns, rows, len(along)))
 
 
-def most_off(spacing: float) -> float:
-    """How far (mm) a slice may lie from where even spacing of that many mm puts it."""
+def tolerance_mm(spacing: float) -> float:
+    """Return how far (mm) a slice may lie from where even spacing of that many mm puts it."""
     return max(0.05, 0.02 * spacing)
 
 
 def same_orientation(one: Frame, other: Frame) -> bool:
-    """Whether two placed frames run in the same directions."""
+    """Return whether two placed frames run in the same directions."""
     assert one.orientation_lps is not None
     assert other.orientation_lps is not None
     return bool(np.abs(one.orientation_lps - other.orientation_lps).max() < _SAME_ORIENTATION)
 
 
 def same_spacing(one: Frame, other: Frame) -> bool:
-    """Whether pixels of two frames have the same size."""
+    """Return whether pixels of two frames have the same size."""
     return bool(np.allclose(one.spacing, other.spacing, rtol=1e-3))
 
 
 def _even_step(
     frames: Sequence[Frame], positions: NDArray[np.float64], normal: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(3,) from one slice to the next, or GeometryError."""
+    """Return (3,) from one slice to the next, or raise GeometryError."""
     distances = np.diff(positions @ normal)
     usual = float(np.median(distances))
     doubled = np.flatnonzero(distances < max(1e-3, 0.02 * usual))
     if doubled.size:
         n = int(doubled[0])
         raise GeometryError(
-            f"slices share a position {doubled.size} times, first at {_place(positions[n])}: "
-            f"{_name(frames[n])} and {_name(frames[n + 1])}. Remove the doubled ones"
+            f"slices share a position {doubled.size} times, first at {_position_text(positions[n])}: "
+            f"{_frame_name(frames[n])} and {_frame_name(frames[n + 1])}. Remove the doubled ones",
+            code="slices-doubled",
+            count=int(doubled.size),
+            positions_lps=[positions[n].tolist() for n in doubled[:3]],
         )
     gaps = np.flatnonzero(distances > 1.5 * usual)
     if gaps.size:
-        told = "; ".join(
-            f"{distances[n]:.3g} mm between slice {n + 1} at {_place(positions[n])} and slice {n + 2} at "
-            f"{_place(positions[n + 1])}"
+        listed = "; ".join(
+            f"{distances[n]:.3g} mm between slice {n + 1} at {_position_text(positions[n])} and slice "
+            f"{n + 2} at {_position_text(positions[n + 1])}"
             for n in gaps[:3]
         )
         more = f" and {gaps.size - 3} more" if gaps.size > 3 else ""
         raise GeometryError(
-            f"slices are missing: spacing is {usual:.3g} mm, but {told}{more}. Look for the missing images"
+            f"slices are missing: spacing is {usual:.3g} mm, but {listed}{more}. Look for the missing images",
+            code="slices-missing",
+            spacing_mm=usual,
+            gaps_mm=[float(distances[n]) for n in gaps],
         )
     step = (positions[-1] - positions[0]) / (len(positions) - 1)
     wrong = np.linalg.norm(
         positions - (positions[0] + np.arange(len(positions))[:, np.newaxis] * step), axis=1
     )
-    if wrong.max() > most_off(usual):
+    if wrong.max() > tolerance_mm(usual):
         n = int(wrong.argmax())
         raise GeometryError(
-            f"slices are not evenly spaced: slice {n + 1} at {_place(positions[n])} ({_name(frames[n])}) is "
-            f"{wrong[n]:.3g} mm from where even spacing of {np.linalg.norm(step):.4g} mm puts it"
+            f"slices are not evenly spaced: slice {n + 1} at {_position_text(positions[n])} "
+            f"({_frame_name(frames[n])}) is {wrong[n]:.3g} mm from where even spacing of "
+            f"{np.linalg.norm(step):.4g} mm puts it",
+            code="slices-uneven",
+            slice=n + 1,
+            off_mm=float(wrong[n]),
         )
     return np.asarray(step)
 
 
 def _frame(path: Path, index: int, header: Any, groups: Sequence[Any], placed: bool) -> Frame:
-    """A frame from the groups that describe it, most specific first."""
+    """Return a frame from the functional groups that describe it, most specific first."""
     position = _numbers(path, _find(groups, "PlanePositionSequence", "ImagePositionPatient"), 3)
     orientation = _numbers(path, _find(groups, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
     placed = placed and position is not None and orientation is not None
     if placed and not _is_plane(orientation):
-        raise GeometryError(f"{path}: image orientation {orientation} is not two directions at a right angle")
+        raise GeometryError(
+            f"{path}: image orientation {orientation} is not two directions at a right angle",
+            code="invalid-orientation",
+            path=str(path),
+        )
     spacing = _numbers(path, _find(groups, "PixelMeasuresSequence", "PixelSpacing"), 2)
     if spacing is None:
         spacing = _numbers(path, header.get("ImagerPixelSpacing"), 2)
     if spacing is None:
         spacing = _ultrasound_spacing(header)
     if spacing is None and placed:
-        raise GeometryError(f"{path}: has a position in the patient but no pixel spacing")
+        raise GeometryError(
+            f"{path}: has a position in the patient but no pixel spacing",
+            code="no-pixel-spacing",
+            path=str(path),
+        )
     thickness = _find(groups, "PixelMeasuresSequence", "SpacingBetweenSlices")
     if not thickness:
         thickness = _find(groups, "PixelMeasuresSequence", "SliceThickness")
@@ -261,7 +289,7 @@ def _frame(path: Path, index: int, header: Any, groups: Sequence[Any], placed: b
 
 
 def _find(groups: Iterable[Any], sequence: str, keyword: str) -> Any:
-    """A value from the first functional group that has it, or from the plain header."""
+    """Return a value from the first functional group that has it, or from the plain header."""
     for group in groups:
         for item in [*(group.get(sequence) or []), group]:
             value = item.get(keyword)
@@ -288,9 +316,19 @@ def _numbers(path: Path, value: Any, count: int) -> NDArray[np.float64] | None:
     try:
         numbers = np.array([float(number) for number in value])
     except (TypeError, ValueError) as error:
-        raise GeometryError(f"{path}: {str(value)[:80]!r} should be {count} numbers") from error
+        raise GeometryError(
+            f"{path}: {str(value)[:80]!r} should be {count} numbers",
+            code="invalid-numbers",
+            path=str(path),
+            count=count,
+        ) from error
     if numbers.size != count or not np.isfinite(numbers).all():
-        raise GeometryError(f"{path}: {str(value)[:80]!r} should be {count} finite numbers")
+        raise GeometryError(
+            f"{path}: {str(value)[:80]!r} should be {count} finite numbers",
+            code="invalid-numbers",
+            path=str(path),
+            count=count,
+        )
     return numbers
 
 
@@ -303,7 +341,7 @@ def _is_plane(orientation: NDArray[np.float64] | None) -> bool:
 
 
 def _ultrasound_spacing(header: Any) -> NDArray[np.float64] | None:
-    """Between rows and columns in mm, when one calibrated region in centimetres lies within the image."""
+    """Return pixel spacing in mm (rows, columns) from a single region calibrated in centimetres."""
     regions = header.get("SequenceOfUltrasoundRegions") or []
     if len(regions) != 1:
         return None
@@ -330,7 +368,7 @@ def _belong_together(one: Frame, other: Frame) -> bool:
 
 
 def _separated(frames: list[Frame]) -> list[list[Frame]]:
-    """Split frames that share positions into stacks that do not, when a header value tells them apart."""
+    """Split frames that share positions into stacks that do not, when a header value separates them."""
     if not frames[0].is_placed or not _have_doubles(frames):
         return [frames]
     for keyword in _SEPARATORS:
@@ -349,9 +387,9 @@ def _have_doubles(frames: Sequence[Frame]) -> bool:
     return len(heights) > 1 and bool(np.diff(heights).min() < 1e-3)
 
 
-def _place(position_lps: NDArray[np.float64]) -> str:
+def _position_text(position_lps: NDArray[np.float64]) -> str:
     return "(" + ", ".join(f"{value:.2f}" for value in position_lps) + ") mm LPS"
 
 
-def _name(frame: Frame) -> str:
+def _frame_name(frame: Frame) -> str:
     return frame.path.name if frame.index == 0 else f"{frame.path.name} frame {frame.index + 1}"

@@ -1,8 +1,8 @@
 """On which slice of which grid the frames of a DICOM SEG lie (PS3.3 C.7.6.16.2.3 and A.51.5).
 
-A SEG may leave slices out, so the distance of its frames is not that of its slices. Files say it
+A SEG may leave slices out, so the distance of its frames is not that of its slices. Files give it
 (Spacing Between Slices, along the normal of the slices: PS3.3 C.7.6.16.2.1); where they do not it has to be
-guessed, and the user is told.
+assumed, and a note tells the user.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medsam2_core.errors import GeometryError, Note
-from medsam2_core.imaging.dicom_frames import Frame, most_off, same_orientation, same_spacing
+from medsam2_core.imaging.dicom_frames import Frame, same_orientation, same_spacing, tolerance_mm
 from medsam2_core.imaging.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _Fit:
 
 
 def grid_of(path: Path, header: Any, frames: Sequence[Frame]) -> Grid:
-    """Where frames of a segmentation lie.
+    """Find the grid of the frames of a segmentation.
 
     Parameters
     ----------
@@ -67,25 +67,27 @@ def grid_of(path: Path, header: Any, frames: Sequence[Frame]) -> Grid:
         not all on one image.
     """
     if not any(frame.is_placed for frame in frames):
-        return _on_picture(path, header, frames)
+        return _picture_grid(path, header, frames)
     _check_alike(path, frames)
     first = frames[0]
     positions = np.array([frame.position_lps for frame in frames])
-    declared = _told(header, "SpacingBetweenSlices")
-    fit, notes = _fit(path, positions, first.normal_lps, declared, _told(header, "SliceThickness"))
+    declared = _shared_distance(header, "SpacingBetweenSlices")
+    fit, notes = _fit(path, positions, first.normal_lps, declared, _shared_distance(header, "SliceThickness"))
     assert first.orientation_lps is not None
     matrix = np.eye(4)
     matrix[:3, 0] = first.orientation_lps[:3] * first.spacing[1]
     matrix[:3, 1] = first.orientation_lps[3:] * first.spacing[0]
-    matrix[:3, 2] = _upright(fit.step_lps, first.normal_lps, int(fit.numbers.max()))
+    matrix[:3, 2] = _without_rounding(fit.step_lps, first.normal_lps, int(fit.numbers.max()))
     matrix[:3, 3] = fit.origin_lps
     rows, columns, _ = first.size
     shape = (columns, rows, int(fit.numbers.max()) + 1)
     return Grid(Geometry.from_lps(matrix, shape), tuple(fit.numbers.tolist()), notes)
 
 
-def _upright(step: NDArray[np.float64], normal: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """A step along the normal, where what leads aside is no more than the last digit of positions.
+def _without_rounding(
+    step: NDArray[np.float64], normal: NDArray[np.float64], count: int
+) -> NDArray[np.float64]:
+    """Return a step along the normal, where its tilt is no more than the last digit of positions.
 
     Over few slices that digit would else look like the shear of a tilted gantry, which programs built on ITK
     refuse.
@@ -94,13 +96,16 @@ def _upright(step: NDArray[np.float64], normal: NDArray[np.float64], count: int)
     return straight if np.linalg.norm(step - straight) * count < _ROUNDING_MM else step
 
 
-def _on_picture(path: Path, header: Any, frames: Sequence[Frame]) -> Grid:
-    """Frames without a place, all of one image: as a picture is read, so that both are the same grid."""
+def _picture_grid(path: Path, header: Any, frames: Sequence[Frame]) -> Grid:
+    """Return the grid of frames without positions, all of one image: that of a picture."""
     images = {_image_of(group) for group in header.get("PerFrameFunctionalGroupsSequence") or [None]}
     if len(frames) > 1 and (len(images) > 1 or None in images):
         raise GeometryError(
             f"{path}: {len(frames)} frames without a position in the patient, and not all of one image: "
-            "where they lie to each other is not known"
+            "where they lie to each other is not known",
+            code="clip-without-positions",
+            path=str(path),
+            frames=len(frames),
         )
     _check_alike(path, frames)
     rows, columns, _ = frames[0].size
@@ -109,7 +114,7 @@ def _on_picture(path: Path, header: Any, frames: Sequence[Frame]) -> Grid:
 
 
 def _image_of(group: Any) -> tuple[str, str] | None:
-    """Instance and frame that a frame was drawn on, where it says so."""
+    """Return instance and frame that a frame was drawn on, where it refers to one."""
     for derivation in (group.get("DerivationImageSequence") if group is not None else None) or []:
         for image in derivation.get("SourceImageSequence") or []:
             if uid := str(image.get("ReferencedSOPInstanceUID") or ""):
@@ -118,23 +123,32 @@ def _image_of(group: Any) -> tuple[str, str] | None:
 
 
 def _check_alike(path: Path, frames: Sequence[Frame]) -> None:
-    """GeometryError naming the first frame that no grid can share with the first of all."""
+    """Raise GeometryError naming the first frame that can share no grid with the first of all."""
     first = frames[0]
     for n, frame in enumerate(frames[1:], start=2):
         if frame.is_placed != first.is_placed:
             without = n if first.is_placed else 1
             raise GeometryError(
-                f"{path}: frame {without} is without a position in the patient, others have one"
+                f"{path}: frame {without} is without a position in the patient, others have one",
+                code="frame-without-position",
+                path=str(path),
+                frame=without,
             )
         if not same_spacing(first, frame):
             raise GeometryError(
-                f"{path}: frames of different pixel spacing: {_mm(first.spacing)} in frame 1, "
-                f"{_mm(frame.spacing)} in frame {n}. Save them as segmentations of their own"
+                f"{path}: frames of different pixel spacing: {_spacing_text(first.spacing)} in frame 1, "
+                f"{_spacing_text(frame.spacing)} in frame {n}. Save them as segmentations of their own",
+                code="frames-differ",
+                path=str(path),
+                frame=n,
             )
         if first.is_placed and not same_orientation(first, frame):
             raise GeometryError(
-                f"{path}: frames of different orientation: {_cosines(first)} in frame 1, {_cosines(frame)} "
-                f"in frame {n}. Save them as segmentations of their own"
+                f"{path}: frames of different orientation: {_orientation_text(first)} in frame 1, "
+                f"{_orientation_text(frame)} in frame {n}. Save them as segmentations of their own",
+                code="frames-differ",
+                path=str(path),
+                frame=n,
             )
 
 
@@ -145,7 +159,7 @@ def _fit(
     declared: float | None,
     thickness: float | None,
 ) -> tuple[_Fit, tuple[Note, ...]]:
-    """Slices the frames fit on, and notes where their distance had to be guessed."""
+    """Fit frames to evenly spaced slices, with notes where their distance had to be assumed."""
     heights = np.sort(positions @ normal)
     steps = np.diff(heights)
     steps = steps[steps > _SAME_HEIGHT_MM]
@@ -158,25 +172,27 @@ def _fit(
         )
         if fit is not None:
             return fit, () if declared or thickness else (unknown,)
-    for spacing in _along(declared, positions, normal) if steps.size else ():
+    for spacing in _declared_distances(declared, positions, normal) if steps.size else ():
         fit = _on_slices(positions, normal, spacing, exactly=True)
         if fit is not None:
             return fit, ()
-    for spacing, source in _guesses(steps, thickness):
+    for spacing, source in _likely_distances(steps, thickness):
         fit = _on_slices(positions, normal, spacing, exactly=source == _THICKNESS)
         if fit is not None:
             return fit, _notes(fit, normal, declared, source)
     apart = f", steps of {steps.min():.4g} to {steps.max():.4g} mm" if steps.size else ""
     raise GeometryError(
         f"{path}: frames are not evenly spaced: they lie from {heights[0]:.6g} to {heights[-1]:.6g} mm along "
-        f"their normal{apart}, and no spacing between slices fits them"
+        f"their normal{apart}, and no spacing between slices fits them",
+        code="slices-uneven",
+        path=str(path),
     )
 
 
-def _along(
+def _declared_distances(
     declared: float | None, positions: NDArray[np.float64], normal: NDArray[np.float64]
 ) -> Iterator[float]:
-    """The declared distance; with a tilted gantry some measure it along the table, not along the normal."""
+    """Yield the declared distance; with a tilted gantry also as one along the table, not the normal."""
     if declared is None:
         return
     yield declared
@@ -187,8 +203,8 @@ def _along(
         yield declared * upright
 
 
-def _guesses(steps: NDArray[np.float64], thickness: float | None) -> Iterator[tuple[float, str]]:
-    """Distances of slices that frames may tell, most likely first, and where each is from."""
+def _likely_distances(steps: NDArray[np.float64], thickness: float | None) -> Iterator[tuple[float, str]]:
+    """Yield distances of slices that frames suggest, most likely first, and the basis of each."""
     if steps.size == 0:
         return
     usual = float(np.median(steps))
@@ -228,7 +244,7 @@ def _notes(fit: _Fit, normal: NDArray[np.float64], declared: float | None, sourc
 def _on_slices(
     positions: NDArray[np.float64], normal: NDArray[np.float64], spacing: float, *, exactly: bool
 ) -> _Fit | None:
-    """Evenly spaced slices about ``spacing`` mm apart that all frames lie on; None when they do not.
+    """Fit frames to evenly spaced slices about ``spacing`` mm apart; None when they do not fit.
 
     With ``exactly`` the spacing may differ by its rounding only; a few frames of a slightly uneven series
     would give a wrong one. Else it is what the frames make it.
@@ -245,24 +261,24 @@ def _on_slices(
     last = int(numbers.max())
     lowest, highest = positions[order[0]], positions[order[-1]]
     if last == 0:
-        return _within(positions, numbers, lowest, normal * spacing)
+        return _centred(positions, numbers, lowest, normal * spacing)
     refined = (highest - lowest) / last
     height = float(refined @ normal)
     if not exactly or abs(height / spacing - 1) < _SAME_DIGITS:
-        fit = _within(positions, numbers, lowest, refined)
+        fit = _centred(positions, numbers, lowest, refined)
         if fit is not None or not exactly:
             return fit
     # Shifted from slice to slice as the frames are: so a tilted gantry leaves them.
-    return _within(positions, numbers, lowest, refined + normal * (spacing - height))
+    return _centred(positions, numbers, lowest, refined + normal * (spacing - height))
 
 
-def _within(
+def _centred(
     positions: NDArray[np.float64],
     numbers: NDArray[np.intp],
     lowest: NDArray[np.float64],
     step: NDArray[np.float64],
 ) -> _Fit | None:
-    """These slices, moved to the middle of the frames, when every frame is as near to its own as it must be.
+    """Centre slices among the frames; None when a frame is too far from its slice.
 
     A series that is read as a volume has its slices within that distance of even ones, and so have any of
     them in their middle; the first of them alone would not do as the place of all.
@@ -273,13 +289,13 @@ def _within(
         middle = np.zeros(3)  # rounding: the file's own digits are better
     wrong = float(np.linalg.norm(off - middle, axis=1).max())
     spacing = float(np.linalg.norm(step))
-    if wrong > min(most_off(spacing), _LARGEST_PART * spacing):
+    if wrong > min(tolerance_mm(spacing), _LARGEST_PART * spacing):
         return None
     return _Fit(numbers, lowest + middle, step)
 
 
-def _told(header: Any, keyword: str) -> float | None:
-    """A distance in mm that the file tells for all frames: once, or alike for each."""
+def _shared_distance(header: Any, keyword: str) -> float | None:
+    """Return a distance in mm that the header has for all frames: once, or equal for each."""
     for sequence in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         found = [
             abs(float(measures.get(keyword) or 0))
@@ -296,10 +312,10 @@ def _told(header: Any, keyword: str) -> float | None:
     return None
 
 
-def _mm(spacing: tuple[float, float]) -> str:
+def _spacing_text(spacing: tuple[float, float]) -> str:
     return f"{spacing[0]:.4g} x {spacing[1]:.4g} mm"
 
 
-def _cosines(frame: Frame) -> str:
+def _orientation_text(frame: Frame) -> str:
     assert frame.orientation_lps is not None
     return "(" + ", ".join(f"{value:.3g}" for value in frame.orientation_lps) + ")"

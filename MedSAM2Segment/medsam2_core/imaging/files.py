@@ -1,4 +1,4 @@
-"""What all readers share: sizes that can be believed, and damaged files that end in one clear line."""
+"""Checks all readers share: plausible sizes before anything is allocated, one clear error for bad files."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import bz2
 import contextlib
 import logging
 import math
+import re
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import MedSAM2Error, VolumeError
+from medsam2_core.errors import MedSAM2Error, MissingPackageError, VolumeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,80 +27,222 @@ if TYPE_CHECKING:
 LARGEST_VOLUME = 16 << 30
 #: Deflate (gzip, zlib) cannot do better than this, so a larger claim in a header is a lie.
 DEFLATE_RATIO = 1032
+# bzip2 squeezes constant data without a bound; beyond a million times nobody has such a volume.
+_RATIOS = {None: 1.0, "gzip": DEFLATE_RATIO, "zlib": DEFLATE_RATIO, "bzip2": 1e6}
 _BLOCK = 1 << 20
+_LOGGERS = ("nibabel.global", "pydicom", "tifffile", "PIL")
+_WRONG_CALL = re.compile(r"\(\) (got an? |missing \d|takes )")
+
+
+class _Silence:
+    """Keeps what libraries log and warn off the screen while at least one reader is at work.
+
+    Contexts may overlap in any order (generators that read are closed when their user likes), so they are
+    counted: the first to come silences, the last to leave restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active = 0
+        self._levels: dict[str, int] = {}
+        self._warnings: warnings.catch_warnings[Any] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._active += 1
+            if self._active > 1:
+                return
+            self._levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+            for name in _LOGGERS:
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+            self._warnings = warnings.catch_warnings()
+            self._warnings.__enter__()
+            warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._active -= 1
+            if self._active:
+                return
+            assert self._warnings is not None
+            self._warnings.__exit__(None, None, None)
+            for name, level in self._levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+_silence = _Silence()
 
 
 @contextlib.contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """The boundary between file format libraries and this package.
+    """Turn whatever a file format library raises on ``path`` into a VolumeError with one line.
 
-    Whatever a library raises on ``path`` becomes a VolumeError with one line. Everything is caught here on
-    purpose: fed with damaged bytes, pydicom, nibabel, pynrrd, Pillow and tifffile raise nearly any exception
-    of Python, from KeyError to struct.error and MemoryError, and document few. What they would print is kept
-    off the screen as well.
+    Nearly everything is caught here on purpose: fed with damaged bytes, pydicom, nibabel, pynrrd, Pillow and
+    tifffile raise any exception of Python, from KeyError to struct.error and MemoryError, and document few.
+    What can only be a bug of this package is not: see :func:`_is_bug`.
+
+    Raises
+    ------
+    VolumeError
+        ``no-such-file``, ``no-permission``, or ``unreadable-file`` with the reason.
+    MissingPackageError
+        A library that the format needs is not installed.
     """
-    loggers = [logging.getLogger(name) for name in ("nibabel.global", "pydicom", "tifffile", "PIL")]
-    levels = [logger.level for logger in loggers]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL + 1)
+        with _silence:
             yield
     except MedSAM2Error:
         raise
     except FileNotFoundError as error:
-        raise VolumeError(f"{error.filename or path}: no such file") from error
+        missing = str(error.filename or path)
+        raise VolumeError(f"{missing}: no such file", code="no-such-file", path=missing) from error
     except PermissionError as error:
-        raise VolumeError(f"{error.filename or path}: no permission to read it") from error
+        refused = str(error.filename or path)
+        raise VolumeError(
+            f"{refused}: no permission to read it", code="no-permission", path=refused
+        ) from error
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{path}: reading {kind} needs the package {error.name}: install it",
+            code="missing-package",
+            path=str(path),
+            package=error.name,
+        ) from error
     except Exception as error:
+        if _is_bug(error):
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise VolumeError(
-            f"{path}: cannot be read as {kind}, damaged or of another kind: {reason}"
+            f"{path}: cannot be read as {kind}, damaged or of another kind: {reason}",
+            code="unreadable-file",
+            path=str(path),
+            kind=kind,
+            reason=reason,
         ) from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+
+
+def _is_bug(error: Exception) -> bool:
+    """Return whether an exception was raised by this package's own code and cannot come from the data.
+
+    ValueError, KeyError and the like are no sign of that: damaged headers cause them here as in libraries.
+    """
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None or not _is_ours(traceback.tb_frame.f_globals.get("__name__")):
+        return False
+    if isinstance(error, AttributeError):  # of a module or of our classes; values of a header may be anything
+        owner = error.obj if isinstance(error.obj, type) else type(error.obj)
+        return isinstance(error.obj, ModuleType) or _is_ours(owner.__module__)
+    if isinstance(error, TypeError):
+        return _WRONG_CALL.search(str(error)) is not None
+    return isinstance(error, NameError | AssertionError)
+
+
+def _is_ours(module: str | None) -> bool:
+    return (module or "").partition(".")[0] == __name__.partition(".")[0]
+
+
+def error(path: Path, problem: str, code: str, **fields: Any) -> VolumeError:
+    """Return the error to raise for a problem with a file, with its path in message and fields."""
+    return VolumeError(f"{path}: {problem}", code=code, path=str(path), **fields)
 
 
 def checked_bytes(
     path: Path, sizes: Sequence[int], bytes_per_voxel: int, stored_bytes: int, ratio: float = 1.0
 ) -> int:
-    """Bytes an array will take, before anything is allocated for it.
+    """Return the bytes an array will take, before anything is allocated for it.
 
-    ``ratio`` is how many times larger than the ``stored_bytes`` of the file the voxels can be at most. Raises
-    VolumeError when the header claims more than that, more than :data:`LARGEST_VOLUME`, or a size that is not
-    positive.
+    ``ratio`` is how many times larger than the ``stored_bytes`` of the file the voxels can be at most.
+
+    Raises
+    ------
+    VolumeError
+        The header claims more than that, more than :data:`LARGEST_VOLUME`, or a size that is not positive.
     """
+    fields: dict[str, Any] = {"path": str(path), "sizes": [int(size) for size in sizes]}
     if not sizes or min(sizes) < 1:
-        raise VolumeError(f"{path}: size {_times(sizes)} is not positive")
+        raise VolumeError(f"{path}: size {_times(sizes)} is not positive", code="size-not-positive", **fields)
     wanted = math.prod(int(size) for size in sizes) * int(bytes_per_voxel)
     if wanted > LARGEST_VOLUME:
         raise VolumeError(
             f"{path}: {_times(sizes)} voxels need {wanted / 2**30:.1f} GiB, "
-            f"more than the {LARGEST_VOLUME >> 30} GiB that are read"
+            f"more than the {LARGEST_VOLUME >> 30} GiB that are read",
+            code="volume-too-large",
+            bytes=wanted,
+            **fields,
         )
     if wanted > stored_bytes * ratio:
         raise VolumeError(
             f"{path}: truncated or damaged: {_times(sizes)} voxels need {wanted} bytes, "
-            f"the file holds {stored_bytes}{' compressed' if ratio > 1 else ''}"
+            f"the file holds {stored_bytes}{' compressed' if ratio > 1 else ''}",
+            code="truncated",
+            bytes=wanted,
+            stored_bytes=stored_bytes,
+            **fields,
         )
     return wanted
 
 
-def read_bytes(path: Path, stream: IO[bytes], wanted: int, compression: str | None) -> NDArray[np.uint8]:
-    """Exactly ``wanted`` bytes from a stream that is raw (None), ``"gzip"``, ``"zlib"`` or ``"bzip2"``.
+@dataclass(frozen=True)
+class StoredVoxels:
+    """Voxels in a file, as a header describes them. NRRD and MetaImage are read through this.
 
-    Decompresses in blocks into the final array, so that neither a second copy nor a bomb can grow.
+    (pynrrd inflates whatever there is, without a limit. SimpleITK allocates what a header claims before it
+    reads, prints to the terminal, knows no bzip2, and is 260 MB installed.)
+
+    Attributes
+    ----------
+    path, start
+        The file that holds them, and where they begin.
+    sizes
+        From the fastest axis to the slowest.
+    compression
+        None, ``"gzip"``, ``"zlib"`` or ``"bzip2"``.
+    skip_lines, skip_bytes
+        What to skip from ``start``; -1 bytes: the voxels are the last of the file.
     """
-    (result,) = read_parts(path, stream, 1, wanted, compression)
-    return result
+
+    path: Path
+    start: int
+    sizes: tuple[int, ...]
+    dtype: np.dtype[Any]
+    compression: str | None = None
+    skip_lines: int = 0
+    skip_bytes: int = 0
+
+    def read(self) -> NDArray[Any]:
+        """Return the voxels, slowest axis first."""
+        (voxels,) = self.read_in(1)
+        return voxels.reshape(self.sizes[::-1])
+
+    def read_in(self, count: int) -> Iterator[NDArray[Any]]:
+        """Yield ``count`` flat arrays of equal size, decompressing no more than the header claims."""
+        stored = self.path.stat().st_size - self.start
+        ratio = _RATIOS[self.compression]
+        wanted = checked_bytes(self.path, self.sizes, self.dtype.itemsize, stored, ratio)
+        with self.path.open("rb") as stream:
+            stream.seek(self.start)
+            for _ in range(self.skip_lines):
+                if not stream.readline():
+                    raise error(
+                        self.path, f"truncated: fewer than {self.skip_lines} lines to skip", "truncated"
+                    )
+            if self.skip_bytes < 0:
+                stream.seek(-wanted, 2)
+            else:
+                stream.seek(self.skip_bytes, 1)
+            for data in read_parts(self.path, stream, count, wanted // count, self.compression):
+                yield native(data.view(self.dtype))
 
 
 def read_parts(
     path: Path, stream: IO[bytes], count: int, size: int, compression: str | None
 ) -> Iterator[NDArray[np.uint8]]:
-    """The same in ``count`` arrays of ``size`` bytes, one after the other."""
+    """Yield ``count`` arrays of ``size`` bytes from a stream.
+
+    Decompresses in blocks into the final arrays, so that neither a second copy nor a bomb can grow.
+    """
     blocks = _decompressed(stream, compression) if compression else iter(lambda: stream.read(_BLOCK), b"")
     waiting = memoryview(b"")
     for n in range(count):
@@ -108,7 +254,11 @@ def read_parts(
                 if block is None:
                     there = n * size + filled
                     raise VolumeError(
-                        f"{path}: truncated: voxels need {count * size} bytes, only {there} are there"
+                        f"{path}: truncated: voxels need {count * size} bytes, only {there} are there",
+                        code="truncated",
+                        path=str(path),
+                        bytes=count * size,
+                        stored_bytes=there,
                     )
                 waiting = memoryview(block)  # may be empty: a step of the decompressor need not yield a byte
             now = min(len(waiting), size - filled)
@@ -134,20 +284,25 @@ def _decompressed(stream: IO[bytes], compression: str) -> Iterator[bytes]:
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values in this machine's byte order, swapped in place when they are not."""
+    """Return the values in this machine's byte order, swapped in place when they are not."""
     if array.dtype.isnative:
         return array
     return array.byteswap(inplace=array.flags.writeable).view(array.dtype.newbyteorder("="))
 
 
 def rescaled(stored_kji: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
-    """``stored * slope + intercept``, one slice at a time.
+    """Return ``stored * slope + intercept``, computed one slice at a time.
 
     Whole numbers stay whole numbers (int16 where they fit, as Hounsfield units do); anything else becomes
     float32.
     """
     if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise VolumeError(f"rescale slope {slope} and intercept {intercept} must be finite")
+        raise VolumeError(
+            f"rescale slope {slope} and intercept {intercept} must be finite",
+            code="rescale-not-finite",
+            slope=slope,
+            intercept=intercept,
+        )
     if slope == 1 and intercept == 0:
         return stored_kji
     if stored_kji.dtype.kind in "bui" and float(slope).is_integer() and float(intercept).is_integer():
@@ -164,32 +319,39 @@ def rescaled(stored_kji: NDArray[Any], slope: float, intercept: float) -> NDArra
 
 
 def smallest_integer(low: int, high: int) -> np.dtype[Any]:
-    """int16, else int32, else int64: the first that holds both."""
+    """Return int16, else int32, else int64: the first that holds both."""
     for dtype in (np.int16, np.int32, np.int64):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return np.dtype(dtype)
-    raise VolumeError(f"values from {low} to {high} do not fit 64 bits")
+    raise VolumeError(f"values from {low} to {high} do not fit 64 bits", code="values-too-large")
 
 
 def whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
-    """Label values as integers; VolumeError when some are not whole."""
+    """Return label values as integers; VolumeError when some are not whole."""
     if voxels.dtype.kind in "ui":
         return voxels
     if voxels.dtype.kind == "b":
         return voxels.view(np.uint8)
     if not np.isfinite(voxels).all() or np.abs(voxels).max(initial=0) > 1 << 31:
-        raise VolumeError(f"{path}: not a label map: it has values that are not finite or beyond 32 bits")
+        raise VolumeError(
+            f"{path}: not a label map: it has values that are not finite or beyond 32 bits",
+            code="not-a-label-map",
+            path=str(path),
+        )
     labels = voxels.astype(smallest_integer(int(voxels.min(initial=0)), int(voxels.max(initial=0))))
     if not np.array_equal(labels, voxels):
         example = voxels[labels != voxels].flat[0]
         raise VolumeError(
-            f"{path}: not a label map: it has values that are not whole numbers, such as {example:g}"
+            f"{path}: not a label map: it has values that are not whole numbers, such as {example:g}",
+            code="not-a-label-map",
+            path=str(path),
+            value=float(example),
         )
     return labels
 
 
 def without_suffixes(path: Path) -> str:
-    """The name a volume gets from its file: without ``.nii.gz``, ``.seg.nrrd`` and the like."""
+    """Return the name a volume gets from its file: without ``.nii.gz``, ``.seg.nrrd`` and the like."""
     name = path.name
     for suffix in (".seg.nrrd", ".nii.gz"):
         if name.lower().endswith(suffix):
@@ -198,14 +360,21 @@ def without_suffixes(path: Path) -> str:
 
 
 def chosen(path: Path, series: str | None, count: int, what: str) -> int:
-    """Index of the one of ``count`` volumes that ``series`` (a number from 1) names."""
+    """Return the index of the one of ``count`` volumes that ``series`` (a number from 1) names."""
+    fields = {"path": str(path), "count": count, "series": series}
     if series is None:
         if count == 1:
             return 0
-        raise VolumeError(f"{path}: holds {count} {what}: choose one by its number, 1 to {count}")
+        raise VolumeError(
+            f"{path}: holds {count} {what}: choose one by its number, 1 to {count}",
+            code="series-needed",
+            **fields,
+        )
     if not series.strip().isdecimal() or not 1 <= int(series) <= count:
         raise VolumeError(
-            f"{path}: there is no {series!r} among {count} {what}: choose a number from 1 to {count}"
+            f"{path}: there is no {series!r} among {count} {what}: choose a number from 1 to {count}",
+            code="no-such-series",
+            **fields,
         )
     return int(series) - 1
 

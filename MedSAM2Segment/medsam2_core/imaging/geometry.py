@@ -41,13 +41,17 @@ class Space(enum.Enum):
 
     @classmethod
     def named(cls, name: str | Space) -> Space:
-        """The space of that name; GeometryError names the known ones."""
+        """Return the space of that name; GeometryError names the known ones."""
         if isinstance(name, cls):
             return name
         for space in cls:
             if isinstance(name, str) and name.lower() == space.value:
                 return space
-        raise GeometryError(f"unknown space {name!r}: use one of {', '.join(s.value for s in cls)}")
+        raise GeometryError(
+            f"unknown space {name!r}: use one of {', '.join(s.value for s in cls)}",
+            code="unknown-space",
+            space=str(name),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +79,18 @@ class Geometry:
         matrix = _checked_matrix(self.ijk_to_ras)
         inverse = np.linalg.inv(matrix)
         if not np.isfinite(inverse).all():
-            raise GeometryError(f"orientation cannot be inverted: voxel axes {matrix[:3, :3].tolist()}")
+            raise GeometryError(
+                f"orientation cannot be inverted: voxel axes {matrix[:3, :3].tolist()}",
+                code="singular-affine",
+                matrix=matrix.tolist(),
+            )
         shape = tuple(int(n) for n in self.shape_ijk)
         if len(shape) != 3 or min(shape) < 1:
-            raise GeometryError(f"a volume needs three positive sizes (i, j, k), not {self.shape_ijk}")
+            raise GeometryError(
+                f"a volume needs three positive sizes (i, j, k), not {self.shape_ijk}",
+                code="size-not-positive",
+                sizes=list(self.shape_ijk),
+            )
         for array in (matrix, inverse):
             array.flags.writeable = False
         object.__setattr__(self, "ijk_to_ras", matrix)
@@ -89,21 +101,21 @@ class Geometry:
 
     @classmethod
     def from_lps(cls, ijk_to_lps: ArrayLike, shape_ijk: tuple[int, int, int]) -> Geometry:
-        """From the matrix of a DICOM, NRRD or ITK file, whose millimetres are LPS."""
+        """Create from the matrix of a DICOM, NRRD or ITK file, whose millimetres are LPS."""
         return cls(RAS_LPS @ _checked_matrix(ijk_to_lps), shape_ijk)
 
     @classmethod
     def for_picture(
         cls, height: int, width: int, spacing: tuple[float, float] = (1.0, 1.0), *, frames: int = 1
     ) -> Geometry:
-        """For a 2-D image, or a clip of frames, whose place in the patient is unknown.
+        """Create for a 2-D image, or a clip of frames, whose position in the patient is unknown.
 
         ``spacing`` is (between columns, between rows) in mm. Columns run to L and rows to P, so that the
         axial slice of a picture is the picture as it was stored.
         """
         return cls(np.diag([-float(spacing[0]), -float(spacing[1]), 1.0, 1.0]), (width, height, frames))
 
-    # What it says -------------------------------------------------------------------------------------------
+    # Properties ---------------------------------------------------------------------------------------------
 
     @property
     def spacing(self) -> NDArray[np.float64]:
@@ -151,22 +163,26 @@ class Geometry:
         return self._ras_to_ijk  # type: ignore[attr-defined, no-any-return]
 
     def closest_axis(self, plane: str) -> int:
-        """The array axis (0 i, 1 j, 2 k) that slices of this plane are stacked along.
+        """Return the array axis (0 i, 1 j, 2 k) that slices of this plane are stacked along.
 
         The three array axes are assigned to the three anatomical ones together, so that two planes never
         share one.
         """
         if plane not in PLANE_NORMAL:
-            raise GeometryError(f"unknown plane {plane!r}: use one of axial, sagittal, coronal")
+            raise GeometryError(
+                f"unknown plane {plane!r}: use one of axial, sagittal, coronal",
+                code="unknown-plane",
+                plane=plane,
+            )
         return self._ras_axis_of_array_axis().index(PLANE_NORMAL[plane])
 
     def plane_of_axis(self, axis: int) -> str:
-        """The plane whose slices are stacked along this array axis; the inverse of :meth:`closest_axis`."""
+        """Return the plane whose slices are stacked along an array axis; inverse of :meth:`closest_axis`."""
         normal = self._ras_axis_of_array_axis()[axis]
         return next(plane for plane, ras_axis in PLANE_NORMAL.items() if ras_axis == normal)
 
     def same_grid(self, other: Geometry, tolerance_mm: float = 1e-3) -> bool:
-        """Whether both have the same shape and every voxel in the same place, within ``tolerance_mm``."""
+        """Return whether shapes are equal and voxels in the same positions, within ``tolerance_mm``."""
         if self.shape_ijk != other.shape_ijk:
             return False
         # An affine differs most at a corner of the grid, so eight points decide for all voxels.
@@ -174,35 +190,39 @@ class Geometry:
         return bool(np.abs(self.to_ras(corners) - other.to_ras(corners)).max() <= tolerance_mm)
 
     def array_axis_towards(self, direction: str) -> tuple[int, int]:
-        """The array axis (0 i, 1 j, 2 k) along ``"L"``, ``"P"``, ``"S"`` (or their opposites), and its sign.
+        """Return the array axis (0 i, 1 j, 2 k) along ``"L"``, ``"P"``, ``"S"`` or opposites, and its sign.
 
         The sign is +1 where increasing index runs towards that direction, else -1.
         """
         ras_axis = next((n for n, pair in enumerate(_CODES) if direction in pair), None)
         if ras_axis is None or len(direction) != 1:
-            raise GeometryError(f"unknown direction {direction!r}: use one of L, R, P, A, I, S")
+            raise GeometryError(
+                f"unknown direction {direction!r}: use one of L, R, P, A, I, S",
+                code="unknown-direction",
+                direction=direction,
+            )
         axis = self._ras_axis_of_array_axis().index(ras_axis)
         return axis, 1 if self.axis_codes[axis] == direction else -1
 
     # Conversions --------------------------------------------------------------------------------------------
 
     def to_ras(self, points_ijk: ArrayLike) -> NDArray[np.float64]:
-        """(N, 3) indices to (N, 3) RAS millimetres."""
+        """Convert (N, 3) indices to (N, 3) RAS millimetres."""
         return transform(self.ijk_to_ras, points_ijk)
 
     def to_ijk(self, points_ras: ArrayLike) -> NDArray[np.float64]:
-        """(N, 3) RAS millimetres to (N, 3) continuous indices."""
+        """Convert (N, 3) RAS millimetres to (N, 3) continuous indices."""
         return transform(self.ras_to_ijk, points_ras)
 
     def ijk_from(self, points: ArrayLike, space: Space | str) -> NDArray[np.float64]:
-        """(N, 3) points given in ``space`` to (N, 3) continuous indices."""
+        """Convert (N, 3) points given in ``space`` to (N, 3) continuous indices."""
         space = Space.named(space)
         if space is Space.IJK:
             return as_points(points)
         return self.to_ijk(points if space is Space.RAS else transform(RAS_LPS, points))
 
     def ijk_to(self, points_ijk: ArrayLike, space: Space | str) -> NDArray[np.float64]:
-        """(N, 3) continuous indices to (N, 3) points in ``space``."""
+        """Convert (N, 3) continuous indices to (N, 3) points in ``space``."""
         space = Space.named(space)
         if space is Space.IJK:
             return as_points(points_ijk)
@@ -218,10 +238,12 @@ class Geometry:
 
 
 def as_points(points: ArrayLike) -> NDArray[np.float64]:
-    """A fresh (N, 3) float64 array of points; a single point becomes (1, 3)."""
+    """Return points as a new (N, 3) float64 array; a single point becomes (1, 3)."""
     array = np.array(points, dtype=np.float64, ndmin=2)
     if array.ndim != 2 or array.shape[1] != 3:
-        raise GeometryError(f"points need the shape (N, 3), not {array.shape}")
+        raise GeometryError(
+            f"points need the shape (N, 3), not {array.shape}", code="invalid-points", shape=list(array.shape)
+        )
     return array
 
 
@@ -233,14 +255,34 @@ def transform(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.floa
 def _checked_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
     array = np.array(matrix, dtype=np.float64)
     if array.shape != (4, 4):
-        raise GeometryError(f"an orientation is a 4x4 matrix, not {array.shape}")
+        raise GeometryError(
+            f"an orientation is a 4x4 matrix, not {array.shape}",
+            code="invalid-affine",
+            shape=list(array.shape),
+        )
     if not np.isfinite(array).all():
-        raise GeometryError(f"orientation contains numbers that are not finite: {array.tolist()}")
+        raise GeometryError(
+            f"orientation contains numbers that are not finite: {array.tolist()}",
+            code="invalid-affine",
+            matrix=array.tolist(),
+        )
     if not np.allclose(array[3], (0, 0, 0, 1), atol=1e-9):
-        raise GeometryError(f"the last row of an orientation must be 0 0 0 1, not {array[3].tolist()}")
+        raise GeometryError(
+            f"the last row of an orientation must be 0 0 0 1, not {array[3].tolist()}",
+            code="invalid-affine",
+            matrix=array.tolist(),
+        )
     spacing = np.linalg.norm(array[:3, :3], axis=0)
     if not (np.isfinite(spacing).all() and spacing.min() > 1e-9 and spacing.max() < 1e9):
-        raise GeometryError(f"voxel spacing {spacing.tolist()} mm along i, j, k is not usable")
+        raise GeometryError(
+            f"voxel spacing {spacing.tolist()} mm along i, j, k is not usable",
+            code="invalid-spacing",
+            spacing_mm=spacing.tolist(),
+        )
     if abs(np.linalg.det(array[:3, :3] / spacing)) < 1e-3:
-        raise GeometryError(f"voxel axes lie in one plane: {array[:3, :3].tolist()}")
+        raise GeometryError(
+            f"voxel axes lie in one plane: {array[:3, :3].tolist()}",
+            code="singular-affine",
+            matrix=array.tolist(),
+        )
     return array

@@ -30,9 +30,19 @@ class Window:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.level) and math.isfinite(self.width)):
-            raise VolumeError(f"window width {self.width}, level {self.level}: both must be finite numbers")
+            raise VolumeError(
+                f"window width {self.width}, level {self.level}: both must be finite numbers",
+                code="invalid-window",
+                width=self.width,
+                level=self.level,
+            )
         if self.width <= 0:
-            raise VolumeError(f"window width {self.width}: must be greater than 0")
+            raise VolumeError(
+                f"window width {self.width}: must be greater than 0",
+                code="invalid-window",
+                width=self.width,
+                level=self.level,
+            )
 
     @property
     def low(self) -> float:
@@ -45,7 +55,7 @@ class Window:
         return self.level + self.width / 2
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, to be stored with a result."""
+        """Return values for JSON, to be stored with a result."""
         return {"width": self.width, "level": self.level, "name": self.name}
 
     @classmethod
@@ -54,11 +64,13 @@ class Window:
         try:
             return cls(float(data["level"]), float(data["width"]), str(data.get("name", "")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise VolumeError(f"{data!r} is not a window: expected width and level") from error
+            raise VolumeError(
+                f"{data!r} is not a window: expected width and level", code="invalid-window"
+            ) from error
 
     @classmethod
     def spanning(cls, low: float, high: float, name: str = "") -> Window:
-        """From the value shown black to the value shown white; a constant image gets a window of width 1."""
+        """Create from the values shown black and white; a constant image gets a window of width 1."""
         width = float(high) - float(low)
         if not width > abs(low) * 1e-12:
             width = 1.0
@@ -77,7 +89,7 @@ PRESETS: Mapping[str, Window] = {
 
 
 def parse_window(text: str, volume: Volume | None = None) -> Window:
-    """A window from what a user typed: ``"400,40"`` (width, level), a preset's name, or ``"auto"``.
+    """Read a window from text: ``"400,40"`` (width, level), a preset's name, or ``"auto"``.
 
     ``"auto"`` needs the volume. Raises VolumeError that names the text and the choices.
     """
@@ -91,7 +103,10 @@ def parse_window(text: str, volume: Volume | None = None) -> Window:
         width, level = (float(part) for part in parts)
     except ValueError as error:
         raise VolumeError(
-            f"window {text!r}: give WIDTH,LEVEL such as 400,40, or one of auto, {', '.join(PRESETS)}"
+            f"window {text!r}: give WIDTH,LEVEL such as 400,40, or one of auto, {', '.join(PRESETS)}",
+            code="unknown-window",
+            text=text,
+            presets=list(PRESETS),
         ) from error
     return Window(level, width)
 
@@ -99,7 +114,7 @@ def parse_window(text: str, volume: Volume | None = None) -> Window:
 def automatic_window(
     volume: Volume, box: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 ) -> Window:
-    """A window that suits the volume, computed on a bounded sample of its voxels.
+    """Choose a window that suits the volume, from a bounded sample of its voxels.
 
     CT in Hounsfield units gets soft tissue (400/40), which shows organs and lesions of head, chest and
     abdomen alike. Only when most of what is not air is lung (cropped lung) it gets the lung window, when most
@@ -133,10 +148,10 @@ def automatic_window(
 
 
 def is_hounsfield(volume: Volume, values: NDArray[np.float64] | None = None) -> bool:
-    """Whether voxel values look like Hounsfield units.
+    """Return whether voxel values look like Hounsfield units.
 
-    A DICOM CT says so. Other files only show it: CT has air near -1000, or at least fat below -50, and
-    nothing far beyond metal, whereas MR and ultrasound magnitudes are not negative.
+    A DICOM CT declares them. In other files only values show it: CT has air near -1000, or at least fat below
+    -50, and nothing far beyond metal, whereas MR and ultrasound magnitudes are not negative.
     """
     if volume.is_colour or volume.voxels_kji.dtype in (np.uint8, np.bool_):
         return False
@@ -152,7 +167,7 @@ def is_hounsfield(volume: Volume, values: NDArray[np.float64] | None = None) -> 
 
 
 def to_display(image_hw: NDArray[Any], window: Window) -> NDArray[np.uint8]:
-    """(H, W) values to (H, W, 3) grey uint8 through the window; (H, W, 3) uint8 colour passes through.
+    """Map (H, W) values to (H, W, 3) grey uint8 through the window; uint8 colour passes through.
 
     Values that are not numbers become black.
     """
@@ -168,7 +183,7 @@ def to_display(image_hw: NDArray[Any], window: Window) -> NDArray[np.uint8]:
 
 
 def _ct_window(values: NDArray[np.float64]) -> Window:
-    body = values[values > -950]  # air around the patient and padding below it say nothing
+    body = values[values > -950]  # air around the patient and padding below it do not count
     if body.size < 0.01 * values.size:
         return PRESETS["abdomen"]
     if np.mean((body < -500) & (body > -950)) > 0.6:
@@ -183,7 +198,7 @@ def _around(
 ) -> NDArray[Any]:
     corners = np.asarray(box, dtype=np.float64)  # (2, 3) ijk
     if corners.shape != (2, 3) or not np.isfinite(corners).all():
-        raise VolumeError(f"box {box!r}: expected two finite IJK corners")
+        raise VolumeError(f"box {box!r}: expected two finite IJK corners", code="invalid-box")
     first, last = corners.min(axis=0), corners.max(axis=0)
     margin = last - first  # once its size on every side: three times the box
     shape_ijk = np.array(voxels_kji.shape[2::-1])
@@ -193,7 +208,7 @@ def _around(
 
 
 def _sample(volume: Volume, voxels_kji: NDArray[Any]) -> NDArray[np.float64]:
-    """At most about ``_SAMPLE`` finite voxels, evenly spread; never a float copy of the whole.
+    """Return at most about ``_SAMPLE`` finite voxels, evenly spread; never a float copy of the whole.
 
     Taken in anatomical order, so that one scan stored in another axis order gets the same window.
     """

@@ -1,7 +1,6 @@
 """MetaImage (.mha, .mhd): https://itk.org/Wiki/ITK/MetaIO/Documentation.
 
-Read here rather than with ITK because the format is a dozen lines of text before the voxels, and ITK prints
-to the terminal and trusts the sizes of a damaged header.
+The format is a dozen lines of text before the voxels: see :class:`files.StoredVoxels` for why not with ITK.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
@@ -38,7 +36,7 @@ _MOST_FIELDS = 1000
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
-    """A scalar or colour volume.
+    """Read a scalar or colour volume.
 
     Of a file with several values per voxel, the one whose number ``series`` is.
     """
@@ -46,8 +44,11 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
         header, data_start = _header(path)
         sizes = [int(size) for size in _required(path, header, "DimSize").split()]
         if len(sizes) != int(header.get("NDims", len(sizes))) or not 2 <= len(sizes) <= 4:
-            raise VolumeError(
-                f"{path}: NDims {header.get('NDims')} with DimSize {sizes}: 2 to 4 axes are read"
+            raise files.error(
+                path,
+                f"NDims {header.get('NDims')} with DimSize {sizes}: 2 to 4 axes are read",
+                "unsupported-axes",
+                sizes=sizes,
             )
         geometry = _geometry(path, header, sizes)
         channels = int(header.get("ElementNumberOfChannels", 1))
@@ -55,7 +56,12 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
         if channels == 1:
             return _as_volume(path, voxels[..., 0], sizes, geometry, series)
         if len(sizes) == 4:
-            raise VolumeError(f"{path}: four axes with {channels} values per voxel are not read")
+            raise files.error(
+                path,
+                f"four axes with {channels} values per voxel are not read",
+                "unsupported-axes",
+                sizes=sizes,
+            )
         if channels in (3, 4) and voxels.dtype == np.uint8:
             colour = np.ascontiguousarray(voxels[..., :3]).reshape(*geometry.shape_ijk[::-1], 3)
             return _volume(path, colour, geometry)
@@ -78,23 +84,25 @@ def _volume(path: Path, voxels: NDArray[Any], geometry: Geometry) -> Volume:
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:
-    """``key = value`` lines up to ElementDataFile, and where the voxels begin if they follow."""
+    """Read ``key = value`` lines up to ElementDataFile; return also where the voxels begin."""
     header: dict[str, str] = {}
     with path.open("rb") as stream:
         while len(header) < _MOST_FIELDS:
             line = stream.readline(_LARGEST_HEADER)
             key, equals, value = line.decode("ascii").partition("=")
             if not equals:
-                raise VolumeError(f"{path}: not a MetaImage: ElementDataFile is missing from its header")
+                raise files.error(
+                    path, "not a MetaImage: ElementDataFile is missing from its header", "not-metaimage"
+                )
             header[key.strip()] = value.strip()
             if key.strip() == "ElementDataFile":
                 return header, stream.tell()
-    raise VolumeError(f"{path}: not a MetaImage: more than {_MOST_FIELDS} lines of header")
+    raise files.error(path, f"not a MetaImage: more than {_MOST_FIELDS} lines of header", "not-metaimage")
 
 
 def _required(path: Path, header: dict[str, str], key: str) -> str:
     if key not in header:
-        raise VolumeError(f"{path}: the MetaImage header lacks {key}")
+        raise files.error(path, f"the MetaImage header lacks {key}", "header-incomplete", field=key)
     return header[key]
 
 
@@ -106,7 +114,12 @@ def _geometry(path: Path, header: dict[str, str], sizes: list[int]) -> Geometry:
             if name in header:
                 values = np.array([float(value) for value in header[name].split()])
                 if values.size != default.size:
-                    raise VolumeError(f"{path}: {name} has {values.size} numbers instead of {default.size}")
+                    raise files.error(
+                        path,
+                        f"{name} has {values.size} numbers instead of {default.size}",
+                        "invalid-numbers",
+                        field=name,
+                    )
                 return values
         return default
 
@@ -126,12 +139,14 @@ def _geometry(path: Path, header: dict[str, str], sizes: list[int]) -> Geometry:
 def _voxels(
     path: Path, header: dict[str, str], sizes: list[int], channels: int, data_start: int
 ) -> NDArray[Any]:
-    """(…, J, I, channels) in the order of the file."""
+    """Read voxels (…, J, I, channels) in the order of the file."""
     kind = _required(path, header, "ElementType").upper().removesuffix("_ARRAY")
     if kind not in _TYPES:
-        raise VolumeError(f"{path}: voxels of type {kind} are not read")
+        raise files.error(path, f"voxels of type {kind} are not read", "unsupported-voxel-type", type=kind)
     if header.get("BinaryData", "True").lower() != "true":
-        raise VolumeError(f"{path}: voxels written as text are not read: save them as binary")
+        raise files.error(
+            path, "voxels written as text are not read: save them as binary", "unsupported-encoding"
+        )
     big_endian = (
         header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False")).lower() == "true"
     )
@@ -139,24 +154,27 @@ def _voxels(
     compressed = header.get("CompressedData", "False").lower() == "true"
     data_file = header["ElementDataFile"]
     if data_file.upper().startswith("LIST") or "%" in data_file:
-        raise VolumeError(f"{path}: voxels in several files ({data_file!r}) are not read: join them first")
+        raise files.error(
+            path,
+            f"voxels in several files ({data_file!r}) are not read: join them first",
+            "voxels-in-several-files",
+        )
     local = data_file.upper() == "LOCAL"
-    data_path = path if local else path.parent / data_file
-    stored = data_path.stat().st_size - (data_start if local else 0)
-    ratio = files.DEFLATE_RATIO if compressed else 1.0
-    wanted = files.checked_bytes(data_path, [*sizes, channels], dtype.itemsize, stored, ratio)
     skip = int(header.get("HeaderSize", 0))
-    with data_path.open("rb") as stream:
-        if skip == -1 and not compressed:
-            stream.seek(-wanted, 2)
-        else:
-            stream.seek((data_start if local else 0) + max(skip, 0))
-        data = files.read_bytes(data_path, stream, wanted, "zlib" if compressed else None)
-    return files.native(data.view(dtype)).reshape(*sizes[::-1], channels)
+    is_at_end = skip == -1 and not compressed
+    stored = files.StoredVoxels(
+        path if local else path.parent / data_file,
+        data_start if local else 0,
+        (channels, *sizes),
+        dtype,
+        "zlib" if compressed else None,
+        skip_bytes=-1 if is_at_end else max(skip, 0),
+    )
+    return stored.read()
 
 
 def count(path: Path) -> int:
-    """How many volumes the file holds, from its header alone."""
+    """Return how many volumes the file holds, from its header alone."""
     with files.reading(path, "MetaImage"):
         header, _ = _header(path)
         sizes = [int(size) for size in _required(path, header, "DimSize").split()]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +16,19 @@ import numpy as np
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
 from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.label_map import Label
+from medsam2_core.imaging.terminology import tags_text, terminology_in
 from medsam2_core.imaging.volume import Volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_COMMENT = 6
 _TO_MM = {"meter": 1000.0, "micron": 0.001}
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
-    """A scalar or colour volume; of a 4-D file the one whose number ``series`` is (from 1)."""
+    """Read a scalar or colour volume; of a 4-D file the one whose number ``series`` is (from 1)."""
     with files.reading(path, "NIfTI"):
         image = _open(path)
         shape = _shape(path, image)
@@ -43,7 +45,7 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
 
 
 def count(path: Path) -> int:
-    """How many volumes the file holds, from its header alone."""
+    """Return how many volumes the file holds, from its header alone."""
     with files.reading(path, "NIfTI"):
         return _shape(path, _open(path))[3]
 
@@ -53,8 +55,10 @@ def _open(path: Path) -> Any:
 
     image = nibabel.load(path, mmap=False)
     if not isinstance(image, nibabel.Nifti1Pair):  # the other NIfTI classes derive from it
-        raise VolumeError(
-            f"{path}: {type(image).__name__} files do not say where the patient's left is: use NIfTI"
+        raise files.error(
+            path,
+            f"{type(image).__name__} files do not say where the patient's left is: use NIfTI",
+            "unsupported-format",
         )
     dtype = image.get_data_dtype()
     data_path = Path(image.file_map["image"].filename)
@@ -65,12 +69,17 @@ def _open(path: Path) -> Any:
 
 
 def _shape(path: Path, image: Any) -> tuple[int, int, int, int]:
-    """(I, J, K, number of volumes); axes of length 1 beyond space do not count."""
+    """Return (I, J, K, number of volumes); axes of length 1 beyond space do not count."""
     shape = [int(size) for size in image.shape]
     shape += [1] * (3 - len(shape))
     more = [size for size in shape[3:] if size != 1]
     if more and (len(more) > 1 or shape[3] == 1):  # 5-D: vectors and matrices per voxel
-        raise VolumeError(f"{path}: {' x '.join(map(str, shape))} voxels: up to four axes are read")
+        raise files.error(
+            path,
+            f"{' x '.join(map(str, shape))} voxels: up to four axes are read",
+            "unsupported-axes",
+            sizes=shape,
+        )
     return shape[0], shape[1], shape[2], more[0] if more else 1
 
 
@@ -79,10 +88,14 @@ def _voxels(image: Any, shape: tuple[int, int, int, int], number: int) -> NDArra
     stored_kji = stored.reshape(shape[:3], order="F").transpose(2, 1, 0)
     if stored_kji.dtype.names:  # RGB24 and RGBA32 are records of bytes
         if not set("RGB") <= set(stored_kji.dtype.names):
-            raise VolumeError(f"voxels with the parts {stored_kji.dtype.names} are not read")
+            raise VolumeError(
+                f"voxels with the parts {stored_kji.dtype.names} are not read", code="unsupported-voxel-type"
+            )
         return np.stack([stored_kji[colour] for colour in "RGB"], axis=-1)
     if stored_kji.dtype.kind == "c":
-        raise VolumeError("complex voxels are not read: save magnitude or phase")
+        raise VolumeError(
+            "complex voxels are not read: save magnitude or phase", code="unsupported-voxel-type"
+        )
     if stored_kji.dtype.kind == "f" and stored_kji.dtype.itemsize > 8:
         stored_kji = stored_kji.astype(np.float64)
     slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
@@ -90,7 +103,7 @@ def _voxels(image: Any, shape: tuple[int, int, int, int], number: int) -> NDArra
 
 
 def _one_volume(image: Any, shape: tuple[int, int, int, int], number: int) -> NDArray[Any]:
-    """One volume of a 4-D file without reading the others into memory, stored values."""
+    """Read one volume of a 4-D file without the others, as stored."""
     import nibabel
 
     unscaled = nibabel.arrayproxy.ArrayProxy(
@@ -102,38 +115,31 @@ def _one_volume(image: Any, shape: tuple[int, int, int, int], number: int) -> ND
 
 
 def _affine(image: Any) -> NDArray[np.float64]:
-    """sform, else qform, else spacing alone, in mm."""
+    """Return sform, else qform, else spacing alone, in mm."""
     scale = _TO_MM.get(image.header.get_xyzt_units()[0], 1.0)
     return np.diag([scale, scale, scale, 1.0]) @ np.asarray(image.affine, dtype=np.float64)
 
 
-_COMMENT = 6
+def read_label_names(path: Path) -> tuple[Label, ...]:
+    """Return the labels that a file names, in its order; none when it was not written by this package.
 
-
-@dataclass(frozen=True)
-class Named:
-    """What the comment says of one label; ``colour`` is RGB from 0 to 1."""
-
-    value: int
-    name: str
-    colour: tuple[float, float, float] | None = None
-    tags: dict[str, str] = field(default_factory=dict)
-
-
-def read_names(path: Path) -> list[Named]:
-    """Labels the file names, in its order; none when it was not written by this package, or is damaged."""
+    NIfTI has no field for them. The comment extension that this package writes (code 6 of
+    https://nifti.nimh.nih.gov/nifti-1/documentation/nifti1fields/nifti1fields_pages/extension.html) is JSON:
+    ``{"software": …, "segments": [{"label": 1, "name": …, "colour": [r, g, b], "tags": {…}}, …]}``. A damaged
+    one is passed over.
+    """
     import nibabel
 
-    extensions = getattr(nibabel.load(path).header, "extensions", ())
-    for extension in extensions:
-        if extension.get_code() == _COMMENT:
-            found = list(_understood(extension.get_content()))
-            if len({one.value for one in found}) == len(found) > 0:
-                return found
-    return []
+    with files.reading(path, "NIfTI"):
+        for extension in getattr(nibabel.load(path).header, "extensions", ()):
+            if extension.get_code() == _COMMENT:
+                found = list(_labels_in(extension.get_content()))
+                if len({label.value for label in found}) == len(found) > 0:
+                    return tuple(label for label in found if label.value != 0)
+    return ()
 
 
-def _understood(content: Any) -> Iterator[Named]:
+def _labels_in(content: Any) -> Iterator[Label]:
     try:
         text = content if isinstance(content, str) else bytes(content).rstrip(b"\0").decode("utf-8")
         segments = json.loads(text)["segments"]
@@ -142,24 +148,21 @@ def _understood(content: Any) -> Iterator[Named]:
     for segment in segments if isinstance(segments, list) else ():
         if not isinstance(segment, dict) or not isinstance(segment.get("label"), int):
             continue
-        tags = segment.get("tags")
-        yield Named(
-            segment["label"],
-            str(segment.get("name") or segment["label"]),
-            _colour(segment.get("colour")),
-            {str(key): str(value) for key, value in tags.items()} if isinstance(tags, dict) else {},
-        )
+        value, tags = segment["label"], segment.get("tags")
+        tags = {str(key): str(text) for key, text in tags.items()} if isinstance(tags, dict) else {}
+        name, colour = str(segment.get("name") or value), _label_colour(segment.get("colour"))
+        yield Label(name, value, 0, colour, tags_text(tags), terminology_in(tags))
 
 
-def _colour(parts: Any) -> tuple[float, float, float] | None:
+def _label_colour(parts: Any) -> tuple[float, float, float] | None:
     try:
-        red, green, blue = (_as_chosen(min(1.0, max(0.0, float(part)))) for part in parts)
+        red, green, blue = (_exact(min(1.0, max(0.0, float(part)))) for part in parts)
     except (TypeError, ValueError):
         return None
     return red, green, blue
 
 
-def _as_chosen(part: float) -> float:
-    """The colour of 8 bits a channel that four digits stand for, if they do."""
+def _exact(part: float) -> float:
+    """Return the colour of 8 bits a channel that four digits stand for, if they do."""
     whole = round(part * 255) / 255
     return whole if round(whole, 4) == round(part, 4) else part

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
-    """The images of a block, as CT that was already turned into 8 bits."""
+    """Read the images of a block, as CT that was already turned into 8 bits."""
     with files.reading(path, "NPZ"):
         files.chosen(path, series, 1, "volumes")
         voxels = _array(path, "imgs")
@@ -32,18 +31,23 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
 
 
 def read_labels(path: Path) -> tuple[NDArray[Any], Geometry]:
-    """The labels of a block and where they are."""
+    """Read the labels of a block and their geometry."""
     with files.reading(path, "NPZ"):
         labels = _array(path, "gts")
         return labels, _geometry(path, labels)
 
 
 def _array(path: Path, name: str) -> NDArray[Any]:
-    """One array, its size checked before it is unpacked; pickled objects are never loaded."""
+    """Read one array, its size checked before it is unpacked; pickled objects are never loaded."""
     with zipfile.ZipFile(path) as archive:
         members = archive.namelist()
         if f"{name}.npy" not in members:
-            raise VolumeError(f"{path}: has no array {name!r}, only {', '.join(members)[:200] or 'nothing'}")
+            raise files.error(
+                path,
+                f"has no array {name!r}, only {', '.join(members)[:200] or 'nothing'}",
+                "array-missing",
+                array=name,
+            )
         stored = archive.getinfo(f"{name}.npy").compress_size
         with archive.open(f"{name}.npy") as stream:
             version = np.lib.format.read_magic(stream)
@@ -54,10 +58,15 @@ def _array(path: Path, name: str) -> NDArray[Any]:
             )
             shape, fortran_order, dtype = read_header(stream)
             if len(shape) != 3 or dtype.hasobject or dtype.kind not in "buif":
-                raise VolumeError(f"{path}: {name} is {shape} of {dtype}: three axes of numbers are read")
+                raise files.error(
+                    path,
+                    f"{name} is {shape} of {dtype}: three axes of numbers are read",
+                    "unsupported-axes",
+                    array=name,
+                )
             wanted = files.checked_bytes(path, shape, dtype.itemsize, max(stored, 1), files.DEFLATE_RATIO)
-            flat = files.read_bytes(path, stream, wanted, None).view(dtype)
-    return files.native(flat).reshape(shape, order="F" if fortran_order else "C")
+            (data,) = files.read_parts(path, stream, 1, wanted, None)
+    return files.native(data.view(dtype)).reshape(shape, order="F" if fortran_order else "C")
 
 
 def _geometry(path: Path, voxels: NDArray[Any]) -> Geometry:
@@ -66,6 +75,8 @@ def _geometry(path: Path, voxels: NDArray[Any]) -> Geometry:
         if "spacing" in arrays:
             spacing = np.asarray(arrays["spacing"], dtype=np.float64).ravel()
     if spacing.size != 3 or not all(math.isfinite(value) and value > 0 for value in spacing):
-        raise VolumeError(f"{path}: spacing {spacing.tolist()} should be three positive numbers")
+        raise files.error(
+            path, f"spacing {spacing.tolist()} should be three positive numbers", "invalid-spacing"
+        )
     k, j, i = voxels.shape
     return Geometry.from_lps(np.diag([*spacing, 1.0]), (i, j, k))

@@ -1,20 +1,19 @@
 """NRRD, attached (.nrrd) and detached (.nhdr): http://teem.sourceforge.net/nrrd/format.html.
 
-pynrrd reads the header; the voxels are read here, within the size the header promises.
+pynrrd reads the header; the voxels are read through :class:`files.StoredVoxels`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
@@ -22,25 +21,12 @@ from medsam2_core.imaging.volume import Volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# Without "signed", "int" behind another word, "_t" and spaces, see :func:`_dtype`.
 _TYPES = {
-    "i1": ("signed char", "int8", "int8_t"),
-    "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
-    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
-    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
-    "i4": ("int", "signed int", "int32", "int32_t"),
-    "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
-    "i8": (
-        "longlong",
-        "long long",
-        "long long int",
-        "signed long long",
-        "signed long long int",
-        "int64",
-        "int64_t",
-    ),
-    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
-    "f4": ("float",),
-    "f8": ("double",),
+    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
+    **{"longlong": "i8", "ulonglong": "u8", "float": "f4", "double": "f8"},
+    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
+    **{"int64": "i8", "uint64": "u8"},
 }
 _COMPRESSION = {"raw": None, "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 _TEXT = ("txt", "text", "ascii", "hex")
@@ -85,24 +71,17 @@ class NrrdLayers:
     count: int
     dtype: np.dtype[Any]
     geometry: Geometry
-    _header: dict[str, Any] = field(repr=False)
-    _data_start: int = field(repr=False)
+    _voxels: files.StoredVoxels
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         i, j, k = self.geometry.shape_ijk
-        sizes = [self.count, i, j, k]
-        size = self.count * i * j * self.dtype.itemsize
-        with (
-            files.reading(self.path, "NRRD"),
-            _at_voxels(self.path, self._header, sizes, self._data_start) as (file, stream, compression),
-        ):
-            for data in files.read_parts(file, stream, k, size, compression):
-                layers_jil = files.native(data.view(self.dtype)).reshape(j, i, self.count)
-                yield np.ascontiguousarray(np.moveaxis(layers_jil, -1, 0))
+        with files.reading(self.path, "NRRD"):
+            for layers in self._voxels.read_in(k):
+                yield np.ascontiguousarray(np.moveaxis(layers.reshape(j, i, self.count), -1, 0))
 
 
 def read_layers(path: Path) -> NrrdLayers | None:
-    """The layers of a file that has several, of whole numbers and as its fastest axis; None for others."""
+    """Return the layers of a file with several, of whole numbers as fastest axis; None for others."""
     with files.reading(path, "NRRD"):
         header, data_start = _header(path)
         sizes = _axes(path, header)
@@ -114,11 +93,11 @@ def read_layers(path: Path) -> NrrdLayers | None:
             return None
         count, i, j, k = sizes
         geometry = Geometry.from_lps(_ijk_to_lps(path, header, space_axes), (i, j, k))
-        return NrrdLayers(path, count, dtype, geometry, header, data_start)
+        return NrrdLayers(path, count, dtype, geometry, _stored(path, header, sizes, data_start))
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
-    """A scalar or colour volume; of a file with several, the one whose number ``series`` is (from 1)."""
+    """Read a scalar or colour volume; of a file with several, the one numbered ``series`` (from 1)."""
     content = read_array(path)
     voxels = content.voxels
     metadata: dict[str, Any] = {"format": "NRRD"}
@@ -132,7 +111,7 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
 
 
 def count(path: Path) -> int:
-    """How many volumes the file holds, from its header alone."""
+    """Return how many volumes the file holds, from its header alone."""
     with files.reading(path, "NRRD"):
         header = _header(path)[0]
         axes = _axes(path, header)
@@ -143,13 +122,12 @@ def count(path: Path) -> int:
 
 
 def read_array(path: Path) -> NrrdArray:
-    """All voxels of a file with up to four axes; VolumeError says what is wrong with it."""
+    """Read all voxels of a file with up to four axes."""
     with files.reading(path, "NRRD"):
         header, data_start = _header(path)
         sizes = _axes(path, header)
         space_axes = _space_axes(path, header, sizes)
-        flat = _read_voxels(path, header, sizes, data_start)
-        voxels = flat.reshape(sizes[::-1])  # slowest axis first
+        voxels = _read_voxels(path, header, sizes, data_start)
         kind = ""
         extra = [axis for axis in range(len(sizes)) if axis not in space_axes]
         if extra:
@@ -177,25 +155,31 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def _axes(path: Path, header: dict[str, Any]) -> list[int]:
     for name in ("type", "dimension", "sizes", "encoding"):
         if name not in header:
-            raise VolumeError(f"{path}: the NRRD header lacks {name!r}")
+            raise files.error(path, f"the NRRD header lacks {name!r}", "header-incomplete", field=name)
     sizes = [int(size) for size in np.atleast_1d(header["sizes"])]
     if len(sizes) != int(header["dimension"]) or not 2 <= len(sizes) <= 4:
-        raise VolumeError(
-            f"{path}: dimension {header['dimension']} with sizes {sizes}: volumes of 2 to 4 axes are read"
+        raise files.error(
+            path,
+            f"dimension {header['dimension']} with sizes {sizes}: volumes of 2 to 4 axes are read",
+            "unsupported-axes",
+            sizes=sizes,
         )
     return sizes
 
 
 def _space_axes(path: Path, header: dict[str, Any], sizes: list[int]) -> list[int]:
-    """Axes of the file that are directions in space: two or three."""
+    """Return the axes of the file that are directions in space: two or three."""
     if "space directions" in header:
         axes = [n for n, vector in enumerate(_directions(path, header, sizes)) if np.isfinite(vector).all()]
     else:
         axes = [n for n in range(len(sizes)) if _kind(header, n) in ("", "space", "domain", "???", "none")]
         axes = axes if len(axes) <= 3 else axes[:3]
     if not 2 <= len(axes) <= 3 or len(sizes) - len(axes) > 1:
-        raise VolumeError(
-            f"{path}: {len(axes)} of its {len(sizes)} axes are directions in space: 2 or 3 are needed"
+        raise files.error(
+            path,
+            f"{len(axes)} of its {len(sizes)} axes are directions in space: 2 or 3 are needed",
+            "unsupported-axes",
+            sizes=sizes,
         )
     return axes
 
@@ -204,7 +188,9 @@ def _directions(path: Path, header: dict[str, Any], sizes: list[int]) -> list[ND
     given = header["space directions"]
     rows = [np.full(3, np.nan) if row is None else np.asarray(row, dtype=np.float64) for row in given]
     if len(rows) != len(sizes) or any(row.shape not in ((2,), (3,)) for row in rows):
-        raise VolumeError(f"{path}: space directions {given} do not fit {len(sizes)} axes")
+        raise files.error(
+            path, f"space directions {given} do not fit {len(sizes)} axes", "space-directions-mismatch"
+        )
     return [np.append(row, 0.0) if row.shape == (2,) else row for row in rows]
 
 
@@ -216,7 +202,12 @@ def _kind(header: dict[str, Any], axis: int) -> str:
 def _ijk_to_lps(path: Path, header: dict[str, Any], space_axes: list[int]) -> NDArray[np.float64]:
     space = str(header.get("space", "")).lower()
     if space not in _TO_LPS and not space.endswith("-time"):
-        raise VolumeError(f"{path}: unknown space {header['space']!r}: LPS, RAS and LAS are read")
+        raise files.error(
+            path,
+            f"unknown space {header['space']!r}: LPS, RAS and LAS are read",
+            "unsupported-space",
+            space=space,
+        )
     matrix = np.eye(4)
     if "space directions" in header:
         rows = _directions(path, header, [1] * len(header["space directions"]))
@@ -234,86 +225,106 @@ def _ijk_to_lps(path: Path, header: dict[str, Any], space_axes: list[int]) -> ND
     if "space origin" in header:
         origin = np.asarray(header["space origin"], dtype=np.float64)
         if origin.shape not in ((2,), (3,)):
-            raise VolumeError(f"{path}: space origin {header['space origin']} needs three numbers")
+            raise files.error(
+                path,
+                f"space origin {header['space origin']} needs three numbers",
+                "invalid-numbers",
+                field="space origin",
+            )
         matrix[: len(origin), 3] = origin
     signs = _TO_LPS.get(space.removesuffix("-time"), (1, 1, 1))
     return np.diag([*signs, 1.0]) @ matrix
 
 
 def _read_voxels(path: Path, header: dict[str, Any], sizes: list[int], data_start: int) -> NDArray[Any]:
+    """Read voxels, slowest axis first."""
+    if str(header["encoding"]).lower() not in _TEXT:
+        return _stored(path, header, sizes, data_start).read()
+    import nrrd
+
     dtype = _dtype(path, header)
-    if str(header["encoding"]).lower() in _TEXT:
-        import nrrd
-
-        data_path, start = _place(path, header, data_start)
-        stored = data_path.stat().st_size - start
-        files.checked_bytes(data_path, sizes, dtype.itemsize, stored, ratio=dtype.itemsize)
-        with data_path.open("rb") as stream:
-            stream.seek(start)
-            return nrrd.read_data(header, stream, str(data_path), index_order="C").ravel()
-    with _at_voxels(path, header, sizes, data_start) as (data_path, stream, compression):
-        data = files.read_bytes(data_path, stream, math.prod(sizes) * dtype.itemsize, compression)
-    return files.native(data.view(dtype))
-
-
-@contextlib.contextmanager
-def _at_voxels(
-    path: Path, header: dict[str, Any], sizes: list[int], data_start: int
-) -> Iterator[tuple[Path, IO[bytes], str | None]]:
-    """The file that holds the voxels, open where they begin, and how they are compressed."""
-    encoding = str(header["encoding"]).lower()
-    if encoding not in _COMPRESSION:
-        raise VolumeError(
-            f"{path}: encoding {header['encoding']!r} is not read: use raw, gzip, bzip2 or ascii"
-        )
-    compression = _COMPRESSION[encoding]
-    # bzip2 squeezes constant data without a bound; beyond a million times nobody has such a volume.
-    ratio = {None: 1.0, "gzip": files.DEFLATE_RATIO, "bzip2": 1e6}[compression]
-    data_path, start = _place(path, header, data_start)
+    data_path, start = _data_location(path, header, data_start)
     stored = data_path.stat().st_size - start
-    wanted = files.checked_bytes(data_path, sizes, _dtype(path, header).itemsize, stored, ratio)
+    files.checked_bytes(data_path, sizes, dtype.itemsize, stored, ratio=dtype.itemsize)
     with data_path.open("rb") as stream:
         stream.seek(start)
-        _skip(path, stream, header, wanted, compression)
-        yield data_path, stream, compression
+        return np.asarray(nrrd.read_data(header, stream, str(data_path), index_order="C"))
 
 
-def _place(path: Path, header: dict[str, Any], data_start: int) -> tuple[Path, int]:
-    """The file that holds the voxels, and where they begin in it."""
+def _stored(path: Path, header: dict[str, Any], sizes: list[int], data_start: int) -> files.StoredVoxels:
+    encoding = str(header["encoding"]).lower()
+    if encoding not in _COMPRESSION:
+        raise files.error(
+            path,
+            f"encoding {header['encoding']!r} is not read: use raw, gzip, bzip2 or ascii",
+            "unsupported-encoding",
+            encoding=encoding,
+        )
+    compression = _COMPRESSION[encoding]
+    lines = int(header.get("line skip", header.get("lineskip", 0)))
+    skip = int(header.get("byte skip", header.get("byteskip", 0)))
+    if lines < 0 or skip < -1 or (skip != 0 and compression is not None):
+        raise files.error(
+            path,
+            f"line skip {lines} and byte skip {skip} are not read with this encoding",
+            "unsupported-skip",
+        )
+    data_path, start = _data_location(path, header, data_start)
+    return files.StoredVoxels(data_path, start, tuple(sizes), _dtype(path, header), compression, lines, skip)
+
+
+def _data_location(path: Path, header: dict[str, Any], data_start: int) -> tuple[Path, int]:
+    """Return the file that holds the voxels, and where they begin in it."""
     detached = header.get("data file", header.get("datafile"))
     return (path, data_start) if detached is None else (_data_path(path, detached), 0)
 
 
-def _skip(path: Path, stream: Any, header: dict[str, Any], wanted: int, compression: str | None) -> None:
-    lines = int(header.get("line skip", header.get("lineskip", 0)))
-    skip = int(header.get("byte skip", header.get("byteskip", 0)))
-    if lines < 0 or skip < -1 or (skip != 0 and compression is not None):
-        raise VolumeError(f"{path}: line skip {lines} and byte skip {skip} are not read with this encoding")
-    for _ in range(lines):
-        if not stream.readline():
-            raise VolumeError(f"{path}: truncated: line skip {lines} reaches beyond the end")
-    if skip == -1:
-        stream.seek(-wanted, 2)
-    elif skip:
-        stream.seek(skip, 1)
-
-
 def _dtype(path: Path, header: dict[str, Any]) -> np.dtype[Any]:
     name = str(header["type"]).lower()
-    code = next((code for code, names in _TYPES.items() if name in names), None)
+    short = name.replace("unsigned ", "u").replace("signed ", "").removesuffix(" int").removesuffix("_t")
+    code = _TYPES.get(short.replace(" ", ""))
     if code is None:
-        raise VolumeError(f"{path}: voxels of type {header['type']!r} are not read")
+        raise files.error(
+            path, f"voxels of type {header['type']!r} are not read", "unsupported-voxel-type", type=name
+        )
     endian = str(header.get("endian", "")).lower()
     if code[1] != "1" and endian not in ("little", "big") and header["encoding"] not in _TEXT:
-        raise VolumeError(
-            f"{path}: the header must say whether the voxels are little or big endian, not {endian!r}"
+        raise files.error(
+            path,
+            f"the header must say whether the voxels are little or big endian, not {endian!r}",
+            "endian-missing",
         )
     return np.dtype((">" if endian == "big" else "<") + code)
 
 
 def _data_path(path: Path, detached: Any) -> Path:
     if not isinstance(detached, str) or "%" in detached or detached.upper().startswith("LIST"):
-        raise VolumeError(
-            f"{path}: voxels in several files ({str(detached)[:80]!r}) are not read: join them first"
+        raise files.error(
+            path,
+            f"voxels in several files ({str(detached)[:80]!r}) are not read: join them first",
+            "voxels-in-several-files",
         )
     return path.parent / detached
+
+
+def read_fields(path: Path) -> dict[str, str]:
+    """Read the ``key:=value`` pairs of a NRRD header, in UTF-8 and with escapes resolved.
+
+    (pynrrd reads ASCII and leaves the escapes.) http://teem.sourceforge.net/nrrd/format.html#keyvalue
+    """
+    fields = {}
+    with path.open("rb") as stream:
+        for line in stream:
+            text = line.rstrip(b"\r\n")
+            if not text:
+                break
+            if text.startswith(b"#"):
+                continue
+            key, divider, value = text.decode("utf-8", "replace").partition(":=")
+            if divider and ": " not in key:
+                fields[key] = _unescaped(value)
+    return fields
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(\\|n)", lambda found: "\n" if found[1] == "n" else "\\", text)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
@@ -24,7 +23,7 @@ _PLAIN_TIFF_COMPRESSIONS = (1, 8, 32773, 32946)  # none, deflate, PackBits, defl
 
 
 def read_volume(path: Path, series: str | None = None, *, as_labels: bool = False) -> Volume:
-    """One picture, grey (any depth) or colour of 8 bits.
+    """Read one picture, grey (any depth) or colour of 8 bits.
 
     Transparency is dropped. A palette becomes its colours, or with ``as_labels`` its indices. A TIFF of
     several pages of one size becomes a stack of slices.
@@ -57,7 +56,7 @@ def _read_with_pillow(path: Path, as_labels: bool, page: int = 0) -> NDArray[Any
 
 
 def _read_tiff(path: Path, as_labels: bool) -> NDArray[Any]:
-    """(pages, H, W) or (pages, H, W, samples)."""
+    """Read (pages, H, W) or (pages, H, W, samples)."""
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
@@ -65,7 +64,12 @@ def _read_tiff(path: Path, as_labels: bool) -> NDArray[Any]:
         count = len(tiff.pages)
         shapes = {(page.imagelength, page.imagewidth, page.samplesperpixel) for page in tiff.pages}
         if len(shapes) != 1:
-            raise VolumeError(f"{path}: {count} pages of different sizes: save one page as a file of its own")
+            raise files.error(
+                path,
+                f"{count} pages of different sizes: save one page as a file of its own",
+                "pages-differ",
+                pages=count,
+            )
         itemsize = 1 if first.dtype is None else first.dtype.itemsize
         _check_size(path, first.imagelength, first.imagewidth, count * first.samplesperpixel * itemsize)
         # Pillow knows the colour spaces and, through libtiff, LZW and JPEG; tifffile knows the rarer types of
@@ -86,35 +90,45 @@ def _samples_last(page: Any, pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _plain(path: Path, pixels: NDArray[Any]) -> NDArray[Any]:
-    """(K, H, W) grey or (K, H, W, 3) colour of 8 bits; alpha dropped."""
+    """Return (K, H, W) grey or (K, H, W, 3) colour of 8 bits; alpha dropped."""
     if pixels.dtype.kind not in "buif":
-        raise VolumeError(f"{path}: pixels of type {pixels.dtype} are not read")
+        raise files.error(path, f"pixels of type {pixels.dtype} are not read", "unsupported-pixel-type")
     if pixels.ndim == 4:
         samples = pixels.shape[3]
         if samples in (1, 2):  # grey, grey with alpha
             return pixels[..., 0]
         if samples not in (3, 4):
-            raise VolumeError(f"{path}: {samples} values per pixel are not read: grey or RGB is")
+            raise files.error(
+                path, f"{samples} values per pixel are not read: grey or RGB is", "unsupported-pixel-type"
+            )
         pixels = pixels[..., :3]
         if pixels.dtype == np.uint16:
             return (pixels >> 8).astype(np.uint8)
         if pixels.dtype == np.uint8 and _is_grey(pixels):
             return pixels[..., 0]
         if pixels.dtype != np.uint8:
-            raise VolumeError(f"{path}: colour of type {pixels.dtype} is not read: save it with 8 bits")
+            raise files.error(
+                path,
+                f"colour of type {pixels.dtype} is not read: save it with 8 bits",
+                "unsupported-pixel-type",
+            )
     return pixels
 
 
 def _is_grey(pixels: NDArray[Any]) -> bool:
-    """Whether colour was only the file's way to store grey, as screenshots of ultrasound are."""
+    """Return whether colour channels are equal, as in screenshots of ultrasound."""
     red = pixels[..., 0]
     return bool(np.array_equal(red, pixels[..., 1]) and np.array_equal(red, pixels[..., 2]))
 
 
 def _check_size(path: Path, height: int, width: int, bytes_per_pixel: int) -> None:
     if height * width > _LARGEST_PICTURE:
-        raise VolumeError(
-            f"{path}: {width} x {height} pixels is larger than the {_LARGEST_PICTURE} pixels that are read"
+        raise files.error(
+            path,
+            f"{width} x {height} pixels is larger than the {_LARGEST_PICTURE} pixels that are read",
+            "picture-too-large",
+            width=width,
+            height=height,
         )
     stored = path.stat().st_size
     files.checked_bytes(path, (height, width), math.ceil(bytes_per_pixel), stored, _CODEC_RATIO)

@@ -31,7 +31,7 @@ INSIDE = 128
 
 
 def agreeing(values: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The same values, brought to the side of 0.5 on which the mask is."""
+    """Return the values clipped to the side of 0.5 on which the mask is."""
     # A logit of exactly 0 is outside, and one just above it inside: 8 bits alone cannot tell them apart.
     return np.where(mask, np.maximum(values, np.uint8(INSIDE)), np.minimum(values, np.uint8(INSIDE - 1)))
 
@@ -70,15 +70,15 @@ class PackedValues:
 
     @classmethod
     def certain(cls, mask_hw: NDArray[np.bool_]) -> PackedValues:
-        """Of a mask (H, W) nobody doubts: 255 inside, 0 elsewhere."""
+        """Pack a certain mask (H, W): 255 inside, 0 elsewhere."""
         return cls.of(np.where(mask_hw, np.uint8(MAXIMUM), np.uint8(0)))
 
     def agreeing(self, mask_hw: NDArray[np.bool_]) -> PackedValues:
-        """The same values, brought to the side of 0.5 on which a mask (H, W) is."""
+        """Return the values clipped to the side of 0.5 on which a mask (H, W) is."""
         return PackedValues.of(agreeing(self.values_hw(), mask_hw))
 
     def values_hw(self) -> NDArray[np.uint8]:
-        """The values (H, W), in a new array."""
+        """Return the values (H, W), in a new array."""
         out = np.zeros(self.shape_hw, dtype=np.uint8)
         row, column, height, width = self.box
         if self.deflated:
@@ -131,7 +131,10 @@ class Probabilities:
                 if packed.shape_hw != (height, width) or not 0 <= k < depth:
                     raise VolumeError(
                         f"probabilities of {name!r}: slice {k} of {packed.shape_hw} does not fit the grid "
-                        f"{self.geometry.shape_ijk}"
+                        f"{self.geometry.shape_ijk}",
+                        code="probabilities-on-another-grid",
+                        segment=name,
+                        k=k,
                     )
         object.__setattr__(self, "slices", MappingProxyType(kept))
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
@@ -143,7 +146,7 @@ class Probabilities:
         maps: Mapping[str, Mapping[int, PackedValues]],
         provenance: Mapping[str, Any] | None = None,
     ) -> Probabilities:
-        """From the slices of a stack, by object and slice, onto the grid of its volume.
+        """Create from slices of a stack, by object and slice, on the grid of its volume.
 
         Every voxel gets the value of the pixel it also gets its mask from. One object after the other is
         unpacked.
@@ -162,7 +165,7 @@ class Probabilities:
         values: Mapping[str, NDArray[np.uint8]],
         provenance: Mapping[str, Any] | None = None,
     ) -> Probabilities:
-        """From (K, J, I) uint8 values by name."""
+        """Create from (K, J, I) uint8 values by name."""
         return cls(geometry, {name: _packed(one) for name, one in values.items()}, provenance or {})
 
     @property
@@ -176,7 +179,7 @@ class Probabilities:
         return sum(packed.nbytes for of_name in self.slices.values() for packed in of_name.values())
 
     def slice_ji(self, name: str, k: int) -> NDArray[np.uint8]:
-        """(J, I) values 0 to 255 of one object on slice ``k``, in a new array.
+        """Return (J, I) values 0 to 255 of one object on slice ``k``, in a new array.
 
         Raises
         ------
@@ -185,30 +188,37 @@ class Probabilities:
         """
         of_name = self._of(name)
         if not 0 <= k < self.geometry.shape_ijk[2]:
-            raise VolumeError(f"there is no slice {k}: slices are 0 to {self.geometry.shape_ijk[2] - 1}")
+            raise VolumeError(
+                f"there is no slice {k}: slices are 0 to {self.geometry.shape_ijk[2] - 1}",
+                code="no-such-slice",
+                k=k,
+                slices=self.geometry.shape_ijk[2],
+            )
         packed = of_name.get(k)
         return np.zeros(self.geometry.shape_ijk[1::-1], np.uint8) if packed is None else packed.values_hw()
 
     def slices_of(self, name: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """(k, (J, I) values) of the slices on which the object is at all likely, ascending."""
+        """Return (k, (J, I) values) of the slices that are not all 0, ascending."""
         return ((k, packed.values_hw()) for k, packed in self._of(name).items())
 
     def values_kji(self, name: str) -> NDArray[np.uint8]:
-        """(K, J, I) values of one object: a byte a voxel."""
+        """Return (K, J, I) values of one object: a byte a voxel."""
         values_kji = np.zeros(self.geometry.shape_ijk[::-1], np.uint8)
         for k, values_ji in self.slices_of(name):
             values_kji[k] = values_ji
         return values_kji
 
     def count_differing(self, segment: Segment) -> int:
-        """Voxels on which a segment of the same name is on the other side of 0.5 than its probability.
+        """Count voxels of a segment of the same name that are on the other side of 0.5.
 
         0 for the mask that was made together with them. VolumeError for another grid.
         """
         if segment.shape_ijk != self.geometry.shape_ijk:
             raise VolumeError(
                 f"{segment.name!r} has {segment.shape_ijk} voxels, its probabilities "
-                f"{self.geometry.shape_ijk}: they do not belong together"
+                f"{self.geometry.shape_ijk}: they do not belong together",
+                code="probabilities-on-another-grid",
+                segment=segment.name,
             )
         count = 0
         for k in range(self.geometry.shape_ijk[2]):
@@ -223,7 +233,12 @@ class Probabilities:
     def _of(self, name: str) -> Mapping[int, PackedValues]:
         if name not in self.slices:
             known = ", ".join(map(repr, self.names)) or "none"
-            raise VolumeError(f"there are no probabilities of {name!r}: they are known of {known}")
+            raise VolumeError(
+                f"there are no probabilities of {name!r}: they are known of {known}",
+                code="no-probabilities-of-segment",
+                segment=name,
+                known=list(self.names),
+            )
         return self.slices[name]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import dicom, files, metaimage, nifti, npz, nrrd, pictures
 from medsam2_core.imaging.dicom import SeriesInfo
-from medsam2_core.imaging.labels import LabelMap, read_labels
+from medsam2_core.imaging.label_map import LabelMap
+from medsam2_core.imaging.segmentation_files import read_labels
 from medsam2_core.imaging.volume import ImageSet, Volume
 
 __all__ = ["LabelMap", "SeriesInfo", "list_series", "read_images", "read_labels", "read_volume"]
@@ -49,7 +49,7 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
 
 
 def list_series(path: str | Path) -> list[SeriesInfo]:
-    """What a file or folder holds: DICOM series, or the volumes of a 4-D file.
+    """List what a file or folder holds: DICOM series, or the volumes of a 4-D file.
 
     One entry for a plain volume.
     """
@@ -67,14 +67,16 @@ def list_series(path: str | Path) -> list[SeriesInfo]:
 
 
 def read_images(folder: str | Path) -> ImageSet:
-    """All pictures of a folder (PNG, JPEG, TIFF, single DICOM images), sorted by name but not a volume."""
+    """Read all pictures of a folder (PNG, JPEG, TIFF, single DICOM images), sorted by name."""
     folder = _existing(folder)
     if not folder.is_dir():
-        raise VolumeError(f"{folder}: not a folder")
+        raise files.error(folder, "not a folder", "not-a-folder")
     paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     found = [p for p in paths if p.suffix.lower() in pictures.SUFFIXES or dicom.is_dicom(p)]
     if not found:
-        raise VolumeError(f"{folder}: no pictures found: PNG, JPEG, TIFF, BMP and DICOM images are read")
+        raise files.error(
+            folder, "no pictures found: PNG, JPEG, TIFF, BMP and DICOM images are read", "no-pictures"
+        )
     return ImageSet(tuple(read_volume(p) for p in found))
 
 
@@ -83,8 +85,10 @@ def _read_folder(path: Path, series: str | None) -> Volume:
     if not any(dicom.is_dicom(p) for p in path.rglob("*") if p.is_file()) and any(
         p.suffix.lower() in pictures.SUFFIXES for p in entries
     ):
-        raise VolumeError(
-            f"{path}: a folder of pictures is not a volume: name one picture, or read all with read_images()"
+        raise files.error(
+            path,
+            "a folder of pictures is not a volume: name one picture, or read all with read_images()",
+            "folder-of-pictures",
         )
     return dicom.read_volume(path, series)
 
@@ -97,13 +101,13 @@ def _reader(path: Path) -> Callable[[Path, str | None], Volume]:
     if dicom.is_dicom(path):  # DICOM files often have no suffix, or a UID that looks like one
         return dicom.read_volume
     known = ", ".join(suffix for suffixes in _READERS for suffix in suffixes)
-    raise VolumeError(f"{path}: unknown kind of file: {known} and DICOM are read")
+    raise files.error(path, f"unknown kind of file: {known} and DICOM are read", "unknown-format")
 
 
 def _existing(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
-        raise VolumeError(f"{path}: no such file or folder")
+        raise files.error(path, "no such file or folder", "no-such-file")
     if path.is_file() and path.stat().st_size == 0:
-        raise VolumeError(f"{path}: the file is empty")
+        raise files.error(path, "the file is empty", "empty-file")
     return path

@@ -33,7 +33,7 @@ _GOLDEN_ANGLE = 0.618033988749895  # of a turn: successive hues never come close
 
 
 def default_colour(number: int) -> tuple[float, float, float]:
-    """Red, green, blue (0 to 1) for the object of that number, from 0; the first hundred all differ."""
+    """Return red, green, blue (0 to 1) for a segment by number, from 0; the first hundred all differ."""
     if number < len(_COLOURS):
         code = _COLOURS[number]
         red, green, blue = (int(code[n : n + 2], 16) / 255 for n in (0, 2, 4))
@@ -58,7 +58,7 @@ class Segment:
     colour_rgb : three numbers from 0 to 1
     mask_kji : (K, J, I) bool or integers, any value but 0 belongs to the object; copied
     terminology : Terminology or None
-        What it is in coded terms; None says no more than "tissue", as 3D Slicer does for a new segment.
+        What it is in coded terms; None becomes "tissue", as in 3D Slicer for a new segment.
     tags : mapping of str to str
         More facts to be stored with this object, such as ``DICOM.SegmentAlgorithmType``.
     value : int or None
@@ -103,7 +103,7 @@ class Segment:
         tags: Mapping[str, str] | None = None,
         value: int | None = None,
     ) -> Segment:
-        """From the part of the grid that holds the object, without a mask of the whole.
+        """Create from the part of the grid that holds the segment, without a mask of the whole.
 
         Parameters
         ----------
@@ -124,7 +124,9 @@ class Segment:
         if any(first < 0 or last > size for first, last, size in ends):
             raise VolumeError(
                 f"part of {name!r}: {part.shape[::-1]} voxels (i, j, k) from {tuple(offset_ijk)} on reach "
-                f"out of the grid of {tuple(shape_ijk)}"
+                f"out of the grid of {tuple(shape_ijk)}",
+                code="mask-outside-grid",
+                segment=name,
             )
         start, inner = _cropped(part, copied=False)
         i, j, k = offset_ijk
@@ -143,10 +145,13 @@ class Segment:
         if mask.ndim != 3 or mask.dtype.kind not in "bui":
             raise VolumeError(
                 f"mask of {name!r}: expected three axes (k, j, i) of true and false, "
-                f"not {mask.shape} of {mask.dtype}"
+                f"not {mask.shape} of {mask.dtype}",
+                code="invalid-mask",
+                segment=name,
+                shape=list(mask.shape),
             )
         if not isinstance(name, str) or not name.strip():
-            raise VolumeError(f"segment name {name!r}: give a name that is not empty")
+            raise VolumeError(f"segment name {name!r}: give a name that is not empty", code="empty-name")
         self.name = name
         self.colour_rgb = _checked_colour(name, colour_rgb)
         self.terminology = TISSUE if terminology is None else terminology
@@ -162,7 +167,7 @@ class Segment:
         self.shape_ijk: tuple[int, int, int] = (shape_ijk[0], shape_ijk[1], shape_ijk[2])
 
     def described_as(self, terminology: Terminology, name: str) -> Segment:
-        """The same object under another name and code; the voxels are shared."""
+        """Return the segment with another name and code; the voxels are shared."""
         other = copy.copy(self)
         other.terminology, other.name = terminology, name
         return other
@@ -185,12 +190,12 @@ class Segment:
         return not self.part_kji.any()
 
     def view_of(self, array_kji: NDArray[Any]) -> NDArray[Any]:
-        """The part of an array on the whole grid that ``part_kji`` covers, as a view."""
+        """Return the part of an array on the whole grid that ``part_kji`` covers, as a view."""
         start = self.offset_ijk[::-1]
         return array_kji[tuple(slice(s, s + n) for s, n in zip(start, self.part_kji.shape, strict=True))]
 
     def on_slice(self, array_ji: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
-        """The part of a (J, I) array of slice ``k`` this object may touch (a view), and its mask there."""
+        """Return the part of a (J, I) array of slice ``k`` that the segment may touch, and its mask."""
         i, j, first_k = self.offset_ijk
         depth, height, width = self.part_kji.shape
         if not first_k <= k < first_k + depth:
@@ -198,7 +203,7 @@ class Segment:
         return array_ji[j : j + height, i : i + width], self.part_kji[k - first_k]
 
     def overlap_with(self, other: Segment) -> int:
-        """Number of voxels that belong to both."""
+        """Count voxels that belong to both."""
         ours, theirs = [], []
         for axis in range(3):
             a, b = self.offset_ijk[2 - axis], other.offset_ijk[2 - axis]
@@ -248,10 +253,18 @@ class Segmentation:
             if segment.shape_ijk != self.geometry.shape_ijk:
                 raise VolumeError(
                     f"mask of {segment.name!r} has {segment.shape_ijk} voxels (i, j, k), "
-                    f"the grid {self.geometry.shape_ijk}"
+                    f"the grid {self.geometry.shape_ijk}",
+                    code="mask-on-another-grid",
+                    segment=segment.name,
+                    shape_ijk=list(segment.shape_ijk),
+                    grid_shape_ijk=list(self.geometry.shape_ijk),
                 )
             if segment.name in seen:
-                raise VolumeError(f"two segments are named {segment.name!r}: give each its own name")
+                raise VolumeError(
+                    f"two segments are named {segment.name!r}: give each its own name",
+                    code="duplicate-name",
+                    name=segment.name,
+                )
             seen.add(segment.name)
 
     @classmethod
@@ -261,7 +274,7 @@ class Segmentation:
         masks: Mapping[str, NDArray[Any]],
         provenance: Mapping[str, Any] | None = None,
     ) -> Segmentation:
-        """From (K, J, I) masks by name, in default colours."""
+        """Create from (K, J, I) masks by name, in default colours."""
         segments = (Segment(name, default_colour(n), mask) for n, (name, mask) in enumerate(masks.items()))
         return cls(geometry, tuple(segments), provenance or {})
 
@@ -275,7 +288,12 @@ class Segmentation:
             if segment.name == name:
                 return segment
         known = ", ".join(map(repr, self.names)) or "none"
-        raise VolumeError(f"unknown segment {name!r}: known segments are {known}")
+        raise VolumeError(
+            f"unknown segment {name!r}: known segments are {known}",
+            code="unknown-segment",
+            segment=name,
+            known=list(self.names),
+        )
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self.segments)
@@ -284,19 +302,19 @@ class Segmentation:
         return len(self.segments)
 
     def volume_ml(self, name: str) -> float:
-        """Volume of an object in millilitres."""
+        """Compute the volume of a segment in millilitres."""
         cubic_mm = abs(float(np.linalg.det(self.geometry.ijk_to_ras[:3, :3])))
         return self[name].voxel_count * cubic_mm / 1000.0
 
     def overlaps(self) -> Iterator[tuple[Segment, Segment, int]]:
-        """Pairs of segments (earlier, later) that share voxels, and how many they share."""
+        """Yield pairs of segments (earlier, later) that share voxels, and how many they share."""
         for n, later in enumerate(self.segments):
             for earlier in self.segments[:n]:
                 if count := earlier.overlap_with(later):
                     yield earlier, later, count
 
     def layers(self) -> tuple[int, ...]:
-        """For each segment the first layer, from 0, in which it overlaps no segment before it."""
+        """Return for each segment the first layer, from 0, in which it overlaps no segment before it."""
         rivals: dict[str, list[str]] = {}
         for earlier, later, _ in self.overlaps():
             rivals.setdefault(later.name, []).append(earlier.name)
@@ -310,11 +328,15 @@ class Segmentation:
     def label_dtype(self) -> np.dtype[Any]:
         """uint8 for up to 255 segments, else uint16."""
         if len(self.segments) > 65535:
-            raise VolumeError(f"{len(self.segments)} segments: at most 65535 can be numbered")
+            raise VolumeError(
+                f"{len(self.segments)} segments: at most 65535 can be numbered",
+                code="too-many-segments",
+                count=len(self.segments),
+            )
         return np.dtype(np.uint8 if len(self.segments) <= 255 else np.uint16)
 
     def label_slice(self, k: int, numbers: Iterable[int] | None = None) -> NDArray[Any]:
-        """(J, I) label values of slice ``k``; where objects overlap, the later one.
+        """Return (J, I) label values of slice ``k``; where segments overlap, the later one.
 
         ``numbers`` (from 0) restricts it to some of the segments.
         """
@@ -327,8 +349,80 @@ class Segmentation:
         return labels_ji
 
 
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A segment on one slice, in bits: a file may come with all segments before the first is complete."""
+
+    k: int
+    start_ji: tuple[int, int]
+    shape_ji: tuple[int, int]
+    bits: NDArray[np.uint8]
+
+    @property
+    def start_kji(self) -> tuple[int, int, int]:
+        return self.k, *self.start_ji
+
+    @property
+    def stop_kji(self) -> tuple[int, int, int]:
+        return self.k + 1, self.start_ji[0] + self.shape_ji[0], self.start_ji[1] + self.shape_ji[1]
+
+    def mask_ji(self) -> NDArray[np.bool_]:
+        rows, columns = self.shape_ji
+        return np.unpackbits(self.bits, count=rows * columns).reshape(rows, columns).view(bool)
+
+
+class SegmentBuilder:
+    """Masks of segments gathered slice by slice, each then put together in the smallest box that holds it.
+
+    A file of a hundred overlapping segments would need a hundred layers of the whole grid; what the segments
+    fill of them is a fraction. Slices may come in any order, a slice of a segment also in several pieces.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, list[_Piece]] = {}
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the segments that have a voxel."""
+        return tuple(self._pieces)
+
+    def add(self, number: int, k: int, mask_ji: NDArray[np.bool_]) -> None:
+        """Add the voxels of ``mask_ji`` (J, I) on slice ``k`` to a segment."""
+        rows = np.flatnonzero(mask_ji.any(axis=1))
+        if rows.size == 0:
+            return
+        inside = mask_ji[rows[0] : rows[-1] + 1]
+        columns = np.flatnonzero(inside.any(axis=0))
+        inside = inside[:, columns[0] : columns[-1] + 1]
+        start, shape = (int(rows[0]), int(columns[0])), (inside.shape[0], inside.shape[1])
+        self._pieces.setdefault(number, []).append(_Piece(k, start, shape, np.packbits(inside)))
+
+    def add_labels(self, k: int, labels_ji: NDArray[Any], background: int = 0) -> None:
+        """Add a slice (J, I) of a label map: each value but 0 and ``background`` is a segment's number."""
+        for value in np.unique(labels_ji).tolist():
+            if value not in (0, background):
+                self.add(value, k, labels_ji == value)
+
+    def take(self, number: int) -> tuple[NDArray[np.bool_], tuple[int, int, int]]:
+        """Return the mask (k, j, i) of a segment and the offset (i, j, k) of its first voxel, and drop both.
+
+        The mask of a segment without voxels is of size 0.
+        """
+        pieces = self._pieces.pop(number, [])
+        if not pieces:
+            return np.zeros((0, 0, 0), dtype=bool), (0, 0, 0)
+        first = np.min([piece.start_kji for piece in pieces], axis=0)
+        last = np.max([piece.stop_kji for piece in pieces], axis=0)
+        mask_kji = np.zeros(last - first, dtype=bool)
+        for piece in pieces:
+            k, j, i = piece.start_kji - first
+            rows, columns = piece.shape_ji
+            mask_kji[k, j : j + rows, i : i + columns] |= piece.mask_ji()
+        return mask_kji, (int(first[2]), int(first[1]), int(first[0]))
+
+
 def bounding_box(mask_kji: NDArray[Any]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """First and one past last index along k, j, i of the voxels that are not 0; all 0 for an empty mask."""
+    """Return first and one past last index (k, j, i) of voxels that are not 0; all 0 for an empty mask."""
     filled_kj = np.empty(mask_kji.shape[:2], dtype=bool)
     filled_i = np.zeros(mask_kji.shape[2], dtype=bool)
     for k, mask_ji in enumerate(mask_kji):  # one pass in memory order, without a copy of the whole
@@ -343,7 +437,7 @@ def bounding_box(mask_kji: NDArray[Any]) -> tuple[tuple[int, int, int], tuple[in
 
 
 def _cropped(mask_kji: NDArray[Any], *, copied: bool) -> tuple[tuple[int, int, int], NDArray[np.bool_]]:
-    """First index along k, j, i of the voxels that are not 0, and the smallest part that holds them.
+    """Return the first index (k, j, i) of voxels that are not 0, and the smallest part that holds them.
 
     Unless it must be ``copied`` the part is a view of a bool mask that is no larger: of a larger one it would
     keep all of it alive.
@@ -359,7 +453,15 @@ def _checked_colour(name: str, colour_rgb: Sequence[float]) -> tuple[float, floa
     try:
         red, green, blue = (float(part) for part in colour_rgb)
     except (TypeError, ValueError) as error:
-        raise VolumeError(f"colour {colour_rgb!r} of {name!r}: expected red, green and blue") from error
+        raise VolumeError(
+            f"colour {colour_rgb!r} of {name!r}: expected red, green and blue",
+            code="invalid-colour",
+            segment=name,
+        ) from error
     if not all(math.isfinite(part) and 0 <= part <= 1 for part in (red, green, blue)):
-        raise VolumeError(f"colour {tuple(colour_rgb)} of {name!r}: each part must be from 0 to 1")
+        raise VolumeError(
+            f"colour {tuple(colour_rgb)} of {name!r}: each part must be from 0 to 1",
+            code="invalid-colour",
+            segment=name,
+        )
     return red, green, blue

@@ -62,7 +62,7 @@ class SliceStack(ABC):
 
     @staticmethod
     def along(volume: Volume, axis: str = "axial") -> AxisStack:
-        """Slices along an anatomical plane (its closest array axis) or along ``"i"``, ``"j"``, ``"k"``."""
+        """Create slices along an anatomical plane (its closest array axis) or ``"i"``, ``"j"``, ``"k"``."""
         return AxisStack(volume, axis)
 
     @staticmethod
@@ -73,7 +73,7 @@ class SliceStack(ABC):
         column_direction_ras: ArrayLike,
         spacing_mm: float | tuple[float, float, float] | None = None,
     ) -> SliceStack:
-        """Parallel slices in any direction that together cover the volume.
+        """Create parallel slices in any direction that together cover the volume.
 
         Parameters
         ----------
@@ -87,11 +87,11 @@ class SliceStack(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of slices."""
+        """Return the number of slices."""
 
     @abstractmethod
     def image_hw(self, n: int) -> NDArray[Any]:
-        """Slice ``n`` in the volume's own type: (H, W), or (H, W, 3) for colour.
+        """Return slice ``n`` in the volume's own type: (H, W), or (H, W, 3) for colour.
 
         A copy that may be changed.
         """
@@ -100,7 +100,7 @@ class SliceStack(ABC):
     def mask_of(
         self, mask_kji: NDArray[Any], n: int, offset_ijk: tuple[int, int, int] = (0, 0, 0)
     ) -> NDArray[np.bool_]:
-        """(H, W) mask of slice ``n`` from a mask of voxels.
+        """Return the (H, W) mask of slice ``n`` from a mask of voxels.
 
         ``mask_kji`` may be the whole grid or a part of it whose first voxel is ``offset_ijk``.
         """
@@ -110,7 +110,7 @@ class SliceStack(ABC):
         """Replace slice ``n`` of a (K, J, I) mask, in place; voxels of other slices stay."""
 
     def volume_mask(self, masks: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
-        """(K, J, I) mask from masks of slices; slices that are not given stay empty."""
+        """Return the (K, J, I) mask from masks of slices; slices that are not given stay empty."""
         volume_mask_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype=bool)
         for n, mask_hw in masks.items():
             self.put(mask_hw, n, volume_mask_kji)
@@ -118,46 +118,61 @@ class SliceStack(ABC):
 
     @abstractmethod
     def volume_values(self, values: Iterable[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-        """(K, J, I) from slices ``n`` and their values (H, W); voxels of other slices are 0.
+        """Return (K, J, I) from slices ``n`` and their values (H, W); voxels of other slices are 0.
 
         Every voxel has the value of the pixel that :meth:`volume_mask` takes its mask from.
         """
 
     def to_slice(self, points_ijk: ArrayLike) -> NDArray[np.float64]:
-        """(N, 3) continuous IJK to (N, 3) ``[x, y, n]``."""
+        """Convert (N, 3) continuous IJK to (N, 3) ``[x, y, n]``."""
         return transform(self.ijk_to_xyn, points_ijk)
 
     def to_ijk(self, points_xyn: ArrayLike) -> NDArray[np.float64]:
-        """(N, 3) ``[x, y, n]`` to (N, 3) continuous IJK."""
+        """Convert (N, 3) ``[x, y, n]`` to (N, 3) continuous IJK."""
         return transform(self.xyn_to_ijk, points_xyn)
 
     def __iter__(self) -> Any:
         return (self.image_hw(n) for n in range(len(self)))
 
     def checked(self, n: int) -> int:
-        """``n`` itself when there is such a slice, else GeometryError.
+        """Return ``n`` when there is such a slice, else raise GeometryError.
 
         Negative numbers do not count from the end.
         """
         if not 0 <= int(n) < len(self):
-            raise GeometryError(f"slice {n} does not exist: {self.title} has slices 0 to {len(self) - 1}")
+            raise GeometryError(
+                f"slice {n} does not exist: {self.title} has slices 0 to {len(self) - 1}",
+                code="no-such-slice",
+                n=int(n),
+                slices=len(self),
+            )
         return int(n)
 
     def checked_mask(self, mask_hw: NDArray[Any]) -> NDArray[np.bool_]:
-        """A mask of a slice as bool, or GeometryError when it has another shape."""
+        """Return a mask of a slice as bool, or raise GeometryError when it has another shape."""
         return self.checked_values(mask_hw).astype(bool, copy=False)
 
     def checked_values(self, values_hw: NDArray[Any]) -> NDArray[Any]:
-        """Values of a slice as they are, or GeometryError when they have another shape."""
+        """Return values of a slice as they are, or raise GeometryError when they have another shape."""
         if values_hw.shape != self.shape_hw:
-            raise GeometryError(f"a mask of {values_hw.shape} pixels does not fit slices of {self.shape_hw}")
+            raise GeometryError(
+                f"a mask of {values_hw.shape} pixels does not fit slices of {self.shape_hw}",
+                code="mask-shape",
+                shape=list(values_hw.shape),
+                expected=list(self.shape_hw),
+            )
         return values_hw
 
     def check_grid(self, mask_kji: NDArray[Any]) -> None:
-        """GeometryError when a mask of voxels does not have the volume's shape."""
+        """Raise GeometryError when a mask of voxels does not have the volume's shape."""
         grid = self.volume.voxels_kji.shape[:3]
         if mask_kji.shape != grid:
-            raise GeometryError(f"a mask of {mask_kji.shape} voxels does not fit the volume {grid}")
+            raise GeometryError(
+                f"a mask of {mask_kji.shape} voxels does not fit the volume {grid}",
+                code="mask-shape",
+                shape=list(mask_kji.shape),
+                expected=list(grid),
+            )
 
     @property
     def title(self) -> str:
@@ -170,7 +185,12 @@ class AxisStack(SliceStack):
 
     def __init__(self, volume: Volume, axis: str) -> None:
         if axis not in AXES:
-            raise GeometryError(f"unknown axis {axis!r}: use one of {', '.join(AXES)}")
+            raise GeometryError(
+                f"unknown axis {axis!r}: use one of {', '.join(AXES)}",
+                code="unknown-axis",
+                axis=str(axis),
+                known=list(AXES),
+            )
         geometry = volume.geometry
         self.volume = volume
         self.axis_name = axis
@@ -228,7 +248,7 @@ class AxisStack(SliceStack):
         return n if self._towards[2][1] > 0 else self._depth - 1 - n
 
     def _slice(self, array_kji: NDArray[Any], n: int) -> NDArray[Any]:
-        """View (H, W, …) of slice n of an array on the volume's grid, or of one flat along the axis."""
+        """Return a view (H, W, …) of slice n of an array on the volume's grid, or flat along the axis."""
         view = canonical_view(array_kji, self.volume.geometry)  # axes S, P, L
         if self.plane == "axial":
             return view[n]
@@ -251,14 +271,14 @@ def _axis_affine(geometry: Geometry, towards: list[tuple[int, int]]) -> NDArray[
 
 
 def _distance_between_planes(geometry: Geometry, array_axis: int) -> float:
-    """Perpendicular distance: shorter than the step from voxel to voxel in a sheared volume."""
+    """Return the perpendicular distance: shorter than the step between voxels in a sheared volume."""
     first, second = (geometry.ijk_to_ras[:3, axis] for axis in range(3) if axis != array_axis)
     normal = np.cross(first, second)
     return float(abs(geometry.ijk_to_ras[:3, array_axis] @ normal) / np.linalg.norm(normal))
 
 
 def stack_key(prefix: str, matrix: NDArray[np.float64], shape: tuple[int, ...]) -> str:
-    """A short stable name for a stack that has no better one."""
+    """Return a short stable name for a stack that has no better one."""
     digest = hashlib.sha256(np.round(matrix, 9).astype("<f8").tobytes() + repr(shape).encode())
     return f"{prefix}:{digest.hexdigest()[:16]}"
 
@@ -288,7 +308,9 @@ class ObliqueStack(SliceStack):
         spacing = _spacing(volume.geometry, directions, spacing_mm)  # (3,) of x, y, n
         origin = np.asarray(origin_ras, dtype=np.float64)
         if origin.shape != (3,) or not np.isfinite(origin).all():
-            raise GeometryError(f"origin {origin_ras!r}: expected three finite millimetres in RAS")
+            raise GeometryError(
+                f"origin {origin_ras!r}: expected three finite millimetres in RAS", code="invalid-origin"
+            )
         lattice = np.eye(4)  # from lattice steps around the origin to RAS
         lattice[:3, :3] = directions * spacing
         lattice[:3, 3] = origin
@@ -298,7 +320,9 @@ class ObliqueStack(SliceStack):
         self.shape_hw = (height, width)
         if height * width > _LARGEST_SLICE or self._depth > _LARGEST_SLICE:
             raise GeometryError(
-                f"spacing {spacing.tolist()} mm is too fine: a slice would have {width} x {height} pixels"
+                f"spacing {spacing.tolist()} mm is too fine: a slice would have {width} x {height} pixels",
+                code="spacing-too-fine",
+                spacing_mm=spacing.tolist(),
             )
         self.pixel_mm = (float(spacing[1]), float(spacing[0]))
         self.slice_mm = float(spacing[2])
@@ -393,14 +417,14 @@ class ObliqueStack(SliceStack):
             volume_mask_kji[k, j.ravel()[inside], i.ravel()[inside]] = values
 
     def _pixel_positions(self, n: int) -> NDArray[np.float64]:
-        """(H * W, 3) continuous IJK of the pixel centres of slice n, row by row."""
+        """Return (H * W, 3) continuous IJK of the pixel centres of slice n, row by row."""
         height, width = self.shape_hw
         y, x = np.mgrid[:height, :width]
         return self.to_ijk(np.stack([x.ravel(), y.ravel(), np.full(x.size, n)], axis=1))
 
 
 def _interpolate(voxels_kji: NDArray[Any], points_ijk: NDArray[np.float64]) -> NDArray[Any]:
-    """Trilinear values at (N, 3) positions inside the grid, in the voxels' own type."""
+    """Interpolate linearly at (N, 3) positions inside the grid, in the voxels' own type."""
     upper = np.array(voxels_kji.shape[2::-1]) - 1
     low = np.minimum(np.floor(points_ijk + _EDGE).astype(np.int64), upper)
     high = np.minimum(low + 1, upper)
@@ -424,14 +448,17 @@ def _orthonormal(row_direction_ras: ArrayLike, column_direction_ras: ArrayLike) 
         vector = np.asarray(value, dtype=np.float64)
         if vector.shape != (3,) or not np.isfinite(vector).all() or np.linalg.norm(vector) < 1e-9:
             raise GeometryError(
-                f"{name} direction {value!r}: expected three finite numbers that are not all 0"
+                f"{name} direction {value!r}: expected three finite numbers that are not all 0",
+                code="invalid-direction",
             )
         directions.append(vector / np.linalg.norm(vector))
     row, column = directions
     if abs(row @ column) > 1e-3:
         angle = np.degrees(np.arccos(np.clip(row @ column, -1, 1)))
         raise GeometryError(
-            f"row and column directions meet at {angle:.1f} degrees: a plane needs a right angle"
+            f"row and column directions meet at {angle:.1f} degrees: a plane needs a right angle",
+            code="plane-not-orthogonal",
+            degrees=float(angle),
         )
     column = column - (row @ column) * row
     column /= np.linalg.norm(column)
@@ -445,14 +472,16 @@ def _spacing(
         return np.asarray(1 / np.linalg.norm(geometry.ras_to_ijk[:3, :3] @ directions, axis=0))
     spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=np.float64), (3,)).copy()
     if not np.isfinite(spacing).all() or spacing.min() <= 0:
-        raise GeometryError(f"spacing {spacing_mm!r} mm: must be finite and greater than 0")
+        raise GeometryError(
+            f"spacing {spacing_mm!r} mm: must be finite and greater than 0", code="invalid-spacing"
+        )
     return spacing
 
 
 def _extent(
     geometry: Geometry, lattice: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First and last lattice index along x, y, n whose pixel can be the nearest to some voxel centre."""
+    """Return first and last lattice index (x, y, n) whose pixel can be the nearest to some voxel."""
     corners = np.array(list(itertools.product(*((0, n - 1) for n in geometry.shape_ijk))), dtype=np.float64)
     steps = transform(np.linalg.inv(lattice), geometry.to_ras(corners))
     return np.rint(steps.min(axis=0) - _EDGE), np.rint(steps.max(axis=0) + _EDGE)

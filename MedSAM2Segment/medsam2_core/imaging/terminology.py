@@ -1,4 +1,4 @@
-"""What a segment is in coded terms, as DICOM segmentations and 3D Slicer say it.
+"""Coded terms for segments, as in DICOM segmentations and 3D Slicer.
 
 3D Slicer keeps them in one text of seven parts divided by ``~``, codes as ``scheme^value^meaning``:
 https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html#terminologyentry-tag
@@ -6,6 +6,7 @@ https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.ht
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medsam2_core.errors import VolumeError
@@ -15,7 +16,11 @@ _DIVIDERS = "^~|"
 
 def _check(text: str) -> None:
     if any(divider in text for divider in _DIVIDERS) or not text.isprintable():
-        raise VolumeError(f"terminology {text!r}: the characters {' '.join(_DIVIDERS)} divide its parts")
+        raise VolumeError(
+            f"terminology {text!r}: the characters {' '.join(_DIVIDERS)} divide its parts",
+            code="invalid-terminology",
+            text=text,
+        )
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,11 @@ class Code:
         """Back from ``scheme^value^meaning``."""
         parts = text.split("^")
         if len(parts) != 3:
-            raise VolumeError(f"{text!r} is not a code: expected scheme^value^meaning")
+            raise VolumeError(
+                f"{text!r} is not a code: expected scheme^value^meaning",
+                code="invalid-terminology",
+                text=text,
+            )
         return cls(*parts)
 
 
@@ -62,7 +71,7 @@ class Terminology:
             _check(text)
 
     def __str__(self) -> str:
-        """As 3D Slicer's TerminologyEntry tag."""
+        """Return the text of 3D Slicer's TerminologyEntry tag."""
         parts = (
             self.context,
             self.category,
@@ -79,12 +88,55 @@ class Terminology:
         """Back from a TerminologyEntry tag; VolumeError when it does not have its seven parts."""
         parts = text.split("~")
         if len(parts) != 7:
-            raise VolumeError(f"{text!r} is not a terminology entry: it has {len(parts)} parts, not 7")
-        codes = [Code.parse(parts[n]) for n in (1, 2, 3, 5, 6)]
-        return cls(*codes, context=parts[0], region_context=parts[4])
+            raise VolumeError(
+                f"{text!r} is not a terminology entry: it has {len(parts)} parts, not 7",
+                code="invalid-terminology",
+                text=text,
+            )
+        category, type_, type_modifier, region, region_modifier = (
+            Code.parse(parts[n]) for n in (1, 2, 3, 5, 6)
+        )
+        return cls(category, type_, type_modifier, region, region_modifier, parts[0], parts[4])
 
 
 _TISSUE = Code("SCT", "85756007", "Tissue")
 
-#: What 3D Slicer says of a segment nobody has described yet.
+#: What 3D Slicer gives a segment that nobody has described yet.
 TISSUE = Terminology(_TISSUE, _TISSUE)
+
+
+# Tags of segments, as 3D Slicer keeps them in one text ------------------------------------------------------
+
+
+def parse_tags(text: str) -> dict[str, str]:
+    """Return the tags of a segment from its ``Tags`` field: ``name:value|name:value|``.
+
+    A name has no colon, a value may; a part without one is a name whose value is empty.
+    """
+    tags = {}
+    for part in text.split("|"):
+        name, _, value = part.partition(":")
+        if name.strip():
+            tags[name.strip()] = value
+    return tags
+
+
+def tags_text(tags: Mapping[str, str]) -> str:
+    """Return the ``Tags`` field, the inverse of :func:`parse_tags`; dividers within are replaced.
+
+    The last tag ends with a divider too, as 3D Slicer wants it.
+    """
+    parts = []
+    for name, value in tags.items():
+        # A divider cannot be escaped. In JSON it can be written as a code, elsewhere it is replaced.
+        kept = value.replace("|", "\\u007c" if value.startswith(("{", "[")) else "/")
+        parts.append(f"{name.replace('|', ' ').replace(':', ' ')}:{kept}|")
+    return "".join(parts)
+
+
+def terminology_in(tags: Mapping[str, str]) -> Terminology | None:
+    """Return the terminology in the tags; None when there is none, or a damaged one."""
+    try:
+        return Terminology.parse(tags["TerminologyEntry"])
+    except (KeyError, VolumeError):
+        return None  # a damaged description is no reason to refuse the voxels

@@ -55,15 +55,24 @@ class Volume:
     def __post_init__(self) -> None:
         voxels = np.asarray(self.voxels_kji).view()
         if voxels.dtype.kind not in "buif":
-            raise VolumeError(f"voxels of type {voxels.dtype} are not supported: use integers or floats")
+            raise VolumeError(
+                f"voxels of type {voxels.dtype} are not supported: use integers or floats",
+                code="unsupported-voxel-type",
+                type=str(voxels.dtype),
+            )
         if voxels.ndim not in (3, 4) or voxels.shape[:3] != self.geometry.shape_ijk[::-1]:
             raise VolumeError(
                 f"voxels of shape {voxels.shape} (k, j, i) do not fit "
-                f"a grid of {self.geometry.shape_ijk} (i, j, k)"
+                f"a grid of {self.geometry.shape_ijk} (i, j, k)",
+                code="voxels-do-not-fit-grid",
+                shape=list(voxels.shape),
+                shape_ijk=list(self.geometry.shape_ijk),
             )
         if voxels.ndim == 4 and (voxels.shape[3] != 3 or voxels.dtype != np.uint8):
             raise VolumeError(
-                f"colour voxels are (k, j, i, 3) of uint8, not {voxels.shape} of {voxels.dtype}"
+                f"colour voxels are (k, j, i, 3) of uint8, not {voxels.shape} of {voxels.dtype}",
+                code="unsupported-voxel-type",
+                type=str(voxels.dtype),
             )
         voxels.flags.writeable = False
         object.__setattr__(self, "voxels_kji", voxels)
@@ -96,7 +105,7 @@ class Volume:
 
 
 def canonical_view(voxels_kji: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
-    """The same voxels as a view whose axes run to Superior, Posterior, Left (colour stays last).
+    """Return the voxels as a view whose axes run to Superior, Posterior, Left (colour stays last).
 
     Whatever the storage order of a file, equal anatomy gives an equal array here.
     """
@@ -109,9 +118,7 @@ def canonical_view(voxels_kji: NDArray[Any], geometry: Geometry) -> NDArray[Any]
 
 
 def canonical_affine(geometry: Geometry) -> NDArray[np.float64]:
-    """(4, 4) from indices of :func:`canonical_view` (s, p, l) to RAS in mm: equal for equal grids, however
-    stored.
-    """
+    """Return (4, 4) from indices of :func:`canonical_view` (s, p, l) to RAS mm, equal for equal grids."""
     to_ijk = np.zeros((4, 4))
     to_ijk[3, 3] = 1
     for column, (axis, sign) in enumerate(geometry.array_axis_towards(direction) for direction in "SPL"):
@@ -132,7 +139,9 @@ class ImageSet:
         for image in self.images:
             if image.voxels_kji.shape[0] != 1:
                 raise VolumeError(
-                    f"{image.name!r} has {image.voxels_kji.shape[0]} slices: an image set holds 2-D images"
+                    f"{image.name!r} has {image.voxels_kji.shape[0]} slices: an image set holds 2-D images",
+                    code="not-two-dimensional",
+                    slices=int(image.voxels_kji.shape[0]),
                 )
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.labels import LabelMap
+from medsam2_core.imaging.label_map import LabelMap
 from medsam2_core.training.anatomy import random_anatomy
 from medsam2_core.training.appearance import paint
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.labels import Label
+from medsam2_core.imaging.label_map import Label
 from medsam2_core.imaging.segmentation import default_colour
 
 _TERMINOLOGY = "TerminologyEntry:"

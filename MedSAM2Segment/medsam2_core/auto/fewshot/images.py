@@ -20,7 +20,7 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 
 if TYPE_CHECKING:
-    from medsam2_core.imaging.labels import LabelMap
+    from medsam2_core.imaging.label_map import LabelMap
 
 #: Slices a volume contributes at most; neighbours look alike, and a few volumes shall not fill the memory.
 MOST_SLICES = 64

@@ -1,4 +1,4 @@
-"""Which code says what a segment is: by the user's word, by what the segment carries, or by its name.
+"""Codes for segments: given by the user, carried by the segment, or looked up by its name.
 
 Names are looked up in ``terms.json``, a table of our own: names people give to segments, with the SNOMED CT
 codes that DICOM (PS3.16, context groups 7150 to 7199 and the anatomical ones) and 3D Slicer's terminology use
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from medsam2_core.imaging.segmentation import Segment, Segmentation
 
-#: What is written of a segment nobody has described, and only when that is asked for.
+#: Codes of a segment that nobody has described, written only on request.
 GENERIC = terminology.TISSUE
 
 #: The sides, as modifiers (PS3.16 CID 244); 3D Slicer's words.
@@ -71,7 +71,7 @@ class Term:
     numbered
         Whether there can be several, told apart by a number behind the name.
     adjectives
-        Words that say of something ``within`` that it is here, as "renal" does.
+        Words that locate something ``within`` it, as "renal" does.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Term:
         return codes.category.value == "123037004" and codes.region == codes.type_modifier == NO_CODE
 
     def on(self, side: str | None) -> Terminology | None:
-        """Its codes on that side (a key of ``SIDES``, or None); None when it has no sides."""
+        """Return its codes on that side (a key of ``SIDES``, or None); None when it has no sides."""
         if side is None:
             return self.terminology
         if not self.sides:
@@ -100,36 +100,36 @@ class Term:
 
 
 def known_terms() -> tuple[Term, ...]:
-    """All lines of the table, in its order."""
+    """Return all terms of the table, in its order."""
     return _table().terms
 
 
 def term_for(name: str) -> Terminology | None:
-    """The codes of what is called that; None for a name the table does not know.
+    """Return the codes of a name; None for a name the table does not know.
 
     "Left kidney", "kidney_L" and "Kidneys left" are one; "left liver" is nothing. Something found within
     something else, as "lung nodule 2" or "left renal cyst", is coded by both, though the table has no line
     for the two together.
     """
-    words, side = _read(name)
+    words, side = _parse_name(name)
     if not words or side == "":
         return None
     names = _table().names
-    found = _found(names, words, side) or _within(words, side)
+    found = _look_up(names, words, side) or _look_up_within(words, side)
     if found is None and words[-1].isdecimal() and len(words) > 1:
         words = words[:-1]
-        found = _found(names, words, side, numbered=True) or _within(words, side, numbered=True)
+        found = _look_up(names, words, side, numbered=True) or _look_up_within(words, side, numbered=True)
     return found
 
 
 def category_of(kind: Code) -> Code | None:
-    """The category under which the table has that type; None when it has not, or under several."""
+    """Return the category of a type; None when the table has it not, or under several."""
     categories = {term.terminology.category for term in known_terms() if _same(term.terminology.type, kind)}
     return categories.pop() if len(categories) == 1 else None
 
 
 def is_specific(codes: Terminology) -> bool:
-    """Whether the codes say anything: "tissue" somewhere unsaid does not, nor does a code that is missing."""
+    """Return whether the codes are informative: "tissue" without a region is not, nor is a missing code."""
     if not (codes.category.value and codes.type.value):
         return False
     return not _same(codes.type, GENERIC.type) or bool(codes.region.value)
@@ -159,20 +159,22 @@ def terminology_of(
         return segment.terminology, None
     by_name = term_for(segment.name)
     if by_name is not None:
-        message = f"{segment.name!r}: coded as {in_words(by_name)}, by its name"
+        message = f"{segment.name!r}: coded as {format_terminology(by_name)}, by its name"
         return by_name, Note.info("coded-by-name", message, segments=[segment.name])
     if allow_generic:
-        message = f"{segment.name!r}: coded as {in_words(GENERIC)}, which says nothing about it"
+        message = f"{segment.name!r}: coded as {format_terminology(GENERIC)}, which says nothing about it"
         return GENERIC, Note.info("coded-as-tissue", message, segments=[segment.name])
     raise ExportError(
         f"segment {segment.name!r}: no code says what it is. Rename it to a name that medsam2 export "
         "--list-terms shows, describe it in a file for --segments META.json, or take the code for just any "
-        "tissue with --generic"
+        "tissue with --generic",
+        code="no-segment-code",
+        segments=[segment.name],
     )
 
 
 def coded_by_name(segmentation: Segmentation) -> Segmentation:
-    """The same objects, with the code their name has where they have none of their own."""
+    """Return the segments with the code of their name where they have none of their own."""
     coded = (
         segment.described_as(terminology_of(segment, None, allow_generic=True)[0], segment.name)
         for segment in segmentation
@@ -181,18 +183,22 @@ def coded_by_name(segmentation: Segmentation) -> Segmentation:
 
 
 def usual_meaning(code: Code) -> str | None:
-    """What a code stands for, where the table knows it under none of the words it comes with; else None.
+    """Return the usual meaning of a code that comes with another one; else None.
 
     Another language is no mistake, and cannot be told from one: this is for a note, not for a refusal.
     """
     known = [term for term in _table().terms if _same(term.terminology.type, code)]
     names = {name for term in known for name in (term.name, *term.synonyms, term.terminology.type.meaning)}
-    words = {_bag(_read(name)[0]) for name in names}
-    return None if not known or _bag(_read(code.meaning)[0]) in words else known[0].terminology.type.meaning
+    words = {_bag(_parse_name(name)[0]) for name in names}
+    return (
+        None
+        if not known or _bag(_parse_name(code.meaning)[0]) in words
+        else known[0].terminology.type.meaning
+    )
 
 
-def in_words(codes: Terminology) -> str:
-    """For people, as "Kidney, Left (SCT 64033007)" or "Cyst in Kidney, Left (SCT 367643001)"."""
+def format_terminology(codes: Terminology) -> str:
+    """Format codes for people: "Kidney, Left (SCT 64033007)" or "Cyst in Kidney, Left (SCT 367643001)"."""
     parts = [codes.type.meaning]
     if codes.type_modifier.value:
         parts.append(f", {codes.type_modifier.meaning}")
@@ -204,7 +210,7 @@ def in_words(codes: Terminology) -> str:
 
 
 def code_item(code: Code) -> CodedConcept:
-    """A code as an item of a DICOM sequence (PS3.3 table 8.8-1, code sequence macro).
+    """Return a code as an item of a DICOM sequence (PS3.3 table 8.8-1, code sequence macro).
 
     Values of more than 16 characters become a long code value or an URN, a code of SNOMED RT the one of
     SNOMED CT that took its place, and a meaning that is too long ends in dots.
@@ -219,18 +225,25 @@ def code_item(code: Code) -> CodedConcept:
     code = current(code)
     for part, text in (("value", code.value), ("scheme", code.scheme), ("meaning", code.meaning)):
         if not text.strip():
-            raise ExportError(f"code {str(code)!r}: its {part} is empty; give scheme, value and meaning")
+            raise ExportError(
+                f"code {str(code)!r}: its {part} is empty; give scheme, value and meaning",
+                code="invalid-segment-code",
+                value=str(code),
+                part=part,
+            )
     if "\\" in code.value + code.scheme or len(code.scheme.strip()) > _LONGEST_SCHEME:
         raise ExportError(
             f"code {str(code)!r}: value and scheme must not hold a backslash, "
-            f"and a scheme has at most {_LONGEST_SCHEME} characters"
+            f"and a scheme has at most {_LONGEST_SCHEME} characters",
+            code="invalid-segment-code",
+            value=str(code),
         )
-    meaning = shortened(code.meaning.replace("\\", "/"), _LONGEST_MEANING)
+    meaning = shorten(code.meaning.replace("\\", "/"), _LONGEST_MEANING)
     return CodedConcept(code.value.strip(), code.scheme.strip(), meaning)
 
 
 def current(code: Code) -> Code:
-    """The same in SNOMED CT, for a code of SNOMED RT that has a successor; else as it is."""
+    """Return the SNOMED CT successor of a code of SNOMED RT; another code as it is."""
     if code.scheme not in _OLD_SCHEMES:
         return code
     from pydicom.sr._snomed_dict import mapping
@@ -239,8 +252,8 @@ def current(code: Code) -> Code:
     return code if successor is None else Code("SCT", successor, code.meaning)
 
 
-def shortened(text: str, most: int) -> str:
-    """At most that many characters, cut between words where one ends near, with dots for what is gone."""
+def shorten(text: str, most: int) -> str:
+    """Shorten text to at most that many characters, between words where possible, with dots at the end."""
     text = " ".join(text.split())
     if len(text) <= most:
         return text
@@ -250,13 +263,13 @@ def shortened(text: str, most: int) -> str:
 
 
 def _same(one: Code, other: Code) -> bool:
-    """Codes are told apart by scheme and value; the meaning is for people."""
+    """Return whether scheme and value are equal; the meaning is for people."""
     one, other = current(one), current(other)
     return (one.scheme, one.value) == (other.scheme, other.value)
 
 
-_Bag = tuple[str, ...]  # words in alphabetical order
-_Key = tuple[_Bag, str | None]  # and the side
+_WordBag = tuple[str, ...]  # words in alphabetical order
+_Key = tuple[_WordBag, str | None]  # and the side
 _Names = dict[_Key, Term]
 
 
@@ -265,7 +278,7 @@ class _Table:
     terms: tuple[Term, ...]
     names: _Names
     places: _Names
-    found_within: tuple[tuple[_Bag, Term], ...]  # longest first: a "primary tumour" is not just a tumour
+    found_within: tuple[tuple[_WordBag, Term], ...]  # longest first: a "primary tumour" is not just a tumour
 
 
 @cache
@@ -274,7 +287,7 @@ def _table() -> _Table:
     names = {key: term for term in terms for key in _keys(term)}
     places = {key: term for key, term in names.items() if term.is_place}
     for term in terms:
-        places.update({(_bag(_read(word)[0]), None): term for word in term.adjectives})
+        places.update({(_bag(_parse_name(word)[0]), None): term for word in term.adjectives})
     within = [(bag, term) for (bag, _), term in names.items() if term.within]
     return _Table(terms, names, places, tuple(sorted(within, key=lambda one: -len(one[0]))))
 
@@ -303,14 +316,14 @@ def _terms(table: dict[str, Any]) -> Iterator[Term]:
 
 def _keys(term: Term) -> Iterator[_Key]:
     for name in (term.name, *term.synonyms):
-        words, side = _read(name)
+        words, side = _parse_name(name)
         yield _bag(words), side
 
 
-def _found(
+def _look_up(
     names: _Names, words: Sequence[str], side: str | None, *, numbered: bool = False
 ) -> Terminology | None:
-    """A name that has its side in it, as "left atrium", comes before one of a thing that has sides."""
+    """Look a name up; one that contains its side ("left atrium") comes before a paired organ."""
     for side_in_name in (side, None):
         term = names.get((_bag(words), side_in_name))
         if term is not None and (term.numbered or not numbered):
@@ -318,24 +331,24 @@ def _found(
     return None
 
 
-def _within(words: Sequence[str], side: str | None, *, numbered: bool = False) -> Terminology | None:
+def _look_up_within(words: Sequence[str], side: str | None, *, numbered: bool = False) -> Terminology | None:
     given = Counter(words)
     for bag, term in _table().found_within:
         rest = given - Counter(bag)
         if rest.total() != len(words) - len(bag) or not rest or (numbered and not term.numbered):
             continue
-        place = _found(_table().places, list(rest.elements()), side)
+        place = _look_up(_table().places, list(rest.elements()), side)
         if place is not None:
             return replace(term.terminology, region=place.type, region_modifier=place.type_modifier)
     return None
 
 
-def _bag(words: Sequence[str]) -> _Bag:
+def _bag(words: Sequence[str]) -> _WordBag:
     return tuple(sorted(words))
 
 
-def _read(name: str) -> tuple[tuple[str, ...], str | None]:
-    """Words of a name in one spelling, without its side; the side is "" where a name speaks of two."""
+def _parse_name(name: str) -> tuple[tuple[str, ...], str | None]:
+    """Return the normalised words of a name, and its side; the side is "" where a name has two."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z]{3})(?=\d)", " ", name)  # SpinalCord, Rib01
     tokens = re.findall(r"[^\W_]+", apart.casefold())
     sides, words = set(), []
@@ -346,12 +359,12 @@ def _read(name: str) -> tuple[tuple[str, ...], str | None]:
         if side is not None:
             sides.add(side)
         elif token not in _SMALL_WORDS:
-            words.append(_spelt(token))
+            words.append(_normalised(token))
     return tuple(words), None if not sides else sides.pop() if len(sides) == 1 else ""
 
 
-def _spelt(word: str) -> str:
-    """One spelling for singular and plural, and for British and American."""
+def _normalised(word: str) -> str:
+    """Return one spelling for singular and plural, British and American."""
     if word.isdecimal():
         return word.lstrip("0") or "0"
     word = _PLURALS.get(word, word)

@@ -1,4 +1,4 @@
-"""What a SEG says of each segment: name, codes, colour, and by what it was made (PS3.3 C.8.20.4)."""
+"""Descriptions of segments in a SEG: label, codes, colour and algorithm (PS3.3 C.8.20.4)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
 from medsam2_core.export.dicom.coding import GENERIC, code_item, current, terminology_of, usual_meaning
-from medsam2_core.export.dicom.options import LONGEST_LO, LONGEST_ST
-from medsam2_core.export.metadata import MANUFACTURER
+from medsam2_core.export.metadata import LONGEST_LO, LONGEST_ST, MANUFACTURER
 from medsam2_core.version import __version__
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ TYPE_TAG, NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
 _TRACKING_TAG, _TRACKING_ID_TAG = f"{metadata.PREFIX}tracking_uid", f"{metadata.PREFIX}tracking_id"
 _DESCRIPTION_TAG = f"{metadata.PREFIX}description"
 _OF_ALGORITHM = f"{metadata.PREFIX}algorithm_"
-#: Notes that may be true of many segments, each told once.
+#: Notes that may be true of many segments, each given once.
 _BY_NAME = ("coded-by-name", "coded by name")
 _GENERIC = ("coded-as-tissue", "coded as Tissue, which says nothing about {them}")
 _UNSURE = (
@@ -46,7 +45,7 @@ class Descriptions:
     notes: tuple[Note, ...] = ()
 
     def apply_to(self, segmentation: Segmentation) -> tuple[Segment, ...]:
-        """The segments with the codes and labels they are described with; of equal labels numbered ones."""
+        """Return the segments with their codes and labels; equal labels get numbers."""
         labels = [str(item.SegmentLabel) for item in self.items]
         names: list[str] = []
         for label, segment in zip(labels, segmentation, strict=True):
@@ -64,12 +63,12 @@ class Descriptions:
 def describe(
     segmentation: Segmentation, requested: ExportMetadata | None = None, *, generic: bool = False
 ) -> Descriptions:
-    """Say of each segment what it is and how it came about.
+    """Describe each segment: what it is and how it was made.
 
     Parameters
     ----------
     requested
-        What the user wants said, before anything the segments say themselves.
+        What the user gives, before anything the segments have themselves.
     generic
         Write segments nobody has given a code as "Tissue" instead of refusing them.
 
@@ -80,7 +79,7 @@ def describe(
     """
     items, terms, notes = [], [], []
     lacking: list[tuple[str, ExportError]] = []
-    told: dict[tuple[str, str], list[str]] = {_BY_NAME: [], _GENERIC: [], _UNSURE: []}
+    affected: dict[tuple[str, str], list[str]] = {_BY_NAME: [], _GENERIC: [], _UNSURE: []}
     for number, segment in enumerate(segmentation, start=1):
         given = requested.of(segment.name, segment.value) if requested is not None else None
         try:
@@ -94,9 +93,9 @@ def describe(
             terminology,
             **{part: current(getattr(terminology, part)) for part in _CODES},
         )
-        made = _made(segmentation, segment, given, told[_UNSURE])
-        asked = (given.label or (given.description if segment.name.isdecimal() else None)) if given else None
-        label = _clean(asked or segment.name)
+        made = _made(segmentation, segment, given, affected[_UNSURE])
+        label = (given.label or (given.description if segment.name.isdecimal() else None)) if given else None
+        label = _clean(label or segment.name)
         if len(label) > LONGEST_LO:
             message = f"{label!r} is cut to {LONGEST_LO} characters"
             notes.append(Note.warning("label-shortened", message, segment=segment.name, label=label))
@@ -116,12 +115,14 @@ def describe(
                 )
             )
         if note is not None:
-            told[_GENERIC if terminology == GENERIC else _BY_NAME].append(segment.name)
+            affected[_GENERIC if terminology == GENERIC else _BY_NAME].append(segment.name)
     if lacking:
         others = [name for name, _ in lacking[1:]]
         more = f". The same is true of {_listed(others)}" if others else ""
-        raise ExportError(f"{lacking[0][1]}{more}") from lacking[0][1]
-    for (note_code, what), names in told.items():
+        raise ExportError(
+            f"{lacking[0][1]}{more}", code="no-segment-code", segments=[name for name, _ in lacking]
+        ) from lacking[0][1]
+    for (note_code, what), names in affected.items():
         if names:
             one = {"them": "it", "they_were": "it was"}
             words = one if len(names) == 1 else {"them": "them", "they_were": "they were"}
@@ -131,7 +132,7 @@ def describe(
 
 
 def _listed(names: list[str]) -> str:
-    """Some of the names, and how many more there are."""
+    """Return some of the names, and how many more there are."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(map(repr, names[:4])) + more
 
@@ -177,7 +178,7 @@ def _item(
     if description:
         item.SegmentDescription = description[:LONGEST_ST]
     if made[1] is not None and not made[1][0].AlgorithmFamilyCodeSequence:
-        # Of a program we know nothing about but its name: no more is said than that.
+        # Of a program only its name is known: nothing is added to it.
         del item.SegmentationAlgorithmIdentificationSequence
     return item
 
@@ -185,7 +186,7 @@ def _item(
 def _made(
     segmentation: Segmentation, segment: Segment, given: SegmentMetadata | None, unsure: list[str]
 ) -> tuple[str, AlgorithmIdentificationSequence | None]:
-    """Algorithm type and identification; ``unsure`` gets the name when nobody says how it was made."""
+    """Return algorithm type and identification; append the name to ``unsure`` when neither is known."""
     facts = _facts(segmentation, segment)
     name = (given.algorithm_name if given else None) or segment.tags.get(NAME_TAG)
     kind = (given.algorithm_type if given else None) or segment.tags.get(TYPE_TAG)
@@ -202,7 +203,7 @@ def _made(
 def _identification(
     segment: Segment, facts: dict[str, str], name: str | None
 ) -> AlgorithmIdentificationSequence:
-    """Who made it. What is not known of another's program is not made up: its family is left empty."""
+    """Return the algorithm. The family of a program of others is left empty rather than made up."""
     from highdicom import AlgorithmIdentificationSequence
     from pydicom.sr.codedict import codes
 
@@ -230,7 +231,7 @@ def _identification(
 
 
 def _facts(segmentation: Segmentation, segment: Segment) -> dict[str, str]:
-    """Model and hash of its weights, as far as they are known; no paths."""
+    """Return model and hash of its weights, as far as they are known; no paths."""
     known: Mapping[str, Any] = metadata.without_paths(segmentation.provenance)
     found = {}
     for key in ("model", "weights_sha256"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export.dicom.options import Compression
-from medsam2_core.export.resampling import SAME_PLACE_MM
+from medsam2_core.export.resampling import SAME_POSITION_MM
 from medsam2_core.imaging.probabilities import INSIDE, MAXIMUM
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class FrameSource(Protocol):
     bits: int  # 1, 8 or 16 a pixel
 
     def occupancy(self) -> NDArray[np.bool_]:
-        """(S, K) where each segment has something to show; (1, K) when a frame shows them all."""
+        """Return (S, K) where each segment has a frame; (1, K) when a frame shows them all."""
 
     def frame(self, n: int, k: int) -> NDArray[Any]:
-        """(J, I) pixels of segment ``n`` (from 0) on slice ``k``."""
+        """Return the (J, I) pixels of segment ``n`` (from 0) on slice ``k``."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class BinaryFrames:
     bits: int = 1
 
     def occupancy(self) -> NDArray[np.bool_]:
-        """(S, K) slices each segment is on."""
+        """Return (S, K) slices each segment is on."""
         shape = len(self.segmentation), self.segmentation.geometry.shape_ijk[2]
         found = np.zeros(shape, dtype=bool)
         for n, segment in enumerate(self.segmentation):
@@ -63,7 +63,7 @@ class BinaryFrames:
         return found
 
     def frame(self, n: int, k: int) -> NDArray[np.uint8]:
-        """(J, I) 0 and 1."""
+        """Return (J, I) 0 and 1."""
         pixels = np.zeros(self.segmentation.geometry.shape_ijk[1::-1], dtype=np.uint8)
         touched = self.segmentation.segments[n].on_slice(pixels, k)
         if touched is not None:
@@ -83,11 +83,11 @@ class LabelFrames:
         return self.segmentation.label_dtype.itemsize * 8
 
     def occupancy(self) -> NDArray[np.bool_]:
-        """(1, K) slices that are not empty."""
+        """Return (1, K) slices that are not empty."""
         return BinaryFrames(self.segmentation).occupancy().any(axis=0)[np.newaxis]
 
     def frame(self, n: int, k: int) -> NDArray[Any]:
-        """(J, I) numbers of segments."""
+        """Return (J, I) numbers of segments."""
         return self.segmentation.label_slice(k)
 
 
@@ -135,7 +135,7 @@ class PixelDataWriter:
             self._stream.write(np.ascontiguousarray(frame_ji, dtype=little).data)
 
     def finish(self) -> BinaryIO:
-        """The file at its beginning, complete: an even number of bytes, with its table of offsets."""
+        """Complete the file, with its table of offsets and an even number of bytes, and rewind it."""
         stream = self._stream
         if len(self._rest):
             stream.write(np.packbits(self._rest, bitorder="little").data)
@@ -170,7 +170,7 @@ def write_frames(pixels: FrameSource, order: Iterable[tuple[int, int]], file: Pi
 
 
 def _item_head(length: int) -> bytes:
-    """Tag and length of an item of encapsulated pixel data."""
+    """Return tag and length of an item of encapsulated pixel data."""
     return struct.pack("<HHL", 0xFFFE, 0xE000, length)
 
 
@@ -182,7 +182,7 @@ class ProbabilityFrames:
     probabilities
         As kept by `medsam2 segment --probabilities`.
     segmentation
-        The objects on the series' grid: the probabilities' voxels must be in the same places.
+        The objects on the series' grid: the probabilities' voxels must be in the same positions.
 
     Raises
     ------
@@ -199,18 +199,22 @@ class ProbabilityFrames:
             known = ", ".join(map(repr, probabilities.names)) or "none"
             raise ExportError(
                 f"there are no probabilities of {lacking[0]!r}: the file has those of {known}. Segment with "
-                "--probabilities again, or choose binary"
+                "--probabilities again, or choose binary",
+                code="no-probabilities-of-segment",
+                segment=lacking[0],
+                known=list(probabilities.names),
             )
-        if not probabilities.geometry.same_grid(geometry, SAME_PLACE_MM):
+        if not probabilities.geometry.same_grid(geometry, SAME_POSITION_MM):
             sizes = [" x ".join(map(str, grid.shape_ijk)) for grid in (probabilities.geometry, geometry)]
             raise ExportError(
                 f"the probabilities ({sizes[0]} voxels) are not on the series' grid ({sizes[1]}): segment "
-                "the DICOM series itself, or choose binary"
+                "the DICOM series itself, or choose binary",
+                code="probabilities-on-another-grid",
             )
         self._probabilities, self._segmentation = probabilities, segmentation
 
     def occupancy(self) -> NDArray[np.bool_]:
-        """(S, K) where anything is likely at all."""
+        """Return (S, K) where any probability is not 0."""
         found = np.zeros((len(self._segmentation), self._segmentation.geometry.shape_ijk[2]), dtype=bool)
         for n, name in enumerate(self._segmentation.names):
             found[n, list(self._probabilities.slices[name])] = True
@@ -218,7 +222,7 @@ class ProbabilityFrames:
         return found | changed
 
     def frame(self, n: int, k: int) -> NDArray[np.uint8]:
-        """(J, I) probability times 255; certain where the mask was changed after it was kept."""
+        """Return (J, I) probability times 255; certain where the mask was changed afterwards."""
         segment = self._segmentation.segments[n]
         values = self._probabilities.slice_ji(segment.name, k)
         mask = np.zeros(values.shape, dtype=bool)
@@ -230,7 +234,7 @@ class ProbabilityFrames:
         return values
 
     def notes(self) -> Iterator[Note]:
-        """Where masks were changed after the probabilities were kept."""
+        """Yield notes on masks that were changed after the probabilities were stored."""
         for segment in self._segmentation:
             count = self._probabilities.count_differing(segment)
             if count:

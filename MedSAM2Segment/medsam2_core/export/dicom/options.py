@@ -1,4 +1,4 @@
-"""What a DICOM SEG can be asked to be, and limits of DICOM's values (PS3.5 6.2). Imports nothing heavy."""
+"""Options of a DICOM SEG. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medsam2_core.errors import ExportError
+from medsam2_core.export.metadata import LARGEST_IS, LONGEST_LO
 
 if TYPE_CHECKING:
     from medsam2_core.export.dicom.segment_metadata import ExportMetadata
-
-LONGEST_LO = 64  # characters
-LONGEST_ST = 1024  # characters
-LARGEST_IS = 2**31 - 1
 
 
 class Kind(str, enum.Enum):

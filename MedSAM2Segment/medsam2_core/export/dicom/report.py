@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core import atomic
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
-from medsam2_core.export.dicom.options import LARGEST_IS, LONGEST_LO
-from medsam2_core.export.metadata import MANUFACTURER
+from medsam2_core.export.metadata import LARGEST_IS, LONGEST_LO, MANUFACTURER
 from medsam2_core.export.writing import Written
 from medsam2_core.version import __version__
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from medsam2_core.export.dicom.source import Source
     from medsam2_core.export.measurements import Diameter, Measured
 
-#: This version of the program as a device (TID 1004): the same wherever it runs, it tells nothing of a place.
+#: This version of the program as a device (TID 1004): the same wherever it is installed.
 DEVICE_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_DNS, f'{MANUFACTURER} {__version__}').int}"
 
 _SEGMENTATIONS = {
@@ -89,7 +88,9 @@ def write_report(
     check_lengths(source, path)
     if str(seg.get("SOPClassUID")) not in _SEGMENTATIONS or not seg.get("SegmentSequence"):
         raise ExportError(
-            f"{path}: a report refers to the segments of a DICOM SEG, not to {seg.get('Modality')!r}"
+            f"{path}: a report refers to the segments of a DICOM SEG, not to {seg.get('Modality')!r}",
+            code="report-needs-seg",
+            path=str(path),
         )
     pairs, notes = _paired(measured, seg, path)
     _check_slices(measured, source, path)
@@ -112,12 +113,14 @@ def write_report(
 
 
 def check_lengths(source: Source, path: Path) -> None:
-    """ExportError when no length can be told of these images, so that no report can be written of them."""
+    """Raise ExportError when pixels have no known size, so that no length can be reported."""
     if not source.is_placed and source.geometry.spacing.tolist() == [1, 1, 1]:
         # What a picture without spacing gets; written down as mm in an archive it would be taken for true.
         raise ExportError(
             f"{path}: the images do not say how large a pixel is: no length can be reported. Write "
-            "measurements as .json or .csv, and take their mm for pixels"
+            "measurements as .json or .csv, and take their mm for pixels",
+            code="no-pixel-spacing",
+            path=str(path),
         )
 
 
@@ -127,14 +130,19 @@ def _check_slices(measured: Sequence[Measured], source: Source, path: Path) -> N
         if one.k is not None and not 0 <= one.k < depth:
             raise ExportError(
                 f"{path}: {one.name!r} was measured in slice {one.k}, but the series has {depth}: measure "
-                "the segmentation on the grid of the series"
+                "the segmentation on the grid of the series",
+                code="measured-on-another-grid",
+                path=str(path),
+                segment=one.name,
+                k=one.k,
+                slices=depth,
             )
 
 
 def _paired(
     measured: Sequence[Measured], seg: Dataset, path: Path
 ) -> tuple[list[tuple[Measured, Dataset]], list[Note]]:
-    """What was measured, with the SEG's item of the same segment."""
+    """Pair measurements with the SEG's items of the same segments."""
     items = [
         item for item in seg.SegmentSequence if int(item.SegmentNumber) > 0
     ]  # 0: background of a label map
@@ -153,7 +161,11 @@ def _paired(
     if len(items) != len(measured) or not measured:
         raise ExportError(
             f"{path}: the SEG has {len(items)} segments, but {len(measured)} were measured: measure what was "
-            "written"
+            "written",
+            code="report-of-other-segments",
+            path=str(path),
+            segments=len(items),
+            measured=len(measured),
         )
     return list(zip(measured, items, strict=True)), notes
 
@@ -206,7 +218,7 @@ def _observers(seg: Dataset) -> hd.sr.ObservationContext:
 
 
 def _group(one: Measured, item: Dataset, seg: Dataset, source: Source) -> Any:
-    """One segment (TID 1411)."""
+    """Return the measurement group of one segment (TID 1411)."""
     import highdicom as hd
 
     number = int(item.SegmentNumber)
@@ -251,7 +263,7 @@ def _measurements(one: Measured, source: Source) -> Iterator[hd.sr.Measurement]:
 
 
 def _image(diameter: Diameter, source: Source) -> hd.sr.SourceImageForMeasurement:
-    """The image a diameter is in."""
+    """Return the reference to the image a diameter is in."""
     import highdicom as hd
 
     sop_class, instance, frame = source.reference(round(diameter.ends_ijk[0][2]))
@@ -259,18 +271,19 @@ def _image(diameter: Diameter, source: Source) -> hd.sr.SourceImageForMeasuremen
 
 
 def _sites(item: Dataset) -> Iterator[hd.sr.FindingSite]:
-    """Where a segment is: its anatomic regions, or the side of an organ that says so only as a modifier."""
+    """Yield finding sites: anatomic regions, or the organ itself where only a modifier gives its side."""
     import highdicom as hd
 
-    places = [(place, "AnatomicRegionModifierSequence") for place in item.get("AnatomicRegionSequence") or ()]
-    if not places:
-        kinds = item.SegmentedPropertyTypeCodeSequence
+    sites = [(site, "AnatomicRegionModifierSequence") for site in item.get("AnatomicRegionSequence") or ()]
+    if not sites:
         keyword = "SegmentedPropertyTypeModifierCodeSequence"
-        places = [
-            (kind, keyword) for kind in kinds if _is_side(_code(next(iter(kind.get(keyword) or ()), None)))
+        sites = [
+            (organ, keyword)
+            for organ in item.SegmentedPropertyTypeCodeSequence
+            if _is_side(_code(next(iter(organ.get(keyword) or ()), None)))
         ]
-    for place, keyword in places:
-        site, modifier = _code(place), _code(next(iter(place.get(keyword) or ()), None))
+    for item_of_site, keyword in sites:
+        site, modifier = _code(item_of_site), _code(next(iter(item_of_site.get(keyword) or ()), None))
         if site is not None:
             which = "laterality" if _is_side(modifier) else "topographical_modifier"
             yield hd.sr.FindingSite(site, **{which: modifier})
@@ -281,7 +294,7 @@ def _is_side(code: hd.sr.CodedConcept | None) -> bool:
 
 
 def _algorithm(item: Dataset) -> hd.sr.AlgorithmIdentification | None:
-    """By what the segment was made (TID 4019), where the SEG says all that must be said."""
+    """Return the algorithm (TID 4019), where the SEG has all that is mandatory."""
     import highdicom as hd
 
     found = item.get("SegmentationAlgorithmIdentificationSequence")
@@ -303,13 +316,16 @@ def _coded(item: Dataset, keyword: str) -> hd.sr.CodedConcept:
     if code is None:
         raise ExportError(
             f"segment {item.SegmentNumber} of the SEG ({item.get('SegmentLabel')!r}) has no {keyword}, which "
-            "every segment must have: write the SEG again"
+            "every segment must have: write the SEG again",
+            code="seg-lacks-code",
+            segment=int(item.SegmentNumber),
+            keyword=keyword,
         )
     return code
 
 
 def _code(item: Dataset | None) -> hd.sr.CodedConcept | None:
-    """A code without what is nested in it; None where it is not complete."""
+    """Return a code without nested sequences; None where it is not complete."""
     import highdicom as hd
 
     if item is None:

@@ -29,9 +29,9 @@ from medsam2_core.export.dicom.frames import (
     ProbabilityFrames,
     write_frames,
 )
-from medsam2_core.export.dicom.options import LARGEST_IS, Compression, Kind, SegOptions
+from medsam2_core.export.dicom.options import Compression, Kind, SegOptions
 from medsam2_core.export.dicom.source import slice_distance
-from medsam2_core.export.metadata import MANUFACTURER
+from medsam2_core.export.metadata import LARGEST_IS, MANUFACTURER
 from medsam2_core.export.resampling import onto_grid
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.version import __version__
@@ -141,10 +141,12 @@ def write_seg(
 
 
 def _with_voxels(segmentation: Segmentation, path: Path) -> tuple[Segmentation, list[Note]]:
-    """Without segments that are empty: they have no frame to be on."""
+    """Leave out segments without voxels: they would have no frame."""
     there = tuple(segment for segment in segmentation if not segment.is_empty)
     if not there:
-        raise ExportError(f"{path}: there is no object to write: no segment has a voxel")
+        raise ExportError(
+            f"{path}: there is no object to write: no segment has a voxel", code="no-voxels", path=str(path)
+        )
     left_out = [segment.name for segment in segmentation if segment.is_empty]
     notes = [
         Note.info("empty-segment-left-out", f"{name!r} has no voxel and is left out", segment=name)
@@ -165,25 +167,30 @@ def _pixels(segmentation: Segmentation, kind: Kind, probabilities: Probabilities
             more = f"; and {len(pairs) - 3} more pairs overlap" if len(pairs) > 3 else ""
             raise ExportError(
                 f"{told}{more}: a label map holds one segment a voxel. Choose binary, or let the later win "
-                "by exporting to .nrrd first"
+                "by exporting to .nrrd first",
+                code="overlap-in-labelmap",
+                pairs=[[a.name, b.name] for a, b, _ in pairs],
             )
         return LabelFrames(segmentation)
     if probabilities is None:
         raise ExportError(
             "a fractional SEG holds the model's probabilities, which a mask does not: keep them with "
-            "`medsam2 segment … --probabilities P.nrrd` and give that file, or choose binary"
+            "`medsam2 segment … --probabilities P.nrrd` and give that file, or choose binary",
+            code="probabilities-needed",
         )
     return ProbabilityFrames(probabilities, segmentation)
 
 
 def _dataset(pixels: FrameSource, source: Source, described: Descriptions, options: SegOptions) -> Any:
-    """The SEG but for its pixels: highdicom's, made from one pixel a frame."""
+    """Return highdicom's SEG without its pixels, made from one pixel a frame."""
     from highdicom import UID
     from highdicom.seg import Segmentation as Seg
 
     occupancy = pixels.occupancy().astype(np.uint8)
     if not occupancy.any():
-        raise ExportError("there is no object to write: its probabilities are zero everywhere")
+        raise ExportError(
+            "there is no object to write: its probabilities are zero everywhere", code="no-voxels"
+        )
     thumbnail = np.moveaxis(occupancy, 0, -1)[:, np.newaxis, np.newaxis, :]  # (K, 1, 1, S)
     number = options.series_number
     if number is None:
@@ -213,7 +220,7 @@ def _dataset(pixels: FrameSource, source: Source, described: Descriptions, optio
 
 @contextlib.contextmanager
 def _understood(source: Source) -> Iterator[None]:
-    """The boundary to highdicom: what it does not accept of a source becomes an error with a way out."""
+    """Turn what highdicom does not accept of a source into an ExportError with a way out."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the patient's name, which is the source's
@@ -222,12 +229,15 @@ def _understood(source: Source) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         raise ExportError(
             f"{source.folder}: a SEG cannot refer to these images: {reason}. "
-            "Write .seg.nrrd or .nii.gz instead"
+            "Write .seg.nrrd or .nii.gz instead",
+            code="source-not-accepted",
+            path=str(source.folder),
+            reason=reason,
         ) from error
 
 
 def _thumbnails(source: Source) -> Sequence[Dataset]:
-    """The source's headers as those of images of one pixel."""
+    """Return the source's headers as those of images of one pixel."""
     from pydicom import Dataset
 
     small = []
@@ -249,7 +259,10 @@ def _fill(dataset: Any, pixels: FrameSource, source: Source, options: SegOptions
     if options.compression is Compression.NONE and size > _LARGEST_NATIVE:
         raise ExportError(
             f"{dataset.NumberOfFrames} frames take {size / 2**30:.1f} GB, more than the 4 GB that pixels "
-            "without compression may have: choose --compression rle, or another kind"
+            "without compression may have: choose --compression rle, or another kind",
+            code="seg-too-large",
+            frames=int(dataset.NumberOfFrames),
+            bytes=size,
         )
     dataset.Rows, dataset.Columns = rows, columns
     if source.is_placed and slices > 1:
@@ -274,7 +287,7 @@ def _fill(dataset: Any, pixels: FrameSource, source: Source, options: SegOptions
 
 
 def _order(dataset: Any, source: Source) -> Sequence[tuple[int, int]]:
-    """Segment (from 0) and slice of each frame, as highdicom has put them; references are set right."""
+    """Return segment (from 0) and slice of each frame in the data set; correct their references."""
     if not source.is_placed:
         numbers = [_number(dataset, group) for group in dataset.PerFrameFunctionalGroupsSequence]
         return [(number - 1, 0) for number in numbers]
@@ -296,7 +309,7 @@ def _order(dataset: Any, source: Source) -> Sequence[tuple[int, int]]:
 
 
 def _number(dataset: Any, group: Any) -> int:
-    """Number of the segment a frame shows; 1 for a label map, whose frames show all."""
+    """Return the number of the segment a frame shows; 1 for a label map, whose frames show all."""
     if dataset.SegmentationType == "LABELMAP":
         return 1
     shared = dataset.SharedFunctionalGroupsSequence[0]
@@ -306,11 +319,13 @@ def _number(dataset: Any, group: Any) -> int:
 
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[BinaryIO]:
-    """A nameless file for the pixels, on the disk that must have room for them anyway."""
+    """Open a temporary file for the pixels, on the disk that must have room for them anyway."""
     try:
         stream = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - closed below, whatever the disk says
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {atomic.reason(error)}") from error
+        raise ExportError(
+            f"{path} cannot be written: {atomic.reason(error)}", code="output-not-writable", path=str(path)
+        ) from error
     try:
         yield stream
     finally:

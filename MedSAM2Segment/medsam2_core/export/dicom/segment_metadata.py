@@ -27,7 +27,7 @@ from typing import Any
 
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export.dicom import coding
-from medsam2_core.export.dicom.options import LARGEST_IS
+from medsam2_core.export.metadata import LARGEST_IS
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology
 

@@ -67,7 +67,7 @@ class Source:
         return str(self.header.SeriesInstanceUID)
 
     def reference(self, k: int) -> tuple[str, str, int | None]:
-        """SOP class UID, SOP instance UID and frame number (None for a file of one frame) of slice ``k``."""
+        """Return SOP class UID, SOP instance UID and frame number (None for single frames) of slice ``k``."""
         dataset = self.datasets[0 if self.frame_numbers else k]
         number = self.frame_numbers[k] if self.frame_numbers else None
         return str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), number
@@ -97,12 +97,18 @@ def read_source(folder: str | Path, series: str | None = None) -> Source:
     if is_multi and len(holders) > 1:
         raise ExportError(
             f"{folder}: the series is spread over {len(holders)} multi-frame files, and a SEG made here "
-            "refers to one: write .seg.nrrd or .nii.gz instead"
+            "refers to one: write .seg.nrrd or .nii.gz instead",
+            code="series-in-several-multi-frame-files",
+            path=str(folder),
+            files=len(holders),
         )
     if not frames[0].is_placed and len(frames) > 1:
         raise ExportError(
             f"{folder}: {len(frames)} frames without a position in the patient (a clip): a SEG made here "
-            "refers to a single image, or to images that have a position: write .seg.nrrd instead"
+            "refers to a single image, or to images that have a position: write .seg.nrrd instead",
+            code="clip-without-positions",
+            path=str(folder),
+            frames=len(frames),
         )
     with files.reading(folder, "DICOM"):
         notes: dict[Note, None] = {}
@@ -122,7 +128,7 @@ def read_source(folder: str | Path, series: str | None = None) -> Source:
 
 
 def _headers(frames: Sequence[Frame], depth: float, notes: dict[Note, None]) -> Iterator[Dataset]:
-    """Completed headers: the first whole, of the others what tells them apart."""
+    """Yield completed headers: the first whole, of the others what differs between slices."""
     import pydicom
 
     first: Dataset | None = None
@@ -142,7 +148,7 @@ def _headers(frames: Sequence[Frame], depth: float, notes: dict[Note, None]) -> 
 
 
 def _place(header: Dataset, frame: Frame, first: Frame, depth: float) -> None:
-    """Position, orientation and spacing as they were understood when the slices were put in order.
+    """Set position, orientation and spacing as they were read when the slices were ordered.
 
     The orientation of all is that of the first: scanners write it with noise in the last digits.
     """
@@ -158,7 +164,7 @@ def _place(header: Dataset, frame: Frame, first: Frame, depth: float) -> None:
 
 
 def _multi_frame(header: Dataset, frames: Sequence[Frame], depth: float) -> Dataset:
-    """The header of a multi-frame file with the frames of one stack, place and spacing where all share it."""
+    """Return the header of a multi-frame file with the frames of one stack only."""
     from pydicom import Dataset
 
     whole = Dataset()
@@ -183,7 +189,7 @@ def _multi_frame(header: Dataset, frames: Sequence[Frame], depth: float) -> Data
 
 
 def _depth(frames: Sequence[Frame], geometry: Geometry, notes: dict[Note, None]) -> float:
-    """How thick slices are taken to be, in mm, where the images do not say."""
+    """Return the slice thickness in mm, assumed with a note where the images lack it."""
     if not frames[0].is_placed or _thickness(frames[0]) is not None:
         return frames[0].thickness
     if len(frames) > 1:
@@ -201,19 +207,19 @@ def _depth(frames: Sequence[Frame], geometry: Geometry, notes: dict[Note, None])
 
 
 def slice_distance(geometry: Geometry) -> float:
-    """Distance of neighbouring slices in mm, at right angles to them."""
+    """Return the distance of neighbouring slices in mm, at right angles to them."""
     i, j, k = geometry.ijk_to_ras[:3, :3].T
     normal = np.cross(i, j)
     return abs(float(k @ normal)) / float(np.linalg.norm(normal))
 
 
 def _told(frame: Frame) -> float | None:
-    """Thickness, or else distance of slices in mm that a frame tells of itself."""
+    """Return the thickness, or else the distance of slices, in mm from the header of a frame."""
     return _thickness(frame) or _thickness(frame, "SpacingBetweenSlices")
 
 
 def _thickness(frame: Frame, keyword: str = "SliceThickness") -> float | None:
-    """Nominal slice thickness in mm, which is not the distance of slices; None where nothing says it."""
+    """Return the nominal slice thickness in mm, which is not the distance of slices; None if unknown."""
     header = frame.header
     groups = list(header.get("PerFrameFunctionalGroupsSequence") or [])[frame.index : frame.index + 1]
     groups += list(header.get("SharedFunctionalGroupsSequence") or [])
@@ -232,12 +238,17 @@ def _check_uids(folder: Path, headers: Sequence[Dataset]) -> None:
         if not is_uid(uid) or uid in seen:
             words = "share" if uid in seen else "have"
             what = f"{words} the SOP instance UID {uid!r}"
-            raise ExportError(f"{folder}: images {what}: nothing can refer to them. Use the original files")
+            raise ExportError(
+                f"{folder}: images {what}: nothing can refer to them. Use the original files",
+                code="invalid-instance-uid",
+                path=str(folder),
+                uid=uid,
+            )
         seen.add(uid)
 
 
 def _decimals(values: Any) -> list[Any]:
-    """Numbers as decimal strings of at most 16 characters (PS3.5, value representation DS)."""
+    """Return numbers as decimal strings of at most 16 characters (PS3.5, value representation DS)."""
     from pydicom.valuerep import DSfloat
 
     return [DSfloat(float(value), auto_format=True) for value in values]
@@ -288,7 +299,7 @@ _UID = re.compile(r"[0-9.]{1,64}")  # looser than the standard: old scanners wri
 
 
 def drop_invalid(header: Dataset, notes: dict[Note, None]) -> None:
-    """Leave out what a SEG would take over and may not say: values that break PS3.5 6.2.
+    """Drop values that a SEG would take over and that PS3.5 6.2 does not allow.
 
     What identifies patient and study stays as it is.
     """
@@ -315,7 +326,7 @@ def drop_invalid(header: Dataset, notes: dict[Note, None]) -> None:
 
 
 def _breaks_rules(header: Dataset, tag: Any) -> bool:
-    """Whether a value is none of its value representation."""
+    """Return whether a value is not allowed by its value representation."""
     from pydicom import config
     from pydicom.valuerep import validate_value
 
@@ -336,12 +347,12 @@ def _breaks_rules(header: Dataset, tag: Any) -> bool:
 
 
 def is_uid(value: Any) -> bool:
-    """Whether this can stand for a UID, be it one of an old scanner."""
+    """Return whether a value can stand for a UID, be it one of an old scanner."""
     return isinstance(value, str) and _UID.fullmatch(value) is not None
 
 
 def join(header: Dataset, first: Dataset, notes: dict[Note, None]) -> None:
-    """What the slices of a series share, where a file says otherwise or nothing: that of the first."""
+    """Set what slices of a series share to that of the first, where a file differs or lacks it."""
     for keyword in _UIDS:
         own = header.get(keyword)
         if is_uid(own) and own != first.get(keyword):
@@ -352,7 +363,7 @@ def join(header: Dataset, first: Dataset, notes: dict[Note, None]) -> None:
 
 
 def complete(header: Dataset, first: Dataset, notes: dict[Note, None]) -> None:
-    """Put in what every file should say and this one does not; ``notes`` gets a sentence for each."""
+    """Add mandatory attributes that are missing; ``notes`` gets a note for each."""
     if not header.get("SOPClassUID"):
         named = getattr(getattr(header, "file_meta", None), "MediaStorageSOPClassUID", None)
         header.SOPClassUID = named or _SOP_CLASSES.get(str(header.get("Modality")), _SECONDARY_CAPTURE)
@@ -373,11 +384,13 @@ def complete(header: Dataset, first: Dataset, notes: dict[Note, None]) -> None:
 
 
 def _derived(first: Dataset, what: str) -> str:
-    """A UID of the series' own (PS3.5 B.2), the same for every export of it."""
+    """Return a UID derived from the series' own (PS3.5 B.2), the same for every export of it."""
     named = str(first.get("SeriesInstanceUID") or first.get("SOPInstanceUID") or "")
     if not named:
         raise ExportError(
-            f"the images have neither series nor instance UID: no {what} can be named. Use the original files"
+            f"the images have neither series nor instance UID: no {what} can be named. "
+            "Use the original files",
+            code="no-uids",
         )
     digest = hashlib.sha256(f"{named} {what}".encode()).digest()[:16]
     return f"2.25.{int.from_bytes(digest, 'big')}"

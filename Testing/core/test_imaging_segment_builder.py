@@ -10,14 +10,18 @@ import pytest
 from medsam2_core import export
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.label_parts import parts_of, read_parts
-from medsam2_core.imaging.labels import read_labels
 from medsam2_core.imaging.nrrd import read_layers
-from medsam2_core.imaging.parts import Parts
-from medsam2_core.imaging.segmentation import Segmentation
-from medsam2_core.imaging.segmentation_files import read_segmentation, segmentation_of
+from medsam2_core.imaging.segmentation import Segmentation, SegmentBuilder
+from medsam2_core.imaging.segmentation_files import (
+    StoredSegments,
+    read_labels,
+    read_segmentation,
+    read_stored_segments,
+    stack_layers,
+)
 from support.dicom_seg import Part as Described
 from support.dicom_seg import write
+from support.errors import raises
 from support.objects import a_geometry, a_segmentation, random_blobs, random_geometry
 from support.small_files import some_voxels, write_nifti
 
@@ -25,11 +29,11 @@ LAYERS = {"kinds": ["list", "domain", "domain", "domain"], "space": "left-poster
 LAYERS["space directions"] = np.array([[np.nan] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1]])
 
 
-def whole(part, shape_kji):
+def whole(stored, shape_kji):
+    mask_kji, (i, j, k) = stored
     mask = np.zeros(shape_kji, dtype=bool)
-    i, j, k = part.offset_ijk
-    depth, rows, columns = part.mask_kji.shape
-    mask[k : k + depth, j : j + rows, i : i + columns] = part.mask_kji
+    depth, rows, columns = mask_kji.shape
+    mask[k : k + depth, j : j + rows, i : i + columns] = mask_kji
     return mask
 
 
@@ -52,23 +56,41 @@ def test_objects_are_put_together_from_slices_in_any_order_and_in_pieces(campaig
         }
         pieces = list(itertools.product(masks, range(shape[0]), (0, 3)))
         rng.shuffle(pieces)
-        parts = Parts()
+        builder = SegmentBuilder()
         for number, k, row in pieces:
             some = np.zeros(shape[1:], dtype=bool)
             some[row : row + 3] = masks[int(number)][k, row : row + 3]
-            parts.put(int(number), int(k), some)
-        assert set(parts.numbers) == {n for n, mask in masks.items() if mask.any()}
+            builder.add(int(number), int(k), some)
+        assert set(builder.numbers) == {n for n, mask in masks.items() if mask.any()}
         for number, mask in masks.items():
-            assert np.array_equal(whole(parts.take(number), shape), mask)
-        assert parts.numbers == ()
+            assert np.array_equal(whole(builder.take(number), shape), mask)
+        assert builder.numbers == ()
 
 
-def test_parts_of_a_label_map_are_its_objects_in_boxes(tmp_path):
+def test_overlapping_segments_are_stacked_on_layers(campaign, tmp_path):
+    rng = np.random.default_rng(11)
+    for _ in range(60 * campaign):
+        shape = (int(rng.integers(1, 6)), 6, 7)
+        highest = 65535 if rng.random() < 0.2 else 200
+        numbers = rng.choice(highest, int(rng.integers(1, 7)), replace=False) + 1
+        masks = {int(number): rng.random(shape) < rng.choice([0.02, 0.1, 0.4]) for number in numbers}
+        builder = SegmentBuilder()
+        pieces = list(itertools.product(masks, range(shape[0])))
+        rng.shuffle(pieces)
+        for number, k in pieces:
+            builder.add(int(number), int(k), masks[number][k])
+        layers_lkji, layer_of = stack_layers(tmp_path, builder, shape)
+        for number, mask in masks.items():
+            assert np.array_equal(layers_lkji[layer_of.get(number, 0)] == number, mask)
+        assert len(layers_lkji) <= len(masks)
+
+
+def test_segments_of_a_label_map_are_in_boxes(tmp_path):
     labels = read_labels(write_nifti(tmp_path / "l.nii", some_voxels(dtype=np.uint8) % 5))
-    for read in (parts_of(labels), read_parts(tmp_path / "l.nii")):
+    for read in (StoredSegments.of(labels), read_stored_segments(tmp_path / "l.nii")):
         assert read.labels == labels.labels
-        for label, part in zip(read.labels, read.parts, strict=True):
-            assert np.array_equal(whole(part, labels.voxels_kji.shape), labels.mask_kji(label.value))
+        for label, stored in zip(read.labels, read.masks, strict=True):
+            assert np.array_equal(whole(stored, labels.voxels_kji.shape), labels.mask_kji(label.value))
 
 
 def test_layers_read_slice_by_slice_give_the_same_as_all_at_once(tmp_path, campaign):
@@ -77,7 +99,7 @@ def test_layers_read_slice_by_slice_give_the_same_as_all_at_once(tmp_path, campa
         masks = random_blobs(rng, int(rng.integers(2, 7)))
         path = export.write(a_segmentation(random_geometry(rng), masks), tmp_path / f"{n}.seg.nrrd").path
         read, labels = read_segmentation(path), read_labels(path)
-        for again in (read, segmentation_of(labels)):
+        for again in (read, StoredSegments.of(labels).to_segmentation()):
             assert again.names == tuple(masks)
             assert again.geometry.same_grid(labels.geometry, 1e-9)
             for segment in again:
@@ -127,7 +149,7 @@ def test_layers_that_end_too_early_are_refused(tmp_path):
 def test_layers_nobody_names_are_refused(tmp_path):
     nrrd.write(str(tmp_path / "a.nrrd"), np.zeros((3, 4, 5, 2), np.uint8), dict(LAYERS), index_order="C")
     for read in (read_segmentation, read_labels):
-        with pytest.raises(VolumeError, match="2 values per voxel, but no segments are named"):
+        with raises("unnamed-layers", VolumeError, layers=2):
             read(tmp_path / "a.nrrd")
 
 
