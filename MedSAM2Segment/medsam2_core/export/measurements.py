@@ -170,7 +170,8 @@ def _longest_pieces(part_kji: NDArray[np.bool_], mm_of_ij: NDArray[np.float64]) 
 
     Slices and their pieces are examined from the largest bounding box down, until none left can be longer.
     """
-    best, found, seen = 0.0, [], set()
+    best, found = 0.0, list[_Piece]()
+    seen: set[tuple[tuple[int, ...], bytes]] = set()
     for k, largest_mm in _largest_first(_sizes_of_slices(part_kji), mm_of_ij):
         if largest_mm < best * (1 - _SAME):
             break
@@ -211,7 +212,7 @@ def _sizes_of_slices(part_kji: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return (K, 2) sizes along i and j of the bounding box of each slice's pixels."""
     sizes = []
     for axis in (1, 2):
-        filled = part_kji.any(axis=axis)
+        filled = np.asarray(part_kji.any(axis=axis))
         last = filled.shape[1] - filled[:, ::-1].argmax(axis=1)
         sizes.append(np.where(filled.any(axis=1), last - filled.argmax(axis=1), 0))
     return np.column_stack(sizes)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsam2_core.errors import ExportError, Note
-from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.geometry import Geometry, inverse, transform
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _loss(segment: Segment, mask_kji: NDArray[np.bool_], mapping: NDArray[np.flo
     if not mask_kji.any():
         return 1.0
     moved = Segment(segment.name, segment.colour_rgb, mask_kji)
-    back = _sampled(moved, np.linalg.inv(mapping), segment.shape_ijk)
+    back = _sampled(moved, inverse(mapping), segment.shape_ijk)
     shared = int(np.count_nonzero(segment.view_of(back) & segment.part_kji))
     return 1.0 - 2.0 * shared / (segment.voxel_count + int(np.count_nonzero(back)))
 
@@ -214,8 +214,7 @@ def _target_box(
     """Return first and one past last index (i, j, k) of the other grid that may hold the segment."""
     first = np.array(segment.offset_ijk) - 0.5
     corners = np.array(list(np.ndindex(2, 2, 2))) * segment.part_kji.shape[::-1] + first
-    inverse = np.linalg.inv(mapping)
-    there = corners @ inverse[:3, :3].T + inverse[:3, 3]
+    there = transform(inverse(mapping), corners)
     start = np.clip(np.floor(there.min(axis=0)), 0, shape_ijk).astype(np.int64)
     stop = np.clip(np.ceil(there.max(axis=0)) + 1, start, shape_ijk).astype(np.int64)
     return start, stop

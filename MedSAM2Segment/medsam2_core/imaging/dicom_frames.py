@@ -94,6 +94,11 @@ class Frame:
         normal = np.cross(self.orientation_lps[:3], self.orientation_lps[3:])
         return normal / np.linalg.norm(normal)
 
+    def height(self, normal_lps: NDArray[np.float64]) -> float:
+        """Return the position along a normal in mm."""
+        assert self.position_lps is not None
+        return float(self.position_lps @ normal_lps)
+
     @property
     def size(self) -> tuple[int, int, int]:
         """Rows, columns, values per pixel."""
@@ -171,8 +176,7 @@ def ordered(stack: Stack) -> tuple[list[Frame], Geometry]:
     directions = first.orientation_lps
     assert directions is not None
     normal = first.normal_lps
-    # type: ignore[operator]
-    along = sorted(stack.frames, key=lambda frame: float(frame.position_lps @ normal))
+    along = sorted(stack.frames, key=lambda frame: frame.height(normal))
     positions = np.array([frame.position_lps for frame in along])  # (K, 3)
     step = normal * first.thickness if len(along) == 1 else _even_step(along, positions, normal)
     matrix = np.eye(4)
@@ -382,8 +386,7 @@ def _separated(frames: list[Frame]) -> list[list[Frame]]:
 
 
 def _have_doubles(frames: Sequence[Frame]) -> bool:
-    # type: ignore[operator]
-    heights = np.sort([float(frame.position_lps @ frames[0].normal_lps) for frame in frames])
+    heights = np.sort([frame.height(frames[0].normal_lps) for frame in frames])
     return len(heights) > 1 and bool(np.diff(heights).min() < 1e-3)
 
 

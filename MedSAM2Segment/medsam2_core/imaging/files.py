@@ -247,7 +247,7 @@ def read_parts(
     waiting = memoryview(b"")
     for n in range(count):
         result = np.empty(size, dtype=np.uint8)
-        target, filled = memoryview(result), 0
+        target, filled = result.data, 0
         while filled < size:
             if not waiting:
                 block = next(blocks, None)

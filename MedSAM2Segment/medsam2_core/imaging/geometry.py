@@ -77,8 +77,8 @@ class Geometry:
 
     def __post_init__(self) -> None:
         matrix = _checked_matrix(self.ijk_to_ras)
-        inverse = np.linalg.inv(matrix)
-        if not np.isfinite(inverse).all():
+        ras_to_ijk = inverse(matrix)
+        if not np.isfinite(ras_to_ijk).all():
             raise GeometryError(
                 f"orientation cannot be inverted: voxel axes {matrix[:3, :3].tolist()}",
                 code="singular-affine",
@@ -91,11 +91,11 @@ class Geometry:
                 code="size-not-positive",
                 sizes=list(self.shape_ijk),
             )
-        for array in (matrix, inverse):
+        for array in (matrix, ras_to_ijk):
             array.flags.writeable = False
         object.__setattr__(self, "ijk_to_ras", matrix)
         object.__setattr__(self, "shape_ijk", shape)
-        object.__setattr__(self, "_ras_to_ijk", inverse)
+        object.__setattr__(self, "_ras_to_ijk", ras_to_ijk)
 
     # Ways to make one ---------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Geometry:
     @property
     def ras_to_ijk(self) -> NDArray[np.float64]:
         """(4, 4) inverse of ``ijk_to_ras``."""
-        return self._ras_to_ijk  # type: ignore[attr-defined, no-any-return]
+        return self._ras_to_ijk  # type: ignore[attr-defined]
 
     def closest_axis(self, plane: str) -> int:
         """Return the array axis (0 i, 1 j, 2 k) that slices of this plane are stacked along.
@@ -231,10 +231,11 @@ class Geometry:
 
     def _ras_axis_of_array_axis(self) -> tuple[int, int, int]:
         cosines = np.abs(self.directions)  # (RAS axis, array axis)
-        return max(
+        i, j, k = max(
             itertools.permutations(range(3)),
             key=lambda p: sum(cosines[ras, axis] for axis, ras in enumerate(p)),
         )
+        return i, j, k
 
 
 def as_points(points: ArrayLike) -> NDArray[np.float64]:
@@ -245,6 +246,11 @@ def as_points(points: ArrayLike) -> NDArray[np.float64]:
             f"points need the shape (N, 3), not {array.shape}", code="invalid-points", shape=list(array.shape)
         )
     return array
+
+
+def inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the inverse of a (4, 4) affine."""
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
 def transform(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:

@@ -41,11 +41,9 @@ def default_colour(number: int) -> tuple[float, float, float]:
     extra = number - len(_COLOURS)
     saturation, value = ((0.55, 1.0), (0.9, 0.9), (0.35, 0.95), (0.7, 0.75))[extra % 4]
     red, green, blue = colorsys.hsv_to_rgb((0.03 + extra * _GOLDEN_ANGLE) % 1.0, saturation, value)
-    lacking = max(
-        0.0, 0.4 - (0.2126 * red + 0.7152 * green + 0.0722 * blue)
-    )  # deep blue looks black on black
-    # type: ignore[return-value]
-    return tuple(part + lacking * (1 - part) / 0.6 for part in (red, green, blue))
+    # Deep blue looks black on black.
+    lacking = max(0.0, 0.4 - (0.2126 * red + 0.7152 * green + 0.0722 * blue)) / 0.6
+    return red + lacking * (1 - red), green + lacking * (1 - green), blue + lacking * (1 - blue)
 
 
 class Segment:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medsam2_core.errors import GeometryError
-from medsam2_core.imaging.geometry import Geometry, transform
+from medsam2_core.imaging.geometry import Geometry, inverse, transform
 from medsam2_core.imaging.volume import Volume, canonical_view
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class AxisStack(SliceStack):
         self.pixel_mm = (float(spacing[self._towards[1][0]]), float(spacing[self._towards[0][0]]))
         self.slice_mm = _distance_between_planes(geometry, self.array_axis)
         self.xyn_to_ijk = _axis_affine(geometry, self._towards)
-        self.ijk_to_xyn = np.linalg.inv(self.xyn_to_ijk)
+        self.ijk_to_xyn = inverse(self.xyn_to_ijk)
         signs = "".join(f"{'-+'[sign > 0]}{'ijk'[array_axis]}" for array_axis, sign in self._towards)
         self.key = f"{self.plane}:{signs}"
 
@@ -327,7 +327,7 @@ class ObliqueStack(SliceStack):
         self.pixel_mm = (float(spacing[1]), float(spacing[0]))
         self.slice_mm = float(spacing[2])
         self.xyn_to_ijk = volume.geometry.ras_to_ijk @ lattice
-        self.ijk_to_xyn = np.linalg.inv(self.xyn_to_ijk)
+        self.ijk_to_xyn = inverse(self.xyn_to_ijk)
         self.key = stack_key("oblique", self.xyn_to_ijk, (width, height, self._depth))
 
     def __len__(self) -> int:
@@ -483,5 +483,5 @@ def _extent(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return first and last lattice index (x, y, n) whose pixel can be the nearest to some voxel."""
     corners = np.array(list(itertools.product(*((0, n - 1) for n in geometry.shape_ijk))), dtype=np.float64)
-    steps = transform(np.linalg.inv(lattice), geometry.to_ras(corners))
+    steps = transform(inverse(lattice), geometry.to_ras(corners))
     return np.rint(steps.min(axis=0) - _EDGE), np.rint(steps.max(axis=0) + _EDGE)

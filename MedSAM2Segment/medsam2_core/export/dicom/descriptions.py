@@ -33,7 +33,6 @@ _UNSURE = (
     "assumed-manual",
     "nothing says how {they_were} made: written as MANUAL (algorithm_type in --segments says otherwise)",
 )
-_CODES = ("category", "type", "type_modifier", "region", "region_modifier")
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,11 @@ def describe(
             continue
         terminology = replace(
             terminology,
-            **{part: current(getattr(terminology, part)) for part in _CODES},
+            category=current(terminology.category),
+            type=current(terminology.type),
+            type_modifier=current(terminology.type_modifier),
+            region=current(terminology.region),
+            region_modifier=current(terminology.region_modifier),
         )
         made = _made(segmentation, segment, given, affected[_UNSURE])
         label = (given.label or (given.description if segment.name.isdecimal() else None)) if given else None
@@ -110,7 +113,7 @@ def describe(
                     f"{segment.name!r}: {code.scheme} {code.value} stands for {usual!r}, not for "
                     f"{code.meaning!r}",
                     segment=segment.name,
-                    code=str(code),
+                    value=str(code),
                     usual_meaning=usual,
                 )
             )

@@ -37,7 +37,9 @@ TRANSFER_SYNTAXES = {
 class FrameSource(Protocol):
     """What a SEG is made of, one frame at a time."""
 
-    bits: int  # 1, 8 or 16 a pixel
+    @property
+    def bits(self) -> int:
+        """Return 1, 8 or 16 bits a pixel."""
 
     def occupancy(self) -> NDArray[np.bool_]:
         """Return (S, K) where each segment has a frame; (1, K) when a frame shows them all."""
@@ -59,7 +61,7 @@ class BinaryFrames:
         found = np.zeros(shape, dtype=bool)
         for n, segment in enumerate(self.segmentation):
             first = segment.offset_ijk[2]
-            found[n, first : first + len(segment.part_kji)] = segment.part_kji.any(axis=(1, 2))
+            found[n, first : first + len(segment.part_kji)] = np.asarray(segment.part_kji.any(axis=(1, 2)))
         return found
 
     def frame(self, n: int, k: int) -> NDArray[np.uint8]:
@@ -84,7 +86,7 @@ class LabelFrames:
 
     def occupancy(self) -> NDArray[np.bool_]:
         """Return (1, K) slices that are not empty."""
-        return BinaryFrames(self.segmentation).occupancy().any(axis=0)[np.newaxis]
+        return np.asarray(BinaryFrames(self.segmentation).occupancy().any(axis=0))[np.newaxis]
 
     def frame(self, n: int, k: int) -> NDArray[Any]:
         """Return (J, I) numbers of segments."""

@@ -349,7 +349,7 @@ def _entry(
         terminology=_terminology(location, read),
         label=read("label", _text),
         description=read("description", _text_or_none, 1024),
-        colour=tuple(part / 255 for part in colour) if colour else None,  # type: ignore[arg-type]
+        colour=tuple(part / 255 for part in colour) if colour else None,
         algorithm_type=read("algorithm_type", _one_of, ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")),
         algorithm_name=read("algorithm_name", _text_or_none),
         tracking_id=read("tracking_id", _text_or_none),
@@ -382,10 +382,10 @@ def _terminology(location: _Location, read: Callable[..., Any]) -> Terminology |
 
 
 def _check_different(location: _Location, entries: Sequence[SegmentMetadata]) -> None:
-    names = [entry.name for entry in entries if entry.name is not None]
-    numbers = [entry.number for entry in entries if entry.name is None]
+    names: list[str | int | None] = [entry.name for entry in entries if entry.name is not None]
+    numbers: list[str | int | None] = [entry.number for entry in entries if entry.name is None]
     for kind, seen in (("segment", names), ("labelID", numbers)):
-        twice = next((one for one in seen if seen.count(one) > 1), None)  # type: ignore[attr-defined]
+        twice = next((one for one in seen if seen.count(one) > 1), None)
         if twice is not None:
             raise location.error(f"has two entries for {kind} {_shown(twice)}")
 
