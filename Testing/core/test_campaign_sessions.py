@@ -1,4 +1,4 @@
-"""Random sessions: whatever a user does in whatever order, nothing the user said or froze is lost."""
+"""Random sessions: whatever a user does in whatever order, no prompt and no final slice is lost."""
 
 from collections import deque
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def test_nothing_said_or_frozen_is_lost_whatever_is_done(models, volume, campaig
             try:
                 player.play()
             except Exception as error:
-                raise AssertionError(f"session {seed}, step {step}: {player.said}") from error
+                raise AssertionError(f"session {seed}, step {step}: {player.log}") from error
             assert cache.nbytes <= cache.byte_limit
 
 
@@ -82,7 +82,7 @@ class Player:
 
     def __init__(self, session: Session, rng: np.random.Generator) -> None:
         self.session, self.rng = session, rng
-        self.said: list[str] = []
+        self.log: list[str] = []
         self.past: deque[tuple[dict, Callable[[], None] | None, dict]] = deque()
 
     def play(self) -> None:
@@ -95,7 +95,7 @@ class Player:
         try:
             deed()
         except MedSAM2Error as error:
-            self.said[-1] += f" ({error})"
+            self.log[-1] += f" ({error})"
             assert picture(self.session) == before, "what is refused changes nothing"
             assert len(self.session.undo_steps) == count
             return
@@ -116,7 +116,7 @@ class Player:
 
     def undo(self) -> None:
         """Take a step back, and sometimes do it again: both lead exactly to where one has been."""
-        self.said.append("undo")
+        self.log.append("undo")
         if not self.past:
             with pytest.raises(MedSAM2Error, match="nothing to undo"):
                 self.session.undo()
@@ -126,18 +126,18 @@ class Player:
         assert picture(self.session) == before, "undo leads exactly back"
         assert len(self.session.undo_steps) == len(self.past)
         if deed is not None and self.rng.random() < 0.5:
-            self.said.append("again")
+            self.log.append("again")
             deed()
             assert picture(self.session) == after, "the same again has the same result"
             self.remember(before, deed, after)
 
     def check(self, before: dict, after: dict) -> None:
         """What holds after every deed."""
-        released = self.said[-1].startswith(("release", "finalise", "remove"))
+        released = self.log[-1].startswith(("release", "finalise", "remove"))
         for name, (prompts, slices) in after.items():
-            said = {slice_of(prompt) for prompt in prompts}
+            prompted = {slice_of(prompt) for prompt in prompts}
             shown = {n for n, (_, _, _, prompted, _) in slices.items() if prompted}
-            assert said <= shown, "a prompted slice stays prompted"
+            assert prompted <= shown, "a prompted slice stays prompted"
             assert name in self.session.tracker.objects or not slices
             earlier = before.get(name, ([], {}))[1]
             for n, (mask, _, _, _, final) in slices.items():
@@ -147,7 +147,7 @@ class Player:
             for name, (_, slices) in before.items():
                 finals = {n for n, seen in slices.items() if seen[4]}
                 assert finals <= set(after[name][1]), "a final slice is never lost"
-        if self.said[-1].startswith("propagate"):
+        if self.log[-1].startswith("propagate"):
             for name, (prompts, slices) in before.items():
                 assert after[name][0] == prompts
                 for n, seen in slices.items():
@@ -160,14 +160,14 @@ class Player:
 
     def say(self) -> Callable[[], None]:
         name, prompts = self.a_name(), self.some_prompts(int(self.rng.integers(DEPTH)))
-        self.said.append(f"prompt {name} {prompts}")
+        self.log.append(f"prompt {name} {prompts}")
         only_mask = len(prompts) == 1 and isinstance(prompts[0], MaskPrompt)
 
         def deed() -> None:
             result = self.session.prompt(name, *prompts)
-            told = [p for p in self.session.prompts.of(name) if slice_of(p) == result.n]
+            given = [p for p in self.session.prompts.of(name) if slice_of(p) == result.n]
             assert result.prompted and not result.final
-            if only_mask and len(told) == 1:
+            if only_mask and len(given) == 1:
                 assert np.array_equal(result.mask_hw, full_mask(prompts[0])), "a mask is taken as it is"
 
         return deed
@@ -178,7 +178,7 @@ class Player:
             for n in self.rng.choice(DEPTH, int(self.rng.integers(1, 3)), replace=False):
                 for prompt in self.some_prompts(int(n)):
                     prompts.add(name, prompt)
-        self.said.append(f"apply {prompts}")
+        self.log.append(f"apply {prompts}")
         return lambda: self.session.apply(prompts)
 
     def propagate(self) -> Callable[[], None]:
@@ -191,7 +191,7 @@ class Player:
         options |= {"first": first, "last": last} if self.rng.random() < 0.4 else {}
         end = ("all", "all", "cancel", "leave")[self.rng.integers(4)]
         patience = int(self.rng.integers(0, 9))
-        self.said.append(f"propagate {options} {end} {patience}")
+        self.log.append(f"propagate {options} {end} {patience}")
 
         def deed() -> None:
             before = picture(self.session)
@@ -218,9 +218,9 @@ class Player:
         name, n, own = self.a_name(), int(self.rng.integers(DEPTH)), self.rng.random() < 0.3
         mask = self.a_mask() if own else None
         if self.rng.random() < 0.3:
-            self.said.append(f"release {name} {n}")
+            self.log.append(f"release {name} {n}")
             return lambda: self.session.release(name, n)
-        self.said.append(f"finalise {name} {n}{' with a mask' if own else ''}")
+        self.log.append(f"finalise {name} {n}{' with a mask' if own else ''}")
 
         def deed() -> None:
             result = self.session.finalise(name, n, mask)
@@ -232,12 +232,12 @@ class Player:
     def take_back(self) -> Callable[[], None]:
         name = self.a_name()
         if self.rng.random() < 0.25:
-            self.said.append(f"remove {name}")
+            self.log.append(f"remove {name}")
             return lambda: self.session.remove_object(name)
         known = self.session.prompts.objects.get(name, [])
         slices = sorted({slice_of(prompt) for prompt in known}) or [0]
         n = int(self.rng.choice(slices)) if self.rng.random() < 0.8 else int(self.rng.integers(DEPTH))
-        self.said.append(f"unprompt {name} {n}")
+        self.log.append(f"unprompt {name} {n}")
         return lambda: self.session.unprompt(name, n)
 
     def blunder(self) -> Callable[[], None]:
@@ -246,7 +246,7 @@ class Player:
         blunders = {
             "outside": lambda: self.session.prompt(name, Point((WIDTH + 5, 3, 2))),
             "no such slice": lambda: self.session.prompt(name, Point((3, 3, DEPTH + 1))),
-            "nothing said": lambda: self.session.prompt(name),
+            "no prompts": lambda: self.session.prompt(name),
             "no name": lambda: self.session.prompt("", Point((3, 3, 2))),
             "two slices": lambda: self.session.prompt(name, Point((3, 3, 2)), Point((3, 3, 3))),
             "two boxes": lambda: self.session.prompt(name, A_BOX, A_BOX),
@@ -262,7 +262,7 @@ class Player:
             ),
         }  # fmt: skip
         what = list(blunders)[self.rng.integers(len(blunders))]
-        self.said.append(f"blunder: {what}")
+        self.log.append(f"blunder: {what}")
 
         def deed() -> None:
             with pytest.raises(MedSAM2Error):

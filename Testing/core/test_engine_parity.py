@@ -37,7 +37,7 @@ def both_see_nothing(tmp_path_factory) -> StockAndOurs:
 
 
 class Comparison:
-    """The same words to stock and to ours, and the largest difference of all their answers."""
+    """The same prompts to stock and to ours, and the largest difference of all their masks."""
 
     def __init__(self, both: StockAndOurs, options: TrackerOptions | None = None) -> None:
         self.both, self.state = both, both.state()
@@ -87,7 +87,7 @@ class Comparison:
         assert self.worst < TOLERANCE
 
 
-FIRST_WORDS = {
+FIRST_PROMPTS = {
     "a point": {"points": [[60, 45]], "labels": [1]},
     "two points": {"points": [[60, 45], [20, 20]], "labels": [1, 0]},
     "a box": {"box": [40, 30, 80, 62]},
@@ -97,10 +97,10 @@ FIRST_WORDS = {
 }
 
 
-@pytest.mark.parametrize("words", FIRST_WORDS.values(), ids=FIRST_WORDS)
-def test_one_prompt_and_the_slices_after_it(both, words, record_property):
+@pytest.mark.parametrize("given", FIRST_PROMPTS.values(), ids=FIRST_PROMPTS)
+def test_one_prompt_and_the_slices_after_it(both, given, record_property):
     pair = Comparison(both)
-    pair.prompt("it", 0, **words)
+    pair.prompt("it", 0, **given)
     pair.propagate()
     pair.agree(record_property)
 
@@ -177,9 +177,9 @@ def test_with_the_postprocessing_of_stock(tmp_path, record_property):
 def test_the_comparison_would_notice_another_prompt(both):
     """Random weights could hide an error by not listening to memories at all: they do listen."""
     logits = []
-    for words in (FIRST_WORDS["a point"], FIRST_WORDS["a box"]):
+    for given in (FIRST_PROMPTS["a point"], FIRST_PROMPTS["a box"]):
         tracker = Tracker.stock(both.model, both.encoder)
-        tracker.prompt("it", 0, prompt(**words))
+        tracker.prompt("it", 0, prompt(**given))
         logits.append([both.logits(tracker, result) for result in tracker.propagate()])
     assert all(np.abs(a - b).max() > 20 * TOLERANCE for a, b in zip(*logits, strict=True))
 

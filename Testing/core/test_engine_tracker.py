@@ -1,4 +1,4 @@
-"""A tracker: prompts on slices, masks of all the others, and nothing a user said is ever lost."""
+"""A tracker: prompts on slices, masks of all the others, and no prompt is ever lost."""
 
 import numpy as np
 import pytest
@@ -55,8 +55,8 @@ def test_where_the_user_said_absent_tracking_ends():
     tracker, _ = bright_tracker(steady(8))
     tracker.prompt("it", 2, prompt(box=BOX))
     assert 6 in slices_of(tracker.propagate())
-    said = tracker.prompt("it", 4, prompt(mask=NOTHING))
-    assert not said.mask_hw.any() and said.object_score < 0
+    absent = tracker.prompt("it", 4, prompt(mask=NOTHING))
+    assert not absent.mask_hw.any() and absent.object_score < 0
     results = list(tracker.propagate())
     assert {r.n: r.mask_hw.any() for r in results} == {
         **{0: True, 1: True, 2: True, 3: True},
@@ -190,21 +190,21 @@ def test_the_previous_mask_is_carried_when_the_model_wants_it():
 
 def test_clicks_feed_back_what_was_predicted_but_a_new_box_begins_anew():
     tracker, heads = bright_tracker(steady(3))
-    said = [
+    cases = [
         (prompt([[60, 50]], [1]), False),
         (prompt([[60, 50], [62, 50]], [1, 1]), True),
         (prompt([[60, 50]], [1]), False),  # something was taken back
         (prompt(box=BOX), False),
         (prompt([[60, 50]], [1], box=BOX), True),
     ]
-    for words, feeds_back in said:
+    for given, feeds_back in cases:
         heads.asked.clear()
-        tracker.prompt("it", 1, words)
+        tracker.prompt("it", 1, given)
         assert (heads.asked[0]["canvas"] is not None) is feeds_back
     list(tracker.propagate())
-    for words, feeds_back in ((prompt([[60, 50]], [1]), True), (prompt(box=BOX), False)):
+    for given, feeds_back in ((prompt([[60, 50]], [1]), True), (prompt(box=BOX), False)):
         heads.asked.clear()
-        tracker.prompt("it", 2, words)
+        tracker.prompt("it", 2, given)
         assert (heads.asked[0]["canvas"] is not None) is feeds_back
         tracker.unprompt("it", 2)
         list(tracker.propagate())

@@ -1,4 +1,4 @@
-"""Prompts as JSON: what is written comes back, and what is wrong is said with its place."""
+"""Prompts as JSON: what is written comes back, and what is wrong is named with its place."""
 
 import json
 

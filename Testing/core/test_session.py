@@ -112,10 +112,10 @@ def test_clicks_add_up_and_a_box_takes_the_place_of_the_box(session):
     session.prompt("ball", Point((20, 26, 12)))
     other = Box((12, 18, 12), (28, 34, 12))
     session.prompt("ball", other, Point((2, 2, 12), positive=False))
-    said = session.prompts.of("ball")
-    assert said == [Point((20, 26, 12)), other, Point((2, 2, 12), positive=False)]
-    told = session.tracker.state("ball").conditioning[12].prompt
-    assert told.labels.tolist() == [1, 0] and told.box_xyxy is not None
+    prompts = session.prompts.of("ball")
+    assert prompts == [Point((20, 26, 12)), other, Point((2, 2, 12), positive=False)]
+    pixels = session.tracker.state("ball").conditioning[12].prompt
+    assert pixels.labels.tolist() == [1, 0] and pixels.box_xyxy is not None
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_a_mask_of_several_slices_is_said_slice_by_slice(session):
         again[k : k + size[0], j : j + size[1], i : i + size[2]] |= piece.mask_kji
     assert np.array_equal(again, ball_kji())
     session.prompt("ball", Point((2, 2, 13), positive=False))  # corrects the mask that was given there
-    told = session.tracker.state("ball").conditioning[13].prompt
-    assert np.array_equal(told.mask_hw, SliceStack.along(session.volume, "axial").mask_of(ball_kji(), 13))
+    pixels = session.tracker.state("ball").conditioning[13].prompt
+    assert np.array_equal(pixels.mask_hw, SliceStack.along(session.volume, "axial").mask_of(ball_kji(), 13))
     session.unprompt("ball", 12)
     assert len(session.prompts.of("ball")) == count  # one mask less, one click more
     assert 12 not in {r.n for r in session.results("ball")}
@@ -373,8 +373,8 @@ def test_a_drawn_mask_is_part_of_what_was_said(session):
     session.prompt("ball", BALL)
     mine = a_disc((48, 40), (20, 26), 4)
     session.finalise("ball", 12, mine)
-    (said,) = session.prompts.of("ball")
-    assert isinstance(said, MaskPrompt) and said.mask_kji.sum() == mine.sum()
+    (drawn,) = session.prompts.of("ball")
+    assert isinstance(drawn, MaskPrompt) and drawn.mask_kji.sum() == mine.sum()
     session.release("ball", 12)
     session.prompt("ball", Point((20, 26, 12)))
     assert np.array_equal(session.tracker.state("ball").conditioning[12].prompt.mask_hw, mine)
@@ -527,8 +527,8 @@ def test_the_same_prompt_in_ras_gives_the_same_mask_in_every_axis_order(shared_d
         masks.setdefault("centre", centre)
         here, *corners = geometry.to_ijk(np.add(centre, [[0, 0, 0], [-18, -22, 0], [18, 22, 0]]))
         session = Session.open(volume, model)
-        said = Point(tuple(here)) if kind is Point else Box.between(*map(tuple, corners))
-        result = session.prompt("it", said)
+        one = Point(tuple(here)) if kind is Point else Box.between(*map(tuple, corners))
+        result = session.prompt("it", one)
         list(session.propagate(first=result.n - 2, last=result.n + 2, stop_after_absent=None))
         masks[path.name] = np.ascontiguousarray(canonical_view(session.mask_kji("it"), geometry))
     del masks["centre"]

@@ -1,4 +1,4 @@
-"""Probabilities a session keeps on request: they fit the masks exactly, whatever is said and undone."""
+"""Probabilities a session keeps on request: they fit the masks exactly, whatever is prompted and undone."""
 
 import numpy as np
 import pytest

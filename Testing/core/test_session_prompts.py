@@ -1,4 +1,4 @@
-"""Words by slice: the same words give the same mask, whatever was said in between; restoring; pausing."""
+"""Prompts by slice: the same prompts give the same mask, whatever came in between; restoring; pausing."""
 
 from dataclasses import replace
 
@@ -66,7 +66,7 @@ def elsewhere(n, *points):
     return [Point((*point.ijk[:2], n), point.positive) for point in points]
 
 
-WORDS = {
+PROMPTS = {
     "one click": [INSIDE],
     "clicks": [INSIDE, OUTSIDE, ASIDE],
     "a box": [BOX],
@@ -77,26 +77,26 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
-def test_the_same_words_give_the_same_mask(session, volume, model, words):
-    first = seen(session, set_prompts(session, "ball", N, words))
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS.keys())
+def test_the_same_prompts_give_the_same_mask(session, volume, model, prompts):
+    first = seen(session, set_prompts(session, "ball", N, prompts))
     assert set_prompts(session, "ball", N, []) is None
-    assert seen(session, set_prompts(session, "ball", N, words)) == first, "said again"
+    assert seen(session, set_prompts(session, "ball", N, prompts)) == first, "again"
 
     set_prompts(session, "ball", N, [ASIDE])
-    assert seen(session, set_prompts(session, "ball", N, words)) == first, "after something else"
+    assert seen(session, set_prompts(session, "ball", N, prompts)) == first, "after something else"
 
     set_prompts(session, "ball", N, [])
     set_prompts(session, "ball", N - 2, elsewhere(N - 2, INSIDE))
-    for count in range(1, len(words) + 1):
-        last = set_prompts(session, "ball", N, words[:count])
+    for count in range(1, len(prompts) + 1):
+        last = set_prompts(session, "ball", N, prompts[:count])
     assert seen(session, last) == first, "one by one, beside another slice"
 
     fresh = Session.open(volume, model)
-    assert seen(fresh, set_prompts(fresh, "another name", N, words)) == first, "in a fresh session"
+    assert seen(fresh, set_prompts(fresh, "another name", N, prompts)) == first, "in a fresh session"
 
 
-def test_the_same_words_give_the_same_mask_after_any_talk(volume, model, campaign):
+def test_the_same_prompts_give_the_same_mask_after_any_others(volume, model, campaign):
     rng = np.random.default_rng(5)
     alone = Session.open(volume, model)
     expected = seen(alone, set_prompts(alone, "ball", N, [INSIDE, OUTSIDE]))
@@ -105,16 +105,16 @@ def test_the_same_words_give_the_same_mask_after_any_talk(volume, model, campaig
         session = Session.open(volume, model)
         for _ in range(6):
             n = int(rng.choice([N, N, N + 1, N - 3]))
-            words = choices[rng.integers(len(choices))]
+            prompts = choices[rng.integers(len(choices))]
             if n != N:
-                words = elsewhere(n, *(one for one in words if isinstance(one, Point)))
-            set_prompts(session, "ball", n, words)
+                prompts = elsewhere(n, *(one for one in prompts if isinstance(one, Point)))
+            set_prompts(session, "ball", n, prompts)
             if rng.random() < 0.2:
                 session.undo()
         assert seen(session, set_prompts(session, "ball", N, [INSIDE, OUTSIDE])) == expected
 
 
-def test_words_taken_back_leave_nothing(session):
+def test_removed_prompts_leave_nothing(session):
     set_prompts(session, "ball", N, [INSIDE])
     assert set_prompts(session, "ball", N, []) is None
     assert not session.mask_kji("ball").any()
@@ -123,7 +123,7 @@ def test_words_taken_back_leave_nothing(session):
     assert "unheard of" not in session.object_names
 
 
-def test_words_taken_back_uncover_what_tracking_had_found(session):
+def test_removed_prompts_bring_back_the_tracked_mask(session):
     set_prompts(session, "ball", N, [BOX])
     list(session.propagate())
     tracked = everything(session)
@@ -149,7 +149,7 @@ def test_a_correction_that_moves_corrects_the_same_mask(session):
     assert seen(session, set_prompts(session, "ball", N + 2, [one, other])) == first
 
 
-def test_a_known_answer_is_taken_as_it_is(session, monkeypatch):
+def test_a_known_mask_is_taken_as_it_is(session, monkeypatch):
     known = np.zeros(session.stack.shape_hw, dtype=bool)
     known[20:30, 10:20] = True
     result = set_prompts(
@@ -162,14 +162,14 @@ def test_a_known_answer_is_taken_as_it_is(session, monkeypatch):
     assert len(list(session.propagate(first=N - 1, last=N + 1))) == 3
 
 
-def test_more_words_after_a_known_answer_mean_what_they_always_mean(session, volume, model):
+def test_prompts_after_a_known_mask_give_what_they_always_give(session, volume, model):
     alone = Session.open(volume, model)
     expected = seen(alone, set_prompts(alone, "ball", N, [INSIDE, OUTSIDE]))
     set_prompts(session, "ball", N, [INSIDE], known=np.ones(session.stack.shape_hw, dtype=bool))
     assert seen(session, set_prompts(session, "ball", N, [INSIDE, OUTSIDE])) == expected
 
 
-def test_a_final_slice_stays_until_it_is_said_otherwise(session):
+def test_a_final_slice_stays_until_it_is_released(session):
     set_prompts(session, "ball", N, [BOX])
     list(session.propagate())
     before = everything(session)
@@ -261,22 +261,22 @@ def test_refused_prompts_change_nothing(session, n, prompts, code):
     assert session.undo_steps == steps
 
 
-def test_an_object_is_restored_from_what_was_told_about_it(session, volume, model):
+def test_an_object_is_restored_from_its_prompts_and_masks(session, volume, model):
     set_prompts(session, "ball", N, [BOX])
     set_prompts(session, "ball", N + 4, elsewhere(N + 4, INSIDE, OUTSIDE))
     list(session.propagate())
     set_prompts(session, "ball", N + 1, [], final=True)
-    told = {r.n: r for r in session.results("ball")}
-    words = {
+    before = {r.n: r for r in session.results("ball")}
+    prompts = {
         N: SlicePrompts([BOX]),
         N + 4: SlicePrompts(elsewhere(N + 4, INSIDE, OUTSIDE)),
         N + 1: SlicePrompts(final=True),
     }
-    tracked = {n: mask for n, mask in told.items() if not mask.prompted}
+    tracked = {n: mask for n, mask in before.items() if not mask.prompted}
 
     other = Session.open(volume, model)
     set_prompts(other, "ball", 3, elsewhere(3, INSIDE))
-    other.restore_object("ball", words, tracked)
+    other.restore_object("ball", prompts, tracked)
     assert everything(other) == everything(session)
     assert other.prompts.of("ball") == session.prompts.of("ball")
     assert seen(other, other.tracker.result("ball", N)) == seen(session, session.tracker.result("ball", N))
@@ -287,7 +287,7 @@ def test_an_object_is_restored_from_what_was_told_about_it(session, volume, mode
     assert set(everything(other)) == {3}
 
 
-def test_words_that_corrected_a_tracked_mask_correct_it_again_when_restored(session, volume, model):
+def test_prompts_that_corrected_a_tracked_mask_correct_it_again_when_restored(session, volume, model):
     set_prompts(session, "ball", N, [BOX])
     list(session.propagate())
     covered = session.tracker.result("ball", N + 2)
@@ -347,17 +347,17 @@ def persistently(propagation, between=lambda: None):
 
 @pytest.mark.parametrize("memory", ["recent", "self-sorting"])
 def test_an_interrupted_propagation_gives_the_same_masks(volume, model, memory, campaign):
-    def talked():
+    def prompted_session():
         session = Session.open(volume, model, memory=memory)
         set_prompts(session, "ball", N, [BOX])
         set_prompts(session, "ball", N + 5, elsewhere(N + 5, INSIDE))
         set_prompts(session, "other", N - 3, elsewhere(N - 3, ASIDE))
         return session
 
-    plain = talked()
+    plain = prompted_session()
     expected = [seen(plain, result) for result in plain.propagate()]
     for seed in range(campaign):
-        session, hook = talked(), Interruptions(seed)
+        session, hook = prompted_session(), Interruptions(seed)
         session.tracker.encoder.cache.clear()
         with model.interruptible_by(hook):
             progress = session.propagate()
@@ -374,19 +374,19 @@ def test_clicks_are_answered_while_a_propagation_pauses(volume, model):
     expected = seen(alone, set_prompts(alone, "late", N, [INSIDE, OUTSIDE]))
     session, hook = Session.open(volume, model), Interruptions(7, 0.05)
     set_prompts(session, "ball", N, [BOX])
-    said = []
+    clicked = []
 
     def click():
         chance, hook.chance = hook.chance, 0
-        said.append(seen(session, set_prompts(session, "late", N, [INSIDE, OUTSIDE])))
+        clicked.append(seen(session, set_prompts(session, "late", N, [INSIDE, OUTSIDE])))
         set_prompts(session, "late", N, [])
         set_prompts(session, "ball", N + 6, elsewhere(N + 6, INSIDE))
         hook.chance = chance
 
     with model.interruptible_by(hook):
         results = persistently(session.propagate(), click)
-    assert len(said) == hook.raised > 3
-    assert set(said) == {expected}
+    assert len(clicked) == hook.raised > 3
+    assert set(clicked) == {expected}
     prompted = {r.n for r in session.results("ball") if r.prompted}
     assert prompted == {N, N + 6}
     assert {r.n for r in results if r.object == "ball"} >= prompted
@@ -394,7 +394,7 @@ def test_clicks_are_answered_while_a_propagation_pauses(volume, model):
     assert set_prompts(session, "ball", N + 6, elsewhere(N + 6, INSIDE)).prompted
 
 
-def test_a_propagation_outlives_the_words_it_came_from(session, model):
+def test_a_propagation_outlives_the_prompts_it_came_from(session, model):
     set_prompts(session, "ball", 5, elsewhere(5, INSIDE))
     set_prompts(session, "ball", 18, elsewhere(18, INSIDE))
     progress = session.propagate()
@@ -406,7 +406,7 @@ def test_a_propagation_outlives_the_words_it_came_from(session, model):
     assert list(progress) == []
 
 
-def test_interrupted_words_are_not_half_said(session, model):
+def test_interrupted_prompts_are_not_half_set(session, model):
     set_prompts(session, "ball", N, [INSIDE])
     before = everything(session)
 
