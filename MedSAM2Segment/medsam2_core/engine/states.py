@@ -7,6 +7,7 @@ attention looks back to. Of every other slice a mask of some hundred bytes and t
 from collections import OrderedDict
 from copy import copy
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from medsam2_core.engine.memory import MemoryBank, SliceMemory
 from medsam2_core.engine.zoom import Region
 from medsam2_core.imaging.probabilities import PackedValues
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import PixelPrompts
+
+if TYPE_CHECKING:
+    from medsam2_core.prompts import PixelPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class ConditioningSlice:
     """
 
     n: int
-    prompt: PixelPrompts | None
+    prompt: "PixelPrompts | None"
     prediction: Prediction
     memory: SliceMemory | None = None
     is_remembered: bool = False

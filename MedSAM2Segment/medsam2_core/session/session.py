@@ -41,7 +41,6 @@ from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Prompt, PromptSet, SlicePrompts, by_slice, resolve, validate
-from medsam2_core.session.automatic import AutoPrediction, AutoRun
 from medsam2_core.session.history import History, UndoStep
 from medsam2_core.session.objects import ObjectsSnapshot, SessionObjects
 from medsam2_core.version import __version__
@@ -49,6 +48,7 @@ from medsam2_core.version import __version__
 if TYPE_CHECKING:
     from medsam2_core.auto.loading import AutoModel
     from medsam2_core.auto.volumes import VolumeOptions
+    from medsam2_core.session.automatic import AutoPrediction
 
 
 class Session:
@@ -333,7 +333,7 @@ class Session:
         replace: bool = False,
         should_cancel: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[AutoPrediction]:
+    ) -> "list[AutoPrediction]":
         """Segment every class of an Auto model; each that is found becomes an object of its name.
 
         The slices the model is surest of get a predicted box, which may be moved; clicks correct the mask
@@ -357,6 +357,8 @@ class Session:
         Cancelled
             Stopped; nothing has changed.
         """
+        from medsam2_core.session.automatic import AutoRun
+
         run = AutoRun(self.stack, self.tracker, auto, classes, options, flips=flips)
         taken = [name for name in (classes or auto.card.class_names) if name in self.object_names]
         if taken and not replace:
