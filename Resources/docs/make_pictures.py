@@ -200,7 +200,7 @@ def with_options(clinic: PictureClinic) -> Image.Image:
 def the_brain(clinic: PictureClinic, folder: Path) -> None:
     """From the sample to the brain in all slices."""
     clinic.look(MIDDLE)
-    clinic.wait()
+    clinic.wait(120)
     keep(clinic.three(), folder / "tutorial-1-sample.png", VIEWS_ONLY)
     clinic.panel.widget.findChild(qt.QPushButton, "boxButton").click()
     keep(clinic.options(), folder / "tutorial-2-options.png", OPTIONS_ONLY)
@@ -208,7 +208,7 @@ def the_brain(clinic: PictureClinic, folder: Path) -> None:
     keep(with_options(clinic), folder / "tutorial-3-box.png", NOTE)
     clinic.propagate_until(SHOWN_AFTER)
     keep(with_options(clinic), folder / "tutorial-4-propagating.png", NOTE)
-    clinic.wait(120)
+    clinic.wait(600)
     keep(with_options(clinic), folder / "effect.png", NOTE)
     clinic.look(HIGHER)
     clinic.controller.tick()
@@ -223,16 +223,16 @@ def the_ventricles(clinic: PictureClinic, folder: Path) -> None:
     before, size = clinic.seen(more=": after the box"), clinic.voxels()
     clinic.panel.widget.findChild(qt.QPushButton, "pointButton").click()
     clinic.view.click(clinic.pixel(NO_VENTRICLE), ctrl=True)
-    clinic.wait()
+    clinic.wait(120)
     after, smaller = clinic.seen(more=": after Ctrl+click behind it"), clinic.voxels()
     keep(stacked([before, after], "right"), folder / "tutorial-6-correction.png", VIEWS_ONLY)
     clinic.editor.undo()
-    clinic.wait()
+    clinic.wait(120)
     undone = clinic.voxels()
     if not smaller < size or abs(undone - size) > 0.02 * size:
         raise SystemExit(f"correction and undo do not show: {size}, {smaller}, {undone} pixels")
     clinic.editor.redo()
-    clinic.wait()
+    clinic.wait(120)
     for segmentID in ("A", "B"):
         clinic.segmentation.GetDisplayNode().SetSegmentVisibility(segmentID, True)
     clinic.look((76, 102, 28))
