@@ -49,10 +49,10 @@ class _Remote:
 
 def fetch(
     entry: ModelEntry,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
     *,
     store: Store | None = None,
-    should_cancel: Callable[[], bool] | None = None,
+    should_cancel: Callable[[], bool] = lambda: False,
     endpoint: str | None = None,
     retry_wait_s: float = 1.0,
 ) -> Path:
@@ -94,33 +94,13 @@ def fetch(
     state, path = store.find(entry)
     if path is not None and (state is not ModelState.DOWNLOADED or store.has_right_size(entry, path)):
         return store.locate(entry)
-    _make_folder(store.models_folder)
     with _only_one(store.download_path(entry)), _explained(entry, endpoint, store):
         remote = _remote_file(entry, endpoint)
         _compare_with_catalogue(entry, remote)
         part = part_path(store.download_path(entry), remote.etag)
         _check_disk(part, remote.size, entry)
-        _stream(remote, part, progress or _silent, should_cancel or _never, retry_wait_s)
+        _stream(remote, part, progress, should_cancel, retry_wait_s)
         return _accept(entry, remote, part, store)
-
-
-def _silent(_done: int, _total: int | None) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DownloadError(
-            f"the models folder {folder} cannot be created ({error.strerror}): set MEDSAM2_MODELS",
-            code="models-folder",
-            folder=str(folder),
-        ) from error
 
 
 @contextlib.contextmanager
@@ -130,20 +110,18 @@ def _only_one(target: Path) -> Iterator[None]:
 
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise DownloadError(
             f"{target.name} is being downloaded by another process already: wait for it",
-            code="already-downloading",
-            file=target.name,
-        ) from error
+            code="already-downloading", file=target.name,
+        ) from error  # fmt: skip
     except OSError as error:
         raise DownloadError(
-            f"the models folder {target.parent} cannot be written to ({error.strerror}): "
-            f"set MEDSAM2_MODELS to another one",
-            code="models-folder",
-            folder=str(target.parent),
-        ) from error
+            f"the models folder {target.parent} cannot be used ({error.strerror}): set MEDSAM2_MODELS",
+            code="models-folder", folder=str(target.parent),
+        ) from error  # fmt: skip
     try:
         yield
     finally:
@@ -189,7 +167,7 @@ def _check_disk(part: Path, size: int | None, entry: ModelEntry) -> None:
     total = size or entry.bytes
     if total is None:
         return
-    missing = total - (part.stat().st_size if part.exists() else 0)
+    missing = total - _size(part)
     free = shutil.disk_usage(part.parent).free
     if free < missing + _SPARE_BYTES:
         raise DownloadError(
@@ -210,35 +188,35 @@ def _stream(
 
     failures = 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
-        if remote.size is not None and before == remote.size:
-            progress(before, remote.size)
-            return
+        before = _size(part)
         if remote.size is not None and before > remote.size:
             part.unlink()
             continue
+        if before == remote.size:
+            progress(before, remote.size)
+            return
+        broken = None
         try:
             _stream_once(remote, part, before, progress, should_cancel)
         except HfHubHTTPError:  # an answer, not a broken connection
             raise
-        except _connection_errors():
-            failures = 1 if part.exists() and part.stat().st_size > before else failures + 1
-            if failures > _RETRIES:
-                raise
-            time.sleep(retry_wait_s)
-            continue
-        if remote.size is None:
+        except _connection_errors() as error:
+            broken = error
+        if remote.size is None and broken is None:
             return
-        # The server ended early without an error: the next round asks for the rest.
-        failures = 1 if part.stat().st_size > before else failures + 1
-        if failures > _RETRIES and part.stat().st_size < remote.size:
-            got = part.stat().st_size
-            raise DownloadError(
-                f"{remote.url} ended after {got} of {remote.size} bytes: try again later",
-                code="download-interrupted",
-                bytes=got,
-                total=remote.size,
-            )
+        # The connection broke, or the server ended early without an error: ask for the rest.
+        failures = 1 if _size(part) > before else failures + 1
+        if failures > _RETRIES and _size(part) != remote.size:
+            raise broken or DownloadError(
+                f"{remote.url} ended after {_size(part)} of {remote.size} bytes: try again later",
+                code="download-interrupted", bytes=_size(part), total=remote.size,
+            )  # fmt: skip
+        if broken is not None:
+            time.sleep(retry_wait_s)
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _stream_once(
@@ -314,75 +292,51 @@ def _explained(entry: ModelEntry, endpoint: str | None, store: Store) -> Iterato
     """Turn what huggingface_hub, the network and the disk raise into one line and a way out."""
     from huggingface_hub import constants, errors
 
-    by_hand = f"or get {entry.file} from {entry.page} yourself and put it into {store.models_folder}"
-    hub = endpoint or constants.ENDPOINT
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise DownloadError(
-            f"{entry.repo} is gated: accept its terms on {entry.page}, log in with `hf auth login` (or set "
-            f"HF_TOKEN), and try again, {by_hand}",
-            code="gated-repository",
-            repo=entry.repo,
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        gone = f"the revision {entry.revision} of {entry.repo} is not there any more"
-        raise DownloadError(
-            f"{gone}: update the package, {by_hand}",
-            code="revision-gone",
-            repo=entry.repo,
-            revision=entry.revision,
-        ) from error
-    except errors.EntryNotFoundError as error:
-        gone = f"{entry.repo} has no file {entry.file} any more"
-        raise DownloadError(
-            f"{gone}: look at {entry.page}, or update the package",
-            code="file-gone",
-            repo=entry.repo,
-            file=entry.file,
-        ) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise DownloadError(
-            f"HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, {by_hand}",
-            code="offline-mode",
-            model=entry.name,
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        nowhere = isinstance(error, (errors.RepositoryNotFoundError, errors.DisabledRepoError))
-        if nowhere or status == 401:  # the Hub answers 401 for what does not exist, too
-            raise DownloadError(
-                f"{entry.repo} was not found on {hub}, or is private: look at {entry.page}; if it needs an "
-                f"account, log in with `hf auth login`",
-                code="repository-not-found",
-                repo=entry.repo,
-            ) from error
+    except (OSError, errors.EntryNotFoundError, *_connection_errors()) as error:
+        hub = endpoint or constants.ENDPOINT
+        code, message = _explanation(error, entry, hub, store.models_folder)
+        facts = {"model": entry.name, "repo": entry.repo, "file": entry.file, "hub": hub}
+        raise DownloadError(message, code=code, folder=str(store.models_folder), **facts) from error
+
+
+def _explanation(error: Exception, entry: ModelEntry, hub: str, folder: Path) -> tuple[str, str]:
+    """Return code and message for what a download raised."""
+    from huggingface_hub import errors
+
+    by_hand = f"or get {entry.file} from {entry.page} yourself and put it into {folder}"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    # The Hub answers 401 for what does not exist, too.
+    missing = (errors.RepositoryNotFoundError, errors.DisabledRepoError)
+    if isinstance(error, errors.GatedRepoError):
+        code, problem = "gated-repository", f"{entry.repo} is gated"
+        advice = (
+            f"accept its terms on {entry.page}, log in with `hf auth login` (or set HF_TOKEN), and try again"
+        )
+    elif isinstance(error, errors.RevisionNotFoundError):
+        code, problem = "revision-gone", f"{entry.repo} does not have the revision {entry.revision} any more"
+        advice = "update the package"
+    elif isinstance(error, errors.EntryNotFoundError):
+        code, problem = "file-gone", f"{entry.repo} has no file {entry.file} any more"
+        advice = f"look at {entry.page}, update the package"
+    elif isinstance(error, errors.OfflineModeIsEnabled):
+        code, problem = "offline-mode", "HF_HUB_OFFLINE is set, so nothing is downloaded"
+        advice = "unset it"
+    elif isinstance(error, missing) or status == 401:
+        code, problem = "repository-not-found", f"{entry.repo} was not found on {hub}, or is private"
+        advice = f"look at {entry.page}; if it needs an account, log in with `hf auth login`"
+    elif status is not None:
+        code, problem = "refused-by-hub", f"{hub} refused {entry.file} (HTTP {status})"
         advice = "try again later" if status == 429 or status >= 500 else "check your account and the network"
-        raise DownloadError(
-            f"{hub} refused {entry.file} (HTTP {status}): {advice}, {by_hand}",
-            code="refused-by-hub",
-            status=status,
-        ) from error
-    except _connection_errors() as error:
-        reason = str(error) or type(error).__name__
-        raise DownloadError(
-            f"no connection to {hub} ({reason}): check the network and the proxy and try again (what has "
-            f"arrived is kept), {by_hand}",
-            code="no-connection",
-            hub=hub,
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DownloadError(
-                f"the disk of {store.models_folder} is full: make room and try again",
-                code="disk-full",
-                folder=str(store.models_folder),
-            ) from error
-        raise DownloadError(
-            f"{store.models_folder} cannot be written to: {error}",
-            code="models-folder",
-            folder=str(store.models_folder),
-        ) from error
+    elif isinstance(error, _connection_errors()):
+        code, problem = "no-connection", f"no connection to {hub} ({str(error) or type(error).__name__})"
+        advice = "check the network and the proxy and try again (what has arrived is kept)"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "disk-full", f"the disk of {folder} is full: make room and try again"
+    else:
+        return "models-folder", f"{folder} cannot be written to: {error}"
+    return code, f"{problem}: {advice}, {by_hand}"
 
 
 def _megabytes(count: int) -> str:
