@@ -156,6 +156,6 @@ def test_a_click_is_few_frames_away_from_the_session(scene, monkeypatch):
     (stack,) = stacks
     frames = [frame for frame in stack if OURS in frame.filename]
     assert frames[0].name == "onGesture"
-    assert len(frames) <= 6, [frame.name for frame in frames]
+    assert len(frames) <= 4, [frame.name for frame in frames]
     assert len({frame.filename for frame in frames}) <= 3
     user.controller.cleanup()

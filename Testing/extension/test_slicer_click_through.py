@@ -29,7 +29,7 @@ TREES = {file.name: ast.parse(file.read_text(encoding="ascii"), str(file)) for f
 #: What is behind an expression of the scripts.
 OURS = {
     "self.controller": EffectController,
-    "self.controller.supervisor": WorkerClient,
+    "self.controller.client": WorkerClient,
     "self.state": PanelState,
     "self.state.auto": AutoView,
     "page.controller": PageController,
@@ -70,7 +70,7 @@ def test_every_name_used_of_ours_exists(expression):
 
 
 def test_the_main_things_are_looked_at():
-    asked = {"clearPrompts", "propagate", "autoVolume", "supervisor", "isWaiting"}
+    asked = {"clearPrompts", "propagate", "autoVolume", "client", "isWaiting"}
     assert asked <= used_of("self.controller")
     assert {"status", "progress", "canKeep"} <= used_of("self.state")
 

@@ -300,14 +300,14 @@ class Check(Finding):
         press("Red", centre)
         self.settle()
         before, prompts = self.voxels(self.segmentID), self.controlPointCount()
-        welcome = self.controller.supervisor.welcome
+        welcome = self.controller.client.welcome
         expect("pid" in welcome, "no worker is running")
         os.kill(int(welcome["pid"]), getattr(signal, "SIGKILL", signal.SIGTERM))
         start = time.monotonic()
         waitFor(lambda: self.state.status.value == "worker lost", 30, self.status)
         waitFor(self.quiet, 120, self.status)
         back = round(time.monotonic() - start, 2)
-        expect(self.controller.supervisor.welcome["pid"] != welcome["pid"], "it is still the old worker")
+        expect(self.controller.client.welcome["pid"] != welcome["pid"], "it is still the old worker")
         expect(
             np.array_equal(self.voxels(self.segmentID), before),
             "the segment changed when the worker was lost",

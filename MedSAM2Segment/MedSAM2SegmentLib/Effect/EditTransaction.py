@@ -37,7 +37,7 @@ class UndoState:
     ----------
     prompts
         By segment: a snapshot of its prompts.
-    records
+    objects
         By segment: all the session knows of it; None when there was no session.
     session
         The session that knew it: another one cannot restore it.
@@ -46,19 +46,19 @@ class UndoState:
     """
 
     prompts: dict[str, Any] = field(default_factory=dict)
-    records: dict[str, ObjectSnapshot | None] = field(default_factory=dict)
+    objects: dict[str, ObjectSnapshot | None] = field(default_factory=dict)
     session: Any = None
     owner: Any = None
 
     def update(self, other: UndoState) -> None:
         """Take over segments of another state."""
         self.prompts.update(other.prompts)
-        self.records.update(other.records)
+        self.objects.update(other.objects)
 
     def of(self, segmentID: str) -> UndoState:
         """Return the part about one segment."""
         return UndoState(
-            {segmentID: self.prompts[segmentID]}, {segmentID: self.records[segmentID]}, self.session
+            {segmentID: self.prompts[segmentID]}, {segmentID: self.objects[segmentID]}, self.session
         )
 
 
@@ -198,11 +198,11 @@ class EditTransaction:
         state = UndoState(session=self._session.requested)
         for segmentID in segmentIDs:
             state.prompts[segmentID] = self._snapshots.get(segmentID, ())
-            state.records[segmentID] = None
+            state.objects[segmentID] = None
             if session is not None:
                 known = session.snapshot(segmentID)
                 applied = self.applied.get(segmentID, {})
-                state.records[segmentID] = ObjectSnapshot(applied, known.masks, known.propagated)
+                state.objects[segmentID] = ObjectSnapshot(applied, known.masks, known.propagated)
         return state
 
     # Undo ---------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class EditTransaction:
         known = self._current.get(segmentID)
         state.prompts[segmentID] = known.prompts[segmentID] if known else ()
         isSame = known is not None and known.session is self._session.requested
-        state.records[segmentID] = known.records[segmentID] if isSame else None
+        state.objects[segmentID] = known.objects[segmentID] if isSame else None
         return state
 
 

@@ -103,9 +103,9 @@ class EffectController:
         return self._context.markups
 
     @property
-    def supervisor(self) -> WorkerClient | None:
-        """The worker's supervisor; None while the effect has no worker."""
-        return self._session.supervisor
+    def client(self) -> WorkerClient | None:
+        """The client of the worker; None while the effect has none."""
+        return self._session.client
 
     def color(self) -> tuple[float, float, float]:
         """Return the colour of the selected segment."""
@@ -176,7 +176,7 @@ class EffectController:
     def tick(self) -> None:
         """Do what is due; to be called about every 0.1 s. Nearly nothing when nothing has changed."""
         isUnused = not self._isActive and self._clock() - self._inactiveSince > IDLE_RELEASE
-        if isUnused and self._session.supervisor is not None:
+        if isUnused and self._session.client is not None:
             self._session.release()
             self._isDirty = True
         if not self._isDue():
@@ -226,7 +226,10 @@ class EffectController:
                 context.markups.check(gesture, context.adapter, session.stack)
                 with context.markups.silenced():
                     context.markups.add(context.segmentID, gesture)
-                self._syncPrompts((context.segmentID,))
+                if self._isActive:
+                    self._sync.send(context.segmentID)
+                else:
+                    self._mustSync = True
             except MedSAM2Error as error:
                 self._notify(str(error))
         self._publish()

@@ -76,10 +76,37 @@ class PromptSync:
             return problem
         for segmentID in self._promptedSegments() if segmentIDs is None else segmentIDs:
             try:
-                self._send(segmentID, self.slicePrompts(segmentID))
+                self.send(segmentID)
             except PromptError as error:
                 problem = str(error)
         return problem
+
+    def send(self, segmentID: str) -> None:
+        """Send the changed prompts of a segment. PromptError names the prompt that cannot be used."""
+        if self._session.session is None or self._context.adapter is None:
+            return  # sent when there is a session
+        wanted = self.slicePrompts(segmentID)
+        if self._context.segment(segmentID) is None:
+            self.removeFromSession(segmentID)
+            return
+        snapshot = self._context.markups.snapshot(segmentID)
+        if segmentID in self._removed:  # undo has brought it back with its prompts: it is as it was
+            self._removed.discard(segmentID)
+            self._transaction.markApplied(segmentID, snapshot, wanted)
+        changed = {
+            n: prompts
+            for n, prompts in changedSlices(self._session.session.prompts(segmentID), wanted).items()
+            if (segmentID, n) not in self._refused or isDifferent(self._refused[segmentID, n], prompts)
+        }
+        outdated = changedSlices(self._transaction.applied.get(segmentID, {}), wanted)
+        replay = self._replayed(segmentID, {n: p for n, p in changed.items() if n not in outdated})
+        new = {n: prompts for n, prompts in changed.items() if n not in replay}
+        new.update(self._withPrediction(segmentID, new))
+        new.update(self._withSegment(segmentID, {n: prompts for n, prompts in new.items() if prompts.final}))
+        if replay:
+            self._session.setPrompts(segmentID, replay, snapshot, isReplay=True)
+        if new:
+            self._session.setPrompts(segmentID, new, snapshot)
 
     def slicePrompts(self, segmentID: str) -> dict[int, SlicePrompts]:
         """Return the prompts of a segment by slice; PromptError names the prompt that cannot be used."""
@@ -122,29 +149,6 @@ class PromptSync:
     def retryRefused(self) -> None:
         """Let prompts that got no answer be sent again: to another session, or in another attempt."""
         self._refused.clear()
-
-    def _send(self, segmentID: str, wanted: Mapping[int, SlicePrompts]) -> None:
-        if self._context.segment(segmentID) is None:
-            self.removeFromSession(segmentID)
-            return
-        snapshot = self._context.markups.snapshot(segmentID)
-        if segmentID in self._removed:  # undo has brought it back with its prompts: it is as it was
-            self._removed.discard(segmentID)
-            self._transaction.markApplied(segmentID, snapshot, wanted)
-        changed = {
-            n: prompts
-            for n, prompts in changedSlices(self._session.session.prompts(segmentID), wanted).items()
-            if (segmentID, n) not in self._refused or isDifferent(self._refused[segmentID, n], prompts)
-        }
-        outdated = changedSlices(self._transaction.applied.get(segmentID, {}), wanted)
-        replay = self._replayed(segmentID, {n: p for n, p in changed.items() if n not in outdated})
-        new = {n: prompts for n, prompts in changed.items() if n not in replay}
-        new.update(self._withPrediction(segmentID, new))
-        new.update(self._withSegment(segmentID, {n: prompts for n, prompts in new.items() if prompts.final}))
-        if replay:
-            self._session.setPrompts(segmentID, replay, snapshot, isReplay=True)
-        if new:
-            self._session.setPrompts(segmentID, new, snapshot)
 
     def _replayed(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> dict[int, SlicePrompts]:
         """Return prompts that need no new answer, with the segment as it stands as the answer.
@@ -247,10 +251,10 @@ class PromptSync:
             self._session.discardAnswers(segmentID)
             self._loaded.discard(segmentID)
             self._context.markups.restore(snapshot, segmentID)
-            record = state.records[segmentID]
-            if session is not None and record is not None and state.session is session:
-                if record.prompts or record.masks:
-                    session.restore(segmentID, record)
+            known = state.objects[segmentID]
+            if session is not None and known is not None and state.session is session:
+                if known:
+                    session.restore(segmentID, known)
                 else:
                     self.removeFromSession(segmentID)
             self._transaction.applied[segmentID] = {}

@@ -38,7 +38,7 @@ class WorkerSource(Protocol):
         """Show the user the way out of the problem."""
 
     def acquire(self, owner: object) -> WorkerClient:
-        """Return the worker's supervisor, started for its first owner. MedSAM2Error when it cannot be."""
+        """Return the client of the worker, started for its first owner. MedSAM2Error when it cannot be."""
 
     def release(self, owner: object) -> None:
         """Give the worker back."""
@@ -118,7 +118,7 @@ class WorkerSession:
         self._onChange = onChange
         self.onAnswer: Callable[[Answer], None] = lambda answer: None
         self.onRefusal: Refusal = lambda segmentID, prompts, error: None
-        self._supervisor: WorkerClient | None = None
+        self._client: WorkerClient | None = None
         self._volume: Any = None
         self._volumeKey = ""
         self._session: SessionClient | None = None
@@ -134,46 +134,46 @@ class WorkerSession:
     # The worker ---------------------------------------------------------------------------------------------
 
     @property
-    def supervisor(self) -> WorkerClient | None:
-        """The worker's supervisor; None while no worker is held."""
-        return self._supervisor
+    def client(self) -> WorkerClient | None:
+        """The client of the worker; None while no worker is held."""
+        return self._client
 
     def acquire(self) -> bool:
         """Start the worker now rather than at the first click; whether there is one."""
-        if self._supervisor is not None:
+        if self._client is not None:
             return True
         try:
-            self._supervisor = self._source.acquire(self)
+            self._client = self._source.acquire(self)
         except MedSAM2Error as error:
             self._failure = error
             return False
         self._failure = None
-        self._supervisor.listeners.append(self._onChange)
+        self._client.listeners.append(self._onChange)
         self.requestModels()
         return True
 
     def release(self) -> None:
         """Close session and volume, and give the worker back: it ends when nobody else holds it."""
         self.close()
-        if self._supervisor is None:
+        if self._client is None:
             return
-        supervisor, self._supervisor = self._supervisor, None
+        client, self._client = self._client, None
         if self._volume is not None:
-            supervisor.close_volume(self._volume)
+            client.close_volume(self._volume)
             self._volume, self._volumeKey = None, ""
-        if self._onChange in supervisor.listeners:
-            supervisor.listeners.remove(self._onChange)
+        if self._onChange in client.listeners:
+            client.listeners.remove(self._onChange)
         self._source.release(self)
 
     def hasOtherWorker(self) -> bool:
         """Whether the user has chosen another worker than the one that is held."""
-        return self._supervisor is not None and self._source.hasChanged(self)
+        return self._client is not None and self._source.hasChanged(self)
 
     def requestModels(self) -> None:
         """Ask for the models again: some may have been installed, trained or removed since."""
-        if self._supervisor is not None:
-            self._supervisor.request("models", done=self._onModels)
-            self._supervisor.request("auto_models", done=self._onAutoModels, failed=self._onNoAutoModels)
+        if self._client is not None:
+            self._client.request("models", done=self._onModels)
+            self._client.request("auto_models", done=self._onAutoModels, failed=self._onNoAutoModels)
 
     def _onAutoModels(self, result: Mapping[str, Any]) -> None:
         try:
@@ -197,9 +197,9 @@ class WorkerSession:
         """What the user waits for, or that it failed; None when nothing is in the way."""
         if self._failure is not None:
             return Status.FAILED
-        if self._supervisor is None:
+        if self._client is None:
             return None
-        state = self._supervisor.state
+        state = self._client.state
         if state is not WorkerState.READY:
             return _PHASES[state]
         if self._session is None or self._session.is_open:
@@ -211,13 +211,13 @@ class WorkerSession:
         """What went wrong, as a message for the user."""
         if self._failure is not None:
             return str(self._failure)
-        return self._supervisor.problem if self._supervisor is not None else ""
+        return self._client.problem if self._client is not None else ""
 
     @property
     def report(self) -> str:
         """Everything known about the worker, for *Details*."""
         details = getattr(self._failure, "details", "") if self._failure is not None else ""
-        report = self._supervisor.report if self._supervisor is not None else ""
+        report = self._client.report if self._client is not None else ""
         return "\n\n".join(part for part in (details, report) if part)
 
     def progress(self) -> tuple[str, int, int | None]:
@@ -231,15 +231,15 @@ class WorkerSession:
         if self._failure is not None:
             self._failure = None
             self.close()
-        if self._supervisor is not None and self._supervisor.state in _STOPPED:
-            self._supervisor.start()
+        if self._client is not None and self._client.state in _STOPPED:
+            self._client.start()
 
     # The session --------------------------------------------------------------------------------------------
 
     @property
     def session(self) -> SessionClient | None:
         """The session, when it accepts prompts: also before it is open, and while the worker restarts."""
-        if self._session is None or self._failure is not None or self._supervisor.state in _STOPPED:
+        if self._session is None or self._failure is not None or self._client.state in _STOPPED:
             return None
         return self._session
 
@@ -274,11 +274,11 @@ class WorkerSession:
         if not self.acquire():
             return False
         if self._volume is None or self._volumeKey != config.volumeKey:
-            before, self._volume = self._volume, self._supervisor.open_volume(adapter.volume)
+            before, self._volume = self._volume, self._client.open_volume(adapter.volume)
             self._volumeKey = config.volumeKey
             if before is not None:
-                self._supervisor.close_volume(before)
-        self._session = self._supervisor.open_session(
+                self._client.close_volume(before)
+        self._session = self._client.open_session(
             self._volume, choice, settings, opened=self._onChange, failed=self._onNotOpened
         )
         return True
@@ -293,8 +293,8 @@ class WorkerSession:
     def closeVolume(self) -> None:
         """Close the session and its volume: it was removed from the scene."""
         self.close()
-        if self._supervisor is not None and self._volume is not None:
-            self._supervisor.close_volume(self._volume)
+        if self._client is not None and self._volume is not None:
+            self._client.close_volume(self._volume)
         self._volume, self._volumeKey, self._failure = None, "", None
 
     def _onNotOpened(self, error: MedSAM2Error) -> None:
