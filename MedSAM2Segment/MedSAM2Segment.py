@@ -27,12 +27,12 @@ class MedSAM2Segment(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Adds the effect <b>MedSAM2</b> to the Segment Editor: click a structure in a slice view, see "
             "its mask, and let it be followed through the volume. This page installs and removes what the "
-            "effect needs, tells which models there are, trains those that need no prompt (Auto) from "
+            "effect needs, lists the models, trains those that need no prompt (Auto) from "
             "about ten labelled images, and exports segmentations for other systems. Nothing leaves this "
             "computer."
         )
         self.parent.acknowledgementText = _(
-            "Segments with SAM 2 (Meta AI) and MedSAM-2: a volume is looked at as a video, slice by slice."
+            "Segments with SAM 2 (Meta AI) and MedSAM-2: a volume is treated as a video, slice by slice."
         )
         slicer.app.connect("startupCompleted()", self.onStartupCompleted)
 
@@ -47,7 +47,7 @@ class MedSAM2Segment(ScriptedLoadableModule):
         """Add the effect to those of the Segment Editor."""
         import qSlicerSegmentationsEditorEffectsPythonQt as effects
 
-        # Slicer looks for the class in the package, once it is loaded; an error here tells why not.
+        # Slicer searches the class in the package, once it is loaded; errors of the import appear here.
         from MedSAM2SegmentLib import SegmentEditorEffect
 
         instance = effects.qSlicerSegmentEditorScriptedEffect(None)

@@ -127,4 +127,4 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
 
     def _look(self) -> None:
         if self._window is not None:
-            self._window.controller.look()
+            self._window.controller.update()

@@ -464,7 +464,7 @@ def test_what_it_was_about_is_gone(user, what):
         user.controller.deactivate()
     else:
         user.controller.setValue("model", "large")
-    user.controller.look()
+    user.controller.update()
     assert user.state.status is not Status.FINDING
     user.wait()
     assert user.names() == []

@@ -56,7 +56,7 @@ def test_the_first_line_says_what_to_click(user):
 def test_without_a_volume(scene):
     user = AUser(scene)
     user.editor.logic.SetSourceVolumeNode(None)
-    user.controller.look()
+    user.controller.update()
     assert user.state.status is Status.NO_VOLUME
     user.click((3, 3, 3))
     assert user.prompts() == ()

@@ -267,7 +267,7 @@ class ARandomUser:
         node = self.user.editor.node
         other = self.other if node.GetSourceVolumeNode() is self.user.volume else self.user.volume
         self.user.editor.logic.SetSourceVolumeNode(other)
-        self.user.controller.look()
+        self.user.controller.update()
 
     def other_effect(self):
         self.user.controller.deactivate()

@@ -84,7 +84,7 @@ class AUser:
     def select(self, segmentID: str) -> None:
         """Choose a segment in the table."""
         self.editor.logic.SetCurrentSegmentID(segmentID)
-        self.controller.look()
+        self.controller.update()
 
     def undo(self) -> None:
         self.editor.undo()

@@ -138,9 +138,9 @@ class AutoSegmentation:
                     self.problem, self.details = str(error), getattr(error, "details", "")
                 self.afterWriting()
 
-        wish = AutoRequest(entry.path, first=n, last=n)
+        wanted = AutoRequest(entry.path, first=n, last=n)
         self._asked = session
-        self._request = request = session.auto(wish, self._onSlices, done=done, failed=failed)
+        self._request = request = session.auto(wanted, self._onSlices, done=done, failed=failed)
 
     def cancel(self) -> None:
         """Cancel the request. Nothing was written, so there is nothing to keep or discard."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
 
-#: Seconds an inactive effect keeps its worker: a look into another effect must not cost a restart.
+#: Seconds an inactive effect keeps its worker: a short visit to another effect must not cost a restart.
 IDLE_RELEASE = 600.0
 
 
@@ -93,7 +93,7 @@ class EffectController:
         self._isActive = False
         self._inactiveSince = 0.0
         self._isDirty = True  # the next tick has work to do
-        self._stamp: Any = None  # of everything a tick has to look at, when the last one was over
+        self._stamp: Any = None  # of everything a tick checks, at the end of the last one
 
     # Slicer -------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class EffectController:
         self._isActive = True
         self._context.takeCharge()
         self._session.requestModels()
-        self.look()
+        self.update()
         if self._context.markups is not None:
             self._context.markups.setVisible(True)
 
@@ -151,7 +151,7 @@ class EffectController:
         self._navigation.clear()
         self.onStateChanged = lambda state: None
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Follow what has changed in the Segment Editor."""
         self._refresh()
         self._publish()
@@ -251,7 +251,7 @@ class EffectController:
     def clearPrompts(self) -> None:
         """Delete all prompts of the selected segment; its voxels stay, as if the user had painted them."""
         self._notify("")
-        self.look()
+        self.update()
         if self._context.segmentID:
             self._propagation.finish()
             self._manual.clearPrompts()
@@ -273,7 +273,7 @@ class EffectController:
 
     def propagate(self) -> None:
         """Propagate all segments that have prompts through the volume."""
-        self.look()
+        self.update()
         if not self._auto.isRunning and self._canEdit():
             self._propagation.keep()
             try:
@@ -339,7 +339,7 @@ class EffectController:
     def _startAuto(self, *, oneSlice: bool) -> None:
         self._notify("")
         self._context.takeCharge()
-        self.look()
+        self.update()
         if not self._isReady():
             return  # the status line says why
         self._propagation.finish()
@@ -369,7 +369,7 @@ class EffectController:
         self._publish()
 
     def resolve(self) -> None:
-        """Do what the button beside the status line says: install, harden, restart."""
+        """Do what the button beside the status line offers: install, harden, restart."""
         if self._source.problem():
             self._source.resolve()
         elif self._context.volumeProblem and self._status.canHarden():
@@ -381,7 +381,7 @@ class EffectController:
             self._session.retry()
             self._sync.retryRefused()
             self._mustSync = True
-        self.look()
+        self.update()
 
     # Following the Segment Editor ---------------------------------------------------------------------------
 
@@ -463,7 +463,7 @@ class EffectController:
         return context.adapter is not None and context.segmentation is not None and not self._source.problem()
 
     def _openIfReady(self) -> None:
-        """Start the worker and open the session while the user still looks where to click."""
+        """Start the worker and open the session before the user's first click."""
         if self._isReady():
             try:
                 self._open()

@@ -1,4 +1,4 @@
-"""Propagation while the user looks on: masks are written as they come, it can be stopped, kept, discarded."""
+"""Propagation: masks are written as they come; it can be stopped, and its masks kept or discarded."""
 
 from __future__ import annotations
 

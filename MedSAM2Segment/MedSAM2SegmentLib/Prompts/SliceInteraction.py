@@ -243,7 +243,7 @@ class SliceInteraction:
         return np.array([[left, bottom, z], [right, bottom, z], [right, top, z], [left, top, z]])
 
     def _stroke(self, xyz: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N, 3) RAS of the whole stroke, thinned to even steps that can be told apart and dragged."""
+        """Return (N, 3) RAS of the whole stroke, thinned to even steps that can be dragged one by one."""
         sliceNode = self._drawing.sliceNode
         drawn = np.vstack([SliceViews.toXyz(sliceNode, self._drawing.ras), xyz])
         return SliceViews.toRas(sliceNode, evenly(drawn, _SPACING, _MOST))

@@ -347,7 +347,7 @@ class Step:
         mask[chosen] = True
         mask = mask.reshape(change.before.shape)
         ijk, before = change.voxels.positions(mask), change.before[mask]
-        for patch in self.patches:  # how a voxel was before the step, only its first change tells
+        for patch in self.patches:  # only the first change of a voxel has its state before the step
             if patch.segmentID == change.segmentID:
                 low, high = patch.box[::2], patch.box[1::2]
                 first = ~((ijk >= low) & (ijk <= high)).all(axis=1)

@@ -191,7 +191,7 @@ class SegmentWriter:
         return SegmentVoxels(node, indexToRAS).mask(segmentID, voxels)
 
     def segmentationKey(self, segmentationNode: Any = None) -> str:
-        """Return what tells a segmentation, by default the one being edited, from others; empty for none."""
+        """Return what identifies a segmentation, by default the one being edited; empty for none."""
         node = segmentationNode or self.editor.segmentationNode()
         return "" if node is None else f"{node.GetID()} {node.GetSegmentation().__this__}"
 

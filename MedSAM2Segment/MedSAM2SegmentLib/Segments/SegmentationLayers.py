@@ -122,8 +122,8 @@ def layersOf(segmentation: Any, volume: Any, *, isWhole: bool) -> Layers:
     for one in found:
         steps = _steps(one, lattice)
         if steps is None:
-            layer, said = _resampled(one, lattice, known)
-            notes += said
+            layer, changed = _resampled(one, lattice, known)
+            notes += changed
         else:
             values = one.values[one.filled.within(one.extent)]
             layer = Layer(values, _moved(one.filled, steps), one.segmentIDs)
