@@ -292,9 +292,10 @@ def _explained(entry: ModelEntry, endpoint: str | None, store: Store) -> Iterato
     """Turn what huggingface_hub, the network and the disk raise into one line and a way out."""
     from huggingface_hub import constants, errors
 
+    explained: tuple[type[Exception], ...] = (OSError, errors.EntryNotFoundError, *_connection_errors())
     try:
         yield
-    except (OSError, errors.EntryNotFoundError, *_connection_errors()) as error:
+    except explained as error:
         hub = endpoint or constants.ENDPOINT
         code, message = _explanation(error, entry, hub, store.models_folder)
         facts = {"model": entry.name, "repo": entry.repo, "file": entry.file, "hub": hub}
