@@ -182,9 +182,7 @@ def _from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet
     for where, item in _items(data, "objects", "prompts"):
         name = _part(item, "name", str, where)
         if name in prompt_set.objects:
-            raise PromptError(
-                f"{where}: a second object named {name!r}", code="duplicate-object", where=where, object=name
-            )
+            raise _wrong(where, f"a second object named {name!r}", "duplicate-object", object=name)
         prompt_set.add_object(name)
         for at, prompt in _items(item, "prompts", f"object {name!r}"):
             prompt_set.add(name, _prompt(prompt, at, space, geometry))
@@ -197,11 +195,8 @@ def _prompt(item: dict[str, Any], where: str, space: Space, geometry: Geometry |
         if kind == "point":
             positive = item.get("positive", True)
             if not isinstance(positive, bool):
-                raise PromptError(
-                    f"positive must be true or false, not {_short(positive)}",
-                    code="bad-prompt-file",
-                    where=where,
-                    part="positive",
+                raise _wrong(
+                    where, f"positive must be true or false, not {_short(positive)}", part="positive"
                 )
             return Point(_position(item, "at", space, geometry, where), positive)
         if kind == "box":
@@ -210,62 +205,29 @@ def _prompt(item: dict[str, Any], where: str, space: Space, geometry: Geometry |
         if kind == "mask":
             return _mask(item, where, geometry)
     except PromptError as error:
-        raise (
-            error
-            if str(error).startswith(where)
-            else PromptError(f"{where}: {error}", code=error.code, **{**error.fields, "where": where})
-        ) from error
-    raise PromptError(
-        f"{where}: unknown type {_short(kind)}, use point, box or mask", code="bad-prompt-file", where=where
-    )
+        if "where" in error.fields:
+            raise
+        raise _wrong(where, str(error), error.code, **error.fields) from error
+    raise _wrong(where, f"unknown type {_short(kind)}, use point, box or mask")
 
 
 def _mask(item: dict[str, Any], where: str, geometry: Geometry | None) -> MaskPrompt:
     offset, shape, runs = (_whole_numbers(item, part, where) for part in ("offset", "shape", "runs"))
     if len(offset) != 3 or len(shape) != 3:
-        raise PromptError(
-            f"{where}: offset {_short(offset)} and shape {_short(shape)} need three whole numbers each",
-            code="bad-prompt-file",
-            where=where,
-        )
+        given = f"offset {_short(offset)} and shape {_short(shape)}"
+        raise _wrong(where, f"{given} need three whole numbers each")
     if min(shape) < 1 or min(runs, default=0) < 0:
-        raise PromptError(
-            f"{where}: shape {shape} must be positive and no run negative",
-            code="bad-prompt-file",
-            where=where,
-        )
+        raise _wrong(where, f"shape {shape} must be positive and no run negative")
     voxels = shape[0] * shape[1] * shape[2]
     if voxels > _LARGEST_MASK:
-        raise PromptError(
-            f"{where}: mask of {shape} voxels is larger than {_LARGEST_MASK} voxels",
-            code="mask-too-large",
-            where=where,
-            shape=shape,
-        )
-    if min(offset) < 0:
-        raise PromptError(
-            f"{where}: offset {offset} is outside the volume: it must not be negative",
-            code="outside-volume",
-            where=where,
-            offset=offset,
-        )
-    if geometry is not None and any(
-        start + size > bound for start, size, bound in zip(offset, shape, geometry.shape_ijk, strict=True)
-    ):
-        size = list(geometry.shape_ijk)
-        raise PromptError(
-            f"{where}: mask of {shape} voxels at {offset} is outside the volume of {size} voxels",
-            code="outside-volume",
-            where=where,
-            offset=offset,
-            shape=shape,
-        )
+        large = f"mask of {shape} voxels is larger than {_LARGEST_MASK} voxels"
+        raise _wrong(where, large, "mask-too-large", shape=shape)
+    last = [start + size for start, size in zip(offset, shape, strict=True)]
+    if min(offset) < 0 or (geometry is not None and np.greater(last, geometry.shape_ijk).any()):
+        outside = f"mask of {shape} voxels at {offset} is outside the volume"
+        raise _wrong(where, outside, "outside-volume", offset=offset, shape=shape)
     if sum(runs) != voxels:
-        raise PromptError(
-            f"{where}: runs add up to {sum(runs)}, but shape {shape} has {voxels} voxels",
-            code="bad-prompt-file",
-            where=where,
-        )
+        raise _wrong(where, f"runs add up to {sum(runs)}, but shape {shape} has {voxels} voxels")
     values = np.arange(len(runs)) % 2 == 1
     mask_kji = np.repeat(values, np.array(runs, dtype=np.int64)).reshape(shape[::-1])
     return MaskPrompt(mask_kji, (offset[0], offset[1], offset[2]))
@@ -283,22 +245,13 @@ def _position(
 ) -> tuple[float, float, float]:
     values = _part(item, part, list, where)
     if len(values) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise PromptError(
-            f"{where}: {part} must be three numbers, not {_short(values)}",
-            code="bad-prompt-file",
-            where=where,
-            part=part,
-        )
+        raise _wrong(where, f"{part} must be three numbers, not {_short(values)}", part=part)
     try:
         numbers = np.array(values, dtype=np.float64)
-    except OverflowError as error:
-        raise PromptError(
-            f"{where}: {part} {_short(values)} is too large", code="not-finite", where=where, part=part
-        ) from error
+    except OverflowError:
+        numbers = np.array([np.inf])
     if not np.isfinite(numbers).all():
-        raise PromptError(
-            f"{where}: {part} {_short(values)} must be finite", code="not-finite", where=where, part=part
-        )
+        raise _wrong(where, f"{part} {_short(values)} must be finite", "not-finite", part=part)
     if geometry is not None:
         numbers = geometry.ijk_from(numbers, space)[0]
     i, j, k = numbers.tolist()
@@ -308,37 +261,29 @@ def _position(
 def _whole_numbers(item: dict[str, Any], part: str, where: str) -> list[int]:
     values = _part(item, part, list, where)
     if not all(isinstance(v, int) and not isinstance(v, bool) and abs(v) < 1 << 62 for v in values):
-        raise PromptError(
-            f"{where}: {part} must be whole numbers, not {_short(values)}",
-            code="bad-prompt-file",
-            where=where,
-            part=part,
-        )
+        raise _wrong(where, f"{part} must be whole numbers, not {_short(values)}", part=part)
     return values
 
 
 def _items(item: dict[str, Any], part: str, where: str) -> Iterable[tuple[str, dict[str, Any]]]:
     for number, entry in enumerate(_part(item, part, list, where)):
-        place = f"{where}, {part}[{number}]"
+        at = f"{where}, {part}[{number}]"
         if not isinstance(entry, dict):
-            raise PromptError(
-                f"{place} must be a JSON object, not {_short(entry)}", code="bad-prompt-file", where=place
-            )
-        yield place, entry
+            raise _wrong(at, f"expected a JSON object, not {_short(entry)}")
+        yield at, entry
 
 
 def _part(item: dict[str, Any], part: str, kind: type, where: str) -> Any:
     if part not in item:
-        raise PromptError(f"{where}: {part!r} is missing", code="missing-part", where=where, part=part)
+        raise _wrong(where, f"{part!r} is missing", "missing-part", part=part)
     if not isinstance(item[part], kind):
         expected = "a text" if kind is str else "a list"
-        raise PromptError(
-            f"{where}: {part!r} must be {expected}, not {_short(item[part])}",
-            code="bad-prompt-file",
-            where=where,
-            part=part,
-        )
+        raise _wrong(where, f"{part!r} must be {expected}, not {_short(item[part])}", part=part)
     return item[part]
+
+
+def _wrong(where: str, problem: str, code: str = "bad-prompt-file", **fields: Any) -> PromptError:
+    return PromptError(f"{where}: {problem}", code=code, where=where, **fields)
 
 
 def _space(space: Space | str, geometry: Geometry | None) -> Space:
