@@ -13,8 +13,8 @@ from MedSAM2SegmentLib.Page.PageState import Level
 from support.project import CORE
 
 OPTION = re.compile(r"(?:^|[\s(`])--[a-z]|`medsam2")
-# What the page does not offer: probabilities, and a file of metadata.
-NOT_ON_PAGE = {"probabilities.py", "frames.py", "segment_metadata.py"}
+# What the page does not offer: files of probabilities.
+NOT_ON_PAGE = {"probabilities.py"}
 
 
 def line_of(*notes):
@@ -77,7 +77,7 @@ def option_messages():
 
 
 def test_messages_in_terms_of_the_command_line_have_a_text_of_the_page():
-    known = {*ERRORS, *EXPECTED_NOTES, "probabilities-needed"}
+    known = {*ERRORS, *EXPECTED_NOTES}
     found = [one for one in option_messages() if one[0] not in NOT_ON_PAGE and one[2] not in known]
     assert found == []
 

@@ -32,6 +32,12 @@ class ExitCode(IntEnum):
 # Messages of the Python API, in terms of the command line, by the code of the error.
 _WORDINGS = {
     "output-exists": "{path} exists already: choose another name, or add --overwrite",
+    "no-segment-code": "{message} (--list-terms shows the names, --segments META.json describes segments, "
+    "--generic allows the generic code)",
+    "resampling-loss-too-large": "{message} (--most-lost PERCENT)",
+    "seg-too-large": "{message} (--compression rle)",
+    "probabilities-needed": "{message} (--probabilities FILE, here and when segmenting)",
+    "metadata-unmatched": "{message} (--segments)",
     "run-of-other-data": "{folder} holds an unfinished training with other images or settings: finish it "
     "with those, remove that folder, or choose another --out",
     "start-does-not-fit": "{message} (--start none)",

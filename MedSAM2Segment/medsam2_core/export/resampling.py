@@ -263,6 +263,6 @@ def _loss_message(segment: Segment, lost: float, most_lost: float) -> str:
         return f"{segment.name!r}: {what} .seg.nrrd keeps it as it is"
     return (
         f"{segment.name!r}: {lost:.1%} of it would be lost on the series' grid, more than the "
-        f"{most_lost:.1%} allowed: choose the series it was drawn on, allow more (--most-lost), or "
+        f"{most_lost:.1%} allowed: choose the series it was drawn on, allow more, or "
         "write .seg.nrrd"
     )

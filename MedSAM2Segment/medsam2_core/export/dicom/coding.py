@@ -165,9 +165,8 @@ def terminology_of(
         message = f"{segment.name!r}: coded as {format_terminology(GENERIC)}, which says nothing about it"
         return GENERIC, Note.info("coded-as-tissue", message, segments=[segment.name])
     raise ExportError(
-        f"segment {segment.name!r}: no code says what it is. Rename it to a name that medsam2 export "
-        "--list-terms shows, describe it in a file for --segments META.json, or take the code for just any "
-        "tissue with --generic",
+        f"segment {segment.name!r}: no code says what it is. Give it a name that has a code, describe "
+        "it by metadata of the segments, or allow the generic code for tissue",
         code="no-segment-code",
         segments=[segment.name],
     )

@@ -31,7 +31,7 @@ _BY_NAME = ("coded-by-name", "coded by name")
 _GENERIC = ("coded-as-tissue", "coded as Tissue, which says nothing about {them}")
 _UNSURE = (
     "assumed-manual",
-    "nothing says how {they_were} made: written as MANUAL (algorithm_type in --segments says otherwise)",
+    "nothing says how {they_were} made: written as MANUAL (algorithm_type in the metadata overrides it)",
 )
 
 

@@ -200,8 +200,8 @@ class ProbabilityFrames:
         if lacking:
             known = ", ".join(map(repr, probabilities.names)) or "none"
             raise ExportError(
-                f"there are no probabilities of {lacking[0]!r}: the file has those of {known}. Segment with "
-                "--probabilities again, or choose binary",
+                f"there are no probabilities of {lacking[0]!r}: the file has those of {known}. Keep them "
+                "when segmenting again, or choose binary",
                 code="no-probabilities-of-segment",
                 segment=lacking[0],
                 known=list(probabilities.names),

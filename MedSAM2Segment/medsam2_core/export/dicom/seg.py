@@ -174,8 +174,8 @@ def _pixels(segmentation: Segmentation, kind: Kind, probabilities: Probabilities
         return LabelFrames(segmentation)
     if probabilities is None:
         raise ExportError(
-            "a fractional SEG holds the model's probabilities, which a mask does not: keep them with "
-            "`medsam2 segment … --probabilities P.nrrd` and give that file, or choose binary",
+            "a fractional SEG holds the model's probabilities, which a mask does not: keep them when "
+            "segmenting and give them here, or choose binary",
             code="probabilities-needed",
         )
     return ProbabilityFrames(probabilities, segmentation)
@@ -259,7 +259,7 @@ def _fill(dataset: Any, pixels: FrameSource, source: Source, options: SegOptions
     if options.compression is Compression.NONE and size > _LARGEST_NATIVE:
         raise ExportError(
             f"{dataset.NumberOfFrames} frames take {size / 2**30:.1f} GB, more than the 4 GB that pixels "
-            "without compression may have: choose --compression rle, or another kind",
+            "without compression may have: choose the compression rle, or another kind",
             code="seg-too-large",
             frames=int(dataset.NumberOfFrames),
             bytes=size,

@@ -170,7 +170,7 @@ class ExportMetadata:
         notes = list(self.notes)
         if absent:
             # One file may serve many scans, of which not all have every organ.
-            message = f"--segments describes {_listed(absent)}, which this segmentation does not have"
+            message = f"the metadata describes {_listed(absent)}, which this segmentation does not have"
             notes.append(Note.warning("metadata-unmatched", message, segments=list(map(str, absent))))
         ordered = (replace(matched[name], name=name, number=None) for name in value_of if name in matched)
         return replace(self, segments=tuple(ordered), notes=tuple(notes))
@@ -216,7 +216,7 @@ def _name_by_value(
     more = [f"{len(known) - _MOST_LISTED} more"] if len(known) > _MOST_LISTED else []
     listed = ", ".join([*known[:_MOST_LISTED], *more]) or "none"
     raise ExportError(
-        f"--segments describes {', '.join(called)}, but {reason}: segments (with label values) are {listed}",
+        f"the metadata describes {', '.join(called)}, but {reason}: segments (with values) are {listed}",
         code=code,
         name=entry.name,
         number=entry.number,
@@ -289,7 +289,7 @@ def _short(location: _Location, content: Mapping[str, Any]) -> tuple[list[Segmen
         here = location.at(f"segment {_shown(name)}")
         given = {"type" if "^" in value else "name": value} if isinstance(value, str) else value
         if not isinstance(given, dict):
-            expected = "a code scheme^value^meaning, a name that --list-terms shows, or an object {…}"
+            expected = "a code scheme^value^meaning, a name that has a code, or an object {…}"
             raise here.unexpected(expected, value)
         is_value = name.isdecimal()
         if is_value and "label" not in given and given.get("name"):
@@ -364,7 +364,7 @@ def _terminology(location: _Location, read: Callable[..., Any]) -> Terminology |
     if {category, kind, modifier, region, region_modifier} == {NO_CODE}:
         named = coding.term_for(name) if name is not None else None
         if name is not None and named is None:
-            raise location.unexpected("a code scheme^value^meaning, or a name that --list-terms shows", name)
+            raise location.unexpected("a code scheme^value^meaning, or a name that has a code", name)
         return named
     if name is not None:
         raise location.error("has both a name and codes; give one of them")
