@@ -13,11 +13,10 @@ import json
 import numpy as np
 import torch
 from few_shot import TEST_IMAGES
-from medsam2_core.auto.fewshot.classes import ClassTable, parse_wishes
-from medsam2_core.auto.fewshot.measuring import dice_by_class
-from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.loading import AutoModel, load_auto
-from medsam2_core.auto.segmenting import AutoSegmenter
+from medsam2_core.auto.fewshot.data import ClassTable, find_pairs, parse_classes
+from medsam2_core.auto.fewshot.results import dice_by_class
+from medsam2_core.auto.model import AutoModel, load_auto
+from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.evaluation.simulated_user import correction
 from medsam2_core.imaging.reading import read_labels, read_volume
 from medsam2_core.prompts import Point, SlicePrompts, resolve
@@ -53,8 +52,8 @@ def asked(description: str) -> tuple[argparse.Namespace, AutoModel]:
 def measured(auto, pair, classes) -> dict[str, list[float]]:
     """Dice of every class that is on an image: of Auto, and after one click by each of the ways."""
     volume, labels = read_volume(pair.image), read_labels(pair.labels)
-    table = ClassTable(parse_wishes(classes))
-    table.learn(labels.labels)
+    table = ClassTable(parse_classes(classes))
+    table.add_labels(labels.labels)
     session = Session.open(volume, auto.model, window=auto.card.window)
     found = session.auto(auto)
     segmenter = AutoSegmenter(auto, session.tracker.source)
@@ -78,8 +77,8 @@ def measured(auto, pair, classes) -> dict[str, list[float]]:
         said = resolve([point], session.stack)[0]
         semi, _ = segmenter.refine(0, number, said)
         side = auto.model.image_size // 4
-        frame = segmenter.frame(0)
-        marks = frame.labels(mask.astype(np.int16)).float()[None, None]
+        letterbox = segmenter.letterbox(0)
+        marks = letterbox.resize_labels(mask.astype(np.int16)).float()[None, None]
         before = torch.nn.functional.adaptive_avg_pool2d(marks, side) * 8 - 4
         fed, _ = segmenter.refine(0, number, said, before)
         for name, result in zip(out, (mask, answer.mask_hw, semi, fed), strict=True):

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from auto_click import asked
 from few_shot import split_of
-from medsam2_core.auto.fewshot.checking import survey
-from medsam2_core.auto.fewshot.classes import parse_wishes
-from medsam2_core.auto.fewshot.images import LabelledImage, Reading
-from medsam2_core.auto.fewshot.measuring import dice_by_class
-from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.loading import AutoModel
+from medsam2_core.auto.fewshot.data import find_pairs, parse_classes
+from medsam2_core.auto.fewshot.images import LabelledImage, ReadingOptions
+from medsam2_core.auto.fewshot.results import dice_by_class
+from medsam2_core.auto.fewshot.survey import survey
+from medsam2_core.auto.model import AutoModel
 from medsam2_core.auto.network import merged_labels
 from medsam2_core.auto.predictor import HEADS
 
@@ -25,11 +24,11 @@ from medsam2_core.auto.predictor import HEADS
 def main() -> None:
     """Print mean Dice of every part."""
     options, auto = asked(__doc__)
-    reading = Reading(auto.model.image_size)
-    found = survey(find_pairs(options.data), reading, parse_wishes(options.classes))
+    reading = ReadingOptions(auto.model.image_size)
+    found = survey(find_pairs(options.data), reading, parse_classes(options.classes))
     rows: dict[str, list] = {}
     for image in split_of(found, 1, options.seed).images:
-        if image.held_aside:
+        if image.held_out:
             for name, labels in labels_by_part(auto, image).items():
                 rows.setdefault(name, []).append(dice_by_class(labels, image.labels_hw, len(found.classes)))
     means = {name: round(float(np.nanmean(np.array(v, float), 0).mean()), 3) for name, v in rows.items()}
@@ -40,12 +39,12 @@ def main() -> None:
 def labels_by_part(auto: AutoModel, image: LabelledImage) -> dict[str, np.ndarray]:
     """(H, W) labels of an image, by what they were made of."""
     picture = torch.from_numpy(image.square.astype(np.float32) / 255).permute(2, 0, 1)
-    levels = auto.levels(image.frame.normalised(picture)[None])
+    levels = auto.levels(image.letterbox.normalise(picture)[None])
     prompts, answer = auto.network(levels)
     score = answer.score.view(1, -1)
     logits = {"all": answer.logits[:, 0]}
-    if levels.sketch is not None:
-        logits["sketch"] = levels.sketch[0]
+    if levels.texture_logits is not None:
+        logits["sketch"] = levels.texture_logits[0]
     if prompts.mask_logits is not None:
         logits["mask prompt, undecoded"] = prompts.mask_logits[:, 0]
     repeated = levels.repeated(auto.network.classes)
@@ -53,7 +52,7 @@ def labels_by_part(auto: AutoModel, image: LabelledImage) -> dict[str, np.ndarra
         alone = prompts.without(*(other for other in HEADS if other != head))
         logits[head] = auto.network.decode(repeated, alone).logits[:, 0]
     return {
-        name: merged_labels(image.frame.on_image(value)[None], score)[0].cpu().numpy()
+        name: merged_labels(image.letterbox.to_image(value)[None], score)[0].cpu().numpy()
         for name, value in logits.items()
     }
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from medsam2_core.auto.fewshot.checking import survey
-from medsam2_core.auto.fewshot.classes import ClassTable, parse_wishes
-from medsam2_core.auto.fewshot.images import Reading
-from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.fewshot.planning import FewShotSettings
-from medsam2_core.auto.fewshot.starting import packaged_start, read_start
+from medsam2_core.auto.fewshot.data import ClassTable, find_pairs, parse_classes
+from medsam2_core.auto.fewshot.images import ReadingOptions
+from medsam2_core.auto.fewshot.settings import FewShotSettings
+from medsam2_core.auto.fewshot.start import packaged_start, read_start
+from medsam2_core.auto.fewshot.survey import survey
 from medsam2_core.auto.fewshot.trainer import FewShotTrainer
 from medsam2_core.auto.volumes import VolumeOptions
 from medsam2_core.engine.model import load_model
@@ -53,7 +52,7 @@ def main() -> None:
     pairs, rows = find_pairs(options.data), {name: [] for name in METHODS}
     for aside in pairs if options.only is None else [pairs[options.only]]:
         others = [pair for pair in pairs if pair is not aside]
-        found = survey(others, Reading(model.image_size, options.axis), parse_wishes(options.classes))
+        found = survey(others, ReadingOptions(model.image_size, options.axis), parse_classes(options.classes))
         settings = FewShotSettings(
             "volume", options.minutes, options.steps, 0, axis=options.axis, texture=options.texture
         )
@@ -61,8 +60,8 @@ def main() -> None:
             auto = FewShotTrainer(settings, found, model, work, start).run().auto
         volume, labels = read_volume(aside.image), read_labels(aside.labels)
         labels = labels.on_grid(volume.geometry)
-        table = ClassTable(parse_wishes(options.classes))
-        table.learn(labels.labels)
+        table = ClassTable(parse_classes(options.classes))
+        table.add_labels(labels.labels)
         for name, how in METHODS.items():
             session = Session.open(volume, model, axis=options.axis, window=auto.card.window)
             began = time.perf_counter()

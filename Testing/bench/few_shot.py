@@ -16,18 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from medsam2_core.auto.augmentation import Augmentation
-from medsam2_core.auto.fewshot.checking import Survey, survey
-from medsam2_core.auto.fewshot.classes import parse_wishes
-from medsam2_core.auto.fewshot.features import Plan, variant_of
-from medsam2_core.auto.fewshot.images import LabelledImage, Reading
-from medsam2_core.auto.fewshot.measuring import dice_by_class, least_piece
-from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.fewshot.planning import FewShotSettings
-from medsam2_core.auto.fewshot.starting import packaged_start, read_start
+from medsam2_core.auto.fewshot.augmentation import Augmentation
+from medsam2_core.auto.fewshot.data import find_pairs, parse_classes
+from medsam2_core.auto.fewshot.features import VariantPlan, variant_of
+from medsam2_core.auto.fewshot.images import LabelledImage, ReadingOptions
+from medsam2_core.auto.fewshot.results import dice_by_class, least_piece
+from medsam2_core.auto.fewshot.settings import FewShotSettings
+from medsam2_core.auto.fewshot.start import packaged_start, read_start
+from medsam2_core.auto.fewshot.survey import Survey, survey
 from medsam2_core.auto.fewshot.trainer import FewShotTrainer
-from medsam2_core.auto.loading import AutoModel
-from medsam2_core.auto.segmenting import AutoSegmenter, without_small_pieces
+from medsam2_core.auto.model import AutoModel
+from medsam2_core.auto.slices import AutoSegmenter, without_small_pieces
 from medsam2_core.engine.model import load_model
 from medsam2_core.engine.sources import ArrayImages
 
@@ -42,7 +41,7 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     model = load_model(options.base, "cpu", "fp32")
-    found = survey(find_pairs(options.data), Reading(model.image_size), parse_wishes(options.classes))
+    found = survey(find_pairs(options.data), ReadingOptions(model.image_size), parse_classes(options.classes))
     known = read_known(options.out)
     for seed in map(int, options.seeds.split(",")):
         for shots in map(int, options.shots.split(",")):
@@ -115,14 +114,14 @@ def plot(rows: list[dict], path: str) -> None:
 def split_of(found: Survey, shots: int, seed: int) -> Survey:
     """So many images to train on, and 30 others held aside; the same 30 whatever the number of shots."""
     order = np.random.default_rng(seed).permutation(len(found.images))
-    aside = [replace(found.images[n], held_aside=True) for n in order[-TEST_IMAGES:]]
+    aside = [replace(found.images[n], held_out=True) for n in order[-TEST_IMAGES:]]
     training = [found.images[n] for n in order[:shots]]
     return Survey(found.classes, [*training, *aside])
 
 
 def measure(method: str, split: Survey, model, options: argparse.Namespace, seed: int) -> dict:
     """Train and measure on the images held aside."""
-    aside = [image for image in split.images if image.held_aside]
+    aside = [image for image in split.images if image.held_out]
     if method == "unet":
         return unet(split, aside, options, seed)
     settings = FewShotSettings(method, options.minutes, options.steps, 0, seed=seed)
@@ -145,7 +144,7 @@ def measure(method: str, split: Survey, model, options: argparse.Namespace, seed
     elif options.start != "none":
         start = read_start(Path(options.start), model)
     # The images held aside are for the end alone: nothing is stopped or chosen by them.
-    training = Survey(split.classes, [image for image in split.images if not image.held_aside])
+    training = Survey(split.classes, [image for image in split.images if not image.held_out])
     with tempfile.TemporaryDirectory() as work:
         clock = time.process_time if options.cpu else time.monotonic
         trainer = FewShotTrainer(settings, training, model, work, start, clock=clock)
@@ -184,7 +183,7 @@ def labels_of(
     auto: AutoModel, image: LabelledImage, *, flips: bool = False
 ) -> tuple[np.ndarray, list[float]]:
     """(H, W) labels of an image, and how good the model expects each class to be, 0 for one not found."""
-    height, width = image.frame.inner_hw
+    height, width = image.letterbox.content_hw
     shown = ArrayImages([image.square[:height, :width]])
     found = AutoSegmenter(auto, shown, flips=flips).segment(0)
     labels = np.zeros((height, width), np.uint8)
@@ -210,11 +209,11 @@ def unet(split: Survey, aside: list[LabelledImage], options: argparse.Namespace,
     from monai.networks.nets import BasicUNet
 
     torch.manual_seed(seed)
-    training = [image for image in split.images if not image.held_aside]
+    training = [image for image in split.images if not image.held_out]
     net = BasicUNet(2, 3, len(split.classes) + 1, features=(32, 32, 64, 128, 256, 32))
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-4)
     loss_of = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-    rng, plan = np.random.default_rng(seed), Plan(1 << 30, Augmentation(), seed)
+    rng, plan = np.random.default_rng(seed), VariantPlan(1 << 30, Augmentation(), seed)
     clock = time.process_time if options.cpu else time.perf_counter
     began, budget, steps = clock(), options.minutes * 60, 0
     fraction = 0.0
@@ -224,7 +223,7 @@ def unet(split: Survey, aside: list[LabelledImage], options: argparse.Namespace,
         picked = rng.choice(len(training), min(4, len(training)), replace=False)
         pairs = [variant_of(training[n], 1, int(rng.integers(1 << 40)), plan) for n in picked]
         pictures = torch.stack(
-            [training[n].frame.normalised(p) for n, (p, _) in zip(picked, pairs, strict=True)]
+            [training[n].letterbox.normalise(p) for n, (p, _) in zip(picked, pairs, strict=True)]
         )
         loss = loss_of(net(pictures), torch.stack([labels for _, labels in pairs])[:, None].long())
         optimiser.zero_grad()
@@ -238,7 +237,7 @@ def unet(split: Survey, aside: list[LabelledImage], options: argparse.Namespace,
     with torch.inference_mode():
         for image in aside:
             picture = torch.from_numpy(image.square.astype(np.float32) / 255).permute(2, 0, 1)
-            logits = image.frame.on_image(net(image.frame.normalised(picture)[None])[0])
+            logits = image.letterbox.to_image(net(image.letterbox.normalise(picture)[None])[0])
             labels = cleaned(logits.argmax(0).numpy(), image, least)
             rows.append(dice_by_class(labels, image.labels_hw, len(split.classes)))
     return {"steps": steps, **summary(rows, split)}
@@ -246,8 +245,8 @@ def unet(split: Survey, aside: list[LabelledImage], options: argparse.Namespace,
 
 def cleaned(labels: np.ndarray, image: LabelledImage, least: list[float]) -> np.ndarray:
     """Without pieces smaller than any in training, as Auto's results are."""
-    height, width = image.frame.inner_hw
-    square = image.frame.side**2 * labels.size / (height * width)
+    height, width = image.letterbox.content_hw
+    square = image.letterbox.side**2 * labels.size / (height * width)
     out = np.zeros_like(labels)
     for number, share in enumerate(least, start=1):
         out[without_small_pieces(labels == number, share * square)] = number

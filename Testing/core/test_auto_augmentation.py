@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from medsam2_core.auto.augmentation import Augmentation, relit
-from medsam2_core.auto.fewshot.features import Plan, variant_of
+from medsam2_core.auto.fewshot.augmentation import Augmentation, jitter_intensity
+from medsam2_core.auto.fewshot.features import VariantPlan, variant_of
 from support.auto_model import labelled_discs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,8 +22,8 @@ def a_square(value=7, size=14, at=(20, 30), shape=(SIDE, SIDE)) -> tuple[torch.T
     return (labels != 0).float().expand(3, -1, -1).clone(), labels
 
 
-def changed(augmentation, image, labels, seed, inner_hw=None):
-    return augmentation.apply(image, labels, np.random.default_rng(seed), inner_hw)
+def changed(augmentation, image, labels, seed, content_hw=None):
+    return augmentation.apply(image, labels, np.random.default_rng(seed), content_hw)
 
 
 def test_labels_are_never_mixed(campaign):
@@ -150,7 +150,7 @@ def test_one_seed_gives_one_result_and_the_image_given_stays_as_it_was():
 def test_pictures_stay_between_black_and_white(campaign):
     for seed in range(100 * campaign):
         image = torch.rand(3, 16, 16) if seed % 3 else torch.full((3, 16, 16), float(seed % 2))
-        found = relit(image, np.random.default_rng(seed))
+        found = jitter_intensity(image, np.random.default_rng(seed))
         assert found.shape == image.shape and found.dtype is torch.float32
         assert torch.isfinite(found).all() and float(found.min()) >= 0 and float(found.max()) <= 1
 
@@ -164,12 +164,12 @@ def test_it_can_be_written_down():
 
 def test_every_variant_of_an_oblong_image_shows_what_its_labels_say():
     """Two discs, bright and brighter, on an image that fills three quarters of the square."""
-    plan = Plan(30, Augmentation(affine=1.0, photometric=0.0), seed=4)
+    plan = VariantPlan(30, Augmentation(affine=1.0, photometric=0.0), seed=4)
     for image in labelled_discs(3):
         for variant in range(30):
             picture, labels = variant_of(image, variant, 100 + variant, plan)
-            normalised = image.frame.normalised(picture)
-            height, width = image.frame.inner_hw
+            normalised = image.letterbox.normalise(picture)
+            height, width = image.letterbox.content_hw
             assert not labels[height:].any() and not labels[:, width:].any()
             for value in (1, 2):
                 inner = labels == value
@@ -180,6 +180,6 @@ def test_every_variant_of_an_oblong_image_shows_what_its_labels_say():
 
 def test_the_first_variant_is_the_image_itself():
     image = labelled_discs(1)[0]
-    picture, labels = variant_of(image, 0, 0, Plan(4, Augmentation(affine=1.0)))
+    picture, labels = variant_of(image, 0, 0, VariantPlan(4, Augmentation(affine=1.0)))
     assert torch.equal((picture * 255).round().byte().permute(1, 2, 0), torch.from_numpy(image.square))
-    assert torch.equal(labels, image.frame.labels(image.labels_hw))
+    assert torch.equal(labels, image.letterbox.resize_labels(image.labels_hw))

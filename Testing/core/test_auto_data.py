@@ -2,18 +2,17 @@
 
 import numpy as np
 import pytest
-from medsam2_core.auto.fewshot.checking import fingerprints, survey
-from medsam2_core.auto.fewshot.classes import ClassTable, parse_wishes
-from medsam2_core.auto.fewshot.images import Reading, read_pair
-from medsam2_core.auto.fewshot.pairs import find_pairs, stem_of
-from medsam2_core.auto.fewshot.planning import FewShotSettings, drawn, stages_of
+from medsam2_core.auto.fewshot.data import ClassTable, draw_shots, find_pairs, parse_classes, stem_of
+from medsam2_core.auto.fewshot.images import ReadingOptions, read_pair
+from medsam2_core.auto.fewshot.settings import FewShotSettings, plan_stages
+from medsam2_core.auto.fewshot.survey import fingerprints, survey
 from medsam2_core.errors import TrainingError
 from medsam2_core.imaging.label_map import Label
 from PIL import Image
 from support.labelled_images import BAR, a_ball, a_picture, write_pictures, write_volumes
 from support.small_files import write_nifti
 
-READING = Reading(64)
+READING = ReadingOptions(64)
 
 
 def save(array, path):
@@ -50,7 +49,7 @@ def test_a_folder_called_test_is_held_aside(tmp_path):
             image, marks = a_picture(n)
             save(image, tmp_path / part / "imgs" / f"{n}.png")
             save(marks, tmp_path / part / "gts" / f"{n}.png")
-    assert [pair.held_aside for pair in find_pairs(tmp_path)] == [True, True, False, False]
+    assert [pair.held_out for pair in find_pairs(tmp_path)] == [True, True, False, False]
 
 
 def test_volumes_with_segmentations_beside_them_are_pairs(tmp_path):
@@ -66,7 +65,7 @@ def test_a_csv_tells_pairs_splits_and_groups(tmp_path):
     text = "image,label,split,group\n000_img.png,000_seg.png,,anna\n001_img.png,001_seg.png,test,\n"
     (tmp_path / "pairs.csv").write_text(text, encoding="utf-8")
     first, second = find_pairs(tmp_path / "pairs.csv")
-    assert (first.group, first.held_aside, second.held_aside) == ("anna", False, True)
+    assert (first.group, first.held_out, second.held_out) == ("anna", False, True)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +108,9 @@ def test_classes_keep_their_names_colours_and_codes(tmp_path):
 
 
 def test_numbers_get_names_and_names_decide_where_there_are_some():
-    table = ClassTable(parse_wishes("2=bar,1=disc"))
-    table.learn([Label("1", 1), Label("2", 2), Label("3", 3)])
-    table.learn([Label("disc", 7)])  # a file of its own counting
+    table = ClassTable(parse_classes("2=bar,1=disc"))
+    table.add_labels([Label("1", 1), Label("2", 2), Label("3", 3)])
+    table.add_labels([Label("disc", 7)])  # a file of its own counting
     assert [one.name for one in table.classes] == ["bar", "disc"]
     assert table.numbers([Label("1", 1), Label("2", 2), Label("3", 3)]) == {(0, 2): 1, (0, 1): 2}
     assert table.numbers([Label("disc", 7)]) == {(0, 7): 2}
@@ -120,7 +119,7 @@ def test_numbers_get_names_and_names_decide_where_there_are_some():
 @pytest.mark.parametrize("text", ["a,a", "0=background", "1=", "x=y", "a,,b"])
 def test_classes_that_mean_nothing_are_refused(text):
     with pytest.raises(TrainingError, match="--classes"):
-        parse_wishes(text)
+        parse_classes(text)
 
 
 # Images
@@ -130,7 +129,7 @@ def test_a_picture_lies_in_the_square_and_its_labels_stay_as_they_are(tmp_path):
     write_pictures(tmp_path, 1)
     (pair,) = find_pairs(tmp_path)
     table = ClassTable()
-    table.learn([Label("1", 1), Label("2", 2)])
+    table.add_labels([Label("1", 1), Label("2", 2)])
     (image,) = read_pair(pair, table, READING)
     assert image.square.shape == (64, 64, 3)
     assert np.array_equal(image.labels_hw, a_picture(0)[1])
@@ -141,7 +140,7 @@ def test_a_volume_is_cut_and_empty_slices_keep_their_share(tmp_path):
     image, ball = a_ball(0, (40, 32, 30))
     write_nifti(tmp_path / "a_img.nii.gz", image, np.diag([-1.0, -1.0, 2.0, 1.0]))
     write_nifti(tmp_path / "a_seg.nii.gz", ball, np.diag([-1.0, -1.0, 2.0, 1.0]))
-    found = survey([*find_pairs(tmp_path)], Reading(64, most_slices=20))
+    found = survey([*find_pairs(tmp_path)], ReadingOptions(64, most_slices=20))
     assert len(found.images) == 20
     whole = ball.any((1, 2)).mean()
     assert np.mean([one.labels_hw.any() for one in found.images]) == pytest.approx(whole, abs=0.06)
@@ -158,7 +157,7 @@ def test_labels_stored_in_another_axis_order_lie_on_their_voxels(tmp_path):
     found = survey(find_pairs(tmp_path), READING)
     assert not found.fatal, found.problems
     inside = [
-        one.square[one.frame.labels(one.labels_hw).numpy() > 0].mean()
+        one.square[one.letterbox.resize_labels(one.labels_hw).numpy() > 0].mean()
         for one in found.images
         if one.labels_hw.any()
     ]
@@ -188,8 +187,8 @@ def test_every_problem_is_told_with_its_image_and_value(tmp_path):
     assert any("002_img" in line and "colour" in line for line in told)
     assert any("003_img" in line for line in told)
     with pytest.raises(TrainingError, match=r"4 problems.*--skip-bad"):
-        survey(find_pairs(tmp_path), READING).refuse()
-    survey(find_pairs(tmp_path), READING).refuse(skip_bad=True)
+        survey(find_pairs(tmp_path), READING).raise_for_problems()
+    survey(find_pairs(tmp_path), READING).raise_for_problems(skip_bad=True)
 
 
 def test_labels_that_are_no_whole_numbers_are_told(tmp_path):
@@ -201,9 +200,9 @@ def test_labels_that_are_no_whole_numbers_are_told(tmp_path):
 
 def test_a_class_nobody_has_is_told_with_those_there_are(tmp_path):
     write_pictures(tmp_path)
-    found = survey(find_pairs(tmp_path), READING, parse_wishes("1=disc,9=moon"))
+    found = survey(find_pairs(tmp_path), READING, parse_classes("1=disc,9=moon"))
     with pytest.raises(TrainingError, match=r"'moon' \(found: 'disc'\)"):
-        found.refuse(skip_bad=True)
+        found.raise_for_problems(skip_bad=True)
 
 
 def test_an_image_on_both_sides_of_the_split_is_told(tmp_path):
@@ -236,7 +235,7 @@ def test_a_class_on_few_images_is_a_note_and_not_in_the_way(tmp_path):
         save(marks, tmp_path / f"{n:03d}_seg.png")
     found = survey(find_pairs(tmp_path), READING)
     assert [str(p) for p in found.problems] == ["only 1 image to train on with the class '2'"]
-    found.refuse()
+    found.raise_for_problems()
 
 
 # Splits
@@ -245,7 +244,7 @@ def test_a_class_on_few_images_is_a_note_and_not_in_the_way(tmp_path):
 def test_few_images_are_measured_in_folds_that_never_divide_a_group(tmp_path):
     write_pictures(tmp_path, 7)
     found = survey(find_pairs(tmp_path), READING)
-    *folds, final = stages_of(found.images, FewShotSettings("m"))
+    *folds, final = plan_stages(found.images, FewShotSettings("m"))
     assert [one.name for one in folds] == ["fold 1", "fold 2", "fold 3"]
     assert sorted(n for one in folds for n in one.validation) == list(range(7))
     for one in folds:
@@ -258,7 +257,7 @@ def test_few_images_are_measured_in_folds_that_never_divide_a_group(tmp_path):
 def test_many_images_hold_a_fifth_aside(tmp_path):
     write_pictures(tmp_path, 20)
     found = survey(find_pairs(tmp_path), READING)
-    (final,) = stages_of(found.images, FewShotSettings("m"))
+    (final,) = plan_stages(found.images, FewShotSettings("m"))
     assert len(final.validation) == 4
     assert not set(final.validation) & set(final.training)
 
@@ -266,14 +265,14 @@ def test_many_images_hold_a_fifth_aside(tmp_path):
 def test_shots_are_drawn_by_the_seed_and_those_held_aside_stay(tmp_path):
     write_pictures(tmp_path, 9)
     pairs = find_pairs(tmp_path)
-    assert drawn(pairs, 4, 1) == drawn(pairs, 4, 1) != drawn(pairs, 4, 2)
-    assert len(drawn(pairs, 4, 1)) == 4
+    assert draw_shots(pairs, 4, 1) == draw_shots(pairs, 4, 1) != draw_shots(pairs, 4, 2)
+    assert len(draw_shots(pairs, 4, 1)) == 4
     with pytest.raises(TrainingError, match="only 9 images"):
-        drawn(pairs, 10, 0)
+        draw_shots(pairs, 10, 0)
 
 
 def test_real_ultrasound_of_two_sizes_has_no_problems(shared_data):
-    found = survey(find_pairs(shared_data / "us" / "nerve"), READING, parse_wishes("1=nerve,2=vessel"))
+    found = survey(find_pairs(shared_data / "us" / "nerve"), READING, parse_classes("1=nerve,2=vessel"))
     assert len(found.images) == 108
     assert len({image.labels_hw.shape for image in found.images}) == 3
     assert not found.fatal

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from medsam2_core.auto.loading import AutoModel, blank, check_base, load_auto
+from medsam2_core.auto.model import AutoModel, check_base, load_auto, untrained_model
 from medsam2_core.auto.model_file import (
     AutoCard,
     AutoClass,
@@ -403,7 +403,7 @@ def test_tensors_that_have_changed_places_are_found(model, path, tmp_path):
 def test_forged_files_are_an_error_or_a_model_of_numbers(auto, model, tmp_path, campaign):
     """Somebody who damages a file on purpose also mends its checksum. Half of the damage is done to the
     header, where most of what is believed stands."""
-    small = full(blank(replace(auto.card, decoder="frozen", encoder="frozen"), model))
+    small = full(untrained_model(replace(auto.card, decoder="frozen", encoder="frozen"), model))
     small.save(tmp_path / "small.medsam2auto")
     whole, path = (tmp_path / "small.medsam2auto").read_bytes(), tmp_path / "damaged.medsam2auto"
     header = 8 + struct.unpack("<Q", whole[:8])[0]

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from medsam2_core.auto.positions import grid_positions, inverse_frequencies, token_positions
 from medsam2_core.auto.predictor import (
     HEADS,
     BoxHead,
@@ -13,6 +12,9 @@ from medsam2_core.auto.predictor import (
     PredictedPrompts,
     PredictorSettings,
     PromptPredictor,
+    grid_positions,
+    inverse_frequencies,
+    token_positions,
 )
 from medsam2_core.engine.architecture import STOCK_CONFIGS, build_from, read_config
 from medsam2_core.errors import TrainingError

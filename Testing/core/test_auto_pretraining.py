@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from medsam2_core.auto.fewshot.pretraining import Pretrainer, Pretraining
-from medsam2_core.auto.fewshot.starting import packaged_start, read_start
+from medsam2_core.auto.fewshot.start import packaged_start, read_start
 from medsam2_core.engine.model import load_model
 from medsam2_core.errors import TrainingError
 from support.labelled_images import write_pictures

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from medsam2_core.auto.adapting import trainable_parts
-from medsam2_core.auto.loading import levels_of, load_auto
-from medsam2_core.auto.reference import import_reference
+from medsam2_core.auto.adapters import trainable_parts
+from medsam2_core.auto.model import encode_levels, load_auto
+from medsam2_core.auto.sam2rad_import import import_reference
 from medsam2_core.engine.architecture import build_module
 from medsam2_core.engine.catalogue import Catalogue
 from medsam2_core.engine.model import SegmentationModel, load_model
@@ -52,7 +52,7 @@ def attempted(tmp_path, monkeypatch):
     """Imports a state dict as if it had been read from a file, which takes longer than all the rest."""
 
     def attempt(state, config="embedded", **more):
-        monkeypatch.setattr("medsam2_core.auto.reference.read_state_dict", lambda _: dict(state))
+        monkeypatch.setattr("medsam2_core.auto.sam2rad_import.read_state_dict", lambda _: dict(state))
         try:
             return import_reference("hip.ckpt", tmp_path / "x.medsam2auto", config, image_size=SIDE, **more)
         except CheckpointError:
@@ -176,7 +176,7 @@ def test_without_a_memory_the_model_is_for_images_only(auto, tmp_path):
 
 
 def test_volumes_are_then_segmented_slice_by_slice(auto, tmp_path):
-    from medsam2_core.auto.segmenting import AutoSegmenter
+    from medsam2_core.auto.slices import AutoSegmenter
     from medsam2_core.auto.volumes import AutoVolume, VolumeOptions
     from medsam2_core.engine.encoder import SliceEncoder
     from medsam2_core.engine.sources import ArrayImages
@@ -415,6 +415,6 @@ def test_the_levels_of_an_imported_model_have_no_mem_embed_added(state, auto, tm
     image = torch.zeros(1, 3, SIDE, SIDE)
     with torch.no_grad():
         maps = again.model.module.forward_image(image)["backbone_fpn"]
-        coarse = levels_of(again.model, image).coarse - maps[2]
+        coarse = encode_levels(again.model, image).coarse - maps[2]
     assert torch.allclose(coarse[0, :, 0, 0], state["model.no_mem_embed"].flatten(), atol=1e-5)
     assert auto.model.module.directly_add_no_mem_embed

@@ -2,28 +2,27 @@
 
 import pytest
 import torch
-from medsam2_core.auto.augmentation import Augmentation
-from medsam2_core.auto.fewshot.checking import survey
-from medsam2_core.auto.fewshot.classes import parse_wishes
-from medsam2_core.auto.fewshot.features import FeatureBank, Plan
-from medsam2_core.auto.fewshot.fitting import Fit, FitSettings
-from medsam2_core.auto.fewshot.images import Reading
-from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.fewshot.planning import FewShotSettings
-from medsam2_core.auto.fewshot.starting import (
-    Start,
-    begin_with,
+from medsam2_core.auto.adapters import TextureAdapter, class_logits
+from medsam2_core.auto.fewshot.augmentation import Augmentation
+from medsam2_core.auto.fewshot.data import find_pairs, parse_classes
+from medsam2_core.auto.fewshot.features import FeatureBank, VariantPlan
+from medsam2_core.auto.fewshot.fit import Fit, FitSettings
+from medsam2_core.auto.fewshot.images import ReadingOptions
+from medsam2_core.auto.fewshot.objective import coverage_loss
+from medsam2_core.auto.fewshot.settings import FewShotSettings
+from medsam2_core.auto.fewshot.start import (
+    PretrainedStart,
     choose_queries,
-    fit_looks,
-    for_linear,
+    fit_class_weights,
+    initialise,
     read_start,
+    texture_only,
 )  # fmt: skip
+from medsam2_core.auto.fewshot.survey import survey
 from medsam2_core.auto.fewshot.trainer import FewShotTrainer
-from medsam2_core.auto.loading import load_auto
-from medsam2_core.auto.losses import sketch_loss
+from medsam2_core.auto.model import load_auto
 from medsam2_core.auto.model_file import read_card, read_tensors, write_file
-from medsam2_core.auto.predictor import HEADS, Levels
-from medsam2_core.auto.texture import TextureAdapter, sketch
+from medsam2_core.auto.predictor import HEADS, FeatureLevels
 from medsam2_core.engine.model import load_model
 from medsam2_core.errors import CheckpointError, TrainingError
 from support.auto_model import an_auto_model
@@ -43,7 +42,7 @@ def model():
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = write_pictures(tmp_path_factory.mktemp("pictures"), 6)
-    return survey(find_pairs(folder), Reading(SIDE), parse_wishes("1=disc,2=bar"))
+    return survey(find_pairs(folder), ReadingOptions(SIDE), parse_classes("1=disc,2=bar"))
 
 
 def a_textured(model, heads=HEADS, kind="hierarchical"):
@@ -51,7 +50,7 @@ def a_textured(model, heads=HEADS, kind="hierarchical"):
 
 
 def a_bank(folder, auto, found, variants=3):
-    bank = FeatureBank(folder / "bank", found.images, auto, Plan(variants, Augmentation(), 0))
+    bank = FeatureBank(folder / "bank", found.images, auto, VariantPlan(variants, Augmentation(), 0))
     bank.fill()
     return bank
 
@@ -83,18 +82,27 @@ def test_a_new_texture_adapter_changes_nothing(model):
 def test_classes_of_a_sketch_compete_with_each_other_and_the_background():
     pixels, looks = torch.randn(2, 5, 4, 4), torch.randn(3, 6)
     logits = torch.einsum("bdhw,kd->bkhw", pixels, looks[:, :-1]) + looks[:, -1].view(1, 3, 1, 1)
-    found = sketch(pixels, looks).sigmoid()
+    found = class_logits(pixels, looks).sigmoid()
     wanted = torch.cat([torch.zeros(2, 1, 4, 4), logits], 1).softmax(1)[:, 1:]
     assert torch.allclose(found, wanted, atol=1e-5)
-    assert torch.allclose(sketch(pixels, looks[:1]), logits[:, :1], atol=1e-5), "against the background alone"
+    assert torch.allclose(class_logits(pixels, looks[:1]), logits[:, :1], atol=1e-5), (
+        "against the background alone"
+    )
 
 
 def test_the_sketch_of_each_class_goes_to_that_class():
     sketch = torch.arange(6.0).view(2, 3, 1, 1).expand(2, 3, 4, 4)
-    levels = Levels(torch.zeros(2, 16, 1, 1), torch.zeros(2, 4, 2, 2), torch.zeros(2, 2, 4, 4), sketch)
+    levels = FeatureLevels(torch.zeros(2, 16, 1, 1), torch.zeros(2, 4, 2, 2), torch.zeros(2, 2, 4, 4), sketch)
     repeated = levels.repeated(3)
-    assert repeated.sketch.shape == (6, 1, 4, 4)
-    assert repeated.sketch[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]  # img0c0, img0c1, img0c2, img1c0 …
+    assert repeated.texture_logits.shape == (6, 1, 4, 4)
+    assert repeated.texture_logits[:, 0, 0, 0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]  # img0c0, img0c1, img0c2, img1c0 …
 
 
 # Training
@@ -221,9 +229,9 @@ def test_a_texture_adapter_learns_beside_the_frozen_encoder_and_is_kept(tmp_path
     assert all(bool(layer.weight.any()) for layer in auto.texture.out), "it began with zeros"
     auto.save(tmp_path / "m.medsam2auto")
     again = load_auto(tmp_path / "m.medsam2auto", model)
-    images = found.images[0].frame.normalised(torch.rand(1, 3, SIDE, SIDE))
+    images = found.images[0].letterbox.normalise(torch.rand(1, 3, SIDE, SIDE))
     assert torch.equal(again.levels(images).fine, auto.levels(images).fine)
-    assert not torch.equal(auto.levels(images).fine, auto.encoded(images).fine)
+    assert not torch.equal(auto.levels(images).fine, auto.encode(images).fine)
 
 
 def test_a_start_for_another_sam_2_gives_its_texture_adapter(model, found, tmp_path):
@@ -231,8 +239,8 @@ def test_a_start_for_another_sam_2_gives_its_texture_adapter(model, found, tmp_p
     texture = {n: value for n, value in known.items() if not n.startswith("out.") and n != "looks"}
     auto = a_textured(model)
     before = {name: value.clone() for name, value in auto.network.predictor.state_dict().items()}
-    start = Start({}, torch.empty(0), {}, texture)
-    begin_with(auto, start)
+    start = PretrainedStart({}, torch.empty(0), {}, texture)
+    initialise(auto, start)
     ours = auto.texture.state_dict()
     assert all(torch.equal(ours[name], texture[name]) for name in texture)
     bank = a_bank(tmp_path, auto, found, 1)
@@ -248,27 +256,30 @@ def test_the_first_sketch_of_a_class_is_the_best_line_through_what_is_seen(model
 
     def loss():
         with torch.no_grad():
-            drawn = auto.textured(levels, bank.pictures(range(len(found.images)))).sketch
-            return float(sketch_loss(drawn.flatten(0, 1), masks))
+            drawn = auto.add_texture(levels, bank.pictures(range(len(found.images)))).texture_logits
+            return float(coverage_loss(drawn.flatten(0, 1), masks))
 
     body = auto.texture.stages[0][0].weight.clone()
     before = loss()
-    fit_looks(auto, bank, found.images)
+    fit_class_weights(auto, bank, found.images)
     assert loss() < 0.7 * before
     assert torch.equal(body, auto.texture.stages[0][0].weight)
 
 
 def test_the_linear_predictor_gets_what_looks_at_pixels():
     texture = {"stages.0.0.weight": torch.zeros(1)}
-    assert for_linear(Start({"x": torch.zeros(1)}, torch.zeros(1, 10, 128), {}, texture)).predictor == {}
-    assert for_linear(Start({}, torch.empty(0), {}, texture)).texture == texture
-    assert for_linear(None) is None
+    assert (
+        texture_only(PretrainedStart({"x": torch.zeros(1)}, torch.zeros(1, 10, 128), {}, texture)).predictor
+        == {}
+    )
+    assert texture_only(PretrainedStart({}, torch.empty(0), {}, texture)).texture == texture
+    assert texture_only(None) is None
 
 
 def test_a_start_of_another_version_is_refused(model, found):
     texture = {"stages.0.0.weight": torch.zeros(1)}
     with pytest.raises(TrainingError, match=r"another version.*--start none"):
-        begin_with(a_textured(model), Start({}, torch.empty(0), {}, texture))
+        initialise(a_textured(model), PretrainedStart({}, torch.empty(0), {}, texture))
 
 
 def test_a_start_is_trained_from_the_command_line_on_two_folders_and_from_an_earlier_one(tmp_path, capsys):

@@ -5,21 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from medsam2_core.auto.augmentation import Augmentation
-from medsam2_core.auto.fewshot import fitting
-from medsam2_core.auto.fewshot.checking import survey
-from medsam2_core.auto.fewshot.classes import parse_wishes
-from medsam2_core.auto.fewshot.features import FeatureBank, Plan, variant_of
-from medsam2_core.auto.fewshot.fitting import Fit, FitSettings, mean_dice
-from medsam2_core.auto.fewshot.images import Reading
-from medsam2_core.auto.fewshot.measuring import dice_by_class, spread
-from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.fewshot.planning import FewShotSettings
-from medsam2_core.auto.fewshot.prompting import PromptMix
-from medsam2_core.auto.fewshot.reporting import table, write_report
-from medsam2_core.auto.fewshot.starting import Start, begin_with, choose_queries
+from medsam2_core.auto.fewshot import fit as fitting
+from medsam2_core.auto.fewshot.augmentation import Augmentation
+from medsam2_core.auto.fewshot.data import find_pairs, parse_classes
+from medsam2_core.auto.fewshot.features import FeatureBank, VariantPlan, variant_of
+from medsam2_core.auto.fewshot.fit import Fit, FitSettings, mean_dice
+from medsam2_core.auto.fewshot.images import ReadingOptions
+from medsam2_core.auto.fewshot.objective import PromptMix
+from medsam2_core.auto.fewshot.results import dice_by_class, spread, table, write_report
+from medsam2_core.auto.fewshot.settings import FewShotSettings
+from medsam2_core.auto.fewshot.start import PretrainedStart, choose_queries, initialise
+from medsam2_core.auto.fewshot.survey import survey
 from medsam2_core.auto.fewshot.trainer import FewShotTrainer
-from medsam2_core.auto.loading import blank, load_auto
+from medsam2_core.auto.model import load_auto, untrained_model
 from medsam2_core.auto.model_file import AutoCard
 from medsam2_core.auto.predictor import PredictorSettings
 from medsam2_core.errors import TrainingError
@@ -38,7 +36,7 @@ def model():
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = write_pictures(tmp_path_factory.mktemp("pictures"), 6)
-    return survey(find_pairs(folder), Reading(SIDE), parse_wishes("1=disc,2=bar"))
+    return survey(find_pairs(folder), ReadingOptions(SIDE), parse_classes("1=disc,2=bar"))
 
 
 def an_untrained(model, found, decoder="frozen"):
@@ -48,7 +46,7 @@ def an_untrained(model, found, decoder="frozen"):
         "test", found.classes, model.name, model.weights_key, SIDE,
         predictor=settings.to_dict(), decoder=decoder,
     )  # fmt: skip
-    return blank(card, model)
+    return untrained_model(card, model)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,9 @@ def trained(tmp_path_factory, model, found):
 
 
 def a_bank(folder, model, found, variants=3):
-    bank = FeatureBank(folder, found.images, an_untrained(model, found), Plan(variants, Augmentation()))
+    bank = FeatureBank(
+        folder, found.images, an_untrained(model, found), VariantPlan(variants, Augmentation())
+    )
     assert bank.fill()
     return bank
 
@@ -74,9 +74,9 @@ def a_bank(folder, model, found, variants=3):
 
 def test_features_are_those_of_the_augmented_image(tmp_path, model, found):
     bank = a_bank(tmp_path / "features", model, found)
-    plan, image = Plan(3, Augmentation()), found.images[1]
+    plan, image = VariantPlan(3, Augmentation()), found.images[1]
     picture, labels = variant_of(image, 2, 5, plan)
-    wanted = an_untrained(model, found).levels(image.frame.normalised(picture)[None])
+    wanted = an_untrained(model, found).levels(image.letterbox.normalise(picture)[None])
     levels, kept = bank.read([5])
     assert torch.equal(kept[0], labels)
     assert torch.allclose(levels.fine, wanted.fine, atol=5e-3)
@@ -84,7 +84,7 @@ def test_features_are_those_of_the_augmented_image(tmp_path, model, found):
 
 
 def test_features_that_were_begun_are_finished_and_those_of_other_images_thrown_away(tmp_path, model, found):
-    plan, auto = Plan(4, Augmentation()), an_untrained(model, found)
+    plan, auto = VariantPlan(4, Augmentation()), an_untrained(model, found)
     calls = []
     bank = FeatureBank(tmp_path / "f", found.images, auto, plan)
     assert not bank.fill(should_stop=lambda: len(calls) >= 1, progress=lambda *told: calls.append(told))
@@ -101,9 +101,9 @@ def test_features_that_were_begun_are_finished_and_those_of_other_images_thrown_
 
 
 def test_a_plan_fits_images_into_the_limit():
-    assert Plan.for_images(10, 1000, Augmentation(), 0).variants == 150
-    assert Plan.for_images(1000, 1000, Augmentation(), 0).variants == 8
-    assert Plan.for_images(10, 100 << 20, Augmentation(), 0).variants == 2
+    assert VariantPlan.for_images(10, 1000, Augmentation(), 0).variants == 150
+    assert VariantPlan.for_images(1000, 1000, Augmentation(), 0).variants == 8
+    assert VariantPlan.for_images(10, 100 << 20, Augmentation(), 0).variants == 2
 
 
 # Fitting
@@ -235,8 +235,8 @@ def test_a_start_gives_its_shared_part_and_the_queries_that_find_a_class(trained
     known = {name: value for name, value in teacher.state_dict().items() if name != "queries"}
     other = torch.randn(1, *teacher.queries.shape[1:], generator=torch.Generator().manual_seed(0))
     queries = torch.cat([other, teacher.queries.detach()])
-    auto, start = an_untrained(model, found), Start(known, queries, {})
-    begin_with(auto, start)
+    auto, start = an_untrained(model, found), PretrainedStart(known, queries, {})
+    initialise(auto, start)
     ours = auto.network.predictor.state_dict()
     assert all(torch.equal(ours[name], known[name]) for name in known)
     scores = choose_queries(auto, start, bank, found.images)
@@ -245,7 +245,9 @@ def test_a_start_gives_its_shared_part_and_the_queries_that_find_a_class(trained
 
 def test_a_start_of_another_predictor_is_refused(model, found):
     with pytest.raises(TrainingError, match="--start none"):
-        begin_with(an_untrained(model, found), Start({"x": torch.zeros(1)}, torch.zeros(1, 10, 128), {}))
+        initialise(
+            an_untrained(model, found), PretrainedStart({"x": torch.zeros(1)}, torch.zeros(1, 10, 128), {})
+        )
 
 
 # The whole run
@@ -253,7 +255,7 @@ def test_a_start_of_another_predictor_is_refused(model, found):
 
 def a_trainer(model, found, work, told=None, **more):
     settings = FewShotSettings("discs", steps=12, fit=QUICK, **more)
-    return FewShotTrainer(settings, found, model, work, tell=[].append if told is None else told.append)
+    return FewShotTrainer(settings, found, model, work, report=[].append if told is None else told.append)
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from medsam2_core.auto.fewshot import checking
-from medsam2_core.auto.fewshot.checking import Survey, fingerprints
-from medsam2_core.auto.fewshot.classes import ClassTable, ClassWish
+from medsam2_core.auto.fewshot import survey as survey_module
+from medsam2_core.auto.fewshot.data import ClassChoice, ClassTable, find_pairs
 from medsam2_core.auto.fewshot.features import FeatureBank
 from medsam2_core.auto.fewshot.images import LabelledImage
-from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.framing import Frame
+from medsam2_core.auto.fewshot.survey import Survey, fingerprints
+from medsam2_core.auto.letterbox import Letterbox
 from medsam2_core.errors import TrainingError
 from medsam2_core.imaging.label_map import Label
 from PIL import Image
@@ -45,19 +44,19 @@ def test_in_nnunets_folders_they_are_channels(tmp_path):
 def test_segments_without_a_name_are_called_by_their_number():
     """A model with a nameless class could be saved, but not loaded."""
     table = ClassTable()
-    table.learn([Label("", 3), Label("  ", 4), Label(" vein ", 5)])
+    table.add_labels([Label("", 3), Label("  ", 4), Label(" vein ", 5)])
     assert [one.name for one in table.classes] == ["3", "4", "vein"]
     assert table.numbers([Label("", 4), Label("vein", 1)]) == {(0, 4): 2, (0, 1): 3}
-    chosen = ClassTable([ClassWish("nerve", 3)])
-    chosen.learn([Label("", 3)])
+    chosen = ClassTable([ClassChoice("nerve", 3)])
+    chosen.add_labels([Label("", 3)])
     assert [one.name for one in chosen.classes] == ["nerve"]
 
 
-def a_plain_slice(group, *, held_aside=False, value=0) -> LabelledImage:
-    frame, labels = Frame((40, 64), 64), np.zeros((40, 64), np.int16)
+def a_plain_slice(group, *, held_out=False, value=0) -> LabelledImage:
+    letterbox, labels = Letterbox((40, 64), 64), np.zeros((40, 64), np.int16)
     square = np.zeros((64, 64, 3), np.uint8)
     square[:40] = value
-    return LabelledImage(square, labels, frame, f"{group}, slice 0", group, held_aside, is_slice=True)
+    return LabelledImage(square, labels, letterbox, f"{group}, slice 0", group, held_out, is_slice=True)
 
 
 def test_empty_slices_do_not_make_one_patient_of_two():
@@ -68,24 +67,24 @@ def test_empty_slices_do_not_make_one_patient_of_two():
         *labelled_discs(2),
     ]
     found = Survey(images=images)
-    checking._check_doubles(found)
+    survey_module._check_doubles(found)
     assert [image.group for image in found.images] == [image.group for image in images]
     assert not found.problems
     assert not fingerprints(images[:3]).any()
 
 
 def test_empty_slices_may_be_on_both_sides_of_a_split():
-    found = Survey(images=[a_plain_slice("one"), a_plain_slice("two", held_aside=True)])
-    checking._check_doubles(found)
+    found = Survey(images=[a_plain_slice("one"), a_plain_slice("two", held_out=True)])
+    survey_module._check_doubles(found)
     assert len(found.images) == 2 and not found.problems
 
 
 def test_an_image_of_the_same_name_as_a_double_is_kept():
     one, other = labelled_discs(2)
-    double = LabelledImage(one.square, one.labels_hw, one.frame, "0", "a", held_aside=True)
-    namesake = LabelledImage(other.square, other.labels_hw, other.frame, "0", "b", held_aside=True)
+    double = LabelledImage(one.square, one.labels_hw, one.letterbox, "0", "a", held_out=True)
+    namesake = LabelledImage(other.square, other.labels_hw, other.letterbox, "0", "b", held_out=True)
     found = Survey(images=[one, double, namesake])
-    checking._check_doubles(found)
+    survey_module._check_doubles(found)
     assert [image.group for image in found.images] == ["patient 0", "b"]
     assert [problem.image for problem in found.fatal] == ["0"]
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medsam2_core.auto.fewshot.checking import survey
-from medsam2_core.auto.fewshot.classes import parse_wishes
-from medsam2_core.auto.fewshot.images import Reading
-from medsam2_core.auto.fewshot.pairs import find_pairs
-from medsam2_core.auto.fewshot.planning import FewShotSettings, stages_of
+from medsam2_core.auto.fewshot.data import find_pairs, parse_classes
+from medsam2_core.auto.fewshot.images import ReadingOptions
+from medsam2_core.auto.fewshot.settings import FewShotSettings, plan_stages
+from medsam2_core.auto.fewshot.survey import survey
 from medsam2_core.errors import TrainingError
 from PIL import Image
 from support.labelled_images import write_pictures, write_volumes
@@ -44,11 +43,11 @@ def test_mutated_training_folders_end_in_a_list_of_problems(sound, tmp_path, cam
 def outcome(folder: Path, draw: random.Random, about: str) -> str:
     """How a folder ends; anything but a TrainingError or a survey fails the test with what was done to it."""
     try:
-        wishes = parse_wishes(draw.choice([None, None, "1=disc", "disc", "kidney", "9=moon"]))
+        choices = parse_classes(draw.choice([None, None, "1=disc", "disc", "kidney", "9=moon"]))
         listed = folder / "pairs.csv"
         pairs = find_pairs(listed if listed.exists() else folder)
-        found = survey(pairs, Reading(64, draw.choice(["axial", "sagittal", "coronal"])), wishes)
-        found.refuse(skip_bad=draw.random() < 0.5)
+        found = survey(pairs, ReadingOptions(64, draw.choice(["axial", "sagittal", "coronal"])), choices)
+        found.raise_for_problems(skip_bad=draw.random() < 0.5)
     except TrainingError as error:
         text = str(error)
         assert text, about
@@ -56,7 +55,7 @@ def outcome(folder: Path, draw: random.Random, about: str) -> str:
         return "problems" if "problem" in text else "refused"
     except Exception as error:
         raise AssertionError(f"{about}: {type(error).__name__}: {error}") from error
-    for stage in stages_of(found.images, FewShotSettings("m")):
+    for stage in plan_stages(found.images, FewShotSettings("m")):
         assert not set(stage.training) & set(stage.validation), about
     assert all(image.labels_hw.max() <= len(found.classes) for image in found.images), about
     return "sound"

@@ -5,11 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from medsam2_core.auto import segmenting
-from medsam2_core.auto.loading import blank
+from medsam2_core.auto import slices as segmenting
+from medsam2_core.auto.model import untrained_model
 from medsam2_core.auto.model_file import AutoCard, AutoClass
 from medsam2_core.auto.predictor import PredictorSettings
-from medsam2_core.auto.segmenting import expected_iou
+from medsam2_core.auto.slices import expected_iou
 from medsam2_core.auto.volumes import VolumeOptions, conditioning
 from medsam2_core.errors import Cancelled, CheckpointError, PromptError
 from medsam2_core.prompts import Box, Point
@@ -47,7 +47,7 @@ def auto(model, monkeypatch):
         return usual(self, n, frame, logits, torch.tensor([5.0, 3.0]), prompts)
 
     monkeypatch.setattr(segmenting.AutoSegmenter, "_found", found)
-    return blank(card, model)
+    return untrained_model(card, model)
 
 
 @pytest.fixture
@@ -225,12 +225,12 @@ def test_overlap_goes_to_the_class_the_predictor_saw_there(session, auto, monkey
 
 
 def test_sure_slices_are_chosen_apart_from_each_other():
-    from medsam2_core.auto.segmenting import ClassFound
+    from medsam2_core.auto.slices import ClassPrediction
 
     def a_slice(side, quality, score=5.0):
         mask = np.zeros((30, 30), bool)
         mask[:side, :side] = True
-        return ClassFound(0, mask, quality, score, None, None)
+        return ClassPrediction(0, mask, quality, score, None, None)
 
     slices = {n: a_slice(10, 0.9 if n in (3, 10) else 0.8) for n in range(12)}
     slices |= {20: a_slice(10, 0.2), 25: a_slice(0, 0.0), 26: a_slice(12, 0.9, score=-2.0)}
@@ -259,7 +259,7 @@ def test_the_expected_iou_is_that_of_truths_drawn_from_the_probabilities():
 
 
 def test_pieces_smaller_than_any_in_training_are_left_out():
-    from medsam2_core.auto.segmenting import without_small_pieces
+    from medsam2_core.auto.slices import without_small_pieces
 
     mask = np.zeros((40, 40), bool)
     mask[2:12, 2:12] = mask[20:25, 20:25] = mask[35, 35] = True

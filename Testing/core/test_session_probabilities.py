@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from medsam2_core.auto import segmenting
-from medsam2_core.auto.loading import blank
+from medsam2_core.auto import slices as segmenting
+from medsam2_core.auto.model import untrained_model
 from medsam2_core.auto.model_file import AutoCard, AutoClass
 from medsam2_core.auto.predictor import PredictorSettings
 from medsam2_core.auto.volumes import VolumeOptions
@@ -269,7 +269,7 @@ def auto(model, monkeypatch):
         return usual(self, n, frame, logits, torch.tensor([5.0, 3.0 if n < 13 else -3.0]), prompts)
 
     monkeypatch.setattr(segmenting.AutoSegmenter, "_found", found)
-    return blank(card, model)
+    return untrained_model(card, model)
 
 
 @pytest.mark.parametrize("options", [("slices", 1), ("memory", 1), ("memory", 3)])

@@ -11,7 +11,7 @@ slicer = pytest.importorskip("slicer")
 pytest.importorskip("trame_slicer")
 torch = pytest.importorskip("torch")
 
-from medsam2_core.auto.loading import load_auto  # noqa: E402
+from medsam2_core.auto.model import load_auto  # noqa: E402
 from medsam2_core.auto.model_file import read_card  # noqa: E402
 from medsam2_core.engine.model import load_model  # noqa: E402
 from medsam2_core.evaluation.metrics import dice  # noqa: E402

@@ -5,7 +5,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from medsam2_core.auto.fewshot.pairs import find_pairs  # noqa: E402
+from medsam2_core.auto.fewshot.data import find_pairs  # noqa: E402
 from medsam2_core.errors import ExportError, TrainingError  # noqa: E402
 from medsam2_core.imaging.reading import read_volume  # noqa: E402
 from medsam2_core.imaging.segmentation_files import read_labels  # noqa: E402

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from medsam2_core.auto.augmentation import Augmentation
-from medsam2_core.auto.fewshot.features import FeatureBank, Plan
+from medsam2_core.auto.fewshot.augmentation import Augmentation
+from medsam2_core.auto.fewshot.features import FeatureBank, VariantPlan
 from medsam2_core.auto.fewshot.images import LabelledImage
-from medsam2_core.auto.framing import Frame
-from medsam2_core.auto.loading import AutoModel, blank
+from medsam2_core.auto.letterbox import Letterbox
+from medsam2_core.auto.model import AutoModel, untrained_model
 from medsam2_core.auto.model_file import AutoCard, AutoClass
-from medsam2_core.auto.predictor import HEADS, Levels, PredictorSettings
+from medsam2_core.auto.predictor import HEADS, FeatureLevels, PredictorSettings
 from medsam2_core.engine.architecture import build_module
 from medsam2_core.engine.model import SegmentationModel
 
@@ -50,19 +50,19 @@ def an_auto_model(
         predictor=settings.to_dict(), decoder=decoder, encoder=encoder,
     )  # fmt: skip
     torch.manual_seed(seed)
-    return blank(card, model)
+    return untrained_model(card, model)
 
 
-def some_levels(count: int, width: int = 256, side: int = SIDE, seed: int = 2) -> Levels:
+def some_levels(count: int, width: int = 256, side: int = SIDE, seed: int = 2) -> FeatureLevels:
     """Features of so many images that never were."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((width, side // 16), (width // 4, side // 8), (width // 8, side // 4))
-    return Levels(*(torch.randn(count, c, s, s, generator=generator) for c, s in shapes))
+    return FeatureLevels(*(torch.randn(count, c, s, s, generator=generator) for c, s in shapes))
 
 
-def one_of(levels: Levels, n: int) -> Levels:
+def one_of(levels: FeatureLevels, n: int) -> FeatureLevels:
     """The features of image `n` alone."""
-    return Levels(*(x[n : n + 1] for x in (levels.coarse, levels.middle, levels.fine)))
+    return FeatureLevels(*(x[n : n + 1] for x in (levels.coarse, levels.middle, levels.fine)))
 
 
 def labelled_discs(
@@ -77,10 +77,10 @@ def labelled_discs(
             labels[a_disc(shape_hw, (x, y), radius)] = value
         picture[labels == 1] += 120
         picture[labels == 2] += 180
-        frame = Frame(shape_hw, side)
-        square = frame.pixels(np.repeat(picture[..., None], 3, axis=-1)).permute(1, 2, 0).numpy()
+        letterbox = Letterbox(shape_hw, side)
+        square = letterbox.resize(np.repeat(picture[..., None], 3, axis=-1)).permute(1, 2, 0).numpy()
         pixels = np.rint(square * 255).astype(np.uint8)
-        images.append(LabelledImage(pixels, labels, frame, f"image {n}", f"patient {n}"))
+        images.append(LabelledImage(pixels, labels, letterbox, f"image {n}", f"patient {n}"))
     return images
 
 
@@ -88,7 +88,7 @@ def a_full_bank(
     folder: Path, auto: AutoModel, images: Sequence[LabelledImage], variants: int = 2
 ) -> FeatureBank:
     """Features of images, as training reads them."""
-    bank = FeatureBank(folder / "features", images, auto, Plan(variants, Augmentation()))
+    bank = FeatureBank(folder / "features", images, auto, VariantPlan(variants, Augmentation()))
     assert bank.fill()
     return bank
 

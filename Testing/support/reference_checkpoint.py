@@ -8,9 +8,9 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from medsam2_core.auto.adapting import trainable_parts
-from medsam2_core.auto.loading import AutoModel
-from medsam2_core.auto.positions import inverse_frequencies
+from medsam2_core.auto.adapters import trainable_parts
+from medsam2_core.auto.model import AutoModel
+from medsam2_core.auto.predictor import inverse_frequencies
 from medsam2_core.engine.model import SegmentationModel
 
 from support.auto_model import an_auto_model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from medsam2_core.auto import library
-from medsam2_core.auto.loading import blank
+from medsam2_core.auto.model import untrained_model
 from medsam2_core.auto.model_file import AutoCard, AutoClass
 from medsam2_core.auto.predictor import PredictorSettings
 from medsam2_core.engine.model import load_model
@@ -39,7 +39,9 @@ def an_untrained_model(**card):
     known = {"axis": "axial", "modality": "MR", "training": {"images": 10, "dice": {"kidney": {"mean": 0.8}}}}
     card = {"predictor": settings, **known, **card}
     torch.manual_seed(5)
-    return blank(AutoCard("a test", CLASSES, model.name, model.weights_key, model.image_size, **card), model)
+    return untrained_model(
+        AutoCard("a test", CLASSES, model.name, model.weights_key, model.image_size, **card), model
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def last_of(records):
 
 
 def found_here(session, folder, first=None, last=None, **options):
-    from medsam2_core.auto.loading import load_auto
+    from medsam2_core.auto.model import load_auto
 
     auto = load_auto(folder / "test.medsam2auto", session.model)
     run = AutoRun(session.stack, session.tracker, auto, **options)

@@ -1,7 +1,7 @@
-"""Where the Auto models of this machine lie, and which of them suits an image. Needs no torch and no numpy.
+"""The Auto models on this machine, and which of them suit an image. Needs no torch and no numpy.
 
-One folder, ``auto`` within the folder of models, or the one that ``MEDSAM2_AUTO_MODELS`` names. A file put
-into it is on the list; beside a trained model lies the folder of its report.
+They are in one folder: ``auto`` within the folder of models, or that named by ``MEDSAM2_AUTO_MODELS``. Files
+put there by hand are listed, too; beside a trained model is the folder of its report.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Listing:
     models
         Paths and cards, by name of the file.
     damaged
-        Paths of files that cannot be used, and why.
+        Paths of files that cannot be used, and the reasons.
     """
 
     models: tuple[tuple[Path, AutoCard], ...] = ()
     damaged: tuple[tuple[Path, str], ...] = ()
 
 
-class Suiting(Protocol):
+class TrainedOn(Protocol):
     """What :func:`fits` needs to know of a model: an :class:`AutoCard`, or a worker's description of one."""
 
     @property
@@ -51,7 +51,7 @@ class Suiting(Protocol):
 
 
 def folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where Auto models lie; it is made when the first comes."""
+    """Return the folder of Auto models; it is created with the first one."""
     named = environment.get("MEDSAM2_AUTO_MODELS")
     if named:
         return Path(named).expanduser()
@@ -61,7 +61,7 @@ def folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def listing(place: Path | None = None) -> Listing:
-    """Everything in the folder (of this machine by default)."""
+    """List the Auto models in a folder, by default that of this machine."""
     place = folder() if place is None else place
     models: list[tuple[Path, AutoCard]] = []
     damaged: list[tuple[Path, str]] = []
@@ -76,17 +76,17 @@ def listing(place: Path | None = None) -> Listing:
 
 
 def list_models(place: Path | None = None) -> list[tuple[Path, AutoCard]]:
-    """Paths and cards of the models that can be used."""
+    """Return paths and cards of the models that can be used."""
     return list(listing(place).models)
 
 
 def find(name: str | Path, place: Path | None = None) -> tuple[Path, AutoCard]:
-    """The model of a path, of a file's name (with or without its ending), or of the name on its card.
+    """Find a model by its path, by the name of its file (with or without suffix), or by the name on its card.
 
     Raises
     ------
     CheckpointError
-        There is none, or more than one of that name; the message lists what there is. A damaged file.
+        ``unknown-auto-model``, ``ambiguous-auto-model``, or those of :func:`read_card`.
     """
     text = str(name).strip()
     path = Path(text).expanduser()
@@ -102,33 +102,46 @@ def find(name: str | Path, place: Path | None = None) -> tuple[Path, AutoCard]:
         return called[0]
     if called:
         files = ", ".join(one.name for one, _ in called)
-        raise CheckpointError(f"several Auto models are called {text!r}: name the file, one of {files}")
+        raise CheckpointError(
+            f"several Auto models are called {text!r}: name the file, one of {files}",
+            code="ambiguous-auto-model", name=text, files=[one.name for one, _ in called],
+        )  # fmt: skip
     there = ", ".join(stem(one) for one, _ in found.models) or "none yet"
     raise CheckpointError(
-        f"there is no Auto model {text!r}: in {place} are {there}; train one with `medsam2 train auto`"
-    )
+        f"there is no Auto model {text!r}: in {place} are {there}; train one with `medsam2 train auto`",
+        code="unknown-auto-model", name=text, folder=str(place), known=[stem(one) for one, _ in found.models],
+    )  # fmt: skip
 
 
 def stem(path: Path) -> str:
-    """The name of a model's file without its ending."""
+    """Return the name of a model's file without its suffix."""
     return path.name.removesuffix(SUFFIX)
 
 
 def free_path(name: str, place: Path | None = None) -> Path:
-    """Where a new model of this name goes: ``NAME.medsam2auto``, or ``NAME 2.medsam2auto`` when it is taken.
+    """Return the path of a new model: ``NAME.medsam2auto``, or ``NAME 2.medsam2auto`` if that exists.
 
-    The folder is made. ExportError when that cannot be, or nothing of the name can be the name of a file.
+    The folder is created.
+
+    Raises
+    ------
+    ExportError
+        ``bad-auto-model-name``, or ``output-not-writable`` for the folder.
     """
     fit = _UNFIT.sub("_", name).strip(" .")[:_LONGEST_NAME].strip(" .")
     if not fit.strip("_"):
-        raise ExportError(f"{name!r} cannot be the name of an Auto model: use letters and digits")
+        raise ExportError(
+            f"{name!r} cannot be the name of an Auto model: use letters and digits",
+            code="bad-auto-model-name", name=name,
+        )  # fmt: skip
     place = folder() if place is None else place
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(
-            f"{place} cannot be made ({error.strerror or error}): name another folder by MEDSAM2_AUTO_MODELS"
-        ) from error
+            f"{place} cannot be made ({error.strerror or error}): name another folder in MEDSAM2_AUTO_MODELS",
+            code="output-not-writable", path=str(place),
+        ) from error  # fmt: skip
     path, number = place / (fit + SUFFIX), 1
     while os.path.lexists(path):
         number += 1
@@ -137,17 +150,18 @@ def free_path(name: str, place: Path | None = None) -> Path:
 
 
 def run_folder(path: Path) -> Path:
-    """Where a training keeps what it has, until its model is written to `path`."""
+    """Return the work folder of a training, which exists until its model is written to `path`."""
     return path.with_name(path.name.removesuffix(SUFFIX) + _RUN)
 
 
 def remove(name: str | Path, place: Path | None = None) -> int:
-    """Delete a model of the folder, with its report; how many bytes are free again.
+    """Delete a model of the folder, with its report; return the number of bytes freed.
 
     Raises
     ------
     CheckpointError
-        There is none, or it lies elsewhere: what is not in the folder is not ours.
+        ``unknown-auto-model``; ``auto-model-elsewhere`` for a file outside of the folder;
+        ``auto-model-not-removed``.
     """
     place = folder() if place is None else place
     given = Path(str(name).strip()).expanduser()
@@ -157,12 +171,18 @@ def remove(name: str | Path, place: Path | None = None) -> int:
     is_path = given.is_absolute() or given.parent != Path()
     is_elsewhere = is_path and given.resolve() != path.resolve()
     if is_elsewhere or path.parent.resolve() != place.resolve():
-        raise CheckpointError(f"{given} is not in {place}: only Auto models of that folder are removed")
+        raise CheckpointError(
+            f"{given} is not in {place}: only Auto models of that folder are removed",
+            code="auto-model-elsewhere", path=str(given), folder=str(place),
+        )  # fmt: skip
     try:
         size = path.stat().st_size
         path.unlink()
     except OSError as error:
-        raise CheckpointError(f"{path} could not be removed: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"{path} could not be removed: {error.strerror or error}",
+            code="auto-model-not-removed", path=str(path),
+        ) from error  # fmt: skip
     run = run_folder(path)
     for beside in (path.with_name(stem(path) + _REPORT), run, run.with_name(run.name + ".old")):
         if beside.is_dir() and not beside.is_symlink():
@@ -171,9 +191,12 @@ def remove(name: str | Path, place: Path | None = None) -> int:
     return size
 
 
-def fits(card: Suiting, *, is_picture: bool, modality: str = "") -> bool:
-    """Whether a model suits an image: trained on pictures for pictures (volumes of a single slice), on slices
-    for volumes; and of the same modality, where both are known."""
+def fits(card: TrainedOn, *, is_picture: bool, modality: str = "") -> bool:
+    """Whether a model was trained on images of this kind.
+
+    Pictures (volumes of a single slice) need a model trained on pictures, volumes one trained on slices; the
+    modalities must agree where both are known.
+    """
     if (card.axis == "picture") is not is_picture:
         return False
     return not card.modality or not modality or card.modality.upper() == modality.upper()

@@ -1,8 +1,8 @@
-"""A trained Auto model as one file: the predictor's tensors, and a card that says what it is.
+"""The file of an Auto model: the predictor's tensors, and a card that describes it.
 
-The file is safetensors; the card is JSON in its header, so that lists of models are made without reading (or
-trusting) a single tensor, and without torch. Nothing of the images it was trained on is in it but numbers.
-A SHA-256 of all of it stands in the card, because safetensors itself has no checksum.
+The file is safetensors; the card is JSON in its metadata, so that models are listed without torch and without
+reading a tensor. Of the training images only counts and Dice are stored. The card holds a SHA-256 of the
+file, because safetensors has no checksum.
 """
 
 from __future__ import annotations
@@ -34,21 +34,20 @@ _SEAL = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')  # as JSON within JSO
 
 @dataclass(frozen=True)
 class AutoClass:
-    """One class a model finds.
+    """One class of an Auto model.
 
     Attributes
     ----------
     name
-        What the segment is called.
+        Name of the segment.
     value
-        Its number in the label maps it was trained on.
+        Label value in the label maps of the training.
     colour_rgb
         Red, green, blue from 0 to 1.
     terminology
-        3D Slicer's TerminologyEntry tag; empty when nobody said.
+        3D Slicer's TerminologyEntry tag; empty if unknown.
     least_piece
-        A connected piece smaller than this share of the model's square is not taken for the class: none was,
-        where it was trained. 0 keeps all.
+        Smallest connected component that is kept, as a share of the model's square; 0 keeps all.
     """
 
     name: str
@@ -59,7 +58,7 @@ class AutoClass:
 
     @property
     def coded(self) -> Terminology | None:
-        """The terminology's codes; None where none were given, or they cannot be read."""
+        """Codes of the terminology; None without a terminology that can be parsed."""
         try:
             return Terminology.parse(self.terminology) if self.terminology else None
         except VolumeError:
@@ -68,32 +67,32 @@ class AutoClass:
 
 @dataclass(frozen=True)
 class AutoCard:
-    """What an Auto model is, without its tensors.
+    """Description of an Auto model, without its tensors.
 
     Attributes
     ----------
     name
-        What it is called in lists.
+        Name of the model.
     classes
-        In the order of its queries.
+        In the order of the queries.
     base, base_key
-        The SAM 2 it was trained on: its name, and the key of its weights.
+        Name of the SAM 2 it was trained for, and the key of its weights.
     image_size
-        Side S of that model's image.
+        Side S of the model's input.
     window
-        What the voxels were seen through: a preset, ``"WIDTH,LEVEL"`` or ``auto``.
+        Intensity window: a preset, ``"WIDTH,LEVEL"`` or ``auto``.
     axis
-        What slices were stacked along; ``"picture"`` for 2-D images.
+        Axis that slices were stacked along; ``"picture"`` for 2-D images.
     modality
-        DICOM modality of the images, where it was known.
+        DICOM modality of the images; empty if unknown.
     predictor
         :meth:`PredictorSettings.to_dict`.
     decoder
-        ``frozen``, or ``lora``: then parts of the decoder are in the file, too.
+        ``frozen``, or ``lora``: low-rank updates of the decoder are in the file.
     encoder
         ``frozen``, or what is added to it: ``adapters``, ``texture``, or ``adapters+texture``.
     training
-        Facts about its training: counts, seconds, Dice by class. No names of files or patients.
+        Facts about the training: counts, seconds, Dice by class. No names of files or patients.
     """
 
     name: str
@@ -116,7 +115,7 @@ class AutoCard:
 
     @property
     def encoder_parts(self) -> frozenset[str]:
-        """What is added to the encoder; nothing when it is frozen."""
+        """What is added to the encoder; empty when it is frozen."""
         return frozenset() if self.encoder == "frozen" else frozenset(self.encoder.split("+"))
 
     @property
@@ -126,13 +125,16 @@ class AutoCard:
 
     @property
     def can_track(self) -> bool:
-        """Whether the memory of the SAM 2 below it is trained; not so after some imports."""
+        """Whether the memory of its SAM 2 is trained; that of an imported one may not be."""
         return self.training.get("tracks") is not False
 
     def chosen(self, names: list[str] | None) -> tuple[int, ...]:
-        """Numbers of the classes of these names, in the model's order; None: all.
+        """Return the numbers of the classes with these names, in the model's order; of all for None.
 
-        Raises CheckpointError that lists the names there are.
+        Raises
+        ------
+        CheckpointError
+            Code ``unknown-class``.
         """
         if names is None:
             return tuple(range(len(self.classes)))
@@ -140,17 +142,26 @@ class AutoCard:
         for name in wanted:
             if name not in self.class_names:
                 known = ", ".join(map(repr, self.class_names))
-                raise CheckpointError(f"the Auto model {self.name!r} has no class {name!r}: it finds {known}")
+                raise CheckpointError(
+                    f"the Auto model {self.name!r} has no class {name!r}: its classes are {known}",
+                    code="unknown-class", name=name, known=list(self.class_names),
+                )  # fmt: skip
         return tuple(n for n, name in enumerate(self.class_names) if name in wanted)
 
     def to_json(self) -> str:
-        """As it stands in the file."""
+        """Return the card as JSON, without the checksum."""
         text = json.dumps({"version": _VERSION, **asdict(self)}, ensure_ascii=False)
         return text.encode("utf-8", "replace").decode()  # names of files may hold what is no character
 
     @classmethod
     def from_json(cls, text: str, source: str) -> AutoCard:
-        """Back from :meth:`to_json`; CheckpointError names what is wrong in `source`."""
+        """Parse what :meth:`to_json` returned.
+
+        Raises
+        ------
+        CheckpointError
+            ``auto-model-version`` or ``auto-model-damaged``; the message names `source`.
+        """
         try:
             item = json.loads(text)
             if not isinstance(item, dict):
@@ -160,41 +171,47 @@ class AutoCard:
             if version != _VERSION:
                 raise CheckpointError(
                     f"{source} is an Auto model of version {version!r}, this program reads {_VERSION}: "
-                    "train it again, or take another version of the program"
-                )
+                    "train it again, or use another version of the program",
+                    code="auto-model-version", path=source, version=version, readable=_VERSION,
+                )  # fmt: skip
             item["classes"] = tuple(_class(one) for one in item["classes"])
             card = cls(**item)
             _check(card)
         except (TypeError, KeyError, ValueError, OverflowError, RecursionError) as error:
             raise CheckpointError(
-                f"{source} is damaged: what it says about itself cannot be used ({error})"
-            ) from error
+                f"{source} is damaged: its card cannot be used ({error})",
+                code="auto-model-damaged", path=source,
+            ) from error  # fmt: skip
         return card
 
 
 def read_card(path: str | Path) -> AutoCard:
-    """What an Auto model says about itself; a few kilobytes are read.
+    """Read the card of an Auto model: a few kilobytes.
 
     Raises
     ------
     CheckpointError
-        No such file, not an Auto model, or a damaged one.
+        ``not-an-auto-model``, ``auto-model-damaged``, ``auto-model-version``, ``auto-model-unreadable``.
     """
     path = Path(path)
     header = _header(path)
     try:
         text = json.loads(header).get("__metadata__", {}).get(_KEY)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: its header cannot be read ({error})") from error
+        raise CheckpointError(
+            f"{path} is damaged: its header cannot be read ({error})",
+            code="auto-model-damaged", path=str(path),
+        ) from error  # fmt: skip
     if not isinstance(text, str):
         raise CheckpointError(
-            f"{path} is not an Auto model: train one with `medsam2 train auto`, or choose a {SUFFIX} file"
-        )
+            f"{path} is not an Auto model: train one with `medsam2 train auto`, or choose a {SUFFIX} file",
+            code="not-an-auto-model", path=str(path),
+        )  # fmt: skip
     return AutoCard.from_json(text, str(path))
 
 
 def write_file(path: str | Path, card: AutoCard, tensors: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Write card and tensors, whole or not at all. ExportError when the disk or an existing file refuses."""
+    """Write card and tensors, whole or not at all; raise what :func:`~medsam2_core.atomic.new_file` does."""
     from safetensors.torch import save
 
     from medsam2_core.atomic import new_file
@@ -207,7 +224,7 @@ def write_file(path: str | Path, card: AutoCard, tensors: Mapping[str, Any], *, 
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """The tensors of an Auto model. CheckpointError when a single bit is not as it was written."""
+    """Read the tensors of an Auto model; raise ``auto-model-damaged`` for a wrong checksum."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -215,15 +232,21 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         content = Path(path).read_bytes()
         seal = _SEAL.search(content, 0, _LONGEST_HEADER)
         if seal is None or _sealed(content.replace(seal[1], _UNSEALED, 1)) != content:
-            raise CheckpointError(f"{path} is damaged: its checksum is wrong; copy or train it again")
+            raise CheckpointError(
+                f"{path} is damaged: its checksum is wrong; copy or train it again",
+                code="auto-model-damaged", path=str(path),
+            )  # fmt: skip
         return load(content)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise CheckpointError(f"{path} is damaged ({reason}): copy or train it again") from error
+        raise CheckpointError(
+            f"{path} is damaged ({reason}): copy or train it again",
+            code="auto-model-damaged", path=str(path),
+        ) from error  # fmt: skip
 
 
 def _sealed(content: bytes) -> bytes:
-    """A file's content with its checksum put in."""
+    """Insert the checksum of a file's content."""
     return content.replace(_UNSEALED, hashlib.sha256(content).hexdigest().encode(), 1)
 
 
@@ -233,12 +256,20 @@ def _header(path: Path) -> bytes:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= _LONGEST_HEADER:
-                raise CheckpointError(f"{path} is not an Auto model, nor any safetensors file")
+                raise CheckpointError(
+                    f"{path} is not an Auto model, nor any safetensors file",
+                    code="not-an-auto-model", path=str(path),
+                )  # fmt: skip
             header = stream.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror or error}",
+            code="auto-model-unreadable", path=str(path),
+        ) from error  # fmt: skip
     if len(header) < length:
-        raise CheckpointError(f"{path} was cut off: copy it again")
+        raise CheckpointError(
+            f"{path} is truncated: copy it again", code="auto-model-damaged", path=str(path)
+        )
     return header
 
 
@@ -256,7 +287,7 @@ def _class(item: Mapping[str, Any]) -> AutoClass:
 
 
 def _check(card: AutoCard) -> None:
-    """ValueError for what no model could have written."""
+    """Raise ValueError for a card that no model could have written."""
     if not 1 <= len(card.classes) <= _MOST_CLASSES:
         raise ValueError(f"{len(card.classes)} classes")
     if len(set(card.class_names)) != len(card.classes):
@@ -273,7 +304,7 @@ def _check(card: AutoCard) -> None:
 
 
 def is_auto_model(path: str | Path) -> bool:
-    """Whether a file says of itself that it is an Auto model."""
+    """Whether a file has the card of an Auto model."""
     try:
         read_card(path)
     except MedSAM2Error:

@@ -1,6 +1,6 @@
-"""A SAM 2 and a predictor put together: image features in, mask logits of every class out.
+"""A predictor with SAM 2's prompt encoder and mask decoder: from image features to masks of every class.
 
-The encoder is not part of it: its features come as they are, and may have been computed long ago.
+The image encoder is not part of it: features may have been computed before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from medsam2_core.auto.predictor import Levels, PredictedPrompts, PromptPredictor
+from medsam2_core.auto.predictor import FeatureLevels, PredictedPrompts, PromptPredictor
 from medsam2_core.engine.recipe import STOCK, PromptRecipe, drawn_prompt
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UserPrompts:
-    """What is said besides, for each of N pairs of image and class; shapes as SAM 2's.
+    """Prompts of a user for each of N pairs of image and class, in addition to the predicted ones.
 
     Attributes
     ----------
     boxes_xyxy
         (N, 4) in units of the image's side.
     points_xy, labels
-        (N, P, 2) in the same units, and (N, P) of 1 and 0.
+        (N, P, 2) in the same units, and (N, P): 1 foreground, 0 background.
     mask_logits
         (N, 1, S/4, S/4), instead of the predicted mask.
     """
@@ -38,23 +38,23 @@ class UserPrompts:
     mask_logits: torch.Tensor | None = None
 
 
-NOTHING_SAID = UserPrompts()
+NO_PROMPTS = UserPrompts()
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the mask decoder makes of the prompts of N pairs of image and class.
+class DecoderOutput:
+    """Output of the mask decoder for N pairs of image and class.
 
     Attributes
     ----------
     logits
-        (N, 1, S/4, S/4).
+        (N, 1, S/4, S/4) mask logits.
     score
         (N, 1) object score, a logit.
     iou
-        (N, 1) the decoder's estimate of the mask's quality.
+        (N, 1) predicted IoU.
     pointer
-        (N, C) the mask token it answered with.
+        (N, C) mask token.
     """
 
     logits: torch.Tensor
@@ -69,13 +69,13 @@ class AutoNetwork(nn.Module):
     Parameters
     ----------
     module
-        A SAM 2. Its prompt encoder is used as it is.
+        A SAM 2; its prompt encoder is used unchanged.
     predictor
-        Of the same width.
+        A predictor of the same width.
     recipe
-        How the model wants its prompts drawn besides.
+        Whether and how prompts are also drawn into the mask prompt.
     decoder
-        Instead of the module's own mask decoder: an adapted copy.
+        An adapted copy of the mask decoder; None uses the module's own.
     """
 
     def __init__(
@@ -96,60 +96,64 @@ class AutoNetwork(nn.Module):
         """K."""
         return self.predictor.settings.classes
 
-    def predict(self, levels: Levels) -> PredictedPrompts:
-        """Prompts of every class for B images."""
+    def predict(self, levels: FeatureLevels) -> PredictedPrompts:
+        """Predict the prompts of every class of B images."""
         return self.predictor(levels, self.prompt_encoder.no_mask_embed.weight)
 
-    def decode(self, levels: Levels, prompts: PredictedPrompts, said: UserPrompts = NOTHING_SAID) -> Answer:
-        """Masks for predicted prompts and what a user adds.
+    def decode(
+        self, levels: FeatureLevels, prompts: PredictedPrompts, user: UserPrompts = NO_PROMPTS
+    ) -> DecoderOutput:
+        """Decode the masks of predicted prompts, and of a user's prompts in addition.
 
         Parameters
         ----------
         levels
-            Of N images (see :meth:`Levels.repeated`).
+            Features of N images (see :meth:`FeatureLevels.repeated`).
         """
         count = len(levels.coarse)
         encoder = self.prompt_encoder
         sparse = self._box_tokens(prompts.boxes_xyxy)
         if prompts.tokens is not None:
             sparse.append(prompts.tokens)
-        sparse += [*self._box_tokens(said.boxes_xyxy), *self._point_tokens(said)]
+        sparse += [*self._box_tokens(user.boxes_xyxy), *self._point_tokens(user)]
         width = levels.coarse.shape[1]
         nothing = levels.coarse.new_zeros(count, 0, width)
         masks, iou, tokens, score = self.decoder.predict_masks(
             image_embeddings=levels.coarse,
             image_pe=encoder.get_dense_pe().to(levels.coarse),
             sparse_prompt_embeddings=torch.cat([nothing, *sparse], dim=1),
-            dense_prompt_embeddings=self._dense(levels, prompts, said),
+            dense_prompt_embeddings=self._dense(levels, prompts, user),
             repeat_image=False,
             high_res_features=[levels.fine, levels.middle],
         )
-        return Answer(masks[:, :1].float(), score.float(), iou[:, :1].float(), tokens[:, 0])
+        return DecoderOutput(masks[:, :1].float(), score.float(), iou[:, :1].float(), tokens[:, 0])
 
-    def forward(self, levels: Levels, said: UserPrompts = NOTHING_SAID) -> tuple[PredictedPrompts, Answer]:
-        """Prompts and masks of every class for B images, class by class."""
+    def forward(
+        self, levels: FeatureLevels, user: UserPrompts = NO_PROMPTS
+    ) -> tuple[PredictedPrompts, DecoderOutput]:
+        """Predict prompts and masks of every class of B images; N = B * K of each."""
         prompts = self.predict(levels)
-        return prompts, self.decode(levels.repeated(self.classes), prompts, said)
+        return prompts, self.decode(levels.repeated(self.classes), prompts, user)
 
     def _box_tokens(self, boxes_xyxy: torch.Tensor | None) -> list[torch.Tensor]:
-        """Two tokens a box, its corners; no padding token, as SAM 2's with a box."""
+        """Embed the corners of boxes, two tokens each, without a padding token, as SAM 2 does with a box."""
         if boxes_xyxy is None:
             return []
         return [self.prompt_encoder._embed_boxes(boxes_xyxy * self.image_size)]
 
-    def _point_tokens(self, said: UserPrompts) -> list[torch.Tensor]:
-        if said.points_xy is None or said.labels is None or not said.points_xy.shape[1]:
+    def _point_tokens(self, user: UserPrompts) -> list[torch.Tensor]:
+        if user.points_xy is None or user.labels is None or not user.points_xy.shape[1]:
             return []
-        # sam2 adds half a pixel, which positions in units of the sides have already.
-        coords = said.points_xy * self.image_size - 0.5
-        return [self.prompt_encoder._embed_points(coords, said.labels, pad=False)]
+        # sam2 adds half a pixel, which positions in units of the side include already.
+        coords = user.points_xy * self.image_size - 0.5
+        return [self.prompt_encoder._embed_points(coords, user.labels, pad=False)]
 
-    def _dense(self, levels: Levels, prompts: PredictedPrompts, said: UserPrompts) -> torch.Tensor:
-        canvas = said.mask_logits if said.mask_logits is not None else prompts.mask_logits
+    def _dense(self, levels: FeatureLevels, prompts: PredictedPrompts, user: UserPrompts) -> torch.Tensor:
+        canvas = user.mask_logits if user.mask_logits is not None else prompts.mask_logits
         if self.recipe.draws_prompts:
-            boxes = said.boxes_xyxy if said.boxes_xyxy is not None else prompts.boxes_xyxy
+            boxes = user.boxes_xyxy if user.boxes_xyxy is not None else prompts.boxes_xyxy
             side = levels.fine.shape[-1]
-            canvas = drawn_prompt(self.recipe, side, boxes, said.points_xy, said.labels, canvas)
+            canvas = drawn_prompt(self.recipe, side, boxes, user.points_xy, user.labels, canvas)
         if canvas is None:
             embedding = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
             return embedding.expand(len(levels.coarse), -1, *levels.coarse.shape[-2:])
@@ -157,10 +161,10 @@ class AutoNetwork(nn.Module):
 
 
 def merged_labels(logits: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """Several classes as one label map, as Sam2Rad merges them.
+    """Merge the masks of several classes to a label map, as Sam2Rad does.
 
-    A class whose object score is below 0 has logits of -1; a pixel gets the class of its largest logit if
-    that is above 0.
+    The logits of a class whose object score is below 0 become -1; a pixel gets the class of its largest logit
+    if that is above 0.
 
     Parameters
     ----------

@@ -1,53 +1,55 @@
-"""The Prompt Predictor Network: from image features to prompts, so that nobody has to give any.
+"""The Prompt Predictor Network (PPN), which predicts prompts from image features.
 
 After Wahd et al., *Sam2Rad: A segmentation model for medical images with learnable prompts* (Computers in
-Biology and Medicine 2025, arXiv:2409.06821). Learned queries of each class look at three levels of SAM 2's
-image features and come out as a box, a mask and a few tokens of SAM 2's prompt space, which the frozen prompt
-encoder and mask decoder then take as if a user had given them.
+Biology and Medicine 2025, arXiv:2409.06821). Learned queries of each class attend to SAM 2's image features
+at three scales and become a box, a mask and tokens in SAM 2's prompt space, which the frozen prompt encoder
+and the mask decoder take like prompts of a user.
 
-Shapes: B images, K classes, T tokens a class, C the model's width (256 in SAM 2), S the image's side. An
-image is looked at once for every class, class after class: ``N = B * K`` as img0c0, img0c1, …, img1c0, ….
+Shapes: B images, K classes, T tokens a class, C the model's width (256 in SAM 2), S the image's side. Every
+class of every image is one binary problem: ``N = B * K``, ordered img0c0, img0c1, …, img1c0, ….
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from medsam2_core.auto.positions import grid_positions, token_positions
 from medsam2_core.errors import TrainingError
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-#: The heads, by the name they are switched off with.
+
+#: Names of the heads.
 HEADS = ("box", "mask", "embedding")
-#: ``hierarchical`` looks at three levels, ``linear`` at the coarsest only.
+#: ``hierarchical`` uses features at three scales; ``linear`` the coarsest only (the paper's figure).
 KINDS = ("hierarchical", "linear")
 _MOST_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class PredictorSettings:
-    """What a predictor is built like.
+    """Architecture of a predictor.
 
     Attributes
     ----------
     classes
         K.
     width
-        C, of the model the prompts are for.
+        C of the SAM 2.
     fine_widths
         Channels of the decoder's features at S/8 and S/4.
     tokens
         T; the first two make the box, the others are prompts themselves.
     heads
-        Those that are on; the others give no prompt (the paper's ablation).
+        Heads that are used; the others give no prompt (the paper's ablation).
     kind
         One of :data:`KINDS`.
     """
@@ -61,41 +63,52 @@ class PredictorSettings:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.heads if name not in HEADS]:
-            raise TrainingError(f"unknown head {unknown[0]!r}: use {', '.join(HEADS)}")
+            raise TrainingError(
+                f"unknown head {unknown[0]!r}: use {', '.join(HEADS)}", code="unknown-head", name=unknown[0]
+            )
         object.__setattr__(self, "heads", tuple(name for name in HEADS if name in self.heads))
         object.__setattr__(self, "fine_widths", tuple(self.fine_widths))
         if self.classes < 1:
-            raise TrainingError(f"{self.classes} classes: a predictor needs one at least")
+            raise TrainingError("a predictor needs at least one class", code="no-class")
         if not 3 <= self.tokens <= _MOST_TOKENS:
             raise TrainingError(
-                f"{self.tokens} tokens a class: two make the box, so give 3 to {_MOST_TOKENS}"
-            )
+                f"{self.tokens} tokens a class: two make the box, so give 3 to {_MOST_TOKENS}",
+                code="bad-token-count", tokens=self.tokens,
+            )  # fmt: skip
         if not self.heads:
-            raise TrainingError(f"no head is on: use one of {', '.join(HEADS)} at least")
+            raise TrainingError(f"no head: use at least one of {', '.join(HEADS)}", code="no-head")
         if self.kind not in KINDS:
-            raise TrainingError(f"unknown predictor {self.kind!r}: use one of {', '.join(KINDS)}")
+            raise TrainingError(
+                f"unknown predictor {self.kind!r}: use one of {', '.join(KINDS)}",
+                code="unknown-predictor", kind=self.kind,
+            )  # fmt: skip
         if self.width % 16:
-            raise TrainingError(f"width {self.width} of the model is not a multiple of 16")
+            raise TrainingError(
+                f"width {self.width} of the model is not a multiple of 16", code="bad-width", width=self.width
+            )
 
     @classmethod
     def for_module(
         cls, module: SAM2Base, classes: int, heads: Sequence[str] = HEADS, kind: str = "hierarchical"
     ) -> PredictorSettings:
-        """Settings whose widths are those of a model's own features."""
+        """Return settings with the widths of a model's features."""
         decoder = module.sam_mask_decoder
         if not module.use_high_res_features_in_sam:
-            raise TrainingError("a model without high-resolution features has no three levels to look at")
+            raise TrainingError(
+                "the model has no high-resolution features, which the predictor needs",
+                code="no-high-resolution-features",
+            )
         fine = (decoder.conv_s1.out_channels, decoder.conv_s0.out_channels)
         return cls(classes, module.hidden_dim, fine, heads=tuple(heads), kind=kind)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, and equal to what comes back from it."""
+        """Return JSON values that are equal to what is parsed from them."""
         return {**asdict(self), "fine_widths": list(self.fine_widths), "heads": list(self.heads)}
 
 
 @dataclass(frozen=True)
-class Levels:
-    """Features of images, coarse to fine, as the mask decoder gets them.
+class FeatureLevels:
+    """Image features at three scales, as the mask decoder takes them.
 
     Attributes
     ----------
@@ -103,65 +116,81 @@ class Levels:
         (B, C, S/16, S/16), with the embedding of "no memory" added.
     middle, fine
         (B, C/4, S/8, S/8) and (B, C/8, S/4, S/4).
-    sketch
-        (B, K, S/4, S/4) logits of every class that a texture adapter gives; None without one.
+    texture_logits
+        (B, K, S/4, S/4) logits of every class from a texture adapter; None without one.
     """
 
     coarse: torch.Tensor
     middle: torch.Tensor
     fine: torch.Tensor
-    sketch: torch.Tensor | None = None
+    texture_logits: torch.Tensor | None = None
 
-    def repeated(self, count: int) -> Levels:
-        """Every image `count` times in a row, for so many classes: the sketch falls apart into them."""
-        maps = (x.repeat_interleave(count, 0) for x in (self.coarse, self.middle, self.fine))
-        return Levels(*maps, None if self.sketch is None else self.sketch.flatten(0, 1)[:, None])
+    def repeated(self, count: int) -> FeatureLevels:
+        """Repeat every image `count` times in a row, once a class; texture logits are split by class."""
+        logits = self.texture_logits
+        return FeatureLevels(
+            self.coarse.repeat_interleave(count, 0),
+            self.middle.repeat_interleave(count, 0),
+            self.fine.repeat_interleave(count, 0),
+            None if logits is None else logits.flatten(0, 1)[:, None],
+        )
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Levels:
-        """The same on another device, in another number format."""
-        maps = (self.coarse, self.middle, self.fine, self.sketch)
-        return Levels(*(None if x is None else x.to(device, dtype) for x in maps))
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> FeatureLevels:
+        """Return the features on another device, in another number format."""
+        logits = self.texture_logits
+        return FeatureLevels(
+            self.coarse.to(device, dtype),
+            self.middle.to(device, dtype),
+            self.fine.to(device, dtype),
+            None if logits is None else logits.to(device, dtype),
+        )
 
 
 @dataclass(frozen=True)
 class PredictedPrompts:
-    """What the heads say; None where a head is off.
+    """Predicted prompts; None where a head is not used.
 
     Attributes
     ----------
     boxes_xyxy
-        (N, 4) corners in units of the image's side. Not clamped: an object may reach beyond the image.
+        (N, 4) corners in units of the image's side; not clamped, because objects may extend beyond the image.
     mask_logits
         (N, 1, S/4, S/4).
     tokens
-        (N, T-2, C) prompts in SAM 2's own embedding space.
+        (N, T-2, C) sparse embeddings in SAM 2's prompt space.
     """
 
     boxes_xyxy: torch.Tensor | None = None
     mask_logits: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
 
+    def of_class(self, number: int) -> PredictedPrompts:
+        """Return the prompts of one of N pairs of image and class."""
+        values = (self.boxes_xyxy, self.mask_logits, self.tokens)
+        boxes, masks, tokens = (None if value is None else value[number : number + 1] for value in values)
+        return PredictedPrompts(boxes, masks, tokens)
+
     def without(self, *heads: str) -> PredictedPrompts:
-        """The same prompts, but those of these heads."""
+        """Return the prompts without those of these heads."""
         names = {"box": "boxes_xyxy", "mask": "mask_logits", "embedding": "tokens"}
         return replace(self, **{names[head]: None for head in heads})
 
 
 class BoxHead(nn.Module):
-    """Two tokens to a box: x, y, width and height by a sigmoid each, then corners."""
+    """Box regression from two tokens: sigmoids of x, y, width and height, then corners."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 4))
 
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
-        """(N, 2, C) tokens to (N, 4) corners in units of the image's side."""
+        """Map (N, 2, C) tokens to (N, 4) corners in units of the image's side."""
         x, y, width, height = self.mlp(pair.flatten(1)).sigmoid().unbind(-1)
         return torch.stack([x, y, x + width, y + height], dim=-1)
 
 
 class MaskHead(nn.Module):
-    """A dense map to mask logits: two 3x3 convolutions, then a 1x1."""
+    """Mask prediction from a dense map: two 3x3 convolutions, then a 1x1."""
 
     def __init__(self, width: int, inner: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
@@ -172,12 +201,12 @@ class MaskHead(nn.Module):
         self.final_conv = nn.Conv2d(inner, 1, 1)
 
     def forward(self, dense: torch.Tensor) -> torch.Tensor:
-        """(N, C, h, w) to (N, 1, h, w)."""
+        """Map (N, C, h, w) to (N, 1, h, w) logits."""
         return self.final_conv(self.layers(dense))
 
 
 class PromptPredictor(nn.Module):
-    """Predicts the prompts of every class from an image's features.
+    """The Prompt Predictor Network: two-way attention between queries and features, then three heads.
 
     Parameters
     ----------
@@ -187,12 +216,12 @@ class PromptPredictor(nn.Module):
     Attributes
     ----------
     queries
-        (K, T, C), learned: what each class looks for.
+        (K, T, C) learned queries of the classes.
     """
 
     def __init__(self, settings: PredictorSettings) -> None:
         super().__init__()
-        # sam2's own block: attention of the queries to themselves and to the keys, an MLP, and the keys'
+        # sam2's block: self-attention of the queries, their attention to the keys, an MLP, and the keys'
         # attention to the queries; 8 heads, cross-attention at half the width.
         from sam2.modeling.sam.transformer import TwoWayAttentionBlock
 
@@ -209,16 +238,16 @@ class PromptPredictor(nn.Module):
         self.mask_head = MaskHead(width)
 
     def forward(
-        self, levels: Levels, no_mask_embed: torch.Tensor, queries: torch.Tensor | None = None
+        self, levels: FeatureLevels, no_mask_embed: torch.Tensor, queries: torch.Tensor | None = None
     ) -> PredictedPrompts:
-        """Prompts of every class of every image.
+        """Predict the prompts of every class of every image.
 
         Parameters
         ----------
         levels
-            Of B images.
+            Features of B images.
         no_mask_embed
-            (1, C) the prompt encoder's embedding of "no mask": where the dense map starts.
+            (1, C) the prompt encoder's embedding of "no mask", from which the dense map starts.
         queries
             (B, K, T, C) instead of the predictor's own: other classes for every image.
         """
@@ -242,19 +271,53 @@ class PromptPredictor(nn.Module):
                 key_pe=positions.flatten(2).transpose(1, 2).expand(len(queries), -1, -1),
             )
             dense = keys.transpose(1, 2).unflatten(2, size)
-        return self._prompts(queries, dense, looked_at.sketch)
+        return self._prompts(queries, dense, looked_at.texture_logits)
 
     def _prompts(
-        self, queries: torch.Tensor, dense: torch.Tensor, sketch: torch.Tensor | None
+        self, queries: torch.Tensor, dense: torch.Tensor, texture_logits: torch.Tensor | None
     ) -> PredictedPrompts:
         on = self.settings.heads
         mask = self.mask_head(dense) if "mask" in on else None
         if mask is not None and self.settings.kind == "linear":
             mask = functional.interpolate(mask, scale_factor=4, mode="bilinear", align_corners=False)
-        if mask is not None and sketch is not None:
-            mask = mask + sketch
+        if mask is not None and texture_logits is not None:
+            mask = mask + texture_logits
         return PredictedPrompts(
             self.box_head(queries[:, :2]) if "box" in on else None,
             mask,
             queries[:, 2:] if "embedding" in on else None,
         )
+
+
+_TEMPERATURE = 10_000.0
+
+
+@lru_cache(maxsize=16)
+def grid_positions(width: int, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return SAM 2's sine encoding of a grid, (1, width, rows, columns): `width/2` features of y, then of x.
+
+    Positions are 1 to H over H + 1e-6, times 2 pi, as in DETR (Carion et al., ECCV 2020).
+    """
+    half = width // 2
+    frequencies = _TEMPERATURE ** (2 * (torch.arange(half) // 2).float() / half)
+
+    def encoded(count: int) -> torch.Tensor:
+        places = torch.arange(1, count + 1).float() / (count + 1e-6) * (2 * math.pi)
+        angles = places[:, None] / frequencies
+        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=2).flatten(1)  # (count, half)
+
+    y = encoded(rows)[:, None].expand(rows, columns, half)
+    x = encoded(columns)[None].expand(rows, columns, half)
+    return torch.cat([y, x], dim=-1).permute(2, 0, 1)[None].contiguous().to(device)
+
+
+def inverse_frequencies(width: int) -> torch.Tensor:
+    """Return the (width/2,) frequencies of :func:`token_positions`: 10000^(-2j/width)."""
+    return 1.0 / _TEMPERATURE ** (torch.arange(0, width, 2).float() / width)
+
+
+@lru_cache(maxsize=16)
+def token_positions(count: int, width: int) -> torch.Tensor:
+    """Return the encoding of token numbers, (1, count, width): sines and cosines, interleaved."""
+    angles = torch.arange(count).float()[:, None] * inverse_frequencies(width)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]

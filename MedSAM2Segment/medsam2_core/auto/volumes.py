@@ -1,7 +1,7 @@
-"""A whole volume, no prompt: what the predictor finds slice by slice becomes one object in 3-D.
+"""Segment volumes without prompts: predictions on slices, then propagation from the most confident ones.
 
-Slices the model is sure of become conditioning slices, as if a user had prompted them; the tracker fills in
-what lies between, with memory. Slice by slice alone is kept as a choice, too.
+Slices of high confidence become conditioning slices, as if a user had prompted them; the tracker propagates
+their masks to the other slices with its memory bank. Or every slice is segmented on its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_core.auto.segmenting import AutoSegmenter, ClassFound, SliceFound
+from medsam2_core.auto.slices import AutoSegmenter, ClassPrediction, SlicePrediction
 from medsam2_core.engine.propagation import Propagation
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import Cancelled, Interrupted, PromptError
@@ -24,7 +24,7 @@ from medsam2_core.prompts import PixelPrompts
 
 
 class Method(str, Enum):
-    """How slices become a volume."""
+    """How a volume is segmented: with propagation, or slice by slice."""
 
     MEMORY = "memory"
     SLICES = "slices"
@@ -32,20 +32,21 @@ class Method(str, Enum):
 
 @dataclass(frozen=True)
 class VolumeOptions:
-    """How a volume is gone through.
+    """How a volume is segmented.
 
     Attributes
     ----------
     method
-        ``memory`` or ``slices``; the latter also where the model's SAM 2 has no trained memory.
+        ``memory``: propagate from the most confident slices; ``slices``: each slice on its own, also used if
+        the memory of the SAM 2 is not trained.
     every
-        The predictor looks at every so manieth slice; between them only the tracker does.
+        Prompts are predicted on every n-th slice; the others are reached by propagation only.
     apart
-        Conditioning slices of a class lie at least so many slices from each other.
+        Least distance between conditioning slices of a class, in slices.
     share
-        A slice conditions others only if the model is at least so sure of it, as a share of the surest.
+        Least confidence of a conditioning slice, as a share of the highest.
     margin
-        Slices the tracker may go beyond the outermost on which the predictor sees the class.
+        How many slices propagation goes beyond the outermost slice on which the class is predicted.
     """
 
     method: Method = Method.MEMORY
@@ -58,23 +59,24 @@ class VolumeOptions:
         object.__setattr__(self, "method", Method(self.method))
         if self.every < 1 or self.apart < 1 or self.margin < 0 or not 0 <= self.share <= 1:
             raise PromptError(
-                f"every {self.every}, apart {self.apart}, share {self.share}: use 1 or more, "
-                "and a share of 0 to 1"
+                f"every {self.every}, apart {self.apart}, share {self.share}, margin {self.margin}: use 1 or "
+                "more, a share of 0 to 1, and a margin of 0 or more",
+                code="bad-volume-options",
             )
 
 
 @dataclass
-class ClassInVolume:
-    """One class through a volume.
+class ClassVolume:
+    """Result of one class in a volume.
 
     Attributes
     ----------
     number
-        Of the class, from 0.
+        Number of the class, from 0.
     slices
-        What is on each slice.
+        Mask of each slice.
     boxes
-        Conditioning slices, with the box (xyxy, slice pixels) that was predicted there; None without one.
+        Conditioning slices, each with the predicted box (xyxy, slice pixels) or None.
     """
 
     number: int
@@ -83,78 +85,85 @@ class ClassInVolume:
 
     @property
     def confidence(self) -> float:
-        """Mean quality of the slices it is on, weighted by area; 0 when it is on none."""
+        """Mean predicted IoU over the slices, weighted by area; 0 for an empty class."""
         areas = {n: int(one.mask_hw.sum()) for n, one in self.slices.items()}
         total = sum(areas.values())
         return sum(self.slices[n].predicted_iou * area for n, area in areas.items()) / total if total else 0.0
 
 
-#: Class number, slice, and what is there now.
+#: Class number, slice, and the mask there now.
 Change = tuple[int, int, SliceMask]
-Step = Callable[[], list[Change]]
+Task = Callable[[], list[Change]]
 
 
-class Steps(Iterator[Change]):
-    """Takes steps, each of which may find several things and add further steps.
+class TaskQueue(Iterator[Change]):
+    """Runs tasks in order and yields their changes; a task may add further tasks.
 
-    Not a generator, because that would be over after the first exception: a step that is interrupted is taken
-    again.
+    Unlike a generator it can be continued after an exception: a task that raises
+    :class:`~medsam2_core.errors.Interrupted` runs again.
 
     Parameters
     ----------
-    todo
-        What to do, in order; what is interrupted must have changed nothing.
+    tasks
+        The tasks; one that is interrupted must have changed nothing.
     should_cancel
-        Asked before every step.
+        Called before every task.
     """
 
-    def __init__(self, todo: Iterable[Step], should_cancel: Callable[[], bool]) -> None:
+    def __init__(self, tasks: Iterable[Task], should_cancel: Callable[[], bool]) -> None:
         self.should_cancel = should_cancel
-        self._todo: deque[Step] = deque(todo)
-        self._found: deque[Change] = deque()
+        self._tasks: deque[Task] = deque(tasks)
+        self._changes: deque[Change] = deque()
 
-    def add(self, step: Step) -> None:
-        """Take a step after all others."""
-        self._todo.append(step)
+    def add(self, task: Task) -> None:
+        """Add a task behind all others."""
+        self._tasks.append(task)
 
-    def next(self, step: Step) -> None:
-        """Take a step before all others."""
-        self._todo.appendleft(step)
+    def add_next(self, task: Task) -> None:
+        """Add a task before all others."""
+        self._tasks.appendleft(task)
 
     def __next__(self) -> Change:
-        while not self._found:
-            if not self._todo:
+        while not self._changes:
+            if not self._tasks:
                 raise StopIteration
-            step = self._todo.popleft()
+            task = self._tasks.popleft()
             try:
                 if self.should_cancel():
                     raise Cancelled("stopped")
-                self._found.extend(step())
+                self._changes.extend(task())
             except Interrupted:
-                self._todo.appendleft(step)
+                self._tasks.appendleft(task)
                 raise
             except BaseException:
-                self._todo.clear()
+                self._tasks.clear()
                 raise
-        return self._found.popleft()
+        return self._changes.popleft()
 
 
 class AutoVolume:
-    """Goes through the slices of a source.
+    """Segments the slices of a volume.
 
     Parameters
     ----------
     segmenter
-        Asks the Auto model.
+        Predicts single slices.
     tracker
-        Of the same SAM 2 and the same slices; only used, never kept.
+        Tracker of the same SAM 2 and the same slices, used for this only.
     options
         See :class:`VolumeOptions`.
+
+    Attributes
+    ----------
+    classes
+        Results by class number; complete when :meth:`run` is exhausted.
+    done, total
+        Slices processed, and to process as far as is known.
     """
 
     def __init__(self, segmenter: AutoSegmenter, tracker: Tracker, options: VolumeOptions) -> None:
         self._segmenter, self._tracker, self._options = segmenter, tracker, options
-        self.found: dict[int, ClassInVolume] = {n: ClassInVolume(n) for n in segmenter.wanted}
+        self.classes: dict[int, ClassVolume] = {n: ClassVolume(n) for n in segmenter.class_numbers}
         self.done = self.total = 0
 
     def run(
@@ -163,93 +172,104 @@ class AutoVolume:
         last: int | None = None,
         should_cancel: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[int, int, SliceMask]]:
-        """(class number, slice, what is there) as it becomes known; a later one replaces an earlier.
+        """Segment slices `first` to `last`, inclusive; yield (class number, slice, mask) one by one.
 
-        Slices from `first` to `last`, inclusive. When it is over, :attr:`found` holds all. Asking for the
-        next one may raise :class:`~medsam2_core.errors.Interrupted`: ask again, and it goes on where it was.
+        A later mask replaces an earlier one of the same class and slice. ``next`` may raise
+        :class:`~medsam2_core.errors.Interrupted`; call it again to continue.
 
         Raises
         ------
         PromptError
-            An impossible range; at once.
+            At once, code ``bad-slice-range``.
         Cancelled
             While iterating.
         """
         count = len(self._segmenter.source)
         first, last = first or 0, count - 1 if last is None else last
         if not 0 <= first <= last < count:
-            raise PromptError(f"slices {first} to {last} cannot be segmented: there are 0 to {count - 1}")
+            raise PromptError(
+                f"slices {first} to {last} cannot be segmented: there are 0 to {count - 1}",
+                code="bad-slice-range", first=first, last=last, slices=count,
+            )  # fmt: skip
         can_track = self._segmenter.auto.card.can_track
         tracks = self._options.method is Method.MEMORY and last > first and can_track
-        # Without the tracker nothing would fill in what is left out.
-        looked = list(range(first, last + 1, self._options.every if tracks else 1))
-        self.total = len(looked) * (2 if tracks else 1)
-        seen: dict[int, SliceFound] = {}
-        steps = Steps([partial(self._look, n, seen) for n in looked], should_cancel)
-        steps.add(partial(self._choose, seen))
+        # Slices in between are reached by propagation only.
+        predicted = list(range(first, last + 1, self._options.every if tracks else 1))
+        self.total = len(predicted) * (2 if tracks else 1)
+        predictions: dict[int, SlicePrediction] = {}
+        tasks = TaskQueue([partial(self._predict, n, predictions) for n in predicted], should_cancel)
+        tasks.add(partial(self._choose_conditioning, predictions))
         if tracks:
-            steps.add(partial(self._plan, steps, seen, first, last))
-        return steps
+            tasks.add(partial(self._add_propagation, tasks, predictions, first, last))
+        return tasks
 
-    def _look(self, n: int, seen: dict[int, SliceFound]) -> list[Change]:
-        """What the predictor finds on a slice."""
-        seen[n] = self._segmenter.segment(n)
+    def _predict(self, n: int, predictions: dict[int, SlicePrediction]) -> list[Change]:
+        """Predict a slice."""
+        predictions[n] = self._segmenter.segment(n)
         self.done += 1
         return [
-            (one.number, n, self._put(one.number, n, one.slice_mask(self._name(one.number), n)))
-            for one in seen[n].classes
+            (one.number, n, self._store(one.number, n, one.slice_mask(self._name(one.number), n)))
+            for one in predictions[n].classes
         ]
 
-    def _choose(self, seen: Mapping[int, SliceFound]) -> list[Change]:
-        for number, one in self.found.items():
-            of_class = {n: _of(found, number) for n, found in seen.items()}
+    def _choose_conditioning(self, predictions: Mapping[int, SlicePrediction]) -> list[Change]:
+        """Choose the conditioning slices of every class."""
+        for number, one in self.classes.items():
+            of_class = {n: _of_class(found, number) for n, found in predictions.items()}
             chosen = conditioning(of_class, self._options)
             one.boxes = {n: of_class[n].box_xyxy for n in chosen}
         return []
 
-    def _plan(self, steps: Steps, seen: Mapping[int, SliceFound], first: int, last: int) -> list[Change]:
-        """Fill in between conditioning slices."""
-        todo = {number: one for number, one in self.found.items() if one.boxes}
+    def _add_propagation(
+        self, tasks: TaskQueue, predictions: Mapping[int, SlicePrediction], first: int, last: int
+    ) -> list[Change]:
+        """Add the tasks of propagation from the conditioning slices."""
+        todo = {number: one for number, one in self.classes.items() if one.boxes}
         for number, one in todo.items():
             for n, box in one.boxes.items():
-                steps.add(partial(self._condition, number, n, box))
+                tasks.add(partial(self._condition, number, n, box))
         planned = {number: self._extent(one, first, last) for number, one in todo.items()}
         self.total = self.done + sum(high - low + 1 for low, high in planned.values())
         for number, (low, high) in planned.items():
-            steps.add(partial(self._set_out, steps, number, low, high))
-        steps.add(lambda: list(self._settled(seen)))
+            tasks.add(partial(self._start_propagation, tasks, number, low, high))
+        tasks.add(lambda: list(self._resolve_overlaps(predictions)))
         return []
 
     def _condition(self, number: int, n: int, box: tuple[float, float, float, float] | None) -> list[Change]:
-        self._tracker.accept(str(number), n, _said(box), self.found[number].slices[n])
+        self._tracker.accept(str(number), n, _box_prompt(box), self.classes[number].slices[n])
         return []
 
-    def _set_out(self, steps: Steps, number: int, low: int, high: int) -> list[Change]:
-        """Take back stray finds beyond the object, then follow it."""
-        beyond = {n: found for n, found in self.found[number].slices.items() if not low <= n <= high}
-        progress = self._tracker.propagate([str(number)], low, high, should_cancel=steps.should_cancel)
-        steps.next(partial(self._follow, steps, number, progress, self.done))
+    def _start_propagation(self, tasks: TaskQueue, number: int, low: int, high: int) -> list[Change]:
+        """Clear the class beyond its extent, then start to propagate."""
+        beyond = {n: found for n, found in self.classes[number].slices.items() if not low <= n <= high}
+        progress = self._tracker.propagate([str(number)], low, high, should_cancel=tasks.should_cancel)
+        tasks.add_next(partial(self._propagate_one, tasks, number, progress, self.done))
         return [
-            (number, n, self._put(number, n, _nothing(found)))
+            (number, n, self._store(number, n, _cleared(found)))
             for n, found in beyond.items()
             if found.mask_hw.any()
         ]
 
-    def _follow(self, steps: Steps, number: int, progress: Propagation, before: int) -> list[Change]:
-        """One more slice of a class."""
+    def _propagate_one(
+        self, tasks: TaskQueue, number: int, progress: Propagation, before: int
+    ) -> list[Change]:
+        """Propagate to one more slice."""
         result = next(progress, None)
         if result is None:
             self.done = before + progress.total
             self._tracker.remove_object(str(number))
             return []
         self.done = before + progress.done
-        steps.next(partial(self._follow, steps, number, progress, before))
+        tasks.add_next(partial(self._propagate_one, tasks, number, progress, before))
         found = replace(result, object=self._name(number), prompted=False)
-        return [(number, result.n, self._put(number, result.n, found))]
+        return [(number, result.n, self._store(number, result.n, found))]
 
-    def _extent(self, one: ClassInVolume, first: int, last: int) -> tuple[int, int]:
-        """The slices a class is tracked through: those around its conditioning slices on which the predictor
-        sees it without a gap, and a margin."""
+    def _extent(self, one: ClassVolume, first: int, last: int) -> tuple[int, int]:
+        """Return the first and last slice to propagate to.
+
+        These are the slices around the conditioning slices on which the class is predicted without a gap, and
+        a margin.
+        """
         present = {n for n, found in one.slices.items() if found.mask_hw.any()}
         gap = self._options.margin + self._options.every
         low, high = min(one.boxes), max(one.boxes)
@@ -261,37 +281,40 @@ class AutoVolume:
                 high = n
         return max(first, low - self._options.margin), min(last, high + self._options.margin)
 
-    def _settled(self, seen: Mapping[int, SliceFound]) -> Iterator[Change]:
-        """Give every pixel that two classes claim to one of them."""
-        slices = sorted({n for one in self.found.values() for n in one.slices})
+    def _resolve_overlaps(self, predictions: Mapping[int, SlicePrediction]) -> Iterator[Change]:
+        """Assign pixels of overlapping classes to one of them."""
+        slices = sorted({n for one in self.classes.values() for n in one.slices})
         for n in slices:
-            claims = [number for number, one in self.found.items() if n in one.slices]
+            claims = [number for number, one in self.classes.items() if n in one.slices]
             if len(claims) < 2:
                 continue
-            masks = np.stack([self.found[number].slices[n].mask_hw for number in claims])
+            masks = np.stack([self.classes[number].slices[n].mask_hw for number in claims])
             if not (masks.sum(0) > 1).any():
                 continue
-            winner = _winners(
-                masks, [self.found[number].slices[n].predicted_iou for number in claims], seen.get(n), claims
+            winner = _assign(
+                masks,
+                [self.classes[number].slices[n].predicted_iou for number in claims],
+                predictions.get(n),
+                claims,
             )
             for row, number in enumerate(claims):
-                before = self.found[number].slices[n]
+                before = self.classes[number].slices[n]
                 mask = masks[row] & (winner == row)
                 if (mask != before.mask_hw).any():
                     kept = before.probabilities
                     kept = None if kept is None else kept.agreeing(mask)
-                    yield number, n, self._put(number, n, before.with_mask(mask, probabilities=kept))
+                    yield number, n, self._store(number, n, before.with_mask(mask, probabilities=kept))
 
     def _name(self, number: int) -> str:
         return self._segmenter.auto.card.class_names[number]
 
-    def _put(self, number: int, n: int, found: SliceMask) -> SliceMask:
-        self.found[number].slices[n] = found
+    def _store(self, number: int, n: int, found: SliceMask) -> SliceMask:
+        self.classes[number].slices[n] = found
         return found
 
 
-def conditioning(slices: Mapping[int, ClassFound], options: VolumeOptions) -> list[int]:
-    """Slices of one class that shall condition the others: sure ones, spread over the object."""
+def conditioning(slices: Mapping[int, ClassPrediction], options: VolumeOptions) -> list[int]:
+    """Choose conditioning slices of a class: slices of high confidence and area, spread over the object."""
     worth = {
         n: one.confidence * float(np.sqrt(one.mask_hw.sum()))
         for n, one in slices.items()
@@ -299,35 +322,41 @@ def conditioning(slices: Mapping[int, ClassFound], options: VolumeOptions) -> li
     }
     if not worth:
         return []
-    surest = max(slices[n].confidence for n in worth)
+    highest = max(slices[n].confidence for n in worth)
     chosen: list[int] = []
     for n in sorted(worth, key=lambda n: (-worth[n], n)):
-        is_sure = slices[n].confidence >= options.share * surest
-        if is_sure and all(abs(n - m) >= options.apart for m in chosen):
+        is_confident = slices[n].confidence >= options.share * highest
+        if is_confident and all(abs(n - m) >= options.apart for m in chosen):
             chosen.append(n)
     return sorted(chosen or [max(worth, key=lambda n: worth[n])])
 
 
-def _winners(
-    masks: NDArray[np.bool_], sure: list[float], seen: SliceFound | None, claims: list[int]
+def _assign(
+    masks: NDArray[np.bool_],
+    predicted_ious: list[float],
+    predictions: SlicePrediction | None,
+    claims: list[int],
 ) -> NDArray[np.intp]:
-    """(H, W) row of the class each pixel goes to: the predictor's own, else the surer one."""
-    rank = np.array(sure)[:, None, None] * masks
-    if seen is not None:
+    """Return the (H, W) row in `masks` that each pixel is assigned to.
+
+    That is the class predicted there, else the one of the highest predicted IoU.
+    """
+    rank = np.array(predicted_ious)[:, None, None] * masks
+    if predictions is not None:
         for row, number in enumerate(claims):
-            rank[row] += 2.0 * (_of(seen, number).mask_hw & masks[row])
+            rank[row] += 2.0 * (_of_class(predictions, number).mask_hw & masks[row])
     return rank.argmax(0)
 
 
-def _of(found: SliceFound, number: int) -> ClassFound:
+def _of_class(found: SlicePrediction, number: int) -> ClassPrediction:
     return next(one for one in found.classes if one.number == number)
 
 
-def _said(box: tuple[float, float, float, float] | None) -> PixelPrompts:
+def _box_prompt(box: tuple[float, float, float, float] | None) -> PixelPrompts:
     corners = None if box is None else np.array(box, dtype=np.float32)
     return PixelPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int32), box_xyxy=corners)
 
 
-def _nothing(found: SliceMask) -> SliceMask:
+def _cleared(found: SliceMask) -> SliceMask:
     empty = np.zeros(found.shape_hw, bool)
     return found.with_mask(empty, object_score=-1.0, probabilities=None)

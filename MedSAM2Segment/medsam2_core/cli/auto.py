@@ -24,7 +24,7 @@ from medsam2_core.cli.outputs import Outputs
 from medsam2_core.errors import ExportError, MedSAM2Error, Note, VolumeError
 
 if TYPE_CHECKING:
-    from medsam2_core.auto.loading import AutoModel
+    from medsam2_core.auto.model import AutoModel
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
     from medsam2_core.session import Session
@@ -192,7 +192,7 @@ class Auto:
             )  # fmt: skip
 
     def _load(self, path: Path) -> AutoModel:
-        from medsam2_core.auto.loading import load_auto
+        from medsam2_core.auto.model import load_auto
         from medsam2_core.auto.model_file import read_card
         from medsam2_core.engine.model import load_model
 
@@ -232,7 +232,7 @@ def _is_folder_of_images(path: Path) -> bool:
 
 
 def _images_of(folder: Path) -> list[Path]:
-    from medsam2_core.auto.fewshot.pairs import LABEL_ENDINGS
+    from medsam2_core.auto.fewshot.data import LABEL_ENDINGS
     from medsam2_core.imaging import pictures
 
     found = sorted(one for one in folder.iterdir() if one.suffix.lower() in pictures.SUFFIXES)

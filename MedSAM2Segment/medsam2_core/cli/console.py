@@ -38,11 +38,12 @@ _WORDINGS = {
     "seg-too-large": "{message} (--compression rle)",
     "probabilities-needed": "{message} (--probabilities FILE, here and when segmenting)",
     "metadata-unmatched": "{message} (--segments)",
+    "classes-syntax": "--{message}",
+    "too-few-images": "--shots {shots}: there are only {images} images to train on",
+    "bad-images": "{message} with --skip-bad",
+    "start-does-not-fit": "{message} (--start none)",
     "run-of-other-data": "{folder} holds an unfinished training with other images or settings: finish it "
     "with those, remove that folder, or choose another --out",
-    "start-does-not-fit": "{message} (--start none)",
-    "too-many-classes": "{message} with --classes",
-    "too-many-images": "{message} with --shots",
 }
 
 

@@ -152,7 +152,7 @@ def import_auto(
 ) -> None:
     """Convert a Sam2Rad checkpoint to an Auto model, and the SAM 2 within it to a checkpoint beside it."""
     from medsam2_core import atomic
-    from medsam2_core.auto.reference import import_reference
+    from medsam2_core.auto.sam2rad_import import import_reference
 
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     with atomic.protect(checkpoint):

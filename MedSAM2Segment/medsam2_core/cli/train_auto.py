@@ -16,10 +16,10 @@ from medsam2_core.cli.options import AsJsonLines, AxisName, DeviceName, Overwrit
 from medsam2_core.errors import Cancelled, ExportError, TrainingError
 
 if TYPE_CHECKING:
-    from medsam2_core.auto.fewshot.checking import Survey
-    from medsam2_core.auto.fewshot.pairs import Pair
-    from medsam2_core.auto.fewshot.planning import FewShotSettings, Told
-    from medsam2_core.auto.fewshot.trainer import Outcome
+    from medsam2_core.auto.fewshot.data import Pair
+    from medsam2_core.auto.fewshot.settings import FewShotSettings, StageProgress
+    from medsam2_core.auto.fewshot.survey import Survey
+    from medsam2_core.auto.fewshot.trainer import TrainingResult
     from medsam2_core.engine.model import SegmentationModel
 
 _DATA, _TRAINING = "Data", "Training"
@@ -116,11 +116,10 @@ class TrainAuto:
 
     def run(self) -> None:
         """Check the data, train, write model and report."""
-        from medsam2_core.auto.fewshot.classes import parse_wishes
-        from medsam2_core.auto.fewshot.images import Reading
-        from medsam2_core.auto.fewshot.pairs import find_pairs
+        from medsam2_core.auto.fewshot.data import find_pairs, parse_classes
+        from medsam2_core.auto.fewshot.images import ReadingOptions
 
-        wishes = parse_wishes(self.classes)
+        wishes = parse_classes(self.classes)
         self._check_out()
         pairs = find_pairs(self.data)
         self._check_inputs(pairs)
@@ -132,9 +131,11 @@ class TrainAuto:
             torch.set_num_threads(self.threads)
         model = load_model(self.base, self.device, "fp32", image_size=self.image_size)
         progress = _Progress(as_json=self.json_progress)
-        found = self._survey(pairs, Reading(model.image_size, self.axis, self.window), wishes, progress)
+        found = self._survey(
+            pairs, ReadingOptions(model.image_size, self.axis, self.window), wishes, progress
+        )
         progress.show_problems(found)
-        found.refuse(skip_bad=self.skip_bad)
+        found.raise_for_problems(skip_bad=self.skip_bad)
         outcome = self._train(found, model, progress)
         outcome.auto.save(self.out, overwrite=self.overwrite)
         self._report(outcome, found)
@@ -176,7 +177,7 @@ class TrainAuto:
     def _check_inputs(self, pairs: list[Pair]) -> None:
         """Raise for outputs that would replace what is trained on."""
         from medsam2_core.atomic import check_target, protect
-        from medsam2_core.auto.fewshot.reporting import REPORT_FILES
+        from medsam2_core.auto.fewshot.results import REPORT_FILES
 
         read = [path for pair in pairs for path in (pair.image, pair.labels)]
         with protect(*read, self.data, self.base):
@@ -193,13 +194,12 @@ class TrainAuto:
 
     def _survey(self, pairs: list[Pair], reading: Any, wishes: Any, progress: _Progress) -> Survey:
         """Read the images and look for problems with them."""
-        from medsam2_core.auto.fewshot.checking import Problem, survey
-        from medsam2_core.auto.fewshot.pairs import unpaired
-        from medsam2_core.auto.fewshot.planning import drawn
+        from medsam2_core.auto.fewshot.data import draw_shots, unpaired
+        from medsam2_core.auto.fewshot.survey import Problem, survey
 
         lonely = unpaired(self.data, pairs)
         if self.shots is not None:
-            pairs = drawn(pairs, self.shots, self.seed)
+            pairs = draw_shots(pairs, self.shots, self.seed)
         found = survey(pairs, reading, wishes, lambda done, total: progress.show("reading", done, total))
         if lonely:
             names = ", ".join(path.name for path in lonely[:3]) + " …" * (len(lonely) > 3)
@@ -209,7 +209,7 @@ class TrainAuto:
         return found
 
     def _settings(self, found: Survey) -> FewShotSettings:
-        from medsam2_core.auto.fewshot.planning import FewShotSettings
+        from medsam2_core.auto.fewshot.settings import FewShotSettings
 
         has_slices = any(image.is_slice for image in found.images)
         modalities = {image.modality for image in found.images}
@@ -228,14 +228,14 @@ class TrainAuto:
             seed=self.seed,
         )
 
-    def _train(self, found: Survey, model: SegmentationModel, progress: _Progress) -> Outcome:
-        from medsam2_core.auto.fewshot.starting import for_linear, packaged_start
+    def _train(self, found: Survey, model: SegmentationModel, progress: _Progress) -> TrainingResult:
+        from medsam2_core.auto.fewshot.start import packaged_start, texture_only
         from medsam2_core.auto.fewshot.trainer import FewShotTrainer
 
         settings = self._settings(found)
         start = packaged_start(model) if self.start == "auto" else None
         if self.kind == "linear":
-            start = for_linear(start)
+            start = texture_only(start)
         trainer = FewShotTrainer(settings, found, model, self._run_folder, start, progress.show_training)
         outcome = trainer.run(stop_on_request())
         progress.end()
@@ -243,8 +243,8 @@ class TrainAuto:
             raise Cancelled("stopped; the same command with --resume continues")
         return outcome
 
-    def _report(self, outcome: Outcome, found: Survey) -> None:
-        from medsam2_core.auto.fewshot.reporting import table, write_report
+    def _report(self, outcome: TrainingResult, found: Survey) -> None:
+        from medsam2_core.auto.fewshot.results import table, write_report
 
         write_report(self._report_folder, outcome, found.problems)
         shutil.rmtree(self._run_folder, ignore_errors=True)
@@ -287,7 +287,7 @@ class _Progress:
             self._update = self._bar.__enter__()
         self._update(done, "" if dice is None else f"(Dice {dice:.2f})")
 
-    def show_training(self, told: Told) -> None:
+    def show_training(self, told: StageProgress) -> None:
         """Show the progress that a trainer reports."""
         self.show(told.stage, told.done, told.total, told.dice)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsam2_core.auto.model_file import AutoClass
-from medsam2_core.auto.segmenting import AutoSegmenter
-from medsam2_core.auto.volumes import AutoVolume, ClassInVolume, VolumeOptions
+from medsam2_core.auto.slices import AutoSegmenter
+from medsam2_core.auto.volumes import AutoVolume, ClassVolume, VolumeOptions
 from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
@@ -18,7 +18,7 @@ from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import Box, Point, Prompt, SlicePrompts
 
 if TYPE_CHECKING:
-    from medsam2_core.auto.loading import AutoModel
+    from medsam2_core.auto.model import AutoModel
     from medsam2_core.imaging.intensity import Window
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.imaging.terminology import Terminology
@@ -111,7 +111,7 @@ class AutoRun:
         flips: bool = False,
         window: Window | None = None,
     ) -> None:
-        from medsam2_core.auto.loading import check_base
+        from medsam2_core.auto.model import check_base
 
         check_base(auto.card, tracker.model, f"the Auto model {auto.card.name!r}")
         wanted = auto.card.chosen(None if classes is None else list(classes))
@@ -149,9 +149,9 @@ class AutoRun:
 
     def found(self) -> list[AutoPrediction]:
         """Return every wanted class, once the run is over; also those that are nowhere."""
-        return [self._of(one) for one in self._volume.found.values()]
+        return [self._of(one) for one in self._volume.classes.values()]
 
-    def _of(self, one: ClassInVolume) -> AutoPrediction:
+    def _of(self, one: ClassVolume) -> AutoPrediction:
         known = self.card.classes[one.number]
         slices = {n: found for n, found in one.slices.items() if found.mask_hw.any() or n in one.boxes}
         prompts = {

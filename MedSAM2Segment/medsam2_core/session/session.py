@@ -46,7 +46,7 @@ from medsam2_core.session.objects import ObjectsSnapshot, SessionObjects
 from medsam2_core.version import __version__
 
 if TYPE_CHECKING:
-    from medsam2_core.auto.loading import AutoModel
+    from medsam2_core.auto.model import AutoModel
     from medsam2_core.auto.volumes import VolumeOptions
     from medsam2_core.session.automatic import AutoPrediction
 

@@ -26,7 +26,7 @@ from medsam2_core.worker.protocol import Arrays, checked, field_error, optional
 from medsam2_core.worker.system import memory
 
 if TYPE_CHECKING:
-    from medsam2_core.auto.loading import AutoModel
+    from medsam2_core.auto.model import AutoModel
     from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.model import SegmentationModel
     from medsam2_core.engine.zoom import Region
@@ -336,7 +336,7 @@ def _regions_around(opened: OpenSession, n: int) -> Iterator[tuple[int, Region]]
 
 def _loaded_auto(opened: OpenSession, path: Path) -> AutoModel:
     """Return the Auto model of a file for a session's SAM 2, loaded again only if the file has changed."""
-    from medsam2_core.auto.loading import load_auto
+    from medsam2_core.auto.model import load_auto
 
     found = os.stat(path)
     key = (str(path), found.st_mtime_ns, found.st_size)

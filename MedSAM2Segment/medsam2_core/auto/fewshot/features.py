@@ -1,7 +1,7 @@
-"""Features of augmented images, computed once by the frozen encoder and kept on disk.
+"""Features of augmented images, computed once by the frozen encoder and stored on disk.
 
-Ten images seen in a hundred ways each are a thousand passes through the encoder, and then none: training
-reads them back thousands of times.
+A hundred variants of ten images are a thousand passes through the encoder; training reads them thousands of
+times.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsam2_core.auto.augmentation import Augmentation
+from medsam2_core.auto.fewshot.augmentation import Augmentation
 from medsam2_core.auto.fewshot.images import LabelledImage
-from medsam2_core.auto.predictor import Levels
+from medsam2_core.auto.predictor import FeatureLevels
 from medsam2_core.errors import TrainingError
 
 if TYPE_CHECKING:
-    from medsam2_core.auto.loading import AutoModel
+    from medsam2_core.auto.model import AutoModel
     from medsam2_core.engine.model import SegmentationModel
 
 _NAMES = ("coarse", "middle", "fine")
@@ -34,15 +34,17 @@ _ENCODED_TOGETHER = 8
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How many ways each image is seen.
+class VariantPlan:
+    """How many variants of each image are made.
 
     Attributes
     ----------
     variants
-        Of an image; the first is the image as it is.
+        Variants of an image; the first is the image itself.
+    augmentation
+        How the others are made.
     seed
-        Of the augmentation.
+        Seed of the augmentation.
     """
 
     variants: int
@@ -52,8 +54,8 @@ class Plan:
     @classmethod
     def for_images(
         cls, count: int, bytes_each: int, augmentation: Augmentation, seed: int, byte_limit: int = 1500 << 20
-    ) -> Plan:
-        """About 1500 pictures in all, at least 8 of each image, within the limit where that is possible."""
+    ) -> VariantPlan:
+        """Plan about 1500 variants in all, at least 8 of each image, and if possible within the limit."""
         wanted = max(8, round(1500 / max(count, 1)))
         fitting = byte_limit // max(1, bytes_each * count)
         return cls(int(max(2, min(wanted, fitting, 200))), augmentation, seed)
@@ -65,32 +67,36 @@ class FeatureBank:
     Parameters
     ----------
     folder
-        Where they lie; what belongs to other images, another model or plan is thrown away.
+        Where the files are; files of other images, another model or plan are deleted.
     images
-        In order; variant v of image n has the index ``n * variants + v``.
+        The images; variant v of image n has the index ``n * variants + v``.
     auto
-        Whose encoder is used.
+        The model whose encoder is used.
+    plan
+        How variants are made.
 
     Attributes
     ----------
     variants
-        Of an image.
+        Number of variants of an image.
     """
 
-    def __init__(self, folder: Path, images: Sequence[LabelledImage], auto: AutoModel, plan: Plan) -> None:
+    def __init__(
+        self, folder: Path, images: Sequence[LabelledImage], auto: AutoModel, plan: VariantPlan
+    ) -> None:
         self.folder, self.variants = Path(folder), plan.variants
         self._images, self._auto, self._model, self._plan = list(images), auto, auto.model, plan
         self._side = auto.model.image_size
         self._key = _key_of(images, auto, plan)
         self._maps: dict[str, NDArray] = {}
-        self._labels: NDArray[np.int16] | None = None
+        self._labels: NDArray[np.int16] = np.zeros((0, 0, 0), np.int16)  # mapped by `_map`
 
     def __len__(self) -> int:
         return len(self._images) * self.variants
 
     @staticmethod
     def bytes_each(model: SegmentationModel) -> int:
-        """Bytes of one variant of an image."""
+        """Return the bytes of one variant of an image."""
         shapes = feature_shapes(model)
         return 2 * sum(int(np.prod(shape)) for shape in shapes.values()) + 2 * model.image_size**2
 
@@ -99,9 +105,12 @@ class FeatureBank:
         progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Compute what is not there yet; False when it was stopped. A killed run goes on where it was.
+        """Compute the features that are missing; return False if that was stopped. It can be resumed.
 
-        TrainingError when the disk is full.
+        Raises
+        ------
+        TrainingError
+            Code ``features-not-writable``, as when the disk is full.
         """
         try:
             done = self._open()
@@ -114,65 +123,66 @@ class FeatureBank:
         except OSError as error:
             raise TrainingError(
                 f"{self.folder} cannot be written ({error.strerror or error}): "
-                f"{self.nbytes >> 20} MB are needed there"
-            ) from error
+                f"{self.nbytes >> 20} MB are needed there",
+                code="features-not-writable", path=str(self.folder), bytes=self.nbytes,
+            ) from error  # fmt: skip
         return True
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk when it is full."""
+        """Bytes on disk when all features are computed."""
         return len(self) * self.bytes_each(self._model)
 
-    def read(self, indices: Sequence[int] | torch.Tensor) -> tuple[Levels, torch.Tensor]:
-        """The encoder's features of these variants (fp32, on the model's device), and labels (B, S, S)."""
+    def read(self, indices: Sequence[int] | torch.Tensor) -> tuple[FeatureLevels, torch.Tensor]:
+        """Return the encoder's features of variants (fp32, on the model's device) and labels (B, S, S)."""
         picked = [int(n) for n in indices]
         maps = [torch.from_numpy(np.stack([self._maps[name][n] for n in picked])) for name in _NAMES]
         labels = torch.from_numpy(np.stack([self._labels[n] for n in picked]))
         device = self._model.device
-        return Levels(*maps).to(device), labels.to(device)
+        return FeatureLevels(*maps).to(device), labels.to(device)
 
     def fresh(self, images: Sequence[int], number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images (B, 3, S, S) as no variant of the bank has them, and their labels (B, S, S).
+        """Make new variants, which are not stored: normalised (B, 3, S, S) images and their labels (B, S, S).
 
         Parameters
         ----------
         images
-            By their number.
+            Numbers of the images.
         number
-            From 0: equal numbers give equal images.
+            From 0; equal numbers give equal variants.
         """
-        made = []
+        pictures, labels = [], []
         for place, n in enumerate(images):
             index = len(self) + number * len(self._images) + place
-            picture, labels = variant_of(self._images[n], 1, index, self._plan)
-            made.append((self._images[n].frame.normalised(picture), labels))
-        pictures, labels = zip(*made, strict=True)
+            picture, labels_of = variant_of(self._images[n], 1, index, self._plan)
+            pictures.append(self._images[n].letterbox.normalise(picture))
+            labels.append(labels_of)
         device = self._model.device
         return torch.stack(pictures).to(device), torch.stack(labels).to(device)
 
     def pictures(self, indices: Sequence[int]) -> torch.Tensor:
-        """(B, 3, S, S) normalised images of these variants, made anew: that takes milliseconds."""
+        """Make the normalised (B, 3, S, S) images of variants again, which takes milliseconds."""
         made = []
         for index in indices:
             image = self._images[index // self.variants]
             picture, _ = variant_of(image, index % self.variants, index, self._plan)
-            made.append(image.frame.normalised(picture))
+            made.append(image.letterbox.normalise(picture))
         return torch.stack(made).to(self._model.device)
 
     def remove(self) -> None:
         """Delete the files."""
-        self._maps, self._labels = {}, None
+        self._maps, self._labels = {}, np.zeros((0, 0, 0), np.int16)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _open(self) -> int:
-        """Map the files; how many variants they hold already."""
+        """Map the files; return how many variants they hold already."""
         note = self._noted()
         if note is not None:
             try:
                 self._map("r+")
                 return note
-            except ValueError:  # cut off, or of another shape: begin anew
-                self._maps, self._labels = {}, None
+            except ValueError:  # truncated, or of another shape: start again
+                self._maps, self._labels = {}, np.zeros((0, 0, 0), np.int16)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         # The files are sparse: on a full disk, writing to them would kill the process instead of raising.
@@ -193,15 +203,15 @@ class FeatureBank:
         for index in range(first, last):
             image, variant = self._images[index // self.variants], index % self.variants
             picture, marked = variant_of(image, variant, index, self._plan)
-            pictures.append(image.frame.normalised(picture))
+            pictures.append(image.letterbox.normalise(picture))
             labels.append(marked)
-        levels = self._auto.encoded(torch.stack(pictures))
+        levels = self._auto.encode(torch.stack(pictures))
         for name in _NAMES:
             self._maps[name][first:last] = getattr(levels, name).float().cpu().numpy().astype(np.float16)
         self._labels[first:last] = torch.stack(labels).numpy()
 
     def _noted(self) -> int | None:
-        """How far files of the same key are; None when there are none."""
+        """Return how many variants files of the same key hold; None without such files."""
         try:
             note = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
             whole = all((self.folder / f"{name}.npy").is_file() for name in (*_NAMES, "labels"))
@@ -210,28 +220,29 @@ class FeatureBank:
             return None
 
     def _note(self, done: int) -> None:
-        for array in (*self._maps.values(), self._labels):
-            if done == len(self):
-                array.flush()
+        if done == len(self):
+            for array in (*self._maps.values(), self._labels):
+                if isinstance(array, np.memmap):
+                    array.flush()
         partial = self.folder / "done.json.partial"
         partial.write_text(json.dumps({"key": self._key, "done": done}), encoding="utf-8")
         partial.replace(self.folder / "done.json")
 
 
 def variant_of(
-    image: LabelledImage, variant: int, index: int, plan: Plan
+    image: LabelledImage, variant: int, index: int, plan: VariantPlan
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (3, S, S) picture of 0 to 1 and its (S, S) labels; variant 0 is the image as it is."""
+    """Make a variant of an image: (3, S, S) of 0 to 1 and (S, S) labels; variant 0 is the image itself."""
     picture = torch.from_numpy(image.square.astype(np.float32) / 255).permute(2, 0, 1)
-    labels = image.frame.labels(image.labels_hw)
+    labels = image.letterbox.resize_labels(image.labels_hw)
     if variant == 0:
         return picture, labels
     rng = np.random.default_rng((plan.seed, index))
-    return plan.augmentation.apply(picture, labels, rng, image.frame.inner_hw)
+    return plan.augmentation.apply(picture, labels, rng, image.letterbox.content_hw)
 
 
 def feature_shapes(model: SegmentationModel) -> dict[str, tuple[int, int, int]]:
-    """(C, h, w) of the maps of one image."""
+    """Return the shapes (C, h, w) of the maps of one image."""
     decoder, side = model.module.sam_mask_decoder, model.image_size
     return {
         "coarse": (model.module.hidden_dim, side // 16, side // 16),
@@ -254,7 +265,7 @@ def _mapped(path: Path, mode: str, dtype: type, shape: tuple[int, ...]) -> NDArr
     return np.lib.format.open_memmap(path, mode="r+")
 
 
-def _key_of(images: Sequence[LabelledImage], auto: AutoModel, plan: Plan) -> str:
+def _key_of(images: Sequence[LabelledImage], auto: AutoModel, plan: VariantPlan) -> str:
     digest, model = hashlib.sha256(), auto.model
     for name, value in auto.adapters.state_dict().items() if auto.adapters is not None else ():
         digest.update(name.encode() + value.cpu().numpy().tobytes())

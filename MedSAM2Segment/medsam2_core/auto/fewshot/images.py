@@ -1,19 +1,20 @@
-"""Pairs of files as labelled 2-D images: pictures as they are, volumes slice by slice."""
+"""Labelled 2-D images as the model sees them: pictures as they are, volumes slice by slice."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from medsam2_core.auto.fewshot.classes import ClassTable
-from medsam2_core.auto.fewshot.pairs import Pair
-from medsam2_core.auto.framing import Frame
-from medsam2_core.errors import VolumeError
+from medsam2_core.auto.fewshot.data import ClassTable, Pair
+from medsam2_core.auto.letterbox import Letterbox
+from medsam2_core.errors import TrainingError, VolumeError
 from medsam2_core.imaging.intensity import parse_window, to_display
 from medsam2_core.imaging.reading import read_labels, read_volume
 from medsam2_core.imaging.slices import SliceStack
@@ -22,67 +23,68 @@ from medsam2_core.imaging.volume import Volume
 if TYPE_CHECKING:
     from medsam2_core.imaging.label_map import LabelMap
 
-#: Slices a volume contributes at most; neighbours look alike, and a few volumes shall not fill the memory.
+
+#: Most slices of a volume: neighbours look alike, and a few volumes must fit into memory.
 MOST_SLICES = 64
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImage:
-    """One image as the model will see it, and its labels as they were given.
+    """One image as the model sees it, with its labels.
 
     Attributes
     ----------
     square
-        (side, side, 3) uint8, framed.
+        (S, S, 3) uint8, letterboxed.
     labels_hw
         (H, W) int16 in the image's own pixels: 0 background, k + 1 for class k.
-    frame
-        How the image lies in the square.
+    letterbox
+        Mapping between the image and the square.
     name
         For messages; never stored with a model.
     group
-        What must not be divided between training and validation.
-    held_aside
-        Whether it is only measured on.
+        Images of one group stay together when data is split.
+    held_out
+        Whether it is for testing only.
     is_slice
-        Whether it is one of a volume.
+        Whether it is a slice of a volume.
     modality
-        DICOM modality where the file tells.
+        DICOM modality; empty if unknown.
     """
 
     square: NDArray[np.uint8]
     labels_hw: NDArray[np.int16]
-    frame: Frame
+    letterbox: Letterbox
     name: str
     group: str
-    held_aside: bool = False
+    held_out: bool = False
     is_slice: bool = False
     modality: str = ""
 
     @property
     def key(self) -> str:
-        """SHA-256 of what the model sees."""
+        """SHA-256 of the square."""
         return hashlib.sha256(np.ascontiguousarray(self.square).data).hexdigest()
 
     def has(self, number: int) -> bool:
-        """Whether class `number` (from 1) is on it."""
+        """Whether class `number` (from 1) is on the image."""
         return bool((self.labels_hw == number).any())
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How files become images.
+class ReadingOptions:
+    """How files are read as images.
 
     Attributes
     ----------
     side
-        Of the model's square.
+        Side S of the model's square.
     axis
-        What volumes are cut along.
+        Axis or plane of the slices of volumes.
     window
-        A preset, ``"WIDTH,LEVEL"`` or ``auto``.
+        Intensity window: a preset, ``"WIDTH,LEVEL"`` or ``auto``.
     most_slices
-        Of one volume.
+        Most slices of one volume.
     """
 
     side: int
@@ -91,13 +93,13 @@ class Reading:
     most_slices: int = MOST_SLICES
 
 
-def read_pair(pair: Pair, table: ClassTable, reading: Reading) -> list[LabelledImage]:
-    """The images of a pair.
+def read_pair(pair: Pair, table: ClassTable, reading: ReadingOptions) -> list[LabelledImage]:
+    """Read the labelled images of a pair.
 
     Raises
     ------
     VolumeError
-        With what is wrong with the files, or with how they fit each other.
+        A file cannot be read, or ``sizes-differ``.
     """
     volume, labels = read_volume(pair.image), read_labels(pair.labels)
     check_sizes(volume, labels)
@@ -105,40 +107,40 @@ def read_pair(pair: Pair, table: ClassTable, reading: Reading) -> list[LabelledI
     window = parse_window(reading.window, volume)
     axis = reading.axis if len(volume.voxels_kji) > 1 else "k"
     stack = SliceStack.along(volume, axis)
-    # Labels are cut as the image is: a volume of class numbers on the same grid.
+    # Labels are sliced as the image is: a volume of class numbers on the same grid.
     numbers = SliceStack.along(Volume(_class_numbers(labels, table), volume.geometry), axis)
     images = []
     for n in _chosen(numbers, reading.most_slices):
         image = to_display(stack.image_hw(n), window)
-        frame = Frame(stack.shape_hw, reading.side, stack.pixel_mm)
-        square = np.rint(frame.pixels(image).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+        letterbox = Letterbox(stack.shape_hw, reading.side, stack.pixel_mm)
+        square = np.rint(letterbox.resize(image).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
         name = f"{pair.name}, slice {n}" if len(stack) > 1 else pair.name
         group = pair.group or str(pair.image)
         labels_hw, is_slice = numbers.image_hw(n), len(stack) > 1
         images.append(
-            LabelledImage(square, labels_hw, frame, name, group, pair.held_aside, is_slice, volume.modality)
+            LabelledImage(square, labels_hw, letterbox, name, group, pair.held_out, is_slice, volume.modality)
         )
     return images
 
 
 def check_sizes(volume: Volume, labels: LabelMap) -> None:
-    """VolumeError when labels cannot lie on the volume, with both sizes."""
-    # Sorted, because a file may store the axes in another order.
+    """Raise VolumeError if image and labels differ in size; axes may be stored in another order."""
     ours, theirs = volume.geometry.shape_ijk, labels.geometry.shape_ijk
     if sorted(ours) != sorted(theirs):
         raise VolumeError(
-            f"the image has {_size(ours)} pixels, its labels {_size(theirs)}: they must be of one size"
-        )
+            f"the image has {_size(ours)} pixels, its labels {_size(theirs)}: they must be of one size",
+            code="sizes-differ", image=list(ours), labels=list(theirs),
+        )  # fmt: skip
 
 
 def _on_grid(labels: LabelMap, volume: Volume) -> LabelMap:
     if volume.is_picture and labels.geometry.shape_ijk == volume.geometry.shape_ijk:
-        return replace(labels, geometry=volume.geometry)  # pictures have no place in space
+        return replace(labels, geometry=volume.geometry)  # pictures have no position in space
     return labels.on_grid(volume.geometry)
 
 
 def _class_numbers(labels: LabelMap, table: ClassTable) -> NDArray[np.int16]:
-    """(K, J, I) class numbers; where objects overlap, the later class."""
+    """Return (K, J, I) class numbers; where segments overlap, the later class."""
     out = np.zeros(labels.layers_lkji.shape[1:], dtype=np.int16)
     numbers = table.numbers(labels.labels)
     for (layer, value), number in sorted(numbers.items(), key=lambda item: item[1]):
@@ -147,7 +149,7 @@ def _class_numbers(labels: LabelMap, table: ClassTable) -> NDArray[np.int16]:
 
 
 def _chosen(numbers: SliceStack, most: int) -> Sequence[int]:
-    """Slices to train on, evenly spread: those with a class and those without in the volume's proportion."""
+    """Choose evenly spaced slices; the proportion of slices without any class is kept."""
     if len(numbers) <= most:
         return range(len(numbers))
     filled = np.array([numbers.image_hw(n).any() for n in range(len(numbers))])
@@ -164,3 +166,76 @@ def _spread(indices: NDArray[np.intp], count: int) -> Iterator[int]:
 def _size(shape_ijk: Sequence[int]) -> str:
     shape = [n for n in shape_ijk if n > 1] or list(shape_ijk)
     return " x ".join(map(str, shape))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Images of one data set: (S, S, 3) uint8 squares, (S, S) labels, and their letterboxes."""
+
+    name: str
+    squares: list[np.ndarray]
+    labels: list[torch.Tensor]
+    letterboxes: list[Letterbox]
+    classes: tuple[int, ...]
+    first_query: int
+
+
+def read_data_sets(folders: Sequence[Path], side: int) -> tuple[list[DataSet], list[DataSet]]:
+    """Read data sets for pretraining: seven of eight images to train on, one to validate with.
+
+    Parameters
+    ----------
+    folders
+        Folders of data sets, each a folder of ``NAME_img.png`` and ``NAME_seg.png``.
+    side
+        Side S of the model's square.
+
+    Raises
+    ------
+    TrainingError
+        ``no-data-sets``, or ``data-sets-of-one-name``.
+    """
+    from PIL import Image
+
+    training: list[DataSet] = []
+    validation: list[DataSet] = []
+    queries = 0
+    rows = [row for folder in folders for row in sorted(path for path in folder.iterdir() if path.is_dir())]
+    names = [row.name for row in rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TrainingError(
+            f"{twice[0]}: two data sets have this name; rename a folder",
+            code="data-sets-of-one-name", name=twice[0],
+        )  # fmt: skip
+    for row in rows:
+        squares, labels, letterboxes = [], [], []
+        for path in sorted(row.glob("*_img.png")):
+            image = np.asarray(Image.open(path).convert("RGB"))
+            marks = np.asarray(Image.open(path.with_name(path.name.replace("_img.", "_seg."))))
+            letterbox = Letterbox(image.shape[:2], side)
+            squares.append((letterbox.resize(image).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+            labels.append(letterbox.resize_labels(marks))
+            letterboxes.append(letterbox)
+        if not squares:
+            continue
+        classes = tuple(sorted({int(v) for marks in labels for v in torch.unique(marks)} - {0}))
+        for sets, is_validation in ((training, False), (validation, True)):
+            kept = [n for n in range(len(squares)) if (n % 8 == 5) is is_validation]
+            sets.append(
+                DataSet(
+                    row.name,
+                    [squares[n] for n in kept],
+                    [labels[n] for n in kept],
+                    [letterboxes[n] for n in kept],
+                    classes,
+                    queries,
+                )
+            )
+        queries += len(classes)
+    if not training:
+        places = ", ".join(map(str, folders))
+        raise TrainingError(
+            f"{places}: no data sets in it: folders of NAME_img.png and NAME_seg.png are read",
+            code="no-data-sets", folders=[str(folder) for folder in folders],
+        )  # fmt: skip
+    return training, validation

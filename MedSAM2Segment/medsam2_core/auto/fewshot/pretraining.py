@@ -1,11 +1,10 @@
-"""A start for predictors: trained on many data sets at once, each class with queries of its own.
+"""Pretraining of predictors on several data sets, whose result few-shot training starts from.
 
-A new predictor knows nothing, and ten images teach it little besides what to look for. Here the shared part
-(attention, heads, adapters of the encoder) learns how to look, from every labelled image there is, with
-queries for each class of each data set as in Sam2Rad; few-shot training then begins from it. The encoder's
-own weights stay as they are. The texture adapter comes first and alone, which is quick; then all together.
+Ten images are too few to train a predictor from random weights. Its shared part (attention, heads, adapters
+of the encoder) is trained here on all labelled images there are, with queries for each class of each data set
+as in Sam2Rad. The encoder is frozen. The texture adapter is trained alone first, which is fast; then all.
 
-A run is a folder and may be stopped at any moment; ``start.safetensors`` is its result so far.
+A run is a folder and can be stopped at any moment; ``start.safetensors`` is its result so far.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +25,14 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medsam2_core.atomic import new_file
-from medsam2_core.auto.adapting import Attached, encoder_adapters
-from medsam2_core.auto.augmentation import Augmentation
-from medsam2_core.auto.fewshot.datasets import DataSet, read_data_sets
-from medsam2_core.auto.fewshot.prompting import PromptMix
-from medsam2_core.auto.fewshot.starting import read_start
-from medsam2_core.auto.loading import levels_of, with_texture
-from medsam2_core.auto.losses import Weights, auto_loss, dice_loss, sketch_loss
+from medsam2_core.auto.adapters import AttachedAdapters, TextureAdapter, class_logits, encoder_adapters
+from medsam2_core.auto.fewshot.augmentation import Augmentation
+from medsam2_core.auto.fewshot.images import DataSet, read_data_sets
+from medsam2_core.auto.fewshot.objective import PromptMix, Weights, auto_loss, coverage_loss, dice_loss
+from medsam2_core.auto.fewshot.start import read_start
+from medsam2_core.auto.model import encode_levels, with_texture
 from medsam2_core.auto.network import AutoNetwork
-from medsam2_core.auto.predictor import Levels, PredictorSettings, PromptPredictor
-from medsam2_core.auto.texture import TextureAdapter, sketch
+from medsam2_core.auto.predictor import FeatureLevels, PredictedPrompts, PredictorSettings, PromptPredictor
 from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.errors import TrainingError
 
@@ -44,21 +42,24 @@ _VALIDATED = 12  # images of a data set
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Settings of a run.
+    """Settings of pretraining.
 
     Attributes
     ----------
+    minutes
+        Time of training over all runs.
     texture_share
-        Of the minutes, for the texture adapter alone.
-    images, classes, texture_images
-        A step: images of one data set, and classes of each; images when only the texture adapter learns,
-        from all classes at once.
+        Share of the time in which the texture adapter is trained alone.
+    images, classes
+        Images of one data set a step, and classes of each.
+    texture_images
+        Images a step while the texture adapter is trained alone, on all classes.
     mixed
-        Compute the texture adapter in bfloat16 then.
+        Whether the texture adapter is computed in bfloat16 then.
     calm
-        How much slower the texture adapter learns once it is not alone any more.
+        Factor of the texture adapter's learning rate afterwards.
     averaging
-        Of the weights that are kept (exponential).
+        Decay of the exponential moving average of the weights.
     """
 
     minutes: float = 60.0
@@ -83,8 +84,10 @@ class Pretraining:
 
 
 class AuxiliaryHead(nn.Module):
-    """A plain convolutional segmenter on the encoder's features, so that adapters learn from the first step;
-    thrown away afterwards."""
+    """A convolutional segmentation head on the encoder's features; not part of the result.
+
+    It gives the encoder adapters a direct gradient from the first step.
+    """
 
     def __init__(self, widths: tuple[int, int, int], classes: int, inner: int = 64) -> None:
         super().__init__()
@@ -95,8 +98,8 @@ class AuxiliaryHead(nn.Module):
         )  # fmt: skip
         self.classes = nn.Parameter(torch.randn(classes, inner) / math.sqrt(inner))
 
-    def forward(self, levels: Levels, wanted: torch.Tensor) -> torch.Tensor:
-        """(B, K, h, w) logits of the classes `wanted` (B, K)."""
+    def forward(self, levels: FeatureLevels, wanted: torch.Tensor) -> torch.Tensor:
+        """Compute (B, K, h, w) logits of the classes `wanted` (B, K)."""
         size = levels.fine.shape[-2:]
         maps = [functional.interpolate(x, size=size, mode="bilinear") for x in (levels.coarse, levels.middle)]
         features = self.layers(torch.cat([*maps, levels.fine], dim=1))
@@ -104,26 +107,29 @@ class AuxiliaryHead(nn.Module):
 
 
 class Pretrainer:
-    """Trains the shared part of predictors of one model.
+    """Trains the shared part of predictors for one model.
 
     Parameters
     ----------
     model
-        The SAM 2 below.
+        The SAM 2 to train for.
     data
         Folders of data sets: folders of ``*_img.png`` and ``*_seg.png``.
     folder
-        The run's; an earlier run in it goes on.
+        Folder of the run; a run in it is resumed.
+    settings
+        See :class:`Pretraining`.
     report
-        Called with one dict a log line.
+        Called with a dict for each line of the log.
     begin
-        An earlier start, whose predictor and adapters of the encoder are taken over; the latter stay as they
-        are. Its data sets must be the first ones, in the same order.
+        Earlier pretrained weights to continue from; their encoder adapters are frozen. Their data sets must
+        be the first ones, in the same order.
 
     Raises
     ------
     TrainingError
-        Nothing to train on, or a run that cannot be continued.
+        ``no-data-sets``, ``data-sets-of-one-name``, ``start-unreadable``, ``start-for-other-model`` or
+        ``start-of-other-data``.
     """
 
     def __init__(
@@ -132,7 +138,7 @@ class Pretrainer:
         data: Sequence[str | Path],
         folder: str | Path,
         settings: Pretraining,
-        report: Callable[[dict], None] = lambda _: None,
+        report: Callable[[dict[str, Any]], None] = lambda _: None,
         begin: str | Path | None = None,
     ) -> None:
         self.model, self.folder, self.settings = model, Path(folder), settings
@@ -161,16 +167,16 @@ class Pretrainer:
 
     @property
     def fraction(self) -> float:
-        """How much of the time is over."""
+        """Share of the time that has passed."""
         return self.seconds / max(1e-9, self.settings.minutes * 60)
 
     @property
     def is_alone(self) -> bool:
-        """Whether the texture adapter still learns alone."""
+        """Whether the texture adapter is still trained alone."""
         return self.fraction < self.settings.texture_share
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Train until the minutes are over; a run that was stopped goes on."""
+        """Train until the time is over or `should_stop` returns True."""
         since, before, share = time.monotonic(), self.seconds, self.settings.texture_share
         meter: dict[str, float] = {}
         while self.fraction < 1 and not should_stop():
@@ -180,7 +186,7 @@ class Pretrainer:
             warm = min(1.0, (self.step - (0 if alone else self.together_from) + 1) / self.settings.warm_up)
             pace = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
             for group in self.optimiser.param_groups:
-                # Once it knows its way, the texture adapter is to stay near what it is.
+                # Once trained, the texture adapter should change little.
                 calm = 1.0 if alone or group["name"] != "texture" else self.settings.calm
                 group["lr"] = group["peak"] * pace * calm
             for name, value in (self._texture_step if alone else self._step)().items():
@@ -196,17 +202,25 @@ class Pretrainer:
         self._log({"validation": self.validate()})
 
     def _begin(self, path: Path) -> None:
-        """Take over what an earlier start holds."""
+        """Load earlier pretrained weights."""
         start = read_start(path, self.model)
         if start is None or not start.predictor:
-            raise TrainingError(f"{path} is a start for another model than {self.model.name!r}")
+            raise TrainingError(
+                f"{path} is a start for another model than {self.model.name!r}",
+                code="start-for-other-model", path=str(path), model=self.model.name,
+            )  # fmt: skip
         if len(start.queries) > len(self.predictor.queries):
-            raise TrainingError(f"{path} knows {len(start.queries)} classes, more than there are here")
+            raise TrainingError(
+                f"{path} has {len(start.queries)} classes, more than there are here",
+                code="start-of-other-data", path=str(path),
+            )  # fmt: skip
         known, ours = start.data_sets, [one.name for one in self.training]
         if known and ours[: len(known)] != list(known):
             raise TrainingError(
-                f"{path} was trained on {', '.join(known)}: give these data sets first, not {', '.join(ours)}"
-            )
+                f"{path} was trained on {', '.join(known)}: give these data sets first, "
+                f"not {', '.join(ours)}",
+                code="start-of-other-data", path=str(path), known=list(known), given=ours,
+            )  # fmt: skip
         own = self.predictor.queries.detach().clone()
         own[: len(start.queries)] = start.queries
         self.predictor.load_state_dict({**start.predictor, "queries": own})
@@ -214,9 +228,9 @@ class Pretrainer:
         self.adapters.requires_grad_(False)
 
     def _drawn(self) -> tuple[DataSet, np.random.Generator]:
-        """The data set of this step, and where its chances come from."""
+        """Draw the data set of this step; return it with the random generator of the step."""
         rng = np.random.default_rng((self.settings.seed, self.step))
-        # Every image as often as any other: a small set that came up often would be learned by heart.
+        # Every image has the same probability: a small data set drawn often would be overfitted.
         sizes = np.array([len(one.squares) for one in self.training])
         return self.training[int(rng.choice(len(sizes), p=sizes / sizes.sum()))], rng
 
@@ -227,11 +241,15 @@ class Pretrainer:
             pixels = self.texture(torch.stack(pictures).to(self.model.device)).pixels
         numbers = torch.tensor(data.classes)[None, :, None, None]
         masks = (torch.stack(labels)[:, None] == numbers).flatten(0, 1).to(self.model.device)
-        return self._learn({"sketch": sketch_loss(self._sketch(pixels.float(), data).flatten(0, 1), masks)})
+        return self._learn(
+            {"sketch": coverage_loss(self._class_logits(pixels.float(), data).flatten(0, 1), masks)}
+        )
 
-    def _sketch(self, pixels: torch.Tensor, data: DataSet) -> torch.Tensor:
-        """(B, K, h, w) logits of the classes of a data set."""
-        return sketch(pixels, self.texture.looks[data.first_query : data.first_query + len(data.classes)])
+    def _class_logits(self, pixels: torch.Tensor, data: DataSet) -> torch.Tensor:
+        """Compute (B, K, h, w) texture logits of the classes of a data set."""
+        return class_logits(
+            pixels, self.texture.looks[data.first_query : data.first_query + len(data.classes)]
+        )
 
     def _step(self) -> dict[str, float]:
         data, rng = self._drawn()
@@ -239,22 +257,23 @@ class Pretrainer:
         images, masks, wanted = self._batch(data, rng)
         with sdpa_kernel(SDPBackend.MATH):
             levels = self._levels(images, data, wanted)
-            # Each image has queries of its own classes: the predictor is asked with as many as are wanted.
+            # Each image has queries of its own classes.
             prompts = self._prompts(levels, wanted)
             count = wanted.shape[1]
-            used, said = PromptMix().draw(prompts, masks, generator)
-            answer = self.network.decode(levels.repeated(count), used, said)
+            used, user = PromptMix().draw(prompts, masks, generator)
+            answer = self.network.decode(levels.repeated(count), used, user)
             parts = auto_loss(
                 answer.logits, answer.score, prompts.boxes_xyxy, prompts.mask_logits, masks,
                 self.settings.weights,
             )  # fmt: skip
-            parts["head"] = sketch_loss(self.head(levels, wanted).flatten(0, 1), masks)
-            parts["shape"] = 0.5 * sketch_loss(prompts.mask_logits[:, 0], masks)
-            parts["sketch"] = sketch_loss(levels.sketch.flatten(0, 1), masks)
+            parts["head"] = coverage_loss(self.head(levels, wanted).flatten(0, 1), masks)
+            parts["shape"] = 0.5 * coverage_loss(prompts.mask_logits[:, 0], masks)
+            assert levels.texture_logits is not None
+            parts["sketch"] = coverage_loss(levels.texture_logits.flatten(0, 1), masks)
         return self._learn(parts)
 
     def _learn(self, parts: dict[str, torch.Tensor]) -> dict[str, float]:
-        total = sum(parts.values())
+        total: torch.Tensor = sum(parts.values())  # type: ignore[assignment]
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
@@ -263,17 +282,17 @@ class Pretrainer:
             self._update_average()
         return {name: float(value.detach()) for name, value in parts.items()}
 
-    def _levels(self, images: torch.Tensor, data: DataSet, wanted: torch.Tensor) -> Levels:
-        """Features as the predictor will see them: of the adapted encoder, and the texture beside it."""
-        with Attached(self.model.module, self.adapters):
-            levels = levels_of(self.model, images)
+    def _levels(self, images: torch.Tensor, data: DataSet, wanted: torch.Tensor) -> FeatureLevels:
+        """Compute the predictor's features: the adapted encoder's plus the texture adapter's."""
+        with AttachedAdapters(self.model.module, self.adapters):
+            levels = encode_levels(self.model, images)
         seen = self.texture(images)
-        drawn = self._sketch(seen.pixels, data)
+        drawn = self._class_logits(seen.pixels, data)
         of_wanted = torch.stack([one[n - data.first_query] for one, n in zip(drawn, wanted, strict=True)])
         return with_texture(levels, seen, of_wanted)
 
-    def _prompts(self, levels: Levels, wanted: torch.Tensor):
-        """Prompts of the classes `wanted` (B, K), not of all there are."""
+    def _prompts(self, levels: FeatureLevels, wanted: torch.Tensor) -> PredictedPrompts:
+        """Predict the prompts of the classes `wanted` (B, K)."""
         return self.predictor(
             levels, self.network.prompt_encoder.no_mask_embed.weight, self.predictor.queries[wanted]
         )
@@ -281,7 +300,7 @@ class Pretrainer:
     def _batch(
         self, data: DataSet, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, 3, S, S) normalised images, (B*K, S, S) masks, (B, K) numbers of queries."""
+        """Draw (B, 3, S, S) normalised images, (B*K, S, S) masks, and (B, K) numbers of queries."""
         images, masks, wanted = [], [], []
         count = min(self.settings.classes, len(data.classes))
         for picture, labels in self._pictures(data, rng, self.settings.images):
@@ -297,19 +316,23 @@ class Pretrainer:
     def _pictures(
         self, data: DataSet, rng: np.random.Generator, count: int
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """So many normalised images of a data set with their labels, changed at random."""
+        """Draw normalised, augmented images of a data set with their labels."""
         made = []
         for n in rng.choice(len(data.squares), count, replace=len(data.squares) < count):
             picture = torch.from_numpy(data.squares[n].astype(np.float32) / 255).permute(2, 0, 1)
-            frame = data.frames[n]
-            picture, labels = self.settings.augmentation.apply(picture, data.labels[n], rng, frame.inner_hw)
-            made.append((frame.normalised(picture), labels))
+            letterbox = data.letterboxes[n]
+            picture, labels = self.settings.augmentation.apply(
+                picture, data.labels[n], rng, letterbox.content_hw
+            )
+            made.append((letterbox.normalise(picture), labels))
         return made
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
-        """Mean Dice by data set of the averaged weights, on images that are not trained on; of the sketch
-        while nothing else has been trained."""
+        """Compute the mean Dice by data set on images for validation, with the averaged weights.
+
+        While the texture adapter is trained alone, that of its logits.
+        """
         kept = {k: v.clone() for k, v in self.trained.state_dict().items()}
         self.trained.load_state_dict(self.average)
         self.trained.eval()
@@ -317,16 +340,17 @@ class Pretrainer:
         for data in self.validation:
             found = []
             for n in range(0, len(data.squares), max(1, len(data.squares) // _VALIDATED)):
-                square, labels, frame = data.squares[n], data.labels[n], data.frames[n]
+                square, labels, letterbox = data.squares[n], data.labels[n], data.letterboxes[n]
                 picture = torch.from_numpy(square.astype(np.float32) / 255).permute(2, 0, 1)
                 present = [c for c in data.classes if int((labels == c).sum()) > _LEAST_PIXELS]
                 if not present:
                     continue
                 numbers = [data.first_query + data.classes.index(c) for c in present]
                 wanted = torch.tensor([numbers], device=self.model.device)
-                image = frame.normalised(picture)[None].to(self.model.device)
+                image = letterbox.normalise(picture)[None].to(self.model.device)
                 levels = self._levels(image, data, wanted)
-                found_logits = levels.sketch[0][:, None]
+                assert levels.texture_logits is not None
+                found_logits = levels.texture_logits[0][:, None]
                 if not self.is_alone:
                     prompts = self._prompts(levels, wanted)
                     found_logits = self.network.decode(levels.repeated(len(present)), prompts).logits
@@ -359,7 +383,7 @@ class Pretrainer:
             for key, value in self.trained.state_dict().items():
                 self.average[key].lerp_(value, 1 - keep)
 
-    def _log(self, line: dict) -> None:
+    def _log(self, line: dict[str, Any]) -> None:
         line = {"step": self.step, **{k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")

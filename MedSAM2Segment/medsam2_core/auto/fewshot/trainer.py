@@ -1,6 +1,6 @@
-"""Few-shot training from beginning to end: features, folds, the final model, and a report.
+"""Few-shot training from images to a model: features, cross-validation folds, and the final fit.
 
-A run lives in a work folder beside the model it will make: killed at any moment, the same command goes on.
+The state is stored in a work folder, from which a training that was killed at any moment resumes.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from medsam2_core.auto.fewshot.checking import Survey
-from medsam2_core.auto.fewshot.features import FeatureBank, Plan
-from medsam2_core.auto.fewshot.fitting import Fit, Progress
-from medsam2_core.auto.fewshot.images import LabelledImage
-from medsam2_core.auto.fewshot.measuring import least_piece, spread
-from medsam2_core.auto.fewshot.planning import FewShotSettings, Stage, Told, stages_of
-from medsam2_core.auto.fewshot.starting import Start, begin_with, choose_queries, fit_looks
-from medsam2_core.auto.loading import AutoModel, blank
+from medsam2_core.auto.fewshot.features import FeatureBank, VariantPlan
+from medsam2_core.auto.fewshot.fit import Fit, Progress
+from medsam2_core.auto.fewshot.results import TrainingResult, least_piece, spread
+from medsam2_core.auto.fewshot.settings import FewShotSettings, Stage, StageProgress, plan_stages
+from medsam2_core.auto.fewshot.start import PretrainedStart, choose_queries, fit_class_weights, initialise
+from medsam2_core.auto.fewshot.survey import Survey
+from medsam2_core.auto.model import AutoModel, untrained_model
 from medsam2_core.auto.model_file import AutoCard
-from medsam2_core.auto.predictor import Levels, PredictorSettings
+from medsam2_core.auto.predictor import FeatureLevels, PredictorSettings
 from medsam2_core.errors import TrainingError
 from medsam2_core.version import __version__
 
@@ -37,30 +36,8 @@ _FEATURE_SHARE = 0.12  # of the time that goes into features
 _FOLD_SHARE = 0.45  # of the time that goes into folds
 _SAVE_EVERY_S = 20.0
 _LEAST_STEPS, _MOST_STEPS = 20, 20_000
-# What torch and its unpickler raise on a file that was cut off, changed, or of another network.
+# What torch and its unpickler raise on a file that is truncated, changed, or of another network.
 _DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError)
-
-
-@dataclass
-class Outcome:
-    """What a run has come to.
-
-    Attributes
-    ----------
-    auto
-        The trained model.
-    dice
-        By class name, the spread of Dice on images that were not trained on; empty when there were none.
-    histories
-        By stage, its curve.
-    samples
-        (image, labels found on it) of images that were not trained on.
-    """
-
-    auto: AutoModel
-    dice: dict[str, dict[str, Any]] = field(default_factory=dict)
-    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    samples: list[tuple[LabelledImage, np.ndarray]] = field(default_factory=list)
 
 
 class FewShotTrainer:
@@ -68,18 +45,20 @@ class FewShotTrainer:
 
     Parameters
     ----------
+    settings
+        See :class:`FewShotSettings`.
     survey
-        The data; it must have been accepted (:meth:`Survey.refuse`).
+        The data, without fatal problems (see :meth:`Survey.raise_for_problems`).
     model
-        The SAM 2 to train it for.
+        The SAM 2 to train for.
     work
         The work folder.
     start
-        What to begin with; None: from nothing.
-    tell
-        Called as it goes on.
+        Pretrained weights; None for random ones.
+    report
+        Called with the progress.
     clock
-        Seconds, only ever growing.
+        Monotonic clock in seconds.
     """
 
     def __init__(
@@ -88,23 +67,25 @@ class FewShotTrainer:
         survey: Survey,
         model: SegmentationModel,
         work: str | Path,
-        start: Start | None = None,
-        tell: Callable[[Told], None] = lambda _: None,
+        start: PretrainedStart | None = None,
+        report: Callable[[StageProgress], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings, self.model, self.work, self.start = settings, model, Path(work), start
-        self._tell, self._clock = tell, clock
+        self._report, self._clock = report, clock
         self.images, self.classes = survey.images, survey.classes
-        self.stages = stages_of(self.images, settings)
+        self.stages = plan_stages(self.images, settings)
         self._state: dict[str, Any] = {"seconds": 0.0, "done": {}, "steps": {}}
         self._since = self._clock()
         self._read_state()
 
-    def run(self, should_stop: Callable[[], bool] = lambda: False) -> Outcome | None:
-        """Train to the end; None when it was stopped: the same run goes on later."""
+    def run(self, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult | None:
+        """Train to the end; return None if it was stopped, which can be resumed."""
         self._since = self._clock()
         bank = self._bank()
-        filled = bank.fill(lambda done, total: self._tell(Told("features", done, total)), should_stop)
+        filled = bank.fill(
+            lambda done, total: self._report(StageProgress("features", done, total)), should_stop
+        )
         self._write_state()
         if not filled:
             return None
@@ -122,32 +103,32 @@ class FewShotTrainer:
 
     def _bank(self) -> FeatureBank:
         auto, settings = self._blank(), self.settings
-        if "variants" not in self._state:  # decided once: a resumed run must find the same
+        if "variants" not in self._state:  # decided once: a resumed run needs the same
             each = FeatureBank.bytes_each(self.model)
-            plan = Plan.for_images(len(self.images), each, settings.augmentation, settings.seed)
+            plan = VariantPlan.for_images(len(self.images), each, settings.augmentation, settings.seed)
             self._state["variants"] = min(plan.variants, self._affordable(auto))
             self._write_state()
-        plan = Plan(self._state["variants"], settings.augmentation, settings.seed)
+        plan = VariantPlan(self._state["variants"], settings.augmentation, settings.seed)
         return FeatureBank(self.work / "features", self.images, auto, plan)
 
     def _affordable(self, auto: AutoModel) -> int:
-        """Variants of an image that there is time for, or that the steps can use."""
+        """Return how many variants of an image there is time for, or that the steps can use."""
         settings, count = self.settings, len(self.images)
         share = 1 - settings.fit.texture_share if settings.texture else 1.0
         if settings.steps is not None:
             return max(2, math.ceil(share * settings.steps * settings.fit.batch / count))
         side = self.model.image_size
-        auto.encoded(torch.zeros(1, 3, side, side))  # the first one is slow
+        auto.encode(torch.zeros(1, 3, side, side))  # the first one is slow
         began = self._clock()
-        auto.encoded(torch.zeros(2, 3, side, side))
+        auto.encode(torch.zeros(2, 3, side, side))
         each = (self._clock() - began) / 2
         return max(2, int(share * _FEATURE_SHARE * settings.minutes * 60 / (each * count)))
 
     def _blank(self) -> AutoModel:
         torch.manual_seed(self.settings.seed)
-        auto = blank(self._card(), self.model)
+        auto = untrained_model(self._card(), self.model)
         if self.start is not None:
-            begin_with(auto, self.start)
+            initialise(auto, self.start)
         return auto
 
     def _card(self, training: dict[str, Any] | None = None) -> AutoCard:
@@ -166,8 +147,8 @@ class FewShotTrainer:
 
     def _fit(self, stage: Stage, bank: FeatureBank) -> Fit:
         auto = self._blank()
-        of_stage, part = [self.images[n] for n in stage.training], _Part(bank, stage.training)
-        fit_looks(auto, part, of_stage)
+        of_stage, part = [self.images[n] for n in stage.training], _BankSubset(bank, stage.training)
+        fit_class_weights(auto, part, of_stage)
         if self.start is not None:
             choose_queries(auto, self.start, part, of_stage)
         return Fit(
@@ -180,15 +161,15 @@ class FewShotTrainer:
         self._restore(fit, path, stage)
         steps = self._steps(stage, fit)
 
-        def tell(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             nonlocal saved
             if self._clock() - saved > _SAVE_EVERY_S:
                 self._save(fit, path, stage)
                 saved = self._clock()
             dice = progress.best_dice if progress.best_dice >= 0 else None
-            self._tell(Told(stage.name, progress.step, progress.total, dice))
+            self._report(StageProgress(stage.name, progress.step, progress.total, dice))
 
-        if not fit.run(steps["total"], tell, should_stop, steps["alone"]):
+        if not fit.run(steps["total"], report, should_stop, steps["alone"]):
             self._save(fit, path, stage)
             return False
         found = fit.measure(stage.validation)
@@ -198,7 +179,7 @@ class FewShotTrainer:
             "history": fit.progress.history,
             "skipped": fit.progress.skipped,
         }
-        labels = {str(n): fit.labels_of(n).astype(np.int16) for n in stage.validation[:4]}
+        labels: dict[str, Any] = {str(n): fit.labels_of(n).astype(np.int16) for n in stage.validation[:4]}
         np.savez_compressed(self.work / f"{stage.name.replace(' ', '-')}.npz", **labels)
         # Kept whole until the model is written: the last stage may be asked for again.
         self._save(fit, path, stage)
@@ -206,8 +187,10 @@ class FewShotTrainer:
         return True
 
     def _steps(self, stage: Stage, fit: Fit) -> dict[str, int]:
-        """Steps of a stage (``total``, and ``alone`` of them), decided once: what fits into the minutes on
-        this machine."""
+        """Return the steps of a stage: ``total``, of which ``alone`` train the texture adapter alone.
+
+        They are decided once, by the time that is left and the speed of this machine.
+        """
         known = self._state["steps"]
         if stage.name not in known:
             folds = len(self.stages) - 1
@@ -216,7 +199,7 @@ class FewShotTrainer:
             else:
                 left = max(0.0, self.settings.minutes * 60 - self._seconds())
                 if stage.is_final:
-                    # Folds may have taken longer than planned: a model is worth more than its estimate.
+                    # Folds may have taken longer than planned: the model matters more than its estimate.
                     share = max(left, (1 - _FOLD_SHARE) * self.settings.minutes * 30)
                 else:
                     gone = sum(name in self._state["done"] for name in known)
@@ -224,7 +207,7 @@ class FewShotTrainer:
                 steps = int(np.clip(share / fit.seconds_a_step(self._clock), _LEAST_STEPS, _MOST_STEPS))
             alone = fit.alone_of(steps)
             if stage.is_final and folds:
-                # The predictor goes no further than where it was best on images it had not seen.
+                # The predictor is trained about as long as was best on images it had not seen.
                 best = [self._state["done"][one.name]["best"] for one in self.stages[:-1]]
                 useful = float(np.clip(1.2 * np.mean(best), 0.4, 1.0))
                 steps = alone + max(1, round((steps - alone) * useful))
@@ -232,15 +215,15 @@ class FewShotTrainer:
             self._write_state()
         return known[stage.name]
 
-    def _outcome(self, auto: AutoModel) -> Outcome:
+    def _outcome(self, auto: AutoModel) -> TrainingResult:
         done = self._state["done"]
         rows = [row for result in done.values() for row in result["dice"]]
         dice = {one.name: spread([row[k] for row in rows]) for k, one in enumerate(self.classes) if rows}
         training = {
-            "images": sum(not image.held_aside for image in self.images),
-            "groups": len({image.group for image in self.images if not image.held_aside}),
+            "images": sum(not image.held_out for image in self.images),
+            "groups": len({image.group for image in self.images if not image.held_out}),
             "images_by_class": {
-                one.name: sum(image.has(k) and not image.held_aside for image in self.images)
+                one.name: sum(image.has(k) and not image.held_out for image in self.images)
                 for k, one in enumerate(self.classes, start=1)
             },
             "steps": self._state["steps"][self.stages[-1].name]["total"],
@@ -257,13 +240,13 @@ class FewShotTrainer:
                 with np.load(path) as found:
                     samples += [(self.images[int(n)], found[n]) for n in found.files]
         card = self._card(training)
-        kept = [image for image in self.images if not image.held_aside]
+        kept = [image for image in self.images if not image.held_out]
         classes = [
             replace(one, least_piece=round(least_piece(kept, k), 6))
             for k, one in enumerate(card.classes, start=1)
         ]
         final = replace(auto, card=replace(card, classes=tuple(classes)))
-        return Outcome(final, dice, {name: one["history"] for name, one in done.items()}, samples)
+        return TrainingResult(final, dice, {name: one["history"] for name, one in done.items()}, samples)
 
     # The work folder
 
@@ -276,7 +259,9 @@ class FewShotTrainer:
             torch.save({"stage": stage.name, "fit": fit.state()}, partial)
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
-            raise TrainingError(f"{path} cannot be written: {error}") from error
+            raise TrainingError(
+                f"{path} cannot be written: {error}", code="run-not-writable", path=str(path)
+            ) from error
         self._write_state()
 
     def _restore(self, fit: Fit, path: Path, stage: Stage) -> None:
@@ -288,8 +273,9 @@ class FewShotTrainer:
                 fit.restore(state["fit"])
         except _DAMAGE as error:
             raise TrainingError(
-                f"{path} is damaged ({str(error)[:100]}): remove the folder {self.work} to begin anew"
-            ) from error
+                f"{path} is damaged ({str(error)[:100]}): remove the folder {self.work} to start again",
+                code="run-damaged", path=str(path), folder=str(self.work),
+            ) from error  # fmt: skip
 
     def _write_state(self) -> None:
         now = self._clock()
@@ -301,7 +287,10 @@ class FewShotTrainer:
             partial.write_text(json.dumps({"key": self._key(), **self._state}), encoding="utf-8")
             partial.replace(self.work / "run.json")
         except OSError as error:
-            raise TrainingError(f"{self.work} cannot be written: {error.strerror or error}") from error
+            raise TrainingError(
+                f"{self.work} cannot be written: {error.strerror or error}",
+                code="run-not-writable", path=str(self.work),
+            ) from error  # fmt: skip
 
     def _read_state(self) -> None:
         path = self.work / "run.json"
@@ -313,12 +302,16 @@ class FewShotTrainer:
             kept = ("seconds", "done", "steps", "variants")
             self._state = {name: state[name] for name in kept if name in state}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TrainingError(f"{path} is damaged: remove the folder {self.work} to begin anew") from error
+            raise TrainingError(
+                f"{path} is damaged: remove the folder {self.work} to start again",
+                code="run-damaged", path=str(path), folder=str(self.work),
+            ) from error  # fmt: skip
         if key != self._key():
             raise TrainingError(
                 f"{self.work} holds an unfinished training with other images or settings: finish it with "
-                "those, remove that folder, or choose another --out"
-            )
+                "those, remove that folder, or choose another one",
+                code="run-of-other-data", folder=str(self.work),
+            )  # fmt: skip
 
     def _key(self) -> str:
         import hashlib
@@ -329,21 +322,21 @@ class FewShotTrainer:
         groups = list(dict.fromkeys(image.group for image in self.images))
         for image in self.images:
             # Groups by their order: how the path was spelt does not matter.
-            digest.update(f"{image.key}{groups.index(image.group)}{image.held_aside}".encode())
+            digest.update(f"{image.key}{groups.index(image.group)}{image.held_out}".encode())
             digest.update(np.ascontiguousarray(image.labels_hw).tobytes())
         return digest.hexdigest()
 
 
-class _Part:
-    """Some images of a bank, counted from 0."""
+class _BankSubset:
+    """Variant 0 of some images of a bank, numbered from 0."""
 
     def __init__(self, bank: FeatureBank, indices: Sequence[int]) -> None:
         self._bank, self._indices, self.variants = bank, indices, 1
 
-    def read(self, indices: Sequence[int]) -> tuple[Levels, torch.Tensor]:
-        """As the bank's, by numbers of the part."""
+    def read(self, indices: Sequence[int]) -> tuple[FeatureLevels, torch.Tensor]:
+        """See the bank; by numbers of the subset."""
         return self._bank.read([self._indices[n] * self._bank.variants for n in indices])
 
     def pictures(self, indices: Sequence[int]) -> torch.Tensor:
-        """As the bank's, by numbers of the part."""
+        """See the bank; by numbers of the subset."""
         return self._bank.pictures([self._indices[n] * self._bank.variants for n in indices])

@@ -1,4 +1,4 @@
-"""Labelled images turned, moved, mirrored and lit otherwise; labels are never interpolated."""
+"""Random affine and photometric changes of labelled images; labels are never interpolated."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far images may be changed.
+    """Parameters of augmentation.
 
-    Sam2Rad's are affine .5, 30 degrees, .2 of the side, and both flips. Ten ultrasound images taught more
-    when they were turned less, moved more often and never put upside down: above and below differ there, as
-    in most pictures of patients.
+    Sam2Rad's are affine .5, 30 degrees, .2 of the side, and both flips. On ten ultrasound images, smaller
+    rotations, more frequent changes and no vertical flip gave better results: up and down differ there, as in
+    most images of patients.
 
     Attributes
     ----------
     affine
-        How often an image is turned, moved and scaled.
+        Probability of rotation, translation and scaling.
     degrees, translate, scale
-        At most so far: degrees, share of the side, factor (and its inverse).
+        Their limits: degrees, share of the side, factor (and its inverse).
     flip_x, flip_y
-        How often it is mirrored left to right, and top to bottom.
+        Probabilities of a horizontal and a vertical flip.
     photometric
-        How often its brightness, contrast, gamma, sharpness and noise are changed.
+        Probability of changes of brightness, contrast, gamma, sharpness and noise.
     """
 
     affine: float = 0.8
@@ -40,7 +40,7 @@ class Augmentation:
     photometric: float = 0.7
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the parameters as JSON values."""
         return asdict(self)
 
     def apply(
@@ -48,17 +48,17 @@ class Augmentation:
         image: torch.Tensor,
         labels: torch.Tensor,
         rng: np.random.Generator,
-        inner_hw: tuple[int, int] | None = None,
+        content_hw: tuple[int, int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A changed (3, S, S) image of 0 to 1 and its (S, S) integer labels.
+        """Augment a (3, S, S) image of 0 to 1 and its (S, S) integer labels.
 
         Parameters
         ----------
-        inner_hw
-            The part of the square that the image fills (:attr:`Frame.inner_hw`); None: all of it. Only that
-            is changed: a picture turned or mirrored into the padding would be blanked there, its labels not.
+        content_hw
+            The part of the square that the image fills (:attr:`Letterbox.content_hw`); None: all of it. Only
+            that is changed: an image rotated into the padding would be cut off there, its labels not.
         """
-        height, width = inner_hw or (int(labels.shape[0]), int(labels.shape[1]))
+        height, width = content_hw or (int(labels.shape[0]), int(labels.shape[1]))
         part, marks = self._changed(image[:, :height, :width], labels[:height, :width], rng)
         image, labels = image.clone(), labels.clone()
         image[:, :height, :width], labels[:height, :width] = part, marks
@@ -72,7 +72,7 @@ class Augmentation:
             if rng.random() < chance:
                 image, labels = image.flip(axis), labels.flip(axis)
         if rng.random() < self.photometric:
-            image = relit(image, rng)
+            image = jitter_intensity(image, rng)
         return image, labels
 
     def _moved(
@@ -84,7 +84,7 @@ class Augmentation:
         scale = math.exp(rng.uniform(-1, 1) * math.log(self.scale))
         cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
         x, y = (2 * rng.uniform(-self.translate, self.translate) for _ in range(2))
-        # The grid's units are the image's own sides: an oblong image would be sheared instead of turned.
+        # The grid's units are the image's sides: without this an oblong image would be sheared.
         oblong = image.shape[-2] / image.shape[-1]
         theta = torch.tensor([[[cos, -sin * oblong, x], [sin / oblong, cos, y]]], dtype=torch.float32)
         grid = functional.affine_grid(theta, [1, 1, *image.shape[-2:]], align_corners=False)
@@ -94,8 +94,8 @@ class Augmentation:
         return image, moved[0, 0].to(labels.dtype)
 
 
-def relit(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """The same (3, S, S) picture with other brightness, contrast, gamma, sharpness and noise."""
+def jitter_intensity(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Change brightness, contrast, gamma, sharpness and noise of a (3, S, S) image."""
     image = (image - 0.5) * rng.uniform(0.75, 1.3) + 0.5 + rng.uniform(-0.12, 0.12)
     image = image.clamp(0, 1).pow(math.exp(rng.normal(0, 0.25)))
     if rng.random() < 0.2:

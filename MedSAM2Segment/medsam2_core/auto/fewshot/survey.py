@@ -1,4 +1,4 @@
-"""Everything that is wrong with training data, said before training begins."""
+"""Check training data for problems before training."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_core.auto.fewshot.classes import ClassTable, ClassWish
-from medsam2_core.auto.fewshot.images import LabelledImage, Reading, read_pair
-from medsam2_core.auto.fewshot.pairs import Pair
+from medsam2_core.auto.fewshot.data import ClassChoice, ClassTable, Pair
+from medsam2_core.auto.fewshot.images import LabelledImage, ReadingOptions, read_pair
 from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.errors import MedSAM2Error, TrainingError
 from medsam2_core.imaging.reading import read_labels
@@ -57,16 +56,16 @@ class Problem:
 
 @dataclass
 class Survey:
-    """Training data that was looked through.
+    """Training data that was read and checked.
 
     Attributes
     ----------
     classes
-        In order.
+        The classes, in order.
     images
-        Those that can be used.
+        The images that can be used.
     problems
-        In the order they were found.
+        Problems, in the order they were found.
     """
 
     classes: tuple[AutoClass, ...] = ()
@@ -75,54 +74,66 @@ class Survey:
 
     @property
     def fatal(self) -> list[Problem]:
-        """Those that something has to be done about."""
+        """Problems that must be resolved."""
         return [problem for problem in self.problems if problem.is_fatal]
 
     @property
     def groups(self) -> list[str]:
-        """Of the images to train on: patients, volumes, or images, in order."""
-        return list(dict.fromkeys(image.group for image in self.images if not image.held_aside))
+        """Groups of the images to train on (patients, volumes or images), in order."""
+        return list(dict.fromkeys(image.group for image in self.images if not image.held_out))
 
-    def refuse(self, *, skip_bad: bool = False) -> None:
-        """TrainingError that lists what is wrong, when training must not begin."""
+    def raise_for_problems(self, *, skip_bad: bool = False) -> None:
+        """Raise TrainingError if there are fatal problems.
+
+        Parameters
+        ----------
+        skip_bad
+            Ignore those of single images, which are left out.
+
+        Raises
+        ------
+        TrainingError
+            ``bad-images`` if it is enough to leave images out, else ``bad-data``; both list the problems.
+        """
         whole = [problem for problem in self.fatal if not problem.image]
         bad = whole if skip_bad else self.fatal
         if bad:
             lines = "; ".join(f"({n}) {problem}" for n, problem in enumerate(bad[:20], start=1))
             more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
-            way_out = "" if whole else ". Mend them, or leave these images out with --skip-bad"
+            way_out = "" if whole else ". Correct them, or leave these images out"
             raise TrainingError(
                 f"{len(bad)} problem{'s' * (len(bad) != 1)} with the data: {lines}{more}{way_out}",
-                code="data-problems", problems=[problem.to_dict() for problem in bad],
+                code="bad-data" if whole else "bad-images",
+                problems=[problem.to_dict() for problem in bad],
             )  # fmt: skip
 
 
 def survey(
     pairs: Sequence[Pair],
-    reading: Reading,
-    wishes: Sequence[ClassWish] | None = None,
+    reading: ReadingOptions,
+    choices: Sequence[ClassChoice] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Survey:
-    """Read all pairs and look for problems; never raises for what is wrong with a file.
+    """Read all pairs and check them; what is wrong with a file becomes a problem, not an error.
 
     Parameters
     ----------
     pairs
-        From :func:`find_pairs`.
-    wishes
-        Chosen classes; None: all.
+        See :func:`find_pairs`.
+    choices
+        Classes to use; None for all.
     progress
         Called with (pairs read, pairs).
     """
-    found, table = Survey(), ClassTable(wishes)
-    usable = [pair for pair in pairs if _learn(pair, table, found)]
+    found, table = Survey(), ClassTable(choices)
+    usable = [pair for pair in pairs if _add_classes(pair, table, found)]
     found.classes = table.classes
     for name in table.missing:
         known = ", ".join(map(repr, table.seen)) or "none"
         text = f"no image has the class {name!r} (found: {known})"
         found.problems.append(Problem("class-not-found", text, fields={"name": name, "known": table.seen}))
     if len(found.classes) > _MOST_CLASSES:
-        text = f"{len(found.classes)} classes: at most {_MOST_CLASSES}; choose some with --classes"
+        text = f"{len(found.classes)} classes: at most {_MOST_CLASSES}; choose some"
         found.problems.append(Problem("too-many-classes", text, fields={"classes": len(found.classes)}))
         return found
     held = 0
@@ -130,7 +141,7 @@ def survey(
         images = _read(pair, table, reading, found)
         held += sum(image.square.nbytes + image.labels_hw.nbytes for image in images)
         if held > _MOST_BYTES:
-            text = f"more than {_MOST_BYTES >> 30} GB of images: use fewer with --shots, or a smaller model"
+            text = f"more than {_MOST_BYTES >> 30} GB of images: use fewer, or a smaller model"
             found.problems.append(Problem("too-many-images", text))
             return found
         found.images += images
@@ -141,20 +152,20 @@ def survey(
     return found
 
 
-def _learn(pair: Pair, table: ClassTable, found: Survey) -> bool:
+def _add_classes(pair: Pair, table: ClassTable, found: Survey) -> bool:
     if not pair.image.is_file():
         text = f"there is no image {pair.image}"
         found.problems.append(Problem("image-missing", text, pair.name, fields={"path": str(pair.image)}))
         return False
     try:
-        table.learn(read_labels(pair.labels).labels)
+        table.add_labels(read_labels(pair.labels).labels)
     except (MedSAM2Error, MemoryError, OSError) as error:
         found.problems.append(_unreadable(pair, error))
         return False
     return True
 
 
-def _read(pair: Pair, table: ClassTable, reading: Reading, found: Survey) -> list[LabelledImage]:
+def _read(pair: Pair, table: ClassTable, reading: ReadingOptions, found: Survey) -> list[LabelledImage]:
     try:
         return read_pair(pair, table, reading)
     except (MedSAM2Error, MemoryError, OSError) as error:
@@ -168,7 +179,7 @@ def _unreadable(pair: Pair, error: Exception) -> Problem:
 
 
 def _check_masks(found: Survey) -> None:
-    """Images of which every pixel is of one class, and pictures that have none."""
+    """Report images of which every pixel is of one class, and pictures without any class."""
     kept, empty = [], []
     for image in found.images:
         first = int(image.labels_hw.flat[0])
@@ -183,37 +194,39 @@ def _check_masks(found: Survey) -> None:
     found.images = kept
     if empty:
         text = f"{len(empty)} images without any class ({', '.join(empty[:3])}{' …' * (len(empty) > 3)})"
-        text = f"{text}: they teach only where nothing is"
+        text = f"{text}: they teach only what background looks like"
         found.problems.append(Problem("images-without-class", text, is_fatal=False, fields={"images": empty}))
 
 
 def _check_doubles(found: Survey) -> None:
-    """Equal and nearly equal images: never on both sides of a split."""
-    training = [image for image in found.images if not image.held_aside]
-    aside = [image for image in found.images if image.held_aside]
+    """Keep equal and nearly equal images on one side of a split, and report those that are not."""
+    training = [image for image in found.images if not image.held_out]
+    held_out_images = [image for image in found.images if image.held_out]
     known = {image.key: image for image in training if not _is_plain(image)}
-    for image in aside:
+    for image in held_out_images:
         if image.key in known:
             other = known[image.key].name
-            text = f"held aside, but equal to {other!r} that is trained on: take one of them out"
+            text = f"held out, but equal to {other!r} that is trained on: remove one of them"
             fields = {"other": other}
             found.problems.append(Problem("test-image-in-training", text, image.name, fields=fields))
-    aside = [image for image in aside if image.key not in known]
+    held_out_images = [image for image in held_out_images if image.key not in known]
     training, joined = _joined(training)
     if joined:
-        text = f"{joined} images look like others of another name: they are kept on one side of the split"
+        text = f"{joined} images look like others of another name: they stay on one side of the split"
         found.problems.append(Problem("images-alike", text, is_fatal=False, fields={"images": joined}))
-    prints, others = fingerprints(training), fingerprints(aside)
-    alike = [image.name for image, one in zip(aside, others, strict=True) if _alike(one, prints).any()]
+    prints, others = fingerprints(training), fingerprints(held_out_images)
+    alike = [
+        image.name for image, one in zip(held_out_images, others, strict=True) if _alike(one, prints).any()
+    ]
     if alike:
-        text = f"{len(alike)} images held aside look like ones trained on ({', '.join(alike[:3])})"
+        text = f"{len(alike)} held-out images look like ones trained on ({', '.join(alike[:3])})"
         text = f"{text}: Dice on them is too high"
         found.problems.append(Problem("test-images-alike", text, is_fatal=False, fields={"images": alike}))
-    found.images = [*training, *aside]
+    found.images = [*training, *held_out_images]
 
 
 def _check_whole(found: Survey, pairs: int) -> None:
-    training = [image for image in found.images if not image.held_aside]
+    training = [image for image in found.images if not image.held_out]
     for number, one in enumerate(found.classes, start=1):
         count = sum(image.has(number) for image in training)
         if count == 0:
@@ -232,15 +245,15 @@ def _check_whole(found: Survey, pairs: int) -> None:
 
 
 def fingerprints(images: Sequence[LabelledImage]) -> NDArray[np.bool_]:
-    """(N, 256) whether a coarse picture grows brighter to the right: equal for the same scene.
+    """Compute difference hashes (N, 256): whether a coarse image grows brighter to the right.
 
-    The difference hash, see http://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html.
+    See http://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html.
     """
     from PIL import Image
 
     rows = []
     for image in images:
-        height, width = image.frame.inner_hw
+        height, width = image.letterbox.content_hw
         inner = Image.fromarray(image.square[:height, :width].mean(-1).astype(np.uint8))
         small = np.asarray(inner.resize((17, 16), Image.Resampling.BOX), dtype=np.int16)
         rows.append((small[:, 1:] > small[:, :-1]).ravel())
@@ -248,20 +261,20 @@ def fingerprints(images: Sequence[LabelledImage]) -> NDArray[np.bool_]:
 
 
 def _is_plain(image: LabelledImage) -> bool:
-    """Whether nothing is on it: the first and last slices of many volumes."""
-    height, width = image.frame.inner_hw
+    """Whether an image is of one value, as the first and last slices of many volumes."""
+    height, width = image.letterbox.content_hw
     return int(np.ptp(image.square[:height, :width])) == 0
 
 
 def _alike(one: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(N,) which fingerprints are of the same scene. Nearly empty pictures are all alike and tell nothing."""
+    """Return (N,) whether fingerprints are of the same scene; nearly empty images are never alike."""
     if int(one.sum()) <= 2 * _ALIKE_BITS:
         return np.zeros(len(others), dtype=bool)
     return (others != one).sum(1) <= _ALIKE_BITS
 
 
 def _joined(images: list[LabelledImage]) -> tuple[list[LabelledImage], int]:
-    """The images with one group for those that look alike, and how many got another one."""
+    """Put images that look alike into one group; return the images, and how many changed their group."""
     prints, groups, joined = fingerprints(images), [image.group for image in images], 0
     for n in range(1, len(images)):
         near = np.flatnonzero(_alike(prints[n], prints[:n]))

@@ -1,4 +1,4 @@
-"""From an Auto model's file, and the SAM 2 it was trained on, to a network that can be asked."""
+"""Auto models in memory: loaded from a file and the SAM 2 they were trained for, and saved."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medsam2_core.auto.adapting import (
-    Attached,
+from medsam2_core.auto.adapters import (
+    AttachedAdapters,
+    TextureAdapter,
+    TextureFeatures,
     adapted_decoder,
+    class_logits,
     encoder_adapters,
     load_parts,
+    resized,
     trainable_parts,
 )
 from medsam2_core.auto.model_file import AutoCard, read_card, read_tensors, write_file
 from medsam2_core.auto.network import AutoNetwork
-from medsam2_core.auto.predictor import Levels, PredictorSettings, PromptPredictor
-from medsam2_core.auto.texture import Seen, TextureAdapter, resized, sketch
+from medsam2_core.auto.predictor import FeatureLevels, PredictorSettings, PromptPredictor
 from medsam2_core.engine.catalogue import CHECKPOINT_SUFFIXES
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.errors import CatalogueError, CheckpointError, MedSAM2Error
@@ -33,20 +36,20 @@ _PREDICTOR, _DECODER, _ENCODER, _TEXTURE = "predictor.", "decoder.", "encoder.",
 
 @dataclass(frozen=True, eq=False)
 class AutoModel:
-    """A network that needs no prompt, ready to be asked.
+    """A network that segments without prompts.
 
     Attributes
     ----------
     card
-        What it is.
+        Its description.
     model
-        The SAM 2 below it.
+        The SAM 2 it is based on.
     network
         Predictor and decoder, in eval mode, on the model's device.
     adapters
-        Of the image encoder; None when it is as it was.
+        Adapters of the image encoder; None when that is frozen.
     texture
-        Beside the image encoder; None when there is none.
+        Texture adapter beside the image encoder; None without one.
     """
 
     card: AutoCard
@@ -55,30 +58,30 @@ class AutoModel:
     adapters: nn.ModuleList | None = None
     texture: TextureAdapter | None = None
 
-    def levels(self, images: torch.Tensor) -> Levels:
-        """Features of normalised images (B, 3, S, S)."""
+    def levels(self, images: torch.Tensor) -> FeatureLevels:
+        """Compute all features of normalised images (B, 3, S, S)."""
         images = images.to(self.model.device)
         with self.model.computing():
-            return self.textured(self.encoded(images), images)
+            return self.add_texture(self.encode(images), images)
 
-    def encoded(self, images: torch.Tensor) -> Levels:
-        """Features of normalised images (B, 3, S, S) from the encoder alone, which is never trained."""
-        with self.model.computing(), self.encoding():
-            return levels_of(self.model, images.to(self.model.device))
+    def encode(self, images: torch.Tensor) -> FeatureLevels:
+        """Compute the encoder's features of normalised images (B, 3, S, S), without the texture adapter's."""
+        with self.model.computing(), self.adapted_encoder():
+            return encode_levels(self.model, images.to(self.model.device))
 
-    def textured(self, levels: Levels, images: torch.Tensor) -> Levels:
-        """What the encoder said of images, and what the texture adapter adds to it."""
+    def add_texture(self, levels: FeatureLevels, images: torch.Tensor) -> FeatureLevels:
+        """Add the texture adapter's features of (B, 3, S, S) images, if there is one, to the encoder's."""
         if self.texture is None:
             return levels
-        seen = self.texture(images)
-        return with_texture(levels, seen, sketch(seen.pixels, self.texture.looks))
+        texture = self.texture(images)
+        return with_texture(levels, texture, class_logits(texture.pixels, self.texture.looks))
 
-    def encoding(self) -> AbstractContextManager[None]:
-        """Within, the shared model's encoder is this model's own."""
-        return nullcontext() if self.adapters is None else Attached(self.model.module, self.adapters)
+    def adapted_encoder(self) -> AbstractContextManager[None]:
+        """Return a context in which this model's adapters are attached to the encoder, which is shared."""
+        return nullcontext() if self.adapters is None else AttachedAdapters(self.model.module, self.adapters)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write it as one file. ExportError when that cannot be."""
+        """Write the model to a file; raise ExportError if that is not possible."""
         parts: dict[str, Any] = _prefixed(_PREDICTOR, self.network.predictor.state_dict())
         if self.card.decoder == "lora":
             parts |= _prefixed(_DECODER, trainable_parts(self.network.decoder))
@@ -89,33 +92,32 @@ class AutoModel:
         write_file(path, self.card, parts, overwrite=overwrite)
 
 
-def levels_of(model: SegmentationModel, images: torch.Tensor) -> Levels:
-    """Features of (B, 3, S, S) normalised images, as the mask decoder gets them; with gradients if they are
-    on."""
+def encode_levels(model: SegmentationModel, images: torch.Tensor) -> FeatureLevels:
+    """Compute the encoder's features of (B, 3, S, S) normalised images; gradients depend on the context."""
     module = model.module
     maps = module.forward_image(images)["backbone_fpn"]
     coarse = maps[2]
     if module.directly_add_no_mem_embed:
         coarse = coarse + module.no_mem_embed.view(1, -1, 1, 1)
-    return Levels(coarse, maps[1], maps[0])
+    return FeatureLevels(coarse, maps[1], maps[0])
 
 
-def with_texture(levels: Levels, seen: Seen, drawn: torch.Tensor) -> Levels:
-    """Features of the encoder and what a texture adapter has seen in the same images.
+def with_texture(levels: FeatureLevels, texture: TextureFeatures, logits: torch.Tensor) -> FeatureLevels:
+    """Add a texture adapter's features of the same images to the encoder's.
 
     Parameters
     ----------
-    drawn
-        (B, K, h, w) its sketch of the classes.
+    logits
+        (B, K, h, w) texture logits of the classes.
     """
-    return Levels(
-        levels.coarse + seen.coarse, levels.middle + seen.middle, levels.fine + seen.fine,
-        resized(drawn, levels.fine.shape[-1]),
+    return FeatureLevels(
+        levels.coarse + texture.coarse, levels.middle + texture.middle, levels.fine + texture.fine,
+        resized(logits, levels.fine.shape[-1]),
     )  # fmt: skip
 
 
-def blank(card: AutoCard, model: SegmentationModel) -> AutoModel:
-    """A model of this card with new, untrained parts."""
+def untrained_model(card: AutoCard, model: SegmentationModel) -> AutoModel:
+    """Build a model of this card with new, untrained parts."""
     settings = _settings(card, model)
     decoder = adapted_decoder(model.module) if card.decoder == "lora" else None
     adapters = encoder_adapters(model.module) if "adapters" in card.encoder_parts else None
@@ -136,22 +138,23 @@ def load_auto(
     device: str = "auto",
     precision: str = "auto",
 ) -> AutoModel:
-    """Load an Auto model's file.
+    """Load an Auto model.
 
     Parameters
     ----------
     model
-        The SAM 2 it was trained on; None loads the one its card names: a model of the catalogue, or the
+        The SAM 2 it was trained for; None loads the one its card names: a model of the catalogue, or the
         checkpoint of that name beside an imported Auto model.
     device, precision
-        For that.
+        Of the SAM 2 that is loaded.
 
     Raises
     ------
     CheckpointError
-        The file is damaged or no Auto model, or it was trained on another SAM 2 than `model`: which one.
+        ``auto-model-damaged``, ``trained-for-other-weights``, ``trained-for-other-model``, or those of
+        :func:`~medsam2_core.auto.model_file.read_card`.
     CatalogueError
-        The SAM 2 it was trained on is not on this machine; the message says how to get it.
+        ``base-not-found``: the SAM 2 it was trained for is not on this machine.
     """
     card = read_card(path)
     beside = _beside(path, card)
@@ -161,23 +164,25 @@ def load_auto(
             model = load_model(beside or card.base, device, precision, image_size=size)
         except CatalogueError as error:
             raise CatalogueError(
-                f"{path} was trained on {card.base!r}, name its checkpoint: {error}"
-            ) from error
+                f"{path} was trained for {card.base!r}, name its checkpoint: {error}",
+                code="base-not-found", path=str(path), base=card.base,
+            ) from error  # fmt: skip
     check_base(card, model, str(path))
     try:
-        auto = blank(card, model)
+        auto = untrained_model(card, model)
     except (MedSAM2Error, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise CheckpointError(
-            f"{path} is damaged: its predictor cannot be built ({str(error)[:200]})"
-        ) from error
+            f"{path} is damaged: its predictor cannot be built ({str(error)[:200]})",
+            code="auto-model-damaged", path=str(path),
+        ) from error  # fmt: skip
     _fill(auto, read_tensors(path), str(path))
     return auto
 
 
 def check_base(card: AutoCard, model: SegmentationModel, source: str) -> None:
-    """CheckpointError when an Auto model was not trained on this SAM 2.
+    """Raise CheckpointError if an Auto model was trained for another SAM 2.
 
-    Earlier weights with the same image encoder will do, unless the model has updates of their decoder.
+    Later weights with the same image encoder fit, too, unless the model has updates of the mask decoder.
     """
     fits = (
         card.base_key == model.weights_key if card.decoder == "lora" else model.has_encoder_of(card.base_key)
@@ -186,26 +191,28 @@ def check_base(card: AutoCard, model: SegmentationModel, source: str) -> None:
         return
     if card.base == model.name and card.image_size == model.image_size:
         raise CheckpointError(
-            f"{source} was trained on other weights of {card.base!r} ({card.base_key[:12]}) than these "
-            f"({model.weights_key[:12]}): name the checkpoint it was trained for, or train it again"
-        )
+            f"{source} was trained for other weights of {card.base!r} ({card.base_key[:12]}) than these "
+            f"({model.weights_key[:12]}): name the checkpoint it was trained for, or train it again",
+            code="trained-for-other-weights", base=card.base,
+        )  # fmt: skip
     raise CheckpointError(
-        f"{source} was trained on {card.base!r} at {card.image_size} px ({card.base_key[:12]}), not on "
-        f"{model.name!r} at {model.image_size} px ({model.weights_key[:12]}): use it with {card.base!r}"
-    )
+        f"{source} was trained for {card.base!r} at {card.image_size} px ({card.base_key[:12]}), not for "
+        f"{model.name!r} at {model.image_size} px ({model.weights_key[:12]}): use it with {card.base!r}",
+        code="trained-for-other-model", base=card.base, image_size=card.image_size, model=model.name,
+    )  # fmt: skip
 
 
 def _beside(path: str | Path, card: AutoCard) -> Path | None:
-    """The checkpoint below an imported model, which lies beside it; None for a model of the catalogue."""
+    """Return the checkpoint beside an imported model; None for one based on a model of the catalogue."""
     name = Path(card.base)
     if name.suffix not in CHECKPOINT_SUFFIXES or name.name != card.base:
-        return None  # nor anything that lies elsewhere: a card may come from a stranger
+        return None  # nor a path to elsewhere: a card may come from a stranger
     found = Path(path).with_name(card.base)
     return found if found.is_file() else None
 
 
 def _size(card: AutoCard) -> int | None:
-    """The image size to ask for: None where the catalogue has the same."""
+    """Return the image size to request: None if it is that of the catalogue."""
     from medsam2_core.engine.catalogue import Catalogue
 
     entry = Catalogue.load().find(card.base)
@@ -219,22 +226,26 @@ def _settings(card: AutoCard, model: SegmentationModel) -> PredictorSettings:
     fitting = PredictorSettings.for_module(model.module, len(card.classes), settings.heads, settings.kind)
     if (settings.width, settings.fine_widths) != (fitting.width, fitting.fine_widths):
         raise CheckpointError(
-            f"its predictor is {settings.width} channels wide, the model {card.base!r} {fitting.width}"
+            f"its predictor is {settings.width} channels wide, the model {card.base!r} {fitting.width}",
+            code="auto-model-damaged",
         )
     return settings
 
 
 def _fill(auto: AutoModel, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copy tensors into their places; every one must have a place, and none may be left over."""
+    """Load all tensors; none may be missing or left over."""
     from medsam2_core.engine.checkpoint import load_strict
 
-    groups = {_PREDICTOR: {}, _DECODER: {}, _ENCODER: {}, _TEXTURE: {}}
+    def damaged(what: str) -> CheckpointError:
+        return CheckpointError(f"{source} is damaged: {what}", code="auto-model-damaged", path=source)
+
+    groups: dict[str, dict[str, torch.Tensor]] = {_PREDICTOR: {}, _DECODER: {}, _ENCODER: {}, _TEXTURE: {}}
     for name, value in tensors.items():
         prefix = name.partition(".")[0] + "."
         if prefix not in groups:
-            raise CheckpointError(f"{source} is damaged: it holds {name!r}, which no Auto model has")
+            raise damaged(f"it holds {name!r}, which no Auto model has")
         if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise CheckpointError(f"{source} is damaged: {name} holds what is not a number")
+            raise damaged(f"{name} holds values that are not finite")
         groups[prefix][name[len(prefix) :]] = value
     load_strict(auto.network.predictor, groups[_PREDICTOR], source=source)
     problems = []
@@ -245,15 +256,15 @@ def _fill(auto: AutoModel, tensors: dict[str, torch.Tensor], source: str) -> Non
     for part, prefix in ((auto.adapters, _ENCODER), (auto.texture, _TEXTURE)):
         if part is not None and part is auto.texture and "looks" not in groups[prefix]:
             raise CheckpointError(
-                f"{source} was made by an earlier version, whose texture adapter was another one: "
-                "train it again"
-            )
+                f"{source} was made by an earlier version with another texture adapter: train it again",
+                code="auto-model-version", path=source,
+            )  # fmt: skip
         if part is not None:
             load_strict(part, groups[prefix], source=source)
         elif groups[prefix]:
-            problems.append(f"it holds parts called {prefix}…, which its card does not know")
+            problems.append(f"it holds tensors called {prefix}…, which its card does not mention")
     if problems:
-        raise CheckpointError(f"{source} is damaged: {problems[0]} (and {len(problems) - 1} more)")
+        raise damaged(f"{problems[0]} (and {len(problems) - 1} more)")
 
 
 def _prefixed(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One training of one predictor, on features that are there: steps, validation, early stop, resume."""
+"""Training of one predictor on computed features: steps, validation, early stopping, resuming."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from medsam2_core.auto.adapters import class_logits
 from medsam2_core.auto.fewshot.features import FeatureBank
 from medsam2_core.auto.fewshot.images import LabelledImage
-from medsam2_core.auto.fewshot.measuring import ClassDice, dice_by_class
-from medsam2_core.auto.fewshot.planning import FitSettings
-from medsam2_core.auto.loading import AutoModel, with_texture
-from medsam2_core.auto.losses import auto_loss, sketch_loss
+from medsam2_core.auto.fewshot.objective import auto_loss, coverage_loss
+from medsam2_core.auto.fewshot.results import ClassDice, dice_by_class
+from medsam2_core.auto.fewshot.settings import FitSettings
+from medsam2_core.auto.model import AutoModel, with_texture
 from medsam2_core.auto.network import merged_labels
-from medsam2_core.auto.predictor import Levels
-from medsam2_core.auto.texture import sketch
+from medsam2_core.auto.predictor import FeatureLevels
 from medsam2_core.errors import TrainingError
 
-_MOST_SKIPPED = 50  # steps in a row whose loss is no number
+_MOST_SKIPPED = 50  # steps in a row whose loss is not finite
 _VALIDATIONS = 20
 _VALIDATED = 16  # images of a validation
-_PATIENCE = 0.4  # of the predictor's steps without a better validation end a training
+_PATIENCE = 0.4  # share of the predictor's steps without a better validation that ends a training
 
 
 @dataclass
 class Progress:
-    """What a fit has come to.
+    """Progress of a fit.
 
     Attributes
     ----------
     step, total
-        Done and to do.
+        Steps done, and in all.
     alone
-        How many of them come first and are the texture adapter's alone.
+        Number of the first steps, in which the texture adapter is trained alone.
     history
-        One dict a report: ``step``, parts of the loss, and ``dice`` (mean of the classes) when measured.
+        Dicts of ``step``, the parts of the loss, and ``dice`` (mean of the classes) if validated.
     best_step, best_dice
         Of the validation; 0 and -1 before the first.
     skipped
-        Steps that were not taken because their loss was no number.
+        Steps that were skipped because their loss was not finite.
     is_over
-        Whether it is done: at the last step, or because validation did not get better any more.
+        Whether the last step was done, or validation stopped to improve.
     """
 
     step: int = 0
@@ -63,18 +63,22 @@ class Progress:
 
 
 class Fit:
-    """Trains the parts of an :class:`AutoModel` that its card says are trained.
+    """Trains the parts of an :class:`AutoModel` that its card names.
 
     Parameters
     ----------
     auto
-        Its network is changed; the SAM 2 below it is not.
+        The model; its SAM 2 is not changed.
     bank, images
-        Features of the images.
+        Features of the images, and the images.
     training, validation
-        Indices into `images`; without validation there is no early stop.
+        Indices into `images`; without validation there is no early stopping.
+    settings
+        See :class:`FitSettings`.
+    seed
+        Seed of everything random.
     has_start
-        Whether its texture adapter knows something.
+        Whether the texture adapter is pretrained.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class Fit:
         for parameter in self._named.values():
             parameter.requires_grad_(True)
         self._average = {name: p.detach().clone() for name, p in self._named.items()}
-        self._at_first = (
+        self._pretrained = (
             {name: p.detach().clone() for name, p in self._named.items() if name.startswith("texture.")}
             if has_start
             else {}
@@ -117,16 +121,22 @@ class Fit:
     def run(
         self,
         total: int,
-        tell: Callable[[Progress], None] = lambda _: None,
+        report: Callable[[Progress], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
         alone: int | None = None,
     ) -> bool:
-        """Train up to `total` steps; False when it was stopped, to be gone on with.
+        """Train up to `total` steps; return False if it was stopped, which can be resumed.
 
         Parameters
         ----------
+        total
+            Number of steps.
+        report
+            Called after every step.
+        should_stop
+            Called before every step.
         alone
-            See :class:`Progress`; None: their usual share.
+            See :class:`Progress`; None for the share in the settings.
         """
         progress = self.progress
         progress.total = total
@@ -153,9 +163,9 @@ class Fit:
                 patience = _PATIENCE * (total - progress.alone)
                 if measured and progress.step - progress.best_step > patience:
                     break
-            tell(progress)
+            report(progress)
         progress.is_over = True
-        self._take(self._best if self._best is not None else self._average)
+        self._load(self._best if self._best is not None else self._average)
         network.eval()
         return True
 
@@ -165,16 +175,16 @@ class Fit:
         self._set_rates(is_alone)
         rng = np.random.default_rng((self.seed, progress.step))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + progress.step)
-        # Dropout draws from torch's own state: so a fit that was killed goes on as if it had not been.
+        # Dropout draws from torch's global state: seeded, a fit that was killed resumes exactly.
         torch.manual_seed(self.seed * 999_983 + progress.step)
         count = min(settings.batch, len(self._training))
         picked = rng.choice(self._training, count, replace=False)
         if is_alone:
-            parts = self._sketched(*self._bank.fresh([int(n) for n in picked], progress.step))
+            parts = self._texture_losses(*self._bank.fresh([int(n) for n in picked], progress.step))
         else:
             indices = [int(n) * self._bank.variants + int(rng.integers(self._bank.variants)) for n in picked]
             parts = self._losses(*self._read(indices), generator)
-        total = sum(parts.values())
+        total: torch.Tensor = sum(parts.values())  # type: ignore[assignment]
         self._optimiser.zero_grad(set_to_none=True)
         if torch.isfinite(total):
             total.backward()
@@ -188,32 +198,33 @@ class Fit:
         self._in_a_row += 1
         if self._in_a_row > _MOST_SKIPPED:
             raise TrainingError(
-                f"{_MOST_SKIPPED} steps in a row gave a loss that is no number: lower the learning rate "
-                f"(it is {settings.learning_rate:g}), or look for damaged images"
-            )
+                f"{_MOST_SKIPPED} steps in a row gave a loss that is not finite: lower the learning rate "
+                f"(it is {settings.learning_rate:g}), or look for damaged images",
+                code="loss-not-finite", learning_rate=settings.learning_rate,
+            )  # fmt: skip
         return {}
 
     def _mix_with_start(self) -> None:
-        """See :attr:`FitSettings.texture_kept`."""
+        """Mix pretrained weights into the texture adapter; see :attr:`FitSettings.texture_kept`."""
         kept = self.settings.texture_kept
         with torch.no_grad():
-            for name, value in self._at_first.items():
+            for name, value in self._pretrained.items():
                 self._named[name].copy_(self._average[name].lerp(value, kept))
                 self._average[name].copy_(self._named[name])
 
     def alone_of(self, total: int) -> int:
-        """How many of so many steps are the texture adapter's alone; one is left for the predictor."""
+        """Return how many of `total` steps train the texture adapter alone; at least one is left."""
         if self.auto.texture is None:
             return 0
         return max(0, min(total - 1, round(self.settings.texture_share * total)))
 
     def best_share(self) -> float:
-        """How far the predictor's training had come when validation was best, 0 to 1."""
+        """Return the share of the predictor's steps after which validation was best, 0 to 1."""
         progress = self.progress
         return max(0.0, (progress.best_step - progress.alone) / max(1, progress.total - progress.alone))
 
     def _set_rates(self, is_alone: bool) -> None:
-        """Rates of this step: in each of the two phases a warm-up, then a cosine."""
+        """Set the learning rates of this step: in each of the two phases a warm-up, then a cosine."""
         settings, progress = self.settings, self.progress
         step = progress.step - (0 if is_alone else progress.alone)
         fraction = step / max(1, progress.alone if is_alone else progress.total - progress.alone)
@@ -223,68 +234,69 @@ class Fit:
             factor = 1.0 if is_alone else group["factor"]
             group["lr"] = factor * rate * min(1.0, (step + 1) / settings.warm_up)
 
-    def _sketched(self, images: torch.Tensor, labels: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    def _texture_losses(self, images: torch.Tensor, labels: torch.Tensor) -> Mapping[str, torch.Tensor]:
         texture = self.auto.texture
-        drawn = sketch(texture(images).pixels, texture.looks)
-        return {"sketch": sketch_loss(drawn.flatten(0, 1), self._masks(labels))}
+        assert texture is not None
+        logits = class_logits(texture(images).pixels, texture.looks)
+        return {"sketch": coverage_loss(logits.flatten(0, 1), self._masks(labels))}
 
     def _masks(self, labels: torch.Tensor) -> torch.Tensor:
-        """(B*K, S, S) bool of (B, S, S) labels, class by class."""
+        """Return the (B*K, S, S) masks of the classes of (B, S, S) labels."""
         numbers = torch.arange(1, self.auto.network.classes + 1, device=labels.device)
         return (labels[:, None] == numbers[None, :, None, None]).flatten(0, 1)
 
-    def _read(self, indices: Sequence[int]) -> tuple[Levels, torch.Tensor]:
-        """Features and labels. The texture adapter sees what it sees; only what is added of it can change."""
+    def _read(self, indices: Sequence[int]) -> tuple[FeatureLevels, torch.Tensor]:
+        """Return features and labels; of the texture adapter, only the projections have gradients."""
         levels, labels = self._bank.read(indices)
         texture = self.auto.texture
         if texture is not None:
             pictures = self._bank.pictures(indices)
             with torch.no_grad():
                 pyramid = texture.pyramid(pictures)
-            seen = texture.added(pyramid, pictures.shape[-1])
-            levels = with_texture(levels, seen, sketch(seen.pixels, texture.looks))
+            seen = texture.project(pyramid, pictures.shape[-1])
+            levels = with_texture(levels, seen, class_logits(seen.pixels, texture.looks))
         return levels, labels
 
     def _losses(
-        self, levels: Levels, labels: torch.Tensor, generator: torch.Generator
+        self, levels: FeatureLevels, labels: torch.Tensor, generator: torch.Generator
     ) -> Mapping[str, torch.Tensor]:
         network = self.auto.network
         masks = self._masks(labels)
         # The fused attention kernel's backward is slow for few tokens on a CPU.
         with sdpa_kernel(SDPBackend.MATH):
             prompts = network.predict(levels)
-            used, said = self.settings.mix.draw(prompts, masks, generator)
-            answer = network.decode(levels.repeated(network.classes), used, said)
+            used, user = self.settings.mix.draw(prompts, masks, generator)
+            output = network.decode(levels.repeated(network.classes), used, user)
             parts = auto_loss(
-                answer.logits, answer.score, prompts.boxes_xyxy, prompts.mask_logits, masks,
+                output.logits, output.score, prompts.boxes_xyxy, prompts.mask_logits, masks,
                 self.settings.weights,
             )  # fmt: skip
-            if levels.sketch is not None:
-                parts["sketch"] = sketch_loss(levels.sketch.flatten(0, 1), masks)
+            if levels.texture_logits is not None:
+                parts["sketch"] = coverage_loss(levels.texture_logits.flatten(0, 1), masks)
             return parts
 
     def measure(self, indices: Sequence[int]) -> list[ClassDice]:
-        """Dice of every class on some of the images, as they are, with the weights as they are."""
+        """Compute Dice of every class on some of the images with the current weights."""
         classes = self.auto.network.classes
         return [dice_by_class(self.labels_of(n), self._images[n].labels_hw, classes) for n in indices]
 
     def labels_of(self, n: int) -> NDArray[np.int64]:
-        """(H, W) labels the network gives an image, in the image's own pixels."""
+        """Predict the labels (H, W) of an image."""
         network, image = self.auto.network, self._images[n]
         was_training = network.predictor.training
         network.predictor.eval()
         with torch.inference_mode():
             levels, _ = self._read([n * self._bank.variants])
-            _, answer = network(levels)
-            logits = image.frame.on_image(answer.logits[:, 0])[None]
-            labels = merged_labels(logits, answer.score.view(1, -1))[0].cpu().numpy()
+            _, output = network(levels)
+            logits = image.letterbox.to_image(output.logits[:, 0])[None]
+            labels = merged_labels(logits, output.score.view(1, -1))[0].cpu().numpy()
         network.predictor.train(was_training)
         return labels
 
     def seconds_a_step(self, clock: Callable[[], float] = time.perf_counter, steps: int = 5) -> float:
-        """How long a step takes on this machine, on average; nothing is learned by it.
+        """Measure the mean time of a step on this machine; the weights do not change.
 
-        The first steps of a process are slower than all others, so the middle one of several counts.
+        The median of several steps is used, because the first steps of a process are slower.
         """
         before = self.state()
         weights = {name: value.clone() for name, value in before["weights"].items()}
@@ -305,11 +317,11 @@ class Fit:
 
     def _validate(self) -> float:
         kept = {name: p.detach().clone() for name, p in self._named.items()}
-        self._take(self._average)
-        # A volume has hundreds of slices: a few of them, evenly spread, tell where it goes.
+        self._load(self._average)
+        # A volume has hundreds of slices: a few of them, evenly spread, suffice.
         step = max(1, len(self._validation) // _VALIDATED)
         found = self.measure(self._validation[::step])
-        self._take(kept)
+        self._load(kept)
         dice = mean_dice(found)
         if dice > self.progress.best_dice:
             self.progress.best_dice, self.progress.best_step = dice, self.progress.step
@@ -322,13 +334,13 @@ class Fit:
             for name, parameter in self._named.items():
                 self._average[name].lerp_(parameter, 1 - keep)
 
-    def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def _load(self, weights: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(weights[name])
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on after a kill, for ``torch.save``."""
+        """Return the state needed to resume, for ``torch.save``."""
         return {
             "weights": {name: p.detach().clone() for name, p in self._named.items()},
             "average": self._average,
@@ -338,8 +350,8 @@ class Fit:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Back from :meth:`state`. KeyError, RuntimeError, ValueError when it is of another network."""
-        self._take(state["weights"])
+        """Restore a :meth:`state`; raise KeyError, RuntimeError or ValueError for that of another network."""
+        self._load(state["weights"])
         self._average = {name: state["average"][name].to(p.device) for name, p in self._named.items()}
         self._best = state["best"]
         self._optimiser.load_state_dict(state["optimiser"])
@@ -347,7 +359,7 @@ class Fit:
 
 
 def _groups(named: Mapping[str, nn.Parameter], settings: FitSettings) -> list[dict[str, Any]]:
-    """Parameters by how fast they learn, and whether they decay (norms and biases do not)."""
+    """Group parameters by learning rate and weight decay (none for norms and biases)."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in named.items():
         groups.setdefault((name.startswith("texture."), parameter.ndim > 1), []).append(parameter)
@@ -362,12 +374,12 @@ def _groups(named: Mapping[str, nn.Parameter], settings: FitSettings) -> list[di
 
 
 def _emptied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimiser's state before its first step."""
+    """Return the state of an optimiser before its first step."""
     return {**state["optimiser"], "state": {}}
 
 
 def mean_dice(found: Sequence[ClassDice]) -> float:
-    """The mean over classes of the mean over images; 0 when nothing was there to be found."""
+    """Compute the mean over classes of the mean over images; 0 without any Dice."""
     table = np.array(found, dtype=float)
     if table.size == 0:
         return 0.0

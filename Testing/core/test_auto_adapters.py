@@ -6,10 +6,10 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from medsam2_core.auto.adapting import (
+from medsam2_core.auto.adapters import (
     BOTTLENECK,
     RANK,
-    Attached,
+    AttachedAdapters,
     EncoderAdapter,
     LowRank,
     adapted_decoder,
@@ -18,9 +18,9 @@ from medsam2_core.auto.adapting import (
     parameter_count,
     trainable_parts,
 )
-from medsam2_core.auto.fewshot.fitting import Fit, FitSettings
-from medsam2_core.auto.fewshot.prompting import PromptMix
-from medsam2_core.auto.loading import AutoModel
+from medsam2_core.auto.fewshot.fit import Fit, FitSettings
+from medsam2_core.auto.fewshot.objective import PromptMix
+from medsam2_core.auto.model import AutoModel
 from support.auto_model import (
     a_full_bank,
     an_auto_model,
@@ -152,13 +152,13 @@ def test_adapters_count_only_while_they_are_attached(request, which):
         return module.forward_image(image)["backbone_fpn"]
 
     before = features()
-    with Attached(module, adapters):
+    with AttachedAdapters(module, adapters):
         assert all(torch.equal(a, b) for a, b in zip(features(), before, strict=True))
         for adapter in adapters:
             torch.nn.init.normal_(adapter.adapters[2].weight, std=0.1)
         assert not any(torch.equal(a, b) for a, b in zip(features(), before, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(features(), before, strict=True))
-    with pytest.raises(KeyError), Attached(module, adapters):
+    with pytest.raises(KeyError), AttachedAdapters(module, adapters):
         raise KeyError
     assert all(torch.equal(a, b) for a, b in zip(features(), before, strict=True))
 
@@ -184,7 +184,7 @@ def test_a_texture_adapter_adds_to_every_level_and_at_first_nothing(request, whi
         torch.nn.init.normal_(layer.weight, std=0.1)
     before, after = plain.levels(image), textured.levels(image)
     assert same_levels(before, after) == [False] * 3
-    assert same_levels(before, textured.encoded(image)) == [True] * 3, "the encoder itself is as it was"
+    assert same_levels(before, textured.encode(image)) == [True] * 3, "the encoder itself is as it was"
     alone = textured.levels(image[1:])
     assert torch.allclose(alone.fine[0], after.fine[1], atol=1e-4), "images are looked at one by one"
     louder, plainly = textured.texture(3 * image), textured.texture(image)

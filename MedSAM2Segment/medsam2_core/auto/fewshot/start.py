@@ -1,4 +1,4 @@
-"""Where few-shot training begins: from the start that ships for a model, or from nothing."""
+"""Initial weights of few-shot training: pretrained ones that ship for a model, adapted to the new classes."""
 
 from __future__ import annotations
 
@@ -7,40 +7,54 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn import functional
 
-from medsam2_core.auto.fewshot.features import FeatureBank
+from medsam2_core.auto.adapters import class_logits
 from medsam2_core.auto.fewshot.images import LabelledImage
-from medsam2_core.auto.loading import AutoModel
-from medsam2_core.auto.losses import sketch_loss
-from medsam2_core.auto.texture import sketch
+from medsam2_core.auto.fewshot.objective import coverage_loss
+from medsam2_core.auto.model import AutoModel
+from medsam2_core.auto.predictor import FeatureLevels
 from medsam2_core.errors import TrainingError
 
 if TYPE_CHECKING:
     from medsam2_core.engine.model import SegmentationModel
 
-_LOOKED_AT = 24  # images that are looked at
-_IS_LIKE = 0.1  # soft Dice from which on known queries are worth beginning with
+_MOST_IMAGES = 24  # that weights are adapted on
+_LEAST_DICE = 0.1  # soft Dice from which on pretrained queries are used for a class
 _PROBE_STEPS, _PROBE_DECAY = 40, 1e-2
 
 
+class Variants(Protocol):
+    """Images with features and labels: a :class:`~medsam2_core.auto.fewshot.features.FeatureBank`."""
+
+    @property
+    def variants(self) -> int:
+        """Variants of an image; the index of variant v of image n is ``n * variants + v``."""
+
+    def read(self, indices: Sequence[int]) -> tuple[FeatureLevels, torch.Tensor]:
+        """Return features and labels (B, S, S) of variants."""
+
+    def pictures(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the normalised (B, 3, S, S) images of variants."""
+
+
 @dataclass(frozen=True)
-class Start:
-    """Tensors a new predictor begins with.
+class PretrainedStart:
+    """Pretrained tensors that a training starts from.
 
     Attributes
     ----------
     predictor
-        The shared part, by name.
+        Tensors of the predictor without queries, by name; empty if they are for another model.
     queries
-        (Q, T, C) of the classes it was trained on.
+        (Q, T, C) queries of the classes it was trained on.
     adapters, texture
-        Of the encoder, and beside it, by name; empty when there are none.
+        Tensors of the encoder adapters and the texture adapter, by name; empty without any.
     data_sets
-        Their names, in the order of their queries; empty when it does not say.
+        Names of the data sets, in the order of their queries; empty if unknown.
     """
 
     predictor: dict[str, torch.Tensor]
@@ -50,19 +64,24 @@ class Start:
     data_sets: tuple[str, ...] = ()
 
 
-def packaged_start(model: SegmentationModel) -> Start | None:
-    """The start that ships for a model; for weights it was not made for, its texture adapter alone."""
+def packaged_start(model: SegmentationModel) -> PretrainedStart | None:
+    """Read the pretrained weights that ship for a model; for other models only the texture adapter."""
     folder = Path(str(files("medsam2_core.auto"))) / "weights"
     found = [read_start(path, model) for path in sorted(folder.glob("*.safetensors"))]
     usable = [start for start in found if start is not None]
     return max(usable, key=lambda start: bool(start.predictor), default=None)
 
 
-def read_start(path: Path, model: SegmentationModel) -> Start | None:
-    """A start from a file. TrainingError when it cannot be read.
+def read_start(path: Path, model: SegmentationModel) -> PretrainedStart | None:
+    """Read pretrained weights from a file.
 
-    Of a start for another model only the texture adapter is of use, which looks at pixels and not at that
-    model's features; None when it has none.
+    Of weights for another model only the texture adapter is used, which takes pixels and not that model's
+    features; None without one.
+
+    Raises
+    ------
+    TrainingError
+        Code ``start-unreadable``.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -73,36 +92,46 @@ def read_start(path: Path, model: SegmentationModel) -> Start | None:
             data_sets = tuple(json.loads(notes.get("data_sets", "[]")))
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read as a start of training: {error}") from error
+        raise TrainingError(
+            f"{path} cannot be read as a start of training: {error}", code="start-unreadable", path=str(path)
+        ) from error
     texture = _under("texture.", tensors)
     texture.pop("looks", None)  # of the classes it was trained on
     if fits:
         predictor = _under("predictor.", tensors)
         queries = predictor.pop("queries")
-        return Start(predictor, queries, _under("adapters.", tensors), texture, data_sets)
+        return PretrainedStart(predictor, queries, _under("adapters.", tensors), texture, data_sets)
     seeing = {name: value for name, value in texture.items() if not name.startswith("out.")}
-    return Start({}, torch.empty(0), {}, seeing) if seeing else None
+    return PretrainedStart({}, torch.empty(0), {}, seeing) if seeing else None
 
 
-def for_linear(start: Start | None) -> Start | None:
-    """What of a start is of use for the linear predictor, whose own part is another one: its texture
-    adapter."""
-    return None if start is None or not start.texture else Start({}, torch.empty(0), {}, start.texture)
+def texture_only(start: PretrainedStart | None) -> PretrainedStart | None:
+    """Return the texture adapter of pretrained weights: the linear predictor can use no more."""
+    return (
+        None if start is None or not start.texture else PretrainedStart({}, torch.empty(0), {}, start.texture)
+    )
 
 
-def begin_with(auto: AutoModel, start: Start) -> None:
-    """Give a new model the shared part of a start, and queries that are the mean of all it knows."""
+def initialise(auto: AutoModel, start: PretrainedStart) -> None:
+    """Load pretrained weights into a new model; its queries start from the mean of the pretrained ones.
+
+    Raises
+    ------
+    TrainingError
+        Code ``start-does-not-fit``.
+    """
     try:
         if auto.adapters is not None and start.adapters:
             auto.adapters.load_state_dict(start.adapters)
         if auto.texture is not None and start.texture:
             own = auto.texture.state_dict()
-            # How the classes look comes later, from images of them.
+            # The class weights come later, from images of the classes.
             kept = {name: own[name] for name in own if name == "looks" or name.startswith("out.")}
             auto.texture.load_state_dict({**kept, **start.texture})
     except RuntimeError as error:
         raise TrainingError(
-            "the start is of another version, its adapters do not fit: train from nothing (--start none)"
+            "the start is of another version, its adapters do not fit: train from random weights",
+            code="start-does-not-fit",
         ) from error
     if not start.predictor:
         return
@@ -110,24 +139,26 @@ def begin_with(auto: AutoModel, start: Start) -> None:
     wanted = {name: value for name, value in predictor.state_dict().items() if name != "queries"}
     fitting = {name: value for name, value in start.predictor.items() if name in wanted}
     if set(fitting) != set(wanted) or start.queries.shape[1:] != predictor.queries.shape[1:]:
-        raise TrainingError("the start is of another kind of predictor: train from nothing (--start none)")
+        raise TrainingError(
+            "the start is of another kind of predictor: train from random weights", code="start-does-not-fit"
+        )
     predictor.load_state_dict({**fitting, "queries": predictor.queries.detach()})
     with torch.no_grad():
         mean = start.queries.mean(0, keepdim=True).to(predictor.queries.device)
         predictor.queries.copy_(mean + 0.1 * predictor.queries)
 
 
-def fit_looks(auto: AutoModel, bank: FeatureBank, images: Sequence[LabelledImage]) -> None:
-    """Let the texture adapter's sketch of each class be the best that what it sees allows, on a few images.
+def fit_class_weights(auto: AutoModel, bank: Variants, images: Sequence[LabelledImage]) -> None:
+    """Fit the class weights of the texture adapter on a few images; its features are fixed.
 
-    A linear probe (Alain & Bengio, *Understanding intermediate layers using linear classifier probes*, 2016):
-    the adapter itself stays as it is, so this takes seconds where steps of training would take minutes.
+    A linear probe (Alain & Bengio, *Understanding intermediate layers using linear classifier probes*, 2016),
+    which takes seconds where training would take minutes.
     """
     texture = auto.texture
     if texture is None:
         return
     pixels, shares = [], []
-    for n in _telling(images):
+    for n in _labelled(images):
         pictures = bank.pictures([n * bank.variants])
         _, labels = bank.read([n * bank.variants])
         numbers = torch.arange(1, auto.network.classes + 1, device=labels.device)[:, None, None]
@@ -143,7 +174,10 @@ def fit_looks(auto: AutoModel, bank: FeatureBank, images: Sequence[LabelledImage
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
-        loss = sketch_loss(sketch(seen, looks).flatten(0, 1), masks) + _PROBE_DECAY * looks.square().sum()
+        loss = (
+            coverage_loss(class_logits(seen, looks).flatten(0, 1), masks)
+            + _PROBE_DECAY * looks.square().sum()
+        )
         loss.backward()
         return loss
 
@@ -155,12 +189,17 @@ def fit_looks(auto: AutoModel, bank: FeatureBank, images: Sequence[LabelledImage
 
 @torch.inference_mode()
 def choose_queries(
-    auto: AutoModel, start: Start, bank: FeatureBank, images: Sequence[LabelledImage]
+    auto: AutoModel, start: PretrainedStart, bank: Variants, images: Sequence[LabelledImage]
 ) -> list[float]:
-    """Let each class begin with the known queries that find it best on a few images.
+    """Initialise each class with the pretrained queries that predict it best on a few images.
 
-    Of the start's classes, the one whose predicted mask (with the sketch of the class, if there is one)
-    overlaps a class most; a class that none finds keeps the mean. Returns the soft Dice of each choice.
+    These are the queries whose predicted mask (plus texture logits of the class, if there are any) overlaps
+    the class most; a class that none predicts keeps the mean.
+
+    Returns
+    -------
+    list
+        Soft Dice of each class.
     """
     network, classes = auto.network, auto.network.classes
     if not start.predictor or "mask" not in network.predictor.settings.heads:
@@ -168,32 +207,34 @@ def choose_queries(
     network.predictor.eval()
     pool = start.queries.to(network.predictor.queries.device)
     scores, counts = torch.zeros(classes, len(pool)), torch.zeros(classes, 1)
-    for n in _telling(images):
+    for n in _labelled(images):
         levels, labels = bank.read([n * bank.variants])
         if auto.texture is not None:
-            levels = auto.textured(levels, bank.pictures([n * bank.variants]))
-        bare = replace(levels, sketch=None)  # which is of these classes, not of those of the pool
+            levels = auto.add_texture(levels, bank.pictures([n * bank.variants]))
+        bare = replace(levels, texture_logits=None)  # which are of these classes, not of the pretrained ones
         prompts = network.predictor(bare, network.prompt_encoder.no_mask_embed.weight, pool[None])
         guessed = prompts.mask_logits[:, 0]
         for k in range(classes):
             truth = (labels[0] == k + 1).float()[None, None]
             if truth.sum() == 0:
                 continue
-            found = (guessed if levels.sketch is None else guessed + levels.sketch[0, k]).sigmoid()
+            found = (
+                guessed if levels.texture_logits is None else guessed + levels.texture_logits[0, k]
+            ).sigmoid()
             share = functional.adaptive_avg_pool2d(truth, found.shape[-1])[0, 0]
             dice = 2 * (found * share).sum((1, 2)) / (found.sum((1, 2)) + share.sum() + 1e-6)
             scores[k] += dice.cpu()
             counts[k] += 1
     best, which = (scores / counts.clamp(min=1)).max(1)
     for k in range(classes):
-        if best[k] > _IS_LIKE:
+        if best[k] > _LEAST_DICE:
             network.predictor.queries[k] = pool[which[k]]
     return [round(float(value), 3) for value in best]
 
 
-def _telling(images: Sequence[LabelledImage]) -> list[int]:
-    """A few images with something labelled, by number."""
-    return [n for n in range(len(images)) if images[n].labels_hw.any()][:_LOOKED_AT]
+def _labelled(images: Sequence[LabelledImage]) -> list[int]:
+    """Return the numbers of a few images with labels."""
+    return [n for n in range(len(images)) if images[n].labels_hw.any()][:_MOST_IMAGES]
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from medsam2_core.auto.framing import Frame, frame_of
+from medsam2_core.auto.letterbox import Letterbox, letterbox_of
 from medsam2_core.engine.encoder import MEAN, STD
 from scipy import ndimage
 from support.model import a_disc
@@ -12,14 +12,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = [(64, 64), (40, 100), (100, 40), (33, 35), (200, 150), (7, 90), (480, 640)]
 
 
-def some_frames(count: int, seed: int = 0) -> list[Frame]:
+def some_frames(count: int, seed: int = 0) -> list[Letterbox]:
     """Of all shapes, with square and oblong pixels."""
-    rng, frames = np.random.default_rng(seed), []
+    rng, letterboxes = np.random.default_rng(seed), []
     for n in range(count):
         shape = tuple(int(side) for side in rng.integers(2, 300, 2))
         pixel = (1.0, 1.0) if n % 2 else tuple(float(mm) for mm in rng.uniform(0.2, 5, 2))
-        frames.append(Frame(shape, int(rng.choice([64, 128, 256])), pixel))
-    return frames
+        letterboxes.append(Letterbox(shape, int(rng.choice([64, 128, 256])), pixel))
+    return letterboxes
 
 
 def noise(shape_hw, seed=0) -> np.ndarray:
@@ -29,7 +29,7 @@ def noise(shape_hw, seed=0) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [64, 128])
 def test_the_longest_side_fills_the_square_and_proportions_are_kept(shape, side):
-    height, width = Frame(shape, side).inner_hw
+    height, width = Letterbox(shape, side).content_hw
     assert max(height, width) == side
     assert abs(height - shape[0] * side / max(shape)) <= 0.5 or height == 1
     assert abs(width - shape[1] * side / max(shape)) <= 0.5 or width == 1
@@ -37,48 +37,48 @@ def test_the_longest_side_fills_the_square_and_proportions_are_kept(shape, side)
 
 def test_oblong_pixels_keep_the_anatomys_proportions():
     """A slice of 100 x 100 pixels, 3 mm high and 1 mm wide, is three times as high as wide."""
-    assert Frame((100, 100), 96, (3.0, 1.0)).inner_hw == (96, 32)
-    assert Frame((100, 300), 96, (3.0, 1.0)).inner_hw == (96, 96)
-    assert Frame((100, 100), 96, (0.3, 0.1)).inner_hw == (96, 32), "whatever the unit"
+    assert Letterbox((100, 100), 96, (3.0, 1.0)).content_hw == (96, 32)
+    assert Letterbox((100, 300), 96, (3.0, 1.0)).content_hw == (96, 96)
+    assert Letterbox((100, 100), 96, (0.3, 0.1)).content_hw == (96, 32), "whatever the unit"
 
 
 def test_no_side_ever_vanishes_or_is_too_long(campaign):
-    assert Frame((1, 1000), 64).inner_hw == (1, 64)
-    assert Frame((1000, 1), 64, (7.0, 0.01)).inner_hw == (64, 1)
-    for frame in some_frames(300 * campaign):
-        height, width = frame.inner_hw
-        assert 1 <= height <= frame.side and 1 <= width <= frame.side
-        assert max(height, width) == frame.side
+    assert Letterbox((1, 1000), 64).content_hw == (1, 64)
+    assert Letterbox((1000, 1), 64, (7.0, 0.01)).content_hw == (64, 1)
+    for letterbox in some_frames(300 * campaign):
+        height, width = letterbox.content_hw
+        assert 1 <= height <= letterbox.side and 1 <= width <= letterbox.side
+        assert max(height, width) == letterbox.side
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_padding_is_zero_after_normalising_and_the_image_is_normalised_as_ever(shape):
-    frame, image = Frame(shape, 64), noise(shape)
-    square = frame.pixels(image)
-    height, width = frame.inner_hw
+    letterbox, image = Letterbox(shape, 64), noise(shape)
+    square = letterbox.resize(image)
+    height, width = letterbox.content_hw
     assert square.shape == (3, 64, 64) and square.dtype is torch.float32
     assert float(square.min()) >= 0 and float(square.max()) <= 1
-    normalised = frame.normalised(square)
+    normalised = letterbox.normalise(square)
     outside = torch.ones(64, 64, dtype=torch.bool)
     outside[:height, :width] = False
     assert not normalised[:, outside].any(), "exactly"
     inside = square[:, :height, :width]
     expected = (inside - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     assert torch.equal(normalised[:, :height, :width], expected)
-    assert torch.equal(frame.normalised(square[None].expand(2, -1, -1, -1))[1], normalised)
+    assert torch.equal(letterbox.normalise(square[None].expand(2, -1, -1, -1))[1], normalised)
 
 
 def test_an_image_of_the_squares_size_is_not_touched():
     image = noise((64, 64))
-    square = Frame((64, 64), 64).pixels(image)
+    square = Letterbox((64, 64), 64).resize(image)
     assert torch.equal((square * 255).round().byte().permute(1, 2, 0), torch.from_numpy(image))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_plain_image_stays_plain(shape):
-    frame = Frame(shape, 64)
-    square = frame.pixels(np.full((*shape, 3), 51, np.uint8))
-    height, width = frame.inner_hw
+    letterbox = Letterbox(shape, 64)
+    square = letterbox.resize(np.full((*shape, 3), 51, np.uint8))
+    height, width = letterbox.content_hw
     assert torch.allclose(square[:, :height, :width], torch.tensor(0.2))
 
 
@@ -87,9 +87,9 @@ def test_labels_are_taken_and_never_mixed(shape):
     rng = np.random.default_rng(1)
     values = np.array([0, 1, 2, 7, 300, 32_000])
     labels = rng.choice(values, shape).astype(np.int32)
-    frame = Frame(shape, 64)
-    square = frame.labels(labels)
-    height, width = frame.inner_hw
+    letterbox = Letterbox(shape, 64)
+    square = letterbox.resize_labels(labels)
+    height, width = letterbox.content_hw
     assert square.shape == (64, 64) and square.dtype is torch.int16
     assert set(square.unique().tolist()) <= set(values.tolist())
     assert not square[height:].any() and not square[:, width:].any()
@@ -100,13 +100,17 @@ def test_labels_are_taken_and_never_mixed(shape):
 
 
 def test_an_image_and_its_labels_lie_on_each_other():
-    for frame in (Frame((90, 120), 64), Frame((30, 20), 128), Frame((80, 80), 64, (2.0, 1.0))):
-        labels = np.zeros(frame.shape_hw, np.int16)
-        top, left = frame.shape_hw[0] // 3, frame.shape_hw[1] // 4
+    for letterbox in (
+        Letterbox((90, 120), 64),
+        Letterbox((30, 20), 128),
+        Letterbox((80, 80), 64, (2.0, 1.0)),
+    ):
+        labels = np.zeros(letterbox.shape_hw, np.int16)
+        top, left = letterbox.shape_hw[0] // 3, letterbox.shape_hw[1] // 4
         labels[top : 2 * top, left : 3 * left] = 1
         image = np.repeat((labels * 200).astype(np.uint8)[..., None], 3, axis=-1)
-        bright = frame.pixels(image)[0] > 100 / 255
-        marked = frame.labels(labels) == 1
+        bright = letterbox.resize(image)[0] > 100 / 255
+        marked = letterbox.resize_labels(labels) == 1
         border = ndimage.binary_dilation(marked.numpy(), iterations=2)
         border &= ~ndimage.binary_erosion(marked.numpy(), iterations=2)
         assert not ((bright != marked).numpy() & ~border).any()
@@ -117,29 +121,29 @@ def test_an_image_and_its_labels_lie_on_each_other():
 
 def test_positions_come_back_from_where_they_went(campaign):
     rng = np.random.default_rng(2)
-    for frame in some_frames(200 * campaign):
-        points = rng.uniform(-0.5, [frame.shape_hw[1] - 0.5, frame.shape_hw[0] - 0.5], (5, 2))
-        units = frame.points_to_units(points)
+    for letterbox in some_frames(200 * campaign):
+        points = rng.uniform(-0.5, [letterbox.shape_hw[1] - 0.5, letterbox.shape_hw[0] - 0.5], (5, 2))
+        units = letterbox.points_to_units(points)
         assert units.dtype == np.float32 and units.min() >= 0 and units.max() <= 1 + 1e-6
-        assert np.allclose(frame.points_from_units(units), points, atol=1e-3)
+        assert np.allclose(letterbox.points_from_units(units), points, atol=1e-3)
 
 
 def test_corners_of_the_image_are_corners_of_what_it_fills():
-    frame = Frame((50, 100), 64)
-    corners = frame.points_to_units(np.array([[-0.5, -0.5], [99.5, 49.5]]))
+    letterbox = Letterbox((50, 100), 64)
+    corners = letterbox.points_to_units(np.array([[-0.5, -0.5], [99.5, 49.5]]))
     assert np.allclose(corners, [[0, 0], [1, 0.5]])
-    oblong = Frame((100, 100), 96, (3.0, 1.0))
+    oblong = Letterbox((100, 100), 96, (3.0, 1.0))
     assert np.allclose(oblong.points_to_units(np.array([[99.5, 99.5]])), [[1 / 3, 1]])
 
 
 def test_a_position_lies_on_the_pixel_that_shows_it():
     """A single bright pixel, found again in the square at its own position."""
-    frame = Frame((20, 30), 120)
+    letterbox = Letterbox((20, 30), 120)
     image = np.zeros((20, 30, 3), np.uint8)
     image[13, 22] = 255
-    square = frame.pixels(image)[0].numpy()
+    square = letterbox.resize(image)[0].numpy()
     row, column = ndimage.center_of_mass(square.clip(0.2) - 0.2)
-    x, y = frame.points_to_units(np.array([22.0, 13.0])) * 120 - 0.5
+    x, y = letterbox.points_to_units(np.array([22.0, 13.0])) * 120 - 0.5
     assert (x, y) == pytest.approx((column, row), abs=0.6)
 
 
@@ -156,13 +160,13 @@ def a_shape(shape_hw) -> np.ndarray:
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if min(shape) > 20])
 @pytest.mark.parametrize("pixel", [(1.0, 1.0), (2.0, 1.0), (1.0, 1.6)])
 def test_what_is_found_comes_back_to_its_place_within_a_pixel(shape, pixel):
-    frame, mask = Frame(shape, 128, pixel), a_shape(shape)
-    logits = torch.where(frame.labels(mask.astype(np.int16)) == 1, 8.0, -8.0)
-    back = frame.on_image(logits[None])
+    letterbox, mask = Letterbox(shape, 128, pixel), a_shape(shape)
+    logits = torch.where(letterbox.resize_labels(mask.astype(np.int16)) == 1, 8.0, -8.0)
+    back = letterbox.to_image(logits[None])
     assert back.shape == (1, *shape) and back.dtype is torch.float32
     found = back[0].numpy() > 0
     # A pixel of whichever of the two grids is the coarser there.
-    steps = [max(1.0, n / inner) for n, inner in zip(shape, frame.inner_hw, strict=True)]
+    steps = [max(1.0, n / inner) for n, inner in zip(shape, letterbox.content_hw, strict=True)]
     reach = ndimage.distance_transform_edt
     outside, inside = reach(~mask, steps_of(steps)), reach(mask, steps_of(steps))
     assert not (found & (outside > 1.5)).any() and not (~found & (inside > 1.5)).any()
@@ -175,22 +179,22 @@ def steps_of(steps) -> list[float]:
 
 
 def test_logits_of_a_quarter_of_the_side_come_back_too():
-    frame, mask = Frame((96, 128), 128), a_shape((96, 128))
-    labels = (frame.labels(mask.astype(np.int16)) == 1).float()
+    letterbox, mask = Letterbox((96, 128), 128), a_shape((96, 128))
+    labels = (letterbox.resize_labels(mask.astype(np.int16)) == 1).float()
     coarse = torch.nn.functional.avg_pool2d(labels[None, None], 4)[0] * 16 - 8
-    found = frame.on_image(coarse.expand(3, -1, -1)).numpy() > 0
+    found = letterbox.to_image(coarse.expand(3, -1, -1)).numpy() > 0
     assert found.shape == (3, 96, 128)
     overlap = 2 * (found[0] & mask).sum() / (found[0].sum() + mask.sum())
     assert overlap > 0.94
 
 
 def test_what_lies_in_the_padding_is_cut_off():
-    frame = Frame((50, 100), 64)
+    letterbox = Letterbox((50, 100), 64)
     logits = torch.full((1, 64, 64), -5.0)
     logits[:, 34:] = 5.0  # below the image, which ends at row 32
-    assert not (frame.on_image(logits) > 0).any()
+    assert not (letterbox.to_image(logits) > 0).any()
 
 
 def test_a_frame_is_made_of_an_image():
-    frame = frame_of(noise((30, 40)), 64, (2, 1))
-    assert frame == Frame((30, 40), 64, (2.0, 1.0)) and frame.inner_hw == (64, 43)
+    letterbox = letterbox_of(noise((30, 40)), 64, (2, 1))
+    assert letterbox == Letterbox((30, 40), 64, (2.0, 1.0)) and letterbox.content_hw == (64, 43)

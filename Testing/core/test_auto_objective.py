@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from medsam2_core.auto.losses import (
+from medsam2_core.auto.fewshot.objective import (
     LEAST_PIXELS,
     Weights,
     auto_loss,
-    boxes_of,
     dice_loss,
     focal_loss,
     giou_loss,
+    masks_to_boxes,
     presence_loss,
 )
 
@@ -120,8 +120,8 @@ def test_boxes_are_tight_and_in_units_of_the_sides():
     masks[1, 2:5, 4:11] = True
     masks[2] = True
     expected = [[0.25, 0.3, 0.3, 0.4], [0.2, 0.2, 0.55, 0.5], [0, 0, 1, 1], [0, 0, 0, 0]]
-    assert torch.allclose(boxes_of(masks), torch.tensor(expected))
-    assert boxes_of(masks[:0]).numel() == 0
+    assert torch.allclose(masks_to_boxes(masks), torch.tensor(expected))
+    assert masks_to_boxes(masks[:0]).numel() == 0
 
 
 # --- all of it
@@ -134,7 +134,7 @@ def parts_by_hand(logits, score, boxes, guess, masks) -> dict[str, float]:
     dice, focal = dice_by_hand(large, masks), focal_by_hand(large, masks, 0.7, 3)
     interim = focal_by_hand(guessed, masks, 0.6, 3)
     rows = [n for n in range(len(masks)) if int(masks[n].sum()) > 10]
-    true = boxes_of(masks).tolist()
+    true = masks_to_boxes(masks).tolist()
     s = np.clip(score.numpy()[:, 0].astype(float), -10, 10)
     t = np.where(masks.flatten(1).any(1), 0.95, 0.05)
     p = 1 / (1 + np.exp(-s))
@@ -220,5 +220,5 @@ def test_every_part_falls_towards_the_truth(seed):
     good = torch.where(masks, 6.0, -6.0)[:, None]
     good = torch.nn.functional.interpolate(good, size=(LOW, LOW), mode="area")
     worse = auto_loss(logits, score, boxes, guess, masks)
-    better = auto_loss(good, score + 3, boxes_of(masks), good, masks)
+    better = auto_loss(good, score + 3, masks_to_boxes(masks), good, masks)
     assert all(float(better[name]) < float(worse[name]) for name in worse)

@@ -1,0 +1,359 @@
+"""Labelled data: which image belongs to which label map, and which label is which class."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medsam2_core.auto.model_file import AutoClass
+from medsam2_core.errors import TrainingError
+from medsam2_core.imaging.label_map import Label
+from medsam2_core.imaging.segmentation import default_colour
+
+#: Endings of files that can be images, the longest first.
+SUFFIXES = (
+    *(".seg.nrrd", ".nii.gz", ".nrrd", ".nhdr", ".nii", ".mha", ".mhd"),
+    *(".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"),
+)
+_LABEL_FOLDERS = ("labels", "label", "masks", "mask", "gts", "gt", "segmentations", "seg", "annotations")
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scans")
+LABEL_ENDINGS = ("_seg", "_mask", "_label", "_labels", "_gt", "-seg", "-mask", "-label", "_segmentation")
+_IMAGE_ENDINGS = ("_img", "_image", "-img", "-image", "_scan")
+_NNUNET_CHANNEL = re.compile(r"_\d{4}$")
+_MOST_FILES = 200_000
+_TERMINOLOGY = "TerminologyEntry:"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label map.
+
+    Attributes
+    ----------
+    image, labels
+        The files.
+    held_out
+        Whether it is for testing only: in a folder ``Test``, or so marked in a CSV.
+    group
+        Images of one group (a patient) stay together when data is split; empty for the image alone.
+    """
+
+    image: Path
+    labels: Path
+    held_out: bool = False
+    group: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the image, for messages."""
+        return stem_of(self.image)
+
+
+def find_pairs(data: str | Path) -> list[Pair]:
+    """Find all pairs of a folder or a CSV, sorted.
+
+    Parameters
+    ----------
+    data
+        A CSV with the columns ``image`` and ``label``, and perhaps ``split`` (``train``, ``test``) and
+        ``group``, paths relative to it; or a folder in one of these shapes:
+
+        - ``NAME_img.png`` beside ``NAME_seg.png`` (also ``_image``, ``_label``, ``_mask``, ``_gt`` …);
+        - ``NAME.nrrd`` beside ``NAME.seg.nrrd`` or ``NAME_seg.nii.gz``;
+        - ``images/NAME.png`` and ``labels/NAME.png`` (also ``imgs`` and ``gts``, ``masks`` …), with or
+          without ``Train`` and ``Test`` above them;
+        - nnU-Net's ``imagesTr/NAME_0000.nii.gz`` and ``labelsTr/NAME.nii.gz``.
+
+    Raises
+    ------
+    TrainingError
+        ``data-not-found``, ``data-unreadable``, ``no-pairs``, ``too-many-files``, or ``csv-…``.
+    """
+    data = Path(data).expanduser()
+    if data.is_file() and data.suffix.lower() == ".csv":
+        return _from_csv(data)
+    if not data.is_dir():
+        raise TrainingError(
+            f"{data}: no such folder, nor a CSV: name the folder of your images and labels",
+            code="data-not-found", path=str(data),
+        )  # fmt: skip
+    files = sorted(_image_files(data))
+    pairs = _by_folders(data, files) or _by_names(files)
+    if not pairs:
+        raise TrainingError(
+            f"{data}: {len(files)} images, but no labels that belong to them by name. Name them "
+            "NAME_img.png and NAME_seg.png, or NAME.nrrd and NAME.seg.nrrd, put them into images/ and "
+            "labels/ under the same name, or list them in a CSV with the columns image,label",
+            code="no-pairs", path=str(data), images=len(files),
+        )  # fmt: skip
+    return pairs
+
+
+def unpaired(data: str | Path, pairs: Sequence[Pair]) -> list[Path]:
+    """Return the files of a folder that belong to no pair, sorted; none for a CSV."""
+    data = Path(data).expanduser()
+    if not data.is_dir():
+        return []
+    used = {path for pair in pairs for path in (pair.image, pair.labels)}
+    return sorted(path for path in _image_files(data) if path not in used)
+
+
+def draw_shots(pairs: Sequence[Pair], shots: int, seed: int) -> list[Pair]:
+    """Draw pairs to train on at random, in their order; held-out pairs are kept.
+
+    Raises
+    ------
+    TrainingError
+        Code ``too-few-images`` when there are fewer than `shots`.
+    """
+    training = [pair for pair in pairs if not pair.held_out]
+    if shots > len(training):
+        raise TrainingError(
+            f"{shots} shots: there are only {len(training)} images to train on",
+            code="too-few-images", shots=shots, images=len(training),
+        )  # fmt: skip
+    chosen = set(np.random.default_rng(seed).permutation(len(training))[:shots].tolist())
+    kept = {id(pair) for n, pair in enumerate(training) if n in chosen}
+    return [pair for pair in pairs if pair.held_out or id(pair) in kept]
+
+
+def stem_of(path: Path) -> str:
+    """Return the name of a file without the suffix of its format."""
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    count = 0
+    try:
+        for path in folder.rglob("*"):
+            if path.name.startswith(".") or not path.name.lower().endswith(SUFFIXES) or not path.is_file():
+                continue
+            count += 1
+            if count > _MOST_FILES:
+                raise TrainingError(
+                    f"{folder}: more than {_MOST_FILES} images: name the folder of one data set",
+                    code="too-many-files", path=str(folder), most=_MOST_FILES,
+                )  # fmt: skip
+            yield path
+    except OSError as error:
+        raise TrainingError(
+            f"{folder} cannot be read: {error.strerror or error}", code="data-unreadable", path=str(folder)
+        ) from error
+
+
+def _by_folders(root: Path, files: Sequence[Path]) -> list[Pair]:
+    """Pair files of the same name in a folder of images and a folder of labels beside it."""
+    images: dict[tuple[Path, str, str], Path] = {}
+    labels: dict[tuple[Path, str, str], Path] = {}
+    for path in files:
+        kind, split = _kind_of(path.parent.relative_to(root).parts)
+        if kind:
+            stem = _bare(stem_of(path))
+            # Elsewhere four digits number the images themselves (IMG_0001, IMG_0002).
+            if kind == "image" and split:
+                stem = _NNUNET_CHANNEL.sub("", stem)
+            key = (path.parent.parent, split, stem)
+            (images if kind == "image" else labels).setdefault(key, path)
+    return [
+        Pair(images[key], labels[key], held_out=_is_test(images[key].relative_to(root).parts))
+        for key in sorted(images, key=str)
+        if key in labels
+    ]
+
+
+def _kind_of(parts: Sequence[str]) -> tuple[str, str]:
+    """Return ``image``, ``label`` or an empty string by the last folder, and its nnU-Net suffix (tr, ts)."""
+    if not parts:
+        return "", ""
+    name = parts[-1].lower()
+    split = name[-2:] if name[-2:] in ("tr", "ts") and name[:-2] in ("images", "labels") else ""
+    name = name[: len(name) - len(split)]
+    kind = "image" if name in _IMAGE_FOLDERS else "label" if name in _LABEL_FOLDERS else ""
+    return kind, split
+
+
+def _is_test(parts: Sequence[str]) -> bool:
+    folders = {part.lower() for part in parts[:-1]}
+    return bool(folders & {"test", "val", "validation", "imagests"})
+
+
+def _by_names(files: Sequence[Path]) -> list[Pair]:
+    """Pair files by the endings of their names."""
+    labels: dict[tuple[Path, str], Path] = {}
+    images: dict[tuple[Path, str], Path] = {}
+    for path in files:
+        stem = stem_of(path)
+        bare = _without(stem, LABEL_ENDINGS)
+        if path.name.lower().endswith(".seg.nrrd") or bare != stem:
+            labels.setdefault((path.parent, bare), path)
+        else:
+            images.setdefault((path.parent, _without(stem, _IMAGE_ENDINGS)), path)
+    return [Pair(images[key], labels[key]) for key in sorted(images, key=str) if key in labels]
+
+
+def _bare(stem: str) -> str:
+    return _without(_without(stem, LABEL_ENDINGS), _IMAGE_ENDINGS)
+
+
+def _without(stem: str, endings: Sequence[str]) -> str:
+    lower = stem.lower()
+    for ending in endings:
+        if lower.endswith(ending) and len(stem) > len(ending):
+            return stem[: -len(ending)]
+    return stem
+
+
+def _from_csv(path: Path) -> list[Pair]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(text.splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainingError(
+            f"{path} cannot be read as a CSV: {error}", code="csv-unreadable", path=str(path)
+        ) from error
+    columns = set(rows[0]) if rows else set()
+    label = next((name for name in ("label", "labels", "mask", "seg") if name in columns), None)
+    if "image" not in columns or label is None:
+        raise TrainingError(
+            f"{path}: the first line must name the columns image and label (and perhaps split and group)",
+            code="csv-without-columns", path=str(path),
+        )  # fmt: skip
+    pairs = []
+    for number, row in enumerate(rows, start=2):
+        image, labels = (row.get("image") or "").strip(), (row.get(label) or "").strip()
+        if not image or not labels or "\0" in image + labels:
+            raise TrainingError(
+                f"{path}, line {number}: image or label is missing",
+                code="csv-line-incomplete", path=str(path), line=number,
+            )  # fmt: skip
+        split, group = ((row.get(name) or "").strip() for name in ("split", "group"))
+        if split.lower() not in ("", "train", "test", "val", "validation"):
+            raise TrainingError(
+                f"{path}, line {number}: split {split!r}: use train or test",
+                code="csv-unknown-split", path=str(path), line=number, split=split,
+            )  # fmt: skip
+        held_out = split.lower() in ("test", "val", "validation")
+        pairs.append(Pair(path.parent / image, path.parent / labels, held_out, group))
+    if not pairs:
+        raise TrainingError(
+            f"{path}: no line after the first: list your images", code="csv-empty", path=str(path)
+        )
+    return pairs
+
+
+@dataclass(frozen=True)
+class ClassChoice:
+    """A class the user chose: its name, and its label value in files without names."""
+
+    name: str
+    value: int | None = None
+
+
+def parse_classes(text: str | None) -> list[ClassChoice] | None:
+    """Parse ``"nerve,vessel"`` (names) or ``"1=nerve,2=vessel"`` (names for label values); None for all.
+
+    Raises
+    ------
+    TrainingError
+        Code ``classes-syntax``.
+    """
+    if text is None or not text.strip():
+        return None
+    choices = []
+    for part in text.split(","):
+        value, equals, name = part.strip().partition("=")
+        if not equals:
+            choices.append(ClassChoice(value.strip(), int(value) if value.strip().isdecimal() else None))
+        elif value.strip().isdecimal() and name.strip():
+            choices.append(ClassChoice(name.strip(), int(value)))
+        else:
+            raise _classes_error(f"{part.strip()!r}: give NAME, or NUMBER=NAME", text)
+    names = [choice.name for choice in choices]
+    if "" in names or len(set(names)) != len(names):
+        raise _classes_error(f"{text!r}: every class needs a name of its own", text)
+    if any(choice.value == 0 for choice in choices):
+        raise _classes_error(f"{text!r}: 0 is background", text)
+    return choices
+
+
+def _classes_error(reason: str, text: str) -> TrainingError:
+    return TrainingError(f"classes {reason}", code="classes-syntax", text=text)
+
+
+class ClassTable:
+    """Collects the classes of label maps: names, values and colours.
+
+    A label belongs to the class of its name, or of its value if it has no name: files may number the same
+    names differently.
+
+    Parameters
+    ----------
+    choices
+        The classes to use; None makes a class of every label.
+    """
+
+    def __init__(self, choices: Sequence[ClassChoice] | None = None) -> None:
+        self._choices = choices
+        self._found: dict[str, AutoClass] = {}
+
+    def add_labels(self, labels: Sequence[Label]) -> None:
+        """Add the labels of a file."""
+        for label in labels:
+            name = self._name_of(label)
+            if name is not None and name not in self._found:
+                colour = label.colour or default_colour(len(self._found))
+                self._found[name] = AutoClass(name, label.value, colour, _terminology(label.tags))
+
+    @property
+    def classes(self) -> tuple[AutoClass, ...]:
+        """Classes that were found, in the order chosen, else by value and name."""
+        if self._choices is not None:
+            return tuple(self._found[choice.name] for choice in self._choices if choice.name in self._found)
+        return tuple(sorted(self._found.values(), key=lambda one: (one.value, one.name)))
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of chosen classes that were not found."""
+        return [choice.name for choice in self._choices or () if choice.name not in self._found]
+
+    @property
+    def seen(self) -> list[str]:
+        """Names of all classes that were found."""
+        return list(self._found)
+
+    def numbers(self, labels: Sequence[Label]) -> Mapping[tuple[int, int], int]:
+        """Return class numbers, from 1, by (layer, value) of a file's labels; other labels are background."""
+        order = {one.name: number for number, one in enumerate(self.classes, start=1)}
+        named = {(label.layer, label.value): self._name_of(label) for label in labels}
+        return {key: order[name] for key, name in named.items() if name in order}
+
+    def _name_of(self, label: Label) -> str | None:
+        """Return the name of a label's class; None if it was not chosen."""
+        name = label.name.strip() or str(label.value)  # files may have empty names
+        if self._choices is None:
+            return name
+        for choice in self._choices:
+            if name == choice.name:
+                return choice.name
+        # The value identifies only labels without a name.
+        if name == str(label.value):
+            for choice in self._choices:
+                if choice.value == label.value:
+                    return choice.name
+        return None
+
+
+def _terminology(tags: str) -> str:
+    """Return the terminology entry among a segment's tags in a `.seg.nrrd`; empty if there is none."""
+    for tag in tags.split("|"):
+        if tag.startswith(_TERMINOLOGY):
+            return tag[len(_TERMINOLOGY) :]
+    return ""
