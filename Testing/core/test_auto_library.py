@@ -8,6 +8,7 @@ from medsam2_core.auto import library
 from medsam2_core.auto.model_file import AutoCard
 from medsam2_core.errors import CheckpointError, ExportError
 from support.auto_model import an_auto_model
+from support.errors import raises
 from support.project import run_python
 from support.tiny_model import tiny_model
 
@@ -65,13 +66,13 @@ def test_a_model_is_found_by_its_path_wherever_it_lies(place, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["liver", "../nerve", "", "."])
 def test_what_is_not_there_is_told_with_what_is(place, name):
-    with pytest.raises(CheckpointError, match=r"nerve, vessel; train one with"):
+    with raises("unknown-auto-model", CheckpointError, known=["nerve", "vessel"]):
         library.find(name, place)
 
 
 def test_a_name_that_two_have_is_not_guessed(auto, place):
     replace(auto, card=replace(auto.card, name="Nerves")).save(place / "again.medsam2auto")
-    with pytest.raises(CheckpointError, match=r"again\.medsam2auto, nerve\.medsam2auto"):
+    with raises("ambiguous-auto-model", files=["again.medsam2auto", "nerve.medsam2auto"]):
         library.find("Nerves", place)
 
 
@@ -97,12 +98,12 @@ def test_a_third_of_a_name_is_numbered_too(place):
 
 @pytest.mark.parametrize("name", ["", " . ", "///", "?"])
 def test_a_name_of_nothing_is_refused(place, name):
-    with pytest.raises(ExportError, match="letters and digits"):
+    with raises("bad-auto-model-name", ExportError):
         library.free_path(name, place)
 
 
 def test_a_folder_that_cannot_be_made_is_told_with_the_way_out(place):
-    with pytest.raises(ExportError, match="MEDSAM2_AUTO_MODELS"):
+    with raises("output-not-writable", ExportError):
         library.free_path("new", place / "readme.txt" / "auto")
 
 

@@ -8,6 +8,7 @@ from medsam2_core.auto.fewshot.pretraining import Pretrainer, Pretraining
 from medsam2_core.auto.fewshot.start import packaged_start, read_start
 from medsam2_core.engine.model import load_model
 from medsam2_core.errors import TrainingError
+from support.errors import raises
 from support.labelled_images import write_pictures
 from support.tiny_model import tiny_model
 
@@ -68,9 +69,9 @@ def test_a_start_is_gone_on_from_with_more_data_and_its_adapters_stay(tmp_path, 
     adapters = {name: value.clone() for name, value in second.adapters.state_dict().items()}
     some_steps(second, 2)
     assert all(torch.equal(adapters[name], v) for name, v in second.adapters.state_dict().items())
-    with pytest.raises(TrainingError, match="another model"):
+    with raises("start-for-other-model", TrainingError):
         Pretrainer(tiny_model(seed=3), both, tmp_path / "third", together, begin=earlier)
-    with pytest.raises(TrainingError, match="more than there are here"):
+    with raises("start-of-other-data", TrainingError):
         wide = Pretrainer(model, both, tmp_path / "fourth", together)
         some_steps(wide, 1)
         Pretrainer(
@@ -92,7 +93,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, model):
 
 def test_a_folder_without_data_sets_is_refused(tmp_path, model):
     (tmp_path / "empty" / "nothing").mkdir(parents=True)
-    with pytest.raises(TrainingError, match="no data sets"):
+    with raises("no-data-sets", TrainingError):
         Pretrainer(model, [tmp_path / "empty"], tmp_path / "run", Pretraining())
 
 

@@ -149,11 +149,11 @@ def test_a_training_that_was_stopped_wants_resume(medsam2, base, tmp_path):
     (tmp_path / "m.medsam2auto.run").mkdir()
     words = ["train", "auto", data, "--out", out, "--steps", 2, "--folds", 0, *base]
     said = medsam2(*words)
-    assert (said.code, "--resume" in said.err) == (2, True)
+    assert (said.code, said.error.code) == (2, "unfinished-training")
     assert medsam2(*words, "--resume").code == 0
     assert medsam2(*words, "--resume").code == 2, "there is a model now"
     said = medsam2(*words[:4], tmp_path / "n.medsam2auto", *words[5:], "--resume")
-    assert (said.code, "nothing to resume" in said.err) == (2, True)
+    assert (said.code, said.error.code) == (2, "nothing-to-resume")
 
 
 def test_problems_with_the_data_are_listed_before_anything_is_trained(medsam2, base, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -83,12 +83,11 @@ class EncoderAdapter(nn.Module):
 
     def __init__(self, width: int, bottleneck: int = BOTTLENECK, *, channels_last: bool) -> None:
         super().__init__()
-        self.adapters = nn.Sequential(
-            nn.Linear(width, bottleneck), nn.GELU(), nn.Linear(bottleneck, width), nn.GELU()
-        )
+        down, up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
+        self.adapters = nn.Sequential(down, nn.GELU(), up, nn.GELU())
         # GELU(0) = 0: training starts from the unchanged encoder.
-        nn.init.zeros_(self.adapters[2].weight)
-        nn.init.zeros_(self.adapters[2].bias)
+        nn.init.zeros_(up.weight)
+        nn.init.zeros_(up.bias)
         self._channels_last = channels_last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -127,13 +126,13 @@ def _is_trained(name: str) -> bool:
     return ".w_a." in name or ".w_b." in name or name.split(".", maxsplit=1)[0] in _TRAINED
 
 
-def _attentions(decoder: nn.Module) -> Iterator[nn.Module]:
+def _attentions(decoder: Any) -> Iterator[nn.Module]:
     for layer in decoder.transformer.layers:
         yield from (layer.self_attn, layer.cross_attn_token_to_image, layer.cross_attn_image_to_token)
     yield decoder.transformer.final_attn_token_to_image
 
 
-def _blocks(trunk: nn.Module) -> Iterator[tuple[nn.Module, int, bool]]:
+def _blocks(trunk: Any) -> Iterator[tuple[nn.Module, int, bool]]:
     """Yield the blocks of a trunk, the width of their output, and whether its channels come last."""
     if hasattr(trunk, "blocks"):  # Hiera
         for block in trunk.blocks:
@@ -205,9 +204,10 @@ class TextureAdapter(nn.Module):
         self.stages = nn.ModuleList(_stage(before, after, stride) for before, after, stride in steps)
         self.lateral = nn.ModuleList(nn.Conv2d(channels, _DEPTH, 1) for channels in _STAGES[2:])
         self.upward = nn.ModuleList(_stage(_DEPTH, _DEPTH, 1) for _ in _STAGES[2:-1])
-        self.out = nn.ModuleList(nn.Conv2d(_DEPTH, wanted, 1) for wanted in (*fine_widths[::-1], width))
+        out = [nn.Conv2d(_DEPTH, wanted, 1) for wanted in (*fine_widths[::-1], width)]
+        self.out = nn.ModuleList(out)
         self.looks = nn.Parameter(torch.zeros(classes, _DEPTH + 1))
-        for layer in self.out:  # training starts from the unchanged features
+        for layer in out:  # training starts from the unchanged features
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -6,7 +6,7 @@ The image encoder is not part of it: features may have been computed before.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -111,7 +111,7 @@ class AutoNetwork(nn.Module):
             Features of N images (see :meth:`FeatureLevels.repeated`).
         """
         count = len(levels.coarse)
-        encoder = self.prompt_encoder
+        encoder: Any = self.prompt_encoder
         sparse = self._box_tokens(prompts.boxes_xyxy)
         if prompts.tokens is not None:
             sparse.append(prompts.tokens)

@@ -350,7 +350,14 @@ def parts_of(state: Mapping[str, torch.Tensor], source: str) -> Parts:
             "Sam2Rad with a Prompt Predictor Network can be imported",
             code="unsupported-sam2rad-checkpoint", path=source, tensor=unknown[0],
         )  # fmt: skip
-    placed = (parts.sam2, parts.memory, parts.decoder_updates, parts.adapters, parts.predictor, parts.queries)
+    placed: tuple[Mapping[str, Any], ...] = (
+        parts.sam2,
+        parts.memory,
+        parts.decoder_updates,
+        parts.adapters,
+        parts.predictor,
+        parts.queries,
+    )
     if sum(map(len, placed)) + len(again) + (frequencies is not None) != len(state):
         raise CheckpointError(
             f"{source} holds two tensors for one place of the network: it was changed, get it again",
@@ -404,8 +411,8 @@ def _predictor(learner: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Ten
             named[key] = value
         else:
             strange.append(key)
-    for row, modules in rows.items():
-        ours = _names_in_row(row)
+    for row_name, modules in rows.items():
+        ours = _names_in_row(row_name)
         if len(modules) > len(ours):
             strange += [key for place in sorted(modules)[len(ours) :] for key in modules[place].values()]
         for name, place in zip(ours, sorted(modules), strict=False):

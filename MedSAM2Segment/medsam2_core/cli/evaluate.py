@@ -209,6 +209,8 @@ def _cases(
         )
     if table is not None:
         return read_table(table, data)
+    assert image is not None
+    assert labels is not None
     for path in (image, labels):
         if not path.exists():
             raise EvaluationError(f"{path}: no such file or folder", code="case-missing", path=str(path))

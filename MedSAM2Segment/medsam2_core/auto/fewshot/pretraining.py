@@ -266,6 +266,7 @@ class Pretrainer:
                 answer.logits, answer.score, prompts.boxes_xyxy, prompts.mask_logits, masks,
                 self.settings.weights,
             )  # fmt: skip
+            assert prompts.mask_logits is not None
             parts["head"] = coverage_loss(self.head(levels, wanted).flatten(0, 1), masks)
             parts["shape"] = 0.5 * coverage_loss(prompts.mask_logits[:, 0], masks)
             assert levels.texture_logits is not None
