@@ -209,7 +209,8 @@ class TextureAdapter(nn.Module):
         self.looks = nn.Parameter(torch.zeros(classes, _DEPTH + 1))
         for layer in out:  # training starts from the unchanged features
             nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, images: torch.Tensor) -> TextureFeatures:
         """Compute the features of (B, 3, S, S) normalised images."""

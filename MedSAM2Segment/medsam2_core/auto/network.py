@@ -112,13 +112,14 @@ class AutoNetwork(nn.Module):
         """
         count = len(levels.coarse)
         encoder: Any = self.prompt_encoder
+        decoder: Any = self.decoder
         sparse = self._box_tokens(prompts.boxes_xyxy)
         if prompts.tokens is not None:
             sparse.append(prompts.tokens)
         sparse += [*self._box_tokens(user.boxes_xyxy), *self._point_tokens(user)]
         width = levels.coarse.shape[1]
         nothing = levels.coarse.new_zeros(count, 0, width)
-        masks, iou, tokens, score = self.decoder.predict_masks(
+        masks, iou, tokens, score = decoder.predict_masks(
             image_embeddings=levels.coarse,
             image_pe=encoder.get_dense_pe().to(levels.coarse),
             sparse_prompt_embeddings=torch.cat([nothing, *sparse], dim=1),
