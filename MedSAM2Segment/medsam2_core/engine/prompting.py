@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Predict again at another scale only if the region really changes, and only so often.
 _WORTH_ZOOMING = 0.75
-_MOST_LOOKS = 2
+_MOST_RESCALINGS = 2
 # Sides of further regions for a first click, as shares of the slice's longer side.
 _OTHER_SHARES = (0.25, 1.0)
 
@@ -69,7 +69,7 @@ class Prompter:
     def __init__(self, encoder: SliceEncoder, heads: Heads, options: TrackerOptions) -> None:
         self._encoder, self._heads, self._options = encoder, heads, options
 
-    def answer(
+    def predict(
         self, state: ObjectState, n: int, prompt: "PixelPrompts", zoom: Zoom | None, looks_around: bool = True
     ) -> Prediction:
         """Predict the object on slice `n`; with `zoom` None from the whole slice.
@@ -83,40 +83,41 @@ class Prompter:
         previous = self._feedback(state, n, prompt)
         if zoom is None:
             whole = Region.whole(self._encoder.source.shape_of(n))
-            return self._ask(state, n, prompt, whole, previous)
+            return self._predict_in(state, n, prompt, whole, previous)
         nearby = _seen_nearby(state, n) if looks_around else None
         if previous is not None:
             region = self._first_region(prompt, previous, zoom, nearby)
-            answer = self._look_closely(state, n, prompt, previous, zoom, region)
-            return self._without_damage(n, prompt, previous, answer)
-        return self._surest(state, n, prompt, zoom, nearby)
+            prediction = self._predict_at_best_scale(state, n, prompt, previous, zoom, region)
+            return self._limit_loss(n, prompt, previous, prediction)
+        return self._predict_first(state, n, prompt, zoom, nearby)
 
-    def _without_damage(
+    def _limit_loss(
         self,
         n: int,
         prompt: "PixelPrompts",
         previous: tuple[torch.Tensor, Region],
-        answer: Prediction,
+        prediction: Prediction,
     ) -> Prediction:
         """Return the prediction of a correction, with what it loses beyond the last click's neighbourhood."""
         if not self._encoder.model.recipe.draws_prompts or not len(prompt.labels):
-            return answer
+            return prediction
         shape_hw = self._encoder.source.shape_of(n)
         before, after = (
             mask_of_logits(logits, region, shape_hw)
-            for logits, region in (previous, (answer.logits, answer.region))
+            for logits, region in (previous, (prediction.logits, prediction.region))
         )
         x, y = (float(value) for value in np.asarray(prompt.points_xy).reshape(-1, 2)[-1])
         is_here = prompt.box_xyxy is not None or bool((prompt.labels == 1).any())
         mask_hw = kept(before, after, (x, y), bool(prompt.labels[-1] == 1), may_vanish=not is_here)
         if mask_hw is None:
-            return answer
-        features = self._encoder.features(n, answer.region)
+            return prediction
+        features = self._encoder.features(n, prediction.region)
         return replace(
-            self._heads.take_mask(features, mask_hw, answer.region), predicted_iou=answer.predicted_iou
+            self._heads.take_mask(features, mask_hw, prediction.region),
+            predicted_iou=prediction.predicted_iou,
         )
 
-    def _surest(
+    def _predict_first(
         self, state: ObjectState, n: int, prompt: "PixelPrompts", zoom: Zoom, nearby: Region | None
     ) -> Prediction:
         """Predict a first prompt.
@@ -127,11 +128,11 @@ class Prompter:
         region = self._first_region(prompt, None, zoom, nearby)
         size_is_known = prompt.box_xyxy is not None or prompt.mask_hw is not None or nearby is not None
         if size_is_known or not self._encoder.model.recipe.draws_prompts:
-            return self._look_closely(state, n, prompt, None, zoom, region)
+            return self._predict_at_best_scale(state, n, prompt, None, zoom, region)
         points = np.asarray(prompt.points_xy).reshape(-1, 2)
         regions = dict.fromkeys([region, *(zoom.first(points, share) for share in _OTHER_SHARES)])
-        first = max((self._ask(state, n, prompt, one, None) for one in regions), key=_sureness)
-        return self._look_closely(state, n, prompt, None, zoom, first.region, first)
+        first = max((self._predict_in(state, n, prompt, one, None) for one in regions), key=_sureness)
+        return self._predict_at_best_scale(state, n, prompt, None, zoom, first.region, first)
 
     def region_of_mask(self, state: ObjectState, n: int, mask_hw: np.ndarray, zoom: Zoom | None) -> Region:
         """Return the region for a mask; for an empty one, that of the nearest prompted slice."""
@@ -165,7 +166,7 @@ class Prompter:
         nothing_there = not bool((known[0] > 0).any())
         return None if nothing_there and np.any(prompt.labels == 1) else known
 
-    def _ask(
+    def _predict_in(
         self,
         state: ObjectState,
         n: int,
@@ -205,7 +206,7 @@ class Prompter:
         source = self._encoder.source
         return Query(n, len(source), state.tracked[n], source.ordered, embedding)
 
-    def _look_closely(
+    def _predict_at_best_scale(
         self,
         state: ObjectState,
         n: int,
@@ -218,9 +219,9 @@ class Prompter:
         """Predict in a first region, then in a larger one where the mask reaches its border, or in a closer
         one where only clicks were given. A further one counts only if its predicted IoU is not lower.
         `best` is the prediction in the first region, if it is known."""
-        best = best or self._ask(state, n, prompt, region, previous)
+        best = best or self._predict_in(state, n, prompt, region, previous)
         only_clicks = prompt.box_xyxy is None and previous is None
-        for _ in range(_MOST_LOOKS):
+        for _ in range(_MOST_RESCALINGS):
             box = Box.of_mask(mask_of_logits(best.logits, best.region, zoom.shape_hw))
             if box is None:
                 return best
@@ -235,7 +236,7 @@ class Prompter:
                 return best
             if region == best.region:
                 return best
-            again = self._ask(state, n, prompt, region, fed)
+            again = self._predict_in(state, n, prompt, region, fed)
             if again.is_absent or again.predicted_iou < best.predicted_iou:
                 return best
             best = again

@@ -46,13 +46,13 @@ class Runner:
         if run.region is None:
             run.region = self._start_region(state, step, zoom)
         region = Region.whole(shape) if zoom is None else run.region
-        features, attended, prediction = self._look(state, step, region, memories)
+        features, attended, prediction = self._predict(state, step, region, memories)
         mask_hw = mask_of_logits(prediction.logits, region, shape)
         box = Box.of_mask(mask_hw)
         if zoom is not None and box is not None and zoom.is_cut(region, box):
             larger = zoom.grown(region, box)
             if larger != region:
-                again = self._look(state, step, larger, memories)
+                again = self._predict(state, step, larger, memories)
                 if again[2].predicted_iou >= prediction.predicted_iou and not again[2].is_absent:
                     region, (features, attended, prediction) = larger, again
                     mask_hw = mask_of_logits(prediction.logits, region, shape)
@@ -81,7 +81,7 @@ class Runner:
         run.absent_for = run.absent_for + 1 if box is None else 0
         self._remember(state, step, features, features.coarse, prediction)
 
-    def _look(
+    def _predict(
         self, state: ObjectState, step: Step, region: Region, memories: dict[int, SliceMemory]
     ) -> tuple[SliceFeatures, torch.Tensor, Prediction]:
         encoder, heads, source = self._encoder, self._heads, self._encoder.source

@@ -112,7 +112,7 @@ class Tracker:
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
         looks_around = not reproducible or state.tracked_slice(n) is not None
-        prediction = self._prompter.answer(state, n, prompt, self.zoom(n), looks_around)
+        prediction = self._prompter.predict(state, n, prompt, self.zoom(n), looks_around)
         kept = None
         if only_mask(prompt):
             mask_hw = np.asarray(prompt.mask_hw, dtype=bool)
@@ -130,7 +130,7 @@ class Tracker:
         check_prompt(n, replace(prompt, mask_hw=mask_hw), self.source.shape_of(n))
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
-        prediction = self._prompter.answer(state, n, PixelPrompts.of_mask(mask_hw), self.zoom(n))
+        prediction = self._prompter.predict(state, n, PixelPrompts.of_mask(mask_hw), self.zoom(n))
         prediction = replace(prediction, predicted_iou=known.predicted_iou)
         if known.object_score > 0 and not known.is_empty:
             score = torch.full_like(prediction.object_score, known.object_score)
