@@ -94,7 +94,9 @@ class Runner:
             canvas = heads.carried(moved_logits(*self._previous(state, step), region))
         prediction = heads.decode(features, attended, region, canvas=canvas)
         recipe = encoder.model.recipe
-        if prediction.predicted_iou < recipe.least_iou or float(prediction.object_score) < recipe.least_score:
+        # What is predicted absent anyway keeps its object score.
+        is_unlikely = float(prediction.object_score) < recipe.least_score and not prediction.is_absent
+        if prediction.predicted_iou < recipe.least_iou or is_unlikely:
             prediction = prediction.as_absent()
         return features, attended, prediction
 
