@@ -344,16 +344,6 @@ def test_a_long_computation_that_moves_is_left_alone(supervised):
     assert len(worker.transports) == 1
 
 
-def test_restarting_by_hand_loses_nothing(supervised):
-    worker = supervised()
-    session = worker.session()
-    before = worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
-    worker.client.restart()
-    worker.until(lambda: session.is_open)
-    assert len(worker.transports) == 2 and list(session.masks("a").values()) == before
-    assert worker.states[-2:] == [WorkerState.RESTARTING, WorkerState.READY]
-
-
 def test_words_are_told_back_as_they_will_be_when_all_is_answered(supervised):
     worker = supervised(fake_worker("--step", 0.02))
     session = worker.session()

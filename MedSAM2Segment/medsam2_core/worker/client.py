@@ -115,15 +115,6 @@ class WorkerClient:
             self._set_state(WorkerState.STARTING, "")
             self._connect()
 
-    def restart(self) -> None:
-        """End the worker and start another at once, as after a crash."""
-        if self.state in (WorkerState.STOPPED, WorkerState.FAILED):
-            self.start()
-        else:
-            self._disconnect_now("the worker was started again")
-            self._set_state(WorkerState.RESTARTING, "")
-            self._connect()
-
     def stop(self) -> None:
         """End the worker and call nobody back any more; sessions wait for another :meth:`start`."""
         self._disconnect_now("the worker was stopped")

@@ -18,25 +18,9 @@ from medsam2_core.worker.protocol import DTYPES, checked, field_error
 from medsam2_core.worker.system import memory
 
 
-class SlabError(Exception):
-    """A slab that does not fit, for which the request that opened the volume fails.
-
-    Attributes
-    ----------
-    request
-        That request.
-    reason
-        What is wrong.
-    """
-
-    def __init__(self, request: int, reason: MedSAM2Error) -> None:
-        super().__init__(str(reason))
-        self.request, self.reason = request, reason
-
-
 @dataclass
 class IncomingVolume:
-    """A volume of which not all slices have been received."""
+    """A volume of which not all slices have been received; `error` is set by a slab that does not fit."""
 
     request: int
     voxels_kji: NDArray[Any]
@@ -44,6 +28,7 @@ class IncomingVolume:
     modality: str
     title: str
     received: NDArray[np.bool_] = field(init=False)  # by slice
+    error: MedSAM2Error | None = None
 
     def __post_init__(self) -> None:
         self.received = np.zeros(len(self.voxels_kji), dtype=bool)
@@ -121,10 +106,7 @@ class IncomingVolumes:
     def fill(self, fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> IncomingVolume | None:
         """Put a slab where it belongs; return the volume, or None when nobody waits for it any more.
 
-        Raises
-        ------
-        SlabError
-            The slab does not fit; its volume is dropped.
+        A volume whose slab does not fit is dropped, and returned with its `error`.
         """
         name = checked(fields, "volume", str)
         incoming = self._incoming.get(name)
@@ -139,7 +121,7 @@ class IncomingVolumes:
         except MedSAM2Error as error:
             self._incoming.pop(name, None)
             self._refused.add(name)
-            raise SlabError(incoming.request, error) from error
+            incoming.error = error
         return incoming
 
     def _complete_one(self, name: str, incoming: IncomingVolume) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medsam2_core.errors import Cancelled, Interrupted, MedSAM2Error, ProtocolError
 from medsam2_core.version import __version__
 from medsam2_core.worker import model_requests, subprocesses, system
-from medsam2_core.worker.incoming import IncomingVolumes, SlabError
+from medsam2_core.worker.incoming import IncomingVolumes
 from medsam2_core.worker.protocol import (
     PREEMPTIBLE,
     PROTOCOLS,
@@ -442,8 +442,6 @@ class Server:
                     f"unknown request {kind[:60]!r}: this worker is MedSAM2Segment {__version__}",
                     code="unknown-request",
                 )
-        except SlabError as error:
-            self._refuse(error.request, error.reason)
         except (MedSAM2Error, MemoryError) as error:
             self._refuse(number if type(number) is int else None, error)
 
@@ -471,6 +469,9 @@ class Server:
     def _take_slab(self, frame: Frame) -> None:
         volume = self._volumes.fill(frame.header, frame.arrays)
         if volume is None:
+            return
+        if volume.error is not None:
+            self._refuse(volume.request, volume.error)
             return
         answer = {"re": volume.request, "done": volume.done, "total": volume.voxels_kji.nbytes}
         self._outbox.put({"type": "progress", "what": "receiving", **answer})
