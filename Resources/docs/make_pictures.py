@@ -114,7 +114,7 @@ class PictureClinic(AClinic):
         while (self.state.progress or (0, 0))[0] < done or self.state.status is not Status.PROPAGATING:
             if time.monotonic() > end:
                 raise SystemExit(f"no propagation: {self.state.text}")
-            self.source.supervisor.pump(0.02)
+            self.source.client.pump(0.02)
             self.controller.tick()
 
     def voxels(self) -> int:
@@ -253,7 +253,7 @@ def main() -> int:
         clinic.panel.cleanup()
         clinic.close()
     finally:
-        source.supervisor.stop()
+        source.client.stop()
     return 0
 
 

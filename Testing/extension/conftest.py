@@ -60,7 +60,7 @@ def source():
 
     source = ARealSource()
     yield source
-    source.supervisor.stop()
+    source.client.stop()
 
 
 @pytest.fixture

@@ -90,16 +90,16 @@ def test_the_installed_tree_alone_starts_the_worker(tree):
     from medsam2_core.worker.transports import SubprocessTransport
 
     command = [sys.executable, "-S", "-m", "medsam2_core.worker"]
-    supervisor = WorkerClient(lambda: SubprocessTransport(command, _environment(tree)))
+    client = WorkerClient(lambda: SubprocessTransport(command, _environment(tree)))
     answers = []
-    supervisor.start()
+    client.start()
     try:
-        _until(supervisor, lambda: supervisor.state is not WorkerState.STARTING, 60)
-        assert supervisor.state is WorkerState.READY, supervisor.report
-        supervisor.request("models", done=answers.append, failed=answers.append)
-        _until(supervisor, lambda: answers, 30)
+        _until(client, lambda: client.state is not WorkerState.STARTING, 60)
+        assert client.state is WorkerState.READY, client.report
+        client.request("models", done=answers.append, failed=answers.append)
+        _until(client, lambda: answers, 30)
     finally:
-        supervisor.stop()
+        client.stop()
     embedded = {model["name"]: model for model in answers[0]["models"]}["embedded"]
     assert embedded["installed"]
     assert os.path.realpath(embedded["path"]).startswith(os.path.realpath(tree))
@@ -128,8 +128,8 @@ def _python(tree, *words: str) -> subprocess.CompletedProcess:
     )
 
 
-def _until(supervisor, reached, seconds: float) -> None:
+def _until(client, reached, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < end, supervisor.report
-        supervisor.pump(0.1)
+        assert time.monotonic() < end, client.report
+        client.pump(0.1)

@@ -105,17 +105,17 @@ def test_a_real_runtime_is_made_started_damaged_repaired_and_removed(tmp_path, w
 def startsAWorker(installer: RuntimeInstaller) -> str:
     """Greet the worker of this runtime; returns the version of its PyTorch."""
     command, environment = installer.command(), installer.environment()
-    supervisor = WorkerClient(lambda: SubprocessTransport(command, environment))
-    supervisor.start()
+    client = WorkerClient(lambda: SubprocessTransport(command, environment))
+    client.start()
     try:
         end = time.monotonic() + 60
-        while supervisor.state is WorkerState.STARTING:
-            assert time.monotonic() < end, supervisor.report
-            supervisor.pump(0.1)
-        assert supervisor.state is WorkerState.READY, supervisor.report
-        return supervisor.welcome["torch"]
+        while client.state is WorkerState.STARTING:
+            assert time.monotonic() < end, client.report
+            client.pump(0.1)
+        assert client.state is WorkerState.READY, client.report
+        return client.welcome["torch"]
     finally:
-        supervisor.stop()
+        client.stop()
 
 
 def listing() -> str:

@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
 def source(folder):
     source = ARealSource(MEDSAM2_AUTO_MODELS=str(folder))
     yield source
-    source.supervisor.stop()
+    source.client.stop()
 
 
 class InAHurry:
@@ -76,7 +76,7 @@ class InAHurry:
         return self
 
     def request(self, kind, fields, **callbacks):
-        return self.source.supervisor.request(kind, {**fields, **A_SHORT_TRAINING}, **callbacks)
+        return self.source.client.request(kind, {**fields, **A_SHORT_TRAINING}, **callbacks)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def trained(source, folder):
         FakeSettings(), SimpleNamespace(current=lambda: InAHurry(source)), SceneCases(scene), list
     )
     views = []
-    page.setSupervisor(source.acquire("the page"))
+    page.setClient(source.acquire("the page"))
     page.train("scene", "", "cysts", 10, "")
     until(source, lambda: views.append(page.view()) or views[-1].canTrain, 200)
     until(source, lambda: page.view().rows)
@@ -105,7 +105,7 @@ def trained(source, folder):
     card = replace(auto.card, name="cysts of slices", axis="axial")
     replace(auto, card=card).save(folder / "slices.medsam2auto")
     yield views
-    page.setSupervisor(None)
+    page.setClient(None)
     source.release("the page")
     torch.set_num_threads(threads)
 
@@ -131,7 +131,7 @@ def until(source, isSo, seconds=60.0, tick=lambda: None):
     end = time.monotonic() + seconds
     while not isSo():
         assert time.monotonic() < end, "it takes too long"
-        source.supervisor.pump(0.02)
+        source.client.pump(0.02)
         tick()
 
 

@@ -151,9 +151,9 @@ def test_a_worker_that_is_killed_while_it_propagates(clinic):
     one.wait()
     one.controller.propagate()
     while one.state.status is Status.PROPAGATING and one.controller.state.progress[0] < 2:
-        one.source.supervisor.pump(0.02)
+        one.source.client.pump(0.02)
         one.controller.tick()
-    os.kill(one.source.supervisor.welcome["pid"], 9)
+    os.kill(one.source.client.welcome["pid"], 9)
     one.wait()
     assert Status.WORKER_LOST in [state.status for state in one.states]
     kept = voxels_of_fast(one.segmentation)

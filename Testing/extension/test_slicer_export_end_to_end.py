@@ -94,7 +94,7 @@ class ADesk:
         end = time.monotonic() + seconds
         while self.page.view().isRunning:
             assert time.monotonic() < end, "it takes too long"
-            self.source.supervisor.pump(0.02)
+            self.source.client.pump(0.02)
         return self.page.view().line
 
 
@@ -289,14 +289,14 @@ def test_a_worker_that_is_killed_leaves_no_paths_of_patients_behind(shared_data,
     end = time.monotonic() + 60
     while not list(temporary.rglob("dicom.txt")):
         assert time.monotonic() < end
-        source.supervisor.pump(0.01)
+        source.client.pump(0.01)
     for worker in set(psutil.Process().children()) - set(others):
         worker.kill()
     while desk.page.view().isRunning:
         assert time.monotonic() < end
-        source.supervisor.pump(0.02)
+        source.client.pump(0.02)
     assert not list(temporary.glob("medsam2-export-*"))
-    source.supervisor.stop()
+    source.client.stop()
     desk.scene.Clear(True)
 
 
@@ -322,12 +322,12 @@ def test_a_second_export_replaces_when_allowed_with_uids_of_its_own(desk, tmp_pa
 def test_a_cancelled_export_leaves_nothing(desk, tmp_path):
     desk = desk()
     desk.page.export(ExportOptions("dicom", str(tmp_path / "liver.dcm"), generic=True))
-    desk.source.supervisor.pump(0.3)
+    desk.source.client.pump(0.3)
     desk.page.cancel()
     end = time.monotonic() + 60
     while desk.page.view().isRunning:
         assert time.monotonic() < end
-        desk.source.supervisor.pump(0.02)
+        desk.source.client.pump(0.02)
     line = desk.page.view().line
     assert line.text == "The export was stopped; no file is left half written"
     assert list(tmp_path.iterdir()) == []

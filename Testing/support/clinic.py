@@ -29,7 +29,7 @@ class ARealSource:
 
     def __init__(self, **variables: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(CORE), "OMP_NUM_THREADS": "1", **variables}
-        self.supervisor = WorkerClient(lambda: SubprocessTransport(COMMAND, environment))
+        self.client = WorkerClient(lambda: SubprocessTransport(COMMAND, environment))
         self.owners = []
 
     def problem(self) -> str:
@@ -46,8 +46,8 @@ class ARealSource:
 
     def acquire(self, owner):
         self.owners.append(owner)
-        self.supervisor.start()
-        return self.supervisor
+        self.client.start()
+        return self.client
 
     def release(self, owner) -> None:
         self.owners.remove(owner)
@@ -116,7 +116,7 @@ class AClinic:
         """Until nothing is on its way; the seconds it took."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
-            self.source.supervisor.pump(0.02)
+            self.source.client.pump(0.02)
             self.controller.tick()
             if self.state.status is Status.FAILED:
                 raise AssertionError(f"{self.state.text}\n{self.state.details}")

@@ -115,7 +115,7 @@ class FakeRequest:
 
 
 class FakeWorker:
-    """Supervisor and shared worker in one."""
+    """Worker client and shared worker in one."""
 
     def __init__(self, state=WorkerState.READY):
         self.state, self.problem, self.report = state, "", "the report"

@@ -212,7 +212,7 @@ def no_taken_names(node, parents):
         "if process.state == qt.QProcess.NotRunning: pass",
         "ok = process.exitStatus != qt.QProcess.CrashExit",
     ),
-    good=("ok = process.state() == qt.QProcess.NotRunning", "ok = supervisor.state is READY"),
+    good=("ok = process.state() == qt.QProcess.NotRunning", "ok = client.state is READY"),
 )
 def methods_are_called(node, _parents):
     """Without parentheses the comparison is False for ever."""

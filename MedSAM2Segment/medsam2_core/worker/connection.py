@@ -201,8 +201,7 @@ class Connection:
         """Send of the volumes what may be sent now."""
         for upload in self._uploads:
             while upload.may_send and not self.is_lost:
-                upload.send_slab()
-                if self._window.is_slow:  # compressing takes time, and the caller may be a user interface
+                if upload.send_slab():  # compressing takes time, and the caller may be a user interface
                     return
         self._uploads = [upload for upload in self._uploads if not upload.is_sent]
 

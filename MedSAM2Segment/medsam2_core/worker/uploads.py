@@ -19,6 +19,7 @@ _SMALLEST_WINDOW, _LARGEST_WINDOW = 128 << 10, 4 << 20  # bytes
 _SLAB_S, _WINDOW_S = 0.125, 0.5  # seconds of the link
 _SHORTEST_SAMPLE_S = 0.02  # shorter times say nothing about the speed of a link
 _SAMPLES = 16
+_WORTH_IT = 0.8  # compressed to raw bytes
 _COMPRESS_BELOW = 20e6  # bytes a second: about what deflating at level 1 gains on CT, with a margin
 
 
@@ -202,7 +203,7 @@ class Upload:
         self.remote = remote
         self._window, self._send = window, send
         self._next = 0  # first slice not sent
-        self._voxel_bytes = 0
+        self._voxel_bytes = self._raw_slabs = 0
         self._unacknowledged: deque[tuple[int, int]] = deque()  # bytes of voxels up to here, bytes as sent
         remote.restart()
 
@@ -216,16 +217,21 @@ class Upload:
         """Whether the next slab may be sent now."""
         return not self.is_sent and self._window.outstanding < self._window.size
 
-    def send_slab(self) -> None:
-        """Send the next slab."""
+    def send_slab(self) -> bool:
+        """Send the next slab; return whether it was compressed, which takes time."""
         slab = self.remote.slab(self._next, self._window.slab)
         fields = {"volume": self.remote.name, "first": self._next}
-        nbytes = self._send(fields, {"voxels_kji": slab}, self._window.is_slow)
+        compress = self._window.is_slow and self._raw_slabs == 0
+        nbytes = self._send(fields, {"voxels_kji": slab}, compress)
+        self._raw_slabs = max(0, self._raw_slabs - 1)
+        if compress and nbytes > _WORTH_IT * slab.nbytes:
+            self._raw_slabs = _SAMPLES  # noise: try again later
         self.remote.note_sent(slab)
         self._next += len(slab)
         self._voxel_bytes += slab.nbytes
         self._unacknowledged.append((self._voxel_bytes, nbytes))
         self._window.sent(nbytes)
+        return compress
 
     def acknowledge(self, what: str, done: int) -> None:
         """Take the worker's progress message: how many bytes of voxels it has."""
