@@ -107,7 +107,7 @@ def one(who: str, kind: str, compression: str, folder: str, count: int, out: str
         labels = None
     import highdicom  # noqa: F401 - not part of what is measured
 
-    before = forget_peak()
+    before = reset_peak()
     began = time.perf_counter()
     if who == "ours":
         frames = write_ours(segmentation, source, kind, compression, out)
@@ -189,15 +189,15 @@ def write_plain(labels: np.ndarray, count: int, source, kind: str, compression: 
     return int(seg.NumberOfFrames)
 
 
-def forget_peak() -> float:
-    """Begin to look for the most memory from here on; what is held now, in MB. Linux only."""
+def reset_peak() -> float:
+    """Reset the peak of memory; return what is held now, in MB. Linux only."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 
 
 def status(what: str) -> float:
-    """A line of the kernel's account of this process, in MB."""
+    """Return a value of this process from the kernel, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 #: Directions of x, y, n for each plane.
 _DISPLAY = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
-_OPPOSITE = dict(zip("LRPAIS", "RLAPSI", strict=True))
 AXES = ("axial", "sagittal", "coronal", "i", "j", "k")
 
 

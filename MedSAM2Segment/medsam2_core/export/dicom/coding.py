@@ -4,7 +4,8 @@ Names are looked up in ``terms.json``, a table of our own: names people give to 
 codes that DICOM (PS3.16, context groups 7150 to 7199 and the anatomical ones) and 3D Slicer's terminology use
 for them. A lookup is exact once spelling is set aside: case, spaces, underscores and hyphens, the order of
 words, plural, British or American, and the side, which becomes a modifier. Nothing is guessed: a wrong code
-in a patient's file is worse than none.
+in a patient's file is worse than none. (pydicom's dictionary has codes by keywords of the standard, not by
+such names; from it come the successors of SNOMED RT codes.)
 """
 
 from __future__ import annotations
