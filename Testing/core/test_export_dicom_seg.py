@@ -70,7 +70,8 @@ def test_bits_are_not_compressed(compression):
 
 def test_overlapping_objects_do_not_go_into_a_label_map(tmp_path):
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
-    with raises("overlap-in-labelmap", ExportError, pairs=[["liver", "left kidney"]]):
+    pairs = [["liver", "left kidney"], ["liver", "Läsion 肝"], ["left kidney", "Läsion 肝"]]
+    with raises("overlap-in-labelmap", ExportError, pairs=pairs):
         write_seg(some_segments(source.geometry), source, tmp_path / "x.dcm", SegOptions(kind=Kind.LABELMAP))
     assert not (tmp_path / "x.dcm").exists()
 

@@ -376,7 +376,7 @@ def test_a_colour_no_screen_shows_is_clipped(tmp_path):
 
 def test_a_label_map_is_no_volume_either(tmp_path):
     for kind in ("BINARY", "LABELMAP"):
-        with raises("not-a-segmentation", VolumeError):
+        with raises("no-dicom-images", VolumeError):
             read_volume(write(tmp_path / f"{kind}.dcm", two_parts(), kind))
 
 
