@@ -329,7 +329,7 @@ def test_a_cancelled_export_leaves_nothing(desk, tmp_path):
         assert time.monotonic() < end
         desk.source.client.pump(0.02)
     line = desk.page.view().line
-    assert line.text == "The export was stopped; no file is left half written"
+    assert line.text == "The export was stopped; no file is left incomplete."
     assert list(tmp_path.iterdir()) == []
     assert desk.export(tmp_path / "liver.dcm", generic=True).level in (Level.OK, Level.WARNING)
 

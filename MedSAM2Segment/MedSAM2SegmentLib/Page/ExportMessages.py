@@ -30,6 +30,14 @@ ERRORS = {
         "the files of the volume hold {count} series: take the volume as Slicer's DICOM database loads it: "
         "import the series again"
     ),
+    "volume-turned": _(
+        "the volume was turned after it was read from DICOM, so that its voxels cannot be matched with those "
+        "of the series: undo that, or choose another format"
+    ),
+    "volume-not-of-series": _(
+        "the volume is not that of the series, and lies elsewhere: draw on the volume as it was read from "
+        "DICOM, or choose another format"
+    ),
     "seg-too-large": _(
         "{frames} frames are more than DICOM can hold without compression: choose the compression RLE, or "
         "another kind"
