@@ -38,10 +38,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("training", "evaluation", "worker"),
     },
 }
-# Cycles that are known and still to be removed.
-KNOWN_CYCLES = [
-    ["MedSAM2SegmentLib.Segments.EditSteps", "MedSAM2SegmentLib.Segments.SegmentWriter"],
-]
 
 
 def package_of(module: str) -> str:
@@ -73,7 +69,7 @@ def test_the_table_of_packages_has_no_cycle():
 
 
 def test_modules_do_not_import_each_other():
-    found = [together for together in cycles(import_graph()) if together not in KNOWN_CYCLES]
+    found = cycles(import_graph())
     assert not found, "import cycles:\n" + "\n".join(" <-> ".join(together) for together in found)
 
 

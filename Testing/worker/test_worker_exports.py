@@ -13,7 +13,7 @@ from medsam2_core.errors import Cancelled, ExportError, ProtocolError
 from medsam2_core.export import write
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.worker.job_messages import ExportRequest
-from medsam2_core.worker.server import Job
+from medsam2_core.worker.jobs import Job
 from medsam2_core.worker.subprocesses import Exports, export_arguments
 from support.errors import raises
 from support.real_worker import RealWorker, a_ball, a_point
@@ -238,7 +238,7 @@ def test_numbers_that_are_none_are_not_passed_on(tmp_path):
 def test_it_ends_with_a_worker_that_is_killed(ball, tmp_path):
     code = (
         "import sys, os, threading\nfrom medsam2_core.worker.subprocesses import Exports\n"
-        "from medsam2_core.worker.server import Job\n"
+        "from medsam2_core.worker.jobs import Job\n"
         "command = (sys.executable, '-c', 'import sys; sys.stdin.read()')\n"
         "e = Exports(print, lambda job, header: print('begun', flush=True), command)\n"
         f"e.start(Job(1, 'export', {{'segmentation': '/a', 'out': '/b', 'scratch': {str(tmp_path)!r}}}))\n"

@@ -9,7 +9,7 @@ import pytest
 from medsam2_core.auto.model_file import read_card
 from medsam2_core.errors import Cancelled, ProtocolError, TrainingError
 from medsam2_core.worker.job_messages import TrainRequest
-from medsam2_core.worker.server import Job
+from medsam2_core.worker.jobs import Job
 from medsam2_core.worker.subprocesses import Trainings, train_arguments
 from support.real_worker import RealWorker, a_ball, a_point
 

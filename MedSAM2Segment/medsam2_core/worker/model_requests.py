@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import MedSAM2Error
+from medsam2_core.worker.jobs import Finish, Job, Send
 from medsam2_core.worker.protocol import checked
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model_file import AutoCard
-    from medsam2_core.worker.server import Job
-
-Finish = Callable[["Job", "dict[str, Any] | BaseException"], None]
-Send = Callable[["Job", dict[str, Any]], None]
 
 _PAUSE_S = 0.2  # between two messages about the same download
 

@@ -10,7 +10,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -19,8 +18,8 @@ from medsam2_core.errors import Cancelled, Interrupted, MedSAM2Error, ProtocolEr
 from medsam2_core.version import __version__
 from medsam2_core.worker import model_requests, subprocesses, system
 from medsam2_core.worker.incoming import IncomingVolumes
+from medsam2_core.worker.jobs import Answer, Job
 from medsam2_core.worker.protocol import (
-    PREEMPTIBLE,
     PROTOCOLS,
     Arrays,
     Frame,
@@ -39,36 +38,6 @@ _log = logging.getLogger(__name__)
 _READ_BYTES = _WRITE_BYTES = 1 << 20
 _ANNOUNCE_S = 0.25  # an answer that takes longer is announced
 _DAMAGED, _BUG = 76, 70  # exit codes: the input is not the protocol; a thread that must not fail did
-
-#: Fields and arrays of a result.
-Answer = tuple[dict[str, Any], Arrays]
-
-
-@dataclass(eq=False)
-class Job:
-    """A request in the worker.
-
-    Attributes
-    ----------
-    id, type, fields, arrays
-        The message.
-    is_cancelled
-        Whether nobody wants its answer any more; set by the thread that reads.
-    state
-        How far an interrupted one has come.
-    """
-
-    id: int
-    type: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    is_cancelled: bool = False
-    state: Any = None
-
-    @property
-    def is_preemptible(self) -> bool:
-        """Whether it waits for, and makes way for, all others."""
-        return self.type in PREEMPTIBLE
 
 
 class RequestQueue:

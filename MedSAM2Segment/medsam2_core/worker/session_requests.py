@@ -14,6 +14,7 @@ from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import SlicePrompts
 from medsam2_core.worker.incoming import IncomingVolumes
 from medsam2_core.worker.job_messages import AutoRequest
+from medsam2_core.worker.jobs import Answer, Job
 from medsam2_core.worker.messages import (
     SessionSettings,
     StackChoice,
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
     from medsam2_core.engine.zoom import Region
     from medsam2_core.session import Session
     from medsam2_core.session.automatic import AutoPrediction, AutoRun
-    from medsam2_core.worker.server import Answer, Job
 
-Send = Callable[["Job", dict[str, Any], Arrays], None]
+Send = Callable[[Job, dict[str, Any], Arrays], None]
 
 _PREFETCH_SLICES = 12  # to either side
 _PREFETCH_SHARE = 0.5  # of the cache

@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,15 +24,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from medsam2_core.errors import Cancelled, ExportError, MedSAM2Error, TrainingError
 from medsam2_core.worker.job_messages import ExportRequest, TrainRequest
+from medsam2_core.worker.jobs import Finish, Job, Send
 from medsam2_core.worker.protocol import field_error
-
-if TYPE_CHECKING:
-    from medsam2_core.worker.model_requests import Finish, Send
-    from medsam2_core.worker.server import Job
 
 _log = logging.getLogger(__name__)
 
@@ -362,9 +360,7 @@ def _end_with_input() -> None:
 def main() -> None:
     """Run the command that the arguments name, and end with its exit code."""
     threading.Thread(target=_end_with_input, name="watcher", daemon=True).start()
-    from medsam2_core.cli import main as run_command
-
-    sys.exit(run_command())
+    runpy.run_module("medsam2_core.cli", run_name="__main__", alter_sys=False)
 
 
 if __name__ == "__main__":
