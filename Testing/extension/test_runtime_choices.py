@@ -169,7 +169,7 @@ def test_old_drivers_get_the_build_without_cuda(driver, system, hasCuda):
 
 
 def words(machine, base=None, **options) -> list[str]:
-    return [" ".join(one.words) for one in torchSources(machine, base or {}, InstallOptions(**options))]
+    return [" ".join(one.arguments) for one in torchSources(machine, base or {}, InstallOptions(**options))]
 
 
 def test_each_machine_gets_its_build():

@@ -221,7 +221,7 @@ class ExportSection:
             self._request = request
 
     def _errorText(self, error: MedSAM2Error | OSError) -> str:
-        """Return the message, with the segmentation's name for the temporary file nobody has seen."""
+        """Return the message, with the segmentation's name in place of the temporary file's."""
         text = errorText(error) if isinstance(error, MedSAM2Error) else str(error)
         return text.replace(str(self._folder.segmentation), repr(self._name)) if self._folder else text
 

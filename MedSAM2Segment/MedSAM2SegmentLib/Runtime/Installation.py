@@ -157,11 +157,13 @@ class Installation:
                 self._uv = program
                 return
         context, target = self._context, self._folder.cache / "uv-wheel"
-        words = [context.helper, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        words += ["--require-hashes", "--progress-bar", "off", "-r", str(context.files / "uv.txt")]
-        words += ["--dest", str(target), *(_ARM_MAC if self._machine.isTranslated else ())]
+        arguments = [context.helper, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+        arguments += ["--require-hashes", "--progress-bar", "off", "-r", str(context.files / "uv.txt")]
+        arguments += ["--dest", str(target), *(_ARM_MAC if self._machine.isTranslated else ())]
         # No modules from the folder Slicer happens to be in.
-        download = Command((*words, *self._offlineWords()), {**self._environment, "PYTHONSAFEPATH": "1"})
+        download = Command(
+            (*arguments, *self._offlineArguments()), {**self._environment, "PYTHONSAFEPATH": "1"}
+        )
         yield from self._run(_("The tool uv could not be downloaded"), download)
         unpack = helperCommand(context, "unpack-uv", str(target), str(self._folder.uv))
         yield from self._run(_("The tool uv could not be unpacked"), unpack)
@@ -204,7 +206,7 @@ class Installation:
         sources = torchSources(self._machine, context.base, self._options, context.files)
         for source in sources:
             self._torchTitle = source.title
-            install = self._pipInstall(new, *source.words, variables=source.variables)
+            install = self._pipInstall(new, *source.arguments, variables=source.variables)
             output = yield dataclasses.replace(install, beside=self._watchCache())
             if output.ok:
                 return
@@ -229,20 +231,22 @@ class Installation:
 
     # Commands
 
-    def _uvCommand(self, *words: str, variables: Mapping[str, str] | None = None) -> Command:
+    def _uvCommand(self, *arguments: str, variables: Mapping[str, str] | None = None) -> Command:
         environment = {**self._environment, "UV_PYTHON_INSTALL_DIR": str(self._folder.pythons)}
         environment.setdefault("UV_SYSTEM_CERTS", "1")  # where the certificate of a hospital's proxy is
         always = ("--cache-dir", str(self._folder.cache), "--color", "never")
         offline = ("--offline",) if self._isOffline else ()
         return Command(
-            (self._uv, *words, *always, *offline), {**environment, **(variables or {})}, self._onLine
+            (self._uv, *arguments, *always, *offline), {**environment, **(variables or {})}, self._onLine
         )
 
-    def _pipInstall(self, new: Path, *words: str, variables: Mapping[str, str] | None = None) -> Command:
+    def _pipInstall(self, new: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> Command:
         into = ("--python", str(pythonOf(new)))
-        return self._uvCommand("pip", "install", *into, *words, *self._offlineWords(), variables=variables)
+        return self._uvCommand(
+            "pip", "install", *into, *arguments, *self._offlineArguments(), variables=variables
+        )
 
-    def _offlineWords(self) -> tuple[str, ...]:
+    def _offlineArguments(self) -> tuple[str, ...]:
         return ("--no-index", "--find-links", str(self._options.offlineFolder)) if self._isOffline else ()
 
     def _run(self, failure: str, command: Command) -> Work:
@@ -261,9 +265,9 @@ class Installation:
         self._listener.progress(fraction, text)
 
 
-def helperCommand(context: RuntimeContext, *words: str) -> Command:
+def helperCommand(context: RuntimeContext, *arguments: str) -> Command:
     """Return a command that runs ``helper.py``."""
-    return Command((context.helper, str(FILES / "helper.py"), *words), dict(context.base))
+    return Command((context.helper, str(FILES / "helper.py"), *arguments), dict(context.base))
 
 
 def removal(context: RuntimeContext, *paths: Path) -> Command:
@@ -279,10 +283,10 @@ def probe(context: RuntimeContext, python: Sequence[str], *, checkFiles: bool = 
     Raises
     ------
     RuntimeInstallError
-        "unusable-interpreter": it cannot; the message says why.
+        "unusable-interpreter": it cannot; the message has the reason.
     """
-    words = (*python, str(context.files / "probe.py"), *(("--files",) if checkFiles else ()))
-    output = yield Command(words, workerEnvironment(context.base, context.extension))
+    arguments = (*python, str(context.files / "probe.py"), *(("--files",) if checkFiles else ()))
+    output = yield Command(arguments, workerEnvironment(context.base, context.extension))
     versions = _lastJson(output.lines)
     if not output.ok or versions is None:
         reason = output.lines[-1] if output.lines else output.reason

@@ -90,7 +90,7 @@ class TorchSource(NamedTuple):
     """One way to get PyTorch: what it is, for people, arguments for uv, and environment variables."""
 
     title: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     variables: Mapping[str, str] = {}
 
 
@@ -109,11 +109,11 @@ def torchSources(
         return [TorchSource(_("for Apple's processors"), pinned)]
     if machine.hasCuda:
         title = _("CUDA build for NVIDIA driver {version}").format(version=machine.driver)
-        words, variables = (plain, "--torch-backend", "auto"), {"UV_CUDA_DRIVER_VERSION": machine.driver}
-        sources = [TorchSource(title, words, variables)]
+        arguments, variables = (plain, "--torch-backend", "auto"), {"UV_CUDA_DRIVER_VERSION": machine.driver}
+        sources = [TorchSource(title, arguments, variables)]
     else:
-        words = pinned if machine.system == "windows" else (plain, "--torch-backend", "cpu")
-        sources = [TorchSource(_("CPU build"), words)]
+        arguments = pinned if machine.system == "windows" else (plain, "--torch-backend", "cpu")
+        sources = [TorchSource(_("CPU build"), arguments)]
     if hasOwnSources(base):
         sources.append(TorchSource(_("the build of the package index that is set"), (plain,)))
     return sources

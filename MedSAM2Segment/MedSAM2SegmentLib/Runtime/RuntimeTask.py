@@ -43,7 +43,7 @@ class Command:
     ``beside`` is another command that runs only as long as this one; how it ends does not matter.
     """
 
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     environment: Mapping[str, str]
     onLine: Callable[[str], None] | None = None
     beside: Command | None = None
@@ -116,11 +116,11 @@ class Task:
 
         run = self._runner.run
         self._children = [
-            run(command.words, command.environment, ifCurrent(self._onOutput), ifCurrent(self._onEnd))
+            run(command.arguments, command.environment, ifCurrent(self._onOutput), ifCurrent(self._onEnd))
         ]
         if (beside := command.beside) is not None:
             onOutput = ifCurrent(lambda text: _eachLine(text, beside.onLine or _ignore))
-            self._children.append(run(beside.words, beside.environment, onOutput, _ignore))
+            self._children.append(run(beside.arguments, beside.environment, onOutput, _ignore))
 
     def _onOutput(self, text: str) -> None:
         # Progress bars end their lines with a carriage return.

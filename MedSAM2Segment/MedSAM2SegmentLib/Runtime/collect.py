@@ -16,18 +16,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 
-def download(folder: Path, *words: str) -> None:
+def download(folder: Path, *arguments: str) -> None:
     """Let pip fetch something without what it depends on: the lists are complete."""
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", "--dest", str(folder), *words], check=True)
+    subprocess.run([*pip, "--no-build-isolation", "--dest", str(folder), *arguments], check=True)
 
 
-def main(words: "list[str]") -> int:
+def main(arguments: "list[str]") -> int:
     """Fetch everything."""
-    if not words or words[0].startswith("-"):
+    if not arguments or arguments[0].startswith("-"):
         print(__doc__)
         return 1
-    folder, options = Path(words[0]), words[1:]
+    folder, options = Path(arguments[0]), arguments[1:]
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("build.lock", "requirements.lock", "sam2.txt"):
         download(folder, "--require-hashes", "-r", str(HERE / name))

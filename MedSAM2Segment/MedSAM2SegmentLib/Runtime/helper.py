@@ -83,9 +83,9 @@ def megabytes(folder: str) -> int:
     return round(total / 1e6)
 
 
-def main(words: "list[str]") -> int:
+def main(arguments: "list[str]") -> int:
     """Run one errand."""
-    errand, *values = words or [""]
+    errand, *values = arguments or [""]
     try:
         if errand == "unpack-uv":
             unpack_uv(*values)

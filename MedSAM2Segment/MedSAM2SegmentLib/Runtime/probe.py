@@ -76,12 +76,12 @@ def damaged_files() -> "list[str]":
     return wrong
 
 
-def main(words: "list[str]") -> int:
+def main(arguments: "list[str]") -> int:
     """Print the versions, or what is wrong; return the exit code."""
     if sys.version_info < OLDEST:
         print(f"Python {platform.python_version()} is too old: 3.10 or newer is needed")
         return 1
-    if "--files" in words and (wrong := damaged_files()):
+    if "--files" in arguments and (wrong := damaged_files()):
         print(f"{len(wrong)} installed files are damaged: {'; '.join(wrong[:3])}")
         return 1
     try:
@@ -89,7 +89,7 @@ def main(words: "list[str]") -> int:
     except Exception as error:  # whatever a damaged library raises, the answer is the same
         print(f"{type(error).__name__}: {error}")
         return 1
-    if "--files" in words and hasattr(os, "sync"):
+    if "--files" in arguments and hasattr(os, "sync"):
         os.sync()  # what is declared complete next must be so after a power cut, too
     print(json.dumps(found))
     return 0
