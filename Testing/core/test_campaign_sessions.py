@@ -138,7 +138,7 @@ class Player:
             prompted = {slice_of(prompt) for prompt in prompts}
             shown = {n for n, (_, _, _, prompted, _) in slices.items() if prompted}
             assert prompted <= shown, "a prompted slice stays prompted"
-            assert name in self.session.tracker.objects or not slices
+            assert name in self.session.tracker.object_ids or not slices
             earlier = before.get(name, ([], {}))[1]
             for n, (mask, _, _, _, final) in slices.items():
                 if n in earlier and earlier[n][4] and not released:

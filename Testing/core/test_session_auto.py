@@ -36,7 +36,7 @@ def auto(model, monkeypatch):
     classes = (AutoClass("ball", 1, (0.1, 0.2, 0.3), KIDNEY), AutoClass("bar", 2, (0.9, 0.5, 0.1)))
     settings = PredictorSettings.for_module(model.module, 2).to_dict()
     card = AutoCard("made up", classes, model.name, model.weights_key, SIDE, axis="axial", predictor=settings)
-    usual = segmenting.AutoSegmenter._found
+    usual = segmenting.AutoSegmenter._prediction
 
     def found(self, n, frame, logits, score, prompts):
         logits = torch.full_like(logits, -6.0)
@@ -46,7 +46,7 @@ def auto(model, monkeypatch):
             logits[1][BAR] = 4.0
         return usual(self, n, frame, logits, torch.tensor([5.0, 3.0]), prompts)
 
-    monkeypatch.setattr(segmenting.AutoSegmenter, "_found", found)
+    monkeypatch.setattr(segmenting.AutoSegmenter, "_prediction", found)
     return untrained_model(card, model)
 
 

@@ -258,7 +258,7 @@ def auto(model, monkeypatch):
     names = (AutoClass("ball", 1, (0.1, 0.2, 0.3), least_piece=0.005), AutoClass("bar", 2, (0.9, 0.5, 0.1)))
     settings = PredictorSettings.for_module(model.module, 2).to_dict()
     card = AutoCard("made up", names, model.name, model.weights_key, SIDE, axis="axial", predictor=settings)
-    usual = segmenting.AutoSegmenter._found
+    usual = segmenting.AutoSegmenter._prediction
 
     def found(self, n, frame, logits, score, prompts):
         logits = torch.full_like(logits, -4.0)
@@ -268,7 +268,7 @@ def auto(model, monkeypatch):
             logits[1, 20:34, 4:30] = 2.5
         return usual(self, n, frame, logits, torch.tensor([5.0, 3.0 if n < 13 else -3.0]), prompts)
 
-    monkeypatch.setattr(segmenting.AutoSegmenter, "_found", found)
+    monkeypatch.setattr(segmenting.AutoSegmenter, "_prediction", found)
     return untrained_model(card, model)
 
 
