@@ -71,7 +71,7 @@ def test_a_message_that_nobody_says_is_found(texts):
 
 #: What volumes, prompts and installations are refused for is on the page without exception.
 COMPLETE = {
-    *("VolumeAdapter.py", "PromptConversion.py", "PromptNodes.py"),
+    *("VolumeAdapter.py", "PromptConversion.py", "PromptSync.py", "PromptNodes.py"),
     *("RuntimePlan.py", "RuntimeErrors.py", "RuntimeInstaller.py", "Installation.py"),
 }
 

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("slicer")
 
 import vtk
+from MedSAM2SegmentLib.Panels.PanelState import Status
 from support.remote_session import ASession
 from support.user import AUser
 
@@ -138,6 +139,18 @@ def test_what_has_no_event_is_noticed_at_the_next_tick(user, change):
     is_noticed = change(user)
     user.controller.tick()
     assert is_noticed(), user.state
+
+
+def test_the_end_of_a_slow_propagation_is_noticed(user):
+    """Between two slices everything is saved and at rest: nothing but its end says that it is over."""
+    user.click((10, 10, 5))
+    rest(user)
+    user.controller.propagate()
+    while user.worker.step():
+        for _ in range(3):
+            user.pass_time(1.0)
+    assert user.state.status is Status.PROMPTED and not user.state.canCancel
+    assert len(calls_of_a_tick(user)) <= IDLE_CALLS
 
 
 def test_a_click_is_few_frames_away_from_the_session(scene, monkeypatch):

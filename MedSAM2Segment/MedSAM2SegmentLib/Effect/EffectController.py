@@ -190,19 +190,21 @@ class EffectController:
         self._navigation.prefetch()
         self._provenance.tick()
         self._publish()
+        self._isDirty |= self._isBusy()  # so that the end of what is running is noticed, too
         self._stamp = self._currentStamp()
 
     def _isDue(self) -> bool:
         """Whether a tick has work to do."""
-        if self._isDirty or self._context.isTouched or self._provenance.isPending:
-            return True
-        if self._mustSync and self._isActive:
-            return True
-        isWaiting = self._propagation.isBusy or self._auto.isRunning or self._session.isWaiting()
-        if isWaiting or self._session.phase not in (None, Status.FAILED):
+        if self._isDirty or self._context.isTouched or self._provenance.isPending or self._isBusy():
             return True
         markups = self._context.markups
         return (markups is not None and markups.isMoved) or self._currentStamp() != self._stamp
+
+    def _isBusy(self) -> bool:
+        """Whether the worker is starting or computing, or prompts are to be sent."""
+        isWaiting = self._propagation.isBusy or self._auto.isRunning or self._session.isWaiting()
+        mustSync = self._mustSync and self._isActive
+        return isWaiting or mustSync or self._session.phase not in (None, Status.FAILED)
 
     def _currentStamp(self) -> tuple[Any, ...]:
         problem = self._source.problem()
