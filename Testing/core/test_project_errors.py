@@ -4,13 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from support.project import CORE, core_files, location, parsed
-
-# Packages whose errors do not all have codes yet.
-NOT_YET = {
-    *("auto", "cli", "worker"),
-    "atomic",
-}
+from support.project import core_files, location, parsed
 
 # What these mean is in their names.
 HAVE_ONE_MEANING = {"Cancelled", "Interrupted"}
@@ -43,21 +37,20 @@ def _code_of(call: ast.Call) -> ast.expr | None:
     return next((one.value for one in call.keywords if one.arg in ("code", None)), None)
 
 
-def errors_made() -> Iterator[tuple[str, str, ast.Call]]:
-    """Yield (package, location, call) of every error that the core makes."""
+def errors_made() -> Iterator[tuple[str, ast.Call]]:
+    """Yield (location, call) of every error that the core makes."""
     names = error_classes()
     for path in core_files():
-        package = path.relative_to(CORE).with_suffix("").parts[0]
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
-                yield package, location(path, node.lineno), node
+                yield location(path, node.lineno), node
 
 
 def test_every_error_has_a_code():
     without = [
         f"{where}: {ast.unparse(call.func)} has no code"
-        for package, where, call in errors_made()
-        if package not in NOT_YET and _code_of(call) is None
+        for where, call in errors_made()
+        if _code_of(call) is None
     ]
     assert not without, "\n".join(without)
 
@@ -65,7 +58,7 @@ def test_every_error_has_a_code():
 def test_codes_are_kebab_case():
     wrong = [
         f"{where}: {code.value!r}"
-        for _, where, call in errors_made()
+        for where, call in errors_made()
         if isinstance(code := _code_of(call), ast.Constant) and not CODE.fullmatch(str(code.value))
     ]
     assert not wrong, "\n".join(wrong)

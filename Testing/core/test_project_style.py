@@ -22,6 +22,13 @@ def test_ruff_passes(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_types_are_right():
+    pytest.importorskip("mypy", reason="the extra dev is not installed")
+    command = [sys.executable, "-m", "mypy", "--no-error-summary"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_everything_public_has_a_docstring():
     undocumented = []
     for path in (*core_files(), *lib_files()):
