@@ -11,7 +11,7 @@ from support.project import ROOT, core_files, lib_files, location, parsed, proje
 LONGEST_FUNCTION = 60
 # Where any unexpected error becomes an exit code or the answer to a request, and where libraries are called
 # that raise errors of any type for damaged files.
-MAY_CATCH_EVERYTHING = {"app.py", "files.py", "serving.py", "probe.py"}
+MAY_CATCH_EVERYTHING = {"app.py", "files.py", "server.py", "probe.py"}
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
