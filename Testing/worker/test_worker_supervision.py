@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from medsam2_core.errors import Cancelled, PromptError, WorkerError
+from medsam2_core.errors import Cancelled, GeometryError, PromptError, WorkerError
 from medsam2_core.prompts import SlicePrompts
 from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.connection import Timing
+from medsam2_core.worker.messages import StackChoice
 from support.supervised_worker import HASTY, clicks, fake_worker, volume
 
 
@@ -117,6 +118,22 @@ def test_a_session_that_ends_the_worker_whenever_it_is_opened_is_given_up(superv
     worker.until_ready()
     assert len(worker.transports) == 3
     assert worker.answer(session.set_prompts, "a", clicks((5, 6), n=2)).code == "session-closed"
+
+
+def test_what_waits_for_a_session_that_cannot_be_opened_is_not_sent(supervised):
+    worker = supervised()
+    errors, failed = [], worker.errors.append
+    remote = worker.client.open_volume(volume())
+    stack = StackChoice.oblique((0, 0, 0), (1, 0, 0), (1, 0, 0))  # the directions are parallel
+    session = worker.client.open_session(remote, stack, failed=failed)
+    session.set_prompts("a", clicks((5, 6), n=2), failed=errors.append)
+    worker.until(lambda: errors)
+    assert session.is_closed
+    assert not session.is_open
+    assert isinstance(worker.errors[0], GeometryError)
+    assert errors[0].code == "session-closed"
+    sent = {request.type for request in worker.client._connection.open.values()}
+    assert "set_prompts" not in sent
 
 
 def test_a_volume_that_ends_the_worker_whenever_it_comes_is_given_up(supervised):

@@ -84,6 +84,7 @@ class Request:
     crashes: CrashCounter = field(default_factory=CrashCounter)
     id: int | None = None
     is_over: bool = False
+    has_failed: bool = False
     is_cancelled: bool = False
     is_silent: bool = False
 
@@ -101,6 +102,7 @@ class Request:
     def fail(self, error: MedSAM2Error, calls: deque[Call]) -> None:
         """End it with an error, whether it was sent or not."""
         if not self.is_over:
+            self.has_failed = True
             self.end()
             self.call(calls, self.failed, error)
 

@@ -359,7 +359,7 @@ class SessionClient:
     def _on_opening_end(self, request: Request) -> None:
         """Send what is pending, once the worker knows everything again: crashes have one suspect."""
         self._opening.remove(request)
-        if not self._opening:
+        if not self._opening and not request.has_failed:
             self.is_open, self.progress = True, None
             self._crashes.count = 0
             for pending in list(self._pending):
