@@ -2,6 +2,7 @@
 
     python Testing/bench/export_seg.py                      # 512 x 512 x 300, 1 and 30 segments
     python Testing/bench/export_seg.py --slices 60 --segments 1,5
+    python Testing/bench/export_seg.py --slices 60 --segments 10 --overlapping  # a mask of each
 
 Every way runs in a process of its own, on the same files, one after the other; a table is printed.
 """
@@ -37,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--segments", default="1,30")
+    parser.add_argument("--overlapping", action="store_true", help="give highdicom a mask of each segment")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -47,7 +49,10 @@ def main() -> None:
         for count in map(int, options.segments.split(",")):
             print(f"{count} segments, {SIDE} x {SIDE} x {options.slices}")
             for who, kind, compression in WAYS:
+                if options.overlapping and kind != "binary":
+                    continue
                 asked = {"who": who, "kind": kind, "compression": compression}
+                asked["overlapping"] = options.overlapping
                 words = json.dumps({**asked, "folder": str(folder), "count": count, "out": f"{place}/x.dcm"})
                 done = subprocess.run(
                     [sys.executable, __file__, "--one", words], capture_output=True, text=True, check=False
@@ -88,7 +93,9 @@ def some_organs(count: int, slices: int) -> np.ndarray:
     return labels
 
 
-def one(who: str, kind: str, compression: str, folder: str, count: int, out: str) -> dict:
+def one(
+    who: str, kind: str, compression: str, folder: str, count: int, out: str, overlapping: bool = False
+) -> dict:
     """One way: seconds and peak memory of writing, the objects being there already."""
     from medsam2_core.export.dicom.source import read_source
     from medsam2_core.imaging.segmentation import Segmentation
@@ -112,7 +119,7 @@ def one(who: str, kind: str, compression: str, folder: str, count: int, out: str
     if who == "ours":
         frames = write_ours(segmentation, source, kind, compression, out)
     else:
-        frames = write_plain(labels, count, source, kind, compression, out)
+        frames = write_plain(labels, count, source, kind, compression, out, overlapping=overlapping)
     seconds = time.perf_counter() - began
     size = Path(out).stat().st_size
     Path(out).unlink()
@@ -161,7 +168,9 @@ def blurred(segmentation):
     return Probabilities(segmentation.geometry, slices)
 
 
-def write_plain(labels: np.ndarray, count: int, source, kind: str, compression: str, out: str) -> int:
+def write_plain(
+    labels: np.ndarray, count: int, source, kind: str, compression: str, out: str, *, overlapping: bool
+) -> int:
     """What a user of highdicom writes: all pixels in, the object out."""
     import highdicom
     from highdicom import UID
@@ -170,6 +179,8 @@ def write_plain(labels: np.ndarray, count: int, source, kind: str, compression: 
     from medsam2_core.export.dicom.options import Compression
 
     described = describe(segmentation_of(labels, count, source.geometry), generic=True)
+    if overlapping:  # a label map cannot hold them: (K, J, I, segments)
+        labels = np.stack([labels == n + 1 for n in range(count)], axis=-1)
     seg = highdicom.seg.Segmentation(
         source_images=list(source.datasets),
         pixel_array=labels,

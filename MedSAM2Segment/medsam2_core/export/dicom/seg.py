@@ -1,10 +1,10 @@
 """DICOM SEG: a segmentation as an object of the archive its images came from (PS3.3 A.51, label maps A.90).
 
 highdicom makes the object: its modules, the positions of its frames and their references to the images. It
-takes the pixels of all segments in one array, though: 512 x 512 x 60 voxels with 10 overlapping segments take
-495 MB and twice the time instead of 229 MB (Testing/bench/export_seg.py), 300 slices with 30 segments
-gigabytes. So it gets an image of one pixel a frame, from which it knows which segment is on which slice. The
-frames themselves are streamed into the file.
+takes the pixels of all segments in one array, though: 10 overlapping segments of 512 x 512 x 60 voxels take
+about twice the memory and time (443 MB instead of 229 MB, Testing/bench/export_seg.py --overlapping), 30 of
+300 slices gigabytes. So it gets an image of one pixel a frame, from which it knows which segment is on which
+slice. The frames themselves are streamed into the file.
 """
 
 from __future__ import annotations
