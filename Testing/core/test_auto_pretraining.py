@@ -63,19 +63,19 @@ def test_a_start_is_gone_on_from_with_more_data_and_its_adapters_stay(tmp_path, 
     some_steps(first, 2)
     earlier = tmp_path / "run" / "start.safetensors"
     both = [tmp_path / "data", tmp_path / "more"]
-    second = Pretrainer(model, both, tmp_path / "second", together, begin=earlier)
+    second = Pretrainer(model, both, tmp_path / "second", together, start=earlier)
     known = read_start(earlier, model)
     assert torch.equal(second.predictor.queries[:2], known.queries)
     adapters = {name: value.clone() for name, value in second.adapters.state_dict().items()}
     some_steps(second, 2)
     assert all(torch.equal(adapters[name], v) for name, v in second.adapters.state_dict().items())
     with raises("start-for-other-model", TrainingError):
-        Pretrainer(tiny_model(seed=3), both, tmp_path / "third", together, begin=earlier)
+        Pretrainer(tiny_model(seed=3), both, tmp_path / "third", together, start=earlier)
     with raises("start-of-other-data", TrainingError):
         wide = Pretrainer(model, both, tmp_path / "fourth", together)
         some_steps(wide, 1)
         Pretrainer(
-            model, [tmp_path / "more"], tmp_path / "fifth", together, begin=wide.folder / "start.safetensors"
+            model, [tmp_path / "more"], tmp_path / "fifth", together, start=wide.folder / "start.safetensors"
         )
 
 

@@ -88,6 +88,9 @@ def test_classes_are_chosen_by_name(medsam2, base, trained, tmp_path):
     assert said.code == 2
     assert "'moon'" in said.err
     assert "'disc', 'bar'" in said.err
+    error = medsam2(*words, "--classes", "moon", "--json").facts["error"]
+    assert (error["code"], error["severity"]) == ("unknown-class", "error")
+    assert error["fields"] == {"name": "moon", "known": ["disc", "bar"]}
 
 
 def test_a_folder_is_gone_through_and_a_bad_picture_does_not_stop_it(medsam2, base, trained, tmp_path):
@@ -167,9 +170,19 @@ def test_problems_with_the_data_are_listed_before_anything_is_trained(medsam2, b
     assert "problem: 002_img" in said.err
     assert "--skip-bad" in said.err
     assert not list(tmp_path.glob("m.*"))
-    said = medsam2("train", "auto", data, "--out", out, "--steps", 2, "--folds", 0, "--skip-bad", *base)
+    words = ("train", "auto", data, "--out", out, "--steps", 2, "--folds", 0, "--json-progress", *base)
+    lines = [json.loads(line) for line in medsam2(*words).out.splitlines()]
+    problems = [line for line in lines if line["stage"] == "problem"]
+    assert {problem["fields"].get("image") for problem in problems} >= {"001_img", "002_img"}
+    assert lines[-1]["stage"] == "error"
+    assert lines[-1]["error"]["code"] == "bad-images"
+    assert "--skip-bad" not in lines[-1]["error"]["message"]
+    said = medsam2(*words, "--skip-bad")
     assert said.code == 0, said.err
     assert read_card(out).training["images"] == 2
+    done = json.loads(said.out.splitlines()[-1])
+    assert (done["stage"], done["error"]) == ("done", None)
+    assert {note["code"] for note in done["notes"]} >= {"no-background"}
 
 
 @pytest.mark.parametrize(

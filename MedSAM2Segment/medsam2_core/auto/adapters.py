@@ -40,7 +40,7 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.w_b.weight)  # training starts from the unchanged model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out)."""
+        """Map (..., in) to (..., out)."""
         return self.proj(x) + self.w_b(self.w_a(x))
 
 
@@ -244,14 +244,14 @@ class TextureAdapter(nn.Module):
         return TextureFeatures(coarse_added, middle_added, fine_added, fine)
 
 
-def class_logits(pixels: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
+def class_logits(pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Classify pixels: logits of each class against all other classes and the background.
 
     Parameters
     ----------
     pixels
         (B, D, h, w), see :class:`TextureFeatures`.
-    looks
+    weights
         (K, D + 1), see :class:`TextureAdapter`.
 
     Returns
@@ -259,7 +259,7 @@ def class_logits(pixels: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
     torch.Tensor
         (B, K, h, w).
     """
-    logits = torch.einsum("bdhw,kd->bkhw", pixels, looks[:, :-1]) + looks[:, -1][None, :, None, None]
+    logits = torch.einsum("bdhw,kd->bkhw", pixels, weights[:, :-1]) + weights[:, -1][None, :, None, None]
     # log-sum-exp over all classes but one: over those before it, and over those behind it.
     before = torch.cat([torch.zeros_like(logits[:, :1]), logits[:, :-1]], dim=1).logcumsumexp(1)
     behind = logits[:, 1:].flip(1).logcumsumexp(1).flip(1)

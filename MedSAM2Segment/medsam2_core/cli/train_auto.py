@@ -287,9 +287,9 @@ class _Progress:
             self._update = self._bar.__enter__()
         self._update(done, "" if dice is None else f"(Dice {dice:.2f})")
 
-    def show_training(self, told: StageProgress) -> None:
+    def show_training(self, progress: StageProgress) -> None:
         """Show the progress that a trainer reports."""
-        self.show(told.stage, told.done, told.total, told.dice)
+        self.show(progress.stage, progress.done, progress.total, progress.dice)
 
     def show_problems(self, found: Survey) -> None:
         """List the problems of the data."""

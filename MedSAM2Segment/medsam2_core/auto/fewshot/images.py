@@ -129,7 +129,7 @@ def check_sizes(volume: Volume, labels: LabelMap) -> None:
     if sorted(ours) != sorted(theirs):
         raise VolumeError(
             f"the image has {_size(ours)} pixels, its labels {_size(theirs)}: they must be of one size",
-            code="sizes-differ", image=list(ours), labels=list(theirs),
+            code="sizes-differ", image_shape=list(ours), labels_shape=list(theirs),
         )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ class Pretrainer:
         See :class:`Pretraining`.
     report
         Called with a dict for each line of the log.
-    begin
+    start
         Earlier pretrained weights to continue from; their encoder adapters are frozen. Their data sets must
         be the first ones, in the same order.
 
@@ -139,7 +139,7 @@ class Pretrainer:
         folder: str | Path,
         settings: Pretraining,
         report: Callable[[dict[str, Any]], None] = lambda _: None,
-        begin: str | Path | None = None,
+        start: str | Path | None = None,
     ) -> None:
         self.model, self.folder, self.settings = model, Path(folder), settings
         self._report = report
@@ -157,9 +157,9 @@ class Pretrainer:
         nn.init.normal_(self.texture.looks, std=0.1)
         parts = {"predictor": self.predictor, "adapters": self.adapters, "texture": self.texture}
         self.trained = nn.ModuleDict({**parts, "head": self.head}).to(model.device)
-        self.keeps_adapters = begin is not None
-        if begin is not None:
-            self._begin(Path(begin))
+        self.keeps_adapters = start is not None
+        if start is not None:
+            self._load_start(Path(start))
         self.average = {k: v.detach().clone() for k, v in self.trained.state_dict().items()}
         self.optimiser = self._optimiser()
         self.step, self.together_from, self.seconds = 0, 0, 0.0
@@ -201,7 +201,7 @@ class Pretrainer:
         self._save()
         self._log({"validation": self.validate()})
 
-    def _begin(self, path: Path) -> None:
+    def _load_start(self, path: Path) -> None:
         """Load earlier pretrained weights."""
         start = read_start(path, self.model)
         if start is None or not start.predictor:

@@ -19,7 +19,7 @@ _FEW = 20  # groups (images, patients or volumes): with fewer, all are needed fo
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Optimisation of a predictor; defaults are the paper's (arXiv:2409.06821) where nothing else is said.
+    """Optimisation of a predictor; defaults are the paper's (arXiv:2409.06821) unless stated.
 
     Attributes
     ----------

@@ -169,22 +169,22 @@ def fit_class_weights(auto: AutoModel, bank: Variants, images: Sequence[Labelled
     if not pixels:
         return
     seen, masks = torch.cat(pixels), torch.cat(shares)
-    looks = texture.looks.detach().clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS([looks], max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
+    weights = texture.looks.detach().clone().requires_grad_(True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
         loss = (
-            coverage_loss(class_logits(seen, looks).flatten(0, 1), masks)
-            + _PROBE_DECAY * looks.square().sum()
+            coverage_loss(class_logits(seen, weights).flatten(0, 1), masks)
+            + _PROBE_DECAY * weights.square().sum()
         )
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    if torch.isfinite(looks).all():
+    if torch.isfinite(weights).all():
         with torch.no_grad():
-            texture.looks.copy_(looks)
+            texture.looks.copy_(weights)
 
 
 @torch.inference_mode()

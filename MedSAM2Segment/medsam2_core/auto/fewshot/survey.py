@@ -49,7 +49,7 @@ class Problem:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the problem as JSON-serialisable values, as :meth:`Note.to_dict` does for notes."""
-        fields = {**({"image": self.image} if self.image else {}), **self.fields}
+        fields = {**self.fields, **({"image": self.image} if self.image else {})}
         severity = "error" if self.is_fatal else "warning"
         return {"code": self.code, "message": str(self), "severity": severity, "fields": fields}
 
