@@ -104,7 +104,7 @@ class PictureClinic(AClinic):
         for other in ("A", "B"):
             self.segmentation.GetDisplayNode().SetSegmentVisibility(other, other == segmentID)
         self.editor.logic.SetCurrentSegmentID(segmentID)
-        self.controller.look()
+        self.controller.update()
         self.wait()
 
     def propagate_until(self, done: int) -> None:
