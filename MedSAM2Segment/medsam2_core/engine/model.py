@@ -210,8 +210,8 @@ def load_model(
             code="configuration-given",
             model=entry.name,
         )
-    if image_size is not None:
-        entry = replace(entry, image_size=image_size)
+    if image_size is not None and image_size != entry.image_size:
+        entry = replace(entry, image_size=image_size, succeeds=())  # those keys are of the model's own size
     if apply_postprocessing is not None:
         entry = replace(entry, postprocessing=apply_postprocessing)
     path = store.locate(entry)

@@ -32,7 +32,9 @@ from medsam2_core.training.sources import load_sources, split
 from medsam2_core.training.validation import validate
 
 # What the embedded model receives beside tokens; equal to its recipe in the catalogue.
-EMBEDDED_RECIPE = PromptRecipe(draws_prompts=True, carries_mask=True, least_iou=0.4)
+EMBEDDED_RECIPE = PromptRecipe(
+    draws_prompts=True, negative_radius=0.03, carries_mask=True, least_iou=0.35, least_score=0.5
+)
 
 # What torch and its unpickler raise on a file that was cut off, changed, or never was a run's state.
 _DAMAGE = (
