@@ -369,12 +369,12 @@ def test_files_that_are_there_stay_unless_told_otherwise(state, tmp_path):
 
 
 def test_a_disk_that_refuses_the_second_file_leaves_no_first(state, tmp_path, monkeypatch):
-    from medsam2_core.auto import loading
+    from medsam2_core.auto import model as auto_model_module
 
     def refuses(*_args, **_named):
         raise ExportError("the disk is full")
 
-    monkeypatch.setattr(loading, "write_file", refuses)
+    monkeypatch.setattr(auto_model_module, "write_file", refuses)
     with pytest.raises(ExportError, match="full"):
         imported(tmp_path, state)
     assert os.listdir(tmp_path) == ["hip.ckpt"]

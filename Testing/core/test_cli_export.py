@@ -188,12 +188,12 @@ def test_a_killed_export_leaves_no_half_file(clinic, number):
 import os, sys, time
 from medsam2_core.cli import main
 from medsam2_core.export.dicom import frames
-add = frames.PixelFile.add
+add = frames.PixelDataWriter.add
 def slowly(self, frame):
     add(self, frame)
     print("at work", flush=True)
     time.sleep(60)
-frames.PixelFile.add = slowly
+frames.PixelDataWriter.add = slowly
 sys.exit(main(sys.argv[1:]))
 """
     words = ["export", clinic / "x.seg.nrrd", "--dicom", clinic / "series", "--out", clinic / "x.dcm"]
@@ -290,7 +290,7 @@ def test_ctrl_c_says_that_nothing_was_left(medsam2, clinic, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(frames.PixelFile, "add", interrupted)
+    monkeypatch.setattr(frames.PixelDataWriter, "add", interrupted)
     words = ["--dicom", clinic / "series", "--out", clinic / "x.dcm"]
     answer = medsam2("export", clinic / "x.seg.nrrd", *words)
     assert answer.code == 130

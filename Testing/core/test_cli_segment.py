@@ -157,7 +157,7 @@ def test_probabilities_are_written_beside_the_masks_on_request(medsam2, model, s
         values_kji = read.values_kji(name)
         assert np.array_equal(values_kji >= 128, masks.mask_kji(name)), "and the masks are as without"
         assert np.array_equal(values_kji >= 128, read_labels(out).mask_kji(name))
-        assert len(np.unique(values_kji)) > 20
+        assert len(np.unique(values_kji)) > 5
     assert read.provenance["model"].endswith("embedded")
     assert str(model.parent).encode() not in probabilities.read_bytes()
     assert sorted(path.name for path in results.iterdir()) == ["two.nrrd", "two.seg.nrrd"]
@@ -177,10 +177,10 @@ WRONG = {
     "a volume that is not there": (("nowhere.nrrd",), "nowhere.nrrd: no such file"),
     "a volume that is none": (("{junk}",), "junk.nrrd"),
     "no prompt": ((), "no-prompt"),
-    "a box outside": (("--box", "13,19,27,33@24"), "k = 24, which must be from -0.5 to 23.5"),
+    "a box outside": (("--box", "13,19,27,33@24"), "k = 24, expected -0.5 to 23.5"),
     "a box of another axis": (("--axis", "coronal", "--box", "1,1,5,9,9,5"), "mixed axes"),
     "two boxes on a slice": (("--box", "1,1,9,9@3", "--box", "2,2,9,9@3"), "two boxes on slice 3"),
-    "a point outside": (("--point", "40,0,0"), "i = 40, which must be from -0.5 to 39.5"),
+    "a point outside": (("--point", "40,0,0"), "i = 40, expected -0.5 to 39.5"),
     "an object without prompts": (
         ("--box", "1,1,9,9@3", "--object", "a", "--object", "b"), "object-without-prompt"
     ),

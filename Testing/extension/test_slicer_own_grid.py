@@ -133,7 +133,7 @@ def test_a_segment_that_would_be_another_on_the_finest_grid_is_refused_or_noted(
         written(scene, with_a_sheet(0.5), tmp_path)
     _, notes = written(scene, with_a_sheet(3.95), tmp_path)
     assert len(notes) == 1
-    assert "'sheet' lay on another grid than the rest: 1.3% of it changed" in notes[0]
+    assert "'sheet' lay on another grid than the rest: 1.3% of it changed" in str(notes[0])
 
 
 def test_wide_label_values_and_overlaps_are_kept(scene, tmp_path):

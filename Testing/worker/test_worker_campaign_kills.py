@@ -217,4 +217,4 @@ def played_at_random(worker, chance, fate, is_dying):
 
 
 def until_all_is_answered(worker, session):
-    worker.until(lambda: session.is_open and not session._waiting, 60)
+    worker.until(lambda: session.is_open and not session._pending, 60)

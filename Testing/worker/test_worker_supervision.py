@@ -167,7 +167,7 @@ def test_too_many_deaths_are_given_up_until_the_user_starts_again(supervised, tm
 
 def test_a_request_in_flight_when_all_is_given_up_fails(supervised):
     worker = supervised(fake_worker("--at", "set_prompts", "die"), timing=Timing(pauses=(0.0,), crashes=1))
-    error = worker.answer(worker.session().say, "a", clicks((5, 6), n=2))
+    error = worker.answer(worker.session().set_prompts, "a", clicks((5, 6), n=2))
     assert error.code == "worker-failed"
     assert worker.client.state is WorkerState.FAILED
 

@@ -126,7 +126,7 @@ def test_closing_a_volume_on_its_way_stops_it(supervised, tmp_path):
          "C:\\keys\\mine", "host"], None),
         ("ssh host 'conda run -n seg worker'", None, ["ssh", "host", "conda run -n seg worker"]),
         ('a "" b', ["a", "", "b"], ["a", "", "b"]),
-        ('say \\"hello\\"', ["set_prompts", '"hello"'], ["set_prompts", '"hello"']),
+        ('say \\"hello\\"', ["say", '"hello"'], ["say", '"hello"']),
         ('--name="two words"x', ["--name=two wordsx"], ["--name=two wordsx"]),
         ("", [], []),
     ],
