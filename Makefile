@@ -48,7 +48,7 @@ $(stamps)/environment:
 	    || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) \
 	         && $(PYTHON) -m pip --python $(VENV) install pip; } \
 	    || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: install python3-venv" >&2; exit 1; }
-	$(pip) install --upgrade "setuptools>=77,<81" wheel
+	$(pip) install --upgrade "setuptools>=77,<82" wheel
 	@mkdir -p $(stamps) && touch $@
 
 # First and alone, so that nothing that follows chooses another build.
