@@ -90,7 +90,7 @@ class AutoModelsSection:
             self._line = StatusLine(_STOPPED)
 
     def cleanup(self) -> None:
-        """Stop; the page is gone for good."""
+        """Stop everything: the page is being destroyed."""
         self._changed = lambda: None
         self.stop()
 

@@ -146,7 +146,7 @@ class ExportSection:
         self._line = StatusLine(_("The export was stopped."))
 
     def cleanup(self) -> None:
-        """Stop; the page is gone for good."""
+        """Stop everything: the page is being destroyed."""
         self._changed = lambda: None
         self.stop()
 

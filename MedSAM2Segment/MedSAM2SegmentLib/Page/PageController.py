@@ -83,7 +83,7 @@ class PageController:
         self.worker.close()
 
     def cleanup(self) -> None:
-        """Stop everything: the page is gone for good."""
+        """Stop everything: the page is being destroyed."""
         self.exit()
         self._onStateChanged = lambda: None
         self.runtime.cleanup()

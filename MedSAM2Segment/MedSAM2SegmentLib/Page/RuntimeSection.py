@@ -137,7 +137,7 @@ class RuntimeSection:
         self._changed()
 
     def cleanup(self) -> None:
-        """Stop; the page is gone for good."""
+        """Stop everything: the page is being destroyed."""
         self._changed = self._afterChange = lambda: None
         self.cancel()
 

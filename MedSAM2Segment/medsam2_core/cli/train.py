@@ -59,7 +59,7 @@ def base(
         )
     if keep_encoder and start is None:
         raise TrainingError(
-            "--keep-encoder: an encoder that was never trained is of no use; add --start", code="no-start"
+            "--keep-encoder needs --start: an untrained encoder cannot be kept", code="no-start"
         )
     settings = BaseTraining(
         data=str(data),
@@ -153,7 +153,7 @@ def _steps(text: str, stages: int) -> list[int]:
     parts = text.split(",")
     if len(parts) != stages or not all(part.strip().isdecimal() for part in parts):
         raise TrainingError(
-            f"--steps {text}: one number a stage wanted, {stages} in all, such as 3000,1300,2600",
+            f"--steps {text}: give one number per stage, {stages} in all, such as 3000,1300,2600",
             code="steps-wanted", steps=text, stages=stages,
         )  # fmt: skip
     return [int(part) for part in parts]

@@ -1,4 +1,4 @@
-"""The worker as a program sees it: started when needed, restarted when lost, told everything again.
+"""The worker as a program sees it: started when needed, restarted with all its state when lost.
 
     client = WorkerClient(lambda: SubprocessTransport(["medsam2", "worker"]))
     client.start()

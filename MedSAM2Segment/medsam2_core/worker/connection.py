@@ -72,7 +72,7 @@ class Timing:
 
 
 class Owner(Protocol):
-    """Who is told how a connection fares."""
+    """Receives the events of a connection."""
 
     def on_welcome(self, connection: Connection) -> None:
         """The worker has answered `hello`."""

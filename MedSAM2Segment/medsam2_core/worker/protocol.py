@@ -134,7 +134,7 @@ class FrameReader:
         Raises
         ------
         ProtocolError
-            The stream is damaged, from now on for good. Frames before the damage are returned first: then it
+            The stream is damaged and stays unusable. Frames before the damage are returned first: then it
             is the next call that raises (``feed(b"")`` asks).
         """
         if self._error is not None:

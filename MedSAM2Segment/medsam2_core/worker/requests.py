@@ -50,7 +50,7 @@ class Request:
     progress
         Gets what is being done, how much of it is done, and the total or None.
     note
-        Gets remarks in words.
+        Receives remarks as text.
     slices
         Gets masks as they come, how many slices are done, and the total or None.
     parse

@@ -112,7 +112,7 @@ class RequestQueue:
 
 
 class Outbox:
-    """Frames on their way to the client, written in order by a thread: nobody waits for a slow reader.
+    """Frames on their way to the client, written in order by a thread: callers do not block on a slow reader.
 
     Parameters
     ----------
@@ -278,7 +278,7 @@ class RequestLoop:
         try:
             self.sessions.model(name)
         except (MedSAM2Error, MemoryError, OSError, RuntimeError) as error:
-            _log.info("no model preloaded: %s", type(error).__name__)  # whoever asks for it is told why
+            _log.info("no model preloaded: %s", type(error).__name__)  # reported when it is requested
 
     def skip_preload(self) -> None:
         """Load no model before somebody asks for one."""

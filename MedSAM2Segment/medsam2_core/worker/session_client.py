@@ -103,7 +103,7 @@ class _Pending:
 class SessionClient:
     """One session in the worker; made by :meth:`WorkerClient.open_session`.
 
-    A new worker is told everything again. Nothing here waits, and callbacks are called only while the client
+    A new worker is sent everything again. Nothing here waits, and callbacks are called only while the client
     ticks or reads.
 
     Attributes

@@ -139,7 +139,7 @@ def is_specific(codes: Terminology) -> bool:
 def terminology_of(
     segment: Segment, requested: Terminology | None = None, *, allow_generic: bool
 ) -> tuple[Terminology, Note | None]:
-    """Return the codes a segment is written with, and a note when its name or nothing told them.
+    """Return the codes a segment is written with, and a note when they come from its name or a default.
 
     Parameters
     ----------

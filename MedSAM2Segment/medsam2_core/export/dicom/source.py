@@ -40,7 +40,7 @@ class Source:
     is_placed
         Whether the images say where in the patient they are; if not, there is only one.
     has_depth
-        Whether a volume can be told: slices have a distance, or a single one its thickness.
+        Whether a volume can be determined: slices have a distance, or a single one its thickness.
     files
         The files of the series: nothing may be written over them.
     notes
