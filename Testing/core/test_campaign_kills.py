@@ -14,7 +14,7 @@ from support.killed_run import Nursery, after, once_writing
 from support.small_files import write_nrrd
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-KILLS = 6
+KILLS = 10
 STRAIGHT = np.diag([-1.0, -1.0, 2.0, 1.0])
 OUTS = ("m.seg.nrrd", "m.nrrd", "m.nii.gz", "m.mha")
 

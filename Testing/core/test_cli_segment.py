@@ -157,7 +157,7 @@ def test_probabilities_are_written_beside_the_masks_on_request(medsam2, model, s
         values_kji = read.values_kji(name)
         assert np.array_equal(values_kji >= 128, masks.mask_kji(name)), "and the masks are as without"
         assert np.array_equal(values_kji >= 128, read_labels(out).mask_kji(name))
-        assert len(np.unique(values_kji)) > 5
+        assert len(np.unique(values_kji)) > 20
     assert read.provenance["model"].endswith("embedded")
     assert str(model.parent).encode() not in probabilities.read_bytes()
     assert sorted(path.name for path in results.iterdir()) == ["two.nrrd", "two.seg.nrrd"]

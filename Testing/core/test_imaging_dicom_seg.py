@@ -358,9 +358,13 @@ def test_every_colour_of_8_bits_comes_back_from_cielab_as_it_was():
         assert hd.color.CIELabColor.from_dicom_value(stored).to_rgb(clip=True) == tuple(rgb)
 
 
-def test_colours_are_those_other_programs_mean():
-    assert hd.color.CIELabColor.from_rgb(221, 130, 101).value == pytest.approx(DCMQIS_LIVER, abs=3)
-    assert hd.color.CIELabColor.from_rgb(0, 0, 0).value == (0, 32896, 32896)
+def test_colours_are_those_other_programs_mean(tmp_path):
+    for lab, rgb in ((DCMQIS_LIVER, (221, 130, 101)), ((0, 32896, 32896), (0, 0, 0))):
+        assert hd.color.CIELabColor.from_rgb(*rgb).value == lab
+        dataset = a_seg(two_parts())
+        dataset.SegmentSequence[0].RecommendedDisplayCIELabValue = list(lab)
+        dataset.save_as(tmp_path / "a.dcm")
+        assert read_labels(tmp_path / "a.dcm").labels[0].colour == tuple(part / 255 for part in rgb)
 
 
 def test_a_colour_no_screen_shows_is_clipped(tmp_path):

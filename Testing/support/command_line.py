@@ -74,7 +74,8 @@ def write_scan(path: Path) -> Path:
 def write_untrained_model(folder: Path) -> Path:
     """A checkpoint with the embedded model's architecture and file name, never trained.
 
-    The name makes it prompted as the embedded model is.
+    The name makes it prompted as the embedded model is. It predicts every object to be present, so that
+    tracking does not end at once.
     """
     import torch
     from medsam2_core.engine.model import build_module
@@ -82,5 +83,7 @@ def write_untrained_model(folder: Path) -> Path:
 
     torch.manual_seed(0)
     path = folder / "embedded.safetensors"
-    save_file({key: value.contiguous() for key, value in build_module("embedded").state_dict().items()}, path)
+    state = build_module("embedded").state_dict()
+    state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(5.0)
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
     return path
