@@ -159,7 +159,7 @@ class EditTransaction:
         return step
 
     def revert(self, steps: list[Step]) -> None:
-        """Undo steps within the open one, where nobody changed the voxels after them."""
+        """Undo steps within the open one, except where voxels were changed since."""
         self._isUndoStepDue = False
         with self._context.writing():
             self._context.history.revert(steps)

@@ -71,7 +71,7 @@ class EffectWindow:
         self._panel.cleanup()
 
     def process(self, interactor: Any, eventID: int, viewWidget: Any) -> bool:
-        """Process an event of a view; True when Slicer shall not process it, too."""
+        """Process a view event; return True if it was consumed."""
         if viewWidget.className() != _SLICE_WIDGET:
             return False
         sliceNode = viewWidget.sliceLogic().GetSliceNode()

@@ -153,7 +153,7 @@ class WorkerSession:
         return True
 
     def release(self) -> None:
-        """Close session and volume, and give the worker back: it ends when nobody else holds it."""
+        """Close session and volume, and release the worker, which ends with its last user."""
         self.close()
         if self._client is None:
             return

@@ -278,7 +278,7 @@ class AutoModelsSection:
         return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
     def _withVolumeNames(self, text: str) -> str:
-        """Return the text with the names of volumes for those of the temporary files nobody has seen."""
+        """Return the text with names of temporary files replaced by those of their volumes."""
         for file, name in self._names.items():
             text = text.replace(file, repr(name))
         return text

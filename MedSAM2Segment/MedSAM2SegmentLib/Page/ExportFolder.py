@@ -15,7 +15,7 @@ from MedSAM2SegmentLib.Runtime.FileLock import FileLock
 
 _PREFIX, _LOCK = "medsam2-export-", "lock"
 _YOUNG_S = 60.0  # between its making and its locking a folder looks abandoned
-_OLD_S = 24 * 3600.0  # of folders that nobody has locked
+_OLD_S = 24 * 3600.0  # age at which an unlocked folder is removed
 
 
 class ExportFolder:

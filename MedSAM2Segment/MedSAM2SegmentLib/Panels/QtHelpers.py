@@ -135,7 +135,7 @@ def setColumns(table: qt.QTableWidget, titles: tuple[str, ...], stretched: int) 
 class Connections:
     """Signals connected by one owner, to be disconnected all at once.
 
-    PythonQt holds a connected slot for ever; without this, neither the panel nor its controller would end.
+    PythonQt keeps a connected slot alive; without this, panel and controller would never be freed.
     """
 
     def __init__(self) -> None:

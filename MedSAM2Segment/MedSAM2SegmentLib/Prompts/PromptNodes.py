@@ -2,7 +2,7 @@
 
 Every node carries ``MedSAM2.segmentID``, ``MedSAM2.role`` and a reference to its segmentation.
 ``MedSAM2.order`` (boxes, scribbles) or the description of each control point (points) tells
-which came first. ``MedSAM2.predicted`` marks a box that a model drew and nobody has moved.
+which came first. ``MedSAM2.predicted`` marks a box that a model predicted and the user has not moved.
 """
 
 from __future__ import annotations

@@ -296,7 +296,7 @@ def _harden(node: Any, matrix: Any) -> None:
 def _isHardened(matrix: Any, before: Any, after: Any) -> bool:
     """Whether a segmentation that left its transform was hardened, rather than merely taken out of it."""
     if matrix is None:
-        return True  # nobody works under a transform that warps; the way out that is offered is hardening
+        return True  # under a warping transform nothing can be edited: the user is asked to harden it
     if before is None or after is None or np.allclose(matrix, np.eye(4), rtol=0, atol=_TOLERANCE):
         return False
     scale = max(1.0, float(np.abs(after).max()))

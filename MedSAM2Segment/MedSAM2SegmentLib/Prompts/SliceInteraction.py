@@ -149,7 +149,7 @@ class SliceInteraction:
             drawing.line.remove()
 
     def process(self, interactor: Any, eventName: str, sliceNode: Any, actors: Actors) -> bool:
-        """Process an event of a slice view; True when Slicer shall not process it, too."""
+        """Process a slice view event; return True if it was consumed."""
         handler = {
             "LeftButtonPressEvent": self._onPress,
             "MouseMoveEvent": self._onMove,
