@@ -1,4 +1,4 @@
-"""The methods of the effect that Slicer calls, each delegated at once. Needs Qt."""
+"""The effect as Slicer loads it: the controller with its options, mouse and keys. Needs Qt."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import os
 from typing import Any
 
 import qt
+import vtk
 from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
 from slicer.i18n import tr as _
 
-_HELP = """<html>Segments what you point at, with SAM 2.<br><br>
-<b>Click</b> the structure in a slice view: its mask appears on that slice. Click again to correct it, or
-draw a <b>box</b> or a <b>scribble</b>. Press <b>Propagate</b> to follow it through the volume; correct any
-slice by clicking there, and propagate again. Prompts can be moved with the mouse, and are saved with the
-scene. <b>Auto</b> needs no prompts: a model you have trained finds its structures by itself.<br><br> <table>
-<tr><td>Ctrl + click&nbsp;</td><td>the opposite: what does not belong (or does)</td></tr>
-<tr><td>X</td><td>change between "belongs" and "does not belong"</td></tr>
-<tr><td>C</td><td>point, box, scribble</td></tr> <tr><td>Return</td><td>propagate</td></tr>
-<tr><td>N</td><td>show the next weakest slice</td></tr>
-<tr><td>Delete</td><td>delete the prompt under the mouse</td></tr>
-<tr><td>Esc</td><td>drop what is being drawn, and leave the effect</td></tr> </table>
-The volume and its masks stay on this computer, unless you have set up a remote worker.</html>"""
+_TICK_MS = 100
+_SLICE_WIDGET = "qMRMLSliceWidget"
 
 
 class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
-    """The effect MedSAM2 of the Segment Editor."""
+    """The effect MedSAM2 of the Segment Editor.
+
+    Attributes
+    ----------
+    controller : EffectController
+        The effect without widgets; None before its options are made.
+    """
 
     #: Path of this file, in Slicer's form.
     filePath = os.path.abspath(__file__).replace("\\", "/")
@@ -35,12 +32,11 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
         scriptedEffect.perSegment = True
         scriptedEffect.requireSegments = False  # Auto makes them
         AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
-        self._window = None
-
-    @property
-    def controller(self) -> Any:
-        """The effect without its windows (``EffectController``); None before its options are made."""
-        return None if self._window is None else self._window.controller
+        self.controller: Any = None
+        self._panel: Any = None
+        self._interaction: Any = None
+        self._timer: Any = None
+        self._actors: dict[str, ViewActors] = {}  # by slice node
 
     def clone(self) -> Any:
         """Create an effect for another Segment Editor."""
@@ -56,7 +52,18 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
 
     def helpText(self) -> str:
         """Return the help that the Segment Editor shows above the options."""
-        return _(_HELP)
+        return _("""<html>Segments what you point at, with SAM 2.<br><br>
+<b>Click</b> the structure in a slice view: its mask appears on that slice. Click again to correct it, or
+draw a <b>box</b> or a <b>scribble</b>. Press <b>Propagate</b> to follow it through the volume; correct any
+slice by clicking there, and propagate again. Prompts can be moved with the mouse, and are saved with the
+scene. <b>Auto</b> needs no prompts: a model you have trained finds its structures by itself.<br><br> <table>
+<tr><td>Ctrl + click&nbsp;</td><td>the opposite: what does not belong (or does)</td></tr>
+<tr><td>X</td><td>change between "belongs" and "does not belong"</td></tr>
+<tr><td>C</td><td>point, box, scribble</td></tr> <tr><td>Return</td><td>propagate</td></tr>
+<tr><td>N</td><td>show the next weakest slice</td></tr>
+<tr><td>Delete</td><td>delete the prompt under the mouse</td></tr>
+<tr><td>Esc</td><td>drop what is being drawn, and leave the effect</td></tr> </table>
+The volume and its masks stay on this computer, unless you have set up a remote worker.</html>""")
 
     def createCursor(self, viewWidget: Any) -> qt.QCursor:
         """Return a cross, for single pixels."""
@@ -73,58 +80,123 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
             self.scriptedEffect.setParameterDefault(name, value)
 
     def setupOptionsFrame(self) -> None:
-        """Create the options, and the controller behind them."""
-        from MedSAM2SegmentLib.Effect.EffectWindow import EffectWindow
+        """Create the options, and the controller behind them. Imported here: Slicer starts without."""
+        from MedSAM2SegmentLib.Effect.EffectController import EffectController
+        from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel
+        from MedSAM2SegmentLib.Prompts.SliceInteraction import SliceInteraction
+        from MedSAM2SegmentLib.Segments.Editors import ScriptedEffectEditor
+        from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess
 
-        self._window = EffectWindow(self.scriptedEffect)
-        self.scriptedEffect.addOptionsWidget(self._window.widget)
+        self.controller = EffectController(ScriptedEffectEditor(self.scriptedEffect), WorkerAccess())
+        self._panel = OptionsPanel(None, self.controller)
+        self._interaction = SliceInteraction(self.controller.onGesture, self._onKey)
+        self._timer = qt.QTimer(self._panel.widget)
+        self._timer.interval = _TICK_MS
+        self._timer.timeout.connect(self.controller.tick)
+        self.controller.onStateChanged = self._onState
+        self._onState(self.controller.state)
+        self.scriptedEffect.addOptionsWidget(self._panel.widget)
 
     def activate(self) -> None:
         """Start working: the user has chosen the effect."""
-        if self._window is not None:
-            self._window.activate()
+        if self.controller is not None:
+            self.controller.activate()
+            self._timer.start()
 
     def deactivate(self) -> None:
-        """Stop working: the user has chosen another effect, or none."""
-        if self._window is not None:
-            self._window.deactivate()
+        """Stop working: another effect was chosen. The timer goes on, to release an unused worker."""
+        if self.controller is not None:
+            self._interaction.drop()
+            self.controller.deactivate()
 
     def cleanup(self) -> None:
         """Release everything: the effect is being removed."""
-        window, self._window = self._window, None
-        if window is not None:
-            window.cleanup()
+        controller, self.controller = self.controller, None
+        if controller is None:
+            return
+        self._timer.stop()
+        self._timer.timeout.disconnect(controller.tick)
+        self._interaction.drop()
+        self._actors.clear()
+        controller.cleanup()
+        self._panel.cleanup()
+        self._panel = self._interaction = self._timer = None
 
     def processInteractionEvents(self, callerInteractor: Any, eventId: int, viewWidget: Any) -> bool:
-        """Process mouse and keys in a view."""
-        return self._window is not None and self._window.process(callerInteractor, eventId, viewWidget)
+        """Process mouse and keys in a view; return True if the event was consumed."""
+        if self.controller is None or viewWidget.className() != _SLICE_WIDGET:
+            return False
+        sliceNode = viewWidget.sliceLogic().GetSliceNode()
+        eventName = vtk.vtkCommand.GetStringFromEventId(eventId)
+        if eventName == "MouseMoveEvent":
+            self.controller.viewUsed(sliceNode)
+        self._interaction.markups = self.controller.markups
+        self._interaction.color = self.controller.color()
+        key = sliceNode.GetID()
+        if key not in self._actors:
+            self._actors[key] = ViewActors(self.scriptedEffect, viewWidget)
+        return self._interaction.process(callerInteractor, eventName, sliceNode, self._actors[key])
 
     def processViewNodeEvents(self, callerViewNode: Any, eventId: int, viewWidget: Any) -> None:
         """Do nothing: the timer notices which slice a view shows."""
 
     def sourceVolumeNodeChanged(self) -> None:
         """Follow the choice of another volume."""
-        self._look()
+        self._update()
 
     def referenceGeometryChanged(self) -> None:
         """Follow a change of the segmentation's grid."""
-        self._look()
+        self._update()
 
     def updateGUIFromMRML(self) -> None:
         """Follow a change of a parameter, also by this effect. The timer notices another selected segment."""
-        self._look()
+        self._update()
 
     def updateMRMLFromGUI(self) -> None:
         """Do nothing: the user's choices are stored in the node at once."""
 
     def layoutChanged(self) -> None:
-        """Follow a change of the views."""
-        if self._window is not None:
-            self._window.clearViews()
+        """Remove the actors: the layout, and with it the views, has changed."""
+        if self.controller is not None:
+            self._interaction.drop()
+            self._actors.clear()
 
     def interactionNodeModified(self, interactionNode: Any) -> None:
         """Stay active while markups are placed: prompts are markups, too."""
 
-    def _look(self) -> None:
-        if self._window is not None:
-            self._window.controller.update()
+    def _update(self) -> None:
+        if self.controller is not None:
+            self.controller.update()
+
+    def _onKey(self, what: str) -> None:
+        if what == "negative":
+            self.controller.setNegative(self._interaction.negative)
+        elif what == "tool":
+            self.controller.setTool(self._interaction.tool)
+        else:
+            self.controller.onKey(what)
+
+    def _onState(self, state: Any) -> None:
+        if self._interaction.tool is not state.tool:
+            self._interaction.drop()
+        self._interaction.tool, self._interaction.negative = state.tool, state.negative
+        self._panel.show(state)
+
+
+class ViewActors:
+    """Actors of one slice view, added through the effect (see ``SliceInteraction.Actors``)."""
+
+    def __init__(self, scriptedEffect: Any, viewWidget: Any) -> None:
+        self._scriptedEffect, self._viewWidget = scriptedEffect, viewWidget
+
+    def add(self, actor: Any) -> None:
+        """Add an actor to the view."""
+        self._scriptedEffect.addActor2D(self._viewWidget, actor)
+
+    def remove(self, actor: Any) -> None:
+        """Remove an actor."""
+        self._scriptedEffect.removeActor2D(self._viewWidget, actor)
+
+    def render(self) -> None:
+        """Render the view soon."""
+        self._scriptedEffect.scheduleRender(self._viewWidget)

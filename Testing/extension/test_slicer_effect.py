@@ -107,10 +107,10 @@ def effect(scene, monkeypatch):
     for name in ("SegmentEditorEffect",):  # as in a fresh Slicer
         MedSAM2SegmentLib.__dict__.pop(name, None)
         sys.modules.pop(f"MedSAM2SegmentLib.{name}", None)
-    from MedSAM2SegmentLib.Effect import EffectWindow
+    from MedSAM2SegmentLib.Worker import WorkerAccess
 
     source = ASource()
-    monkeypatch.setattr(EffectWindow, "WorkerAccess", lambda: source)
+    monkeypatch.setattr(WorkerAccess, "WorkerAccess", lambda: source)
     volume = a_volume(scene, voxels=a_noise())
     editor = LogicEditor(a_segmentation(scene, volume), volume, "A")
     effect = MedSAM2SegmentLib.SegmentEditorEffect(AScriptedEffect(editor))
@@ -181,7 +181,7 @@ def test_before_the_options_are_made_nothing_happens(effect):
 
 
 def test_from_a_click_in_a_view_to_the_segment(active):
-    controller = active._window.controller
+    controller = active.controller
     active.source.worker.settle()
     assert len(active.scriptedEffect.widgets) == 1
     assert press(active, (10, 10, 5)) is True
@@ -196,18 +196,17 @@ def test_other_views_are_left_alone(active):
 
 
 def test_keys_reach_the_panel_and_the_panel_the_mouse(active):
-    window = active._window
-    window._interaction.negative = True
-    window._onKey("negative")
-    assert window.controller.state.negative
-    window.controller.setTool("box")
-    assert window._interaction.tool is Tool.BOX
+    active._interaction.negative = True
+    active._onKey("negative")
+    assert active.controller.state.negative
+    active.controller.setTool("box")
+    assert active._interaction.tool is Tool.BOX
     assert active.scriptedEffect.parameters["tool"] == "box"
 
 
 def test_nothing_stays_behind(active):
     press(active, (10, 10, 5))
-    gone = weakref.ref(active._window.controller)
+    gone = weakref.ref(active.controller)
     active.cleanup()
     active.source.worker.queue.clear()
     active.scriptedEffect.widgets.clear()

@@ -31,10 +31,10 @@ def running(scene, monkeypatch):
     """A Slicer that has loaded the module and has started."""
     running = ASlicer(monkeypatch, scene)
     running.parent = running.load(SOURCE)
-    from MedSAM2SegmentLib.Effect import EffectWindow
+    from MedSAM2SegmentLib.Worker import WorkerAccess
 
     running.source = ASource()
-    monkeypatch.setattr(EffectWindow, "WorkerAccess", lambda: running.source)
+    monkeypatch.setattr(WorkerAccess, "WorkerAccess", lambda: running.source)
     running.start()
     return running
 
