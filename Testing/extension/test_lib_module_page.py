@@ -297,6 +297,23 @@ def test_leaving_cancels_a_download_and_late_answers_concern_nobody():
     assert page.state == before
 
 
+def test_the_models_table_says_why_it_is_empty():
+    page = Page(worker=FakeWorker(WorkerState.STARTING))
+    page.controller.enter()
+    assert page.state.models.line == page.state.worker.line
+    assert page.state.models.line.level is Level.BUSY
+    page.worker.become(WorkerState.READY)
+    assert page.state.models.line.text
+    page.worker.last("models").answer(models=MODELS)
+    assert page.state.models.line.text == ""
+    remote = Page(remoteCommand="ssh host medsam2 worker")
+    remote.controller.enter()
+    assert remote.state.models.line.text
+    missing = Page(RuntimeState.NONE, problem=RuntimeInstallError("press Install"))
+    missing.controller.enter()
+    assert missing.state.models.line.text == "press Install"
+
+
 def test_defaults_are_kept():
     page = Page()
     page.controller.setDefault("model", "large")

@@ -78,6 +78,22 @@ def test_every_state_can_be_read_in_a_narrow_column(panel, status, style, tmp_pa
         app.setPalette(before)
 
 
+def test_the_chosen_tool_and_sign_follow_a_change_of_style(panel):
+    app = a_qt.application()
+    before = app.palette()
+    panel.show(a_state())
+    shown(panel.widget)
+    try:
+        for palette in (dark_palette(), before):
+            app.setPalette(palette)
+            app.processEvents()
+            for name in ("pointButton", "positiveButton"):
+                colour = button(panel, name).grab().toImage().pixelColor(6, 6)
+                assert colour == palette.color(qt.QPalette.Highlight), name
+    finally:
+        app.setPalette(before)
+
+
 def test_every_status_has_an_icon_and_says_its_name(panel):
     for status, state in every_state().items():
         panel.show(state)

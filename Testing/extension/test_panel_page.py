@@ -8,7 +8,9 @@ from support import qt_shim as a_qt
 qt = a_qt.installed()
 
 from MedSAM2SegmentLib.Page.PageState import (  # noqa: E402
+    AutoModelRow,
     AutoModelsView,
+    ModelRow,
     ModelsView,
     PageState,
     RuntimeView,
@@ -128,6 +130,55 @@ def test_the_chosen_model_stays_chosen_while_others_change(panel, actions):
     button(panel, "installModelButton").click()
     assert actions.calls == [("models.install", "large")]
     assert table.item(0, 3).text() == "40 %"
+
+
+def test_names_of_models_are_never_cut(panel):
+    titles = ("SAM 2.0 tiny, 512 px: the same weights, coarser and faster", "SAM 2.0 tiny, 1024 px")
+    rows = tuple(ModelRow(title, title, 155_000_000, "CC BY-NC-SA 4.0") for title in titles * 6)
+    auto = tuple(AutoModelRow(title, title, title) for title in titles)
+    shown(panel.widget, 700)
+    panel.show(PageState(models=ModelsView(rows), auto=AutoModelsView(auto)))
+    for width in (700, WIDTH, 520, WIDTH):
+        panel.widget.resize(width, panel.widget.height)
+        a_qt.application().processEvents()
+        for name in ("modelsTable", "autoTable"):
+            table = panel.widget.findChild(qt.QTableWidget, name)
+            cells = [(row, column) for row in range(table.rowCount) for column in range(table.columnCount)]
+            assert not [cell for cell in cells if is_cut(table, *cell)], (name, width)
+
+
+def is_cut(table, row, column):
+    """Whether a cell is smaller than its text, wrapped."""
+    text = table.item(row, column).text()
+    room = qt.QRect(0, 0, table.columnWidth(column) - 6, 10_000)
+    needed = table.fontMetrics().boundingRect(room, int(qt.Qt.TextWordWrap), text)
+    return needed.height() > table.rowHeight(row) or needed.width() > room.width()
+
+
+def test_the_page_scrolls_to_where_models_are_trained(actions):
+    a_qt.application()
+    panel, area = ModulePanel(None, actions), qt.QScrollArea()
+    panel.show(everything_possible())
+    area.widgetResizable = True
+    area.setWidget(panel.widget)
+    for height in (700, 300):
+        area.resize(420, height)
+        area.show()
+        a_qt.application().processEvents()
+        area.verticalScrollBar().value = 0
+        panel.scrollTo("auto")
+        a_qt.application().processEvents()
+        train = button(panel, "trainButton")
+        assert not train.visibleRegion().isEmpty(), height
+        assert train.visibleRegion().boundingRect().height() == train.height, height
+    panel.cleanup()
+
+
+def test_the_name_that_is_shown_is_the_one_that_is_given(panel):
+    panel.show(everything_possible())
+    assert edit(panel, "trainNameEdit").placeholderText == "scene"
+    choose_source(panel, 1)
+    assert edit(panel, "trainNameEdit").placeholderText == "As the folder"
 
 
 def test_auto_models_are_listed_and_removed_by_file(panel, actions):

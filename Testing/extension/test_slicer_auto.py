@@ -530,7 +530,7 @@ def test_no_model_yet(scene):
     user.controller.autoVolume()
     assert "train one from 10 labelled images" in user.state.text
     user.controller.trainAuto()
-    assert user.source.resolved == 1
+    assert (user.source.resolved, user.source.section) == (1, "auto")
     user.controller.cleanup()
 
 

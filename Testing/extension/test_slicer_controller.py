@@ -73,6 +73,14 @@ def test_without_a_segment(scene):
     assert user.state.status is Status.NO_SEGMENT
 
 
+def test_without_a_segment_there_is_nothing_to_report(scene):
+    source = ASource()
+    source.worker.state, source.worker.report = WorkerState.STARTING, "the log of the worker"
+    user = AUser(scene, source=source, segments=())
+    assert user.state.status is Status.NO_SEGMENT
+    assert user.state.details == ""
+
+
 def test_a_sequence_is_refused(scene):
     user = AUser(scene, volume=a_sequence_proxy(scene))
     assert user.state.status is Status.VOLUME_REFUSED

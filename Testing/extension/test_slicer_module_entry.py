@@ -235,6 +235,22 @@ def test_the_page_is_made_entered_and_left(page):
     assert not ticks(page)
 
 
+def test_train_an_auto_model_leads_to_where_they_are_trained(page, monkeypatch):
+    from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess
+
+    page.self().setup()
+    page.enter()
+    sections, chosen = [], []
+    monkeypatch.setattr(page.self().page.panel, "scrollTo", sections.append)
+    monkeypatch.setattr(slicer.util, "selectModule", chosen.append)
+    monkeypatch.setattr(slicer.util, "getModuleWidget", lambda name: page.self(), raising=False)
+    WorkerAccess().resolve()
+    WorkerAccess().resolve("auto")
+    assert chosen == ["MedSAM2Segment", "MedSAM2Segment"]
+    assert a_qt.wait_for(lambda: sections == ["auto"])
+    page.exit()
+
+
 def test_a_page_that_could_not_be_made_breaks_nothing_else(page):
     page.enter()
     page.exit()

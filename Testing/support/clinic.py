@@ -38,7 +38,7 @@ class ARealSource:
     def isInstalling(self) -> bool:
         return False
 
-    def resolve(self) -> None:
+    def resolve(self, section: str = "") -> None:
         raise AssertionError("there is nothing to resolve")
 
     def hasChanged(self, owner) -> bool:

@@ -370,6 +370,7 @@ class ASource:
     installing: bool = False
     changed: bool = False
     resolved: int = 0
+    section: str = ""
     owners: list = field(default_factory=list)
 
     def problem(self) -> str:
@@ -378,8 +379,9 @@ class ASource:
     def isInstalling(self) -> bool:
         return self.installing
 
-    def resolve(self) -> None:
+    def resolve(self, section: str = "") -> None:
         self.resolved += 1
+        self.section = section
 
     def hasChanged(self, owner: object) -> bool:
         return self.changed

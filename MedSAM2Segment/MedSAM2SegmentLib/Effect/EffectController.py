@@ -335,8 +335,8 @@ class EffectController:
         self._startAuto(oneSlice=False)
 
     def trainAuto(self) -> None:
-        """Show the page on which Auto models are trained."""
-        self._source.resolve()
+        """Show the section of the page on which Auto models are trained."""
+        self._source.resolve("auto")
 
     def _startAuto(self, *, oneSlice: bool) -> None:
         self._notify("")

@@ -313,7 +313,9 @@ def _obstacle(now: Situation) -> StatusLine | None:
         text = _("Choose a segment in the list above, or add one.")
         if now.hasAuto:
             text = _("Choose a segment in the list above, or add one, or press Auto.")
-        return StatusLine(Status.NO_SEGMENT, _sentence(now.notice) or text, details=now.report)
+        return StatusLine(
+            Status.NO_SEGMENT, _sentence(now.notice) or text, details=now.report if now.notice else ""
+        )
     return None
 
 

@@ -34,8 +34,8 @@ class WorkerSource(Protocol):
     def isInstalling(self) -> bool:
         """Whether the worker's environment is being installed."""
 
-    def resolve(self) -> None:
-        """Show the user the way out of the problem."""
+    def resolve(self, section: str = "") -> None:
+        """Show the user the module's page, which has the way out of the problem, or a section of it."""
 
     def acquire(self, owner: object) -> WorkerClient:
         """Return the client of the worker, started for its first owner. MedSAM2Error when it cannot be."""

@@ -189,7 +189,7 @@ class AutoModelsSection:
     def _fields(self, source: str, folder: str, name: str, minutes: int, classes: str) -> dict[str, Any]:
         if source == FOLDER and not folder:
             raise TrainingError(_("Choose a folder of images and labels first"), code="data-missing")
-        name = name or (Path(folder).name if source == FOLDER else "scene")
+        name = name or (Path(folder).name if source == FOLDER else SCENE)
         fields: dict[str, Any] = {"data": folder, "name": name, "minutes": float(minutes)}
         if names := [one.strip() for one in classes.split(",") if one.strip()]:
             fields["classes"] = names

@@ -27,12 +27,17 @@ class ModelsSection:
         self._request: Any = None
         self._progress: dict[str, str] = {}
 
-    def view(self) -> ModelsView:
-        """Return what to show."""
+    def view(self, worker: StatusLine) -> ModelsView:
+        """Return what to show; ``worker`` is what there is to know of the one that lists the models."""
         progress = self._progress
         rows = [dataclasses.replace(row, progress=progress.get(row.name, "")) for row in self._rows]
         canChange = self._isReady and self._request is None
-        return ModelsView(tuple(rows), self._line, canChange, canCancel=self._request is not None)
+        line = self._line
+        if not rows and not line.text:
+            line = worker
+            if not line.text or self._isReady:
+                line = StatusLine(_("The models are listed as soon as a worker is connected."))
+        return ModelsView(tuple(rows), line, canChange, canCancel=self._request is not None)
 
     def installed(self) -> tuple[tuple[str, str], ...]:
         """Return (name, title) of the models that are installed."""

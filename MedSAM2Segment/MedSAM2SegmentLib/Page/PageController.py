@@ -99,10 +99,11 @@ class PageController:
     def state(self) -> PageState:
         """What to show."""
         models = self.models.installed() or (("embedded", _("Embedded")),)
+        worker = self.worker.view()
         return PageState(
             runtime=self.runtime.view(),
-            models=self.models.view(),
-            worker=self.worker.view(),
+            models=self.models.view(worker.line),
+            worker=worker,
             choices={"model": models, "window": _WINDOWS},
             values={"model": self._settings.defaultModel, "window": self._settings.defaultWindow},
             auto=self.auto.view(),

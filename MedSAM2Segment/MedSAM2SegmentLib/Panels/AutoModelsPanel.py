@@ -5,6 +5,7 @@ from __future__ import annotations
 import qt
 
 from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.AutoModelsSection import FOLDER, SCENE
 from MedSAM2SegmentLib.Page.PageState import AutoModelRow, AutoModelsView
 from MedSAM2SegmentLib.Panels.QtHelpers import (
     Connections,
@@ -17,7 +18,6 @@ from MedSAM2SegmentLib.Panels.QtHelpers import (
 )
 
 _EDITS = ("trainFolderEdit", "trainNameEdit", "trainClassesEdit")
-_FOLDER = "folder"
 
 
 class AutoModelsPanel:
@@ -44,7 +44,8 @@ class AutoModelsPanel:
         self._rows: tuple[AutoModelRow, ...] = ()
         self._view: AutoModelsView | None = None
         self._preferred = ""  # the source the user has chosen
-        setColumns(self._table, (_("Auto model"), _("Classes"), _("Images"), _("Dice")), stretched=2)
+        titles = _("Auto model"), _("Classes"), _("Images"), _("Dice")
+        setColumns(self._table, titles, stretched=2, connections=self._connections)
         connect = self._connections.connect
         connect(self._table, "itemSelectionChanged", self._onSelected)
         connect(self._remove, "clicked", self._onRemove)
@@ -100,7 +101,7 @@ class AutoModelsPanel:
         return self._rows[index].file if isSelected and 0 <= index < len(self._rows) else None
 
     def _chosenSource(self) -> str:
-        return self._source.itemData(self._source.currentIndex) or _FOLDER
+        return self._source.itemData(self._source.currentIndex) or FOLDER
 
     def _onSelected(self) -> None:
         canChange = self._view is not None and self._view.canChange
@@ -111,7 +112,9 @@ class AutoModelsPanel:
         self._showFolder()
 
     def _showFolder(self) -> None:
-        self._folderBar.visible = self._chosenSource() == _FOLDER
+        isFolder = self._chosenSource() == FOLDER
+        self._folderBar.visible = isFolder
+        self._edits["trainNameEdit"].placeholderText = _("As the folder") if isFolder else SCENE
 
     def _onRemove(self) -> None:
         chosen = self._chosen()

@@ -85,6 +85,10 @@ class ModulePage:
             work()
         self.controller.exit()
 
+    def scrollTo(self, section: str) -> None:
+        """Scroll to a section ("auto") once the page has been drawn."""
+        self._waiting.append(lambda: self.panel.scrollTo(section))
+
     def cleanup(self) -> None:
         """Stop everything: the module is taken down."""
         self._timer.stop()

@@ -94,6 +94,16 @@ class ModulePanel:
             if state.values.get(name):
                 choose(combo, state.values[name])
 
+    def scrollTo(self, section: str) -> None:
+        """Scroll what the page lies in to a section, and at least to its last button."""
+        group = self.widget.findChild(qt.QGroupBox, f"{section}Group")
+        area = self.widget.parent()
+        while area is not None and not area.inherits("QScrollArea"):
+            area = area.parent()
+        if area is not None:
+            area.verticalScrollBar().value = group.mapTo(area.widget(), qt.QPoint(0, 0)).y()
+            area.ensureWidgetVisible([one for one in group.findChildren(qt.QPushButton) if one.visible][-1])
+
     def cleanup(self) -> None:
         """Disconnect everything; the widget itself belongs to Qt."""
         self._connections.disconnectAll()
@@ -122,7 +132,8 @@ class ModulePanel:
             text = _("Five-minute tutorial")
             find(qt.QLabel, "tutorialLabel").text = f'<a href="{TUTORIAL.as_uri()}">{text}</a>'
         self._logText.hide()
-        setColumns(self._table, (_("Model"), _("Size"), _("Licence"), _("Installed")), stretched=1)
+        titles = _("Model"), _("Size"), _("Licence"), _("Installed")
+        setColumns(self._table, titles, stretched=1, connections=self._connections)
 
     def _connect(self) -> None:
         connect = self._connections.connect

@@ -104,6 +104,7 @@ class OptionsPanel:
         self._copyButton = find(qt.QPushButton, "copyButton")
         self._detailsText = find(qt.QPlainTextEdit, "detailsText")
         self._toolButtons = {tool: find(qt.QPushButton, name) for tool, name in _TOOL_BUTTONS.items()}
+        self._styled = [find(qt.QWidget, name) for name in ("toolBar", "signBar")]
         self._positive = find(qt.QPushButton, "positiveButton")
         self._negative = find(qt.QPushButton, "negativeButton")
         self._buttons = {name: find(qt.QPushButton, name) for name in _ACTIONS}
@@ -148,6 +149,7 @@ class OptionsPanel:
         connect(self._detailsButton, "clicked", self._onDetails)
         connect(self._copyButton, "clicked", self._onCopy)
         connect(self._advancedButton, "clicked", self._onAdvanced)
+        connect(qt.QCoreApplication.instance(), "paletteChanged", self._onPalette)
 
     # Showing
 
@@ -286,6 +288,11 @@ class OptionsPanel:
 
     def _onCopy(self) -> None:
         qt.QApplication.clipboard().setText(f"{self._state.text}\n\n{self._state.details}")
+
+    def _onPalette(self, _=None) -> None:
+        """Renew the style sheets: Qt keeps the colours of `palette(…)` in them as they were."""
+        for bar in self._styled:
+            bar.styleSheet = bar.styleSheet
 
     def _onAdvanced(self) -> None:
         opened = self._advancedButton.checked

@@ -118,10 +118,12 @@ class ProgressBar:
         put(self._bar, "value", round(self._STEPS * fraction) if isKnown else -1)
 
 
-def setColumns(table: qt.QTableWidget, titles: tuple[str, ...], stretched: int) -> None:
+def setColumns(
+    table: qt.QTableWidget, titles: tuple[str, ...], stretched: int, connections: Connections
+) -> None:
     """Give a table its columns; the first ``stretched`` of them share the space that is left.
 
-    Rows are as high as their texts need.
+    Rows are as high as their texts need, also when the columns get another width.
     """
     table.columnCount = len(titles)
     table.setHorizontalHeaderLabels(list(titles))
@@ -130,6 +132,8 @@ def setColumns(table: qt.QTableWidget, titles: tuple[str, ...], stretched: int) 
     for column in range(len(titles)):
         mode = qt.QHeaderView.Stretch if column < stretched else qt.QHeaderView.ResizeToContents
         header.setSectionResizeMode(column, mode)
+    # Qt 5 fits the rows when their texts change, and cuts texts when a column gets narrower afterwards.
+    connections.connect(header, "sectionResized", lambda _=0, _old=0, _new=0: table.resizeRowsToContents())
 
 
 class Connections:

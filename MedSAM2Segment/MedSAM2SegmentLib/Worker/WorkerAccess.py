@@ -68,12 +68,15 @@ class WorkerAccess:
         """Return whether the runtime is being installed now."""
         return self._installer.isBusy
 
-    def resolve(self) -> None:
-        """Show the module's page, where the runtime is installed."""
+    def resolve(self, section: str = "") -> None:
+        """Show the module's page, at the top the runtime, or scrolled to a section ("auto")."""
         import slicer
 
         self._checkedAt = float("-inf")
         slicer.util.selectModule(_MODULE)
+        page = slicer.util.getModuleWidget(_MODULE).page
+        if section and page is not None:
+            page.scrollTo(section)
 
     def acquire(self, owner: object) -> WorkerClient:
         """Return the worker's client. MedSAM2Error when there can be no worker."""
