@@ -18,6 +18,7 @@ from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import SliceViews  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
+from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess  # noqa: E402
 from support.remote_session import ASource  # noqa: E402
 from support.scene import a_segmentation, a_volume, voxels_of  # noqa: E402
 from support.slicer_application import ASlicer, ModuleWidget  # noqa: E402
@@ -31,10 +32,8 @@ def running(scene, monkeypatch):
     """A Slicer that has loaded the module and has started."""
     running = ASlicer(monkeypatch, scene)
     running.parent = running.load(SOURCE)
-    from MedSAM2SegmentLib.Worker import WorkerAccess
-
     running.source = ASource()
-    monkeypatch.setattr(WorkerAccess, "WorkerAccess", lambda: running.source)
+    monkeypatch.setattr("MedSAM2SegmentLib.Worker.WorkerAccess.WorkerAccess", lambda: running.source)
     running.start()
     return running
 
@@ -208,11 +207,10 @@ def page(running, monkeypatch, tmp_path):
     """The module's page, with a runtime folder of its own in which there is nothing."""
     from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner
     from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
-    from MedSAM2SegmentLib.Worker import WorkerAccess
 
     runner = QProcessRunner(a_qt.application())
     installer = RuntimeInstaller(tmp_path / "runtime", runner, environment={})
-    monkeypatch.setattr(WorkerAccess, "_installers", [installer])
+    monkeypatch.setattr("MedSAM2SegmentLib.Worker.WorkerAccess._installers", [installer])
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     page = ModuleWidget(str(SOURCE))
     page.setPythonSource()
@@ -236,8 +234,6 @@ def test_the_page_is_made_entered_and_left(page):
 
 
 def test_train_an_auto_model_leads_to_where_they_are_trained(page, monkeypatch):
-    from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess
-
     page.self().setup()
     page.enter()
     sections, chosen = [], []
