@@ -6,7 +6,9 @@ Never a traceback, a hang or a flood of memory.
 import io
 import json
 import logging
+import os
 import resource
+import struct
 import time
 import warnings
 
@@ -292,3 +294,64 @@ def test_a_library_that_is_not_installed_is_named(tmp_path):
     missing = raises("missing-package", MissingPackageError, package="no_such_library")
     with missing, files.reading(tmp_path, "NIfTI"):
         import no_such_library  # noqa: F401
+
+
+# What readers used to take for something else ---------------------------------------------------------------
+
+
+def nrrd_file(path, directions, kinds=None):
+    lines = ["NRRD0005", "type: uchar", "dimension: 3", "sizes: 5 4 3", "space: left-posterior-superior"]
+    lines += [f"space directions: {directions}", "encoding: raw"] + ([f"kinds: {kinds}"] if kinds else [])
+    path.write_bytes(("\n".join(lines) + "\n\n").encode() + bytes(60))
+    return path
+
+
+@pytest.mark.parametrize("kinds", [None, "domain domain domain"])
+@pytest.mark.parametrize("direction", ["(nan,nan,nan)", "(nan,0,0)", "(inf,0,0)"])
+def test_a_nrrd_axis_with_a_direction_that_is_no_number_is_not_a_list_of_volumes(tmp_path, kinds, direction):
+    path = nrrd_file(tmp_path / "scan.nrrd", f"{direction} (0,1,0) (0,0,1)", kinds)
+    for read in (read_volume, list_series, read_labels):
+        with raises("invalid-numbers", field="space directions", path=str(path)):
+            read(path)
+
+
+def test_a_nrrd_axis_without_a_direction_still_is_one(tmp_path):
+    assert len(list_series(nrrd_file(tmp_path / "scan.nrrd", "none (1,0,0) (0,1,0)"))) == 5
+
+
+def nifti_file(path, spacing, shape=(5, 4, 3)):
+    """A NIfTI without sform and qform, its spacing changed in the raw header."""
+    image = nibabel.Nifti1Image(np.zeros(shape, np.int16), None)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nibabel.save(image, path)
+    raw = bytearray(path.read_bytes())
+    raw[80:92] = struct.pack("<3f", *spacing)
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize("spacing", [[1, 0, 1], [0, 0, 0], [1, 1, float("inf")]])
+def test_a_nifti_spacing_of_zero_is_refused_instead_of_taken_for_one(tmp_path, spacing):
+    with raises("invalid-spacing", spacing_mm=spacing):
+        read_volume(nifti_file(tmp_path / "scan.nii", spacing))
+
+
+def test_one_nifti_slice_needs_no_thickness(tmp_path):
+    read = read_volume(nifti_file(tmp_path / "slice.nii", (2, 3, 0), (5, 4, 1)))
+    assert read.geometry.spacing.tolist() == [2, 3, 1]
+
+
+@pytest.mark.parametrize("address", ["https://host/scan.nii.gz", "s3://bucket/scan.nrrd", "file:///scan.nrrd"])
+def test_addresses_are_not_taken_for_missing_files(address):
+    for read in (read_volume, read_labels):
+        with raises("url-not-read", scheme=address.partition(":")[0]):
+            read(address)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["pipe", "pipe.nii.gz", "pipe.nrrd", "pipe.dcm"])
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    for read in (read_volume, read_labels, list_series):
+        with raises("not-a-file", path=str(tmp_path / name)):
+            read(tmp_path / name)

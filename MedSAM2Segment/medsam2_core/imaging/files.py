@@ -31,6 +31,8 @@ DEFLATE_RATIO = 1032
 _RATIOS = {None: 1.0, "gzip": DEFLATE_RATIO, "zlib": DEFLATE_RATIO, "bzip2": 1e6}
 _BLOCK = 1 << 20
 _LOGGERS = ("nibabel.global", "pydicom", "tifffile", "PIL")
+# Path() makes one slash of two; a drive of Windows is one letter.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _WRONG_CALL = re.compile(r"\(\) (got an? |missing \d|takes )")
 
 
@@ -146,6 +148,32 @@ def _is_ours(module: str | None) -> bool:
 def error(path: Path, problem: str, code: str, **fields: Any) -> VolumeError:
     """Return the error to raise for a problem with a file, with its path in message and fields."""
     return VolumeError(f"{path}: {problem}", code=code, path=str(path), **fields)
+
+
+def existing(path: str | Path) -> Path:
+    """Return a path that can be read: a file with content, or a folder.
+
+    Raises
+    ------
+    VolumeError
+        ``url-not-read``, ``no-such-file``, ``empty-file``; ``not-a-file`` for a pipe, socket or device, which
+        would wait for ever or could not be read twice.
+    """
+    if found := _URL.match(str(path)):
+        raise VolumeError(
+            f"{path}: addresses ({found[1]}://) are not read: download the file and give its path",
+            code="url-not-read",
+            path=str(path),
+            scheme=found[1],
+        )
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise error(path, "no such file or folder", "no-such-file")
+    if not path.is_dir() and not path.is_file():
+        raise error(path, "a pipe, socket or device: only files and folders are read", "not-a-file")
+    if path.is_file() and path.stat().st_size == 0:
+        raise error(path, "the file is empty", "empty-file")
+    return path
 
 
 def checked_bytes(

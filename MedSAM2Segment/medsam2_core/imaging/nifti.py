@@ -7,6 +7,7 @@ included.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,11 +62,29 @@ def _open(path: Path) -> Any:
             "unsupported-format",
         )
     dtype = image.get_data_dtype()
+    _check_spacing(path, image)
     data_path = Path(image.file_map["image"].filename)
     packed = data_path.suffix.lower() in (".gz", ".bz2", ".zst")
     stored = data_path.stat().st_size - (0 if packed else int(image.header["vox_offset"]))
     files.checked_bytes(path, image.shape, dtype.itemsize, stored, files.DEFLATE_RATIO if packed else 1.0)
     return image
+
+
+def _check_spacing(path: Path, image: Any) -> None:
+    """Refuse a spacing of 0, which nibabel takes as 1. An sform has its own; one slice needs none."""
+    holder = image.file_map.get("header", image.file_map["image"])
+    with holder.get_prepare_fileobj("rb") as stream:
+        header = type(image.header).from_fileobj(stream, check=False)
+    sizes = header["dim"][1 : 1 + min(3, int(header["dim"][0]))]
+    spacing = [float(size) for size in header["pixdim"][1 : 1 + len(sizes)]]
+    is_bad = [size > 1 and not (mm and math.isfinite(mm)) for size, mm in zip(sizes, spacing, strict=True)]
+    if header["sform_code"] <= 0 and any(is_bad):
+        raise files.error(
+            path,
+            f"voxel spacing {' x '.join(f'{mm:g}' for mm in spacing)} mm: correct it in the header",
+            "invalid-spacing",
+            spacing_mm=spacing,
+        )
 
 
 def _shape(path: Path, image: Any) -> tuple[int, int, int, int]:

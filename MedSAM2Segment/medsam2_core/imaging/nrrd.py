@@ -43,6 +43,8 @@ _TO_LPS = {
     "3d-right-handed": (1, 1, 1),
     "": (1, 1, 1),
 }
+_NAN_DIRECTION = re.compile(rb"^space directions:.*nan", re.IGNORECASE | re.MULTILINE)
+_SAYS_NAN = "directions say nan"  # our own key of a header
 _COLOURS = {"rgb-color": 3, "3-color": 3, "rgba-color": 4, "4-color": 4}
 
 
@@ -149,7 +151,10 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
     with path.open("rb") as stream:
         header = dict(nrrd.read_header(stream))
-        return header, stream.tell()
+        end = stream.tell()
+        stream.seek(0)
+        header[_SAYS_NAN] = _NAN_DIRECTION.search(stream.read(end)) is not None
+        return header, end
 
 
 def _axes(path: Path, header: dict[str, Any]) -> list[int]:
@@ -191,6 +196,17 @@ def _directions(path: Path, header: dict[str, Any], sizes: list[int]) -> list[ND
         raise files.error(
             path, f"space directions {given} do not fit {len(sizes)} axes", "space-directions-mismatch"
         )
+    for n, row in enumerate(rows):
+        # pynrrd gives NaN for "none", the direction of an axis that is none in space, but also for "nan".
+        spatial = ("space", "domain", "") if header.get(_SAYS_NAN) else ("space", "domain")
+        is_none = np.isnan(row).all() and _kind(header, n) not in spatial
+        if not np.isfinite(row).all() and not is_none:
+            raise files.error(
+                path,
+                f"space direction {row.tolist()} of axis {n} must be finite numbers, or none",
+                "invalid-numbers",
+                field="space directions",
+            )
     return [np.append(row, 0.0) if row.shape == (2,) else row for row in rows]
 
 

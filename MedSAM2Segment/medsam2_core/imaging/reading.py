@@ -42,7 +42,7 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         When there is nothing to read or it is damaged; GeometryError when slices are missing, doubled or
         uneven. When a choice is needed, the message lists what there is.
     """
-    path = _existing(path)
+    path = files.existing(path)
     if path.is_dir():
         return _read_folder(path, series)
     return _reader(path)(path, series)
@@ -53,7 +53,7 @@ def list_series(path: str | Path) -> list[SeriesInfo]:
 
     One entry for a plain volume.
     """
-    path = _existing(path)
+    path = files.existing(path)
     if path.is_dir() or _reader(path) is dicom.read_volume:
         return dicom.list_series(path)
     reader = _reader(path)
@@ -68,7 +68,7 @@ def list_series(path: str | Path) -> list[SeriesInfo]:
 
 def read_images(folder: str | Path) -> ImageSet:
     """Read all pictures of a folder (PNG, JPEG, TIFF, single DICOM images), sorted by name."""
-    folder = _existing(folder)
+    folder = files.existing(folder)
     if not folder.is_dir():
         raise files.error(folder, "not a folder", "not-a-folder")
     paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
@@ -102,12 +102,3 @@ def _reader(path: Path) -> Callable[[Path, str | None], Volume]:
         return dicom.read_volume
     known = ", ".join(suffix for suffixes in _READERS for suffix in suffixes)
     raise files.error(path, f"unknown kind of file: {known} and DICOM are read", "unknown-format")
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise files.error(path, "no such file or folder", "no-such-file")
-    if path.is_file() and path.stat().st_size == 0:
-        raise files.error(path, "the file is empty", "empty-file")
-    return path

@@ -118,7 +118,7 @@ def read_stored_segments(path: str | Path) -> StoredSegments:
     VolumeError, GeometryError
         As :func:`read_labels` does.
     """
-    path = Path(path).expanduser()
+    path = files.existing(path)
     if path.is_file() and path.name.lower().endswith((".nrrd", ".nhdr")):
         layered = nrrd.read_layers(path)
         if layered is not None:
@@ -145,9 +145,9 @@ def read_labels(path: str | Path) -> LabelMap:
     VolumeError
         When the file cannot be read as labels; GeometryError when its position in space cannot.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise files.error(path, "no such file", "no-such-file")
+    path = files.existing(path)
+    if path.is_dir():
+        raise files.error(path, "a folder: name the file of the labels", "label-map-is-folder")
     name = path.name.lower()
     named: tuple[Label, ...] = ()
     if name.endswith((".nrrd", ".nhdr")):
