@@ -13,6 +13,7 @@ from typing import BinaryIO
 from medsam2_core.errors import ExportError
 
 _DICOM_AT = 128  # bytes before the magic of a DICOM file
+_PROBE = 1 << 20  # bytes; a mask is rarely larger once it is compressed
 
 
 #: Files and folders that are read, and that nothing may be written over.
@@ -60,6 +61,39 @@ def check_target(path: Path, *, overwrite: bool) -> None:
             f"{path} already exists: choose another name or allow it to be overwritten",
             code="output-exists", path=str(path),
         )  # fmt: skip
+
+
+def check_writable(path: Path) -> None:
+    """Check that the folder of a file takes one, by writing a megabyte there and removing it.
+
+    Permissions alone do not tell: file systems are read-only, full, or beyond a quota.
+
+    Raises
+    ------
+    ExportError
+        ``output-not-writable``.
+    """
+    probe = _temporary(path)
+    try:
+        with probe.open("xb") as stream:
+            stream.write(bytes(_PROBE))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    finally:
+        _remove(probe)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name beside a file that nobody uses."""
+    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
+
+
+def _not_writable(path: Path, error: BaseException) -> ExportError:
+    return ExportError(
+        f"{path} cannot be written: {reason(error)}", code="output-not-writable", path=str(path)
+    )
 
 
 def _is_same(path: Path, input: Path) -> bool:
@@ -113,7 +147,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         When the folder is missing, ``path`` exists and ``overwrite`` is not allowed, or the disk refuses.
     """
     check_target(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
+    temporary = _temporary(path)
     done = False
     try:
         # Mode "x": two writers never share a temporary file. The usual permissions apply, unlike with
@@ -130,9 +164,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             waiting.append((temporary, path, overwrite))
         done = True
     except OSError as error:
-        raise ExportError(
-            f"{path} cannot be written: {reason(error)}", code="output-not-writable", path=str(path)
-        ) from error
+        raise _not_writable(path, error) from error
     finally:
         if not done:
             _remove(temporary)
@@ -152,9 +184,7 @@ def _take_place(temporary: Path, path: Path) -> None:
     try:
         temporary.replace(path)
     except OSError as error:
-        raise ExportError(
-            f"{path} cannot be written: {reason(error)}", code="output-not-writable", path=str(path)
-        ) from error
+        raise _not_writable(path, error) from error
 
 
 def _remove(temporary: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_folder_is_gone_through_and_a_bad_picture_does_not_stop_it(medsam2, ba
     (note,) = said.facts["notes"]
     assert (note["code"], note["fields"]["image"]) == ("image-skipped", str(stills / "broken.png"))
     assert note["fields"]["error"]["severity"] == "error"
-    assert read_labels(tmp_path / "masks" / "still0.png.seg.nrrd").geometry.shape_ijk == (90, 60, 1)
+    assert read_labels(tmp_path / "masks" / "still0.seg.nrrd").geometry.shape_ijk == (90, 60, 1)
 
 
 @pytest.mark.parametrize("method", ["memory", "slices"])

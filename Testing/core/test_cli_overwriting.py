@@ -169,7 +169,7 @@ def test_auto_may_put_results_beside_the_images_again_and_again(capsys, model, a
     for _ in range(2):
         words = ("--model", auto_model, "--base", model, "--overwrite", "--out", data)
         assert medsam2("auto", data, *words).code == 0
-        assert sorted(path.name for path in data.iterdir()) == ["a.png", "a.png.seg.nrrd"]
+        assert sorted(path.name for path in data.iterdir()) == ["a.png", "a.seg.nrrd"]
     assert (data / "a.png").read_bytes() == before
 
 

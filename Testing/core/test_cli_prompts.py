@@ -87,7 +87,6 @@ def test_a_negative_coordinate_is_not_an_option():
     ("axis", "space", "text", "expected"),
     [
         ("axial", "ijk", "3:9", (3, 9)),
-        ("axial", "ijk", "9:3", (3, 9)),
         ("axial", "ijk", ":9", (None, 9)),
         ("axial", "ijk", "9:", (9, None)),
         ("axial", "ijk", ":", (None, None)),
@@ -185,11 +184,11 @@ def test_what_cannot_be_meant_is_refused_with_the_reason(option, text, code, rea
     assert reason in str(refusal.value)
 
 
-@pytest.mark.parametrize("text", ["3", "a:b", "-5:3", "3:24", "1:2:3"])
+@pytest.mark.parametrize("text", ["3", "a:b", "-5:3", "3:24", "1:2:3", "9:3"])
 def test_a_range_that_is_none_is_refused(text):
     with pytest.raises(PromptError) as refusal:
         parse_range(text, prompt_space())
-    assert refusal.value.code in ("range-syntax", "range-outside-volume", "prompt-syntax")
+    assert refusal.value.code in ("range-syntax", "range-outside-volume", "prompt-syntax", "range-reversed")
 
 
 def test_no_prompt_is_refused():

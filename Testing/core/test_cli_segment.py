@@ -303,20 +303,3 @@ def test_an_object_with_a_known_name_carries_its_code(medsam2, model, scan, resu
     assert answer.code == 0, answer.err
     codes = read_segmentation(results / "x.seg.nrrd")["left kidney"].terminology
     assert (codes.type.value, codes.type_modifier.meaning) == ("64033007", "Left")
-
-
-def test_masks_and_what_is_beside_them_are_written_together_or_not_at_all(
-    medsam2, model, scan, results, monkeypatch
-):
-    from medsam2_core.errors import ExportError
-    from medsam2_core.export import picture
-
-    def fails(*_, **__):
-        raise ExportError("no room")
-
-    monkeypatch.setattr(picture, "montage", fails)
-    words = ["--model", model, "--out", results / "x.seg.nrrd", "--box", BALL_BOX, "--range", "12:12"]
-    words += ["--picture", results / "x.png", "--probabilities", results / "p.nrrd"]
-    answer = medsam2("segment", scan, *words)
-    assert (answer.code, "no room" in answer.err) == (2, True)
-    assert list(results.iterdir()) == []

@@ -341,7 +341,9 @@ def test_one_nifti_slice_needs_no_thickness(tmp_path):
     assert read.geometry.spacing.tolist() == [2, 3, 1]
 
 
-@pytest.mark.parametrize("address", ["https://host/scan.nii.gz", "s3://bucket/scan.nrrd", "file:///scan.nrrd"])
+@pytest.mark.parametrize(
+    "address", ["https://host/scan.nii.gz", "s3://bucket/scan.nrrd", "file:///scan.nrrd"]
+)
 def test_addresses_are_not_taken_for_missing_files(address):
     for read in (read_volume, read_labels):
         with raises("url-not-read", scheme=address.partition(":")[0]):

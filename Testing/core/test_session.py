@@ -545,7 +545,7 @@ def test_provenance_names_no_place(tmp_path, model):
     session = Session.open(path, model, window="400,40")
     session.prompt("ball", BALL)
     facts = session.segmentation().provenance
-    assert {"prompts", "weights_sha256", "window", "slices", "software"} <= facts.keys()
+    assert {"prompts", "weights_key", "window", "slices", "software"} <= facts.keys()
     assert (facts["zoom"], facts["memory"]) == ("auto", "recent")
     assert (facts["device"], facts["precision"]) == ("cpu", "fp32")
     assert "MedSAM2.confidence" in session.segmentation()["ball"].tags

@@ -243,7 +243,7 @@ def test_they_say_what_made_them(session):
     session.add_object("nothing yet")
     kept = session.probabilities()
     assert not kept.values_kji("nothing yet").any()
-    assert (kept.provenance["model"], kept.provenance["weights_sha256"]) == (
+    assert (kept.provenance["model"], kept.provenance["weights_key"]) == (
         "tiny",
         session.model.weights_key,
     )

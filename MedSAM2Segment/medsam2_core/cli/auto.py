@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medsam2_core.cli.console import peak_memory_mb, print_json, print_notes, print_table, progress_bar
+from medsam2_core.atomic import check_writable
+from medsam2_core.cli.console import millilitres, peak_memory_mb, print_table, progress_bar, report
 from medsam2_core.cli.options import (
     AsJson,
     AxisName,
@@ -19,6 +21,7 @@ from medsam2_core.cli.options import (
     PrecisionName,
     ProbabilitiesOut,
     SeriesName,
+    check_settings,
 )
 from medsam2_core.cli.outputs import Outputs
 from medsam2_core.errors import ExportError, MedSAM2Error, Note, VolumeError
@@ -87,19 +90,15 @@ class Auto:
 
         path, card = find(self.model)
         card.chosen(self._classes)  # an unknown class is an error before anything is read
-        if _is_folder_of_images(self.input):
-            images = _images_of(self.input)
+        check_settings(self.base, self.device, self.precision, self.window)
+        if images := _images_of(self.input):
             with atomic.protect(*images, path, self.base):
-                facts, notes = self._segment_folder(images, path)
+                facts, notes = self._segment_folder(images, path, card.name)
         else:
             with atomic.protect(self.input, path, self.base):
                 facts, notes = self._segment_one(path)
         facts |= {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
-        if self.as_json:
-            print_json(facts, notes)
-        else:
-            _print(facts)
-            print_notes(notes)
+        report(facts, notes, _print, as_json=self.as_json)
 
     @property
     def _classes(self) -> list[str] | None:
@@ -107,10 +106,13 @@ class Auto:
 
     def _segment_one(self, path: Path) -> tuple[dict[str, Any], list[Note]]:
         from medsam2_core.auto.library import fits
+        from medsam2_core.imaging.intensity import check_contrast
         from medsam2_core.imaging.reading import read_volume
 
         outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
+        outputs.check()
         volume = read_volume(self.input, self.series)
+        check_contrast(volume)
         outputs.check(volume.geometry)
         auto = self._load(path)
         session, found = self._segment(volume, auto)
@@ -136,47 +138,58 @@ class Auto:
         }
         return facts, notes
 
-    def _segment_folder(self, images: list[Path], path: Path) -> tuple[dict[str, Any], list[Note]]:
-        """Segment each image on its own; one that fails does not keep the others."""
+    def _segment_folder(self, images: list[Path], path: Path, name: str) -> tuple[dict[str, Any], list[Note]]:
+        """Segment each image on its own; those that are done are passed over, one that fails is reported."""
+        self._check_folder()
+        targets = {image: self.out / result for image, result in _result_names(images).items()}
+        done = [image for image in images if targets[image].exists() and not self.overwrite]
+        notes = [
+            Note.info(
+                "image-already-done",
+                f"{image.name} is done already: {targets[image]} is kept (--overwrite replaces it)",
+                image=str(image),
+                out=str(targets[image]),
+            )
+            for image in done
+        ]
+        left = [image for image in images if image not in done]
+        rows: list[dict[str, Any]] = []
+        if left:
+            auto = self._load(path)
+            with progress_bar("segmenting", len(left)) as update:
+                for number, image in enumerate(left, start=1):
+                    try:
+                        rows.append(self._segment_image(image, targets[image], auto))
+                    except MedSAM2Error as error:
+                        fields = {"image": str(image), "error": error.to_dict()}
+                        notes.append(Note.warning("image-skipped", f"{image.name}: {error}", **fields))
+                    update(number, image.name)
+            if not rows:
+                raise VolumeError(
+                    f"{self.input}: none of {len(left)} images could be segmented; {notes[-1]}",
+                    code="no-image-segmented", path=str(self.input), images=len(left),
+                )  # fmt: skip
+        return {"input": str(self.input), "out": str(self.out), "model": name, "images": rows}, notes
+
+    def _segment_image(self, image: Path, target: Path, auto: AutoModel) -> dict[str, Any]:
         from medsam2_core import export
+        from medsam2_core.imaging.intensity import check_contrast
+        from medsam2_core.imaging.nrrd import read_fields
         from medsam2_core.imaging.reading import read_volume
 
-        self._check_folder()
-        auto = self._load(path)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        if target.exists() and not any("MedSAM2." in text for text in read_fields(target).values()):
             raise ExportError(
-                f"--out {self.out} cannot be made as a folder: {error.strerror or error}",
-                code="output-not-writable", path=str(self.out),
-            ) from error  # fmt: skip
-        rows, failed = [], []
-        with progress_bar("segmenting", len(images)) as update:
-            for number, image in enumerate(images, start=1):
-                target = self.out / f"{image.name}.seg.nrrd"
-                try:
-                    volume = read_volume(image)
-                    export.check(target, volume.geometry, overwrite=self.overwrite)
-                    session, found = self._segment(volume, auto)
-                    segmentation = session.segmentation()
-                    export.write(segmentation, target, overwrite=self.overwrite)
-                except MedSAM2Error as error:
-                    failed.append(
-                        Note.warning(
-                            "image-skipped", f"{image.name}: {error}", image=str(image), error=error.to_dict()
-                        )
-                    )
-                else:
-                    classes = [_class_facts(one, segmentation) for one in found]
-                    rows.append({"input": str(image), "out": str(target), "classes": classes})
-                update(number, image.name)
-        if not rows:
-            raise VolumeError(
-                f"{self.input}: none of {len(images)} images could be segmented; {failed[0]}",
-                code="no-image-segmented", path=str(self.input), images=len(images),
+                f"{target} is not a result of this program, but perhaps your labels: choose another --out",
+                code="not-our-result", path=str(target),
             )  # fmt: skip
-        facts = {"input": str(self.input), "out": str(self.out), "model": auto.card.name, "images": rows}
-        return facts, failed
+        volume = read_volume(image)
+        check_contrast(volume)
+        export.check(target, volume.geometry, overwrite=self.overwrite)
+        session, found = self._segment(volume, auto)
+        segmentation = session.segmentation()
+        export.write(segmentation, target, overwrite=self.overwrite)
+        classes = [_class_facts(one, segmentation) for one in found]
+        return {"input": str(image), "out": str(target), "classes": classes}
 
     def _check_folder(self) -> None:
         for option, path in (("--picture", self.picture), ("--probabilities", self.probabilities)):
@@ -190,6 +203,14 @@ class Auto:
                 f"--out {self.out}: {self.input} is a folder of images, so name a folder for the results",
                 code="output-must-be-folder", path=str(self.out),
             )  # fmt: skip
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExportError(
+                f"--out {self.out} cannot be made as a folder: {error.strerror or error}",
+                code="output-not-writable", path=str(self.out),
+            ) from error  # fmt: skip
+        check_writable(self.out / "results")
 
     def _load(self, path: Path) -> AutoModel:
         from medsam2_core.auto.model import load_auto
@@ -222,22 +243,19 @@ class Auto:
         return session, found
 
 
-def _is_folder_of_images(path: Path) -> bool:
-    from medsam2_core.imaging import dicom
-
-    if not path.is_dir():
-        return False
-    files = [one for one in path.rglob("*") if one.is_file()]
-    return not any(dicom.is_dicom(one) for one in files) and bool(_images_of(path))
-
-
 def _images_of(folder: Path) -> list[Path]:
+    """Return the images of a folder; none for a volume. Label maps beside them, as for training, are not."""
     from medsam2_core.auto.fewshot.data import LABEL_ENDINGS
-    from medsam2_core.imaging import pictures
+    from medsam2_core.imaging.reading import pictures_in
 
-    found = sorted(one for one in folder.iterdir() if one.suffix.lower() in pictures.SUFFIXES)
-    # Label maps beside the images, as for training, are not segmented.
-    return [one for one in found if not one.stem.lower().endswith(LABEL_ENDINGS)]
+    return [one for one in pictures_in(folder) if not one.stem.lower().endswith(LABEL_ENDINGS)]
+
+
+def _result_names(images: list[Path]) -> dict[Path, str]:
+    """Return the name of the result of each image: with its suffix only where two would be the same."""
+    counts = Counter(image.stem.lower() for image in images)
+    names = {image: image.stem if counts[image.stem.lower()] == 1 else image.name for image in images}
+    return {image: f"{name}.seg.nrrd" for image, name in names.items()}
 
 
 def _class_facts(one: AutoPrediction, segmentation: Segmentation) -> dict[str, Any]:
@@ -247,7 +265,7 @@ def _class_facts(one: AutoPrediction, segmentation: Segmentation) -> dict[str, A
     return {
         "name": one.name,
         "voxels": segment.voxel_count,
-        "millilitres": round(segmentation.volume_ml(one.name), 3),
+        "millilitres": millilitres(segmentation, one.name),
         "confidence": round(one.confidence, 3),
     }
 

@@ -18,6 +18,8 @@ from medsam2_core.errors import MedSAM2Error, Note
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
+    from medsam2_core.imaging.segmentation import Segmentation
+
 
 class ExitCode(IntEnum):
     """Exit codes of all commands."""
@@ -32,6 +34,8 @@ class ExitCode(IntEnum):
 # Messages of the Python API, in terms of the command line, by the code of the error.
 _WORDINGS = {
     "output-exists": "{path} exists already: choose another name, or add --overwrite",
+    "series-needed": "{message} (--series)",
+    "no-such-series": "{message} (--series)",
     "no-segment-code": "{message} (--list-terms shows the names, --segments META.json describes segments, "
     "--generic allows the generic code)",
     "resampling-loss-too-large": "{message} (--most-lost PERCENT)",
@@ -89,6 +93,17 @@ def print_json(facts: Mapping[str, Any], notes: Iterable[Note] = ()) -> None:
     print(json.dumps({**facts, "notes": [note.to_dict() for note in notes], "error": None}, indent=2))
 
 
+def report(
+    facts: Mapping[str, Any], notes: Iterable[Note], show: Callable[[Any], None], *, as_json: bool
+) -> None:
+    """Print the result of a command: as JSON, or with ``show`` for people, then the notes."""
+    if as_json:
+        print_json(facts, notes)
+    else:
+        show(facts)
+        print_notes(notes)
+
+
 def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] | None = None) -> None:
     """Print left-aligned columns two spaces apart: plain text that can be piped and searched."""
     lines = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
@@ -97,6 +112,19 @@ def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] | None = No
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def volume_text(millilitres: float | None, voxels: int | None = None) -> str:
+    """Return a volume as text; without a known spacing the number of voxels, if there is one."""
+    if millilitres is not None:
+        return f"{millilitres:g} ml"
+    return "" if voxels is None else f"{voxels} pixels"
+
+
+def millilitres(segmentation: Segmentation, name: str) -> float | None:
+    """Return the volume of a segment for ``--json``; None where nothing says how large a voxel is."""
+    known = segmentation.known_spacing == "all"
+    return round(segmentation.volume_ml(name), 3) if known else None
 
 
 def size_text(count: int | None) -> str:

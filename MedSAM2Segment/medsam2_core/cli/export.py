@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medsam2_core.cli.console import peak_memory_mb, print_json, print_notes, print_table, size_text
+from medsam2_core.cli.console import (
+    millilitres,
+    peak_memory_mb,
+    print_table,
+    report,
+    size_text,
+    volume_text,
+)
 from medsam2_core.cli.options import OUTPUT, AsJson, Overwrite
 from medsam2_core.cli.outputs import check_distinct
 from medsam2_core.errors import ExportError, Note
@@ -170,11 +177,7 @@ class Export:
                 written = self._write_dicom(read, self.out) if is_dicom else self._write_file(read, self.out)
                 written.notes += self._write_measurements(written)
         notes, facts = list(dict.fromkeys(written.notes)), self._facts(self.out, written)
-        if self.as_json:
-            print_json(facts, notes)
-        else:
-            _print(facts)
-            print_notes(notes)
+        report(facts, notes, _print, as_json=self.as_json)
 
     @property
     def _targets(self) -> list[Path]:
@@ -337,7 +340,8 @@ class Export:
                     "name": segment.name,
                     "code": str(segment.terminology.type),
                     "says": format_terminology(segment.terminology),
-                    "millilitres": round(written.segmentation.volume_ml(segment.name), 3),
+                    "voxels": segment.voxel_count,
+                    "millilitres": millilitres(written.segmentation, segment.name),
                 }
                 for segment in written.segmentation
             ],
@@ -374,7 +378,12 @@ def _list_terms() -> None:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    print_table([(one["name"], f"{one['millilitres']:g} ml", one["says"]) for one in facts["segments"]])
+    print_table(
+        [
+            (one["name"], volume_text(one["millilitres"], one["voxels"]), one["says"])
+            for one in facts["segments"]
+        ]
+    )
     frames = f", {facts['frames']} frames" if "frames" in facts else ""
     print(f"{facts['out']}: {facts['kind']}{frames}, {size_text(facts['bytes'])}")
     for path in facts["measurements"]:

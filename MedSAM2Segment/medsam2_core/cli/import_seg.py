@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from medsam2_core.cli.console import peak_memory_mb, print_json, print_notes, print_table, size_text
+from medsam2_core.cli.console import (
+    millilitres,
+    peak_memory_mb,
+    print_table,
+    report,
+    size_text,
+    volume_text,
+)
 from medsam2_core.cli.options import AsJson, Overwrite
 from medsam2_core.errors import ExportError
 
@@ -57,19 +64,20 @@ class Import:
                     "code": str(label.terminology.type) if label.terminology else None,
                     "says": format_terminology(label.terminology) if label.terminology else None,
                     "voxels": segment.voxel_count,
-                    "millilitres": round(read.volume_ml(segment.name), 3),
+                    "millilitres": millilitres(read, segment.name),
                 }
                 for label, segment in zip(labels.labels, read, strict=True)
             ],
             "peak_memory_mb": peak_memory_mb(),
         }
-        if self.as_json:
-            print_json(facts, notes)
-        else:
-            _print(facts)
-            print_notes(notes)
+        report(facts, notes, _print, as_json=self.as_json)
 
 
 def _print(facts: dict[str, Any]) -> None:
-    print_table([(one["name"], f"{one['millilitres']:g} ml", one["says"] or "") for one in facts["segments"]])
+    print_table(
+        [
+            (one["name"], volume_text(one["millilitres"], one["voxels"]), one["says"] or "")
+            for one in facts["segments"]
+        ]
+    )
     print(f"{facts['out']}: {facts['kind']}, {size_text(facts['bytes'])}")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsam2_core.cli.console import print_json, print_notes, print_table
+from medsam2_core.cli.console import print_table, report, volume_text
 from medsam2_core.cli.options import AsJson, SeriesName
-from medsam2_core.errors import Note
+from medsam2_core.errors import MedSAM2Error, Note
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.dicom import SeriesInfo
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # A volume of integers with at most this many distinct values may be a label map.
 _MOST_LABELS = 64
+_SPACINGS = {"none": "not known", "in-plane": "{} mm, the last is not known"}
 
 
 @dataclass(frozen=True)
@@ -32,32 +33,26 @@ class Info:
 
     def run(self) -> None:
         """Read what is there, and describe it."""
-        from medsam2_core.imaging.reading import list_series, read_volume
+        from medsam2_core.imaging.reading import list_series, pictures_in, read_volume
 
         notes: list[Note] = []
-        is_segmentation = _is_segmentation(self.volume)
-        listed = [] if self.series is not None or is_segmentation else list_series(self.volume)
         facts: dict[str, Any] = {"path": str(self.volume)}
-        if is_segmentation:
+        if _is_segmentation(self.volume):
             from medsam2_core.imaging.segmentation_files import read_labels
 
             labels = read_labels(self.volume)
             facts |= _label_facts(labels)
             notes += labels.notes
-        elif len(listed) > 1:
-            facts["series"] = [_series_facts(one) for one in listed]
+        elif pictures := pictures_in(self.volume):
+            facts |= {"kind": "folder of pictures", "pictures": [_picture_facts(path) for path in pictures]}
         else:
-            read = read_volume(self.volume, self.series)
-            facts |= {**_volume_facts(read), **_labels_in(read)}
-        if self.as_json:
-            print_json(facts, notes)
-        elif len(listed) > 1:
-            print(f"{self.volume} holds {len(listed)} series; choose one with --series")
-            for one in listed:
-                print(f"  {one}")
-        else:
-            _print(facts)
-            print_notes(notes)
+            listed = [] if self.series is not None else list_series(self.volume)
+            if len(listed) > 1:
+                facts["series"] = [{**_series_facts(one), "text": str(one)} for one in listed]
+            else:
+                read = read_volume(self.volume, self.series)
+                facts |= {**_volume_facts(read), **_labels_in(read)}
+        report(facts, notes, _print, as_json=self.as_json)
 
 
 def _is_segmentation(path: Path) -> bool:
@@ -79,6 +74,17 @@ def _series_facts(one: SeriesInfo) -> dict[str, Any]:
     }
 
 
+def _picture_facts(path: Path) -> dict[str, Any]:
+    from medsam2_core.imaging.reading import read_volume
+
+    try:
+        read = read_volume(path)
+    except MedSAM2Error as error:
+        return {"path": str(path), "error": error.to_dict()}
+    voxels = "colour" if read.is_colour else str(read.voxels_kji.dtype)
+    return {"path": str(path), "shape_ijk": list(read.geometry.shape_ijk), "voxels": voxels}
+
+
 def _grid_facts(geometry: Any) -> dict[str, Any]:
     return {
         "shape_ijk": list(geometry.shape_ijk),
@@ -91,49 +97,37 @@ def _grid_facts(geometry: Any) -> dict[str, Any]:
 
 
 def _volume_facts(volume: Volume) -> dict[str, Any]:
-    from medsam2_core.imaging.intensity import automatic_window
+    from medsam2_core.imaging.intensity import automatic_window, value_range
 
     window = automatic_window(volume)
-    low, high = _extremes(volume)
     return {
         "kind": "picture" if volume.is_picture else "volume",
         "modality": volume.modality or None,
         **_grid_facts(volume.geometry),
+        "known_spacing": volume.known_spacing,
         "voxels": "colour" if volume.is_colour else str(volume.voxels_kji.dtype),
-        "intensity_range": [low, high],
+        "intensity_range": list(value_range(volume) or (None, None)),
         "automatic_window": window.to_dict(),
     }
-
-
-def _extremes(volume: Volume) -> tuple[float | None, float | None]:
-    """Return the smallest and largest finite value; reads one slice at a time."""
-    import numpy as np
-
-    low, high = None, None
-    for slice_ji in volume.voxels_kji:
-        values = slice_ji[np.isfinite(slice_ji)] if slice_ji.dtype.kind == "f" else slice_ji
-        if values.size:
-            low = float(values.min()) if low is None else min(low, float(values.min()))
-            high = float(values.max()) if high is None else max(high, float(values.max()))
-    return low, high
 
 
 def _label_facts(labels: LabelMap) -> dict[str, Any]:
     import numpy as np
 
-    millilitres = abs(float(np.linalg.det(labels.geometry.ijk_to_ras[:3, :3]))) / 1000
+    voxel_ml = abs(float(np.linalg.det(labels.geometry.ijk_to_ras[:3, :3]))) / 1000
     counts = [_counts(layer) for layer in labels.layers_lkji]
     segments = []
     for label in labels.labels:
         count = counts[label.layer].get(label.value, 0)
         facts = label.facts
+        spacing = facts.get("MedSAM2.known_spacing", "all")
         segments.append(
             {
                 "name": label.name,
                 "value": label.value,
                 "layer": label.layer,
                 "voxels": count,
-                "millilitres": round(count * millilitres, 3),
+                "millilitres": round(count * voxel_ml, 3) if spacing == "all" else None,
                 "code": str(label.terminology.type) if label.terminology else None,
                 "terminology": str(label.terminology) if label.terminology else None,
                 "algorithm_type": facts.get("DICOM.SegmentAlgorithmType") or None,
@@ -186,6 +180,13 @@ def _labels_in(volume: Volume) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any]) -> None:
+    if "series" in facts:
+        print(f"{facts['path']} holds {len(facts['series'])} series; choose one with --series")
+        print("\n".join(f"  {one['text']}" for one in facts["series"]))
+        return
+    if "pictures" in facts:
+        _print_pictures(facts)
+        return
     print(facts["path"])
     modality = f", {facts['modality']}" if facts.get("modality") else ""
     stored = facts.get("segmentation_type")
@@ -193,7 +194,7 @@ def _print(facts: dict[str, Any]) -> None:
     rows = [
         ("what", f"{facts['kind']}{modality}" + (f", DICOM SEG ({stored})" if stored else "")),
         ("voxels (i, j, k)", " x ".join(map(str, facts["shape_ijk"]))),
-        ("spacing", f"{spacing} mm"),
+        ("spacing", _SPACINGS.get(facts.get("known_spacing", "all"), "{} mm").format(spacing)),
         ("axes run to", facts["axes_run_to"] + (", sheared (gantry tilt)" if facts["sheared"] else "")),
         ("first voxel (RAS)", ", ".join(f"{value:g}" for value in facts["origin_ras"]) + " mm"),
     ]
@@ -211,10 +212,19 @@ def _print(facts: dict[str, Any]) -> None:
         print(f"  labels: {', '.join(str(label['value']) for label in labels)}")
 
 
+def _print_pictures(facts: dict[str, Any]) -> None:
+    print(f"{facts['path']} holds {len(facts['pictures'])} pictures, each an image of its own:")
+    rows = []
+    for one in facts["pictures"]:
+        size = " x ".join(map(str, one["shape_ijk"][:2])) if "shape_ijk" in one else "not readable"
+        rows.append((f"  {Path(one['path']).name}", size, one.get("voxels", "")))
+    print_table(rows)
+
+
 def _segment_text(segment: dict[str, Any]) -> Iterator[str]:
     """Yield what is known of a segment, part by part."""
     yield segment["name"]
-    yield f"{segment['millilitres']:g} ml"
+    yield volume_text(segment["millilitres"], segment["voxels"])
     if segment["code"]:
         yield segment["code"].replace("^", " ")
     if segment["algorithm_type"]:

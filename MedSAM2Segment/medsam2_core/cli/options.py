@@ -78,6 +78,27 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
 
 
+def check_settings(model: str | Path | None, device: str, precision: str, window: str | None = None) -> None:
+    """Refuse settings of the model that cannot be used, before anything is read.
+
+    Raises
+    ------
+    VolumeError, DeviceError, CatalogueError
+        What the window, the device, the precision or the model would fail with later.
+    """
+    from medsam2_core.engine.catalogue import Catalogue
+    from medsam2_core.engine.store import Store
+    from medsam2_core.imaging.intensity import parse_window
+
+    if window is not None and window.strip().lower() != "auto":
+        parse_window(window)
+    if model is not None:
+        Store.default().locate(Catalogue.load().find(model))
+    from medsam2_core.engine.devices import choose_device, choose_precision  # torch takes seconds to load
+
+    choose_precision(choose_device(device), precision)
+
+
 @dataclass
 class Invocation:
     """How the command line under way reports.

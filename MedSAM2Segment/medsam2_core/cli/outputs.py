@@ -25,8 +25,14 @@ class Outputs:
     probabilities: Path | None
     overwrite: bool
 
-    def check(self, geometry: Geometry) -> None:
-        """Raise ExportError now, not after hours of work, for what could not be written."""
+    def check(self, geometry: Geometry | None = None) -> None:
+        """Raise ExportError now, not after hours of work, for what could not be written.
+
+        Parameters
+        ----------
+        geometry
+            The grid of the masks; None when it is not known yet.
+        """
         from medsam2_core import export
         from medsam2_core.export.probabilities import check
 
@@ -38,31 +44,43 @@ class Outputs:
         check_distinct(
             ("--out", self.out), ("--picture", self.picture), ("--probabilities", self.probabilities)
         )
-        export.check(self.out, geometry, overwrite=self.overwrite)
-        if self.picture is not None:
-            atomic.check_target(self.picture, overwrite=self.overwrite)
+        if geometry is not None:
+            export.check(self.out, geometry, overwrite=self.overwrite)
+            return
+        export.suffix_of(self.out)
         if self.probabilities is not None:
             check(self.probabilities, overwrite=self.overwrite)
+        check_targets(self.out, self.picture, self.probabilities, overwrite=self.overwrite)
 
     def write(
         self, session: Session, segmentation: Segmentation, prompts: PromptSet | None = None
     ) -> list[Note]:
-        """Write all files, or none; return what the user should know about them."""
+        """Write the masks, then what was asked for beside them; return what the user should know.
+
+        Raises
+        ------
+        ExportError
+            ``beside-not-written`` when only the probabilities or the picture could not be written: the masks
+            are there.
+        """
         from medsam2_core import export
+        from medsam2_core.export.picture import montage
+        from medsam2_core.export.probabilities import write_probabilities
 
-        with atomic.together():
-            notes = export.write(segmentation, self.out, overwrite=self.overwrite).notes
+        notes = export.write(segmentation, self.out, overwrite=self.overwrite).notes
+        try:
             if self.probabilities is not None:
-                from medsam2_core.export.probabilities import write_probabilities
-
                 write_probabilities(session.probabilities(), self.probabilities, overwrite=self.overwrite)
             if self.picture is not None:
-                from medsam2_core.export.picture import montage
-
                 montage(
                     session.stack, session.window, segmentation, self.picture,
                     prompts=prompts, overwrite=self.overwrite,
                 )  # fmt: skip
+        except ExportError as error:
+            raise ExportError(
+                f"{error}; the masks are in {self.out}",
+                code="beside-not-written", out=str(self.out), error=error.to_dict(),
+            ) from error  # fmt: skip
         return list(notes)
 
     @property
@@ -80,6 +98,15 @@ class Outputs:
         for key, what in (("picture", "montage"), ("probabilities", "probabilities")):
             if facts[key]:
                 print(f"{facts[key]}: {what}")
+
+
+def check_targets(*paths: Path | None, overwrite: bool) -> None:
+    """Raise ExportError for files that could not be written, and for folders that take no file."""
+    for path in paths:
+        if path is not None:
+            atomic.check_target(path, overwrite=overwrite)
+    for path in {path.parent: path for path in paths if path is not None}.values():
+        atomic.check_writable(path)
 
 
 def check_distinct(*outputs: tuple[str, Path | None]) -> None:

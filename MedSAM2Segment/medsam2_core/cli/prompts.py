@@ -15,7 +15,7 @@ import numpy as np
 from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.imaging.geometry import PLANE_NORMAL, Space
 from medsam2_core.imaging.slices import AxisStack
-from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
+from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, resolve
 
 #: Name of the object when none is given.
 UNNAMED = "object"
@@ -133,6 +133,12 @@ def parse_range(text: str | None, space: PromptSpace) -> tuple[int | None, int |
             )  # fmt: skip
         numbers.append(round(n))
     if len(numbers) == 2:
+        first, last = (float(part) for part in (start, stop))
+        if first > last:
+            raise PromptError(
+                f"{what} runs backwards, from {first:g} to {last:g}: write --range {stop}:{start}",
+                code="range-reversed", text=text,
+            )  # fmt: skip
         return min(numbers), max(numbers)
     if not numbers:
         return None, None
@@ -154,7 +160,8 @@ def collect_prompts(
     Raises
     ------
     PromptError
-        ``no-prompt``, ``object-without-prompt``, ``object-ambiguous``, or what is wrong with a prompt.
+        ``no-prompt``, ``object-without-prompt``, ``object-ambiguous``, ``only-background-points``, or
+        what is wrong with a prompt.
     """
     given = list(given)
     prompts = from_file or PromptSet()
@@ -176,7 +183,25 @@ def collect_prompts(
                 f"object {name!r} has no prompt: give --box, --point or --mask after --object",
                 code="object-without-prompt", object=name,
             )  # fmt: skip
+        if all(isinstance(prompt, Point) and not prompt.positive for prompt in of_object):
+            raise PromptError(
+                f"object {name!r} has background points only: add a box, a mask or a foreground point",
+                code="only-background-points", object=name,
+            )  # fmt: skip
     return prompts
+
+
+def check_in_range(prompts: PromptSet, slices: tuple[int | None, int | None], stack: AxisStack) -> None:
+    """Raise PromptError ``prompt-outside-range`` for a prompt on a slice that ``--range`` leaves out."""
+    first, last = slices
+    for name, of_object in prompts:
+        for n in resolve(of_object, stack):
+            if not (first is None or n >= first) or not (last is None or n <= last):
+                at = round(float(stack.to_ijk([[0, 0, n]])[0, stack.array_axis]))
+                raise PromptError(
+                    f"object {name!r} has a prompt on slice {at}, which --range leaves out: widen the range",
+                    code="prompt-outside-range", object=name, slice=at,
+                )  # fmt: skip
 
 
 def _prompt(option: str, text: str, object_name: str, space: PromptSpace) -> Box | Point | MaskPrompt:

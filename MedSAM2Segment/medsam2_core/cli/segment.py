@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medsam2_core.cli.console import peak_memory_mb, print_json, print_notes, print_table, progress_bar
+from medsam2_core.cli.console import (
+    millilitres,
+    peak_memory_mb,
+    print_table,
+    progress_bar,
+    report,
+    volume_text,
+)
 from medsam2_core.cli.options import (
     OUTPUT,
     PROCESSING,
@@ -25,6 +32,7 @@ from medsam2_core.cli.options import (
     PrecisionName,
     ProbabilitiesOut,
     SeriesName,
+    check_settings,
     options_in_order,
 )
 from medsam2_core.cli.outputs import Outputs
@@ -137,6 +145,7 @@ class Segment:
         """Check everything that is quick to check, segment, write the files, and report."""
         started = time.perf_counter()
         from medsam2_core import atomic
+        from medsam2_core.imaging.intensity import check_contrast
         from medsam2_core.imaging.reading import read_volume
 
         outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
@@ -144,7 +153,10 @@ class Segment:
         given = options_in_order(self.context)
         masks = [text for option, text in given if option == "mask"]
         with atomic.protect(self.volume, *masks, self.prompts, self.model, self.config):
+            outputs.check()
+            check_settings(self.model, self.device, self.precision, self.window)
             volume = read_volume(self.volume, self.series)
+            check_contrast(volume)
             outputs.check(volume.geometry)
             prompts, slices = self._prompts(given, volume)
             session, segmentation = self._segment(volume, prompts, slices)
@@ -159,17 +171,13 @@ class Segment:
             "seconds": round(time.perf_counter() - started, 2),
             "peak_memory_mb": peak_memory_mb(),
         }
-        if self.as_json:
-            print_json(facts, notes)
-        else:
-            _print(facts)
-            print_notes(notes)
+        report(facts, notes, _print, as_json=self.as_json)
 
     def _prompts(
         self, given: list[tuple[str, str]], volume: Volume
     ) -> tuple[PromptSet, tuple[int | None, int | None]]:
         """Return the prompts, and the first and last slice to segment."""
-        from medsam2_core.cli.prompts import PromptSpace, collect_prompts, parse_range
+        from medsam2_core.cli.prompts import PromptSpace, check_in_range, collect_prompts, parse_range
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.imaging.slices import AxisStack
         from medsam2_core.prompts import PromptSet, validate
@@ -187,7 +195,9 @@ class Segment:
                 ) from error  # fmt: skip
         prompts = collect_prompts(given, from_file, space)
         validate(prompts, stack)
-        return prompts, parse_range(self.range, space)
+        slices = parse_range(self.range, space)
+        check_in_range(prompts, slices, stack)
+        return prompts, slices
 
     def _segment(
         self, volume: Volume, prompts: PromptSet, slices: tuple[int | None, int | None]
@@ -215,7 +225,7 @@ def _object_facts(segmentation: Segmentation, name: str, session: Session) -> di
     return {
         "name": name,
         "voxels": segment.voxel_count,
-        "millilitres": round(segmentation.volume_ml(name), 3),
+        "millilitres": millilitres(segmentation, name),
         "slices": [] if segment.is_empty else _extent(segment, session),
         "confidence": round(sum(confidence.values()) / len(confidence), 3) if confidence else None,
         "least_confident_slice": None if least is None else _array_index(least, session),
@@ -245,7 +255,7 @@ def _print(facts: dict[str, Any]) -> None:
     rows = [
         (
             item["name"],
-            f"{item['millilitres']:g} ml",
+            volume_text(item["millilitres"]),
             f"{item['voxels']} voxels",
             "slices {} to {}".format(*item["slices"]) if item["slices"] else "nothing found",
             "" if item["confidence"] is None else f"confidence {item['confidence']:.2f}",

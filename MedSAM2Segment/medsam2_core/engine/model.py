@@ -56,6 +56,8 @@ class SegmentationModel:
         What the model receives besides stock prompts.
     weights_key
         SHA-256 over weights and configuration: equal keys give equal features for equal images.
+    weights_sha256
+        SHA-256 of the file they are from; empty for a module that was not loaded from one.
     device, precision
         Where and in which number format the model computes.
     succeeds
@@ -70,6 +72,7 @@ class SegmentationModel:
     device: torch.device
     precision: Precision
     succeeds: tuple[str, ...] = ()
+    weights_sha256: str = ""
 
     def has_encoder_of(self, weights_key: str) -> bool:
         """Whether the image encoder is that of the weights with this key."""
@@ -126,7 +129,8 @@ class SegmentationModel:
         """Return what is stored with results of this model."""
         return {
             "model": self.name,
-            "weights_sha256": self.weights_key,
+            **({"weights_sha256": self.weights_sha256} if self.weights_sha256 else {}),
+            "weights_key": self.weights_key,
             "device": str(self.device),
             "precision": self.precision.value,
         }
@@ -251,5 +255,6 @@ def _load(
     recipe = PromptRecipe(**(entry.recipe or catalogue.recipe_of(config)))
     key = hashlib.sha256(json.dumps([verdict.sha256, settings], sort_keys=True).encode()).hexdigest()
     return SegmentationModel(
-        entry.name, module, settings["image_size"], recipe, key, device, precision, entry.succeeds
-    )
+        entry.name, module, settings["image_size"], recipe, key, device, precision, entry.succeeds,
+        verdict.sha256,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +95,19 @@ def _as_json(measured: Sequence[Measured], segmentation: Segmentation) -> str:
         "software": metadata.SOFTWARE,
         **known,
         "definition": _DEFINITION,
-        "segments": [_described(one, segmentation[one.name]) for one in measured],
+        "segments": [_described(one, segmentation[one.name]) for one in _in_mm(measured, segmentation)],
     }
     return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False, default=str) + "\n"
+
+
+def _in_mm(measured: Sequence[Measured], segmentation: Segmentation) -> list[Measured]:
+    """Return what was measured, without volumes and lengths that a spacing which is not known would give."""
+    known = segmentation.known_spacing
+    if known == "in-plane":
+        return [replace(one, volume_ml=None) for one in measured]
+    if known == "none":
+        return [replace(one, volume_ml=None, longest=None, perpendicular=None) for one in measured]
+    return list(measured)
 
 
 def _described(one: Measured, segment: Segment) -> dict[str, Any]:
@@ -107,7 +118,7 @@ def _described(one: Measured, segment: Segment) -> dict[str, Any]:
         "modifier": segment.terminology.type_modifier.meaning or None,
         "region": _place(segment) or None,
         "voxels": one.voxel_count,
-        "volume_ml": _rounded(one.volume_ml),
+        "volume_ml": None if one.volume_ml is None else _rounded(one.volume_ml),
         "slice_k": one.k,
         "longest_diameter": _line(one.longest),
         "perpendicular_diameter": _line(one.perpendicular),
@@ -125,7 +136,7 @@ def _line(diameter: Diameter | None) -> dict[str, Any] | None:
 
 
 def _as_csv(measured: Sequence[Measured], segmentation: Segmentation) -> str:
-    rows = [dict(_cells(one, segmentation[one.name])) for one in measured]
+    rows = [dict(_cells(one, segmentation[one.name])) for one in _in_mm(measured, segmentation)]
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)  # lines end with CR LF
     writer.writerow(_columns())
@@ -153,7 +164,8 @@ def _cells(one: Measured, segment: Segment) -> Iterator[tuple[str, Any]]:
     yield "modifier", _harmless(segment.terminology.type_modifier.meaning)
     yield "region", _harmless(_place(segment))
     yield "voxels", one.voxel_count
-    yield "volume_ml", _rounded(one.volume_ml)
+    if one.volume_ml is not None:
+        yield "volume_ml", _rounded(one.volume_ml)
     if one.k is not None:
         yield "slice_k", one.k
     for which, diameter in (("longest", one.longest), ("perpendicular", one.perpendicular)):

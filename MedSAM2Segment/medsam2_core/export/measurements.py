@@ -84,7 +84,7 @@ class Measured:
     name
         Of the segment.
     voxel_count, volume_ml
-        Its voxels, and their volume in millilitres.
+        Its voxels, and their volume in millilitres; None where the spacing is not known.
     k
         The slice in which the diameters are; None for an object without voxels.
     longest, perpendicular
@@ -93,7 +93,7 @@ class Measured:
 
     name: str
     voxel_count: int
-    volume_ml: float
+    volume_ml: float | None
     k: int | None = None
     longest: Diameter | None = None
     perpendicular: Diameter | None = None

@@ -194,7 +194,7 @@ def _legend_lines(
     entries = []
     for segment in segmentation:
         text = segment.name if len(segment.name) <= 40 else segment.name[:39] + "…"
-        if not stack.volume.is_picture:
+        if stack.volume.known_spacing == "all":
             text += f"  {_millilitres(segmentation.volume_ml(segment.name))}"
         elif segment.is_empty:
             text += "  (empty)"

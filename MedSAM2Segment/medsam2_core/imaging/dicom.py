@@ -96,6 +96,8 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             "picture": len(frames) == 1 and not frames[0].is_placed,
             "orientation_known": frames[0].is_placed,
         }
+        if not frames[0].is_placed:
+            metadata["known_spacing"] = "in-plane" if frames[0].has_spacing else "none"
         name = str(header.get("SeriesDescription") or "").strip() or path.stem
         return Volume(voxels, geometry, str(header.get("Modality", "")), name, path, metadata)
 

@@ -81,6 +81,7 @@ class Frame:
     slope: float
     intercept: float
     separators: dict[str, str]
+    has_spacing: bool = True
 
     @property
     def is_placed(self) -> bool:
@@ -289,6 +290,7 @@ def _frame(path: Path, index: int, header: Any, groups: Sequence[Any], placed: b
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         separators=_separators(groups),
+        has_spacing=spacing is not None,
     )
 
 

@@ -88,6 +88,33 @@ PRESETS: Mapping[str, Window] = {
 }
 
 
+def value_range(volume: Volume) -> tuple[float, float] | None:
+    """Return the smallest and largest finite value, None where there is none; one slice at a time."""
+    low, high = math.inf, -math.inf
+    for slice_ji in volume.voxels_kji:
+        values = slice_ji[np.isfinite(slice_ji)] if slice_ji.dtype.kind == "f" else slice_ji
+        if values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    return None if low > high else (low, high)
+
+
+def check_contrast(volume: Volume) -> None:
+    """Raise VolumeError for voxels that show nothing: ``no-finite-voxel``, ``constant-volume``."""
+    found = value_range(volume)
+    fields = {"path": str(volume.source)} if volume.source is not None else {}
+    name = volume.source or volume.name or "the volume"
+    if found is None:
+        raise VolumeError(
+            f"{name}: no voxel is a finite number (all are NaN or infinite): there is nothing to see",
+            code="no-finite-voxel", **fields,
+        )  # fmt: skip
+    if found[0] == found[1]:
+        raise VolumeError(
+            f"{name}: every voxel is {found[0]:g}: there is nothing to see in a constant volume",
+            code="constant-volume", value=found[0], **fields,
+        )  # fmt: skip
+
+
 def parse_window(text: str, volume: Volume | None = None) -> Window:
     """Read a window from text: ``"400,40"`` (width, level), a preset's name, or ``"auto"``.
 

@@ -125,14 +125,14 @@ class LabelMap:
         shape_lkji = (len(self.layers_lkji), *geometry.shape_ijk[::-1])
         layers_lkji = np.zeros(shape_lkji, dtype=self.layers_lkji.dtype)
         if not _same_positions(self.geometry, geometry, tolerance_mm):
-            ours, theirs = (
-                f"{grid.shape_ijk} voxels ({grid.axis_codes})" for grid in (self.geometry, geometry)
-            )
+            differing = _differences(self.geometry, geometry)
+            listed = "; ".join(f"{what} {ours}, the image's {theirs}" for what, (ours, theirs) in differing)
             raise GeometryError(
-                f"labels {self.name!r} of {ours} do not lie on the image's grid of {theirs}: resample",
+                f"labels {self.name!r} do not lie on the image's grid: {listed}. Resample them to the image",
                 code="label-map-on-another-grid",
                 shape_ijk=list(self.geometry.shape_ijk),
                 image_shape_ijk=list(geometry.shape_ijk),
+                differing=[what for what, _ in differing],
             )
         for ours_kji, theirs_kji in zip(self.layers_lkji, layers_lkji, strict=True):
             canonical_view(theirs_kji, geometry)[...] = canonical_view(ours_kji, self.geometry)
@@ -146,6 +146,26 @@ class LabelMap:
                 code="overlapping-labels",
                 layers=len(self.layers_lkji),
             )
+
+
+def _differences(one: Geometry, other: Geometry) -> list[tuple[str, list[str]]]:
+    """Return what differs between two grids, each with its text for both: size, spacing, axes, origin."""
+    texts = []
+    for grid in (one, other):
+        axes = np.round(grid.directions, 3).tolist()
+        texts.append(
+            {
+                "size": " x ".join(map(str, grid.shape_ijk)),
+                "spacing": " x ".join(f"{mm:.4g}" for mm in grid.spacing) + " mm",
+                "axes": f"{grid.axis_codes} {axes}" if not _is_upright(axes) else grid.axis_codes,
+                "origin": "(" + ", ".join(f"{mm:.2f}" for mm in grid.origin_ras) + ") mm RAS",
+            }
+        )
+    return [(what, [texts[0][what], texts[1][what]]) for what in texts[0] if texts[0][what] != texts[1][what]]
+
+
+def _is_upright(axes: list[list[float]]) -> bool:
+    return all(abs(part) in (0, 1) for row in axes for part in row)
 
 
 def _same_positions(one: Geometry, other: Geometry, tolerance_mm: float) -> bool:

@@ -103,6 +103,8 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
     content = read_array(path)
     voxels = content.voxels
     metadata: dict[str, Any] = {"format": "NRRD"}
+    if not {"space directions", "spacings"} & content.header.keys():
+        metadata["known_spacing"] = "none"
     if voxels.ndim == 4:
         if content.kind in _COLOURS and voxels.dtype == np.uint8:
             voxels = np.ascontiguousarray(voxels[..., :3])

@@ -37,6 +37,7 @@ def read_volume(path: Path, series: str | None = None, *, as_labels: bool = Fals
         pixels = _plain(path, pixels)
         frames, height, width = pixels.shape[:3]
         metadata = {"format": "picture", "picture": frames == 1, "orientation_known": False}
+        metadata["known_spacing"] = "none"
         geometry = Geometry.for_picture(height, width, frames=frames)
         return Volume(np.ascontiguousarray(pixels), geometry, name=path.stem, source=path, metadata=metadata)
 

@@ -80,11 +80,20 @@ def read_images(folder: str | Path) -> ImageSet:
     return ImageSet(tuple(read_volume(p) for p in found))
 
 
+def pictures_in(path: str | Path) -> list[Path]:
+    """Return the pictures (PNG, JPEG, TIFF, BMP) of a folder without DICOM, by name, else nothing."""
+    path = files.existing(path)
+    if not path.is_dir() or any(dicom.is_dicom(one) for one in path.rglob("*") if one.is_file()):
+        return []
+    return sorted(
+        one
+        for one in path.iterdir()
+        if one.is_file() and one.suffix.lower() in pictures.SUFFIXES and not one.name.startswith(".")
+    )
+
+
 def _read_folder(path: Path, series: str | None) -> Volume:
-    entries = [p for p in path.iterdir() if p.is_file()]
-    if not any(dicom.is_dicom(p) for p in path.rglob("*") if p.is_file()) and any(
-        p.suffix.lower() in pictures.SUFFIXES for p in entries
-    ):
+    if pictures_in(path):
         raise files.error(
             path,
             "a folder of pictures is not a volume: name one picture, or read all with read_images()",

@@ -230,8 +230,9 @@ class Segmentation:
         its place in this order, from 1.
     provenance : mapping of str to values JSON knows
         How it came about. Written with every object. Known keys: ``prompts`` (the JSON text of a PromptSet;
-        each object is stored with its own prompts only), ``model``, ``weights_sha256``, ``window``. Anything
-        else is stored as it is.
+        each object is stored with its own prompts only), ``model``, ``weights_sha256`` (of the file),
+        ``weights_key`` (see :class:`SegmentationModel`), ``window``, ``known_spacing`` (see
+        :attr:`Volume.known_spacing`, when it is not all). Anything else is stored as it is.
     notes : tuple of str
         What the user should know of how it was read from a file: one sentence each. Not written.
     """
@@ -298,6 +299,11 @@ class Segmentation:
 
     def __len__(self) -> int:
         return len(self.segments)
+
+    @property
+    def known_spacing(self) -> str:
+        """What is known of the spacing of the volume it was drawn on, see :attr:`Volume.known_spacing`."""
+        return str(self.provenance.get("known_spacing", "all"))
 
     def volume_ml(self, name: str) -> float:
         """Compute the volume of a segment in millilitres."""

@@ -89,6 +89,14 @@ class Volume:
         """Whether this is one 2-D image without a place in the patient."""
         return self.voxels_kji.shape[0] == 1 and bool(self.metadata.get("picture", False))
 
+    @property
+    def known_spacing(self) -> str:
+        """``"all"``; ``"in-plane"`` when nothing says how thick a slice is; ``"none"``: it is a placeholder.
+
+        Without all of it there are no millilitres.
+        """
+        return str(self.metadata.get("known_spacing", "all"))
+
     @cached_property
     def content_key(self) -> str:
         """SHA-256 over voxels and geometry: equal volumes have equal keys, wherever they were read from."""

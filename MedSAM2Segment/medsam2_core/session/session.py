@@ -473,9 +473,11 @@ class Session:
 
     def provenance(self) -> dict[str, Any]:
         """Return how the masks came about: prompts, model, window, software."""
+        spacing = self.volume.known_spacing
         return {
             "prompts": self._objects.prompts.to_json(),
             **self.model.provenance(),
+            **({} if spacing == "all" else {"known_spacing": spacing}),
             "window": self.window.to_dict(),
             "slices": self.stack.key,
             "zoom": "auto" if self.tracker.options.zoom else "off",

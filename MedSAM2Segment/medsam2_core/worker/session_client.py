@@ -46,7 +46,7 @@ class SessionInfo:
     window
         ``{"width", "level"}`` of what the model sees.
     model
-        ``{"name", "title", "weights_sha256"}``.
+        ``{"name", "title", "weights_sha256", "weights_key"}``.
     device
         Where it computes.
     """

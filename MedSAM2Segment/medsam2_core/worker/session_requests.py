@@ -124,7 +124,8 @@ class Sessions:
             "model": {
                 "name": model.name,
                 "title": _title(settings.model, model.name),
-                "weights_sha256": model.weights_key,
+                "weights_sha256": model.weights_sha256,
+                "weights_key": model.weights_key,
             },
             "device": str(model.device),
         }, {}

@@ -245,7 +245,7 @@ def _measurements(one: Measured, source: Source) -> Iterator[hd.sr.Measurement]:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    if source.has_depth:
+    if source.has_depth and one.volume_ml is not None:
         yield hd.sr.Measurement(
             name=codes.SCT.Volume,
             value=one.volume_ml * 1000,

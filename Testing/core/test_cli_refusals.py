@@ -1,0 +1,308 @@
+"""What a newcomer gives that cannot work: refused before anything is computed, with what to do about it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from medsam2_core.imaging.reading import read_labels, read_volume
+from PIL import Image
+from support.command_line import (
+    BALL_BOX,
+    CommandLine,
+    ball_kji,
+    write_nrrd,
+    write_scan,
+    write_untrained_model,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_untrained_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def medsam2(capsys):
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return write_scan(tmp_path / "scan.nrrd")
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """Fails when a volume is read, or a session opened, that need not have been."""
+
+    def forbid(*names):
+        def fail(*_args, **_options):
+            raise AssertionError("too late: this was known before")
+
+        for name in names:
+            monkeypatch.setattr(name, fail)
+
+    return forbid
+
+
+READ, OPEN = "medsam2_core.imaging.reading.read_volume", "medsam2_core.session.Session.open"
+
+
+# Where results go -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk_of():
+    """Limits what a file may hold, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("option", ["--out", "--picture", "--probabilities"])
+def test_a_full_disk_is_found_before_anything_is_read(
+    medsam2, model, scan, results, never, disk_of, option, tmp_path
+):
+    never(READ)
+    names = {"--out": "m.seg.nrrd", "--picture": "m.png", "--probabilities": "p.nrrd"}
+    words = [word for name in ("--out", option) for word in (name, results / names[name])]
+    disk_of(100_000)
+    answer = medsam2("segment", scan, "--model", model, "--box", BALL_BOX, *words)
+    disk_of(1 << 30)
+    assert (answer.code, answer.error.code) == (2, "output-not-writable"), answer.err
+    assert list(results.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/sys takes no files, not even from root")
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_read(medsam2, model, scan, never):
+    never(READ)
+    answer = medsam2("segment", scan, "--model", model, "--box", BALL_BOX, "--out", "/sys/m.seg.nrrd")
+    assert (answer.code, answer.error.code) == (2, "output-not-writable")
+    assert "/sys/m.seg.nrrd" in answer.err
+
+
+def test_masks_are_kept_when_the_picture_beside_them_cannot_be_written(
+    medsam2, model, scan, results, monkeypatch
+):
+    from medsam2_core.errors import ExportError
+    from medsam2_core.export import picture
+
+    def fails(*_, **__):
+        raise ExportError("no room", code="output-not-writable")
+
+    monkeypatch.setattr(picture, "montage", fails)
+    out = results / "x.seg.nrrd"
+    words = ["--model", model, "--out", out, "--box", BALL_BOX, "--range", "12:12"]
+    words += ["--picture", results / "x.png", "--probabilities", results / "p.nrrd", "--json"]
+    answer = medsam2("segment", scan, *words)
+    assert (answer.code, answer.error.code) == (2, "beside-not-written")
+    assert answer.facts["error"]["fields"]["out"] == str(out)
+    assert answer.facts["error"]["fields"]["error"]["code"] == "output-not-writable"
+    assert sorted(path.name for path in results.iterdir()) == ["p.nrrd", "x.seg.nrrd"]
+    assert read_labels(out).labels[0].name == "object"
+
+
+# Settings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code"),
+    [
+        ("--device", "abacus", "unknown-device"),
+        ("--device", "cuda:99", None),
+        ("--precision", "fp8", "unknown-precision"),
+        ("--window", "wide", "unknown-window"),
+        ("--window", "0,40", "invalid-window"),
+        ("--model", "sam3", None),
+    ],
+)
+@pytest.mark.parametrize("command", ["segment", "auto"])
+def test_settings_are_refused_before_anything_is_read(
+    medsam2, model, scan, results, never, option, value, code, command, request
+):
+    if command == "auto" and option == "--model":
+        pytest.skip("the Auto model itself")
+    words = ["--out", results / "m.seg.nrrd"]
+    if command == "segment":
+        words += ["--box", BALL_BOX, *(() if option == "--model" else ("--model", model))]
+    else:
+        words += ["--model", request.getfixturevalue("auto_model")]
+    never(READ, OPEN)
+    answer = medsam2(command, scan, *words, option, value)
+    assert answer.code == 2, answer.err
+    assert code in (None, answer.error.code)
+
+
+@pytest.fixture(scope="module")
+def auto_model(tmp_path_factory, model):
+    from medsam2_core.cli import main
+    from support.labelled_images import write_pictures
+
+    folder = tmp_path_factory.mktemp("auto")
+    words = ["train", "auto", write_pictures(folder / "data", 3), "--out", folder / "m.medsam2auto"]
+    words += ["--steps", 1, "--folds", 0, "--image-size", 64, "--base", model]
+    assert main([str(word) for word in words]) == 0
+    return folder / "m.medsam2auto"
+
+
+# Volumes and prompts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(np.nan, "no-finite-voxel"), (np.inf, "no-finite-voxel"), (7, "constant-volume")]
+)
+def test_a_volume_that_shows_nothing_is_refused(medsam2, model, results, tmp_path, never, value, code):
+    never(OPEN)
+    empty = write_nrrd(tmp_path / "empty.nrrd", np.full((24, 48, 40), value, np.float32))
+    answer = medsam2("segment", empty, "--out", results / "m.nrrd", "--model", model, "--box", BALL_BOX)
+    assert (answer.code, answer.error.code) == (2, code)
+    assert medsam2("info", empty).code == 0, "but it can be looked at"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--point", "20,26,12,-"), "only-background-points"),
+        (("--point", "20,26,12,-", "--point", "20,26,13,-"), "only-background-points"),
+        (("--object", "a", "--point", "20,26,12", "--object", "b", "--point", "2,2,12,-"),
+         "only-background-points"),
+        (("--box", BALL_BOX, "--range", "14:10"), "range-reversed"),
+        (("--box", BALL_BOX, "--range", "13:20"), "prompt-outside-range"),
+        (("--box", BALL_BOX, "--range", ":11"), "prompt-outside-range"),
+        (("--box", BALL_BOX, "--point", "2,2,3,-", "--range", "10:14"), "prompt-outside-range"),
+        (("--axis", "coronal", "--point", "20,26,12", "--range", "20:25"), "prompt-outside-range"),
+    ],
+)  # fmt: skip
+def test_prompts_that_say_nothing_are_refused(medsam2, model, scan, results, never, words, code):
+    never(OPEN)
+    answer = medsam2("segment", scan, "--out", results / "m.nrrd", "--model", model, *words)
+    assert (answer.code, answer.error.code) == (2, code), answer.err
+    assert list(results.iterdir()) == []
+
+
+def test_a_mask_on_another_grid_is_told_what_differs(medsam2, model, scan, results, tmp_path):
+    import nrrd
+
+    header = {"space": "left-posterior-superior", "space origin": np.array([-10.0, 5.0, 90.0])}
+    header["space directions"] = np.diag([1.0, 1.0, 3.0])
+    mask = tmp_path / "mask.nrrd"
+    nrrd.write(str(mask), np.ascontiguousarray(ball_kji().astype(np.uint8).T), header)
+    answer = medsam2("segment", scan, "--out", results / "m.nrrd", "--model", model, "--mask", mask)
+    assert (answer.code, answer.error.code) == (2, "mask-on-other-grid")
+    for text in ("spacing 1 x 1 x 3 mm, the image's 1 x 1 x 2 mm", "origin", "90.00", "100.00"):
+        assert text in answer.err
+    assert "size" not in answer.err
+
+
+def test_a_file_of_several_volumes_names_the_option(medsam2, model, results, tmp_path):
+    import nibabel
+
+    path = tmp_path / "four.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 4, 3), np.int16), np.eye(4)), path)
+    answer = medsam2("segment", path, "--out", results / "m.nrrd", "--model", model, "--box", "1,1,5,5@1")
+    assert (answer.code, answer.error.code) == (2, "series-needed")
+    assert "--series" in answer.err
+
+
+# Pictures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray((ball_kji()[12] * 200 + 20).astype(np.uint8)).save(path)
+    return path
+
+
+def test_a_picture_without_a_pixel_size_has_no_millilitres(medsam2, model, photo, results):
+    out = results / "mask.seg.nrrd"
+    words = ("segment", photo, "--out", out, "--model", model, "--box", "13,19,27,33@0", "--overwrite")
+    (ball,) = medsam2(*words, "--json").facts["objects"]
+    assert ball["voxels"] > 0
+    assert ball["millilitres"] is None
+    assert " ml" not in medsam2(*words).out
+    assert medsam2("info", out, "--json").facts["segments"][0]["millilitres"] is None
+    assert medsam2("info", photo, "--json").facts["known_spacing"] == "none"
+    table = results / "m.json"
+    answer = medsam2("export", out, "--out", results / "m.nii.gz", "--measurements", table, "--json")
+    assert answer.facts["segments"][0]["millilitres"] is None
+    (measured,) = json.loads(table.read_text())["segments"]
+    assert (measured["volume_ml"], measured["longest_diameter"]) == (None, None)
+    assert measured["voxels"] == ball["voxels"]
+
+
+def test_info_lists_a_folder_of_pictures(medsam2, photo):
+    (photo.parent / "broken.png").write_bytes(b"no picture")
+    facts = medsam2("info", photo.parent, "--json").facts
+    assert facts["kind"] == "folder of pictures"
+    broken, good = facts["pictures"]
+    assert broken["error"]["code"] == "unreadable-file"
+    assert good["shape_ijk"] == [40, 48, 1]
+    said = medsam2("info", photo.parent)
+    assert (said.code, said.out.count("\n")) == (0, 3)
+    assert "40 x 48" in said.out
+
+
+def test_auto_on_a_finished_folder_has_nothing_to_do(medsam2, model, auto_model, tmp_path, never):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "b.jpg"):
+        Image.fromarray((ball_kji()[12] * 200 + 20).astype(np.uint8)).save(folder / name)
+    words = ("auto", folder, "--model", auto_model, "--base", model, "--out", out, "--json")
+    first = medsam2(*words)
+    assert first.code == 0, first.err
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a.seg.nrrd", "b.jpg.seg.nrrd", "b.png.seg.nrrd"
+    ]  # fmt: skip
+    (out / "a.seg.nrrd").unlink()
+    again = medsam2(*words)
+    assert again.code == 0
+    assert [one["input"] for one in again.facts["images"]] == [str(folder / "a.png")]
+    assert [note["code"] for note in again.facts["notes"]] == ["image-already-done"] * 2
+    never(READ)
+    finished = medsam2(*words)
+    assert (finished.code, finished.facts["images"]) == (0, [])
+
+
+def test_auto_does_not_take_labels_beside_the_images_for_its_own_results(
+    medsam2, model, auto_model, tmp_path
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray((ball_kji()[12] * 200 + 20).astype(np.uint8)).save(folder / name)
+    labels = write_nrrd(folder / "a.seg.nrrd", ball_kji().astype(np.uint8))
+    before = labels.read_bytes()
+    words = ("auto", folder, "--model", auto_model, "--base", model, "--out", folder, "--overwrite", "--json")
+    for _ in range(2):
+        answer = medsam2(*words)
+        assert [one["input"] for one in answer.facts["images"]] == [str(folder / "b.png")]
+        (note,) = answer.facts["notes"]
+        assert note["fields"]["error"]["code"] == "not-our-result"
+    assert labels.read_bytes() == before
+
+
+def test_the_hash_in_a_result_is_that_of_the_file(medsam2, model, scan, results):
+    import hashlib
+
+    out = results / "m.seg.nrrd"
+    words = ("segment", scan, "--out", out, "--model", model, "--box", BALL_BOX, "--range", "12:12")
+    assert medsam2(*words).code == 0
+    facts = read_labels(out).labels[0].facts
+    assert facts["MedSAM2.weights_sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert facts["MedSAM2.weights_sha256"] in medsam2("models", "verify", model).out
+    assert len(facts["MedSAM2.weights_key"]) == 64
+    assert read_volume(scan).geometry.same_grid(read_labels(out).geometry)
