@@ -264,6 +264,22 @@ def test_the_worker_ends_when_slicer_is_killed(tmp_path):
         time.sleep(0.05)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there Slicer lowers its priority for its children")
+def test_a_worker_of_a_slicer_of_low_priority_has_a_session_of_its_own(monkeypatch):
+    qt_shim.application()
+    code = "import os, sys; sys.stdin.read(); print(os.getpid(), os.getsid(0))"
+    command = [sys.executable, "-c", code]
+    assert WorkerProcess.withPriority(command) == command
+    monkeypatch.setattr(os, "getpriority", lambda which, who: 19)
+    transport, listener = started(*WorkerProcess.withPriority(command))
+    transport.close_input()
+    assert wait_for(lambda: listener.ends)
+    pid, session = b"".join(listener.output).split()
+    assert pid == session
+    monkeypatch.setattr(WorkerProcess.shutil, "which", lambda name: None)
+    assert WorkerProcess.withPriority(command) == command
+
+
 def test_a_remote_command_gets_the_users_own_variables(monkeypatch):
     for name in ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
         monkeypatch.setenv(name, "slicer's")

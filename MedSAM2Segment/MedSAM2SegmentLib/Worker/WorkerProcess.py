@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from weakref import WeakValueDictionary
@@ -36,6 +38,19 @@ def startupEnvironment() -> dict[str, str]:
 def remoteEnvironment() -> dict[str, str]:
     """Return the variables for a remote command (ssh, srun, docker): the user's own, without Slicer's."""
     return cleanedEnvironment(startupEnvironment())
+
+
+def withPriority(command: Sequence[str]) -> list[str]:
+    """Return a command that starts a process with the priority of other programs, as far as that can be had.
+
+    On Linux, Slicer gives its main thread the least priority (nice 19). Child processes inherit it,
+    and may not raise it again. But where Linux divides the processor between sessions first, and by priority
+    only within one (autogroup, see sched(7)), a process in a session of its own gets the share of any other.
+    """
+    if sys.platform != "linux" or os.getpriority(os.PRIO_PROCESS, 0) <= 0:
+        return list(command)
+    setsid = shutil.which("setsid")  # replaces itself by the command: the process stays the same
+    return [setsid, *command] if setsid else list(command)
 
 
 class QProcessTransport:
@@ -263,4 +278,4 @@ class Workers:
         words = self._settings.remoteWords()
         if words:
             return SharedWorker.of(words, remoteEnvironment())
-        return SharedWorker.of(self._installer.command(), self._installer.environment())
+        return SharedWorker.of(withPriority(self._installer.command()), self._installer.environment())
