@@ -5,7 +5,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from MedSAM2SegmentLib.Effect.LivePropagation import durationText  # noqa: E402
+from MedSAM2SegmentLib.Effect.WorkerSession import durationText  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from support.user import AUser  # noqa: E402
 

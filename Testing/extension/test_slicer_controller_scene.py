@@ -140,7 +140,7 @@ def test_a_saved_scene_goes_on_where_it_was(user, tmp_path):
     before = user.mask()
     user.controller.cleanup()
     later = EffectController(user.editor, ASource(), lambda: user.time)
-    user.controller, user.source = later, later._source
+    user.controller, user.source = later, later._session.source
     later.activate()
     user.wait()
     assert np.array_equal(user.mask(), before)
@@ -163,7 +163,7 @@ def test_prompts_of_a_scene_without_its_masks_are_answered(user):
     user.paint(slice(None), slice(None), slice(None), mode="remove")
     assert not user.mask().any()
     later = EffectController(user.editor, ASource(), lambda: user.time)
-    user.controller, user.source = later, later._source
+    user.controller, user.source = later, later._session.source
     later.activate()
     user.wait()
     assert np.array_equal(user.mask(), before)

@@ -12,7 +12,7 @@ from medsam2_core.prompts import Box, Point, SlicePrompts
 from medsam2_core.worker.job_messages import AutoRequest
 from medsam2_core.worker.messages import ObjectSnapshot
 
-from MedSAM2SegmentLib.Effect.LivePropagation import RemainingTime
+from MedSAM2SegmentLib.Effect.WorkerSession import Progress
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
 from MedSAM2SegmentLib.Segments.AlgorithmTags import TERMINOLOGY
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
     from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction
-    from MedSAM2SegmentLib.Effect.Parameters import Parameters
     from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
-    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 
 _MOST_PROMPTS = 12  # of one class: each is a node of the scene, with widgets in every view
 
@@ -40,16 +38,16 @@ class AutoSegmentation:
 
     Parameters
     ----------
-    context, session, parameters
-        The volume; the worker's session; the user's choices.
-    predictions
-        Writes what was predicted.
+    context
+        The volume, the worker's session and the user's choices.
+    write
+        Writes what was predicted (see :meth:`PredictionWriter.write`).
     clock
         Monotonic seconds.
 
     Attributes
     ----------
-    done, total
+    progress
         Slices processed, of those to process.
     problem, details
         Why the last request ended early; empty when all is well.
@@ -62,17 +60,14 @@ class AutoSegmentation:
     def __init__(
         self,
         context: EditorContext,
-        session: WorkerSession,
-        parameters: Parameters,
-        predictions: PredictionWriter,
+        write: Callable[..., Any],
         clock: Callable[[], float],
     ) -> None:
-        self._context, self._session, self._parameters = context, session, parameters
-        self._predictions, self._clock = predictions, clock
+        self._context, self._session, self._parameters = context, context.session, context.parameters
+        self._writePredictions, self._clock = write, clock
         self._request: Any = None
         self._asked: Any = None  # the session of the request
-        self._remaining = RemainingTime(clock)
-        self.done = self.total = 0
+        self.progress = Progress(clock)
         self.problem = self.details = self.summary = ""
         self.beforeWriting: Callable[[], None] = lambda: None
         self.afterWriting: Callable[[], None] = lambda: None
@@ -101,11 +96,6 @@ class AutoSegmentation:
         """Whether a model is running; its request ends with its session."""
         return self._request is not None and self._asked is self._session.requested
 
-    @property
-    def remaining(self) -> str:
-        """Remaining time as text; empty while it cannot be estimated."""
-        return self._remaining.text(self.done, self.total) if self.isRunning else ""
-
     def start(self, n: int | None = None) -> None:
         """Segment slice ``n``, or all; a running request is cancelled.
 
@@ -122,8 +112,8 @@ class AutoSegmentation:
         if session is None:
             message = self._session.problem or _("the worker is not there: restart it first")
             raise PromptError(message, code="no-session")
-        self.summary, self._remaining = "", RemainingTime(self._clock)
-        self.done, self.total = 0, 1 if n is not None else 0
+        self.summary, self.progress = "", Progress(self._clock)
+        self.progress.total = 1 if n is not None else 0
         replaces = self._parameters.isOn("replaceSegments")
 
         def done(predictions: list[AutoPrediction]) -> None:
@@ -164,8 +154,7 @@ class AutoSegmentation:
 
     def _onSlices(self, _records: list[SliceMask], done: int, total: int | None) -> None:
         if self._request is not None:
-            self.done, self.total = done, total or 0
-            self._remaining.add(done)
+            self.progress.update(done, total)
 
     def _write(
         self, predictions: list[AutoPrediction], entry: AutoModelInfo, n: int | None, *, replaces: bool
@@ -174,7 +163,7 @@ class AutoSegmentation:
             return
         self.beforeWriting()
         try:
-            self._predictions.write(predictions, entry.name, replaces=replaces, n=n)
+            self._writePredictions(predictions, entry.name, replaces=replaces, n=n)
         except MedSAM2Error as error:
             self.problem = str(error)
         else:
@@ -217,18 +206,17 @@ class PredictionWriter:
 
     Parameters
     ----------
-    context, session, transaction, sync
-        Segments; the worker's session; how segments are written; the prompts of the session.
+    context, transaction, sync
+        Segments and the worker's session; how segments are written; the prompts of the session.
     """
 
     def __init__(
         self,
         context: EditorContext,
-        session: WorkerSession,
         transaction: EditTransaction,
         sync: PromptSync,
     ) -> None:
-        self._context, self._session = context, session
+        self._context, self._session = context, context.session
         self._transaction, self._sync = transaction, sync
 
     def write(

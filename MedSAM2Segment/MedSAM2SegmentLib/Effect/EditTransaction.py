@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
-    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
     from MedSAM2SegmentLib.Segments.EditHistory import Step
 
 
@@ -67,8 +66,8 @@ class EditTransaction:
 
     Parameters
     ----------
-    context, session
-        Segments and prompts; the worker's session.
+    context
+        Segments, prompts and the worker's session.
 
     Attributes
     ----------
@@ -78,8 +77,8 @@ class EditTransaction:
         Whether the step opened last asked for voxels to change, even if Slicer's masking refused it.
     """
 
-    def __init__(self, context: EditorContext, session: WorkerSession) -> None:
-        self._context, self._session = context, session
+    def __init__(self, context: EditorContext) -> None:
+        self._context, self._session = context, context.session
         context.onHardened = self._onHardened
         self.applied: dict[str, dict[int, SlicePrompts]] = {}
         self.wasAsked = False

@@ -13,6 +13,7 @@ import numpy as np
 import slicer
 from medsam2_core.errors import GeometryError
 
+from MedSAM2SegmentLib.Effect.Parameters import Parameters
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
 from MedSAM2SegmentLib.Segments.EditHistory import EditHistory
@@ -22,6 +23,7 @@ from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 if TYPE_CHECKING:
+    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
 
 _SEGMENTATION_EVENTS = (
@@ -55,6 +57,8 @@ class EditorContext:
     ----------
     editor
         Slicer's edit functions.
+    session
+        The session in the worker.
     onPrompts
         Called with the IDs of segments whose prompts somebody changed.
     onClosing
@@ -62,6 +66,8 @@ class EditorContext:
 
     Attributes
     ----------
+    parameters
+        The user's choices for this effect.
     segmentation, segmentID, volumeNode
         What is chosen; None and "" for nothing.
     adapter, volumeProblem
@@ -81,10 +87,12 @@ class EditorContext:
     def __init__(
         self,
         editor: SegmentEditor,
+        session: WorkerSession,
         onPrompts: Callable[[tuple[str, ...]], None],
         onClosing: Callable[[], None],
     ) -> None:
-        self.editor = editor
+        self.editor, self.session = editor, session
+        self.parameters = Parameters(editor)
         self._onPrompts, self._onClosing = onPrompts, onClosing
         self.segmentation: Any = None
         self.segmentID = ""

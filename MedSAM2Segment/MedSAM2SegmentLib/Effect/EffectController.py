@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
@@ -19,8 +20,7 @@ from MedSAM2SegmentLib.Effect.EditorContext import Change, EditorContext
 from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction
 from MedSAM2SegmentLib.Effect.EffectStatus import EffectStatus
 from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
-from MedSAM2SegmentLib.Effect.Parameters import Parameters
-from MedSAM2SegmentLib.Effect.PromptSync import ManualActions, PromptSync
+from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
 from MedSAM2SegmentLib.Effect.ProvenanceSync import ProvenanceSync
 from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
 from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
@@ -68,22 +68,20 @@ class EffectController:
     ) -> None:
         self.state = PanelState()
         self.onStateChanged: Callable[[PanelState], None] = lambda state: None
-        self.parameters = Parameters(editor)
-        self._source, self._clock = source, clock
-        self._context = context = EditorContext(editor, self._onPrompts, self.sceneClosed)
+        self._clock = clock
         self._session = session = WorkerSession(source, self._onSession)
-        self._transaction = EditTransaction(context, session)
-        self._provenance = ProvenanceSync(context, session, clock)
-        self._sync = PromptSync(context, session, self._transaction, self._provenance)
-        self._manual = ManualActions(context, session, self._transaction, self._sync, self._provenance)
-        self._navigation = SliceNavigation(context, session, self.parameters)
-        self._propagation = LivePropagation(context, session, self._transaction, self._sync, clock)
-        predictions = PredictionWriter(context, session, self._transaction, self._sync)
-        self._auto = AutoSegmentation(context, session, self.parameters, predictions, clock)
-        self._status = EffectStatus(
-            context, session, self._propagation, self._auto, self._navigation, self.parameters, source
-        )
+        self._context = context = EditorContext(editor, session, self._onPrompts, self.sceneClosed)
+        self.parameters = context.parameters
+        self._transaction = EditTransaction(context)
+        self._provenance = ProvenanceSync(context, clock)
+        self._sync = PromptSync(context, self._transaction, self._provenance)
+        self._navigation = SliceNavigation(context)
+        self._propagation = LivePropagation(context, self._transaction, clock)
+        predictions = PredictionWriter(context, self._transaction, self._sync)
+        self._auto = AutoSegmentation(context, predictions.write, clock)
+        self._status = EffectStatus(context, self._propagation, self._auto, self._navigation)
         session.onAnswer, session.onRefusal = self._onAnswer, self._onRefusal
+        self._propagation.onWritten = partial(self._sync.updateTags, isPropagated=True)
         self._propagation.beforeWriting = self._auto.beforeWriting = self._followUndo
         self._auto.afterWriting = self._onSession
         self._notice = self._details = ""  # shown instead of the usual advice
@@ -207,8 +205,8 @@ class EffectController:
         return isWaiting or mustSync or self._session.phase not in (None, Status.FAILED)
 
     def _currentStamp(self) -> tuple[Any, ...]:
-        problem = self._source.problem()
-        isInstalling = bool(problem) and self._source.isInstalling()
+        problem = self._session.source.problem()
+        isInstalling = bool(problem) and self._session.source.isInstalling()
         return self._context.stamp(), problem, isInstalling, self._session.hasOtherWorker()
 
     # Prompts ------------------------------------------------------------------------------------------------
@@ -256,19 +254,19 @@ class EffectController:
         self.update()
         if self._context.segmentID:
             self._propagation.finish()
-            self._manual.clearPrompts()
+            self._sync.clearPrompts()
             self._navigation.release()
         self._publish()
 
     def finaliseSlice(self) -> None:
         """Mark the segment on the slice in the views as final, or, if it is, not any more."""
-        self._withSlice(self._manual.toggleFinal)
+        self._withSlice(self._sync.toggleFinal)
         self._syncPrompts((self._context.segmentID,))
         self._publish()
 
     def useSegmentAsPrompt(self) -> None:
         """Add the segment on the slice in the views as a mask prompt."""
-        self._withSlice(self._manual.useAsPrompt)
+        self._withSlice(self._sync.useAsPrompt)
         self._publish()
 
     # Propagation --------------------------------------------------------------------------------------------
@@ -336,7 +334,7 @@ class EffectController:
 
     def trainAuto(self) -> None:
         """Show the section of the page on which Auto models are trained."""
-        self._source.resolve("auto")
+        self._session.source.resolve("auto")
 
     def _startAuto(self, *, oneSlice: bool) -> None:
         self._notify("")
@@ -372,8 +370,8 @@ class EffectController:
 
     def resolve(self) -> None:
         """Do what the button beside the status line offers: install, harden, restart."""
-        if self._source.problem():
-            self._source.resolve()
+        if self._session.source.problem():
+            self._session.source.resolve()
         elif self._context.volumeProblem and self._status.canHarden():
             try:
                 hardenTransform(self._context.volumeNode)
@@ -462,7 +460,11 @@ class EffectController:
     def _isReady(self) -> bool:
         """Whether there are a volume, a segmentation, and a worker that can be started."""
         context = self._context
-        return context.adapter is not None and context.segmentation is not None and not self._source.problem()
+        return (
+            context.adapter is not None
+            and context.segmentation is not None
+            and not self._session.source.problem()
+        )
 
     def _openIfReady(self) -> None:
         """Start the worker and open the session before the user's first click."""

@@ -1,8 +1,8 @@
-"""The state of the panel, and its status line: where the user stands, and what to do next."""
+"""The state of the panel, with its status line: where the user stands, and what to do next."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medsam2_core.errors import GeometryError
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
     from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
-    from MedSAM2SegmentLib.Effect.Parameters import Parameters
     from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
-    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession, WorkerSource
 
 #: States in which nothing can be prompted.
 _BLOCKED = (
@@ -39,23 +37,39 @@ class EffectStatus:
 
     Parameters
     ----------
-    context, session, propagation, auto, navigation, parameters, source
-        The parts of the effect, and where its worker comes from.
+    context, propagation, auto, navigation
+        The parts of the effect.
     """
 
     def __init__(
         self,
         context: EditorContext,
-        session: WorkerSession,
         propagation: LivePropagation,
         auto: AutoSegmentation,
         navigation: SliceNavigation,
-        parameters: Parameters,
-        source: WorkerSource,
     ) -> None:
-        self._context, self._session, self._propagation = context, session, propagation
-        self._auto, self._navigation = auto, navigation
-        self._parameters, self._source = parameters, source
+        self._context, self._session, self._parameters = context, context.session, context.parameters
+        self._propagation, self._auto, self._navigation = propagation, auto, navigation
+
+    def state(self, notice: str, details: str) -> PanelState:
+        """Return the state of the panel; ``notice`` is shown instead of the usual advice."""
+        propagation, auto, session = self._propagation, self._auto, self._session
+        notice = _sentence(notice or propagation.problem or auto.problem)
+        details = details or propagation.details or auto.details or (session.report if session.phase else "")
+        facts = self._facts(details)
+        state = self._missingRuntime(facts) or self._obstacle(facts, notice)
+        state = state or self._preparing(facts, notice) or self._working(facts, notice)
+        isRunning, isBlocked = facts.canCancel, state.status in _BLOCKED
+        isFree = not isRunning and not isBlocked and state.status not in _WAITING
+        prompted = self._context.markups.segmentIDs() if self._context.markups is not None else ()
+        return replace(
+            state,
+            progress=facts.progress if isRunning else self._preparation(state.status),
+            canPrompt=not isBlocked,
+            canPropagate=isFree and bool(prompted) and facts.slices > 1 and not propagation.mustDecide,
+            canFinalise=isFree and bool(self._context.segmentID) and session.session is not None,
+            auto=self._autoView(state.status),
+        )
 
     def canHarden(self) -> bool:
         """Whether the volume is refused because of a transform that could be hardened."""
@@ -68,92 +82,54 @@ class EffectStatus:
             return True
         return False
 
-    def state(self, notice: str, details: str) -> PanelState:
-        """Return the state of the panel; ``notice`` is shown instead of the usual advice."""
-        parameters, propagation = self._parameters, self._propagation
-        parameters.models = self._session.models or parameters.models
-        segmentID = self._context.segmentID
-        session, stack = self._session.session, self._session.stack
-        promptedSegments = self._context.markups.segmentIDs() if self._context.markups is not None else ()
-        isPrompted = bool(segmentID) and segmentID in promptedSegments
-        confidences = self._confidences(segmentID) if session is not None and segmentID else ()
-        isPropagated = any(one.confidence is not None and not one.prompted for one in confidences)
-        slices = len(stack) if stack is not None else 0
-        done, total, written, remaining = self._progress()
-        isRunning = propagation.isRunning or self._auto.isRunning
-        line = statusLine(
-            self._situation(
-                notice,
-                details,
-                hasPrompts=isPrompted,
-                isPropagated=isPropagated,
-                isSingle=slices == 1,
-                progress=(done, total, written),
-            )
-        )
-        isFree = not isRunning and line.status not in (*_BLOCKED, *_WAITING)
+    def _facts(self, details: str) -> PanelState:
+        """The part of the state that does not depend on the status; the status line is made from it."""
+        parameters, auto, propagation = self._parameters, self._auto, self._propagation
+        segmentID, stack, markups = self._context.segmentID, self._session.stack, self._context.markups
+        confidences = self._confidences(segmentID)
+        progress = auto.progress if auto.isRunning else propagation.progress
+        isRunning = auto.isRunning or propagation.isRunning
         return PanelState(
-            status=line.status,
-            text=line.text,
-            action=line.action,
-            details=line.details,
-            progress=(done, total) if isRunning else self._preparation(line.status),
-            remaining=remaining if isRunning else "",
+            details=details,
+            progress=(progress.done, progress.total),
+            remaining=progress.remaining if isRunning else "",
             tool=parameters.tool,
             negative=parameters.isOn("negative"),
-            canPrompt=line.status not in _BLOCKED,
-            canPropagate=isFree and bool(promptedSegments) and slices > 1 and not propagation.mustDecide,
             canCancel=isRunning,
             canKeep=propagation.mustDecide and not propagation.isRunning,
-            canFinalise=isFree and bool(segmentID) and session is not None,
-            canJump=isPropagated,
-            canClear=isPrompted,
+            canJump=any(one.confidence is not None and not one.prompted for one in confidences),
+            canClear=bool(segmentID) and markups is not None and segmentID in markups.segmentIDs(),
             confidences=confidences,
-            slices=slices,
+            slices=len(stack) if stack is not None else 0,
             current=self._navigation.current() if confidences else None,
-            choices=parameters.choices(),
+            choices=parameters.choices(self._session.models),
             values=parameters.values(),
-            auto=self._autoView(line.status),
         )
 
-    def _situation(
-        self,
-        notice: str,
-        details: str,
-        *,
-        hasPrompts: bool,
-        isPropagated: bool,
-        isSingle: bool,
-        progress: tuple[int, int, int],
-    ) -> Situation:
-        context, session, auto = self._context, self._session, self._auto
-        propagation, parameters = self._propagation, self._parameters
-        problem, phase, model = self._source.problem(), session.phase, parameters.text("model")
-        return Situation(
-            hasVolume=context.volumeNode is not None,
-            volumeProblem=context.volumeProblem,
-            canHarden=bool(context.volumeProblem) and self.canHarden(),
-            hasSegment=bool(context.segmentID),
-            runtimeProblem=problem,
-            isInstalling=bool(problem) and self._source.isInstalling(),
-            phase=phase,
-            problem=session.problem,
-            report=details or propagation.details or auto.details or (session.report if phase else ""),
-            modelTitle=dict(parameters.models).get(model, model),
-            isWaiting=session.isWaiting(),
-            isPropagating=propagation.isRunning,
-            mustDecide=propagation.mustDecide,
-            isAutoRunning=auto.isRunning,
-            hasAuto=auto.chosen is not None,
-            progress=progress[:2],
-            kept=progress[2],
-            tool=parameters.tool,
-            negative=parameters.isOn("negative"),
-            hasPrompts=hasPrompts,
-            isSingle=isSingle,
-            isPropagated=isPropagated,
-            notice=notice or propagation.problem or auto.problem,
+    def _confidences(self, segmentID: str) -> tuple[SliceConfidence, ...]:
+        session, stack = self._session.session, self._session.stack
+        if session is None or stack is None or not segmentID:
+            return ()
+        records, prompts = session.masks(segmentID), session.prompts(segmentID)
+        if not records and not prompts:
+            return ()
+        return tuple(
+            SliceConfidence(
+                n,
+                round(records[n].confidence, 3) if n in records else None,
+                n in prompts,
+                n in prompts and prompts[n].final,
+            )
+            for n in range(len(stack))
         )
+
+    def _preparation(self, status: Status) -> tuple[int, int] | None:
+        if status in (Status.SENDING, Status.DOWNLOADING, Status.LOADING):
+            _step, done, total = self._session.progress()
+            return done, total or 0
+        if status in (Status.STARTING, Status.WORKER_LOST, Status.ENCODING):
+            return 0, 0
+        return None
 
     def _autoView(self, status: Status) -> AutoView:
         """The section about Auto; it needs no segment."""
@@ -182,35 +158,84 @@ class EffectStatus:
             canTrain=known is not None and not entries,
         )
 
-    def _progress(self) -> tuple[int, int, int, str]:
-        """Slices done, slices to do, slices written, and the remaining time, of what is running."""
-        auto = self._auto
-        if auto.isRunning:
-            return auto.done, auto.total, 0, auto.remaining
-        return self._propagation.progress
+    # The status line ----------------------------------------------------------------------------------------
+    # What blocks everything comes first, what is merely running last.
 
-    def _preparation(self, status: Status) -> tuple[int, int] | None:
-        if status in (Status.SENDING, Status.DOWNLOADING, Status.LOADING):
-            _step, done, total = self._session.progress()
-            return done, total or 0
-        if status in (Status.STARTING, Status.WORKER_LOST, Status.ENCODING):
-            return 0, 0
+    def _missingRuntime(self, facts: PanelState) -> PanelState | None:
+        problem = self._session.source.problem()
+        if problem and self._session.source.isInstalling():
+            text = _("The Python environment of MedSAM2 is being installed; you can go on working meanwhile.")
+            return replace(facts, status=Status.INSTALLING, text=text, action=_("Show…"), details="")
+        if problem:
+            text, action = _sentence(problem), _("Install…")
+            return replace(facts, status=Status.NO_RUNTIME, text=text, action=action, details=problem)
         return None
 
-    def _confidences(self, segmentID: str) -> tuple[SliceConfidence, ...]:
-        session = self._session.session
-        records, prompts = session.masks(segmentID), session.prompts(segmentID)
-        if not records and not prompts:
-            return ()
-        return tuple(
-            SliceConfidence(
-                n,
-                round(records[n].confidence, 3) if n in records else None,
-                n in prompts,
-                n in prompts and prompts[n].final,
-            )
-            for n in range(len(self._session.stack))
-        )
+    def _obstacle(self, facts: PanelState, notice: str) -> PanelState | None:
+        context, session = self._context, self._session
+        if context.volumeNode is None:
+            text = _("Choose the volume to segment as source volume, above.")
+            return replace(facts, status=Status.NO_VOLUME, text=text, details="")
+        if context.volumeProblem:
+            text, action = _sentence(context.volumeProblem), _("Harden transform") if self.canHarden() else ""
+            details = context.volumeProblem
+            return replace(facts, status=Status.VOLUME_REFUSED, text=text, action=action, details=details)
+        if session.phase is Status.FAILED:
+            text = _sentence(session.problem or _("the worker could not be started"))
+            details = facts.details or session.problem
+            return replace(facts, status=Status.FAILED, text=text, action=_("Restart"), details=details)
+        if not context.segmentID and not self._auto.isRunning:
+            text = _("Choose a segment in the list above, or add one.")
+            if self._auto.chosen is not None:
+                text = _("Choose a segment in the list above, or add one, or press Auto.")
+            details = facts.details if notice else ""
+            return replace(facts, status=Status.NO_SEGMENT, text=notice or text, details=details)
+        return None
+
+    def _preparing(self, facts: PanelState, notice: str) -> PanelState | None:
+        """While the worker is not ready. What is prompted meanwhile is answered as soon as it is."""
+        phase, problem = self._session.phase, self._session.problem
+        if phase is Status.WORKER_LOST:
+            reason = f" ({problem.rstrip('.')})" if problem else ""
+            text = _(
+                "The worker was lost{reason} and is being started again; your prompts and masks are kept."
+            ).format(reason=reason)
+            return replace(facts, status=phase, text=text, details=facts.details or problem)
+        texts = {
+            Status.STARTING: _("The worker is starting"),
+            Status.SENDING: _("The volume is being sent to the worker"),
+            Status.DOWNLOADING: _("The model {title!r} is being downloaded, once"),
+            Status.LOADING: _("The model {title!r} is being loaded"),
+        }
+        if phase not in texts:
+            return None
+        title = dict(facts.choices["model"])[facts.values["model"]]
+        meanwhile = _("you can already {how}.").format(how=_how(facts))
+        if facts.canClear:
+            meanwhile = _("your prompts are answered when it is done.")
+        text = notice or f"{texts[phase].format(title=title)}; {meanwhile}"
+        return replace(facts, status=phase, text=text, details="")
+
+    def _working(self, facts: PanelState, notice: str) -> PanelState:
+        if self._propagation.mustDecide:
+            kept = self._propagation.written
+            slices = _("1 slice") if kept == 1 else _("{count} slices").format(count=kept)
+            text = _("Propagation was stopped after {slices}: keep them, or discard them?")
+            return replace(facts, status=Status.KEEP_OR_DISCARD, text=text.format(slices=slices), details="")
+        status = Status.PROMPTED if facts.canClear else Status.READY
+        done, total = facts.progress or (0, 0)
+        counted = _("{done} of {total} slices").format(done=done, total=total) if total else _("beginning")
+        if self._auto.isRunning:
+            status = Status.FINDING
+            text = _("Auto: {counted}. Cancel stops, and leaves everything as it is.").format(counted=counted)
+        elif self._propagation.isRunning:
+            status = Status.PROPAGATING
+            text = _("Propagating: {counted}. You can go on clicking; Cancel stops.").format(counted=counted)
+        elif self._session.isWaiting():
+            status, text = Status.ENCODING, _("The model is looking at the slice …")
+        else:
+            text = _advice(facts)
+        return replace(facts, status=status, text=notice or text)
 
 
 def _label(entry: AutoModelInfo) -> str:
@@ -219,177 +244,27 @@ def _label(entry: AutoModelInfo) -> str:
     return f"{entry.name} ({classes})" if classes else entry.name
 
 
-# The status line --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Situation:
-    """Everything the status line depends on.
-
-    Attributes
-    ----------
-    hasVolume, volumeProblem, canHarden
-        The source volume, why it cannot be segmented, and whether hardening its transform would help.
-    hasSegment
-        Whether a segment is selected.
-    runtimeProblem, isInstalling
-        Why no worker can be started on this computer.
-    phase
-        Where the worker's session stands: a :class:`Status` from STARTING to LOADING, WORKER_LOST or FAILED;
-        None when it is open or was not asked for.
-    problem, report
-        What went wrong, and everything known about it.
-    modelTitle
-        The model chosen.
-    isWaiting, isPropagating, mustDecide
-        Whether an answer is on its way, a propagation runs, or a stopped one is to be kept or discarded.
-    isAutoRunning, hasAuto
-        Whether an Auto model runs, and whether there is one that suits the volume.
-    progress, kept
-        Slices done of those to do; slices a stopped propagation has written.
-    hasPrompts, isPropagated, isSingle
-        Whether the segment has prompts, whether slices other than the prompted ones have results, and whether
-        there is only one slice.
-    notice
-        What to show once, instead of the usual advice.
-    """
-
-    hasVolume: bool = False
-    volumeProblem: str = ""
-    canHarden: bool = False
-    hasSegment: bool = False
-    runtimeProblem: str = ""
-    isInstalling: bool = False
-    phase: Status | None = None
-    problem: str = ""
-    report: str = ""
-    modelTitle: str = ""
-    isWaiting: bool = False
-    isPropagating: bool = False
-    mustDecide: bool = False
-    isAutoRunning: bool = False
-    hasAuto: bool = False
-    progress: tuple[int, int] = (0, 0)
-    kept: int = 0
-    tool: Tool = Tool.POINT
-    negative: bool = False
-    hasPrompts: bool = False
-    isPropagated: bool = False
-    isSingle: bool = False
-    notice: str = ""
-
-
-@dataclass(frozen=True)
-class StatusLine:
-    """Status, text, the label of the button beside it, and what *Details* shows."""
-
-    status: Status
-    text: str
-    action: str = ""
-    details: str = ""
-
-
-def statusLine(now: Situation) -> StatusLine:
-    """Return the line for a situation. What blocks everything comes first, what is merely running last."""
-    line = _obstacle(now) or _preparing(now) or _working(now)
-    if now.notice and line.status in _PREPARING:
-        return replace(line, text=_sentence(now.notice))
-    return line
-
-
-def _obstacle(now: Situation) -> StatusLine | None:
-    if now.runtimeProblem:
-        return _missingRuntime(now)
-    if not now.hasVolume:
-        return StatusLine(Status.NO_VOLUME, _("Choose the volume to segment as source volume, above."))
-    if now.volumeProblem:
-        action = _("Harden transform") if now.canHarden else ""
-        text = _sentence(now.volumeProblem)
-        return StatusLine(Status.VOLUME_REFUSED, text, action, details=now.volumeProblem)
-    if now.phase is Status.FAILED:
-        text = _sentence(now.problem or _("the worker could not be started"))
-        return StatusLine(Status.FAILED, text, _("Restart"), now.report or now.problem)
-    if not now.hasSegment and not now.isAutoRunning:
-        text = _("Choose a segment in the list above, or add one.")
-        if now.hasAuto:
-            text = _("Choose a segment in the list above, or add one, or press Auto.")
-        return StatusLine(
-            Status.NO_SEGMENT, _sentence(now.notice) or text, details=now.report if now.notice else ""
-        )
-    return None
-
-
-def _missingRuntime(now: Situation) -> StatusLine:
-    if now.isInstalling:
-        text = _("The Python environment of MedSAM2 is being installed; you can go on working meanwhile.")
-        return StatusLine(Status.INSTALLING, text, _("Show…"))
-    text = _sentence(now.runtimeProblem)
-    return StatusLine(Status.NO_RUNTIME, text, _("Install…"), details=now.runtimeProblem)
-
-
-def _preparing(now: Situation) -> StatusLine | None:
-    """While the worker is not ready. What the user prompts meanwhile is answered as soon as it is."""
-    if now.phase is Status.WORKER_LOST:
-        reason = f" ({now.problem.rstrip('.')})" if now.problem else ""
-        text = _("The worker was lost{reason} and is being started again; your prompts and masks are kept.")
-        details = now.report or now.problem
-        return StatusLine(Status.WORKER_LOST, text.format(reason=reason), details=details)
-    texts = {
-        Status.STARTING: _("The worker is starting"),
-        Status.SENDING: _("The volume is being sent to the worker"),
-        Status.DOWNLOADING: _("The model {title!r} is being downloaded, once"),
-        Status.LOADING: _("The model {title!r} is being loaded"),
-    }
-    if now.phase not in texts:
-        return None
-    meanwhile = _("you can already {how}.").format(how=_how(now))
-    if now.hasPrompts:
-        meanwhile = _("your prompts are answered when it is done.")
-    return StatusLine(now.phase, f"{texts[now.phase].format(title=now.modelTitle)}; {meanwhile}")
-
-
-def _working(now: Situation) -> StatusLine:
-    if now.mustDecide:
-        slices = _("1 slice") if now.kept == 1 else _("{count} slices").format(count=now.kept)
-        text = _("Propagation was stopped after {slices}: keep them, or discard them?")
-        return StatusLine(Status.KEEP_OR_DISCARD, text.format(slices=slices))
-    status = Status.PROMPTED if now.hasPrompts else Status.READY
-    done, total = now.progress
-    counted = _("{done} of {total} slices").format(done=done, total=total) if total else _("beginning")
-    if now.isAutoRunning:
-        status = Status.FINDING
-        text = _("Auto: {counted}. Cancel stops, and leaves everything as it is.").format(counted=counted)
-    elif now.isPropagating:
-        status = Status.PROPAGATING
-        text = _("Propagating: {counted}. You can go on clicking; Cancel stops.").format(counted=counted)
-    elif now.isWaiting:
-        status, text = Status.ENCODING, _("The model is looking at the slice …")
-    else:
-        text = _advice(now)
-    return StatusLine(status, _sentence(now.notice) or text, details=now.report)
-
-
-def _advice(now: Situation) -> str:
-    if now.isPropagated:
+def _advice(facts: PanelState) -> str:
+    if facts.canJump:
         text = _("Check the slices (N: next weakest). To correct one, {how}, then propagate again.")
-    elif now.hasPrompts and now.isSingle:
+    elif facts.canClear and facts.slices == 1:
         text = _("To correct the mask, {how}.")
-    elif now.hasPrompts:
+    elif facts.canClear:
         text = _("Propagate to the other slices; or, to correct this one, {how}.")
     else:
-        return _sentence(_how(now))
-    return text.format(how=_how(now))
+        return _sentence(_how(facts))
+    return text.format(how=_how(facts))
 
 
-def _how(now: Situation) -> str:
+def _how(facts: PanelState) -> str:
     """What to do with the mouse."""
-    if now.tool is Tool.BOX:
+    if facts.tool is Tool.BOX:
         return _("draw a box round the structure in a slice view: drag, or click two corners")
-    if now.tool is Tool.SCRIBBLE and now.negative:
+    if facts.tool is Tool.SCRIBBLE and facts.negative:
         return _("draw a line through what does not belong to the structure in a slice view")
-    if now.tool is Tool.SCRIBBLE:
+    if facts.tool is Tool.SCRIBBLE:
         return _("draw a line inside the structure in a slice view")
-    if now.negative:
+    if facts.negative:
         return _("click what does not belong to the structure in a slice view")
     return _("click the structure in a slice view")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.worker.messages import ObjectSnapshot
 
+from MedSAM2SegmentLib.Effect.WorkerSession import Progress
 from MedSAM2SegmentLib.i18n import _
 
 if TYPE_CHECKING:
@@ -18,48 +19,9 @@ if TYPE_CHECKING:
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
     from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction
-    from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
-    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 
 #: Seconds between two writes: each costs a redraw of every view.
 WRITE_EVERY = 0.25
-
-_LEAST = 3  # slices for an estimate of the remaining time
-_RECENT = 20  # slices the estimate is made from
-
-
-class RemainingTime:
-    """Estimates the remaining time from recent progress.
-
-    Parameters
-    ----------
-    clock
-        Monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._times: list[tuple[int, float]] = []
-
-    def add(self, done: int) -> None:
-        """Record that so much is done now."""
-        self._times = [*self._times, (done, self._clock())][-_RECENT:]
-
-    def text(self, done: int, total: int) -> str:
-        """Return the remaining time as text; empty while it cannot be estimated."""
-        if len(self._times) < _LEAST or not total:
-            return ""
-        (first, start), (last, end) = self._times[0], self._times[-1]
-        return "" if last <= first else durationText((total - done) * (end - start) / (last - first))
-
-
-def durationText(seconds: float) -> str:
-    """Return a remaining time as text: "about 2 min left"."""
-    if seconds < 10:
-        return _("a few seconds left")
-    if seconds < 90:
-        return _("about {seconds} s left").format(seconds=round(seconds / 10) * 10)
-    return _("about {minutes} min left").format(minutes=round(seconds / 60))
 
 
 class _Run:
@@ -69,7 +31,7 @@ class _Run:
     ----------
     segmentIDs
         The segments that are propagated.
-    done, total
+    progress
         Slices answered of those to answer.
     written, found
         Slices that were drained, and those of them that show the structure.
@@ -84,13 +46,13 @@ class _Run:
         onEnd: Callable[[MedSAM2Error | None], None],
     ) -> None:
         self.segmentIDs = segmentIDs
-        self.done, self.total, self.written, self.found = 0, 0, 0, 0
+        self.progress = Progress(clock)
+        self.written = self.found = 0
         self.isOver = False
         self._clock, self._onEnd = clock, onEnd
         self._received: dict[str, dict[int, SliceMask]] = {}
         self._request: Any = None
         self._lastWrite = clock()
-        self._remaining = RemainingTime(clock)
 
     def start(self, session: Any, **how: Any) -> None:
         """Request the masks; ``how`` as in ``SessionClient.propagate``."""
@@ -133,11 +95,6 @@ class _Run:
         }
 
     @property
-    def remaining(self) -> str:
-        """Remaining time as text; empty while it cannot be estimated."""
-        return "" if self.isOver else self._remaining.text(self.done, self.total)
-
-    @property
     def disappointment(self) -> str:
         """Message when it is over and nothing was found; else empty."""
         if self.found:
@@ -151,8 +108,7 @@ class _Run:
             return
         for record in records:
             self._received.setdefault(record.object, {})[record.n] = record
-        self.done, self.total = done, total or 0
-        self._remaining.add(done)
+        self.progress.update(done, total)
 
     def _onDone(self, *_args: Any) -> None:
         if not self.isOver:
@@ -170,8 +126,8 @@ class LivePropagation:
 
     Parameters
     ----------
-    context, session, transaction, sync
-        Segments; the worker's session; how segments are written, and tagged.
+    context, transaction
+        Segments and the worker's session; how segments are written.
     clock
         Monotonic seconds.
 
@@ -183,18 +139,18 @@ class LivePropagation:
         Why the last propagation ended early, or found nothing; empty when all is well.
     beforeWriting
         Called before masks are written: their segments may have been undone.
+    onWritten
+        Called with the segment's ID and the name of the model after masks were written.
     """
 
     def __init__(
         self,
         context: EditorContext,
-        session: WorkerSession,
         transaction: EditTransaction,
-        sync: PromptSync,
         clock: Callable[[], float],
     ) -> None:
-        self._context, self._session, self._transaction = context, session, transaction
-        self._sync, self._clock = sync, clock
+        self._context, self._session, self._transaction = context, context.session, transaction
+        self._clock = clock
         self._run: _Run | None = None
         self._before: dict[str, ObjectSnapshot] = {}
         self._newUndo = True
@@ -203,6 +159,7 @@ class LivePropagation:
         self.mustDecide = False
         self.problem = self.details = ""
         self.beforeWriting: Callable[[], None] = lambda: None
+        self.onWritten: Callable[[str, str], None] = lambda segmentID, model: None
 
     @property
     def isRunning(self) -> bool:
@@ -215,10 +172,14 @@ class LivePropagation:
         return self._run is not None and (not self._run.isOver or self._run.hasMasks)
 
     @property
-    def progress(self) -> tuple[int, int, int, str]:
-        """Slices done, slices to do, slices written, and the remaining time as text."""
-        run = self._run
-        return (0, 0, 0, "") if run is None else (run.done, run.total, run.written, run.remaining)
+    def progress(self) -> Progress:
+        """How far the present propagation, or the last one, is."""
+        return Progress(self._clock) if self._run is None else self._run.progress
+
+    @property
+    def written(self) -> int:
+        """How many slices it has written."""
+        return 0 if self._run is None else self._run.written
 
     # Starting -----------------------------------------------------------------------------------------------
 
@@ -353,7 +314,7 @@ class LivePropagation:
         try:
             for segmentID, slices in masks.items():
                 if self._transaction.write(segmentID, slices, self._stack):
-                    self._sync.updateTags(segmentID, self._model, isPropagated=True)
+                    self.onWritten(segmentID, self._model)
         except MedSAM2Error as error:
             self._run.stop()
             self._transaction.close()

@@ -58,7 +58,6 @@ class Parameters:
 
     def __init__(self, editor: SegmentEditor) -> None:
         self._editor = editor
-        self.models: tuple[tuple[str, str], ...] = _BUILT_IN
 
     def text(self, name: str) -> str:
         """Return the value of a parameter in the scene, or its default."""
@@ -114,13 +113,16 @@ class Parameters:
             )
         return first, min(last, count - 1)
 
-    def choices(self) -> dict[str, tuple[tuple[str, str], ...]]:
-        """Return, by parameter, the choices for the panel, as (value, label) pairs."""
+    def choices(self, models: tuple[tuple[str, str], ...] = ()) -> dict[str, tuple[tuple[str, str], ...]]:
+        """Return, by parameter, the choices for the panel, as (value, label) pairs.
+
+        ``models`` are those the worker has; empty while unknown.
+        """
         model, window, span = self.text("model"), self.text("window"), self.text("range")
         windows = _WINDOWS + tuple((name, name.capitalize()) for name in PRESETS)
         ranges = (("all", _("All slices")),)
         return {
-            "model": _including(self.models, model),
+            "model": _including(models or _BUILT_IN, model),
             "window": _including(windows, window),
             "direction": _DIRECTIONS,
             "range": _including(ranges, span),

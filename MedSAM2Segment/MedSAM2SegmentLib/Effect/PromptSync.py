@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
     from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction, UndoState
     from MedSAM2SegmentLib.Effect.ProvenanceSync import ProvenanceSync
-    from MedSAM2SegmentLib.Effect.WorkerSession import Answer, WorkerSession
+    from MedSAM2SegmentLib.Effect.WorkerSession import Answer
 
 #: Pixels round a foreground point in which voxels the user had erased may come back.
 _REVIVED_RADIUS = 10
@@ -37,8 +37,8 @@ class PromptSync:
 
     Parameters
     ----------
-    context, session
-        Prompts and segments; the worker's session.
+    context
+        Prompts, segments and the worker's session.
     transaction, provenance
         How segments are written; what the scene stores about them.
 
@@ -51,13 +51,12 @@ class PromptSync:
     def __init__(
         self,
         context: EditorContext,
-        session: WorkerSession,
         transaction: EditTransaction,
         provenance: ProvenanceSync,
     ) -> None:
-        self._context, self._session, self._transaction = context, session, transaction
+        self._context, self._session, self._transaction = context, context.session, transaction
         self._provenance = provenance
-        self.tags = AlgorithmTags(context.segment, context.writing, lambda: session.modelInfo)
+        self.tags = AlgorithmTags(context.segment, context.writing, lambda: self._session.modelInfo)
         self._refused: dict[tuple[str, int], SlicePrompts] = {}
         self._loaded: set[str] = set()  # segments whose prompts were in the scene before this session
         self._removed: set[str] = set()  # segments that were removed
@@ -193,6 +192,54 @@ class PromptSync:
         known = [segmentID for segmentID in self._transaction.applied if session.prompts(segmentID)]
         return list(dict.fromkeys([*self._context.markups.segmentIDs(), *known]))
 
+    # The segment as a prompt --------------------------------------------------------------------------------
+
+    def toggleFinal(self, n: int) -> None:
+        """Mark the selected segment on slice ``n`` as final, or, if it is, not any more."""
+        segmentID, markups, stack = self._context.segmentID, self._context.markups, self._session.stack
+        applied = self._transaction.applied.get(segmentID, {}).get(n)
+        final = applied is None or not applied.final
+        with markups.silenced():
+            if final:
+                mask = self._context.writer.segmentMasks(segmentID, stack, [n])[n]
+                prompt = mask_on_slice(mask, n, stack)
+                if prompt is not None:
+                    markups.addMask(segmentID, n, prompt, stack.key)
+            markups.setFinal(segmentID, stack.key, n, final)
+
+    def useAsPrompt(self, n: int) -> None:
+        """Add the selected segment on slice ``n`` as a mask prompt; PromptError when it is empty."""
+        segmentID, stack = self._context.segmentID, self._session.stack
+        mask = self._context.writer.segmentMasks(segmentID, stack, [n])[n]
+        if not mask.any():
+            raise PromptError(
+                _("the segment is empty on this slice: paint it first, or click instead"),
+                code="segment-empty-on-slice",
+                slice=n,
+            )
+        prompt = mask_on_slice(mask, n, stack)
+        if prompt is None:
+            raise PromptError(
+                _(
+                    "on oblique slices a segment cannot be a prompt: take the slice as final, or click "
+                    "instead"
+                ),
+                code="mask-prompt-on-oblique-slice",
+                slice=n,
+            )
+        self._context.markups.addMask(segmentID, n, prompt, stack.key)
+
+    def clearPrompts(self) -> None:
+        """Delete all prompts of the selected segment; its voxels are the user's own from now on."""
+        segmentID, markups = self._context.segmentID, self._context.markups
+        with markups.silenced():
+            markups.clear(segmentID)
+        self.removeFromSession(segmentID)
+        self._transaction.removePrompts(segmentID)
+        self._transaction.markApplied(segmentID, (), {})
+        self._context.writer.disown(segmentID)
+        self._provenance.remove(segmentID)
+
     # Answers ------------------------------------------------------------------------------------------------
 
     def apply(self, answer: Answer, model: str) -> bool:
@@ -327,73 +374,6 @@ class PromptSync:
             return True
         known = self._context.writer.knownMasks(segmentID, self._session.stack, slices)
         return any(mask_hw.any() for mask_hw in known.values())
-
-
-class ManualActions:
-    """Turns what the user painted into prompts: final slices, masks, segments without prompts.
-
-    Parameters
-    ----------
-    context, session, transaction, sync, provenance
-        As for :class:`PromptSync`.
-    """
-
-    def __init__(
-        self,
-        context: EditorContext,
-        session: WorkerSession,
-        transaction: EditTransaction,
-        sync: PromptSync,
-        provenance: ProvenanceSync,
-    ) -> None:
-        self._context, self._session, self._transaction = context, session, transaction
-        self._sync, self._provenance = sync, provenance
-
-    def toggleFinal(self, n: int) -> None:
-        """Mark the selected segment on slice ``n`` as final, or, if it is, not any more."""
-        segmentID, markups, stack = self._context.segmentID, self._context.markups, self._session.stack
-        applied = self._transaction.applied.get(segmentID, {}).get(n)
-        final = applied is None or not applied.final
-        with markups.silenced():
-            if final:
-                mask = self._context.writer.segmentMasks(segmentID, stack, [n])[n]
-                prompt = mask_on_slice(mask, n, stack)
-                if prompt is not None:
-                    markups.addMask(segmentID, n, prompt, stack.key)
-            markups.setFinal(segmentID, stack.key, n, final)
-
-    def useAsPrompt(self, n: int) -> None:
-        """Add the selected segment on slice ``n`` as a mask prompt; PromptError when it is empty."""
-        segmentID, stack = self._context.segmentID, self._session.stack
-        mask = self._context.writer.segmentMasks(segmentID, stack, [n])[n]
-        if not mask.any():
-            raise PromptError(
-                _("the segment is empty on this slice: paint it first, or click instead"),
-                code="segment-empty-on-slice",
-                slice=n,
-            )
-        prompt = mask_on_slice(mask, n, stack)
-        if prompt is None:
-            raise PromptError(
-                _(
-                    "on oblique slices a segment cannot be a prompt: take the slice as final, or click "
-                    "instead"
-                ),
-                code="mask-prompt-on-oblique-slice",
-                slice=n,
-            )
-        self._context.markups.addMask(segmentID, n, prompt, stack.key)
-
-    def clearPrompts(self) -> None:
-        """Delete all prompts of the selected segment; its voxels are the user's own from now on."""
-        segmentID, markups = self._context.segmentID, self._context.markups
-        with markups.silenced():
-            markups.clear(segmentID)
-        self._sync.removeFromSession(segmentID)
-        self._transaction.removePrompts(segmentID)
-        self._transaction.markApplied(segmentID, (), {})
-        self._context.writer.disown(segmentID)
-        self._provenance.remove(segmentID)
 
 
 def _promptedArea(pixels: PixelPrompts, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:

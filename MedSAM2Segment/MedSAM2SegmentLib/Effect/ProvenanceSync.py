@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompts
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
-    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 
 #: Seconds without a change before the scene is updated: a burst of clicks is saved once.
 _QUIET = 0.5
@@ -48,14 +47,14 @@ class ProvenanceSync:
 
     Parameters
     ----------
-    context, session
-        Segments and prompts; the worker's session.
+    context
+        Segments, prompts and the worker's session.
     clock
         Monotonic seconds.
     """
 
-    def __init__(self, context: EditorContext, session: WorkerSession, clock: Callable[[], float]) -> None:
-        self._context, self._session, self._clock = context, session, clock
+    def __init__(self, context: EditorContext, clock: Callable[[], float]) -> None:
+        self._context, self._session, self._clock = context, context.session, clock
         self._saved: dict[str, Any] = {}  # by segment, the stamps of what is in the scene
         self._seen: dict[str, Any] = {}
         self._since: float | None = None  # when the scene was first seen to be behind

@@ -11,7 +11,7 @@ import slicer
 from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.worker.messages import SessionSettings, StackChoice
 
-from MedSAM2SegmentLib.Effect.Parameters import PATIENCE, Parameters
+from MedSAM2SegmentLib.Effect.Parameters import PATIENCE
 from MedSAM2SegmentLib.i18n import _
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
-    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
     from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 _PLANES = ("axial", "sagittal", "coronal")
@@ -34,8 +33,8 @@ class SliceNavigation:
 
     Parameters
     ----------
-    context, session, parameters
-        Volume and prompts; the worker's session; the user's choices.
+    context
+        Volume, prompts, the worker's session and the user's choices.
 
     Attributes
     ----------
@@ -43,8 +42,8 @@ class SliceNavigation:
         The slice node of the view the user worked in last; None before that.
     """
 
-    def __init__(self, context: EditorContext, session: WorkerSession, parameters: Parameters) -> None:
-        self._context, self._session, self._parameters = context, session, parameters
+    def __init__(self, context: EditorContext) -> None:
+        self._context, self._session, self._parameters = context, context.session, context.parameters
         self.view: Any = None
         self._visited: set[tuple[str, int]] = set()
         self._displayed: tuple[str, str] | None = None  # volume, and the window it was displayed with

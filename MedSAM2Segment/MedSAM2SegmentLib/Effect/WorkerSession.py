@@ -13,6 +13,7 @@ from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.job_messages import auto_models_from_json
 from medsam2_core.worker.messages import SessionSettings, StackChoice
 
+from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.PanelState import Status
 
 if TYPE_CHECKING:
@@ -72,6 +73,54 @@ class Answer:
     isReplay: bool
 
 
+_LEAST = 3  # slices for an estimate of the remaining time
+_RECENT = 20  # slices the estimate is made from
+
+
+class Progress:
+    """How far a job of the worker is.
+
+    Parameters
+    ----------
+    clock
+        Monotonic seconds.
+
+    Attributes
+    ----------
+    done, total
+        Slices processed, of those to process; ``total`` is 0 while unknown.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.done = self.total = 0
+        self._clock = clock
+        self._times: list[tuple[int, float]] = []
+
+    def update(self, done: int, total: int | None) -> None:
+        """Record how far it is now."""
+        self.done, self.total = done, total or 0
+        self._times = [*self._times, (done, self._clock())][-_RECENT:]
+
+    @property
+    def remaining(self) -> str:
+        """Remaining time as text, estimated from recent slices; empty while it cannot be estimated."""
+        if len(self._times) < _LEAST or not self.total:
+            return ""
+        (first, start), (last, end) = self._times[0], self._times[-1]
+        return (
+            "" if last <= first else durationText((self.total - self.done) * (end - start) / (last - first))
+        )
+
+
+def durationText(seconds: float) -> str:
+    """Return a remaining time as text: "about 2 min left"."""
+    if seconds < 10:
+        return _("a few seconds left")
+    if seconds < 90:
+        return _("about {seconds} s left").format(seconds=round(seconds / 10) * 10)
+    return _("about {minutes} min left").format(minutes=round(seconds / 60))
+
+
 Refusal = Callable[[str, Mapping[int, SlicePrompts], MedSAM2Error], None]
 
 
@@ -94,13 +143,13 @@ class WorkerSession:
 
     Parameters
     ----------
-    source
-        Where the worker comes from.
     onChange
         Called when :attr:`phase`, or what is awaited, may have changed.
 
     Attributes
     ----------
+    source
+        Where the worker comes from.
     stack
         The slices of the session.
     config
@@ -114,7 +163,7 @@ class WorkerSession:
     """
 
     def __init__(self, source: WorkerSource, onChange: Callable[[], None]) -> None:
-        self._source = source
+        self.source = source
         self._onChange = onChange
         self.onAnswer: Callable[[Answer], None] = lambda answer: None
         self.onRefusal: Refusal = lambda segmentID, prompts, error: None
@@ -143,7 +192,7 @@ class WorkerSession:
         if self._client is not None:
             return True
         try:
-            self._client = self._source.acquire(self)
+            self._client = self.source.acquire(self)
         except MedSAM2Error as error:
             self._failure = error
             return False
@@ -163,11 +212,11 @@ class WorkerSession:
             self._volume, self._volumeKey = None, ""
         if self._onChange in client.listeners:
             client.listeners.remove(self._onChange)
-        self._source.release(self)
+        self.source.release(self)
 
     def hasOtherWorker(self) -> bool:
         """Whether the user has chosen another worker than the one that is held."""
-        return self._client is not None and self._source.hasChanged(self)
+        return self._client is not None and self.source.hasChanged(self)
 
     def requestModels(self) -> None:
         """Ask for the models again: some may have been installed, trained or removed since."""
