@@ -117,6 +117,14 @@ def test_a_model_is_removed_and_the_list_asked_again():
     assert page.view.rows == ()
 
 
+def test_without_a_worker_nothing_is_removed_and_the_page_says_so():
+    page = APage(LIVER)
+    page.page.setClient(None)
+    page.page.remove("liver")
+    assert page.view.line.level is Level.WARNING
+    assert not any(request.type == "remove_auto_model" for request in page.worker.asked)
+
+
 def test_what_could_not_be_removed_says_why():
     page = APage(LIVER)
     page.page.remove("liver")

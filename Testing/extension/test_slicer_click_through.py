@@ -4,23 +4,26 @@ import ast
 import importlib
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("slicer")
+slicer = pytest.importorskip("slicer")
 
-from support import qt_shim as a_qt
+from support import qt_shim as a_qt  # noqa: E402
 
-a_qt.installed()
+qt = a_qt.installed()
 
-from medsam2_core.worker.client import WorkerClient  # noqa: E402
+from medsam2_core.worker.client import WorkerClient, WorkerState  # noqa: E402
 from MedSAM2SegmentLib.Effect.EffectController import EffectController  # noqa: E402
 from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection  # noqa: E402
 from MedSAM2SegmentLib.Page.PageController import PageController  # noqa: E402
 from MedSAM2SegmentLib.Page.PageState import AutoModelsView, PageState  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller  # noqa: E402
-from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeStatus  # noqa: E402
+from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState, RuntimeStatus  # noqa: E402
+from support.findings import a_model  # noqa: E402
+from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parents[1] / "in_slicer"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -98,3 +101,87 @@ def test_every_state_and_tool_that_is_waited_for_exists():
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.controller.setTool":
             compared.add(node.args[0].value)
     assert {"prompted", "ready", "worker lost", "propagating", "finding", "box"} <= compared <= words
+
+
+# Parts that can run here, on a page whose worker answers while "Slicer lives"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The scripts as modules, in an application that only counts how often it lives."""
+    app = SimpleNamespace(processEvents=lambda: None, layoutManager=lambda: app.manager)
+    app.manager = SimpleNamespace(layout=7, setLayout=lambda layout: vars(app.manager).update(layout=layout))
+    monkeypatch.setattr(slicer, "app", app, raising=False)
+    monkeypatch.setattr(slicer.util, "selectModule", lambda name: None, raising=False)
+    timer = lambda: SimpleNamespace(interval=0)  # noqa: E731
+    timer.singleShot = lambda ms, main: None
+    monkeypatch.setattr(qt, "QTimer", timer)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return SimpleNamespace(
+        app=app, check=importlib.import_module("check"), finding=importlib.import_module("finding")
+    )
+
+
+def test_models_are_removed_although_the_page_has_no_worker_yet(scripts):
+    worker = FakeWorker(WorkerState.STARTING)
+    left = [a_model("one", name="click-through"), a_model("two", name="click-through"), a_model("users")]
+    controller = PageController(FakeInstaller(RuntimeState.READY), FakeSettings(), FakeWorkers(worker))
+    lives = []
+
+    def live():
+        lives.append(1)
+        if len(lives) == 10:
+            worker.become(WorkerState.READY)
+        for request in [one for one in worker.asked if len(lives) % 5 == 0 and not one.isCancelled]:
+            request.isCancelled = True  # answered once
+            if request.type == "remove_auto_model":
+                left[:] = [model for model in left if model["file"] != request.fields["model"]]
+                request.answer(bytes=1)
+            elif request.type == "auto_models":
+                request.answer(models=list(left), damaged=[])
+
+    class Finding(scripts.finding.Finding):
+        modulePage = staticmethod(lambda: SimpleNamespace(controller=controller))
+        settle = staticmethod(lambda seconds=60: None)
+        widget = SimpleNamespace(setActiveEffectByName=lambda name: None, activeEffect=lambda: None)
+
+    scripts.app.processEvents = live
+    controller.enter()
+    Finding().removeModel()
+    assert [model["file"] for model in left] == ["users"]
+
+
+def test_auto_is_pressed_again_when_the_first_time_only_started_the_worker(scripts):
+    status = SimpleNamespace(value="prompted")
+    pressed = []
+
+    def press():
+        pressed.append(status.value)
+        status.value = "starting" if len(pressed) == 1 else "finding"
+
+    class Finding(scripts.finding.Finding):
+        state = SimpleNamespace(auto=SimpleNamespace(canFindVolume=True), status=status)
+        controller = SimpleNamespace(autoVolume=press)
+        quiet = staticmethod(lambda: status.value == "prompted")
+
+    finding = Finding()
+    assert not finding.startAuto()
+    assert not finding.startAuto()
+    status.value = "prompted"
+    assert finding.startAuto()
+    assert pressed == ["prompted", "prompted"]
+
+
+def test_settings_and_layout_of_the_user_are_put_back(scripts, monkeypatch):
+    kept = FakeSettings(remoteCommand="ssh host medsam2 worker", defaultModel="large", defaultWindow="lung")
+    before = dict(vars(kept))
+    monkeypatch.setattr("MedSAM2SegmentLib.Worker.Settings.Settings", lambda: kept)
+    installer = FakeInstaller(RuntimeState.READY)
+    monkeypatch.setattr("MedSAM2SegmentLib.Worker.WorkerAccess._installers", [installer])
+    check = scripts.check.Check(SimpleNamespace(interpreter="", install=False), SimpleNamespace(folder=""))
+    check.runtime()
+    assert (kept.remoteCommand, kept.defaultModel, kept.defaultWindow) == ("", "embedded", "auto")
+    scripts.app.manager.setLayout(3)
+    check.putBack()
+    assert vars(kept) == before
+    assert scripts.app.manager.layout == 7

@@ -4,9 +4,10 @@
         --out FOLDER [--interpreter PYTHON | --install] [--stay]
 
 The worker needs a Python: the runtime if it is installed, the one named with ``--interpreter``, or, with
-``--install``, one that is installed now (this downloads about 1 GB). Which Python the extension uses is put
-back afterwards, the scene is the sample volume, and Slicer ends without saving. It takes some minutes; leave
-mouse and keyboard alone meanwhile.
+``--install``, one that is installed now (this downloads about 1 GB). Which Python the extension uses, its
+settings and the layout are put back afterwards, the scene is the sample volume, and Slicer ends without
+saving. It takes up to five minutes on a quiet computer of two cores, and can be run again on one profile;
+leave mouse and keyboard alone meanwhile.
 
 ``FOLDER/report.md`` and ``FOLDER/report.json`` say for each step whether it passed, what was measured, and
 why it failed; Slicer's exit code is 0 when all passed. Every step begins from what the earlier ones left, so
@@ -31,6 +32,7 @@ from reporting import Heart, Report, expect, live, waitFor
 
 MODULE, EFFECT = "MedSAM2Segment", "MedSAM2"
 SAMPLE_MIDDLE_SLICE = 24  # of the sample volume, along k
+SETTINGS = {"remoteCommand": "", "defaultModel": "embedded", "defaultWindow": "auto"}  # during the check
 
 
 class Check(Finding):
@@ -42,7 +44,7 @@ class Check(Finding):
         self.heart = Heart()
         self.widget = self.effect = None
         self.segmentID = self.neighbourID = ""
-        self.interpreterBefore = ""
+        self.before = {}  # what is put back at the end: settings, interpreter, layout
 
     def steps(self):
         yield "The module loads and the effect is registered", self.moduleIsThere
@@ -102,11 +104,20 @@ class Check(Finding):
 
     def runtime(self):
         from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener
+        from MedSAM2SegmentLib.Worker.Settings import Settings
         from MedSAM2SegmentLib.Worker.WorkerAccess import sharedInstaller
 
         installer = sharedInstaller()
         before = installer.status()
-        self.interpreterBefore = "" if before.isOwn else before.interpreter
+        settings = Settings()
+        self.before = {
+            "interpreter": "" if before.isOwn else before.interpreter,
+            "layout": slicer.app.layoutManager().layout,
+            **{name: getattr(settings, name) for name in SETTINGS},
+        }
+        # Whatever the user of this profile has chosen: the worker of this computer, and the small model.
+        for name, value in SETTINGS.items():
+            setattr(settings, name, value)
         ended, lines = [], []
         listener = InstallListener(line=lines.append, ended=ended.append)
         if self.options.interpreter:
@@ -132,6 +143,13 @@ class Check(Finding):
         return {"shape (k, j, i)": str(shape)}
 
     def editor(self):
+        # All three slice views, whatever the layout of this profile was: a hidden one takes no click.
+        slicer.app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+        slicer.app.processEvents()
+        for name, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
+            view = slicer.app.layoutManager().sliceWidget(name)
+            expect(view is not None and view.visible, f"the {name} view is not shown")
+            view.sliceLogic().GetSliceNode().SetOrientation(orientation)
         slicer.util.selectModule("SegmentEditor")
         self.segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Check")
         self.segmentation.CreateDefaultDisplayNodes()
@@ -350,13 +368,24 @@ class Check(Finding):
         slicer.mrmlScene.Clear(0)
         live(0.5)
         left = self.promptCount()
-        expect(left == 0, f"{left} prompt nodes are left in an empty scene")
-        if self.options.interpreter:
-            ended = []
-            sharedInstaller().useInterpreter(self.interpreterBefore, InstallListener(ended=ended.append))
+        self.putBack()
+        if self.options.interpreter and self.before:
+            ended, before = [], self.before["interpreter"]
+            sharedInstaller().useInterpreter(before, InstallListener(ended=ended.append))
             waitFor(lambda: ended, 120, lambda: "the interpreter used before is still being checked")
             expect(ended[0] is None, f"the interpreter used before was not put back: {ended[0]}")
+        expect(left == 0, f"{left} prompt nodes are left in an empty scene")
         return {}
+
+    def putBack(self):
+        """Put settings and layout back as they were."""
+        from MedSAM2SegmentLib.Worker.Settings import Settings
+
+        if self.before:
+            settings = Settings()
+            for name in SETTINGS:
+                setattr(settings, name, self.before[name])
+            slicer.app.layoutManager().setLayout(self.before["layout"])
 
 
 def main():

@@ -24,6 +24,7 @@ class Finding(Looking):
         seconds = waitFor(lambda: not page.controller.state.auto.canCancel, 1200, lambda: self.told(page))
         frozen = self.heart.stop()
         waitFor(lambda: self.modelRows(page), 20, lambda: self.told(page))
+        self.modelFile = self.modelRows(page)[-1].file
         return {"s": seconds, "window frozen s": frozen, "text": page.controller.state.auto.line.text}
 
     def auto(self):
@@ -31,15 +32,15 @@ class Finding(Looking):
         slicer.util.selectModule("SegmentEditor")
         self.widget.setActiveEffectByName(EFFECT)
         self.effect = self.widget.activeEffect()
-        waitFor(lambda: self.state.auto.canFindVolume, 120, self.status)
+        waitFor(lambda: self.quiet() and self.state.auto.canFindVolume, 120, self.status)
+        self.controller.setValue("autoModel", self.modelFile)
         segments = self.segmentation.GetSegmentation()
         before, count, prompts = (
             self.voxels(self.segmentID),
             len(segments.GetSegmentIDs()),
             self.promptCount(),
         )
-        self.controller.autoVolume()
-        expect(self.state.status.value == "finding", self.status())
+        waitFor(self.startAuto, 180, self.status)
         self.heart.start()
         seconds = waitFor(lambda: self.state.status.value != "finding", 600, self.status)
         frozen = self.heart.stop()
@@ -52,13 +53,23 @@ class Finding(Looking):
         expect(self.promptCount() == prompts, "undo did not take back the predicted boxes")
         return {"s": seconds, "window frozen s": frozen, "found": text}
 
+    def startAuto(self):
+        """Press Auto when nothing is awaited: the first time starts a worker that was released meanwhile."""
+        if self.quiet() and self.state.auto.canFindVolume:
+            self.controller.autoVolume()
+        return self.state.status.value == "finding"
+
     def removeModel(self):
         slicer.util.selectModule(MODULE)
         page = self.modulePage()
-        waitFor(lambda: self.modelRows(page), 60, lambda: self.told(page))
+
+        def canChange():
+            return page.controller.state.auto.canChange
+
+        waitFor(lambda: self.modelRows(page) and canChange(), 120, lambda: self.told(page))
         for row in self.modelRows(page):
             page.controller.auto.remove(row.file)
-            waitFor(lambda: page.controller.state.auto.canChange, 20, lambda: self.told(page))
+            waitFor(canChange, 20, lambda: self.told(page))
         waitFor(lambda: not self.modelRows(page), 20, lambda: self.told(page))
         slicer.util.selectModule("SegmentEditor")
         self.widget.setActiveEffectByName(EFFECT)

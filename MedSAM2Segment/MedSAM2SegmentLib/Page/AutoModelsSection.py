@@ -99,6 +99,9 @@ class AutoModelsSection:
     def remove(self, file: str) -> None:
         """Delete a model, with its report."""
         client = self._client
+        if client is None:
+            text = _("No worker is running: a model can be removed as soon as one is connected.")
+            self._setLine(text, Level.WARNING)
         if client is None or self._isRemoving:
             return
 
