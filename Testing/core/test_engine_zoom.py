@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from medsam2_core.engine.maps import BEYOND, logits_of_mask, mask_of_logits, moved_logits
 from medsam2_core.engine.options import TrackerOptions
-from medsam2_core.engine.recipe import PromptRecipe
+from medsam2_core.engine.recipe import PromptRecipe, box_prior_weight, draw_box
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.imaging.slice_mask import SliceMask
 from support.bright_object import bright_tracker, discs, overlap
@@ -179,6 +179,26 @@ def test_a_correction_that_loses_everything_else_is_not_taken():
     decode = heads.decode
     heads.decode = lambda *given, **more: decode(*given, **more).as_absent()
     assert not stock.prompt("it", 0, prompt([[192, 150]], [0], box=[110, 110, 190, 190])).mask_hw.any()
+
+
+def test_the_less_sure_an_answer_the_more_the_box_says():
+    """The object fills a quarter of its box; at a predicted IoU of 0.1 most of its ellipse is shown."""
+    recipe = PromptRecipe(draws_prompts=True, box_prior=2.0)
+    shown = {}
+    for iou in (0.95, 0.1):
+        tracker, heads = bright_tracker(discs((200, 200), (80, 100, 20)), recipe=recipe)
+        heads.sureness = lambda region, iou=iou: iou
+        heads.canvas = lambda tokens, previous, side=heads.mask_side: draw_box(tokens.boxes_xyxy, side)
+        shown[iou] = tracker.prompt("it", 0, prompt(box=[60, 60, 140, 140])).mask_hw
+    assert overlap(shown[0.95], a_disc((200, 200), (80, 100), 20)) > 0.9
+    assert overlap(shown[0.1], a_disc((200, 200), (100, 100), 40)) > 0.7
+
+
+def test_weight_of_the_box():
+    recipe = PromptRecipe(draws_prompts=True, box_prior=2.0)
+    assert box_prior_weight(recipe, 0.5, 0) == pytest.approx(1.0)
+    assert box_prior_weight(recipe, 0.5, 1) == pytest.approx(0.5)
+    assert box_prior_weight(recipe, 1.2, 0) == box_prior_weight(PromptRecipe(), 0.1, 0) == 0.0
 
 
 def test_a_low_object_score_ends_tracking_where_the_recipe_says_so():

@@ -21,7 +21,7 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 # Of PromptRecipe, which is not imported here: the catalogue is read without torch.
 _RECIPE_FIELDS = (
     "draws_prompts", "disc_radius", "negative_radius", "cone_radius", "carries_mask", "least_iou",
-    "least_score", "zoom",
+    "least_score", "box_prior", "zoom",
 )  # fmt: skip
 
 

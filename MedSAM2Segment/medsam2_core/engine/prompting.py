@@ -13,6 +13,7 @@ from medsam2_core.engine.heads import Heads, Tokens
 from medsam2_core.engine.maps import logits_of_mask, mask_of_logits, moved_logits
 from medsam2_core.engine.memory import Query, SliceMemory
 from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.recipe import box_prior_weight
 from medsam2_core.engine.states import ObjectState, Prediction
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import PromptError
@@ -194,7 +195,11 @@ class Prompter:
         else:
             conditioned = heads.without_memory(features, self._encoder.position())
         canvas = heads.canvas(tokens, logits)
-        return heads.decode(features, conditioned, region, tokens=tokens, canvas=canvas, first=not memories)
+        answer = heads.decode(features, conditioned, region, tokens=tokens, canvas=canvas, first=not memories)
+        if canvas is None or prompt.box_xyxy is None:
+            return answer
+        weight = box_prior_weight(model.recipe, answer.predicted_iou, len(prompt.labels))
+        return replace(answer, logits=answer.logits + weight * canvas) if weight else answer
 
     def _memories(self, state: ObjectState, n: int) -> Mapping[int, SliceMemory]:
         """Return the memories for a prompt on slice `n`: none unless tracking has been there, as in stock."""

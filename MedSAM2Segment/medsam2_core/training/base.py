@@ -33,7 +33,12 @@ from medsam2_core.training.validation import validate
 
 # What the embedded model receives beside tokens; equal to its recipe in the catalogue.
 EMBEDDED_RECIPE = PromptRecipe(
-    draws_prompts=True, negative_radius=0.03, carries_mask=True, least_iou=0.35, least_score=0.5
+    draws_prompts=True,
+    negative_radius=0.03,
+    carries_mask=True,
+    least_iou=0.35,
+    least_score=0.5,
+    box_prior=2.0,
 )
 
 # What torch and its unpickler raise on a file that was cut off, changed, or never was a run's state.
