@@ -13,7 +13,7 @@ from medsam2_core.errors import DeviceError, TrainingError
 from medsam2_core.training import loader
 from medsam2_core.training.anatomy import random_anatomy
 from medsam2_core.training.base import BaseTrainer
-from medsam2_core.training.loader import Mixture, stream
+from medsam2_core.training.loader import Mixture, Views, stream
 from medsam2_core.training.sources import load_sources
 from support.training_folder import tiny_config, tiny_training, write_training_folder
 
@@ -77,7 +77,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(settings, run):
 def test_what_is_resumed_is_what_was_saved(settings, run):
     trainer, state = BaseTrainer(settings, run), torch.load(run / "last.pt", weights_only=True)
     for mine, saved in (
-        (trainer.module.state_dict(), state["module"]),
+        (dict(trainer.module.named_parameters()), state["parameters"]),
         (trainer.heads.state_dict(), state["heads"]),
         (trainer.average, state["average"]),
     ):
@@ -119,7 +119,8 @@ def test_clips_and_single_slices_take_turns(settings, tmp_path, monkeypatch):
     stage = replace(settings.stages[1], steps=4, batch=1, slices=3)
     trainer, seen = BaseTrainer(replace(settings, stages=(stage,)), tmp_path), []
 
-    def note(batch, turn, _optimiser):
+    def note(passes, turn, _optimiser):
+        (batch,) = passes
         seen.append((tuple(batch.images.shape[:2]), turn.frames, turn.corrections))
         return {"mask": 1.0}
 
@@ -142,16 +143,17 @@ def test_a_run_that_is_killed_loses_little(settings, tmp_path, monkeypatch):
 def test_a_step_that_is_not_finite_is_skipped(settings, data, tmp_path):
     trainer, stage = BaseTrainer(settings, tmp_path), settings.stages[0]
     optimiser = trainer._optimiser(stage)
-    batch = next(stream(load_sources(data), Mixture(), size=64, frames=1, batch=2, seed=0, workers=0))
+    views = Views(load_sources(data), Mixture(), size=64, frames=1, batch=2, seed=0)
+    (batch,) = next(stream(views))
     before = {key: value.clone() for key, value in trainer.module.state_dict().items()}
     broken = replace(batch, images=torch.full_like(batch.images, float("nan")))
-    assert trainer._train_step(broken, stage, optimiser) == {"skipped": 1.0}
+    assert trainer._train_step([broken], stage, optimiser) == {"skipped": 1.0}
     # Finite losses may still have gradients that are not.
     handle = trainer.module.sam_mask_decoder.iou_token.weight.register_hook(lambda grad: grad * float("inf"))
-    assert trainer._train_step(batch, stage, optimiser) == {"skipped": 1.0}
+    assert trainer._train_step([batch], stage, optimiser) == {"skipped": 1.0}
     handle.remove()
     assert all(torch.equal(before[key], value) for key, value in trainer.module.state_dict().items())
-    assert "mask" in trainer._train_step(batch, stage, optimiser)
+    assert "mask" in trainer._train_step([batch], stage, optimiser)
     assert all(torch.isfinite(value).all() for value in trainer.module.state_dict().values())
 
 
@@ -237,7 +239,7 @@ def test_a_damaged_run_is_refused_in_one_line(settings, run, kind):
         torch.save({"weights": torch.zeros(3)}, path)
     else:
         state = torch.load(path, weights_only=True)
-        state["module"].popitem()
+        state["parameters"].popitem()
         torch.save(state, path)
     with pytest.raises(TrainingError, match=r"last\.pt is damaged") as refusal:
         BaseTrainer(settings, run)

@@ -12,7 +12,7 @@ from medsam2_core.engine.sources import ArrayImages
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.engine.zoom import Region
 from medsam2_core.training import network
-from medsam2_core.training.base import EMBEDDED_RECIPE, schedule
+from medsam2_core.training.base import EMBEDDED_RECIPE
 from medsam2_core.training.loader import Batch
 from medsam2_core.training.losses import AffinityHeads, mask_loss, true_iou
 from medsam2_core.training.objective import (
@@ -24,6 +24,7 @@ from medsam2_core.training.objective import (
     disturbed,
     moved,
 )
+from medsam2_core.training.trainer import schedule
 from medsam2_core.training.users import Prompts, corrected, first_prompts, jittered_boxes
 from medsam2_core.training.validation import dice, spearman, tracked_figures
 from support.model import prompt
@@ -259,9 +260,9 @@ def test_a_slice_that_was_corrected_conditions_the_others(model, monkeypatch, sh
     heads = AffinityHeads(model.module.hidden_dim)
     said, write = [], network.ObjectMemory.write
 
-    def note(memory, frame, here, answer, logits, prompted):
+    def note(memory, frame, here, answer, logits, prompted, ambiguous=False):
         said.append(prompted)
-        write(memory, frame, here, answer, logits, prompted)
+        write(memory, frame, here, answer, logits, prompted, ambiguous)
 
     monkeypatch.setattr(network.ObjectMemory, "write", note)
     objects = torch.zeros(1, 3, 64, 64, dtype=torch.bool)

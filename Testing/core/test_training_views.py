@@ -296,8 +296,8 @@ def test_shapes_of_lesions_are_read_and_no_cases(tmp_path):
 
 def batches(stacks, seed, count=2, **changes):
     settings = {"size": SIZE, "frames": 2, "batch": 3, "seed": seed, **changes}
-    made = iter(Views(stacks, Mixture(), **settings))
-    return [next(made) for _ in range(count)]
+    made = Views(stacks, Mixture(), **settings)
+    return [batch for step in range(count) for batch in made[step]]
 
 
 def test_the_same_seed_gives_the_same_batches(stacks):
@@ -323,15 +323,15 @@ def test_a_batch_gathers_views_and_knows_whose_object_is_whose(stacks):
 
 def test_making_batches_here_leaves_the_network_its_threads(stacks):
     torch.set_num_threads(2)
-    next(stream(stacks, Mixture(), size=SIZE, frames=1, batch=1, seed=0, workers=0))
+    next(stream(Views(stacks, Mixture(), size=SIZE, frames=1, batch=1, seed=0)))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
 
 
 def test_a_background_process_makes_the_same_batches(stacks):
     settings = {"size": SIZE, "frames": 1, "batch": 2, "seed": 4}
-    here = next(stream(stacks, Mixture(), workers=0, **settings))
-    there = next(stream(stacks, Mixture(), workers=1, **settings))
+    views = Views(stacks, Mixture(), **settings)
+    (here,), (there,) = (next(stream(views, workers=workers)) for workers in (0, 1))
     assert torch.equal(here.images, there.images)
 
 

@@ -1,18 +1,24 @@
 """Views by the batch, made in the background; each is used a few times, flipped differently."""
 
+import itertools
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
+from medsam2_core.errors import TrainingError
 from medsam2_core.training.anatomy import random_anatomy
+from medsam2_core.training.augmentation import BASE, Augmentation
 from medsam2_core.training.sources import LabelledStack
 from medsam2_core.training.views import View, flipped, make_view
 
 _ANATOMIES_AT_ONCE = 24
-_VIEWS_BETWEEN_ANATOMIES = 60
+_VIEWS_BETWEEN_ANATOMIES = 400
+_USED_AGAIN_AFTER = 12  # steps
+_MOST_TRIES = 2_000
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,25 @@ class Batch:
         )
 
 
-class Views(IterableDataset):
-    """An endless stream of batches; the same seed gives the same stream."""
+class Views(Dataset):
+    """Batches by the number of the step: the same seed and number give the same batch, in every process.
+
+    So a run that was killed goes on with the data it would have had, and several processes divide the views
+    of a step among themselves.
+
+    Parameters
+    ----------
+    batch
+        Views a step, over all processes.
+    passes
+        Parts in which a step is computed, one after another; each holds other views.
+    process, processes
+        Number of this process, and how many there are: each makes its share of the passes.
+    """
 
     def __init__(
         self,
-        stacks: list[LabelledStack],
+        stacks: Sequence[LabelledStack],
         mixture: Mixture,
         *,
         size: int,
@@ -101,6 +120,10 @@ class Views(IterableDataset):
         batch: int,
         seed: int,
         shapes: Sequence[torch.Tensor] = (),
+        augmentation: Augmentation = BASE,
+        passes: int = 1,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         scans = [s for s in stacks if s.image_kji is not None]
         self._rows: tuple[list[list[LabelledStack]], ...] = (
@@ -110,87 +133,101 @@ class Views(IterableDataset):
             _by_row([s for s in scans if s.labels_kji.shape[0] == 1]),
         )
         self._weights = [_weights(rows) for rows in self._rows]
-        self._mixture, self._shapes = mixture, shapes
+        self._shares = mixture.shares(frames, [True, *map(bool, self._rows[1:])])
+        self._uses, self._shapes, self._augmentation = mixture.uses, shapes, augmentation
         self._size, self._frames, self._batch, self._seed = size, frames, batch, seed
+        self._passes, self._process, self._processes = passes, process, processes
+        self._made: OrderedDict[int, View] = OrderedDict()
+        self._anatomies: OrderedDict[int, LabelledStack] = OrderedDict()
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = torch.utils.data.get_worker_info()
-        if worker is not None:  # in this process the network needs its threads
-            torch.set_num_threads(1)
-        rng = np.random.default_rng([self._seed, worker.id if worker else 0])
-        fresh = self._fresh(rng)
-        shelf: list[View] = []
-        uses = self._mixture.uses
-        while True:
-            views = []
-            for _ in range(self._batch):
-                if len(shelf) < 16 * uses or rng.random() < 1 / uses:
-                    view = next(fresh)
-                    if len(shelf) < 64 * uses:
-                        shelf.append(view)
-                    else:
-                        shelf[int(rng.integers(len(shelf)))] = view
-                else:
-                    view = shelf[int(rng.integers(len(shelf)))]
-                views.append(flipped(view, rng))
-            yield Batch.of(views)
+    def __getitem__(self, step: int) -> list[Batch]:
+        """Return this process's passes of a step."""
+        slots = np.array_split(np.arange(self._batch), self._passes)
+        return [
+            Batch.of([self._view(step, int(slot)) for slot in part])
+            for part in slots[self._process :: self._processes]
+        ]
 
-    def _fresh(self, rng: np.random.Generator) -> Iterator[View]:
-        anatomies = [_made_up(rng) for _ in range(4)]
-        made = 0
-        shares = self._mixture.shares(self._frames, [True, *map(bool, self._rows[1:])])
-        while True:
-            kind = int(rng.choice(4, p=shares))
+    def _view(self, step: int, slot: int) -> View:
+        """Return a view; it is used again some steps later, flipped differently."""
+        # A worker process makes every n-th step: this period suits n = 1, 2, 3, 4, 6 and 12.
+        first = step - _USED_AGAIN_AFTER * (step // _USED_AGAIN_AFTER % self._uses)
+        number = first * self._batch + slot
+        view = self._made.get(number)
+        if view is None:
+            view = self._made[number] = self._fresh(number)
+            while len(self._made) > (_USED_AGAIN_AFTER * self._batch if self._uses > 1 else 0):
+                self._made.popitem(last=False)
+        rng = np.random.default_rng([self._seed, step, slot, 1])
+        return flipped(view, rng, self._augmentation)
+
+    def _fresh(self, number: int) -> View:
+        rng = np.random.default_rng([self._seed, number])
+        for _ in range(_MOST_TRIES):
+            kind = int(rng.choice(4, p=self._shares))
             if kind == 0:
-                stack = anatomies[int(rng.integers(len(anatomies)))]
-                made += 1
-                grown = len(anatomies) < _ANATOMIES_AT_ONCE
-                if made % (12 if grown else _VIEWS_BETWEEN_ANATOMIES) == 0:
-                    anatomies = [*anatomies, _made_up(rng)][-_ANATOMIES_AT_ONCE:]
+                stack = self._anatomy(number, rng)
             else:
                 row = self._rows[kind][int(rng.choice(len(self._rows[kind]), p=self._weights[kind]))]
                 stack = row[int(rng.integers(len(row)))]
-            view = make_view(stack, rng, self._size, self._frames, self._shapes)
+            view = make_view(stack, rng, self._size, self._frames, self._shapes, self._augmentation)
             if view is not None:
-                yield view
+                return view
+        raise TrainingError(
+            "no object of the training data can be shown: all are smaller than a few pixels, or fill their "
+            "images",
+            code="nothing-to-show",
+        )
+
+    def _anatomy(self, number: int, rng: np.random.Generator) -> LabelledStack:
+        """Return one of the latest random anatomies; there are new ones as training goes on."""
+        latest = 3 + min(number // 80, 20) + max(0, number - 1_600) // _VIEWS_BETWEEN_ANATOMIES
+        chosen = int(rng.integers(max(0, latest + 1 - _ANATOMIES_AT_ONCE), latest + 1))
+        if chosen not in self._anatomies:
+            self._anatomies[chosen] = _made_up(np.random.default_rng([self._seed, chosen, 2]))
+            while len(self._anatomies) > _ANATOMIES_AT_ONCE:
+                self._anatomies.popitem(last=False)
+        return self._anatomies[chosen]
 
 
-def stream(
-    stacks: list[LabelledStack],
-    mixture: Mixture,
-    *,
-    size: int,
-    frames: int,
-    batch: int,
-    seed: int,
-    workers: int,
-    shapes: Sequence[torch.Tensor] = (),
-) -> Iterator[Batch]:
-    """Batches made by ``workers`` background processes (0: in this one)."""
-    views = Views(stacks, mixture, size=size, frames=frames, batch=batch, seed=seed, shapes=shapes)
+def stream(views: Views, first_step: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
+    """The passes of every step from a first one on, made by ``workers`` processes (0: in this one)."""
     loader = DataLoader(
         views,
         batch_size=None,
+        sampler=itertools.count(first_step),  # type: ignore[arg-type]
         num_workers=workers,
         prefetch_factor=6 if workers else None,
         # Its own numbers, which it draws from everybody's otherwise.
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_one_thread if workers else None,
     )
     return iter(loader)
 
 
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)  # the network needs them
+
+
 def fixed_views(
-    stacks: list[LabelledStack], size: int, frames: int, per_row: int, seed: int
+    stacks: Sequence[LabelledStack],
+    size: int,
+    frames: int,
+    per_row: int,
+    seed: int,
+    augmentation: Augmentation = BASE,
+    synthetic: bool = True,
 ) -> dict[str, list[View]]:
     """The same views every time, by row, for validation; with random anatomy as the row "synthetic"."""
     rng = np.random.default_rng(seed)
     rows = {row[0].row: row for row in _by_row(stacks)}
-    rows["synthetic"] = [_made_up(rng) for _ in range(per_row)]
+    if synthetic:
+        rows["synthetic"] = [_made_up(rng) for _ in range(per_row)]
     views: dict[str, list[View]] = {}
     for name, row in rows.items():
         kept: list[View] = []
         for attempt in range(per_row * 20):
-            view = make_view(row[attempt % len(row)], rng, size, frames)
+            view = make_view(row[attempt % len(row)], rng, size, frames, augmentation=augmentation)
             if view is not None:
                 kept.append(view)
             if len(kept) == per_row:
@@ -210,7 +247,7 @@ def _weights(rows: list[list[LabelledStack]]) -> np.ndarray:
     return weights / max(weights.sum(), 1e-9)
 
 
-def _by_row(stacks: list[LabelledStack]) -> list[list[LabelledStack]]:
+def _by_row(stacks: Sequence[LabelledStack]) -> list[list[LabelledStack]]:
     rows: dict[str, list[LabelledStack]] = {}
     for stack in stacks:
         rows.setdefault(stack.row, []).append(stack)

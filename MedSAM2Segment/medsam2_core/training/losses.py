@@ -1,12 +1,46 @@
-"""Losses of base training: mask, predicted IoU, presence, and pixel affinity."""
+"""Losses of training: mask, predicted IoU, presence, and pixel affinity."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 
-def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """BCE (twice) plus soft Dice for each mask.
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms.
+
+    Attributes
+    ----------
+    bce
+        Binary cross entropy, larger for objects that fill little of the view.
+    focal
+        Sigmoid focal loss (Lin et al., ICCV 2017; alpha 0.25, gamma 2). The recipe SAM 2 was trained with has
+        20 and no cross entropy; a network trained from random weights does not start with it.
+    dice
+        Soft Dice.
+    iou
+        L1 of the predicted IoU.
+    presence
+        Binary cross entropy of the object score.
+    """
+
+    bce: float = 2.0
+    focal: float = 0.0
+    dice: float = 1.0
+    iou: float = 1.0
+    presence: float = 1.0
+
+
+#: For networks trained from random weights, and what was trained so.
+BASE_LOSS = LossWeights()
+#: The recipe of SAM 2 (Ravi et al., arXiv 2408.00714) and of MedSAM2 (Ma et al., arXiv 2504.03600).
+SAM2_LOSS = LossWeights(bce=0.0, focal=20.0)
+
+
+def mask_loss(logits: torch.Tensor, targets: torch.Tensor, weights: LossWeights = BASE_LOSS) -> torch.Tensor:
+    """Weighted cross entropy, focal and soft Dice loss of each mask.
 
     Parameters
     ----------
@@ -20,13 +54,20 @@ def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     torch.Tensor
         (B,).
     """
-    bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
-    # Small objects fill little of the view; without this their border would hardly count.
-    share = targets.mean((1, 2)).clamp(0.02, 0.25)
+    bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     probability = logits.sigmoid()
     overlap = (probability * targets).sum((1, 2))
     dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2)) + targets.sum((1, 2)) + 1)
-    return 2 * bce * (0.25 / share).sqrt() + dice
+    loss = weights.dice * dice
+    if weights.bce:
+        # Small objects fill little of the view; without this their border would hardly count.
+        share = targets.mean((1, 2)).clamp(0.02, 0.25)
+        loss = loss + weights.bce * bce.mean((1, 2)) * (0.25 / share).sqrt()
+    if weights.focal:
+        wrong = probability + targets - 2 * probability * targets
+        balance = 0.25 * targets + 0.75 * (1 - targets)
+        loss = loss + weights.focal * (balance * wrong.square() * bce).mean((1, 2))
+    return loss
 
 
 def true_iou(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from medsam2_core.engine.recipe import PromptRecipe, drawn_prompt
+from medsam2_core.engine.recipe import INSIDE, SURE, PromptRecipe, drawn_prompt
 from medsam2_core.training.users import Prompts
 
 if TYPE_CHECKING:
@@ -59,12 +59,19 @@ class Answer:
     tokens: torch.Tensor  # (B, 4, C)
     presence: torch.Tensor  # (B, 1) logit
 
+    def token(self, ambiguous: bool) -> torch.Tensor:
+        """(B, C) the token of the single mask, or of the most confident of three."""
+        if not ambiguous:
+            return self.tokens[:, 0]
+        return self.tokens[torch.arange(len(self.tokens)), 1 + self.iou[:, 1:].argmax(1)]
 
-def encode(module: SAM2Base, images: torch.Tensor, trains_trunk: bool = True) -> Encoded:
-    """Encode (N, 3, S, S) images in 0..1, with gradients of the image encoder only if `trains_trunk`."""
+
+def encode(module: SAM2Base, images: torch.Tensor) -> Encoded:
+    """Encode (N, 3, S, S) images in 0..1, without gradients if no part of the image encoder is trained."""
     mean = torch.tensor(_MEAN, device=images.device)[:, None, None]
     std = torch.tensor(_STD, device=images.device)[:, None, None]
-    with torch.set_grad_enabled(trains_trunk and torch.is_grad_enabled()):
+    trains = any(parameter.requires_grad for parameter in module.image_encoder.parameters())
+    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
         out = module.image_encoder((images - mean) / std)
     maps, decoder = out["backbone_fpn"], module.sam_mask_decoder
     return Encoded(maps, out["vision_pos_enc"][-1], [decoder.conv_s0(maps[0]), decoder.conv_s1(maps[1])])
@@ -101,6 +108,24 @@ def decode(
     return Answer(masks.float(), iou.float(), tokens, presence.float())
 
 
+def given(module: SAM2Base, recipe: PromptRecipe, here: ObjectFeatures, target: torch.Tensor) -> Answer:
+    """Take masks as the user's own, which the model has no say in: (B, s, s) coverage, empty for absent.
+
+    As :meth:`medsam2_core.engine.heads.Heads.take_mask` does: the decoder only makes the pointer.
+    """
+    inside = (target.to(here.coarse.device) > 0.5)[:, None].float()
+    present = inside.flatten(1).any(1, keepdim=True).float()
+    if recipe.draws_prompts:
+        logits = INSIDE * (2 * inside - 1)
+        answer = decode(module, recipe, without_memory(module, here), here.fine, Prompts.only(logits))
+    else:
+        logits = SURE * (2 * inside - 1)
+        full = functional.interpolate(inside, size=(module.image_size,) * 2, mode="nearest")
+        canvas = module.mask_downsample(full) if module.use_obj_ptrs_in_encoder else logits
+        answer = decode(module, recipe, here.coarse, here.fine, Prompts.only(canvas))
+    return Answer(logits.expand(-1, 4, -1, -1), torch.ones_like(answer.iou), answer.tokens, 20 * present - 10)
+
+
 class ObjectMemory:
     """Memory of B objects through a clip, kept and read exactly as SAM 2 does."""
 
@@ -123,9 +148,15 @@ class ObjectMemory:
         )
 
     def write(
-        self, frame: int, features: ObjectFeatures, answer: Answer, logits: torch.Tensor, prompted: bool
+        self,
+        frame: int,
+        features: ObjectFeatures,
+        answer: Answer,
+        logits: torch.Tensor,
+        prompted: bool,
+        ambiguous: bool = False,
     ) -> None:
-        """Remember the frame with mask logits (B, 1, s, s)."""
+        """Remember the frame with mask logits (B, 1, s, s), those of the best of three if `ambiguous`."""
         module = self._module
         tokens, _, size = _flattened(features)
         full = functional.interpolate(
@@ -139,7 +170,8 @@ class ObjectMemory:
             is_mask_from_pts=prompted,
         )
         here = (answer.presence > 0).float()
-        pointer = here * module.obj_ptr_proj(answer.tokens[:, 0]) + (1 - here) * module.no_obj_ptr
+        pointer = module.obj_ptr_proj(answer.token(ambiguous and module.use_multimask_token_for_obj_ptr))
+        pointer = here * pointer + (1 - here) * module.no_obj_ptr
         kind = "cond_frame_outputs" if prompted else "non_cond_frame_outputs"
         self._outputs[kind][frame] = {
             "maskmem_features": memory,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from medsam2_core.engine.recipe import SURE, PromptRecipe
 from medsam2_core.training import network
 from medsam2_core.training.loader import Batch
-from medsam2_core.training.losses import AffinityHeads, mask_loss, true_iou
+from medsam2_core.training.losses import BASE_LOSS, AffinityHeads, LossWeights, mask_loss, true_iou
 from medsam2_core.training.users import Prompts, corrected, first_prompts
 
 if TYPE_CHECKING:
@@ -45,6 +45,19 @@ class Stage:
         slice's image matters.
     worse_weight
         Weight of what a correction adds to the mask loss.
+    parts
+        What is trained, see :data:`medsam2_core.training.parts.PARTS`.
+    layer_decay
+        Factor of the learning rate from each block of the image encoder to the one before it.
+    passes
+        Parts in which the views of a step are computed one after another: more need less memory.
+    prompt_every
+        Every n-th slice of a clip is prompted; an object that is not there is given as an empty mask.
+        0: only the first.
+    loss
+        Weights of the terms of the loss.
+    memory, memory_size
+        Memory policy, ``recent`` or ``self-sorting``, and the slices the latter holds.
     slices
         Views in the batches of single slices that take turns with the clips, with one correction more:
         clips alone unlearn corrections. 0: no such batches.
@@ -64,13 +77,23 @@ class Stage:
     carried_noise: float = 0.0
     worse_weight: float = 0.0
     slices: int = 0
+    parts: str = "all"
+    layer_decay: float = 1.0
+    passes: int = 1
+    prompt_every: int = 0
+    loss: LossWeights = BASE_LOSS
+    memory: str = "recent"
+    memory_size: int = 16
 
     @property
     def turns(self) -> tuple[Stage, ...]:
         """What the batches are, by turns."""
         if not self.slices:
             return (self,)
-        alone = replace(self, frames=1, batch=self.slices, corrections=self.corrections + 1, slices=0)
+        passes = 1 if self.passes == 1 else self.slices
+        alone = replace(
+            self, frames=1, batch=self.slices, corrections=self.corrections + 1, slices=0, passes=passes
+        )
         return self, alone
 
 
@@ -82,14 +105,16 @@ class Objective:
     module
         The network.
     heads
-        Affinity heads for the network's maps.
+        Affinity heads for the network's maps; None trains without.
     recipe
         How prompts are drawn for this model.
     """
 
-    def __init__(self, module: SAM2Base, heads: AffinityHeads, recipe: PromptRecipe) -> None:
+    def __init__(self, module: SAM2Base, heads: AffinityHeads | None, recipe: PromptRecipe) -> None:
         self.module = module
         self._heads, self._recipe = heads, recipe
+        #: Whether tracking answers with the best of three masks.
+        self.tracks_with_three = module._use_multimask(False, None)
 
     def decode(
         self, embedding: torch.Tensor, here: network.ObjectFeatures, prompts: Prompts
@@ -97,51 +122,73 @@ class Objective:
         """Decode with an embedding (B, C, h, w) and this model's recipe."""
         return network.decode(self.module, self._recipe, embedding, here.fine, prompts)
 
+    def following(self, carried: torch.Tensor) -> Prompts:
+        """What the model gets on a slice that is not prompted: the mask (B, 1, s, s) of the one before, or
+        nothing."""
+        return Prompts.only(carried) if self._recipe.carries_mask else Prompts.none(len(carried))
+
     def losses(self, batch: Batch, stage: Stage, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """The loss terms of one batch, weighted; their sum is what is minimised."""
         frames, device = batch.images.shape[1], self.module.device
-        encoded = network.encode(self.module, batch.images.flatten(0, 1).to(device), stage.trunk_factor > 0)
-        affinity = torch.zeros((), device=device)
-        if stage.affinity_weight:
+        encoded = network.encode(self.module, batch.images.flatten(0, 1).to(device))
+        terms = {}
+        if stage.affinity_weight and self._heads is not None:
             regions = batch.regions.flatten(0, 1).to(device)
-            affinity = self._heads(encoded.maps, regions, 160, generator)
+            terms["affinity"] = stage.affinity_weight * self._heads(encoded.maps, regions, 160, generator)
         targets = coverage(batch.objects, encoded)
-        squares = batch.squares[batch.image_of]
         kind = _draw(KINDS, stage.kinds, generator)
-        memory = network.ObjectMemory(self.module, frames) if frames > 1 else None
-        sums = dict.fromkeys(("mask", "iou", "presence", "worse"), torch.zeros((), device=device))
-        total = 0.0
+        memory = self.memory(stage, frames) if frames > 1 else None
+        total = _Total(stage, device)
         carried: torch.Tensor | None = None
         for frame in range(frames):
             here, target = encoded.of(batch.image_of * frames + frame), targets[:, frame]
-            if carried is None or memory is None:
+            absent: torch.Tensor | None = None
+            prompted = frame == 0 or bool(stage.prompt_every and frame % stage.prompt_every == 0)
+            if memory is not None and prompted and kind == "mask" and not self._recipe.draws_prompts:
+                # As SAM 2 takes masks: they are what they are, and later slices are to follow them.
+                answers = [(network.given(self.module, self._recipe, here, target), False)]
+            elif carried is None or memory is None:
                 answers = list(self.prompted(here, target, kind, stage.corrections, generator))
-                weight = 1.0
+                total.add(answers, target, 1.0)
+            elif prompted:
+                absent = ~(target > 0.5).flatten(1).any(1)
+                answers = list(self.prompted(here, target, kind, stage.corrections, generator))
+                total.add(answers, target, 1.0, absent)
             else:
                 embedding = memory.read(frame, here)
-                carried = moved(carried, squares[:, frame - 1], squares[:, frame])
+                carried = moved(carried, *_squares(batch, frame))
                 if float(torch.rand(1, generator=generator)) < stage.carried_noise:
                     carried = disturbed(carried, generator)
                 answers = list(self.tracked(embedding, here, target, carried, stage, generator))
-                weight = stage.tracked_weight
-            before: torch.Tensor | None = None
-            for answer, ambiguous in answers:
-                losses, errors = answer_losses(answer, target.to(device), ambiguous)
-                if before is not None and stage.worse_weight:
-                    # A correction that makes a slice worse is the one thing a user does not forgive.
-                    losses["worse"] = stage.worse_weight * (errors - before).clamp(min=0).mean()
-                before = errors.detach()
-                for key, value in losses.items():
-                    sums[key] = sums[key] + weight * value
-                total += weight
+                total.add(answers, target, stage.tracked_weight)
+                # As in use: a slice the user has prompted conditions all others.
+                prompted = len(answers) > 1
             answer, ambiguous = answers[-1]
+            if absent is not None and absent.any():
+                answer, ambiguous = self._with_absent(here, answer, ambiguous, absent), False
             carried = shown(answer, ambiguous).detach()
             if memory is not None and frame < frames - 1:
-                # As in use: a slice the user has prompted conditions all others.
-                prompted = frame == 0 or len(answers) > 1
-                memory.write(frame, here, answer, shown(answer, False), prompted=prompted)
-        scaled = {key: value / total for key, value in sums.items()}
-        return {**scaled, "affinity": stage.affinity_weight * affinity}
+                logits = shown(answer, ambiguous)
+                memory.write(frame, here, answer, logits, prompted=prompted, ambiguous=ambiguous)
+        return {**total.means(), **terms}
+
+    def memory(self, stage: Stage, frames: int) -> network.ObjectMemory:
+        """A memory for a clip, by the stage's policy."""
+        return network.ObjectMemory(self.module, frames)
+
+    def _with_absent(
+        self, here: network.ObjectFeatures, answer: network.Answer, ambiguous: bool, absent: torch.Tensor
+    ) -> network.Answer:
+        """An answer of which that of absent objects is replaced by an explicit empty mask."""
+        logits, tokens = best_logits(answer, ambiguous), answer.token(ambiguous)[:, None]
+        nothing = network.given(self.module, self._recipe, here, torch.zeros_like(logits[:, 0]))
+        where = absent.to(logits.device)
+        return network.Answer(
+            torch.where(where[:, None, None, None], nothing.logits[:, :1], logits).expand(-1, 4, -1, -1),
+            answer.iou,
+            torch.where(where[:, None, None], nothing.tokens[:, :1], tokens).expand(-1, 4, -1),
+            torch.where(where[:, None], nothing.presence, answer.presence),
+        )
 
     def prompted(
         self,
@@ -160,7 +207,7 @@ class Objective:
             yield answer, ambiguous
             if turn < corrections:
                 last = shown(answer, ambiguous).detach().cpu()
-                prompts = corrected(prompts, last, target, generator)
+                prompts = corrected(prompts, last, target, generator, self._recipe.draws_prompts)
 
     def tracked(
         self,
@@ -171,38 +218,86 @@ class Objective:
         stage: Stage,
         generator: torch.Generator,
     ) -> Iterator[tuple[network.Answer, bool]]:
-        """The answer tracking gives with the slice before as canvas; now and then a click corrects it."""
-        answer = self.decode(embedding, here, Prompts.only(carried))
-        yield answer, False
+        """The answer tracking gives, with the slice before as canvas where the model carries masks; now and
+        then a click corrects it."""
+        answer, ambiguous = self.decode(embedding, here, self.following(carried)), self.tracks_with_three
+        yield answer, ambiguous
         if float(torch.rand(1, generator=generator)) < stage.tracked_corrections:
-            last = shown(answer, False).detach().cpu()
-            yield self.decode(embedding, here, corrected(Prompts.only(last), last, target, generator)), False
+            last = shown(answer, ambiguous).detach().cpu()
+            click = corrected(Prompts.only(last), last, target, generator, self._recipe.draws_prompts)
+            yield self.decode(embedding, here, click), False
+
+
+class _Total:
+    """Sums of loss terms over the answers of a clip."""
+
+    def __init__(self, stage: Stage, device: torch.device) -> None:
+        names = ("mask", "iou", "presence", "worse") if stage.worse_weight else ("mask", "iou", "presence")
+        self._sums = dict.fromkeys(names, torch.zeros((), device=device))
+        self._stage, self._weight = stage, 0.0
+
+    def add(
+        self,
+        answers: Sequence[tuple[network.Answer, bool]],
+        target: torch.Tensor,
+        weight: float,
+        absent: torch.Tensor | None = None,
+    ) -> None:
+        """Add the answers on one slice; what is `absent` (B,) was not asked for."""
+        before: torch.Tensor | None = None
+        for answer, ambiguous in answers:
+            on_device = target.to(answer.logits.device)
+            losses, errors = answer_losses(answer, on_device, ambiguous, self._stage.loss, absent)
+            if before is not None and self._stage.worse_weight:
+                # A correction that makes a slice worse is the one thing a user does not forgive.
+                losses["worse"] = self._stage.worse_weight * (errors - before).clamp(min=0).mean()
+            before = errors.detach()
+            for key, value in losses.items():
+                self._sums[key] = self._sums[key] + weight * value
+            self._weight += weight
+
+    def means(self) -> dict[str, torch.Tensor]:
+        """Terms by the weight of the answers."""
+        return {key: value / max(self._weight, 1e-9) for key, value in self._sums.items()}
+
+
+def _squares(batch: Batch, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 3) where each object's view lay on the slice before, and where it lies on this one."""
+    squares = batch.squares[batch.image_of]
+    return squares[:, frame - 1], squares[:, frame]
 
 
 def answer_losses(
-    answer: network.Answer, target: torch.Tensor, ambiguous: bool
+    answer: network.Answer,
+    target: torch.Tensor,
+    ambiguous: bool,
+    weights: LossWeights = BASE_LOSS,
+    unasked: torch.Tensor | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Mask, predicted IoU and presence losses of one answer; and (B,) mask losses, 0 for absent objects.
 
     An ambiguous prompt (one click) is answered by three masks of which the best counts; the single mask is
-    trained lightly beside them.
+    trained lightly beside them. Objects that are `unasked` (B,) do not count at all.
     """
     present = (target > 0.5).flatten(1).any(1)
     used = answer.logits[:, 1:] if ambiguous else answer.logits[:, :1]
-    losses = torch.stack([mask_loss(used[:, m], target) for m in range(used.shape[1])], dim=1)
+    losses = torch.stack([mask_loss(used[:, m], target, weights) for m in range(used.shape[1])], dim=1)
     best = losses.min(dim=1).values
     if ambiguous:
-        best = 0.9 * best + 0.05 * losses.mean(1) + 0.05 * mask_loss(answer.logits[:, 0], target)
+        single = mask_loss(answer.logits[:, 0], target, weights)
+        best = 0.9 * best + 0.05 * losses.mean(1) + 0.05 * single
     actual = true_iou(used.detach(), target[:, None])
     predicted = answer.iou[:, 1:] if ambiguous else answer.iou[:, :1]
     iou = (predicted - actual).abs().mean(1)
     # An absent object has no mask to learn from: whether it is there is the presence head's task.
     share = present.float()
     errors = best * share
+    known = torch.ones_like(share) if unasked is None else (~unasked).to(share)
+    presence = functional.binary_cross_entropy_with_logits(answer.presence[:, 0], share, reduction="none")
     return {
         "mask": errors.sum() / share.sum().clamp(min=1),
-        "iou": (iou * share).sum() / share.sum().clamp(min=1),
-        "presence": functional.binary_cross_entropy_with_logits(answer.presence[:, 0], share),
+        "iou": weights.iou * (iou * share).sum() / share.sum().clamp(min=1),
+        "presence": weights.presence * (presence * known).sum() / known.sum().clamp(min=1),
     }, errors
 
 

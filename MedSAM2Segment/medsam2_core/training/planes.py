@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from medsam2_core.engine.zoom import Zoom
 from medsam2_core.training.appearance import blur
+from medsam2_core.training.augmentation import BASE, Augmentation
 from medsam2_core.training.sources import LabelledStack
 
 # Labels are sampled at this side and smoothed up to the view's: voxel stairs are not anatomy.
@@ -133,7 +134,12 @@ class Plane:
         return functional.grid_sample(block[None], normal, mode=mode, align_corners=False)[0].transpose(0, 1)
 
 
-def draw_plane(stack: LabelledStack, rng: np.random.Generator, frames: int) -> Plane | None:
+def draw_plane(
+    stack: LabelledStack,
+    rng: np.random.Generator,
+    frames: int,
+    augmentation: Augmentation = BASE,
+) -> Plane | None:
     """Choose an object, a key slice and a direction; None when the draw hit nothing that can be shown."""
     piece = Piece.drawn(stack, rng)
     if piece is None:
@@ -144,7 +150,7 @@ def draw_plane(stack: LabelledStack, rng: np.random.Generator, frames: int) -> P
     spacing = np.array(stack.spacing_kji)
     areas = piece.areas(axis)
     key = _key_slice(areas, rng)
-    course = _course(stack, areas, key, piece.start_kji[axis] + key, axis, frames, rng)
+    course = _course(stack, areas, key, piece.start_kji[axis] + key, axis, frames, rng, augmentation.thin)
     if course is None:
         return None
     indices, step_mm = course
@@ -153,13 +159,13 @@ def draw_plane(stack: LabelledStack, rng: np.random.Generator, frames: int) -> P
     assert first is not None  # the key slice shows the object
     extent = first[2:] - first[:2]
     whole_mm = np.array(stack.labels_kji.shape)[others] * spacing[others]
-    side = float(min(_scale(rng, frames) * extent.max(), 1.2 * max(whole_mm)))
+    side = float(min(_scale(rng, frames, augmentation.wide) * extent.max(), 1.2 * max(whole_mm)))
     centre = (first[:2] + first[2:]) / 2
-    centre = centre + rng.uniform(-0.5, 0.5, 2) * np.maximum(side - extent, 0.1 * side) * 0.8
+    centre = centre + rng.uniform(-0.5, 0.5, 2) * np.maximum(side - extent, 0.1 * side) * augmentation.shift
     regions = _followed(centre, side, boxes, whole_mm, follows=not flat and rng.random() < 0.75)
-    slope = _slope(rng)
+    slope = _slope(rng, augmentation)
     squares = np.array([[*np.linalg.solve(slope, c - centre), s] for c, s in regions]) / side
-    positions, bent = _bent_positions(squares, flat, rng)
+    positions, bent = _bent_positions(squares, flat, rng, augmentation.bend)
     leans = not flat and stack.complete and spacing.max() < 2 * spacing.min()
     lean = rng.normal(0, 0.2, 2) if leans else np.zeros(2)
     drift = rng.normal(0, 0.2, 2) * step_mm * (1.0 if leans else 0.3)
@@ -199,10 +205,11 @@ def _course(
     axis: int,
     frames: int,
     rng: np.random.Generator,
+    thin: bool,
 ) -> tuple[NDArray[np.float64], float] | None:
     """Positions of the slices along the axis, from the key slice on, and their distance in mm.
 
-    The object's end lies anywhere in the clip or a little beyond it.
+    With `thin`, the object's end lies anywhere in the clip or a little beyond it.
     """
     if frames == 1 or stack.labels_kji.shape[0] == 1:
         return np.full(frames, float(start)), 0.0
@@ -211,7 +218,7 @@ def _course(
     for direction in (towards, -towards):
         left = len(areas) - 1 - key if direction > 0 else key
         room = count - 1 - start if direction > 0 else start
-        step = (left + 1) / int(rng.integers(1, frames + 4))
+        step = (left + 1) / int(rng.integers(1, frames + 4)) if thin else 1.0
         if stack.image_kji is not None:
             step = float(max(1, min(round(step), int(max(_THICKEST_MM / spacing, 1)))))
         else:
@@ -222,7 +229,11 @@ def _course(
             step = min(step, float(room // (frames - 1)))
         if step * spacing >= 0.3:
             return (start + direction * step * np.arange(frames)).astype(np.float64), step * spacing
-    return None
+    if stack.image_kji is None or count < 2:
+        return None
+    # A scan too short for the clip: it turns back at the last slice.
+    there_and_back = np.abs((start + towards * np.arange(frames)) % (2 * count - 2))
+    return np.minimum(there_and_back, 2 * count - 2 - there_and_back).astype(np.float64), spacing
 
 
 def _box_mm(piece: Piece, axis: int, index: float, spacing: NDArray) -> NDArray[np.float64] | None:
@@ -240,12 +251,12 @@ def _box_mm(piece: Piece, axis: int, index: float, spacing: NDArray) -> NDArray[
     return (corners * spacing[others]).ravel()
 
 
-def _scale(rng: np.random.Generator, frames: int) -> float:
+def _scale(rng: np.random.Generator, frames: int, wide: float) -> float:
     """Side of the first square in units of the object's longer side."""
     draw = rng.random()
-    if frames > 1 and draw < 0.7:
+    if frames > 1 and draw < 0.9 - wide:
         return float(np.exp(rng.uniform(np.log(1.5), np.log(3.0))))
-    if draw < 0.8:
+    if draw < 1 - wide:
         return float(np.exp(rng.uniform(np.log(1.1), np.log(4.0))))
     return float(np.exp(rng.uniform(np.log(4.0), np.log(9.0))))
 
@@ -274,15 +285,16 @@ def _followed(
     return regions
 
 
-def _slope(rng: np.random.Generator) -> NDArray[np.float64]:
+def _slope(rng: np.random.Generator, augmentation: Augmentation) -> NDArray[np.float64]:
     """(2, 2) a turn, a stretch and a shear of rows and columns."""
-    angle, stretch, shear = rng.normal(0, 0.3), np.exp(rng.normal(0, 0.12)), rng.normal(0, 0.1)
+    angle, stretch = rng.normal(0, augmentation.turn), np.exp(rng.normal(0, augmentation.stretch))
+    shear = rng.normal(0, augmentation.shear)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return np.diag([stretch, 1 / stretch]) @ turn @ np.array([[1.0, 0.0], [shear, 1.0]])
 
 
 def _bent_positions(
-    squares: NDArray, flat: bool, rng: np.random.Generator
+    squares: NDArray, flat: bool, rng: np.random.Generator, bend: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(T, L, L, 2) positions of each square, and the same bent, in units of the first square's side.
 
@@ -294,7 +306,7 @@ def _bent_positions(
     unit = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
     placed = torch.from_numpy(squares.astype(np.float32))
     positions = placed[:, None, None, :2] + placed[:, None, None, 2:] * unit
-    amount = rng.uniform(0, 0.07) if rng.random() < 0.6 else 0.0
+    amount = rng.uniform(0, bend) if rng.random() < 0.6 else 0.0
     bent = positions
     if amount:
         knots = rng.standard_normal((2, 2, 5, 5)).astype(np.float32)

@@ -38,6 +38,11 @@ class Prompts:
             None, previous_logits.new_zeros(batch, 0, 2), previous_logits.new_zeros(batch, 0), previous_logits
         )
 
+    @classmethod
+    def none(cls, batch: int) -> "Prompts":
+        """Nothing at all, as while SAM 2 tracks."""
+        return cls(None, torch.zeros(batch, 0, 2), torch.zeros(batch, 0), None)
+
     def to(self, device: torch.device) -> "Prompts":
         """The same prompts on another device."""
         boxes = None if self.boxes_xyxy is None else self.boxes_xyxy.to(device)
@@ -125,7 +130,11 @@ def rough_masks(targets: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 
 def corrected(
-    prompts: Prompts, logits: torch.Tensor, targets: torch.Tensor, generator: torch.Generator
+    prompts: Prompts,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    generator: torch.Generator,
+    draws: bool = True,
 ) -> Prompts:
     """Add one click where the error is largest; the previous logits become the canvas.
 
@@ -135,6 +144,8 @@ def corrected(
         (B, 1, s, s) the model's last answer, detached.
     targets
         (B, s, s) coverage.
+    draws
+        Whether the model's prompts are drawn, see :class:`~medsam2_core.engine.recipe.PromptRecipe`.
     """
     truth = targets > 0.5
     answer = logits[:, 0] > 0
@@ -154,7 +165,7 @@ def corrected(
     point = (torch.stack([index % size, index // size], dim=1).float() + 0.5) / size
     # As in use: a positive click where nothing was found is drawn as a first click is.
     lost = (label == 1) & ~answer.flatten(1).any(1)
-    if lost.any():
+    if draws and lost.any():
         cones = draw_cones(point[:, None], label[:, None], size, PromptRecipe().cone_radius)
         logits = torch.where(lost[:, None, None, None], cones, logits)
     return Prompts(

@@ -139,13 +139,14 @@ def _scores(
         yield f"{kind}+{stage.corrections}", values[-1]
         if frames > 1:
             before = len(seen.dice)
-            _track(objective, batch, slices, targets, answers[0], place, seen)
+            _track(objective, stage, batch, slices, targets, answers[0], place, seen)
             tracked = torch.cat(seen.dice[before:])[torch.cat(seen.present[before:]).bool()]
             yield f"{kind} tracked", tracked
 
 
 def _track(
     objective: Objective,
+    stage: Stage,
     batch: Batch,
     slices: Sequence[network.ObjectFeatures],
     targets: torch.Tensor,
@@ -154,24 +155,25 @@ def _track(
     seen: Tracked,
 ) -> None:
     """Track objects through a clip from an answer on its first slice."""
-    memory = network.ObjectMemory(objective.module, len(slices))
-    squares = batch.squares[batch.image_of]
-    answer, carried = first[0], shown(*first)
+    memory = objective.memory(stage, len(slices))
+    squares, three = batch.squares[batch.image_of], objective.tracks_with_three
+    (answer, ambiguous), carried = first, shown(*first)
     generator = torch.Generator().manual_seed(13)
     for n, here in enumerate(slices[1:], start=1):
-        memory.write(n - 1, slices[n - 1], answer, carried, prompted=n == 1)
+        memory.write(n - 1, slices[n - 1], answer, carried, prompted=n == 1, ambiguous=ambiguous)
         carried = moved(carried, squares[:, n - 1], squares[:, n])
         embedding, target = memory.read(n, here), targets[:, n]
-        answer = objective.decode(embedding, here, Prompts.only(carried))
-        carried = shown(answer, False)
+        answer, ambiguous = objective.decode(embedding, here, objective.following(carried)), three
+        carried = shown(answer, ambiguous)
         clicked = corrected(Prompts.only(carried.cpu()), carried.cpu(), target, generator)
         again = shown(objective.decode(embedding, here, clicked), False)
         here_dice = dice(carried, target)
         seen.distance.append(torch.full((len(target),), n))
         seen.present.append((target > 0.5).flatten(1).any(1))
         seen.score.append(answer.presence[:, 0].float().cpu())
-        seen.iou.append(true_iou(answer.logits[:, 0].cpu(), target))
-        seen.predicted_iou.append(answer.iou[:, 0].float().cpu())
+        seen.iou.append(true_iou(best_logits(answer, ambiguous)[:, 0].cpu(), target))
+        ious = answer.iou[:, 1:].amax(1) if ambiguous else answer.iou[:, 0]
+        seen.predicted_iou.append(ious.float().cpu())
         seen.dice.append(here_dice)
         seen.gain.append(dice(again, target) - here_dice)
         seen.kind.append(torch.full((len(target),), place))

@@ -12,6 +12,7 @@ import torch
 from scipy import ndimage
 
 from medsam2_core.training.appearance import colourise, degrade, paint
+from medsam2_core.training.augmentation import BASE, Augmentation, transformed
 from medsam2_core.training.lesions import insert_lesion, lesion_level
 from medsam2_core.training.planes import Plane, draw_plane
 from medsam2_core.training.sources import LabelledStack
@@ -53,6 +54,7 @@ def make_view(
     size: int,
     frames: int,
     shapes: Sequence[torch.Tensor] = (),
+    augmentation: Augmentation = BASE,
 ) -> View | None:
     """Cut one view out of a labelled stack; None when the draw hit nothing worth learning from.
 
@@ -64,8 +66,10 @@ def make_view(
         Number of slices T.
     shapes
         Shapes of lesions to put in, see :func:`medsam2_core.training.lesions.load_shapes`.
+    augmentation
+        How much the view differs from what was acquired.
     """
-    plane = draw_plane(stack, rng, frames)
+    plane = draw_plane(stack, rng, frames, augmentation)
     if plane is None:
         return None
     labels = plane.sample_labels(size)
@@ -75,28 +79,32 @@ def make_view(
             labels = torch.where(level < 1, labels.max() + 1, labels)
         image = colourise(paint(labels, rng), rng)
     else:
-        image, labels = _dress_real(plane, plane.sample_image(size, rng), labels, rng, shapes)
-    objects = _choose_objects(labels, rng, plane.piece.label)
+        image = plane.sample_image(size, rng)
+        image, labels = _dress_real(plane, image, labels, rng, shapes, augmentation)
+    image, labels = transformed(image, labels, augmentation, rng)
+    objects = _choose_objects(labels, rng, plane.piece.label, augmentation.unions)
     if objects is None:
         return None
     regions = _regions(labels, stack.complete)
     return View(image.contiguous(), objects, regions, plane.squares, stack.row)
 
 
-def flipped(view: View, rng: np.random.Generator) -> View:
+def flipped(view: View, rng: np.random.Generator, augmentation: Augmentation = BASE) -> View:
     """The same view flipped or turned by quarters, a little brighter or darker: cheap variety for a reused
     view.
     """
-    turns, mirror = int(rng.integers(4)), rng.random() < 0.5
+    turns = int(rng.integers(4)) if augmentation.flips == "all" else 0
+    mirror = augmentation.flips != "none" and rng.random() < 0.5
 
     def turn(x: torch.Tensor) -> torch.Tensor:
         x = torch.rot90(x, turns, dims=(-2, -1))
         return x.flip(-1) if mirror else x
 
     image = turn(view.image)
-    if rng.random() < 0.15:
+    if rng.random() < 1.5 * augmentation.invert:
         image = 1 - image
-    image = (image * rng.uniform(0.8, 1.2) + rng.uniform(-0.1, 0.1)).clamp(0, 1)
+    if augmentation.contrast:
+        image = (image * rng.uniform(0.8, 1.2) + rng.uniform(-0.1, 0.1)).clamp(0, 1)
     rows, columns, sides = view.squares.unbind(-1)
     for _ in range(turns):
         rows, columns = -columns, rows
@@ -119,29 +127,34 @@ def _dress_real(
     labels: torch.Tensor,
     rng: np.random.Generator,
     shapes: Sequence[torch.Tensor],
+    augmentation: Augmentation,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Vary a real image: contrast, noise, resolution, tint; now and then a lesion that was never there."""
-    if image.shape[1] == 3 and rng.random() < 0.5:
+    if image.shape[1] == 3 and rng.random() < 10 * augmentation.tint:
         image = image.mean(1, keepdim=True)
     if image.shape[1] == 3:
+        if rng.random() >= 2.5 * augmentation.contrast:
+            return image, labels
         return (image * rng.uniform(0.8, 1.2)).clamp(0, 1).pow(float(np.exp(rng.normal(0, 0.2)))), labels
     grey = image[:, 0]
-    if rng.random() < 0.3:
+    if rng.random() < augmentation.lesions:
         level = lesion_level(plane.positions, labels.shape[-1], rng, shapes)
         labels, grey = insert_lesion(level, labels, grey, rng)
-    if rng.random() < 0.1:
+    if rng.random() < augmentation.invert:
         grey = 1 - grey
     draw = rng.random()
-    if draw < 0.35:
+    if draw < augmentation.degrade:
         grey = degrade(grey, rng)
-    elif draw < 0.8:
+    elif draw < augmentation.degrade + augmentation.contrast:
         grey = (grey.clamp(min=1e-4).pow(float(np.exp(rng.normal(0, 0.3)))) * rng.uniform(0.8, 1.2)).clamp(
             0, 1
         )
-    return colourise(grey, rng, 0.05), labels
+    return colourise(grey, rng, augmentation.tint), labels
 
 
-def _choose_objects(labels: torch.Tensor, rng: np.random.Generator, target: int) -> torch.Tensor | None:
+def _choose_objects(
+    labels: torch.Tensor, rng: np.random.Generator, target: int, unions: float
+) -> torch.Tensor | None:
     """Up to ``MAX_OBJECTS`` objects visible on the first slice; the one the view was made for comes first."""
     first = labels[0]
     values = [int(v) for v in torch.unique(first) if v > 0]
@@ -154,7 +167,7 @@ def _choose_objects(labels: torch.Tensor, rng: np.random.Generator, target: int)
         if value != target and rng.random() < 0.8:
             whole = _largest_piece(whole)
         chosen.append(whole)
-    if len(values) > 1 and rng.random() < 0.25:  # organ with its vessels, wall with its lumen
+    if len(values) > 1 and rng.random() < unions:  # organ with its vessels, wall with its lumen
         pair = rng.choice(values, 2, replace=False)
         chosen.insert(1, (labels == int(pair[0])) | (labels == int(pair[1])))
     smallest = _SMALLEST_OBJECT * (labels.shape[-1] / 256) ** 2

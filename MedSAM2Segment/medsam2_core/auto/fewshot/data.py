@@ -26,6 +26,9 @@ LABEL_ENDINGS = ("_seg", "_mask", "_label", "_labels", "_gt", "-seg", "-mask", "
 _IMAGE_ENDINGS = ("_img", "_image", "-img", "-image", "_scan")
 _NNUNET_CHANNEL = re.compile(r"_\d{4}$")
 _MOST_FILES = 200_000
+_SLICES = (".jpg", ".jpeg", ".png", ".npy")
+#: What is between the name of an image and the rest in the name of a rater's mask: structure and rater.
+RATED = r"_seg_([A-Za-z]+)_(\d+)"
 _TERMINOLOGY = "TerminologyEntry:"
 
 
@@ -41,12 +44,18 @@ class Pair:
         Whether it is for testing only: in a folder ``Test``, or so marked in a CSV.
     group
         Images of one group (a patient) stay together when data is split; empty for the image alone.
+    series
+        UID of the DICOM series, where the image is a folder with several.
+    raters
+        The masks of several raters, instead of `labels`.
     """
 
     image: Path
     labels: Path
     held_out: bool = False
     group: str = ""
+    series: str = ""
+    raters: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -54,7 +63,7 @@ class Pair:
         return stem_of(self.image)
 
 
-def find_pairs(data: str | Path) -> list[Pair]:
+def find_pairs(data: str | Path, every_rater: bool = False) -> list[Pair]:
     """Find all pairs of a folder or a CSV, sorted.
 
     Parameters
@@ -67,7 +76,14 @@ def find_pairs(data: str | Path) -> list[Pair]:
         - ``NAME.nrrd`` beside ``NAME.seg.nrrd`` or ``NAME_seg.nii.gz``;
         - ``images/NAME.png`` and ``labels/NAME.png`` (also ``imgs`` and ``gts``, ``masks`` …), with or
           without ``Train`` and ``Test`` above them;
-        - nnU-Net's ``imagesTr/NAME_0000.nii.gz`` and ``labelsTr/NAME.nii.gz``.
+        - nnU-Net's ``imagesTr/NAME_0000.nii.gz`` and ``labelsTr/NAME.nii.gz``;
+        - ``NAME.npz`` with the arrays ``imgs`` and ``gts`` (MedSAM2);
+        - ``image/CASE/N.jpg`` and ``mask/CASE/N.npy``, slice by slice, below ``Training`` and ``Test``
+          (Medical SAM 2);
+        - ``ID_cropped.jpg`` beside ``ID_seg_cup_1_cropped.jpg`` … of several raters (REFUGE);
+        - DICOM series, and DICOM segmentations that refer to them.
+    every_rater
+        Make a pair of each rater's masks; otherwise they vote.
 
     Raises
     ------
@@ -82,8 +98,11 @@ def find_pairs(data: str | Path) -> list[Pair]:
             f"{data}: no such folder, nor a CSV: name the folder of your images and labels",
             code="data-not-found", path=str(data),
         )  # fmt: skip
+    if pairs := _slice_by_slice(data):
+        return pairs
     files = sorted(_image_files(data))
-    pairs = _by_folders(data, files) or _by_names(files)
+    pairs = _by_raters(data, files, every_rater) or _by_folders(data, files) or _by_names(files)
+    pairs = pairs or [Pair(path, path) for path in _walk(data, ".npz")] or _by_reference(data)
     if not pairs:
         raise TrainingError(
             f"{data}: {len(files)} images, but no labels that belong to them by name. Name them "
@@ -99,8 +118,11 @@ def unpaired(data: str | Path, pairs: Sequence[Pair]) -> list[Path]:
     data = Path(data).expanduser()
     if not data.is_dir():
         return []
-    used = {path for pair in pairs for path in (pair.image, pair.labels)}
-    return sorted(path for path in _image_files(data) if path not in used)
+    used = {path for pair in pairs for path in (pair.image, pair.labels, *pair.raters)}
+    folders = {path for path in used if path.is_dir()}
+    return sorted(
+        path for path in _image_files(data) if path not in used and folders.isdisjoint(path.parents)
+    )
 
 
 def draw_shots(pairs: Sequence[Pair], shots: int, seed: int) -> list[Pair]:
@@ -130,11 +152,110 @@ def stem_of(path: Path) -> str:
     return path.stem
 
 
+def slice_files(folder: Path) -> list[Path]:
+    """Return the numbered slices of a folder in order: pictures or arrays; none if it is something else."""
+    try:
+        if not folder.is_dir():
+            return []
+        found = [path for path in folder.iterdir() if path.suffix.lower() in _SLICES and path.is_file()]
+    except OSError:
+        return []
+    if not found or not all(path.stem.isdecimal() for path in found):
+        return []
+    return sorted(found, key=lambda path: (int(path.stem), path.name))
+
+
+def _slice_by_slice(root: Path) -> list[Pair]:
+    """Pair folders of numbered pictures with folders of numbered arrays."""
+    pairs = []
+    for folder in sorted(_folders(root)):
+        if folder.name.lower() not in _IMAGE_FOLDERS:
+            continue
+        beside = [folder.with_name(name) for name in _LABEL_FOLDERS]
+        for case in sorted(_folders(folder)):
+            masks = next((one / case.name for one in beside if (one / case.name).is_dir()), None)
+            if masks is not None and slice_files(case) and slice_files(masks):
+                pairs.append(Pair(case, masks, _is_test(case.relative_to(root).parts)))
+    return pairs
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Yield folders below a folder, two levels down: more would be those of cases."""
+    try:
+        for path in root.iterdir():
+            if path.is_dir() and not path.name.startswith("."):
+                yield path
+                yield from (inner for inner in path.iterdir() if inner.is_dir())
+    except OSError as error:
+        raise TrainingError(
+            f"{root} cannot be read: {error.strerror or error}", code="data-unreadable", path=str(root)
+        ) from error
+
+
+def _by_raters(root: Path, files: Sequence[Path], every_rater: bool) -> list[Pair]:
+    """Pair pictures with the masks of several raters beside them, as those of REFUGE."""
+    rated: dict[Path, dict[str, list[Path]]] = {}
+    for path in files:
+        if found := re.search(RATED, path.name):
+            stem, rest = path.name[: found.start()], path.name[found.end() :]
+            image = next(
+                (one for end in (rest, Path(rest).stem + ".jpg", ".jpg", ".png")
+                 if (one := path.with_name(stem + end)).is_file()), None,
+            )  # fmt: skip
+            if image is not None:
+                rated.setdefault(image, {}).setdefault(found[2], []).append(path)
+    pairs = []
+    for image, by_rater in sorted(rated.items()):
+        held_out = _is_test(image.relative_to(root).parts)
+        groups = list(by_rater.values())
+        if not every_rater:
+            groups = [[path for paths in groups for path in paths]]
+        pairs += [Pair(image, paths[0], held_out, str(image), raters=tuple(paths)) for paths in groups]
+    return pairs
+
+
+def _by_reference(root: Path) -> list[Pair]:
+    """Pair DICOM series with the segmentations that refer to them."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    tags = ["Modality", "SeriesInstanceUID", "ReferencedSeriesSequence", "PatientID"]
+    folders: dict[str, set[Path]] = {}
+    segmentations = []
+    for path in sorted(_walk(root, "", ".dcm", ".ima", ".dicom")):
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        except (InvalidDicomError, OSError, ValueError, LookupError, AttributeError, TypeError, EOFError):
+            continue
+        if str(header.get("Modality", "")) == "SEG":
+            segmentations.append((path, header))
+        elif uid := str(header.get("SeriesInstanceUID", "")):
+            folders.setdefault(uid, set()).add(path.parent)
+    pairs = []
+    for path, header in segmentations:
+        for one in header.get("ReferencedSeriesSequence") or []:
+            uid = str(one.get("SeriesInstanceUID", ""))
+            if len(folders.get(uid, ())) == 1:
+                (folder,) = folders[uid]
+                series = uid if sum(folder in places for places in folders.values()) > 1 else ""
+                group = str(header.get("PatientID", "") or "")
+                pairs.append(Pair(folder, path, _is_test(path.relative_to(root).parts), group, series))
+                break
+    return pairs
+
+
 def _image_files(folder: Path) -> Iterator[Path]:
+    return _walk(folder, *SUFFIXES)
+
+
+def _walk(folder: Path, *suffixes: str) -> Iterator[Path]:
+    """Yield the files below a folder with one of these endings; the empty one is for names without a dot."""
+    endings = tuple(suffix for suffix in suffixes if suffix)
     count = 0
     try:
         for path in folder.rglob("*"):
-            if path.name.startswith(".") or not path.name.lower().endswith(SUFFIXES) or not path.is_file():
+            fits = path.name.lower().endswith(endings) or ("" in suffixes and "." not in path.name)
+            if path.name.startswith(".") or not fits or not path.is_file():
                 continue
             count += 1
             if count > _MOST_FILES:
@@ -182,7 +303,7 @@ def _kind_of(parts: Sequence[str]) -> tuple[str, str]:
 
 def _is_test(parts: Sequence[str]) -> bool:
     folders = {part.lower() for part in parts[:-1]}
-    return bool(folders & {"test", "val", "validation", "imagests"})
+    return bool(folders & {"test", "val", "validation", "imagests", "test-400", "validation-400"})
 
 
 def _by_names(files: Sequence[Path]) -> list[Pair]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsam2_core.auto.fewshot.cases import LabelledCase, read_case
 from medsam2_core.auto.fewshot.data import ClassTable, Pair
 from medsam2_core.auto.letterbox import Letterbox
-from medsam2_core.errors import TrainingError, VolumeError
+from medsam2_core.errors import TrainingError
 from medsam2_core.imaging.intensity import parse_window, to_display
-from medsam2_core.imaging.reading import read_labels, read_volume
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 
@@ -50,6 +50,8 @@ class LabelledImage:
         Whether it is a slice of a volume.
     modality
         DICOM modality; empty if unknown.
+    case
+        Number of the pair it comes from.
     """
 
     square: NDArray[np.uint8]
@@ -60,6 +62,7 @@ class LabelledImage:
     held_out: bool = False
     is_slice: bool = False
     modality: str = ""
+    case: int = -1
 
     @property
     def key(self) -> str:
@@ -101,14 +104,17 @@ def read_pair(pair: Pair, table: ClassTable, reading: ReadingOptions) -> list[La
     VolumeError
         A file cannot be read, or ``sizes-differ``.
     """
-    volume, labels = read_volume(pair.image), read_labels(pair.labels)
-    check_sizes(volume, labels)
-    labels = _on_grid(labels, volume)
+    return images_of(read_case(pair), table, reading)
+
+
+def images_of(case: LabelledCase, table: ClassTable, reading: ReadingOptions) -> list[LabelledImage]:
+    """Return a case as the model sees it: the picture, or some slices of the volume."""
+    pair, volume = case.pair, case.volume
     window = parse_window(reading.window, volume)
     axis = reading.axis if len(volume.voxels_kji) > 1 else "k"
     stack = SliceStack.along(volume, axis)
     # Labels are sliced as the image is: a volume of class numbers on the same grid.
-    numbers = SliceStack.along(Volume(_class_numbers(labels, table), volume.geometry), axis)
+    numbers = SliceStack.along(Volume(_class_numbers(case.labels, table), volume.geometry), axis)
     images = []
     for n in _chosen(numbers, reading.most_slices):
         image = to_display(stack.image_hw(n), window)
@@ -121,22 +127,6 @@ def read_pair(pair: Pair, table: ClassTable, reading: ReadingOptions) -> list[La
             LabelledImage(square, labels_hw, letterbox, name, group, pair.held_out, is_slice, volume.modality)
         )
     return images
-
-
-def check_sizes(volume: Volume, labels: LabelMap) -> None:
-    """Raise VolumeError if image and labels differ in size; axes may be stored in another order."""
-    ours, theirs = volume.geometry.shape_ijk, labels.geometry.shape_ijk
-    if sorted(ours) != sorted(theirs):
-        raise VolumeError(
-            f"the image has {_size(ours)} pixels, its labels {_size(theirs)}: they must be of one size",
-            code="sizes-differ", image_shape=list(ours), labels_shape=list(theirs),
-        )  # fmt: skip
-
-
-def _on_grid(labels: LabelMap, volume: Volume) -> LabelMap:
-    if volume.is_picture and labels.geometry.shape_ijk == volume.geometry.shape_ijk:
-        return replace(labels, geometry=volume.geometry)  # pictures have no position in space
-    return labels.on_grid(volume.geometry)
 
 
 def _class_numbers(labels: LabelMap, table: ClassTable) -> NDArray[np.int16]:
@@ -161,11 +151,6 @@ def _spread(indices: NDArray[np.intp], count: int) -> Iterator[int]:
     count = min(count, len(indices))
     if count > 0:
         yield from (int(indices[round(p)]) for p in np.linspace(0, len(indices) - 1, count))
-
-
-def _size(shape_ijk: Sequence[int]) -> str:
-    shape = [n for n in shape_ijk if n > 1] or list(shape_ijk)
-    return " x ".join(map(str, shape))
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam2_core.auto.fewshot.cases import LabelledCase, read_case, read_label_map
 from medsam2_core.auto.fewshot.data import ClassChoice, ClassTable, Pair
-from medsam2_core.auto.fewshot.images import LabelledImage, ReadingOptions, read_pair
+from medsam2_core.auto.fewshot.images import LabelledImage, ReadingOptions, images_of
 from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.errors import MedSAM2Error, TrainingError
-from medsam2_core.imaging.reading import read_labels
 
 _MOST_CLASSES = 60
 _MOST_BYTES = 4 << 30
@@ -66,11 +66,20 @@ class Survey:
         The images that can be used.
     problems
         Problems, in the order they were found.
+    cases
+        The cases that can be used, as they were read, if they were asked for.
+    groups_of_cases
+        The group of each.
+    table
+        Which label is which class.
     """
 
     classes: tuple[AutoClass, ...] = ()
     images: list[LabelledImage] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    cases: list[LabelledCase] = field(default_factory=list)
+    groups_of_cases: list[str] = field(default_factory=list)
+    table: ClassTable = field(default_factory=ClassTable)
 
     @property
     def fatal(self) -> list[Problem]:
@@ -113,6 +122,7 @@ def survey(
     reading: ReadingOptions,
     choices: Sequence[ClassChoice] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    keeps_cases: bool = False,
 ) -> Survey:
     """Read all pairs and check them; what is wrong with a file becomes a problem, not an error.
 
@@ -124,8 +134,11 @@ def survey(
         Classes to use; None for all.
     progress
         Called with (pairs read, pairs).
+    keeps_cases
+        Keep images and labels as they were read, for training on whole volumes.
     """
-    found, table = Survey(), ClassTable(choices)
+    table = ClassTable(choices)
+    found = Survey(table=table)
     usable = [pair for pair in pairs if _add_classes(pair, table, found)]
     found.classes = table.classes
     for name in table.missing:
@@ -137,40 +150,50 @@ def survey(
         found.problems.append(Problem("too-many-classes", text, fields={"classes": len(found.classes)}))
         return found
     held = 0
+    read: dict[int, LabelledCase] = {}
     for number, pair in enumerate(usable, start=1):
-        images = _read(pair, table, reading, found)
+        case, images = _read(pair, table, reading, found)
         held += sum(image.square.nbytes + image.labels_hw.nbytes for image in images)
+        if keeps_cases and case is not None:
+            read[number] = case
+            held += case.volume.voxels_kji.nbytes + case.labels.layers_lkji.nbytes
         if held > _MOST_BYTES:
             text = f"more than {_MOST_BYTES >> 30} GB of images: use fewer, or a smaller model"
             found.problems.append(Problem("too-many-images", text))
             return found
-        found.images += images
+        found.images += [replace(image, case=number) for image in images]
         progress(number, len(usable))
     _check_masks(found)
     _check_doubles(found)
     _check_whole(found, len(pairs))
+    groups = {image.case: image.group for image in found.images}
+    found.cases = [case for number, case in read.items() if number in groups]
+    found.groups_of_cases = [groups[number] for number in read if number in groups]
     return found
 
 
 def _add_classes(pair: Pair, table: ClassTable, found: Survey) -> bool:
-    if not pair.image.is_file():
+    if not pair.image.exists():
         text = f"there is no image {pair.image}"
         found.problems.append(Problem("image-missing", text, pair.name, fields={"path": str(pair.image)}))
         return False
     try:
-        table.add_labels(read_labels(pair.labels).labels)
+        table.add_labels(read_label_map(pair).labels)
     except (MedSAM2Error, MemoryError, OSError) as error:
         found.problems.append(_unreadable(pair, error))
         return False
     return True
 
 
-def _read(pair: Pair, table: ClassTable, reading: ReadingOptions, found: Survey) -> list[LabelledImage]:
+def _read(
+    pair: Pair, table: ClassTable, reading: ReadingOptions, found: Survey
+) -> tuple[LabelledCase | None, list[LabelledImage]]:
     try:
-        return read_pair(pair, table, reading)
+        case = read_case(pair)
+        return case, images_of(case, table, reading)
     except (MedSAM2Error, MemoryError, OSError) as error:
         found.problems.append(_unreadable(pair, error))
-        return []
+        return None, []
 
 
 def _unreadable(pair: Pair, error: Exception) -> Problem:
