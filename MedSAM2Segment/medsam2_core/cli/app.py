@@ -22,6 +22,7 @@ from medsam2_core.cli import (
     synth,
     train,
     train_auto,
+    train_finetune,
     worker,
 )
 from medsam2_core.cli.console import ExitCode, print_bug, print_error
@@ -52,6 +53,7 @@ app.add_typer(models.app, name="models")
 app.command("evaluate")(evaluate.evaluate)
 register(app, "synth", synth.Synth)
 register(train.app, "auto", train_auto.TrainAuto)
+register(train.app, "finetune", train_finetune.TrainFinetune)
 app.add_typer(train.app, name="train")
 app.command("worker")(worker.worker)
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medsam2_core.cli.console import print_table, progress_bar, stop_on_request
+from medsam2_core.cli.console import print_table, stop_on_request
 from medsam2_core.cli.options import AsJsonLines, AxisName, DeviceName, Overwrite, Seed, Threads
-from medsam2_core.errors import Cancelled, ExportError, TrainingError
+from medsam2_core.cli.training import TrainingProgress, check_inputs, check_run, survey_of
+from medsam2_core.errors import Cancelled, ExportError
 
 if TYPE_CHECKING:
-    from medsam2_core.auto.fewshot.data import Pair
-    from medsam2_core.auto.fewshot.settings import FewShotSettings, StageProgress
+    from medsam2_core.auto.fewshot.settings import FewShotSettings
     from medsam2_core.auto.fewshot.survey import Survey
     from medsam2_core.auto.fewshot.trainer import TrainingResult
     from medsam2_core.engine.model import SegmentationModel
@@ -116,13 +115,15 @@ class TrainAuto:
 
     def run(self) -> None:
         """Check the data, train, write model and report."""
-        from medsam2_core.auto.fewshot.data import find_pairs, parse_classes
+        from medsam2_core.auto.fewshot.data import draw_shots, find_pairs, parse_classes, unpaired
         from medsam2_core.auto.fewshot.images import ReadingOptions
+        from medsam2_core.auto.fewshot.results import REPORT_FILES
 
         wishes = parse_classes(self.classes)
         self._check_out()
         pairs = find_pairs(self.data)
-        self._check_inputs(pairs)
+        targets = [self.out, *(self._report_folder / name for name in REPORT_FILES)]
+        check_inputs(pairs, [self.data, self.base], targets, self._run_folder)
         import torch  # only now: it takes seconds to load
 
         from medsam2_core.engine.model import load_model
@@ -130,12 +131,12 @@ class TrainAuto:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         model = load_model(self.base, self.device, "fp32", image_size=self.image_size)
-        progress = _Progress(as_json=self.json_progress)
-        found = self._survey(
-            pairs, ReadingOptions(model.image_size, self.axis, self.window), wishes, progress
-        )
-        progress.show_problems(found)
-        found.raise_for_problems(skip_bad=self.skip_bad)
+        progress = TrainingProgress(as_json=self.json_progress)
+        lonely = unpaired(self.data, pairs)
+        if self.shots is not None:
+            pairs = draw_shots(pairs, self.shots, self.seed)
+        reading = ReadingOptions(model.image_size, self.axis, self.window)
+        found = survey_of(pairs, lonely, reading, wishes, progress, skip_bad=self.skip_bad)
         outcome = self._train(found, model, progress)
         outcome.auto.save(self.out, overwrite=self.overwrite)
         self._report(outcome, found)
@@ -162,51 +163,7 @@ class TrainAuto:
                 code="not-an-auto-model-name", path=str(self.out),
             )  # fmt: skip
         check_target(self.out, overwrite=self.overwrite)
-        folder = self._run_folder
-        if folder.exists() and not self.resume:
-            raise TrainingError(
-                f"{folder} holds an unfinished training: add --resume to continue it, or remove it",
-                code="unfinished-training", folder=str(folder),
-            )  # fmt: skip
-        if self.resume and not folder.exists():
-            raise TrainingError(
-                f"there is no unfinished training in {folder}: leave --resume out",
-                code="nothing-to-resume", folder=str(folder),
-            )  # fmt: skip
-
-    def _check_inputs(self, pairs: list[Pair]) -> None:
-        """Raise for outputs that would replace what is trained on."""
-        from medsam2_core.atomic import check_target, protect
-        from medsam2_core.auto.fewshot.results import REPORT_FILES
-
-        read = [path for pair in pairs for path in (pair.image, pair.labels)]
-        with protect(*read, self.data, self.base):
-            for target in (self.out, *(self._report_folder / name for name in REPORT_FILES)):
-                if target.exists():
-                    check_target(target, overwrite=True)
-        folder = self._run_folder
-        for path in (*read, self.data):
-            if path.resolve().is_relative_to(folder.resolve()):
-                raise TrainingError(
-                    f"{path} lies in {folder}, which is removed when the training is done: move it elsewhere",
-                    code="data-in-work-folder", path=str(path), folder=str(folder),
-                )  # fmt: skip
-
-    def _survey(self, pairs: list[Pair], reading: Any, wishes: Any, progress: _Progress) -> Survey:
-        """Read the images and look for problems with them."""
-        from medsam2_core.auto.fewshot.data import draw_shots, unpaired
-        from medsam2_core.auto.fewshot.survey import Problem, survey
-
-        lonely = unpaired(self.data, pairs)
-        if self.shots is not None:
-            pairs = draw_shots(pairs, self.shots, self.seed)
-        found = survey(pairs, reading, wishes, lambda done, total: progress.show("reading", done, total))
-        if lonely:
-            names = ", ".join(path.name for path in lonely[:3]) + " …" * (len(lonely) > 3)
-            text = f"{len(lonely)} files have no partner by name and are left out ({names})"
-            fields = {"files": [str(path) for path in lonely]}
-            found.problems.append(Problem("files-without-partner", text, is_fatal=False, fields=fields))
-        return found
+        check_run(self._run_folder, self.resume)
 
     def _settings(self, found: Survey) -> FewShotSettings:
         from medsam2_core.auto.fewshot.settings import FewShotSettings
@@ -228,7 +185,7 @@ class TrainAuto:
             seed=self.seed,
         )
 
-    def _train(self, found: Survey, model: SegmentationModel, progress: _Progress) -> TrainingResult:
+    def _train(self, found: Survey, model: SegmentationModel, progress: TrainingProgress) -> TrainingResult:
         from medsam2_core.auto.fewshot.start import packaged_start, texture_only
         from medsam2_core.auto.fewshot.trainer import FewShotTrainer
 
@@ -261,47 +218,3 @@ class TrainAuto:
                 print(f"(from {training['folds']} folds, each trained on fewer images and for less time)")
         print(f"{self.out}: {training['images']} images, {training['steps']} steps, {training['seconds']} s")
         print(f"{self._report_folder}: curves and samples")
-
-
-class _Progress:
-    """Shows progress as a bar on stderr, or as JSON lines on stdout."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._stage = ""
-        self._bar: Any = None
-        self._update: Any = None
-        self._last = 0
-
-    def show(self, stage: str, done: int, total: int, dice: float | None = None) -> None:
-        """Show that `done` of `total` of a stage are done; `dice` is that of the last validation."""
-        if self._as_json:
-            # At most about a hundred lines a stage.
-            if done == total or done - self._last >= max(1, total // 100) or stage != self._stage:
-                self._stage, self._last = stage, done
-                print(json.dumps({"stage": stage, "done": done, "total": total, "dice": dice}), flush=True)
-            return
-        if stage != self._stage:
-            self.end()
-            self._stage, self._bar = stage, progress_bar(stage, total)
-            self._update = self._bar.__enter__()
-        self._update(done, "" if dice is None else f"(Dice {dice:.2f})")
-
-    def show_training(self, progress: StageProgress) -> None:
-        """Show the progress that a trainer reports."""
-        self.show(progress.stage, progress.done, progress.total, progress.dice)
-
-    def show_problems(self, found: Survey) -> None:
-        """List the problems of the data."""
-        self.end()
-        for problem in found.problems:
-            if self._as_json:
-                print(json.dumps({"stage": "problem", **problem.to_dict()}), flush=True)
-            else:
-                print(f"{'problem' if problem.is_fatal else 'note'}: {problem}", file=sys.stderr)
-
-    def end(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None

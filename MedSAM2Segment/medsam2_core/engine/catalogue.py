@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from medsam2_core.engine.card import read_card
 from medsam2_core.errors import CatalogueError
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
@@ -104,10 +105,19 @@ class ModelEntry:
 
     @classmethod
     def of_file(cls, path: str | Path) -> "ModelEntry":
-        """Return the entry of a checkpoint the user has."""
+        """Return the entry of a checkpoint the user has; a fine-tuned one says itself how it is used."""
         path = Path(path)
         title = f"local checkpoint {path.name}"
-        return cls(name=path.stem, title=title, config=None, image_size=None, path=path)
+        card = read_card(path)
+        if card is None or not set(card.recipe) <= set(_RECIPE_FIELDS):
+            return cls(name=path.stem, title=title, config=None, image_size=None, path=path)
+        # A configuration is named, never a file: only those of the catalogue.
+        config = card.config if card.config in {entry.config for entry in _packaged()} else None
+        return cls(
+            path.stem, f"{title}, fine-tuned from {card.base}", config, card.image_size, licence=card.licence,
+            attribution=card.attribution, notice=card.notice, recipe=card.recipe,
+            postprocessing=card.postprocessing, path=path,
+        )  # fmt: skip
 
     def at(self, path: Path) -> "ModelEntry":
         """Return this model as a file the user has, whose content is not known."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 #: With fewer groups (patients, volumes, pictures) all are needed for training.
 FEWEST_GROUPS = 5
 _ONLY_CASES = Mixture(synthetic=0.0, anatomy=0.0, volumes=0.5, pictures=0.5, uses=1)
+_SMALL = 256  # pixels
 _PROMPTS = ("box", "click", "points", "mask")
 
 
@@ -57,6 +58,12 @@ class FineTuning(RunSettings):
         Shares of box, click, several clicks and mask as first prompts.
     loss
         Weights of the terms; None takes those the model was trained with.
+    slices
+        Single slices in the steps that take turns with clips, see
+        :class:`~medsam2_core.training.objective.Stage`.
+    passes
+        Parts in which a step is computed, see :class:`~medsam2_core.training.objective.Stage`; 0 chooses by
+        the size of the images: fewer are faster on small ones.
     epochs
         How often every picture, or every stretch of `frames` labelled slices, is used; 0 leaves it to
         `minutes`.
@@ -64,6 +71,7 @@ class FineTuning(RunSettings):
 
     frames: int = 1
     batch: int = 8
+    slices: int = 0
     passes: int = 0
     parts: str = "decoder+memory"
     learning_rate: float = 5e-5
@@ -208,7 +216,9 @@ def stacks_of(
     return stacks
 
 
-def stage_of(settings: FineTuning, draws_prompts: bool, stacks: Sequence[LabelledStack]) -> Stage:
+def stage_of(
+    settings: FineTuning, draws_prompts: bool, image_size: int, stacks: Sequence[LabelledStack]
+) -> Stage:
     """Return the one stage of a fine-tuning."""
     steps = settings.steps
     if not steps and settings.epochs:
@@ -216,15 +226,16 @@ def stage_of(settings: FineTuning, draws_prompts: bool, stacks: Sequence[Labelle
             max(1, round(int(s.labels_kji.any((1, 2)).sum()) / settings.frames)) for s in stacks
         )  # of labelled slices
         steps = max(1, math.ceil(settings.epochs * clips / settings.batch))
+    passes = settings.passes or (min(2, settings.batch) if image_size <= _SMALL else settings.batch)
     loss = settings.loss or (BASE_LOSS if draws_prompts else SAM2_LOSS)
     return Stage(
         "fine-tuning", steps=steps, frames=settings.frames, batch=settings.batch,
         learning_rate=settings.learning_rate, trunk_factor=settings.encoder_factor,
         corrections=settings.corrections, kinds=settings.prompts, affinity_weight=0.0,
         tracked_corrections=0.2, tracked_weight=1.0, carried_noise=0.2 if draws_prompts else 0.0,
-        parts=settings.parts, layer_decay=settings.layer_decay, passes=settings.passes or settings.batch,
+        parts=settings.parts, layer_decay=settings.layer_decay, passes=passes,
         prompt_every=settings.prompt_every, loss=loss, memory=settings.memory,
-        memory_size=settings.memory_size,
+        memory_size=settings.memory_size, slices=settings.slices if settings.frames > 1 else 0,
     )  # fmt: skip
 
 
@@ -262,7 +273,7 @@ class FineTuner(Trainer):
             )  # fmt: skip
         self._aside = self._read(self.division.aside, settings)
         self._data_key = _key_of([*self._stacks, *self._aside])
-        stage = stage_of(settings, model.recipe.draws_prompts, self._stacks)
+        stage = stage_of(settings, model.recipe.draws_prompts, model.image_size, self._stacks)
         settings = replace(settings, stages=(stage,))
         module = copy.deepcopy(model.module)
         super().__init__(settings, folder, module, model.recipe, report, processes, **others)

@@ -195,7 +195,7 @@ def stream(views: Views, first_step: int = 0, workers: int = 0) -> Iterator[list
     loader = DataLoader(
         views,
         batch_size=None,
-        sampler=itertools.count(first_step),  # type: ignore[arg-type]
+        sampler=itertools.count(first_step),
         num_workers=workers,
         prefetch_factor=6 if workers else None,
         # Its own numbers, which it draws from everybody's otherwise.

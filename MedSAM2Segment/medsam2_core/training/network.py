@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn import functional
 
+from medsam2_core.engine.cache import SliceFeatures
+from medsam2_core.engine.devices import Precision
+from medsam2_core.engine.heads import Heads
+from medsam2_core.engine.memory import MemoryBank, MemoryPolicy, Query, SliceMemory
+from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.engine.recipe import INSIDE, SURE, PromptRecipe, drawn_prompt
+from medsam2_core.engine.states import Prediction
+from medsam2_core.engine.zoom import Region
 from medsam2_core.training.users import Prompts
 
 if TYPE_CHECKING:
@@ -126,6 +135,26 @@ def given(module: SAM2Base, recipe: PromptRecipe, here: ObjectFeatures, target: 
     return Answer(logits.expand(-1, 4, -1, -1), torch.ones_like(answer.iou), answer.tokens, 20 * present - 10)
 
 
+class ClipMemory(Protocol):
+    """What is remembered of B objects through a clip."""
+
+    def read(self, frame: int, features: ObjectFeatures) -> torch.Tensor:
+        """(B, C, h, w) the frame's embedding, conditioned on what is remembered."""
+        ...
+
+    def write(
+        self,
+        frame: int,
+        features: ObjectFeatures,
+        answer: Answer,
+        logits: torch.Tensor,
+        prompted: bool,
+        ambiguous: bool = False,
+    ) -> None:
+        """Remember the frame with mask logits (B, 1, s, s), those of the best of three if `ambiguous`."""
+        ...
+
+
 class ObjectMemory:
     """Memory of B objects through a clip, kept and read exactly as SAM 2 does."""
 
@@ -169,15 +198,85 @@ class ObjectMemory:
             object_score_logits=answer.presence,
             is_mask_from_pts=prompted,
         )
-        here = (answer.presence > 0).float()
-        pointer = module.obj_ptr_proj(answer.token(ambiguous and module.use_multimask_token_for_obj_ptr))
-        pointer = here * pointer + (1 - here) * module.no_obj_ptr
+        pointer = _pointer(module, answer, ambiguous)
         kind = "cond_frame_outputs" if prompted else "non_cond_frame_outputs"
         self._outputs[kind][frame] = {
             "maskmem_features": memory,
             "maskmem_pos_enc": position,
             "obj_ptr": pointer,
         }
+
+
+class PolicyMemory:
+    """Memory of B objects through a clip by any policy of the engine, through the engine's own heads."""
+
+    def __init__(self, module: SAM2Base, recipe: PromptRecipe, policy: MemoryPolicy, frames: int) -> None:
+        device = next(module.parameters()).device
+        model = _WithGradients("", module, module.image_size, recipe, "", device, Precision.FP32)
+        self._module, self._policy, self._frames, self._heads = module, policy, frames, Heads(model)
+        self._region = Region.whole((module.image_size, module.image_size))
+        self._banks: list[MemoryBank] = []
+        self._conditioning: list[dict[int, SliceMemory]] = []
+
+    def read(self, frame: int, features: ObjectFeatures) -> torch.Tensor:
+        """See :class:`ClipMemory`."""
+        read = []
+        for n, bank in enumerate(self._banks):
+            one, position = self._of(features, n), features.position[n : n + 1]
+            query = Query(frame, self._frames, False, True, one.coarse.detach())
+            chosen = bank.read(query, self._conditioning[n])
+            read.append(self._heads.with_memory(one, position, chosen, self._frames))
+        return torch.cat(read)
+
+    def write(
+        self,
+        frame: int,
+        features: ObjectFeatures,
+        answer: Answer,
+        logits: torch.Tensor,
+        prompted: bool,
+        ambiguous: bool = False,
+    ) -> None:
+        """See :class:`ClipMemory`."""
+        pointers = _pointer(self._module, answer, ambiguous)
+        ious = (answer.iou[:, 1:].amax(1) if ambiguous else answer.iou[:, 0]).detach()
+        presence = answer.presence.detach()
+        if not self._banks:
+            self._banks = [self._policy.bank(self._module) for _ in range(len(logits))]
+            self._conditioning = [{} for _ in range(len(logits))]
+        for n, bank in enumerate(self._banks):
+            one = slice(n, n + 1)
+            prediction = Prediction(
+                logits[one].float(), float(ious[n]), presence[one], pointers[one], self._region
+            )
+            here = self._of(features, n)
+            memory = self._heads.remember(frame, here, prediction, prompted, here.coarse.detach())
+            if prompted:
+                self._conditioning[n][frame] = memory
+            else:
+                bank.add(memory)
+
+    @staticmethod
+    def _of(features: ObjectFeatures, n: int) -> SliceFeatures:
+        return SliceFeatures(
+            features.coarse[n : n + 1], (features.fine[0][n : n + 1], features.fine[1][n : n + 1])
+        )
+
+
+class _WithGradients(SegmentationModel):
+    """A model whose heads compute as training does."""
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Change nothing: gradients and autocast are the caller's."""
+        yield
+
+
+def _pointer(module: SAM2Base, answer: Answer, ambiguous: bool) -> torch.Tensor:
+    """(B, C) object pointers; those of absent objects are SAM 2's own for them."""
+    here = (answer.presence > 0).float()
+    pointer = module.obj_ptr_proj(answer.token(ambiguous and module.use_multimask_token_for_obj_ptr))
+    return here * pointer + (1 - here) * module.no_obj_ptr
 
 
 def _flattened(features: ObjectFeatures) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:

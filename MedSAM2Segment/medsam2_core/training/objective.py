@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from medsam2_core.engine.memory import SelfSortingMemory
+from medsam2_core.engine.options import memory_policy
 from medsam2_core.engine.recipe import SURE, PromptRecipe
 from medsam2_core.training import network
 from medsam2_core.training.loader import Batch
@@ -90,7 +92,7 @@ class Stage:
         """What the batches are, by turns."""
         if not self.slices:
             return (self,)
-        passes = 1 if self.passes == 1 else self.slices
+        passes = min(self.passes, self.slices)
         alone = replace(
             self, frames=1, batch=self.slices, corrections=self.corrections + 1, slices=0, passes=passes
         )
@@ -172,9 +174,14 @@ class Objective:
                 memory.write(frame, here, answer, logits, prompted=prompted, ambiguous=ambiguous)
         return {**total.means(), **terms}
 
-    def memory(self, stage: Stage, frames: int) -> network.ObjectMemory:
+    def memory(self, stage: Stage, frames: int) -> network.ClipMemory:
         """A memory for a clip, by the stage's policy."""
-        return network.ObjectMemory(self.module, frames)
+        if stage.memory == "recent":
+            return network.ObjectMemory(self.module, frames)
+        policy = memory_policy(stage.memory)
+        if isinstance(policy, SelfSortingMemory):
+            policy = replace(policy, capacity=stage.memory_size)
+        return network.PolicyMemory(self.module, self._recipe, policy, frames)
 
     def _with_absent(
         self, here: network.ObjectFeatures, answer: network.Answer, ambiguous: bool, absent: torch.Tensor

@@ -83,10 +83,8 @@ REPORT_FILES = ("report.json", "curves.png", "samples.png")
 _MOST_SAMPLES = 12
 
 
-def write_report(folder: str | Path, outcome: TrainingResult, problems: Sequence[Problem] = ()) -> list[Path]:
-    """Write ``report.json``, ``curves.png`` and, if there are samples, ``samples.png``.
-
-    The report has names of files; the model has none.
+def put_files(folder: str | Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write files into a folder, which is made if need be.
 
     Raises
     ------
@@ -101,6 +99,22 @@ def write_report(folder: str | Path, outcome: TrainingResult, problems: Sequence
             f"{folder} cannot be made: {error.strerror or error}",
             code="output-not-writable", path=str(folder),
         ) from error  # fmt: skip
+    for name, content in contents.items():
+        with new_file(folder / name, overwrite=True) as stream:
+            stream.write(content)
+    return [folder / name for name in contents]
+
+
+def write_report(folder: str | Path, outcome: TrainingResult, problems: Sequence[Problem] = ()) -> list[Path]:
+    """Write ``report.json``, ``curves.png`` and, if there are samples, ``samples.png``.
+
+    The report has names of files; the model has none.
+
+    Raises
+    ------
+    ExportError
+        Code ``output-not-writable``.
+    """
     facts = {
         "model": outcome.auto.card.name,
         "base": outcome.auto.card.base,
@@ -108,15 +122,12 @@ def write_report(folder: str | Path, outcome: TrainingResult, problems: Sequence
         "problems": [str(problem) for problem in problems],
         "curves": outcome.histories,
     }
-    names = [folder / name for name in REPORT_FILES]
-    written = names[:2]
-    _put(written[0], json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "replace"))
-    _put(written[1], curves_png(outcome.histories))
+    content = json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "replace")
+    files = {"report.json": content, "curves.png": curves_png(outcome.histories)}
     if outcome.samples:
-        written.append(names[2])
         colours = [one.colour_rgb for one in outcome.auto.card.classes]
-        _put(written[2], samples_png(outcome.samples[:_MOST_SAMPLES], colours))
-    return written
+        files["samples.png"] = samples_png(outcome.samples[:_MOST_SAMPLES], colours)
+    return put_files(folder, files)
 
 
 def table(dice: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -136,8 +147,12 @@ def curves_png(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     """Plot the total loss and Dice of every stage over its steps, as a PNG."""
     figure, (left, right) = _figure(1, 2, (9.0, 3.4))
     for stage, lines in histories.items():
-        steps = [line["step"] for line in lines]
-        losses = [sum(v for k, v in line.items() if k not in ("step", "dice")) for line in lines]
+        steps = [line["step"] for line in lines if line.keys() - {"step", "dice"}]
+        losses = [
+            sum(v for k, v in line.items() if k not in ("step", "dice"))
+            for line in lines
+            if line.keys() - {"step", "dice"}
+        ]
         left.plot(steps, losses, label=stage)
         measured = [(line["step"], line["dice"]) for line in lines if "dice" in line]
         if measured:
@@ -187,8 +202,3 @@ def _png(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
-
-
-def _put(path: Path, content: bytes) -> None:
-    with new_file(path, overwrite=True) as stream:
-        stream.write(content)

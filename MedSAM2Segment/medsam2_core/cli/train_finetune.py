@@ -1,0 +1,460 @@
+"""`medsam2 train finetune`: make a prompted model better at a user's own cases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from medsam2_core.cli.console import print_table, stop_on_request
+from medsam2_core.cli.options import AsJsonLines, ConfigName, DeviceName, Overwrite, Seed, Threads
+from medsam2_core.cli.training import TrainingProgress, check_inputs, check_run, survey_of
+from medsam2_core.errors import Cancelled, ExportError, TrainingError
+
+if TYPE_CHECKING:
+    from medsam2_core.auto.fewshot.survey import Survey
+    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.training.finetune import FineTuner, FineTuning
+    from medsam2_core.training.losses import LossWeights
+    from medsam2_core.training.processes import Processes
+
+_DATA, _PROMPTING, _TRAINING, _RUN = "Data", "Prompts and memory", "Training", "Run"
+SUFFIX = ".safetensors"
+REPORT_FILES = ("report.json", "curves.png")
+_AXES = ("axial", "sagittal", "coronal", "i", "j", "k")
+
+
+@dataclass(frozen=True)
+class TrainFinetune:
+    """Fine-tune a prompted model on your own labelled cases.
+
+    Any SAM 2, 2.1, MedSAM2, Medical SAM 2 or the embedded model, on pictures or volumes. The result is an
+    ordinary checkpoint: `medsam2 segment --model my.safetensors`. Ctrl-C stops after the current step; the
+    same command with --resume continues.
+    """
+
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of images and label maps as for `train auto`, of DICOM series with SEG, or in the "
+            "layouts of Medical SAM 2, MedSAM2 and REFUGE; or a CSV with the columns "
+            "image,label[,split][,group]."
+        ),
+    ]
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")]
+    base: Annotated[str, typer.Option(help="The model to start from: a name or a checkpoint.")] = "embedded"
+    config: ConfigName = None
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B | 1=A,2=B", help="Classes by name, or names for label values.", rich_help_panel=_DATA
+        ),
+    ] = None
+    dimension: Annotated[
+        Literal["auto", "2d", "3d"],
+        typer.Option(help="3d: clips of slices, with memory; auto: by the data.", rich_help_panel=_DATA),
+    ] = "auto"
+    clip: Annotated[
+        int, typer.Option(min=2, max=64, help="Slices in a clip (3d).", rich_help_panel=_DATA)
+    ] = 8
+    axis: Annotated[
+        str,
+        typer.Option(
+            metavar="AXIS[,AXIS] | all", help="Planes of the slices of volumes.", rich_help_panel=_DATA
+        ),
+    ] = "axial"
+    window: Annotated[
+        str, typer.Option(metavar="W,L|PRESET", help="Intensity window.", rich_help_panel=_DATA)
+    ] = "auto"
+    raters: Annotated[
+        Literal["majority", "all"],
+        typer.Option(help="Of several raters: their majority, or all of them.", rich_help_panel=_DATA),
+    ] = "majority"
+    augmentation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON or YAML with other augmentations.", rich_help_panel=_DATA),
+    ] = None
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images with problems.", rich_help_panel=_DATA)
+    ] = False
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND[=SHARE],…",
+            help="First prompts: box, click, points, mask.",
+            rich_help_panel=_PROMPTING,
+        ),
+    ] = "box=0.5,click=0.3,mask=0.2"
+    prompt_every: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Prompt every n-th slice of a clip; 0: the first only.", rich_help_panel=_PROMPTING
+        ),
+    ] = 0
+    corrections: Annotated[
+        int, typer.Option(min=0, help="Clicks after the first prompt.", rich_help_panel=_PROMPTING)
+    ] = 2
+    memory: Annotated[
+        Literal["recent", "self-sorting"],
+        typer.Option(help="Which slices are remembered (3d).", rich_help_panel=_PROMPTING),
+    ] = "recent"
+    memory_size: Annotated[
+        int, typer.Option(min=1, help="Slices that self-sorting memory holds.", rich_help_panel=_PROMPTING)
+    ] = 16
+    train: Annotated[
+        Literal["decoder", "memory", "decoder+memory", "lora", "all"],
+        typer.Option(help="What is trained; the rest stays as it is.", rich_help_panel=_TRAINING),
+    ] = "decoder+memory"
+    minutes: Annotated[float, typer.Option(help="Minutes of training.", rich_help_panel=_TRAINING)] = 10.0
+    epochs: Annotated[
+        float | None,
+        typer.Option(help="Passes over the data, instead of --minutes.", rich_help_panel=_TRAINING),
+    ] = None
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps, instead of --minutes.", rich_help_panel=_TRAINING)
+    ] = None
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Views a step: 8 pictures, or 2 clips.", rich_help_panel=_TRAINING),
+    ] = None
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of the cosine.", rich_help_panel=_TRAINING)
+    ] = None
+    encoder_factor: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Rate of the image encoder, as a share.", rich_help_panel=_TRAINING),
+    ] = 0.6
+    layer_decay: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=1, help="Factor from each block of the encoder to the one before.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = 0.9  # fmt: skip
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TERM=WEIGHT,…",
+            help="Weights of focal, bce, dice, iou, presence.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Validations without progress before it ends; 0: never.", rich_help_panel=_TRAINING
+        ),
+    ] = 4
+    measure: Annotated[
+        int,
+        typer.Option(min=0, help="Objects measured before and after, at most.", rich_help_panel=_RUN),
+    ] = 12
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a training that was stopped.", rich_help_panel=_RUN)
+    ] = False
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write events for TensorBoard, too.", rich_help_panel=_RUN),
+    ] = None
+    seed: Seed = 1
+    device: DeviceName = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Of the computation; weights are kept in fp32.", rich_help_panel=_RUN),
+    ] = "auto"
+    threads: Threads = None
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that prepare batches.", rich_help_panel=_RUN)
+    ] = 0
+    image_size: Annotated[int | None, typer.Option(help="Side of the model's square input.")] = None
+    overwrite: Overwrite = False
+    json_progress: AsJsonLines = False
+
+    def run(self) -> None:
+        """Check the data, measure, train, measure again, write model and report."""
+        from medsam2_core.auto.fewshot.data import find_pairs, parse_classes, unpaired
+        from medsam2_core.auto.fewshot.images import ReadingOptions
+
+        choices, axes = parse_classes(self.classes), self._axes()
+        self._check_out()
+        pairs = find_pairs(self.data, every_rater=self.raters == "all")
+        targets = [self.out, *(self._report_folder / name for name in REPORT_FILES)]
+        check_inputs(pairs, [self.data, self.base, self.config, self.augmentation], targets, self._run_folder)
+        lonely = unpaired(self.data, pairs)
+        from medsam2_core.engine.devices import choose_device
+        from medsam2_core.engine.model import load_model
+        from medsam2_core.training.processes import started_processes
+
+        device = choose_device(self.device)
+        with started_processes(device) as processes:
+            progress = TrainingProgress(as_json=self.json_progress, silent=not processes.is_first)
+            model = load_model(self.base, device, "fp32", config=self.config, image_size=self.image_size)
+            reading = ReadingOptions(min(model.image_size, 256), axes[0], self.window)
+            found = survey_of(
+                pairs, lonely, reading, choices, progress, skip_bad=self.skip_bad, keeps_cases=True
+            )
+            self._train(found, model, self._settings(found, model, axes), processes, progress)
+
+    @property
+    def _name(self) -> str:
+        return self.out.name.removesuffix(self.out.suffix)
+
+    @property
+    def _run_folder(self) -> Path:
+        return self.out.with_name(self.out.name + ".run")
+
+    @property
+    def _report_folder(self) -> Path:
+        return self.out.with_name(self._name + "-report")
+
+    def _axes(self) -> tuple[str, ...]:
+        text = "axial,sagittal,coronal" if self.axis == "all" else self.axis
+        axes = tuple(part.strip() for part in text.split(","))
+        if unknown := [axis for axis in axes if axis not in _AXES]:
+            raise TrainingError(
+                f"--axis {unknown[0]}: use {', '.join(_AXES)}, several of them with commas, or all",
+                code="unknown-axis", axis=unknown[0],
+            )  # fmt: skip
+        return axes
+
+    def _check_out(self) -> None:
+        from medsam2_core.atomic import check_target
+
+        if self.out.suffix != SUFFIX or not self.out.stem:
+            raise ExportError(
+                f"--out {self.out}: the name of a fine-tuned model ends with {SUFFIX}",
+                code="not-a-model-name", path=str(self.out),
+            )  # fmt: skip
+        check_target(self.out, overwrite=self.overwrite)
+        check_run(self._run_folder, self.resume)
+
+    def _settings(self, found: Survey, model: SegmentationModel, axes: tuple[str, ...]) -> FineTuning:
+        import torch
+
+        from medsam2_core.engine.devices import choose_precision
+        from medsam2_core.training.augmentation import FINE_TUNING, read_augmentation
+        from medsam2_core.training.finetune import FineTuning, parse_prompts
+
+        is_volume = any(len(case.volume.voxels_kji) > 1 for case in found.cases)
+        clips = self.dimension == "3d" or (self.dimension == "auto" and is_volume)
+        drawn = model.recipe.draws_prompts
+        return FineTuning(
+            seed=self.seed,
+            minutes=0.0 if self.epochs or self.steps else self.minutes,
+            epochs=self.epochs or 0.0,
+            steps=self.steps or 0,
+            frames=self.clip if clips else 1,
+            batch=self.batch or (2 if clips else 8),
+            slices=4 if clips else 0,
+            parts=self.train,
+            learning_rate=self.learning_rate or (2e-4 if drawn else 5e-5),
+            encoder_factor=self.encoder_factor,
+            layer_decay=self.layer_decay,
+            prompts=parse_prompts(self.prompts),
+            prompt_every=self.prompt_every,
+            corrections=self.corrections,
+            loss=None if self.loss is None else _loss(self.loss),
+            memory=self.memory,
+            memory_size=self.memory_size,
+            augmentation=FINE_TUNING if self.augmentation is None else read_augmentation(self.augmentation),
+            window=self.window,
+            axes=axes,
+            patience=self.patience,
+            precision=choose_precision(model.device, self.precision).value,
+            device=str(model.device),
+            threads=self.threads or torch.get_num_threads(),
+            workers=self.workers,
+        )
+
+    def _train(
+        self,
+        found: Survey,
+        model: SegmentationModel,
+        settings: FineTuning,
+        processes: Processes,
+        progress: TrainingProgress,
+    ) -> None:
+        from medsam2_core.training.finetune import FineTuner
+
+        with ExitStack() as stack:
+            events = None if self.tensorboard is None else stack.enter_context(_events(self.tensorboard))
+            history: list[dict[str, Any]] = []
+
+            def report(line: dict[str, Any]) -> None:
+                history.append(line)
+                figures = line.get("validation", {}).get("mean") or {}
+                score = sum(figures.values()) / len(figures) if figures else None
+                progress.show("training", line["step"], max(tuner.steps, line["step"]), score)
+                if events is not None:
+                    _write_events(events, line)
+
+            tuner = FineTuner(settings, self._run_folder, model, found, report, processes)
+            before = self._before(tuner, found, model, progress) if processes.is_first else {}
+            if not tuner.run(stop_on_request()):
+                progress.end()
+                raise Cancelled("stopped; the same command with --resume continues")
+            if not processes.is_first:
+                return
+            after = self._measured(tuner, found, tuner.trained_model(), progress, "measuring after")
+            progress.end()
+            self._write(tuner, found, model, {"before": before, "after": after} if before else {})
+
+    def _before(
+        self, tuner: FineTuner, found: Survey, model: SegmentationModel, progress: TrainingProgress
+    ) -> dict[str, Any]:
+        """Return the figures of the base, measured once a run."""
+        path = self._run_folder / "before.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            figures = self._measured(tuner, found, model, progress, "measuring before")
+        path.write_text(json.dumps(figures), encoding="utf-8")
+        return figures
+
+    def _measured(
+        self,
+        tuner: FineTuner,
+        found: Survey,
+        model: SegmentationModel,
+        progress: TrainingProgress,
+        stage: str,
+    ) -> dict[str, Any]:
+        from medsam2_core.evaluation.labelled import mean_figures, measure_labelled
+
+        cases = tuner.division.measured
+        if not cases or not self.measure:
+            return {}
+        measured = measure_labelled(
+            cases, found.table, model, axis=tuner.settings.axes[0], window=self.window, most=self.measure,
+            progress=lambda done, total: progress.show(stage, done, total),
+        )  # fmt: skip
+        rows = {one.row: [other for other in measured if other.row == one.row] for one in measured}
+        by_class = {row: mean_figures(of_row) for row, of_row in rows.items()}
+        return {"mean": mean_figures(measured), "by_class": by_class} if measured else {}
+
+    def _write(
+        self, tuner: FineTuner, found: Survey, model: SegmentationModel, figures: dict[str, Any]
+    ) -> None:
+        """Write the checkpoint with its card, and the report beside it."""
+        from safetensors.torch import save
+
+        from medsam2_core.atomic import new_file
+        from medsam2_core.engine.card import ModelCard
+        from medsam2_core.engine.catalogue import Catalogue
+        from medsam2_core.engine.checkpoint import read_state_dict
+        from medsam2_core.engine.store import Store
+        from medsam2_core.training.finetune import changed_state
+        from medsam2_core.version import __version__
+
+        catalogue = Catalogue.load()
+        entry = catalogue.find(self.base)
+        base = read_state_dict(Store.default().locate(entry))
+        card = ModelCard(
+            base=model.name, base_key=model.weights_key, config=self._config_of(entry, base),
+            image_size=model.image_size, recipe=model.recipe.to_dict(), postprocessing=entry.postprocessing,
+            licence=entry.licence, attribution=entry.attribution, notice=entry.notice,
+            classes=tuple(one.name for one in found.classes), training=tuner.facts(), figures=figures,
+            software=f"MedSAM2Segment {__version__}",
+        )  # fmt: skip
+        with new_file(self.out, overwrite=self.overwrite) as stream:
+            stream.write(save(changed_state(base, tuner.state()), metadata=card.metadata()))
+        lines = self._run_folder / "log.jsonl"
+        history = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+        self._report(card, found, history)
+        shutil.rmtree(self._run_folder, ignore_errors=True)
+
+    def _config_of(self, entry: Any, base: Any) -> str | None:
+        from medsam2_core.engine.architecture import guess_config
+
+        return entry.config or guess_config(base) if self.config is None else self.config
+
+    def _report(self, card: Any, found: Survey, history: list[dict[str, Any]]) -> None:
+        from medsam2_core.auto.fewshot.results import curves_png, put_files
+
+        curve: list[dict[str, float]] = [
+            {key: line[key] for key in ("step", "mask", "iou", "presence", "worse") if key in line}
+            for line in history
+            if "mask" in line
+        ]
+        checked: list[dict[str, float]] = [
+            {"step": line["step"], "dice": sum(mean.values()) / len(mean)}
+            for line in history
+            if (mean := line.get("validation", {}).get("mean"))
+        ]
+        facts = {**asdict(card), "problems": [str(one) for one in found.problems], "curves": history}
+        content = json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "replace")
+        picture = curves_png({"training": curve, "held aside": checked})
+        put_files(self._report_folder, dict(zip(REPORT_FILES, (content, picture), strict=True)))
+        if self.json_progress:
+            files = {"model": str(self.out), "report": str(self._report_folder)}
+            notes = [problem.to_dict() for problem in found.problems]
+            document = {"stage": "done", **files, "card": asdict(card), "notes": notes, "error": None}
+            print(json.dumps(document), flush=True)
+            return
+        if card.figures:
+            before, after = (card.figures[name].get("mean", {}) for name in ("before", "after"))
+            rows = [
+                (name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in before if name != "objects"
+            ]
+            print_table(rows, (f"DICE OF {before.get('objects', 0)} OBJECTS", "BEFORE", "AFTER"))
+        else:
+            print("(no case was held aside to measure on: give more patients, or mark some as test)")
+        training = card.training
+        print(f"{self.out}: {training['cases']} cases, {training['steps']} steps, {training['seconds']} s")
+        licence = card.licence or "not stated by its authors: ask them before you pass the model on"
+        print(f"licence, as of {card.base}: {licence}")
+        print(f"{self._report_folder}: figures and curves")
+
+
+def _loss(text: str) -> LossWeights:
+    """Parse ``focal=20,dice=1``; terms that are not named have no weight."""
+    from dataclasses import fields
+
+    from medsam2_core.training.losses import LossWeights
+
+    weights = dict.fromkeys((field.name for field in fields(LossWeights)), 0.0)
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = -1.0
+        if name not in weights or not 0 <= weight < float("inf"):
+            raise TrainingError(
+                f"--loss {text}: give TERM=WEIGHT with terms out of {', '.join(weights)}",
+                code="loss-syntax", text=text,
+            )  # fmt: skip
+        weights[name] = weight
+    if not weights["focal"] + weights["bce"] + weights["dice"]:
+        raise TrainingError(
+            f"--loss {text}: one of focal, bce and dice must have a weight", code="loss-syntax", text=text
+        )
+    return LossWeights(**weights)
+
+
+def _events(folder: Path) -> Any:
+    """Return a writer of TensorBoard's event files."""
+    from medsam2_core.errors import MissingPackageError
+
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise MissingPackageError(
+            "--tensorboard needs the package tensorboardX: pip install 'medsam2-core[tensorboard]'",
+            code="tensorboard-missing",
+        ) from error
+    return SummaryWriter(str(folder))
+
+
+def _write_events(events: Any, line: dict[str, Any]) -> None:
+    for name, value in line.items():
+        if name not in ("step", "steps", "hours") and isinstance(value, int | float):
+            events.add_scalar(f"training/{name}", value, line["step"])
+    for name, value in (line.get("validation", {}).get("mean") or {}).items():
+        events.add_scalar(f"validation/{name}", value, line["step"])
+    events.flush()

@@ -1,0 +1,125 @@
+"""What the commands that train on a user's cases share: checks of data and outputs, and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam2_core.cli.console import progress_bar
+from medsam2_core.errors import TrainingError
+
+if TYPE_CHECKING:
+    from medsam2_core.auto.fewshot.data import ClassChoice, Pair
+    from medsam2_core.auto.fewshot.images import ReadingOptions
+    from medsam2_core.auto.fewshot.settings import StageProgress
+    from medsam2_core.auto.fewshot.survey import Survey
+
+
+def check_run(folder: Path, resume: bool) -> None:
+    """Raise TrainingError if there is an unfinished training that is not resumed, or none that could be."""
+    if folder.exists() and not resume:
+        raise TrainingError(
+            f"{folder} holds an unfinished training: add --resume to continue it, or remove it",
+            code="unfinished-training", folder=str(folder),
+        )  # fmt: skip
+    if resume and not folder.exists():
+        raise TrainingError(
+            f"there is no unfinished training in {folder}: leave --resume out",
+            code="nothing-to-resume", folder=str(folder),
+        )  # fmt: skip
+
+
+def check_inputs(
+    pairs: Sequence[Pair], others: Iterable[str | Path | None], targets: Iterable[Path], folder: Path
+) -> None:
+    """Raise for outputs that would replace what is read (`pairs`, `others`), or a work `folder` with data."""
+    from medsam2_core.atomic import check_target, protect
+
+    given = [Path(other) for other in others if other is not None]
+    read = [path for pair in pairs for path in (pair.image, pair.labels, *pair.raters)]
+    with protect(*read, *given):
+        for target in targets:
+            if target.exists():
+                check_target(target, overwrite=True)
+    for path in (*read, *given[:1]):
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise TrainingError(
+                f"{path} lies in {folder}, which is removed when the training is done: move it elsewhere",
+                code="data-in-work-folder", path=str(path), folder=str(folder),
+            )  # fmt: skip
+
+
+def survey_of(
+    pairs: Sequence[Pair],
+    lonely: Sequence[Path],
+    reading: ReadingOptions,
+    choices: Sequence[ClassChoice] | None,
+    progress: TrainingProgress,
+    *,
+    skip_bad: bool,
+    keeps_cases: bool = False,
+) -> Survey:
+    """Read all pairs, list what is wrong with them and with `lonely` files; raise for what is fatal."""
+    from medsam2_core.auto.fewshot.survey import Problem, survey
+
+    def show(done: int, total: int) -> None:
+        progress.show("reading", done, total)
+
+    found = survey(pairs, reading, choices, show, keeps_cases=keeps_cases)
+    if lonely:
+        names = ", ".join(path.name for path in lonely[:3]) + " …" * (len(lonely) > 3)
+        text = f"{len(lonely)} files have no partner by name and are left out ({names})"
+        fields = {"files": [str(path) for path in lonely]}
+        found.problems.append(Problem("files-without-partner", text, is_fatal=False, fields=fields))
+    progress.show_problems(found)
+    found.raise_for_problems(skip_bad=skip_bad)
+    return found
+
+
+class TrainingProgress:
+    """Shows progress as a bar on stderr, or as JSON lines on stdout."""
+
+    def __init__(self, *, as_json: bool, silent: bool = False) -> None:
+        self._as_json, self._silent = as_json, silent
+        self._stage = ""
+        self._bar: Any = None
+        self._update: Any = None
+        self._last = 0
+
+    def show(self, stage: str, done: int, total: int, dice: float | None = None) -> None:
+        """Show that `done` of `total` of a stage are done; `dice` is that of the last validation."""
+        if self._silent:
+            return
+        if self._as_json:
+            # At most about a hundred lines a stage.
+            if done == total or done - self._last >= max(1, total // 100) or stage != self._stage:
+                self._stage, self._last = stage, done
+                print(json.dumps({"stage": stage, "done": done, "total": total, "dice": dice}), flush=True)
+            return
+        if stage != self._stage:
+            self.end()
+            self._stage, self._bar = stage, progress_bar(stage, total)
+            self._update = self._bar.__enter__()
+        self._update(done, "" if dice is None else f"(Dice {dice:.2f})")
+
+    def show_training(self, progress: StageProgress) -> None:
+        """Show the progress that a trainer reports."""
+        self.show(progress.stage, progress.done, progress.total, progress.dice)
+
+    def show_problems(self, found: Survey) -> None:
+        """List the problems of the data."""
+        self.end()
+        for problem in [] if self._silent else found.problems:
+            if self._as_json:
+                print(json.dumps({"stage": "problem", **problem.to_dict()}), flush=True)
+            else:
+                print(f"{'problem' if problem.is_fatal else 'note'}: {problem}", file=sys.stderr)
+
+    def end(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
