@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -188,9 +189,9 @@ class TrainFinetune:
         lonely = unpaired(self.data, pairs)
         from medsam2_core.engine.devices import choose_device
         from medsam2_core.engine.model import load_model
-        from medsam2_core.training.processes import started_processes
+        from medsam2_core.training.processes import device_of_process, started_processes
 
-        device = choose_device(self.device)
+        device = device_of_process(choose_device(self.device))
         with started_processes(device) as processes:
             progress = TrainingProgress(as_json=self.json_progress, silent=not processes.is_first)
             model = load_model(self.base, device, "fp32", config=self.config, image_size=self.image_size)
@@ -230,8 +231,9 @@ class TrainFinetune:
                 f"--out {self.out}: the name of a fine-tuned model ends with {SUFFIX}",
                 code="not-a-model-name", path=str(self.out),
             )  # fmt: skip
-        check_target(self.out, overwrite=self.overwrite)
-        check_run(self._run_folder, self.resume)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
+            check_target(self.out, overwrite=self.overwrite)
+            check_run(self._run_folder, self.resume)
 
     def _settings(self, found: Survey, model: SegmentationModel, axes: tuple[str, ...]) -> FineTuning:
         import torch

@@ -92,19 +92,13 @@ def read_augmentation(path: str | Path, default: Augmentation = FINE_TUNING) -> 
         ``augmentation-unreadable``, ``augmentation-unknown``, ``augmentation-value``.
     """
     path = Path(path)
+    import yaml  # type: ignore[import-untyped]
+
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() in (".yaml", ".yml"):
-            import yaml  # type: ignore[import-untyped]
-
-            content = yaml.safe_load(text)
-        else:
-            content = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from error
-    except Exception as error:  # yaml has errors of its own, which are no ValueError
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
+        is_yaml = path.suffix.lower() in (".yaml", ".yml")
+        content = yaml.safe_load(text) if is_yaml else json.loads(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(content, dict):
         raise _unreadable(path, "it must be an object with the names of augmentations")

@@ -96,7 +96,7 @@ class FineTuning(RunSettings):
     precision: str = "fp32"
     threads: int = 1
     workers: int = 0
-    report_every: int = 10
+    report_every: int = 5
     validate_every: int = 0
     save_every: int = 25
     patience: int = 4
@@ -292,7 +292,6 @@ class FineTuner(Trainer):
         return {
             "base": self.model.weights_key,
             "data": self._data_key,
-            "processes": self.processes.count if self.settings.passes == 1 else 0,
             **json.loads(json.dumps(settings)),
         }
 

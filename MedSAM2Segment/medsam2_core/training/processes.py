@@ -71,6 +71,13 @@ class Processes:
 ALONE = Processes()
 
 
+def device_of_process(device: torch.device) -> torch.device:
+    """Return the card of this process where there are several on a computer."""
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
 @contextmanager
 def started_processes(device: torch.device) -> Iterator[Processes]:
     """Join the processes that ``torchrun`` has started; one alone without it.
@@ -81,7 +88,7 @@ def started_processes(device: torch.device) -> Iterator[Processes]:
         yield ALONE
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(days=1))
     try:

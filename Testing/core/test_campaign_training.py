@@ -1,0 +1,93 @@
+"""Trainings that are killed at random moments, and trainings of several processes: equal curves."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support.fine_tuning import curve_of
+from support.labelled_images import write_pictures
+from support.project import ROOT
+
+KILLS = 5  # times the campaign's factor
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "MedSAM2Segment"), str(ROOT / "Testing")]),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 6)
+
+
+def command(data, folder, **settings) -> list[str]:
+    return ["-m", "support.fine_tuning", str(data), str(folder), json.dumps(settings)]
+
+
+def test_a_training_that_is_killed_at_random_moments_has_the_same_curve(data, tmp_path, campaign):
+    settings = {"steps": 40, "save_every": 4, "validate_every": 10}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    subprocess.run([sys.executable, *command(data, whole, **settings)], env=ENVIRONMENT, check=True)
+    lasts = time.monotonic() - began
+    draw, kills, done = random.Random(5), 0, False
+    while kills < KILLS * campaign or not done:
+        if done:  # once more from the beginning
+            assert_same(curve_of(whole), curve_of(killed))
+            for path in killed.iterdir():
+                path.unlink()
+        process = subprocess.Popen(
+            [sys.executable, *command(data, killed, **settings)],
+            env=ENVIRONMENT, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout.readline().startswith("ready")
+        try:
+            wait = draw.uniform(0, 0.5 * lasts) if kills < KILLS * campaign else 100 * lasts + 60
+            done = process.wait(timeout=wait) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills, done = kills + 1, False
+        process.stdout.close()
+    assert_same(curve_of(whole), curve_of(killed))
+
+
+def assert_same(one: list[dict], other: list[dict], tolerance: float = 1e-6) -> None:
+    """Curves with the same lines, and numbers in them that differ by the tolerance at most."""
+    assert len(one) == len(other)
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert flat(ours) == pytest.approx(flat(theirs), abs=tolerance), (ours, theirs)
+
+
+def flat(line: dict) -> dict[str, float]:
+    """The numbers of a line by name, those of validations too."""
+    numbers: dict[str, float] = {}
+    for name, value in line.items():
+        if isinstance(value, dict):
+            numbers |= {f"{name} {inner}": number for inner, number in flat(value).items()}
+        elif not isinstance(value, str):
+            numbers[name] = value
+    return numbers
+
+
+@pytest.mark.parametrize("parts", ["all", "lora"])
+def test_two_processes_train_as_one_does(data, tmp_path, parts):
+    """The same views a step, divided among the processes: the same curve."""
+    settings = {"steps": 12, "batch": 4, "passes": 4, "parts": parts, "frames": 1}
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run([sys.executable, *command(data, one, **settings)], env=ENVIRONMENT, check=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *command(data, two, **settings)],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(curve_of(one), curve_of(two), tolerance=1e-4)
