@@ -79,7 +79,7 @@ def test_dicom_segmentations_belong_to_the_series_they_refer_to(tmp_path):
     for number, image in enumerate(images):
         (tmp_path / "scan").mkdir(exist_ok=True)
         image.save_as(tmp_path / "scan" / f"{number:03d}.dcm", enforce_file_format=True)
-    write(tmp_path / "scan_SEG.dcm", [Part("liver", masks[0])], images=images)
+    write(tmp_path / "scan_SEG.dcm", [Part(masks[0], "liver")], images=images)
     (pair,) = find_pairs(tmp_path)
     assert (pair.image.name, pair.labels.name) == ("scan", "scan_SEG.dcm")
     case = read_case(pair)
