@@ -11,8 +11,10 @@ from medsam2_core.auto.fewshot.images import ReadingOptions
 from medsam2_core.auto.fewshot.settings import FewShotSettings, plan_stages
 from medsam2_core.auto.fewshot.survey import survey
 from medsam2_core.errors import TrainingError
+from medsam2_core.training.finetune import Division, stacks_of
 from PIL import Image
 from support.labelled_images import write_pictures, write_volumes
+from support.reference_layouts import write_rated, write_slice_by_slice
 
 FOLDERS = 50
 MUTATIONS = ["cut", "flip", "empty", "delete", "swap", "rename"]
@@ -24,6 +26,8 @@ def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
     write_pictures(folder / "pictures", 4)
     write_volumes(folder / "volumes", 2)
+    write_slice_by_slice(folder / "slices", slices=4)
+    write_rated(folder / "rated", raters=3)
     return folder
 
 
@@ -32,7 +36,7 @@ def test_mutated_training_folders_end_in_a_list_of_problems(sound, tmp_path, cam
     for number in range(FOLDERS * campaign):
         draw = random.Random(number)
         folder = tmp_path / "data"
-        shutil.copytree(sound / draw.choice(["pictures", "volumes"]), folder)
+        shutil.copytree(sound / draw.choice(["pictures", "volumes", "slices", "rated"]), folder)
         did = [mutate(folder, draw) for _ in range(draw.randint(1, 4))]
         told[outcome(folder, draw, f"folder {number}: {did}")] += 1
         shutil.rmtree(folder)
@@ -46,7 +50,8 @@ def outcome(folder: Path, draw: random.Random, about: str) -> str:
         choices = parse_classes(draw.choice([None, None, "1=disc", "disc", "kidney", "9=moon"]))
         listed = folder / "pairs.csv"
         pairs = find_pairs(listed if listed.exists() else folder)
-        found = survey(pairs, ReadingOptions(64, draw.choice(["axial", "sagittal", "coronal"])), choices)
+        reading = ReadingOptions(64, draw.choice(["axial", "sagittal", "coronal"]))
+        found = survey(pairs, reading, choices, keeps_cases=True)
         found.raise_for_problems(skip_bad=draw.random() < 0.5)
     except TrainingError as error:
         text = str(error)
@@ -58,12 +63,19 @@ def outcome(folder: Path, draw: random.Random, about: str) -> str:
     for stage in plan_stages(found.images, FewShotSettings("m")):
         assert not set(stage.training) & set(stage.validation), about
     assert all(image.labels_hw.max() <= len(found.classes) for image in found.images), about
+    division = Division.of(found, draw.randrange(9))
+    groups = dict(zip(map(id, found.cases), found.groups_of_cases, strict=True))
+    sides = ({groups[id(case)] for case in part} for part in (division.training, division.aside))
+    assert not set.intersection(*sides), about
+    for case in found.cases:
+        for stack in stacks_of(case, ["axial", "coronal"], "auto", found.table.numbers(case.labels.labels)):
+            assert stack.image_kji.shape[:3] == stack.labels_kji.shape, about
     return "sound"
 
 
 def mutate(folder: Path, draw: random.Random) -> str:
     """Do one bad thing to a folder; what it was."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
         return "nothing left"
     path = draw.choice(files)
@@ -89,7 +101,8 @@ def mutate(folder: Path, draw: random.Random) -> str:
         path.rename(path.with_name(draw.choice(["_seg.png", "ä ö.nrrd", f"x{path.name}", "a_seg_seg.png"])))
     elif what == "csv":
         rows = [
-            f"{draw.choice(files).name},{draw.choice(files).name},{draw.choice(['', 'test', 'x'])}"
+            f"{draw.choice(files).relative_to(folder)},{draw.choice(files).relative_to(folder)},"
+            f"{draw.choice(['', 'test', 'x'])}"
             for _ in range(draw.randint(0, 5))
         ]
         (folder / "pairs.csv").write_text("\n".join(["image,label,split", *rows]), encoding="utf-8")

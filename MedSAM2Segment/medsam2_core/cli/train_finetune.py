@@ -267,7 +267,8 @@ class TrainFinetune:
             window=self.window,
             axes=axes,
             patience=self.patience,
-            precision=choose_precision(model.device, self.precision).value,
+            # fp16 would need scaled losses.
+            precision="bf16" if choose_precision(model.device, self.precision).value == "bf16" else "fp32",
             device=str(model.device),
             threads=self.threads or torch.get_num_threads(),
             workers=self.workers,
