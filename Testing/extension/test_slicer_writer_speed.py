@@ -11,7 +11,9 @@ from medsam2_core.imaging.slices import SliceStack  # noqa: E402
 from MedSAM2SegmentLib.Segments.EditHistory import UNDONE, EditHistory  # noqa: E402
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
+from support import remote_session  # noqa: E402
 from support.scene import a_segmentation, a_volume, an_editor, geometries  # noqa: E402
+from support.user import AUser  # noqa: E402
 
 LIMIT = 0.030  # seconds of computing
 
@@ -81,3 +83,27 @@ def test_a_half_volume_is_kept_small_and_its_undo_is_found_fast(large):
     assert time.process_time() - began < LIMIT
     editor.undo()
     assert [what for _, what in history.reconcile()] == [UNDONE]
+
+
+def test_the_first_click_in_a_picture_of_20_megapixels_does_not_freeze_the_window(scene, monkeypatch):
+    height, width, radius = 3648, 5472, 600
+    y, x = np.ogrid[:height, :width]
+    disc = (y - height // 2) ** 2 + (x - width // 2) ** 2 < radius**2
+    monkeypatch.setattr(remote_session, "answer_to", lambda prompts, n, stack: disc)
+    user = AUser(scene, volume=a_volume(scene, voxels=np.zeros((1, height, width, 3), np.uint8)))
+    user.wait()
+    session, seconds = user.controller._session, []
+    apply = session.onAnswer
+
+    def timed(answer):
+        began = time.process_time()
+        apply(answer)
+        seconds.append(time.process_time() - began)
+
+    session.onAnswer = timed
+    for column in (width // 2, width // 2 + 40):
+        user.click((column, height // 2, 0))
+        user.wait()
+    assert np.array_equal(user.mask()[0], disc[::-1, ::-1])  # as an axial view shows it
+    assert len(seconds) == 2 and max(seconds) < 0.2, seconds
+    user.controller.cleanup()

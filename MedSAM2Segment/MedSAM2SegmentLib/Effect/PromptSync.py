@@ -379,11 +379,19 @@ class PromptSync:
 def _promptedArea(pixels: PixelPrompts, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) pixels near foreground points, in the box, and in the mask."""
     area = np.zeros(shape_hw, dtype=bool) if pixels.mask_hw is None else pixels.mask_hw.copy()
-    rows, columns = np.indices(shape_hw)
     for (x, y), label in zip(pixels.points_xy, pixels.labels, strict=True):
         if label:
-            area |= (columns - x) ** 2 + (rows - y) ** 2 <= _REVIVED_RADIUS**2
+            rows, columns = _within(y, shape_hw[0]), _within(x, shape_hw[1])
+            disc = (columns[None, :] - x) ** 2 + (rows[:, None] - y) ** 2 <= _REVIVED_RADIUS**2
+            area[np.ix_(rows, columns)] |= disc
     if pixels.box_xyxy is not None:
-        left, top, right, bottom = pixels.box_xyxy
-        area |= (columns >= left) & (columns <= right) & (rows >= top) & (rows <= bottom)
+        left, top = np.maximum(np.ceil(pixels.box_xyxy[:2]), 0).astype(int)
+        right, bottom = np.floor(pixels.box_xyxy[2:]).astype(int)
+        area[top : bottom + 1, left : right + 1] = True
     return area
+
+
+def _within(centre: float, size: int) -> NDArray[np.int64]:
+    """Return the rows or columns of an image that are near a point."""
+    first, last = np.ceil(centre - _REVIVED_RADIUS), np.floor(centre + _REVIVED_RADIUS)
+    return np.arange(max(int(first), 0), min(int(last) + 1, size))

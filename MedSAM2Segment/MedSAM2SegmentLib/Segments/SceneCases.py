@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
-import vtk
 from medsam2_core.errors import ExportError, GeometryError, TrainingError
 from vtk.util.numpy_support import numpy_to_vtk
 
-from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix, matrixToArray, transformToWorld
+from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix, transformToWorld
 from MedSAM2SegmentLib.Segments.SegmentationLayers import asLabelmaps, gridOfVolume, setGrid, volumeOf
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
@@ -124,7 +123,7 @@ def onVolume(segmentation: Any, volume: Any, segmentIDs: Iterable[str]) -> Any:
         segment = known.GetSegmentation().GetSegment(segmentID)
         labelmap = segment.GetRepresentation(_LABELMAP)
         if labelmap not in made:
-            made[labelmap] = _labelmap(voxels, labelmap, toOwn, grid, ijkToRAS)
+            made[labelmap] = _labelmap(voxels, labelmap, grid, ijkToRAS)
         copy = slicer.vtkSegment()
         copy.DeepCopyMetadata(segment)
         copy.AddRepresentation(_LABELMAP, made[labelmap])
@@ -134,15 +133,9 @@ def onVolume(segmentation: Any, volume: Any, segmentIDs: Iterable[str]) -> Any:
     return node
 
 
-def _labelmap(
-    voxels: SegmentVoxels,
-    labelmap: Any,
-    toOwn: NDArray[np.float64],
-    grid: Extent,
-    ijkToRAS: NDArray[np.float64],
-) -> Any:
+def _labelmap(voxels: SegmentVoxels, labelmap: Any, grid: Extent, ijkToRAS: NDArray[np.float64]) -> Any:
     """Return a labelmap on the new grid, no larger than need be."""
-    box = _boxOf(labelmap, toOwn).intersection(grid)
+    box = voxels.filledBy(labelmap).intersection(grid)
     values = voxels.values(labelmap, box)
     image = slicer.vtkOrientedImageData()
     image.SetGeometryFromImageToWorldMatrix(arrayToMatrix(ijkToRAS))
@@ -152,18 +145,6 @@ def _labelmap(
     image.SetExtent(*box)
     image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(values).ravel(), deep=True))
     return image
-
-
-def _boxOf(labelmap: Any, toOwn: NDArray[np.float64]) -> Extent:
-    """Return a box round the voxels of the new grid that a labelmap can fill."""
-    filled = Extent(*labelmap.GetExtent()) if labelmap is not None else NOWHERE
-    if filled.isEmpty:
-        return NOWHERE
-    matrix = vtk.vtkMatrix4x4()
-    labelmap.GetImageToWorldMatrix(matrix)
-    toNew = np.linalg.inv(toOwn) @ matrixToArray(matrix)
-    corners = filled.corners() @ toNew[:3, :3].T + toNew[:3, 3]
-    return Extent.between(np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)))
 
 
 def writeNode(storage: Any, node: Any, path: Path) -> None:

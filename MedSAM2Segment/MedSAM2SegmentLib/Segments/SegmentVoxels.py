@@ -9,7 +9,7 @@ import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from MedSAM2SegmentLib.Segments.Editors import SegmentError, arrayToMatrix, matrixToArray
-from MedSAM2SegmentLib.Segments.VoxelSets import Extent, VoxelList, Voxels, nearest
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, VoxelList, Voxels, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +64,22 @@ class SegmentVoxels:
         labelmap = None if segment is None else segment.GetRepresentation(_LABELMAP)
         scalars = None if labelmap is None else labelmap.GetPointData().GetScalars()
         return scalars is not None and bool((vtk_to_numpy(scalars) == segment.GetLabelValue()).any())
+
+    def filled(self, segmentID: str) -> Extent:
+        """Return a box round the voxels of the grid that the segment may have; empty when it is gone."""
+        segment = self.segmentation.GetSegment(segmentID)
+        return NOWHERE if segment is None else self.filledBy(segment.GetRepresentation(_LABELMAP))
+
+    def filledBy(self, labelmap: Any) -> Extent:
+        """Return a box round the voxels of the grid that a labelmap can fill."""
+        filled = Extent(*labelmap.GetExtent()) if labelmap is not None else NOWHERE
+        if filled.isEmpty:
+            return NOWHERE
+        matrix = vtk.vtkMatrix4x4()
+        labelmap.GetImageToWorldMatrix(matrix)
+        toGrid = np.linalg.inv(self.indexToRAS) @ matrixToArray(matrix)
+        corners = filled.corners() @ toGrid[:3, :3].T + toGrid[:3, 3]
+        return Extent.between(np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)))
 
     def others(self, segmentID: str, voxels: Voxels) -> dict[str, NDArray[np.bool_]]:
         """Return masks of the other segments that have any of the voxels."""

@@ -176,7 +176,9 @@ class SegmentWriter:
         """
         segments, grid = self._checkedTarget(segmentID, stack)
         return grid.masksOf(
-            lambda voxels: segments.mask(segmentID, voxels), [stack.checked(n) for n in slices]
+            lambda voxels: segments.mask(segmentID, voxels),
+            [stack.checked(n) for n in slices],
+            segments.filled(segmentID),
         )
 
     def maskOf(
@@ -345,7 +347,9 @@ class SegmentWriter:
         segments, grid = self._checkedTarget(segmentID, stack)
         ownership = self._ownership(segmentID, segments, grid.extent)
         return grid.masksOf(
-            lambda voxels: ownership.read(voxels) & bit != 0, [stack.checked(n) for n in slices]
+            lambda voxels: ownership.read(voxels) & bit != 0,
+            [stack.checked(n) for n in slices],
+            ownership.used,
         )
 
     def _edit(

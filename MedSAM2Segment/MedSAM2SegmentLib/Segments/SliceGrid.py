@@ -10,7 +10,7 @@ import numpy as np
 from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, VoxelList, Voxels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from medsam2_core.imaging.slices import SliceStack
     from numpy.typing import NDArray
@@ -91,24 +91,83 @@ class SliceGrid:
             return self._sampleStraight(stacked, first, extent, self._axes)
         return self._sampleAcross(stacked, first, extent)
 
-    def masksOf(self, read: Any, slices: Sequence[int]) -> dict[int, NDArray[np.bool_]]:
+    def masksOf(
+        self, read: Callable[[Voxels], NDArray[np.bool_]], slices: Sequence[int], filled: Extent
+    ) -> dict[int, NDArray[np.bool_]]:
         """Return (H, W) masks of slices: of each pixel, the voxel nearest to its centre.
 
-        ``read`` returns of voxels whether each is set.
+        Parameters
+        ----------
+        read
+            Returns of voxels whether each is set.
+        filled
+            A box round all voxels that are set: other pixels are not looked up.
         """
-        height, width = self.stack.shape_hw
-        columns = [np.arange(width)[None, :], np.arange(height)[:, None]]
         masks = {}
         for n in slices:
-            ijk = np.empty((height, width, 3), dtype=np.int64)
-            for axis, row in enumerate(self.sliceToIndex[:3]):
-                along = row[0] * columns[0] + row[1] * columns[1] + (row[2] * n + row[3])
-                ijk[..., axis] = np.floor(along + _HALF)
-            low, high = self.extent[::2], self.extent[1::2]
-            inside = ((ijk >= low) & (ijk <= high)).all(axis=2)
-            masks[n] = np.zeros((height, width), dtype=bool)
-            masks[n][inside] = read(VoxelList(ijk[inside]))
+            masks[n] = np.zeros(self.stack.shape_hw, dtype=bool)
+            rows, columns = self._pixelsOf(filled, n)
+            if len(rows) and len(columns):
+                area = masks[n][rows.start : rows.stop, columns.start : columns.stop]
+                if self._axes is not None:
+                    self._readStraight(area, read, (columns, rows, range(n, n + 1)), self._axes)
+                else:
+                    self._readAcross(area, read, (columns, rows, range(n, n + 1)))
         return masks
+
+    def _pixelsOf(self, filled: Extent, n: int) -> tuple[range, range]:
+        """Return rows and columns of slice ``n`` whose nearest voxels may lie in a box."""
+        if filled.isEmpty:
+            return range(0), range(0)
+        points = filled.corners() @ self.indexToSlice[:3, :3].T + self.indexToSlice[:3, 3]
+        first, last = np.floor(points.min(axis=0)).astype(int), np.ceil(points.max(axis=0)).astype(int)
+        if not first[2] <= n <= last[2]:
+            return range(0), range(0)
+        height, width = self.stack.shape_hw
+        return range(max(first[1], 0), min(last[1] + 1, height)), range(
+            max(first[0], 0), min(last[0] + 1, width)
+        )
+
+    def _readStraight(
+        self, area: NDArray[np.bool_], read: Callable[[Voxels], Any], xyn: tuple[range, ...], axes: list[int]
+    ) -> None:
+        """Fill the part of a mask that shows pixels ``xyn``, a plane of the grid."""
+        height, width = self.stack.shape_hw
+        middle = ((width - 1) / 2, (height - 1) / 2, xyn[2].start)
+        index: list[Any] = [None] * 3  # by i, j, k
+        inside = []  # by x, y, n
+        for row, pixels in enumerate(xyn):
+            axis = axes[row]
+            # As in `_sampleStraight`, the other axes do not matter.
+            offset = self.sliceToIndex[axis, 3] + sum(
+                self.sliceToIndex[axis, other] * middle[other] for other in range(3) if other != row
+            )
+            position = np.floor(self.sliceToIndex[axis, row] * np.asarray(pixels) + offset + _HALF).astype(
+                int
+            )
+            low, high = self.extent[2 * axis], self.extent[2 * axis + 1]
+            found = np.flatnonzero((position >= low) & (position <= high))
+            if not len(found):
+                return
+            index[axis] = position[found]
+            inside.append(slice(int(found[0]), int(found[-1]) + 1))
+        box = Extent.between(*(np.array([end(one) for one in index]) for end in (np.min, np.max)))
+        i, j, k = (one - start for one, start in zip(index, box[::2], strict=True))
+        values_kji = _taken(read(box), (k, j, i))
+        area[inside[1], inside[0]] = values_kji.transpose([2 - axis for axis in reversed(axes)])[0]
+
+    def _readAcross(
+        self, area: NDArray[np.bool_], read: Callable[[Voxels], Any], xyn: tuple[range, ...]
+    ) -> None:
+        """Fill the part of a mask that shows pixels ``xyn``, across the planes of the grid."""
+        columns, rows = np.asarray(xyn[0])[None, :], np.asarray(xyn[1])[:, None]
+        ijk = np.empty((*area.shape, 3), dtype=np.int64)
+        for axis, row in enumerate(self.sliceToIndex[:3]):
+            along = row[0] * columns + row[1] * rows + (row[2] * xyn[2].start + row[3])
+            ijk[..., axis] = np.floor(along + _HALF)
+        low, high = self.extent[::2], self.extent[1::2]
+        inside = ((ijk >= low) & (ijk <= high)).all(axis=2)
+        area[inside] = read(VoxelList(ijk[inside]))
 
     def _straightAxes(self) -> list[int] | None:
         """The index axis that each of x, y, n is parallel to; None when one is oblique."""
@@ -139,7 +198,7 @@ class SliceGrid:
             positions[row] = position[inside]
             bounds[axis] = (int(index[inside[0]]), int(index[inside[-1]]))
         order = [[axes[2], axes[1], axes[0]].index(axis) for axis in (2, 1, 0)]  # from n, y, x to k, j, i
-        wanted = stacked[np.ix_(positions[2], positions[1], positions[0])].transpose(order)
+        wanted = _taken(stacked, positions[::-1]).transpose(order)
         return Extent(*(value for pair in bounds for value in pair)), np.ascontiguousarray(wanted)
 
     def _sampleAcross(
@@ -174,3 +233,15 @@ class SliceGrid:
                 np.stack([np.broadcast_to(points[axis], rest.shape)[inside] for axis in range(3)], axis=1)
             )
         return VoxelList(np.concatenate(found).astype(np.int64)), np.concatenate(wanted)
+
+
+def _taken(values: NDArray[Any], indices: Sequence[NDArray[np.int64]]) -> NDArray[Any]:
+    """Return ``values[np.ix_(*indices)]``; a view where they are consecutive, as on the volume's own grid."""
+    slices = []
+    for index in indices:
+        step = 1 if len(index) == 1 or index[1] > index[0] else -1
+        if (np.diff(index) != step).any():
+            return values[np.ix_(*indices)]
+        stop = int(index[-1]) + step
+        slices.append(slice(int(index[0]), stop if stop >= 0 else None, step))
+    return values[tuple(slices)]
