@@ -307,3 +307,25 @@ def test_a_single_picture_is_segmented_and_not_propagated(scene, shape):
     user.controller.propagate()  # by its key
     assert "only one slice" in user.state.text
     user.controller.cleanup()
+
+
+def test_undo_and_redo_keep_the_names_of_prompts(user):
+    user.click((10, 10, 5))
+    user.wait()
+    user.box((3, 3, 2), (12, 12, 2))
+    user.wait()
+    user.prompt_nodes()[0].SetName("what the user called it")
+    names = [node.GetName() for node in user.prompt_nodes()]
+    for _ in range(2):
+        user.undo()
+        user.undo()
+        user.wait()
+        assert not user.prompt_nodes()
+        user.redo()
+        user.redo()
+        user.wait()
+        assert [node.GetName() for node in user.prompt_nodes()] == names
+    user.undo()
+    user.undo()
+    user.click((10, 10, 5))
+    assert [node.GetName() for node in user.prompt_nodes()] == ["A inside points"]

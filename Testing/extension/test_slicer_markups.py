@@ -403,7 +403,7 @@ def test_a_saved_scene_says_the_same_again(seg, tmp_path, into):
     the_same(loaded.slice_prompts(), words)
     the_same(loaded.slice_prompts("B"), others)
     node = next(n for n in loaded.markups._observer.nodes if n.IsA("vtkMRMLMarkupsFiducialNode"))
-    assert node.GetNumberOfDisplayNodes() == 2 and node.GetNodeReference("MedSAM2.volume") is loaded.volume
+    assert node.GetNumberOfDisplayNodes() == 3 and node.GetNodeReference("MedSAM2.volume") is loaded.volume
     loaded.markups.add("A", loaded.point(3, 3, 5))
     assert loaded.slice_prompts()[5].prompts[-1] == Point((3, 3, 5))
     loaded.markups.cleanup()

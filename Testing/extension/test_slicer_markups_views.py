@@ -7,7 +7,8 @@ pytest.importorskip("slicer")
 pytest.importorskip("trame_slicer")
 from medsam2_core.prompts import Box
 from support.prompting_user import APromptingUser
-from support.scene import a_matrix, direction_of
+from support.scene import a_matrix, direction_of, paint
+from support.segment_editor import LogicEditor
 from support.shown_errors import every_error_shown
 
 SHAPE_KJI = (24, 30, 36)
@@ -75,6 +76,19 @@ def test_a_click_on_a_point_neither_moves_it_nor_makes_another(user):
     user.changes.clear()
     view.click((202, 151))
     assert user.markups.snapshot() == before and not user.changes
+
+
+def test_a_point_that_was_just_placed_is_moved_before_the_mouse_was(user):
+    view = user.views["Red"]
+    view.click((200, 150))
+    view.view.render()
+    view.event("LeftButtonPressEvent", (200, 150))
+    for step in range(1, 11):
+        view.move((200 + 4 * step, 150))
+    view.release((240, 150))
+    assert len(user.gestures) == 1 and len(user.prompts()) == 1
+    wanted = user.adapter.geometry.to_ijk(view.ras_of((240, 150)))[0]
+    np.testing.assert_allclose(user.prompts()[0].ijk, wanted, atol=0.15)
 
 
 @pytest.mark.parametrize("corner", range(4))
@@ -168,6 +182,37 @@ def test_prompts_can_be_hidden_and_are_then_not_in_the_way(user):
     assert user.changes == [("A",)] and coloured(view, GREEN) == 0
     user.markups.setVisible(True)
     assert coloured(view, GREEN) > shown * 0.9
+
+
+def darkest(view, ras):
+    """The darkest pixel near the centre of a point."""
+    x, y = view.pixel_of(ras)
+    rows = view.picture()[::-1][y - 4 : y + 5, x - 4 : x + 5]
+    return int(rows.max(axis=2).min())
+
+
+def test_points_show_on_the_fill_of_their_own_segment_also_after_an_undo(user):
+    view = user.view("Yellow", size=(1000, 800))
+    view.click((500, 400))
+    view.click((600, 400), ctrl=True)
+    places = [view.ras_of(pixel) for pixel in ((500, 400), (600, 400))]
+    view.move((5, 5))
+    editor = LogicEditor(user.segmentation, user.volume, "A")
+    everywhere = np.ones(SHAPE_KJI, dtype=bool)
+    for mode in ("add", "remove"):
+        editor.saveStateForUndo()
+        paint(editor, everywhere, "A", mode)
+    editor.undo()
+    user.markups.update()
+    assert view.picture()[400, 550].max() > 50  # the fill
+    assert max(darkest(view, place) for place in places) < 10
+    editor.undo()
+    editor.redo()
+    user.markups.update()
+    assert max(darkest(view, place) for place in places) < 10
+    assert user.changes == [("A",), ("A",)]  # the two clicks
+    view.drag((500, 400), (500, 450))
+    assert len(user.changes) == 3 and len(user.gestures) == 2
 
 
 def test_prompts_are_small(user):

@@ -1,8 +1,9 @@
 """The appearance of prompts in slice views, and their folder in the subject hierarchy.
 
-Prompts are small, in the colour of their segment, and readable on bright and dark tissue. Points are a disc
-with a plus or minus sign; since one glyph has one colour, the sign is drawn by a second display node that
-comes after the disc's. Boxes have handles at their corners and their centre; background scribbles are dotted.
+Prompts are small, in the colour of their segment, and readable on bright and dark tissue and on the segment
+itself. Points are a black or white disc with a coloured rim and a coloured plus or minus sign; since one
+glyph has one colour, there are three display nodes, drawn in this order: rim, disc, sign. Boxes have handles
+at their corners and their centre; background scribbles are dotted.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import slicer
 from MedSAM2SegmentLib.Prompts import PromptNodes
 
 # Sizes are in percent of a fifth of the view's diagonal, so prompts keep their size on any screen.
-_DISC, _SIGN = 3.2, 2.4
+_RIM, _DISC, _SIGN = 4.0, 3.3, 2.2
 _HANDLE, _CENTRE = 2.0, 1.2
 _STROKE, _DOT = 0.8, 1.6
 _LINE, _THIN = 1.0, 0.02  # thickness of a stroke as a part of its glyphs' size
-_BRIGHT = 0.25  # luminance above which a sign is black
+_BRIGHT = 0.25  # luminance of a segment's colour above which its discs are black
 
 
 def addDisplayNodes(node: Any) -> None:
@@ -47,13 +48,14 @@ def addDisplayNodes(node: Any) -> None:
         display.SetGlyphScale(_DOT)
         display.SetLineThickness(_THIN)
     else:
-        display.SetGlyphType(display.Circle2D)
-        display.SetGlyphScale(_DISC)
-        sign = node.GetScene().AddNewNodeByClass(display.GetClassName())
-        node.AddAndObserveDisplayNodeID(sign.GetID())
-        _plain(sign)
-        sign.SetGlyphType(sign.ThickCross2D if role == PromptNodes.POSITIVE else sign.Dash2D)
-        sign.SetGlyphScale(_SIGN)
+        sign = display.ThickCross2D if role == PromptNodes.POSITIVE else display.Dash2D
+        for glyph, scale in ((display.Circle2D, _RIM), (display.Circle2D, _DISC), (sign, _SIGN)):
+            if scale != _RIM:
+                display = node.GetScene().AddNewNodeByClass(display.GetClassName())
+                node.AddAndObserveDisplayNodeID(display.GetID())
+                _plain(display)
+            display.SetGlyphType(glyph)
+            display.SetGlyphScale(scale)
 
 
 def _plain(display: Any) -> None:
@@ -69,15 +71,25 @@ def setColor(node: Any, color: tuple[float, float, float]) -> None:
     """Draw a prompt in the colour of its segment, lighter while the mouse is over it."""
     red, green, blue = color
     ink = (0.0, 0.0, 0.0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > _BRIGHT else (1.0, 1.0, 1.0)
-    for display in _displays(node):
-        isSign = display is not node.GetDisplayNode()
-        wanted = ink if isSign else color
+    for n, display in enumerate(_displays(node)):
+        isDisc = n == 1
+        wanted = ink if isDisc else color
         if display.GetSelectedColor() != wanted:
             wasModifying = display.StartModify()
             display.SetColor(*wanted)
             display.SetSelectedColor(*wanted)
-            display.SetActiveColor(*(ink if isSign else ((1 + value) / 2 for value in color)))
+            display.SetActiveColor(*(ink if isDisc else ((1 + value) / 2 for value in color)))
             display.EndModify(wasModifying)
+
+
+def drawAgain(node: Any) -> None:
+    """Draw a prompt above everything that is shown by now."""
+    scene, displays = node.GetScene(), _displays(node)
+    for display in displays:
+        scene.RemoveNode(display)
+    for display in displays:
+        scene.AddNode(display)
+        node.AddAndObserveDisplayNodeID(display.GetID())
 
 
 def setVisible(node: Any, visible: bool) -> None:

@@ -51,6 +51,8 @@ class PromptMarkups:
         self._isVisible = True
         self._isSilenced = False
         self._segmentIDs = set(self._presentSegments())
+        self._labelmaps = self._presentLabelmaps()
+        self._names: dict[tuple[str, str, int], str] = {}  # of removed nodes, which undo may bring back
         self._removed: dict[str, Snapshot] = {}  # of removed segments: undo may bring the segment back
         self._observer = PromptObserver(
             scene,
@@ -115,7 +117,7 @@ class PromptMarkups:
                 for other in [
                     one for one in self._nodes(segmentID, PromptNodes.BOX) if _isOnPlane(one, gesture)
                 ]:
-                    PromptAppearance.removeNode(self.scene, other)
+                    self._removeNode(other)
                 node = self._newNode(segmentID, PromptNodes.BOX)
                 PromptNodes.setBox(node, gesture)
             else:
@@ -161,7 +163,7 @@ class PromptMarkups:
             if handle.index >= 0 and node.GetNumberOfControlPoints() > 1:
                 node.RemoveNthControlPoint(handle.index)
             else:
-                PromptAppearance.removeNode(self.scene, node)
+                self._removeNode(node)
         return True
 
     def removeAt(self, sliceNode: Any, xyz: ArrayLike) -> bool:
@@ -187,7 +189,7 @@ class PromptMarkups:
         """Delete all prompts of a segment."""
         with self._edit(segmentID):
             for node in self._nodes(segmentID):
-                PromptAppearance.removeNode(self.scene, node)
+                self._removeNode(node)
 
     # Undo ---------------------------------------------------------------------------------------------------
 
@@ -205,12 +207,13 @@ class PromptMarkups:
                 node = next((one for one in nodes if stateOf(one).key == state.key), None)
                 if node is None:
                     node = self._newNode(state.segmentID, state.role)
+                    node.SetName(self._names.get(state.key, node.GetName()))
                 else:
                     nodes.remove(node)
                 if stateOf(node) != state:
                     applyState(node, state)
             for node in nodes:
-                PromptAppearance.removeNode(self.scene, node)
+                self._removeNode(node)
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
@@ -235,15 +238,26 @@ class PromptMarkups:
         return self._observer.isMoved
 
     def update(self) -> None:
-        """Report prompts that were moved by a transform of their own; to be called now and then."""
-        if self.segmentationNode is not None:
-            self._observer.update()
+        """Report prompts that were moved by a transform of their own, and keep prompts above the segments.
+
+        To be called now and then. Views draw in the order in which things were added, and when Slicer's undo
+        exchanges the labelmaps of a segmentation, they are added again.
+        """
+        if self.segmentationNode is None:
+            return
+        self._observer.update()
+        before, self._labelmaps = self._labelmaps, self._presentLabelmaps()
+        if any(labelmap not in before for labelmap in self._labelmaps):
+            with self._observer.suspended():
+                for node in self._observer.nodes:
+                    PromptAppearance.drawAgain(node)
 
     def cleanup(self) -> None:
         """Remove every observer; the nodes stay in the scene."""
         self._observer.cleanup()
         self.changed.clear()
         self.hardened.clear()
+        self._labelmaps = []
 
     # Inside -------------------------------------------------------------------------------------------------
 
@@ -275,6 +289,10 @@ class PromptMarkups:
         self._observer.add(node)
         return node
 
+    def _removeNode(self, node: Any) -> None:
+        self._names[stateOf(node).key] = node.GetName()
+        PromptAppearance.removeNode(self.scene, node)
+
     def _handle(self, node: Any, index: int = -1) -> PromptHandle:
         return PromptHandle(node.GetID(), PromptNodes.segmentOf(node), PromptNodes.roleOf(node), index)
 
@@ -296,7 +314,7 @@ class PromptMarkups:
             return
         with self._edit(segmentID):
             if after.isEmpty:
-                PromptAppearance.removeNode(self.scene, nodes[0])
+                self._removeNode(nodes[0])
             else:
                 node = nodes[0] if nodes else self._newNode(segmentID, PromptNodes.NOTES)
                 node.SetText(after.toText())
@@ -327,7 +345,7 @@ class PromptMarkups:
                 if PromptNodes.isSet(node, index) and not PromptNodes.pointOrder(node, index):
                     PromptNodes.numberPoint(node, index, self._nextOrder())
         elif stateOf(node).isEmpty:
-            PromptAppearance.removeNode(self.scene, node)
+            self._removeNode(node)
 
     def _onSegments(self) -> None:
         present = set(self._presentSegments())
@@ -358,6 +376,11 @@ class PromptMarkups:
 
     def _presentSegments(self) -> tuple[str, ...]:
         return tuple(self.segmentationNode.GetSegmentation().GetSegmentIDs())
+
+    def _presentLabelmaps(self) -> list[Any]:
+        """The labelmaps of the segmentation: kept, so that another one cannot have the same address."""
+        known = self.segmentationNode.GetSegmentation()
+        return [known.GetLayerDataObject(n) for n in range(known.GetNumberOfLayers())]
 
     def _color(self, segmentID: str) -> tuple[float, float, float]:
         segment = self.segmentationNode.GetSegmentation().GetSegment(segmentID)

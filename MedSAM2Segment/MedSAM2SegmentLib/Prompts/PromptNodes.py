@@ -93,7 +93,8 @@ def create(scene: Any, segmentationNode: Any, segmentID: str, role: str, volumeN
     name = f"{segment.GetName() if segment else segmentID} {_NAMES[role]}"
     node = scene.CreateNodeByClass(_CLASSES[role])
     node.UnRegister(None)
-    node.SetName(scene.GenerateUniqueName(name))
+    # Slicer numbers a name that was ever taken, also one that is free again.
+    node.SetName(name if scene.GetFirstNodeByName(name) is None else scene.GenerateUniqueName(name))
     node.SetAttribute(_SEGMENT, segmentID)
     node.SetAttribute(_ROLE, role)
     # Before it is added, so that observers of the scene see which segmentation it belongs to.

@@ -172,6 +172,8 @@ class SliceInteraction:
         isCtrl = bool(interactor.GetControlKey())
         # Markups are dragged without Ctrl; with it, a point can be placed close to another.
         if self.markups is not None and not isCtrl and self.markups.hit(sliceNode, xyz) is not None:
+            # Slicer drags only what the mouse has moved over; a prompt that was just placed came under it.
+            interactor.InvokeEvent("MouseMoveEvent")
             return False
         positive = self.negative == isCtrl
         self._drawing = _Drawing(sliceNode, [ras], positive, pressedAt=xyz)
