@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from medsam2_core.auto.fewshot import fit as fitting
+from medsam2_core.auto.fewshot import trainer as training_run
 from medsam2_core.auto.fewshot.augmentation import Augmentation
 from medsam2_core.auto.fewshot.data import find_pairs, parse_classes
 from medsam2_core.auto.fewshot.features import FeatureBank, VariantPlan, variant_of
@@ -257,6 +258,75 @@ def test_a_start_of_another_predictor_is_refused(model, found):
 def a_trainer(model, found, work, told=None, **more):
     settings = FewShotSettings("discs", steps=12, fit=QUICK, **more)
     return FewShotTrainer(settings, found, model, work, report=[].append if told is None else told.append)
+
+
+class Machine:
+    """A clock that only work moves: seconds a step of training, and a variant's features, take."""
+
+    def __init__(self, monkeypatch, step, features=0.0, later=None):
+        self.now, self.steps = 1000.0, 0
+        taken, encoded = Fit._step, FeatureBank._encode
+
+        def slow_step(fit):
+            self.steps += 1
+            self.now += step if later is None or self.steps < 12 else later
+            return taken(fit)
+
+        def slow_encode(bank, first, last):
+            self.now += features * (last - first)
+            encoded(bank, first, last)
+
+        monkeypatch.setattr(training_run, "_LEAST_STEPS", 4)
+        monkeypatch.setattr(Fit, "_step", slow_step)
+        monkeypatch.setattr(FeatureBank, "_encode", slow_encode)
+
+    def __call__(self):
+        return self.now
+
+
+def in_minutes(minutes, model, found, work, clock, **more):
+    settings = FewShotSettings("discs", minutes=minutes, fit=QUICK, **more)
+    return FewShotTrainer(settings, found, model, work, clock=clock, started=clock())
+
+
+@pytest.mark.parametrize("later", [1.0, 8.0])
+def test_minutes_are_kept_also_on_a_machine_that_becomes_busy(tmp_path, model, found, monkeypatch, later):
+    clock = Machine(monkeypatch, 1.0, later=later)
+    outcome = in_minutes(0.7, model, found, tmp_path, clock).run()
+    assert clock.now - 1000 <= 42
+    training = outcome.auto.card.training
+    assert training["folds"] == 3
+    assert training["seconds"] <= 42
+    assert training["steps"] >= 4
+    if later == 1.0:
+        assert clock.now - 1000 > 25, "and they are used"
+
+
+def test_time_counts_from_the_start_of_the_command(tmp_path, model, found, monkeypatch):
+    clock = Machine(monkeypatch, 1.0)
+    settings = FewShotSettings("discs", minutes=0.7, fit=QUICK)
+    FewShotTrainer(settings, found, model, tmp_path, clock=clock, started=975.0).run()
+    assert clock.now - 975 <= 42
+
+
+def test_folds_are_left_out_when_there_is_no_time_for_them(tmp_path, model, found, monkeypatch):
+    clock = Machine(monkeypatch, 2.0)
+    outcome = in_minutes(0.5, model, found, tmp_path, clock).run()
+    assert clock.now - 1000 <= 30
+    assert (outcome.auto.card.training["folds"], outcome.dice) == (0, {})
+    assert outcome.auto.card.training["steps"] >= 4
+
+
+@pytest.mark.parametrize(("step", "features", "folds"), [(8.0, 0.0, None), (0.1, 1.0, None), (2.0, 0.0, 3)])
+def test_too_little_time_for_a_model_is_told_before_it_is_spent(
+    tmp_path, model, found, monkeypatch, step, features, folds
+):
+    clock = Machine(monkeypatch, step, features)
+    with raises("too-little-time", TrainingError, minutes=0.5) as refused:
+        in_minutes(0.5, model, found, tmp_path / "run", clock, folds=folds).run()
+    assert refused.value.fields["needed"] >= 1
+    assert clock.now - 1000 <= 40
+    assert not (tmp_path / "run").exists(), "there is nothing to resume"
 
 
 @pytest.fixture(scope="module")

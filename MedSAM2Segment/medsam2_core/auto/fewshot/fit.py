@@ -29,6 +29,7 @@ from medsam2_core.errors import TrainingError
 _MOST_SKIPPED = 50  # steps in a row whose loss is not finite
 _VALIDATIONS = 20
 _VALIDATED = 16  # images of a validation
+_PACED = 3  # steps after which their mean time says how many more there is time for
 _PATIENCE = 0.4  # share of the predictor's steps without a better validation that ends a training
 
 
@@ -60,6 +61,25 @@ class Progress:
     best_dice: float = -1.0
     skipped: int = 0
     is_over: bool = False
+
+
+class _Pace:
+    """How many steps there is time for, from the mean time of those that were done, validations included."""
+
+    def __init__(self, seconds_left: Callable[[], float], step: int, planned: int) -> None:
+        self._seconds_left, self._first_step, self._planned = seconds_left, step, planned
+        self._at_first = seconds_left()
+
+    def affordable(self, step: int) -> int:
+        """Return how many steps in all there is time for after `step`: one more at least, not over plan."""
+        done, left = step - self._first_step, self._seconds_left()
+        if left <= 0:
+            return min(self._planned, step + 1)
+        if done < _PACED or not math.isfinite(left):
+            return self._planned
+        each = (self._at_first - left) / done
+        more = self._planned if each <= 0 else int(left / each)
+        return min(self._planned, step + max(1, more))
 
 
 class Fit:
@@ -124,6 +144,7 @@ class Fit:
         report: Callable[[Progress], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
         alone: int | None = None,
+        seconds_left: Callable[[], float] = lambda: math.inf,
     ) -> bool:
         """Train up to `total` steps; return False if it was stopped, which can be resumed.
 
@@ -137,30 +158,34 @@ class Fit:
             Called before every step.
         alone
             See :class:`Progress`; None for the share in the settings.
+        seconds_left
+            Time that is left for this fit: `total` is lowered when that many steps take longer.
         """
         progress = self.progress
         progress.total = total
         progress.alone = self.alone_of(total) if alone is None else alone
+        pace = _Pace(seconds_left, progress.step, total)
         every = max(10, total // _VALIDATIONS)
         meter: dict[str, float] = {}
         network = self.auto.network
         network.predictor.train()
-        while progress.step < total and not progress.is_over:
+        while progress.step < progress.total and not progress.is_over:
             if should_stop():
                 return False
+            self._keep_pace(pace)
             for name, value in self._step().items():
                 meter[name] = 0.9 * meter.get(name, value) + 0.1 * value
             progress.step += 1
             if progress.step == progress.alone:
                 self._mix_with_start()
-            ends = progress.step == total
+            ends = progress.step == progress.total
             if progress.step % every == 0 or ends:
                 line = {"step": progress.step, **{k: round(v, 5) for k, v in meter.items()}}
                 measured = self._validation and progress.step > progress.alone
                 if measured:
                     line["dice"] = self._validate()
                 progress.history.append(line)
-                patience = _PATIENCE * (total - progress.alone)
+                patience = _PATIENCE * (progress.total - progress.alone)
                 if measured and progress.step - progress.best_step > patience:
                     break
             report(progress)
@@ -168,6 +193,16 @@ class Fit:
         self._load(self._best if self._best is not None else self._average)
         network.eval()
         return True
+
+    def _keep_pace(self, pace: _Pace) -> None:
+        """Plan as many steps as there is time for; the schedules follow."""
+        progress = self.progress
+        affordable = pace.affordable(progress.step)
+        if affordable == progress.total:
+            return
+        progress.total = affordable
+        if progress.step < progress.alone:
+            progress.alone = max(progress.step + 1, self.alone_of(affordable))
 
     def _step(self) -> dict[str, float]:
         settings, progress = self.settings, self.progress

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _FEATURE_SHARE = 0.12  # of the time that goes into features
 _FOLD_SHARE = 0.45  # of the time that goes into folds
 _SAVE_EVERY_S = 20.0
+_RESERVE = 0.03  # of the time, for writing model and report
+_MEASURED_STEPS = 3  # for the time a step takes
 _LEAST_STEPS, _MOST_STEPS = 20, 20_000
 # What torch and its unpickler raise on a file that is truncated, changed, or of another network.
 _DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError)
@@ -59,6 +62,8 @@ class FewShotTrainer:
         Called with the progress.
     clock
         Monotonic clock in seconds.
+    started
+        When the time began to count, by that clock; now by default.
     """
 
     def __init__(
@@ -70,25 +75,37 @@ class FewShotTrainer:
         start: PretrainedStart | None = None,
         report: Callable[[StageProgress], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        started: float | None = None,
     ) -> None:
         self.settings, self.model, self.work, self.start = settings, model, Path(work), start
         self._report, self._clock = report, clock
         self.images, self.classes = survey.images, survey.classes
         self.stages = plan_stages(self.images, settings)
         self._state: dict[str, Any] = {"seconds": 0.0, "done": {}, "steps": {}}
-        self._since = self._clock()
+        self._since = self._clock() if started is None else started
         self._read_state()
+        if self._state.get("no_folds"):
+            self.stages = self.stages[-1:]
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult | None:
-        """Train to the end; return None if it was stopped, which can be resumed."""
-        self._since = self._clock()
+        """Train to the end; return None if it was stopped, which can be resumed.
+
+        Raises
+        ------
+        TrainingError
+            ``too-little-time`` when the minutes do not suffice for a model; the work folder is removed.
+        """
         bank = self._bank()
         filled = bank.fill(
-            lambda done, total: self._report(StageProgress("features", done, total)), should_stop
+            lambda done, total: self._report(StageProgress("features", done, total)),
+            lambda: should_stop() or self._left() <= 0,
         )
         self._write_state()
-        if not filled:
+        if not filled and should_stop():
             return None
+        if not filled:
+            raise self._too_little_time(self._budget / 0.5)
+        self._plan_time(bank)
         fit = None
         for stage in self.stages:
             if stage.name in self._state["done"] and stage is not self.stages[-1]:
@@ -121,7 +138,9 @@ class FewShotTrainer:
         auto.encode(torch.zeros(1, 3, side, side))  # the first one is slow
         began = self._clock()
         auto.encode(torch.zeros(2, 3, side, side))
-        each = (self._clock() - began) / 2
+        each = max(1e-6, (self._clock() - began) / 2)
+        if 2 * each * count > self._left():
+            raise self._too_little_time((2 * each * count + self._seconds()) / 0.5)
         return max(2, int(share * _FEATURE_SHARE * settings.minutes * 60 / (each * count)))
 
     def _blank(self) -> AutoModel:
@@ -160,6 +179,7 @@ class FewShotTrainer:
         saved, path = self._clock(), self.work / "fit.pt"
         self._restore(fit, path, stage)
         steps = self._steps(stage, fit)
+        ends = self._seconds() + self._share(stage)
 
         def report(progress: Progress) -> None:
             nonlocal saved
@@ -169,9 +189,13 @@ class FewShotTrainer:
             dice = progress.best_dice if progress.best_dice >= 0 else None
             self._report(StageProgress(stage.name, progress.step, progress.total, dice))
 
-        if not fit.run(steps["total"], report, should_stop, steps["alone"]):
+        def seconds_left() -> float:
+            return ends - self._seconds()
+
+        if not fit.run(steps["total"], report, should_stop, steps["alone"], seconds_left):
             self._save(fit, path, stage)
             return False
+        steps["total"], steps["alone"] = fit.progress.total, fit.progress.alone
         found = fit.measure(stage.validation)
         self._state["done"][stage.name] = {
             "dice": found,
@@ -189,24 +213,17 @@ class FewShotTrainer:
     def _steps(self, stage: Stage, fit: Fit) -> dict[str, int]:
         """Return the steps of a stage: ``total``, of which ``alone`` train the texture adapter alone.
 
-        They are decided once, by the time that is left and the speed of this machine.
+        They are planned once, by the time that is left and the speed of this machine; :meth:`Fit.run` lowers
+        them when the machine becomes slower.
         """
         known = self._state["steps"]
         if stage.name not in known:
-            folds = len(self.stages) - 1
             if self.settings.steps is not None:
                 steps = self.settings.steps if stage.is_final else max(1, self.settings.steps // 2)
             else:
-                left = max(0.0, self.settings.minutes * 60 - self._seconds())
-                if stage.is_final:
-                    # Folds may have taken longer than planned: the model matters more than its estimate.
-                    share = max(left, (1 - _FOLD_SHARE) * self.settings.minutes * 30)
-                else:
-                    gone = sum(name in self._state["done"] for name in known)
-                    share = left * _FOLD_SHARE / max(1, folds - gone * _FOLD_SHARE)
-                steps = int(np.clip(share / fit.seconds_a_step(self._clock), _LEAST_STEPS, _MOST_STEPS))
+                steps = int(min(self._share(stage) / self._state["seconds_a_step"], _MOST_STEPS))
             alone = fit.alone_of(steps)
-            if stage.is_final and folds:
+            if stage.is_final and len(self.stages) > 1:
                 # The predictor is trained about as long as was best on images it had not seen.
                 best = [self._state["done"][one.name]["best"] for one in self.stages[:-1]]
                 useful = float(np.clip(1.2 * np.mean(best), 0.4, 1.0))
@@ -214,6 +231,56 @@ class FewShotTrainer:
             known[stage.name] = {"total": steps, "alone": alone}
             self._write_state()
         return known[stage.name]
+
+    def _plan_time(self, bank: FeatureBank) -> None:
+        """Measure a step; leave out folds there is no time for.
+
+        Raises
+        ------
+        TrainingError
+            ``too-little-time``: not even the final fit can be made.
+        """
+        if self.settings.steps is not None or "seconds_a_step" in self._state:
+            return
+        each = self._fit(self.stages[-1], bank).seconds_a_step(self._clock, _MEASURED_STEPS)
+        self._state["seconds_a_step"] = max(each, 1e-6)
+        least, folds = _LEAST_STEPS * each, len(self.stages) - 1
+        if folds and self._left() * _FOLD_SHARE < folds * least and self.settings.folds is None:
+            self._state["no_folds"] = True
+            self.stages = self.stages[-1:]
+        if min(map(self._share, self.stages)) < least:
+            raise self._too_little_time(self._seconds() + (least * (folds + 1)) / (1 - _FOLD_SHARE))
+        self._write_state()
+
+    def _share(self, stage: Stage) -> float:
+        """Return the seconds a stage may take: folds divide a part of what is left, the final fit has all."""
+        if self.settings.steps is not None:
+            return math.inf
+        left, done = self._left(), self._state["done"]
+        waiting = sum(one.name not in done for one in self.stages[:-1])
+        if stage.is_final or not waiting:
+            return left
+        # So that every fold gets the same, as each takes its share of what the earlier ones left.
+        gone = len(self.stages) - 1 - waiting
+        return left * _FOLD_SHARE / (waiting + gone * (1 - _FOLD_SHARE))
+
+    @property
+    def _budget(self) -> float:
+        """Seconds for everything but writing the results."""
+        return self.settings.minutes * 60 * (1 - _RESERVE) if self.settings.steps is None else math.inf
+
+    def _left(self) -> float:
+        return self._budget - self._seconds()
+
+    def _too_little_time(self, needed: float) -> TrainingError:
+        """Return the error that says how long it would take, about; the work folder is of no use any more."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        minutes = max(math.ceil(needed / 60), math.ceil(self.settings.minutes * 1.5))
+        return TrainingError(
+            f"{self.settings.minutes:g} minutes are too little for a model of {len(self.images)} images on "
+            f"this machine, as busy as it is: give about {minutes} minutes, fewer images, or no folds",
+            code="too-little-time", minutes=self.settings.minutes, needed=minutes, images=len(self.images),
+        )  # fmt: skip
 
     def _outcome(self, auto: AutoModel) -> TrainingResult:
         done = self._state["done"]
@@ -299,7 +366,7 @@ class FewShotTrainer:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             key = state.pop("key")
-            kept = ("seconds", "done", "steps", "variants")
+            kept = ("seconds", "done", "steps", "variants", "seconds_a_step", "no_folds")
             self._state = {name: state[name] for name in kept if name in state}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrainingError(
