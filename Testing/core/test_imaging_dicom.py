@@ -145,6 +145,54 @@ def test_uneven_slices_are_refused(tmp_path):
         read_volume(folder)
 
 
+def ramp(heights):
+    """Slices whose voxels all hold ten times their height in mm."""
+    return np.stack([np.full((5, 6), round(10 * z), np.int16) for z in heights])
+
+
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [((0, 2, 4, 8, 10, 12), (0, 2, 4, 6, 8, 10, 12)), ((0, 2, 4.4, 6.6, 8.8, 10), (0, 2, 4, 6, 8, 10))],
+)
+def test_missing_and_uneven_slices_are_interpolated_on_request(tmp_path, heights, expected):
+    folder = write_series(tmp_path / "s", ramp(heights), [(1, 2, z) for z in heights])
+    read = read_volume(folder, irregular="resample")
+    assert read.geometry.spacing[2] == pytest.approx(10 / 5 if 10 in heights[-1:] else 2)
+    at = read.geometry.to_ras([[0, 0, k] for k in range(len(expected))])
+    assert np.allclose(at, [(-1, -2, z) for z in expected], atol=1e-6)
+    assert np.allclose(read.voxels_kji[:, 0, 0], [10 * z for z in expected], atol=1)
+    assert read.metadata["irregular"] == "resample"
+    assert "slice_files" not in read.metadata, "no slice is that of one file"
+
+
+def test_uneven_slices_are_taken_as_they_are_on_request(tmp_path):
+    heights = (0, 2, 4, 8, 10, 12)
+    voxels = ramp(heights)
+    folder = write_series(tmp_path / "s", voxels, [(0, 0, z) for z in heights])
+    read = read_volume(folder, irregular="as-is")
+    assert np.array_equal(read.voxels_kji, voxels)
+    assert read.geometry.spacing[2] == pytest.approx(12 / 5)
+    assert read.metadata["off_mm"] == pytest.approx(0.8), "slice 3 is at 4 mm, not at 4.8"
+    assert len(read.metadata["slice_files"]) == 6
+
+
+@pytest.mark.parametrize("how", ["resample", "as-is"])
+def test_doubled_and_sideways_slices_are_refused_all_the_same(tmp_path, how):
+    doubled = write_series(tmp_path / "d", some_voxels((6, 5, 6)), [(0, 0, z) for z in (0, 2, 4, 4, 6, 8)])
+    with raises("slices-doubled", GeometryError):
+        read_volume(doubled, irregular=how)
+    sideways = [(5.0 if k == 3 else 0, 0, 2.0 * k) for k in range(6)]
+    with raises("slices-uneven", GeometryError, off_mm=pytest.approx(5.0)):
+        read_volume(write_series(tmp_path / "s", some_voxels((6, 5, 6)), sideways), irregular=how)
+
+
+def test_an_even_series_is_read_as_ever_whatever_is_said_of_uneven_ones(tmp_path):
+    voxels = some_voxels((4, 5, 6))
+    read = read_volume(write_series(tmp_path / "s", voxels), irregular="resample")
+    assert np.array_equal(read.voxels_kji, voxels)
+    assert "irregular" not in read.metadata
+
+
 def test_a_slice_moved_sideways_is_refused(tmp_path):
     positions = [(5.0 if k == 3 else 0, 0, 2.0 * k) for k in range(6)]
     folder = write_series(tmp_path / "s", some_voxels((6, 5, 6)), positions)

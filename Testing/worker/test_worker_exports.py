@@ -274,6 +274,7 @@ def test_fields_become_the_arguments_of_the_command(tmp_path):
         *(ROOT + "a.seg.nrrd", "--json", f"--out={ROOT}b.dcm", f"--measurements={ROOT}b.csv"),
         *(f"--report={ROOT}b_SR.dcm", "--kind=labelmap", "--compression=rle"),
         *("--series-description=-- not an option", "--generic", f"--dicom={tmp_path / 'dicom.txt'}"),
+        "--resample",
     ]
     assert (tmp_path / "dicom.txt").read_text() == f"{ROOT}1.dcm\n"
 

@@ -35,11 +35,16 @@ class Resampled:
     notes: tuple[Note, ...] = ()
 
 
-def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float = MOST_LOST) -> Resampled:
+def onto_grid(
+    segmentation: Segmentation, geometry: Geometry, most_lost: float = MOST_LOST, *, resample: bool = True
+) -> Resampled:
     """Put a segmentation onto another grid.
 
     Parameters
     ----------
+    resample
+        Allow a grid whose voxels are in other positions: that it was drawn on the same scan is then only
+        likely, not certain.
     most_lost
         Part of an object (0 to 1) that may be lost: 1 - Dice of the object and what comes back when the
         result is sampled on its own grid again. An object that would vanish is always refused.
@@ -47,7 +52,7 @@ def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float =
     Raises
     ------
     ExportError
-        Naming the object that would lose more, and how much.
+        Naming the object that would lose more, and how much; ``another-grid-than-series``.
     """
     if not 0 <= most_lost <= 1:
         raise ExportError(
@@ -60,6 +65,8 @@ def onto_grid(segmentation: Segmentation, geometry: Geometry, most_lost: float =
         return Resampled(Segmentation(geometry, segmentation.segments, segmentation.provenance))
     mapping = np.linalg.inv(own.ijk_to_ras) @ geometry.ijk_to_ras  # index there to index here
     steps = _whole_steps(mapping, own, geometry)
+    if steps is None and not resample:
+        raise _another_grid(own, geometry)
     moved, notes = [], []
     for segment in segmentation:
         mask_kji = _sampled(segment, mapping if steps is None else steps, geometry.shape_ijk)
@@ -255,6 +262,19 @@ def _difference(own: Geometry, other: Geometry, is_exact: bool) -> list[Note]:
             f"({sizes[1]} of {spacings[1]} mm)",
         )
     ]
+
+
+def _another_grid(own: Geometry, series: Geometry) -> ExportError:
+    spacings = [" x ".join(f"{value:.4g}" for value in grid.spacing) for grid in (own, series)]
+    sizes = [" x ".join(map(str, grid.shape_ijk)) for grid in (own, series)]
+    return ExportError(
+        f"the segmentation's voxels ({sizes[0]} of {spacings[0]} mm) are not those of the series "
+        f"({sizes[1]} of {spacings[1]} mm), so it may be that of another scan: choose the series it was "
+        "drawn on, or allow resampling if it belongs to this one",
+        code="another-grid-than-series",
+        shape_ijk=list(own.shape_ijk),
+        series_shape_ijk=list(series.shape_ijk),
+    )
 
 
 def _loss_message(segment: Segment, lost: float, most_lost: float) -> str:

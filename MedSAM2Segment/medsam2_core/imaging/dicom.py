@@ -14,10 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import VolumeError
+from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging import files
 from medsam2_core.imaging.dicom_codestreams import check_frames
-from medsam2_core.imaging.dicom_frames import TAGS, Frame, Stack, frames_of, ordered, stacks_of
+from medsam2_core.imaging.dicom_frames import (
+    TAGS,
+    EvenGrid,
+    Frame,
+    Irregular,
+    Stack,
+    evened,
+    frames_of,
+    ordered,
+    stacks_of,
+)
 from medsam2_core.imaging.volume import Volume
 
 if TYPE_CHECKING:
@@ -79,12 +89,35 @@ def find_stack(path: Path, series: str | None = None) -> tuple[list[Frame], Geom
         return ordered(_choose(path, _stacks(path), series))
 
 
-def read_volume(path: Path, series: str | None = None) -> Volume:
-    """Read one series as a volume; ``series`` is a number or UID from :func:`list_series`."""
+def read_volume(
+    path: Path, series: str | None = None, irregular: Irregular | str = Irregular.REFUSE
+) -> Volume:
+    """Read one series as a volume.
+
+    Parameters
+    ----------
+    series
+        A number or UID from :func:`list_series`.
+    irregular
+        What to do when slices are missing or not evenly spaced; what was done is in the metadata
+        ``irregular``.
+    """
     with files.reading(path, "DICOM"):
         stack = _choose(path, _stacks(path), series)
-        frames, geometry = ordered(stack)
+        grid: EvenGrid | None = None
+        done: dict[str, Any] = {}
+        try:
+            frames, geometry = ordered(stack)
+        except GeometryError as error:
+            how = Irregular(irregular)
+            if how is Irregular.REFUSE or error.code not in ("slices-missing", "slices-uneven"):
+                raise
+            grid = evened(stack, how)
+            frames, geometry = grid.frames, grid.geometry
+            done = {"irregular": how.value, "off_mm": round(grid.off_mm, 3), "reason": str(error)}
         voxels = _voxels(path, frames)
+        if grid is not None and done["irregular"] == Irregular.RESAMPLE.value:
+            voxels = _interpolated(voxels, grid.places)
         header = stack.header
         metadata: dict[str, Any] = {
             "format": "DICOM",
@@ -95,11 +128,25 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             "slice_frames": [frame.index + 1 for frame in frames],
             "picture": len(frames) == 1 and not frames[0].is_placed,
             "orientation_known": frames[0].is_placed,
+            **done,
         }
+        if done.get("irregular") == Irregular.RESAMPLE.value:  # no slice is that of one file
+            del metadata["slice_files"], metadata["slice_frames"]
         if not frames[0].is_placed:
             metadata["known_spacing"] = "in-plane" if frames[0].has_spacing else "none"
         name = str(header.get("SeriesDescription") or "").strip() or path.stem
         return Volume(voxels, geometry, str(header.get("Modality", "")), name, path, metadata)
+
+
+def _interpolated(voxels: NDArray[Any], places: NDArray[np.float64]) -> NDArray[Any]:
+    """Return slices at fractional places between those of (K, J, I[, 3]), in the same type."""
+    result = np.empty((len(places), *voxels.shape[1:]), dtype=voxels.dtype)
+    for k, place in enumerate(places):
+        below = min(int(place), len(voxels) - 1)
+        above, share = min(below + 1, len(voxels) - 1), place - int(place)
+        mixed = voxels[below] * (1 - share) + voxels[above] * share
+        result[k] = np.rint(mixed) if voxels.dtype.kind in "iu" else mixed
+    return result
 
 
 def _stacks(path: Path) -> list[Stack]:

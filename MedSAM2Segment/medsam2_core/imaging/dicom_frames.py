@@ -8,6 +8,7 @@ file.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,6 +159,79 @@ def stacks_of(frames: Sequence[Frame]) -> list[Stack]:
     return [Stack(str(part[0].header.get("SeriesInstanceUID", "")), tuple(part)) for part in parts]
 
 
+class Irregular(str, enum.Enum):
+    """What to do with a series whose slices are missing or not evenly spaced.
+
+    ``REFUSE``; ``RESAMPLE``: interpolate between its slices where even spacing puts them; ``AS_IS``: take the
+    slices as evenly spaced, so that they are not where the scanner made them.
+    """
+
+    REFUSE = "refuse"
+    RESAMPLE = "resample"
+    AS_IS = "as-is"
+
+
+@dataclass(frozen=True)
+class EvenGrid:
+    """Even spacing for frames that lack it.
+
+    Attributes
+    ----------
+    frames
+        In the order of their positions.
+    geometry
+        Of the volume.
+    places
+        (K,) which frame each slice of the volume lies on; between two for one that is interpolated.
+    off_mm
+        How far a frame is at most from where the volume has it.
+    """
+
+    frames: list[Frame]
+    geometry: Geometry
+    places: NDArray[np.float64]
+    off_mm: float
+
+
+def evened(stack: Stack, how: Irregular) -> EvenGrid:
+    """Return even spacing for a stack that :func:`ordered` refuses.
+
+    Raises
+    ------
+    GeometryError
+        When slices share a position, or do not lie on one line.
+    """
+    first = stack.frames[0]
+    normal = first.normal_lps
+    along = sorted(stack.frames, key=lambda frame: frame.height(normal))
+    positions = np.array([frame.position_lps for frame in along])  # (K, 3)
+    distances = np.diff(positions @ normal)
+    usual = float(np.median(distances))
+    _check_doubles(along, positions, distances, usual)
+    way = positions[-1] - positions[0]
+    heights = (positions - positions[0]) @ way / float(way @ way)  # 0 to 1
+    beside = float(np.linalg.norm(positions - positions[0] - heights[:, np.newaxis] * way, axis=1).max())
+    if beside > tolerance_mm(usual):
+        raise GeometryError(
+            f"slices do not lie on one line: one is {beside:.3g} mm beside it",
+            code="slices-uneven", off_mm=beside,
+        )  # fmt: skip
+    count = len(along)
+    if how is Irregular.RESAMPLE:
+        count = round(float(np.linalg.norm(way)) / usual) + 1
+    even = np.linspace(0, 1, count)
+    places = np.interp(even, heights, np.arange(len(along)))
+    off = 0.0
+    if how is Irregular.AS_IS:
+        places = np.arange(count, dtype=np.float64)
+        off = float(np.abs(heights - even).max() * np.linalg.norm(way))
+    rows, columns, _ = first.size
+    geometry = Geometry.from_lps(
+        _matrix(first, way / max(1, count - 1), positions[0]), (columns, rows, count)
+    )
+    return EvenGrid(along, geometry, places, off)
+
+
 def ordered(stack: Stack) -> tuple[list[Frame], Geometry]:
     """Return frames in the order of their positions, and the geometry of the volume they make.
 
@@ -174,18 +248,24 @@ def ordered(stack: Stack) -> tuple[list[Frame], Geometry]:
     if not first.is_placed:
         spacing = (first.spacing[1], first.spacing[0])
         return list(stack.frames), Geometry.for_picture(rows, columns, spacing, frames=len(stack.frames))
-    directions = first.orientation_lps
-    assert directions is not None
     normal = first.normal_lps
     along = sorted(stack.frames, key=lambda frame: frame.height(normal))
     positions = np.array([frame.position_lps for frame in along])  # (K, 3)
     step = normal * first.thickness if len(along) == 1 else _even_step(along, positions, normal)
+    return along, Geometry.from_lps(_matrix(first, step, positions[0]), (columns, rows, len(along)))
+
+
+def _matrix(
+    frame: Frame, step: NDArray[np.float64], position_lps: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (4, 4) from index to LPS of a stack that begins there, with this step from slice to slice."""
+    assert frame.orientation_lps is not None
     matrix = np.eye(4)
-    matrix[:3, 0] = directions[:3] * first.spacing[1]
-    matrix[:3, 1] = directions[3:] * first.spacing[0]
+    matrix[:3, 0] = frame.orientation_lps[:3] * frame.spacing[1]
+    matrix[:3, 1] = frame.orientation_lps[3:] * frame.spacing[0]
     matrix[:3, 2] = step
-    matrix[:3, 3] = positions[0]
-    return along, Geometry.from_lps(matrix, (columns, rows, len(along)))
+    matrix[:3, 3] = position_lps
+    return matrix
 
 
 def tolerance_mm(spacing: float) -> float:
@@ -205,12 +285,9 @@ def same_spacing(one: Frame, other: Frame) -> bool:
     return bool(np.allclose(one.spacing, other.spacing, rtol=1e-3))
 
 
-def _even_step(
-    frames: Sequence[Frame], positions: NDArray[np.float64], normal: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return (3,) from one slice to the next, or raise GeometryError."""
-    distances = np.diff(positions @ normal)
-    usual = float(np.median(distances))
+def _check_doubles(
+    frames: Sequence[Frame], positions: NDArray[np.float64], distances: NDArray[np.float64], usual: float
+) -> None:
     doubled = np.flatnonzero(distances < max(1e-3, 0.02 * usual))
     if doubled.size:
         n = int(doubled[0])
@@ -221,6 +298,15 @@ def _even_step(
             count=int(doubled.size),
             positions_lps=[positions[n].tolist() for n in doubled[:3]],
         )
+
+
+def _even_step(
+    frames: Sequence[Frame], positions: NDArray[np.float64], normal: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (3,) from one slice to the next, or raise GeometryError."""
+    distances = np.diff(positions @ normal)
+    usual = float(np.median(distances))
+    _check_doubles(frames, positions, distances, usual)
     gaps = np.flatnonzero(distances > 1.5 * usual)
     if gaps.size:
         listed = "; ".join(

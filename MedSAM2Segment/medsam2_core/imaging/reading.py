@@ -28,13 +28,15 @@ _COUNTERS = {
 }
 
 
-def read_volume(path: str | Path, series: str | None = None) -> Volume:
+def read_volume(path: str | Path, series: str | None = None, *, irregular: str = "refuse") -> Volume:
     """Read a volume or a picture.
 
     Parameters
     ----------
     path : a NRRD, NIfTI, MetaImage, DICOM, PNG, JPEG, TIFF or NPZ file, or a folder with a DICOM series
     series : which one, when the file or folder holds several: a number or UID from :func:`list_series`
+    irregular : of a DICOM series whose slices are missing or not evenly spaced, see
+        :class:`~medsam2_core.imaging.dicom_frames.Irregular`
 
     Raises
     ------
@@ -44,8 +46,9 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
     """
     path = files.existing(path)
     if path.is_dir():
-        return _read_folder(path, series)
-    return _reader(path)(path, series)
+        return _read_folder(path, series, irregular)
+    reader = _reader(path)
+    return dicom.read_volume(path, series, irregular) if reader is dicom.read_volume else reader(path, series)
 
 
 def list_series(path: str | Path) -> list[SeriesInfo]:
@@ -92,14 +95,14 @@ def pictures_in(path: str | Path) -> list[Path]:
     )
 
 
-def _read_folder(path: Path, series: str | None) -> Volume:
+def _read_folder(path: Path, series: str | None, irregular: str) -> Volume:
     if pictures_in(path):
         raise files.error(
             path,
             "a folder of pictures is not a volume: name one picture, or read all with read_images()",
             "folder-of-pictures",
         )
-    return dicom.read_volume(path, series)
+    return dicom.read_volume(path, series, irregular)
 
 
 def _reader(path: Path) -> Callable[[Path, str | None], Volume]:

@@ -203,7 +203,8 @@ def export_arguments(request: ExportRequest, folder: Path) -> list[str]:
     if request.dicom is not None:
         listed = "".join(f"{_absolute(path, 'dicom')}\n" for path in request.dicom)
         (folder / "dicom.txt").write_text(listed, encoding="utf-8", newline="\n")
-        arguments.append(f"--dicom={folder / 'dicom.txt'}")
+        # The client names the series of the volume, so another grid is that of a finer segmentation.
+        arguments += [f"--dicom={folder / 'dicom.txt'}", "--resample"]
     if request.drawn_on is not None:
         (folder / "drawn_on.json").write_text(json.dumps(request.drawn_on), encoding="utf-8")
         arguments.append(f"--drawn-on={folder / 'drawn_on.json'}")

@@ -47,6 +47,8 @@ class SegOptions:
         Content creator; None leaves it empty. Nothing is taken from this computer's user.
     most_lost
         Part of a segment (0 to 1) that resampling to the series' grid may cost.
+    resample
+        Allow a segmentation on another grid than the series'.
 
     Raises
     ------
@@ -62,6 +64,7 @@ class SegOptions:
     series_number: int | None = None
     creator: str | None = None
     most_lost: float = 0.05
+    resample: bool = True
 
     def __post_init__(self) -> None:
         if self.kind is Kind.BINARY and self.compression is not Compression.NONE:

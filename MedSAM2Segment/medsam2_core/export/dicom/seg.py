@@ -102,7 +102,7 @@ def write_seg(
     with atomic.protect(*source.files):
         atomic.check_target(path, overwrite=overwrite)
     kept, notes = _with_voxels(segmentation, path)
-    moved = onto_grid(kept, source.geometry, options.most_lost)
+    moved = onto_grid(kept, source.geometry, options.most_lost, resample=options.resample)
     described = describe(moved.segmentation, options.metadata, generic=options.generic)
     pixels = _pixels(moved.segmentation, options.kind, probabilities)
     dataset = _dataset(pixels, source, described, options)
