@@ -36,7 +36,7 @@ def pictures(tmp_path):
 def test_one_picture_is_measured_beside_the_ellipse_in_its_box(medsam2, model, pictures):
     answer = medsam2(
         *("evaluate", pictures / "1_img.png", pictures / "1_seg.png", "--model", model),
-        *("--corrections", 2, "--json", pictures / "figures.json", "--plot", pictures / "figures.png"),
+        *("--corrections", 2, "--out", pictures / "figures.json", "--plot", pictures / "figures.png"),
     )
     assert answer.code == 0, answer.err
     assert "| 1_img.png | 1 |" in answer.out
@@ -67,7 +67,7 @@ def test_a_table_is_averaged_by_row(medsam2, model, pictures):
         (("{0}/1_img.png",), "say what to measure"),
         (("{0}/1_img.png", "{0}/1_seg.png", "--cases", "{0}/cases.tsv"), "say what to measure"),
         (("--cases", "{0}/cases.tsv", "--row", "squares"), "'squares' is not in the table"),
-        (("--cases", "{0}/cases.tsv", "--json", "{0}/no/f.json"), "does not exist"),
+        (("--cases", "{0}/cases.tsv", "--out", "{0}/no/f.json"), "does not exist"),
         (("--cases", "{0}/cases.tsv", "--data", "{0}/no"), "no file matches"),
         (("{0}/1_img.png", "{0}/none.png"), "no such file"),
         (("{0}/1_img.png", "{0}/1_seg.png", "--zoom", "on"), "unknown zoom"),
@@ -85,7 +85,7 @@ def test_a_case_that_cannot_be_read_is_named_and_the_others_are_measured(medsam2
     (pictures / "1_img.png").write_bytes(b"not a picture")
     out = pictures / "figures.json"
     words = ("evaluate", "--cases", pictures / "cases.tsv", "--model", model, "--corrections", 0)
-    answer = medsam2(*words, "--row", "discs", "--json", out)
+    answer = medsam2(*words, "--row", "discs", "--out", out)
     assert answer.code == 2
     assert "discs, 1_img.png is left out" in answer.err
     assert "1 of 2 cases could not be read" in answer.err
@@ -106,7 +106,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(medsam2, model, pictures, monke
     monkeypatch.setattr(protocol, "measure_case", interrupted)
     out = pictures / "figures.json"
     words = ("evaluate", "--cases", pictures / "cases.tsv", "--model", model, "--corrections", 0)
-    answer = medsam2(*words, "--json", out)
+    answer = medsam2(*words, "--out", out)
     assert answer.code == 130
     assert "| discs | 1 |" in answer.out
     assert [one["name"] for one in json.loads(out.read_text())["objects"]] == ["1_img.png:1"]
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_any_name_is_measured_with_its_configuration(medsam2, mo
     pair = ("evaluate", pictures / "1_img.png", pictures / "1_seg.png", "--corrections", 0)
     out = pictures / "figures.json"
     settings = ("--config", "embedded", "--image-size", 128, "--precision", "fp32", "--device", "cpu")
-    answer = medsam2(*pair, "--model", renamed, *settings, "--json", out)
+    answer = medsam2(*pair, "--model", renamed, *settings, "--out", out)
     assert answer.code == 0, answer.err
     about = json.loads(out.read_text())["about"]
     assert (about["model"], about["image_size"], about["precision"]) == ("mine", 128, "fp32")

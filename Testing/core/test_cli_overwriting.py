@@ -236,5 +236,5 @@ def test_evaluate_keeps_what_it_reads(refused, model, tmp_path):
     pytest.importorskip("monai")
     scan = write_scan(tmp_path / "scan.nrrd")
     labels = write_nrrd(tmp_path / "labels.nrrd", ball_kji().astype(np.uint8))
-    for option, path in (("--json", scan), ("--plot", labels), ("--json", model)):
+    for option, path in (("--out", scan), ("--plot", labels), ("--out", model)):
         refused("evaluate", scan, labels, "--model", model, option, path)

@@ -15,6 +15,7 @@ from support.command_line import (
     write_scan,
     write_untrained_model,
 )
+from support.small_files import write_series
 
 
 @pytest.fixture(scope="module")
@@ -306,3 +307,50 @@ def test_the_hash_in_a_result_is_that_of_the_file(medsam2, model, scan, results)
     assert facts["MedSAM2.weights_sha256"] in medsam2("models", "verify", model).out
     assert len(facts["MedSAM2.weights_key"]) == 64
     assert read_volume(scan).geometry.same_grid(read_labels(out).geometry)
+
+
+# Series -----------------------------------------------------------------------------------------------------
+
+
+def test_an_irregular_series_is_offered_two_ways_and_what_they_mean(medsam2, model, results, tmp_path):
+    noise = np.random.default_rng(1).integers(0, 900, (6, 32, 40)).astype(np.int16)
+    heights = (0, 2, 4, 8, 10, 12)
+    series = write_series(tmp_path / "series", noise, [(0, 0, z) for z in heights])
+    words = ("segment", series, "--model", model, "--box", "5,5,30,25@2")
+    refused = medsam2(*words, "--out", results / "a.nrrd")
+    assert (refused.code, refused.error.code) == (2, "slices-missing")
+    assert "--irregular resample" in refused.err
+    assert "--irregular as-is" in refused.err
+    for how, slices in (("resample", 7), ("as-is", 6)):
+        out = results / f"{how}.nrrd"
+        answer = medsam2(*words, "--out", out, "--irregular", how, "--json")
+        assert answer.code == 0, answer.err
+        (note,) = answer.facts["notes"]
+        assert (note["code"], note["severity"], note["fields"]["how"]) == ("irregular-series", "warning", how)
+        assert read_labels(out).geometry.shape_ijk[2] == slices
+        assert medsam2("info", series, "--irregular", how, "--json").facts["shape_ijk"][2] == slices
+
+
+def test_a_segmentation_of_another_scan_becomes_no_seg_by_overlap_alone(medsam2, tmp_path):
+    from medsam2_core import export
+    from medsam2_core.imaging.geometry import Geometry
+    from medsam2_core.imaging.segmentation import Segmentation
+
+    series = write_series(tmp_path / "series", np.ones((6, 20, 24), np.int16))
+    own = read_volume(series).geometry
+    finer = Geometry(own.ijk_to_ras @ np.diag([0.5, 0.5, 1, 1]), (48, 40, 6))
+    mask = np.zeros((6, 40, 48), bool)
+    mask[1:5, 8:24, 8:30] = True
+    export.write(Segmentation.from_masks(finer, {"liver": mask}), tmp_path / "finer.seg.nrrd")
+    words = ("export", tmp_path / "finer.seg.nrrd", "--dicom", series, "--out", tmp_path / "x.dcm")
+    refused = medsam2(*words)
+    assert (refused.code, refused.error.code) == (2, "another-grid-than-series")
+    assert "--resample" in refused.err
+    assert not (tmp_path / "x.dcm").exists()
+    assert medsam2(*words, "--resample").code == 0
+    # A part of the series' own grid is no other grid.
+    part = Geometry(own.ijk_to_ras, (20, 20, 6))
+    cropped = Segmentation.from_masks(part, {"liver": mask[:, :20, :20]})
+    export.write(cropped, tmp_path / "part.seg.nrrd")
+    words = ("export", tmp_path / "part.seg.nrrd", "--dicom", series, "--out", tmp_path / "y.dcm")
+    assert medsam2(*words).code == 0

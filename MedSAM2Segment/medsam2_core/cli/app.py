@@ -17,7 +17,9 @@ from medsam2_core.cli import (
     export,
     import_seg,
     info,
+    methods,
     models,
+    replay,
     segment,
     synth,
     train,
@@ -49,6 +51,8 @@ register(app, "auto", auto.Auto)
 register(app, "export", export.Export)
 register(app, "import", import_seg.Import)
 register(app, "info", info.Info)
+register(app, "replay", replay.Replay)
+register(app, "methods", methods.Methods)
 app.add_typer(models.app, name="models")
 app.command("evaluate")(evaluate.evaluate)
 register(app, "synth", synth.Synth)

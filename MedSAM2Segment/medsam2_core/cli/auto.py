@@ -11,17 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medsam2_core.atomic import check_writable
-from medsam2_core.cli.console import millilitres, peak_memory_mb, print_table, progress_bar, report
+from medsam2_core.cli.console import (
+    UNCALIBRATED,
+    millilitres,
+    peak_memory_mb,
+    print_table,
+    progress_bar,
+    report,
+)
 from medsam2_core.cli.options import (
     AsJson,
     AxisName,
     DeviceName,
+    Irregular,
     Overwrite,
     Picture,
     PrecisionName,
     ProbabilitiesOut,
     SeriesName,
     check_settings,
+    irregular_notes,
 )
 from medsam2_core.cli.outputs import Outputs
 from medsam2_core.errors import ExportError, MedSAM2Error, Note, VolumeError
@@ -77,6 +86,7 @@ class Auto:
     device: DeviceName = "auto"
     precision: PrecisionName = "auto"
     series: SeriesName = None
+    irregular: Irregular = "refuse"
     picture: Picture = None
     probabilities: ProbabilitiesOut = None
     overwrite: Overwrite = False
@@ -111,13 +121,13 @@ class Auto:
 
         outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
         outputs.check()
-        volume = read_volume(self.input, self.series)
+        volume = read_volume(self.input, self.series, irregular=self.irregular)
         check_contrast(volume)
         outputs.check(volume.geometry)
         auto = self._load(path)
         session, found = self._segment(volume, auto)
         segmentation = session.segmentation()
-        notes = outputs.write(session, segmentation)
+        notes = irregular_notes(volume) + outputs.write(session, segmentation)
         card = auto.card
         if not fits(card, is_picture=len(session.stack) == 1, modality=volume.modality):
             images = "pictures" if card.is_for_pictures else f"{card.axis} slices"
@@ -135,6 +145,7 @@ class Auto:
             "model": card.name,
             "base": card.base,
             "classes": [_class_facts(one, segmentation) for one in found],
+            "confidence_is_calibrated": False,
         }
         return facts, notes
 
@@ -169,7 +180,13 @@ class Auto:
                     f"{self.input}: none of {len(left)} images could be segmented; {notes[-1]}",
                     code="no-image-segmented", path=str(self.input), images=len(left),
                 )  # fmt: skip
-        return {"input": str(self.input), "out": str(self.out), "model": name, "images": rows}, notes
+        return {
+            "input": str(self.input),
+            "out": str(self.out),
+            "model": name,
+            "images": rows,
+            "confidence_is_calibrated": False,
+        }, notes
 
     def _segment_image(self, image: Path, target: Path, auto: AutoModel) -> dict[str, Any]:
         from medsam2_core import export
@@ -277,7 +294,7 @@ def _print(facts: dict[str, Any]) -> None:
         for one in item["classes"]:
             cells = ["not found"]
             if one["voxels"]:
-                cells = [f"{one['voxels']} voxels", f"confidence {one['confidence']:.2f}"]
+                cells = [f"{one['voxels']} voxels", f"confidence {one['confidence']:.2f}{UNCALIBRATED}"]
             rows.append([*image, one["name"], *cells])
     print_table([[*row, *[""] * (4 - len(row))] for row in rows])
     print(f"{facts['out']}: written after {facts['seconds']:.1f} s")

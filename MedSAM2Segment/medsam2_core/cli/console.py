@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
 
 
+#: Stands beside every confidence: an object with one of .80 has had a Dice of .27.
+UNCALIBRATED = " (not calibrated: check)"
+
+
 class ExitCode(IntEnum):
     """Exit codes of all commands."""
 
@@ -31,13 +35,20 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
+_IRREGULAR = (
+    "; or go on with --irregular resample (slices are interpolated where none was made) or --irregular as-is "
+    "(as if they were evenly spaced: places, lengths and volumes are off)"
+)
 # Messages of the Python API, in terms of the command line, by the code of the error.
 _WORDINGS = {
     "output-exists": "{path} exists already: choose another name, or add --overwrite",
+    "slices-missing": "{message}" + _IRREGULAR,
+    "slices-uneven": "{message}" + _IRREGULAR,
     "series-needed": "{message} (--series)",
     "no-such-series": "{message} (--series)",
     "no-segment-code": "{message} (--list-terms shows the names, --segments META.json describes segments, "
     "--generic allows the generic code)",
+    "another-grid-than-series": "{message} (--resample)",
     "resampling-loss-too-large": "{message} (--most-lost PERCENT)",
     "seg-too-large": "{message} (--compression rle)",
     "probabilities-needed": "{message} (--probabilities FILE, here and when segmenting)",

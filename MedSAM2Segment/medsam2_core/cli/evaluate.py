@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsam2_core.cli.console import progress_bar, warn
-from medsam2_core.cli.options import ConfigName, DeviceName, ImageSize, ModelName, PrecisionName
+from medsam2_core.cli.console import print_json, progress_bar, warn
+from medsam2_core.cli.options import AsJson, ConfigName, DeviceName, ImageSize, ModelName, PrecisionName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Run:
-    """What has been measured so far; ``json`` is written anew after every case."""
+    """What has been measured so far; ``out`` is written anew after every case."""
 
     cases: list[Case]
-    json: Path | None
+    out: Path | None
     about: dict[str, Any]
     found: list[Any] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -52,9 +52,12 @@ class _Run:
         """Write the figures there are."""
         from medsam2_core.evaluation import report
 
-        if self.json is not None and self.found:
-            state = {"cases": len(self.cases), "left_out": self.failed}
-            report.write_json(self.json, self.found, {**self.about, **state})
+        if self.out is not None and self.found:
+            report.write_json(self.out, self.found, self._described)
+
+    @property
+    def _described(self) -> dict[str, Any]:
+        return {**self.about, "cases": len(self.cases), "left_out": self.failed}
 
     def check(self) -> None:
         """EvaluationError if a case was left out, or nothing was measured."""
@@ -70,20 +73,20 @@ class _Run:
                 "no object to measure: every label is empty or too small", code="nothing-to-measure"
             )
 
-    def show(self, plot: Path | None) -> None:
-        """Print the table of everything measured, and draw it."""
+    def show(self, plot: Path | None, *, as_json: bool) -> None:
+        """Print the table of everything measured, or all of it as JSON, and draw it."""
         from medsam2_core.evaluation import cvpr25, report
 
         if not self.found:
             return
         self.save()
-        if self.about["protocol"] == "cvpr25":
-            print(cvpr25.table(self.found))
-            return
-        rows = report.means(self.found)
-        print(report.table(rows))
-        if plot is not None:
-            report.plot(plot, rows)
+        by_rows = self.about["protocol"] != "cvpr25"
+        if as_json:
+            print_json(report.document(self.found, self._described))
+        else:
+            print(report.table(report.means(self.found)) if by_rows else cvpr25.table(self.found))
+        if plot is not None and by_rows:
+            report.plot(plot, report.means(self.found))
 
 
 def evaluate(
@@ -118,8 +121,12 @@ def evaluate(
     precision: PrecisionName = "auto",
     config: ConfigName = None,
     image_size: ImageSize = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE.json", help="Write every figure, anew after every case."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the means by row.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model on labelled volumes.
 
@@ -133,14 +140,14 @@ def evaluate(
 
     settings, measure_case = _protocol(protocol, corrections, seed, zoom, memory)
     chosen = _chosen(image, labels, cases, data, axis, window, row or [], most)
-    _check_targets(chosen, [cases, model, config], [json, plot])
+    _check_targets(chosen, [cases, model, config], [out, plot])
     loaded = load_model(model, device, precision, config=config, image_size=image_size)
     about = {"protocol": protocol, **asdict(settings), **loaded.provenance()}
-    run, cache = _Run(chosen, json, {**about, "image_size": loaded.image_size}), FeatureCache()
+    run, cache = _Run(chosen, out, {**about, "image_size": loaded.image_size}), FeatureCache()
     try:
         run.measure(lambda case: measure_case(case, loaded, settings, cache))
     finally:
-        run.show(plot)
+        run.show(plot, as_json=as_json)
     run.check()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -125,6 +126,13 @@ class Export:
             rich_help_panel=_DICOM,
         ),
     ] = None  # fmt: skip
+    resample: Annotated[
+        bool,
+        typer.Option(
+            "--resample", rich_help_panel=_DICOM,
+            help="Accept a segmentation on another grid than the series', if you know that it belongs to it.",
+        ),
+    ] = False  # fmt: skip
     most_lost: Annotated[
         float,
         typer.Option(
@@ -234,22 +242,16 @@ class Export:
 
     def _dicom_options(self) -> list[str]:
         """Return the options given that apply to DICOM only."""
-        options: dict[str, tuple[Any, Any]] = {
-            "--dicom": (self.dicom, None),
-            "--series": (self.series, None),
-            "--probabilities": (self.probabilities, None),
-            "--segments": (self.segments, None),
-            "--series-description": (self.series_description, None),
-            "--series-number": (self.series_number, None),
-            "--creator": (self.creator, None),
-            "--report": (self.report, None),
-            "--drawn-on": (self.drawn_on, None),
-            "--kind": (self.kind, "binary"),
-            "--compression": (self.compression, "none"),
-            "--generic": (self.generic, False),
-            "--most-lost": (self.most_lost, 5.0),
-        }
-        return [name for name, (value, default) in options.items() if value != default]
+        hints = get_type_hints(type(self), include_extras=True)
+        of_dicom = [
+            one
+            for one in dataclasses.fields(self)
+            for option in hints[one.name].__metadata__
+            if option.rich_help_panel == _DICOM or one.name == "report"
+        ]
+        return [
+            "--" + one.name.replace("_", "-") for one in of_dicom if getattr(self, one.name) != one.default
+        ]
 
     def _write_dicom(self, read: Segmentation, out: Path) -> _Written:
         from medsam2_core import atomic
@@ -268,7 +270,7 @@ class Export:
             of_series[name] = getattr(metadata, name) if value is None and metadata is not None else value
         options = SegOptions(
             Kind(self.kind), Compression(self.compression), metadata, self.generic, **of_series,
-            most_lost=self.most_lost / 100,
+            most_lost=self.most_lost / 100, resample=self.resample or self.drawn_on is not None,
         )  # fmt: skip
         assert self.dicom is not None
         source = read_source(self.dicom, self.series)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medsam2_core.cli.console import print_table, report, volume_text
-from medsam2_core.cli.options import AsJson, SeriesName
+from medsam2_core.cli.options import AsJson, Irregular, SeriesName, irregular_notes
 from medsam2_core.errors import MedSAM2Error, Note
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Info:
 
     volume: Annotated[Path, typer.Argument(help="A volume, picture, label map or DICOM folder.")]
     series: SeriesName = None
+    irregular: Irregular = "refuse"
     as_json: AsJson = False
 
     def run(self) -> None:
@@ -50,8 +51,9 @@ class Info:
             if len(listed) > 1:
                 facts["series"] = [{**_series_facts(one), "text": str(one)} for one in listed]
             else:
-                read = read_volume(self.volume, self.series)
+                read = read_volume(self.volume, self.series, irregular=self.irregular)
                 facts |= {**_volume_facts(read), **_labels_in(read)}
+                notes += irregular_notes(read)
         report(facts, notes, _print, as_json=self.as_json)
 
 

@@ -22,10 +22,14 @@ import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_type_hints
 
 import typer
 import typer.core
+
+if TYPE_CHECKING:
+    from medsam2_core.errors import Note
+    from medsam2_core.imaging.volume import Volume
 
 PROMPTS, PROCESSING, OUTPUT = "Prompts (each applies to the --object before it)", "Processing", "Output"
 
@@ -59,6 +63,14 @@ SeriesName = Annotated[
     str | None,
     typer.Option(help="Number or UID of the series, if there are several.", rich_help_panel=PROCESSING),
 ]
+Irregular = Annotated[
+    Literal["refuse", "resample", "as-is"],
+    typer.Option(
+        help="A series with missing or uneven slices. resample: interpolate between them where slices should "
+        "be; as-is: take them as evenly spaced, so that places, lengths and volumes are off.",
+        rich_help_panel=PROCESSING,
+    ),
+]
 Picture = Annotated[
     Path | None, typer.Option(metavar="PNG", help="Also write a montage of slices.", rich_help_panel=OUTPUT)
 ]
@@ -76,6 +88,20 @@ Overwrite = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
+
+
+def irregular_notes(volume: Volume) -> list[Note]:
+    """Return what the user should know of a volume from an irregular series."""
+    from medsam2_core.errors import Note
+
+    how, off = volume.metadata.get("irregular"), volume.metadata.get("off_mm", 0.0)
+    if how == "resample":
+        text = "slices were interpolated where the series has none: what they show was not measured there"
+    elif how == "as-is":
+        text = f"slices were taken as evenly spaced: some are up to {off:.3g} mm from where they are shown"
+    else:
+        return []
+    return [Note.warning("irregular-series", f"{text} ({volume.metadata['reason']})", how=how, off_mm=off)]
 
 
 def check_settings(model: str | Path | None, device: str, precision: str, window: str | None = None) -> None:
@@ -208,6 +234,12 @@ class OrderedCommand(typer.core.TyperCommand):
 def options_in_order(context: typer.Context) -> list[tuple[str, str]]:
     """Return (parameter name, value) of the ordered options of an :class:`OrderedCommand`, as given."""
     return list(context.meta[_ORDER_KEY])
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Return whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _as_list(values: Any) -> Iterable[str]:

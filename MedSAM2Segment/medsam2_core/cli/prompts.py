@@ -6,7 +6,7 @@ Coordinates are in the space that ``--space`` names: ``ijk`` array indices (voxe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,13 +149,16 @@ def parse_range(text: str | None, space: PromptSpace) -> tuple[int | None, int |
 
 
 def collect_prompts(
-    given: Iterable[tuple[str, str]], from_file: PromptSet | None, space: PromptSpace
+    given: Iterable[tuple[str, str]],
+    from_file: PromptSet | None,
+    space: PromptSpace,
+    known: Sequence[str] = (),
 ) -> PromptSet:
     """Collect all prompts of a command line.
 
     A prompt belongs to the ``--object`` before it; prompts before the first ``--object`` belong to that.
     Without any ``--object`` they belong to the only object of the prompts file, or to an object called
-    :data:`UNNAMED`.
+    :data:`UNNAMED`. ``known`` are the objects of an earlier result, which have a mask already.
 
     Raises
     ------
@@ -173,7 +176,7 @@ def collect_prompts(
             prompts.add_object(text)
             continue
         if current is None:
-            current = _only_object(prompts, f"--{option} {text}")
+            current = _only_object(known or prompts.names, f"--{option} {text}")
         prompts.add(current, _prompt(option, text, current, space))
     if not len(prompts):
         raise PromptError("no prompt: give --box, --point, --mask or --prompts", code="no-prompt")
@@ -183,7 +186,8 @@ def collect_prompts(
                 f"object {name!r} has no prompt: give --box, --point or --mask after --object",
                 code="object-without-prompt", object=name,
             )  # fmt: skip
-        if all(isinstance(prompt, Point) and not prompt.positive for prompt in of_object):
+        has_mask = name in known
+        if not has_mask and all(isinstance(prompt, Point) and not prompt.positive for prompt in of_object):
             raise PromptError(
                 f"object {name!r} has background points only: add a box, a mask or a foreground point",
                 code="only-background-points", object=name,
@@ -210,13 +214,13 @@ def _prompt(option: str, text: str, object_name: str, space: PromptSpace) -> Box
     return parse_point(text, space) if option == "point" else read_mask(text, object_name, space)
 
 
-def _only_object(prompts: PromptSet, what: str) -> str:
-    if len(prompts) > 1:
+def _only_object(names: Sequence[str], what: str) -> str:
+    if len(names) > 1:
         raise PromptError(
-            f"{what}: the prompts file has the objects {', '.join(prompts.names)}: choose one with --object",
-            code="object-ambiguous", objects=list(prompts.names),
+            f"{what}: the file has the objects {', '.join(names)}: choose one with --object",
+            code="object-ambiguous", objects=list(names),
         )  # fmt: skip
-    return prompts.names[0] if len(prompts) else UNNAMED
+    return names[0] if names else UNNAMED
 
 
 def _runs_with(space: PromptSpace) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from medsam2_core.cli.console import (
+    UNCALIBRATED,
     millilitres,
     peak_memory_mb,
     print_table,
@@ -26,6 +27,7 @@ from medsam2_core.cli.options import (
     ConfigName,
     DeviceName,
     ImageSize,
+    Irregular,
     ModelName,
     Overwrite,
     Picture,
@@ -33,12 +35,15 @@ from medsam2_core.cli.options import (
     ProbabilitiesOut,
     SeriesName,
     check_settings,
+    irregular_notes,
+    is_given,
     options_in_order,
 )
 from medsam2_core.cli.outputs import Outputs
-from medsam2_core.errors import PromptError
 
 if TYPE_CHECKING:
+    from medsam2_core.cli.earlier import EarlierResult
+    from medsam2_core.errors import Note
     from medsam2_core.imaging.segmentation import Segment as SegmentMask
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
@@ -86,8 +91,18 @@ class Segment:
     ] = None  # fmt: skip
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="File of prompts.", rich_help_panel=PROMPTS),
-    ] = None
+        typer.Option(
+            metavar="FILE", rich_help_panel=PROMPTS,
+            help="File of prompts: JSON, or a .seg.nrrd of this command, which has its own.",
+        ),
+    ] = None  # fmt: skip
+    continued: Annotated[
+        Path | None,
+        typer.Option(
+            "--continue", metavar="OUT.seg.nrrd", rich_help_panel=PROMPTS,
+            help="Correct this earlier result, with its settings, instead of starting from nothing.",
+        ),
+    ] = None  # fmt: skip
     object: Annotated[
         list[str] | None,
         typer.Option(
@@ -136,6 +151,7 @@ class Segment:
     config: ConfigName = None
     image_size: ImageSize = None
     series: SeriesName = None
+    irregular: Irregular = "refuse"
     picture: Picture = None
     probabilities: ProbabilitiesOut = None
     overwrite: Overwrite = False
@@ -152,15 +168,17 @@ class Segment:
         # The values of box, point, mask and object are taken from here: in the order they were given.
         given = options_in_order(self.context)
         masks = [text for option, text in given if option == "mask"]
-        with atomic.protect(self.volume, *masks, self.prompts, self.model, self.config):
+        with atomic.protect(self.volume, *masks, self.prompts, self.continued, self.model, self.config):
             outputs.check()
             check_settings(self.model, self.device, self.precision, self.window)
-            volume = read_volume(self.volume, self.series)
+            volume = read_volume(self.volume, self.series, irregular=self.irregular)
             check_contrast(volume)
             outputs.check(volume.geometry)
-            prompts, slices = self._prompts(given, volume)
-            session, segmentation = self._segment(volume, prompts, slices)
-            notes = outputs.write(session, segmentation, prompts)
+            earlier, settings = self._earlier(volume)
+            prompts, slices = settings._prompts(given, volume, earlier)
+            session, segmentation, notes = settings._segment(volume, prompts, slices, earlier)
+            notes += irregular_notes(volume)
+            notes += outputs.write(session, segmentation, session.prompts)
         facts = {
             "volume": str(self.volume),
             **outputs.facts,
@@ -168,40 +186,50 @@ class Segment:
             "slices": session.stack.key,
             "window": session.window.to_dict(),
             "objects": [_object_facts(segmentation, name, session) for name in segmentation.names],
+            "confidence_is_calibrated": False,
             "seconds": round(time.perf_counter() - started, 2),
             "peak_memory_mb": peak_memory_mb(),
         }
         report(facts, notes, _print, as_json=self.as_json)
 
+    def _earlier(self, volume: Volume) -> tuple[EarlierResult | None, Segment]:
+        """Return the result to correct, and this command with its settings where none are given."""
+        if self.continued is None:
+            return None, self
+        from medsam2_core.cli.earlier import EarlierResult
+
+        earlier = EarlierResult.read(self.continued, volume.geometry)
+        stored = {name: value for name, value in earlier.settings.items() if not is_given(self.context, name)}
+        if is_given(self.context, "model"):
+            stored.pop("image_size", None)
+        return earlier, replace(self, **stored)
+
     def _prompts(
-        self, given: list[tuple[str, str]], volume: Volume
+        self, given: list[tuple[str, str]], volume: Volume, earlier: EarlierResult | None
     ) -> tuple[PromptSet, tuple[int | None, int | None]]:
         """Return the prompts, and the first and last slice to segment."""
+        from medsam2_core.cli.earlier import prompts_in
         from medsam2_core.cli.prompts import PromptSpace, check_in_range, collect_prompts, parse_range
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.imaging.slices import AxisStack
-        from medsam2_core.prompts import PromptSet, validate
+        from medsam2_core.prompts import validate
 
         stack = AxisStack(volume, self.axis)
         space = PromptSpace(stack, Space.named(self.space))
-        from_file = None
-        if self.prompts is not None:
-            try:
-                from_file = PromptSet.from_json(self.prompts.read_bytes(), volume.geometry)
-            except OSError as error:
-                raise PromptError(
-                    f"the prompts file {self.prompts} cannot be read: {error.strerror}",
-                    code="prompts-unreadable", path=str(self.prompts),
-                ) from error  # fmt: skip
-        prompts = collect_prompts(given, from_file, space)
+        from_file = None if self.prompts is None else prompts_in(self.prompts, volume.geometry)
+        prompts = collect_prompts(given, from_file, space, () if earlier is None else earlier.prompts.names)
         validate(prompts, stack)
         slices = parse_range(self.range, space)
         check_in_range(prompts, slices, stack)
         return prompts, slices
 
     def _segment(
-        self, volume: Volume, prompts: PromptSet, slices: tuple[int | None, int | None]
-    ) -> tuple[Session, Segmentation]:
+        self,
+        volume: Volume,
+        prompts: PromptSet,
+        slices: tuple[int | None, int | None],
+        earlier: EarlierResult | None,
+    ) -> tuple[Session, Segmentation, list[Note]]:
         from medsam2_core.export.dicom.coding import coded_by_name
         from medsam2_core.session import Session  # only now: torch takes seconds to load
 
@@ -210,12 +238,19 @@ class Segment:
             device=self.device, precision=self.precision, config=self.config, image_size=self.image_size,
             probabilities=self.probabilities is not None,
         )  # fmt: skip
+        how: dict[str, Any] = {} if slices == (None, None) else {"propagated": list(slices)}
+        notes = []
+        if earlier is not None:
+            earlier.restore_in(session)
+            how["continued"] = True
+            notes = [note for note in [earlier.weights_note(session)] if note is not None]
         session.apply(prompts)
         progress = session.propagate(first=slices[0], last=slices[1])
         with progress_bar("segmenting", progress.total) as update:
             for result in progress:
                 update(progress.done, f"{result.object}, slice {result.n}")
-        return session, coded_by_name(session.segmentation())
+        made = session.segmentation()
+        return session, coded_by_name(replace(made, provenance={**made.provenance, **how})), notes
 
 
 def _object_facts(segmentation: Segmentation, name: str, session: Session) -> dict[str, Any]:
@@ -258,7 +293,7 @@ def _print(facts: dict[str, Any]) -> None:
             volume_text(item["millilitres"]),
             f"{item['voxels']} voxels",
             "slices {} to {}".format(*item["slices"]) if item["slices"] else "nothing found",
-            "" if item["confidence"] is None else f"confidence {item['confidence']:.2f}",
+            "" if item["confidence"] is None else f"confidence {item['confidence']:.2f}{UNCALIBRATED}",
         )
         for item in facts["objects"]
     ]

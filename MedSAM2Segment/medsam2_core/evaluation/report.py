@@ -54,19 +54,17 @@ def table(rows: Sequence[RowMeans]) -> str:
     return "\n".join(lines)
 
 
-def write_json(path: str | Path, measurements: Sequence[Measurement], about: dict[str, Any]) -> None:
+def document(measurements: Sequence[Measurement], about: dict[str, Any]) -> dict[str, Any]:
     """Everything that was measured, by object and by row."""
-    content = {
-        "about": about,
-        **(
-            {"rows": [row.__dict__ for row in means(measurements)]}
-            if about.get("protocol") != "cvpr25"
-            else {}
-        ),
-        "objects": [measurement.to_dict() for measurement in measurements],
-    }
+    has_rows = about.get("protocol") != "cvpr25"
+    rows = {"rows": [row.__dict__ for row in means(measurements)]} if has_rows else {}
+    return {"about": about, **rows, "objects": [measurement.to_dict() for measurement in measurements]}
+
+
+def write_json(path: str | Path, measurements: Sequence[Measurement], about: dict[str, Any]) -> None:
+    """Write the :func:`document`, whole or not at all."""
     with new_file(Path(path), overwrite=True) as stream:
-        stream.write((json.dumps(content, indent=1) + "\n").encode())
+        stream.write((json.dumps(document(measurements, about), indent=1) + "\n").encode())
 
 
 def plot(path: str | Path, rows: Sequence[RowMeans]) -> None:

@@ -267,7 +267,12 @@ class Session:
         return {n: self._objects.mask(name, n) for n in slices}
 
     def restore_object(
-        self, name: str, slices: Mapping[int, SlicePrompts], tracked: Mapping[int, SliceMask]
+        self,
+        name: str,
+        slices: Mapping[int, SlicePrompts],
+        tracked: Mapping[int, SliceMask],
+        *,
+        propagated: bool = False,
     ) -> dict[int, SliceMask | None]:
         """Replace all prompts and masks of an object, as one step.
 
@@ -278,6 +283,8 @@ class Session:
         tracked
             What tracking had found, by slice. On slices of both, the prompts of ``slices`` correct this mask,
             and it comes back when they are removed; final ones without prompts are these masks.
+        propagated
+            Whether these are the masks of a finished propagation: the next one follows later changes only.
 
         Returns
         -------
@@ -293,6 +300,8 @@ class Session:
             self._objects.check(n, given)
         with self._history.step(f"restore {name}"):
             self._objects.restore(name, slices, tracked)
+            if propagated:
+                self._objects.changes.mark_synced([name], None, self._objects.changes.copied())
         return {n: self._objects.mask(name, n) for n in slices}
 
     def unprompt(self, name: str, n: int) -> None:
@@ -478,6 +487,7 @@ class Session:
             "prompts": self._objects.prompts.to_json(),
             **self.model.provenance(),
             **({} if spacing == "all" else {"known_spacing": spacing}),
+            "image_size": self.model.image_size,
             "window": self.window.to_dict(),
             "slices": self.stack.key,
             "zoom": "auto" if self.tracker.options.zoom else "off",

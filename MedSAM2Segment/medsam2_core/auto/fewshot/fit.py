@@ -29,7 +29,7 @@ from medsam2_core.errors import TrainingError
 _MOST_SKIPPED = 50  # steps in a row whose loss is not finite
 _VALIDATIONS = 20
 _VALIDATED = 16  # images of a validation
-_PACED = 3  # steps after which their mean time says how many more there is time for
+_RECENT = 3  # steps whose time tells how long the next ones take
 _PATIENCE = 0.4  # share of the predictor's steps without a better validation that ends a training
 
 
@@ -64,22 +64,22 @@ class Progress:
 
 
 class _Pace:
-    """How many steps there is time for, from the mean time of those that were done, validations included."""
+    """How many steps there is time for, by the time they take, validations included."""
 
     def __init__(self, seconds_left: Callable[[], float], step: int, planned: int) -> None:
         self._seconds_left, self._first_step, self._planned = seconds_left, step, planned
-        self._at_first = seconds_left()
+        self._left = [seconds_left()]  # before each step
 
     def affordable(self, step: int) -> int:
-        """Return how many steps in all there is time for after `step`: one more at least, not over plan."""
+        """Return how many steps in all there is time for before step number `step`, as planned at most."""
         done, left = step - self._first_step, self._seconds_left()
-        if left <= 0:
-            return min(self._planned, step + 1)
-        if done < _PACED or not math.isfinite(left):
+        if not done or not math.isfinite(left):
             return self._planned
-        each = (self._at_first - left) / done
-        more = self._planned if each <= 0 else int(left / each)
-        return min(self._planned, step + max(1, more))
+        self._left.append(left)
+        recent = self._left[-1 - _RECENT :]
+        # By the last steps, too: a machine that becomes busy stays busy.
+        each = max((self._left[0] - left) / done, (recent[0] - left) / (len(recent) - 1))
+        return min(self._planned, step + (int(max(0.0, left) / each) if each > 0 else self._planned))
 
 
 class Fit:
@@ -172,7 +172,9 @@ class Fit:
         while progress.step < progress.total and not progress.is_over:
             if should_stop():
                 return False
-            self._keep_pace(pace)
+            if not self._keep_pace(pace):
+                progress.history.append({"step": progress.step, **meter})
+                break
             for name, value in self._step().items():
                 meter[name] = 0.9 * meter.get(name, value) + 0.1 * value
             progress.step += 1
@@ -194,15 +196,15 @@ class Fit:
         network.eval()
         return True
 
-    def _keep_pace(self, pace: _Pace) -> None:
-        """Plan as many steps as there is time for; the schedules follow."""
+    def _keep_pace(self, pace: _Pace) -> bool:
+        """Plan as many steps as there is time for, and the schedules with them; False if there is none."""
         progress = self.progress
         affordable = pace.affordable(progress.step)
-        if affordable == progress.total:
-            return
-        progress.total = affordable
-        if progress.step < progress.alone:
-            progress.alone = max(progress.step + 1, self.alone_of(affordable))
+        if affordable != progress.total:
+            progress.total = affordable
+            if progress.step < progress.alone:
+                progress.alone = max(progress.step + 1, self.alone_of(affordable))
+        return progress.step < affordable
 
     def _step(self) -> dict[str, float]:
         settings, progress = self.settings, self.progress

@@ -1,0 +1,139 @@
+"""An earlier result as input: its prompts, its settings, its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam2_core.errors import Note, PromptError, VolumeError
+from medsam2_core.imaging.geometry import PLANE_NORMAL
+from medsam2_core.imaging.segmentation_files import read_segmentation
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import PromptSet, SlicePrompts, by_slice
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.geometry import Geometry
+    from medsam2_core.imaging.segmentation import Segmentation
+    from medsam2_core.session import Session
+
+
+def prompts_in(path: Path, geometry: Geometry) -> PromptSet:
+    """Read prompts from a JSON file, or from the tags of a ``.seg.nrrd``.
+
+    Raises
+    ------
+    PromptError
+        ``prompts-unreadable``; ``no-stored-prompts`` for a segmentation without any; or what is wrong with
+        them.
+    """
+    if path.name.lower().endswith(".seg.nrrd"):
+        return EarlierResult.read(path, geometry).prompts
+    try:
+        return PromptSet.from_json(path.read_bytes(), geometry)
+    except OSError as error:
+        raise PromptError(
+            f"the prompts file {path} cannot be read: {error.strerror}",
+            code="prompts-unreadable", path=str(path),
+        ) from error  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EarlierResult:
+    """A ``.seg.nrrd`` of `medsam2 segment`: masks, the prompts they came from, and the settings."""
+
+    path: Path
+    segmentation: Segmentation
+    prompts: PromptSet
+
+    @classmethod
+    def read(cls, path: Path, geometry: Geometry) -> EarlierResult:
+        """Read a result of the volume with this grid.
+
+        Raises
+        ------
+        VolumeError, GeometryError
+            ``not-a-result`` for another kind of file; ``result-on-another-grid``.
+        PromptError
+            ``no-stored-prompts``.
+        """
+        if not path.name.lower().endswith(".seg.nrrd"):
+            raise VolumeError(
+                f"{path}: only a .seg.nrrd of `medsam2 segment` has the prompts it came from",
+                code="not-a-result", path=str(path),
+            )  # fmt: skip
+        segmentation = read_segmentation(path)
+        if not segmentation.geometry.same_grid(geometry, 0.05):
+            raise VolumeError(
+                f"{path} has another grid than the volume: it is the result of another one",
+                code="result-on-another-grid", path=str(path),
+            )  # fmt: skip
+        stored = segmentation.provenance.get("prompts")
+        if not isinstance(stored, str):
+            stored = None if stored is None else _json(stored)
+        if stored is None:
+            raise PromptError(
+                f"{path} has no prompts in its tags: use it with --mask instead",
+                code="no-stored-prompts", path=str(path),
+            )  # fmt: skip
+        return cls(path, segmentation, PromptSet.from_json(stored, geometry))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options of `medsam2 segment` it was made with, by name, as far as they are stored."""
+        known = self.segmentation.provenance
+        found: dict[str, Any] = {name: str(known[name]) for name in _SAME if known.get(name)}
+        window = known.get("window")
+        if isinstance(window, Mapping) and {"width", "level"} <= window.keys():
+            found["window"] = f"{window['width']},{window['level']}"
+        plane = str(known.get("slices", "")).partition(":")[0]
+        if plane in PLANE_NORMAL:
+            found["axis"] = plane
+        if known.get("image_size"):
+            found["image_size"] = int(known["image_size"])
+        return found
+
+    @property
+    def slices(self) -> tuple[int | None, int | None]:
+        """First and last slice that were to be segmented."""
+        stored = self.segmentation.provenance.get("propagated")
+        first, last = stored if isinstance(stored, list) and len(stored) == 2 else (None, None)
+        return first, last
+
+    def weights_note(self, session: Session) -> Note | None:
+        """Return what to know when the session's model is not the one it was made with."""
+        known, ours = self.segmentation.provenance.get("weights_sha256"), session.model.weights_sha256
+        if not known or not ours or known == ours:
+            return None
+        return Note.warning(
+            "other-weights",
+            f"{self.path.name} was made with other weights ({str(known)[:12]}…) than these ({ours[:12]}…)",
+            stored=str(known), given=ours,
+        )  # fmt: skip
+
+    def restore_in(self, session: Session) -> None:
+        """Put masks and prompts into a session, as they were: only what changes later is propagated."""
+        for segment in self.segmentation:
+            if segment.name not in self.prompts.names:
+                continue
+            confidence = float(segment.tags.get("MedSAM2.confidence", 1.0))
+            given = by_slice(self.prompts.of(segment.name), session.stack)
+            masks = {}
+            for n in range(len(session.stack)):
+                mask_hw = session.stack.mask_of(segment.part_kji, n, segment.offset_ijk)
+                if mask_hw.any() or n in given:
+                    masks[n] = SliceMask.from_mask(segment.name, n, mask_hw, predicted_iou=confidence)
+            slices = {n: SlicePrompts(tuple(of_slice), known=masks[n]) for n, of_slice in given.items()}
+            tracked = {n: mask for n, mask in masks.items() if n not in slices}
+            session.restore_object(segment.name, slices, tracked, propagated=True)
+
+
+#: Settings that are stored under the name of their option.
+_SAME = ("model", "memory", "zoom", "precision")
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value)

@@ -1,0 +1,127 @@
+"""`medsam2 replay`: make a result again from the prompts it has stored, and compare."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medsam2_core.cli.console import ExitCode, peak_memory_mb, print_table, progress_bar, report
+from medsam2_core.cli.options import (
+    AsJson,
+    ConfigName,
+    DeviceName,
+    Irregular,
+    SeriesName,
+    check_settings,
+    irregular_notes,
+)
+from medsam2_core.errors import Note, VolumeError
+
+if TYPE_CHECKING:
+    from medsam2_core.cli.earlier import EarlierResult
+    from medsam2_core.imaging.segmentation import Segmentation
+    from medsam2_core.imaging.volume import Volume
+    from medsam2_core.session import Session
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Make a result of `medsam2 segment` again from its stored prompts and settings, and compare the masks.
+
+    The same scan, prompts, weights, device and number of threads give the same masks. The exit code is 2 when
+    an object differs.
+    """
+
+    result: Annotated[Path, typer.Argument(help="A .seg.nrrd of `medsam2 segment`.")]
+    volume: Annotated[Path, typer.Argument(help="The scan it was made from.")]
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name or checkpoint file of the model; by default the stored name."),
+    ] = None
+    config: ConfigName = None
+    device: DeviceName = "auto"
+    series: SeriesName = None
+    irregular: Irregular = "refuse"
+    as_json: AsJson = False
+
+    def run(self) -> None:
+        """Segment again, and report how far the masks agree."""
+        started = time.perf_counter()
+        from medsam2_core.cli.earlier import EarlierResult
+        from medsam2_core.imaging.reading import read_volume
+
+        check_settings(self.model, self.device, "auto")
+        volume = read_volume(self.volume, self.series, irregular=self.irregular)
+        earlier = EarlierResult.read(self.result, volume.geometry)
+        session = self._segment(volume, earlier)
+        again = session.segmentation()
+        objects = [_compared(earlier.segmentation, again, name) for name in earlier.prompts.names]
+        facts = {
+            "result": str(self.result),
+            "volume": str(self.volume),
+            "model": session.model.name,
+            "weights_sha256": session.model.weights_sha256,
+            "identical": all(one["identical"] for one in objects),
+            "objects": objects,
+            "seconds": round(time.perf_counter() - started, 2),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        report(facts, irregular_notes(volume) + _notes(earlier, session), _print, as_json=self.as_json)
+        if not facts["identical"]:
+            raise typer.Exit(ExitCode.BAD_INPUT)
+
+    def _segment(self, volume: Volume, earlier: EarlierResult) -> Session:
+        from medsam2_core.session import Session
+
+        settings = {**earlier.settings, **({} if self.model is None else {"model": self.model})}
+        session = Session.open(volume, device=self.device, config=self.config, **settings)
+        session.apply(earlier.prompts)
+        first, last = earlier.slices
+        progress = session.propagate(first=first, last=last)
+        with progress_bar("segmenting", progress.total) as update:
+            for result in progress:
+                update(progress.done, f"{result.object}, slice {result.n}")
+        return session
+
+
+def _compared(before: Segmentation, after: Segmentation, name: str) -> dict[str, Any]:
+    if name not in before.names:
+        raise VolumeError(
+            f"the stored prompts are for {name!r}, but there is no such segment: was it renamed?",
+            code="segment-missing", object=name, known=list(before.names),
+        )  # fmt: skip
+    counts = [before[name].voxel_count, after[name].voxel_count]
+    shared = before[name].overlap_with(after[name])
+    return {
+        "name": name,
+        "identical": shared == counts[0] == counts[1],
+        "dice": round(2 * shared / sum(counts), 4) if sum(counts) else 1.0,
+        "voxels": counts[0],
+        "voxels_again": counts[1],
+    }
+
+
+def _notes(earlier: EarlierResult, session: Session) -> list[Note]:
+    """Return why masks may differ although nothing is wrong."""
+    known = earlier.segmentation.provenance
+    notes = [note for note in [earlier.weights_note(session)] if note is not None]
+    if known.get("continued"):
+        text = "it was corrected in several steps (--continue): made at once, the masks may differ"
+        notes.append(Note.info("made-in-steps", text))
+    device = str(session.model.device)
+    if known.get("device") not in (None, device):
+        text = f"it was made on {known['device']}, this is {device}: rounding may differ"
+        notes.append(Note("other-device", text, fields={"stored": str(known["device"]), "device": device}))
+    return notes
+
+
+def _print(facts: dict[str, Any]) -> None:
+    rows = []
+    for one in facts["objects"]:
+        text = "identical" if one["identical"] else f"{one['voxels_again']} now, Dice {one['dice']:.4f}"
+        rows.append((one["name"], f"{one['voxels']} voxels", text))
+    print_table(rows)

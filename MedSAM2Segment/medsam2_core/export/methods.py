@@ -1,0 +1,92 @@
+"""How a segmentation was made, as text for the methods section of a paper."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from medsam2_core.errors import ExportError
+from medsam2_core.export import metadata
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.segmentation import Segmentation
+
+_SAM2 = "N. Ravi et al., SAM 2: Segment Anything in Images and Videos, ICLR 2025"
+_MEDICAL_SAM2 = (
+    "J. Zhu et al., Medical SAM 2: Segment medical images as video via Segment Anything Model 2, 2024"
+)
+_MEDSAM2 = "J. Ma et al., MedSAM2: Segment Anything in 3D Medical Images and Videos, 2025"
+_SAM2RAD = (
+    "A. S. Wahd et al., Sam2Rad: A segmentation model for medical images with learnable prompts, Computers "
+    "in Biology and Medicine 2025"
+)
+_PLURALS = {"box": "boxes", "point": "points", "mask": "masks"}
+
+
+def methods_text(segmentation: Segmentation) -> str:
+    """Return a paragraph on model, prompts and settings, and the papers to cite.
+
+    Nothing is claimed that is not stored with the segmentation.
+
+    Raises
+    ------
+    ExportError
+        ``no-provenance``: it does not say that this program made it.
+    """
+    known = metadata.without_paths(segmentation.provenance)
+    if not known.get("model"):
+        raise ExportError(
+            "nothing is stored of how it was made: methods text needs a .seg.nrrd of this program",
+            code="no-provenance",
+        )
+    model, sha256 = str(known["model"]), str(known.get("weights_sha256", ""))
+    weights = f" (SHA-256 of the weights {sha256})" if sha256 else ""
+    text = [
+        f"{_objects(segmentation)} segmented with {metadata.SOFTWARE} and the SAM 2 model {model}{weights}.",
+        *_prompts(known),
+        *_settings(known),
+    ]
+    if known.get("continued"):
+        text.append("The result was corrected with further prompts in several steps.")
+    auto = sorted({str(one.tags["MedSAM2.auto"]) for one in segmentation if one.tags.get("MedSAM2.auto")})
+    if auto:
+        text.append(f"Prompts of the first draft were predicted by the Auto model {', '.join(auto)}.")
+    text.append("Masks were checked and corrected by [NAME, EXPERIENCE].")
+    cited = [_SAM2, _MEDICAL_SAM2] + ([_MEDSAM2] if "medsam2" in model.lower() else [])
+    return "\n".join([" ".join(text), "", *(f"- {one}." for one in cited + ([_SAM2RAD] if auto else []))])
+
+
+def _objects(segmentation: Segmentation) -> str:
+    names = list(segmentation.names)
+    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+    return f"{listed} {'was' if len(names) == 1 else 'were'}"
+
+
+def _prompts(known: Mapping[str, Any]) -> list[str]:
+    """Return a sentence that counts the prompts, if they are stored."""
+    try:
+        stored = known["prompts"]
+        objects = (json.loads(stored) if isinstance(stored, str) else stored)["objects"]
+        counts = Counter(str(prompt["type"]) for one in objects for prompt in one["prompts"])
+    except (KeyError, TypeError, ValueError):
+        return []
+    parts = [f"{n} {kind if n == 1 else _PLURALS.get(kind, kind)}" for kind, n in sorted(counts.items())]
+    return [f"It was prompted with {', '.join(parts)}."] if parts else []
+
+
+def _settings(known: Mapping[str, Any]) -> list[str]:
+    """Return sentences on slices, window, memory and precision, as far as they are stored."""
+    text = []
+    plane = str(known.get("slices", "")).partition(":")[0]
+    if plane:
+        bank = "its self-sorting memory" if known.get("memory") == "self-sorting" else "its memory"
+        region = " at a region around the object" if known.get("zoom") == "auto" else ""
+        text.append(f"The model looked{region} on {plane} slices, and followed the object with {bank}.")
+    window = known.get("window")
+    if isinstance(window, Mapping) and {"width", "level"} <= window.keys():
+        text.append(f"Intensities were windowed to width {window['width']:g}, level {window['level']:g}.")
+    if known.get("precision") and known.get("device"):
+        text.append(f"It computed in {known['precision']} on {known['device']}.")
+    return text
