@@ -77,16 +77,16 @@ def propagated(session: Session, title: str) -> dict[int, int]:
     cache, encoded = session.tracker.encoder.cache, session.tracker.encoder.encoded
     progress = session.propagate(stop_after_absent=None)
     rss, rows = {0: process.memory_info().rss}, []
-    started = time.perf_counter()
+    started, computed = time.perf_counter(), time.process_time()
     for count, _ in enumerate(progress, start=1):
         rss[count] = process.memory_info().rss
         if count in (1, 10, 25, WARM_UP, 100, 150, 200, 250) or count == progress.total:
             held = session.tracker.state("ball").nbytes
-            elapsed = time.perf_counter() - started
+            elapsed, cpu = time.perf_counter() - started, time.process_time() - computed
             sizes = (megabytes(number) for number in (rss[count], held, cache.nbytes))
-            rows.append((f"{count}", f"{elapsed / count:.3f}", *sizes))
+            rows.append((f"{count}", f"{elapsed / count:.3f}", f"{cpu / count:.3f}", *sizes))
     print(f"\n{title}: {count} slices, {session.tracker.encoder.encoded - encoded} of them encoded")
-    print_table(rows, ("SLICES", "S/SLICE", "RSS", "OBJECT", "CACHE"))
+    print_table(rows, ("SLICES", "S/SLICE", "CPU S/SLICE", "RSS", "OBJECT", "CACHE"))
     return rss
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
     from medsam2_core.imaging.segmentation import Segmentation
+    from medsam2_core.session import Session
 
 
 #: Stands beside every confidence: an object with one of .80 has had a Dice of .27.
@@ -164,6 +165,14 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int, str],
             progress.update(task, completed=done, description=f"{title} {description}".rstrip())
 
         yield update
+
+
+def propagate(session: Session, slices: tuple[int | None, int | None]) -> None:
+    """Propagate all objects from the first to the last slice, with a progress bar."""
+    progress = session.propagate(first=slices[0], last=slices[1])
+    with progress_bar("segmenting", progress.total) as update:
+        for result in progress:
+            update(progress.done, f"{result.object}, slice {result.n}")
 
 
 @contextmanager

@@ -185,7 +185,7 @@ class Export:
                 written = self._write_dicom(read, self.out) if is_dicom else self._write_file(read, self.out)
                 written.notes += self._write_measurements(written)
         notes, facts = list(dict.fromkeys(written.notes)), self._facts(self.out, written)
-        report(facts, notes, _print, as_json=self.as_json)
+        report(facts, notes, show, as_json=self.as_json)
 
     @property
     def _targets(self) -> list[Path]:
@@ -228,11 +228,7 @@ class Export:
                     f"--measurements {path}: they are written as .json or .csv",
                     code="measurements-format", path=str(path),
                 )  # fmt: skip
-        if segmentation.is_dir():
-            raise ExportError(
-                f"{segmentation} is a folder: give the file of the segmentation",
-                code="segmentation-is-folder", path=str(segmentation),
-            )  # fmt: skip
+        check_is_file(segmentation)
         if self.dicom is not None and not self.dicom.exists():
             raise ExportError(
                 f"--dicom {self.dicom}: no such folder or file", code="source-not-found", path=str(self.dicom)
@@ -331,26 +327,56 @@ class Export:
         return notes
 
     def _facts(self, out: Path, written: _Written) -> dict[str, Any]:
-        from medsam2_core.export.dicom.coding import format_terminology
-
         return {
             "out": str(out),
             **written.facts,
             "bytes": out.stat().st_size,
-            "segments": [
-                {
-                    "name": segment.name,
-                    "code": str(segment.terminology.type),
-                    "says": format_terminology(segment.terminology),
-                    "voxels": segment.voxel_count,
-                    "millilitres": millilitres(written.segmentation, segment.name),
-                }
-                for segment in written.segmentation
-            ],
+            "segments": segment_facts(written.segmentation),
             "measurements": [str(path) for path in self.measurements or ()],
             "report": str(self.report) if self.report else None,
             "peak_memory_mb": peak_memory_mb(),
         }
+
+
+def check_is_file(segmentation: Path) -> None:
+    """Raise ExportError ``segmentation-is-folder``."""
+    if segmentation.is_dir():
+        raise ExportError(
+            f"{segmentation} is a folder: give the file of the segmentation",
+            code="segmentation-is-folder", path=str(segmentation),
+        )  # fmt: skip
+
+
+def segment_facts(segmentation: Segmentation) -> list[dict[str, Any]]:
+    """Return what is said of every segment."""
+    from medsam2_core.export.dicom.coding import format_terminology
+
+    return [
+        {
+            "name": segment.name,
+            "code": str(segment.terminology.type),
+            "says": format_terminology(segment.terminology),
+            "voxels": segment.voxel_count,
+            "millilitres": millilitres(segmentation, segment.name),
+        }
+        for segment in segmentation
+    ]
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print what was written."""
+    print_table(
+        [
+            (one["name"], volume_text(one["millilitres"], one["voxels"]), one["says"] or "")
+            for one in facts["segments"]
+        ]
+    )
+    frames = f", {facts['frames']} frames" if "frames" in facts else ""
+    print(f"{facts['out']}: {facts['kind']}{frames}, {size_text(facts['bytes'])}")
+    for path in facts.get("measurements", ()):
+        print(f"{path}: measurements")
+    if facts.get("report"):
+        print(f"{facts['report']}: report (DICOM SR)")
 
 
 def _read_grid(path: Path) -> Geometry:
@@ -377,18 +403,3 @@ def _list_terms() -> None:
 
     rows = [(term.name, str(term.terminology.type), ", ".join(term.synonyms)) for term in known_terms()]
     print_table(rows, ("name", "code", "also"))
-
-
-def _print(facts: dict[str, Any]) -> None:
-    print_table(
-        [
-            (one["name"], volume_text(one["millilitres"], one["voxels"]), one["says"])
-            for one in facts["segments"]
-        ]
-    )
-    frames = f", {facts['frames']} frames" if "frames" in facts else ""
-    print(f"{facts['out']}: {facts['kind']}{frames}, {size_text(facts['bytes'])}")
-    for path in facts["measurements"]:
-        print(f"{path}: measurements")
-    if facts["report"]:
-        print(f"{facts['report']}: report (DICOM SR)")

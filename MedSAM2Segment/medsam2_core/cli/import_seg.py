@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from medsam2_core.cli.console import (
-    millilitres,
-    peak_memory_mb,
-    print_table,
-    report,
-    size_text,
-    volume_text,
-)
+from medsam2_core.cli.console import peak_memory_mb, report
+from medsam2_core.cli.export import check_is_file, segment_facts, show
 from medsam2_core.cli.options import AsJson, Overwrite
-from medsam2_core.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -38,17 +31,12 @@ class Import:
     def run(self) -> None:
         """Read, write, and report."""
         from medsam2_core import atomic, export
-        from medsam2_core.export.dicom.coding import format_terminology
         from medsam2_core.imaging.segmentation_files import read_stored_segments
 
         suffix = export.suffix_of(self.out)
         with atomic.protect(self.segmentation):
             atomic.check_target(self.out, overwrite=self.overwrite)
-        if self.segmentation.is_dir():
-            raise ExportError(
-                f"{self.segmentation} is a folder: give the file of the segmentation",
-                code="segmentation-is-folder", path=str(self.segmentation),
-            )  # fmt: skip
+        check_is_file(self.segmentation)
         labels = read_stored_segments(self.segmentation)
         read = labels.to_segmentation()
         notes = [*read.notes, *export.write(read, self.out, overwrite=self.overwrite).notes]
@@ -58,26 +46,11 @@ class Import:
             "out": str(self.out),
             "kind": suffix.lstrip("."),
             "bytes": self.out.stat().st_size,
+            # A file without codes is said to have none, not those that an export would give.
             "segments": [
-                {
-                    "name": segment.name,
-                    "code": str(label.terminology.type) if label.terminology else None,
-                    "says": format_terminology(label.terminology) if label.terminology else None,
-                    "voxels": segment.voxel_count,
-                    "millilitres": millilitres(read, segment.name),
-                }
-                for label, segment in zip(labels.labels, read, strict=True)
+                facts if label.terminology else {**facts, "code": None, "says": None}
+                for label, facts in zip(labels.labels, segment_facts(read), strict=True)
             ],
             "peak_memory_mb": peak_memory_mb(),
         }
-        report(facts, notes, _print, as_json=self.as_json)
-
-
-def _print(facts: dict[str, Any]) -> None:
-    print_table(
-        [
-            (one["name"], volume_text(one["millilitres"], one["voxels"]), one["says"] or "")
-            for one in facts["segments"]
-        ]
-    )
-    print(f"{facts['out']}: {facts['kind']}, {size_text(facts['bytes'])}")
+        report(facts, notes, show, as_json=self.as_json)

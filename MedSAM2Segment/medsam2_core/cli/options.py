@@ -13,6 +13,9 @@ docstring is the help text, and its ``run`` does the work::
         def run(self) -> None: ...
 
     register(app, "import", Import)
+
+The dataclasses of the core with the same values (``SegOptions``, ``FewShotSettings``, ``TrackerOptions``)
+are made from these in ``run``: importing them takes numpy or torch, and seconds, which `--help` must not.
 """
 
 from __future__ import annotations

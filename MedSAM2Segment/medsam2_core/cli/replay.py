@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsam2_core.cli.console import ExitCode, peak_memory_mb, print_table, progress_bar, report
+from medsam2_core.cli.console import ExitCode, peak_memory_mb, print_table, propagate, report
 from medsam2_core.cli.options import (
     AsJson,
     ConfigName,
@@ -80,11 +80,7 @@ class Replay:
         settings = {**earlier.settings, **({} if self.model is None else {"model": self.model})}
         session = Session.open(volume, device=self.device, config=self.config, **settings)
         session.apply(earlier.prompts)
-        first, last = earlier.slices
-        progress = session.propagate(first=first, last=last)
-        with progress_bar("segmenting", progress.total) as update:
-            for result in progress:
-                update(progress.done, f"{result.object}, slice {result.n}")
+        propagate(session, earlier.slices)
         return session
 
 

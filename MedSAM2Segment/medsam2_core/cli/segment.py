@@ -14,7 +14,7 @@ from medsam2_core.cli.console import (
     millilitres,
     peak_memory_mb,
     print_table,
-    progress_bar,
+    propagate,
     report,
     volume_text,
 )
@@ -245,10 +245,7 @@ class Segment:
             how["continued"] = True
             notes = [note for note in [earlier.weights_note(session)] if note is not None]
         session.apply(prompts)
-        progress = session.propagate(first=slices[0], last=slices[1])
-        with progress_bar("segmenting", progress.total) as update:
-            for result in progress:
-                update(progress.done, f"{result.object}, slice {result.n}")
+        propagate(session, slices)
         made = session.segmentation()
         return session, coded_by_name(replace(made, provenance={**made.provenance, **how})), notes
 

@@ -160,8 +160,9 @@ def existing(path: str | Path) -> Path:
         would wait for ever or could not be read twice.
     """
     if found := _URL.match(str(path)):
+        address = str(path).replace(":/", "://", 1).replace(":///", "://")
         raise VolumeError(
-            f"{path}: addresses ({found[1]}://) are not read: download the file and give its path",
+            f"{address}: addresses (URLs) are not read: download the file and give its path",
             code="url-not-read",
             path=str(path),
             scheme=found[1],
