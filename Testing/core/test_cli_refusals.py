@@ -1,6 +1,7 @@
 """What a newcomer gives that cannot work: refused before anything is computed, with what to do about it."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -15,6 +16,7 @@ from support.command_line import (
     write_scan,
     write_untrained_model,
 )
+from support.labelled_images import write_pictures
 from support.small_files import write_series
 
 
@@ -87,6 +89,30 @@ def test_a_full_disk_is_found_before_anything_is_read(
     assert list(results.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["export", "evaluate", "train auto"])
+def test_other_commands_find_a_full_disk_first(medsam2, scan, results, tmp_path, disk_of, command):
+    data = write_pictures(tmp_path / "data", 3)
+    labels = write_nrrd(tmp_path / "labels.nrrd", ball_kji().astype(np.uint8))
+    words = {
+        "export": ("export", labels, "--out", results / "m.seg.nrrd"),
+        "evaluate": ("evaluate", scan, labels, "--out", results / "figures.json"),
+        "train auto": ("train", "auto", data, "--out", results / "m.medsam2auto"),
+    }[command]
+    disk_of(100_000)
+    answer = medsam2(*words)
+    disk_of(1 << 30)
+    assert (answer.code, answer.error.code) == (2, "output-not-writable"), answer.err
+    assert list(results.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize(("option", "code"), [("--prompts", "prompts-unreadable"), ("--mask", "not-a-file")])
+def test_prompts_are_not_waited_for(medsam2, model, scan, results, tmp_path, option, code):
+    os.mkfifo(tmp_path / "pipe.nrrd")
+    words = ("segment", scan, "--model", model, "--out", results / "m.nrrd", option, tmp_path / "pipe.nrrd")
+    assert medsam2(*words).error.code == code
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/sys takes no files, not even from root")
 def test_a_folder_that_takes_no_files_is_found_before_anything_is_read(medsam2, model, scan, never):
     never(READ)
@@ -150,7 +176,6 @@ def test_settings_are_refused_before_anything_is_read(
 @pytest.fixture(scope="module")
 def auto_model(tmp_path_factory, model):
     from medsam2_core.cli import main
-    from support.labelled_images import write_pictures
 
     folder = tmp_path_factory.mktemp("auto")
     words = ["train", "auto", write_pictures(folder / "data", 3), "--out", folder / "m.medsam2auto"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ def prompts_in(path: Path, geometry: Geometry) -> PromptSet:
     if path.name.lower().endswith(".seg.nrrd"):
         return EarlierResult.read(path, geometry).prompts
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no file")
         return PromptSet.from_json(path.read_bytes(), geometry)
     except OSError as error:
         raise PromptError(
@@ -71,7 +75,7 @@ class EarlierResult:
             )  # fmt: skip
         stored = segmentation.provenance.get("prompts")
         if not isinstance(stored, str):
-            stored = None if stored is None else _json(stored)
+            stored = None if stored is None else json.dumps(stored)
         if stored is None:
             raise PromptError(
                 f"{path} has no prompts in its tags: use it with --mask instead",
@@ -131,9 +135,3 @@ class EarlierResult:
 
 #: Settings that are stored under the name of their option.
 _SAME = ("model", "memory", "zoom", "precision")
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value)

@@ -171,13 +171,12 @@ def _chosen(
 
 
 def _check_targets(cases: list[Case], read: list[Path | str | None], targets: list[Path | None]) -> None:
-    """Refuse to write over anything that is read."""
-    from medsam2_core.atomic import check_target, protect
+    """Refuse to write over anything that is read, and where nothing can be written."""
+    from medsam2_core.atomic import protect
+    from medsam2_core.cli.outputs import check_targets
 
     with protect(*(path for case in cases for path in (case.image, case.labels)), *read):
-        for target in targets:
-            if target is not None:
-                check_target(target, overwrite=True)
+        check_targets(*targets, overwrite=True)
 
 
 def _protocol(

@@ -19,7 +19,7 @@ from medsam2_core.cli.console import (
     volume_text,
 )
 from medsam2_core.cli.options import OUTPUT, AsJson, Overwrite
-from medsam2_core.cli.outputs import check_distinct
+from medsam2_core.cli.outputs import check_distinct, check_targets
 from medsam2_core.errors import ExportError, Note
 
 if TYPE_CHECKING:
@@ -177,8 +177,7 @@ class Export:
         self._check(self.segmentation, self.out)
         inputs = (self.segmentation, self.segments, self.probabilities, self.drawn_on, self.dicom)
         with atomic.protect(*inputs):
-            for path in self._targets:
-                atomic.check_target(path, overwrite=self.overwrite)
+            check_targets(*self._targets, overwrite=self.overwrite)
             read = read_segmentation(self.segmentation)
             with atomic.together():
                 is_dicom = self.out.suffix.lower() == ".dcm"
