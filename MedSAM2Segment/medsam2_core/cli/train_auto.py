@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,11 +18,14 @@ from medsam2_core.cli.training import TrainingProgress, check_inputs, check_run,
 from medsam2_core.errors import Cancelled, ExportError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from medsam2_core.auto.fewshot.settings import FewShotSettings
-    from medsam2_core.auto.fewshot.survey import Survey
+    from medsam2_core.auto.fewshot.survey import Problem, Survey
     from medsam2_core.auto.fewshot.trainer import TrainingResult
     from medsam2_core.engine.model import SegmentationModel
 
+_FEW_STEPS = 100
 _DATA, _TRAINING = "Data", "Training"
 
 
@@ -52,7 +57,10 @@ class TrainAuto:
             min=1, help="Number of images (or volumes) to train on, drawn at random.", rich_help_panel=_DATA
         ),
     ] = None
-    minutes: Annotated[float, typer.Option(help="Minutes in all.", rich_help_panel=_TRAINING)] = 10.0
+    minutes: Annotated[
+        float,
+        typer.Option(help="Minutes in all, from start to model.", rich_help_panel=_TRAINING),
+    ] = 10.0
     decoder: Annotated[
         Literal["frozen", "lora"],
         typer.Option(
@@ -115,6 +123,7 @@ class TrainAuto:
 
     def run(self) -> None:
         """Check the data, train, write model and report."""
+        started = time.monotonic()
         from medsam2_core.auto.fewshot.data import draw_shots, find_pairs, parse_classes, unpaired
         from medsam2_core.auto.fewshot.images import ReadingOptions
         from medsam2_core.auto.fewshot.results import REPORT_FILES
@@ -137,7 +146,7 @@ class TrainAuto:
             pairs = draw_shots(pairs, self.shots, self.seed)
         reading = ReadingOptions(model.image_size, self.axis, self.window)
         found = survey_of(pairs, lonely, reading, wishes, progress, skip_bad=self.skip_bad)
-        outcome = self._train(found, model, progress)
+        outcome = self._train(found, model, progress, started)
         outcome.auto.save(self.out, overwrite=self.overwrite)
         self._report(outcome, found)
 
@@ -154,15 +163,15 @@ class TrainAuto:
         return self.out.with_name(self._name + "-report")
 
     def _check_out(self) -> None:
-        from medsam2_core.atomic import check_target
         from medsam2_core.auto.model_file import SUFFIX
+        from medsam2_core.cli.outputs import check_targets
 
         if self.out.suffix != SUFFIX or not self.out.stem:
             raise ExportError(
                 f"--out {self.out}: the name of an Auto model ends with {SUFFIX}",
                 code="not-an-auto-model-name", path=str(self.out),
             )  # fmt: skip
-        check_target(self.out, overwrite=self.overwrite)
+        check_targets(self.out, overwrite=self.overwrite)
         check_run(self._run_folder, self.resume)
 
     def _settings(self, found: Survey) -> FewShotSettings:
@@ -185,7 +194,9 @@ class TrainAuto:
             seed=self.seed,
         )
 
-    def _train(self, found: Survey, model: SegmentationModel, progress: TrainingProgress) -> TrainingResult:
+    def _train(
+        self, found: Survey, model: SegmentationModel, progress: TrainingProgress, started: float
+    ) -> TrainingResult:
         from medsam2_core.auto.fewshot.start import packaged_start, texture_only
         from medsam2_core.auto.fewshot.trainer import FewShotTrainer
 
@@ -193,7 +204,9 @@ class TrainAuto:
         start = packaged_start(model) if self.start == "auto" else None
         if self.kind == "linear":
             start = texture_only(start)
-        trainer = FewShotTrainer(settings, found, model, self._run_folder, start, progress.show_training)
+        trainer = FewShotTrainer(
+            settings, found, model, self._run_folder, start, progress.show_training, started=started
+        )
         outcome = trainer.run(stop_on_request())
         progress.end()
         if outcome is None:
@@ -203,18 +216,34 @@ class TrainAuto:
     def _report(self, outcome: TrainingResult, found: Survey) -> None:
         from medsam2_core.auto.fewshot.results import table, write_report
 
+        training = outcome.auto.card.training
+        short = [] if self.steps is not None else list(_shortcomings(training, self.minutes, self.folds))
+        found.problems.extend(short)
         write_report(self._report_folder, outcome, found.problems)
         shutil.rmtree(self._run_folder, ignore_errors=True)
-        training = outcome.auto.card.training
         if self.json_progress:
             files = {"model": str(self.out), "report": str(self._report_folder)}
             notes = [problem.to_dict() for problem in found.problems]
             document = {"stage": "done", **files, **training, "notes": notes, "error": None}
             print(json.dumps(document), flush=True)
             return
+        for problem in short:
+            print(f"note: {problem}", file=sys.stderr)
         if outcome.dice:
             print_table(table(outcome.dice), ("CLASS", "DICE", "SPREAD", "WORST", "IMAGES"))
             if training["folds"]:
                 print(f"(from {training['folds']} folds, each trained on fewer images and for less time)")
         print(f"{self.out}: {training['images']} images, {training['steps']} steps, {training['seconds']} s")
         print(f"{self._report_folder}: curves and samples")
+
+
+def _shortcomings(training: Mapping[str, Any], minutes: float, folds: int | None) -> Iterator[Problem]:
+    """Yield what there was too little time for."""
+    from medsam2_core.auto.fewshot.survey import Problem
+
+    if training["steps"] < _FEW_STEPS:
+        text = f"only {training['steps']} steps fitted into {minutes:g} minutes: more make a better model"
+        yield Problem("few-steps", text, is_fatal=False, fields={"steps": training["steps"]})
+    if folds is None and not training["folds"] and not training["dice"]:
+        text = f"{minutes:g} minutes were too few for folds: how good the model is was not measured"
+        yield Problem("no-folds", text, is_fatal=False, fields={"minutes": minutes})
