@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from medsam2_core.worker.messages import SessionSettings, StackChoice
 
 from MedSAM2SegmentLib.Effect.Parameters import PATIENCE
 from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Segments.Editors import nodesOf
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
@@ -173,7 +173,7 @@ class SliceNavigation:
         if adapter is None or stack is None:
             return None
         views = [self.view] if self.view is not None and self.view.GetScene() is not None else []
-        for view in [*views, *_sliceNodes(adapter.node.GetScene())]:
+        for view in [*views, *nodesOf(adapter.node.GetScene(), "vtkMRMLSliceNode")]:
             n = adapter.sliceOfView(view, stack)
             if n is not None:
                 return n
@@ -204,7 +204,7 @@ class SliceNavigation:
         if adapter is None or stack is None or not 0 <= n < len(stack):
             return
         ras = adapter.positionOfSlice(stack, n)
-        for view in _sliceNodes(adapter.node.GetScene()):
+        for view in nodesOf(adapter.node.GetScene(), "vtkMRMLSliceNode"):
             if _isAlong(adapter, stack, view):
                 view.JumpSliceByOffsetting(*(float(value) for value in ras))
 
@@ -243,12 +243,3 @@ def _isAlong(adapter: VolumeAdapter, stack: SliceStack, view: Any) -> bool:
     probe.UpdateMatrices()
     probe.JumpSliceByOffsetting(*(float(value) for value in adapter.positionOfSlice(stack, len(stack) // 2)))
     return adapter.sliceOfView(probe, stack) is not None
-
-
-def _sliceNodes(scene: Any) -> Iterator[Any]:
-    if scene is None:
-        return
-    nodes = scene.GetNodesByClass("vtkMRMLSliceNode")
-    nodes.UnRegister(None)
-    for index in range(nodes.GetNumberOfItems()):
-        yield nodes.GetItemAsObject(index)

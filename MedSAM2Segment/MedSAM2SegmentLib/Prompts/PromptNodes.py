@@ -16,7 +16,7 @@ import slicer
 import vtk
 from medsam2_core.errors import GeometryError, PromptError
 
-from MedSAM2SegmentLib.Segments.Editors import matrixToArray, transformToWorld
+from MedSAM2SegmentLib.Segments.Editors import matrixToArray, nodesOf, transformToWorld
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -56,14 +56,9 @@ _NAMES = {
 def promptNodes(scene: Any, segmentationNode: Any) -> Iterator[Any]:
     """Yield the prompt nodes of a segmentation, in the order of the scene."""
     for className in ("vtkMRMLMarkupsNode", "vtkMRMLTextNode"):
-        nodes = scene.GetNodesByClass(className)
-        nodes.UnRegister(None)
-        for index in range(nodes.GetNumberOfItems()):
-            node = nodes.GetItemAsObject(index)
-            if (
-                isPrompt(node)
-                and node.GetNodeReferenceID(_SEGMENTATION_REFERENCE) == segmentationNode.GetID()
-            ):
+        for node in nodesOf(scene, className):
+            isOfIt = node.GetNodeReferenceID(_SEGMENTATION_REFERENCE) == segmentationNode.GetID()
+            if isPrompt(node) and isOfIt:
                 yield node
 
 

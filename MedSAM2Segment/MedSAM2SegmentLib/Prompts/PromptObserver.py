@@ -14,7 +14,7 @@ from medsam2_core.errors import GeometryError
 
 from MedSAM2SegmentLib.Prompts import PromptNodes
 from MedSAM2SegmentLib.Prompts.PromptState import PromptState, applyState, stateOf
-from MedSAM2SegmentLib.Segments.Editors import geometryOfImage, transformToWorld
+from MedSAM2SegmentLib.Segments.Editors import ownGrid, transformToWorld
 
 _Markups = slicer.vtkMRMLMarkupsNode
 _POINT_EVENTS = (_Markups.PointAddedEvent, _Markups.PointModifiedEvent, _Markups.PointRemovedEvent)
@@ -249,7 +249,8 @@ class _TransformFollower:
         """Remember where the segmentation is: the next event is compared with it."""
         self._parentID = self._segmentationNode.GetTransformNodeID()
         self._toWorld = _toWorld(self._segmentationNode)
-        self._grid = _gridOf(self._segmentationNode)
+        grid = ownGrid(self._segmentationNode)
+        self._grid = None if grid is None else grid[0]  # (4, 4) in the segmentation's own RAS
 
     def cleanup(self) -> None:
         """Remove the observer."""
@@ -306,19 +307,5 @@ def _isHardened(matrix: Any, before: Any, after: Any) -> bool:
 def _toWorld(node: Any) -> Any:
     try:
         return transformToWorld(node)
-    except GeometryError:
-        return None
-
-
-def _gridOf(segmentationNode: Any) -> Any:
-    """(4, 4) of the reference geometry in the segmentation's own RAS; None when it has none."""
-    converter = slicer.vtkSegmentationConverter
-    name = converter.GetReferenceImageGeometryParameterName()
-    text = segmentationNode.GetSegmentation().GetConversionParameter(name)
-    image = slicer.vtkOrientedImageData()
-    if not text or not converter.DeserializeImageGeometry(text, image, False):
-        return None
-    try:
-        return geometryOfImage(image)[0]
     except GeometryError:
         return None

@@ -1,4 +1,4 @@
-"""Slicer's edit functions as an interface, with the one over a scripted effect; matrices of nodes."""
+"""Slicer's edit functions as an interface, with the one over a scripted effect; grids and nodes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import slicer
 import vtk
 from medsam2_core.errors import GeometryError, MedSAM2Error
+
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 #: What a labelmap may do to a segment.
 ADD, REMOVE = "add", "remove"
+#: The representation in which segments are edited.
+LABELMAP = "Binary labelmap"
 
 
 class SegmentError(MedSAM2Error):
@@ -38,7 +43,7 @@ class SegmentEditor(Protocol):
         its own extent the extent that may change.
         """
 
-    def referenceGeometry(self) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+    def referenceGeometry(self) -> tuple[NDArray[np.float64], Extent]:
         """Return (4, 4) from voxel indices to the segmentation's own RAS, and the extent (i0, i1, j0, …).
 
         GeometryError when the segmentation has none yet.
@@ -83,16 +88,14 @@ class ScriptedEffectEditor(SegmentEditor):
         self.scriptedEffect.saveStateForUndo()
 
     def modifySegment(self, segmentID: str, labelmap: Any, mode: str) -> None:
-        import slicer  # the class exists in a running Slicer only, not where its scene alone is installed
-
-        effect = slicer.qSlicerSegmentEditorAbstractEffect
+        effect = slicer.qSlicerSegmentEditorAbstractEffect  # only in a running Slicer
         modes = {ADD: effect.ModificationModeAdd, REMOVE: effect.ModificationModeRemove}
         with selected(self.parameterSetNode(), segmentID):
             self.scriptedEffect.modifySegmentByLabelmap(
                 self.segmentationNode(), segmentID, labelmap, modes[mode]
             )
 
-    def referenceGeometry(self) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+    def referenceGeometry(self) -> tuple[NDArray[np.float64], Extent]:
         return geometryOfImage(self.scriptedEffect.referenceGeometryImage())
 
     def segmentationNode(self) -> Any:
@@ -157,17 +160,44 @@ def neighboursKept(parameterSetNode: Any) -> Iterator[None]:
         parameterSetNode.SetDisableModifiedEvent(silent)
 
 
-def geometryOfImage(image: Any) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+def geometryOfImage(image: Any) -> tuple[NDArray[np.float64], Extent]:
     """Return (4, 4) from indices to the segmentation's RAS, and the extent, of a reference geometry image."""
-    extent = tuple(image.GetExtent()) if image is not None else (0, -1, 0, -1, 0, -1)
-    if any(extent[2 * axis] > extent[2 * axis + 1] for axis in range(3)):
+    extent = Extent(*image.GetExtent()) if image is not None else NOWHERE
+    if extent.isEmpty:
         raise GeometryError(
             "the segmentation has no geometry yet: choose a source volume in the Segment Editor first",
             code="no-reference-geometry",
         )
+    return imageToWorld(image), extent
+
+
+def ownGrid(segmentation: Any) -> tuple[NDArray[np.float64], Extent] | None:
+    """Return (4, 4) from indices to the own RAS of a segmentation, and the extent, of its geometry."""
+    known, converter = segmentation.GetSegmentation(), slicer.vtkSegmentationConverter
+    text = known.GetConversionParameter(converter.GetReferenceImageGeometryParameterName())
+    image = slicer.vtkOrientedImageData()
+    if not text or not converter.DeserializeImageGeometry(text, image, False):
+        return None
+    try:
+        return geometryOfImage(image)
+    except GeometryError:
+        return None
+
+
+def imageToWorld(image: Any) -> NDArray[np.float64]:
+    """Return (4, 4) from the indices of a ``vtkOrientedImageData`` to its RAS."""
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
-    return matrixToArray(matrix), extent
+    return matrixToArray(matrix)
+
+
+def nodesOf(scene: Any, className: str) -> Iterator[Any]:
+    """Yield the nodes of a class, in the order of the scene; none without a scene."""
+    nodes = scene.GetNodesByClass(className) if scene is not None else None
+    if nodes is not None:
+        nodes.UnRegister(None)
+        for index in range(nodes.GetNumberOfItems()):
+            yield nodes.GetItemAsObject(index)
 
 
 def matrixToArray(matrix: Any) -> NDArray[np.float64]:

@@ -20,12 +20,12 @@ import vtk
 from medsam2_core.errors import ExportError
 
 from MedSAM2SegmentLib.Segments.AlgorithmTags import BEFORE
+from MedSAM2SegmentLib.Segments.Editors import LABELMAP
 from MedSAM2SegmentLib.Segments.SegmentationLayers import Layers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LABELMAP = "Binary labelmap"
 _TYPES = {
     **{"u1": "unsigned char", "u2": "unsigned short", "u4": "unsigned int", "u8": "unsigned long long int"},
     **{"i1": "signed char", "i2": "short", "i4": "int", "i8": "long long int"},
@@ -73,7 +73,7 @@ def _described(known: Any, order: list[str], name: str, path: Path) -> list[byte
         copy = slicer.vtkSegment()
         copy.DeepCopyMetadata(known.GetSegment(segmentID))
         copy.RemoveTag(BEFORE)  # of use only in the scene
-        copy.AddRepresentation(_LABELMAP, image)
+        copy.AddRepresentation(LABELMAP, image)
         node.GetSegmentation().AddSegment(copy, segmentID)
     storage = slicer.vtkMRMLSegmentationStorageNode()
     storage.SetFileName(str(path))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from MedSAM2SegmentLib.Segments.Editors import transformToWorld
+from MedSAM2SegmentLib.Segments.Editors import nodesOf, transformToWorld
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.VoxelOwnership import ALL_BITS, KNOWN, OURS, VoxelOwnership
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent
@@ -166,10 +166,7 @@ class ProvenanceStore:
         )
 
     def _node(self) -> Any:
-        nodes = self._scene.GetNodesByClass("vtkMRMLScriptedModuleNode")
-        nodes.UnRegister(None)
-        for index in range(nodes.GetNumberOfItems()):
-            node = nodes.GetItemAsObject(index)
+        for node in nodesOf(self._scene, "vtkMRMLScriptedModuleNode"):
             isOurs = node.GetAttribute(_ROLE) == _IS_STORE
             if isOurs and node.GetNodeReferenceID(_SEGMENTATION_REFERENCE) == self._segmentationID:
                 self._latest = node

@@ -11,7 +11,7 @@ import slicer
 from medsam2_core.errors import ExportError, GeometryError, TrainingError
 from vtk.util.numpy_support import numpy_to_vtk
 
-from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix, transformToWorld
+from MedSAM2SegmentLib.Segments.Editors import LABELMAP, arrayToMatrix, nodesOf, transformToWorld
 from MedSAM2SegmentLib.Segments.SegmentationLayers import asLabelmaps, gridOfVolume, setGrid, volumeOf
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
@@ -19,8 +19,6 @@ from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_LABELMAP = "Binary labelmap"
 
 
 class SceneCases:
@@ -74,10 +72,7 @@ class SceneCases:
     def _pairs(self) -> Iterator[tuple[Any, Any]]:
         """Yield volumes and segmentations; of several on one volume, the one with most segments."""
         best: dict[str, tuple[int, Any, Any]] = {}
-        nodes = self._scene.GetNodesByClass("vtkMRMLSegmentationNode")
-        nodes.UnRegister(None)
-        for index in range(nodes.GetNumberOfItems()):
-            segmentation = nodes.GetItemAsObject(index)
+        for segmentation in nodesOf(self._scene, "vtkMRMLSegmentationNode"):
             volume = volumeOf(segmentation)
             if volume is None or VolumeAdapter.problemOf(volume):
                 continue
@@ -92,7 +87,7 @@ def drawn(segmentation: Any) -> list[str]:
     """Return the IDs of the segments that may have voxels; cheap."""
     known, found = segmentation.GetSegmentation(), []
     for segmentID in known.GetSegmentIDs():
-        labelmap = known.GetSegment(segmentID).GetRepresentation(_LABELMAP)
+        labelmap = known.GetSegment(segmentID).GetRepresentation(LABELMAP)
         if labelmap is not None and not Extent(*labelmap.GetExtent()).isEmpty:
             found.append(segmentID)
     return found
@@ -121,12 +116,12 @@ def onVolume(segmentation: Any, volume: Any, segmentIDs: Iterable[str]) -> Any:
     made: dict[Any, Any] = {}  # segments that do not overlap share a labelmap, here as there
     for segmentID in segmentIDs:
         segment = known.GetSegmentation().GetSegment(segmentID)
-        labelmap = segment.GetRepresentation(_LABELMAP)
+        labelmap = segment.GetRepresentation(LABELMAP)
         if labelmap not in made:
             made[labelmap] = _labelmap(voxels, labelmap, grid, ijkToRAS)
         copy = slicer.vtkSegment()
         copy.DeepCopyMetadata(segment)
-        copy.AddRepresentation(_LABELMAP, made[labelmap])
+        copy.AddRepresentation(LABELMAP, made[labelmap])
         node.GetSegmentation().AddSegment(copy, segmentID)
         if not SegmentVoxels(node, ijkToRAS).hasAny(segmentID):
             node.GetSegmentation().RemoveSegment(segmentID)

@@ -10,6 +10,7 @@ from typing import Any
 import slicer
 from medsam2_core.errors import ExportError, Note
 
+from MedSAM2SegmentLib.Segments.Editors import nodesOf
 from MedSAM2SegmentLib.Segments.LayerFile import writeLayers
 from MedSAM2SegmentLib.Segments.SegmentationLayers import gridOfVolume, layersOf, volumeOf
 
@@ -37,9 +38,7 @@ class SceneSegmentations:
 
     def names(self) -> tuple[tuple[str, str], ...]:
         """Return (ID, name) of those that are not hidden from users; cheap."""
-        nodes = self._scene.GetNodesByClass("vtkMRMLSegmentationNode")
-        nodes.UnRegister(None)
-        found = [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
+        found = nodesOf(self._scene, "vtkMRMLSegmentationNode")
         return tuple((one.GetID(), one.GetName() or "") for one in found if not one.GetHideFromEditors())
 
     def dicomProblem(self, nodeID: str) -> str:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from MedSAM2SegmentLib.Segments.Editors import SegmentError, arrayToMatrix, matrixToArray
-from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, VoxelList, Voxels, nearest
+from MedSAM2SegmentLib.Segments.Editors import LABELMAP, SegmentError, arrayToMatrix, imageToWorld
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, VoxelList, Voxels, latticeShift, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_LABELMAP = "Binary labelmap"
-_SAME = 1e-4  # voxels by which two lattices may differ over a labelmap and still count as one
 
 
 class SegmentVoxels:
@@ -44,7 +42,7 @@ class SegmentVoxels:
                 segment=segmentID,
             )
         representation = self.segmentation.GetSourceRepresentationName()
-        if representation != _LABELMAP:
+        if representation != LABELMAP:
             raise SegmentError(
                 f"{self.name!r} is kept as {representation}, which cannot be painted on: select the effect "
                 "again and let the Segment Editor convert it to a binary labelmap",
@@ -55,31 +53,28 @@ class SegmentVoxels:
     def mask(self, segmentID: str, voxels: Voxels) -> NDArray[np.bool_]:
         """Return which voxels belong to the segment, as an array of their shape; none when it is gone."""
         segment = self.segmentation.GetSegment(segmentID)
-        values = None if segment is None else self.values(segment.GetRepresentation(_LABELMAP), voxels)
+        values = None if segment is None else self.values(segment.GetRepresentation(LABELMAP), voxels)
         return np.zeros(voxels.shape, dtype=bool) if values is None else values == segment.GetLabelValue()
 
     def hasAny(self, segmentID: str) -> bool:
         """Whether the segment has voxels anywhere."""
         segment = self.segmentation.GetSegment(segmentID)
-        labelmap = None if segment is None else segment.GetRepresentation(_LABELMAP)
+        labelmap = None if segment is None else segment.GetRepresentation(LABELMAP)
         scalars = None if labelmap is None else labelmap.GetPointData().GetScalars()
         return scalars is not None and bool((vtk_to_numpy(scalars) == segment.GetLabelValue()).any())
 
     def filled(self, segmentID: str) -> Extent:
         """Return a box round the voxels of the grid that the segment may have; empty when it is gone."""
         segment = self.segmentation.GetSegment(segmentID)
-        return NOWHERE if segment is None else self.filledBy(segment.GetRepresentation(_LABELMAP))
+        return NOWHERE if segment is None else self.filledBy(segment.GetRepresentation(LABELMAP))
 
     def filledBy(self, labelmap: Any) -> Extent:
         """Return a box round the voxels of the grid that a labelmap can fill."""
-        filled = Extent(*labelmap.GetExtent()) if labelmap is not None else NOWHERE
-        if filled.isEmpty:
+        if labelmap is None:
             return NOWHERE
-        matrix = vtk.vtkMatrix4x4()
-        labelmap.GetImageToWorldMatrix(matrix)
-        toGrid = np.linalg.inv(self.indexToRAS) @ matrixToArray(matrix)
-        corners = filled.corners() @ toGrid[:3, :3].T + toGrid[:3, 3]
-        return Extent.between(np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)))
+        return Extent(*labelmap.GetExtent()).onLattice(
+            np.linalg.inv(self.indexToRAS) @ imageToWorld(labelmap)
+        )
 
     def others(self, segmentID: str, voxels: Voxels) -> dict[str, NDArray[np.bool_]]:
         """Return masks of the other segments that have any of the voxels."""
@@ -87,7 +82,7 @@ class SegmentVoxels:
         layers: dict[Any, tuple[Any, Any]] = {}
         for n in range(self.segmentation.GetNumberOfSegments()):
             other, segment = self.segmentation.GetNthSegmentID(n), self.segmentation.GetNthSegment(n)
-            labelmap = segment.GetRepresentation(_LABELMAP)
+            labelmap = segment.GetRepresentation(LABELMAP)
             if other == segmentID or labelmap is None:
                 continue
             if labelmap not in layers:  # segments that do not overlap share one
@@ -101,7 +96,7 @@ class SegmentVoxels:
     def state(self, segmentID: str) -> object:
         """Return what changes when the segment's voxels may have changed; None when it is gone."""
         segment = self.segmentation.GetSegment(segmentID)
-        labelmap = None if segment is None else segment.GetRepresentation(_LABELMAP)
+        labelmap = None if segment is None else segment.GetRepresentation(LABELMAP)
         return None if labelmap is None else (labelmap.__this__, labelmap.GetMTime(), segment.GetLabelValue())
 
     def values(self, labelmap: Any, voxels: Voxels) -> NDArray[Any] | None:
@@ -112,11 +107,8 @@ class SegmentVoxels:
         if filled.isEmpty:
             return None
         values_kji = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(filled.shape)
-        matrix = vtk.vtkMatrix4x4()
-        labelmap.GetImageToWorldMatrix(matrix)
-        toLabelmap = np.linalg.inv(matrixToArray(matrix)) @ self.indexToRAS
-        lean = np.abs(toLabelmap - np.eye(4))
-        if lean[:3, :3].max() * max(1, *map(abs, filled)) + lean[:3, 3].max() < _SAME:
+        toLabelmap = np.linalg.inv(imageToWorld(labelmap)) @ self.indexToRAS
+        if latticeShift(toLabelmap, filled) == (0, 0, 0):
             return voxels.read(values_kji, filled)
         return nearest(values_kji, filled, toLabelmap, voxels)  # imported as it was, on its own lattice
 
@@ -134,8 +126,6 @@ def labelmapOf(
     mask: NDArray[np.bool_], voxels: Voxels, indexToRAS: NDArray[np.float64]
 ) -> tuple[Any, Extent]:
     """Return a ``vtkOrientedImageData`` of 0 and 1 around the voxels of a mask, and its extent."""
-    import slicer
-
     around = voxels.around(mask)
     labelmap = slicer.vtkOrientedImageData()
     labelmap.SetExtent(*around)

@@ -316,7 +316,7 @@ class SegmentWriter:
                 "no segmentation is selected: choose one in the Segment Editor", code="no-segmentation"
             )
         indexToRAS, extent = self.editor.referenceGeometry()
-        grid = SliceGrid(stack, transformToWorld(node) @ indexToRAS, Extent(*extent))
+        grid = SliceGrid(stack, transformToWorld(node) @ indexToRAS, extent)
         segments = SegmentVoxels(node, indexToRAS)
         segments.check(segmentID)
         return segments, grid

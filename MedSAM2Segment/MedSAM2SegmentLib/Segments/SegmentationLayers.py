@@ -16,19 +16,19 @@ from medsam2_core.imaging.segmentation import bounding_box
 from vtk.util.numpy_support import vtk_to_numpy
 
 from MedSAM2SegmentLib.Segments.Editors import (
+    LABELMAP,
     arrayToMatrix,
-    geometryOfImage,
+    imageToWorld,
     matrixToArray,
+    ownGrid,
     transformToWorld,
     warpError,
 )
-from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, nearest
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, latticeShift, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LABELMAP = "Binary labelmap"
-_SAME = 1e-4  # voxels by which two lattices may differ over a labelmap and still count as one
 _MOST_LOST, _REPORTED = 0.05, 0.0005  # parts of a segment
 
 
@@ -161,7 +161,7 @@ def _labelmapsOf(known: Any) -> tuple[list[_Labelmap], list[str]]:
     empty = []
     for segmentID in known.GetSegmentIDs():
         segment = known.GetSegment(segmentID)
-        labelmap = segment.GetRepresentation(_LABELMAP)
+        labelmap = segment.GetRepresentation(LABELMAP)
         if labelmap not in found:
             found[labelmap] = _labelmapOf(labelmap)
         one = found[labelmap]
@@ -185,9 +185,7 @@ def _labelmapOf(labelmap: Any) -> _Labelmap | None:
         return None
     i, j, k = extent.i0, extent.j0, extent.k0
     filled = Extent(i + i0, i + i1 - 1, j + j0, j + j1 - 1, k + k0, k + k1 - 1)
-    matrix = vtk.vtkMatrix4x4()
-    labelmap.GetImageToWorldMatrix(matrix)
-    return _Labelmap(values, extent, filled, matrixToArray(matrix), {})
+    return _Labelmap(values, extent, filled, imageToWorld(labelmap), {})
 
 
 def _common(
@@ -213,12 +211,7 @@ def _common(
 
 def _steps(one: _Labelmap, lattice: NDArray[np.float64]) -> tuple[int, int, int] | None:
     """Return by how many voxels the indices of a labelmap are shifted on a lattice; None if not on it."""
-    mapping = np.linalg.inv(lattice) @ one.lattice
-    steps = np.rint(mapping[:3, 3])
-    lean = np.abs(mapping[:3, :3] - np.eye(3)).max() * max(1, *map(abs, one.extent))
-    if lean + np.abs(mapping[:3, 3] - steps).max() >= _SAME:
-        return None
-    return int(steps[0]), int(steps[1]), int(steps[2])
+    return latticeShift(np.linalg.inv(lattice) @ one.lattice, one.extent)
 
 
 def _moved(box: Extent, by: tuple[int, int, int]) -> Extent:
@@ -228,8 +221,7 @@ def _moved(box: Extent, by: tuple[int, int, int]) -> Extent:
 def _resampled(one: _Labelmap, lattice: NDArray[np.float64], known: Any) -> tuple[Layer, list[Note]]:
     """Return a labelmap on another lattice, with messages. ExportError when too much would be lost."""
     toLattice = np.linalg.inv(lattice) @ one.lattice
-    corners = one.filled.corners() @ toLattice[:3, :3].T + toLattice[:3, 3]
-    box = Extent.between(np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)))
+    box = one.filled.onLattice(toLattice)
     values = nearest(one.values, one.extent, np.linalg.inv(toLattice), box)
     larger = abs(float(np.linalg.det(toLattice[:3, :3])))  # voxels of the lattice in one of its own
     notes = []
@@ -241,7 +233,7 @@ def _resampled(one: _Labelmap, lattice: NDArray[np.float64], known: Any) -> tupl
         name = known.GetSegment(segmentID).GetName()
         if off > _MOST_LOST:
             raise ExportError(
-                f"{name!r} lies on a grid of its own, and {off:.1%} of it would be another on the one of the "
+                f"{name!r} lies on a grid of its own, and {off:.1%} of it would change on the grid of the "
                 "other segments: move it to a segmentation of its own, and export that",
                 code="segment-on-other-grid",
                 segment=name,
@@ -271,27 +263,13 @@ def gridOfVolume(volume: Any) -> tuple[NDArray[np.float64], Extent]:
     return matrixToArray(matrix), Extent(0, width - 1, 0, height - 1, 0, depth - 1)
 
 
-def ownGrid(segmentation: Any) -> tuple[NDArray[np.float64], Extent] | None:
-    """Return (4, 4) from indices to the own RAS of a segmentation, and the extent, of its geometry."""
-    known, converter = segmentation.GetSegmentation(), slicer.vtkSegmentationConverter
-    text = known.GetConversionParameter(converter.GetReferenceImageGeometryParameterName())
-    image = slicer.vtkOrientedImageData()
-    if not text or not converter.DeserializeImageGeometry(text, image, False):
-        return None
-    try:
-        matrix, extent = geometryOfImage(image)
-    except GeometryError:
-        return None
-    return matrix, Extent(*extent)
-
-
 def asLabelmaps(segmentation: Any, volume: Any) -> Any:
     """Return the node itself, or a copy outside the scene if segments are kept as surfaces, for example.
 
     Without a grid of its own, the copy has that of the volume. GeometryError under a transform that warps.
     """
     known = segmentation.GetSegmentation()
-    if all(known.GetSegment(one).GetRepresentation(_LABELMAP) is not None for one in known.GetSegmentIDs()):
+    if all(known.GetSegment(one).GetRepresentation(LABELMAP) is not None for one in known.GetSegmentIDs()):
         return segmentation
     copy = slicer.vtkMRMLSegmentationNode()
     copy.SetName(segmentation.GetName())
@@ -300,7 +278,7 @@ def asLabelmaps(segmentation: Any, volume: Any) -> Any:
         ijkToRAS, grid = gridOfVolume(volume)
         toOwn = np.linalg.inv(transformToWorld(segmentation)) @ transformToWorld(volume)
         setGrid(copy, grid, toOwn @ ijkToRAS)
-    copy.GetSegmentation().CreateRepresentation(_LABELMAP)
+    copy.GetSegmentation().CreateRepresentation(LABELMAP)
     return copy
 
 

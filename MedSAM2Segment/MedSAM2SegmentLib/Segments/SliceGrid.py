@@ -117,16 +117,11 @@ class SliceGrid:
 
     def _pixelsOf(self, filled: Extent, n: int) -> tuple[range, range]:
         """Return rows and columns of slice ``n`` whose nearest voxels may lie in a box."""
-        if filled.isEmpty:
-            return range(0), range(0)
-        points = filled.corners() @ self.indexToSlice[:3, :3].T + self.indexToSlice[:3, 3]
-        first, last = np.floor(points.min(axis=0)).astype(int), np.ceil(points.max(axis=0)).astype(int)
-        if not first[2] <= n <= last[2]:
+        left, right, top, bottom, first, last = filled.onLattice(self.indexToSlice)
+        if not first <= n <= last:
             return range(0), range(0)
         height, width = self.stack.shape_hw
-        return range(max(first[1], 0), min(last[1] + 1, height)), range(
-            max(first[0], 0), min(last[0] + 1, width)
-        )
+        return range(max(top, 0), min(bottom + 1, height)), range(max(left, 0), min(right + 1, width))
 
     def _readStraight(
         self, area: NDArray[np.bool_], read: Callable[[Voxels], Any], xyn: tuple[range, ...], axes: list[int]

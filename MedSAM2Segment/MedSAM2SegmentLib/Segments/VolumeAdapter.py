@@ -13,7 +13,7 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.worker.messages import StackChoice
 from vtk.util.numpy_support import vtk_to_numpy
 
-from MedSAM2SegmentLib.Segments.Editors import matrixToArray, transformToWorld
+from MedSAM2SegmentLib.Segments.Editors import matrixToArray, nodesOf, transformToWorld
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
@@ -167,10 +167,7 @@ def _problemOfSequence(node: Any) -> str:
     scene = node.GetScene()
     if scene is None or not node.GetID():
         return ""
-    browsers = scene.GetNodesByClass("vtkMRMLSequenceBrowserNode")
-    browsers.UnRegister(None)
-    for n in range(browsers.GetNumberOfItems()):
-        browser = browsers.GetItemAsObject(n)
+    for browser in nodesOf(scene, "vtkMRMLSequenceBrowserNode"):
         if browser.IsProxyNodeID(node.GetID()) and browser.GetNumberOfItems() > 1:
             return (
                 f"{node.GetName()!r} shows one of {browser.GetNumberOfItems()} frames of the sequence "

@@ -77,9 +77,7 @@ class VoxelOwnership:
             shared = self.used.intersection(extent)
         else:
             toOld = np.linalg.inv(self.indexToRAS) @ indexToRAS
-            corners = self.used.corners() @ np.linalg.inv(toOld)[:3, :3].T + np.linalg.inv(toOld)[:3, 3]
-            first, last = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
-            shared = Extent.between(first, last).intersection(extent)
+            shared = self.used.onLattice(np.linalg.inv(toOld)).intersection(extent)
         if not shared.isEmpty:
             old = self.read(shared) if same else nearest(self._bits, self.extent, toOld, shared)
             moved.write(shared, old)

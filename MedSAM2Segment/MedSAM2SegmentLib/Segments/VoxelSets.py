@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_SAME = 1e-4  # voxels by which two lattices may differ and still count as one
+
 
 class Extent(NamedTuple):
     """A box: first and last voxel index along i, j, k, inclusive, as in VTK."""
@@ -99,10 +101,13 @@ class Extent(NamedTuple):
         """Write values at the voxels to an array of ``outer``, which holds all of them."""
         values_kji[self.within(outer)] = values
 
-    def corners(self) -> NDArray[np.float64]:
-        """Return (8, 3) i, j, k of the outermost edges of its voxels."""
+    def onLattice(self, toOther: NDArray[np.float64]) -> Extent:
+        """Return a box round its voxels on another lattice; ``toOther`` (4, 4) takes indices there."""
+        if self.isEmpty:
+            return NOWHERE
         sides = [(self[2 * axis] - 0.5, self[2 * axis + 1] + 0.5) for axis in range(3)]
-        return np.array(list(itertools.product(*sides)))
+        corners = np.array(list(itertools.product(*sides))) @ toOther[:3, :3].T + toOther[:3, 3]
+        return Extent.between(np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)))
 
     def positions(self, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Return (N, 3) i, j, k of the voxels of a mask, or of all."""
@@ -243,3 +248,20 @@ def nearest(
         found = VoxelList(np.floor(points + 0.5 + 1e-6).astype(np.int64)).read(values_kji, outer)
         values[index] = found.reshape(values[index].shape)
     return values
+
+
+def latticeShift(toOther: NDArray[np.float64], extent: Extent) -> tuple[int, int, int] | None:
+    """Return by how many voxels indices are shifted on another lattice; None when it is not the same.
+
+    Parameters
+    ----------
+    toOther : (4, 4)
+        Takes indices to the other lattice.
+    extent
+        Over which the two may differ by a small part of a voxel.
+    """
+    shift = np.rint(toOther[:3, 3])
+    lean = np.abs(toOther[:3, :3] - np.eye(3)).max() * max(1, *map(abs, extent))
+    if lean + np.abs(toOther[:3, 3] - shift).max() >= _SAME:
+        return None
+    return int(shift[0]), int(shift[1]), int(shift[2])
