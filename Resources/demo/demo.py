@@ -15,7 +15,7 @@ from medsam2_core.cli.console import peak_memory_mb, progress_bar
 from medsam2_core.errors import MedSAM2Error
 from medsam2_core.evaluation.metrics import dice
 from medsam2_core.export.picture import montage
-from medsam2_core.imaging.reading import read_labels
+from medsam2_core.imaging.reading import read_segmentation
 from medsam2_core.prompts import Box
 from medsam2_core.session import Session
 
@@ -58,7 +58,7 @@ def main() -> int:
     print(f"mask (open it in 3D Slicer): {mask}\npicture: {picture}")
     if memory := peak_memory_mb():
         print(f"peak memory: {memory:.0f} MB")
-    truth_kji = read_labels(HERE / "mni152_brain.nrrd").mask_kji("1")
+    truth_kji = read_segmentation(HERE / "mni152_brain.nrrd")["1"].mask_kji
     print(f"Dice {dice(session.mask_kji('brain'), truth_kji):.2f}")
     return 0
 

@@ -29,7 +29,7 @@ from medsam2_core.imaging.reading import read_volume  # noqa: E402
 from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from support.clinic import AClinic, ARealSource  # noqa: E402
+from support.active_effect import ActiveEffect, RealWorkerSource  # noqa: E402
 from support.panel import WIDTH, shown  # noqa: E402
 from support.slice_view import a_slice_view  # noqa: E402
 
@@ -57,10 +57,10 @@ LARGEST = 150_000  # bytes of a picture
 ENOUGH = 256, 192, 128, 96  # colours, until it is small enough
 
 
-class PictureClinic(AClinic):
+class PictureEffect(ActiveEffect):
     """The sample volume in three views, two segments, and the panel of the effect."""
 
-    def __init__(self, source: ARealSource, volume) -> None:
+    def __init__(self, source: RealWorkerSource, volume) -> None:
         self.panel = None
         super().__init__(source, volume, size=BIG, segmentation={"segments": ("A", "B")})
         self.views = {"Red": self.view}
@@ -192,12 +192,12 @@ def keep(picture: Image.Image, path: Path, note: str) -> None:
     )
 
 
-def with_options(clinic: PictureClinic) -> Image.Image:
+def with_options(clinic: PictureEffect) -> Image.Image:
     """Panel and views, as in Slicer's window."""
     return stacked([clinic.options(), clinic.three()], "right")
 
 
-def the_brain(clinic: PictureClinic, folder: Path) -> None:
+def the_brain(clinic: PictureEffect, folder: Path) -> None:
     """From the sample to the brain in all slices."""
     clinic.look(MIDDLE)
     clinic.wait(120)
@@ -215,7 +215,7 @@ def the_brain(clinic: PictureClinic, folder: Path) -> None:
     keep(with_options(clinic), folder / "tutorial-5-result.png", NOTE)
 
 
-def the_ventricles(clinic: PictureClinic, folder: Path) -> None:
+def the_ventricles(clinic: PictureEffect, folder: Path) -> None:
     """Another segment, a correction, and undo."""
     clinic.look((84, 102, 28))
     clinic.select("B")
@@ -245,9 +245,9 @@ def main() -> int:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "Resources" / "docs" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     a_qt.application()
-    source = ARealSource()
+    source = RealWorkerSource()
     try:
-        clinic = PictureClinic(source, read_volume(ROOT / "Resources" / "demo" / "mni152_t1.nrrd"))
+        clinic = PictureEffect(source, read_volume(ROOT / "Resources" / "demo" / "mni152_t1.nrrd"))
         the_brain(clinic, folder)
         the_ventricles(clinic, folder)
         clinic.panel.cleanup()

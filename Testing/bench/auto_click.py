@@ -18,8 +18,9 @@ from medsam2_core.auto.fewshot.results import dice_by_class
 from medsam2_core.auto.model import AutoModel, load_auto
 from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.evaluation.simulated_user import correction
-from medsam2_core.imaging.reading import read_labels, read_volume
-from medsam2_core.prompts import Point, SlicePrompts, resolve
+from medsam2_core.imaging.reading import read_segmentation, read_volume
+from medsam2_core.prompts import Point, SlicePrompts
+from medsam2_core.prompts.slice_prompts import resolve
 from medsam2_core.session import Session
 
 
@@ -51,7 +52,7 @@ def asked(description: str) -> tuple[argparse.Namespace, AutoModel]:
 
 def measured(auto, pair, classes) -> dict[str, list[float]]:
     """Dice of every class that is on an image: of Auto, and after one click by each of the ways."""
-    volume, labels = read_volume(pair.image), read_labels(pair.labels)
+    volume, labels = read_volume(pair.image), read_segmentation(pair.labels)
     table = ClassTable(parse_classes(classes))
     table.add_labels(labels.labels)
     session = Session.open(volume, auto.model, window=auto.card.window)
@@ -63,7 +64,7 @@ def measured(auto, pair, classes) -> dict[str, list[float]]:
         values = [key for key, n in numbers if table.classes[n - 1].name == one.name]
         if not values:
             continue
-        truth = labels.layers_lkji[0][0] == values[0][1]
+        truth = labels.labels_kji()[0] == values[0][1]
         if not truth.any():
             continue
         mask = one.slices[0].mask_hw if 0 in one.slices else np.zeros_like(truth)

@@ -21,7 +21,7 @@ from medsam2_core.auto.fewshot.survey import survey
 from medsam2_core.auto.fewshot.trainer import FewShotTrainer
 from medsam2_core.auto.volumes import VolumeOptions
 from medsam2_core.engine.model import load_model
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.session import Session
 
 METHODS = {
@@ -58,7 +58,7 @@ def main() -> None:
         )
         with tempfile.TemporaryDirectory() as work:
             auto = FewShotTrainer(settings, found, model, work, start).run().auto
-        volume, labels = read_volume(aside.image), read_labels(aside.labels)
+        volume, labels = read_volume(aside.image), read_segmentation(aside.labels)
         labels = labels.on_grid(volume.geometry)
         table = ClassTable(parse_classes(options.classes))
         table.add_labels(labels.labels)
@@ -68,9 +68,11 @@ def main() -> None:
             session.auto(auto, options=how)
             seconds = time.perf_counter() - began
             dice = []
-            for (layer, value), number in table.numbers(labels.labels).items():
-                truth = labels.layers_lkji[layer] == value
-                mask = session.mask_kji(found.classes[number - 1].name)
+            numbers = table.numbers(labels.labels)
+            for label, segment in zip(labels.labels, labels, strict=True):
+                if (number := numbers.get((label.layer, label.value))) is None:
+                    continue
+                truth, mask = segment.mask_kji, session.mask_kji(found.classes[number - 1].name)
                 dice.append(2 * (mask & truth).sum() / max(1, mask.sum() + truth.sum()))
             rows[name].append(dice)
             row = {"aside": aside.name, "method": name, "dice": [round(float(d), 4) for d in dice]}

@@ -152,7 +152,8 @@ def write_ours(segmentation, source, kind: str, compression: str, out: str) -> i
 
 def blurred(segmentation):
     """Probabilities that fall off around the objects."""
-    from medsam2_core.imaging.probabilities import PackedValues, Probabilities, agreeing
+    from medsam2_core.imaging.probabilities import Probabilities
+    from medsam2_core.imaging.slice_mask import PackedValues, agreeing
     from scipy import ndimage
 
     slices = {}

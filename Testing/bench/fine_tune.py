@@ -21,7 +21,7 @@ from medsam2_core.auto.fewshot.images import ReadingOptions
 from medsam2_core.auto.fewshot.survey import survey
 from medsam2_core.engine.model import load_model
 from medsam2_core.evaluation.labelled import mean_figures, measure_labelled
-from medsam2_core.evaluation.protocol import Protocol
+from medsam2_core.evaluation.protocol import StandardProtocol
 from medsam2_core.training.augmentation import Augmentation
 from medsam2_core.training.finetune import FineTuner, FineTuning
 
@@ -49,7 +49,7 @@ def main() -> None:
     row = {"data": options.data, "set": options.set, "seed": options.seed, "seconds": round(seconds)}
     row |= {name: value for name, value in tuner.facts().items() if name in ("steps", "cases", "measured")}
     row["planned"] = lines[-1].get("steps") or max(line.get("steps", 0) for line in lines)
-    protocol = Protocol(corrections=options.corrections)
+    protocol = StandardProtocol(corrections=options.corrections)
     for name, one in (("before", model), ("after", after)):
         if name == "before" and options.no_before:
             continue

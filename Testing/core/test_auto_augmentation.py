@@ -126,7 +126,7 @@ def test_turning_stays_below_its_limit():
     assert 25 < max(angles) < 32
 
 
-def test_chances_are_what_they_say():
+def test_chances_are_as_declared():
     image, labels = a_square(at=(3, 8), size=9)
     never = Augmentation(affine=0.0, flip_x=0.0, flip_y=0.0, photometric=0.0)
     found, marks = changed(never, image, labels, 0)
@@ -162,7 +162,7 @@ def test_it_can_be_written_down():
 # --- as training uses it
 
 
-def test_every_variant_of_an_oblong_image_shows_what_its_labels_say():
+def test_every_variant_of_an_oblong_image_agrees_with_its_labels():
     """Two discs, bright and brighter, on an image that fills three quarters of the square."""
     plan = VariantPlan(30, Augmentation(affine=1.0, photometric=0.0), seed=4)
     for image in labelled_discs(3):

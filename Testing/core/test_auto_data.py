@@ -7,7 +7,7 @@ from medsam2_core.auto.fewshot.images import ReadingOptions, read_pair
 from medsam2_core.auto.fewshot.settings import FewShotSettings, plan_stages
 from medsam2_core.auto.fewshot.survey import fingerprints, survey
 from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.label_map import Label
+from medsam2_core.imaging.segmentation import Label
 from PIL import Image
 from support.errors import raises
 from support.labelled_images import BAR, a_ball, a_picture, write_pictures, write_volumes
@@ -61,7 +61,7 @@ def test_volumes_with_segmentations_beside_them_are_pairs(tmp_path):
     ]
 
 
-def test_a_csv_tells_pairs_splits_and_groups(tmp_path):
+def test_a_csv_gives_pairs_splits_and_groups(tmp_path):
     write_pictures(tmp_path, 3)
     text = "image,label,split,group\n000_img.png,000_seg.png,,anna\n001_img.png,001_seg.png,test,\n"
     (tmp_path / "pairs.csv").write_text(text, encoding="utf-8")
@@ -85,7 +85,7 @@ def test_a_csv_that_cannot_be_understood_is_refused(tmp_path, text, code):
         find_pairs(tmp_path / "pairs.csv")
 
 
-def test_a_folder_without_labels_tells_how_to_name_them(tmp_path):
+def test_a_folder_without_labels_is_refused_with_how_to_name_them(tmp_path):
     save(a_picture(0)[0], tmp_path / "one.png")
     with raises("no-pairs", TrainingError, images=1):
         find_pairs(tmp_path)
@@ -93,7 +93,7 @@ def test_a_folder_without_labels_tells_how_to_name_them(tmp_path):
         find_pairs(tmp_path / "elsewhere")
 
 
-def test_a_stem_is_the_name_without_what_tells_the_format(tmp_path):
+def test_a_stem_is_the_name_without_the_suffix_of_the_format(tmp_path):
     for name in ("a.b.nii.gz", "a.b.seg.nrrd", "a.b.png"):
         assert stem_of(tmp_path / name) == "a.b"
 
@@ -176,7 +176,7 @@ def test_sound_data_has_no_problems(tmp_path):
     assert problems_of(write_pictures(tmp_path)) == []
 
 
-def test_every_problem_is_told_with_its_image_and_value(tmp_path):
+def test_every_problem_is_reported_with_its_image_and_value(tmp_path):
     write_pictures(tmp_path, 8)
     save(a_picture(0)[1][:, :50], tmp_path / "000_seg.png")  # another size
     save(np.full((72, 72), 2, np.uint8), tmp_path / "001_seg.png")  # one colour
@@ -193,14 +193,14 @@ def test_every_problem_is_told_with_its_image_and_value(tmp_path):
     survey(find_pairs(tmp_path), READING).raise_for_problems(skip_bad=True)
 
 
-def test_labels_that_are_no_whole_numbers_are_told(tmp_path):
+def test_labels_that_are_not_whole_numbers_are_reported(tmp_path):
     image, ball = a_ball(0)
     write_nifti(tmp_path / "a_img.nii.gz", image)
     write_nifti(tmp_path / "a_seg.nii.gz", ball * np.float32(0.5))
     assert any("whole numbers" in line or "0.5" in line for line in problems_of(tmp_path))
 
 
-def test_a_class_nobody_has_is_told_with_those_there_are(tmp_path):
+def test_a_missing_class_is_reported_with_those_there_are(tmp_path):
     write_pictures(tmp_path)
     found = survey(find_pairs(tmp_path), READING, parse_classes("1=disc,9=moon"))
     with raises("bad-data", TrainingError) as caught:
@@ -210,7 +210,7 @@ def test_a_class_nobody_has_is_told_with_those_there_are(tmp_path):
     assert problem["fields"] == {"name": "moon", "known": ["disc"]}
 
 
-def test_an_image_on_both_sides_of_the_split_is_told(tmp_path):
+def test_an_image_on_both_sides_of_the_split_is_reported(tmp_path):
     write_pictures(tmp_path, 4)
     rows = ["image,label,split"]
     rows += [f"{n:03d}_img.png,{n:03d}_seg.png,{'test' if n == 3 else 'train'}" for n in range(4)]

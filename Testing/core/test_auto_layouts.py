@@ -34,7 +34,7 @@ def test_slices_and_arrays_in_folders_are_volumes(organs):
     assert unpaired(organs, pairs) == []
     case = read_case(pairs[1])
     image, labels = two_organs(0, 12)
-    assert np.array_equal(case.labels.voxels_kji, labels)  # 10 and 11 come after 9, not after 1
+    assert np.array_equal(case.labels.labels_kji(), labels)  # 10 and 11 come after 9, not after 1
     assert np.abs(case.volume.voxels_kji.astype(float) - image).mean() < 4  # JPEG
 
 
@@ -56,22 +56,22 @@ def test_raters_vote(rated):
     rows, columns = np.mgrid[:SIDE, :SIDE]
     distance = np.hypot(rows - SIDE / 2, columns - SIDE / 2)
     for name, radius in (("cup", 10), ("disc", 20)):  # raters 4 to 7 of 7 see a cup of 10 or more
-        wrong = labels.mask_kji(name)[0] ^ (distance < radius)
+        wrong = labels[name].mask_kji[0] ^ (distance < radius)
         assert wrong.sum() <= 12, name  # JPEG
-    assert (labels.mask_kji("cup") & ~labels.mask_kji("disc")).sum() == 0
+    assert (labels["cup"].mask_kji & ~labels["disc"].mask_kji).sum() == 0
 
 
 def test_every_rater_can_be_a_case(rated):
     pairs = find_pairs(rated, every_rater=True)
     assert len(pairs) == 21 and len({pair.group for pair in pairs}) == 3
-    areas = [int(read_case(pair).labels.mask_kji("cup").sum()) for pair in pairs[7:14]]
+    areas = [int(read_case(pair).labels["cup"].mask_kji.sum()) for pair in pairs[7:14]]
     assert areas == sorted(areas) and areas[-1] > 2 * areas[0]
 
 
 def test_npz_files_hold_both(tmp_path):
     pairs = find_pairs(write_npz(tmp_path))
     assert [(pair.image, pair.labels) for pair in pairs] == [(p, p) for p in sorted(tmp_path.glob("*.npz"))]
-    assert np.array_equal(read_case(pairs[0]).labels.voxels_kji, two_organs(0)[1])
+    assert np.array_equal(read_case(pairs[0]).labels.labels_kji(), two_organs(0)[1])
 
 
 def test_dicom_segmentations_belong_to_the_series_they_refer_to(tmp_path):
@@ -83,8 +83,8 @@ def test_dicom_segmentations_belong_to_the_series_they_refer_to(tmp_path):
     (pair,) = find_pairs(tmp_path)
     assert (pair.image.name, pair.labels.name) == ("scan", "scan_SEG.dcm")
     case = read_case(pair)
-    assert case.volume.voxels_kji.shape == case.labels.layers_lkji.shape[1:]
-    assert np.array_equal(case.labels.layers_lkji[0] > 0, masks[0])  # also where slices were left out
+    assert case.volume.voxels_kji.shape == case.labels.geometry.shape_ijk[::-1]
+    assert np.array_equal(case.labels.labels_kji() > 0, masks[0])  # also where slices were left out
     found = survey([pair], READING, keeps_cases=True)
     assert [one.name for one in found.classes] == ["liver"] and len(found.cases) == 1
 

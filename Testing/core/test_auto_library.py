@@ -37,7 +37,7 @@ def test_the_folder_is_named_by_the_environment_or_lies_beside_the_models(tmp_pa
     assert library.folder({"MEDSAM2_MODELS": str(tmp_path)}) == tmp_path / "auto"
 
 
-def test_what_can_be_used_is_listed_and_what_cannot_is_told(place):
+def test_what_can_be_used_is_listed_and_what_cannot_is_reported(place):
     found = library.listing(place)
     assert [(path.name, card.name) for path, card in found.models] == [
         ("nerve.medsam2auto", "Nerves"),
@@ -65,7 +65,7 @@ def test_a_model_is_found_by_its_path_wherever_it_lies(place, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["liver", "../nerve", "", "."])
-def test_what_is_not_there_is_told_with_what_is(place, name):
+def test_what_is_missing_is_reported_with_what_is_there(place, name):
     with raises("unknown-auto-model", CheckpointError, known=["nerve", "vessel"]):
         library.find(name, place)
 
@@ -102,7 +102,7 @@ def test_a_name_of_nothing_is_refused(place, name):
         library.free_path(name, place)
 
 
-def test_a_folder_that_cannot_be_made_is_told_with_the_way_out(place):
+def test_a_folder_that_cannot_be_made_is_reported_with_the_way_out(place):
     with raises("output-not-writable", ExportError):
         library.free_path("new", place / "readme.txt" / "auto")
 

@@ -13,7 +13,6 @@ from medsam2_core.auto.model_file import (
     AutoCard,
     AutoClass,
     _sealed,
-    is_auto_model,
     read_card,
     read_tensors,
 )
@@ -188,12 +187,13 @@ def test_classes_are_chosen_by_name_in_the_models_order():
         card.chosen(["a", "d"])
 
 
-def test_files_tell_what_they_are(path, tmp_path):
+def test_files_are_recognised(path, tmp_path):
     (tmp_path / "text").write_text("hello, this is no model at all")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert is_auto_model(path)
-    assert not any(is_auto_model(tmp_path / name) for name in ("text", "other.safetensors", "none"))
-    assert not is_auto_model(tmp_path)
+    assert read_card(path).class_names
+    for other in (tmp_path / "text", tmp_path / "other.safetensors", tmp_path / "none", tmp_path):
+        with pytest.raises(MedSAM2Error):
+            read_card(other)
 
 
 # --- the SAM 2 below it
@@ -437,9 +437,8 @@ def test_damaged_headers_never_surprise_who_only_lists_models(path, tmp_path, ca
         try:
             card = read_card(target)
         except CheckpointError:
-            assert not is_auto_model(target)
-        else:
-            assert card.class_names and card.image_size >= 32
+            continue
+        assert card.class_names and card.image_size >= 32
 
 
 def test_tensors_are_read_from_whole_files_only(tmp_path):

@@ -89,7 +89,7 @@ def test_without_a_predicted_mask_the_dense_prompt_is_no_mask(auto, monkeypatch)
 
 
 @torch.no_grad()
-def test_what_a_user_says_comes_after_what_was_predicted(auto, monkeypatch):
+def test_prompts_of_a_user_come_after_those_predicted(auto, monkeypatch):
     heard, levels = Heard(auto.network, monkeypatch), some_levels(1)
     predicted = auto.network.predict(levels)
     before = auto.network.decode(levels.repeated(2), predicted)

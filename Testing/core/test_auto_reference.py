@@ -103,7 +103,7 @@ def test_a_model_of_sam2s_own_architecture_is_imported(tmp_path):
     assert found.card.can_track
 
 
-def test_the_card_says_what_it_is_and_the_sam2_lies_beside_it(auto, state, tmp_path):
+def test_the_card_describes_it_and_the_sam2_lies_beside_it(auto, state, tmp_path):
     found = imported(tmp_path, state)
     card = found.card
     assert (card.name, card.class_names) == ("hip", ("hip 1", "hip 2"))
@@ -196,7 +196,7 @@ def test_volumes_are_then_segmented_slice_by_slice(auto, tmp_path):
 
 def test_a_memory_in_parts_is_refused(state, attempted):
     cut = {key: value for key, value in state.items() if "memory_attention.norm" not in key}
-    with pytest.raises(CheckpointError, match=r"part of the memory, but not memory_attention\.norm\.weight"):
+    with raises("sam2rad-checkpoint-damaged", CheckpointError, missing="memory_attention.norm.weight"):
         attempted(cut)
 
 
@@ -356,7 +356,7 @@ def test_a_checkpoint_that_holds_more_than_tensors_is_refused_and_not_run(tmp_pa
         import_reference(path, tmp_path / "x.medsam2auto", "embedded", image_size=SIDE)
 
 
-def test_files_that_are_there_stay_unless_told_otherwise(state, tmp_path):
+def test_existing_files_stay_unless_asked_otherwise(state, tmp_path):
     (tmp_path / "out.sam2.safetensors").write_bytes(b"precious")
     with raises("output-exists", ExportError, path=str(tmp_path / "out.sam2.safetensors")):
         imported(tmp_path, state)

@@ -306,7 +306,7 @@ def test_a_start_is_trained_from_the_command_line_on_two_folders_and_from_an_ear
 # Files
 
 
-def test_a_file_with_the_texture_adapter_of_an_earlier_version_says_so(model, found, tmp_path):
+def test_a_file_with_the_texture_adapter_of_an_earlier_version_is_reported(model, found, tmp_path):
     path = tmp_path / "m.medsam2auto"
     a_textured(model).save(path)
     assert load_auto(path, model).texture is not None

@@ -335,13 +335,13 @@ def outcome(tmp_path_factory, model, found):
     return a_trainer(model, found, tmp_path_factory.mktemp("whole") / "work").run()
 
 
-def test_a_run_tells_how_far_it_is(tmp_path, model, found):
+def test_a_run_reports_progress(tmp_path, model, found):
     told = []
     assert a_trainer(model, found, tmp_path / "work", told, folds=0).run() is not None
     assert [one.stage for one in told if one.done == one.total] == ["features", "training"]
 
 
-def test_a_run_makes_a_model_that_says_what_it_is(tmp_path, model, outcome):
+def test_a_run_makes_a_model_that_describes_itself(tmp_path, model, outcome):
     card = outcome.auto.card
     assert card.class_names == ("disc", "bar")
     assert (card.base, card.base_key, card.image_size) == (model.name, model.weights_key, SIDE)

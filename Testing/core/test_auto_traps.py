@@ -12,7 +12,7 @@ from medsam2_core.auto.fewshot.images import LabelledImage
 from medsam2_core.auto.fewshot.survey import Survey, fingerprints
 from medsam2_core.auto.letterbox import Letterbox
 from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.label_map import Label
+from medsam2_core.imaging.segmentation import Label
 from PIL import Image
 from support.auto_model import a_full_bank, an_auto_model, labelled_discs
 from support.errors import raises

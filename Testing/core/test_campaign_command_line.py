@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from medsam2_core.engine.model import build_module, load_model
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
 from safetensors.torch import save_file
 from support.command_line import CommandLine
 from support.small_files import write_metaimage, write_nifti, write_nrrd, write_picture, write_series
@@ -199,7 +199,7 @@ def check_result(volume, left, about) -> None:
     (out,) = (path for path in left if path.name.startswith("m."))
     if out.suffix != ".png":
         grid = read_volume(volume, "1").geometry
-        assert read_labels(out).geometry.shape_ijk == grid.shape_ijk, about
+        assert read_segmentation(out).geometry.shape_ijk == grid.shape_ijk, about
 
 
 def reports(folder: Path) -> str:

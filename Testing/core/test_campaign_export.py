@@ -14,7 +14,7 @@ from medsam2_core.export.writing import write
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
-from support.judges import validator_errors
+from support.dicom_validators import validator_errors
 from support.small_files import some_voxels, write_series
 
 SHAPE_KJI = (6, 11, 13)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from medsam2_core.engine.model import build_module
-from medsam2_core.imaging.reading import read_labels
+from medsam2_core.imaging.reading import read_segmentation
 from safetensors.torch import save_file
-from support.killed_run import Nursery, after, once_writing
+from support.forked_runs import ForkedRuns, after, once_writing
 from support.small_files import write_nrrd
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -25,7 +25,7 @@ def nursery(tmp_path_factory):
     model = tmp_path_factory.mktemp("models") / "embedded.safetensors"
     state = build_module("embedded").state_dict()
     save_file({key: value.contiguous() for key, value in state.items()}, model)
-    runs = Nursery(model)
+    runs = ForkedRuns(model)
     yield runs, model
     runs.close()
 
@@ -83,4 +83,4 @@ def test_no_half_result_at_any_moment(nursery, scan, tmp_path, campaign, number)
 
 
 def voxels_of(path) -> np.ndarray:
-    return np.stack(list(read_labels(path).layers_lkji))
+    return np.stack([segment.mask_kji for segment in read_segmentation(path)])

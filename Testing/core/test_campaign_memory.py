@@ -55,7 +55,7 @@ def test_an_object_keeps_no_more_tensors_after_60_slices_than_after_40(model, po
     assert len(set(held[40:])) == 1, "it goes on without growing"
 
 
-def test_what_a_state_says_it_holds_is_what_it_holds(model):
+def test_the_reported_size_of_a_state_is_its_size(model):
     """A tensor cut from a larger one keeps all of the larger one in memory."""
     tracker = a_tracker(model)
     tracker.prompt("it", 30, prompt(box=(18, 14, 40, 34)))
@@ -110,7 +110,7 @@ def check_limit(cache, limit):
 
 
 @pytest.mark.parametrize("storage", [None, torch.float16], ids=["fp32", "fp16"])
-def test_masks_do_not_depend_on_what_the_cache_had_room_for(model, storage):
+def test_masks_do_not_depend_on_what_the_cache_could_hold(model, storage):
     masks = []
     for limit in (0, 3 * one_slice(model), 2**24):
         tracker = a_tracker(model, cache=FeatureCache(limit), count=12, storage=storage)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from medsam2_core.auto.model_file import read_card
 from medsam2_core.export.probabilities import read_probabilities
-from medsam2_core.imaging.reading import read_labels
+from medsam2_core.imaging.reading import read_segmentation
 from PIL import Image
 from support.command_line import CommandLine, write_untrained_model
 from support.labelled_images import a_picture, write_pictures, write_volumes
@@ -56,7 +56,7 @@ def test_a_picture_is_segmented_class_by_class(medsam2, base, trained, tmp_path)
     said = medsam2(*words, "--picture", picture)
     assert said.code == 0, said.err
     assert [one["name"] for one in said.facts["classes"]] == ["disc", "bar"]
-    assert [label.name for label in read_labels(out).labels] == ["disc", "bar"]
+    assert [label.name for label in read_segmentation(out).labels] == ["disc", "bar"]
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
@@ -67,11 +67,11 @@ def test_probabilities_fit_the_masks_class_by_class(medsam2, base, trained, tmp_
     said = medsam2(*words, "--probabilities", probabilities, "--json")
     assert said.code == 0, said.err
     assert said.facts["probabilities"] == str(probabilities)
-    read, masks = read_probabilities(probabilities), read_labels(out)
+    read, masks = read_probabilities(probabilities), read_segmentation(out)
     assert read.names == ("disc", "bar")
     assert read.provenance["auto"] == "discs"
     for name in read.names:
-        assert np.array_equal(read.values_kji(name) >= 128, masks.mask_kji(name))
+        assert np.array_equal(read.values_kji(name) >= 128, masks[name].mask_kji)
     said = medsam2("auto", data, *words[2:-1], tmp_path / "many", "--probabilities", probabilities)
     assert said.code == 2
     assert "--probabilities" in said.err
@@ -83,7 +83,7 @@ def test_classes_are_chosen_by_name(medsam2, base, trained, tmp_path):
     out = tmp_path / "out.seg.nrrd"
     words = ["auto", data / "000_img.png", "--model", path, *base[2:], "--out", out, "--overwrite"]
     assert medsam2(*words, "--classes", "bar").code == 0
-    assert [label.name for label in read_labels(out).labels] == ["bar"]
+    assert [label.name for label in read_segmentation(out).labels] == ["bar"]
     said = medsam2(*words, "--classes", "moon")
     assert said.code == 2
     assert "'moon'" in said.err
@@ -106,7 +106,7 @@ def test_a_folder_is_gone_through_and_a_bad_picture_does_not_stop_it(medsam2, ba
     (note,) = said.facts["notes"]
     assert (note["code"], note["fields"]["image"]) == ("image-skipped", str(stills / "broken.png"))
     assert note["fields"]["error"]["severity"] == "error"
-    assert read_labels(tmp_path / "masks" / "still0.seg.nrrd").geometry.shape_ijk == (90, 60, 1)
+    assert read_segmentation(tmp_path / "masks" / "still0.seg.nrrd").geometry.shape_ijk == (90, 60, 1)
 
 
 @pytest.mark.parametrize("method", ["memory", "slices"])
@@ -121,10 +121,10 @@ def test_a_volume_keeps_names_colours_and_codes_from_training_to_result(medsam2,
     assert {"reading", "features", "training"} <= {line["stage"] for line in lines}
     said = medsam2("auto", data / "case0.nrrd", "--model", model, *base[2:], "--out", out, "--method", method)
     assert said.code == 0, said.err
-    (label,) = read_labels(out).labels
+    (label,) = read_segmentation(out).labels
     assert (label.name, label.colour) == ("kidney", pytest.approx((0.2, 0.4, 0.6)))
-    assert "64033007" in label.tags
-    assert "AUTOMATIC" in label.tags
+    assert "64033007" in label.tags["TerminologyEntry"]
+    assert label.tags["DICOM.SegmentAlgorithmType"] == "AUTOMATIC"
 
 
 def test_a_volume_is_gone_through_with_memory_unless_asked_otherwise(medsam2, base, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from medsam2_core.engine.catalogue import Catalogue
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.version import __version__
 from support.command_line import CommandLine, ball_kji, write_nrrd, write_scan
 from support.project import run_python
@@ -58,7 +58,7 @@ def test_every_command_explains_itself(medsam2, words):
     assert "Usage" in answer.out
 
 
-def test_the_installed_program_tells_its_version():
+def test_the_installed_program_prints_its_version():
     done = subprocess.run(
         [sys.executable, "-m", "medsam2_core.cli", "--version"], capture_output=True, text=True, check=False
     )
@@ -99,7 +99,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(medsam2, words, reason, tmp_path,
 # info -------------------------------------------------------------------------------------------------------
 
 
-def test_info_tells_what_a_volume_is(medsam2, tmp_path):
+def test_info_describes_a_volume(medsam2, tmp_path):
     scan = write_scan(tmp_path / "scan.nrrd")
     facts = medsam2("info", scan, "--json").facts
     assert facts["kind"] == "volume"
@@ -115,7 +115,7 @@ def test_info_tells_what_a_volume_is(medsam2, tmp_path):
     assert "1 x 1 x 2 mm" in spoken
 
 
-def test_info_tells_which_labels_there_are(medsam2, tmp_path):
+def test_info_lists_labels(medsam2, tmp_path):
     labels = ball_kji().astype(np.uint8)
     labels[0, 0, :5] = 7
     facts = medsam2("info", write_nrrd(tmp_path / "labels.nrrd", labels), "--json").facts
@@ -125,7 +125,7 @@ def test_info_tells_which_labels_there_are(medsam2, tmp_path):
     ]
 
 
-def test_info_tells_the_segments_of_a_segmentation(medsam2, tmp_path):
+def test_info_lists_the_segments_of_a_segmentation(medsam2, tmp_path):
     from medsam2_core import export
     from medsam2_core.imaging.segmentation import Segmentation
 
@@ -147,7 +147,7 @@ def test_info_lists_the_series_of_a_folder(medsam2, shared_data):
     assert chosen.facts["shape_ijk"] == facts["series"][4]["shape_ijk"]
 
 
-def test_info_of_every_real_case_is_told_or_refused_with_a_reason(medsam2, shared_data):
+def test_info_of_every_real_case_is_given_or_refused_with_a_reason(medsam2, shared_data):
     seen = 0
     for path in [*sorted((shared_data / "dicom").iterdir()), *sorted((shared_data / "mr").glob("*.n*"))]:
         answer = medsam2("info", path, "--json")
@@ -210,7 +210,7 @@ def test_equal_seeds_make_equal_volumes(medsam2, tmp_path):
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     image = read_volume(tmp_path / "one" / names[0])
-    labels = read_labels(tmp_path / "one" / names[1])
+    labels = read_segmentation(tmp_path / "one" / names[1])
     assert image.geometry.same_grid(labels.geometry)
     assert image.voxels_kji.std() > 1
     assert len(labels.labels) > 1
@@ -221,9 +221,9 @@ def test_a_label_map_is_painted_in_its_own_place(medsam2, tmp_path):
     labels = tmp_path / "a" / "synth_1_00000_seg.nrrd"
     assert medsam2("synth", "--out", tmp_path / "b", "--labels", labels, "--seed", 4).code == 0
     image = read_volume(tmp_path / "b" / "synth_4_00000_img.nrrd")
-    truth = read_labels(tmp_path / "b" / "synth_4_00000_seg.nrrd")
-    assert image.geometry.same_grid(read_labels(labels).geometry)
-    assert np.array_equal(truth.voxels_kji, read_labels(labels).voxels_kji)
+    truth = read_segmentation(tmp_path / "b" / "synth_4_00000_seg.nrrd")
+    assert image.geometry.same_grid(read_segmentation(labels).geometry)
+    assert np.array_equal(truth.labels_kji(), read_segmentation(labels).labels_kji())
 
 
 def test_volumes_that_exist_are_kept(medsam2, tmp_path):

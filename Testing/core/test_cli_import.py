@@ -7,7 +7,7 @@ import slicerio
 from medsam2_core import export
 from medsam2_core.imaging.dicom import find_stack
 from medsam2_core.imaging.segmentation import Segmentation
-from medsam2_core.imaging.segmentation_files import read_labels, read_segmentation
+from medsam2_core.imaging.segmentation_files import read_segmentation
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 from support.command_line import CommandLine
 from support.dicom_seg import KIDNEY, Part, a_seg, two_masks, write
@@ -42,7 +42,7 @@ def test_a_seg_becomes_a_segmentation_with_the_same_voxels_names_codes_and_colou
     assert [(one["name"], one["code"]) for one in facts["segments"]] == [
         *(("Liver", "SCT^10200004^Liver"), ("Kidney", "SCT^64033007^Kidney")),
     ]
-    read, stored = read_segmentation(tmp_path / "a.seg.nrrd"), read_labels(path)
+    read, stored = read_segmentation(tmp_path / "a.seg.nrrd"), read_segmentation(path)
     assert read.geometry.same_grid(stored.geometry)
     for part, segment, said in zip(parts(), read, facts["segments"], strict=True):
         assert np.array_equal(segment.mask_kji, part.mask_kji[2:7])
@@ -71,14 +71,14 @@ def test_slicerio_reads_what_was_imported_with_overlap(medsam2, tmp_path):
 def test_the_reference_segmentation_of_dcmqi_is_imported_in_its_place(medsam2, shared_data, tmp_path):
     source = shared_data / "dicom" / "ct_liver_dcmqi_SEG.dcm"
     assert medsam2("import", source, "--out", tmp_path / "a.seg.nrrd").code == 0
-    read = read_labels(tmp_path / "a.seg.nrrd")
-    expected = read_labels(shared_data / "dicom" / "ct_liver_dcmqi_liver.nrrd").on_grid(read.geometry)
-    assert np.array_equal(read.mask_kji("Liver"), expected.voxels_kji > 0)
+    read = read_segmentation(tmp_path / "a.seg.nrrd")
+    expected = read_segmentation(shared_data / "dicom" / "ct_liver_dcmqi_liver.nrrd").on_grid(read.geometry)
+    assert np.array_equal(read["Liver"].mask_kji, expected.labels_kji() > 0)
     assert str(read.labels[0].terminology.type) == "SRT^T-62000^Liver"
     assert [round(255 * part) for part in read.labels[0].colour] == [221, 130, 101]
 
 
-def test_it_becomes_a_nifti_too_and_overlap_is_told(medsam2, tmp_path):
+def test_it_becomes_a_nifti_too_and_overlap_is_reported(medsam2, tmp_path):
     first, _ = two_masks()
     path = write(tmp_path / "a.dcm", [Part(first), Part(np.roll(first, 3, axis=2), "Kidney", KIDNEY)])
     answer = medsam2("import", path, "--out", tmp_path / "a.nii.gz")
@@ -118,7 +118,7 @@ def test_nothing_is_replaced_unasked_and_nothing_half_written(medsam2, tmp_path)
     assert out.read_bytes() == before
 
 
-def test_a_spacing_that_had_to_be_guessed_is_told(medsam2, tmp_path):
+def test_a_spacing_that_had_to_be_assumed_is_reported(medsam2, tmp_path):
     mask = np.zeros((9, 37, 41), dtype=bool)
     mask[[3, 8], 3:9, 4:9] = True
     dataset = a_seg([Part(mask)])
@@ -130,7 +130,7 @@ def test_a_spacing_that_had_to_be_guessed_is_told(medsam2, tmp_path):
         assert (answer.code, answer.err.count("note: slices are left out")) == (0, 1)
         (note,) = medsam2(words[0], tmp_path / "a.dcm", *words[1:], "--json").facts["notes"]
         assert "2 mm is assumed, its slice thickness" in note["message"]
-    assert read_labels(out).mask_kji("Liver").sum() == mask.sum()
+    assert read_segmentation(out)["Liver"].mask_kji.sum() == mask.sum()
     assert medsam2("info", out, "--json").facts["notes"] == []
 
 
@@ -153,7 +153,7 @@ def test_a_seg_of_a_picture_comes_back_to_it(medsam2, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
-def test_info_tells_what_a_seg_holds(medsam2, tmp_path, kind):
+def test_info_shows_what_a_seg_holds(medsam2, tmp_path, kind):
     path = write(tmp_path / "a.dcm", parts(), kind)
     facts = medsam2("info", path, "--json").facts
     assert facts["kind"] == "label map"
@@ -170,7 +170,7 @@ def test_info_tells_what_a_seg_holds(medsam2, tmp_path, kind):
     assert "SCT 64033007 Kidney, AUTOMATIC (Some Program), #0950fa" in spoken
 
 
-def test_info_tells_the_same_of_what_was_imported(medsam2, tmp_path):
+def test_info_shows_the_same_of_what_was_imported(medsam2, tmp_path):
     path = write(tmp_path / "a.dcm", parts())
     medsam2("import", path, "--out", tmp_path / "a.seg.nrrd")
     before, after = (
@@ -182,7 +182,7 @@ def test_info_tells_the_same_of_what_was_imported(medsam2, tmp_path):
     assert before["ijk_to_ras"] == after["ijk_to_ras"]
 
 
-def test_info_of_a_plain_segmentation_says_nothing_it_does_not_know(medsam2, tmp_path):
+def test_info_of_a_plain_segmentation_shows_nothing_it_does_not_hold(medsam2, tmp_path):
     segmentation = slicerio.create_segmentation((6, 5, 4), np.eye(4))
     slicerio.add_segment(segmentation, np.ones((6, 5, 4), np.uint8), {"name": "all", "color": [1, 0, 0]})
     slicerio.write_segmentation(str(tmp_path / "a.seg.nrrd"), segmentation)

@@ -17,7 +17,8 @@ from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.imaging.geometry import Geometry, Space
 from medsam2_core.imaging.slices import AxisStack
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Box, Point, PromptSet, resolve
+from medsam2_core.prompts import Box, Point, PromptSet
+from medsam2_core.prompts.slice_prompts import resolve
 from support.command_line import ball_kji, write_nrrd
 from support.errors import raises
 
@@ -75,7 +76,7 @@ def test_a_box_in_millimetres_is_the_same_pixels_in_every_storage_order(codes):
 @pytest.mark.parametrize(
     ("text", "positive"), [("5,6,7", True), ("5,6,7,+", True), ("5,6,7,-", False), ("5,6,7, - ", False)]
 )
-def test_a_point_is_on_the_object_unless_it_says_otherwise(text, positive):
+def test_a_point_is_positive_unless_marked_otherwise(text, positive):
     assert parse_point(text, prompt_space()) == Point((5, 6, 7), positive)
 
 
@@ -129,7 +130,7 @@ def test_prompts_join_the_only_object_of_the_file():
     assert collect_prompts([("point", "4,4,3")], from_file, prompt_space()).names == ("kidney",)
 
 
-def test_with_several_objects_in_the_file_one_has_to_say_whose():
+def test_with_several_objects_in_the_file_one_must_be_named():
     from_file = PromptSet()
     from_file.add("kidney", Point((1, 1, 3)))
     from_file.add("liver", Point((1, 1, 3)))

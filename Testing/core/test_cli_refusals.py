@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
 from PIL import Image
 from support.command_line import (
     BALL_BOX,
@@ -139,7 +139,7 @@ def test_masks_are_kept_when_the_picture_beside_them_cannot_be_written(
     assert answer.facts["error"]["fields"]["out"] == str(out)
     assert answer.facts["error"]["fields"]["error"]["code"] == "output-not-writable"
     assert sorted(path.name for path in results.iterdir()) == ["p.nrrd", "x.seg.nrrd"]
-    assert read_labels(out).labels[0].name == "object"
+    assert read_segmentation(out).labels[0].name == "object"
 
 
 # Settings ---------------------------------------------------------------------------------------------------
@@ -212,14 +212,14 @@ def test_a_volume_that_shows_nothing_is_refused(medsam2, model, results, tmp_pat
         (("--axis", "coronal", "--point", "20,26,12", "--range", "20:25"), "prompt-outside-range"),
     ],
 )  # fmt: skip
-def test_prompts_that_say_nothing_are_refused(medsam2, model, scan, results, never, words, code):
+def test_prompts_without_content_are_refused(medsam2, model, scan, results, never, words, code):
     never(OPEN)
     answer = medsam2("segment", scan, "--out", results / "m.nrrd", "--model", model, *words)
     assert (answer.code, answer.error.code) == (2, code), answer.err
     assert list(results.iterdir()) == []
 
 
-def test_a_mask_on_another_grid_is_told_what_differs(medsam2, model, scan, results, tmp_path):
+def test_for_a_mask_on_another_grid_the_differences_are_listed(medsam2, model, scan, results, tmp_path):
     import nrrd
 
     header = {"space": "left-posterior-superior", "space origin": np.array([-10.0, 5.0, 90.0])}
@@ -327,11 +327,11 @@ def test_the_hash_in_a_result_is_that_of_the_file(medsam2, model, scan, results)
     out = results / "m.seg.nrrd"
     words = ("segment", scan, "--out", out, "--model", model, "--box", BALL_BOX, "--range", "12:12")
     assert medsam2(*words).code == 0
-    facts = read_labels(out).labels[0].facts
+    facts = read_segmentation(out).labels[0].tags
     assert facts["MedSAM2.weights_sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
     assert facts["MedSAM2.weights_sha256"] in medsam2("models", "verify", model).out
     assert len(facts["MedSAM2.weights_key"]) == 64
-    assert read_volume(scan).geometry.same_grid(read_labels(out).geometry)
+    assert read_volume(scan).geometry.same_grid(read_segmentation(out).geometry)
 
 
 # Series -----------------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def test_an_irregular_series_is_offered_two_ways_and_what_they_mean(medsam2, mod
         assert answer.code == 0, answer.err
         (note,) = answer.facts["notes"]
         assert (note["code"], note["severity"], note["fields"]["how"]) == ("irregular-series", "warning", how)
-        assert read_labels(out).geometry.shape_ijk[2] == slices
+        assert read_segmentation(out).geometry.shape_ijk[2] == slices
         assert medsam2("info", series, "--irregular", how, "--json").facts["shape_ijk"][2] == slices
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from medsam2_core.engine.architecture import config_path
 from medsam2_core.export.probabilities import read_probabilities
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
+from medsam2_core.imaging.terminology import tags_text
 from support.command_line import (
     BALL_BOX,
     CommandLine,
@@ -52,22 +53,22 @@ def test_a_box_becomes_a_named_segment_on_the_scans_grid(medsam2, model, scan, r
     )
     assert answer.code == 0, answer.err
     assert answer.err == "", "no bar where nobody looks"
-    labels = read_labels(out)
+    labels = read_segmentation(out)
     assert [label.name for label in labels.labels] == ["ball"]
     assert labels.geometry.same_grid(read_volume(scan).geometry)
     (ball,) = answer.facts["objects"]
-    assert ball["voxels"] == labels.mask_kji("ball").sum()
+    assert ball["voxels"] == labels["ball"].mask_kji.sum()
     assert ball["millilitres"] == pytest.approx(ball["voxels"] * 2 / 1000, abs=1e-3)
     assert not ball["slices"] or (ball["slices"][0] >= 10 and ball["slices"][1] <= 14)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in results.iterdir()) == ["ball.png", "ball.seg.nrrd"]
 
 
-def test_the_result_says_how_it_came_about(medsam2, model, scan, results):
+def test_the_result_records_how_it_came_about(medsam2, model, scan, results):
     out = results / "ball.seg.nrrd"
     medsam2("segment", scan, "--out", out, "--model", model, "--box", BALL_BOX, "--window", "600,250",
             "--range", "12:12")  # fmt: skip
-    tags = read_labels(out).labels[0].tags
+    tags = tags_text(read_segmentation(out).labels[0].tags)
     assert '"box"' in tags
     assert "embedded" in tags
     assert "600" in tags
@@ -82,7 +83,7 @@ def test_options_that_follow_an_object_are_its_own(medsam2, model, scan, results
     )
     assert answer.code == 0, answer.err
     assert [item["name"] for item in answer.facts["objects"]] == ["ball", "corner"]
-    tags = {label.name: label.tags for label in read_labels(out).labels}
+    tags = {label.name: tags_text(label.tags) for label in read_segmentation(out).labels}
     assert '"box"' in tags["ball"]
     assert '"box"' not in tags["corner"]
     assert tags["corner"].count('"point"') == 2
@@ -117,7 +118,7 @@ def test_a_checkpoint_of_any_name_works_with_its_configuration(medsam2, model, s
     answer = medsam2(*words, "--model", renamed, "--config", config_path("embedded"), "--image-size", 128,
                      "--precision", "bf16")  # fmt: skip
     assert answer.code == 0, answer.err
-    tags = read_labels(out).labels[0].tags
+    tags = tags_text(read_segmentation(out).labels[0].tags)
     assert "bf16" in tags
     answer = medsam2(*words, "--overwrite", "--model", renamed, "--config", "sam2.1_hiera_t")
     assert answer.code == 2
@@ -146,7 +147,7 @@ def test_probabilities_are_written_beside_the_masks_on_request(medsam2, model, s
     plain = medsam2(*words, "--json")
     assert plain.code == 0, plain.err
     assert plain.facts["probabilities"] is None
-    masks = read_labels(out)
+    masks = read_segmentation(out)
     answer = medsam2(*words, "--probabilities", probabilities, "--overwrite")
     assert answer.code == 0, answer.err
     assert f"{probabilities}: probabilities" in answer.out
@@ -155,8 +156,8 @@ def test_probabilities_are_written_beside_the_masks_on_request(medsam2, model, s
     assert read.geometry.same_grid(masks.geometry)
     for name in read.names:
         values_kji = read.values_kji(name)
-        assert np.array_equal(values_kji >= 128, masks.mask_kji(name)), "and the masks are as without"
-        assert np.array_equal(values_kji >= 128, read_labels(out).mask_kji(name))
+        assert np.array_equal(values_kji >= 128, masks[name].mask_kji), "and the masks are as without"
+        assert np.array_equal(values_kji >= 128, read_segmentation(out)[name].mask_kji)
         assert len(np.unique(values_kji)) > 20
     assert read.provenance["model"].endswith("embedded")
     assert str(model.parent).encode() not in probabilities.read_bytes()
@@ -241,10 +242,10 @@ def test_a_file_that_exists_is_replaced_only_on_demand(medsam2, model, scan, res
     assert "--overwrite" in answer.err
     assert out.read_text() == "precious"
     assert medsam2(*words, "--overwrite").code == 0
-    assert read_labels(out).geometry.shape_ijk == (40, 48, 24)
+    assert read_segmentation(out).geometry.shape_ijk == (40, 48, 24)
 
 
-def test_a_bug_is_told_apart(medsam2, scan, results, monkeypatch, tmp_path):
+def test_a_bug_is_distinguished(medsam2, scan, results, monkeypatch, tmp_path):
     def stumble(*_args, **_options):
         raise KeyError("a key nobody thought of")
 

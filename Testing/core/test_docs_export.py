@@ -47,7 +47,7 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path, monkeypatch, capsy
     assert Path("back.seg.nrrd").exists()
 
 
-def test_the_wishes_of_the_page_are_understood(tmp_path):
+def test_the_metadata_of_the_page_are_understood(tmp_path):
     from medsam2_core.export.dicom.segment_metadata import read_metadata
 
     (tmp_path / "meta.json").write_text(next(line for line in lines() if line[0] == "{"), encoding="utf-8")

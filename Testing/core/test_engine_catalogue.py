@@ -67,11 +67,12 @@ def test_one_file_name_never_means_two_contents():
 
 
 def test_an_unknown_name_suggests_the_closest():
-    with pytest.raises(CatalogueError, match=r"no model 'sam2\.1-tinny' .* sam2\.1-tiny"):
+    closest = ["sam2.1-tiny", "sam2-tiny", "sam2.1-tiny-512"]
+    with raises("unknown-model", CatalogueError, model="sam2.1-tinny", closest=closest):
         Catalogue.load().find("sam2.1-tinny")
 
 
-def test_a_missing_file_is_said_to_be_missing():
+def test_a_missing_file_is_reported():
     with raises("no-such-checkpoint", CatalogueError, path="weights/x.pt"):
         Catalogue.load().find("weights/x.pt")
 
@@ -162,7 +163,7 @@ def test_the_list_needs_no_torch(tmp_path):
     assert done.stdout.strip() == ModelState.MISSING.value
 
 
-def test_a_model_that_is_not_here_says_how_to_get_it(tmp_path):
+def test_for_a_missing_model_the_way_to_get_it_is_given(tmp_path):
     store = Store(tmp_path / "models")
     with pytest.raises(CatalogueError, match=r"medsam2 models get sam2\.1-tiny.*sam2\.1_hiera_tiny\.pt"):
         store.locate(Catalogue.load().find("sam2.1-tiny"))

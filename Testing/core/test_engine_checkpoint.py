@@ -128,7 +128,7 @@ def test_the_old_format_of_torch_is_refused_with_the_way_out(tmp_path):
         (b"PK\x03\x04 and nothing", "damaged or was cut off"),
     ],
 )
-def test_files_that_are_no_checkpoints_say_what_they_are(tmp_path, content, says):
+def test_files_that_are_not_checkpoints_are_identified(tmp_path, content, says):
     (tmp_path / "file.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=says):
         read_state_dict(tmp_path / "file.pt")
@@ -145,7 +145,7 @@ def test_files_that_are_no_checkpoints_say_what_they_are(tmp_path, content, says
         ({"a": torch.zeros(2).to_sparse()}, "sparse"),
     ],
 )
-def test_archives_without_a_state_dict_say_what_they_hold(tmp_path, content, says):
+def test_archives_without_a_state_dict_are_refused_with_their_content(tmp_path, content, says):
     with pytest.raises(CheckpointError, match=says):
         read_state_dict(file_of(tmp_path, content))
 
@@ -283,7 +283,7 @@ def test_the_eight_architectures_have_their_published_sizes(size, first, second)
     assert keys[0] < keys[1]
 
 
-def test_all_configurations_are_told_apart():
+def test_all_configurations_are_distinguished():
     assert len(STOCK_CONFIGS) == 8
     assert guess_config(build_module("embedded").state_dict()) == "embedded"
     assert guess_config(a_small_state()) is None

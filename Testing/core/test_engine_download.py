@@ -190,14 +190,14 @@ def test_a_long_file_is_refused(store, hub):
         (500, "", "refused-by-hub"),
     ],
 )
-def test_refusals_say_what_to_do(store, hub, status, hub_code, code):
+def test_refusals_name_what_to_do(store, hub, status, hub_code, code):
     hub.error = (status, hub_code)
     with raises(code, DownloadError):
         get(an_entry(revision="a" * 40), store, hub)
     assert files_in(store) == set()
 
 
-def test_no_network_says_how_to_do_without(store):
+def test_without_a_network_the_way_to_do_without_is_given(store):
     with pytest.raises(DownloadError, match=r"no connection to http://127\.0\.0\.1:9.*put it into"):
         fetch(an_entry(), store=store, endpoint="http://127.0.0.1:9", retry_wait_s=0)
     assert files_in(store) == set()
@@ -225,7 +225,7 @@ def test_offline_mode_is_respected(store, hub):
     assert "HF_HUB_OFFLINE is set" in done.stdout and hub.requests == []
 
 
-def test_missing_disk_space_is_said_before_the_first_byte(store, hub, monkeypatch):
+def test_missing_disk_space_is_reported_before_the_first_byte(store, hub, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 50_000_000, 50_000_000))
     with raises("disk-space", DownloadError, free=50_000_000):

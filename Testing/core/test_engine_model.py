@@ -66,7 +66,7 @@ def test_the_512_variant_is_the_stock_configuration_at_another_size():
     ]
 
 
-def test_the_embedded_configuration_builds_and_says_itself_what_it_wants():
+def test_the_embedded_configuration_builds_and_declares_its_recipe():
     module = build_module("embedded")
     assert module.image_size == 256
     assert not module.binarize_mask_from_pts_for_mem_enc
@@ -94,7 +94,7 @@ def test_impossible_image_sizes_are_refused(size):
 
 
 @pytest.mark.parametrize("missing", [None, ValueError])
-def test_without_sam2_the_way_to_get_it_is_told(monkeypatch, missing):
+def test_without_sam2_the_way_to_get_it_is_given(monkeypatch, missing):
     def found(name):
         if missing is not None:
             raise missing(f"{name}.__spec__ is None")
@@ -115,30 +115,50 @@ def test_configurations_are_found_by_every_usual_spelling(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "problem"),
     [
-        ("sam2.modeling.memory_attention.MemoryAttention\n", "os.system\n", "wants to call 'os.system'"),
+        (
+            "sam2.modeling.memory_attention.MemoryAttention\n",
+            "os.system\n",
+            {"code": "untrusted-configuration", "target": "'os.system'"},
+        ),
         (
             "sam2.modeling.memory_attention.MemoryAttention\n",
             "sam2.modeling.sam2_base.torch.load\n",
-            "wants to",
+            {"code": "untrusted-configuration", "target": "'sam2.modeling.sam2_base.torch.load'"},
         ),
-        ("sam2.modeling.memory_attention.MemoryAttention\n", "sam2.modeling.nothing.Here\n", "does not have"),
-        ("sam2.modeling.sam2_base.SAM2Base", "medsam2_core.engine.trunk.ConvTrunk", "not sam2.modeling"),
-        ("embed_dim: 96", "embed_dim: 96\n      weights_path: /x.pkl", "names further weights"),
-        ("embed_dim: 96", "embed_dim: 96\n      _args_: [1]", "_args_"),
-        ("embed_dim: 96", "embed_dims: 96", "does not make a SAM 2"),
-        ("model:", "network:", "no `model` section"),
-        ("model:", "model: [", "cannot be read"),
-        ("image_size: 1024", "image_size: ${nothing}", "cannot be read"),
+        (
+            "sam2.modeling.memory_attention.MemoryAttention\n",
+            "sam2.modeling.nothing.Here\n",
+            {"code": "unknown-class", "target": "sam2.modeling.nothing.Here"},
+        ),
+        (
+            "sam2.modeling.sam2_base.SAM2Base",
+            "medsam2_core.engine.trunk.ConvTrunk",
+            {"code": "not-a-configuration"},
+        ),
+        (
+            "embed_dim: 96",
+            "embed_dim: 96\n      weights_path: /x.pkl",
+            {"code": "untrusted-configuration", "key": "weights_path"},
+        ),
+        (
+            "embed_dim: 96",
+            "embed_dim: 96\n      _args_: [1]",
+            {"code": "untrusted-configuration", "key": "_args_"},
+        ),
+        ("embed_dim: 96", "embed_dims: 96", {"code": "inconsistent-configuration"}),
+        ("model:", "network:", {"code": "not-a-configuration"}),
+        ("model:", "model: [", {"code": "unreadable-configuration"}),
+        ("image_size: 1024", "image_size: ${nothing}", {"code": "unreadable-configuration"}),
     ],
 )
-def test_a_configuration_file_cannot_call_anything_else(tmp_path, old, new, says):
+def test_a_configuration_file_cannot_call_anything_else(tmp_path, old, new, problem):
     path = tmp_path / "mine.yaml"
     text = config_path("sam2.1_hiera_t").read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    with pytest.raises(CatalogueError, match=says):
+    with raises(**problem, error_type=CatalogueError):
         build_module(path)
 
 
@@ -163,7 +183,7 @@ def test_a_model_is_built_once_and_forgotten_when_nobody_holds_it(tiny_file):
     assert gone() is None
 
 
-def test_the_key_tells_weights_sizes_and_configurations_apart(tmp_path):
+def test_the_key_distinguishes_weights_sizes_and_configurations(tmp_path):
     state = {"model": build_module("embedded").state_dict()}
     torch.save(state, tmp_path / "one.pt")
     state["model"]["no_mem_embed"] += 1
@@ -202,7 +222,7 @@ def test_a_checkpoint_of_the_embedded_kind_gets_the_embedded_recipe(tmp_path):
     assert model.recipe.draws_prompts == Catalogue.load().find("embedded").recipe["draws_prompts"]
 
 
-def test_an_unknown_architecture_is_said_to_be_one(tmp_path):
+def test_an_unknown_architecture_is_reported_as_one(tmp_path):
     torch.save({"a.weight": torch.zeros(3)}, tmp_path / "x.pt")
     with raises("unknown-architecture", CheckpointError):
         load_model(tmp_path / "x.pt", device="cpu")

@@ -51,7 +51,7 @@ def test_in_stock_order_the_first_prompted_slice_leads():
     assert slices_of(tracker.propagate(direction="reverse")) == [4, 3, 2, 1, 0]
 
 
-def test_where_the_user_said_absent_tracking_ends():
+def test_where_the_user_marked_absence_tracking_ends():
     tracker, _ = bright_tracker(steady(8))
     tracker.prompt("it", 2, prompt(box=BOX))
     assert 6 in slices_of(tracker.propagate())
@@ -75,7 +75,7 @@ def test_a_box_the_model_finds_nothing_in_does_not_end_tracking():
     assert slices_of(tracker.propagate()) == [0, 1, 2, 3, 4]
 
 
-def test_clicks_that_remove_everything_say_absent():
+def test_clicks_that_remove_everything_mean_absence():
     circle = (60, 50, 15)
     tracker, _ = bright_tracker(discs(SHAPE, circle, circle, None, circle))
     tracker.prompt("it", 0, prompt(box=BOX))

@@ -75,7 +75,7 @@ def test_3_slices_before_the_prompt_need_no_autocast(model, ordered):
 
 
 @EVERY_WAY
-def test_4_a_range_means_what_it_says(model, options):
+def test_4_a_range_is_exact(model, options):
     """Stock gives one slice too many, and none in reverse from slice 0."""
     tracker = a_tracker(model, options=options)
     tracker.prompt("it", 0, prompt(box=BOX))

@@ -157,7 +157,7 @@ def test_a_first_click_is_looked_at_in_several_regions_and_the_surest_counts():
     assert len(heads.asked) - len(widths) <= 3  # a correction looks where the object is
 
 
-def test_a_box_says_where_to_look():
+def test_a_box_decides_where_to_look():
     tracker, heads = bright_tracker(
         discs((400, 400), (200, 200, 60)), recipe=PromptRecipe(draws_prompts=True)
     )
@@ -181,7 +181,7 @@ def test_a_correction_that_loses_everything_else_is_not_taken():
     assert not stock.prompt("it", 0, prompt([[192, 150]], [0], box=[110, 110, 190, 190])).mask_hw.any()
 
 
-def test_the_less_sure_an_answer_the_more_the_box_says():
+def test_the_less_sure_an_answer_the_more_the_box_counts():
     """The object fills a quarter of its box; at a predicted IoU of 0.1 most of its ellipse is shown."""
     recipe = PromptRecipe(draws_prompts=True, box_prior=2.0)
     shown = {}
@@ -201,7 +201,7 @@ def test_weight_of_the_box():
     assert box_prior_weight(recipe, 1.2, 0) == box_prior_weight(PromptRecipe(), 0.1, 0) == 0.0
 
 
-def test_a_low_object_score_ends_tracking_where_the_recipe_says_so():
+def test_a_low_object_score_ends_tracking_where_the_recipe_asks_for_it():
     for least, present in ((0.0, True), (11.0, False)):
         recipe = PromptRecipe(draws_prompts=True, least_score=least)
         tracker, _ = bright_tracker(discs((90, 120), *[(60, 45, 10)] * 2), recipe=recipe)

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from medsam2_core.errors import EvaluationError, MedSAM2Error
+from medsam2_core.errors import EvaluationError
 from medsam2_core.evaluation import protocol as protocol_module
 from medsam2_core.evaluation.baselines import copied_key_mask, inscribed_ellipse
 from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of, read_case, read_table
 from medsam2_core.evaluation.metrics import Scores, dice, scores
-from medsam2_core.evaluation.protocol import Measurement, Protocol, measure_case, measure_object
+from medsam2_core.evaluation.protocol import Measurement, StandardProtocol, measure_case, measure_object
 from medsam2_core.evaluation.report import means, plot, table, write_json
 from medsam2_core.evaluation.simulated_user import (
     centre_of,
@@ -28,6 +28,7 @@ from medsam2_core.prompts import Box, Point
 from PIL import Image
 from scipy import ndimage
 from support.command_line import ball_kji
+from support.errors import raises
 from support.model import a_disc
 
 # Metrics ----------------------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def stand_in(monkeypatch):
         monkeypatch.setattr(ClevererEveryTime, "mistakes", mistakes)
         monkeypatch.setattr(protocol_module, "Session", ClevererEveryTime)
         measured = MeasuredObject(Case("row", Path("image.nrrd"), Path("labels.nrrd")), 1, ball_kji())
-        return measure_object(measured, a_volume(), None, Protocol(), None), ClevererEveryTime.opened
+        return measure_object(measured, a_volume(), None, StandardProtocol(), None), ClevererEveryTime.opened
 
     return use
 
@@ -317,7 +318,7 @@ def test_a_picture_is_measured_beside_the_ellipse_in_its_true_box(monkeypatch, t
 
     monkeypatch.setattr(protocol_module, "Session", Drawn)
     case = Case("row", tmp_path / "img.png", tmp_path / "seg.png")
-    found = list(measure_case(case, None, Protocol(corrections=1, jitter=0.3)))
+    found = list(measure_case(case, None, StandardProtocol(corrections=1, jitter=0.3)))
     assert [m.name for m in found] == ["img.png:1", "img.png:2"]
     assert found[0].baseline == pytest.approx(1, abs=0.05)  # a disc is nearly the ellipse of its box
     assert found[1].baseline == pytest.approx(2 * np.pi / 4 / (1 + np.pi / 4), abs=0.02)
@@ -357,39 +358,45 @@ def test_a_table_names_cases_one_by_one_or_by_a_star(data):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "code", "fields"),
     [
-        ("", "names no case"),
-        ("row\timage\tlabels\n", "names no case"),
-        ("row\timage\n one\ta_img.png\n", "lacks labels"),
-        ("row\timage\tlabels\none\ta_img.png\n", "lacks labels"),
-        ("row,image,labels\none,a_img.png,a_seg.png\n", "lacks row, image, labels"),
-        ("row\timage\tlabels\none\tc_img.png\ta_seg.png\n", "c_img.png does not exist"),
-        ("row\timage\tlabels\none\ta_img.png\tc_seg.png\n", "c_seg.png does not exist"),
-        ("row\timage\tlabels\none\t*_scan.png\t*_seg.png\n", "no file matches"),
-        ("row\timage\tlabels\none\t*_im*.png\t*_seg.png\n", "one \\* can be used"),
-        ('row\timage\tlabels\none\t"' + "x" * 200_000 + "\ta\n", "is not a table|lacks|does not exist"),
+        ("", "no-case", {}),
+        ("row\timage\tlabels\n", "no-case", {}),
+        ("row\timage\n one\ta_img.png\n", "case-incomplete", {"missing": ["labels"]}),
+        ("row\timage\tlabels\none\ta_img.png\n", "case-incomplete", {"missing": ["labels"]}),
+        (
+            "row,image,labels\none,a_img.png,a_seg.png\n",
+            "case-incomplete",
+            {"missing": ["row", "image", "labels"]},
+        ),
+        ("row\timage\tlabels\none\tc_img.png\ta_seg.png\n", "case-missing", {"path": "c_img.png"}),
+        ("row\timage\tlabels\none\ta_img.png\tc_seg.png\n", "case-missing", {"path": "c_seg.png"}),
+        ("row\timage\tlabels\none\t*_scan.png\t*_seg.png\n", "case-missing", {"path": "*_scan.png"}),
+        ("row\timage\tlabels\none\t*_im*.png\t*_seg.png\n", "pattern", {"pattern": "*_im*.png"}),
+        ('row\timage\tlabels\none\t"' + "x" * 200_000 + "\ta\n", "cases-not-a-table", {}),
     ],
 )
-def test_a_table_that_makes_no_sense_is_refused(data, text, reason):
-    with pytest.raises(EvaluationError, match=reason):
+def test_a_table_that_makes_no_sense_is_refused(data, text, code, fields):
+    if "path" in fields:
+        fields = fields | {"path": str(data / fields["path"])}
+    with raises(code, EvaluationError, **fields):
         read_table(written(data, text))
 
 
 def test_a_table_that_cannot_be_read_is_refused(data):
     (data / "binary.tsv").write_bytes(bytes(range(128, 256)))
     for path in (data / "none.tsv", data / "binary.tsv", data):
-        with pytest.raises(EvaluationError, match="cannot be read"):
+        with raises("cases-unreadable", EvaluationError):
             read_table(path)
 
 
 def test_labels_must_lie_on_the_images_grid(data):
     Image.fromarray(np.ones((20, 21), np.uint8)).save(data / "b_seg.png")
     case = Case("row", data / "a_img.png", data / "b_seg.png")
-    with pytest.raises(EvaluationError, match=r"\(21, 20, 1\) voxels.*\(20, 20, 1\)"):
-        list(measure_case(case, None, Protocol()))
-    with pytest.raises(MedSAM2Error, match="no such file"):
-        list(measure_case(Case("row", data / "c.png", data / "b_seg.png"), None, Protocol()))
+    with raises("labels-on-another-grid", EvaluationError, labels=str(data / "b_seg.png")):
+        list(measure_case(case, None, StandardProtocol()))
+    with raises("no-such-file"):
+        list(measure_case(Case("row", data / "c.png", data / "b_seg.png"), None, StandardProtocol()))
 
 
 # Reports ----------------------------------------------------------------------------------------------------
@@ -398,9 +405,9 @@ def test_labels_must_lie_on_the_images_grid(data):
 def some_measurements():
     perfect, poor, lost = Scores(1.0, 1.0, 0.0), Scores(0.5, 0.25, 8.0), Scores(0.0, 0.0, None)
     return [
-        Measurement("lesions", "a:1", 9, 0.7, 0.4, (poor, perfect), 2.0),
-        Measurement("lesions", "b:1", 9, 0.9, 0.6, (lost, poor), 4.0),
-        Measurement("heart", "c:1", 1, 0.5, 0.0, (lost, lost), 1.0),
+        Measurement("lesions", "a:1", 9, (poor, perfect), 2.0, 0.7, 0.4),
+        Measurement("lesions", "b:1", 9, (lost, poor), 4.0, 0.9, 0.6),
+        Measurement("heart", "c:1", 1, (lost, lost), 1.0, 0.5, 0.0),
     ]
 
 

@@ -1,22 +1,22 @@
 """The challenge's protocol: box, clicks and areas under the curve as worked out by hand."""
 
+import json
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
-from medsam2_core.evaluation import cvpr25
+from medsam2_core.evaluation import protocol
 from medsam2_core.evaluation.cases import Case, MeasuredObject
 from medsam2_core.evaluation.cvpr25 import (
-    Cvpr25Measurement,
     Cvpr25Protocol,
-    area_under_curve,
     box_of,
-    measure_class,
     next_click,
     table,
 )
 from medsam2_core.evaluation.metrics import Scores
+from medsam2_core.evaluation.protocol import Measurement, measure_object
+from medsam2_core.evaluation.report import write_json
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
@@ -65,8 +65,10 @@ def test_distances_are_in_voxels_and_the_volume_ends_at_its_faces():
 
 
 def test_areas_are_those_of_trapezoids():
-    assert area_under_curve([1, 1, 1, 1, 1]) == 4
-    assert area_under_curve([0.0, 0.5, 0.5, 0.75, 1.0]) == pytest.approx(0.25 + 0.5 + 0.625 + 0.875)
+    for values, area in (([1, 1, 1, 1, 1], 4), ([0.0, 0.5, 0.5, 0.75, 1.0], 0.25 + 0.5 + 0.625 + 0.875)):
+        stages = (Scores(0.0, 0.0, None), *(Scores(value, 1.0, 0.0) for value in values))
+        areas = Measurement("row", "name", 1, stages, 1.0).areas_under_curves()
+        assert areas == {"dice_auc": pytest.approx(area), "surface_dice_auc": 4}
 
 
 class Learner:
@@ -96,13 +98,13 @@ class Learner:
         return mask
 
 
-def test_a_class_is_boxed_on_its_median_slice_and_clicked_until_nothing_is_wrong(monkeypatch):
+def test_a_class_is_boxed_on_its_median_slice_and_clicked_until_nothing_is_wrong(monkeypatch, tmp_path):
     monkeypatch.setattr(Learner, "said", [])
     monkeypatch.setattr(Learner, "ranges", [])
-    monkeypatch.setattr(cvpr25, "Session", Learner)
+    monkeypatch.setattr(protocol, "Session", Learner)
     volume = Volume(a_block().astype(np.int16), Geometry(np.diag([-1.0, -1.0, 3.0, 1.0]), (30, 20, 8)))
     measured = MeasuredObject(Case("row", Path("a.nrrd"), Path("b.nrrd")), 1, a_block())
-    found = measure_class(measured, volume, None, Cvpr25Protocol(), None)
+    found = measure_object(measured, volume, None, Cvpr25Protocol(), None)
     box, first, second = Learner.said
     # Slices of 20 x 30 pixels: int(5 * 30 / 256) = 0, so the box is tight whatever was drawn.
     assert isinstance(box, Box)
@@ -113,15 +115,17 @@ def test_a_class_is_boxed_on_its_median_slice_and_clicked_until_nothing_is_wrong
     assert Learner.ranges == [(2, 6)] * 3
     expected = [2 * 3 / (3 + 5), 2 * 4 / (4 + 5), 1, 1, 1, 1]
     assert [stage.dice for stage in found.stages] == pytest.approx(expected)
-    assert found.dice_auc == pytest.approx((8 / 9 + 1) / 2 + 3)
-    assert found.to_dict()["dice_auc"] == found.dice_auc
+    assert found.areas_under_curves()["dice_auc"] == pytest.approx((8 / 9 + 1) / 2 + 3)
+    write_json(tmp_path / "found.json", [found], {"protocol": "cvpr25"})
+    (one,) = json.loads((tmp_path / "found.json").read_text())["objects"]
+    assert one["dice_auc"] == found.areas_under_curves()["dice_auc"] and "click" not in one
 
 
 def test_a_table_has_the_means_of_every_row():
     half, full = Scores(0.5, 0.25, 3.0), Scores(1.0, 1.0, 0.0)
     found = [
-        Cvpr25Measurement("liver", "a:1", (half, half, half, half, half, full), 2.0),
-        Cvpr25Measurement("liver", "b:1", (full,) * 6, 4.0),
+        Measurement("liver", "a:1", 9, (half, half, half, half, half, full), 2.0),
+        Measurement("liver", "b:1", 9, (full,) * 6, 4.0),
     ]
     line = table(found).splitlines()[2]
     cells = [cell.strip() for cell in line.strip("|").split("|")]

@@ -19,13 +19,13 @@ from medsam2_core.export.dicom.report import DEVICE_UID, write_report
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
 from medsam2_core.export.dicom.source import read_source
 from medsam2_core.export.measurements import measure
-from medsam2_core.imaging.reading import read_labels
+from medsam2_core.imaging.reading import read_segmentation
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.version import __version__
 from pydicom.sr.codedict import codes
 from support.coded_segments import LEFT_KIDNEY, LIVER, MASS, PAINTED, PROMPTED
+from support.dicom_validators import validator_errors
 from support.errors import raises
-from support.judges import validator_errors
 from support.small_files import a_dicom_slice, some_voxels, write_dicom, write_series
 
 SERIES = [
@@ -89,7 +89,7 @@ def assert_says(path, measured) -> None:
 
 
 @pytest.mark.parametrize("name", SERIES)
-def test_a_report_of_a_real_series_is_valid_and_says_what_was_measured(shared_data, tmp_path, name):
+def test_a_report_of_a_real_series_is_valid_and_holds_what_was_measured(shared_data, tmp_path, name):
     source = read_source(shared_data / "dicom" / name)
     measured, seg, written = a_report(tmp_path, source)
     assert validator_errors(written.path) == []
@@ -143,8 +143,8 @@ def test_dcmqi_reads_the_same_numbers(shared_data, tmp_path, name):
 def test_a_seg_of_another_program_is_reported_too(shared_data, tmp_path):
     source = read_source(shared_data / "dicom" / "ct_liver_dcmqi")
     path = shared_data / "dicom" / "ct_liver_dcmqi_SEG.dcm"
-    labels = read_labels(path).on_grid(source.geometry)
-    masks = {label.name: labels.mask_kji(label.name) for label in labels.labels}
+    labels = read_segmentation(path).on_grid(source.geometry)
+    masks = {label.name: labels[label.name].mask_kji for label in labels.labels}
     measured = measure(Segmentation.from_masks(source.geometry, masks))
     written = write_report(
         measured, pydicom.dcmread(path, stop_before_pixels=True), source, tmp_path / "r.dcm"

@@ -8,13 +8,13 @@ from medsam2_core.export.dicom.options import Compression, Kind
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
 from medsam2_core.export.dicom.source import read_source
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.terminology import Code, Terminology
 from support.coded_segments import ANATOMY, LIVER, PAINTED, some_segments
+from support.dicom_validators import validator_errors
 from support.errors import raises
-from support.judges import validator_errors
+from support.objects import probabilities_of
 from support.small_files import a_dicom_slice, some_voxels, write_dicom, write_series
 
 
@@ -76,14 +76,14 @@ def test_overlapping_objects_do_not_go_into_a_label_map(tmp_path):
     assert not (tmp_path / "x.dcm").exists()
 
 
-def test_nothing_to_write_is_said(tmp_path):
+def test_nothing_to_write_is_reported(tmp_path):
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
     empty = Segmentation.from_masks(source.geometry, {"liver": np.zeros((4, 16, 16), bool)})
     with raises("no-voxels", ExportError):
         write_seg(empty, source, tmp_path / "x.dcm")
 
 
-def test_an_empty_segment_is_left_out_and_said(tmp_path):
+def test_an_empty_segment_is_left_out_and_reported(tmp_path):
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
     masks = {"liver": np.ones((4, 16, 16), bool), "spleen": np.zeros((4, 16, 16), bool)}
     written = write_seg(Segmentation.from_masks(source.geometry, masks), source, tmp_path / "x.dcm")
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["series"]
 
 
-def test_an_existing_file_is_kept_unless_told(tmp_path):
+def test_an_existing_file_is_kept_unless_allowed(tmp_path):
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
     given = some_segments(source.geometry)
     (tmp_path / "x.dcm").write_bytes(b"mine")
@@ -117,25 +117,31 @@ def test_an_existing_file_is_kept_unless_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "problem"),
     [
-        ({"series_number": -1}, "series number -1"),
-        ({"series_description": "x" * 65}, "at most 64 characters"),
-        ({"creator": "a\\b"}, "no backslash"),
-        ({"series_description": "two\nlines"}, "on one line"),
+        ({"series_number": -1}, {"code": "invalid-series-number", "series_number": -1}),
+        (
+            {"series_description": "x" * 65},
+            {
+                "code": "invalid-series-description",
+                "text": "x" * 65,
+            },
+        ),
+        ({"creator": "a\\b"}, {"code": "invalid-creator", "text": "a\\b"}),
+        ({"series_description": "two\nlines"}, {"code": "invalid-series-description", "text": "two\nlines"}),
     ],
 )
-def test_values_dicom_cannot_hold_are_refused(given, told):
-    with pytest.raises(ExportError, match=told):
+def test_values_dicom_cannot_hold_are_refused(given, problem):
+    with raises(**problem, error_type=ExportError):
         SegOptions(**given)
 
 
-def test_masks_changed_after_their_probabilities_are_told(tmp_path):
+def test_masks_changed_after_their_probabilities_are_reported(tmp_path):
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
     mask = np.zeros((4, 16, 16), bool)
     mask[1:3, 4:9, 4:9] = True
     given = Segmentation.from_masks(source.geometry, {"liver": mask})
-    likely = Probabilities.of_volumes(source.geometry, {"liver": np.roll(mask, 1, axis=2) * np.uint8(255)})
+    likely = probabilities_of(source.geometry, {"liver": np.roll(mask, 1, axis=2) * np.uint8(255)})
     options = SegOptions(kind=Kind.FRACTIONAL)
     written = write_seg(given, source, tmp_path / "x.dcm", options, probabilities=likely)
     (changed,) = [note for note in written.notes if note.code == "probabilities-changed"]
@@ -149,9 +155,9 @@ def test_probabilities_of_other_objects_or_another_grid_are_refused(tmp_path):
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
     given = Segmentation.from_masks(source.geometry, {"liver": np.ones((4, 16, 16), bool)})
     options = SegOptions(kind=Kind.FRACTIONAL)
-    other = Probabilities.of_volumes(source.geometry, {"spleen": np.ones((4, 16, 16), np.uint8)})
+    other = probabilities_of(source.geometry, {"spleen": np.ones((4, 16, 16), np.uint8)})
     small = Geometry(source.geometry.ijk_to_ras, (16, 16, 3))
-    elsewhere = Probabilities.of_volumes(small, {"liver": np.ones((3, 16, 16), np.uint8)})
+    elsewhere = probabilities_of(small, {"liver": np.ones((3, 16, 16), np.uint8)})
     for likely, code in [
         (other, "no-probabilities-of-segment"),
         (elsewhere, "probabilities-on-another-grid"),
@@ -188,7 +194,7 @@ def test_a_clip_without_places_is_refused_with_a_way_out(tmp_path):
         read_source(write_dicom(tmp_path / "us.dcm", clip))
 
 
-def test_values_of_the_images_that_are_none_are_left_out_and_said(tmp_path):
+def test_invalid_values_of_the_images_are_left_out_and_reported(tmp_path):
     tags = {"PatientAge": "0Y", "PatientSex": "X", "StudyInstanceUID": None, "FrameOfReferenceUID": "1.2.3.4"}
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16)), **tags))
     written = write_seg(some_segments(source.geometry), source, tmp_path / "x.dcm")
@@ -216,7 +222,7 @@ def test_what_identifies_the_patient_and_the_study_is_kept_whatever_it_is(tmp_pa
     assert kept.fields["keywords"] == ["AccessionNumber", "PatientID", "StudyInstanceUID"]
 
 
-def test_a_thickness_nobody_says_is_not_made_up_in_silence(tmp_path):
+def test_an_unknown_thickness_is_assumed_with_a_note(tmp_path):
     voxels = some_voxels((4, 16, 16))
     series = read_source(write_series(tmp_path / "series", voxels, SliceThickness=None))
     assert float(series.header.SliceThickness) == 2.0
@@ -229,7 +235,7 @@ def test_a_thickness_nobody_says_is_not_made_up_in_silence(tmp_path):
     assert (apart.has_depth, float(apart.header.SliceThickness)) == (True, 4.0)
 
 
-def test_what_others_say_of_their_segments_stays_and_nothing_is_added(tmp_path):
+def test_descriptions_by_others_stay_and_nothing_is_added(tmp_path):
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
     tags = {"DICOM.SegmentAlgorithmType": "SEMIAUTOMATIC", "DICOM.SegmentAlgorithmName": "SlicerEditor"}
     tags |= {"MedSAM2.tracking_id": "Lesion 0", "MedSAM2.tracking_uid": "no uid"}
@@ -262,14 +268,14 @@ def test_a_code_of_more_than_16_characters_is_written_as_a_long_one(tmp_path):
     assert str(written.segmentation["mine"].terminology.type) == "99MINE^a-code-longer-than-sixteen^Mine"
 
 
-def test_segments_without_a_code_are_told_together(tmp_path):
+def test_segments_without_a_code_are_reported_together(tmp_path):
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))
     masks = {name: np.ones((4, 16, 16), bool) for name in ("glorp", "blurb", "liver", "fnord")}
     with raises("no-segment-code", ExportError, segments=["glorp", "blurb", "fnord"]):
         write_seg(Segmentation.from_masks(source.geometry, masks), source, tmp_path / "x.dcm")
 
 
-def test_segments_of_one_label_are_told_apart_in_tables(tmp_path):
+def test_segments_of_one_label_are_distinguished_in_tables(tmp_path):
     from medsam2_core.export.dicom.segment_metadata import ExportMetadata, SegmentMetadata
 
     source = read_source(write_series(tmp_path / "series", some_voxels((4, 16, 16))))

@@ -10,7 +10,7 @@ import pytest
 from medsam2_core import export
 from medsam2_core.errors import ExportError
 from medsam2_core.imaging.geometry import RAS_LPS, Geometry
-from medsam2_core.imaging.reading import read_labels
+from medsam2_core.imaging.reading import read_segmentation
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.terminology import Code, Terminology
 from medsam2_core.prompts import PromptSet
@@ -114,7 +114,7 @@ def test_prompts_model_and_window_can_be_read_back(tmp_path):
     assert liver["MedSAM2.software"].startswith("MedSAM2Segment 0.")
 
 
-def test_what_a_segment_says_of_itself_wins(tmp_path):
+def test_the_own_tags_of_a_segment_win(tmp_path):
     liver = Terminology(Code("SCT", "85756007", "Tissue"), Code("SCT", "10200004", "Liver"))
     tags = {"DICOM.SegmentAlgorithmType": "AUTOMATIC", "note": "a|b:c"}
     segment = Segment("liver", (1, 0, 0), some_masks()["liver"], liver, tags)
@@ -127,11 +127,11 @@ def test_what_a_segment_says_of_itself_wins(tmp_path):
 
 def test_our_own_reader_agrees(tmp_path):
     segmentation = a_segmentation()
-    labels = read_labels(export.write(segmentation, tmp_path / "result.seg.nrrd").path)
+    labels = read_segmentation(export.write(segmentation, tmp_path / "result.seg.nrrd").path)
     assert labels.geometry.same_grid(segmentation.geometry, 1e-9)
     for segment in segmentation:
-        assert np.array_equal(labels.mask_kji(segment.name), segment.mask_kji)
-        assert labels.find(segment.name).colour == pytest.approx(segment.colour_rgb, abs=1e-5)
+        assert np.array_equal(labels[segment.name].mask_kji, segment.mask_kji)
+        assert labels[segment.name].label.colour == pytest.approx(segment.colour_rgb, abs=1e-5)
 
 
 def test_more_than_255_objects_get_16_bits(tmp_path):
@@ -177,7 +177,7 @@ def test_nibabel_finds_every_voxel_in_its_place(tmp_path, name, suffix):
         assert np.array_equal(voxels, flat(some_masks()))
 
 
-def test_a_qform_that_could_not_say_the_same_is_left_out(tmp_path):
+def test_a_qform_that_could_not_express_the_same_is_left_out(tmp_path):
     import nibabel
 
     sheared = export.write(a_segmentation(a_geometry("sheared")), tmp_path / "sheared.nii.gz")
@@ -231,7 +231,7 @@ def test_the_grid_of_a_real_scan_survives(tmp_path, shared_data, case):
 
 
 @pytest.mark.parametrize("suffix", LABEL_MAPS)
-def test_a_label_map_says_when_it_could_not_hold_everything(tmp_path, suffix):
+def test_a_note_reports_what_a_label_map_could_not_hold(tmp_path, suffix):
     (note,) = export.write(a_segmentation(), tmp_path / f"x{suffix}").notes
     assert (note.code, note.severity) == ("overlap-not-stored", "warning")
     assert note.fields == {"voxels": 12, "segments": ["liver", "tumour"]}
@@ -240,9 +240,9 @@ def test_a_label_map_says_when_it_could_not_hold_everything(tmp_path, suffix):
 
 
 def test_a_plain_nrrd_still_knows_the_names(tmp_path):
-    labels = read_labels(export.write(a_segmentation(), tmp_path / "labels.nrrd").path)
+    labels = read_segmentation(export.write(a_segmentation(), tmp_path / "labels.nrrd").path)
     assert [label.name for label in labels.labels] == ["liver", "tumour", "corner", "nothing"]
-    assert np.array_equal(labels.voxels_kji, flat(some_masks()))
+    assert np.array_equal(labels.labels_kji(), flat(some_masks()))
 
 
 def test_a_nifti_still_knows_the_names(tmp_path):
@@ -295,7 +295,7 @@ def test_several_objects_of_a_picture_are_labels_in_their_colours(tmp_path):
             "disc",
             "cup",
         ]
-    assert np.array_equal(read_labels(tmp_path / "eye.PNG").voxels_kji[0], first[0] + 2 * second[0])
+    assert np.array_equal(read_segmentation(tmp_path / "eye.PNG").labels_kji()[0], first[0] + 2 * second[0])
 
 
 def test_a_volume_does_not_fit_a_png(tmp_path):

@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 from medsam2_core.errors import ExportError, VolumeError
-from medsam2_core.export.measurement_files import check_measurements, write_measurements
+from medsam2_core.export.measurement_files import write_measurements
 from medsam2_core.export.measurements import measure
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.reading import read_labels
+from medsam2_core.imaging.reading import read_segmentation
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.terminology import Code, Terminology
 from scipy import ndimage
@@ -201,8 +201,8 @@ def test_random_objects_on_random_grids_are_measured_as_by_trying_everything(cam
 
 
 def test_a_real_liver_is_measured_as_by_trying_everything(shared_data):
-    labels = read_labels(shared_data / "dicom" / "ct_liver_dcmqi_liver.nrrd")
-    mask = labels.layers_lkji[0] != 0
+    labels = read_segmentation(shared_data / "dicom" / "ct_liver_dcmqi_liver.nrrd")
+    mask = labels.labels_kji() != 0
     one = measured(mask, labels.geometry.ijk_to_ras[:3, :3])
     assert one.longest.length_mm == pytest.approx(
         longest_by_trying(mask, labels.geometry.ijk_to_ras[:3, :3]), rel=1e-9
@@ -306,20 +306,19 @@ def test_no_place_of_this_computer_gets_into_a_file(tmp_path):
         assert str(tmp_path) not in path.read_text(encoding="utf-8-sig")
 
 
-def test_what_cannot_be_written_is_refused_before_and_leaves_nothing(tmp_path):
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
     segmentation = a_segmentation()
     results = measure(segmentation)
     with raises("unknown-format", ExportError):
-        check_measurements(tmp_path / "r.xlsx")
+        write_measurements(results, segmentation, tmp_path / "r.xlsx")
     with raises("unknown-format", ExportError):
         write_measurements(results, segmentation, tmp_path / ".csv")
     with raises("output-folder-missing", ExportError):
-        check_measurements(tmp_path / "nowhere" / "r.csv")
+        write_measurements(results, segmentation, tmp_path / "nowhere" / "r.csv")
     path = tmp_path / "r.csv"
     path.write_text("mine")
-    for write in (lambda: check_measurements(path), lambda: write_measurements(results, segmentation, path)):
-        with raises("output-exists", ExportError):
-            write()
+    with raises("output-exists", ExportError):
+        write_measurements(results, segmentation, path)
     assert path.read_text() == "mine"
     write_measurements(results, segmentation, path, overwrite=True)
     assert path.read_text() != "mine"

@@ -69,7 +69,7 @@ def test_any_geometry_and_an_oblique_plane_can_be_drawn(tmp_path, name):
         assert is_green(drawn(path)[:-40]).any()
 
 
-def test_letters_tell_the_sides_of_the_patient():
+def test_letters_mark_the_sides_of_the_patient():
     volume, _ = a_block()
     letters = {axis: _letters(SliceStack.along(volume, axis)) for axis in ("axial", "coronal", "sagittal")}
     assert letters["axial"] == ("R", "L", "A", "P")

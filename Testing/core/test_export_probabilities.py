@@ -10,11 +10,12 @@ import pytest
 from medsam2_core.errors import ExportError, VolumeError
 from medsam2_core.export.probabilities import check, read_probabilities, write_probabilities
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.probabilities import PackedValues, Probabilities
+from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.segmentation import Segment
+from medsam2_core.imaging.slice_mask import PackedValues
 from support.errors import raises
-from support.objects import GEOMETRIES, SHAPE_IJK, a_geometry, random_geometry
+from support.objects import GEOMETRIES, SHAPE_IJK, a_geometry, probabilities_of, random_geometry
 
 NAMES = ("liver", "tumour", "nowhere")
 AWKWARD = (
@@ -39,7 +40,7 @@ def some_values(names=NAMES, shape_kji=SHAPE_IJK[::-1], seed=0) -> dict[str, np.
 def some_probabilities(names=NAMES, geometry=None, **provenance) -> Probabilities:
     geometry = a_geometry() if geometry is None else geometry
     values = some_values(names, geometry.shape_ijk[::-1])
-    return Probabilities.of_volumes(geometry, values, KNOWN | provenance)
+    return probabilities_of(geometry, values, KNOWN | provenance)
 
 
 def assert_same(one: Probabilities, other: Probabilities) -> None:
@@ -70,7 +71,7 @@ def test_wherever_the_voxels_are(tmp_path, seed):
     rng = np.random.default_rng(seed)
     geometry = random_geometry(rng, tuple(rng.integers(1, 12, 3)))
     values = {name: rng.integers(0, 256, geometry.shape_ijk[::-1]).astype(np.uint8) for name in "ab"}
-    ours = Probabilities.of_volumes(geometry, values)
+    ours = probabilities_of(geometry, values)
     assert_same(ours, read_probabilities(write_probabilities(ours, tmp_path / "p.nrrd")))
 
 
@@ -130,7 +131,7 @@ def test_another_ending_is_refused(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_everything_that_can_be_known_before_is_told_before_the_work(tmp_path):
+def test_everything_that_can_be_known_before_is_reported_before_the_work(tmp_path):
     check(tmp_path / "P.NRRD")
     (tmp_path / "old.nrrd").write_text("precious")
     check(tmp_path / "old.nrrd", overwrite=True)
@@ -305,7 +306,7 @@ def test_memory_stays_flat_while_a_deep_scan_is_written_and_read(tmp_path):
     k, j, i = np.ogrid[:300, :256, :256]
     distance = np.sqrt(((k - 150) / 1.5) ** 2 + (j - 128) ** 2 + (i - 120) ** 2)
     values = (255 / (1 + np.exp((distance - 70) / 2))).round().astype(np.uint8)
-    ours = Probabilities.of_volumes(Geometry(np.eye(4), shape[::-1]), {"ball": values, "again": values})
+    ours = probabilities_of(Geometry(np.eye(4), shape[::-1]), {"ball": values, "again": values})
     del distance
     assert ours.nbytes < 4e6, "two objects of 20 MB each"
     tracemalloc.start()

@@ -69,7 +69,7 @@ def test_folders_are_neither_made_nor_replaced(tmp_path):
         export.write(a_segmentation(), tmp_path / "folder.nrrd", overwrite=True)
 
 
-def test_everything_that_can_be_known_before_is_told_before_the_work(tmp_path):
+def test_everything_that_can_be_known_before_is_reported_before_the_work(tmp_path):
     export.check(tmp_path / "x.seg.nrrd", a_geometry())
     export.check(tmp_path / "x.png", Geometry.for_picture(5, 6))
     (tmp_path / "old.nrrd").touch()

@@ -18,7 +18,7 @@ import pydicom
 import pytest
 from medsam2_core.errors import MedSAM2Error, MissingPackageError, VolumeError
 from medsam2_core.imaging import files
-from medsam2_core.imaging.reading import list_series, read_labels, read_volume
+from medsam2_core.imaging.reading import list_series, read_segmentation, read_volume
 from pydicom.encaps import encapsulate
 from support.errors import raises
 from support.small_files import (
@@ -211,7 +211,11 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, make, campaign,
 
 def opens_or_is_refused(path) -> bool:
     refused = False
-    for open_it in (lambda: read_volume(path, "1"), lambda: list_series(path), lambda: read_labels(path)):
+    for open_it in (
+        lambda: read_volume(path, "1"),
+        lambda: list_series(path),
+        lambda: read_segmentation(path),
+    ):
         try:
             opened = open_it()
             if hasattr(opened, "content_key"):
@@ -310,7 +314,7 @@ def nrrd_file(path, directions, kinds=None):
 @pytest.mark.parametrize("direction", ["(nan,nan,nan)", "(nan,0,0)", "(inf,0,0)"])
 def test_a_nrrd_axis_with_a_direction_that_is_no_number_is_not_a_list_of_volumes(tmp_path, kinds, direction):
     path = nrrd_file(tmp_path / "scan.nrrd", f"{direction} (0,1,0) (0,0,1)", kinds)
-    for read in (read_volume, list_series, read_labels):
+    for read in (read_volume, list_series, read_segmentation):
         with raises("invalid-numbers", field="space directions", path=str(path)):
             read(path)
 
@@ -345,7 +349,7 @@ def test_one_nifti_slice_needs_no_thickness(tmp_path):
     "address", ["https://host/scan.nii.gz", "s3://bucket/scan.nrrd", "file:///scan.nrrd"]
 )
 def test_addresses_are_not_taken_for_missing_files(address):
-    for read in (read_volume, read_labels):
+    for read in (read_volume, read_segmentation):
         with raises("url-not-read", scheme=address.partition(":")[0]):
             read(address)
 
@@ -354,6 +358,6 @@ def test_addresses_are_not_taken_for_missing_files(address):
 @pytest.mark.parametrize("name", ["pipe", "pipe.nii.gz", "pipe.nrrd", "pipe.dcm"])
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    for read in (read_volume, read_labels, list_series):
+    for read in (read_volume, read_segmentation, list_series):
         with raises("not-a-file", path=str(tmp_path / name)):
             read(tmp_path / name)

@@ -282,20 +282,20 @@ def test_calibrated_ultrasound_keeps_its_pixel_size(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tags", "told"),
+    ("tags", "code"),
     [
-        ({"PixelData": None}, "pixel data is missing"),
-        ({"Rows": 500}, "bytes"),
-        ({"Rows": 0}, "not a size"),
-        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "right angle"),
-        ({"PixelSpacing": None}, "no pixel spacing"),
-        ({"PixelSpacing": [0, 1]}, "spacing"),
-        ({"NumberOfFrames": 1000}, "bytes"),
+        ({"PixelData": None}, "no-pixel-data"),
+        ({"Rows": 500}, "unreadable-file"),
+        ({"Rows": 0}, "size-not-positive"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "invalid-orientation"),
+        ({"PixelSpacing": None}, "no-pixel-spacing"),
+        ({"PixelSpacing": [0, 1]}, "invalid-spacing"),
+        ({"NumberOfFrames": 1000}, "unreadable-file"),
     ],
 )
-def test_headers_that_cannot_be_are_refused(tmp_path, tags, told):
+def test_headers_that_cannot_be_are_refused(tmp_path, tags, code):
     dataset = a_dicom_slice(some_voxels((5, 6)), **tags)
-    with pytest.raises(VolumeError, match=told):
+    with raises(code, VolumeError):
         read_volume(write_dicom(tmp_path / "bad.dcm", dataset))
 
 
@@ -316,7 +316,7 @@ def test_other_files_in_the_folder_do_not_disturb(tmp_path):
     (folder / "DICOMDIR").write_bytes(bytes(200))
     assert np.array_equal(read_volume(folder).voxels_kji, voxels)
     (folder / "broken.dcm").write_bytes(b"garbage")
-    with pytest.raises(VolumeError, match=r"broken\.dcm"):
+    with raises("not-dicom", VolumeError, path=str(folder / "broken.dcm")):
         read_volume(folder)
 
 
@@ -341,7 +341,7 @@ def test_a_jp2_box_of_no_length_does_not_hang(tmp_path):
     for frame, told in (
         (whole, None),
         (boxless, "JP2 box of 0 bytes"),
-        (lying, "16 x 60000, the header says 16 x 16"),
+        (lying, "16 x 60000, the header has 16 x 16"),
     ):
         dataset = a_dicom_slice(pixels)
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless

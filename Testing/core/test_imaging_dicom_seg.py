@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from medsam2_core.errors import MedSAM2Error, VolumeError
 from medsam2_core.imaging.reading import read_volume
-from medsam2_core.imaging.segmentation_files import read_labels, read_segmentation
+from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.terminology import Code
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -31,8 +31,8 @@ from support.dicom_seg import (
     two_masks,
     write,
 )
+from support.dicom_validators import dcmqi_segments, on_grid
 from support.errors import raises
-from support.judges import dcmqi_segments, on_grid
 from test_imaging_damaged import damaged
 
 DCMQIS_LIVER = (41661, 41167, 40792)  # what it writes for 221, 130, 101
@@ -58,13 +58,13 @@ def as_8_bits(colour):
 @pytest.mark.parametrize(("kind", "syntax"), ENCODINGS)
 def test_every_kind_and_compression_gives_the_same_voxels_in_the_same_place(tmp_path, kind, syntax):
     parts = two_parts()
-    labels = read_labels(write(tmp_path / "a.dcm", parts, kind, transfer_syntax_uid=syntax))
+    labels = read_segmentation(write(tmp_path / "a.dcm", parts, kind, transfer_syntax_uid=syntax))
     assert labels.kind == kind
     assert labels.geometry.shape_ijk == (41, 37, 5)  # from the first slice with an object to the last
     assert np.allclose(labels.geometry.spacing, (0.5, 0.75, 2))
     assert np.allclose(labels.geometry.origin_ras, (20, 30, 100 + 2 * FIRST_SLICE))
     for part in parts:
-        assert np.array_equal(labels.mask_kji(part.label), part.mask_kji[FIRST_SLICE : FIRST_SLICE + 5])
+        assert np.array_equal(labels[part.label].mask_kji, part.mask_kji[FIRST_SLICE : FIRST_SLICE + 5])
 
 
 @pytest.mark.parametrize("kind", ["FRACTIONAL", "LABELMAP"])
@@ -85,20 +85,20 @@ def test_jpeg_2000_is_decoded_too(tmp_path, kind):
     dataset["PixelData"].VR = "OB"
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
     dataset.save_as(path)
-    labels = read_labels(path)
+    labels = read_segmentation(path)
     for part in parts:
-        assert np.array_equal(labels.mask_kji(part.label), part.mask_kji[FIRST_SLICE : FIRST_SLICE + 5])
+        assert np.array_equal(labels[part.label].mask_kji, part.mask_kji[FIRST_SLICE : FIRST_SLICE + 5])
     dataset.Rows += 1
     dataset.save_as(path)
     with raises("decoded-size-differs", VolumeError, rows=38, columns=41):
-        read_labels(path)
+        read_segmentation(path)
 
 
 def test_a_deflated_file_is_read(tmp_path):
     dataset = a_seg(two_parts())
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     dataset.save_as(tmp_path / "a.dcm")
-    assert read_labels(tmp_path / "a.dcm").mask_kji("Liver").sum() == two_parts()[0].mask_kji.sum()
+    assert read_segmentation(tmp_path / "a.dcm")["Liver"].mask_kji.sum() == two_parts()[0].mask_kji.sum()
 
 
 def test_overlapping_segments_are_whole_each_on_a_layer_of_its_own(tmp_path):
@@ -107,10 +107,10 @@ def test_overlapping_segments_are_whole_each_on_a_layer_of_its_own(tmp_path):
     middle[3:7, 5:20, 5:12] = True
     alone[0:9, 33:36, 20:30] = True
     parts = [Part(first, "a"), Part(middle, "b"), Part(alone, "c")]
-    labels = read_labels(write(tmp_path / "a.dcm", parts))
-    assert [label.layer for label in labels.labels] == [0, 1, 0]
+    labels = read_segmentation(write(tmp_path / "a.dcm", parts))
+    assert labels.layers() == (0, 1, 0)
     for part in parts:
-        assert np.array_equal(labels.mask_kji(part.label), part.mask_kji)
+        assert np.array_equal(labels[part.label].mask_kji, part.mask_kji)
 
 
 def test_frames_may_stand_in_any_order(tmp_path):
@@ -127,21 +127,21 @@ def test_frames_may_stand_in_any_order(tmp_path):
     groups = list(whole.PerFrameFunctionalGroupsSequence)
     whole.PerFrameFunctionalGroupsSequence = [groups[n] for n in order]
     whole.save_as(tmp_path / "a.dcm")
-    labels = read_labels(tmp_path / "a.dcm")
+    labels = read_segmentation(tmp_path / "a.dcm")
     covered = np.flatnonzero((first | other).any(axis=(1, 2)))
     for part in parts:
         expected = part.mask_kji[covered[0] : covered[-1] + 1]
-        assert np.array_equal(labels.mask_kji(part.label), expected)
+        assert np.array_equal(labels[part.label].mask_kji, expected)
 
 
 def test_segments_without_a_frame_are_listed_as_empty(tmp_path):
     first, second = two_masks()
     parts = [Part(first, "a"), Part(np.zeros(SHAPE_KJI, bool), "nothing", KIDNEY), Part(second, "c")]
     for kind in ("BINARY", "FRACTIONAL", "LABELMAP"):
-        labels = read_labels(write(tmp_path / f"{kind}.dcm", parts, kind))
+        labels = read_segmentation(write(tmp_path / f"{kind}.dcm", parts, kind))
         assert [label.name for label in labels.labels] == ["a", "nothing", "c"]
-        assert not labels.mask_kji("nothing").any()
-        assert labels.find("nothing").terminology.type.meaning == "Kidney"
+        assert not labels["nothing"].mask_kji.any()
+        assert labels["nothing"].terminology.type.meaning == "Kidney"
 
 
 def test_a_voxel_belongs_to_a_fractional_segment_above_half(tmp_path):
@@ -152,8 +152,8 @@ def test_a_voxel_belongs_to_a_fractional_segment_above_half(tmp_path):
         path = tmp_path / f"{most}.dcm"
         a_seg([part], "FRACTIONAL", pixel_array=probabilities, max_fractional_value=most).save_as(path)
         stored = np.rint(np.array((0.2, 0.5, 0.51, 1.0), np.float32) * most)
-        labels = read_labels(path)
-        assert labels.voxels_kji[0, 5, 5:9].tolist() == (stored > most / 2).astype(int).tolist()
+        labels = read_segmentation(path)
+        assert labels.labels_kji()[0, 5, 5:9].tolist() == (stored > most / 2).astype(int).tolist()
 
 
 def test_a_label_map_may_have_more_segments_than_8_bits_number(tmp_path):
@@ -168,9 +168,9 @@ def test_a_label_map_may_have_more_segments_than_8_bits_number(tmp_path):
     assert seg.BitsAllocated == 16
     assert str(seg.SOPClassUID) == "1.2.840.10008.5.1.4.1.1.66.7"
     seg.save_as(tmp_path / "a.dcm")
-    labels = read_labels(tmp_path / "a.dcm")
+    labels = read_segmentation(tmp_path / "a.dcm")
     assert [(label.name, label.value) for label in labels.labels] == [(f"part {n}", n) for n in numbers]
-    assert labels.voxels_kji[0, 4, 1:7].tolist() == [0, *numbers, 0]
+    assert labels.labels_kji()[0, 4, 1:7].tolist() == [0, *numbers, 0]
 
 
 def test_a_label_map_with_a_palette_takes_its_colours_from_there(tmp_path):
@@ -181,13 +181,13 @@ def test_a_label_map_with_a_palette_takes_its_colours_from_there(tmp_path):
     profile = {"palette_color_lut_transformation": palette}
     path = write(tmp_path / "a.dcm", parts, "LABELMAP", **profile)
     assert pydicom.dcmread(path).PhotometricInterpretation == "PALETTE COLOR"
-    labels = read_labels(path)
+    labels = read_segmentation(path)
     assert [as_8_bits(label.colour) for label in labels.labels] == [(221, 130, 101), (4, 0, 255)]
-    assert np.array_equal(labels.mask_kji("b"), second[2:7])
+    assert np.array_equal(labels["b"].mask_kji, second[2:7])
     damaged_palette = pydicom.dcmread(path)
     damaged_palette.RedPaletteColorLookupTableData = b""
     damaged_palette.save_as(path)
-    assert [label.colour for label in read_labels(path).labels] == [None, None]
+    assert [label.colour for label in read_segmentation(path).labels] == [None, None]
 
 
 def test_the_background_of_a_label_map_may_be_another_number(tmp_path):
@@ -198,12 +198,12 @@ def test_the_background_of_a_label_map_may_be_another_number(tmp_path):
     dataset.PixelPaddingValue = 9
     dataset.SegmentSequence[0].SegmentNumber = 9
     dataset.save_as(tmp_path / "a.dcm")
-    labels = read_labels(tmp_path / "a.dcm")
-    assert labels.mask_kji("Liver").sum() == two_parts()[0].mask_kji.sum()
+    labels = read_segmentation(tmp_path / "a.dcm")
+    assert labels["Liver"].mask_kji.sum() == two_parts()[0].mask_kji.sum()
     dataset.SegmentSequence[0].SegmentNumber = 0
     dataset.save_as(tmp_path / "a.dcm")
     with raises("ambiguous-background", VolumeError, background=9):
-        read_labels(tmp_path / "a.dcm")
+        read_segmentation(tmp_path / "a.dcm")
 
 
 def test_thirty_segments_are_read_without_a_mask_of_each(tmp_path):
@@ -214,12 +214,12 @@ def test_thirty_segments_are_read_without_a_mask_of_each(tmp_path):
         mask[n // 2 : n // 2 + 20, 3 * n : 3 * n + 3, 5:90] = True
         masks.append(mask)
     path = write(tmp_path / "a.dcm", [Part(mask, f"part {n}") for n, mask in enumerate(masks)])
-    read_labels(path)  # what is imported on the way is not counted
+    read_segmentation(path)  # what is imported on the way is not counted
     tracemalloc.start()
-    labels = read_labels(path)
+    labels = read_segmentation(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert all(np.array_equal(labels.mask_kji(f"part {n}"), mask[:34]) for n, mask in enumerate(masks))
+    assert all(np.array_equal(labels[f"part {n}"].mask_kji, mask[:34]) for n, mask in enumerate(masks))
     layer = np.prod(shape)
     headers = 600 * 12_000  # bytes pydicom takes to describe 600 frames
     assert peak < 2 * layer + headers < 30 * layer
@@ -243,7 +243,7 @@ def test_names_codes_colours_and_algorithms_come_back(tmp_path):
         region = dataset.SegmentSequence[-2].AnatomicRegionSequence[0]
         region.AnatomicRegionModifierSequence = [hd.sr.CodedConcept.from_code(LEFT)]
         dataset.save_as(tmp_path / "a.dcm")
-        liver, kidney = read_labels(tmp_path / "a.dcm").labels
+        liver, kidney = read_segmentation(tmp_path / "a.dcm").labels
         assert as_8_bits(liver.colour) == (12, 200, 77)
         assert as_8_bits(kidney.colour) == (1, 2, 3)
         assert liver.terminology.category == Code("SCT", TISSUE.value, "Tissue")
@@ -252,7 +252,7 @@ def test_names_codes_colours_and_algorithms_come_back(tmp_path):
         assert liver.terminology.region_modifier.meaning == "Left"
         assert kidney.terminology.type_modifier == Code("SCT", LEFT.value, "Left")
         assert kidney.terminology.region == Code()
-        assert liver.facts == {
+        assert liver.tags == {
             "TerminologyEntry": str(liver.terminology),
             "DICOM.SegmentAlgorithmType": "SEMIAUTOMATIC",
             "DICOM.SegmentAlgorithmName": "Some Program",
@@ -263,8 +263,8 @@ def test_names_codes_colours_and_algorithms_come_back(tmp_path):
             "MedSAM2.tracking_uid": str(uid),
             "MedSAM2.tracking_id": "tumour 1",
         }
-        assert kidney.facts["DICOM.SegmentAlgorithmType"] == "MANUAL"
-        assert kidney.facts["DICOM.SegmentAlgorithmName"] == ""  # none, which is not the same as unknown
+        assert kidney.tags["DICOM.SegmentAlgorithmType"] == "MANUAL"
+        assert kidney.tags["DICOM.SegmentAlgorithmName"] == ""  # none, which is not the same as unknown
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_the_model_is_found_however_parameters_are_divided(tmp_path, text, model
     made = dataset.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     made.AlgorithmParameters = text
     dataset.save_as(tmp_path / "a.dcm")
-    facts = read_labels(tmp_path / "a.dcm").labels[0].facts
+    facts = read_segmentation(tmp_path / "a.dcm").labels[0].tags
     assert facts.get("MedSAM2.model") == model
     assert facts.get("MedSAM2.algorithm_parameters") == others
 
@@ -298,7 +298,7 @@ def test_the_model_is_found_however_parameters_are_divided(tmp_path, text, model
         ("Some Program", "unknown", None, ("unknown", None)),
     ],
 )
-def test_the_program_is_told_where_its_name_does_not_tell_it(tmp_path, name, version, source, told):
+def test_version_and_source_are_kept_where_the_name_lacks_them(tmp_path, name, version, source, told):
     dataset = a_seg(two_parts())
     item = dataset.SegmentSequence[0]
     item.SegmentAlgorithmName = name
@@ -306,26 +306,26 @@ def test_the_program_is_told_where_its_name_does_not_tell_it(tmp_path, name, ver
     made.AlgorithmName, made.AlgorithmVersion, made.AlgorithmSource = name, version, source
     item.SegmentDescription = "seen by two\r\n|in the morning|"
     dataset.save_as(tmp_path / "a.dcm")
-    facts = read_labels(tmp_path / "a.dcm").labels[0].facts
+    facts = read_segmentation(tmp_path / "a.dcm").labels[0].tags
     assert (facts.get("MedSAM2.algorithm_version"), facts.get("MedSAM2.algorithm_source")) == told
     assert facts["MedSAM2.description"] == "seen by two\n/in the morning/"
 
 
 def test_codes_of_the_old_scheme_are_kept_as_they_are(shared_data):
-    (liver,) = read_labels(shared_data / "dicom" / "ct_liver_dcmqi_SEG.dcm").labels
+    (liver,) = read_segmentation(shared_data / "dicom" / "ct_liver_dcmqi_SEG.dcm").labels
     assert liver.terminology.type == Code("SRT", "T-62000", "Liver")
     assert as_8_bits(liver.colour) == (221, 130, 101)
-    assert liver.facts["DICOM.SegmentAlgorithmName"] == "SlicerEditor"
+    assert liver.tags["DICOM.SegmentAlgorithmName"] == "SlicerEditor"
 
 
-def test_words_that_would_break_a_terminology_entry_lose_what_breaks_it(tmp_path):
+def test_texts_that_would_break_a_terminology_entry_lose_what_breaks_it(tmp_path):
     dataset = a_seg(two_parts())
     code = dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
     code.CodeMeaning = "Liver | right ~ lobe^"
     del dataset.SegmentSequence[1].SegmentedPropertyTypeCodeSequence
     dataset.SegmentSequence[1].SegmentLabel = ""
     dataset.save_as(tmp_path / "a.dcm")
-    liver, other = read_labels(tmp_path / "a.dcm").labels
+    liver, other = read_segmentation(tmp_path / "a.dcm").labels
     assert liver.terminology.type.meaning == "Liver   right   lobe"
     assert other.name == "2"
     assert other.terminology is None
@@ -337,11 +337,11 @@ def test_dcmqi_reads_the_same_out_of_the_file(tmp_path, kind):
     parts[1].label = "Kidney"  # dcmqi writes names as bytes of the file's character set
     parts[1].rgb = (90, 160, 220)
     path = write(tmp_path / "a.dcm", parts, kind)
-    judged, labels = dcmqi_segments(path, tmp_path / "judged"), read_labels(path)
+    judged, labels = dcmqi_segments(path, tmp_path / "judged"), read_segmentation(path)
     assert set(judged) == {label.name for label in labels.labels}
     for label in labels.labels:
         other = judged[label.name]
-        assert np.array_equal(on_grid(other, labels.geometry), labels.mask_kji(label.name))
+        assert np.array_equal(on_grid(other, labels.geometry), labels[label.name].mask_kji)
         assert other.facts["recommendedDisplayRGBValue"] == pytest.approx(as_8_bits(label.colour), abs=1.01)
         kind_of = other.facts["SegmentedPropertyTypeCodeSequence"]
         assert kind_of["CodeValue"] == label.terminology.type.value
@@ -364,7 +364,7 @@ def test_colours_are_those_other_programs_mean(tmp_path):
         dataset = a_seg(two_parts())
         dataset.SegmentSequence[0].RecommendedDisplayCIELabValue = list(lab)
         dataset.save_as(tmp_path / "a.dcm")
-        assert read_labels(tmp_path / "a.dcm").labels[0].colour == tuple(part / 255 for part in rgb)
+        assert read_segmentation(tmp_path / "a.dcm").labels[0].colour == tuple(part / 255 for part in rgb)
 
 
 def test_a_colour_no_screen_shows_is_clipped(tmp_path):
@@ -372,7 +372,7 @@ def test_a_colour_no_screen_shows_is_clipped(tmp_path):
         dataset = a_seg(two_parts())
         dataset.SegmentSequence[0].RecommendedDisplayCIELabValue = list(lab)
         dataset.save_as(tmp_path / "a.dcm")
-        assert all(0 <= part <= 1 for part in read_labels(tmp_path / "a.dcm").labels[0].colour)
+        assert all(0 <= part <= 1 for part in read_segmentation(tmp_path / "a.dcm").labels[0].colour)
 
 
 # What is refused --------------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def test_segmentations_that_cannot_be_are_refused(tmp_path):
         change(dataset)
         dataset.save_as(path)
         with pytest.raises(VolumeError) as error:
-            read_labels(path)
+            read_segmentation(path)
         return str(error.value)
 
     assert "type 'SURFACE'" in refused(lambda d: setattr(d, "SegmentationType", "SURFACE"))
@@ -415,12 +415,10 @@ def test_a_damaged_segmentation_is_read_or_refused_in_one_line(tmp_path, kind, s
     for _ in range(40 * campaign):
         path.write_bytes(damaged(whole, rng))
         try:
-            labels = read_labels(path)
-            assert np.isfinite(labels.geometry.ijk_to_ras).all()
-            assert len(read_segmentation(path)) == len(labels.labels)
+            read = read_segmentation(path)
+            assert np.isfinite(read.geometry.ijk_to_ras).all()
+            assert len(read) == len(read.labels)
         except MedSAM2Error as error:
-            with pytest.raises(MedSAM2Error):
-                read_segmentation(path)
             refused += 1
             assert 0 < len(str(error)) < 1500
     assert refused > 0

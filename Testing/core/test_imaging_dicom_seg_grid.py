@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging.dicom import find_stack
-from medsam2_core.imaging.segmentation_files import read_labels, read_segmentation
+from medsam2_core.imaging.segmentation_files import read_segmentation
 from support.dicom_seg import SHAPE_KJI, Part, a_seg, source_images, write
 from support.errors import raises
 from support.small_files import a_dicom_slice, some_voxels, write_dicom
@@ -27,7 +27,7 @@ def declare(dataset, **values):
 
 def saved(dataset, folder):
     dataset.save_as(folder / "a.dcm")
-    return read_labels(folder / "a.dcm")
+    return read_segmentation(folder / "a.dcm")
 
 
 def images_at(heights):
@@ -50,10 +50,10 @@ def test_slices_left_out_everywhere_keep_the_spacing_of_the_file(tmp_path, fille
     mask = np.zeros(SHAPE_KJI, dtype=bool)
     for k in filled:
         mask[k, 3 : 10 + k, 4:9] = True
-    labels = read_labels(write(tmp_path / "a.dcm", [Part(mask)]))
+    labels = read_segmentation(write(tmp_path / "a.dcm", [Part(mask)]))
     assert labels.geometry.spacing[2] == pytest.approx(2)
     assert labels.geometry.origin_ras[2] == pytest.approx(100 + 2 * filled[0])
-    assert np.array_equal(labels.mask_kji("Liver"), mask[filled[0] : filled[-1] + 1])
+    assert np.array_equal(labels["Liver"].mask_kji, mask[filled[0] : filled[-1] + 1])
 
 
 def test_a_spacing_the_frames_do_not_follow_is_not_believed(tmp_path):
@@ -64,7 +64,7 @@ def test_a_spacing_the_frames_do_not_follow_is_not_believed(tmp_path):
         declare(dataset, SpacingBetweenSlices=told)
         labels = saved(dataset, tmp_path)
         assert labels.geometry.spacing[2] == pytest.approx(2)
-        assert np.array_equal(labels.mask_kji("Liver"), mask[1:6])
+        assert np.array_equal(labels["Liver"].mask_kji, mask[1:6])
         contradicted = [("spacing-contradicted", told)] if told else []
         assert [(note.code, note.fields["declared_mm"]) for note in labels.notes] == contradicted
 
@@ -93,7 +93,7 @@ def test_gaps_without_a_spacing_that_explains_them_are_refused(tmp_path):
         ((4,), None, 1, "slice-thickness-assumed"),
     ],
 )
-def test_a_spacing_nobody_tells_is_guessed_and_that_is_said(tmp_path, filled, thickness, spacing, guess):
+def test_an_unknown_spacing_is_assumed_and_reported(tmp_path, filled, thickness, spacing, guess):
     mask = np.zeros(SHAPE_KJI, dtype=bool)
     for k in filled:
         mask[k, 3 : 10 + k, 4:9] = True
@@ -101,11 +101,10 @@ def test_a_spacing_nobody_tells_is_guessed_and_that_is_said(tmp_path, filled, th
     declare(dataset, SpacingBetweenSlices=None, SliceThickness=thickness)
     labels = saved(dataset, tmp_path)
     assert labels.geometry.spacing[2] == pytest.approx(spacing)
-    assert labels.mask_kji("Liver").sum() == mask.sum()
+    assert labels["Liver"].mask_kji.sum() == mask.sum()
     assert [note.severity for note in labels.notes] == (["warning"] if guess else [])
     for note in labels.notes:
         assert guess in (note.code, note.fields.get("basis"))
-    assert read_segmentation(tmp_path / "a.dcm").notes == labels.notes
     assert labels.on_grid(labels.geometry).notes == labels.notes
 
 
@@ -129,7 +128,7 @@ def test_any_slices_of_a_series_a_little_uneven_keep_its_spacing(tmp_path, spaci
         labels = saved(dataset, tmp_path)
         first, last = np.flatnonzero(filled)[[0, -1]]
         assert labels.geometry.spacing[2] == pytest.approx(series.spacing[2], rel=2e-3)
-        assert np.array_equal(labels.mask_kji("Liver"), mask[first : last + 1])
+        assert np.array_equal(labels["Liver"].mask_kji, mask[first : last + 1])
         ours = labels.geometry.to_ras([[0, 0, k] for k in range(last - first + 1)])
         theirs = series.to_ras([[0, 0, k] for k in range(first, last + 1)])
         assert np.abs(ours - theirs).max() < 2 * max(0.05, 0.02 * spacing)
@@ -149,11 +148,11 @@ def test_a_spacing_along_the_table_is_understood_and_slices_stay_where_the_gantr
         assert np.allclose(labels.geometry.ijk_to_lps[:3, 2], step)
         assert labels.geometry.is_sheared
         assert np.allclose(labels.geometry.ijk_to_lps[:3, 3], (-20, -30, 100) + 3 * step)
-        assert np.array_equal(labels.mask_kji("Liver"), mask[3:10])
+        assert np.array_equal(labels["Liver"].mask_kji, mask[3:10])
         assert bool(labels.notes) == (declared is None)
 
 
-def test_a_spacing_told_frame_by_frame_counts_when_all_tell_the_same(tmp_path):
+def test_a_spacing_given_frame_by_frame_counts_when_all_agree(tmp_path):
     mask = np.zeros(SHAPE_KJI, dtype=bool)
     mask[[1, 5], 3:9, 4:9] = True
     dataset = a_seg([Part(mask)])
@@ -174,7 +173,7 @@ def test_a_rounded_spacing_holds_over_many_slices(tmp_path):
     declare(dataset, SpacingBetweenSlices=0.625)
     labels = saved(dataset, tmp_path)
     assert labels.geometry.spacing[2] == pytest.approx(0.6249)
-    assert np.array_equal(labels.mask_kji("Liver"), mask[:295])
+    assert np.array_equal(labels["Liver"].mask_kji, mask[:295])
 
 
 def test_a_grid_larger_than_any_scan_is_refused(tmp_path):
@@ -185,9 +184,8 @@ def test_a_grid_larger_than_any_scan_is_refused(tmp_path):
     place = dataset.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence[0]
     place.ImagePositionPatient = [-20, -30, 1_000_000]
     dataset.save_as(tmp_path / "a.dcm")
-    for read in (read_labels, read_segmentation):
-        with raises("volume-too-large", VolumeError):
-            read(tmp_path / "a.dcm")
+    with raises("volume-too-large", VolumeError):
+        read_segmentation(tmp_path / "a.dcm")
 
 
 # Frames that make no grid -----------------------------------------------------------------------------------
@@ -242,7 +240,7 @@ def test_segments_of_a_picture_lie_on_the_grid_it_is_read_with(tmp_path, kind):
     masks, images = two_on_a_picture(), source_images((1, 37, 41))
     labels = saved(on_pictures(masks, images, kind), tmp_path)
     for n, mask in enumerate(masks):
-        assert np.array_equal(labels.mask_kji(f"part {n}"), mask)
+        assert np.array_equal(labels[f"part {n}"].mask_kji, mask)
     picture = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "SOPClassUID": PICTURE_STORAGE}
     write_dicom(tmp_path / "picture.dcm", a_dicom_slice(some_voxels((1, 37, 41))[0], **picture))
     assert labels.geometry.same_grid(find_stack(tmp_path / "picture.dcm")[1])

@@ -57,18 +57,16 @@ def test_a_window_that_is_none_is_refused_with_the_choices(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("0,40", "greater than 0"), ("-5,40", "greater"), ("nan,1", "finite")]
+    ("text", "problem"),
+    [
+        ("0,40", {"code": "invalid-window", "width": 0.0, "level": 40.0}),
+        ("-5,40", {"code": "invalid-window", "width": -5.0, "level": 40.0}),
+        ("nan,1", {"code": "invalid-window", "level": 1.0}),
+    ],
 )
-def test_a_window_without_a_width_is_refused(text, told):
-    with pytest.raises(VolumeError, match=told):
+def test_a_window_without_a_width_is_refused(text, problem):
+    with raises(**problem, error_type=VolumeError):
         parse_window(text)
-
-
-def test_a_window_survives_being_stored():
-    window = Window(-600, 1500, "lung")
-    assert Window.from_dict(window.to_dict()) == window
-    with raises("invalid-window", VolumeError):
-        Window.from_dict({"width": 5})
 
 
 @pytest.mark.parametrize(
@@ -83,15 +81,6 @@ def test_a_window_survives_being_stored():
 @pytest.mark.parametrize("modality", ["CT", ""])
 def test_ct_gets_soft_tissue_unless_it_is_nearly_all_lung_or_bone(voxels, expected, modality):
     assert automatic_window(a_scan(voxels, modality)) == PRESETS[expected]
-
-
-def test_near_a_nodule_the_lung_window_is_chosen_in_a_whole_chest():
-    voxels = a_ct(size=60)
-    voxels[30:50, 20:40, 20:40] = -850
-    voxels[39:41, 29:31, 29:31] = 30
-    scan = a_scan(voxels, "CT")
-    assert automatic_window(scan) == PRESETS["abdomen"]
-    assert automatic_window(scan, box=((28, 28, 39), (31, 31, 40))) == PRESETS["lung"]
 
 
 def test_the_real_ct_without_a_modality_is_recognised_by_its_values(shared_data):

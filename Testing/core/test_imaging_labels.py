@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import slicerio
 from medsam2_core.errors import GeometryError, VolumeError
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
 from support.errors import raises
 from support.small_files import OBLIQUE_RAS, some_voxels, write_nifti, write_nrrd, write_picture
 
@@ -20,23 +20,23 @@ def test_real_label_maps_lie_on_the_grid_of_their_images(shared_data):
         ("dicom/ct_liver_dcmqi_liver.nrrd", "dicom/ct_liver_dcmqi_spine.nrrd"),
     ]
     for label, image in pairs:
-        labels = read_labels(shared_data / label)
+        labels = read_segmentation(shared_data / label)
         assert labels.geometry.same_grid(read_volume(shared_data / image).geometry, 0.01)
-        assert labels.voxels_kji.dtype.kind in "ui"
+        assert labels.labels_kji().dtype.kind in "ui"
         assert labels.labels
 
 
 def test_the_dicom_segmentation_equals_the_nrrd_made_from_it(shared_data):
-    segmentation = read_labels(shared_data / "dicom" / "ct_liver_dcmqi_SEG.dcm")
-    expected = read_labels(shared_data / "dicom" / "ct_liver_dcmqi_liver.nrrd")
+    segmentation = read_segmentation(shared_data / "dicom" / "ct_liver_dcmqi_SEG.dcm")
+    expected = read_segmentation(shared_data / "dicom" / "ct_liver_dcmqi_liver.nrrd")
     scan = read_volume(shared_data / "dicom" / "ct_liver_dcmqi")
     assert [label.name for label in segmentation.labels] == ["Liver"]
     assert segmentation.labels[0].colour == pytest.approx((221 / 255, 130 / 255, 101 / 255), abs=0.06)
     assert segmentation.geometry.same_grid(scan.geometry, 0.01)
-    mask = segmentation.mask_kji("Liver")
+    mask = segmentation["Liver"].mask_kji
     if not expected.geometry.same_grid(segmentation.geometry, 0.01):  # stored from the other end
         mask = mask[::-1]
-    assert np.array_equal(mask, expected.mask_kji(1))
+    assert np.array_equal(mask, expected["1"].mask_kji)
 
 
 def a_slicer_segmentation(path, overlapping: bool):
@@ -57,16 +57,15 @@ def a_slicer_segmentation(path, overlapping: bool):
 def test_segmentations_of_3d_slicer_come_with_names_colours_and_place(tmp_path, overlapping):
     path = tmp_path / "two.seg.nrrd"
     liver, tumour = a_slicer_segmentation(path, overlapping)
-    labels = read_labels(path)
+    labels = read_segmentation(path)
     assert [label.name for label in labels.labels] == ["Leber", "Tumor"]
     assert labels.labels[0].colour == pytest.approx((0.8, 0.4, 0.2))
-    assert np.array_equal(labels.mask_kji("Leber"), liver)
-    assert np.array_equal(labels.mask_kji("Tumor"), tumour)
+    assert np.array_equal(labels["Leber"].mask_kji, liver)
+    assert np.array_equal(labels["Tumor"].mask_kji, tumour)
     assert np.allclose(labels.geometry.ijk_to_ras, OBLIQUE_RAS)
-    assert labels.name == "two"
     if not overlapping:
-        assert set(labels.names.values()) == {"Leber", "Tumor"}
-        assert np.array_equal(labels.voxels_kji > 0, liver | tumour)
+        assert set(labels.names) == {"Leber", "Tumor"}
+        assert np.array_equal(labels.labels_kji() > 0, liver | tumour)
 
 
 def test_overlapping_objects_on_layers_have_no_single_map(tmp_path):
@@ -82,37 +81,37 @@ def test_overlapping_objects_on_layers_have_no_single_map(tmp_path):
         header |= {f"Segment{n}_ID": f"S{n}", f"Segment{n}_Name": name, f"Segment{n}_Color": "1 0.5 0"}
         header |= {f"Segment{n}_Layer": str(n), f"Segment{n}_LabelValue": "1"}
     nrrd.write(str(tmp_path / "two.seg.nrrd"), layers, header, index_order="C")
-    labels = read_labels(tmp_path / "two.seg.nrrd")
-    assert np.array_equal(labels.mask_kji("tumour"), layers[..., 1] > 0)
-    assert labels.mask_kji("liver").sum() == 12
-    with raises("overlapping-labels", VolumeError, layers=2):
-        _ = labels.voxels_kji
-    with raises("unknown-label", VolumeError, label="kidney", known=["liver", "tumour"]):
-        labels.mask_kji("kidney")
+    labels = read_segmentation(tmp_path / "two.seg.nrrd")
+    assert np.array_equal(labels["tumour"].mask_kji, layers[..., 1] > 0)
+    assert labels["liver"].mask_kji.sum() == 12
+    with raises("overlapping-labels", VolumeError, segment="liver", value=1):
+        labels.labels_kji()
+    with raises("unknown-segment", VolumeError, segment="kidney", known=["liver", "tumour"]):
+        labels["kidney"]
 
 
 def test_labels_written_as_floats_are_read_when_whole_and_refused_when_not(tmp_path):
     voxels = (some_voxels(dtype=np.uint8) % 3).astype(np.float32)
-    labels = read_labels(write_nifti(tmp_path / "l.nii", voxels))
-    assert labels.voxels_kji.dtype == np.int16
-    assert labels.names == {1: "1", 2: "2"}
+    labels = read_segmentation(write_nifti(tmp_path / "l.nii", voxels))
+    assert labels.labels_kji().dtype == np.uint8
+    assert [(one.value, one.name) for one in labels] == [(1, "1"), (2, "2")]
     voxels[0, 0, 0] = 1.5
     with raises("not-a-label-map", VolumeError, value=1.5):
-        read_labels(write_nifti(tmp_path / "l.nii", voxels))
+        read_segmentation(write_nifti(tmp_path / "l.nii", voxels))
     voxels[0, 0, 0] = np.nan
     with raises("not-a-label-map", VolumeError):
-        read_labels(write_nifti(tmp_path / "l.nii", voxels))
+        read_segmentation(write_nifti(tmp_path / "l.nii", voxels))
 
 
 def test_an_image_is_not_taken_for_labels(tmp_path):
     colour = write_picture(tmp_path / "c.png", some_voxels((5, 6, 3), np.uint8))
     with raises("colour-label-map", VolumeError):
-        read_labels(colour)
+        read_segmentation(colour)
     many = np.arange(70 * 70 * 20, dtype=np.int32).reshape(20, 70, 70)
     with raises("too-many-labels", VolumeError):
-        read_labels(write_nrrd(tmp_path / "many.nrrd", many))
+        read_segmentation(write_nrrd(tmp_path / "many.nrrd", many))
     with raises("no-such-file", VolumeError):
-        read_labels(tmp_path / "none.nrrd")
+        read_segmentation(tmp_path / "none.nrrd")
 
 
 @pytest.mark.parametrize("order", ["LPS", "LAS", "RAS", "SAL", "PIR"])
@@ -127,9 +126,9 @@ def test_labels_stored_in_another_axis_order_come_onto_the_images_grid(order, tm
     nibabel.save(ras, tmp_path / "image.nii")
     nibabel.save(ras.as_reoriented(turn), tmp_path / "labels.nii")
     image = read_volume(tmp_path / "image.nii")
-    labels = read_labels(tmp_path / "labels.nii").on_grid(image.geometry)
+    labels = read_segmentation(tmp_path / "labels.nii").on_grid(image.geometry)
     assert labels.geometry is image.geometry or labels.geometry.same_grid(image.geometry)
-    assert np.array_equal(labels.voxels_kji, image.voxels_kji)
+    assert np.array_equal(labels.labels_kji(), image.voxels_kji)
 
 
 def test_labels_that_lie_elsewhere_are_not_moved(tmp_path):
@@ -141,12 +140,12 @@ def test_labels_that_lie_elsewhere_are_not_moved(tmp_path):
     affine[0, 3] = 0.4
     nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "labels.nii")
     with raises("label-map-on-another-grid", GeometryError):
-        read_labels(tmp_path / "labels.nii").on_grid(read_volume(tmp_path / "image.nii").geometry)
+        read_segmentation(tmp_path / "labels.nii").on_grid(read_volume(tmp_path / "image.nii").geometry)
 
 
 def test_the_real_ct_and_its_flipped_labels_meet(shared_data):
     image = read_volume(shared_data / "dicom" / "ct_body_j2k")
-    labels = read_labels(shared_data / "dicom" / "ct_body_j2k_seg.nii.gz")
+    labels = read_segmentation(shared_data / "dicom" / "ct_body_j2k_seg.nii.gz")
     assert labels.geometry.axis_codes != image.geometry.axis_codes
-    in_air = image.voxels_kji[labels.on_grid(image.geometry).voxels_kji > 0] < -500
+    in_air = image.voxels_kji[labels.on_grid(image.geometry).labels_kji() > 0] < -500
     assert in_air.mean() < 0.03

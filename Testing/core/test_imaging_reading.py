@@ -9,7 +9,7 @@ import pytest
 import SimpleITK
 from medsam2_core.errors import GeometryError, MedSAM2Error, VolumeError
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.reading import list_series, read_images, read_labels, read_volume
+from medsam2_core.imaging.reading import list_series, read_images, read_segmentation, read_volume
 from medsam2_core.imaging.slices import SliceStack
 from support.errors import raises
 from support.small_files import (
@@ -106,7 +106,7 @@ def test_nrrd_with_spacings_alone_is_placed_as_itk_places_it(tmp_path):
     )
 
 
-def test_real_files_lie_where_itk_and_nibabel_say(shared_data):
+def test_real_files_lie_where_itk_and_nibabel_put_them(shared_data):
     for name in ("mr/brain1_image.nrrd", "orient/oblique_FLAIR.nrrd", "dicom/ct_liver_dcmqi_spine.nrrd"):
         image = SimpleITK.ReadImage(str(shared_data / name))
         volume = read_volume(shared_data / name)
@@ -233,7 +233,7 @@ def test_a_singular_nifti_is_refused(tmp_path):
     raw = bytearray(path.read_bytes())
     raw[280:328] = bytes(48)  # sform
     path.write_bytes(raw)
-    with pytest.raises(GeometryError, match="spacing"):
+    with raises("invalid-spacing", GeometryError, spacing_mm=[0.0, 0.0, 0.0]):
         read_volume(path)
 
 
@@ -285,7 +285,7 @@ def test_a_palette_is_colour_as_an_image_and_numbers_as_labels(tmp_path):
     image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
     image.save(tmp_path / "labels.png")
     assert read_volume(tmp_path / "labels.png").voxels_kji[0, 0, 1].tolist() == [255, 0, 0]
-    assert np.array_equal(read_labels(tmp_path / "labels.png").voxels_kji[0], indices)
+    assert np.array_equal(read_segmentation(tmp_path / "labels.png").labels_kji()[0], indices)
 
 
 def test_a_tiff_of_several_pages_is_a_stack(tmp_path):
@@ -313,10 +313,10 @@ def test_a_folder_of_pictures_is_a_set_and_not_a_volume(tmp_path):
 
 def test_lesion_blocks_open_with_their_labels(shared_data):
     for path in sorted((shared_data / "ct" / "recist").glob("*.npz")):
-        volume, labels = read_volume(path), read_labels(path)
+        volume, labels = read_volume(path), read_segmentation(path)
         assert volume.modality == "CT"
         assert volume.geometry.same_grid(labels.geometry)
-        assert labels.mask_kji(1).any()
+        assert labels["1"].mask_kji.any()
 
 
 def test_an_npz_with_pickled_objects_is_not_unpickled(tmp_path):
@@ -339,38 +339,38 @@ def test_everything_in_the_shared_data_opens(shared_data):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "problem"),
     [
-        ("empty.nii", b"", "the file is empty"),
-        ("text.nrrd", b"hello", "cannot be read as NRRD"),
-        ("text.dcm", b"hello there", "DICOM"),
-        ("text.png", b"hello", "cannot be read as a picture"),
-        ("text.mha", b"hello", "ElementDataFile is missing"),
-        ("text.docx", b"hello", "unknown kind of file"),
+        ("empty.nii", b"", {"code": "empty-file"}),
+        ("text.nrrd", b"hello", {"code": "unreadable-file", "kind": "NRRD"}),
+        ("text.dcm", b"hello there", {"code": "not-dicom"}),
+        ("text.png", b"hello", {"code": "unreadable-file", "kind": "a picture"}),
+        ("text.mha", b"hello", {"code": "not-metaimage"}),
+        ("text.docx", b"hello", {"code": "unknown-format"}),
         (
             "gone.nhdr",
             b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: no.raw\n\n",
-            "no such",
+            {"code": "no-such-file"},
         ),
         (
             "huge.nrrd",
             b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 9999 9999 9999\nencoding: gzip\n\nx",
-            "GiB",
+            {"code": "volume-too-large", "sizes": [9999, 9999, 9999]},
         ),
         (
             "long.nrrd",
             b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 999 99 99\nencoding: gzip\n\nx",
-            "truncated",
+            {"code": "truncated", "sizes": [999, 99, 99]},
         ),
     ],
 )
-def test_files_that_are_no_volumes_say_why(tmp_path, name, content, told):
+def test_files_that_are_not_volumes_are_refused_with_the_reason(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(MedSAM2Error, match=told):
+    with raises(**problem, error_type=MedSAM2Error):
         read_volume(tmp_path / name)
 
 
-def test_paths_that_lead_nowhere_say_so(tmp_path):
+def test_paths_that_lead_nowhere_are_reported(tmp_path):
     with raises("no-such-file", VolumeError):
         read_volume(tmp_path / "none.nii")
     with raises("no-dicom-images", VolumeError):
@@ -393,7 +393,7 @@ def test_a_header_that_promises_more_than_the_file_holds_allocates_nothing(tmp_p
     tracemalloc.stop()
 
 
-def test_a_bomb_does_not_grow_beyond_what_the_header_says(tmp_path):
+def test_a_bomb_does_not_grow_beyond_the_size_in_the_header(tmp_path):
     path = tmp_path / "bomb.nrrd"
     header = b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: gzip\n\n"
     path.write_bytes(header + gzip.compress(bytes(50_000_000)))

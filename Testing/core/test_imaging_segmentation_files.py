@@ -8,7 +8,7 @@ from medsam2_core import export
 from medsam2_core.export import metadata
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
-from medsam2_core.imaging.segmentation_files import read_labels, read_segmentation
+from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.terminology import Code, Terminology, parse_tags, tags_text
 from medsam2_core.prompts import Box, Point, PromptSet
 from support.dicom_seg import KIDNEY, Part, a_seg, two_masks, write
@@ -129,14 +129,14 @@ def test_what_is_of_one_object_stays_with_it_even_when_it_is_alone(tmp_path):
 
 def test_a_nifti_of_this_package_has_its_names_and_others_have_numbers(tmp_path):
     written = a_segmentation()
-    labels = read_labels(export.write(written, tmp_path / "a.nii.gz").path)
+    labels = read_segmentation(export.write(written, tmp_path / "a.nii.gz").path)
     assert [(label.name, label.value) for label in labels.labels] == [
         *(("liver", 1), ("tumour", 2), ("corner", 3), ("nothing", 4)),
     ]
     assert labels.labels[1].colour == default_colour(1)
-    assert labels.labels[0].facts["MedSAM2.model"] == "embedded"
-    assert labels.mask_kji("corner").sum() == 1
-    plain = read_labels(write_nifti(tmp_path / "b.nii", some_voxels(dtype=np.uint8) % 3))
+    assert labels.labels[0].tags["MedSAM2.model"] == "embedded"
+    assert labels["corner"].voxel_count == 1
+    plain = read_segmentation(write_nifti(tmp_path / "b.nii", some_voxels(dtype=np.uint8) % 3))
     assert [label.name for label in plain.labels] == ["1", "2"]
 
 
@@ -243,7 +243,7 @@ def test_a_dicom_segmentation_comes_with_codes_colours_and_model(tmp_path):
         assert np.array_equal(read["Kidney"].mask_kji, second[2:7])
 
 
-def test_what_a_dicom_segmentation_says_of_its_segments_goes_through_a_file_of_3d_slicer(tmp_path):
+def test_descriptions_in_a_dicom_segmentation_go_through_a_file_of_3d_slicer(tmp_path):
     first, second = two_masks()
     parts = [Part(first, parameters={"model": "m", "fast": "yes"}, tracking=("Lesion 7", "1.2.3"))]
     parts.append(Part(second, "Kidney", KIDNEY, parameters={"model": "m"}))

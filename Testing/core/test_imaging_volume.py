@@ -43,17 +43,17 @@ def test_a_changed_voxel_type_or_place_changes_the_key():
 
 
 @pytest.mark.parametrize(
-    ("voxels", "told"),
+    ("voxels", "problem"),
     [
-        (np.zeros((4, 5, 7)), "do not fit"),
-        (np.zeros((4, 5, 6), complex), "not supported"),
-        (np.zeros((4, 5, 6, 3), np.float32), "colour"),
-        (np.zeros((4, 5, 6, 4), np.uint8), "colour"),
-        (np.zeros((5, 6)), "do not fit"),
+        (np.zeros((4, 5, 7)), {"code": "voxels-do-not-fit-grid", "shape_ijk": [6, 5, 4]}),
+        (np.zeros((4, 5, 6), complex), {"code": "unsupported-voxel-type", "type": "complex128"}),
+        (np.zeros((4, 5, 6, 3), np.float32), {"code": "unsupported-voxel-type"}),
+        (np.zeros((4, 5, 6, 4), np.uint8), {"code": "unsupported-voxel-type"}),
+        (np.zeros((5, 6)), {"code": "voxels-do-not-fit-grid", "shape_ijk": [6, 5, 4]}),
     ],
 )
-def test_voxels_that_do_not_fit_are_refused(voxels, told):
-    with pytest.raises(VolumeError, match=told):
+def test_voxels_that_do_not_fit_are_refused(voxels, problem):
+    with raises(**problem, error_type=VolumeError):
         Volume(voxels, Geometry(np.eye(4), (6, 5, 4)))
 
 

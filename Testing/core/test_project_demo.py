@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.imaging.slices import SliceStack
-from medsam2_core.prompts import resolve
+from medsam2_core.prompts.slice_prompts import resolve
 from medsam2_core.session import Session
 from support.command_line import write_untrained_model
 from support.project import ROOT
@@ -32,11 +32,11 @@ def test_the_sample_is_small_and_comes_with_its_licence():
 
 
 def test_the_box_of_the_demonstration_is_around_the_brain(demo):
-    scan, truth = read_volume(FOLDER / "mni152_t1.nrrd"), read_labels(FOLDER / "mni152_brain.nrrd")
+    scan, truth = read_volume(FOLDER / "mni152_t1.nrrd"), read_segmentation(FOLDER / "mni152_brain.nrrd")
     assert scan.geometry.same_grid(truth.geometry)
     stack = SliceStack.along(scan)
     ((n, prompt),) = resolve([demo.BRAIN], stack).items()
-    rows, columns = np.nonzero(stack.mask_of(truth.mask_kji("1"), n))
+    rows, columns = np.nonzero(stack.mask_of(truth["1"].mask_kji, n))
     left, top, right, bottom = prompt.box_xyxy
     assert left <= columns.min() <= left + 5
     assert top <= rows.min() <= top + 5

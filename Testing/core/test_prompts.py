@@ -5,7 +5,8 @@ import pytest
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.slices import SliceStack
-from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, resolve, validate
+from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
+from medsam2_core.prompts.slice_prompts import resolve, validate
 from support.errors import raises
 from support.small_files import OBLIQUE_RAS, a_volume
 
@@ -55,7 +56,7 @@ def test_masks_become_masks_of_the_slices_that_hold_voxels():
     assert np.array_equal(stack.volume_mask({n: p.mask_hw for n, p in resolved.items()}), mask_kji)
 
 
-def test_a_mask_of_one_slice_may_say_that_the_object_is_absent():
+def test_a_mask_of_one_slice_may_mean_that_the_object_is_absent():
     resolved = resolve([MaskPrompt(np.zeros((1, 4, 4), bool), (2, 2, 7))], a_stack())
     assert list(resolved) == [7]
     assert not resolved[7].mask_hw.any()
@@ -197,7 +198,7 @@ def test_an_unknown_object_is_named_with_the_known_ones():
         prompts.add("liver", (1, 2, 3))
 
 
-def test_validation_says_which_object_is_wrong():
+def test_validation_names_the_wrong_object():
     prompts = PromptSet()
     prompts.add("liver", Point((1, 2, 3)))
     prompts.add("spleen", Point((1, 2, 33)))

@@ -7,7 +7,8 @@ import pytest
 from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
-from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, validate
+from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
+from medsam2_core.prompts.slice_prompts import validate
 from support.errors import raises
 from support.small_files import OBLIQUE_RAS, a_volume, some_voxels
 
@@ -127,7 +128,7 @@ def a_mask(offset, shape, runs):
         ),
     ],
 )
-def test_what_is_wrong_is_said(text, code):
+def test_what_is_wrong_is_reported(text, code):
     with raises(code, PromptError):
         PromptSet.from_json(text)
 

@@ -153,7 +153,7 @@ def test_several_objects_on_several_slices_at_once_or_none(session):
     assert everything(session) == before
 
 
-def test_a_mask_of_several_slices_is_said_slice_by_slice(session):
+def test_a_mask_of_several_slices_is_prompted_slice_by_slice(session):
     thick = MaskPrompt.from_volume(ball_kji())
     count = thick.mask_kji.shape[0]
     session.apply(PromptSet({"ball": [thick]}))
@@ -172,7 +172,7 @@ def test_a_mask_of_several_slices_is_said_slice_by_slice(session):
     assert 12 not in {r.n for r in session.results("ball")}
 
 
-def test_an_empty_mask_says_that_the_object_is_not_there(session):
+def test_an_empty_mask_means_that_the_object_is_not_there(session):
     session.prompt("ball", BALL)
     result = session.prompt("ball", MaskPrompt(np.zeros((1, 4, 4), bool), (5, 5, 15)))
     assert result.n == 15 and not result.mask_hw.any()
@@ -295,7 +295,7 @@ def test_undo_ends_somewhere(volume, model):
 # Propagation ------------------------------------------------------------------------------------------------
 
 
-def test_propagation_reaches_every_slice_and_tells_how_far_it_is(session):
+def test_propagation_reaches_every_slice_and_reports_progress(session):
     session.prompt("ball", BALL)
     progress = session.propagate(stop_after_absent=None)
     assert progress.total == 24
@@ -369,7 +369,7 @@ def test_final_slices_are_never_overwritten(session):
     assert np.array_equal(masks[9], mine) and np.array_equal(masks[15], frozen)
 
 
-def test_a_drawn_mask_is_part_of_what_was_said(session):
+def test_a_drawn_mask_is_one_of_the_prompts(session):
     session.prompt("ball", BALL)
     mine = a_disc((48, 40), (20, 26), 4)
     session.finalise("ball", 12, mine)
@@ -445,7 +445,7 @@ def test_more_patience_goes_on_where_propagation_gave_up(session):
     assert propagated(session, stop_after_absent=5) == []
 
 
-def test_what_is_said_during_propagation_is_not_forgotten(session):
+def test_prompts_during_propagation_are_kept(session):
     session.prompt("ball", BALL)
     for result in session.propagate(stop_after_absent=None):
         if result.n == 20:
@@ -453,7 +453,7 @@ def test_what_is_said_during_propagation_is_not_forgotten(session):
     assert 17 in propagated(session, stop_after_absent=None)
 
 
-def test_what_is_said_before_the_first_result_is_not_forgotten(session):
+def test_prompts_before_the_first_result_are_kept(session):
     session.prompt("ball", BALL)
     progress = session.propagate(stop_after_absent=None)
     session.prompt("ball", Point((20, 26, 16)))
@@ -462,7 +462,7 @@ def test_what_is_said_before_the_first_result_is_not_forgotten(session):
     assert propagated(session, stop_after_absent=None) == []
 
 
-def test_what_is_said_again_about_a_slice_during_propagation_is_not_forgotten(session):
+def test_prompts_added_to_a_slice_during_propagation_are_kept(session):
     session.prompt("ball", BALL)
     for result in session.propagate(stop_after_absent=None):
         if result.n == 20:
@@ -555,17 +555,37 @@ def test_provenance_names_no_place(tmp_path, model):
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind", "choice"),
+    ("settings", "kind", "problem"),
     [
-        ({"memory": "photographic"}, PromptError, "recent, self-sorting"),
-        ({"zoom": "on"}, PromptError, "auto or off"),
-        ({"axis": "diagonal"}, VolumeError, "axial, sagittal, coronal"),
-        ({"window": "stained glass"}, VolumeError, "abdomen"),
-        ({"model": "sam3", "device": "cpu"}, MedSAM2Error, "no model 'sam3'"),
+        (
+            {"memory": "photographic"},
+            PromptError,
+            {"code": "unknown-memory", "memory": "photographic", "known": ["recent", "self-sorting"]},
+        ),
+        ({"zoom": "on"}, PromptError, {"code": "unknown-zoom", "zoom": "on"}),
+        (
+            {"axis": "diagonal"},
+            VolumeError,
+            {
+                "code": "unknown-axis",
+                "axis": "diagonal",
+                "known": ["axial", "sagittal", "coronal", "i", "j", "k"],
+            },
+        ),
+        (
+            {"window": "stained glass"},
+            VolumeError,
+            {
+                "code": "unknown-window",
+                "text": "stained glass",
+                "presets": ["abdomen", "lung", "brain", "mediastinum", "bone"],
+            },
+        ),
+        ({"model": "sam3", "device": "cpu"}, MedSAM2Error, {"code": "unknown-model", "model": "sam3"}),
     ],
 )
-def test_settings_that_mean_nothing_are_refused_with_the_choices(volume, model, settings, kind, choice):
-    with pytest.raises(kind, match=choice):
+def test_settings_that_mean_nothing_are_refused_with_the_choices(volume, model, settings, kind, problem):
+    with raises(**problem, error_type=kind):
         Session.open(volume, **{"model": model, **settings})
 
 

@@ -8,7 +8,7 @@ from medsam2_core.auto.model import untrained_model
 from medsam2_core.auto.model_file import AutoCard, AutoClass
 from medsam2_core.auto.predictor import PredictorSettings
 from medsam2_core.auto.volumes import VolumeOptions
-from medsam2_core.engine.maps import ABSENT, logits_on_slice, mask_of_logits, probabilities_of_logits
+from medsam2_core.engine.maps import ABSENT, mask_of_logits, probabilities_of_logits
 from medsam2_core.engine.options import TrackerOptions
 from medsam2_core.engine.zoom import Region
 from medsam2_core.errors import Cancelled, PromptError
@@ -19,7 +19,7 @@ from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, SlicePrompts
 from medsam2_core.session import Session
 from support.command_line import ball_kji
 from support.errors import raises
-from support.model import a_disc
+from support.model import a_disc, logits_on_slice
 from support.small_files import OBLIQUE_RAS
 from support.tiny_model import SIDE, tiny_model
 
@@ -239,7 +239,7 @@ def test_by_default_nothing_is_kept(volume, model, session):
     assert with_them == without + kept
 
 
-def test_they_say_what_made_them(session):
+def test_they_record_what_made_them(session):
     session.add_object("nothing yet")
     kept = session.probabilities()
     assert not kept.values_kji("nothing yet").any()

@@ -15,6 +15,7 @@ from medsam2_core.training.anatomy import random_anatomy
 from medsam2_core.training.base import BaseTrainer
 from medsam2_core.training.loader import Mixture, Views, stream
 from medsam2_core.training.sources import load_sources
+from support.errors import raises
 from support.training_folder import tiny_config, tiny_training, write_training_folder
 
 
@@ -206,16 +207,16 @@ def test_one_seed_gives_one_run(settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "problem"),
     [
-        ({"seed": 2}, "seed=1, not 2"),
-        ({"config": "embedded"}, "not 'embedded'"),
-        ({"stages": ()}, "the stages slices, not"),
+        ({"seed": 2}, {"code": "run-differs", "setting": "seed", "found": 1}),
+        ({"config": "embedded"}, {"code": "run-differs", "setting": "config"}),
+        ({"stages": ()}, {"code": "run-differs", "setting": "stages", "found": ["slices"]}),
     ],
 )
-def test_another_run_is_not_overwritten(settings, run, change, reason):
+def test_another_run_is_not_overwritten(settings, run, change, problem):
     before = (run / "last.pt").read_bytes()
-    with pytest.raises(TrainingError, match=reason):
+    with raises(**problem, error_type=TrainingError):
         BaseTrainer(replace(settings, **change), run)
     assert (run / "last.pt").read_bytes() == before
 
@@ -241,7 +242,7 @@ def test_a_damaged_run_is_refused_in_one_line(settings, run, kind):
         state = torch.load(path, weights_only=True)
         state["parameters"].popitem()
         torch.save(state, path)
-    with pytest.raises(TrainingError, match=r"last\.pt is damaged") as refusal:
+    with raises("run-damaged", TrainingError) as refusal:
         BaseTrainer(settings, run)
     assert "\n" not in str(refusal.value)
 
@@ -275,24 +276,24 @@ def test_half_a_log_line_is_dropped(settings, run):
 def test_a_device_that_is_not_there_is_named(settings, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA card")
-    with pytest.raises(DeviceError, match="cuda was asked for"):
+    with raises("no-cuda", DeviceError, device="cuda"):
         BaseTrainer(replace(settings, device="cuda"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_left_where_data_is_missing(settings, tmp_path):
-    with pytest.raises(TrainingError, match="does not exist"):
+    with raises("training-folder-missing", TrainingError):
         BaseTrainer(replace(settings, data=str(tmp_path / "nowhere")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="cannot be the run's folder"):
+    with raises("run-folder-unusable", TrainingError):
         BaseTrainer(settings, tmp_path / "file")
 
 
 def test_a_folder_that_cannot_be_written_ends_in_one_line(settings, run):
     trainer = BaseTrainer(settings, run)
     (run / "last.pt.partial").mkdir()
-    with pytest.raises(TrainingError, match=r"last\.pt cannot be written"):
+    with raises("run-not-written", TrainingError):
         trainer._save(None)
 
 

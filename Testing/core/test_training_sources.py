@@ -7,6 +7,7 @@ import pytest
 from medsam2_core.errors import TrainingError
 from medsam2_core.training.sources import LabelledStack, load_sources, split
 from PIL import Image
+from support.errors import raises
 from support.training_folder import shapes, write_nifti, write_training_folder
 
 
@@ -156,7 +157,7 @@ def test_a_folder_that_cannot_be_used_is_refused_with_the_reason(copied, spoil, 
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(TrainingError, match="does not exist"):
+    with raises("training-folder-missing", TrainingError):
         load_sources(tmp_path / "nowhere")
 
 

@@ -35,9 +35,9 @@ def scene():
 @pytest.fixture
 def user(scene):
     """Has a volume and two empty segments; the worker has answered, and nothing is prompted yet."""
-    from support.user import AUser
+    from support.slicer_user import SlicerUser
 
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.wait()
     yield user
     user.controller.cleanup()
@@ -56,9 +56,9 @@ def finder(scene):
 @pytest.fixture(scope="module")
 def source():
     """A worker's own process, the same for all tests of a file."""
-    from support.clinic import ARealSource
+    from support.active_effect import RealWorkerSource
 
-    source = ARealSource()
+    source = RealWorkerSource()
     yield source
     source.client.stop()
 
@@ -75,9 +75,9 @@ def temporary(tmp_path, monkeypatch):
 @pytest.fixture
 def page(tmp_path):
     """The section about export, without a scene and without widgets."""
-    from support.export_page import APage
+    from support.export_page import ExportPage
 
-    return APage(tmp_path)
+    return ExportPage(tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection
 from MedSAM2SegmentLib.Page.PageController import PageController
 from MedSAM2SegmentLib.Page.PageState import Level
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
-from support.findings import a_model
+from support.auto_predictions import a_model
 from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
 
 LIVER = a_model("liver", classes=("liver",), name="liver", training={"images": 12, "dice": {"liver": 0.913}})
@@ -32,7 +32,7 @@ class SomeCases:
         return {f"case{number:03}": name for number, name in enumerate(self.found, 1)}
 
 
-class APage:
+class AutoPage:
     """The part of the page, its worker, and how often it said that something changed."""
 
     def __init__(self, *entries, cases=None, damaged=(), problem=None, **settings):
@@ -63,7 +63,7 @@ class APage:
 
 
 def test_what_there_is_is_listed():
-    page = APage(LIVER)
+    page = AutoPage(LIVER)
     row = page.view.rows[0]
     assert (row.file, row.name, row.classes, row.images, row.dice) == (
         "liver",
@@ -76,36 +76,36 @@ def test_what_there_is_is_listed():
     assert page.changes > 0
 
 
-def test_without_a_model_it_says_how_to_begin():
-    page = APage()
+def test_without_a_model_the_first_step_is_shown():
+    page = AutoPage()
     assert page.view.line.text == "No Auto model yet: train one from 10 labelled images."
     page.page.setClient(None)
     assert page.view.line.text == ""
     assert not page.view.canTrain
 
 
-def test_a_damaged_file_is_told_of():
+def test_a_damaged_file_is_reported():
     reason = "b.medsam2auto is damaged: train it again, or remove it"
-    page = APage(LIVER, damaged=[{"path": "/models/auto/b.medsam2auto", "reason": reason}])
+    page = AutoPage(LIVER, damaged=[{"path": "/models/auto/b.medsam2auto", "reason": reason}])
     assert (page.view.line.text, page.view.line.level) == (reason, Level.WARNING)
     assert len(page.view.rows) == 1
 
 
 def test_nonsense_from_a_worker_is_an_error_and_not_the_end():
-    page = APage({"name": "no path"})
+    page = AutoPage({"name": "no path"})
     assert page.view.line.level is Level.ERROR
     assert page.view.rows == ()
 
 
 def test_a_worker_that_knows_no_such_models_is_left_alone():
-    page = APage(LIVER)
+    page = AutoPage(LIVER)
     page.page.setClient(page.worker)
     page.worker.last("auto_models").fail(WorkerError("unknown request"))
     assert page.view.line.text == ""
 
 
 def test_a_model_is_removed_and_the_list_asked_again():
-    page = APage(LIVER)
+    page = AutoPage(LIVER)
     page.page.remove("liver")
     assert not page.view.canChange
     page.page.remove("liver")
@@ -117,16 +117,16 @@ def test_a_model_is_removed_and_the_list_asked_again():
     assert page.view.rows == ()
 
 
-def test_without_a_worker_nothing_is_removed_and_the_page_says_so():
-    page = APage(LIVER)
+def test_without_a_worker_nothing_is_removed_and_the_page_shows_it():
+    page = AutoPage(LIVER)
     page.page.setClient(None)
     page.page.remove("liver")
     assert page.view.line.level is Level.WARNING
     assert not any(request.type == "remove_auto_model" for request in page.worker.asked)
 
 
-def test_what_could_not_be_removed_says_why():
-    page = APage(LIVER)
+def test_what_could_not_be_removed_is_reported_with_the_reason():
+    page = AutoPage(LIVER)
     page.page.remove("liver")
     page.worker.last("remove_auto_model").fail(WorkerError("it is in use: close it"))
     assert (page.view.line.text, page.view.line.level) == ("it is in use: close it", Level.ERROR)
@@ -134,7 +134,7 @@ def test_what_could_not_be_removed_says_why():
 
 
 def test_late_answers_of_a_worker_that_is_gone_concern_nobody():
-    page = APage(LIVER)
+    page = AutoPage(LIVER)
     page.page.remove("liver")
     removal = page.worker.last("remove_auto_model")
     page.page.setClient(None)
@@ -149,7 +149,7 @@ def test_late_answers_of_a_worker_that_is_gone_concern_nobody():
 
 
 def test_a_folder_is_trained_on_and_the_result_is_in_the_list():
-    page = APage()
+    page = AutoPage()
     request = page.train(classes=" liver, spleen ,")
     assert request.fields == {**FOLDER_WISH, "classes": ["liver", "spleen"]}
     assert page.view.line.text == "Training liver…"
@@ -170,16 +170,16 @@ def test_a_folder_is_trained_on_and_the_result_is_in_the_list():
     assert page.worker.owners == []
 
 
-def test_few_images_are_said_to_be_few():
-    page = APage()
+def test_a_small_number_of_images_is_reported():
+    page = AutoPage()
     page.train().answer(model={**LIVER, "training": {"images": 3}})
     assert page.view.line.text == (
         "liver is trained on 3 images: choose it at Auto in the effect. More than 3 would make it better."
     )
 
 
-def test_without_a_name_the_folder_gives_it_and_another_base_is_told():
-    page = APage(defaultModel="medsam2")
+def test_without_a_name_the_folder_gives_it_and_another_base_is_passed_on():
+    page = AutoPage(defaultModel="medsam2")
     request = page.train(name=" ", folder=" /data/kidneys ")
     assert request.fields == {
         "data": "/data/kidneys",
@@ -190,14 +190,14 @@ def test_without_a_name_the_folder_gives_it_and_another_base_is_told():
 
 
 def test_without_a_folder_nothing_is_begun():
-    page = APage()
+    page = AutoPage()
     assert page.train(folder="  ") is None
     assert page.view.line.text == "Choose a folder of images and labels first"
     assert page.worker.owners == []
 
 
 def test_images_with_problems_can_be_left_out():
-    page = APage()
+    page = AutoPage()
     problems = [{"code": "no-label", "message": "a.png has no label", "severity": "error"}]
     problems[0]["fields"] = {"image": "a.png"}
     page.train().fail(TrainingError("… with --skip-bad", code="data-problems", problems=problems))
@@ -209,18 +209,18 @@ def test_images_with_problems_can_be_left_out():
 
 
 def test_only_one_training_at_a_time():
-    page = APage()
+    page = AutoPage()
     first = page.train()
     assert page.train(name="another") is first
 
 
 def test_a_stopped_training_goes_on_when_the_same_is_asked_for():
-    page = APage()
+    page = AutoPage()
     request = page.train()
     page.page.cancel()
     assert request.isCancelled
     assert page.view.line.text == "The training is being stopped…"
-    request.fail(Cancelled("the training was stopped; started again with the same data, it goes on"))
+    request.fail(Cancelled("the training was stopped; to continue it, start it again with the same data"))
     assert page.view.line.text.startswith("The training was stopped; started again")
     assert page.view.line.level is Level.INFO
     again = page.train()
@@ -230,7 +230,7 @@ def test_a_stopped_training_goes_on_when_the_same_is_asked_for():
 
 
 def test_another_training_does_not_go_on_with_the_stopped_one():
-    page = APage()
+    page = AutoPage()
     page.train().fail(Cancelled("stopped"))
     request = page.train(minutes=20)
     assert "resume" not in request.fields
@@ -238,8 +238,8 @@ def test_another_training_does_not_go_on_with_the_stopped_one():
     assert "resume" not in page.train().fields
 
 
-def test_a_training_that_fails_says_why_and_lets_go():
-    page = APage()
+def test_a_training_that_fails_reports_why_and_lets_go():
+    page = AutoPage()
     page.train().fail(TrainingError("a.png has no label: put a_label.png beside it"))
     assert page.view.line.text == "a.png has no label: put a_label.png beside it"
     page.train().fail(TrainingError("no image has a label"))
@@ -250,7 +250,7 @@ def test_a_training_that_fails_says_why_and_lets_go():
 
 
 def test_without_a_worker_there_is_no_training():
-    page = APage(problem=WorkerError("the runtime is not installed: press Install"))
+    page = AutoPage(problem=WorkerError("the runtime is not installed: press Install"))
     assert page.train() is None
     assert page.view.line.level is Level.ERROR
     assert page.view.canTrain
@@ -259,22 +259,25 @@ def test_without_a_worker_there_is_no_training():
 # Training from the scene
 
 
-def test_the_scene_says_how_much_it_has():
-    assert APage(cases=SomeCases("CT")).view.sources[0] == ("scene", "This scene (1 volume with segments)")
-    nothing = APage(cases=SomeCases()).view.sources
+def test_it_is_shown_how_much_the_scene_has():
+    assert AutoPage(cases=SomeCases("CT")).view.sources[0] == (
+        "scene",
+        "This scene (1 volume with segments)",
+    )
+    nothing = AutoPage(cases=SomeCases()).view.sources
     assert [value for value, _ in nothing] == ["folder", "scene"], "what can be done comes first"
     assert nothing[1][1] == "This scene (0 volumes with segments)"
-    assert [value for value, _ in APage().view.sources] == ["folder"]
+    assert [value for value, _ in AutoPage().view.sources] == ["folder"]
 
 
 def test_a_remote_worker_cannot_read_what_is_written_here():
-    page = APage(cases=SomeCases("CT"), remoteCommand="ssh host medsam2 worker")
+    page = AutoPage(cases=SomeCases("CT"), remoteCommand="ssh host medsam2 worker")
     assert [value for value, _ in page.view.sources] == ["folder"]
 
 
-def test_the_volumes_of_the_scene_are_written_told_by_their_names_and_gone_afterwards():
+def test_the_volumes_of_the_scene_are_written_listed_by_name_and_gone_afterwards():
     cases = SomeCases("CT of Anna", "MR")
-    page = APage(cases=cases)
+    page = AutoPage(cases=cases)
     request = page.train("scene", folder="/ignored", name="")
     place = cases.places[0]
     assert request.fields == {"data": str(place), "name": "scene", "minutes": 10.0}
@@ -286,10 +289,10 @@ def test_the_volumes_of_the_scene_are_written_told_by_their_names_and_gone_after
     assert not place.exists()
 
 
-def test_a_scene_without_labels_says_so_and_leaves_nothing_behind():
+def test_a_scene_without_labels_is_reported_and_leaves_nothing_behind():
     problem = TrainingError("no volume of the scene has a segmentation")
     cases = SomeCases(problem=problem)
-    page = APage(cases=cases)
+    page = AutoPage(cases=cases)
     assert page.train("scene") is None
     assert (page.view.line.text, page.view.line.level) == (str(problem), Level.ERROR)
     assert not cases.places[0].exists()
@@ -297,17 +300,17 @@ def test_a_scene_without_labels_says_so_and_leaves_nothing_behind():
 
 
 def test_a_stopped_training_on_the_scene_begins_anew():
-    page = APage(cases=SomeCases("CT"))
+    page = AutoPage(cases=SomeCases("CT"))
     page.train("scene").fail(
-        Cancelled("the training was stopped; started again with the same data, it goes on")
+        Cancelled("the training was stopped; to continue it, start it again with the same data")
     )
     assert (page.view.line.text, page.view.line.level) == ("The training was stopped.", Level.INFO)
     assert "resume" not in page.train("scene").fields
 
 
-def test_a_full_disk_is_told_of():
+def test_a_full_disk_is_reported():
     cases = SomeCases("CT", problem=OSError(28, "No space left on device"))
-    page = APage(cases=cases)
+    page = AutoPage(cases=cases)
     assert page.train("scene") is None
     assert "No space left" in page.view.line.text
     assert not cases.places[0].exists()

@@ -7,7 +7,7 @@ from MedSAM2SegmentLib.Page.ExportOptions import ExportOptions
 from MedSAM2SegmentLib.Page.PageController import PageController
 from MedSAM2SegmentLib.Page.PageState import Level
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
-from support.export_page import RESULT, APage, SomeSegmentations
+from support.export_page import RESULT, ExportPage, FakeSegmentations
 from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers
 
 pytestmark = pytest.mark.usefixtures("temporary")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("temporary")
 
 def test_that_it_is_being_done_is_shown_before_the_work_begins(tmp_path):
     waiting = []
-    page = APage(tmp_path, later=waiting.append)
+    page = ExportPage(tmp_path, later=waiting.append)
     assert page.export() is None
     assert (page.line.text, page.line.level) == ("Exporting…", Level.BUSY)
     assert page.view.isRunning
@@ -34,7 +34,7 @@ def test_that_it_is_being_done_is_shown_before_the_work_begins(tmp_path):
 @pytest.mark.parametrize("stop", ["cancel", "stop", "cleanup"])
 def test_what_was_stopped_before_it_began_never_begins(tmp_path, temporary, stop):
     waiting = []
-    page = APage(tmp_path, later=waiting.append)
+    page = ExportPage(tmp_path, later=waiting.append)
     page.export()
     getattr(page.page, stop)()
     assert not page.view.isRunning
@@ -49,7 +49,7 @@ def test_what_was_stopped_before_it_began_never_begins(tmp_path, temporary, stop
 # How it ends ------------------------------------------------------------------------------------------------
 
 
-def test_what_was_written_is_told_and_nothing_is_left(page):
+def test_what_was_written_is_reported_and_nothing_is_left(page):
     request = page.export(measurements="json", report=True)
     folder = page.scene.paths[0].parent
     beside = {"measurements": [f"{page.out}_measurements.json"], "report": f"{page.out}_SR.dcm"}
@@ -64,7 +64,7 @@ def test_what_was_written_is_told_and_nothing_is_left(page):
     assert page.view.canExport
 
 
-def test_notes_are_told_and_want_to_be_read(page):
+def test_notes_are_shown_as_warnings(page):
     changed = "'sheet' lay on another grid than the rest: 1.3% of it changed"
     page.scene.notes = (Note.warning("resampling-loss", changed),)
     notes = [
@@ -83,7 +83,7 @@ def test_a_strange_answer_is_no_end(page):
     assert page.line.text.startswith("The file is written")
 
 
-def test_an_error_of_the_command_is_told_without_what_nobody_has_seen(page):
+def test_an_error_of_the_command_is_reported_without_unseen_paths(page):
     request = page.export()
     request.fail(ExportError(f"{page.scene.paths[0]}: it has no voxels"))
     assert (page.line.text, page.line.level) == ("'Liver': it has no voxels", Level.ERROR)
@@ -102,8 +102,8 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("words", ERRORS)
-def test_what_cannot_be_handed_over_is_told_and_nothing_is_left(tmp_path, temporary, words):
-    page = APage(tmp_path, problem=ERRORS[words])
+def test_what_cannot_be_handed_over_is_reported_and_nothing_is_left(tmp_path, temporary, words):
+    page = ExportPage(tmp_path, problem=ERRORS[words])
     assert page.export() is None
     assert words in page.line.text
     assert page.line.level is Level.ERROR
@@ -113,7 +113,7 @@ def test_what_cannot_be_handed_over_is_told_and_nothing_is_left(tmp_path, tempor
 
 
 def test_also_what_nobody_foresaw_leaves_nothing_behind(tmp_path, temporary):
-    page = APage(tmp_path, problem=AssertionError("a defect"))
+    page = ExportPage(tmp_path, problem=AssertionError("a defect"))
     with pytest.raises(AssertionError):
         page.export()
     assert (page.line.text, page.line.level) == (
@@ -125,7 +125,7 @@ def test_also_what_nobody_foresaw_leaves_nothing_behind(tmp_path, temporary):
     assert list(temporary.iterdir()) == []
 
 
-def test_a_worker_that_fails_at_once_is_told(page, temporary):
+def test_a_worker_that_fails_at_once_is_reported(page, temporary):
     def request(type, fields, done, failed):
         failed(WorkerError("the worker was lost 3 times"))
         return object()
@@ -144,7 +144,7 @@ def test_without_a_temporary_folder_it_is_named(page, temporary):
     assert page.view.canExport
 
 
-def test_dicom_files_that_are_gone_are_told_before_anything_is_written(page):
+def test_missing_dicom_files_are_reported_before_anything_is_written(page):
     page.page.choose("2")
     assert page.export("dicom") is None
     assert page.line.text == "'MR' was not loaded from DICOM"
@@ -152,7 +152,7 @@ def test_dicom_files_that_are_gone_are_told_before_anything_is_written(page):
 
 
 def test_without_a_worker_there_is_no_export(tmp_path):
-    page = APage(tmp_path, trouble=WorkerError("the runtime is not installed yet: press Install"))
+    page = ExportPage(tmp_path, trouble=WorkerError("the runtime is not installed yet: press Install"))
     assert page.export() is None
     assert page.line.text == "the runtime is not installed yet: press Install"
     assert page.scene.paths == []
@@ -175,7 +175,7 @@ def test_cancel_stops_it(page):
 
 
 def a_controller(**settings):
-    worker, scene = FakeWorker(), SomeSegmentations("Liver")
+    worker, scene = FakeWorker(), FakeSegmentations("Liver")
     controller = PageController(
         *(FakeInstaller(RuntimeState.READY), FakeSettings(**settings), FakeWorkers(worker)),
         segmentations=scene,

@@ -6,7 +6,7 @@ import pytest
 from MedSAM2SegmentLib.Page.ExportOptions import FORMATS
 from MedSAM2SegmentLib.Page.ExportSection import ExportSection
 from MedSAM2SegmentLib.Page.PageState import Level
-from support.export_page import GRID, APage
+from support.export_page import GRID, ExportPage
 from support.page import FakeSettings
 
 pytestmark = pytest.mark.usefixtures("temporary")
@@ -67,8 +67,8 @@ def test_another_series_below_a_segmentation_is_noticed(page):
     assert page.view.dicomProblem
 
 
-def test_an_empty_scene_says_how_to_begin(tmp_path):
-    page = APage(tmp_path)
+def test_an_empty_scene_shows_how_to_begin(tmp_path):
+    page = ExportPage(tmp_path)
     page.scene.found.clear()
     assert page.view.problem == "No segmentation in the scene yet: segment something first."
     assert not page.view.canExport
@@ -80,7 +80,7 @@ def test_an_empty_scene_says_how_to_begin(tmp_path):
 
 
 def test_with_a_remote_command_slicers_own_saving_is_offered(tmp_path):
-    page = APage(tmp_path, remoteCommand="ssh host medsam2 worker")
+    page = ExportPage(tmp_path, remoteCommand="ssh host medsam2 worker")
     assert "save with Slicer instead" in page.view.problem
     assert not page.view.canExport
     assert page.export() is None
@@ -198,13 +198,13 @@ def test_what_is_not_there_needs_no_leave_to_be_replaced(page):
         *(("/a/x\ny", "name a file by letters"), ("/a/\udc80x", "name a file by letters")),
     ],
 )
-def test_what_is_no_name_of_a_file_is_said_in_words(page, path, words):
+def test_what_is_not_a_file_name_is_explained(page, path, words):
     assert page.export(path=path, measurements="json", report=True) is None
     assert words in page.line.text
     assert page.line.level is Level.ERROR
 
 
-def test_a_folder_in_the_way_is_told(page):
+def test_a_folder_in_the_way_is_reported(page):
     Path(f"{page.out}.dcm").mkdir()
     assert page.export(overwrite=True) is None
     assert page.line.text == f"{page.out}.dcm is a folder: name a file in it"

@@ -84,7 +84,7 @@ def test_what_is_just_being_made_and_what_is_not_ours_stays(temporary):
     assert other.exists()
 
 
-def test_where_no_folder_can_be_made_it_is_said(temporary, monkeypatch):
+def test_where_no_folder_can_be_made_it_is_reported(temporary, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "gone"))
     with pytest.raises(ExportError, match=r"temporary folder .*gone"):
         ExportFolder()

@@ -58,13 +58,13 @@ def is_said(message: str, texts: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_quotes_is_what_the_code_says(page, texts):
+def test_messages_that_a_page_quotes_are_in_the_code(page, texts):
     messages = quoted(page)
     assert messages, "no table of messages"
     assert [message for message in messages if not is_said(message, texts)] == []
 
 
-def test_a_message_that_nobody_says_is_found(texts):
+def test_a_message_that_is_not_in_the_code_is_found(texts):
     assert not is_said("the worker went … for a walk", texts)
     assert is_said("the worker was lost twice while it opened the session: …", texts)
 

@@ -48,7 +48,7 @@ class Page:
         return self
 
 
-def test_a_fresh_computer_is_told_what_to_press():
+def test_a_fresh_computer_is_shown_what_to_press():
     page = Page(RuntimeState.NONE, problem=RuntimeInstallError("press Install"))
     page.controller.enter()
     assert page.state.runtime.line.level is Level.WARNING
@@ -119,7 +119,7 @@ def test_progress_lines_and_the_end_are_shown():
     assert page.worker.owners == [page.controller.worker], "the new runtime is used at once"
 
 
-def test_failure_and_cancel_are_told_apart():
+def test_failure_and_cancel_are_distinguished():
     page = Page(RuntimeState.NONE)
     page.controller.runtime.askInstall()
     page.controller.runtime.confirm()
@@ -134,7 +134,7 @@ def test_failure_and_cancel_are_told_apart():
     assert "kept" in page.state.runtime.line.text
 
 
-def test_what_cannot_even_be_planned_is_told():
+def test_what_cannot_even_be_planned_is_reported():
     page = Page(RuntimeState.NONE)
     page.installer.refusal = "This computer has 2 GB left: free some"
     page.controller.runtime.askInstall()
@@ -186,7 +186,7 @@ def test_a_remote_worker_is_not_started_unasked():
     assert page.worker.owners == [page.controller.worker]
 
 
-def test_testing_the_connection_says_what_answered():
+def test_testing_the_connection_shows_what_answered():
     page = Page(worker=FakeWorker(WorkerState.STARTING), remoteCommand="ssh host medsam2 worker")
     page.controller.enter()
     page.controller.worker.test()
@@ -223,7 +223,7 @@ def test_another_remote_command_ends_the_old_connection():
     assert page.worker.owners == [page.controller.worker]
 
 
-def test_memory_is_asked_now_and_then_and_told_in_words():
+def test_memory_is_asked_now_and_then_and_shown_as_text():
     page = Page().opened()
     page.worker.last("status").answer(
         rss_bytes=812_000_000,
@@ -264,7 +264,7 @@ def test_a_model_is_installed_with_progress_and_shown():
     assert page.state.choices["model"] == (("large", "Large"),)
 
 
-def test_a_model_can_be_removed_and_says_what_is_free_again():
+def test_a_model_can_be_removed_and_the_freed_space_is_shown():
     page = Page().opened()
     page.controller.models.remove("embedded")
     page.worker.last("remove_model").answer(bytes=24_000_000)
@@ -297,7 +297,7 @@ def test_leaving_cancels_a_download_and_late_answers_concern_nobody():
     assert page.state == before
 
 
-def test_the_models_table_says_why_it_is_empty():
+def test_the_models_table_explains_why_it_is_empty():
     page = Page(worker=FakeWorker(WorkerState.STARTING))
     page.controller.enter()
     assert page.state.models.line == page.state.worker.line

@@ -33,7 +33,7 @@ def test_the_rules_leave_good_code_alone(code):
     assert list(violations(ast.parse(f"import qt\n{code}"))) == []
 
 
-def test_every_rule_has_examples_and_says_why():
+def test_every_rule_has_examples_and_a_reason():
     for name, function in RULES.items():
         assert function.__doc__, name
         assert BAD[name], name

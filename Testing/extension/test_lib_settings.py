@@ -54,7 +54,7 @@ def test_what_is_emptied_is_the_default_again(store, tmp_path):
     assert again.defaultModel == "embedded"
 
 
-def test_a_command_that_cannot_be_read_says_where_to_mend_it(store):
+def test_a_command_that_cannot_be_read_is_reported_with_where_to_correct_it(store):
     settings = Settings(store)
     settings.remoteCommand = "ssh 'host"
     with pytest.raises(WorkerError, match=r"ssh 'host.*page of the MedSAM2Segment module"):

@@ -126,7 +126,7 @@ def test_a_process_that_does_not_read_costs_no_copy_of_everything():
     assert transport.pending() == 0
 
 
-def test_a_program_that_is_not_there_is_told_once():
+def test_a_missing_program_is_reported_once():
     _, listener = started(str(MODULE / "no such program"), "worker")
     assert wait_for(lambda: listener.ends, 5)
     wait_for(lambda: False, 0.1)
@@ -135,7 +135,7 @@ def test_a_program_that_is_not_there_is_told_once():
     assert code is None
 
 
-def test_exit_codes_signals_and_last_words_are_told():
+def test_exit_codes_signals_and_the_last_output_are_reported():
     _, listener = started(sys.executable, "-c", "import sys; print('oh', file=sys.stderr); sys.exit(7)")
     assert wait_for(lambda: listener.ends, 10)
     assert listener.ends == [("the process ended with exit code 7", 7)]
@@ -159,7 +159,7 @@ def test_killed_twice_and_written_to_afterwards_does_no_harm():
     assert transport.pending() == 0
 
 
-def test_a_listener_may_end_the_process_while_it_is_told():
+def test_a_listener_may_end_the_process_while_it_is_called():
     transport, listener = started("cat")
     listener.on_bytes = lambda data: transport.kill()
     transport.write(b"one")

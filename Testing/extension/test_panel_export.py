@@ -12,7 +12,7 @@ from MedSAM2SegmentLib.Page.ExportOptions import ExportOptions, outputFiles, wit
 from MedSAM2SegmentLib.Page.PageState import ExportView, Level, PageState, StatusLine  # noqa: E402
 from MedSAM2SegmentLib.Panels.ModulePage import ModulePage  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState  # noqa: E402
-from support.export_page import SomeSegmentations  # noqa: E402
+from support.export_page import FakeSegmentations  # noqa: E402
 from support.page import (  # noqa: E402
     FORMATS,
     FakeInstaller,
@@ -59,7 +59,7 @@ def is_shown(panel, name):  # noqa: F811
     return panel.widget.findChild(qt.QWidget, name).visible
 
 
-def test_what_was_filled_in_is_told(panel, actions):  # noqa: F811
+def test_what_was_filled_in_is_sent(panel, actions):  # noqa: F811
     see(panel, VIEWS["possible"])
     edit(panel, "exportPathEdit").text = " /data/out.dcm "
     edit(panel, "exportDescriptionEdit").text = "Liver, draft "
@@ -121,7 +121,7 @@ def test_compression_is_asked_for_label_maps(panel):  # noqa: F811
     assert not is_shown(panel, "exportCompressionBox")
 
 
-def test_without_a_series_dicom_is_not_offered_and_it_says_why(panel):  # noqa: F811
+def test_without_a_series_dicom_is_not_offered_and_the_reason_is_shown(panel):  # noqa: F811
     see(panel, VIEWS["no dicom"])
     assert offered(panel, "Format") == ["seg.nrrd", "nii.gz", "nrrd"]
     assert "was not loaded from DICOM" in panel.widget.findChild(qt.QLabel, "exportDicomText").text
@@ -141,7 +141,7 @@ def test_the_format_one_has_chosen_stays_and_comes_back(panel, actions):  # noqa
     assert actions.calls[-1][1].format == "nrrd"
 
 
-def test_another_segmentation_is_told_by_its_node(panel, actions):  # noqa: F811
+def test_another_segmentation_is_sent_by_its_node(panel, actions):  # noqa: F811
     see(panel, VIEWS["possible"])
     choose(panel, "Segmentation", "vtkMRMLSegmentationNode2")
     assert actions.calls == [("export.choose", "vtkMRMLSegmentationNode2")]
@@ -149,7 +149,7 @@ def test_another_segmentation_is_told_by_its_node(panel, actions):  # noqa: F811
     assert combo(panel, "Segmentation").currentText == "Draft"
 
 
-def test_where_nothing_can_be_exported_it_says_why(panel):  # noqa: F811
+def test_where_nothing_can_be_exported_the_reason_is_shown(panel):  # noqa: F811
     for name, words in (("remote", "remote command"), ("nothing", "No segmentation")):
         see(panel, VIEWS[name])
         assert words in panel.widget.findChild(qt.QLabel, "exportProblemText").text
@@ -341,7 +341,7 @@ def whole(tmp_path, monkeypatch):
     """The page put together, with a worker and segmentations that do as they are told; its clock stands."""
     a_qt.application()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    worker, scene = FakeWorker(), SomeSegmentations("Liver")
+    worker, scene = FakeWorker(), FakeSegmentations("Liver")
     page = ModulePage(
         *(None, FakeInstaller(RuntimeState.READY), FakeSettings(), FakeWorkers(worker)), segmentations=scene
     )

@@ -94,7 +94,7 @@ def test_the_chosen_tool_and_sign_follow_a_change_of_style(panel):
         app.setPalette(before)
 
 
-def test_every_status_has_an_icon_and_says_its_name(panel):
+def test_every_status_has_an_icon_and_a_name(panel):
     for status, state in every_state().items():
         panel.show(state)
         icon = panel.widget.findChild(qt.QLabel, "statusIcon")
@@ -127,7 +127,7 @@ def test_a_button_calls_its_action_once(panel, actions, name):
     assert actions.calls == [BUTTONS[name]]
 
 
-def test_showing_states_tells_the_controller_nothing(panel, actions):
+def test_showing_states_sends_the_controller_nothing(panel, actions):
     for _ in range(2):
         for state in every_state().values():
             panel.show(state)
@@ -157,7 +157,7 @@ def test_tool_and_sign_follow_the_state_not_the_press(panel):
 
 
 @pytest.mark.parametrize("name", ["model", "direction", "stack"])
-def test_a_choice_is_told_by_its_value(panel, actions, name):
+def test_a_choice_is_sent_by_its_value(panel, actions, name):
     panel.show(a_state())
     box = combo(panel, f"{name}Box")
     assert [box.itemText(index) for index in range(box.count)] == [label for _, label in CHOICES[name]]
@@ -200,7 +200,7 @@ def test_ranges_are_read_as_people_write_them():
 
 
 @pytest.mark.parametrize("name", ["stopWhenGone", "autoPropagate"])
-def test_switches_are_told_as_0_and_1(panel, actions, name):
+def test_switches_are_sent_as_0_and_1(panel, actions, name):
     panel.show(a_state(values={**VALUES, name: "0"}))
     box = panel.widget.findChild(qt.QCheckBox, f"{name}Box")
     box.click()
@@ -310,7 +310,7 @@ def press(widget, key):
         app.sendEvent(widget, qt.QKeyEvent(kind, key, qt.Qt.NoModifier))
 
 
-def test_the_controller_takes_everything_the_panel_tells():
+def test_the_controller_takes_everything_the_panel_sends():
     pytest.importorskip("slicer")
     from MedSAM2SegmentLib.Effect.EffectController import EffectController
 

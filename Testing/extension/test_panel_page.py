@@ -88,7 +88,7 @@ def test_the_page_can_be_read(panel, name, style, tmp_path):
         app.setPalette(before)
 
 
-def test_showing_tells_the_controller_nothing(panel, actions):
+def test_showing_sends_the_controller_nothing(panel, actions):
     for state in [*page_states().values(), everything_possible(), PageState(), *page_states().values()]:
         panel.show(state)
     assert actions.calls == []
@@ -204,7 +204,7 @@ def choose_source(panel, place):
     return box
 
 
-def test_training_tells_what_was_filled_in(panel, actions):
+def test_training_sends_what_was_filled_in(panel, actions):
     panel.show(everything_possible())
     edit(panel, "trainFolderEdit").text = " /data/livers "
     edit(panel, "trainNameEdit").text = "Livers"
@@ -260,7 +260,7 @@ def test_a_training_shows_how_far_it_is(panel):
         ("remoteEdit", "worker.setRemoteCommand"),
     ],
 )
-def test_what_is_typed_is_told_when_it_is_finished_and_only_then(panel, actions, name, action):
+def test_what_is_typed_is_sent_when_it_is_finished_and_only_then(panel, actions, name, action):
     panel.show(everything_possible())
     edit(panel, name).text = " something "
     assert actions.calls == []
@@ -268,14 +268,14 @@ def test_what_is_typed_is_told_when_it_is_finished_and_only_then(panel, actions,
     assert actions.calls == [(action, "something")]
 
 
-def test_nothing_is_told_of_what_was_not_changed(panel, actions):
+def test_what_was_not_changed_is_not_sent(panel, actions):
     panel.show(page_states()["ready"])
     for name in ("interpreterEdit", "wheelsEdit", "remoteEdit"):
         edit(panel, name).editingFinished.emit()
     assert actions.calls == []
 
 
-def test_defaults_are_told_by_value(panel, actions):
+def test_defaults_are_sent_by_value(panel, actions):
     panel.show(page_states()["ready"])
     box = panel.widget.findChild(qt.QComboBox, "windowBox")
     key = qt.QKeyEvent(qt.QEvent.KeyPress, qt.Qt.Key_Down, qt.Qt.NoModifier)
@@ -296,7 +296,7 @@ def test_the_report_and_the_log_are_at_hand(panel):
     assert qt.QApplication.clipboard().text() == "the report"
 
 
-def test_it_says_that_nothing_leaves_the_computer(panel):
+def test_it_states_that_nothing_leaves_the_computer(panel):
     words = panel.widget.findChild(qt.QLabel, "privacyLabel").text
     assert "Nothing leaves this computer" in words
     assert "remote command" in words

@@ -78,7 +78,7 @@ def test_where_slices_share_a_pixel_the_weakest_and_every_mark_are_shown():
     assert bar.final
 
 
-def test_a_slice_is_told_in_words():
+def test_a_slice_is_described_in_text():
     assert describe(SliceConfidence(41, 0.834)) == "slice 41: 0.83"
     assert describe(SliceConfidence(7)) == "slice 7: not segmented"
     assert describe(SliceConfidence(3, 1.0, prompted=True, final=True)) == "slice 3: 1.00, prompted, final"
@@ -117,7 +117,7 @@ def test_arrow_keys_go_from_slice_to_slice(strip, jumps):
     assert jumps == [10, 13]
 
 
-def test_the_screen_reader_hears_the_current_slice(strip):
+def test_the_screen_reader_gets_the_current_slice(strip):
     strip.display(confidences(32), 5)
     assert strip.accessibleDescription == describe(confidences(32)[5])
     strip.display(confidences(32), None)

@@ -8,12 +8,12 @@ pytest.importorskip("slicer")
 
 from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
-from support.findings import a_model, kidney_and_cyst  # noqa: E402
+from support.auto_predictions import a_model, kidney_and_cyst  # noqa: E402
 from support.panel import clipped, keep_picture, shown  # noqa: E402
-from support.user import AUser  # noqa: E402
+from support.slicer_user import SlicerUser  # noqa: E402
 
 
-class UserWithPanel(AUser):
+class UserWithPanel(SlicerUser):
     """A user who presses buttons."""
 
     def __init__(self, scene):
@@ -103,7 +103,7 @@ def test_auto_from_the_button_to_the_segments(user, tmp_path):
     assert user.find(qt.QPushButton, "trainButton").enabled
     user.press("trainButton")
     assert user.source.resolved == 1
-    user.worker.autoModels, user.worker.findings = [a_model()], kidney_and_cyst
+    user.worker.autoModels, user.worker.predict = [a_model()], kidney_and_cyst
     user.controller.deactivate()  # as when the page of the module was shown
     user.controller.activate()
     user.wait()

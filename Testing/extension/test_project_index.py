@@ -53,7 +53,7 @@ def test_the_repository_is_named_once_it_is_known(metadata):
     assert _old("scmurl") == url
 
 
-def test_both_descriptions_say_the_same(metadata):
+def test_both_descriptions_agree(metadata):
     assert _old("category") == metadata["category"]
     assert _old("scmurl") == metadata["scm_url"]
     assert _old("scmrevision") == metadata["scm_revision"]

@@ -42,7 +42,7 @@ def test_slicers_folders_are_taken_off_the_path():
     assert cleanedEnvironment({"PATH": path})["PATH"] == path
 
 
-def test_the_worker_is_told_where_the_core_is_and_nothing_of_slicers_python(tmp_path):
+def test_the_worker_gets_the_place_of_the_core_and_nothing_of_slicers_python(tmp_path):
     environment = {
         "PYTHONPATH": "/slicer",
         "PYTHONHOME": "/slicer",
@@ -57,7 +57,7 @@ def test_the_worker_is_told_where_the_core_is_and_nothing_of_slicers_python(tmp_
     assert not {"PYTHONHOME", "LD_LIBRARY_PATH"} & told.keys()
 
 
-def test_what_pip_is_told_uv_is_told_too():
+def test_settings_of_pip_are_passed_to_uv_too():
     told = toolEnvironment(
         {
             "PIP_INDEX_URL": "https://mirror/simple",
@@ -75,7 +75,7 @@ def test_what_pip_is_told_uv_is_told_too():
     assert told["SSL_CERT_FILE"] == __file__
 
 
-def test_what_uv_is_told_itself_wins_and_pip_is_told_too():
+def test_settings_of_uv_win_and_are_passed_to_pip_too():
     base = {
         "UV_DEFAULT_INDEX": "https://mine/simple",
         "PIP_INDEX_URL": "https://other/simple",
@@ -88,7 +88,7 @@ def test_what_uv_is_told_itself_wins_and_pip_is_told_too():
     assert toolEnvironment(only, offline=False)["PIP_FIND_LINKS"] == "/a /b"
 
 
-def test_without_a_network_no_index_is_told():
+def test_without_a_network_no_index_is_passed():
     base = {
         "UV_DEFAULT_INDEX": "https://mine/simple",
         "PIP_FIND_LINKS": "/a",
@@ -131,7 +131,7 @@ def test_an_arm_mac_is_known_although_slicer_is_translated():
     assert not detectMachine({}, platformName="darwin", architecture="arm64", **QUIET).isTranslated
 
 
-def test_the_driver_is_read_where_it_says_so(tmp_path):
+def test_the_driver_is_read_where_it_is_named(tmp_path):
     file = tmp_path / "version"
     file.write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.124.06  Release Build\nGCC 12.2\n"
@@ -202,7 +202,7 @@ def installer(tmp_path, machine=LINUX, **environment) -> RuntimeInstaller:
     return RuntimeInstaller(tmp_path / "r", None, environment=base, machine=machine, helper=sys.executable)
 
 
-def test_the_plan_tells_size_place_and_licences_and_changes_nothing(tmp_path):
+def test_the_plan_shows_size_place_and_licences_and_changes_nothing(tmp_path):
     plan = installer(tmp_path).plan()
     assert 200 < plan.downloadMegabytes < 600
     assert 800 < plan.diskMegabytes < 2000
@@ -235,7 +235,7 @@ def test_the_plan_for_a_card_is_larger_and_names_nvidias_licence(tmp_path):
         (Machine("linux", "riscv64"), "machine-unsupported"),
     ],
 )
-def test_machines_without_a_build_are_told_before(tmp_path, machine, code):
+def test_machines_without_a_build_are_reported_before(tmp_path, machine, code):
     plan = installer(tmp_path, machine).plan()
     assert plan.problems[0].code == code
     assert "remote" in str(plan.problems[0])
@@ -246,7 +246,7 @@ def test_machines_without_a_build_are_told_before(tmp_path, machine, code):
     assert ends[0].code == code
 
 
-def test_the_plan_says_where_packages_come_from_but_no_password(tmp_path):
+def test_the_plan_shows_where_packages_come_from_but_no_password(tmp_path):
     base = {"PIP_INDEX_URL": "https://me:secret@mirror/simple", "HTTPS_PROXY": "http://me:hidden@proxy"}
     text = installer(tmp_path, **base).plan().text
     assert "PIP_INDEX_URL" in text
@@ -255,7 +255,7 @@ def test_the_plan_says_where_packages_come_from_but_no_password(tmp_path):
     assert "hidden" not in text
 
 
-def test_a_folder_or_python_that_is_not_there_is_told_before(tmp_path):
+def test_a_missing_folder_or_python_is_reported_before(tmp_path):
     options = InstallOptions(offlineFolder=tmp_path / "none", python=str(tmp_path / "python"))
     problems = [(one.code, one.fields["path"]) for one in installer(tmp_path).plan(options).problems]
     assert problems == [

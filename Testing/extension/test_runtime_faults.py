@@ -32,7 +32,7 @@ def recovers(runtime) -> None:
 # Cancelled
 
 
-def test_cancelling_at_every_step_is_told_at_once_and_can_be_resumed(tmp_path, wheels):
+def test_cancelling_at_every_step_is_reported_at_once_and_can_be_resumed(tmp_path, wheels):
     steps = len(Runtime(tmp_path / "whole", wheels).installed().runner.commands)
     assert steps >= 8
     for step in range(1, steps):  # the last one only tidies up
@@ -189,7 +189,7 @@ def test_a_pinned_content_that_is_another_one_is_refused(tmp_path):
     assert runtime.install().code == "hash-mismatch"
 
 
-def test_a_package_that_is_missing_in_the_folder_is_told(tmp_path):
+def test_a_package_that_is_missing_in_the_folder_is_reported(tmp_path):
     runtime = Runtime(tmp_path, WheelFolder(tmp_path / "w"))
     runtime.wheels.of("torch").unlink()
     error = runtime.install()
@@ -207,7 +207,7 @@ def test_an_environment_that_does_not_work_is_not_taken(tmp_path):
     assert not (runtime.folder / "env").exists()
 
 
-def test_without_a_network_it_says_what_to_set(runtime):
+def test_without_a_network_the_message_names_what_to_set(runtime):
     runtime.installer.options = InstallOptions()
     error = runtime.install()
     assert error.code == "index-unreachable"
@@ -239,7 +239,7 @@ def test_an_old_uv_on_the_path_is_not_used(runtime):
 # The disk
 
 
-def test_a_disk_with_too_little_room_is_told_before(runtime, monkeypatch):
+def test_a_disk_with_too_little_space_is_reported_before(runtime, monkeypatch):
     usage = shutil.disk_usage(runtime.tmp)._replace(free=50_000_000)
     monkeypatch.setattr(RuntimePlan.shutil, "disk_usage", lambda path: usage)
     plan = runtime.installer.plan()
@@ -250,7 +250,7 @@ def test_a_disk_with_too_little_room_is_told_before(runtime, monkeypatch):
     assert not runtime.folder.exists(), "nothing was begun"
 
 
-def test_a_disk_that_fills_up_is_told_and_recovered_from(tmp_path, wheels, monkeypatch):
+def test_a_disk_that_fills_up_is_reported_and_recovered_from(tmp_path, wheels, monkeypatch):
     small = tmp_path / "small disk"
     small.mkdir()
     mounted = subprocess.run(
@@ -271,7 +271,7 @@ def test_a_disk_that_fills_up_is_told_and_recovered_from(tmp_path, wheels, monke
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
-def test_a_folder_that_may_not_be_written_to_is_told_before(runtime, monkeypatch):
+def test_a_folder_that_may_not_be_written_to_is_reported_before(runtime, monkeypatch):
     monkeypatch.setattr(RuntimePlan.os, "access", lambda path, mode: False)
     assert runtime.install().code == "folder-not-writable"
 

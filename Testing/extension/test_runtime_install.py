@@ -18,7 +18,7 @@ from support.runtime import Runtime, baseEnvironment
 from support.wheel_folder import WheelFolder
 
 
-def test_there_is_nothing_at_first_and_it_says_what_to_do(runtime):
+def test_there_is_nothing_at_first_and_the_next_step_is_shown(runtime):
     status = runtime.installer.status()
     assert (status.state, status.isReady, status.interpreter) == (RuntimeState.NONE, False, "")
     assert "press Install" in status.text
@@ -44,7 +44,7 @@ def test_an_installation_is_ready_and_leaves_nothing_else(runtime):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="stands a shell script before uv")
-def test_what_has_arrived_of_pytorch_is_told_while_it_comes(runtime):
+def test_the_download_of_pytorch_reports_progress(runtime):
     tool = runtime.tmp / "tools" / "uv"
     real = tool.resolve()
     tool.unlink()
@@ -298,7 +298,7 @@ def test_an_interpreter_that_cannot_run_the_worker_is_refused(runtime):
         assert runtime.installer.status().state is RuntimeState.NONE
 
 
-def test_a_named_interpreter_that_is_gone_is_told(runtime):
+def test_a_named_interpreter_that_is_gone_is_reported(runtime):
     runtime.installed()
     copy = runtime.tmp / "copy"
     copy.symlink_to(runtime.installer.folder.python)
@@ -319,7 +319,7 @@ def test_the_environment_can_be_made_from_a_named_python(tmp_path, wheels):
     assert not any("python find" in words for words in runtime.runner.words())
 
 
-def test_without_network_and_python_it_says_so(tmp_path, wheels):
+def test_without_network_and_python_this_is_reported(tmp_path, wheels):
     environment = baseEnvironment(tmp_path)
     (tmp_path / "tools" / "python3").unlink()
     runtime = Runtime(tmp_path, wheels, environment=environment)

@@ -73,7 +73,7 @@ def test_the_environment_is_exactly_the_one_given(application):
     assert "HOME" not in child.text
 
 
-def test_a_program_that_is_not_there_is_told_after_run_has_returned(application):
+def test_a_missing_program_is_reported_after_run_has_returned(application):
     ends = []
     runner = QProcessRunner()
     runner.run(["/no/such/program"], {}, ends.append, lambda *end: ends.append(end))
@@ -84,7 +84,7 @@ def test_a_program_that_is_not_there_is_told_after_run_has_returned(application)
     assert len(ends) == 1
 
 
-def test_a_killed_child_is_told(application):
+def test_a_killed_child_is_reported(application):
     child = Child(application, "import time; print('up', flush=True); time.sleep(60)")
     until(application, lambda: child.text)
     child.handle.kill()

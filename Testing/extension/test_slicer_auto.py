@@ -11,18 +11,18 @@ from medsam2_core.prompts import Box  # noqa: E402
 from medsam2_core.worker.job_messages import AutoPrediction  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
-from support.findings import KIDNEY, a_finding, a_model, kidney_and_cyst  # noqa: E402
+from support.auto_predictions import KIDNEY, a_model, a_prediction, kidney_and_cyst  # noqa: E402
 from support.scene import a_linear_transform, a_volume, geometries  # noqa: E402
-from support.user import AUser, a_noise  # noqa: E402
+from support.slicer_user import SlicerUser, a_noise  # noqa: E402
 
 
-class AutoUser(AUser):
+class AutoUser(SlicerUser):
     """One who has an Auto model."""
 
     def __init__(self, scene, *, models=None, **how):
         super().__init__(scene, activate=False, **how)
         self.worker.autoModels = [a_model()] if models is None else models
-        self.worker.findings = kidney_and_cyst
+        self.worker.predict = kidney_and_cyst
         self.controller.activate()
         self.wait()
 
@@ -98,7 +98,7 @@ def test_without_a_segment_auto_can_be_pressed_and_makes_them(user):
     assert user.state.auto.text == "kidney 0.80, cyst 0.80; not found: spleen"
 
 
-def test_segments_have_name_colour_code_and_say_how_they_were_made(user):
+def test_segments_have_name_colour_code_and_how_they_were_made(user):
     user.auto()
     segment = user.segmentation.GetSegmentation().GetSegment(user.named("kidney"))
     assert segment.GetColor() == pytest.approx((0.2, 0.4, 0.6))
@@ -125,9 +125,11 @@ def test_what_is_chosen_stays_chosen(painter):
 
 def test_one_slice_is_asked_about_and_written(user):
     asked = []
-    user.worker.findings = lambda session, wish: asked.append(wish) or kidney_and_cyst(session, wish)
+    user.worker.predict = lambda session, request: asked.append(request) or kidney_and_cyst(session, request)
     user.auto(6)
-    assert [(wish.first, wish.last, wish.model) for wish in asked] == [(6, 6, "/models/organs.medsam2auto")]
+    assert [(request.first, request.last, request.model) for request in asked] == [
+        (6, 6, "/models/organs.medsam2auto")
+    ]
     assert user.slices(user.named("kidney")) == user.slices(user.named("cyst")) == [6]
 
 
@@ -161,7 +163,9 @@ def test_not_too_many_prompts_come_into_the_scene(user):
     picture = a_volume(user.scene, voxels=a_noise((40, 24, 28)), name="Long")
     user.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(picture)
     user.editor.logic.SetSourceVolumeNode(picture)
-    user.worker.findings = lambda session, wish: [a_finding(session.stack, "tube", (9, 9), 3, every, every)]
+    user.worker.predict = lambda session, request: [
+        a_prediction(session.stack, "tube", (9, 9), 3, every, every)
+    ]
     user.wait()
     user.auto()
     assert user.slices(user.named("tube")) == list(every)
@@ -325,7 +329,7 @@ def test_masking_is_honoured(painter):
 # Refinement -------------------------------------------------------------------------------------------------
 
 
-def test_predicted_boxes_are_in_the_scene_and_say_so(user):
+def test_predicted_boxes_are_in_the_scene_and_marked(user):
     user.auto()
     boxes = user.boxes("kidney")
     assert len(boxes) == 2
@@ -343,7 +347,7 @@ def test_predicted_boxes_are_in_the_scene_and_say_so(user):
     assert strip[4].confidence == 0.8
 
 
-def test_nothing_is_said_again_that_the_session_knows(user):
+def test_nothing_is_sent_again_that_the_session_knows(user):
     user.auto()
     before = len(user.session().requests)
     for _ in range(5):
@@ -416,7 +420,7 @@ def test_another_model_of_the_session_leaves_what_auto_had_found(user):
     assert user.session().prompts(user.named("kidney"))[3].prompts[0].predicted
 
 
-def test_a_lost_worker_is_told_everything_again(user):
+def test_a_new_worker_is_sent_everything_again(user):
     user.auto()
     before = user.masks()
     user.worker.die()
@@ -474,7 +478,7 @@ def test_the_scene_is_closed_meanwhile(user):
     user.controller.autoVolume()
     user.worker.step()
     user.scene.Clear(True)
-    user.worker.settle()
+    user.worker.answer_all()
     user.pass_time()
     assert user.worker.sessions == []
 
@@ -496,7 +500,7 @@ def test_a_click_meanwhile_is_a_step_of_its_own(painter):
     assert not painter.mask("other")[9, 20, 24]
 
 
-def test_what_went_wrong_is_told(user):
+def test_what_went_wrong_is_reported(user):
     user.controller.autoVolume()
     user.worker.refusal = CheckpointError("organs was trained on 'large': use it with 'large'")
     user.wait()
@@ -508,7 +512,7 @@ def test_what_went_wrong_is_told(user):
 
 
 def test_nothing_found_makes_nothing(user):
-    user.worker.findings = lambda session, wish: []
+    user.worker.predict = lambda session, request: []
     saved = user.editor.savedStates
     user.auto()
     assert user.names() == []
@@ -563,8 +567,8 @@ def test_a_picture_has_one_slice_and_its_own_models(scene):
     assert [file for file, _ in user.state.auto.models] == ["pictures"]
     assert user.state.auto.canFindSlice
     assert not user.state.auto.canFindVolume
-    user.worker.findings = lambda session, wish: [
-        a_finding(session.stack, "kidney", (8, 9), 4, [0], [0], terminology=KIDNEY)
+    user.worker.predict = lambda session, request: [
+        a_prediction(session.stack, "kidney", (8, 9), 4, [0], [0], terminology=KIDNEY)
     ]
     user.look_at(0)
     user.auto(0)
@@ -576,8 +580,8 @@ def test_a_picture_has_one_slice_and_its_own_models(scene):
 
 def test_volumes_are_cut_as_the_model_was_trained(scene):
     user = AutoUser(scene, models=[a_model(axis="sagittal")], segments=("A",))
-    user.worker.findings = lambda session, wish: [
-        a_finding(session.stack, "tube", (8, 9), 3, [4, 5]) if session.stack.plane == "sagittal" else None
+    user.worker.predict = lambda session, request: [
+        a_prediction(session.stack, "tube", (8, 9), 3, [4, 5]) if session.stack.plane == "sagittal" else None
     ]
     user.auto()
     assert user.session().stack.plane == "sagittal"
@@ -636,11 +640,11 @@ def test_predicted_boxes_lie_where_they_were_predicted(scene, name, isMoved):
     user = AutoUser(scene, volume=volume, segments=(), transform=transform)
     found = []
 
-    def find(session, wish):
+    def find(session, request):
         found.append(on_any_stack(session.stack))
         return found
 
-    user.worker.findings = find
+    user.worker.predict = find
     user.auto()
     thing = user.named("thing")
     stack = user.session().stack

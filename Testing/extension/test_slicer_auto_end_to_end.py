@@ -25,7 +25,7 @@ from MedSAM2SegmentLib.Page.PageState import Level  # noqa: E402
 from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneCases import SceneCases  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
-from support.clinic import AClinic, ARealSource, by_plain_matrices  # noqa: E402
+from support.active_effect import ActiveEffect, RealWorkerSource, by_plain_matrices  # noqa: E402
 from support.page import FakeSettings  # noqa: E402
 from support.scene import a_segmentation, a_volume, an_editor, an_empty_scene, paint, voxels_of  # noqa: E402
 
@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(folder):
-    source = ARealSource(MEDSAM2_AUTO_MODELS=str(folder))
+    source = RealWorkerSource(MEDSAM2_AUTO_MODELS=str(folder))
     yield source
     source.client.stop()
 
@@ -111,11 +111,11 @@ def trained(source, folder):
 
 
 @pytest.fixture
-def clinic(source, trained):
+def effect_on(source, trained):
     clinics = []
 
     def open_it(volume):
-        one = AClinic(source, volume, segmentation={"segments": ()})
+        one = ActiveEffect(source, volume, segmentation={"segments": ()})
         clinics.append(one)
         one.view.show(one.node, volume.geometry.to_ras([[60, 40, volume.geometry.shape_ijk[2] // 2]])[0])
         until(source, lambda: one.state.auto.canFindSlice, tick=one.controller.update)
@@ -138,7 +138,7 @@ def until(source, isSo, seconds=60.0, tick=lambda: None):
 def found_here(one, path, n=None):
     """By class, (K, J, I) what the same model finds in this process."""
     adapter = VolumeAdapter(one.node)
-    stack = adapter.stackOfView(one.view.node).stack(adapter.volume)
+    stack = adapter.cut(adapter.stackOfView(one.view.node))
     session = Session(adapter.volume, load_model("embedded", "cpu", "auto"), stack=stack)
     auto = load_auto(path, session.model)
     run = AutoRun(session.stack, session.tracker, auto, window=parse_window(auto.card.window, adapter.volume))
@@ -183,8 +183,8 @@ def test_the_page_trains_on_the_scene(trained, folder):
     assert cyst.colour_rgb == pytest.approx((0.2, 0.4, 0.6), abs=0.01)
 
 
-def test_a_picture_is_segmented_corrected_and_undone(clinic, folder):
-    one = clinic(a_picture())
+def test_a_picture_is_segmented_corrected_and_undone(effect_on, folder):
+    one = effect_on(a_picture())
     assert one.state.auto.chosen == "cysts"
     one.controller.autoSlice()
     one.wait()
@@ -211,8 +211,8 @@ def test_a_picture_is_segmented_corrected_and_undone(clinic, folder):
     assert predicted_boxes(one) == []
 
 
-def test_a_volume_is_segmented_and_undone_in_one_step(clinic, folder):
-    one = clinic(a_picture(depth=9))
+def test_a_volume_is_segmented_and_undone_in_one_step(effect_on, folder):
+    one = effect_on(a_picture(depth=9))
     assert one.state.auto.chosen == "slices"
     one.controller.autoVolume()
     one.wait()

@@ -14,8 +14,8 @@ pytest.importorskip("slicer")
 
 import vtk
 from MedSAM2SegmentLib.Panels.PanelState import Status
-from support.remote_session import ASession
-from support.user import AUser
+from support.in_process_worker import InProcessSession
+from support.slicer_user import SlicerUser
 
 OURS = os.path.join("MedSAM2Segment", "")
 IDLE_CALLS = 50
@@ -155,16 +155,16 @@ def test_the_end_of_a_slow_propagation_is_noticed(user):
 
 def test_a_click_is_few_frames_away_from_the_session(scene, monkeypatch):
     """The prompts leave before the panel is drawn, and the way there can be read in an hour."""
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.wait()
     stacks = []
-    real = ASession.set_prompts
+    real = InProcessSession.set_prompts
 
     def set_prompts(self, *arguments, **more):
         stacks.append(traceback.extract_stack())
         return real(self, *arguments, **more)
 
-    monkeypatch.setattr(ASession, "set_prompts", set_prompts)
+    monkeypatch.setattr(InProcessSession, "set_prompts", set_prompts)
     user.click((10, 10, 5))
     (stack,) = stacks
     frames = [frame for frame in stack if OURS in frame.filename]

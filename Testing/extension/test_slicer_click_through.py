@@ -22,7 +22,7 @@ from MedSAM2SegmentLib.Page.PageState import AutoModelsView, PageState  # noqa: 
 from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState, RuntimeStatus  # noqa: E402
-from support.findings import a_model  # noqa: E402
+from support.auto_predictions import a_model  # noqa: E402
 from support.page import FakeInstaller, FakeSettings, FakeWorker, FakeWorkers  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parents[1] / "in_slicer"

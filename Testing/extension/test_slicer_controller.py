@@ -9,9 +9,9 @@ from medsam2_core.errors import DownloadError, PromptError  # noqa: E402
 from medsam2_core.version import __version__  # noqa: E402
 from medsam2_core.worker.client import WorkerState  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
-from support.remote_session import ASource  # noqa: E402
+from support.in_process_worker import InProcessSource  # noqa: E402
 from support.scene import a_sequence_proxy, a_volume, a_warp  # noqa: E402
-from support.user import AUser, a_noise  # noqa: E402
+from support.slicer_user import SlicerUser, a_noise  # noqa: E402
 
 
 def test_a_click_is_answered_on_its_slice_and_nowhere_else(user):
@@ -47,14 +47,14 @@ def test_propagation_fills_the_neighbours_as_one_step_of_undo(user):
 # Where the user stands --------------------------------------------------------------------------------------
 
 
-def test_the_first_line_says_what_to_click(user):
+def test_the_first_line_explains_what_to_click(user):
     assert user.state.status is Status.READY
     assert user.state.text == "Click the structure in a slice view."
     assert user.state.canPrompt and not user.state.canPropagate
 
 
 def test_without_a_volume(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.editor.logic.SetSourceVolumeNode(None)
     user.controller.update()
     assert user.state.status is Status.NO_VOLUME
@@ -63,7 +63,7 @@ def test_without_a_volume(scene):
 
 
 def test_without_a_segment(scene):
-    user = AUser(scene, segments=())
+    user = SlicerUser(scene, segments=())
     assert user.state.status is Status.NO_SEGMENT
     user.click((3, 3, 3))
     user.controller.propagate()
@@ -74,22 +74,22 @@ def test_without_a_segment(scene):
 
 
 def test_without_a_segment_there_is_nothing_to_report(scene):
-    source = ASource()
+    source = InProcessSource()
     source.worker.state, source.worker.report = WorkerState.STARTING, "the log of the worker"
-    user = AUser(scene, source=source, segments=())
+    user = SlicerUser(scene, source=source, segments=())
     assert user.state.status is Status.NO_SEGMENT
     assert user.state.details == ""
 
 
 def test_a_sequence_is_refused(scene):
-    user = AUser(scene, volume=a_sequence_proxy(scene))
+    user = SlicerUser(scene, volume=a_sequence_proxy(scene))
     assert user.state.status is Status.VOLUME_REFUSED
     assert "sequence" in user.state.text
     assert user.state.action == ""
 
 
 def test_a_warped_volume_is_refused_until_its_transform_is_hardened(scene):
-    user = AUser(scene, volume=a_volume(scene, voxels=a_noise(), transform=a_warp(scene)))
+    user = SlicerUser(scene, volume=a_volume(scene, voxels=a_noise(), transform=a_warp(scene)))
     assert user.state.status is Status.VOLUME_REFUSED
     assert user.state.action == "Harden transform"
     user.controller.resolve()
@@ -97,8 +97,8 @@ def test_a_warped_volume_is_refused_until_its_transform_is_hardened(scene):
 
 
 def test_without_a_runtime(scene):
-    source = ASource(trouble="the runtime is not installed yet")
-    user = AUser(scene, source=source)
+    source = InProcessSource(trouble="the runtime is not installed yet")
+    user = SlicerUser(scene, source=source)
     assert user.state.status is Status.NO_RUNTIME
     assert user.state.action == "Install…"
     user.controller.resolve()
@@ -112,9 +112,9 @@ def test_without_a_runtime(scene):
 
 
 def test_a_click_while_the_worker_starts_is_answered_when_it_is_there(scene):
-    source = ASource()
+    source = InProcessSource()
     source.worker.state = WorkerState.STARTING
-    user = AUser(scene, source=source)
+    user = SlicerUser(scene, source=source)
     user.click((10, 10, 5))
     assert user.state.status is Status.STARTING
     assert not user.mask().any()
@@ -124,7 +124,7 @@ def test_a_click_while_the_worker_starts_is_answered_when_it_is_there(scene):
 
 
 def test_a_click_while_the_volume_is_sent(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     volume = user.worker.volumes[0]
     volume.is_there, volume.received = False, 40
     user.click((10, 10, 5))
@@ -138,7 +138,7 @@ def test_a_click_while_the_volume_is_sent(scene):
 
 
 def test_a_model_that_is_downloaded(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.worker.sessions[0].progress = ("downloading", 10, 90)
     user.controller.tick()
     assert user.state.status is Status.DOWNLOADING
@@ -146,7 +146,7 @@ def test_a_model_that_is_downloaded(scene):
 
 
 def test_a_model_that_cannot_be_had(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.worker.sessions[0].requests.clear()
     user.worker.refusal = DownloadError("no network: connect, or choose the embedded model")
     user.wait()
@@ -184,7 +184,7 @@ def test_a_worker_that_is_given_up(user):
     assert user.slices() == [5]
 
 
-def test_what_the_model_refuses_is_told_once_and_not_asked_again(user):
+def test_what_the_model_refuses_is_reported_once_and_not_asked_again(user):
     user.worker.refusal = PromptError("two boxes on slice 5")
     user.click((10, 10, 5))
     user.wait()
@@ -270,7 +270,7 @@ def test_prompts_belong_to_their_segment(user):
     assert user.mask("B")[5, 18, 20] and not user.mask("B")[5, 6, 6]
 
 
-def test_an_answer_to_older_words_is_dropped(user):
+def test_an_answer_to_older_prompts_is_dropped(user):
     user.click((10, 10, 5))
     user.click((11, 10, 5), positive=False)
     user.worker.step()
@@ -306,7 +306,7 @@ def test_a_hidden_segment_is_asked_about_as_slicer_does(user):
     assert not user.mask().any()
 
 
-def test_a_written_segment_says_how_it_was_made(user):
+def test_a_written_segment_records_how_it_was_made(user):
     user.click((10, 10, 5))
     user.wait()
     segment = user.segmentation.GetSegmentation().GetSegment("A")

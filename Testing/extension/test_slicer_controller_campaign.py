@@ -13,10 +13,10 @@ slicer = pytest.importorskip("slicer")
 from medsam2_core.errors import PromptError  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
-from support.findings import a_finding, a_model  # noqa: E402
-from support.remote_session import ASource, AWorker  # noqa: E402
+from support.auto_predictions import a_model, a_prediction  # noqa: E402
+from support.in_process_worker import InProcessSource, InProcessWorker  # noqa: E402
 from support.scene import a_volume, an_empty_scene  # noqa: E402
-from support.user import SHAPE_KJI, AUser, a_noise  # noqa: E402
+from support.slicer_user import SHAPE_KJI, SlicerUser, a_noise  # noqa: E402
 
 SEQUENCES = 40
 ACTIONS = 25
@@ -30,8 +30,8 @@ class ARandomUser:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.scene = an_empty_scene()
-        self.source = ASource(AWorker(autoModels=[a_model()], findings=self.find))
-        self.user = AUser(self.scene, source=self.source)
+        self.source = InProcessSource(InProcessWorker(autoModels=[a_model()], predict=self.find))
+        self.user = SlicerUser(self.scene, source=self.source)
         self.done = []
         self.added = 0
         self.saved = []  # what every segment showed when a step of Slicer's undo began
@@ -162,7 +162,7 @@ class ARandomUser:
         i, j, _ = self.voxel()
         slices = range(len(session.stack)) if wish.first is None else [wish.first]
         some = [n for n in slices if self.chance.random() < 0.7]
-        return [a_finding(session.stack, name, (i, j), 4, some, some[::3]) for name in FOUND[: len(some)]]
+        return [a_prediction(session.stack, name, (i, j), 4, some, some[::3]) for name in FOUND[: len(some)]]
 
     def auto(self):
         if self.chance.random() < 0.5 or len(self.segments()) > 5:
@@ -390,7 +390,7 @@ def leave(someone):
     assert user.source.owners == user.worker.listeners == []
     assert user.worker.sessions == user.worker.volumes == []
     masks = someone.masks()
-    user.worker.settle()
+    user.worker.answer_all()
     assert_equal(someone.masks(), masks)
     gone = weakref.ref(user.controller)
     user.controller = None
@@ -405,7 +405,7 @@ def close_the_scene(someone):
     user = someone.user
     someone.scene.Clear(True)
     user.worker.recover()
-    user.worker.settle()
+    user.worker.answer_all()
     user.pass_time(1)
     assert user.worker.sessions == user.worker.volumes == []
     user.controller.propagate()

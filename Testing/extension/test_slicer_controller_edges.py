@@ -7,7 +7,7 @@ slicer = pytest.importorskip("slicer")
 
 from MedSAM2SegmentLib.Prompts.Gestures import PointGesture  # noqa: E402
 from support.scene import a_linear_transform, a_matrix, a_segmentation, a_volume  # noqa: E402
-from support.user import AUser, a_noise  # noqa: E402
+from support.slicer_user import SlicerUser, a_noise  # noqa: E402
 
 
 def half_way(user):
@@ -66,7 +66,7 @@ def test_an_answer_that_comes_just_after_another_segmentation_was_chosen_is_not_
     else:
         user.click((10, 10, 5))
     choose(user, a_segmentation(user.scene, user.volume, segments=("A", "B")))
-    user.worker.settle()
+    user.worker.answer_all()
     user.wait()
     assert user.slices() == []
 
@@ -77,7 +77,7 @@ def test_an_answer_that_comes_just_after_another_segmentation_was_chosen_is_not_
 def test_slices_that_come_just_after_the_click_was_undone_are_not_written(user):
     half_way(user)
     user.editor.undo()
-    user.worker.settle()
+    user.worker.answer_all()
     assert user.slices() == [5]
     user.wait()
     assert user.slices() == [5]
@@ -121,7 +121,7 @@ def test_what_else_happens_while_a_prompt_is_dragged_does_not_lose_the_drag(user
 @pytest.fixture
 def colleague(user):
     """Another Segment Editor on the same volume and segmentation."""
-    colleague = AUser(
+    colleague = SlicerUser(
         user.scene, source=user.source, volume=user.volume, segmentation=user.segmentation, activate=False
     )
     yield colleague
@@ -224,7 +224,7 @@ def test_how_many_slices_a_range_can_be_chosen_from_is_known_before_anything_is_
     assert (user.state.slices, user.state.confidences) == (11, ())
 
 
-def test_that_the_model_found_nothing_is_told_until_it_does(user):
+def test_that_the_model_found_nothing_is_shown_until_it_does(user):
     user.click((10, 10, 5), positive=False)
     user.wait()
     assert "found nothing on slice 5" in user.state.text
@@ -233,7 +233,7 @@ def test_that_the_model_found_nothing_is_told_until_it_does(user):
     assert "nothing" not in user.state.text
 
 
-def test_that_masking_kept_everything_out_is_told(user):
+def test_that_masking_kept_everything_out_is_shown(user):
     user.editor.node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
     user.editor.node.SetMaskSegmentID("B")
     user.click((10, 10, 5))
@@ -242,7 +242,7 @@ def test_that_masking_kept_everything_out_is_told(user):
     assert "masking" in user.state.text
 
 
-def test_a_propagation_without_anything_to_do_says_so(user):
+def test_a_propagation_without_anything_to_do_reports_it(user):
     user.controller.setValue("range", "5-5")
     user.click((10, 10, 5))
     user.wait()
@@ -254,7 +254,7 @@ def test_a_propagation_without_anything_to_do_says_so(user):
     assert "Nothing" not in user.state.text
 
 
-def test_why_a_propagation_ended_is_told_until_the_user_goes_on(user):
+def test_why_a_propagation_ended_is_shown_until_the_user_goes_on(user):
     half_way(user)
     user.worker.die("killed by signal 9")
     user.worker.recover()
@@ -265,7 +265,7 @@ def test_why_a_propagation_ended_is_told_until_the_user_goes_on(user):
     assert "Killed" not in user.state.text
 
 
-def test_a_prompt_beside_the_volume_is_told_until_it_is_moved_back(user):
+def test_a_prompt_beside_the_volume_is_reported_until_it_is_moved_back(user):
     user.click((10, 10, 5))
     user.wait()
     beside = a_linear_transform(user.scene, a_matrix(origin=(500.0, 0.0, 0.0)))
@@ -296,7 +296,7 @@ def test_the_last_prompt_deleted_is_not_propagated_automatically(user):
 @pytest.mark.parametrize("shape", [(1, 24, 28), (1, 24, 28, 3)], ids=["grey", "colour"])
 def test_a_single_picture_is_segmented_and_not_propagated(scene, shape):
     voxels = a_noise(shape).astype(np.uint8 if len(shape) == 4 else np.int16)
-    user = AUser(scene, volume=a_volume(scene, voxels=voxels))
+    user = SlicerUser(scene, volume=a_volume(scene, voxels=voxels))
     user.wait()
     user.controller.setValue("autoPropagate", "1")
     user.click((10, 10, 0))

@@ -7,12 +7,12 @@ slicer = pytest.importorskip("slicer")
 
 from MedSAM2SegmentLib.Effect.WorkerSession import durationText  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
-from support.user import AUser  # noqa: E402
+from support.slicer_user import SlicerUser  # noqa: E402
 
 
 @pytest.fixture
 def user(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.wait()
     user.click((10, 10, 5))
     user.wait()
@@ -51,7 +51,7 @@ def test_writes_are_gathered(user):
     assert len(user.editor.edits) == edits + 2  # the slices below and those above
 
 
-def test_time_left_is_told(user):
+def test_time_left_is_shown(user):
     user.controller.propagate()
     steps(user, 4)
     assert user.state.remaining == "a few seconds left"
@@ -194,7 +194,7 @@ def test_range_and_direction(user):
     assert user.slices() == [4, 5, 6]
 
 
-def test_a_range_that_does_not_exist_is_told(user):
+def test_a_range_that_does_not_exist_is_reported(user):
     user.controller.setValue("range", "40..60")
     user.controller.propagate()
     assert "do not exist" in user.state.text
@@ -204,7 +204,7 @@ def test_a_range_that_does_not_exist_is_told(user):
 
 
 def test_nothing_to_propagate(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.wait()
     user.controller.propagate()
     assert "Nothing to propagate" in user.state.text

@@ -10,9 +10,9 @@ slicer = pytest.importorskip("slicer")
 
 from MedSAM2SegmentLib.Effect.EffectController import IDLE_RELEASE, EffectController  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
-from support.remote_session import ASource  # noqa: E402
+from support.in_process_worker import InProcessSource  # noqa: E402
 from support.scene import a_display, a_segmentation, a_volume, an_empty_scene  # noqa: E402
-from support.user import AUser, a_noise  # noqa: E402
+from support.slicer_user import SlicerUser, a_noise  # noqa: E402
 
 
 def session(user):
@@ -20,7 +20,7 @@ def session(user):
     return session
 
 
-def test_another_model_is_told_everything_again(user):
+def test_another_model_is_sent_everything_again(user):
     user.click((10, 10, 5))
     user.wait()
     before = session(user)
@@ -32,7 +32,7 @@ def test_another_model_is_told_everything_again(user):
     assert user.slices() == [5]
 
 
-def test_the_window_as_displayed_follows_what_is_said_and_leaves_the_display(user):
+def test_the_window_as_displayed_follows_the_prompts_and_leaves_the_display(user):
     display = a_display(user.volume, 400, 40)
     user.controller.setValue("window", "displayed")
     user.click((10, 10, 5))
@@ -139,7 +139,7 @@ def test_a_saved_scene_goes_on_where_it_was(user, tmp_path):
     user.wait()
     before = user.mask()
     user.controller.cleanup()
-    later = EffectController(user.editor, ASource(), lambda: user.time)
+    later = EffectController(user.editor, InProcessSource(), lambda: user.time)
     user.controller, user.source = later, later._session.source
     later.activate()
     user.wait()
@@ -162,7 +162,7 @@ def test_prompts_of_a_scene_without_its_masks_are_answered(user):
     user.controller.cleanup()
     user.paint(slice(None), slice(None), slice(None), mode="remove")
     assert not user.mask().any()
-    later = EffectController(user.editor, ASource(), lambda: user.time)
+    later = EffectController(user.editor, InProcessSource(), lambda: user.time)
     user.controller, user.source = later, later._session.source
     later.activate()
     user.wait()
@@ -210,7 +210,7 @@ def test_the_user_paints_in_another_effect_and_undoes_it(user):
 
 
 def test_two_segment_editors_share_a_worker(user):
-    other = AUser(user.scene, source=user.source)
+    other = SlicerUser(user.scene, source=user.source)
     other.wait()
     user.click((10, 10, 5))
     other.click((5, 5, 3))
@@ -225,7 +225,7 @@ def test_two_segment_editors_share_a_worker(user):
 
 def test_nothing_stays_behind():
     scene = an_empty_scene()
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.wait()
     user.click((10, 10, 5))
     user.controller.propagate()
@@ -241,7 +241,7 @@ def test_nothing_stays_behind():
 
 
 def test_what_was_erased_comes_back_where_the_user_asks_for_it(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.click((10, 10, 5))
     user.wait()
     user.paint(slice(8, 10), slice(10, 11), slice(5, 6), mode="remove")
@@ -254,7 +254,7 @@ def test_what_was_erased_comes_back_where_the_user_asks_for_it(scene):
 
 
 def test_installed_models_can_be_chosen(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.worker.models = [
         {"name": "embedded", "title": "Embedded", "installed": True},
         {"name": "large", "title": "SAM 2.1 large", "installed": True},

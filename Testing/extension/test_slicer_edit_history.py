@@ -11,11 +11,11 @@ from medsam2_core.imaging.slices import SliceStack  # noqa: E402
 from MedSAM2SegmentLib.Segments.EditHistory import REDONE, UNDONE, EditHistory  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelOwnership import ERASED, OURS  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
-from support.desk import Desk  # noqa: E402
 from support.scene import a_segmentation, box_mask, paint, set_reference  # noqa: E402
+from support.writer_setup import WriterSetup  # noqa: E402
 
 
-class Book(Desk):
+class Book(WriterSetup):
     """A desk with a history: every write is a step, whose payloads are how many steps stood."""
 
     def __init__(self, scene, **options):

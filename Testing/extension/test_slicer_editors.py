@@ -7,8 +7,8 @@ slicer = pytest.importorskip("slicer")
 
 from MedSAM2SegmentLib.Segments.Editors import ScriptedEffectEditor  # noqa: E402
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
-from support.desk import Desk  # noqa: E402
 from support.scene import box_mask  # noqa: E402
+from support.writer_setup import WriterSetup  # noqa: E402
 
 
 class AnEffect:
@@ -51,7 +51,7 @@ class AnEffect:
 @pytest.fixture
 def desk(scene, monkeypatch):
     monkeypatch.setattr(slicer, "qSlicerSegmentEditorAbstractEffect", AnEffect, raising=False)
-    desk = Desk(scene)
+    desk = WriterSetup(scene)
     desk.effect = AnEffect(desk.editor)
     desk.writer = SegmentWriter(ScriptedEffectEditor(desk.effect))
     return desk

@@ -13,10 +13,10 @@ slicer = pytest.importorskip("slicer")
 
 from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
-from support.remote_session import ASource  # noqa: E402
+from support.in_process_worker import InProcessSource  # noqa: E402
 from support.scene import a_segmentation, a_volume, voxels_of  # noqa: E402
 from support.segment_editor import LogicEditor  # noqa: E402
-from support.user import a_noise, an_axial_view  # noqa: E402
+from support.slicer_user import a_noise, an_axial_view  # noqa: E402
 
 
 class AScriptedEffect:
@@ -109,7 +109,7 @@ def effect(scene, monkeypatch):
         sys.modules.pop(f"MedSAM2SegmentLib.{name}", None)
     from MedSAM2SegmentLib.Worker import WorkerAccess
 
-    source = ASource()
+    source = InProcessSource()
     monkeypatch.setattr(WorkerAccess, "WorkerAccess", lambda: source)
     volume = a_volume(scene, voxels=a_noise())
     editor = LogicEditor(a_segmentation(scene, volume), volume, "A")
@@ -182,10 +182,10 @@ def test_before_the_options_are_made_nothing_happens(effect):
 
 def test_from_a_click_in_a_view_to_the_segment(active):
     controller = active.controller
-    active.source.worker.settle()
+    active.source.worker.answer_all()
     assert len(active.scriptedEffect.widgets) == 1
     assert press(active, (10, 10, 5)) is True
-    active.source.worker.settle()
+    active.source.worker.answer_all()
     controller.tick()
     assert controller.state.status is Status.PROMPTED
     assert voxels_of(active.editor.segmentationNode())[5, 10, 10]

@@ -13,12 +13,12 @@ pytest.importorskip("trame_slicer")
 pytest.importorskip("torch")
 
 from medsam2_core.evaluation.metrics import dice  # noqa: E402
-from medsam2_core.imaging.reading import read_labels, read_volume  # noqa: E402
+from medsam2_core.imaging.reading import read_segmentation, read_volume  # noqa: E402
 from medsam2_core.prompts import Point  # noqa: E402
 from medsam2_core.session import Session  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
-from support.clinic import AClinic, by_plain_matrices  # noqa: E402
+from support.active_effect import ActiveEffect, by_plain_matrices  # noqa: E402
 from support.scene import a_linear_transform, reference_of  # noqa: E402
 from support.slice_view import the_app  # noqa: E402
 
@@ -26,11 +26,11 @@ DEMO = Path(__file__).resolve().parents[2] / "Resources" / "demo"
 
 
 @pytest.fixture
-def clinic(source):
+def effect_on(source):
     clinics = []
 
     def open_it(volume, **how):
-        clinics.append(AClinic(source, volume, **how))
+        clinics.append(ActiveEffect(source, volume, **how))
         return clinics[-1]
 
     yield open_it
@@ -53,7 +53,7 @@ def click_and_compare(one, ras, same=0.98):
     one.view.click(pixel)
     seconds = one.wait()
     adapter = VolumeAdapter(one.node)
-    stack = adapter.stackOfView(one.view.node).stack(adapter.volume)
+    stack = adapter.cut(adapter.stackOfView(one.view.node))
     clicked = adapter.geometry.to_ijk(one.view.ras_of(pixel))[0]
     session = Session(adapter.volume, model_of(one), stack=stack)
     result = session.prompt("A", Point(tuple(clicked)))
@@ -89,10 +89,10 @@ def voxels_of_fast(node, segmentID="A"):
     return mask_kji
 
 
-def test_a_click_on_the_tumour_of_a_brain(clinic, shared_data):
+def test_a_click_on_the_tumour_of_a_brain(effect_on, shared_data):
     volume = read_volume(shared_data / "mr" / "brain1_image.nrrd")
     truth = labels_of(shared_data / "mr" / "brain1_label.nrrd", volume)
-    one = clinic(volume)
+    one = effect_on(volume)
     k, j, i = fullest_slice(truth)
     shown, _ = click_and_compare(one, volume.geometry.to_ras([[i, j, k]])[0])
     assert one.state.status is Status.PROMPTED
@@ -111,40 +111,40 @@ def test_a_click_on_the_tumour_of_a_brain(clinic, shared_data):
 
 def labels_of(path, volume):
     """(K, J, I) what belongs to anything in a label map of the volume."""
-    labels = read_labels(path)
+    labels = read_segmentation(path)
     assert labels.geometry.same_grid(volume.geometry)
-    return labels.layers_lkji[0] > 0
+    return labels.labels_kji() > 0
 
 
-def test_an_oblique_scan_is_segmented_in_the_plane_that_is_shown(clinic, shared_data):
+def test_an_oblique_scan_is_segmented_in_the_plane_that_is_shown(effect_on, shared_data):
     volume = read_volume(shared_data / "orient" / "oblique_FLAIR.nrrd")
-    one = clinic(volume)
+    one = effect_on(volume)
     centre = volume.geometry.to_ras([(np.array(volume.geometry.shape_ijk) - 1) / 2])[0]
     click_and_compare(one, centre)
 
 
-def test_a_gantry_tilted_scan(clinic, shared_data):
+def test_a_gantry_tilted_scan(effect_on, shared_data):
     volume = read_volume(shared_data / "dicom" / "ct_gantry_tilt_14")
     assert volume.geometry.is_sheared
-    one = clinic(volume)
+    one = effect_on(volume)
     i, j, k = (np.array(volume.geometry.shape_ijk) - 1) / 2
     click_and_compare(one, volume.geometry.to_ras([[i, j, round(k)]])[0])
 
 
-def test_a_transformed_scan_and_a_segmentation_that_is_not(clinic, shared_data):
+def test_a_transformed_scan_and_a_segmentation_that_is_not(effect_on, shared_data):
     volume = read_volume(shared_data / "mr" / "brain1_image.nrrd")
     truth = labels_of(shared_data / "mr" / "brain1_label.nrrd", volume)
     transform = a_linear_transform(the_app().scene)
-    one = clinic(volume, transform=transform)
+    one = effect_on(volume, transform=transform)
     k, j, i = fullest_slice(truth)
     adapter = VolumeAdapter(one.node)
     assert not adapter.geometry.same_grid(volume.geometry)
     click_and_compare(one, adapter.geometry.to_ras([[i, j, k]])[0])
 
 
-def test_a_worker_that_is_killed_while_it_propagates(clinic):
+def test_a_worker_that_is_killed_while_it_propagates(effect_on):
     volume = read_volume(DEMO / "mni152_t1.nrrd")
-    one = clinic(volume)
+    one = effect_on(volume)
     place = volume.geometry.to_ras([[84, 60, 24]])[0]
     one.view.show(one.node, place)
     one.view.click(one.view.pixel_of(place))
@@ -167,9 +167,9 @@ def test_a_worker_that_is_killed_while_it_propagates(clinic):
     assert np.array_equal(after[24], kept[24])
 
 
-def test_a_loaded_scene_is_segmented_as_if_it_had_never_been_saved(clinic, tmp_path):
+def test_a_loaded_scene_is_segmented_as_if_it_had_never_been_saved(effect_on, tmp_path):
     volume = read_volume(DEMO / "mni152_t1.nrrd")
-    one = clinic(volume)
+    one = effect_on(volume)
     one.controller.setValue("range", "21..27")
 
     def click(who, ijk, **keys):
@@ -197,7 +197,7 @@ def test_a_loaded_scene_is_segmented_as_if_it_had_never_been_saved(clinic, tmp_p
     expected = goes_on(one)
     one.close()
     assert the_app().scene.ReadFromMRB(path, False)
-    later = clinic(None)
+    later = effect_on(None)
     later.controller.setValue("range", "21..27")
     later.wait()
     assert np.array_equal(voxels_of_fast(later.segmentation), saved)
@@ -207,10 +207,10 @@ def test_a_loaded_scene_is_segmented_as_if_it_had_never_been_saved(clinic, tmp_p
     assert np.array_equal(shown, expected)
 
 
-def test_a_picture_for_the_readme(clinic, tmp_path):
+def test_a_picture_for_the_readme(effect_on, tmp_path):
     volume = read_volume(DEMO / "mni152_t1.nrrd")
     truth = labels_of(DEMO / "mni152_brain.nrrd", volume)
-    one = clinic(volume, size=(760, 620))
+    one = effect_on(volume, size=(760, 620))
     one.segmentation.GetSegmentation().GetSegment("A").SetColor(0.35, 0.85, 0.45)
     one.segmentation.GetDisplayNode().SetVisibility2DFill(
         False

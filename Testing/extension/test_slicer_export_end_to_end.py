@@ -20,9 +20,9 @@ from MedSAM2SegmentLib.Page.ExportOptions import ExportOptions  # noqa: E402
 from MedSAM2SegmentLib.Page.ExportSection import ExportSection  # noqa: E402
 from MedSAM2SegmentLib.Page.PageState import Level  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations  # noqa: E402
-from support.clinic import ARealSource  # noqa: E402
+from support.active_effect import RealWorkerSource  # noqa: E402
 from support.dicom_database import a_dicom_volume  # noqa: E402
-from support.judges import dcmqi_segments, on_grid, validator_errors  # noqa: E402
+from support.dicom_validators import dcmqi_segments, on_grid, validator_errors  # noqa: E402
 from support.page import FakeSettings  # noqa: E402
 from support.scene import (  # noqa: E402
     a_linear_transform,
@@ -265,7 +265,7 @@ def test_a_vessel_too_thin_for_the_series_is_refused_and_kept_by_other_formats(d
     assert read_segmentation(tmp_path / "vessel.seg.nrrd")["Liver"].voxel_count == vessel.sum()
 
 
-def test_what_changes_a_little_on_the_way_to_the_series_is_told(desk, tmp_path):
+def test_what_changes_a_little_on_the_way_to_the_series_is_reported(desk, tmp_path):
     desk = desk()
     on_a_finer_grid(desk, (150, 160))
     line = desk.export(tmp_path / "lump", generic=True)
@@ -283,7 +283,7 @@ def test_a_worker_that_is_killed_leaves_no_paths_of_patients_behind(shared_data,
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     others = psutil.Process().children()
-    source = ARealSource(TMPDIR=str(temporary))
+    source = RealWorkerSource(TMPDIR=str(temporary))
     desk = ADesk(source, shared_data / "dicom" / SERIES[0])
     desk.page.export(ExportOptions("dicom", str(tmp_path / "liver.dcm"), generic=True))
     end = time.monotonic() + 60

@@ -12,7 +12,7 @@ from medsam2_core.prompts import Box, Point
 from MedSAM2SegmentLib.Panels.PanelState import Tool
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, PointGesture, ScribbleGesture
 from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix
-from support.prompting_user import APromptingUser
+from support.prompting_user import PromptingUser
 from support.scene import a_linear_transform, a_matrix, direction_of, geometries, rotation
 from support.shown_errors import every_error_shown
 
@@ -21,7 +21,7 @@ SHAPE_KJI = (24, 30, 36)
 
 @pytest.fixture
 def user():
-    user = APromptingUser()
+    user = PromptingUser()
     with every_error_shown():
         yield user
         user.leaves()
@@ -99,7 +99,7 @@ def test_clicks_are_right_in_a_rotated_zoomed_panned_and_flipped_view(user):
 
 
 @pytest.mark.parametrize(("negative", "ctrl", "positive"), [(0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1)])
-def test_ctrl_says_the_opposite_for_one_click(at_work, negative, ctrl, positive):
+def test_ctrl_means_the_opposite_for_one_click(at_work, negative, ctrl, positive):
     at_work.hand.negative = bool(negative)
     at_work.views["Red"].click((200, 150), ctrl=ctrl)
     at_work.views["Red"].click((240, 190))

@@ -132,7 +132,7 @@ def prompt_nodes(scene):
 # Words ------------------------------------------------------------------------------------------------------
 
 
-def test_words_come_in_the_order_they_were_said(seg):
+def test_prompts_come_in_the_order_they_were_added(seg):
     words = seg.prompts_a_lot().slice_prompts()
     assert list(words) == [5, 8, 9]
     kinds = [type(prompt).__name__ for prompt in words[5].prompts]
@@ -147,7 +147,7 @@ def test_words_come_in_the_order_they_were_said(seg):
     )
 
 
-def test_every_addition_is_told_once(seg):
+def test_every_addition_is_reported_once(seg):
     seg.markups.add("A", seg.point(1, 2, 3))
     seg.markups.add("B", seg.box((4, 5), (9, 9), 3))
     seg.markups.setFinal("A", seg.stack.key, 3, True)
@@ -181,7 +181,7 @@ def test_two_boxes_on_a_slice_are_refused_with_their_numbers(seg):
         seg.slice_prompts()
 
 
-def test_a_mask_speaks_about_its_voxels_on_another_stack(seg):
+def test_a_mask_applies_to_its_voxels_on_another_stack(seg):
     seg.prompts_a_lot()
     coronal = SliceStack.along(seg.adapter.volume, "coronal")
     seg.markups.remove(seg.markups.add("B", seg.point(0, 0, 0)))
@@ -230,7 +230,7 @@ def test_a_snapshot_of_one_segment_leaves_the_other(seg):
     assert set(seg.markups.snapshot("A")) == set(snapshot) and len(seg.slice_prompts("B")) == 2
 
 
-def test_what_is_said_about_one_slice_can_be_cleared(seg):
+def test_prompts_of_one_slice_can_be_cleared(seg):
     seg.prompts_a_lot()
     before, of_other = seg.slice_prompts(), seg.slice_prompts("B")
     seg.markups.clearSlice("A", 5, seg.adapter, seg.stack)
@@ -265,7 +265,7 @@ def test_orders_go_on_after_undo(seg):
 # What others do ---------------------------------------------------------------------------------------------
 
 
-def test_a_point_moved_in_the_markups_module_is_told(seg):
+def test_a_point_moved_in_the_markups_module_is_reported(seg):
     seg.markups.add("A", seg.point(10, 12, 5))
     node = seg.scene.GetFirstNodeByClass("vtkMRMLMarkupsFiducialNode")
     seg.changes.clear()
@@ -273,7 +273,7 @@ def test_a_point_moved_in_the_markups_module_is_told(seg):
     assert seg.changes == [("A",)] and seg.slice_prompts()[6].prompts == (Point((11, 13, 6)),)
 
 
-def test_a_point_deleted_or_added_by_others_is_told_and_numbered(seg):
+def test_a_point_deleted_or_added_by_others_is_reported_and_numbered(seg):
     seg.markups.add("A", seg.point(10, 12, 5))
     seg.markups.add("A", seg.point(11, 12, 5, False))
     node = seg.scene.GetFirstNodeByClass("vtkMRMLMarkupsFiducialNode")
@@ -288,7 +288,7 @@ def test_a_point_deleted_or_added_by_others_is_told_and_numbered(seg):
     assert len(seg.slice_prompts()[5].prompts) == 1
 
 
-def test_a_transform_over_prompts_moves_what_they_say(seg):
+def test_a_transform_over_prompts_moves_them(seg):
     seg.markups.add("A", seg.point(10, 12, 5))
     node = seg.scene.GetFirstNodeByClass("vtkMRMLMarkupsFiducialNode")
     transform = seg.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
@@ -302,7 +302,7 @@ def test_a_transform_over_prompts_moves_what_they_say(seg):
     assert seg.changes == [("A",)] and list(seg.slice_prompts()) == [7]
 
 
-def test_colours_changing_is_not_told(seg):
+def test_a_change_of_colours_is_not_reported(seg):
     seg.prompts_a_lot()
     seg.node.GetSegmentation().GetSegment("A").SetColor(0.1, 0.9, 0.2)
     seg.node.GetSegmentation().GetSegment("A").SetName("liver")
@@ -385,7 +385,7 @@ def test_prompts_stand_in_a_closed_folder_beside_the_segmentation(seg):
 
 
 @pytest.mark.parametrize("into", ["an empty scene", "a scene in use"])
-def test_a_saved_scene_says_the_same_again(seg, tmp_path, into):
+def test_a_saved_scene_has_the_same_prompts_again(seg, tmp_path, into):
     words = seg.prompts_a_lot().slice_prompts()
     others = seg.slice_prompts("B")
     path = tmp_path / "scene.mrb"
@@ -431,7 +431,7 @@ def test_cleanup_leaves_no_observer_and_keeps_the_prompts(seg):
     gc.collect()
 
 
-def test_closing_the_scene_is_not_told(seg):
+def test_closing_the_scene_is_not_reported(seg):
     seg.prompts_a_lot()
     seg.scene.Clear(False)
     assert not seg.changes and seg.markups.segmentationNode is None

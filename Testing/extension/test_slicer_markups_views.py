@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("slicer")
 pytest.importorskip("trame_slicer")
 from medsam2_core.prompts import Box
-from support.prompting_user import APromptingUser
+from support.prompting_user import PromptingUser
 from support.scene import a_matrix, direction_of, paint
 from support.segment_editor import LogicEditor
 from support.shown_errors import every_error_shown
@@ -17,7 +17,7 @@ GREEN = (0.5, 0.68, 0.5)
 
 @pytest.fixture
 def user():
-    user = APromptingUser()
+    user = PromptingUser()
     user.opens(a_matrix(direction_of("LPS"), (1, 1, 3)), np.zeros(SHAPE_KJI, np.int16))
     user.segmentation.GetSegmentation().GetSegment("A").SetColor(*GREEN)
     user.view("Red")
@@ -50,7 +50,7 @@ def draw_everything(user):
 # Moving -----------------------------------------------------------------------------------------------------
 
 
-def test_a_point_is_moved_with_the_mouse_and_told_once_at_the_end(user):
+def test_a_point_is_moved_with_the_mouse_and_reported_once_at_the_end(user):
     view = user.views["Red"]
     view.click((200, 150))
     view.click((260, 180))

@@ -19,10 +19,10 @@ from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import SliceViews  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess  # noqa: E402
-from support.remote_session import ASource  # noqa: E402
+from support.in_process_worker import InProcessSource  # noqa: E402
 from support.scene import a_segmentation, a_volume, voxels_of  # noqa: E402
-from support.slicer_application import ASlicer, ModuleWidget  # noqa: E402
-from support.user import a_noise, an_axial_view  # noqa: E402
+from support.slicer_application import ModuleWidget, RunningSlicer  # noqa: E402
+from support.slicer_user import a_noise, an_axial_view  # noqa: E402
 
 SOURCE = Path(__file__).resolve().parents[2] / "MedSAM2Segment" / "MedSAM2Segment.py"
 
@@ -30,9 +30,9 @@ SOURCE = Path(__file__).resolve().parents[2] / "MedSAM2Segment" / "MedSAM2Segmen
 @pytest.fixture
 def running(scene, monkeypatch):
     """A Slicer that has loaded the module and has started."""
-    running = ASlicer(monkeypatch, scene)
+    running = RunningSlicer(monkeypatch, scene)
     running.parent = running.load(SOURCE)
-    running.source = ASource()
+    running.source = InProcessSource()
     monkeypatch.setattr("MedSAM2SegmentLib.Worker.WorkerAccess.WorkerAccess", lambda: running.source)
     running.start()
     return running
@@ -89,7 +89,7 @@ def click(editor, ijk):
 def settle(editor, running):
     controller = editor.activeEffect().self().controller
     for _ in range(3):
-        running.source.worker.settle()
+        running.source.worker.answer_all()
         controller.tick()
     return controller
 

@@ -19,7 +19,7 @@ from support.scene import (
     rotation,
     sheared,
 )
-from support.user import AUser, a_noise
+from support.slicer_user import SlicerUser, a_noise
 from test_slicer_markups import ASegmentation, the_same
 
 SHIFT = a_matrix(origin=(4.0, -3.0, 2.0))
@@ -34,7 +34,7 @@ MATRICES = {
 
 @pytest.fixture
 def user(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.click((10, 10, 5))
     user.wait()
     user.controller.propagate()
@@ -73,7 +73,7 @@ def follows_the_prompt(user):
 def without_moving():
     """What the same user ends up with who moves nothing but the prompt."""
     scene = an_empty_scene()
-    user = AUser(scene)
+    user = SlicerUser(scene)
     user.click((10, 10, 5))
     user.wait()
     user.controller.propagate()
@@ -107,7 +107,7 @@ def test_moved_together_nothing_changes(user, name):
 
 @pytest.mark.parametrize("first", ["volume", "segmentation"])
 @pytest.mark.parametrize("name", MATRICES)
-def test_one_after_the_other_the_user_is_told_in_between(user, first, name):
+def test_one_after_the_other_the_user_is_informed_in_between(user, first, name):
     transform = a_linear_transform(user.scene, MATRICES[name])
     nodes = [user.volume, user.segmentation]
     if first == "segmentation":
@@ -219,7 +219,7 @@ def test_a_transform_over_everything_may_reach_the_prompts_first(user):
 
 def test_a_volume_that_is_transformed_and_a_segmentation_that_is_not_are_at_home(scene):
     volume = a_volume(scene, voxels=a_noise(), transform=a_linear_transform(scene, SHIFT))
-    user = AUser(scene, volume=volume)
+    user = SlicerUser(scene, volume=volume)
     user.click((10, 10, 5))
     user.wait()
     assert user.state.status is Status.PROMPTED and "moved" not in user.state.text

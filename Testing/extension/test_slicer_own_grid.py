@@ -282,7 +282,7 @@ def test_a_full_disk_names_the_temporary_folder(scene, tmp_path, monkeypatch):
     )
 
 
-def test_what_was_drawn_on_is_told_as_it_lies_in_the_scene(scene):
+def test_the_volume_drawn_on_is_described_as_it_lies_in_the_scene(scene):
     volume = a_volume(scene, geometries()["oblique"], name="CT")
     segmentation = a_segmentation(scene, volume)
     moved = a_matrix(origin=(4.0, 3.0, 0.0)) @ geometries()["oblique"]

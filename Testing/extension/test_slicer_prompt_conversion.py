@@ -10,7 +10,7 @@ from medsam2_core.errors import PromptError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import resolve
+from medsam2_core.prompts.slice_prompts import resolve
 from MedSAM2SegmentLib.Prompts.PromptConversion import alongCurve, boxPrompt, pointPrompt
 from support.errors import raises
 from support.scene import a_matrix, direction_of, geometries, rotation
@@ -150,7 +150,7 @@ def test_points_of_a_stroke_are_evenly_spread_along_it(positions):
     np.testing.assert_allclose(spread, again[::-1], atol=1e-6)
 
 
-def test_a_stroke_across_slices_speaks_about_each():
+def test_a_stroke_across_slices_applies_to_each():
     stack = a_stack(geometries()["plain"], "k")
     stroke = [[2, 2, 1], [10, 2, 1], [10, 2, 5], [10, 2, 9]]
     geometry = stack.volume.geometry

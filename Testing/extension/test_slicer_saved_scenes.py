@@ -11,9 +11,9 @@ pytest.importorskip("slicer")
 from MedSAM2SegmentLib.Segments.ProvenanceStore import ProvenanceStore, packed, unpacked
 from MedSAM2SegmentLib.Segments.VoxelOwnership import VoxelOwnership
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent
-from support.remote_session import ASource
+from support.in_process_worker import InProcessSource
 from support.scene import a_linear_transform, a_matrix, rotation, set_reference
-from support.user import AUser
+from support.slicer_user import SlicerUser
 from test_slicer_markups import a_scene_of_markups
 
 MEMORY = "MedSAM2.memory"
@@ -35,7 +35,7 @@ def scenes():
 @pytest.fixture
 def user(scenes):
     """Someone who clicked, propagated, painted, and erased."""
-    user = AUser(scenes())
+    user = SlicerUser(scenes())
     user.click((10, 10, 5))
     user.wait()
     user.controller.propagate()
@@ -55,7 +55,7 @@ def loaded(user, scenes, tmp_path, change=None):
     assert scene.ReadFromMRB(path, False)
     if change is not None:
         change(scene)
-    other = AUser(
+    other = SlicerUser(
         scene,
         volume=scene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode"),
         segmentation=scene.GetFirstNodeByClass("vtkMRMLSegmentationNode"),
@@ -138,7 +138,7 @@ def test_a_scene_that_was_moved_before_it_was_saved(user, scenes, tmp_path, hard
 
 def test_what_somebody_painted_elsewhere_stays_and_what_they_erased_stays_away(user, scenes, tmp_path):
     def paints(scene):
-        helper = AUser(
+        helper = SlicerUser(
             scene,
             volume=scene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode"),
             segmentation=scene.GetFirstNodeByClass("vtkMRMLSegmentationNode"),
@@ -182,7 +182,7 @@ def test_on_another_grid_what_is_ours_is_what_is_still_there(user, scenes, tmp_p
         '{"version": 1, "segments": {"A": {"notes": {"box": [0, 1]}, "found": 3}}}',
     ],
 )
-def test_what_cannot_be_read_is_ignored_and_told_in_the_log(user, scenes, tmp_path, caplog, text):
+def test_what_cannot_be_read_is_ignored_and_logged(user, scenes, tmp_path, caplog, text):
     def spoils(scene):
         node_of(scene).SetAttribute(MEMORY, text)
 
@@ -228,7 +228,7 @@ def test_what_the_user_has_taken_over_is_theirs_after_loading(user, scenes, tmp_
 
 def test_another_segmentation_and_back(user):
     before, own = user.mask(), user.segmentation
-    twin = AUser(user.scene, volume=user.volume, source=ASource(), activate=False)
+    twin = SlicerUser(user.scene, volume=user.volume, source=InProcessSource(), activate=False)
     user.editor.logic.SetSegmentationNode(twin.segmentation)
     user.wait()
     user.editor.logic.SetSegmentationNode(own)

@@ -8,7 +8,7 @@ slicer = pytest.importorskip("slicer")
 from medsam2_core.auto.fewshot.data import find_pairs  # noqa: E402
 from medsam2_core.errors import ExportError, TrainingError  # noqa: E402
 from medsam2_core.imaging.reading import read_volume  # noqa: E402
-from medsam2_core.imaging.segmentation_files import read_labels  # noqa: E402
+from medsam2_core.imaging.segmentation_files import read_segmentation  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneCases import SceneCases  # noqa: E402
 from support.errors import raises  # noqa: E402
 from support.scene import (  # noqa: E402
@@ -43,7 +43,7 @@ def a_labelled_volume(scene, name="CT", matrix=None, voxels=None, transform=None
 def written_to(folder, number=1):
     """The volume and its labels, as they are read for training; the labels on the volume's grid."""
     volume = read_volume(folder / f"case{number:03d}.nrrd")
-    labels = read_labels(folder / f"case{number:03d}.seg.nrrd")
+    labels = read_segmentation(folder / f"case{number:03d}.seg.nrrd")
     return volume, labels.on_grid(volume.geometry)
 
 
@@ -55,8 +55,8 @@ def test_voxels_and_labels_are_those_of_the_scene(scene, name, isMoved, tmp_path
     assert SceneCases(scene).write(tmp_path) == {"case001": "CT"}
     volume, labels = written_to(tmp_path)
     assert np.array_equal(volume.voxels_kji, a_picture())
-    assert np.array_equal(labels.mask_kji("A"), A_BOX)
-    assert np.array_equal(labels.mask_kji("B"), B_BOX)
+    assert np.array_equal(labels["A"].mask_kji, A_BOX)
+    assert np.array_equal(labels["B"].mask_kji, B_BOX)
     assert volume.geometry.ijk_to_ras == pytest.approx(geometries()[name], abs=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_colour_is_kept(scene, components, tmp_path):
     SceneCases(scene).write(tmp_path)
     volume, labels = written_to(tmp_path)
     assert np.array_equal(volume.voxels_kji, picture[..., :3])
-    assert np.array_equal(labels.mask_kji("A"), A_BOX)
+    assert np.array_equal(labels["A"].mask_kji, A_BOX)
 
 
 def test_colours_and_terminology_of_segments_are_kept(scene, tmp_path):
@@ -77,9 +77,9 @@ def test_colours_and_terminology_of_segments_are_kept(scene, tmp_path):
     segment.SetColor(0.25, 0.5, 0.75)
     segment.SetTag("TerminologyEntry", "Category~SCT^1^x~SCT^64033007^Kidney~^^~Anatomic~^^~^^")
     SceneCases(scene).write(tmp_path)
-    label = read_labels(tmp_path / "case001.seg.nrrd").find("Left kidney")
+    label = read_segmentation(tmp_path / "case001.seg.nrrd")["Left kidney"].label
     assert label.colour == pytest.approx((0.25, 0.5, 0.75), abs=0.01)
-    assert "Kidney" in label.tags
+    assert "Kidney" in label.tags["TerminologyEntry"]
 
 
 def test_a_segmentation_on_a_grid_of_its_own_is_brought_to_that_of_the_volume(scene, tmp_path):
@@ -89,13 +89,13 @@ def test_a_segmentation_on_a_grid_of_its_own_is_brought_to_that_of_the_volume(sc
     an_imported_segment(segmentation, "fine", own, (8, 10, 12))
     SceneCases(scene).write(tmp_path)
     _, labels = written_to(tmp_path)
-    found = labels.mask_kji("fine")
+    found = labels["fine"].mask_kji
     assert found.shape == SHAPE_KJI
     assert found[1:4, 1:5, 1:6].all()
     assert found.sum() <= 5 * 6 * 7
 
 
-def test_files_are_found_as_pairs_and_say_nothing_of_names(scene, tmp_path):
+def test_files_are_found_as_pairs_and_hold_no_names(scene, tmp_path):
     a_labelled_volume(scene, "Anna Smith")
     a_labelled_volume(scene, "Bob Smith", a_matrix(origin=(3, 4, 5)))
     cases = SceneCases(scene)
@@ -114,7 +114,7 @@ def test_of_several_segmentations_that_with_most_segments_is_taken(scene, tmp_pa
     paint(an_editor(draft, volume, "draft"), A_BOX, "draft")
     assert SceneCases(scene).names() == ("CT",)
     SceneCases(scene).write(tmp_path)
-    assert [label.name for label in read_labels(tmp_path / "case001.seg.nrrd").labels] == ["A", "B"]
+    assert [label.name for label in read_segmentation(tmp_path / "case001.seg.nrrd").labels] == ["A", "B"]
 
 
 def test_nothing_in_the_scene_is_touched(scene, tmp_path):

@@ -7,9 +7,9 @@ slicer = pytest.importorskip("slicer")
 
 import vtk  # noqa: E402
 from medsam2_core.errors import ExportError, GeometryError  # noqa: E402
-from medsam2_core.imaging.segmentation_files import read_labels  # noqa: E402
+from medsam2_core.imaging.segmentation_files import read_segmentation  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations  # noqa: E402
-from support.dicom_database import ADicomDatabase, in_slicer  # noqa: E402
+from support.dicom_database import DicomDatabase, in_slicer  # noqa: E402
 from support.errors import raises  # noqa: E402
 from support.scene import (  # noqa: E402
     SHAPE_KJI,
@@ -47,7 +47,8 @@ def written(scene, segmentation, folder):
     """The segments in a file, by ID, as slicerio reads them; and the labels on the grid of the file."""
     path = folder / "out.seg.nrrd"
     SceneSegmentations(scene).write(segmentation.GetID(), path)
-    return {one["id"]: one for one in slicerio.read_segmentation(str(path))["segments"]}, read_labels(path)
+    by_slicerio = {one["id"]: one for one in slicerio.read_segmentation(str(path))["segments"]}
+    return by_slicerio, read_segmentation(path)
 
 
 # What is written --------------------------------------------------------------------------------------------
@@ -64,15 +65,15 @@ def test_voxels_are_those_of_the_volume(scene, name, isMoved, tmp_path):
     assert grid.names() == ((segmentation.GetID(), "Organs"),)
     assert labels.geometry.ijk_to_ras == pytest.approx(geometries()[name], abs=1e-5)
     assert labels.geometry.shape_ijk == volume.GetImageData().GetDimensions()
-    assert np.array_equal(labels.mask_kji("A"), A_BOX)
-    assert np.array_equal(labels.mask_kji("B"), B_BOX)
+    assert np.array_equal(labels["A"].mask_kji, A_BOX)
+    assert np.array_equal(labels["B"].mask_kji, B_BOX)
 
 
 def test_hidden_and_empty_segments_come_along_in_their_order(scene, tmp_path):
     segments, labels = written(scene, some_segments(scene), tmp_path)
     assert list(segments) == ["A", "B", "C"]
     assert [one.name for one in labels.labels] == ["A", "B", "C"]
-    assert not labels.mask_kji("C").any()
+    assert not labels["C"].mask_kji.any()
 
 
 def test_names_colours_codes_and_tags_are_kept(scene, tmp_path):
@@ -118,7 +119,7 @@ def test_without_a_volume_the_segmentations_own_grid_is_taken(scene, tmp_path):
     paint(an_editor(segmentation, None), A_BOX, "A")
     _, labels = written(scene, segmentation, tmp_path)
     assert labels.geometry.ijk_to_ras == pytest.approx(geometries()["oblique"], abs=1e-5)
-    assert np.array_equal(labels.mask_kji("A"), A_BOX)
+    assert np.array_equal(labels["A"].mask_kji, A_BOX)
 
 
 def test_surfaces_are_made_voxels_of(scene, tmp_path):
@@ -135,13 +136,13 @@ def test_surfaces_are_made_voxels_of(scene, tmp_path):
     segment.AddRepresentation("Closed surface", sphere.GetOutput())
     known.AddSegment(segment, "ball")
     _, labels = written(scene, segmentation, tmp_path)
-    mask = labels.mask_kji("ball")
+    mask = labels["ball"].mask_kji
     assert mask[4, 7, 10]
     assert mask.sum() * 0.8 * 1.1 * 2.5 == pytest.approx(4 / 3 * np.pi * 4**3, rel=0.2)
     assert known.GetSegment("ball").GetRepresentation("Binary labelmap") is None
 
 
-def test_what_cannot_be_written_says_why(scene, tmp_path):
+def test_what_cannot_be_written_is_reported_with_the_reason(scene, tmp_path):
     segmentations = SceneSegmentations(scene)
     with raises("segmentation-gone", ExportError):
         segmentations.write("vtkMRMLSegmentationNode9", tmp_path / "a.seg.nrrd")
@@ -188,13 +189,13 @@ def from_dicom(scene, files):
 
 def test_the_files_are_those_of_the_instances_of_the_volume(scene, files, monkeypatch):
     node, segmentations = from_dicom(scene, files), SceneSegmentations(scene)
-    in_slicer(monkeypatch, ADicomDatabase(files))
+    in_slicer(monkeypatch, DicomDatabase(files))
     assert segmentations.dicomProblem(node) == ""
     assert segmentations.dicomFiles(node) == tuple(files.values())
 
 
 def test_looking_again_and_again_asks_the_database_once(scene, files):
-    node, database = from_dicom(scene, files), ADicomDatabase(files)
+    node, database = from_dicom(scene, files), DicomDatabase(files)
     segmentations = SceneSegmentations(scene, lambda: database)
     for _ in range(5):
         segmentations.dicomProblem(node)
@@ -212,13 +213,13 @@ def test_a_file_that_is_gone_is_noticed(scene, files, gone, how):
         del known[gone]
     else:
         known[gone] += ".gone"
-    segmentations = SceneSegmentations(scene, lambda: ADicomDatabase(known))
+    segmentations = SceneSegmentations(scene, lambda: DicomDatabase(known))
     with raises("dicom-files-missing", ExportError, missing=1, total=5):
         segmentations.dicomFiles(node)
 
 
-def test_why_there_is_no_series_is_told(scene, files):
-    database = ADicomDatabase(files)
+def test_why_there_is_no_series_is_reported(scene, files):
+    database = DicomDatabase(files)
     segmentations = SceneSegmentations(scene, lambda: database)
     node = from_dicom(scene, files)
     database.isOpen = False

@@ -7,8 +7,8 @@ slicer = pytest.importorskip("slicer")
 
 from medsam2_core.version import __version__  # noqa: E402
 from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
-from support.remote_session import WEIGHTS  # noqa: E402
-from support.user import AUser  # noqa: E402
+from support.in_process_worker import WEIGHTS  # noqa: E402
+from support.slicer_user import SlicerUser  # noqa: E402
 from test_slicer_auto import AutoUser  # noqa: E402
 from test_slicer_saved_scenes import loaded, scenes  # noqa: E402, F401
 
@@ -21,7 +21,7 @@ FOUND = ("AUTOMATIC", f"{SOFTWARE} Organs", "embedded", WEIGHTS)
 
 @pytest.fixture
 def user(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     yield user
     user.controller.cleanup()
 
@@ -52,7 +52,7 @@ def test_from_the_first_mask_on_a_prompted_segment_is_semiautomatic(user):
     assert tags(user, "B") == NOTHING
 
 
-def test_what_is_only_painted_is_left_to_slicer_which_says_manual(user):
+def test_what_is_only_painted_is_left_to_slicer_which_writes_manual(user):
     user.paint(slice(3, 8), slice(3, 8), slice(5, 6))
     user.wait()
     user.select("B")
@@ -112,7 +112,7 @@ def test_signing_is_no_step_of_undo(user):
     assert tags(user) == PROMPTED
 
 
-def test_undo_brings_back_what_a_segment_said_before(user):
+def test_undo_brings_back_the_earlier_tags_of_a_segment(user):
     user.paint(slice(3, 8), slice(3, 8), slice(5, 6))
     user.click((20, 18, 5))
     user.wait()
@@ -168,7 +168,7 @@ def test_another_model_signs_with_its_own_name(user):
     assert name == f"{SOFTWARE} {long}"[:64].strip()
 
 
-def test_a_worker_of_an_earlier_version_tells_no_hash(user):
+def test_a_worker_of_an_earlier_version_sends_no_hash(user):
     user.wait()
     (session,) = user.worker.sessions
     del session.info.model["weights_sha256"]
@@ -177,7 +177,7 @@ def test_a_worker_of_an_earlier_version_tells_no_hash(user):
     assert tags(user) == (*PROMPTED[:3], "")
 
 
-def test_where_a_model_lies_on_this_computer_is_not_told(user):
+def test_the_path_of_a_model_on_this_computer_is_not_written(user):
     user.wait()
     (session,) = user.worker.sessions
     session.info.model["name"] = "/data/anna/models/fine.safetensors"
@@ -267,8 +267,8 @@ def test_a_slice_that_auto_adds_to_its_own_is_automatic(finder):
 # In files ---------------------------------------------------------------------------------------------------
 
 
-def test_a_saved_scene_says_so_and_goes_on_saying_it(scenes, tmp_path):  # noqa: F811
-    user = AUser(scenes())
+def test_a_saved_scene_keeps_its_tags(scenes, tmp_path):  # noqa: F811
+    user = SlicerUser(scenes())
     user.click((10, 10, 5))
     user.wait()
     other = loaded(user, scenes, tmp_path)

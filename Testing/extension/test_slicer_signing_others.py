@@ -5,7 +5,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from support.user import AUser  # noqa: E402
+from support.slicer_user import SlicerUser  # noqa: E402
 from test_slicer_auto import AutoUser  # noqa: E402
 from test_slicer_signing import FOUND, NOTHING, PROMPTED, kidney, points_of, tags  # noqa: E402
 
@@ -14,7 +14,7 @@ THEIRS = ("AUTOMATIC", "TotalSegmentator v2", "", "")
 
 @pytest.fixture
 def user(scene):
-    user = AUser(scene)
+    user = SlicerUser(scene)
     yield user
     user.controller.cleanup()
 
@@ -94,7 +94,7 @@ def test_one_that_is_taken_away_from_what_was_painted_leaves_it_painted(user):
     assert tags(user) == NOTHING
 
 
-def test_what_they_had_said_is_not_exported(user, tmp_path):
+def test_their_earlier_tags_are_not_exported(user, tmp_path):
     from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations
 
     theirs(user)

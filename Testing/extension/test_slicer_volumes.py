@@ -152,7 +152,7 @@ def test_a_view_along_the_voxels_shows_slices_of_an_axis(scene, codes):
             index[axis] = n
             view = a_slice_node(scene, right, up, adapter.geometry.to_ras(index)[0])
             choice = adapter.stackOfView(view)
-            stack = choice.stack(adapter.volume)
+            stack = adapter.cut(choice)
             assert choice.axis == "ijk"[axis]
             shown = adapter.sliceOfView(view, stack)
             assert stack.to_ijk([[0, 0, shown]])[0, axis] == pytest.approx(n)
@@ -166,7 +166,7 @@ def test_an_axial_view_of_a_tilted_volume_is_oblique_and_keeps_its_plane(scene):
         for across in (-200.0, 0.0, 55.5):
             view = a_slice_node(scene, (-1, 0, 0), (0, 1, 0), (across, -across, offset))
             choice = adapter.stackOfView(view)
-            stack = choice.stack(adapter.volume)
+            stack = adapter.cut(choice)
             assert choice.axis == ""
             n = adapter.sliceOfView(view, stack)
             if n is not None:
@@ -180,7 +180,7 @@ def test_panning_a_view_does_not_change_its_oblique_stack(scene):
         adapter.stackOfView(a_slice_node(scene, (-1, 0, 0), (0, 1, 0), (across, -2 * across, 104.0)))
         for across in (-50.0, 0.0, 33.3)
     ]
-    keys = {choice.stack(adapter.volume).key for choice in choices}
+    keys = {adapter.cut(choice).key for choice in choices}
     assert len(keys) == 1
 
 

@@ -8,15 +8,15 @@ import pytest
 slicer = pytest.importorskip("slicer")
 
 from MedSAM2SegmentLib.Segments.EditHistory import EditHistory  # noqa: E402
-from support.desk import Desk  # noqa: E402
 from support.scene import box_mask, paint  # noqa: E402
+from support.writer_setup import WriterSetup  # noqa: E402
 
 
 class User:
     """Paints, erases and undoes while masks are written; keeps which voxels must stay, and must stay away."""
 
     def __init__(self, scene):
-        self.desk = Desk(scene)
+        self.desk = WriterSetup(scene)
         self.desk.editor.logic.SetMaximumNumberOfUndoStates(1000)
         self.history = EditHistory(self.desk.writer, limit=1000)
         self.painted = np.zeros_like(self.voxels)

@@ -10,7 +10,6 @@ from medsam2_core.imaging.slices import SliceStack  # noqa: E402
 from MedSAM2SegmentLib.Segments.Editors import SegmentError  # noqa: E402
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
-from support.desk import Desk  # noqa: E402
 from support.errors import raises  # noqa: E402
 from support.scene import (  # noqa: E402
     a_matrix,
@@ -23,6 +22,7 @@ from support.scene import (  # noqa: E402
     paint,
     set_reference,
 )
+from support.writer_setup import WriterSetup  # noqa: E402
 
 EDITOR = slicer.vtkMRMLSegmentEditorNode
 ALLOWED = slicer.vtkMRMLSegmentationNode
@@ -30,7 +30,7 @@ ALLOWED = slicer.vtkMRMLSegmentationNode
 
 @pytest.fixture
 def desk(scene):
-    return Desk(scene)
+    return WriterSetup(scene)
 
 
 # Neighbours ------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_what_a_mask_refused_comes_when_it_is_lifted(desk):
 
 @pytest.mark.parametrize("name", geometries())
 def test_the_intensity_mask_is_honoured(scene, name):
-    desk = Desk(scene, matrix=geometries()[name])
+    desk = WriterSetup(scene, matrix=geometries()[name])
     low, high = 200, 260
     desk.editor.node.SourceVolumeIntensityMaskOn()
     desk.editor.node.SetSourceVolumeIntensityMaskRange(low, high)
@@ -304,7 +304,7 @@ def test_a_segment_that_is_gone_is_named_and_nothing_is_lost(desk):
 
 
 def test_a_segmentation_of_surfaces_is_refused_until_it_is_converted(scene):
-    desk = Desk(scene)
+    desk = WriterSetup(scene)
     paint(desk.editor, box_mask((2, 6), (3, 10), (4, 14)))
     segmentation = desk.segmentation.GetSegmentation()
     segmentation.CreateRepresentation("Closed surface")
@@ -326,8 +326,8 @@ def test_a_surface_shown_in_3d_follows(desk):
     assert after[0] < before[0] and after[1] > before[1]
 
 
-def test_without_a_segmentation_or_a_geometry_it_says_what_to_choose(scene):
-    desk = Desk(scene)
+def test_without_a_segmentation_or_a_geometry_the_message_names_what_to_choose(scene):
+    desk = WriterSetup(scene)
     desk.editor.node.SetAndObserveSegmentationNode(None)
     with raises("no-segmentation", SegmentError):
         desk.write(2, (2, 9), (3, 15))

@@ -13,7 +13,7 @@ from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from support import remote_session  # noqa: E402
 from support.scene import a_segmentation, a_volume, an_editor, geometries  # noqa: E402
-from support.user import AUser  # noqa: E402
+from support.slicer_user import SlicerUser  # noqa: E402
 
 LIMIT = 0.030  # seconds of computing
 
@@ -90,7 +90,7 @@ def test_the_first_click_in_a_picture_of_20_megapixels_does_not_freeze_the_windo
     y, x = np.ogrid[:height, :width]
     disc = (y - height // 2) ** 2 + (x - width // 2) ** 2 < radius**2
     monkeypatch.setattr(remote_session, "answer_to", lambda prompts, n, stack: disc)
-    user = AUser(scene, volume=a_volume(scene, voxels=np.zeros((1, height, width, 3), np.uint8)))
+    user = SlicerUser(scene, volume=a_volume(scene, voxels=np.zeros((1, height, width, 3), np.uint8)))
     user.wait()
     session, seconds = user.controller._session, []
     apply = session.onAnswer

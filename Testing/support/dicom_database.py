@@ -9,7 +9,7 @@ from medsam2_core.imaging.reading import read_volume
 from support.scene import a_volume
 
 
-class ADicomDatabase:
+class DicomDatabase:
     """As much of `slicer.dicomDatabase` as is asked for."""
 
     def __init__(self, files=None):
@@ -30,7 +30,7 @@ def a_dicom_volume(scene, folder, name="CT"):
     uids = [str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in paths]
     node = a_volume(scene, volume.geometry.ijk_to_ras, volume.voxels_kji, name)
     node.SetAttribute("DICOM.instanceUIDs", " ".join(uids))
-    return node, ADicomDatabase(dict(zip(uids, map(str, paths), strict=True)))
+    return node, DicomDatabase(dict(zip(uids, map(str, paths), strict=True)))
 
 
 def in_slicer(monkeypatch, database):

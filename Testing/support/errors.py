@@ -9,9 +9,9 @@ from medsam2_core.errors import MedSAM2Error
 
 
 @contextmanager
-def raises(code: str, kind: type[MedSAM2Error] = MedSAM2Error, **fields: Any) -> Iterator[Any]:
-    """Expect an error of ``kind`` with a code, and with at least these fields."""
-    with pytest.raises(kind) as caught:
+def raises(code: str, error_type: type[MedSAM2Error] = MedSAM2Error, **fields: Any) -> Iterator[Any]:
+    """Expect an error of ``error_type`` with a code, and with at least these fields."""
+    with pytest.raises(error_type) as caught:
         yield caught
     error = caught.value
     assert error.code == code, f"{error.code!r}: {error}"

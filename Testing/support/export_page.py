@@ -17,7 +17,7 @@ RESULT = {
 GRID = {"ijk_to_ras": np.eye(4).tolist(), "shape_ijk": [20, 14, 9]}
 
 
-class SomeSegmentations:
+class FakeSegmentations:
     """Segmentations of a scene that is not there: 1 on a DICOM series, 2 on none."""
 
     def __init__(self, *names, problem=None):
@@ -53,14 +53,14 @@ class SomeSegmentations:
         self.refreshed += 1
 
 
-class APage:
+class ExportPage:
     """The section, its worker, and how often it said that something changed."""
 
     def __init__(self, tmp_path, *names, problem=None, trouble=None, later=None, **settings):
         self.out = tmp_path / "out"
         self.worker, self.changes = FakeWorker(), 0
         self.workers = FakeWorkers(self.worker, trouble)
-        self.scene = SomeSegmentations(*(names or ("Liver", "Draft")), problem=problem)
+        self.scene = FakeSegmentations(*(names or ("Liver", "Draft")), problem=problem)
         how = {"later": later} if later is not None else {}
         self.page = ExportSection(FakeSettings(**settings), self.workers, self.scene, self.changed, **how)
 

@@ -20,8 +20,10 @@ import numpy as np
 from medsam2_core.errors import MedSAM2Error, ProtocolError, VolumeError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import MaskPrompt, Point, resolve
+from medsam2_core.prompts import MaskPrompt, Point
+from medsam2_core.prompts.slice_prompts import resolve
 from medsam2_core.worker.messages import (
     StackChoice,
     slice_mask_from_json,
@@ -37,7 +39,7 @@ class Session:
     """Paints a disc around every point; tracking moves the mask of the nearest prompted slice a little."""
 
     def __init__(self, volume, stack):
-        self.stack = stack.stack(volume)
+        self.stack = SliceStack.cut(volume, **vars(stack))
         self.prompts, self.masks, self.covered = {}, {}, {}
 
     def set_prompts(self, name, n, prompts):

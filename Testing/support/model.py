@@ -10,16 +10,18 @@ import torch
 from medsam2_core.engine.architecture import build_module, read_config
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
-from medsam2_core.engine.maps import logits_on_slice
+from medsam2_core.engine.maps import ABSENT
 from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
 from medsam2_core.engine.sources import ArrayImages
 from medsam2_core.engine.tracker import Tracker
+from medsam2_core.engine.zoom import Region
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import PixelPrompts, Prompt, SlicePrompts
 from medsam2_core.session import Session
 from omegaconf import OmegaConf
 from PIL import Image
+from torch.nn import functional
 
 DRAWN = PromptRecipe(draws_prompts=True, carries_mask=True)
 
@@ -134,6 +136,13 @@ class StockAndOurs:
     def logits(self, tracker: Tracker, result: SliceMask) -> np.ndarray:
         """(H, W) logits behind one of our results, as stock shows them."""
         return logits_on_slice(*tracker.state(result.object).kept_logits(result.n), self.shape_hw)
+
+
+def logits_on_slice(logits: torch.Tensor, region: Region, shape_hw, outside: float = ABSENT) -> np.ndarray:
+    """The (H, W) logits of a slice; `outside` where the region does not reach."""
+    size = (region.height, region.width)
+    scaled = functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)[0, 0]
+    return region.paste(scaled.cpu().numpy(), shape_hw, fill=outside)
 
 
 def remember_images(stock: torch.nn.Module) -> None:

@@ -3,7 +3,9 @@
 import numpy as np
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.intensity import Window
+from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.segmentation import Segmentation
+from medsam2_core.imaging.slice_mask import PackedValues
 from medsam2_core.prompts import Box, Point, PromptSet
 
 SHAPE_IJK = (20, 16, 9)
@@ -64,6 +66,15 @@ def a_segmentation(geometry: Geometry | None = None, masks=None, **provenance) -
         some_masks() if masks is None else masks,
         known | provenance,
     )
+
+
+def probabilities_of(geometry: Geometry, values, provenance=None) -> Probabilities:
+    """Probabilities from (K, J, I) uint8 values by name."""
+    slices = {
+        name: {k: PackedValues.of(values_ji) for k, values_ji in enumerate(values_kji)}
+        for name, values_kji in values.items()
+    }
+    return Probabilities(geometry, slices, provenance or {})
 
 
 def random_geometry(rng: np.random.Generator, shape_ijk=SHAPE_IJK) -> Geometry:

@@ -12,7 +12,7 @@ from support.slice_view import a_slice_view, the_app
 ORIENTATIONS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
 
 
-class APromptingUser:
+class PromptingUser:
     """Views are made when they are first looked at; what is done in them goes to the segment ``segment``."""
 
     def __init__(self):
@@ -67,7 +67,7 @@ class APromptingUser:
 
     def stack(self, view=None):
         choice = self.adapter.stackOfView((view or self.views["Red"]).node)
-        return choice.stack(self.adapter.volume)
+        return self.adapter.cut(choice)
 
     def slice_prompts(self, segment=None, stack=None):
         return self.markups.slicePrompts(segment or self.segment, self.adapter, stack or self.stack())

@@ -27,7 +27,7 @@ def the_app() -> SlicerApp:
 def a_slice_view(name, orientation="Axial", size=SIZE):
     """The view of that name, as new: views are kept, for they cost more than most tests."""
     if name not in _views:
-        _views[name] = ASliceView(the_app(), name, size)
+        _views[name] = OffscreenSliceView(the_app(), name, size)
     view = _views[name]
     view.renew(orientation, size)
     return view
@@ -53,7 +53,7 @@ class Actors:
         self.renders += 1
 
 
-class ASliceView:
+class OffscreenSliceView:
     """A slice view with hands on mouse and keyboard.
 
     ``process`` takes each event first, as an effect of the segment editor does, and what it returns True for

@@ -349,7 +349,7 @@ class ModuleWidget(qt.QWidget):
         self._self.setup()
 
 
-class ASlicer:
+class RunningSlicer:
     """Everything of a running Slicer that the module touches, put where it looks for it."""
 
     def __init__(self, monkeypatch, scene) -> None:

@@ -16,6 +16,7 @@ from medsam2_core.session import Session
 from medsam2_core.session.automatic import AutoRun
 from medsam2_core.worker.job_messages import AutoRequest, auto_models_from_json
 from medsam2_core.worker.messages import slice_mask_to_json
+from support.errors import raises
 from support.model import set_prompts
 from support.real_worker import RealWorker, a_ball, a_box, a_point
 
@@ -92,7 +93,7 @@ def found_here(session, folder, first=None, last=None, **options):
     return run.found()
 
 
-def test_models_are_listed_with_what_their_cards_say(ready, folder):
+def test_models_are_listed_with_the_content_of_their_cards(ready, folder):
     told = ready.ask("auto_models")
     other, test = told["models"]
     assert (test["file"], test["name"], test["base"]) == ("test", "a test", "embedded")
@@ -201,7 +202,7 @@ def test_a_closed_session_ends_it(ready):
         ({"method": "magic"}, "PromptError", "memory or slices"),
     ],
 )
-def test_what_cannot_be_is_told_with_the_way_out(ready, wish, kind, words):
+def test_what_cannot_be_is_reported_with_the_way_out(ready, wish, kind, words):
     error = ready.answer(ask(ready, **wish)).header
     assert (error["type"], error["kind"]) == ("error", kind), error
     assert words in error["message"]
@@ -253,7 +254,7 @@ def test_only_models_of_the_folder_are_removed(folder, tmp_path):
 
     kept = tmp_path / "mine.medsam2auto"
     kept.write_bytes((folder / "test.medsam2auto").read_bytes())
-    with pytest.raises(CheckpointError, match="only Auto models of that folder"):
+    with raises("auto-model-elsewhere", CheckpointError):
         library.remove(kept, folder)
     assert kept.exists()
     assert library.find(kept, folder)[0] == kept

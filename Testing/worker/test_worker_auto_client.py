@@ -16,7 +16,7 @@ from support.supervised_worker import clicks, fake_worker
 from support.wire import Client, call_all
 
 
-def test_slices_are_told_as_they_come_and_put_together_at_the_end(supervised):
+def test_slices_are_passed_on_as_they_come_and_put_together_at_the_end(supervised):
     worker = supervised()
     session = worker.session()
     came = []
@@ -39,7 +39,7 @@ def test_slices_are_told_as_they_come_and_put_together_at_the_end(supervised):
     assert session.objects == (), "nothing is known until somebody says it"
 
 
-def test_what_was_found_is_told_to_the_session_and_to_the_next_worker(supervised):
+def test_what_was_found_is_passed_to_the_session_and_to_the_next_worker(supervised):
     worker = supervised()
     session = worker.session()
     (found,) = worker.answer(session.auto, AutoRequest("any"))
@@ -126,7 +126,7 @@ def test_an_answer_that_makes_no_sense_is_a_protocol_error(wrong):
         AutoPrediction.from_json(None if wrong is None else {**CLASS, **wrong}, {}, received)
 
 
-def test_models_of_a_later_version_may_say_more_and_damaged_ones_are_refused():
+def test_models_of_a_later_version_may_have_more_fields_and_damaged_ones_are_refused():
     item = {"file": "f", "path": "/p", "name": "n", "classes": [{"name": "a", "more": 1}], "base": "b"}
     item |= {"axis": "axial", "modality": "", "training": {"dice": {"a": {"mean": 0.6}, "b": 0.8}}, "more": 2}
     entry = AutoModelInfo.from_json(item)
@@ -138,6 +138,6 @@ def test_models_of_a_later_version_may_say_more_and_damaged_ones_are_refused():
             AutoModelInfo.from_json({**item, **wrong})
 
 
-def test_a_wish_goes_there_and_back():
+def test_a_request_goes_there_and_back():
     for wish in (AutoRequest("m"), AutoRequest("m", ("a", "b"), 3, 9, "slices", True)):
         assert AutoRequest.from_json(wish.to_json()) == wish

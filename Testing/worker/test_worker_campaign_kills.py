@@ -176,7 +176,7 @@ def a_step(chance, session, snapshots):
     return None
 
 
-def test_whatever_is_said_is_the_same_with_a_worker_that_keeps_dying(campaign):
+def test_all_prompts_give_the_same_with_a_worker_that_keeps_dying(campaign):
     steady, dying = (SupervisedWorker(fake_worker("--step", 0.002), PATIENT) for _ in range(2))
     try:
         for seed in range(3 * campaign):

@@ -7,7 +7,7 @@ from medsam2_core.prompts import Point, SlicePrompts
 from medsam2_core.worker.client import WorkerClient, WorkerState
 from medsam2_core.worker.messages import SessionSettings, StackChoice
 from medsam2_core.worker.session_client import SessionClient
-from support.remote_session import ASession, AWorker
+from support.in_process_worker import InProcessSession, InProcessWorker
 from support.supervised_worker import clicks, fake_worker, volume
 
 
@@ -30,7 +30,7 @@ class StandIn:
     """What the tests of the extension use instead."""
 
     def __init__(self, supervised):
-        self.client = AWorker()
+        self.client = InProcessWorker()
         self.die, self.recover = self.client.die, self.client.recover
 
     def until(self, condition):
@@ -38,7 +38,7 @@ class StandIn:
             assert self.client.step(), "nothing is left to be answered"
 
     def turn(self, seconds):
-        self.client.settle()
+        self.client.answer_all()
 
 
 @pytest.fixture(params=[Real, StandIn])
@@ -89,14 +89,16 @@ def numbers(masks):
     return sorted(mask.n for mask in masks)
 
 
-@pytest.mark.parametrize(("stand_in", "real"), [(ASession, SessionClient), (AWorker, WorkerClient)])
+@pytest.mark.parametrize(
+    ("stand_in", "real"), [(InProcessSession, SessionClient), (InProcessWorker, WorkerClient)]
+)
 def test_the_stand_in_has_no_methods_that_the_real_one_lacks(stand_in, real):
-    own = {"step", "settle", "die", "recover", "later"}
+    own = {"step", "answer_all", "die", "recover", "later"}
     methods = {name for name in vars(stand_in) if not name.startswith("_") and callable(vars(stand_in)[name])}
-    assert methods - own - {"findings"} <= set(dir(real))
+    assert methods - own - {"predict"} <= set(dir(real))
 
 
-def test_a_session_is_told_to_be_open_once_and_describes_itself(worker):
+def test_a_session_is_reported_as_open_once_and_describes_itself(worker):
     calls = []
     session = opened(worker, opened=lambda: calls.append(session.is_open))
     assert not session.is_open and session.info is None

@@ -76,7 +76,7 @@ def test_what_exists_is_replaced_only_when_that_is_allowed(worker, ball, tmp_pat
     assert out.read_bytes() != b"precious"
 
 
-def test_what_is_wrong_is_told_in_the_one_line_of_the_command(worker, ball, tmp_path):
+def test_what_is_wrong_is_reported_by_the_one_line_of_the_command(worker, ball, tmp_path):
     error = worker.refused("export", segmentation=str(tmp_path / "none.nrrd"), out=str(tmp_path / "a.nrrd"))
     assert error["kind"] == "ExportError"
     assert "none.nrrd" in error["message"]
@@ -190,7 +190,7 @@ def test_one_after_the_other(tmp_path):
     assert "out" in shop.wait(4)
 
 
-def test_one_that_is_stopped_says_so_and_the_next_begins(tmp_path):
+def test_one_that_is_stopped_reports_it_and_the_next_begins(tmp_path):
     shop = AShop(tmp_path, A_SLOW_ONE)
     shop.ask(1)
     shop.ask(2)
@@ -205,7 +205,7 @@ def test_one_that_is_stopped_says_so_and_the_next_begins(tmp_path):
     assert "half written" in str(shop.wait(3))
 
 
-def test_one_that_dies_is_told_with_its_last_line(tmp_path):
+def test_one_that_dies_is_reported_with_its_last_line(tmp_path):
     shop = AShop(tmp_path, "print('Killed', file=sys.stderr)\nos._exit(9)")
     shop.ask()
     error = shop.wait()

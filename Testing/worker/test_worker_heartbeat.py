@@ -105,7 +105,7 @@ def test_a_session_may_take_four_times_as_long_to_load_as_the_worker_took_to_sta
     assert 80 < link.now - link.mute_from < 86
 
 
-def test_a_computation_that_tells_of_its_progress_is_not():
+def test_a_computation_that_reports_progress_is_not():
     link = SimulatedWorker(busy={"busy": True, "step_age": 10.0**6})
     link.pass_time(1.0)
     errors = []
@@ -151,7 +151,7 @@ def test_deaths_far_apart_are_forgiven():
     assert link.client.state is WorkerState.READY and link.starts == 6
 
 
-def test_what_an_old_worker_still_says_is_not_heard():
+def test_what_an_old_worker_still_sends_is_ignored():
     link = SimulatedWorker(timing=STEADY)
     link.pass_time(0.5)
     old = link.listener

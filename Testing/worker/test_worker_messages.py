@@ -18,6 +18,7 @@ from medsam2_core.errors import (
 )
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slice_mask import SliceMask, pack, unpack
+from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, SlicePrompts
 from medsam2_core.worker import messages
@@ -47,7 +48,7 @@ def test_a_mask_is_the_same_after_packing(mask_hw):
     assert (box == (0, 0, 0, 0) and bits == b"") == (not mask_hw.any())
 
 
-def test_bits_lie_as_the_protocol_says():
+def test_bits_lie_as_in_the_protocol():
     mask_hw = np.zeros((5, 20), bool)
     mask_hw[1, 2:12] = True
     mask_hw[3, 2] = True
@@ -94,14 +95,14 @@ WORDS = SlicePrompts(
 )  # fmt: skip
 
 
-def test_words_are_the_same_at_the_other_end():
+def test_prompts_are_the_same_at_the_other_end():
     arrays = {}
     assert messages.slice_prompts_from_json(
         *_with(through_a_frame(messages.slice_prompts_to_json(3, WORDS, arrays), arrays))
     ) == (3, WORDS)
 
 
-def test_a_known_mask_goes_with_the_words():
+def test_a_known_mask_goes_with_the_prompts():
     known = SliceMask.from_mask("liver", 3, np.eye(6, dtype=bool), prompted=True)
     arrays = {}
     item = messages.slice_prompts_to_json(3, SlicePrompts(WORDS.prompts, known=known), arrays)
@@ -139,13 +140,13 @@ def test_a_prompt_that_is_none_is_refused(prompt):
         messages.prompt_from_json(prompt, arrays)
 
 
-def test_words_that_begin_with_the_earlier_ones_extend_them():
+def test_prompts_that_begin_with_the_earlier_ones_extend_them():
     first, second = SlicePrompts(WORDS.prompts[:2]), SlicePrompts(WORDS.prompts)
     assert second.extends(first) and not first.extends(second) and first.extends(SlicePrompts())
     assert not SlicePrompts() and SlicePrompts(final=True)
 
 
-def test_an_object_is_told_with_the_masks_that_words_alone_would_not_give():
+def test_an_object_is_restored_with_the_masks_that_prompts_alone_would_not_give():
     record = {n: SliceMask.from_mask("liver", n, np.eye(6, dtype=bool), prompted=True) for n in (1, 2, 3)}
     words = {1: SlicePrompts(WORDS.prompts), 3: SlicePrompts(WORDS.prompts), 4: SlicePrompts()}
     arrays = {}
@@ -169,13 +170,15 @@ def test_a_stack_is_the_same_at_the_other_end(choice):
     item, _ = through_a_frame(choice.to_json(), {})
     volume = Volume(np.zeros((4, 5, 6), np.int16), Geometry(np.eye(4), (6, 5, 4)))
     assert StackChoice.from_json(item) == choice
-    assert choice.stack(volume).key == StackChoice.from_json(item).stack(volume).key
+    keys = [SliceStack.cut(volume, **vars(one)).key for one in (choice, StackChoice.from_json(item))]
+    assert keys[0] == keys[1]
 
 
 @pytest.mark.parametrize("item", [None, {"axis": "up"}, {"axis": None}, {"axis": []}, {"origin_ras": "abc"}])
 def test_a_stack_that_is_none_is_refused(item):
     with pytest.raises(GeometryError):
-        StackChoice.from_json(item).stack(Volume(np.zeros((2, 2, 2)), Geometry(np.eye(4), (2, 2, 2))))
+        volume = Volume(np.zeros((2, 2, 2)), Geometry(np.eye(4), (2, 2, 2)))
+        SliceStack.cut(volume, **vars(StackChoice.from_json(item)))
 
 
 def test_settings_are_the_same_at_the_other_end_and_unknown_ones_are_refused():

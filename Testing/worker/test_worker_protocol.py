@@ -89,7 +89,7 @@ def test_what_a_login_prints_is_skipped_and_kept():
     assert len(got) == 1 and reader.banner.endswith(b"today MS2")
 
 
-def test_a_stream_without_a_frame_is_given_up_and_says_what_it_read_instead():
+def test_a_stream_without_a_frame_is_given_up_with_what_was_read_instead():
     reader = FrameReader(skip_banner=True)
     with raises("no-worker") as caught:
         for _ in range(2000):
@@ -155,7 +155,7 @@ def test_damage_is_named(data, code):
 
 
 @pytest.mark.parametrize("size", [3, 5])
-def test_a_compressed_body_must_inflate_to_what_it_says(size):
+def test_a_compressed_body_must_inflate_to_its_declared_size(size):
     for inflated in (4, size):  # not what there is, or not what the arrays need
         with raises("frame-array"):
             FrameReader().feed(
@@ -195,7 +195,7 @@ def test_any_bytes_are_frames_or_a_protocol_error(noise):
         ({"type": "t"}, {"x": np.zeros(2, np.complex64)}),
     ],
 )
-def test_what_the_protocol_cannot_say_is_not_written(header, arrays):
+def test_what_the_protocol_cannot_express_is_not_written(header, arrays):
     with pytest.raises(ProtocolError):
         encode(header, arrays)
 

@@ -79,7 +79,7 @@ def figures(mask):
 # The beginning and the end ----------------------------------------------------------------------------------
 
 
-def test_it_says_what_it_is(worker):
+def test_it_describes_itself(worker):
     hello = worker.greet()
     assert hello["protocol"] == 2
     assert hello["software"] == f"MedSAM2Segment {__version__}"
@@ -93,7 +93,7 @@ def test_it_says_what_it_is(worker):
 
 
 @pytest.mark.parametrize(("spoken", "side"), [([0, 1], "client"), ([3, 7], "worker")])
-def test_it_says_which_side_to_update(worker, spoken, side):
+def test_it_names_the_side_to_update(worker, spoken, side):
     error = worker.refused("hello", protocols=spoken, client="test")
     assert error["kind"] == "ProtocolError"
     assert (error["code"], error["fields"]) == ("protocol-version", {"outdated": side})
@@ -392,7 +392,7 @@ def test_a_request_that_cannot_be_is_refused_with_a_reason(ready, type, fields, 
         (["point"], "PromptError"),
     ],
 )
-def test_words_that_mean_nothing_are_refused(ready, session, prompts, kind):
+def test_messages_that_mean_nothing_are_refused(ready, session, prompts, kind):
     assert ready.answer(ready.set_prompts("a", 12, *prompts, session=session)).header["kind"] == kind
 
 
@@ -400,7 +400,7 @@ def test_fields_it_does_not_know_do_not_matter(ready, session):
     assert ready.ask("ping", colour="red", deep={"a": [1, {}]})["type"] == "result"
 
 
-def test_it_tells_which_models_there_are(ready):
+def test_it_lists_the_models(ready):
     models = {model["name"]: model for model in ready.ask("models")["models"]}
     assert models["embedded"]["installed"]
     assert models["embedded"]["image_size"] == 256
@@ -428,7 +428,7 @@ def test_messages_without_an_id_are_refused(worker):
     assert [(error["re"], error["kind"]) for error in errors] == [(None, "ProtocolError")] * 3
 
 
-def test_a_defect_is_told_with_where_it_happened():
+def test_a_bug_is_reported_with_where_it_happened():
     try:
         raise ZeroDivisionError("one by nothing")
     except ZeroDivisionError as error:
@@ -466,7 +466,7 @@ def test_nothing_is_imported_from_the_folder_it_happens_to_be_in(monkeypatch):
     assert path == [here]
 
 
-def test_a_full_memory_is_told_with_a_way_out():
+def test_a_full_memory_is_reported_with_a_way_out():
     def torch_says():
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
@@ -519,7 +519,7 @@ def test_it_opens_no_socket(ready):
     assert process.children() == []
 
 
-def test_the_log_tells_no_names(ready, session):
+def test_the_log_holds_no_names(ready, session):
     ready.answer(ready.set_prompts("Tumour of Mrs. Example", 12, CLICK, session=session))
     ready.refused("open_session", session="x", volume="Secret^Volume")
     log = ready.log.read_text()

@@ -82,7 +82,7 @@ def test_a_connection_that_breaks_is_made_again(remote, who):
     assert np.array_equal(after.mask_hw & before[0].mask_hw, before[0].mask_hw)
 
 
-def test_no_server_is_told_in_the_words_of_ssh(remote, ssh):
+def test_a_missing_server_is_reported_by_the_message_of_ssh(remote, ssh):
     ssh.stop()
     worker = remote()
     worker.until_state(WorkerState.FAILED)
@@ -92,7 +92,7 @@ def test_no_server_is_told_in_the_words_of_ssh(remote, ssh):
     worker.until_ready()
 
 
-def test_no_program_there_is_told_in_the_words_of_its_shell(remote):
+def test_a_missing_program_is_reported_by_the_message_of_its_shell(remote):
     worker = remote(["no-such-medsam2", "worker"])
     worker.until_state(WorkerState.FAILED)
     assert "no-such-medsam2" in worker.client.problem and "127" in worker.client.problem

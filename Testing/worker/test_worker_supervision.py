@@ -34,7 +34,7 @@ def test_a_session_is_opened_spoken_to_and_followed(supervised):
     assert worker.states == [WorkerState.STARTING, WorkerState.READY]
 
 
-def test_what_is_said_before_there_is_a_worker_is_answered_when_there_is_one(supervised):
+def test_what_is_asked_before_there_is_a_worker_is_answered_when_there_is_one(supervised):
     worker = supervised(start=False)
     worker.client.start()
     session = worker.session(wait=False)
@@ -185,7 +185,7 @@ def test_a_request_in_flight_when_all_is_given_up_fails(supervised):
     ],
     ids=["missing", "none", "import", "other", "crash", "endless", "version"],
 )
-def test_a_worker_that_never_comes_is_not_tried_again_and_says_why(supervised, command, says):
+def test_a_worker_that_never_comes_is_not_tried_again_and_the_reason_is_given(supervised, command, says):
     worker = supervised(command)
     session = worker.session(wait=False)
     answers = []
@@ -203,7 +203,7 @@ def test_a_worker_that_keeps_silent_from_the_start_is_given_up(supervised):
     assert "0.5 s of its start" in worker.client.problem
 
 
-def test_the_report_tells_versions_and_last_messages_and_nothing_of_the_patient(supervised):
+def test_the_report_has_versions_and_last_messages_and_nothing_of_the_patient(supervised):
     worker = supervised(fake_worker("--banner", "Welcome to the cluster\n", "--at", "models", "die"))
     scan = volume()
     object.__setattr__(scan, "name", "Jane Doe 1970")
@@ -221,7 +221,7 @@ def test_the_report_tells_versions_and_last_messages_and_nothing_of_the_patient(
     assert "Jane" not in worker.client.report
 
 
-def test_an_error_of_the_worker_reaches_who_asked_and_the_words_are_as_before(supervised):
+def test_an_error_of_the_worker_reaches_who_asked_and_the_prompts_are_as_before(supervised):
     worker = supervised()
     session = worker.session()
     worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
@@ -315,7 +315,7 @@ def test_a_callback_that_fails_disturbs_nobody_else(supervised):
     assert isinstance(worker.answer(session.set_prompts, "c", clicks((5, 6), n=2)), list)
 
 
-def test_a_callback_may_speak_again_stop_and_start(supervised):
+def test_a_callback_may_send_again_stop_and_start(supervised):
     worker = supervised()
     session = worker.session()
     answers = []
@@ -361,7 +361,7 @@ def test_a_long_computation_that_moves_is_left_alone(supervised):
     assert len(worker.transports) == 1
 
 
-def test_words_are_told_back_as_they_will_be_when_all_is_answered(supervised):
+def test_prompts_are_reported_as_they_will_be_when_all_is_answered(supervised):
     worker = supervised(fake_worker("--step", 0.02))
     session = worker.session()
     worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
@@ -380,7 +380,7 @@ def test_words_are_told_back_as_they_will_be_when_all_is_answered(supervised):
     assert session.prompts("a") == clicks((1, 1), n=1) and set(session.masks("a")) == {1}
 
 
-def test_words_taken_back_from_a_tracked_slice_leave_what_tracking_found(supervised):
+def test_prompts_removed_from_a_tracked_slice_leave_what_tracking_found(supervised):
     worker = supervised()
     session = worker.session()
     worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))
@@ -392,7 +392,7 @@ def test_words_taken_back_from_a_tracked_slice_leave_what_tracking_found(supervi
     assert session.masks("a") == tracked
 
 
-def test_a_snapshot_does_not_take_an_earlier_answer_for_that_of_new_words(supervised):
+def test_a_snapshot_does_not_take_an_earlier_answer_for_that_of_new_prompts(supervised):
     worker = supervised(fake_worker("--step", 0.02))
     session = worker.session()
     (old,) = worker.answer(session.set_prompts, "a", clicks((5, 6), n=2))

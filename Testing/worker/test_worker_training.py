@@ -114,7 +114,7 @@ def test_it_ends_with_a_worker_that_is_killed(worker, data):
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE], "an orphan goes on training"
 
 
-def test_what_is_wrong_with_the_data_is_told_in_one_line(worker, tmp_path):
+def test_what_is_wrong_with_the_data_is_reported_in_one_line(worker, tmp_path):
     (tmp_path / "empty").mkdir()
     for data, words in ((tmp_path / "nowhere", "no such folder"), (tmp_path / "empty", "no labels")):
         error = worker.refused("train_auto", data=str(data), name="discs", **SOON)
@@ -158,7 +158,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_no_training_says_is_passed_over(place):
+def test_lines_that_are_not_of_a_training_are_passed_over(place):
     text = (
         "import json\n"
         "print('a library prints this')\nprint('[1, 2]')\n"
@@ -177,7 +177,7 @@ def test_what_no_training_says_is_passed_over(place):
     assert messages == [(0, None, "case1: no labels"), (3, None, "training, Dice 0.50")]
 
 
-def test_a_process_that_dies_is_told_with_its_last_line(place):
+def test_a_process_that_dies_is_reported_with_its_last_line(place):
     ended = Ended(*a_script(place, "import os, sys\nprint('Killed', file=sys.stderr)\nos._exit(9)\n"))
     ended.trainings.start(Job(1, "train_auto", {"data": "d", "name": "n"}))
     error = ended.wait()

@@ -68,7 +68,7 @@ def test_many_bytes_come_back_in_order(started):
     assert threading.active_count() == threads
 
 
-def test_last_words_come_before_the_end(started):
+def test_the_last_output_comes_before_the_end(started):
     transport, ears = started("import sys; print('out'); sys.exit('no such model')")
     assert until_end(transport, ears)[1] == 1
     assert ears.output == b"out\n" and ears.messages == b"no such model\n"
@@ -110,7 +110,7 @@ def test_closed_output_is_the_end(started):
 
 
 @pytest.mark.parametrize("command", [["/no/such/program"], [""], ["a\0b"]])
-def test_a_program_that_is_not_there_is_told_as_the_end(started, command):
+def test_a_missing_program_is_reported_as_the_end(started, command):
     transport, ears = started("", command)
     assert not ears.ends, "only pump tells"
     reason, code = until_end(transport, ears)

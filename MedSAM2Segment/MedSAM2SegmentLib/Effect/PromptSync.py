@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import mask_on_slice, resolve
+from medsam2_core.prompts.slice_prompts import mask_on_slice, resolve
 
 from MedSAM2SegmentLib.Effect.WorkerSession import changedSlices, isDifferent
 from MedSAM2SegmentLib.i18n import _

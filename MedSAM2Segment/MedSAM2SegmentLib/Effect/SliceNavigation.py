@@ -82,7 +82,7 @@ class SliceNavigation:
     def checkAlong(self, axis: str) -> None:
         """Raise PromptError when the slices of the session are not along a plane."""
         adapter, stack = self._context.adapter, self._session.stack
-        wanted = adapter.stackAlong(axis).stack(adapter.volume)
+        wanted = adapter.cut(adapter.stackAlong(axis))
         if stack is None or stack.key != wanted.key:
             plane = wanted.key.partition(":")[0]
             raise PromptError(
@@ -132,7 +132,7 @@ class SliceNavigation:
         if wanted == "auto" and found is not None and self._isPrompted():
             return found
         if self.view is not None and (fromView or found is None):
-            if found is not None and adapter.sliceOfView(self.view, found.stack(adapter.volume)) is not None:
+            if found is not None and adapter.sliceOfView(self.view, adapter.cut(found)) is not None:
                 return found
             found = adapter.stackOfView(self.view)
             if fromView:
@@ -148,7 +148,7 @@ class SliceNavigation:
         if (text, adapter.key) != self._found[:2]:
             try:
                 found = StackChoice.from_json(json.loads(text))
-                found.stack(adapter.volume)
+                adapter.cut(found)
             except (MedSAM2Error, ValueError):
                 found = None  # edited by hand, or made for another volume
             self._found = text, adapter.key, found

@@ -316,7 +316,7 @@ class WorkerSession:
             self.release()
         if config == self.config:
             return False
-        stack = choice.stack(adapter.volume)
+        stack = adapter.cut(choice)
         self._failure = None
         self.close()
         self.stack, self.config = stack, config

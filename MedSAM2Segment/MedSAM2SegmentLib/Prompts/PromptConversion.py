@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slices import AxisStack
-from medsam2_core.prompts import Box, Point, Prompt, SlicePrompts, by_slice
+from medsam2_core.prompts import Box, Point, Prompt, SlicePrompts
+from medsam2_core.prompts.slice_prompts import by_slice
 
 from MedSAM2SegmentLib.Prompts import PromptNodes
 from MedSAM2SegmentLib.Prompts.Gestures import Gesture, PointGesture, ScribbleGesture

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from medsam2_core.errors import PromptError
-from medsam2_core.prompts import MaskPrompt, PromptSet
+from medsam2_core.prompts.prompt_set import PromptSet
+from medsam2_core.prompts.types import MaskPrompt
 
 from MedSAM2SegmentLib.Prompts import PromptNodes
 

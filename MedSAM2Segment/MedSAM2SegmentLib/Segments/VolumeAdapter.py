@@ -9,6 +9,7 @@ import numpy as np
 import vtk
 from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.worker.messages import StackChoice
 from vtk.util.numpy_support import vtk_to_numpy
@@ -16,7 +17,6 @@ from vtk.util.numpy_support import vtk_to_numpy
 from MedSAM2SegmentLib.Segments.Editors import matrixToArray, nodesOf, transformToWorld
 
 if TYPE_CHECKING:
-    from medsam2_core.imaging.slices import SliceStack
     from numpy.typing import NDArray
 
 _PARALLEL = np.cos(np.radians(1.0))  # a view within one degree of the slices shows slices
@@ -98,6 +98,10 @@ class VolumeAdapter:
         if axis == "picture":
             return StackChoice("ijk"[2 - int(np.argmin(self.geometry.shape_ijk[::-1]))])
         return StackChoice(axis if axis in "ijk" else "ijk"[self.geometry.closest_axis(axis)])
+
+    def cut(self, choice: StackChoice) -> SliceStack:
+        """Return the slices of a choice. GeometryError when it does not fit the volume."""
+        return SliceStack.cut(self.volume, **vars(choice))
 
     def displayedWindow(self) -> str:
         """Return ``"width,level"`` of the volume's display; empty when it has no window."""

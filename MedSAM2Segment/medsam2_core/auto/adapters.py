@@ -144,11 +144,6 @@ def _blocks(trunk: Any) -> Iterator[tuple[nn.Module, int, bool]]:
                 yield block, block.conv2.out_channels, False
 
 
-def parameter_count(module: nn.Module) -> int:
-    """Return the number of trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
 #: Side of the texture adapter's input; larger images are reduced, so that its weights fit any SAM 2.
 SIDE = 256
 _LEAST_SIDE = 64  # below, its deepest map would be a single pixel, which instance norm cannot take

@@ -6,7 +6,6 @@ right after normalisation. The engine, in contrast, stretches whole slices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,10 +93,3 @@ class Letterbox:
     def _scale_xy(self) -> NDArray[np.float64]:
         height, width = self.content_hw
         return np.array([width / self.shape_hw[1], height / self.shape_hw[0]]) / self.side
-
-
-def letterbox_of(image: NDArray, side: int, pixel_hw: Sequence[float] = (1.0, 1.0)) -> Letterbox:
-    """Return the letterbox of an image (H, W, ...)."""
-    return Letterbox(
-        (int(image.shape[0]), int(image.shape[1])), side, (float(pixel_hw[0]), float(pixel_hw[1]))
-    )

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medsam2_core.errors import CheckpointError, MedSAM2Error, VolumeError
+from medsam2_core.errors import CheckpointError, VolumeError
 from medsam2_core.imaging.terminology import Terminology
 
 SUFFIX = ".medsam2auto"
@@ -301,12 +301,3 @@ def _check(card: AutoCard) -> None:
         raise ValueError(f"decoder {card.decoder!r}, encoder {card.encoder!r}")
     if not isinstance(card.predictor, dict) or not isinstance(card.training, dict):
         raise ValueError("predictor and training must be objects")
-
-
-def is_auto_model(path: str | Path) -> bool:
-    """Whether a file has the card of an Auto model."""
-    try:
-        read_card(path)
-    except MedSAM2Error:
-        return False
-    return True

@@ -23,9 +23,8 @@ from medsam2_core.auto.model import AutoModel
 from medsam2_core.auto.network import NO_PROMPTS, DecoderOutput, UserPrompts, merged_labels
 from medsam2_core.auto.predictor import FeatureLevels, PredictedPrompts
 from medsam2_core.engine.sources import ImageSource
-from medsam2_core.imaging.probabilities import MAXIMUM, PackedValues, agreeing
-from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import PixelPrompts
+from medsam2_core.imaging.slice_mask import MAXIMUM, PackedValues, SliceMask, agreeing
+from medsam2_core.prompts.types import PixelPrompts
 
 _LEAST_SIDE = 2.0  # pixels of a predicted box that is worth showing
 

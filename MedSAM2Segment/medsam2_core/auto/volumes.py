@@ -20,7 +20,7 @@ from medsam2_core.engine.propagation import Propagation
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import Cancelled, Interrupted, PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import PixelPrompts
+from medsam2_core.prompts.types import PixelPrompts
 
 
 class Method(str, Enum):

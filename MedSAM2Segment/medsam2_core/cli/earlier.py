@@ -13,7 +13,8 @@ from medsam2_core.errors import Note, PromptError, VolumeError
 from medsam2_core.imaging.geometry import PLANE_NORMAL
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import PromptSet, SlicePrompts, by_slice
+from medsam2_core.prompts import PromptSet, SlicePrompts
+from medsam2_core.prompts.slice_prompts import by_slice
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.geometry import Geometry

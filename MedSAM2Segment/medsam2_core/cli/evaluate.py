@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from medsam2_core.evaluation.cases import Case
-    from medsam2_core.evaluation.cvpr25 import Cvpr25Protocol
     from medsam2_core.evaluation.protocol import Protocol
 
 
@@ -137,8 +136,9 @@ def evaluate(
     """
     from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.model import load_model
+    from medsam2_core.evaluation.protocol import measure_case
 
-    settings, measure_case = _protocol(protocol, corrections, seed, zoom, memory)
+    settings = _protocol(protocol, corrections, seed, zoom, memory)
     chosen = _chosen(image, labels, cases, data, axis, window, row or [], most)
     _check_targets(chosen, [cases, model, config], [out, plot])
     loaded = load_model(model, device, precision, config=config, image_size=image_size)
@@ -179,18 +179,13 @@ def _check_targets(cases: list[Case], read: list[Path | str | None], targets: li
         check_targets(*targets, overwrite=True)
 
 
-def _protocol(
-    name: str, corrections: int | None, seed: int, zoom: str, memory: str
-) -> tuple[Protocol | Cvpr25Protocol, Callable[..., Iterator[Any]]]:
-    """The settings of a protocol, and what measures a case by it."""
+def _protocol(name: str, corrections: int | None, seed: int, zoom: str, memory: str) -> Protocol:
     from medsam2_core.errors import EvaluationError
-    from medsam2_core.evaluation import cvpr25, protocol
+    from medsam2_core.evaluation.cvpr25 import Cvpr25Protocol
+    from medsam2_core.evaluation.protocol import StandardProtocol
 
     if name == "standard":
-        count = 3 if corrections is None else corrections
-        return protocol.Protocol(
-            corrections=count, seed=seed, zoom=zoom, memory=memory
-        ), protocol.measure_case
+        return StandardProtocol(3 if corrections is None else corrections, seed, zoom, memory)
     if name != "cvpr25":
         raise EvaluationError(
             f"unknown protocol {name!r}: use standard or cvpr25", code="unknown-protocol", protocol=name
@@ -200,7 +195,7 @@ def _protocol(
             "the protocol cvpr25 has five clicks: leave out --corrections",
             code="fixed-by-protocol", protocol=name, option="corrections",
         )  # fmt: skip
-    return cvpr25.Cvpr25Protocol(seed=seed, zoom=zoom, memory=memory), cvpr25.measure_case
+    return Cvpr25Protocol(seed=seed, zoom=zoom, memory=memory)
 
 
 def _cases(

@@ -282,10 +282,9 @@ class Export:
         if self.report is not None:
             check_lengths(source, self.report)
         known = read_probabilities(self.probabilities) if self.probabilities is not None else None
-        notes = [*read.notes, *(metadata.notes if metadata is not None else ())]
         if self.drawn_on is not None:
-            moved = undo_volume_move(read, _read_grid(self.drawn_on), source.geometry)
-            read, notes = moved.segmentation, [*notes, *moved.notes]
+            read = undo_volume_move(read, _read_grid(self.drawn_on), source.geometry)
+        notes = [*read.notes, *(metadata.notes if metadata is not None else ())]
         written = write_seg(read, source, out, options, probabilities=known, overwrite=self.overwrite)
         facts = {
             "kind": options.kind.value,

@@ -31,25 +31,24 @@ class Import:
     def run(self) -> None:
         """Read, write, and report."""
         from medsam2_core import atomic, export
-        from medsam2_core.imaging.segmentation_files import read_stored_segments
+        from medsam2_core.imaging.segmentation_files import read_segmentation
 
         suffix = export.suffix_of(self.out)
         with atomic.protect(self.segmentation):
             atomic.check_target(self.out, overwrite=self.overwrite)
         check_is_file(self.segmentation)
-        labels = read_stored_segments(self.segmentation)
-        read = labels.to_segmentation()
+        read = read_segmentation(self.segmentation)
         notes = [*read.notes, *export.write(read, self.out, overwrite=self.overwrite).notes]
         facts = {
             "segmentation": str(self.segmentation),
-            "segmentation_type": labels.kind or None,
+            "segmentation_type": read.kind or None,
             "out": str(self.out),
             "kind": suffix.lstrip("."),
             "bytes": self.out.stat().st_size,
             # A file without codes is said to have none, not those that an export would give.
             "segments": [
                 facts if label.terminology else {**facts, "code": None, "says": None}
-                for label, facts in zip(labels.labels, segment_facts(read), strict=True)
+                for label, facts in zip(read.labels, segment_facts(read), strict=True)
             ],
             "peak_memory_mb": peak_memory_mb(),
         }

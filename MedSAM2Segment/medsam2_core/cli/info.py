@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsam2_core.cli.console import print_table, report, volume_text
+from medsam2_core.cli.console import millilitres, print_table, report, volume_text
 from medsam2_core.cli.options import AsJson, Irregular, SeriesName, irregular_notes
 from medsam2_core.errors import MedSAM2Error, Note
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.dicom import SeriesInfo
-    from medsam2_core.imaging.label_map import LabelMap
+    from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
 
 # A volume of integers with at most this many distinct values may be a label map.
@@ -39,11 +39,11 @@ class Info:
         notes: list[Note] = []
         facts: dict[str, Any] = {"path": str(self.volume)}
         if _is_segmentation(self.volume):
-            from medsam2_core.imaging.segmentation_files import read_labels
+            from medsam2_core.imaging.segmentation_files import read_segmentation
 
-            labels = read_labels(self.volume)
-            facts |= _label_facts(labels)
-            notes += labels.notes
+            segmentation = read_segmentation(self.volume)
+            facts |= _label_facts(segmentation)
+            notes += segmentation.notes
         elif pictures := pictures_in(self.volume):
             facts |= {"kind": "folder of pictures", "pictures": [_picture_facts(path) for path in pictures]}
         else:
@@ -113,48 +113,32 @@ def _volume_facts(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _label_facts(labels: LabelMap) -> dict[str, Any]:
-    import numpy as np
-
-    voxel_ml = abs(float(np.linalg.det(labels.geometry.ijk_to_ras[:3, :3]))) / 1000
-    counts = [_counts(layer) for layer in labels.layers_lkji]
+def _label_facts(segmentation: Segmentation) -> dict[str, Any]:
+    """Return what the file says of its segments: what it lacks is None."""
+    layers = segmentation.stored_layers()
     segments = []
-    for label in labels.labels:
-        count = counts[label.layer].get(label.value, 0)
-        facts = label.facts
-        spacing = facts.get("MedSAM2.known_spacing", "all")
+    for n, (label, segment) in enumerate(zip(segmentation.labels, segmentation, strict=True)):
         segments.append(
             {
                 "name": label.name,
                 "value": label.value,
-                "layer": label.layer,
-                "voxels": count,
-                "millilitres": round(count * voxel_ml, 3) if spacing == "all" else None,
+                "layer": layers[n],
+                "voxels": segment.voxel_count,
+                "millilitres": millilitres(segmentation, segment.name),
                 "code": str(label.terminology.type) if label.terminology else None,
                 "terminology": str(label.terminology) if label.terminology else None,
-                "algorithm_type": facts.get("DICOM.SegmentAlgorithmType") or None,
-                "algorithm_name": facts.get("DICOM.SegmentAlgorithmName") or None,
-                "model": facts.get("MedSAM2.model") or None,
+                "algorithm_type": label.tags.get("DICOM.SegmentAlgorithmType") or None,
+                "algorithm_name": label.tags.get("DICOM.SegmentAlgorithmName") or None,
+                "model": label.tags.get("MedSAM2.model") or None,
                 "colour_rgb": None if label.colour is None else [round(part * 255) for part in label.colour],
             }
         )
     return {
         "kind": "label map",
-        "segmentation_type": labels.kind or None,
-        **_grid_facts(labels.geometry),
+        "segmentation_type": segmentation.kind or None,
+        **_grid_facts(segmentation.geometry),
         "segments": segments,
     }
-
-
-def _counts(layer_kji: Any) -> dict[int, int]:
-    """Count the voxels of each value, one slice at a time."""
-    import numpy as np
-
-    found: dict[int, int] = {}
-    for slice_ji in layer_kji:
-        for value, count in zip(*np.unique(slice_ji, return_counts=True), strict=True):
-            found[int(value)] = found.get(int(value), 0) + int(count)
-    return found
 
 
 def _labels_in(volume: Volume) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import numpy as np
 from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.imaging.geometry import PLANE_NORMAL, Space
 from medsam2_core.imaging.slices import AxisStack
-from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, resolve
+from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
+from medsam2_core.prompts.slice_prompts import resolve
 
 #: Name of the object when none is given.
 UNNAMED = "object"
@@ -91,22 +92,22 @@ def parse_point(text: str, space: PromptSpace) -> Point:
 def read_mask(path: str | Path, object_name: str, space: PromptSpace) -> MaskPrompt:
     """Read a mask prompt from a label map on the volume's grid: its label of the object's name, or its only
     label."""
-    from medsam2_core.imaging.reading import read_labels
+    from medsam2_core.imaging.reading import read_segmentation
 
-    labels = read_labels(path)
+    labels = read_segmentation(path)
     geometry = space.stack.volume.geometry
     try:
         labels = labels.on_grid(geometry)
     except GeometryError as error:
         raise PromptError(f"--mask {path}: {error}", code="mask-on-other-grid", path=str(path)) from error
-    names = [label.name for label in labels.labels]
+    names = labels.names
     if object_name not in names and len(names) != 1:
         raise PromptError(
             f"--mask {path} has {len(names)} labels ({', '.join(names) or 'none'}), but not {object_name!r}: "
             "choose one with --object",
-            code="mask-label-ambiguous", path=str(path), object=object_name, labels=names,
+            code="mask-label-ambiguous", path=str(path), object=object_name, labels=list(names),
         )  # fmt: skip
-    return MaskPrompt.from_volume(labels.mask_kji(object_name if object_name in names else names[0]))
+    return MaskPrompt.from_volume(labels[object_name if object_name in names else names[0]].mask_kji)
 
 
 def parse_range(text: str | None, space: PromptSpace) -> tuple[int | None, int | None]:

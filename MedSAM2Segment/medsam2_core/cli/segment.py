@@ -212,7 +212,7 @@ class Segment:
         from medsam2_core.cli.prompts import PromptSpace, check_in_range, collect_prompts, parse_range
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.imaging.slices import AxisStack
-        from medsam2_core.prompts import validate
+        from medsam2_core.prompts.slice_prompts import validate
 
         stack = AxisStack(volume, self.axis)
         space = PromptSpace(stack, Space.named(self.space))

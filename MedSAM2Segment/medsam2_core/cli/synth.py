@@ -72,10 +72,10 @@ class Synth:
         import numpy as np
 
         from medsam2_core.imaging.geometry import Geometry
-        from medsam2_core.imaging.segmentation_files import read_labels
+        from medsam2_core.imaging.segmentation_files import read_segmentation
         from medsam2_core.training.synth import painted_map, random_volume
 
-        given = None if self.labels is None else read_labels(self.labels)
+        given = None if self.labels is None else read_segmentation(self.labels)
         names, size = self._check_targets("nrrd"), self.size
         with progress_bar("volumes", self.count) as update:
             for number, name in enumerate(names):
@@ -84,7 +84,8 @@ class Synth:
                     image, truth = random_volume(rng, size)
                     geometry = Geometry.from_lps(np.diag([self.spacing] * 3 + [1.0]), (size, size, size))
                 else:
-                    image, truth, geometry = painted_map(given, rng), given.voxels_kji, given.geometry
+                    truth, geometry = given.labels_kji(), given.geometry
+                    image = painted_map(truth, rng)
                 _write_nrrd(self.out / f"{name}_img.nrrd", image, geometry, self.overwrite)
                 _write_nrrd(self.out / f"{name}_seg.nrrd", truth, geometry, self.overwrite)
                 update(number + 1, name)

@@ -128,7 +128,7 @@ class TrainAuto:
         from medsam2_core.auto.fewshot.images import ReadingOptions
         from medsam2_core.auto.fewshot.results import REPORT_FILES
 
-        wishes = parse_classes(self.classes)
+        choices = parse_classes(self.classes)
         self._check_out()
         pairs = find_pairs(self.data)
         targets = [self.out, *(self._report_folder / name for name in REPORT_FILES)]
@@ -145,7 +145,7 @@ class TrainAuto:
         if self.shots is not None:
             pairs = draw_shots(pairs, self.shots, self.seed)
         reading = ReadingOptions(model.image_size, self.axis, self.window)
-        found = survey_of(pairs, lonely, reading, wishes, progress, skip_bad=self.skip_bad)
+        found = survey_of(pairs, lonely, reading, choices, progress, skip_bad=self.skip_bad)
         outcome = self._train(found, model, progress, started)
         outcome.auto.save(self.out, overwrite=self.overwrite)
         self._report(outcome, found)

@@ -172,7 +172,8 @@ def _check_disk(part: Path, size: int | None, entry: ModelEntry) -> None:
     if free < missing + _SPARE_BYTES:
         raise DownloadError(
             f"not enough disk space for {entry.file}: {_megabytes(missing + _SPARE_BYTES)} are needed in "
-            f"{part.parent}, {_megabytes(free)} are free. Make room, or set MEDSAM2_MODELS to another folder",
+            f"{part.parent}, {_megabytes(free)} are free. Free some space, or set MEDSAM2_MODELS to another "
+            "folder",
             code="disk-space",
             folder=str(part.parent),
             needed=missing + _SPARE_BYTES,
@@ -334,7 +335,7 @@ def _explanation(error: Exception, entry: ModelEntry, hub: str, folder: Path) ->
         code, problem = "no-connection", f"no connection to {hub} ({str(error) or type(error).__name__})"
         advice = "check the network and the proxy and try again (what has arrived is kept)"
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "disk-full", f"the disk of {folder} is full: make room and try again"
+        return "disk-full", f"the disk of {folder} is full: free some space and try again"
     else:
         return "models-folder", f"{folder} cannot be written to: {error}"
     return code, f"{problem}: {advice}, {by_hand}"

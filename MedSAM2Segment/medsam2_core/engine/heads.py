@@ -21,7 +21,7 @@ from medsam2_core.engine.zoom import Region
 
 if TYPE_CHECKING:
     from medsam2_core.engine.model import SegmentationModel
-    from medsam2_core.prompts import PixelPrompts
+    from medsam2_core.prompts.types import PixelPrompts
 
 # Stock clamps logits fed back with a click; training of models that carry masks clamps harder.
 FEEDBACK_LIMIT = 32.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from medsam2_core.engine.zoom import Region
-from medsam2_core.imaging.probabilities import MAXIMUM, PackedValues, agreeing
+from medsam2_core.imaging.slice_mask import MAXIMUM, PackedValues, agreeing
 
 #: Logits of an absent object, sam2's own.
 ABSENT = -1024.0
@@ -34,13 +34,6 @@ def probabilities_of_logits(logits: torch.Tensor, region: Region, mask_hw: NDArr
     scaled = (_in_region(logits, region).sigmoid() * MAXIMUM).round().to(torch.uint8)
     values = agreeing(scaled.cpu().numpy(), region.crop(mask_hw))
     return PackedValues.of(region.paste(values, mask_hw.shape))
-
-
-def logits_on_slice(
-    logits: torch.Tensor, region: Region, shape_hw: Sequence[int], outside: float = ABSENT
-) -> NDArray[np.float32]:
-    """Return the (H, W) logits of the slice; `outside` where the region does not reach."""
-    return region.paste(_in_region(logits, region).cpu().numpy(), shape_hw, fill=outside)
 
 
 def _in_region(logits: torch.Tensor, region: Region) -> torch.Tensor:

@@ -19,7 +19,7 @@ from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import PromptError
 
 if TYPE_CHECKING:
-    from medsam2_core.prompts import PixelPrompts
+    from medsam2_core.prompts.types import PixelPrompts
 
 # Predict again at another scale only if the region really changes, and only so often.
 _WORTH_ZOOMING = 0.75

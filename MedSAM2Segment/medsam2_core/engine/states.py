@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from medsam2_core.engine.maps import ABSENT, logits_of_mask
 from medsam2_core.engine.memory import MemoryBank, SliceMemory
 from medsam2_core.engine.zoom import Region
-from medsam2_core.imaging.probabilities import PackedValues
-from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.imaging.slice_mask import PackedValues, SliceMask
 
 if TYPE_CHECKING:
-    from medsam2_core.prompts import PixelPrompts
+    from medsam2_core.prompts.types import PixelPrompts
 
 
 @dataclass(frozen=True, slots=True)

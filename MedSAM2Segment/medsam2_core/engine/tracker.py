@@ -28,7 +28,7 @@ from medsam2_core.engine.states import ConditioningSlice, ObjectState, Predictio
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import Interrupted, PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import PixelPrompts
+from medsam2_core.prompts.types import PixelPrompts
 
 if TYPE_CHECKING:
     from medsam2_core.engine.model import SegmentationModel

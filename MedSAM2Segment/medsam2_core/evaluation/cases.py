@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.errors import EvaluationError, GeometryError
 from medsam2_core.evaluation.simulated_user import largest_piece
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.imaging.volume import Volume
 
 COLUMNS = ("row", "image", "labels", "axis", "window")
@@ -113,7 +113,7 @@ def objects_of(
         If image and labels do not lie on one grid.
     """
     try:
-        voxels = read_labels(case.labels).on_grid(volume.geometry).voxels_kji
+        voxels = read_segmentation(case.labels).on_grid(volume.geometry).labels_kji()
     except GeometryError as error:
         raise EvaluationError(
             f"{case.labels} and {case.image}: {error}",

@@ -1,6 +1,6 @@
 """Figures of a model on labelled cases that have been read for training."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from medsam2_core.auto.fewshot.data import ClassTable
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.evaluation.cases import Case, MeasuredObject
-from medsam2_core.evaluation.protocol import Measurement, Protocol, measure_object
+from medsam2_core.evaluation.protocol import Measurement, Protocol, StandardProtocol, measure_object
 from medsam2_core.evaluation.simulated_user import largest_piece
 
 _SMALLEST = 30  # voxels
@@ -22,7 +22,7 @@ def measure_labelled(
     *,
     axis: str = "axial",
     window: str = "auto",
-    protocol: Protocol = Protocol(corrections=1),  # noqa: B008
+    protocol: Protocol = StandardProtocol(corrections=1),  # noqa: B008
     most: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Measurement]:
@@ -63,20 +63,15 @@ def mean_figures(measurements: Sequence[Measurement]) -> dict[str, float | int]:
 
 
 def _numbers(case: LabelledCase, table: ClassTable) -> set[int]:
-    numbers: Mapping[tuple[int, int], int] = table.numbers(case.labels.labels)
-    return set(numbers.values())
+    return {number for number, _ in table.numbered(case.labels)}
 
 
 def _object(
     case: LabelledCase, table: ClassTable, number: int, axis: str, window: str
 ) -> MeasuredObject | None:
     """Return the largest piece of a class; None if it is hardly there."""
-    masks: Iterator[np.ndarray] = (
-        case.labels.layers_lkji[layer] == value
-        for (layer, value), one in table.numbers(case.labels.labels).items()
-        if one == number
-    )
-    truth = largest_piece(np.logical_or.reduce(list(masks)))
+    masks = [segment.mask_kji for one, segment in table.numbered(case.labels) if one == number]
+    truth = largest_piece(np.logical_or.reduce(masks))
     if truth.sum() < _SMALLEST:
         return None
     name = table.classes[number - 1].name

@@ -85,7 +85,7 @@ def _surface_scores(
     import torch
 
     part = _around(mask | truth)
-    # MONAI wants (batch, class, ...).
+    # MONAI expects (batch, class, ...).
     ours, theirs = (
         torch.from_numpy(np.ascontiguousarray(m[part]))[None, None].float() for m in (mask, truth)
     )

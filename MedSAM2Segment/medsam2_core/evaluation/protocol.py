@@ -1,17 +1,22 @@
-"""The protocol: one box, propagate, up to three corrections, beside one click alone and a baseline.
+"""Measuring a model with a simulated user who draws a box and corrects: what all protocols share, and ours.
 
-For a 3-D object: a box on the slice where it is largest, propagation to all slices; then, three times, a
-click at the middle of the largest error of the worst slice, and propagation again. For a picture the same
-without propagation. Every object gets a session of its own; features are shared.
+By the standard protocol, a 3-D object gets a box on the slice where it is largest, and propagation to all
+slices; then, three times, a click at the middle of the largest error of the worst slice, and propagation
+again. Beside it stand one click alone and a baseline. For a picture the same without propagation. Every
+object gets a session of its own; features are shared.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, ClassVar
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid
 
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.model import SegmentationModel
@@ -27,54 +32,171 @@ OBJECT = "object"
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How the simulated user behaves.
-
-    Attributes
-    ----------
-    corrections
-        Clicks after the box, at most.
-    jitter
-        Share of the box's size by which each side is off, at most.
-    zoom, memory
-        As in :meth:`Session.open`.
-    """
-
-    corrections: int = 3
-    jitter: float = 0.05
-    seed: int = 0
-    zoom: str = "auto"
-    memory: str = "recent"
-
-
-@dataclass(frozen=True)
 class Measurement:
     """What one object gave.
 
     Attributes
     ----------
-    baseline
-        Dice of the inscribed ellipse (2-D) or of the copied key mask (3-D).
-    click
-        Dice of one click alone.
     stages
         Scores after the box, and after each correction; the last is repeated when nothing was left to
         correct.
     seconds
         For everything after reading the image: box, propagations and corrections.
+    slices
+        Of the volume.
+    baseline
+        Dice of the inscribed ellipse (2-D) or of the copied key mask (3-D); None where it is not measured.
+    click
+        Dice of one click alone; None where it is not measured.
     """
 
     row: str
     name: str
     slices: int
-    baseline: float
-    click: float
     stages: tuple[Scores, ...]
     seconds: float
+    baseline: float | None = None
+    click: float | None = None
 
-    def to_dict(self) -> dict:
-        """JSON-ready values."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values of what was measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def areas_under_curves(self) -> dict[str, float]:
+        """Return the areas under Dice and surface Dice of the corrections, one apart (trapezoids)."""
+        names = {"dice_auc": "dice", "surface_dice_auc": "surface_dice"}
+        return {
+            area: float(trapezoid([getattr(stage, name) for stage in self.stages[1:]]))
+            for area, name in names.items()
+        }
+
+
+def generator_for(measured: MeasuredObject, seed: int) -> np.random.Generator:
+    """Return random numbers of the simulated user: others for every object, the same in every run."""
+    return np.random.default_rng([seed, crc32(f"{measured.case.row} {measured.name}".encode())])
+
+
+class Attempt:
+    """An object in front of the simulated user.
+
+    Attributes
+    ----------
+    session, stack
+        The session, and the slices of the volume.
+    areas
+        Pixels of the object on each slice.
+    rng
+        Random numbers, see :func:`generator_for`.
+    """
+
+    def __init__(
+        self,
+        measured: MeasuredObject,
+        volume: Volume,
+        model: SegmentationModel,
+        protocol: "Protocol",
+        cache: FeatureCache | None,
+    ) -> None:
+        case, self.truth_kji = measured.case, measured.truth_kji
+        self.open = partial(
+            Session.open, volume, model, axis=case.axis, window=case.window,
+            zoom=protocol.zoom, memory=protocol.memory, cache=cache,
+        )  # fmt: skip
+        self.session = self.open()
+        self.stack = self.session.stack
+        self.areas = [int(self.truth_hw(n).sum()) for n in range(len(self.stack))]
+        self.rng = generator_for(measured, protocol.seed)
+
+    def truth_hw(self, n: int) -> NDArray[np.bool_]:
+        """Return the true mask (H, W) of a slice."""
+        return self.stack.mask_of(self.truth_kji, n)
+
+    def ijk(self, x: float, y: float, n: int) -> tuple[float, float, float]:
+        """Return the position of a pixel in the volume."""
+        i, j, k = self.stack.to_ijk([[x, y, n]])[0]
+        return float(i), float(j), float(k)
+
+    def segmented(
+        self, session: Session, prompt: Box | Point, limits: dict[str, Any] | None
+    ) -> NDArray[np.bool_]:
+        """Return the mask (K, J, I) after a prompt, propagated within limits if they are not None."""
+        session.prompt(OBJECT, prompt)
+        if limits is not None:
+            for _ in session.propagate(**limits):
+                pass
+        return session.mask_kji(OBJECT)
+
+
+@dataclass(frozen=True)
+class Protocol(ABC):
+    """How the simulated user behaves, and what is measured.
+
+    Attributes
+    ----------
+    corrections
+        Clicks after the box, at most.
+    zoom, memory
+        As in :meth:`Session.open`.
+    tolerance_mm
+        Of the surface Dice; None for a voxel.
+    objects
+        Arguments of :func:`objects_of`: which objects are measured.
+    """
+
+    corrections: int = 3
+    seed: int = 0
+    zoom: str = "auto"
+    memory: str = "recent"
+    tolerance_mm: ClassVar[float | None] = None
+    objects: ClassVar[dict[str, Any]] = {}
+
+    @abstractmethod
+    def box(self, attempt: Attempt) -> Box:
+        """Return the first prompt."""
+
+    @abstractmethod
+    def next_click(self, attempt: Attempt, mask_kji: NDArray[np.bool_]) -> Point | None:
+        """Return the click that corrects a mask; None when nothing is wrong."""
+
+    def limits(self, attempt: Attempt) -> dict[str, Any] | None:
+        """Return arguments of :meth:`Session.propagate`; None where there is nothing to propagate to."""
+        return {} if len(attempt.stack) > 1 else None
+
+    def compared(self, attempt: Attempt) -> dict[str, float]:
+        """Return what else a :class:`Measurement` holds: ``baseline`` and ``click``."""
+        return {}
+
+
+@dataclass(frozen=True)
+class StandardProtocol(Protocol):
+    """The protocol of this module; each side of the box is off by at most ``jitter`` of the box's size."""
+
+    jitter: float = 0.05
+
+    def box(self, attempt: Attempt) -> Box:
+        """Return a box on the slice where the object is largest."""
+        key = int(np.argmax(attempt.areas))
+        left, top, right, bottom = jittered_box(attempt.truth_hw(key), attempt.rng, self.jitter)
+        return Box.between(attempt.ijk(left, top, key), attempt.ijk(right, bottom, key))
+
+    def next_click(self, attempt: Attempt, mask_kji: NDArray[np.bool_]) -> Point | None:
+        """Return a click at the middle of the largest error of the worst slice."""
+        masks = [attempt.stack.mask_of(mask_kji, n) for n in range(len(attempt.stack))]
+        worst = int(np.argmax([(mask_hw ^ attempt.truth_hw(n)).sum() for n, mask_hw in enumerate(masks)]))
+        click = correction(masks[worst], attempt.truth_hw(worst))
+        return None if click is None else Point(attempt.ijk(*click[0], worst), click[1])
+
+    def compared(self, attempt: Attempt) -> dict[str, float]:
+        """Return the Dice of a baseline that does not use the image, and of one click, propagated."""
+        truth, key = attempt.truth_kji, int(np.argmax(attempt.areas))
+        if len(attempt.stack) == 1:
+            ellipse = inscribed_ellipse(tight_box(attempt.truth_hw(key)), attempt.stack.shape_hw)
+            baseline = attempt.stack.volume_mask({0: ellipse})
+        else:
+            baseline = copied_key_mask(truth, attempt.stack, key)
+        click = Point(attempt.ijk(*centre_of(attempt.truth_hw(key)), key))
+        clicked = attempt.segmented(attempt.open(), click, self.limits(attempt))
+        return {"baseline": dice(baseline, truth), "click": dice(clicked, truth)}
 
 
 def measure_case(
@@ -89,7 +211,7 @@ def measure_case(
     """
     volume = read_case(case)
     cache = cache if cache is not None else FeatureCache()
-    for measured in objects_of(case, volume):
+    for measured in objects_of(case, volume, **protocol.objects):
         yield measure_object(measured, volume, model, protocol, cache)
 
 
@@ -98,112 +220,29 @@ def measure_object(
     volume: Volume,
     model: SegmentationModel,
     protocol: Protocol,
-    cache: FeatureCache,
+    cache: FeatureCache | None,
 ) -> Measurement:
     """Let the simulated user segment one object."""
-    user = _User(measured, volume, model, protocol, cache)
-    click = user.click_alone()
+    attempt = Attempt(measured, volume, model, protocol, cache)
+    compared = protocol.compared(attempt)
     started = time.perf_counter()
-    masks = list(user.box_and_corrections())
+    masks = list(_masks(attempt, protocol))
     seconds = time.perf_counter() - started
-    spacing = tuple(float(value) for value in volume.geometry.spacing[::-1])
-    stages = [scores(mask, measured.truth_kji, spacing) for mask in masks]
+    i, j, k = (float(value) for value in volume.geometry.spacing)
+    stages = [scores(mask, measured.truth_kji, (k, j, i), protocol.tolerance_mm) for mask in masks]
     stages += [stages[-1]] * (protocol.corrections + 1 - len(stages))
-    return Measurement(
-        measured.case.row,
-        measured.name,
-        len(user.session.stack),
-        user.baseline(),
-        click,
-        tuple(stages),
-        seconds,
-    )
+    row, name = measured.case.row, measured.name
+    return Measurement(row, name, len(attempt.stack), tuple(stages), seconds, **compared)
 
 
-def generator_for(measured: MeasuredObject, seed: int) -> np.random.Generator:
-    """Random numbers of the simulated user: others for every object, the same in every run."""
-    return np.random.default_rng([seed, crc32(f"{measured.case.row} {measured.name}".encode())])
-
-
-class _User:
-    """The simulated user in front of one object."""
-
-    def __init__(
-        self,
-        measured: MeasuredObject,
-        volume: Volume,
-        model: SegmentationModel,
-        protocol: Protocol,
-        cache: FeatureCache,
-    ) -> None:
-        self._truth_kji, self._protocol = measured.truth_kji, protocol
-
-        def fresh() -> Session:
-            return Session.open(
-                volume,
-                model,
-                axis=measured.case.axis,
-                window=measured.case.window,
-                zoom=protocol.zoom,
-                memory=protocol.memory,
-                cache=cache,
-            )
-
-        self.session, self._second_session = fresh(), fresh()
-        self._stack = self.session.stack
-        areas = [int(self._truth_hw(n).sum()) for n in range(len(self._stack))]
-        self._key = int(np.argmax(areas))
-        generator = generator_for(measured, protocol.seed)
-        self._box = jittered_box(self._truth_hw(self._key), generator, protocol.jitter)
-
-    def click_alone(self) -> float:
-        """Dice after one click in the middle of the object, propagated."""
-        x, y = centre_of(self._truth_hw(self._key))
-        self._second_session.prompt(OBJECT, Point(self._ijk(x, y, self._key)))
-        return dice(self._propagated(self._second_session), self._truth_kji)
-
-    def box_and_corrections(self) -> Iterator[NDArray[np.bool_]]:
-        """(K, J, I) masks: after the box, then after each correction."""
-        left, top, right, bottom = self._box
-        corners = self._ijk(left, top, self._key), self._ijk(right, bottom, self._key)
-        self.session.prompt(OBJECT, Box.between(*corners))
-        mask = self._propagated(self.session)
-        yield mask
-        for _ in range(self._protocol.corrections):
-            worst = self._worst_slice(mask)
-            if worst is None:
-                return
-            click = correction(self._stack.mask_of(mask, worst), self._truth_hw(worst))
-            assert click is not None  # the slice is not right yet
-            (x, y), positive = click
-            self.session.prompt(OBJECT, Point(self._ijk(x, y, worst), positive))
-            mask = self._propagated(self.session)
-            yield mask
-
-    def baseline(self) -> float:
-        """Dice of the baseline, which does not use the image."""
-        if len(self._stack) == 1:
-            truth = self._truth_hw(self._key)
-            ellipse = inscribed_ellipse(tight_box(truth), self._stack.shape_hw)
-            return dice(self._stack.volume_mask({0: ellipse}), self._truth_kji)
-        return dice(copied_key_mask(self._truth_kji, self._stack, self._key), self._truth_kji)
-
-    def _propagated(self, session: Session) -> NDArray[np.bool_]:
-        if len(self._stack) > 1:
-            for _ in session.propagate():
-                pass
-        return session.mask_kji(OBJECT)
-
-    def _worst_slice(self, mask_kji: NDArray[np.bool_]) -> int | None:
-        """The slice with most wrong pixels; None when all are right."""
-        wrong = [
-            int((self._stack.mask_of(mask_kji, n) ^ self._truth_hw(n)).sum()) for n in range(len(self._stack))
-        ]
-        return int(np.argmax(wrong)) if any(wrong) else None
-
-    def _truth_hw(self, n: int) -> NDArray[np.bool_]:
-        return self._stack.mask_of(self._truth_kji, n)
-
-    def _ijk(self, x: float, y: float, n: int) -> tuple[float, float, float]:
-        i, j, k = self._stack.to_ijk([[x, y, n]])[0]
-        return float(i), float(j), float(k)
+def _masks(attempt: Attempt, protocol: Protocol) -> Iterator[NDArray[np.bool_]]:
+    """Yield the mask (K, J, I) after the box, then after each correction until nothing is wrong."""
+    limits = protocol.limits(attempt)
+    mask_kji = attempt.segmented(attempt.session, protocol.box(attempt), limits)
+    yield mask_kji
+    for _ in range(protocol.corrections):
+        click = protocol.next_click(attempt, mask_kji)
+        if click is None:
+            return
+        mask_kji = attempt.segmented(attempt.session, click, limits)
+        yield mask_kji

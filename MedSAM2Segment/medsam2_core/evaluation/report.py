@@ -1,4 +1,4 @@
-"""Figures for people: means by row, a table, a plot, JSON."""
+"""Reports of what was measured: means by row, a table, a plot, JSON."""
 
 import json
 from collections.abc import Sequence
@@ -56,9 +56,14 @@ def table(rows: Sequence[RowMeans]) -> str:
 
 def document(measurements: Sequence[Measurement], about: dict[str, Any]) -> dict[str, Any]:
     """Everything that was measured, by object and by row."""
-    has_rows = about.get("protocol") != "cvpr25"
-    rows = {"rows": [row.__dict__ for row in means(measurements)]} if has_rows else {}
-    return {"about": about, **rows, "objects": [measurement.to_dict() for measurement in measurements]}
+    objects = [measurement.to_dict() for measurement in measurements]
+    content: dict[str, Any] = {"about": about}
+    if about.get("protocol") == "cvpr25":
+        for measurement, one in zip(measurements, objects, strict=True):
+            one.update(measurement.areas_under_curves())
+    else:
+        content["rows"] = [row.__dict__ for row in means(measurements)]
+    return {**content, "objects": objects}
 
 
 def write_json(path: str | Path, measurements: Sequence[Measurement], about: dict[str, Any]) -> None:
@@ -99,10 +104,15 @@ def _row_means(row: str, found: Sequence[Measurement]) -> RowMeans:
     return RowMeans(
         row,
         len(found),
-        float(np.mean([m.baseline for m in found])),
-        float(np.mean([m.click for m in found])),
+        _mean([m.baseline for m in found]),
+        _mean([m.click for m in found]),
         tuple(float(np.mean([s.dice for s in stage])) for stage in stages),
         tuple(float(np.mean([s.surface_dice for s in stage])) for stage in stages),
         tuple(float(np.mean(d)) if d else None for d in distances),
         float(np.mean([m.seconds for m in found])),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """The mean of figures that the standard protocol has of every object."""
+    return float(np.mean([value for value in values if value is not None]))

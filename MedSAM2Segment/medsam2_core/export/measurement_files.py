@@ -34,13 +34,6 @@ _DEFINITION = (
 )
 
 
-def check_measurements(path: str | Path, *, overwrite: bool = False) -> None:
-    """Raise the ExportError that :func:`write_measurements` would end in, before anything is measured."""
-    path = Path(path)
-    _writer(path)
-    atomic.check_target(path, overwrite=overwrite)
-
-
 def write_measurements(
     measured: Sequence[Measured], segmentation: Segmentation, path: str | Path, *, overwrite: bool = False
 ) -> Written:

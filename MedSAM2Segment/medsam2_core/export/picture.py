@@ -18,7 +18,8 @@ import numpy as np
 from medsam2_core import atomic
 from medsam2_core.errors import ExportError
 from medsam2_core.imaging.intensity import Window, to_display
-from medsam2_core.prompts import PromptSet, resolve
+from medsam2_core.prompts import PromptSet
+from medsam2_core.prompts.slice_prompts import resolve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

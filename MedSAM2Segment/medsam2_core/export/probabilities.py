@@ -30,7 +30,8 @@ from medsam2_core.errors import ExportError
 from medsam2_core.export import metadata
 from medsam2_core.imaging import files
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.probabilities import MAXIMUM, PackedValues, Probabilities
+from medsam2_core.imaging.probabilities import Probabilities
+from medsam2_core.imaging.slice_mask import MAXIMUM, PackedValues
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

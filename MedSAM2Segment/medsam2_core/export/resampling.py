@@ -1,4 +1,4 @@
-"""A segmentation put onto another grid: that of the series it goes with.
+"""Resample a segmentation to another grid, that of its series.
 
 Where both hold their voxels in the same positions nothing changes, in whatever order they are stored. A grid
 that is a part of the other is filled in. Everything else is resampled, and what that costs is measured: the
@@ -8,7 +8,7 @@ object is sampled back, and its overlap with itself (Dice) is the measure.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,18 +27,10 @@ MOST_LOST = 0.05
 _ROWS_AT_ONCE = 1 << 21  # voxels whose positions are computed together
 
 
-@dataclass(frozen=True)
-class Resampled:
-    """A segmentation on the grid that was asked for, and what the user should know."""
-
-    segmentation: Segmentation
-    notes: tuple[Note, ...] = ()
-
-
 def onto_grid(
     segmentation: Segmentation, geometry: Geometry, most_lost: float = MOST_LOST, *, resample: bool = True
-) -> Resampled:
-    """Put a segmentation onto another grid.
+) -> Segmentation:
+    """Put a segmentation onto another grid; notes on what that changed are added to its notes.
 
     Parameters
     ----------
@@ -61,13 +53,13 @@ def onto_grid(
             most_lost=most_lost,
         )
     own = segmentation.geometry
-    if own.same_grid(geometry, SAME_POSITION_MM):
-        return Resampled(Segmentation(geometry, segmentation.segments, segmentation.provenance))
-    mapping = np.linalg.inv(own.ijk_to_ras) @ geometry.ijk_to_ras  # index there to index here
-    steps = _whole_steps(mapping, own, geometry)
+    if own.same_grid(geometry, SAME_POSITION_MM) or own.same_positions(geometry, SAME_POSITION_MM):
+        return segmentation.on_grid(geometry, SAME_POSITION_MM)
+    mapping = own.ras_to_ijk @ geometry.ijk_to_ras  # index there to index here
+    steps = own.index_mapping(geometry, SAME_POSITION_MM)
     if steps is None and not resample:
         raise _another_grid(own, geometry)
-    moved, notes = [], []
+    moved, notes = [], [*segmentation.notes, *_difference(own, geometry, steps is not None)]
     for segment in segmentation:
         mask_kji = _sampled(segment, mapping if steps is None else steps, geometry.shape_ijk)
         lost = _loss(segment, mask_kji, mapping)
@@ -88,28 +80,26 @@ def onto_grid(
                     lost=lost,
                 )
             )
-        new = (segment.name, segment.colour_rgb, mask_kji, segment.terminology, segment.tags)
-        moved.append(Segment(*new))
-    done = _difference(own, geometry, steps is not None)
-    result = Segmentation(geometry, tuple(moved), segmentation.provenance)
-    return Resampled(result, tuple([*done, *notes]))
+        described = (segment.terminology, segment.tags, segment.label)
+        moved.append(Segment(segment.name, segment.colour_rgb, mask_kji, *described))
+    return replace(segmentation, geometry=geometry, segments=tuple(moved), notes=tuple(notes))
 
 
-def undo_volume_move(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -> Resampled:
-    """Undo that a volume was moved after it was read from its series: segments go with its voxels.
+def undo_volume_move(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -> Segmentation:
+    """Undo a move of the volume after it was read from its series, together with its segments.
 
     Parameters
     ----------
     drawn_on
-        The volume's grid as it is now, the objects on it. In the series' positions nothing is to be done.
+        The volume's present grid, which the objects lie on. Nothing is changed where it is the series' own.
 
     Raises
     ------
     ExportError
-        It has other voxels than the series, or was turned so far that nobody can say which are which.
+        It has other voxels than the series, or was rotated so far that nothing shows which belong together.
     """
-    if _same_positions(drawn_on, series):
-        return Resampled(segmentation)
+    if series.same_positions(drawn_on, SAME_POSITION_MM):
+        return segmentation
     if sorted(drawn_on.shape_ijk) != sorted(series.shape_ijk):
         sizes = [" x ".join(map(str, grid.shape_ijk)) for grid in (drawn_on, series)]
         raise ExportError(
@@ -122,8 +112,8 @@ def undo_volume_move(segmentation: Segmentation, drawn_on: Geometry, series: Geo
     turn = _axes_of(drawn_on, series)
     if turn is None:
         raise ExportError(
-            "the volume was turned after it was read from DICOM: nobody can tell which of its voxels are "
-            "which of the series. Undo that, or write .seg.nrrd",
+            "the volume was rotated after it was read from DICOM, so its voxels cannot be matched to those "
+            "of the series. Undo the rotation, or write .seg.nrrd",
             code="volume-turned",
         )
     back = series.ijk_to_ras @ turn @ drawn_on.ras_to_ijk  # where a point of the volume was
@@ -133,22 +123,10 @@ def undo_volume_move(segmentation: Segmentation, drawn_on: Geometry, series: Geo
     way = float(np.linalg.norm(back[:3] @ [*drawn_on.to_ras(centre)[0], 1] - drawn_on.to_ras(centre)[0]))
     note = Note.warning(
         "volume-moved",
-        f"the volume was moved by {way:.1f} mm after it was read from DICOM: segments went with its voxels",
+        f"the volume was moved by {way:.1f} mm after it was read from DICOM: its segments were moved with it",
         moved_mm=way,
     )
-    return Resampled(Segmentation(moved, segmentation.segments, segmentation.provenance), (note,))
-
-
-def _same_positions(one: Geometry, other: Geometry) -> bool:
-    """Return whether both have voxels in the same positions, in whatever order they are stored."""
-    if sorted(one.shape_ijk) != sorted(other.shape_ijk):
-        return False
-    mapping = np.linalg.inv(other.ijk_to_ras) @ one.ijk_to_ras
-    steps = _whole_steps(mapping, other, one)
-    if steps is None:
-        return False
-    ends = np.array([(0, 0, 0), np.array(one.shape_ijk) - 1]) @ steps[:3, :3].T + steps[:3, 3]
-    return bool((ends.min(axis=0) == 0).all() and (ends.max(axis=0) == np.array(other.shape_ijk) - 1).all())
+    return replace(segmentation, geometry=moved, notes=(*segmentation.notes, note))
 
 
 def _axes_of(drawn_on: Geometry, series: Geometry) -> NDArray[np.float64] | None:
@@ -163,19 +141,6 @@ def _axes_of(drawn_on: Geometry, series: Geometry) -> NDArray[np.float64] | None
     result[:3, :3] = turn
     result[:3, 3] = np.where(turn.sum(axis=1) < 0, np.array(series.shape_ijk) - 1, 0)
     return result
-
-
-def _whole_steps(mapping: NDArray[np.float64], own: Geometry, other: Geometry) -> NDArray[np.float64] | None:
-    """Return the mapping in whole numbers, when every voxel of the other grid is one of ours or outside."""
-    rounded = np.rint(mapping)
-    linear = np.abs(rounded[:3, :3])
-    if not ((linear.sum(axis=0) == 1).all() and (linear.sum(axis=1) == 1).all()):
-        return None
-    corners = np.array(list(np.ndindex(2, 2, 2)), dtype=np.float64) * (np.array(other.shape_ijk) - 1)
-    exact = corners @ mapping[:3, :3].T + mapping[:3, 3]
-    whole = corners @ rounded[:3, :3].T + rounded[:3, 3]
-    off = np.linalg.norm((exact - whole) @ own.ijk_to_ras[:3, :3].T, axis=1).max()
-    return rounded if off <= SAME_POSITION_MM else None
 
 
 def _sampled(
@@ -205,7 +170,7 @@ def _loss(segment: Segment, mask_kji: NDArray[np.bool_], mapping: NDArray[np.flo
 
 def _nearest_values(segment: Segment, positions_ijk: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return (N,) whether the segment has the voxels nearest to (N, 3) positions."""
-    # Half a voxel and a hair: places midway go the same way wherever rounding errors put them.
+    # Slightly more than half a voxel: positions midway go the same way whatever their rounding error.
     nearest = np.floor(positions_ijk + 0.5 - 1e-6).astype(np.int64) - segment.offset_ijk
     size = np.array(segment.part_kji.shape[::-1])
     inside = ((nearest >= 0) & (nearest < size)).all(axis=1)
@@ -242,7 +207,7 @@ def _positions(
 
 
 def _difference(own: Geometry, other: Geometry, is_exact: bool) -> list[Note]:
-    """Return notes on what was done, unless it was no more than turning axes."""
+    """Return notes on what was done, unless only the order of the axes changed."""
     sizes = " x ".join(map(str, own.shape_ijk)), " x ".join(map(str, other.shape_ijk))
     if is_exact and sorted(own.shape_ijk) == sorted(other.shape_ijk):
         return []

@@ -104,8 +104,8 @@ def _notes(segmentation: Segmentation, suffix: str) -> Iterator[Note]:
     if suffix in (".nii", ".nii.gz") and segmentation.geometry.is_sheared:
         yield Note.warning(
             "sheared-nifti",
-            "the voxel axes are not at right angles (gantry tilt): the NIfTI says so, but programs built on "
-            "ITK refuse it or move its voxels; they read .seg.nrrd, .nrrd and .mha correctly",
+            "the voxel axes are not at right angles (gantry tilt): the NIfTI keeps this, but programs built "
+            "on ITK refuse it or move its voxels; they read .seg.nrrd, .nrrd and .mha correctly",
         )
 
 
@@ -203,7 +203,7 @@ def _nrrd_vector(values: NDArray[np.float64]) -> str:
 
 
 def _nrrd_escaped(text: str) -> str:
-    """Return text as one line of a NRRD header: backslash and line break as the format wants it."""
+    """Return text as one line of a NRRD header: with backslashes and line breaks escaped."""
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", " ").replace("\0", " ")
 
 

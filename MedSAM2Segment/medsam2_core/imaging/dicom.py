@@ -1,8 +1,8 @@
 """DICOM files and folders through pydicom: series are listed, chosen, put in order and decoded.
 
-highdicom's ``get_volume_from_series`` is not used: it wants a frame of reference, which de-identified files
-often lack (of the eleven real series of the tests it reads one), refuses a tilted gantry, and returns float64
-in more than twice the memory.
+highdicom's ``get_volume_from_series`` is not used: it requires a frame of reference, which de-identified
+files often lack (of the eleven real series of the tests it reads one), refuses a tilted gantry, and returns
+float64 in more than twice the memory.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def check_size(frame: bytes, rows: int, columns: int) -> None:
     if found != (rows, columns):
         size_text = "no size" if found is None else f"{found[0]} x {found[1]}"
         raise VolumeError(
-            f"compressed pixels hold {size_text}, the header says {rows} x {columns}: damaged",
+            f"compressed pixels hold {size_text}, the header has {rows} x {columns}: damaged",
             code="decoded-size-differs",
             rows=rows,
             columns=columns,

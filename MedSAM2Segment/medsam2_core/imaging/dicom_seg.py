@@ -12,21 +12,19 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import Note, VolumeError
+from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
 from medsam2_core.imaging.dicom_codestreams import check_frames
 from medsam2_core.imaging.dicom_frames import frames_of
 from medsam2_core.imaging.dicom_seg_grid import grid_of
-from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.label_map import Label
-from medsam2_core.imaging.segmentation import SegmentBuilder
-from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology, tags_text
+from medsam2_core.imaging.segment_builder import SegmentBuilder
+from medsam2_core.imaging.segmentation import Label, Segmentation
+from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology, parse_tags, tags_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,31 +36,8 @@ _MANUFACTURER = "MedSAM2Segment"  # as source of an algorithm, and how its name 
 _PARAMETERS = {"model": "MedSAM2.model", "weights_sha256": "MedSAM2.weights_sha256"}
 
 
-@dataclass(frozen=True, eq=False)
-class DicomSegmentation:
-    """What a DICOM SEG holds.
-
-    Attributes
-    ----------
-    kind
-        Segmentation Type: ``"BINARY"``, ``"FRACTIONAL"`` or ``"LABELMAP"``.
-    labels
-        What each segment is; ``value`` is its number, ascending; those without voxels too.
-    builder
-        Their masks, under these numbers.
-    geometry, notes
-        The grid of the frames, and what the user should know of it.
-    """
-
-    kind: str
-    labels: tuple[Label, ...]
-    builder: SegmentBuilder
-    geometry: Geometry
-    notes: tuple[Note, ...] = ()
-
-
 def is_segmentation(path: Path) -> bool:
-    """Return whether a file is a DICOM segmentation; a damaged file is none."""
+    """Return whether a file is a DICOM segmentation; a damaged file is not."""
     import pydicom
 
     try:
@@ -73,7 +48,7 @@ def is_segmentation(path: Path) -> bool:
         return False
 
 
-def read(path: Path) -> DicomSegmentation:
+def read(path: Path) -> Segmentation:
     """Read a SEG; slices whose frames it leaves out are empty.
 
     A voxel of a fractional segmentation belongs to the segment when its value is above half of the largest.
@@ -94,21 +69,25 @@ def read(path: Path) -> DicomSegmentation:
         described = {label.value: label for label in _labels(header)}
         builder = SegmentBuilder()
         _add_frames(path, header, kind, grid.slice_of, builder)
-        numbers = sorted({*described, *builder.numbers})
-        labels = tuple(described.get(number) or Label(str(number), number) for number in numbers)
-        return DicomSegmentation(kind, labels, builder, grid.geometry, grid.notes)
+        # The boxes take little, but what is done with the segmentation goes through the whole grid.
+        files.checked_bytes(path, grid.geometry.shape_ijk, 1, files.LARGEST_VOLUME)
+        numbers = sorted({*described, *(value for _, value in builder.keys)})
+        labels = [described.get(number) or Label(str(number), number) for number in numbers]
+        return builder.build(labels, grid.geometry, kind, grid.notes)
 
 
 def _add_frames(path: Path, header: Any, kind: str, slice_of: Sequence[int], builder: SegmentBuilder) -> None:
+    """Add all frames; segments are on layer 0 of the builder, whether they overlap or not."""
     if kind == "LABELMAP":
         background = _background(path, header)
         for k, pixels_ji in zip(slice_of, _frames(path, header), strict=True):
-            builder.add_labels(k, pixels_ji, background)
+            for value in set(np.unique(pixels_ji).tolist()) - {0, background}:
+                builder.add((0, value), k, pixels_ji == value)
         return
     numbers = _segment_numbers(path, header)
     threshold = 0 if kind == "BINARY" else int(header.get("MaximumFractionalValue") or 255) / 2
     for number, k, pixels_ji in zip(numbers, slice_of, _frames(path, header), strict=True):
-        builder.add(number, k, pixels_ji > threshold)
+        builder.add((0, number), k, pixels_ji > threshold)
 
 
 def _kind(path: Path, header: Any) -> str:
@@ -226,7 +205,7 @@ def _bits(path: Path, header: Any, size: tuple[int, int]) -> Iterator[NDArray[np
             bits = np.unpackbits(data, bitorder="little")[first % 8 :][:pixels]
             if bits.size < pixels:
                 raise files.error(
-                    path, f"truncated: the bits of frame {n + 1} are not all there", "truncated", frame=n + 1
+                    path, f"truncated: some bits of frame {n + 1} are missing", "truncated", frame=n + 1
                 )
             yield bits.reshape(size)
 
@@ -251,7 +230,7 @@ def _seek_pixels(path: Path, stream: Any, header: Any) -> None:
 
 
 def _labels(header: Any) -> Iterator[Label]:
-    """Yield the segments of a header by ascending number; background (0) is none."""
+    """Yield the segments of a header by ascending number; background (0) is not one."""
     items = {int(item.SegmentNumber): item for item in header.SegmentSequence}
     palette = _palette(header, [number for number in items if number > 0])
     for number in sorted(number for number in items if number > 0):
@@ -260,7 +239,7 @@ def _labels(header: Any) -> Iterator[Label]:
             str(item.get("SegmentLabel") or "").strip() or str(number),
             number,
             colour=_colour(item) or palette.get(number),
-            tags=tags_text(_tags(item, terminology)),
+            tags=parse_tags(tags_text(_tags(item, terminology))),
             terminology=terminology,
         )
 
@@ -308,7 +287,7 @@ def _tags(item: Any, terminology: Terminology | None) -> dict[str, str]:
     name = item.get("SegmentAlgorithmName") or (made_by.get("AlgorithmName") if made_by else "")
     if kind := str(item.get("SegmentAlgorithmType") or "").strip():
         tags["DICOM.SegmentAlgorithmType"] = kind
-        # An empty name means that there is none: without a tag 3D Slicer and we would put in our own.
+        # An empty name means that there is none; without a tag, writers would put in their own.
         tags["DICOM.SegmentAlgorithmName"] = ""
     if name:
         tags["DICOM.SegmentAlgorithmName"] = " ".join(str(name).split())

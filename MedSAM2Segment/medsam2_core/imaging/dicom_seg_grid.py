@@ -2,7 +2,7 @@
 
 A SEG may leave slices out, so the distance of its frames is not that of its slices. Files give it
 (Spacing Between Slices, along the normal of the slices: PS3.3 C.7.6.16.2.1); where they do not it has to be
-assumed, and a note tells the user.
+assumed, and a note reports it.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _fit(
         fit = _on_slices(positions, normal, declared or thickness or 1.0, exactly=True)
         unknown = Note.warning(
             "slice-thickness-assumed",
-            "the file does not tell how thick its slice is: 1 mm is assumed, volumes depend on it",
+            "the file does not give the thickness of its slice: 1 mm is assumed, and volumes depend on it",
             thickness_mm=1.0,
         )
         if fit is not None:
@@ -222,7 +222,7 @@ def _notes(fit: _Fit, normal: NDArray[np.float64], declared: float | None, sourc
         return (
             Note.warning(
                 "spacing-contradicted",
-                f"the file says that slices are {declared:.4g} mm apart, but its frames fit "
+                f"the file gives a spacing of {declared:.4g} mm between slices, but its frames fit "
                 f"{spacing_mm:.4g} mm only",
                 declared_mm=declared,
                 spacing_mm=spacing_mm,
@@ -233,7 +233,7 @@ def _notes(fit: _Fit, normal: NDArray[np.float64], declared: float | None, sourc
     return (
         Note.warning(
             "slice-spacing-assumed",
-            f"slices are left out, and the file does not tell how far they are apart: {spacing_mm:.4g} mm is "
+            f"slices are left out, and the file does not give their spacing: {spacing_mm:.4g} mm is "
             f"assumed, {source}; volumes depend on it",
             spacing_mm=spacing_mm,
             basis=source,

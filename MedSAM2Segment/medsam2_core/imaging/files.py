@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LARGEST_VOLUME = 16 << 30
 #: Deflate (gzip, zlib) cannot do better than this, so a larger claim in a header is a lie.
 DEFLATE_RATIO = 1032
-# bzip2 squeezes constant data without a bound; beyond a million times nobody has such a volume.
+# bzip2 compresses constant data without a bound; beyond a factor of a million it is not a volume.
 _RATIOS = {None: 1.0, "gzip": DEFLATE_RATIO, "zlib": DEFLATE_RATIO, "bzip2": 1e6}
 _BLOCK = 1 << 20
 _LOGGERS = ("nibabel.global", "pydicom", "tifffile", "PIL")
@@ -126,7 +126,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 def _is_bug(error: Exception) -> bool:
     """Return whether an exception was raised by this package's own code and cannot come from the data.
 
-    ValueError, KeyError and the like are no sign of that: damaged headers cause them here as in libraries.
+    ValueError, KeyError and similar errors do not show that: damaged headers cause them here as in libraries.
     """
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:

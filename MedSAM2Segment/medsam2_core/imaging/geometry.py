@@ -27,6 +27,8 @@ RAS_LPS.flags.writeable = False
 #: RAS axis (0 Right-Left, 1 Anterior-Posterior, 2 Superior-Inferior) that slices of a plane are stacked
 #: along.
 PLANE_NORMAL = {"sagittal": 0, "coronal": 1, "axial": 2}
+#: What slices can be stacked along: the array axis closest to an anatomical plane's normal, or one by name.
+AXES = ("axial", "sagittal", "coronal", "i", "j", "k")
 
 _CODES = ("LR", "PA", "IS")
 _SHEAR_TOLERANCE = 1e-4  # cosine between two axes; 1e-4 moves a voxel by 0.05 mm over 500 mm
@@ -139,11 +141,6 @@ class Geometry:
         return bool(np.abs(cosines - np.eye(3)).max() > _SHEAR_TOLERANCE)
 
     @property
-    def is_left_handed(self) -> bool:
-        """Whether i, j, k form a left-handed system (the determinant is negative)."""
-        return bool(np.linalg.det(self.ijk_to_ras[:3, :3]) < 0)
-
-    @property
     def axis_codes(self) -> str:
         """Direction of increasing i, j, k, such as ``"LPS"``; the closest one for an oblique volume."""
         assignment = self._ras_axis_of_array_axis()
@@ -154,7 +151,7 @@ class Geometry:
 
     @property
     def ijk_to_lps(self) -> NDArray[np.float64]:
-        """(4, 4) affine to LPS, for files that want it."""
+        """(4, 4) affine to LPS, for file formats that use it."""
         return RAS_LPS @ self.ijk_to_ras
 
     @property
@@ -188,6 +185,31 @@ class Geometry:
         # An affine differs most at a corner of the grid, so eight points decide for all voxels.
         corners = np.array(list(itertools.product(*((0, n - 1) for n in self.shape_ijk))), dtype=np.float64)
         return bool(np.abs(self.to_ras(corners) - other.to_ras(corners)).max() <= tolerance_mm)
+
+    def index_mapping(self, other: Geometry, tolerance_mm: float) -> NDArray[np.float64] | None:
+        """Return (4, 4) from indices of another grid to indices of this one, when they are whole numbers.
+
+        None unless the axes are parallel, the spacing is equal and every voxel centre of the other grid is
+        within ``tolerance_mm`` of one of this grid, or of where one would be outside.
+        """
+        exact = self.ras_to_ijk @ other.ijk_to_ras
+        mapping = np.rint(exact)
+        linear = np.abs(mapping[:3, :3])
+        if not ((linear.sum(axis=0) == 1).all() and (linear.sum(axis=1) == 1).all()):
+            return None
+        # An affine differs most at a corner of the grid, so eight points decide for all voxels.
+        corners = np.array(list(np.ndindex(2, 2, 2)), dtype=np.float64) * (np.array(other.shape_ijk) - 1)
+        off = (transform(exact, corners) - transform(mapping, corners)) @ self.ijk_to_ras[:3, :3].T
+        return mapping if np.linalg.norm(off, axis=1).max() <= tolerance_mm else None
+
+    def same_positions(self, other: Geometry, tolerance_mm: float) -> bool:
+        """Return whether both grids have voxels in the same positions, in whatever order they are stored."""
+        mapping = self.index_mapping(other, tolerance_mm)
+        if mapping is None:
+            return False
+        ends = transform(mapping, np.array([(0, 0, 0), np.array(other.shape_ijk) - 1]))
+        first, last = ends.min(axis=0), ends.max(axis=0)
+        return bool((first == 0).all() and (last == np.array(self.shape_ijk) - 1).all())
 
     def array_axis_towards(self, direction: str) -> tuple[int, int]:
         """Return the array axis (0 i, 1 j, 2 k) along ``"L"``, ``"P"``, ``"S"`` or opposites, and its sign.

@@ -59,16 +59,6 @@ class Window:
         return {"width": self.width, "level": self.level, "name": self.name}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Window:
-        """Back from :meth:`to_dict`."""
-        try:
-            return cls(float(data["level"]), float(data["width"]), str(data.get("name", "")))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise VolumeError(
-                f"{data!r} is not a window: expected width and level", code="invalid-window"
-            ) from error
-
-    @classmethod
     def spanning(cls, low: float, high: float, name: str = "") -> Window:
         """Create from the values shown black and white; a constant image gets a window of width 1."""
         width = float(high) - float(low)
@@ -138,25 +128,17 @@ def parse_window(text: str, volume: Volume | None = None) -> Window:
     return Window(level, width)
 
 
-def automatic_window(
-    volume: Volume, box: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
-) -> Window:
+def automatic_window(volume: Volume) -> Window:
     """Choose a window that suits the volume, from a bounded sample of its voxels.
 
     CT in Hounsfield units gets soft tissue (400/40), which shows organs and lesions of head, chest and
     abdomen alike. Only when most of what is not air is lung (cropped lung) it gets the lung window, when most
     is bone the bone window. Everything else spans the 0.5 to 99.5 percentile of voxels above 0. CT that
     someone already turned into 8 bits is shown as it is.
-
-    Parameters
-    ----------
-    box : two IJK corners, optional
-        Decide by the voxels in and around this box (three times its size) instead of the whole volume, so
-        that a nodule in the lung of a whole-body scan gets the lung window.
     """
     if volume.is_colour:
         return Window.spanning(0, 255, "colour")
-    values = _sample(volume, _around(volume.voxels_kji, box) if box is not None else volume.voxels_kji)
+    values = _sample(volume)
     if values.size == 0:
         return Window(0.5, 1.0, "constant")
     if volume.modality == "CT" and volume.voxels_kji.dtype == np.uint8:
@@ -182,7 +164,7 @@ def is_hounsfield(volume: Volume, values: NDArray[np.float64] | None = None) -> 
     """
     if volume.is_colour or volume.voxels_kji.dtype in (np.uint8, np.bool_):
         return False
-    values = _sample(volume, volume.voxels_kji) if values is None else values
+    values = _sample(volume) if values is None else values
     if values.size == 0:
         return False
     low, high = np.percentile(values, (1, 99.9))
@@ -220,26 +202,12 @@ def _ct_window(values: NDArray[np.float64]) -> Window:
     return PRESETS["abdomen"]
 
 
-def _around(
-    voxels_kji: NDArray[Any], box: tuple[tuple[float, float, float], tuple[float, float, float]]
-) -> NDArray[Any]:
-    corners = np.asarray(box, dtype=np.float64)  # (2, 3) ijk
-    if corners.shape != (2, 3) or not np.isfinite(corners).all():
-        raise VolumeError(f"box {box!r}: expected two finite IJK corners", code="invalid-box")
-    first, last = corners.min(axis=0), corners.max(axis=0)
-    margin = last - first  # once its size on every side: three times the box
-    shape_ijk = np.array(voxels_kji.shape[2::-1])
-    start = np.clip(np.floor(first - margin), 0, shape_ijk - 1).astype(int)
-    stop = np.clip(np.ceil(last + margin) + 1, start + 1, shape_ijk).astype(int)
-    return voxels_kji[start[2] : stop[2], start[1] : stop[1], start[0] : stop[0]]
-
-
-def _sample(volume: Volume, voxels_kji: NDArray[Any]) -> NDArray[np.float64]:
+def _sample(volume: Volume) -> NDArray[np.float64]:
     """Return at most about ``_SAMPLE`` finite voxels, evenly spread; never a float copy of the whole.
 
     Taken in anatomical order, so that one scan stored in another axis order gets the same window.
     """
-    voxels = canonical_view(voxels_kji, volume.geometry)
+    voxels = canonical_view(volume.voxels_kji, volume.geometry)
     step = max(1, math.ceil((voxels.size / _SAMPLE) ** (1 / 3)))
     steps = [step if n >= 4 * step else 1 for n in voxels.shape]
     sampled = voxels[:: steps[0], :: steps[1], :: steps[2]]

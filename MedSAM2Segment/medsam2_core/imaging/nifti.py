@@ -1,7 +1,7 @@
 """NIfTI-1 and -2 (.nii, .nii.gz, .hdr with .img) through nibabel, which keeps the whole matrix, shear
 included.
 
-(ITK's reader makes a sheared orientation orthogonal with no more than a warning, which moves the voxels.)
+(ITK's reader makes a sheared orientation orthogonal with only a warning, which moves the voxels.)
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.label_map import Label
-from medsam2_core.imaging.terminology import tags_text, terminology_in
+from medsam2_core.imaging.segmentation import Label
+from medsam2_core.imaging.terminology import parse_tags, tags_text, terminology_in
 from medsam2_core.imaging.volume import Volume
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _open(path: Path) -> Any:
     if not isinstance(image, nibabel.Nifti1Pair):  # the other NIfTI classes derive from it
         raise files.error(
             path,
-            f"{type(image).__name__} files do not say where the patient's left is: use NIfTI",
+            f"{type(image).__name__} files do not define the patient's left: use NIfTI",
             "unsupported-format",
         )
     dtype = image.get_data_dtype()
@@ -170,7 +170,7 @@ def _labels_in(content: Any) -> Iterator[Label]:
         value, tags = segment["label"], segment.get("tags")
         tags = {str(key): str(text) for key, text in tags.items()} if isinstance(tags, dict) else {}
         name, colour = str(segment.get("name") or value), _label_colour(segment.get("colour"))
-        yield Label(name, value, 0, colour, tags_text(tags), terminology_in(tags))
+        yield Label(name, value, 0, colour, parse_tags(tags_text(tags)), terminology_in(tags))
 
 
 def _label_colour(parts: Any) -> tuple[float, float, float] | None:

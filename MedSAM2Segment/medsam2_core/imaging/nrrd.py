@@ -31,7 +31,7 @@ _TYPES = {
 _COMPRESSION = {"raw": None, "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 _TEXT = ("txt", "text", "ascii", "hex")
 # Columns give the LPS direction of each axis of the file's space. A space without anatomy is taken as LPS, as
-# ITK and 3D Slicer do, so that all three programs agree where the volume is.
+# ITK and 3D Slicer do, so that all three programs agree on the position of the volume.
 _TO_LPS = {
     "left-posterior-superior": (1, 1, 1),
     "lps": (1, 1, 1),

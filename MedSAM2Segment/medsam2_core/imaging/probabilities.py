@@ -1,13 +1,11 @@
 """How sure the model is of every voxel: probabilities of named objects on the grid of a volume, in 8 bits.
 
-A value v stands for the probability v / 255. Values of :data:`INSIDE` and more are the voxels of the object's
-mask, all others are not: rounding never moves a voxel across 0.5. Slices are kept packed, so that an organ of
-a 512 x 512 x 300 scan takes some megabytes; nothing is ever held as floating point.
+Slices are kept packed, so that an organ of a 512 x 512 x 300 scan takes some megabytes; nothing is ever held
+as floating point.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medsam2_core.errors import VolumeError
+from medsam2_core.imaging.slice_mask import INSIDE, PackedValues
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,78 +22,6 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.geometry import Geometry
     from medsam2_core.imaging.segmentation import Segment
     from medsam2_core.imaging.slices import SliceStack
-
-#: The value of certainty.
-MAXIMUM = 255
-#: The lowest value that is inside: 128 / 255 is the first probability above 0.5.
-INSIDE = 128
-
-
-def agreeing(values: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the values clipped to the side of 0.5 on which the mask is."""
-    # A logit of exactly 0 is outside, and one just above it inside: 8 bits alone cannot tell them apart.
-    return np.where(mask, np.maximum(values, np.uint8(INSIDE)), np.minimum(values, np.uint8(INSIDE - 1)))
-
-
-@dataclass(frozen=True, slots=True)
-class PackedValues:
-    """Values of a slice that are not 0, as the deflated bytes of their bounding box.
-
-    Attributes
-    ----------
-    deflated
-        The box's rows; empty when all values are 0.
-    box
-        First row, first column, rows, columns.
-    shape_hw
-        Of the slice.
-    """
-
-    deflated: bytes
-    box: tuple[int, int, int, int]
-    shape_hw: tuple[int, int]
-
-    @classmethod
-    def of(cls, values_hw: NDArray[np.uint8]) -> PackedValues:
-        """Pack the values (H, W) uint8 of a slice."""
-        shape = (int(values_hw.shape[0]), int(values_hw.shape[1]))
-        rows = np.flatnonzero(values_hw.any(axis=1))
-        if len(rows) == 0:
-            return cls(b"", (0, 0, 0, 0), shape)
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        columns = np.flatnonzero(values_hw[first:last].any(axis=0))
-        left, right = int(columns[0]), int(columns[-1]) + 1
-        inner = np.ascontiguousarray(values_hw[first:last, left:right])
-        # Most values are 0 or 255: more effort than the least makes it slower, hardly smaller.
-        return cls(zlib.compress(inner.data, 1), (first, left, *inner.shape), shape)
-
-    @classmethod
-    def certain(cls, mask_hw: NDArray[np.bool_]) -> PackedValues:
-        """Pack a certain mask (H, W): 255 inside, 0 elsewhere."""
-        return cls.of(np.where(mask_hw, np.uint8(MAXIMUM), np.uint8(0)))
-
-    def agreeing(self, mask_hw: NDArray[np.bool_]) -> PackedValues:
-        """Return the values clipped to the side of 0.5 on which a mask (H, W) is."""
-        return PackedValues.of(agreeing(self.values_hw(), mask_hw))
-
-    def values_hw(self) -> NDArray[np.uint8]:
-        """Return the values (H, W), in a new array."""
-        out = np.zeros(self.shape_hw, dtype=np.uint8)
-        row, column, height, width = self.box
-        if self.deflated:
-            inner = np.frombuffer(zlib.decompress(self.deflated), dtype=np.uint8)
-            out[row : row + height, column : column + width] = inner.reshape(height, width)
-        return out
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether all values are 0."""
-        return not self.deflated
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what is packed."""
-        return len(self.deflated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,16 +84,6 @@ class Probabilities:
             there = ((n, packed.values_hw()) for n, packed in of_name.items() if not packed.is_empty)
             slices[name] = _packed(stack.volume_values(there))
         return cls(geometry, slices, provenance or {})
-
-    @classmethod
-    def of_volumes(
-        cls,
-        geometry: Geometry,
-        values: Mapping[str, NDArray[np.uint8]],
-        provenance: Mapping[str, Any] | None = None,
-    ) -> Probabilities:
-        """Create from (K, J, I) uint8 values by name."""
-        return cls(geometry, {name: _packed(one) for name, one in values.items()}, provenance or {})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from medsam2_core.imaging import dicom, files, metaimage, nifti, npz, nrrd, pictures
 from medsam2_core.imaging.dicom import SeriesInfo
-from medsam2_core.imaging.label_map import LabelMap
-from medsam2_core.imaging.segmentation_files import read_labels
+from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.volume import ImageSet, Volume
 
-__all__ = ["LabelMap", "SeriesInfo", "list_series", "read_images", "read_labels", "read_volume"]
+__all__ = ["SeriesInfo", "list_series", "read_images", "read_segmentation", "read_volume"]
 
 _READERS: dict[tuple[str, ...], Callable[[Path, str | None], Volume]] = {
     (".nii", ".nii.gz", ".hdr", ".img"): nifti.read_volume,

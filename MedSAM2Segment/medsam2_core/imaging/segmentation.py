@@ -9,20 +9,20 @@ from __future__ import annotations
 import colorsys
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medsam2_core.errors import Note, VolumeError
+from medsam2_core.errors import GeometryError, Note, VolumeError
+from medsam2_core.imaging.geometry import Geometry, transform
 from medsam2_core.imaging.terminology import TISSUE, Terminology
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from medsam2_core.imaging.geometry import Geometry
 
 # Bright on dark images, far apart in hue and lightness for the first, most frequent objects.
 _COLOURS = (
@@ -46,6 +46,33 @@ def default_colour(number: int) -> tuple[float, float, float]:
     return red + lacking * (1 - red), green + lacking * (1 - green), blue + lacking * (1 - blue)
 
 
+@dataclass(frozen=True)
+class Label:
+    """Description of one segment in a label file, with nothing filled in.
+
+    Attributes
+    ----------
+    name
+        May be empty, and that of other segments, too.
+    value, layer
+        The voxels are those of the layer that have this value. Layers are for overlapping segments, and most
+        files have one.
+    colour
+        RGB from 0 to 1; None where the file gives none.
+    tags
+        By name, such as ``DICOM.SegmentAlgorithmType``; with those of all segments.
+    terminology
+        None where the file gives no codes.
+    """
+
+    name: str
+    value: int
+    layer: int = 0
+    colour: tuple[float, float, float] | None = None
+    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+    terminology: Terminology | None = None
+
+
 class Segment:
     """One object: its name, colour, voxels and meaning.
 
@@ -59,9 +86,8 @@ class Segment:
         What it is in coded terms; None becomes "tissue", as in 3D Slicer for a new segment.
     tags : mapping of str to str
         More facts to be stored with this object, such as ``DICOM.SegmentAlgorithmType``.
-    value : int or None
-        Its label value in the file it was read from, by which other files may name it; None when it is from
-        none. Objects on different layers may share one.
+    label : Label or None
+        How the file it was read from describes it; None when it is from none.
 
     Raises
     ------
@@ -82,10 +108,10 @@ class Segment:
         mask_kji: NDArray[Any],
         terminology: Terminology | None = None,
         tags: Mapping[str, str] | None = None,
-        value: int | None = None,
+        label: Label | None = None,
     ) -> None:
         mask = np.asarray(mask_kji)
-        self._describe(name, colour_rgb, mask, terminology, tags, value)
+        self._describe(name, colour_rgb, mask, terminology, tags, label)
         start, part = _cropped(mask, copied=True)
         self._hold(part, start, (mask.shape[2], mask.shape[1], mask.shape[0]))
 
@@ -99,7 +125,7 @@ class Segment:
         shape_ijk: tuple[int, int, int],
         terminology: Terminology | None = None,
         tags: Mapping[str, str] | None = None,
-        value: int | None = None,
+        label: Label | None = None,
     ) -> Segment:
         """Create from the part of the grid that holds the segment, without a mask of the whole.
 
@@ -117,7 +143,7 @@ class Segment:
         """
         segment = cls.__new__(cls)
         part = np.asarray(part_kji)
-        segment._describe(name, colour_rgb, part, terminology, tags, value)
+        segment._describe(name, colour_rgb, part, terminology, tags, label)
         ends = [(o, o + n, size) for o, n, size in zip(offset_ijk, part.shape[::-1], shape_ijk, strict=True)]
         if any(first < 0 or last > size for first, last, size in ends):
             raise VolumeError(
@@ -138,7 +164,7 @@ class Segment:
         mask: NDArray[Any],
         terminology: Terminology | None,
         tags: Mapping[str, str] | None,
-        value: int | None,
+        label: Label | None,
     ) -> None:
         if mask.ndim != 3 or mask.dtype.kind not in "bui":
             raise VolumeError(
@@ -154,7 +180,7 @@ class Segment:
         self.colour_rgb = _checked_colour(name, colour_rgb)
         self.terminology = TISSUE if terminology is None else terminology
         self.tags: Mapping[str, str] = MappingProxyType({str(k): str(v) for k, v in (tags or {}).items()})
-        self.value = value
+        self.label = label
 
     def _hold(
         self, part: NDArray[np.bool_], start_kji: tuple[int, int, int], shape_ijk: tuple[int, int, int]
@@ -169,6 +195,28 @@ class Segment:
         other = copy.copy(self)
         other.terminology, other.name = terminology, name
         return other
+
+    def reordered(self, mapping: NDArray[np.float64], shape_ijk: tuple[int, int, int]) -> Segment:
+        """Return the segment on a grid that stores the same voxels in another order, or has more of them.
+
+        Parameters
+        ----------
+        mapping : (4, 4) whole numbers, from index on this grid to index on the other
+        shape_ijk : the other grid
+        """
+        axes = np.abs(mapping[:3, :3]).argmax(axis=1)  # of each axis there, the axis here
+        steps = tuple(slice(None, None, int(mapping[n, axes[n]])) for n in (2, 1, 0))
+        part = self.part_kji.transpose([2 - int(axes[n]) for n in (2, 1, 0)])[steps]
+        ends = np.array([self.offset_ijk, np.array(self.offset_ijk) + self.part_kji.shape[::-1] - 1])
+        first = transform(mapping, ends).min(axis=0) if part.size else np.zeros(3)
+        i, j, k = (int(n) for n in np.rint(first))
+        described = (self.terminology, self.tags, self.label)
+        return Segment.from_part(self.name, self.colour_rgb, part, (i, j, k), shape_ijk, *described)
+
+    @property
+    def value(self) -> int | None:
+        """Label value in the file it was read from, by which other files may name it; None if from none."""
+        return None if self.label is None else self.label.value
 
     @property
     def mask_kji(self) -> NDArray[np.bool_]:
@@ -233,14 +281,18 @@ class Segmentation:
         each object is stored with its own prompts only), ``model``, ``weights_sha256`` (of the file),
         ``weights_key`` (see :class:`SegmentationModel`), ``window``, ``known_spacing`` (see
         :attr:`Volume.known_spacing`, when it is not all). Anything else is stored as it is.
-    notes : tuple of str
-        What the user should know of how it was read from a file: one sentence each. Not written.
+    notes : tuple of Note
+        What the user should know of how it was read from a file or resampled. Not written.
+    kind : str
+        The Segmentation Type of the DICOM SEG it was read from (``"BINARY"``, ``"FRACTIONAL"``,
+        ``"LABELMAP"``), else empty.
     """
 
     geometry: Geometry
     segments: tuple[Segment, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+    kind: str = ""
 
     def __post_init__(self) -> None:
         segments = tuple(self.segments)
@@ -281,6 +333,11 @@ class Segmentation:
     def names(self) -> tuple[str, ...]:
         """Names of the segments, in order."""
         return tuple(segment.name for segment in self.segments)
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """How the file it was read from describes each segment; empty when it is from none."""
+        return tuple(segment.label for segment in self.segments if segment.label is not None)
 
     def __getitem__(self, name: str) -> Segment:
         for segment in self.segments:
@@ -328,6 +385,61 @@ class Segmentation:
             layer_of[name] = next(n for n in range(len(taken) + 1) if n not in taken)
         return tuple(layer_of.values())
 
+    def on_grid(self, geometry: Geometry, tolerance_mm: float = 0.05) -> Segmentation:
+        """Return it stored as a volume of that geometry is: axes turned and flipped, never resampled.
+
+        Raises
+        ------
+        GeometryError
+            When the voxels are not in the same positions, in whatever order they are stored.
+        """
+        own = self.geometry
+        if own.same_grid(geometry, tolerance_mm):
+            return replace(self, geometry=geometry)
+        mapping = geometry.index_mapping(own, tolerance_mm)
+        if mapping is None or not geometry.same_positions(own, tolerance_mm):
+            differing = _differences(own, geometry)
+            listed = "; ".join(f"{what} {ours}, the image's {theirs}" for what, (ours, theirs) in differing)
+            raise GeometryError(
+                f"the labels do not lie on the image's grid: {listed}. Resample them to the image",
+                code="label-map-on-another-grid",
+                shape_ijk=list(own.shape_ijk),
+                image_shape_ijk=list(geometry.shape_ijk),
+                differing=[what for what, _ in differing],
+            )
+        segments = tuple(segment.reordered(mapping, geometry.shape_ijk) for segment in self.segments)
+        return replace(self, geometry=geometry, segments=segments)
+
+    def labels_kji(self) -> NDArray[Any]:
+        """Return (K, J, I) label values of the file it was read from, 0 where there is no segment.
+
+        Raises
+        ------
+        VolumeError
+            ``overlapping-labels`` when a voxel or a value belongs to several segments.
+        """
+        values = [0 if segment.value is None else segment.value for segment in self.segments]
+        ends = min(values, default=0), max(values, default=0)
+        dtype = np.result_type(*(np.min_scalar_type(end) for end in ends))
+        labels_kji = np.zeros(self.geometry.shape_ijk[::-1], dtype=dtype)
+        counts = Counter(values)
+        for segment, value in zip(self.segments, values, strict=True):
+            view = segment.view_of(labels_kji)
+            if counts[value] > 1 or view[segment.part_kji].any():
+                raise VolumeError(
+                    f"{segment.name!r} shares voxels or its value {value} with another segment: there is no "
+                    "label map of all",
+                    code="overlapping-labels",
+                    segment=segment.name,
+                    value=value,
+                )
+            view[segment.part_kji] = value
+        return labels_kji
+
+    def stored_layers(self) -> tuple[int, ...]:
+        """Return the layer of each segment in its file; a DICOM SEG has none, so those of :meth:`layers`."""
+        return self.layers() if self.kind else tuple(label.layer for label in self.labels)
+
     @property
     def label_dtype(self) -> np.dtype[Any]:
         """uint8 for up to 255 segments, else uint16."""
@@ -353,76 +465,24 @@ class Segmentation:
         return labels_ji
 
 
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """A segment on one slice, in bits: a file may come with all segments before the first is complete."""
-
-    k: int
-    start_ji: tuple[int, int]
-    shape_ji: tuple[int, int]
-    bits: NDArray[np.uint8]
-
-    @property
-    def start_kji(self) -> tuple[int, int, int]:
-        return self.k, *self.start_ji
-
-    @property
-    def stop_kji(self) -> tuple[int, int, int]:
-        return self.k + 1, self.start_ji[0] + self.shape_ji[0], self.start_ji[1] + self.shape_ji[1]
-
-    def mask_ji(self) -> NDArray[np.bool_]:
-        rows, columns = self.shape_ji
-        return np.unpackbits(self.bits, count=rows * columns).reshape(rows, columns).view(bool)
+def _differences(one: Geometry, other: Geometry) -> list[tuple[str, list[str]]]:
+    """Return what differs between two grids, each with its text for both: size, spacing, axes, origin."""
+    texts = []
+    for grid in (one, other):
+        axes = np.round(grid.directions, 3).tolist()
+        texts.append(
+            {
+                "size": " x ".join(map(str, grid.shape_ijk)),
+                "spacing": " x ".join(f"{mm:.4g}" for mm in grid.spacing) + " mm",
+                "axes": f"{grid.axis_codes} {axes}" if not _is_upright(axes) else grid.axis_codes,
+                "origin": "(" + ", ".join(f"{mm:.2f}" for mm in grid.origin_ras) + ") mm RAS",
+            }
+        )
+    return [(what, [texts[0][what], texts[1][what]]) for what in texts[0] if texts[0][what] != texts[1][what]]
 
 
-class SegmentBuilder:
-    """Masks of segments gathered slice by slice, each then put together in the smallest box that holds it.
-
-    A file of a hundred overlapping segments would need a hundred layers of the whole grid; what the segments
-    fill of them is a fraction. Slices may come in any order, a slice of a segment also in several pieces.
-    """
-
-    def __init__(self) -> None:
-        self._pieces: dict[int, list[_Piece]] = {}
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """Numbers of the segments that have a voxel."""
-        return tuple(self._pieces)
-
-    def add(self, number: int, k: int, mask_ji: NDArray[np.bool_]) -> None:
-        """Add the voxels of ``mask_ji`` (J, I) on slice ``k`` to a segment."""
-        rows = np.flatnonzero(mask_ji.any(axis=1))
-        if rows.size == 0:
-            return
-        inside = mask_ji[rows[0] : rows[-1] + 1]
-        columns = np.flatnonzero(inside.any(axis=0))
-        inside = inside[:, columns[0] : columns[-1] + 1]
-        start, shape = (int(rows[0]), int(columns[0])), (inside.shape[0], inside.shape[1])
-        self._pieces.setdefault(number, []).append(_Piece(k, start, shape, np.packbits(inside)))
-
-    def add_labels(self, k: int, labels_ji: NDArray[Any], background: int = 0) -> None:
-        """Add a slice (J, I) of a label map: each value but 0 and ``background`` is a segment's number."""
-        for value in np.unique(labels_ji).tolist():
-            if value not in (0, background):
-                self.add(value, k, labels_ji == value)
-
-    def take(self, number: int) -> tuple[NDArray[np.bool_], tuple[int, int, int]]:
-        """Return the mask (k, j, i) of a segment and the offset (i, j, k) of its first voxel, and drop both.
-
-        The mask of a segment without voxels is of size 0.
-        """
-        pieces = self._pieces.pop(number, [])
-        if not pieces:
-            return np.zeros((0, 0, 0), dtype=bool), (0, 0, 0)
-        first = np.min([piece.start_kji for piece in pieces], axis=0)
-        last = np.max([piece.stop_kji for piece in pieces], axis=0)
-        mask_kji = np.zeros(last - first, dtype=bool)
-        for piece in pieces:
-            k, j, i = piece.start_kji - first
-            rows, columns = piece.shape_ji
-            mask_kji[k, j : j + rows, i : i + columns] |= piece.mask_ji()
-        return mask_kji, (int(first[2]), int(first[1]), int(first[0]))
+def _is_upright(axes: list[list[float]]) -> bool:
+    return all(abs(part) in (0, 1) for row in axes for part in row)
 
 
 def bounding_box(mask_kji: NDArray[Any]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

@@ -1,7 +1,12 @@
-"""The mask of one object on one slice: a few hundred bytes, so that every one can be kept and sent."""
+"""The mask of one object on one slice, and its probabilities, packed so that every one can be kept and sent.
+
+Probabilities have 8 bits: a value v stands for v / 255. Values of :data:`INSIDE` and more are the pixels of
+the mask, all others are not: rounding never moves a pixel across 0.5.
+"""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.errors import VolumeError
-from medsam2_core.imaging.probabilities import PackedValues
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 LARGEST_SLICE = 1 << 26  # pixels, as in imaging.slices
@@ -50,6 +54,79 @@ def unpack(box: Box, bits: bytes | NDArray[np.uint8], shape_hw: tuple[int, int])
     inside = np.unpackbits(data, count=height * width).reshape(height, width)
     mask_hw[top : top + height, left : left + width] = inside
     return mask_hw
+
+
+#: The value of certainty.
+MAXIMUM = 255
+#: The lowest value that is inside: 128 / 255 is the first probability above 0.5.
+INSIDE = 128
+
+
+def agreeing(values: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the values clipped to the side of 0.5 on which the mask is."""
+    # A logit of exactly 0 is outside, and one just above it inside: 8 bits alone cannot tell them apart.
+    return np.where(mask, np.maximum(values, np.uint8(INSIDE)), np.minimum(values, np.uint8(INSIDE - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedValues:
+    """Values of a slice that are not 0, as the deflated bytes of their bounding box.
+
+    Attributes
+    ----------
+    deflated
+        The box's rows; empty when all values are 0.
+    box
+        First row, first column, rows, columns.
+    shape_hw
+        Of the slice.
+    """
+
+    deflated: bytes
+    box: tuple[int, int, int, int]
+    shape_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, values_hw: NDArray[np.uint8]) -> PackedValues:
+        """Pack the values (H, W) uint8 of a slice."""
+        shape = (int(values_hw.shape[0]), int(values_hw.shape[1]))
+        rows = np.flatnonzero(values_hw.any(axis=1))
+        if len(rows) == 0:
+            return cls(b"", (0, 0, 0, 0), shape)
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        columns = np.flatnonzero(values_hw[first:last].any(axis=0))
+        left, right = int(columns[0]), int(columns[-1]) + 1
+        inner = np.ascontiguousarray(values_hw[first:last, left:right])
+        # Most values are 0 or 255: more effort than the least makes it slower, hardly smaller.
+        return cls(zlib.compress(inner.data, 1), (first, left, *inner.shape), shape)
+
+    @classmethod
+    def certain(cls, mask_hw: NDArray[np.bool_]) -> PackedValues:
+        """Pack a certain mask (H, W): 255 inside, 0 elsewhere."""
+        return cls.of(np.where(mask_hw, np.uint8(MAXIMUM), np.uint8(0)))
+
+    def agreeing(self, mask_hw: NDArray[np.bool_]) -> PackedValues:
+        """Return the values clipped to the side of 0.5 on which a mask (H, W) is."""
+        return PackedValues.of(agreeing(self.values_hw(), mask_hw))
+
+    def values_hw(self) -> NDArray[np.uint8]:
+        """Return the values (H, W), in a new array."""
+        out = np.zeros(self.shape_hw, dtype=np.uint8)
+        row, column, height, width = self.box
+        if self.deflated:
+            inner = np.frombuffer(zlib.decompress(self.deflated), dtype=np.uint8)
+            out[row : row + height, column : column + width] = inner.reshape(height, width)
+        return out
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all values are 0."""
+        return not self.deflated
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is packed."""
+        return len(self.deflated)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medsam2_core.errors import GeometryError
-from medsam2_core.imaging.geometry import Geometry, inverse, transform
+from medsam2_core.imaging.geometry import AXES, Geometry, inverse, transform
 from medsam2_core.imaging.volume import Volume, canonical_view
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 #: Directions of x, y, n for each plane.
 _DISPLAY = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
-AXES = ("axial", "sagittal", "coronal", "i", "j", "k")
 
 
 class SliceStack(ABC):
@@ -58,6 +57,11 @@ class SliceStack(ABC):
     key: str
     ijk_to_xyn: NDArray[np.float64]  # (4, 4)
     xyn_to_ijk: NDArray[np.float64]  # (4, 4)
+
+    @staticmethod
+    def cut(volume: Volume, axis: str = "axial", **plane: Any) -> SliceStack:
+        """Create slices :meth:`along` an axis; :meth:`oblique` ones, given by ``plane``, when it is empty."""
+        return AxisStack(volume, axis) if axis else SliceStack.oblique(volume, **plane)
 
     @staticmethod
     def along(volume: Volume, axis: str = "axial") -> AxisStack:
@@ -449,6 +453,7 @@ def _orthonormal(row_direction_ras: ArrayLike, column_direction_ras: ArrayLike) 
             raise GeometryError(
                 f"{name} direction {value!r}: expected three finite numbers that are not all 0",
                 code="invalid-direction",
+                direction=name,
             )
         directions.append(vector / np.linalg.norm(vector))
     row, column = directions

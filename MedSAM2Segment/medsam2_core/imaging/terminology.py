@@ -101,7 +101,7 @@ class Terminology:
 
 _TISSUE = Code("SCT", "85756007", "Tissue")
 
-#: What 3D Slicer gives a segment that nobody has described yet.
+#: What 3D Slicer assigns to a new segment.
 TISSUE = Terminology(_TISSUE, _TISSUE)
 
 
@@ -124,7 +124,7 @@ def parse_tags(text: str) -> dict[str, str]:
 def tags_text(tags: Mapping[str, str]) -> str:
     """Return the ``Tags`` field, the inverse of :func:`parse_tags`; dividers within are replaced.
 
-    The last tag ends with a divider too, as 3D Slicer wants it.
+    The last tag ends with a divider too, as 3D Slicer expects it.
     """
     parts = []
     for name, value in tags.items():

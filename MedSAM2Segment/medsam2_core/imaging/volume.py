@@ -31,7 +31,7 @@ class Volume:
     geometry : Geometry
         Its ``shape_ijk`` must be (I, J, K).
     modality : str
-        DICOM modality (``"CT"``, ``"MR"``, ``"US"``, ``"OP"`` …) or ``""`` when the file does not say.
+        DICOM modality (``"CT"``, ``"MR"``, ``"US"``, ``"OP"`` …) or ``""`` when it is unknown.
     name : str
         What to call it in lists and messages.
     source : Path or None
@@ -123,17 +123,6 @@ def canonical_view(voxels_kji: NDArray[Any], geometry: Geometry) -> NDArray[Any]
         if sign < 0:
             view = np.flip(view, 2 - axis)  # array axis i is the last of k, j, i
     return view.transpose([2 - axis for axis, _ in towards] + list(range(3, voxels_kji.ndim)))
-
-
-def canonical_affine(geometry: Geometry) -> NDArray[np.float64]:
-    """Return (4, 4) from indices of :func:`canonical_view` (s, p, l) to RAS mm, equal for equal grids."""
-    to_ijk = np.zeros((4, 4))
-    to_ijk[3, 3] = 1
-    for column, (axis, sign) in enumerate(geometry.array_axis_towards(direction) for direction in "SPL"):
-        to_ijk[axis, column] = sign
-        if sign < 0:
-            to_ijk[axis, 3] = geometry.shape_ijk[axis] - 1
-    return geometry.ijk_to_ras @ to_ijk
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,16 +1,7 @@
 """Prompts: points, boxes and masks, by object and by slice. Needs only numpy."""
 
 from medsam2_core.prompts.prompt_set import PromptSet
-from medsam2_core.prompts.slice_prompts import (
-    PixelPrompts,
-    SlicePrompts,
-    by_slice,
-    mask_on_slice,
-    resolve,
-    slices_of,
-    validate,
-)
-from medsam2_core.prompts.types import Box, MaskPrompt, Point, Prompt
+from medsam2_core.prompts.types import Box, MaskPrompt, PixelPrompts, Point, Prompt, SlicePrompts
 
 __all__ = [
     "Box",
@@ -20,9 +11,4 @@ __all__ = [
     "Prompt",
     "PromptSet",
     "SlicePrompts",
-    "by_slice",
-    "mask_on_slice",
-    "resolve",
-    "slices_of",
-    "validate",
 ]

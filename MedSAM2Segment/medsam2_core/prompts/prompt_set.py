@@ -9,7 +9,7 @@
         {"type": "mask", "offset": [120, 88, 14], "shape": [30, 22, 1], "runs": [31, 5, 624]}]}]}
 
 ``space`` is ``ijk``, ``ras`` or ``lps`` and holds for points and boxes. In IJK the first corner of a box has
-the smaller indices; in millimetres any two opposite corners will do, since patient axes may run against the
+the smaller indices; in millimetres they are any two opposite corners, since patient axes may run against the
 voxels'. A mask consists of voxels and is always in IJK: ``offset`` and ``shape`` count i, j, k, and ``runs``
 are the lengths of alternating stretches of false and true, beginning with false, i fastest.
 """
@@ -95,7 +95,7 @@ class PromptSet:
         return len(self.objects)
 
     def implied_axis(self) -> str | None:
-        """Return the array axis (``"i"``, ``"j"``, ``"k"``) all boxes are flat along; None when no box tells.
+        """Return the array axis (``"i"``, ``"j"``, ``"k"``) all boxes are flat along; None for none.
 
         Raises PromptError when boxes lie on slices of different axes.
         """
@@ -126,7 +126,7 @@ class PromptSet:
         Raises
         ------
         PromptError
-            When the text is not JSON, or a part is missing or wrong; the message says where.
+            When the text is not JSON, or a part is missing or wrong; the message names the place.
         """
         return _from_json(text, geometry)
 
@@ -162,7 +162,7 @@ def _from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet
     Raises
     ------
     PromptError
-        When the text is not JSON, or a part is missing or wrong; the message says where.
+        When the text is not JSON, or a part is missing or wrong; the message names the place.
     """
     try:
         data = json.loads(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,68 +11,20 @@ from numpy.typing import NDArray
 
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slices import AxisStack, SliceStack
-from medsam2_core.prompts.types import AXES, FLAT, ROUNDING, Box, MaskPrompt, Point, Prompt, position_text
+from medsam2_core.prompts.types import (
+    AXES,
+    FLAT,
+    ROUNDING,
+    Box,
+    MaskPrompt,
+    PixelPrompts,
+    Point,
+    Prompt,
+    position_text,
+)
 
 if TYPE_CHECKING:
-    from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.prompts.prompt_set import PromptSet
-
-
-@dataclass(frozen=True)
-class SlicePrompts:
-    """All prompts of one object on one slice.
-
-    Attributes
-    ----------
-    prompts
-        In the order given; none removes the slice's earlier ones.
-    final
-        Whether neither tracking nor prompts may change the slice any more, as it is after these prompts.
-    known
-        The mask, where it is known: taken as it is, the model is not asked. Without prompts it is the user's
-        own mask.
-    """
-
-    prompts: tuple[Prompt, ...] = ()
-    final: bool = False
-    known: SliceMask | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", tuple(self.prompts))
-
-    def __bool__(self) -> bool:
-        """Return whether there is anything; if not, the slice's earlier prompts are removed."""
-        return bool(self.prompts) or self.final or self.known is not None
-
-    def extends(self, earlier: SlicePrompts) -> bool:
-        """Return whether these prompts begin with all of the earlier ones."""
-        return self.prompts[: len(earlier.prompts)] == earlier.prompts
-
-    @property
-    def needs_known(self) -> bool:
-        """Whether their mask cannot be predicted again: with a predicted box came a mask they correct."""
-        return any(isinstance(prompt, Box) and prompt.predicted for prompt in self.prompts)
-
-
-@dataclass(frozen=True, eq=False)
-class PixelPrompts:
-    """All prompts of one object on one slice, in the slice's pixels (x column, y row).
-
-    ``points_xy`` (N, 2) float32, ``labels`` (N,) int32 with 1 for the object and 0 for background,
-    ``box_xyxy`` (4,) float32 left, top, right, bottom or None, ``mask_hw`` (H, W) bool or None (all False:
-    the object is absent here).
-    """
-
-    points_xy: NDArray[np.float32]
-    labels: NDArray[np.int32]
-    box_xyxy: NDArray[np.float32] | None = None
-    mask_hw: NDArray[np.bool_] | None = None
-
-    @classmethod
-    def of_mask(cls, mask_hw: NDArray[np.bool_]) -> PixelPrompts:
-        """Return the prompts of a mask (H, W) and nothing else."""
-        nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
-        return cls(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool))
 
 
 def validate(prompt_set: PromptSet, stack: SliceStack) -> None:
@@ -179,7 +130,8 @@ def _mask_on_slices(prompt: MaskPrompt, stack: SliceStack) -> Iterator[tuple[int
             yield n, mask_hw
     if not found:
         raise PromptError(
-            f"{what} is empty on {stack.title}: only a mask of one slice may say 'absent here'",
+            f"{what} is empty on {stack.title}: only an empty mask of a single slice means that the "
+            "object is absent",
             code="empty-mask",
         )
 
@@ -219,7 +171,7 @@ def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Pro
     Raises
     ------
     PromptError
-        As :func:`~medsam2_core.prompts.resolve`.
+        As :func:`resolve`.
     """
     grouped: dict[int, list[Prompt]] = {}
     for prompt in prompts:

@@ -1,7 +1,7 @@
-"""The three kinds of prompts: points, boxes and masks, in continuous IJK.
+"""The three kinds of prompts: points, boxes and masks, in continuous IJK; and all those of a slice.
 
 Voxel centres lie at integers, so a volume of I voxels covers -0.5 to I-0.5 along i. Prompts become pixels of
-a slice in one place, :func:`medsam2_core.prompts.resolve`; other spaces exist only in JSON, see
+a slice in one place, :func:`medsam2_core.prompts.slice_prompts.resolve`; other spaces exist only in JSON, see
 :mod:`medsam2_core.prompts.prompt_set`.
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medsam2_core.errors import PromptError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from medsam2_core.imaging.slice_mask import SliceMask
 
 ROUNDING = 1e-3  # voxels: what conversion to millimetres, five printed digits and back may cost
 FLAT = 0.5  # slices: corners of a box that are closer than this lie on one slice
@@ -41,7 +40,7 @@ class Box:
     """A rectangle on one slice around the object, given by two opposite corners.
 
     On a slice along i, j or k, ``first_ijk`` has the smaller indices; :meth:`between` sorts them. On an
-    oblique plane any two opposite corners will do. A ``predicted`` box was drawn by a model, which found a
+    oblique plane they are any two opposite corners. A ``predicted`` box was drawn by a model, which found a
     mask with it: further prompts correct that mask, as long as the box is not moved.
     """
 
@@ -159,6 +158,63 @@ class MaskPrompt:
 
 
 Prompt = Point | Box | MaskPrompt
+
+
+@dataclass(frozen=True)
+class SlicePrompts:
+    """All prompts of one object on one slice.
+
+    Attributes
+    ----------
+    prompts
+        In the order given; none removes the slice's earlier ones.
+    final
+        Whether neither tracking nor prompts may change the slice any more, as it is after these prompts.
+    known
+        The mask, where it is known: taken as it is, the model is not asked. Without prompts it is the user's
+        own mask.
+    """
+
+    prompts: tuple[Prompt, ...] = ()
+    final: bool = False
+    known: SliceMask | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+
+    def __bool__(self) -> bool:
+        """Return whether there is anything; if not, the slice's earlier prompts are removed."""
+        return bool(self.prompts) or self.final or self.known is not None
+
+    def extends(self, earlier: SlicePrompts) -> bool:
+        """Return whether these prompts begin with all of the earlier ones."""
+        return self.prompts[: len(earlier.prompts)] == earlier.prompts
+
+    @property
+    def needs_known(self) -> bool:
+        """Whether their mask cannot be predicted again: with a predicted box came a mask they correct."""
+        return any(isinstance(prompt, Box) and prompt.predicted for prompt in self.prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelPrompts:
+    """All prompts of one object on one slice, in the slice's pixels (x column, y row).
+
+    ``points_xy`` (N, 2) float32, ``labels`` (N,) int32 with 1 for the object and 0 for background,
+    ``box_xyxy`` (4,) float32 left, top, right, bottom or None, ``mask_hw`` (H, W) bool or None (all False:
+    the object is absent here).
+    """
+
+    points_xy: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    box_xyxy: NDArray[np.float32] | None = None
+    mask_hw: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of_mask(cls, mask_hw: NDArray[np.bool_]) -> PixelPrompts:
+        """Return the prompts of a mask (H, W) and nothing else."""
+        nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+        return cls(*nothing, mask_hw=np.asarray(mask_hw, dtype=bool))
 
 
 def _flat_axis(sizes: Sequence[float]) -> int | None:

@@ -12,17 +12,8 @@ from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
-from medsam2_core.prompts import (
-    Box,
-    PixelPrompts,
-    Point,
-    Prompt,
-    PromptSet,
-    SlicePrompts,
-    mask_on_slice,
-    resolve,
-    slices_of,
-)
+from medsam2_core.prompts import Box, PixelPrompts, Point, Prompt, PromptSet, SlicePrompts
+from medsam2_core.prompts.slice_prompts import mask_on_slice, resolve, slices_of
 
 # Every change has a number of its own: a slice changed twice is not the slice changed once.
 _numbers = counting()

@@ -40,7 +40,8 @@ from medsam2_core.imaging.segmentation import Segment, Segmentation, default_col
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Prompt, PromptSet, SlicePrompts, by_slice, resolve, validate
+from medsam2_core.prompts import Prompt, PromptSet, SlicePrompts
+from medsam2_core.prompts.slice_prompts import by_slice, resolve, validate
 from medsam2_core.session.history import History, UndoStep
 from medsam2_core.session.objects import ObjectsSnapshot, SessionObjects
 from medsam2_core.version import __version__

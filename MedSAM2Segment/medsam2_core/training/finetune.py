@@ -204,11 +204,13 @@ def stacks_of(
         stack = SliceStack.along(volume, axis)
         image = np.stack([to_display(stack.image_hw(n), shown) for n in range(len(stack))])
         spacing = (float(stack.slice_mm or 1.0), float(stack.pixel_mm[0]), float(stack.pixel_mm[1]))
-        for layer, values_kji in enumerate(case.labels.layers_lkji):
-            numbers_kji = np.zeros(values_kji.shape, dtype=np.int16)
-            for (of_layer, value), number in numbers.items():
-                if of_layer == layer:
-                    numbers_kji[values_kji == value] = number
+        keys = [(label.layer, label.value) for label in case.labels.labels]
+        layers = case.labels.stored_layers()
+        for layer in sorted(set(layers)):
+            numbers_kji = np.zeros(volume.voxels_kji.shape[:3], dtype=np.int16)
+            for key, on, segment in zip(keys, layers, case.labels, strict=True):
+                if on == layer and key in numbers:
+                    segment.view_of(numbers_kji)[segment.part_kji] = numbers[key]
             if numbers_kji.any():
                 cut = SliceStack.along(Volume(numbers_kji, volume.geometry), axis)
                 labels = np.stack([cut.image_hw(n) for n in range(len(cut))])

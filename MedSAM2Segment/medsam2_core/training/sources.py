@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from medsam2_core.errors import TrainingError, VolumeError
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
 
 # In int16.
 MOST_LABELS = 32_766
@@ -164,8 +164,8 @@ def read_shape(path: Path) -> np.ndarray:
 def _labels(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """(K, J, I) int16 labels and the voxel size along each axis."""
     try:
-        found = read_labels(path)
-        voxels = found.voxels_kji
+        found = read_segmentation(path)
+        voxels = found.labels_kji()
     except VolumeError as error:
         raise TrainingError(
             f"labels cannot be used: {error}", code="labels-unusable", path=str(path), reason=error.code

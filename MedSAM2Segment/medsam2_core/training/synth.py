@@ -5,7 +5,6 @@ import torch
 from numpy.typing import NDArray
 
 from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.label_map import LabelMap
 from medsam2_core.training.anatomy import random_anatomy
 from medsam2_core.training.appearance import paint
 
@@ -34,14 +33,14 @@ def random_volume(rng: np.random.Generator, side: int = 96) -> tuple[NDArray[np.
     return painted(labels, rng), labels
 
 
-def painted_map(labels: LabelMap, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(K, J, I) a made-up scan of real anatomy, given as a label map without overlap."""
-    values, places = np.unique(labels.voxels_kji, return_inverse=True)
+def painted_map(labels_kji: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(K, J, I) a made-up scan of real anatomy, given as a label map."""
+    values, places = np.unique(labels_kji, return_inverse=True)
     # Background keeps number 0, whatever values the labels have.
     order = np.argsort(values != 0, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    return painted(rank[places].reshape(labels.voxels_kji.shape), rng)
+    return painted(rank[places].reshape(labels_kji.shape), rng)
 
 
 def painted(labels_kji: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.uint8]:

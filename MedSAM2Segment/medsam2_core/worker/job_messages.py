@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.auto import library
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import Prompt
+from medsam2_core.prompts.types import Prompt
 from medsam2_core.worker.messages import prompt_from_json
 from medsam2_core.worker.protocol import checked, dataclass_from_json, field_error
 

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.errors import GeometryError, PromptError, ProtocolError
+from medsam2_core.imaging.geometry import AXES
 from medsam2_core.imaging.slice_mask import LARGEST_SLICE, SliceMask
-from medsam2_core.imaging.slices import AXES, SliceStack
-from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt, SlicePrompts
+from medsam2_core.prompts.types import Box, MaskPrompt, Point, Prompt, SlicePrompts
 from medsam2_core.worker.protocol import (
     Arrays,
     Frame,
@@ -126,9 +125,10 @@ class StackChoice:
     Attributes
     ----------
     axis
-        One of `imaging.slices.AXES`; empty for an oblique stack.
+        One of `imaging.geometry.AXES`; empty for an oblique stack.
     origin_ras, row_direction_ras, column_direction_ras, spacing_mm
-        Of an oblique stack, as in :meth:`~medsam2_core.imaging.slices.SliceStack.oblique`.
+        Of an oblique stack, as in :meth:`~medsam2_core.imaging.slices.SliceStack.oblique`. The fields are the
+        arguments of :meth:`~medsam2_core.imaging.slices.SliceStack.cut`.
     """
 
     axis: str = "axial"
@@ -165,17 +165,6 @@ class StackChoice:
                 f"unknown axis {axis}: use one of {', '.join(AXES)}", code="unknown-axis", axis=axis
             )
         return cls(item["axis"])
-
-    def stack(self, volume: Volume) -> SliceStack:
-        """Return the slices of a volume. GeometryError when the choice does not fit it."""
-        if self.axis:
-            return SliceStack.along(volume, self.axis)
-        directions: tuple[Any, Any, Any] = (
-            self.origin_ras,
-            self.row_direction_ras,
-            self.column_direction_ras,
-        )
-        return SliceStack.oblique(volume, *directions, self.spacing_mm)  # what is missing is refused there
 
 
 @dataclass(frozen=True)

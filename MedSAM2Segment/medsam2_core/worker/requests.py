@@ -118,13 +118,13 @@ class Request:
         if self.is_cancelled:
             self.fail(Cancelled(f"{self.type} was cancelled"), calls)
         elif was_sent and not self.is_replayed:
-            kept = " while propagating, the slices that came are kept" if self.type == "propagate" else ""
+            kept = " during propagation; slices received before are kept" if self.type == "propagate" else ""
             self.fail(
                 WorkerError(f"the worker was lost{kept}: {reason}", code="worker-lost", request=self.type),
                 calls,
             )
         elif self.crashes.count >= TOO_MANY_CRASHES:
-            message = f"the worker was lost twice at this, it is not asked again: {reason}"
+            message = f"the worker was lost twice during this request, which is not sent again: {reason}"
             self.fail(WorkerError(message, code="worker-lost-twice", request=self.type), calls)
 
     def call(self, calls: deque[Call], callback: Callable[..., None] | None, *arguments: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from medsam2_core.errors import MedSAM2Error, ProtocolError, WorkerError
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import SlicePrompts
+from medsam2_core.prompts.types import SlicePrompts
 from medsam2_core.worker.job_messages import AutoPrediction, AutoRequest
 from medsam2_core.worker.messages import (
     ObjectSnapshot,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import Cancelled, PromptError, ProtocolError
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import SlicePrompts
+from medsam2_core.prompts.types import SlicePrompts
 from medsam2_core.worker.incoming import IncomingVolumes
 from medsam2_core.worker.job_messages import AutoRequest
 from medsam2_core.worker.jobs import Answer, Job
@@ -94,6 +94,7 @@ class Sessions:
         """Carry out `open_session`."""
         from medsam2_core.engine.options import TrackerOptions, memory_policy, zoom_is_on
         from medsam2_core.imaging.intensity import parse_window
+        from medsam2_core.imaging.slices import SliceStack
         from medsam2_core.session import Session
 
         fields = job.fields
@@ -104,7 +105,8 @@ class Sessions:
             )
         volume = self._volumes.get(volume_name)
         settings = SessionSettings.from_json(fields.get("settings") or {})
-        stack = StackChoice.from_json(fields.get("stack") or {"axis": "axial"}).stack(volume)
+        choice = StackChoice.from_json(fields.get("stack") or {"axis": "axial"})
+        stack = SliceStack.cut(volume, **vars(choice))
         window = parse_window(settings.window, volume)
         options = TrackerOptions(zoom=zoom_is_on(settings.zoom))
         policy = memory_policy(settings.memory)

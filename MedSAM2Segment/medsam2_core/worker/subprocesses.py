@@ -215,7 +215,7 @@ class Trainings(CommandRunner):
     """Carries out `train_auto`, one at a time."""
 
     patience_s = 90.0
-    stopped = "the training was stopped; started again with the same data, it goes on"
+    stopped = "the training was stopped; to continue it, start it again with the same data"
     failure = TrainingError
 
     def __init__(

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from medsam2_core.auto.fewshot.data import RATED, Pair, slice_files
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.label_map import Label, LabelMap
-from medsam2_core.imaging.reading import read_labels, read_volume
+from medsam2_core.imaging.reading import read_segmentation, read_volume
+from medsam2_core.imaging.segment_builder import from_layers
+from medsam2_core.imaging.segmentation import Label, Segmentation
 from medsam2_core.imaging.volume import Volume
 
 _ALIGNED = 0.05  # voxels
@@ -26,7 +27,7 @@ class LabelledCase:
 
     pair: Pair
     volume: Volume
-    labels: LabelMap
+    labels: Segmentation
 
 
 def read_case(pair: Pair) -> LabelledCase:
@@ -52,12 +53,12 @@ def read_image(pair: Pair) -> Volume:
     return Volume(_stacked(pair.image, slices, voxels), _geometry(voxels), name=pair.name, source=pair.image)
 
 
-def read_label_map(pair: Pair) -> LabelMap:
+def read_label_map(pair: Pair) -> Segmentation:
     """Read the labels of a pair: a file, a folder of numbered arrays, or the majority of several raters."""
     if pair.raters:
         return _majority(pair)
     if not pair.labels.is_dir():
-        return read_labels(pair.labels)
+        return read_segmentation(pair.labels)
     known = {path.stem: path for path in slice_files(pair.labels)}
     slices = slice_files(pair.image)
     if missing := [path.name for path in slices if path.stem not in known]:
@@ -71,10 +72,10 @@ def read_label_map(pair: Pair) -> LabelMap:
     voxels_kji = _stacked(pair.labels, paths, masks)
     values = [int(value) for value in np.unique(voxels_kji) if value]
     labels = tuple(Label(str(value), value) for value in values)
-    return LabelMap(voxels_kji[None], labels, _geometry(masks), name=pair.name, source=pair.labels)
+    return from_layers(labels, voxels_kji[:, np.newaxis], _geometry(masks))
 
 
-def check_sizes(volume: Volume, labels: LabelMap) -> None:
+def check_sizes(volume: Volume, labels: Segmentation) -> None:
     """Raise VolumeError if image and labels differ in size; axes may be stored in another order."""
     ours, theirs = volume.geometry.shape_ijk, labels.geometry.shape_ijk
     if sorted(ours) != sorted(theirs):
@@ -84,11 +85,11 @@ def check_sizes(volume: Volume, labels: LabelMap) -> None:
         )  # fmt: skip
 
 
-def _on_grid(labels: LabelMap, volume: Volume) -> LabelMap:
+def _on_grid(labels: Segmentation, volume: Volume) -> Segmentation:
     ours, theirs = volume.geometry, labels.geometry
     if volume.is_picture and theirs.shape_ijk == ours.shape_ijk:
         return replace(labels, geometry=ours)  # pictures have no position in space
-    if labels.kind and theirs.shape_ijk != ours.shape_ijk:
+    if labels.kind and theirs.shape_ijk != ours.shape_ijk and _is_part(theirs, ours):
         return _placed(labels, ours)
     return labels.on_grid(ours)
 
@@ -111,16 +112,14 @@ def _is_part(part: Geometry, whole: Geometry) -> bool:
     )
 
 
-def _placed(labels: LabelMap, whole: Geometry) -> LabelMap:
+def _placed(labels: Segmentation, whole: Geometry) -> Segmentation:
     """Return the labels of a DICOM SEG that leaves out slices on the grid of its series."""
-    i, j, k = (int(value) for value in np.rint(_steps(labels.geometry, whole)[:3, 3]))
-    columns, rows, slices = labels.geometry.shape_ijk
-    layers = np.zeros((len(labels.layers_lkji), *whole.shape_ijk[::-1]), dtype=labels.layers_lkji.dtype)
-    layers[:, k : k + slices, j : j + rows, i : i + columns] = labels.layers_lkji
-    return replace(labels, layers_lkji=layers, geometry=whole)
+    mapping = np.rint(_steps(labels.geometry, whole))
+    segments = tuple(segment.reordered(mapping, whole.shape_ijk) for segment in labels)
+    return replace(labels, geometry=whole, segments=segments)
 
 
-def _majority(pair: Pair) -> LabelMap:
+def _majority(pair: Pair) -> Segmentation:
     """Return every structure of which at least half of its raters say so, each on a layer of its own."""
     by_structure: dict[str, list[Path]] = {}
     for path in pair.raters:
@@ -135,7 +134,7 @@ def _majority(pair: Pair) -> LabelMap:
         layers.append((inside.mean(0) >= 0.5)[None] * np.uint8(layer + 1))
         labels.append(Label(name, layer + 1, layer))
     kji = np.stack(layers)
-    return LabelMap(kji, tuple(labels), Geometry.for_picture(*kji.shape[2:]), name=pair.name)
+    return from_layers(tuple(labels), np.moveaxis(kji, 1, 0), Geometry.for_picture(*kji.shape[2:]))
 
 
 def _grey(voxels: NDArray) -> NDArray:

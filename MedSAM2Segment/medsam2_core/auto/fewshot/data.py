@@ -12,8 +12,7 @@ import numpy as np
 
 from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.errors import TrainingError
-from medsam2_core.imaging.label_map import Label
-from medsam2_core.imaging.segmentation import default_colour
+from medsam2_core.imaging.segmentation import Label, Segment, Segmentation, default_colour
 
 #: Endings of files that can be images, the longest first.
 SUFFIXES = (
@@ -29,7 +28,7 @@ _MOST_FILES = 200_000
 _SLICES = (".jpg", ".jpeg", ".png", ".npy")
 #: What is between the name of an image and the rest in the name of a rater's mask: structure and rater.
 RATED = r"_seg_([A-Za-z]+)_(\d+)"
-_TERMINOLOGY = "TerminologyEntry:"
+_TERMINOLOGY = "TerminologyEntry"
 
 
 @dataclass(frozen=True)
@@ -431,7 +430,7 @@ class ClassTable:
             name = self._name_of(label)
             if name is not None and name not in self._found:
                 colour = label.colour or default_colour(len(self._found))
-                self._found[name] = AutoClass(name, label.value, colour, _terminology(label.tags))
+                self._found[name] = AutoClass(name, label.value, colour, label.tags.get(_TERMINOLOGY, ""))
 
     @property
     def classes(self) -> tuple[AutoClass, ...]:
@@ -456,6 +455,12 @@ class ClassTable:
         named = {(label.layer, label.value): self._name_of(label) for label in labels}
         return {key: order[name] for key, name in named.items() if name in order}
 
+    def numbered(self, segmentation: Segmentation) -> list[tuple[int, Segment]]:
+        """Return the segments that belong to a class, each with the class number."""
+        numbers = self.numbers(segmentation.labels)
+        keys = [(label.layer, label.value) for label in segmentation.labels]
+        return [(numbers[key], one) for key, one in zip(keys, segmentation, strict=True) if key in numbers]
+
     def _name_of(self, label: Label) -> str | None:
         """Return the name of a label's class; None if it was not chosen."""
         name = label.name.strip() or str(label.value)  # files may have empty names
@@ -470,11 +475,3 @@ class ClassTable:
                 if choice.value == label.value:
                     return choice.name
         return None
-
-
-def _terminology(tags: str) -> str:
-    """Return the terminology entry among a segment's tags in a `.seg.nrrd`; empty if there is none."""
-    for tag in tags.split("|"):
-        if tag.startswith(_TERMINOLOGY):
-            return tag[len(_TERMINOLOGY) :]
-    return ""

@@ -21,7 +21,7 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 
 if TYPE_CHECKING:
-    from medsam2_core.imaging.label_map import LabelMap
+    from medsam2_core.imaging.segmentation import Segmentation
 
 
 #: Most slices of a volume: neighbours look alike, and a few volumes must fit into memory.
@@ -129,12 +129,11 @@ def images_of(case: LabelledCase, table: ClassTable, reading: ReadingOptions) ->
     return images
 
 
-def _class_numbers(labels: LabelMap, table: ClassTable) -> NDArray[np.int16]:
+def _class_numbers(labels: Segmentation, table: ClassTable) -> NDArray[np.int16]:
     """Return (K, J, I) class numbers; where segments overlap, the later class."""
-    out = np.zeros(labels.layers_lkji.shape[1:], dtype=np.int16)
-    numbers = table.numbers(labels.labels)
-    for (layer, value), number in sorted(numbers.items(), key=lambda item: item[1]):
-        out[labels.layers_lkji[layer] == value] = number
+    out = np.zeros(labels.geometry.shape_ijk[::-1], dtype=np.int16)
+    for number, segment in sorted(table.numbered(labels), key=lambda one: one[0]):
+        segment.view_of(out)[segment.part_kji] = number
     return out
 
 

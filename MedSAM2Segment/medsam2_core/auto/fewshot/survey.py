@@ -156,7 +156,7 @@ def survey(
         held += sum(image.square.nbytes + image.labels_hw.nbytes for image in images)
         if keeps_cases and case is not None:
             read[number] = case
-            held += case.volume.voxels_kji.nbytes + case.labels.layers_lkji.nbytes
+            held += case.volume.voxels_kji.nbytes + sum(one.part_kji.nbytes for one in case.labels)
         if held > _MOST_BYTES:
             text = f"more than {_MOST_BYTES >> 30} GB of images: use fewer, or a smaller model"
             found.problems.append(Problem("too-many-images", text))

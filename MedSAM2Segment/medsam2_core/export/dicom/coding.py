@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from medsam2_core.imaging.segmentation import Segment, Segmentation
 
-#: Codes of a segment that nobody has described, written only on request.
+#: Codes of a segment without a description, written only on request.
 GENERIC = terminology.TISSUE
 
 #: The sides, as modifiers (PS3.16 CID 244); 3D Slicer's words.
@@ -70,7 +70,7 @@ class Term:
     within
         Whether it is found in other things of the table, as a nodule in the lung.
     numbered
-        Whether there can be several, told apart by a number behind the name.
+        Whether there can be several, distinguished by a number after the name.
     adjectives
         Words that locate something ``within`` it, as "renal" does.
     """
@@ -147,7 +147,7 @@ def terminology_of(
     requested : Terminology or None
         What the user asked for; it comes first, then what the segment carries, then its name.
     allow_generic : bool
-        Whether "tissue" will do for a segment that nothing else is known of.
+        Whether "tissue" is accepted for a segment without any other code.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def terminology_of(
         message = f"{segment.name!r}: coded as {format_terminology(by_name)}, by its name"
         return by_name, Note.info("coded-by-name", message, segments=[segment.name])
     if allow_generic:
-        message = f"{segment.name!r}: coded as {format_terminology(GENERIC)}, which says nothing about it"
+        message = f"{segment.name!r}: coded as {format_terminology(GENERIC)}, which does not describe it"
         return GENERIC, Note.info("coded-as-tissue", message, segments=[segment.name])
     raise ExportError(
         f"segment {segment.name!r}: no code says what it is. Give it a name that has a code, describe "
@@ -185,7 +185,7 @@ def coded_by_name(segmentation: Segmentation) -> Segmentation:
 def usual_meaning(code: Code) -> str | None:
     """Return the usual meaning of a code that comes with another one; else None.
 
-    Another language is no mistake, and cannot be told from one: this is for a note, not for a refusal.
+    A meaning in another language is not an error but looks like one: this is for a note, not for a refusal.
     """
     known = [term for term in _table().terms if _same(term.terminology.type, code)]
     names = {name for term in known for name in (term.name, *term.synonyms, term.terminology.type.meaning)}
@@ -198,7 +198,7 @@ def usual_meaning(code: Code) -> str | None:
 
 
 def format_terminology(codes: Terminology) -> str:
-    """Format codes for people: "Kidney, Left (SCT 64033007)" or "Cyst in Kidney, Left (SCT 367643001)"."""
+    """Format codes as text: "Kidney, Left (SCT 64033007)" or "Cyst in Kidney, Left (SCT 367643001)"."""
     parts = [codes.type.meaning]
     if codes.type_modifier.value:
         parts.append(f", {codes.type_modifier.meaning}")
@@ -263,7 +263,7 @@ def shorten(text: str, most: int) -> str:
 
 
 def _same(one: Code, other: Code) -> bool:
-    """Return whether scheme and value are equal; the meaning is for people."""
+    """Return whether scheme and value are equal; meanings are not compared."""
     one, other = current(one), current(other)
     return (one.scheme, one.value) == (other.scheme, other.value)
 

@@ -28,16 +28,16 @@ _DESCRIPTION_TAG = f"{metadata.PREFIX}description"
 _OF_ALGORITHM = f"{metadata.PREFIX}algorithm_"
 #: Notes that may be true of many segments, each given once.
 _BY_NAME = ("coded-by-name", "coded by name")
-_GENERIC = ("coded-as-tissue", "coded as Tissue, which says nothing about {them}")
+_GENERIC = ("coded-as-tissue", "coded as Tissue, which does not describe {them}")
 _UNSURE = (
     "assumed-manual",
-    "nothing says how {they_were} made: written as MANUAL (algorithm_type in the metadata overrides it)",
+    "it is not known how {they_were} made: written as MANUAL (algorithm_type in the metadata overrides it)",
 )
 
 
 @dataclass(frozen=True)
 class Descriptions:
-    """Descriptions of all segments, numbered from 1, and what the user should know: one sentence each."""
+    """Descriptions of all segments, numbered from 1, and what the user should know."""
 
     items: tuple[SegmentDescription, ...]
     terminologies: tuple[Terminology, ...]
@@ -69,7 +69,7 @@ def describe(
     requested
         What the user gives, before anything the segments have themselves.
     generic
-        Write segments nobody has given a code as "Tissue" instead of refusing them.
+        Write segments without a code as "Tissue" instead of refusing them.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _item(
 
     tracked = (given.tracking_uid if given else None) or segment.tags.get(_TRACKING_TAG)
     if tracked and not UID(tracked).is_valid:
-        tracked = None  # nobody can find it by that
+        tracked = None  # it would not be found by that
     tracking_id = (given.tracking_id if given else None) or segment.tags.get(_TRACKING_ID_TAG)
     description = (given.description if given else None) or segment.tags.get(_DESCRIPTION_TAG)
     colour = given.colour if given and given.colour else segment.colour_rgb
@@ -206,7 +206,7 @@ def _made(
 def _identification(
     segment: Segment, facts: dict[str, str], name: str | None
 ) -> AlgorithmIdentificationSequence:
-    """Return the algorithm. The family of a program of others is left empty rather than made up."""
+    """Return the algorithm. The family of another program is left empty rather than invented."""
     from highdicom import AlgorithmIdentificationSequence
     from pydicom.sr.codedict import codes
 

@@ -16,7 +16,7 @@ import numpy as np
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export.dicom.options import Compression
 from medsam2_core.export.resampling import SAME_POSITION_MM
-from medsam2_core.imaging.probabilities import INSIDE, MAXIMUM
+from medsam2_core.imaging.slice_mask import INSIDE, MAXIMUM
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -69,8 +69,9 @@ class SegOptions:
     def __post_init__(self) -> None:
         if self.kind is Kind.BINARY and self.compression is not Compression.NONE:
             raise ExportError(
-                f"compression {self.compression.value!r} does not go with kind 'binary': DICOM packs single "
-                "bits in no way all readers know. Leave it out, or choose labelmap or fractional",
+                f"compression {self.compression.value!r} is not available for kind 'binary': DICOM packs "
+                "single bits in a way that not all readers know. Leave it out, or choose labelmap or "
+                "fractional",
                 code="compression-of-bits",
                 compression=self.compression.value,
             )

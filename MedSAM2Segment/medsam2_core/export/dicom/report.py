@@ -79,7 +79,7 @@ def write_report(
     Raises
     ------
     ExportError
-        ``seg`` is no segmentation, or not of these segments; the images do not say how large a pixel is; or
+        ``seg`` is not a segmentation of these segments; the images have no pixel size; or
         the file cannot be written there.
     """
     path = Path(path)
@@ -106,7 +106,7 @@ def write_report(
     if not source.has_depth:
         notes.append(
             Note.warning(
-                "volume-not-reported", "the image says nothing of its thickness: the report has no volumes"
+                "volume-not-reported", "the image does not give its thickness: the report has no volumes"
             )
         )
     return Written(path, tuple(notes))
@@ -117,7 +117,7 @@ def check_lengths(source: Source, path: Path) -> None:
     if not source.is_placed and source.geometry.spacing.tolist() == [1, 1, 1]:
         # What a picture without spacing gets; written down as mm in an archive it would be taken for true.
         raise ExportError(
-            f"{path}: the images do not say how large a pixel is: no length can be reported. Write "
+            f"{path}: the images do not give the size of a pixel: no length can be reported. Write "
             "measurements as .json or .csv, and take their mm for pixels",
             code="no-pixel-spacing",
             path=str(path),

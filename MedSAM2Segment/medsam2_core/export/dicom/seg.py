@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from medsam2_core.export.dicom.source import Source
     from medsam2_core.imaging.probabilities import Probabilities
 
-_SERIES_OFFSET = 1000  # our series stands behind the source's in a list, and nobody else counts that far
+_SERIES_OFFSET = 1000  # our series comes after the source's in a list, at a number that no other series has
 _LARGEST_NATIVE = 2**32 - 2  # bytes: the length of an element has 32 bits
 
 
@@ -103,11 +103,11 @@ def write_seg(
         atomic.check_target(path, overwrite=overwrite)
     kept, notes = _with_voxels(segmentation, path)
     moved = onto_grid(kept, source.geometry, options.most_lost, resample=options.resample)
-    described = describe(moved.segmentation, options.metadata, generic=options.generic)
-    pixels = _pixels(moved.segmentation, options.kind, probabilities)
+    described = describe(moved, options.metadata, generic=options.generic)
+    pixels = _pixels(moved, options.kind, probabilities)
     dataset = _dataset(pixels, source, described, options)
     if options.kind is not Kind.FRACTIONAL:
-        overlap = any(True for _ in moved.segmentation.overlaps())
+        overlap = any(True for _ in moved.overlaps())
         dataset.SegmentsOverlap = "YES" if overlap else "NO"
     with (
         atomic.protect(*source.files),
@@ -117,8 +117,8 @@ def write_seg(
         _fill(dataset, pixels, source, options, stream)
         dataset.save_as(target, enforce_file_format=True)
     frames = int(dataset.NumberOfFrames)
-    said = described.apply_to(moved.segmentation)
-    result = Segmentation(source.geometry, said, moved.segmentation.provenance)
+    segments = described.apply_to(moved)
+    result = Segmentation(source.geometry, segments, moved.provenance)
     del dataset.PixelData  # its file is closed
     if isinstance(pixels, ProbabilityFrames):
         notes += pixels.notes()
@@ -162,14 +162,14 @@ def _pixels(segmentation: Segmentation, kind: Kind, probabilities: Probabilities
         return BinaryFrames(segmentation)
     if kind is Kind.LABELMAP:
         if pairs := list(segmentation.overlaps()):
-            told = "; ".join(
+            listed = "; ".join(
                 f"{count} voxels belong to both {earlier.name!r} and {later.name!r}"
                 for earlier, later, count in pairs[:3]
             )
             more = f"; and {len(pairs) - 3} more pairs overlap" if len(pairs) > 3 else ""
             raise ExportError(
-                f"{told}{more}: a label map holds one segment a voxel. Choose binary, or let the later win "
-                "by exporting to .nrrd first",
+                f"{listed}{more}: a label map holds one segment per voxel. Choose binary, or export to .nrrd "
+                "first, which keeps the later segment",
                 code="overlap-in-labelmap",
                 pairs=[[a.name, b.name] for a, b, _ in pairs],
             )
@@ -268,11 +268,11 @@ def _fill(dataset: Any, pixels: FrameSource, source: Source, options: SegOptions
         )
     dataset.Rows, dataset.Columns = rows, columns
     if source.is_placed and slices > 1:
-        # highdicom says it of even stacks only. Without it a reader must guess it from the frames there are.
+        # highdicom writes it for even stacks only. Without it a reader must infer it from the frames.
         measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
         measures.SpacingBetweenSlices = DSfloat(slice_distance(source.geometry), auto_format=True)
     if "ContentCreatorName" not in dataset:
-        dataset.ContentCreatorName = ""  # of type 2: present, and nobody is named
+        dataset.ContentCreatorName = ""  # of type 2: present and empty
     if not source.is_placed:
         dataset.PatientOrientation = source.header.get("PatientOrientation", "")  # of type 2 without a place
     order = list(_order(dataset, source))
@@ -323,7 +323,7 @@ def _number(dataset: Any, group: Any) -> int:
 def _scratch(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file for the pixels, on the disk that must have room for them anyway."""
     try:
-        stream = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - closed below, whatever the disk says
+        stream = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - closed below, whatever happens
     except OSError as error:
         raise ExportError(
             f"{path} cannot be written: {atomic.reason(error)}", code="output-not-writable", path=str(path)
@@ -331,5 +331,5 @@ def _scratch(path: Path) -> Iterator[BinaryIO]:
     try:
         yield stream
     finally:
-        with contextlib.suppress(OSError):  # a full disk has been told of already
+        with contextlib.suppress(OSError):  # a full disk has already been reported
             stream.close()

@@ -2,7 +2,7 @@
 
 Two forms of JSON are read. One is that of dcmqi, which 3D Slicer and others write as well
 (https://qiicr.gitbook.io/dcmqi-guide: ``segmentAttributes``, and the series beside it). The other is short,
-for people to write: keys are names of segments, values a code, a known term, or an object of
+for writing by hand: keys are names of segments, values a code, a known term, or an object of
 :data:`SHORT_KEYS`::
 
     {
@@ -31,22 +31,6 @@ from medsam2_core.export.metadata import LARGEST_IS
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.terminology import NO_CODE, Code, Terminology
 
-#: Keys of a segment in the short form.
-SHORT_KEYS = (
-    "name",
-    "category",
-    "type",
-    "modifier",
-    "region",
-    "region_modifier",
-    "label",
-    "description",
-    "colour",
-    "algorithm_type",
-    "algorithm_name",
-    "tracking_id",
-    "tracking_uid",
-)
 _DCMQI_KEYS = {
     "SegmentedPropertyCategoryCodeSequence": "category",
     "SegmentedPropertyTypeCodeSequence": "type",
@@ -62,6 +46,8 @@ _DCMQI_KEYS = {
     "TrackingIdentifier": "tracking_id",
     "TrackingUniqueIdentifier": "tracking_uid",
 }
+#: Keys of a segment in the short form.
+SHORT_KEYS = ("name", *(key for key in _DCMQI_KEYS.values() if key != "cielab"))
 # Keys of dcmqi's JSON about the series: taken over; passed over in silence; passed over with a note.
 _SERIES_KEYS = ("SeriesDescription", "SeriesNumber", "ContentCreatorName")
 _SILENT_KEYS = ("@schema", "segmentAttributes", "segmentAttributesFileMapping")
@@ -119,7 +105,7 @@ class SegmentMetadata:
 class ExportMetadata:
     """What is requested for the segments and the series; None where the user left it open.
 
-    ``notes`` tell what of the file was passed over.
+    ``notes`` list what was passed over in the file.
     """
 
     segments: tuple[SegmentMetadata, ...] = ()
@@ -319,7 +305,7 @@ def _dcmqi(location: _Location, content: Mapping[str, Any]) -> tuple[list[Segmen
             raise here.error("has neither labelID nor SegmentLabel to say which segment it is")
         entries.append(replace(entry, name=entry.label, number=number))
     labels = [entry.label for entry in entries]
-    # Two tumours may both be labelled so: then their numbers tell them apart.
+    # Two tumours may have the same label: then their numbers distinguish them.
     unnamed = [
         replace(entry, name=None) if entry.number and labels.count(entry.label) > 1 else entry
         for entry in entries

@@ -38,7 +38,7 @@ class Source:
     frame_numbers
         Of a multi-frame file: which of its frames (from 1) each slice is. None for files of one frame.
     is_placed
-        Whether the images say where in the patient they are; if not, there is only one.
+        Whether the images have a position in the patient; if not, there is only one.
     has_depth
         Whether a volume can be determined: slices have a distance, or a single one its thickness.
     files
@@ -193,15 +193,17 @@ def _depth(frames: Sequence[Frame], geometry: Geometry, notes: dict[Note, None])
     if not frames[0].is_placed or _thickness(frames[0]) is not None:
         return frames[0].thickness
     if len(frames) > 1:
-        message = "the images do not say how thick their slices are: their distance is taken for it"
+        message = "the images give no slice thickness: their spacing is used"
         notes[Note.warning("slice-thickness-assumed", message)] = None
         return slice_distance(geometry)
     distance = _told(frames[0])
     if distance is None:
-        message = "the image does not say how thick its slice is: 1 mm is taken, and volumes depend on it"
+        message = (
+            "the image does not give the thickness of its slice: 1 mm is assumed, and volumes depend on it"
+        )
         notes[Note.warning("slice-thickness-assumed", message, thickness_mm=1.0)] = None
         return 1.0
-    message = "the image does not say how thick its slice is: the distance of slices is taken for it"
+    message = "the image gives no slice thickness: the spacing of slices is used"
     notes[Note.warning("slice-thickness-assumed", message, thickness_mm=distance)] = None
     return distance
 
@@ -282,7 +284,7 @@ _IDENTIFYING = (
     "AccessionNumber",
     "StudyID",
 )
-#: SOP class of the images of a modality, for files that do not say.
+#: SOP class of the images of a modality, for files that have none.
 _SOP_CLASSES = {
     "CT": "1.2.840.10008.5.1.4.1.1.2",
     "MR": "1.2.840.10008.5.1.4.1.1.4",
@@ -367,7 +369,7 @@ def complete(header: Dataset, first: Dataset, notes: dict[Note, None]) -> None:
     if not header.get("SOPClassUID"):
         named = getattr(getattr(header, "file_meta", None), "MediaStorageSOPClassUID", None)
         header.SOPClassUID = named or _SOP_CLASSES.get(str(header.get("Modality")), _SECONDARY_CAPTURE)
-        message = "the images do not say what they are (SOP class): taken from their modality"
+        message = "the images have no SOP class: it is derived from their modality"
         notes[Note.warning("sop-class-assumed", message)] = None
     if not header.get("SOPInstanceUID"):
         named = getattr(getattr(header, "file_meta", None), "MediaStorageSOPInstanceUID", None)

@@ -24,7 +24,7 @@ BUSY = (Status.STARTING, Status.SENDING, Status.LOADING, Status.ENCODING, Status
 WORKING = (*BUSY, Status.PROPAGATING, Status.FINDING)
 
 
-class ARealSource:
+class RealWorkerSource:
     """One worker process for everybody who asks; it stays until it is stopped."""
 
     def __init__(self, **variables: str) -> None:
@@ -53,7 +53,7 @@ class ARealSource:
         self.owners.remove(owner)
 
 
-class AClinic:
+class ActiveEffect:
     """A volume in a slice view, a segment, and the effect active on them.
 
     Without a volume: with those of the scene, which was loaded.

@@ -39,7 +39,7 @@ def _is_label_map(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class JudgedSegment:
+class DcmqiSegment:
     """A segment as dcmqi reads it from a SEG: its mask, where that lies, and what is said of it."""
 
     mask_kji: np.ndarray
@@ -47,7 +47,7 @@ class JudgedSegment:
     facts: dict
 
 
-def dcmqi_segments(path: Path, folder: Path) -> dict[str, JudgedSegment]:
+def dcmqi_segments(path: Path, folder: Path) -> dict[str, DcmqiSegment]:
     """Segments of a SEG as dcmqi's segimage2itkimage reads them, by label; skips where that is missing."""
     import nrrd
 
@@ -80,11 +80,11 @@ def dcmqi_segments(path: Path, folder: Path) -> dict[str, JudgedSegment]:
         to_lps[:3, :3], to_lps[:3, 3] = np.array(header["space directions"]).T, header["space origin"]
         geometry = Geometry.from_lps(to_lps, voxels_ijk.shape)
         mask_kji = np.equal(voxels_ijk.T, facts["labelID"])
-        segments[facts["SegmentLabel"]] = JudgedSegment(mask_kji, geometry, facts)
+        segments[facts["SegmentLabel"]] = DcmqiSegment(mask_kji, geometry, facts)
     return segments
 
 
-def on_grid(judged: JudgedSegment, geometry: Geometry) -> np.ndarray:
+def on_grid(judged: DcmqiSegment, geometry: Geometry) -> np.ndarray:
     """The judged mask on a grid whose voxels it must hit, and hit exactly, wherever the object is."""
     k, j, i = np.nonzero(judged.mask_kji)
     places = geometry.to_ijk(judged.geometry.to_ras(np.column_stack([i, j, k])))

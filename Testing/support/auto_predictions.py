@@ -29,7 +29,7 @@ def a_disc(stack, centre_ij, radius) -> np.ndarray:
     return (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
 
 
-def a_finding(stack, name, centre_ij, radius, slices, boxes=(), colour=(0.2, 0.4, 0.6), **more):
+def a_prediction(stack, name, centre_ij, radius, slices, boxes=(), colour=(0.2, 0.4, 0.6), **more):
     """A disc of one class on some slices, the numbers being those of the stack."""
     mask, nothing = a_disc(stack, centre_ij, radius), np.zeros(stack.shape_hw, bool)
     i, j = centre_ij
@@ -47,12 +47,12 @@ def a_finding(stack, name, centre_ij, radius, slices, boxes=(), colour=(0.2, 0.4
     return AutoPrediction(name, colour, more.pop("terminology", ""), 0.8, prompts, records)
 
 
-def kidney_and_cyst(session, wish):
+def kidney_and_cyst(session, request):
     """A kidney on slices 3 to 7, a cyst on 5 and 6; a spleen is looked for in vain."""
-    wanted = range(len(session.stack)) if wish.first is None else range(wish.first, wish.last + 1)
+    wanted = range(len(session.stack)) if request.first is None else range(request.first, request.last + 1)
     of_kidney, of_cyst = ([n for n in slices if n in wanted] for slices in (range(3, 8), (5, 6)))
     return [
-        a_finding(session.stack, "kidney", (8, 9), 4, of_kidney, of_kidney[::3], terminology=KIDNEY),
-        a_finding(session.stack, "cyst", (20, 14), 3, of_cyst, of_cyst[:1], (0.9, 0.1, 0.3)),
+        a_prediction(session.stack, "kidney", (8, 9), 4, of_kidney, of_kidney[::3], terminology=KIDNEY),
+        a_prediction(session.stack, "cyst", (20, 14), 3, of_cyst, of_cyst[:1], (0.9, 0.1, 0.3)),
         AutoPrediction("spleen", (1.0, 1.0, 0.0)),
     ]

@@ -10,7 +10,7 @@ from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 from support.scene import a_segmentation, a_volume, an_editor, geometries, voxels_of
 
 
-class Desk:
+class WriterSetup:
     """A volume, a segmentation with segments A, B, C, an editor on A and a writer."""
 
     def __init__(self, scene, segments=("A", "B", "C"), matrix=None, **options):

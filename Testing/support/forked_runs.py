@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-class Nursery:
+class ForkedRuns:
     """Starts runs; see the module."""
 
     def __init__(self, model: Path) -> None:

@@ -1,7 +1,7 @@
 """A worker that lives in the test: it answers when it is told to, with discs instead of anatomy.
 
 It has the methods of the real client and its sessions, so that what users do can be played through
-quickly and in any order of answers: ``worker.settle()`` answers everything, ``worker.step()`` one thing,
+quickly and in any order of answers: ``worker.answer_all()`` answers everything, ``worker.step()`` one thing,
 ``worker.die()`` loses the process and ``worker.recover()`` brings it back as the real one comes back.
 """
 
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from medsam2_core.errors import Cancelled, WorkerError
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import SlicePrompts, resolve
+from medsam2_core.imaging.slices import SliceStack
+from medsam2_core.prompts import SlicePrompts
+from medsam2_core.prompts.slice_prompts import resolve
 from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.messages import ObjectSnapshot
 from medsam2_core.worker.session_client import SessionInfo
@@ -27,7 +29,7 @@ ORDERED = ("open", "set_prompts", "restore", "remove")  # answered in the order 
 
 
 @dataclass
-class ARequest:
+class InProcessRequest:
     """A request on its way."""
 
     what: str
@@ -40,7 +42,9 @@ class ARequest:
         """End it; the other side answers that it was cancelled."""
         if not self.isOver:
             self.isOver = True
-            self.worker.later(ARequest("cancelled", lambda: self._fail(Cancelled("cancelled by the user"))))
+            self.worker.later(
+                InProcessRequest("cancelled", lambda: self._fail(Cancelled("cancelled by the user")))
+            )
 
     def _fail(self, error: Exception) -> None:
         if self.failed is not None:
@@ -48,7 +52,7 @@ class ARequest:
 
 
 @dataclass
-class AVolume:
+class InProcessVolume:
     """A volume the worker was sent."""
 
     volume: Any
@@ -58,7 +62,7 @@ class AVolume:
 
 
 @dataclass
-class AWorker:
+class InProcessWorker:
     """Stands in for the WorkerClient and for the worker behind it.
 
     Attributes
@@ -67,7 +71,7 @@ class AWorker:
         Raised at the next request that is answered, once.
     isPrompt
         Whether everything is answered at once.
-    findings
+    predict
         What an Auto model finds: called with a session and what it is asked.
     """
 
@@ -76,7 +80,7 @@ class AWorker:
     report: str = ""
     welcome: dict = field(default_factory=lambda: {"device": {"title": "a test"}})
     listeners: list = field(default_factory=list)
-    queue: list[ARequest] = field(default_factory=list)
+    queue: list[InProcessRequest] = field(default_factory=list)
     sessions: list = field(default_factory=list)
     volumes: list = field(default_factory=list)
     refusal: Exception | None = None
@@ -84,7 +88,7 @@ class AWorker:
     answered: int = 0
     models: list = field(default_factory=list)
     autoModels: list = field(default_factory=list)
-    findings: Callable[[Any, Any], list] = lambda session, wish: []
+    predict: Callable[[Any, Any], list] = lambda session, request: []
 
     def start(self) -> None:
         self.starts += 1
@@ -93,15 +97,15 @@ class AWorker:
     def stop(self) -> None:
         self._become(WorkerState.STOPPED)
 
-    def open_volume(self, volume: Any) -> AVolume:
-        self.volumes.append(AVolume(volume))
+    def open_volume(self, volume: Any) -> InProcessVolume:
+        self.volumes.append(InProcessVolume(volume))
         return self.volumes[-1]
 
-    def close_volume(self, volume: AVolume) -> None:
+    def close_volume(self, volume: InProcessVolume) -> None:
         self.volumes.remove(volume)
 
-    def open_session(self, volume: AVolume, choice: Any, settings: Any, *, failed=None, opened=None):
-        session = ASession(self, choice.stack(volume.volume), settings)
+    def open_session(self, volume: InProcessVolume, choice: Any, settings: Any, *, failed=None, opened=None):
+        session = InProcessSession(self, SliceStack.cut(volume.volume, **vars(choice)), settings)
         self.sessions.append(session)
 
         def open_it() -> None:
@@ -113,21 +117,21 @@ class AWorker:
             if opened is not None:
                 opened()
 
-        self.later(ARequest("open", open_it, failed, worker=self))
+        self.later(InProcessRequest("open", open_it, failed, worker=self))
         return session
 
-    def request(self, kind: str, fields=None, done=None, failed=None, progress=None) -> ARequest:
+    def request(self, kind: str, fields=None, done=None, failed=None, progress=None) -> InProcessRequest:
         def answer() -> None:
             if done is not None:
                 done({"models": self.autoModels if kind == "auto_models" else self.models})
 
-        request = ARequest(kind, answer, None if kind == "auto_models" else failed, worker=self)
+        request = InProcessRequest(kind, answer, None if kind == "auto_models" else failed, worker=self)
         self.later(request)
         return request
 
     # What the test says -------------------------------------------------------------------------------------
 
-    def later(self, request: ARequest) -> None:
+    def later(self, request: InProcessRequest) -> None:
         """Answer this when the test says so."""
         request.worker = self
         self.queue.append(request)
@@ -151,7 +155,7 @@ class AWorker:
         request.run()
         return True
 
-    def settle(self, limit: int = 10_000) -> None:
+    def answer_all(self, limit: int = 10_000) -> None:
         """Answer everything."""
         for _ in range(limit):
             if not self.step():
@@ -189,18 +193,18 @@ class AWorker:
             listener()
 
 
-class ASession:
+class InProcessSession:
     """Stands in for a SessionClient; test_worker_contract.py holds it to that."""
 
-    def __init__(self, worker: AWorker, stack: Any, settings: Any) -> None:
+    def __init__(self, worker: InProcessWorker, stack: Any, settings: Any) -> None:
         self.worker, self.stack, self.settings = worker, stack, settings
         self.is_open = self.is_closed = False
         self.info: SessionInfo | None = None
         self.progress = None
-        self.requests: list[ARequest] = []
+        self.requests: list[InProcessRequest] = []
         self.prefetched: int | None = None
         self._objects: dict[str, ObjectSnapshot] = {}  # as answered
-        self._pending: list[tuple[ARequest, str, Callable[[ObjectSnapshot], ObjectSnapshot]]] = []
+        self._pending: list[tuple[InProcessRequest, str, Callable[[ObjectSnapshot], ObjectSnapshot]]] = []
 
     def prompts(self, name: str) -> dict[int, SlicePrompts]:
         return dict(self._expected(name).prompts)
@@ -231,17 +235,19 @@ class ASession:
             request.isOver = True
         self.worker.sessions.remove(self)
 
-    def remove_object(self, name: str, done=None, failed=None) -> ARequest:
+    def remove_object(self, name: str, done=None, failed=None) -> InProcessRequest:
         return self._ask("remove", name, lambda _: ObjectSnapshot(), lambda: None, done, failed)
 
-    def restore(self, name: str, snapshot: ObjectSnapshot, done=None, failed=None) -> ARequest:
+    def restore(self, name: str, snapshot: ObjectSnapshot, done=None, failed=None) -> InProcessRequest:
         def answer() -> list[SliceMask]:
             self._objects[name] = snapshot
             return []
 
         return self._ask("restore", name, lambda _: snapshot, answer, done, failed)
 
-    def set_prompts(self, name: str, slices: dict[int, SlicePrompts], done=None, failed=None) -> ARequest:
+    def set_prompts(
+        self, name: str, slices: dict[int, SlicePrompts], done=None, failed=None
+    ) -> InProcessRequest:
         slices = dict(slices)
 
         def answer() -> list[SliceMask]:
@@ -259,12 +265,12 @@ class ASession:
     def propagate(
         self, objects=None, first=None, last=None, direction="both", stop_after_absent=3,
         *, slices=None, done=None, failed=None,
-    ) -> ARequest:  # fmt: skip
+    ) -> InProcessRequest:  # fmt: skip
         names = [*self._objects, *(name for _, name, _ in self._pending)] if objects is None else objects
         names = [name for name in dict.fromkeys(names) if self.prompts(name)]
         plan = [(name, n, source) for name in names for n, source in self._plan(name, first, last, direction)]
         plan.sort(key=lambda item: abs(item[1] - item[2]))
-        request = ARequest("slice", lambda: None, failed)
+        request = InProcessRequest("slice", lambda: None, failed)
         position = iter(range(len(plan) + 1))
 
         def next_slice() -> None:
@@ -289,18 +295,18 @@ class ASession:
         self.worker.later(request)
         return request
 
-    def auto(self, wanted, slices=None, done=None, failed=None, progress=None) -> ARequest:
+    def auto(self, wanted, slices=None, done=None, failed=None, progress=None) -> InProcessRequest:
         """Slice after slice, and then what the worker of the test is told to find."""
         first = 0 if wanted.first is None else wanted.first
         last = len(self.stack) - 1 if wanted.last is None else wanted.last
-        request = ARequest("auto", lambda: None, failed)
+        request = InProcessRequest("auto", lambda: None, failed)
         position = iter(range(first, last + 2))
 
         def next_slice() -> None:
             n = next(position)
             if n > last:
                 request.isOver = True
-                done(self.worker.findings(self, wanted))
+                done(self.worker.predict(self, wanted))
                 return
             slices([], n - first + 1, last - first + 1)
             self.worker.later(request)
@@ -331,7 +337,7 @@ class ASession:
         answer: Callable[[], Any],
         done: Callable[[Any], None] | None,
         failed: Callable[[Exception], None] | None,
-    ) -> ARequest:
+    ) -> InProcessRequest:
         def run() -> None:
             self._pending.remove(pending)
             result = answer()
@@ -346,10 +352,10 @@ class ASession:
             if failed is not None:
                 failed(error)
 
-        request = ARequest(what, run, fail)
+        request = InProcessRequest(what, run, fail)
         pending = (request, name, change)
         if self.is_closed:
-            self.worker.later(ARequest("cancelled", lambda: request._fail(_closed())))
+            self.worker.later(InProcessRequest("cancelled", lambda: request._fail(_closed())))
             return request
         self._pending.append(pending)
         self.requests.append(request)
@@ -362,10 +368,10 @@ def _closed() -> WorkerError:
 
 
 @dataclass
-class ASource:
+class InProcessSource:
     """Gives out the worker of the test, and counts who holds it."""
 
-    worker: AWorker = field(default_factory=AWorker)
+    worker: InProcessWorker = field(default_factory=InProcessWorker)
     trouble: str = ""
     installing: bool = False
     changed: bool = False
@@ -386,7 +392,7 @@ class ASource:
     def hasChanged(self, owner: object) -> bool:
         return self.changed
 
-    def acquire(self, owner: object) -> AWorker:
+    def acquire(self, owner: object) -> InProcessWorker:
         self.changed = False
         self.owners.append(owner)
         return self.worker

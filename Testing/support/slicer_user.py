@@ -10,14 +10,14 @@ from MedSAM2SegmentLib.Prompts import PromptNodes
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, PointGesture, ScribbleGesture
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
-from support.remote_session import ASource, AWorker
+from support.in_process_worker import InProcessSource, InProcessWorker
 from support.scene import a_segmentation, a_volume, paint, voxels_of
 from support.segment_editor import LogicEditor
 
 SHAPE_KJI = (11, 24, 28)
 
 
-class AUser:
+class SlicerUser:
     """One Segment Editor with the effect active, on a small volume with two empty segments."""
 
     def __init__(
@@ -28,7 +28,7 @@ class AUser:
         self.segmentation = segmentation or a_segmentation(scene, self.volume, segments=segments, **how)
         self.view = an_axial_view(scene)
         self.editor = LogicEditor(self.segmentation, self.volume, segments[0] if segments else "")
-        self.source = source or ASource(AWorker())
+        self.source = source or InProcessSource(InProcessWorker())
         self.time = 0.0
         self.states = []
         self.controller = EffectController(self.editor, self.source, lambda: self.time)
@@ -37,7 +37,7 @@ class AUser:
             self.controller.activate()
 
     @property
-    def worker(self) -> AWorker:
+    def worker(self) -> InProcessWorker:
         return self.source.worker
 
     @property
@@ -53,9 +53,9 @@ class AUser:
 
     def wait(self, seconds: float = 0.3) -> None:
         """Some time goes by, and the worker answers everything."""
-        self.worker.settle()
+        self.worker.answer_all()
         self.pass_time(seconds)
-        self.worker.settle()
+        self.worker.answer_all()
         self.pass_time(seconds)
 
     def pass_time(self, seconds: float = 0.3) -> None:

@@ -6,11 +6,11 @@ import pytest
 from medsam2_core.export.dicom.options import Compression, Kind
 from medsam2_core.export.dicom.seg import SegOptions, write_seg
 from medsam2_core.export.dicom.source import read_source
-from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.segmentation import Segmentation
-from medsam2_core.imaging.segmentation_files import read_labels, read_segmentation
+from medsam2_core.imaging.segmentation_files import read_segmentation
 from support.coded_segments import some_segments
-from support.judges import dcmqi_segments, on_grid, validator_errors
+from support.dicom_validators import dcmqi_segments, on_grid, validator_errors
+from support.objects import probabilities_of
 
 PLACED = [
     *("ct_liver_dcmqi", "ct_body_j2k", "mr_oblique_hitachi", "mr_enhanced_siemens", "mr_sag_ge"),
@@ -19,7 +19,7 @@ PLACED = [
 
 
 @pytest.mark.parametrize("name", PLACED)
-def test_a_binary_seg_of_a_real_series_stands_before_all_judges(shared_data, tmp_path, name):
+def test_a_binary_seg_of_a_real_series_passes_all_validators(shared_data, tmp_path, name):
     source = read_source(shared_data / "dicom" / name)
     given = some_segments(source.geometry)
     written = write_seg(given, source, tmp_path / "x.dcm")
@@ -33,9 +33,9 @@ def test_a_binary_seg_of_a_real_series_stands_before_all_judges(shared_data, tmp
         assert facts["recommendedDisplayRGBValue"] == pytest.approx(
             [round(part * 255) for part in segment.colour_rgb], abs=1
         )
-    again = read_labels(written.path).on_grid(source.geometry)
+    again = read_segmentation(written.path).on_grid(source.geometry)
     for segment in given:
-        assert np.array_equal(again.mask_kji(segment.name), segment.mask_kji)
+        assert np.array_equal(again[segment.name].mask_kji, segment.mask_kji)
 
 
 @pytest.mark.parametrize("name", PLACED)
@@ -141,7 +141,9 @@ def test_it_equals_what_highdicom_writes_of_all_pixels_at_once(shared_data, tmp_
             assert element.to_json_dict(None, 0) == ours[element.tag].to_json_dict(None, 0), element.keyword
 
 
-def test_patient_study_and_frame_of_reference_are_the_sources_and_nothing_else_is_told(shared_data, tmp_path):
+def test_patient_study_and_frame_of_reference_are_the_sources_and_nothing_else_is_written(
+    shared_data, tmp_path
+):
     source = read_source(shared_data / "dicom" / "ct_liver_dcmqi")
     seg = pydicom.dcmread(write_seg(some_segments(source.geometry), source, tmp_path / "x.dcm").path)
     image = pydicom.dcmread(
@@ -204,7 +206,7 @@ def some_probabilities(segmentation, seed=0):
         soft = np.where(inside, rng.integers(128, 256, inside.shape), 0).astype(np.uint8)
         soft[:, 1:] = np.where(soft[:, 1:] == 0, rng.integers(0, 128, inside[:, 1:].shape), soft[:, 1:])
         values[segment.name] = soft
-    return Probabilities.of_volumes(segmentation.geometry, values)
+    return probabilities_of(segmentation.geometry, values)
 
 
 @pytest.mark.parametrize("compression", list(Compression))
@@ -254,7 +256,7 @@ def test_one_stack_of_several_in_a_multi_frame_file_refers_to_its_own_frames(sha
         assert np.allclose(place, group.PlanePositionSequence[0].ImagePositionPatient, atol=1e-4)
 
 
-def test_the_distance_of_slices_is_always_said(shared_data, tmp_path):
+def test_the_spacing_of_slices_is_always_written(shared_data, tmp_path):
     for name, distance in (("ct_gantry_tilt_14", 4.851), ("mr_cor_philips", 0.6), ("mr_sag_ge", 1.0)):
         source = read_source(shared_data / "dicom" / name)
         seg = pydicom.dcmread(
