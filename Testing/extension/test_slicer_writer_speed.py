@@ -11,7 +11,7 @@ from medsam2_core.imaging.slices import SliceStack  # noqa: E402
 from MedSAM2SegmentLib.Segments.EditHistory import UNDONE, EditHistory  # noqa: E402
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
-from support import remote_session  # noqa: E402
+from support import in_process_worker  # noqa: E402
 from support.scene import a_segmentation, a_volume, an_editor, geometries  # noqa: E402
 from support.slicer_user import SlicerUser  # noqa: E402
 
@@ -89,7 +89,7 @@ def test_the_first_click_in_a_picture_of_20_megapixels_does_not_freeze_the_windo
     height, width, radius = 3648, 5472, 600
     y, x = np.ogrid[:height, :width]
     disc = (y - height // 2) ** 2 + (x - width // 2) ** 2 < radius**2
-    monkeypatch.setattr(remote_session, "answer_to", lambda prompts, n, stack: disc)
+    monkeypatch.setattr(in_process_worker, "answer_to", lambda prompts, n, stack: disc)
     user = SlicerUser(scene, volume=a_volume(scene, voxels=np.zeros((1, height, width, 3), np.uint8)))
     user.wait()
     session, seconds = user.controller._session, []
