@@ -13,7 +13,7 @@ from support.fine_tuning import curve_of
 from support.labelled_images import write_pictures
 from support.project import ROOT
 
-KILLS = 5  # times the campaign's factor
+KILLS = 3  # fifty in the campaign
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(ROOT / "MedSAM2Segment"), str(ROOT / "Testing")]),
@@ -32,13 +32,14 @@ def command(data, folder, **settings) -> list[str]:
 
 
 def test_a_training_that_is_killed_at_random_moments_has_the_same_curve(data, tmp_path, campaign):
-    settings = {"steps": 40, "save_every": 4, "validate_every": 10}
+    kills_wanted = KILLS if campaign == 1 else 5 * campaign
+    settings = {"steps": 30, "save_every": 4, "validate_every": 10}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     began = time.monotonic()
     subprocess.run([sys.executable, *command(data, whole, **settings)], env=ENVIRONMENT, check=True)
     lasts = time.monotonic() - began
     draw, kills, done = random.Random(5), 0, False
-    while kills < KILLS * campaign or not done:
+    while kills < kills_wanted or not done:
         if done:  # once more from the beginning
             assert_same(curve_of(whole), curve_of(killed))
             for path in killed.iterdir():
@@ -49,7 +50,7 @@ def test_a_training_that_is_killed_at_random_moments_has_the_same_curve(data, tm
         )  # fmt: skip
         assert process.stdout.readline().startswith("ready")
         try:
-            wait = draw.uniform(0, 0.5 * lasts) if kills < KILLS * campaign else 100 * lasts + 60
+            wait = draw.uniform(0, 0.5 * lasts) if kills < kills_wanted else 100 * lasts + 60
             done = process.wait(timeout=wait) == 0
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -79,8 +80,10 @@ def flat(line: dict) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("parts", ["all", "lora"])
-def test_two_processes_train_as_one_does(data, tmp_path, parts):
+def test_two_processes_train_as_one_does(data, tmp_path, parts, campaign):
     """The same views a step, divided among the processes: the same curve."""
+    if parts == "lora" and campaign == 1:
+        pytest.skip("in `make campaign`")
     settings = {"steps": 12, "batch": 4, "passes": 4, "parts": parts, "frames": 1}
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run([sys.executable, *command(data, one, **settings)], env=ENVIRONMENT, check=True)
