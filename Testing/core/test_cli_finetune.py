@@ -62,6 +62,8 @@ def test_the_result_is_a_checkpoint_with_a_card(medsam2, data, tmp_path):
     for name in [name for name in frozen if name.startswith("image_encoder")]:
         assert ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name])
     assert not (tmp_path / "my.safetensors.run").exists()
+    assert medsam2("models", "card", out).facts["base_key"] == card.base_key
+    assert medsam2("models", "card", shipped.bundled_path()).error.code == "no-card"
     model = load_model(out, "cpu", "fp32")
     assert (model.name, model.image_size, model.recipe) == ("my", 256, load_model("embedded").recipe)
     picture = tmp_path / "mask.nrrd"

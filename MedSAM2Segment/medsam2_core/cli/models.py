@@ -122,6 +122,23 @@ def path(name: Name) -> None:
 
 
 @app.command()
+def card(checkpoint: Annotated[Path, typer.Argument(help="A fine-tuned checkpoint.")]) -> None:
+    """Print what a fine-tuned checkpoint says of itself, as JSON: base, licence, training, figures."""
+    from dataclasses import asdict
+
+    from medsam2_core.engine.card import read_card
+    from medsam2_core.errors import CheckpointError
+
+    found = read_card(checkpoint)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint} has no card: it was not made by `medsam2 train finetune`",
+            code="no-card", path=str(checkpoint),
+        )  # fmt: skip
+    print(json.dumps(asdict(found), indent=2))
+
+
+@app.command()
 def remove(name: Name) -> None:
     """Delete a downloaded model. Files that were put there by hand are kept."""
     from medsam2_core.engine.catalogue import Catalogue
