@@ -54,7 +54,7 @@ def test_the_result_is_a_checkpoint_with_a_card(medsam2, data, tmp_path):
     for when in ("before", "after"):
         assert card.figures[when]["mean"]["objects"] == 1 and 0 <= card.figures[when]["mean"]["one box"] <= 1
     header = out.read_bytes()[:40_000]
-    for name in ("_img", str(data), "000"):
+    for name in ("_img", "_seg", str(data)):
         assert name.encode() not in header.split(b"__metadata__")[1].split(b'"}')[0], name
     # What was not trained is, byte for byte, what it was.
     ours, theirs = read_state_dict(out), read_state_dict(shipped.bundled_path())
