@@ -88,7 +88,6 @@ def made(book, name, k):
     book.writer.beginStepNow()
     segmentID = book.segmentation.GetSegmentation().AddEmptySegment(name, name)
     book.history.addCreated([segmentID])
-    assert book.history.createdNow == {segmentID}
     book.write(k, (2, 6), (3, 9), segmentID, newStep=False)
     assert book.history.end(book.count) is not None
     return segmentID

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
-    from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction
     from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
 
 _MOST_PROMPTS = 12  # of one class: each is a node of the scene, with widgets in every view
@@ -194,11 +193,14 @@ class _Target:
         Empty until the segment is created.
     slices
         The slices of it that are replaced; None for all.
+    isNew
+        Whether the segment was created for it.
     """
 
     prediction: AutoPrediction
     segmentID: str
     slices: tuple[int, ...] | None = None
+    isNew: bool = False
 
 
 class PredictionWriter:
@@ -206,18 +208,17 @@ class PredictionWriter:
 
     Parameters
     ----------
-    context, transaction, sync
-        Segments and the worker's session; how segments are written; the prompts of the session.
+    context, sync
+        Segments, how they are written, and the worker's session; the prompts of the session.
     """
 
     def __init__(
         self,
         context: EditorContext,
-        transaction: EditTransaction,
         sync: PromptSync,
     ) -> None:
         self._context, self._session = context, context.session
-        self._transaction, self._sync = transaction, sync
+        self._transaction, self._sync = context.transaction, sync
 
     def write(
         self, predictions: Iterable[AutoPrediction], model: str, *, replaces: bool, n: int | None = None
@@ -292,6 +293,7 @@ class PredictionWriter:
         while name in taken:
             number += 1
             name = f"{prediction.name} {number}"
+        target.isNew = True
         target.segmentID = segmentation.AddEmptySegment("", name, list(prediction.colour_rgb))
         if prediction.terminology:
             segmentation.GetSegment(target.segmentID).SetTag(TERMINOLOGY, prediction.terminology)
@@ -317,7 +319,7 @@ class PredictionWriter:
         records = {n: replace(one, prompted=n in prompts) for n, one in records.items()}
         self._updateSession(target, records, prompts)
         masks: dict[int, NDArray[np.bool_]] = {n: one.mask_hw for n, one in records.items()}
-        if segmentID not in self._context.history.createdNow:
+        if not target.isNew:
             replaced = range(len(stack)) if target.slices is None else target.slices
             writer.own(segmentID, replaced, stack)
             empty = np.zeros(stack.shape_hw, dtype=bool)

@@ -10,22 +10,24 @@ are undone together with the click.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.prompts import SlicePrompts
 from medsam2_core.worker.messages import ObjectSnapshot
 
-from MedSAM2SegmentLib.Segments.EditHistory import UNDONE
+from MedSAM2SegmentLib.Segments.EditHistory import UNDONE, EditHistory
 
 if TYPE_CHECKING:
     import numpy as np
     from medsam2_core.imaging.slices import SliceStack
     from numpy.typing import NDArray
 
-    from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
+    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
     from MedSAM2SegmentLib.Segments.EditHistory import Step
+    from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
 
 
 @dataclass
@@ -66,8 +68,10 @@ class EditTransaction:
 
     Parameters
     ----------
-    context
-        Segments, prompts and the worker's session.
+    session
+        The session in the worker.
+    writing
+        Context in which changes of the segmentation are our own.
 
     Attributes
     ----------
@@ -77,9 +81,10 @@ class EditTransaction:
         Whether the step opened last asked for voxels to change, even if Slicer's masking refused it.
     """
 
-    def __init__(self, context: EditorContext) -> None:
-        self._context, self._session = context, context.session
-        context.onHardened = self._onHardened
+    def __init__(self, session: WorkerSession, writing: Callable[[], AbstractContextManager[None]]) -> None:
+        self._session, self._writing = session, writing
+        self._writer: SegmentWriter | None = None
+        self._history: EditHistory | None = None
         self.applied: dict[str, dict[int, SlicePrompts]] = {}
         self.wasAsked = False
         self._snapshots: dict[str, Any] = {}  # by segment, of the prompts that are applied
@@ -89,8 +94,9 @@ class EditTransaction:
         self._newest: Step | None = None
         self._isUndoStepDue = False
 
-    def clear(self) -> None:
-        """Remove everything: another segmentation, or none, is edited."""
+    def bind(self, writer: SegmentWriter | None) -> None:
+        """Edit another segmentation, or none: what is known of the one before is removed."""
+        self._writer, self._history = writer, None if writer is None else EditHistory(writer)
         for known in (self.applied, self._snapshots, self._current):
             known.clear()
         self._open, self._before, self._newest = None, None, None
@@ -106,7 +112,7 @@ class EditTransaction:
             self.close()
             self._open = set()
             self._before = UndoState(session=self._session.requested, owner=owner)
-            self._context.history.begin(self._before)
+            self._history.begin(self._before)
             self._isUndoStepDue, self.wasAsked = newUndo, False
         for segmentID in set(segmentIDs) - self._open:
             self._open.add(segmentID)
@@ -114,7 +120,7 @@ class EditTransaction:
 
     def addCreated(self, segmentIDs: Iterable[str]) -> None:
         """Record segments that the open step has created: undo removes them."""
-        self._context.history.addCreated(segmentIDs)
+        self._history.addCreated(segmentIDs)
         for segmentID in segmentIDs:
             self.markApplied(segmentID, (), {})
 
@@ -131,8 +137,8 @@ class EditTransaction:
     ) -> bool:
         """Write into the open step (see ``SegmentWriter.write``); whether any voxel was asked to change."""
         newStep, self._isUndoStepDue = self._isUndoStepDue, False
-        with self._context.writing():
-            isAsked = self._context.writer.write(segmentID, masks, stack, newStep=newStep, revived=revived)
+        with self._writing():
+            isAsked = self._writer.write(segmentID, masks, stack, newStep=newStep, revived=revived)
         self.wasAsked |= isAsked
         return isAsked
 
@@ -148,7 +154,7 @@ class EditTransaction:
         self._open, self._before = None, None
         after = self.stateOf(segmentIDs)
         after.owner = owner
-        step = self._context.history.end(after)
+        step = self._history.end(after)
         if step is not None:
             self._newest = step
         elif self._newest is not None and self._newest.done:
@@ -160,15 +166,13 @@ class EditTransaction:
     def revert(self, steps: list[Step]) -> None:
         """Undo steps within the open one, except where voxels were changed since."""
         self._isUndoStepDue = False
-        with self._context.writing():
-            self._context.history.revert(steps)
+        with self._writing():
+            self._history.revert(steps)
 
     def stepsOf(self, owner: Any) -> list[Step]:
         """Return the steps of an owner that are not undone."""
-        history = self._context.history
-        return (
-            [] if history is None else [s for s in history.steps if s.done and s.payloadAfter.owner is owner]
-        )
+        steps = [] if self._history is None else self._history.steps
+        return [step for step in steps if step.done and step.payloadAfter.owner is owner]
 
     # Prompts that are applied -------------------------------------------------------------------------------
 
@@ -209,23 +213,23 @@ class EditTransaction:
     def detectUndo(self) -> list[UndoState]:
         """Return the states of segments that Slicer's undo or redo has restored; mostly none."""
         self.close()
-        found = self._context.history.reconcile()
+        found = self._history.reconcile()
         states = [step.payloadBefore if what == UNDONE else step.payloadAfter for step, what in found]
         for state in states:
             for segmentID, snapshot in state.prompts.items():
                 self._current[segmentID] = state.of(segmentID)
                 self._snapshots[segmentID] = snapshot
         if found:
-            done = [step for step in self._context.history.steps if step.done]
+            done = [step for step in self._history.steps if step.done]
             self._newest = done[-1] if done else None
         return states
 
-    def _onHardened(self, matrix: NDArray[np.float64]) -> None:
+    def hardened(self, matrix: NDArray[np.float64]) -> None:
         """Follow the segmentation's own RAS, in which prompts are kept, through a transform (4, 4).
 
         Slicer's undo would restore voxels without the transform: earlier steps are out of reach.
         """
-        self._context.history.clear()
+        self._history.clear()
         self._newest = None
         for state in self._current.values():
             state.prompts = {one: _transformed(prompts, matrix) for one, prompts in state.prompts.items()}

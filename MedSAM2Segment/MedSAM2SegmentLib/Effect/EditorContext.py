@@ -13,10 +13,10 @@ import numpy as np
 import slicer
 from medsam2_core.errors import GeometryError
 
+from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction
 from MedSAM2SegmentLib.Effect.Parameters import Parameters
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
-from MedSAM2SegmentLib.Segments.EditHistory import EditHistory
 from MedSAM2SegmentLib.Segments.Editors import SegmentError, transformToWorld
 from MedSAM2SegmentLib.Segments.ProvenanceStore import ProvenanceStore
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
@@ -72,12 +72,12 @@ class EditorContext:
         What is chosen; None and "" for nothing.
     adapter, volumeProblem
         The volume as the core sees it, or why it cannot be segmented.
-    markups, writer, history, store
-        Of the segmentation: its prompts, voxels, edits and provenance; None without one.
+    markups, writer, store
+        Of the segmentation: its prompts, voxels and provenance; None without one.
+    transaction
+        Writes its segments as steps of undo.
     onLeaving
         Called before another segmentation is taken.
-    onHardened
-        Called with the (4, 4) transform of the segmentation when it was hardened.
     moved
         (4, 4) of the last movement of the volume in the world, the segmentation with it.
     isTouched
@@ -93,6 +93,7 @@ class EditorContext:
     ) -> None:
         self.editor, self.session = editor, session
         self.parameters = Parameters(editor)
+        self.transaction = EditTransaction(session, self.writing)
         self._onPrompts, self._onClosing = onPrompts, onClosing
         self.segmentation: Any = None
         self.segmentID = ""
@@ -101,10 +102,8 @@ class EditorContext:
         self.volumeProblem = ""
         self.markups: PromptMarkups | None = None
         self.writer: SegmentWriter | None = None
-        self.history: EditHistory | None = None
         self.store: ProvenanceStore | None = None
         self.onLeaving: Callable[[], None] = lambda: None
-        self.onHardened: Callable[[Any], None] = lambda matrix: None
         self.moved = np.eye(4)
         self.isTouched = False
         self._volumeKey = ""
@@ -276,7 +275,8 @@ class EditorContext:
         if self.markups is not None:
             self.markups.cleanup()
         self.segmentation = segmentation
-        self.markups = self.writer = self.history = self.store = None
+        self.markups = self.writer = self.store = None
+        self.transaction.bind(None)
         self.isTouched = False
         if segmentation is None:
             return
@@ -287,7 +287,7 @@ class EditorContext:
         self.store = ProvenanceStore(segmentation)
         self.writer = SegmentWriter(self.editor)
         self.writer.recall = self.store.recall
-        self.history = EditHistory(self.writer)
+        self.transaction.bind(self.writer)
         events = [getattr(slicer.vtkSegmentation, name) for name in _SEGMENTATION_EVENTS]
         self._tags = [(segmentation, segmentation.AddObserver(event, self._onTouched)) for event in events]
         scene = segmentation.GetScene()
@@ -304,7 +304,7 @@ class EditorContext:
         self.writer.hardened(matrix)
         if self._pose is not None:
             self._pose, self._agreedPose = matrix @ self._pose, matrix @ self._agreedPose
-        self.onHardened(matrix)
+        self.transaction.hardened(matrix)
 
     def _updatePose(self, isSame: bool) -> bool:
         """Whether the same volume lies differently on the same segmentation than before."""

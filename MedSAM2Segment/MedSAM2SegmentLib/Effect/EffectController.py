@@ -17,7 +17,6 @@ from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
 
 from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation, PredictionWriter
 from MedSAM2SegmentLib.Effect.EditorContext import Change, EditorContext
-from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction
 from MedSAM2SegmentLib.Effect.EffectStatus import EffectStatus
 from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
 from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
@@ -72,12 +71,12 @@ class EffectController:
         self._session = session = WorkerSession(source, self._onSession)
         self._context = context = EditorContext(editor, session, self._onPrompts, self.sceneClosed)
         self.parameters = context.parameters
-        self._transaction = EditTransaction(context)
+        self._transaction = context.transaction
         self._provenance = ProvenanceSync(context, clock)
-        self._sync = PromptSync(context, self._transaction, self._provenance)
+        self._sync = PromptSync(context, self._provenance)
         self._navigation = SliceNavigation(context)
-        self._propagation = LivePropagation(context, self._transaction, clock)
-        predictions = PredictionWriter(context, self._transaction, self._sync)
+        self._propagation = LivePropagation(context, clock)
+        predictions = PredictionWriter(context, self._sync)
         self._auto = AutoSegmentation(context, predictions.write, clock)
         self._status = EffectStatus(context, self._propagation, self._auto, self._navigation)
         session.onAnswer, session.onRefusal = self._onAnswer, self._onRefusal
@@ -145,7 +144,6 @@ class EffectController:
         self._provenance.save()  # while there is a session
         self._session.release()
         self._context.release()
-        self._transaction.clear()
         self._navigation.clear()
         self.onStateChanged = lambda state: None
 
@@ -160,7 +158,6 @@ class EffectController:
         self._auto.clear()
         self._session.closeVolume()
         self._context.release()
-        self._transaction.clear()
         self._navigation.clear()
         self._isDirty = True
         self._publish()
@@ -397,7 +394,6 @@ class EffectController:
             self._propagation.abort()
             self._auto.clear()
             self._session.close()
-            self._transaction.clear()
             self._sync.clear()
             self._navigation.clear()
         if Change.MOVED_TOGETHER in changed:  # the same prompts about the same voxels are sent again

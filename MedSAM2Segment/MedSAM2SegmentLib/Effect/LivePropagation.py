@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
-    from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction
 
 #: Seconds between two writes: each costs a redraw of every view.
 WRITE_EVERY = 0.25
@@ -126,8 +125,8 @@ class LivePropagation:
 
     Parameters
     ----------
-    context, transaction
-        Segments and the worker's session; how segments are written.
+    context
+        Segments, how they are written, and the worker's session.
     clock
         Monotonic seconds.
 
@@ -146,10 +145,9 @@ class LivePropagation:
     def __init__(
         self,
         context: EditorContext,
-        transaction: EditTransaction,
         clock: Callable[[], float],
     ) -> None:
-        self._context, self._session, self._transaction = context, context.session, transaction
+        self._context, self._session, self._transaction = context, context.session, context.transaction
         self._clock = clock
         self._run: _Run | None = None
         self._before: dict[str, ObjectSnapshot] = {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
-    from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction, UndoState
+    from MedSAM2SegmentLib.Effect.EditTransaction import UndoState
     from MedSAM2SegmentLib.Effect.ProvenanceSync import ProvenanceSync
     from MedSAM2SegmentLib.Effect.WorkerSession import Answer
 
@@ -38,9 +38,9 @@ class PromptSync:
     Parameters
     ----------
     context
-        Prompts, segments and the worker's session.
-    transaction, provenance
-        How segments are written; what the scene stores about them.
+        Prompts, segments, how they are written, and the worker's session.
+    provenance
+        What the scene stores about segments.
 
     Attributes
     ----------
@@ -51,10 +51,9 @@ class PromptSync:
     def __init__(
         self,
         context: EditorContext,
-        transaction: EditTransaction,
         provenance: ProvenanceSync,
     ) -> None:
-        self._context, self._session, self._transaction = context, context.session, transaction
+        self._context, self._session, self._transaction = context, context.session, context.transaction
         self._provenance = provenance
         self.tags = AlgorithmTags(context.segment, context.writing, lambda: self._session.modelInfo)
         self._refused: dict[tuple[str, int], SlicePrompts] = {}

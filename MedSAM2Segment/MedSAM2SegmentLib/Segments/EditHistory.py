@@ -77,11 +77,6 @@ class EditHistory:
         if self._open is not None:
             self._open.created |= set(segmentIDs)
 
-    @property
-    def createdNow(self) -> set[str]:
-        """Segments that the open step has created."""
-        return self._open.created if self._open is not None else set()
-
     def end(self, payloadAfter: Any) -> Step | None:
         """Close the step; None when it changed no voxel, and Slicer cannot undo it."""
         step, self._open = self._open, None
