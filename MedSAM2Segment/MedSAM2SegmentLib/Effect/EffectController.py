@@ -73,12 +73,13 @@ class EffectController:
         self.parameters = context.parameters
         self._transaction = context.transaction
         self._provenance = ProvenanceSync(context, clock)
-        self._sync = PromptSync(context, self._provenance)
+        self._sync = PromptSync(context)
         self._navigation = SliceNavigation(context)
         self._propagation = LivePropagation(context, clock)
         predictions = PredictionWriter(context, self._sync)
         self._auto = AutoSegmentation(context, predictions.write, clock)
         self._status = EffectStatus(context, self._propagation, self._auto, self._navigation)
+        self._sync.onLoaded = self._provenance.restore
         session.onAnswer, session.onRefusal = self._onAnswer, self._onRefusal
         self._propagation.onWritten = partial(self._sync.updateTags, isPropagated=True)
         self._propagation.beforeWriting = self._auto.beforeWriting = self._followUndo
@@ -252,6 +253,7 @@ class EffectController:
         if self._context.segmentID:
             self._propagation.finish()
             self._sync.clearPrompts()
+            self._provenance.remove(self._context.segmentID)
             self._navigation.release()
         self._publish()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
     from MedSAM2SegmentLib.Effect.EditTransaction import UndoState
-    from MedSAM2SegmentLib.Effect.ProvenanceSync import ProvenanceSync
     from MedSAM2SegmentLib.Effect.WorkerSession import Answer
 
 #: Pixels round a foreground point in which voxels the user had erased may come back.
@@ -39,22 +38,18 @@ class PromptSync:
     ----------
     context
         Prompts, segments, how they are written, and the worker's session.
-    provenance
-        What the scene stores about segments.
 
     Attributes
     ----------
     tags
         The DICOM algorithm tags of segments.
+    onLoaded
+        Called with the ID of a segment when the session has its prompts, which were loaded with the scene.
     """
 
-    def __init__(
-        self,
-        context: EditorContext,
-        provenance: ProvenanceSync,
-    ) -> None:
+    def __init__(self, context: EditorContext) -> None:
         self._context, self._session, self._transaction = context, context.session, context.transaction
-        self._provenance = provenance
+        self.onLoaded: Callable[[str], None] = lambda segmentID: None
         self.tags = AlgorithmTags(context.segment, context.writing, lambda: self._session.modelInfo)
         self._refused: dict[tuple[str, int], SlicePrompts] = {}
         self._loaded: set[str] = set()  # segments whose prompts were in the scene before this session
@@ -237,7 +232,6 @@ class PromptSync:
         self._transaction.removePrompts(segmentID)
         self._transaction.markApplied(segmentID, (), {})
         self._context.writer.disown(segmentID)
-        self._provenance.remove(segmentID)
 
     # Answers ------------------------------------------------------------------------------------------------
 
@@ -256,7 +250,7 @@ class PromptSync:
             if segmentID in self._loaded:
                 known = {n: record.mask_hw for n, record in answer.masks.items()}
                 self._context.writer.adopt(segmentID, known, stack)
-                self._provenance.restore(segmentID)
+                self.onLoaded(segmentID)
             self._transaction.markApplied(segmentID, answer.snapshot, answer.prompts)
             return False
         self._loaded.discard(segmentID)
