@@ -40,6 +40,23 @@ def test_it_knows_the_published_models_in_both_sizes():
             assert full.licence == "Apache-2.0" and full.sha256 and full.bytes
 
 
+def test_larger_models_and_images_need_more_memory():
+    catalogue = Catalogue.load()
+    for family in ("sam2", "sam2.1"):
+        for end in ("", "-512"):
+            needs = [
+                catalogue.find(f"{family}-{size}{end}").memory
+                for size in ("tiny", "small", "base-plus", "large")
+            ]
+            assert needs == sorted(needs)
+        for size in ("tiny", "small", "base-plus", "large"):
+            full, half = catalogue.find(f"{family}-{size}"), catalogue.find(f"{family}-{size}-512")
+            assert full.bytes < half.memory < full.memory
+    for entry in catalogue:
+        assert entry.memory >= catalogue.find("embedded").memory
+        assert entry.needed_bytes(1_000_000) == entry.memory + 1_000_000
+
+
 def test_medical_models_carry_their_licence_and_a_notice():
     catalogue = Catalogue.load()
     wang_lab = [entry for entry in catalogue if entry.repo == "wanglab/MedSAM2"]

@@ -297,6 +297,23 @@ def test_leaving_cancels_a_download_and_late_answers_concern_nobody():
     assert page.state == before
 
 
+def test_what_a_model_needs_is_compared_with_what_is_free():
+    page = Page()
+    page.controller.enter()
+    needs = [{**MODELS[0], "memory": 500_000_000}, {**MODELS[1], "memory": 4_000_000_000}]
+    page.worker.last("models").answer(models=[*needs, {**MODELS[1], "name": "unknown"}])
+    small, large, unknown = page.state.models.rows
+    assert "552 MB" in small.memory
+    assert "762 MB" in small.memory
+    assert unknown.memory == ""
+    without = large.memory
+    page.worker.last("status").answer(device={"free_bytes": 3_000_000_000, "total_bytes": 8_000_000_000})
+    small_now, large_now, _ = page.state.models.rows
+    assert small_now.memory == small.memory
+    assert large_now.memory.startswith(without)
+    assert len(large_now.memory) > len(without)
+
+
 def test_the_models_table_explains_why_it_is_empty():
     page = Page(worker=FakeWorker(WorkerState.STARTING))
     page.controller.enter()

@@ -14,6 +14,7 @@ from medsam2_core.worker.job_messages import AutoModelInfo, auto_models_from_jso
 
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Page.PageState import AutoModelRow, AutoModelsView, Level, StatusLine, sizeText
+from MedSAM2SegmentLib.Page.WorkerSection import ask
 
 SCENE, FOLDER = "scene", "folder"
 ENOUGH = 10  # labelled images from which a model begins to be of use
@@ -51,7 +52,7 @@ class AutoModelsSection:
     def __init__(self, settings, workers, cases: Cases | None, changed: Callable[[], None]) -> None:
         self._settings, self._workers, self._cases = settings, workers, cases
         self._changed = changed
-        self._client: WorkerClient | None = None  # of the page
+        self.client: WorkerClient | None = None  # of the page
         self._models: tuple[AutoModelInfo, ...] = ()
         self._damaged: tuple[str, ...] = ()
         self._line = StatusLine()
@@ -65,7 +66,7 @@ class AutoModelsSection:
 
     def view(self) -> AutoModelsView:
         """Return what to show."""
-        isThere, isTraining = self._client is not None, self._training is not None
+        isThere, isTraining = self.client is not None, self._training is not None
         return AutoModelsView(
             rows=tuple(_row(model) for model in self._models),
             line=self._line if self._line.text else self._idleLine(),
@@ -78,7 +79,7 @@ class AutoModelsSection:
 
     def setClient(self, client: WorkerClient | None) -> None:
         """List the models of this worker; None: it is gone."""
-        self._client, self._isRemoving = client, False
+        self.client, self._isRemoving = client, False
         if client is not None:
             self._requestList()
 
@@ -98,43 +99,31 @@ class AutoModelsSection:
 
     def remove(self, file: str) -> None:
         """Delete a model, with its report."""
-        client = self._client
-        if client is None:
+        if self.client is None:
             text = _("No worker is running: a model can be removed as soon as one is connected.")
             self._setLine(text, Level.WARNING)
-        if client is None or self._isRemoving:
+        if self.client is None or self._isRemoving:
             return
 
+        def end(text: str, level: Level) -> None:
+            self._isRemoving = False
+            self._setLine(text, level)
+
         def done(result: Mapping[str, Any]) -> None:
-            if client is self._client:
-                self._isRemoving = False
-                text = _("{name} is removed; {size} are free again.")
-                self._line = StatusLine(
-                    text.format(name=file, size=sizeText(result.get("bytes", 0))), Level.OK
-                )
-                self._requestList()
-                self._changed()
+            text = _("{name} is removed; {size} are free again.")
+            self._requestList()
+            end(text.format(name=file, size=sizeText(result.get("bytes", 0))), Level.OK)
 
         def failed(error: MedSAM2Error) -> None:
-            if client is self._client:
-                self._isRemoving = False
-                self._setLine(str(error), Level.ERROR)
+            end(str(error), Level.ERROR)
 
         self._isRemoving = True
-        client.request("remove_auto_model", {"model": file}, done=done, failed=failed)
+        ask(self, "remove_auto_model", {"model": file}, done=done, failed=failed)
         self._changed()
 
     def _requestList(self) -> None:
-        client = self._client
-
-        def done(result: Mapping[str, Any]) -> None:
-            if client is self._client:
-                self._setList(result)
-
-        def failed(error: MedSAM2Error) -> None:
-            """Ignore it: a worker of an earlier version has no such models."""
-
-        client.request("auto_models", {}, done=done, failed=failed)
+        # A worker of an earlier version has no such models: that is not an error.
+        ask(self, "auto_models", {}, done=self._setList, failed=lambda error: None)
 
     def _setList(self, result: Mapping[str, Any]) -> None:
         try:
@@ -149,7 +138,7 @@ class AutoModelsSection:
         """Return what is wrong with the files, or how to start."""
         if self._damaged:
             return StatusLine(self._damaged[0], Level.WARNING)
-        if self._client is not None and not self._models:
+        if self.client is not None and not self._models:
             text = _("No Auto model yet: train one from {count} labelled images.")
             return StatusLine(text.format(count=ENOUGH))
         return StatusLine()
@@ -261,7 +250,7 @@ class AutoModelsSection:
     def _end(self, line: StatusLine) -> None:
         self._release()
         self._line = line
-        if self._client is not None:
+        if self.client is not None:
             self._requestList()
         self._changed()
 

@@ -11,6 +11,9 @@ from medsam2_core.worker.client import WorkerClient, WorkerState
 
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Page.PageState import Level, ModelRow, ModelsView, StatusLine, sizeText
+from MedSAM2SegmentLib.Page.WorkerSection import ask
+
+_SLICE = 512 * 512 * 2  # bytes of one of a CT
 
 
 class ModelsSection:
@@ -21,16 +24,31 @@ class ModelsSection:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._client: WorkerClient | None = None
+        self.client: WorkerClient | None = None
         self._rows: tuple[ModelRow, ...] = ()
+        self._needed: dict[str, int | None] = {}  # bytes, by name, without the volume
         self._line = StatusLine()
         self._request: Any = None
         self._progress: dict[str, str] = {}
 
-    def view(self, worker: StatusLine) -> ModelsView:
-        """Return what to show; ``worker`` is what there is to know of the one that lists the models."""
-        progress = self._progress
-        rows = [dataclasses.replace(row, progress=progress.get(row.name, "")) for row in self._rows]
+    def view(self, worker: StatusLine, freeBytes: int | None) -> ModelsView:
+        """Return what to show.
+
+        Parameters
+        ----------
+        worker
+            What there is to know of the worker, which lists the models.
+        freeBytes
+            Memory that is free where it computes; None when unknown.
+        """
+        rows = [
+            dataclasses.replace(
+                row,
+                progress=self._progress.get(row.name, ""),
+                memory=_memoryText(self._needed.get(row.name), freeBytes),
+            )
+            for row in self._rows
+        ]
         canChange = self._isReady and self._request is None
         line = self._line
         if not rows and not line.text:
@@ -48,7 +66,7 @@ class ModelsSection:
         if client is None and self._request is not None:
             self._request.cancel()
             self._request, self._progress = None, {}
-        self._client = client
+        self.client = client
         if client is not None:
             self._requestList()
 
@@ -85,7 +103,7 @@ class ModelsSection:
 
     @property
     def _isReady(self) -> bool:
-        return self._client is not None and self._client.state is WorkerState.READY
+        return self.client is not None and self.client.state is WorkerState.READY
 
     def _start(self, type: str, name: str, text: str, done: Callable, **callbacks: Callable) -> None:
         if not self._isReady or self._request is not None:
@@ -97,7 +115,7 @@ class ModelsSection:
 
         self._progress = {name: "…"}
         self._line = StatusLine(text.format(name=name), Level.BUSY)
-        self._request = self._send(type, {"name": name}, done=done, failed=failed, **callbacks)
+        self._request = ask(self, type, {"name": name}, done=done, failed=failed, **callbacks)
         self._changed()
 
     def _end(self, line: StatusLine, isChanged: bool) -> None:
@@ -108,25 +126,32 @@ class ModelsSection:
 
     def _requestList(self) -> None:
         def done(result: Mapping[str, Any]) -> None:
-            self._rows = tuple(_row(entry) for entry in result.get("models", ()))
+            entries = result.get("models", ())
+            self._rows = tuple(_row(entry) for entry in entries)
+            self._needed = {
+                row.name: entry.get("memory") for row, entry in zip(self._rows, entries, strict=True)
+            }
             self._changed()
 
         def failed(error: MedSAM2Error) -> None:
             self._line = StatusLine(str(error), Level.ERROR)
             self._changed()
 
-        self._send("models", {}, done=done, failed=failed)
+        ask(self, "models", {}, done=done, failed=failed)
 
-    def _send(self, type: str, fields: dict, **callbacks: Callable) -> Any:
-        """Send a request; answers that come when another worker has taken this one's place are ignored."""
-        client = self._client
 
-        def guarded(callback: Callable) -> Callable:
-            return lambda *values: callback(*values) if self._client is client else None
-
-        return client.request(
-            type, fields, **{name: guarded(callback) for name, callback in callbacks.items()}
+def _memoryText(needed: int | None, free: int | None) -> str:
+    if needed is None:
+        return ""
+    small, large = needed + 100 * _SLICE, needed + 500 * _SLICE
+    text = _("Needs about {small} of memory for 100 slices of 512 x 512, {large} for 500.")
+    text = text.format(small=sizeText(small), large=sizeText(large))
+    if free is not None and small > free:
+        text += " " + _(
+            "That is more than is free: close other programs, choose a smaller model or one for 512 px, or "
+            "use a worker on another computer."
         )
+    return text
 
 
 def _row(entry: Mapping[str, Any]) -> ModelRow:

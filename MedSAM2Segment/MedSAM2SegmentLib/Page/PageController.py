@@ -102,7 +102,7 @@ class PageController:
         worker = self.worker.view()
         return PageState(
             runtime=self.runtime.view(),
-            models=self.models.view(worker.line),
+            models=self.models.view(worker.line, self.worker.freeBytes()),
             worker=worker,
             choices={"model": models, "window": _WINDOWS},
             values={"model": self._settings.defaultModel, "window": self._settings.defaultWindow},

@@ -65,6 +65,8 @@ class ModelRow:
     ----------
     size
         Bytes of its weights; None when unknown.
+    memory
+        What there is to know of the memory it needs; empty when unknown.
     progress
         How far its installation or removal is ("40 %"); empty when there is none.
     """
@@ -76,6 +78,7 @@ class ModelRow:
     isInstalled: bool = False
     path: str = ""
     progress: str = ""
+    memory: str = ""
 
 
 @dataclass(frozen=True)

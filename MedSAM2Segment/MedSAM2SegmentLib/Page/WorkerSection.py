@@ -55,7 +55,7 @@ class WorkerSection:
         self._changed, self._connected = changed, connected
         self._isOpen = False
         self._worker: Any = None
-        self._client: WorkerClient | None = None
+        self.client: WorkerClient | None = None
         self._line = StatusLine()  # while no worker is ready
         self._status: Mapping[str, Any] = {}
         self._statusTime: float | None = None
@@ -63,7 +63,7 @@ class WorkerSection:
 
     def view(self) -> WorkerView:
         """Return what to show."""
-        client, status = self._client, self._status
+        client, status = self.client, self._status
         welcome = client.welcome if self._isReady else {}
         isStarting = client is not None and client.state is WorkerState.STARTING
         return WorkerView(
@@ -75,6 +75,12 @@ class WorkerSection:
             remoteCommand=self._settings.remoteCommand,
             canTest=not isStarting,
         )
+
+    def freeBytes(self) -> int | None:
+        """Return how much memory is free where the worker computes; None when unknown."""
+        device = self._status.get("device")
+        free = device.get("free_bytes") if isinstance(device, dict) else None
+        return free if isinstance(free, int) else None
 
     def open(self) -> None:
         """Hold a worker while the page is shown."""
@@ -104,8 +110,8 @@ class WorkerSection:
         """Start the worker of the settings, whatever it is, and show what answered."""
         self.disconnect()
         self._connect()
-        if self._client is not None and self._client.state is WorkerState.FAILED:
-            self._client.start()  # an effect still holds the one that failed
+        if self.client is not None and self.client.state is WorkerState.FAILED:
+            self.client.start()  # an effect still holds the one that failed
         self._changed()
 
     def reconnect(self) -> None:
@@ -116,7 +122,7 @@ class WorkerSection:
     def disconnect(self) -> None:
         """Release the worker."""
         worker, self._worker = self._worker, None
-        client, self._client = self._client, None
+        client, self.client = self.client, None
         if client is not None and self._onWorker in client.listeners:
             client.listeners.remove(self._onWorker)
         self._status, self._statusTime, self._latency = {}, None, None
@@ -127,7 +133,7 @@ class WorkerSection:
 
     @property
     def _isReady(self) -> bool:
-        return self._client is not None and self._client.state is WorkerState.READY
+        return self.client is not None and self.client.state is WorkerState.READY
 
     def _connectIfLocal(self) -> None:
         if self._isOpen and not self._settings.remoteCommand:
@@ -136,16 +142,16 @@ class WorkerSection:
     def _connect(self) -> None:
         try:
             self._worker = self._workers.current()
-            self._client = self._worker.acquire(self)
+            self.client = self._worker.acquire(self)
         except MedSAM2Error as error:
             self._worker = None
             self._line = StatusLine(str(error), Level.WARNING)
             return
-        self._client.listeners.append(self._onWorker)
+        self.client.listeners.append(self._onWorker)
         self._onWorker()
 
     def _onWorker(self) -> None:
-        client = self._client
+        client = self.client
         if client is None:
             return
         if self._isReady:
@@ -165,7 +171,7 @@ class WorkerSection:
             self._latency = self._clock() - start
             self._changed()
 
-        self._send("ping", done)
+        ask(self, "ping", {}, done=done, failed=lambda error: None)
 
     def _requestStatus(self) -> None:
         self._statusTime = self._clock()
@@ -175,17 +181,20 @@ class WorkerSection:
                 self._status = result
                 self._changed()
 
-        self._send("status", done)
+        ask(self, "status", {}, done=done, failed=lambda error: None)
 
-    def _send(self, type: str, done: Callable[[Mapping[str, Any]], None]) -> None:
-        """Send a request; an answer that comes when another worker has taken this one's place is ignored."""
-        client = self._client
 
-        def onDone(result: Mapping[str, Any]) -> None:
-            if self._client is client:
-                done(result)
+def ask(section: Any, type: str, fields: Mapping[str, Any], **callbacks: Callable) -> Any:
+    """Send a request to the worker of a section; answers that come when it has another one are ignored.
 
-        client.request(type, {}, done=onDone, failed=lambda error: None)
+    The section has its worker's client in ``client``. Returns the request, which can be cancelled.
+    """
+    client = section.client
+
+    def guarded(callback: Callable) -> Callable:
+        return lambda *values: callback(*values) if section.client is client else None
+
+    return client.request(type, fields, **{name: guarded(callback) for name, callback in callbacks.items()})
 
 
 def _welcomeText(welcome: Mapping[str, Any], latency: float | None) -> str:

@@ -13,6 +13,7 @@ from MedSAM2SegmentLib.Panels.QtHelpers import (
     StatusLabel,
     choose,
     fill,
+    fillTable,
     put,
     setColumns,
 )
@@ -77,21 +78,13 @@ class AutoModelsPanel:
         self._connections.disconnectAll()
 
     def _showRows(self, rows: tuple[AutoModelRow, ...]) -> None:
-        table, chosen = self._table, self._chosen()
+        files, chosen = [row.file for row in rows], self._chosen()
         self._rows = rows
-        before = table.blockSignals(True)
-        table.rowCount = len(rows)
-        for index, row in enumerate(rows):
-            for column, text in enumerate((row.name, row.classes, row.images, row.dice)):
-                item = qt.QTableWidgetItem(text)
-                item.setToolTip(f"{row.name}: {row.classes}\n{row.path}")
-                table.setItem(index, column, item)
-        files = [row.file for row in rows]
-        if chosen in files:
-            table.selectRow(files.index(chosen))
-        else:
-            table.clearSelection()
-        table.blockSignals(before)
+        shown = [
+            ((row.name, row.classes, row.images, row.dice), f"{row.name}: {row.classes}\n{row.path}")
+            for row in rows
+        ]
+        fillTable(self._table, shown, files.index(chosen) if chosen in files else -1)
 
     # What the user did
 

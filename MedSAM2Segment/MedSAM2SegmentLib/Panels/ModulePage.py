@@ -8,10 +8,8 @@ import qt
 
 from MedSAM2SegmentLib.Page.PageController import PageController
 from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel
-from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner
-from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 from MedSAM2SegmentLib.Worker.Settings import Settings
-from MedSAM2SegmentLib.Worker.WorkerProcess import Workers, startupEnvironment
+from MedSAM2SegmentLib.Worker.WorkerProcess import Workers
 
 _UPDATE_MS = 100
 
@@ -23,7 +21,9 @@ class ModulePage:
     ----------
     parent
         The widget it will lie in.
-    installer, settings, workers
+    installer
+        RuntimeInstaller, shared with the effects (WorkerAccess.sharedInstaller).
+    settings, workers
         What it works with; Slicer's own when absent.
     cases, segmentations
         The labelled volumes of the scene (SceneCases), to train Auto models on, and its segmentations
@@ -38,17 +38,13 @@ class ModulePage:
     def __init__(
         self,
         parent: qt.QWidget | None,
-        installer=None,
+        installer,
         settings=None,
         workers=None,
         cases=None,
         segmentations=None,
     ) -> None:
         self.settings = settings or Settings()
-        self._runner = None
-        if installer is None:
-            self._runner = QProcessRunner(qt.QCoreApplication.instance())
-            installer = RuntimeInstaller(None, self._runner, environment=startupEnvironment())
         self.installer = installer
         self._waiting: list[Callable[[], None]] = []  # until the next drawing
         self._due: list[Callable[[], None]] = []
@@ -97,8 +93,6 @@ class ModulePage:
         self._waiting.clear()
         self.controller.cleanup()
         self.panel.cleanup()
-        if self._runner is not None:
-            self._runner.killAll()
 
     def _onChanged(self) -> None:
         self._isOutdated = True

@@ -23,6 +23,7 @@ from MedSAM2SegmentLib.Panels.QtHelpers import (
     breakable,
     choose,
     fill,
+    fillTable,
     loadUi,
     put,
     setColumns,
@@ -184,22 +185,16 @@ class ModulePanel:
         self._onSelected()
 
     def _showRows(self, rows: tuple[ModelRow, ...]) -> None:
-        table = self._table
-        chosen = self._chosenModel()
+        names, chosen = [row.name for row in rows], self._chosenModel()
         self._rows = rows
-        before = table.blockSignals(True)
-        table.rowCount = len(rows)
-        for index, row in enumerate(rows):
+        shown = []
+        for row in rows:
             state = row.progress or (_("yes") if row.isInstalled else _("no"))
-            tip = row.path or _("Not on this computer yet")
-            for column, text in enumerate((row.title, sizeText(row.size), row.licence, state)):
-                item = qt.QTableWidgetItem(text)
-                item.setToolTip(tip if column else f"{row.title} ({row.name})\n{tip}")
-                table.setItem(index, column, item)
-        names = [row.name for row in rows]
-        if chosen is not None and chosen.name in names:
-            table.selectRow(names.index(chosen.name))
-        table.blockSignals(before)
+            tips = f"{row.title} ({row.name})", row.path or _("Not on this computer yet"), row.memory
+            texts = row.title, sizeText(row.size), row.licence, state
+            shown.append((texts, "\n".join(filter(None, tips))))
+        isThere = chosen is not None and chosen.name in names
+        fillTable(self._table, shown, names.index(chosen.name) if isThere else -1)
 
     def _showWorker(self, view: WorkerView) -> None:
         self._lines["worker"].show(view.line)
@@ -225,7 +220,8 @@ class ModulePanel:
         chosen = self._chosenModel()
         canChange = self._state.models.canChange and chosen is not None
         path = self._labels["placeText"]
-        put(path, "text", breakable(chosen.path) if chosen is not None else "")
+        about = (chosen.path, chosen.memory) if chosen is not None else ()
+        put(path, "text", "\n".join(breakable(text) for text in about if text))
         path.visible = bool(path.text)
         isInstalled = chosen is not None and chosen.isInstalled
         put(self._installModel, "enabled", canChange)

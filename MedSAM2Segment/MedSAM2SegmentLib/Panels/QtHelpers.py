@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import qt
@@ -134,6 +134,22 @@ def setColumns(
         header.setSectionResizeMode(column, mode)
     # Qt 5 fits the rows when their texts change, and cuts texts when a column gets narrower afterwards.
     connections.connect(header, "sectionResized", lambda _=0, _old=0, _new=0: table.resizeRowsToContents())
+
+
+def fillTable(table: qt.QTableWidget, rows: Sequence[tuple[Sequence[str], str]], selected: int) -> None:
+    """Show (texts, tooltip) of each row, without a signal; ``selected`` is the row to select, -1 for none."""
+    before = table.blockSignals(True)
+    table.rowCount = len(rows)
+    for index, (texts, tip) in enumerate(rows):
+        for column, text in enumerate(texts):
+            item = qt.QTableWidgetItem(text)
+            item.setToolTip(tip)
+            table.setItem(index, column, item)
+    if selected >= 0:
+        table.selectRow(selected)
+    else:
+        table.clearSelection()
+    table.blockSignals(before)
 
 
 class Connections:

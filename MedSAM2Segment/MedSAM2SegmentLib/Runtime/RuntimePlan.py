@@ -135,8 +135,9 @@ def makePlan(context: RuntimeContext, options: InstallOptions) -> InstallPlan:
     """Return the plan; runs nothing and changes nothing."""
     machine, base, folder = context.machine, context.base, context.folder.path
     backend = options.torchBackend or base.get("UV_TORCH_BACKEND", "")
-    isCuda = backend.startswith(("cu", "rocm")) or (not backend and machine.hasCuda)
-    torch = _TORCH["cuda" if isCuda else machine.system if machine.system in _TORCH else "cpu"]
+    isCuda = backend.startswith("cu") or (not backend and machine.hasCuda)
+    isLarge = isCuda or backend.startswith("rocm")
+    torch = _TORCH["cuda" if isLarge else machine.system if machine.system in _TORCH else "cpu"]
     uv = next(iter(context.foundUv()), "")
     parts = [_PACKAGES, torch, *([] if uv else [_UV]), *([] if options.python else [_PYTHON])]
     download, disk = (sum(sizes) for sizes in zip(*parts, strict=True))

@@ -17,6 +17,7 @@ from medsam2_core.cli.console import (
     propagate,
     report,
     volume_text,
+    warn,
 )
 from medsam2_core.cli.options import (
     OUTPUT,
@@ -230,9 +231,15 @@ class Segment:
         slices: tuple[int | None, int | None],
         earlier: EarlierResult | None,
     ) -> tuple[Session, Segmentation, list[Note]]:
+        from medsam2_core.engine.devices import choose_device
         from medsam2_core.export.dicom.coding import coded_by_name
         from medsam2_core.session import Session  # only now: torch takes seconds to load
+        from medsam2_core.worker.system import check_memory
 
+        if self.image_size is None:  # else the catalogue's figure does not hold
+            size = volume.voxels_kji.nbytes
+            if text := check_memory(self.model, choose_device(self.device), size):
+                warn(text)
         session = Session.open(
             volume, self.model, axis=self.axis, window=self.window, memory=self.memory, zoom=self.zoom,
             device=self.device, precision=self.precision, config=self.config, image_size=self.image_size,

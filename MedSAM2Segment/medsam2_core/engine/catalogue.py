@@ -49,6 +49,8 @@ class ModelEntry:
     sha256, bytes
         Of the file's content, or None: not pinned. Then what first arrived is recorded and checked from then
         on.
+    memory
+        Bytes that segmenting needs without the volume: measured in fp32 on a CPU. None: not known.
     licence, attribution, notice
         SPDX name of the weights' licence (None: none was stated), who made them, and what the user should
         know before downloading.
@@ -74,6 +76,7 @@ class ModelEntry:
     revision: str | None = None
     sha256: str | None = None
     bytes: int | None = None
+    memory: int | None = None
     licence: str | None = None
     attribution: str = ""
     notice: str = ""
@@ -87,6 +90,10 @@ class ModelEntry:
     def is_local(self) -> bool:
         """Whether it is a user's own file, not one of the catalogue."""
         return self.path is not None
+
+    def needed_bytes(self, volume_bytes: int) -> int | None:
+        """Return about how much memory segmenting a volume of this size needs; None when not known."""
+        return None if self.memory is None else self.memory + volume_bytes
 
     @property
     def filename(self) -> str:
@@ -266,6 +273,7 @@ _TYPES = (
     ("revision", str, True),
     ("sha256", str, True),
     ("bytes", int, True),
+    ("memory", int, True),
     ("licence", str, True),
     ("attribution", str, True),
     ("notice", str, True),
@@ -288,6 +296,7 @@ def _check(entry: ModelEntry, where: str) -> None:
         (entry.revision is None or re.fullmatch("[0-9a-f]{40}", entry.revision), "revision", "40 hex digits"),
         (entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256), "sha256", "64 hex digits"),
         (entry.bytes is None or entry.bytes > 0, "bytes", "positive"),
+        (entry.memory is None or entry.memory > 0, "memory", "positive"),
         (entry.repo is None or re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repo), "repo", "owner/name"),
         (_stays_inside(entry.file) and _stays_inside(entry.bundled), "file", "a relative path without .."),
         ((entry.repo is None) == (entry.file is None), "repo", "given together with file"),

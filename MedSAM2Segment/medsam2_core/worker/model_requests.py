@@ -28,7 +28,7 @@ def list_models(fields: Mapping[str, Any]) -> dict[str, Any]:
     for entry in Catalogue.load():
         _, path = store.find(entry)
         size = entry.bytes if entry.bytes is not None or path is None else path.stat().st_size
-        same = ("name", "title", "licence", "image_size", "attribution", "notice", "page")
+        same = ("name", "title", "licence", "image_size", "memory", "attribution", "notice", "page")
         models.append(
             {
                 **{name: getattr(entry, name) for name in same},

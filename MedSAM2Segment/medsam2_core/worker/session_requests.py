@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from medsam2_core.worker.messages import (
     slice_prompts_from_json,
 )
 from medsam2_core.worker.protocol import Arrays, checked, field_error, optional
-from medsam2_core.worker.system import memory
+from medsam2_core.worker.system import check_memory, memory
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from medsam2_core.session.automatic import AutoPrediction, AutoRun
 
 Send = Callable[[Job, dict[str, Any], Arrays], None]
+
+_log = logging.getLogger(__name__)
 
 _PREFETCH_SLICES = 12  # to either side
 _PREFETCH_SHARE = 0.5  # of the cache
@@ -92,6 +95,7 @@ class Sessions:
 
     def open(self, job: Job) -> Answer:
         """Carry out `open_session`."""
+        from medsam2_core.engine.devices import choose_device
         from medsam2_core.engine.options import TrackerOptions, memory_policy, zoom_is_on
         from medsam2_core.imaging.intensity import parse_window
         from medsam2_core.imaging.slices import SliceStack
@@ -110,6 +114,8 @@ class Sessions:
         window = parse_window(settings.window, volume)
         options = TrackerOptions(zoom=zoom_is_on(settings.zoom))
         policy = memory_policy(settings.memory)
+        if text := check_memory(settings.model, choose_device(settings.device), volume.voxels_kji.nbytes):
+            _log.warning("%s", text)
         self._send(job, {"type": "progress", "what": "loading", "done": 0, "total": None}, {})
         model = self.model(settings.model, settings.device, settings.precision)
         session = Session(

@@ -12,6 +12,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsam2_core.errors import DeviceError
+
 if TYPE_CHECKING:
     import torch
 
@@ -157,6 +159,43 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         free, total = memory()
         title = _processor() if device.type == "cpu" else f"{platform.machine()} GPU"
     return {"name": str(device), "title": title, "free_bytes": free, "total_bytes": total}
+
+
+def check_memory(model: str | Path, device: torch.device, volume_bytes: int) -> str:
+    """Compare what segmenting needs with the memory there is.
+
+    Returns
+    -------
+    str
+        A warning when it is more than is free; empty otherwise, and when it is not known.
+
+    Raises
+    ------
+    DeviceError
+        Code ``memory-too-small``: it is more than the device has.
+    """
+    from medsam2_core.engine.catalogue import Catalogue
+
+    entry, facts = Catalogue.load().find(model), device_facts(device)
+    needed = entry.needed_bytes(volume_bytes)
+    if needed is None or needed <= facts["free_bytes"]:
+        return ""
+    fields = {"model": entry.name, "device": str(device), "needed_bytes": needed}
+    fields |= {name: facts[name] for name in ("free_bytes", "total_bytes")}
+    needs, free, total = (
+        f"{fields[name] / 1e9:.1f} GB" for name in ("needed_bytes", "free_bytes", "total_bytes")
+    )
+    way_out = (
+        "take a smaller model or one for 512 px, crop the volume, or compute on the CPU or another computer"
+    )
+    if needed > facts["total_bytes"]:
+        message = (
+            f"{entry.name} needs about {needs} of memory for this volume, {device} has {total}: {way_out}"
+        )
+        raise DeviceError(message, code="memory-too-small", **fields)
+    return (
+        f"{entry.name} needs about {needs} of memory for this volume, {free} are free on {device}: {way_out}"
+    )
 
 
 def _number(path: str) -> int | None:
