@@ -25,7 +25,7 @@ def recovers(runtime) -> None:
     """Another try, after a restart of Slicer, leaves a good runtime and nothing else."""
     assert done(runtime.another().install, runtime.runner) is None
     assert runtime.another().status().state is RuntimeState.READY
-    assert done(runtime.another().check, runtime.runner) is None
+    assert runtime.works()
     assert runtime.names == {"env", "lock"}
 
 
@@ -65,7 +65,7 @@ def test_a_cancelled_repair_leaves_the_old_environment(runtime):
         runtime.runner.pump(0.5)
     runtime.installer.cancel()
     assert runtime.installer.status().state is RuntimeState.READY
-    assert done(runtime.installer.check, runtime.runner) is None
+    assert runtime.works()
 
 
 def test_what_was_downloaded_is_kept_for_the_next_try(runtime):

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from MedSAM2SegmentLib.Runtime.RuntimeFolder import pythonOf
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine
 from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallOptions
@@ -69,6 +71,12 @@ class Runtime:
         error = self.install()
         assert error is None, f"{error}\n{self.runner.words()}"
         return self
+
+    def works(self) -> bool:
+        """Whether the environment can run the worker, with all its files as they were installed."""
+        words = [pythonOf(self.folder / "env"), self.wheels.files / "probe.py", "--files"]
+        environment = self.installer.environment()
+        return subprocess.run(words, env=environment, capture_output=True, check=False).returncode == 0
 
     def outcome(self) -> Outcome:
         return Outcome(self.runner)

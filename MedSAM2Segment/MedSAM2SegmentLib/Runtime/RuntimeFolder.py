@@ -3,7 +3,6 @@
 runtime/
   env/               the environment, only ever put there complete, by a rename
     medsam2-runtime.json   its manifest, written last: an environment without one is not finished
-    medsam2-problem.json   what a check found wrong with it
   new-…/             an environment that is being made
   old-…/             one that is being deleted
   cache/             downloads; kept until an installation succeeds, so that it can be continued
@@ -24,7 +23,6 @@ from pathlib import Path
 from MedSAM2SegmentLib.Runtime.RuntimeErrors import diskError
 
 _MANIFEST = "medsam2-runtime.json"
-_PROBLEM = "medsam2-problem.json"
 
 
 def defaultFolder(environment: Mapping[str, str], platform: str = sys.platform) -> Path:
@@ -80,21 +78,16 @@ class RuntimeFolder:
 
     def interpreter(self) -> str:
         """Return the interpreter the user named instead; empty when none."""
-        return _readText(self._interpreter, "interpreter")
+        found = (_readJson(self._interpreter) or {}).get("interpreter", "")
+        return found if isinstance(found, str) else ""
 
     def setInterpreter(self, interpreter: str) -> None:
         """Record an interpreter; an empty one removes the record."""
         if interpreter:
             self.path.mkdir(parents=True, exist_ok=True)
-        _writeText(self._interpreter, "interpreter", interpreter)
-
-    def problem(self) -> str:
-        """Return what a check found wrong with the environment; empty when nothing."""
-        return _readText(self.environment / _PROBLEM, "problem")
-
-    def setProblem(self, text: str) -> None:
-        """Record what a check found; an empty text removes the record."""
-        _writeText(self.environment / _PROBLEM, "problem", text)
+            _writeJson(self._interpreter, {"interpreter": interpreter})
+        else:
+            self._interpreter.unlink(missing_ok=True)
 
     def removeIfEmpty(self) -> None:
         """Remove the folder itself, unless the user has something else in it."""
@@ -110,18 +103,6 @@ def _readJson(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _readText(path: Path, key: str) -> str:
-    found = (_readJson(path) or {}).get(key, "")
-    return found if isinstance(found, str) else ""
-
-
-def _writeText(path: Path, key: str, text: str) -> None:
-    if text:
-        _writeJson(path, {key: text})
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _writeJson(path: Path, content: dict) -> None:

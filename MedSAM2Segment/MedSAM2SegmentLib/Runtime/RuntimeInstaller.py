@@ -1,4 +1,4 @@
-"""Makes, checks, repairs and removes the Python environment the worker runs in; Slicer's own gets nothing."""
+"""Makes, repairs and removes the Python environment the worker runs in; Slicer's own gets nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class RuntimeInstaller:
 
     @property
     def isBusy(self) -> bool:
-        """Whether an installation, check or removal is running here."""
+        """Whether an installation or removal is running here."""
         return self._task is not None and self._task.isRunning
 
     def status(self) -> RuntimeStatus:
@@ -124,23 +124,6 @@ class RuntimeInstaller:
         leave nothing that works.
         """
         self.install(listener, options)
-
-    def check(self, listener: InstallListener) -> None:
-        """Start the runtime's interpreter and see whether all works; `status` includes the answer then."""
-        status = self.status()
-        if status.interpreter:
-            self._start(self._check(status), listener)
-        else:
-            listener.ended(_notReady(status))
-
-    def _check(self, status: RuntimeStatus) -> Work:
-        setProblem = self.folder.setProblem if status.isOwn else lambda text: None
-        try:
-            yield from probe(self._context, self._pythonCommand(status), checkFiles=status.isOwn)
-        except RuntimeInstallError as error:
-            setProblem(str(error))
-            raise
-        setProblem("")
 
     def remove(self, listener: InstallListener) -> None:
         """Stop using the named interpreter, if there is one; else delete what was installed, nothing else."""

@@ -55,7 +55,7 @@ def _ignore(*_values: object) -> None:
 
 @dataclass(frozen=True)
 class InstallListener:
-    """Callbacks of a running installation, check or removal."""
+    """Callbacks of a running installation or removal."""
 
     progress: Callable[[float, str], None] = _ignore  # 0 to 1, and what is being done
     line: Callable[[str], None] = _ignore  # every line the tools print; for *Details*
