@@ -227,6 +227,14 @@ def test_the_plan_for_a_card_is_larger_and_names_nvidias_licence(tmp_path):
     assert "driver 570.124.06" in plan.text
 
 
+def test_the_plan_for_a_card_of_amd_is_as_large_and_names_no_licence_of_nvidia(tmp_path):
+    options = InstallOptions(torchBackend="rocm7.1")
+    plan = installer(tmp_path, Machine("linux", "x86_64")).plan(options)
+    assert plan.downloadMegabytes > 2500
+    assert "rocm7.1" in plan.text
+    assert "NVIDIA" not in plan.text
+
+
 @pytest.mark.parametrize(
     "machine, code",
     [

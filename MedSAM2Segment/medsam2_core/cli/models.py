@@ -43,6 +43,7 @@ def list_models(
                 "path": str(path) if path else None,
                 "image_size": entry.image_size,
                 "bytes": _bytes(entry.bytes, path),
+                "memory": entry.memory,
                 "licence": entry.licence,
                 "attribution": entry.attribution,
                 "notice": entry.notice,
