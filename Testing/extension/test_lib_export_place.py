@@ -8,8 +8,7 @@ import time
 
 import pytest
 from medsam2_core.errors import ExportError
-from MedSAM2SegmentLib.Page.ExportFolder import ExportFolder, removeAbandoned
-from MedSAM2SegmentLib.Page.ExportSection import ExportSection
+from MedSAM2SegmentLib.Page.ExportSection import ExportFolder, ExportSection, removeAbandoned
 from support.page import FakeSettings, FakeWorkers
 
 HOUR_S = 3600
@@ -25,7 +24,7 @@ def left_by_a_process_that_is_gone(folder):
     """A folder with a list of a patient's files; its process was killed."""
     code = (
         "import os, sys, tempfile\ntempfile.tempdir = sys.argv[1]\n"
-        "from MedSAM2SegmentLib.Page.ExportFolder import ExportFolder\n"
+        "from MedSAM2SegmentLib.Page.ExportSection import ExportFolder\n"
         "place = ExportFolder()\n(place.path / 'dicom.txt').write_text('/data/Anna')\n"
         "print(place.path, flush=True)\nos._exit(9)\n"
     )

@@ -72,7 +72,7 @@ def test_a_message_that_is_not_in_the_code_is_found(texts):
 #: What volumes, prompts and installations are refused for is on the page without exception.
 COMPLETE = {
     *("VolumeAdapter.py", "PromptConversion.py", "PromptSync.py", "PromptNodes.py"),
-    *("RuntimePlan.py", "RuntimeErrors.py", "RuntimeInstaller.py", "Installation.py"),
+    *("RuntimePlan.py", "RuntimeTask.py", "RuntimeInstaller.py", "Installation.py"),
 }
 
 

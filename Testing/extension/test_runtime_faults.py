@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from medsam2_core.errors import Cancelled, RuntimeInstallError
 from MedSAM2SegmentLib.Runtime import RuntimePlan
-from MedSAM2SegmentLib.Runtime.RuntimeErrors import Output, commandError
 from MedSAM2SegmentLib.Runtime.RuntimePlan import InstallOptions
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
+from MedSAM2SegmentLib.Runtime.RuntimeTask import Output, commandError
 from support.process_runner import done
 from support.runtime import Runtime, baseEnvironment
 from support.wheel_folder import WheelFolder

@@ -21,7 +21,6 @@ from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Runtime.FileLock import FileLock
 from MedSAM2SegmentLib.Runtime.helper import megabytes
 from MedSAM2SegmentLib.Runtime.RuntimeEnvironment import toolEnvironment, workerEnvironment
-from MedSAM2SegmentLib.Runtime.RuntimeErrors import commandError
 from MedSAM2SegmentLib.Runtime.RuntimeFolder import pythonOf
 from MedSAM2SegmentLib.Runtime.RuntimePlan import (
     FILES,
@@ -30,7 +29,7 @@ from MedSAM2SegmentLib.Runtime.RuntimePlan import (
     RuntimeContext,
     torchSources,
 )
-from MedSAM2SegmentLib.Runtime.RuntimeTask import Command, InstallListener, Work
+from MedSAM2SegmentLib.Runtime.RuntimeTask import Command, InstallListener, Work, commandError
 
 _PYTHONS = ">=3.10,<3.14"
 _OWN_PYTHON = "3.12"

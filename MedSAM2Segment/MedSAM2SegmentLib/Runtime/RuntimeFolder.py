@@ -20,7 +20,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from MedSAM2SegmentLib.Runtime.RuntimeErrors import diskError
+from MedSAM2SegmentLib.Runtime.RuntimeTask import diskError
 
 _MANIFEST = "medsam2-runtime.json"
 
