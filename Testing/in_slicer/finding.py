@@ -1,6 +1,7 @@
 """Auto in the click-through: a model is trained on the scene by the module's page, asked, and removed."""
 
 import numpy as np
+import qt
 import slicer
 from looking import Looking
 from reporting import expect, live, waitFor
@@ -16,9 +17,12 @@ class Finding(Looking):
 
         A busy computer may need more for a model at all: the page says so, and it is given more.
         """
-        self.widget.setActiveEffectByName("")
-        slicer.util.selectModule(MODULE)
+        self.controller.trainAuto()
         page = self.modulePage()
+        button = page.widget.findChild(qt.QPushButton, "trainButton")
+        problem = "the page was not scrolled to where models are trained"
+        waitFor(lambda: not button.visibleRegion().isEmpty(), 10, lambda: problem)
+        self.widget.setActiveEffectByName("")
         waitFor(lambda: page.controller.state.auto.canTrain, 180, lambda: self.told(page))
         few = self.voxels(self.segmentID).astype(np.uint8)
         few[np.arange(len(few)) % 5 != 0] = 0
