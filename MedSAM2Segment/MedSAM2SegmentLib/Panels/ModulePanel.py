@@ -47,6 +47,8 @@ _EDITS = {
     "wheelsEdit": ("runtime", "setWheelFolder"),
     "remoteEdit": ("worker", "setRemoteCommand"),
 }
+# Where other parts of the extension lead to: the group, and the button it is about.
+_SECTIONS = {"auto": ("autoGroup", "trainButton")}
 _LABELS = ("questionText", "placeText", "deviceText", "memoryText")
 
 
@@ -96,14 +98,15 @@ class ModulePanel:
                 choose(combo, state.values[name])
 
     def scrollTo(self, section: str) -> None:
-        """Scroll what the page lies in to a section, and at least to its last button."""
-        group = self.widget.findChild(qt.QGroupBox, f"{section}Group")
+        """Scroll what the page lies in to a section, and at least to the button it is about."""
+        groupName, buttonName = _SECTIONS[section]
+        group = self.widget.findChild(qt.QGroupBox, groupName)
         area = self.widget.parent()
         while area is not None and not area.inherits("QScrollArea"):
             area = area.parent()
         if area is not None:
             area.verticalScrollBar().value = group.mapTo(area.widget(), qt.QPoint(0, 0)).y()
-            area.ensureWidgetVisible([one for one in group.findChildren(qt.QPushButton) if one.visible][-1])
+            area.ensureWidgetVisible(self.widget.findChild(qt.QPushButton, buttonName))
 
     def cleanup(self) -> None:
         """Disconnect everything; the widget itself belongs to Qt."""
