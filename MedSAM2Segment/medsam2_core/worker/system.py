@@ -185,9 +185,8 @@ def check_memory(model: str | Path, device: torch.device, volume_bytes: int) -> 
     needs, free, total = (
         f"{fields[name] / 1e9:.1f} GB" for name in ("needed_bytes", "free_bytes", "total_bytes")
     )
-    way_out = (
-        "take a smaller model or one for 512 px, crop the volume, or compute on the CPU or another computer"
-    )
+    elsewhere = "another computer" if device.type == "cpu" else "the CPU"
+    way_out = f"take a smaller model or one for 512 px, crop the volume, or compute on {elsewhere}"
     if needed > facts["total_bytes"]:
         message = (
             f"{entry.name} needs about {needs} of memory for this volume, {device} has {total}: {way_out}"
