@@ -180,18 +180,18 @@ def check_memory(model: str | Path, device: torch.device, volume_bytes: int) -> 
     needed = entry.needed_bytes(volume_bytes)
     if needed is None or needed <= facts["free_bytes"]:
         return ""
-    fields = {"model": entry.name, "device": str(device), "needed_bytes": needed}
-    fields |= {name: facts[name] for name in ("free_bytes", "total_bytes")}
-    needs, free, total = (
-        f"{fields[name] / 1e9:.1f} GB" for name in ("needed_bytes", "free_bytes", "total_bytes")
-    )
+    free_bytes, total_bytes = facts["free_bytes"], facts["total_bytes"]
+    needs, free, total = (f"{size / 1e9:.1f} GB" for size in (needed, free_bytes, total_bytes))
     elsewhere = "another computer" if device.type == "cpu" else "the CPU"
     way_out = f"take a smaller model or one for 512 px, crop the volume, or compute on {elsewhere}"
-    if needed > facts["total_bytes"]:
+    if needed > total_bytes:
         message = (
             f"{entry.name} needs about {needs} of memory for this volume, {device} has {total}: {way_out}"
         )
-        raise DeviceError(message, code="memory-too-small", **fields)
+        raise DeviceError(
+            message, code="memory-too-small", model=entry.name, device=str(device),
+            needed_bytes=needed, free_bytes=free_bytes, total_bytes=total_bytes,
+        )  # fmt: skip
     return (
         f"{entry.name} needs about {needs} of memory for this volume, {free} are free on {device}: {way_out}"
     )
