@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.model import SegmentationModel, load_model
     from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
+    from medsam2_core.imaging.image_set import ImageSet
     from medsam2_core.imaging.intensity import Window
-    from medsam2_core.imaging.reading import read_volume
+    from medsam2_core.imaging.reading import read_images, read_volume
     from medsam2_core.imaging.segmentation import Segment, Segmentation
     from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.imaging.slices import SliceStack
@@ -30,6 +31,8 @@ _MODULES = {
     "MedSAM2Error": "errors",
     "PromptError": "errors",
     "Window": "imaging.intensity",
+    "ImageSet": "imaging.image_set",
+    "read_images": "imaging.reading",
     "read_volume": "imaging.reading",
     "Segment": "imaging.segmentation",
     "Segmentation": "imaging.segmentation",
@@ -48,6 +51,7 @@ __all__ = [
     "Box",
     "Cancelled",
     "Catalogue",
+    "ImageSet",
     "MaskPrompt",
     "MedSAM2Error",
     "Point",
@@ -64,6 +68,7 @@ __all__ = [
     "Window",
     "__version__",
     "load_model",
+    "read_images",
     "read_volume",
 ]
 

@@ -10,9 +10,10 @@ from medsam2_core.engine.sources import ArrayImages, SetImages, StackImages
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.engine.zoom import Region
 from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.image_set import ImageSet
 from medsam2_core.imaging.intensity import Window, to_display
 from medsam2_core.imaging.slices import SliceStack
-from medsam2_core.imaging.volume import ImageSet, Volume
+from medsam2_core.imaging.volume import Volume
 from PIL import Image
 from support.model import embedded_model, prompt, some_slices
 

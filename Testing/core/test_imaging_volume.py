@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.volume import ImageSet, Volume
+from medsam2_core.imaging.image_set import ImageSet
+from medsam2_core.imaging.volume import Volume
 from support.errors import raises
 from support.small_files import a_volume, some_voxels
 

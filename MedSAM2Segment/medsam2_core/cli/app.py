@@ -15,6 +15,7 @@ from medsam2_core.cli import (
     auto,
     evaluate,
     export,
+    image_set,
     import_seg,
     info,
     methods,
@@ -47,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 register(app, "segment", segment.Segment, OrderedCommand)
+register(app, "set", image_set.SegmentSet, OrderedCommand)
 register(app, "auto", auto.Auto)
 register(app, "export", export.Export)
 register(app, "import", import_seg.Import)

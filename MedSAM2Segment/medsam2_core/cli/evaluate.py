@@ -115,7 +115,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the simulated user.")] = 0,
     zoom: Annotated[str, typer.Option(help="auto or off.")] = "auto",
-    memory: Annotated[str, typer.Option(help="recent or self-sorting.")] = "recent",
+    memory: Annotated[str, typer.Option(help="recent, self-sorting or prompted.")] = "recent",
     device: DeviceName = "auto",
     precision: PrecisionName = "auto",
     config: ConfigName = None,

@@ -212,16 +212,25 @@ def register(
 
 
 #: Repeatable options whose order among each other is kept, by parameter name.
-_ORDERED = ("object", "box", "point", "mask")
+_ORDERED = ("object", "prompt", "box", "point", "mask")
 _ORDER_KEY = "medsam2_core.cli.order"
+#: Repeatable options that take two words each; typer has no type for that.
+_PAIRS = ("like",)
+_PAIRS_KEY = "medsam2_core.cli.pairs"
 
 
 class OrderedCommand(typer.core.TyperCommand):
     """A command that keeps the order of options, as in ``--object liver --box … --object spleen --box …``.
 
     The parser gathers the values of a repeatable option in one list a name, which loses what stood between
-    them.
+    them. Options of pairs take two words.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            if parameter.name in _PAIRS:
+                parameter.nargs = 2
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         values, _, order = self.make_parser(ctx).parse_args(args=list(args))
@@ -231,6 +240,7 @@ class OrderedCommand(typer.core.TyperCommand):
             for parameter in order
             if parameter.name in remaining
         ]
+        ctx.meta[_PAIRS_KEY] = {name: [tuple(pair) for pair in _as_list(values.get(name))] for name in _PAIRS}
         return super().parse_args(ctx, args)
 
 
@@ -243,6 +253,11 @@ def is_given(context: typer.Context, name: str) -> bool:
     """Return whether an option stands on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
+
+
+def pairs_given(context: typer.Context, name: str) -> list[tuple[str, str]]:
+    """Return the pairs of words given to an option of pairs; what typer passes on is their text."""
+    return list(context.meta[_PAIRS_KEY][name])
 
 
 def _as_list(values: Any) -> Iterable[str]:

@@ -64,15 +64,17 @@ def parse_box(text: str, space: PromptSpace) -> Box:
     what = f"--box {text}"
     plane, at, slice_text = text.partition("@")
     if at:
-        numbers = _numbers(plane, what, 4, f"write {space.describe_box()}")
-        across = _numbers(slice_text, what, 1, "one number follows the @")[0]
+        numbers = parse_numbers(plane, what, 4, f"write {space.describe_box()}")
+        across = parse_numbers(slice_text, what, 1, "one number follows the @")[0]
         corners = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
         for corner, values in zip(corners, (numbers[:2], numbers[2:]), strict=True):
             corner[space.across] = across
             for axis, value in zip(space.in_plane, values, strict=True):
                 corner[axis] = value
     else:
-        numbers = _numbers(text, what, 6, f"write {space.describe_box()}, or two corners X0,Y0,Z0,X1,Y1,Z1")
+        numbers = parse_numbers(
+            text, what, 6, f"write {space.describe_box()}, or two corners X0,Y0,Z0,X1,Y1,Z1"
+        )
         corners = [numbers[:3], numbers[3:]]
     first, last = (space.to_ijk(corner) for corner in corners)
     # In indices a corner that is given the wrong way round is a slip; in millimetres the axes of the array
@@ -85,7 +87,7 @@ def parse_point(text: str, space: PromptSpace) -> Point:
     position, _, sign = text.rpartition(",")
     if sign.strip() not in ("+", "-"):
         position, sign = text, "+"
-    numbers = _numbers(position, f"--point {text}", 3, "write X,Y,Z and, if wanted, ,+ or ,-")
+    numbers = parse_numbers(position, f"--point {text}", 3, "write X,Y,Z and, if wanted, ,+ or ,-")
     return Point(space.to_ijk(numbers), positive=sign.strip() == "+")
 
 
@@ -124,7 +126,7 @@ def parse_range(text: str | None, space: PromptSpace) -> tuple[int | None, int |
         if not part.strip():
             continue
         position = space.stack.volume.geometry.ijk_to(centre, space.space)[0]
-        position[space.across] = _numbers(part, what, 1, "write A:B")[0]
+        position[space.across] = parse_numbers(part, what, 1, "write A:B")[0]
         n = float(space.stack.to_slice([space.to_ijk(position)])[0, 2])
         if not -0.5 <= n < len(space.stack) - 0.5:
             raise PromptError(
@@ -231,7 +233,8 @@ def _runs_with(space: PromptSpace) -> bool:
     return bool(n[1] > n[0])
 
 
-def _numbers(text: str, what: str, count: int, how: str) -> list[float]:
+def parse_numbers(text: str, what: str, count: int, how: str) -> list[float]:
+    """Parse finite numbers between commas; ``what`` and ``how`` are for the message of PromptError."""
     parts = text.split(",")
     if len(parts) != count:
         raise PromptError(

@@ -39,11 +39,13 @@ from medsam2_core.cli.options import (
     irregular_notes,
     is_given,
     options_in_order,
+    pairs_given,
 )
 from medsam2_core.cli.outputs import Outputs
 
 if TYPE_CHECKING:
     from medsam2_core.cli.earlier import EarlierResult
+    from medsam2_core.cli.earlier_scans import OtherScans
     from medsam2_core.errors import Note
     from medsam2_core.imaging.segmentation import Segment as SegmentMask
     from medsam2_core.imaging.segmentation import Segmentation
@@ -102,6 +104,35 @@ class Segment:
         typer.Option(
             "--continue", metavar="OUT.seg.nrrd", rich_help_panel=PROMPTS,
             help="Correct this earlier result, with its settings, instead of starting from nothing.",
+        ),
+    ] = None  # fmt: skip
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCAN SEGMENTATION", rich_help_panel=PROMPTS,
+            help="A segmented scan of the same kind as an example: its objects are looked for here. May be "
+            "given several times.",
+        ),
+    ] = None  # fmt: skip
+    prior: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SEGMENTATION", rich_help_panel=PROMPTS,
+            help="An earlier segmentation of the patient: its objects are looked for at their old places.",
+        ),
+    ] = None  # fmt: skip
+    transform: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=PROMPTS,
+            help="With --prior: where its positions are in VOLUME; 4 x 4 numbers in RAS mm, or an ITK .tfm.",
+        ),
+    ] = None  # fmt: skip
+    changes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV", rich_help_panel=OUTPUT,
+            help="With --prior: volume and diameters of each object then and now.",
         ),
     ] = None  # fmt: skip
     object: Annotated[
@@ -169,17 +200,21 @@ class Segment:
         # The values of box, point, mask and object are taken from here: in the order they were given.
         given = options_in_order(self.context)
         masks = [text for option, text in given if option == "mask"]
-        with atomic.protect(self.volume, *masks, self.prompts, self.continued, self.model, self.config):
+        others, read = self._other_scans(), (self.prompts, self.continued, self.model, self.config)
+        with atomic.protect(self.volume, *masks, *read, *others.paths):
             outputs.check()
+            others.check(("--out", self.out), ("--picture", self.picture))
             check_settings(self.model, self.device, self.precision, self.window)
             volume = read_volume(self.volume, self.series, irregular=self.irregular)
             check_contrast(volume)
             outputs.check(volume.geometry)
             earlier, settings = self._earlier(volume)
             prompts, slices = settings._prompts(given, volume, earlier)
-            session, segmentation, notes = settings._segment(volume, prompts, slices, earlier)
+            session, segmentation, notes = settings._segment(volume, prompts, slices, earlier, others)
             notes += irregular_notes(volume)
-            notes += outputs.write(session, segmentation, session.prompts)
+            with atomic.together():
+                notes += outputs.write(session, segmentation, session.prompts)
+                changes = others.changes(segmentation)
         facts = {
             "volume": str(self.volume),
             **outputs.facts,
@@ -188,10 +223,17 @@ class Segment:
             "window": session.window.to_dict(),
             "objects": [_object_facts(segmentation, name, session) for name in segmentation.names],
             "confidence_is_calibrated": False,
+            "changes": changes,
             "seconds": round(time.perf_counter() - started, 2),
             "peak_memory_mb": peak_memory_mb(),
         }
         report(facts, notes, _print, as_json=self.as_json)
+
+    def _other_scans(self) -> OtherScans:
+        from medsam2_core.cli.earlier_scans import OtherScans
+
+        pairs = tuple((Path(scan), Path(labels)) for scan, labels in pairs_given(self.context, "like"))
+        return OtherScans(pairs, self.prior, self.transform, self.changes, self.overwrite)
 
     def _earlier(self, volume: Volume) -> tuple[EarlierResult | None, Segment]:
         """Return the result to correct, and this command with its settings where none are given."""
@@ -213,12 +255,17 @@ class Segment:
         from medsam2_core.cli.prompts import PromptSpace, check_in_range, collect_prompts, parse_range
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.imaging.slices import AxisStack
+        from medsam2_core.prompts import PromptSet
         from medsam2_core.prompts.slice_prompts import validate
 
         stack = AxisStack(volume, self.axis)
         space = PromptSpace(stack, Space.named(self.space))
         from_file = None if self.prompts is None else prompts_in(self.prompts, volume.geometry)
-        prompts = collect_prompts(given, from_file, space, () if earlier is None else earlier.prompts.names)
+        if not given and from_file is None and earlier is None and (self.like or self.prior):
+            prompts = PromptSet()
+        else:
+            known = () if earlier is None else earlier.prompts.names
+            prompts = collect_prompts(given, from_file, space, known)
         validate(prompts, stack)
         slices = parse_range(self.range, space)
         check_in_range(prompts, slices, stack)
@@ -230,6 +277,7 @@ class Segment:
         prompts: PromptSet,
         slices: tuple[int | None, int | None],
         earlier: EarlierResult | None,
+        others: OtherScans,
     ) -> tuple[Session, Segmentation, list[Note]]:
         from medsam2_core.engine.devices import choose_device
         from medsam2_core.export.dicom.coding import coded_by_name
@@ -252,7 +300,9 @@ class Segment:
             how["continued"] = True
             notes = [note for note in [earlier.weights_note(session)] if note is not None]
         session.apply(prompts)
-        propagate(session, slices)
+        notes += others.find_in(session, self.window)
+        if session.tracker.prompted_ids:
+            propagate(session, slices)
         made = session.segmentation()
         return session, coded_by_name(replace(made, provenance={**made.provenance, **how})), notes
 
@@ -302,6 +352,10 @@ def _print(facts: dict[str, Any]) -> None:
         for item in facts["objects"]
     ]
     print_table(rows)
+    for one in facts["changes"] or []:
+        grown = one["change_percent"]["longest_diameter_mm"]
+        length = "" if grown is None or one["state"] != "present" else f", longest diameter {grown:+.0f} %"
+        print(f"{one['object']}: {one['state']}{length}")
     memory = f", at most {facts['peak_memory_mb']:.0f} MB of memory" if facts["peak_memory_mb"] else ""
     print(f"{facts['out']}: written after {facts['seconds']:.1f} s{memory}")
     Outputs.print_extra(facts)

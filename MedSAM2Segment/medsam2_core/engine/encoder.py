@@ -87,8 +87,11 @@ class SliceEncoder:
         return normalised(resized(self.source.image(n), region, self.model.image_size), self.model.device)
 
     def _encode(self, n: int, region: Region) -> SliceFeatures:
+        return self.encoded_image(self.model_input(n, region))
+
+    def encoded_image(self, image: torch.Tensor) -> SliceFeatures:
+        """Return the features of an image as :meth:`model_input` gives it; they are not cached."""
         self.encoded += 1
-        image = self.model_input(n, region)
         with self.model.computing():
             out = self.model.module.forward_image(image)
         levels = out["backbone_fpn"][-self.model.module.num_feature_levels :]

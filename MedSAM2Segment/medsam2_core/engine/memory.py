@@ -182,6 +182,16 @@ class RecentMemory:
         return RecentBank(module, self.keeps_all, module.max_cond_frames_in_attn if limit is None else limit)
 
 
+@dataclass(frozen=True, slots=True)
+class PromptedMemory(RecentMemory):
+    """The prompted slices alone: so that no slice depends on what was found on another."""
+
+    def bank(self, module: "SAM2Base") -> "RecentBank":
+        """Return a bank that stays empty."""
+        limit = self.nearest_conditioning
+        return PromptedBank(module, False, module.max_cond_frames_in_attn if limit is None else limit)
+
+
 class RecentBank:
     """The last slices before the current one."""
 
@@ -226,6 +236,8 @@ class RecentBank:
         nearest first."""
         from sam2.modeling.sam2_utils import select_closest_cond_frames
 
+        if not query.ordered:
+            return self._read_as_video(conditioning)
         chosen, others = select_closest_cond_frames(query.n, dict(conditioning), self._nearest)
         spatial: list[tuple[int | None, SliceMemory]] = [(0, memory) for memory in chosen.values()]
         for position, n in self._earlier(query):
@@ -233,6 +245,19 @@ class RecentBank:
             if memory is not None and memory.features is not None:
                 spatial.append((position, memory))
         return MemoryRead(spatial, self._pointers(query, chosen, others))
+
+    def _read_as_video(self, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
+        """Return what an unordered image attends to: the conditioning images, given with the most similar
+        first, and those segmented last, as if they were the slices before it."""
+        count = len(conditioning) if self._nearest < 0 else self._nearest
+        chosen = list(conditioning.values())[:count]
+        latest = list(self._held.values())[::-1]
+        last, longest = self._module.num_maskmem - 1, self._module.max_obj_ptrs_in_encoder - 1
+        near = list(enumerate((memory for memory in latest if memory.features is not None), start=1))[:last]
+        spatial: list[tuple[int | None, SliceMemory]] = [(0, memory) for memory in chosen]
+        spatial += [(last + 1 - back, memory) for back, memory in reversed(near)]
+        pointers = [(min(len(latest) + 1, longest), memory) for memory in chosen]
+        return MemoryRead(spatial, pointers + list(enumerate(latest[: longest - 1], start=1)))
 
     def _earlier(self, query: Query) -> Iterable[tuple[int, int]]:
         """Return temporal position and number of the slices SAM 2 looks back to (its stride is 1 in all
@@ -262,6 +287,13 @@ class RecentBank:
             if memory is not None:
                 pointers.append((distance, memory))
         return pointers
+
+
+class PromptedBank(RecentBank):
+    """Nothing but the prompted slices."""
+
+    def add(self, memory: SliceMemory) -> None:
+        """Refuse a tracked slice."""
 
 
 def conditioning_pointers(

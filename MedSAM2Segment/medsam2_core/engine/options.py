@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from medsam2_core.engine.memory import MemoryPolicy, RecentMemory, SelfSortingMemory
+from medsam2_core.engine.memory import MemoryPolicy, PromptedMemory, RecentMemory, SelfSortingMemory
 from medsam2_core.errors import PromptError
 
 
@@ -36,7 +36,11 @@ class TrackerOptions:
     Attributes
     ----------
     zoom
-        Look at a region around the object. Off: at whole slices, as stock. Always off for unordered images.
+        Look at a region around the object. Off: at whole slices, as stock. For unordered images only with
+        `locates`.
+    locates
+        On unordered images, look for the object's place by the likeness of image features
+        (:mod:`~medsam2_core.engine.locating`). Off: at whole images, by memory alone, as Medical SAM 2.
     zoom_factor
         Side of the region in units of the object's box; None takes the model's recipe.
     order
@@ -59,6 +63,7 @@ class TrackerOptions:
     """
 
     zoom: bool = True
+    locates: bool = False
     zoom_factor: float | None = None
     order: Order = Order.NEAREST
     fresh_reverse: bool = True
@@ -84,6 +89,7 @@ class TrackerOptions:
 MEMORIES: Mapping[str, Callable[[], MemoryPolicy]] = {
     "recent": RecentMemory,
     "self-sorting": SelfSortingMemory,
+    "prompted": PromptedMemory,
 }
 
 

@@ -143,7 +143,7 @@ class Prompter:
         if box is not None:
             return zoom.around(box)
         nearest = min(state.conditioning, key=lambda m: abs(m - n), default=None)
-        if nearest is None:
+        if nearest is None or not self._encoder.source.ordered:
             return Region.whole(self._encoder.source.shape_of(n))
         return state.conditioning[nearest].prediction.region
 

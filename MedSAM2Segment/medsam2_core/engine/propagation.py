@@ -99,11 +99,11 @@ def _nearest(trust: Mapping[int, float], walls: Sequence[int], n: int, direction
     return min(sides.values(), key=lambda m: (abs(m - n) / trust[m], m), default=None)
 
 
-def plan_set(states: Sequence[ObjectState], first: int, last: int) -> list[Step]:
-    """Return all steps through unordered images: everything from any prompted image."""
+def plan_set(states: Sequence[ObjectState], numbers: Iterable[int]) -> list[Step]:
+    """Return all steps through unordered images, in the order given: everything from any prompted image."""
     return [
         Step(state.object_id, n, False, n if n in state.conditioning else min(state.conditioning))
-        for n in range(first, last + 1)
+        for n in numbers
         for state in states
     ]
 

@@ -1,17 +1,23 @@
 """One step of tracking: read memories, decode, encode a memory, and choose the region of the next slice."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medsam2_core.engine.cache import SliceFeatures
 from medsam2_core.engine.encoder import SliceEncoder
-from medsam2_core.engine.heads import Heads
+from medsam2_core.engine.heads import Heads, Tokens
+from medsam2_core.engine.locating import Guess, Locator, agreement, by_similarity
 from medsam2_core.engine.maps import mask_of_logits, moved_logits, probabilities_of_logits
 from medsam2_core.engine.memory import Embedding, MemoryPolicy, Query, SliceMemory
 from medsam2_core.engine.propagation import Step
+from medsam2_core.engine.sources import UnorderedSource
 from medsam2_core.engine.states import ObjectState, Prediction
 from medsam2_core.engine.zoom import Box, Region, Zoom
+from medsam2_core.prompts import PixelPrompts
 
 
 @dataclass(slots=True)
@@ -34,14 +40,22 @@ class Runner:
     """Tracks objects from slice to slice."""
 
     def __init__(
-        self, encoder: SliceEncoder, heads: Heads, policy: MemoryPolicy, keeps_probabilities: bool = False
+        self,
+        encoder: SliceEncoder,
+        heads: Heads,
+        policy: MemoryPolicy,
+        keeps_probabilities: bool = False,
+        locator: Locator | None = None,
     ) -> None:
         self._encoder, self._heads, self._policy = encoder, heads, policy
-        self._keeps_probabilities = keeps_probabilities
+        self._keeps_probabilities, self._locator = keeps_probabilities, locator
 
     def track(self, state: ObjectState, step: Step, run: Run, zoom: Zoom | None) -> None:
         """Predict one object on one slice, and remember it."""
-        memories = self._conditioning(state)
+        if zoom is not None and not self._encoder.source.ordered:
+            self._find(state, step, run, zoom)
+            return
+        memories = self._conditioning(state, step.n)
         shape = self._encoder.source.shape_of(step.n)
         if run.region is None:
             run.region = self._start_region(state, step, zoom)
@@ -59,22 +73,62 @@ class Runner:
                     box = Box.of_mask(mask_hw)
         run.region = region if zoom is None else zoom.follow(region, box)
         run.absent_for = run.absent_for + 1 if box is None else 0
+        self._keep(state, step, features, attended, prediction, mask_hw)
+
+    def _find(self, state: ObjectState, step: Step, run: Run, zoom: Zoom) -> None:
+        """Find one object on one image of a set, and remember it.
+
+        Of the masks that the guesses become, the one counts that agrees best with the likeness of its places
+        to the object's, and that the model is surest of.
+        """
+        assert self._locator is not None  # made for all sets that are zoomed into
+        memories, whole = self._conditioning(state, step.n), Region.whole(zoom.shape_hw)
+        masks = [state.masks[n] for n in memories]
+        likeness = self._locator.likeness(step.n, masks)
+        best, best_score, agreed = None, -1.0, 1.0
+        for guess in self._locator.guesses(step.n, likeness, masks, self._heads.mask_side):
+            region = zoom.around(guess.box)
+            found = self._predict(state, step, region, memories, guess)
+            prediction = found[2]
+            present = float(prediction.object_score.sigmoid())
+            agrees = agreement(prediction.logits, region, whole, likeness)
+            score = agrees * prediction.predicted_iou * present
+            if score > best_score:
+                best, best_score, agreed = found, score, agrees
+        features, attended, prediction = best or self._predict(state, step, whole, memories)
+        mask_hw = mask_of_logits(prediction.logits, prediction.region, zoom.shape_hw)
+        run.region = prediction.region
+        self._keep(state, step, features, attended, prediction, mask_hw, agreed)
+
+    def _keep(
+        self,
+        state: ObjectState,
+        step: Step,
+        features: SliceFeatures,
+        attended: torch.Tensor,
+        prediction: Prediction,
+        mask_hw: NDArray[np.bool_],
+        agreed: float = 1.0,
+    ) -> None:
+        """Make a prediction the mask of its slice, and a memory for others."""
         self._remember(state, step, features, attended, prediction)
         kept = None
         if self._keeps_probabilities:
-            kept = probabilities_of_logits(prediction.logits, region, mask_hw)
+            kept = probabilities_of_logits(prediction.logits, prediction.region, mask_hw)
         mask = prediction.slice_mask(state.object_id, step.n, mask_hw, kept, prompted=False)
-        state.set_mask(mask, region)
+        state.set_mask(replace(mask, agreement=agreed), prediction.region)
 
     def pass_final(self, state: ObjectState, step: Step, run: Run, zoom: Zoom | None) -> None:
         """Remember a frozen mask as if it had been predicted, so that tracking goes on from it."""
         mask_hw = state.masks[step.n].mask_hw
         box = Box.of_mask(mask_hw)
         region = Region.whole(mask_hw.shape)
-        if zoom is not None:
+        if zoom is not None and self._encoder.source.ordered:
             region = run.region or self._start_region(state, step, zoom)
             if box is not None and not region.holds(box):
                 region = zoom.around(box)
+        elif zoom is not None and box is not None:
+            region = zoom.around(box)
         features = self._encoder.features(step.n, region)
         prediction = self._heads.take_mask(features, mask_hw, region)
         run.region = region if zoom is None else zoom.follow(region, box)
@@ -82,7 +136,12 @@ class Runner:
         self._remember(state, step, features, features.coarse, prediction)
 
     def _predict(
-        self, state: ObjectState, step: Step, region: Region, memories: dict[int, SliceMemory]
+        self,
+        state: ObjectState,
+        step: Step,
+        region: Region,
+        memories: dict[int, SliceMemory],
+        guess: Guess | None = None,
     ) -> tuple[SliceFeatures, torch.Tensor, Prediction]:
         encoder, heads, source = self._encoder, self._heads, self._encoder.source
         features = encoder.features(step.n, region)
@@ -92,8 +151,15 @@ class Runner:
         canvas = None
         if source.ordered and encoder.model.recipe.carries_mask:
             canvas = heads.carried(moved_logits(*self._previous(state, step), region))
-        prediction = heads.decode(features, attended, region, canvas=canvas)
+        tokens = None
+        if guess is not None:
+            canvas = heads.carried(moved_logits(guess.logits, Region.whole(source.shape_of(step.n)), region))
+            # A model that never saw a rough mask takes a box.
+            tokens = None if canvas is not None else self._box_tokens(guess.box, region)
+        prediction = heads.decode(features, attended, region, tokens=tokens, canvas=canvas)
         recipe = encoder.model.recipe
+        if guess is not None:  # these limits were calibrated on neighbouring slices
+            return features, attended, prediction
         # What is predicted absent anyway keeps its object score.
         is_unlikely = float(prediction.object_score) < recipe.least_score and not prediction.is_absent
         if prediction.predicted_iou < recipe.least_iou or is_unlikely:
@@ -117,14 +183,24 @@ class Runner:
         n = before if before in state.masks or step.seed is None else step.seed
         return zoom.follow(state.regions[n], Box.of_mask(state.masks[n].mask_hw))
 
-    def _conditioning(self, state: ObjectState) -> dict[int, SliceMemory]:
-        """Return the memories of all prompted slices, ascending; those not encoded yet are, now."""
-        for n, given in state.conditioning.items():
+    def _box_tokens(self, box: Box, region: Region) -> Tokens:
+        corners = np.array([box.x0, box.y0, box.x1, box.y1], np.float32) - 0.5
+        prompt = PixelPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int32), corners)
+        model = self._encoder.model
+        return Tokens.of(prompt, region, model.image_size, model.device)
+
+    def _conditioning(self, state: ObjectState, n: int) -> dict[int, SliceMemory]:
+        """Return the memories of all prompted slices, ascending, or of images by their similarity to `n`;
+        those not encoded yet are, now."""
+        for m, given in state.conditioning.items():
             if not given.is_remembered:
-                features = self._encoder.features(n, given.prediction.region)
-                given.memory = self._heads.remember(n, features, given.prediction, prompted=True)
+                features = self._encoder.features(m, given.prediction.region)
+                given.memory = self._heads.remember(m, features, given.prediction, prompted=True)
                 given.is_remembered = True
-        memories = {n: state.conditioning[n].memory for n in sorted(state.conditioning)}
+        numbers, source = sorted(state.conditioning), self._encoder.source
+        if not source.ordered:
+            numbers = by_similarity(cast("UnorderedSource", source), numbers, [n])
+        memories = {m: state.conditioning[m].memory for m in numbers}
         return {n: memory for n, memory in memories.items() if memory is not None}
 
     def _remember(

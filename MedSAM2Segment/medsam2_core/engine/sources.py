@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from medsam2_core.imaging.image_set import ImageSet
     from medsam2_core.imaging.intensity import Window
     from medsam2_core.imaging.slices import SliceStack
-    from medsam2_core.imaging.volume import ImageSet
+    from medsam2_core.imaging.volume import Volume
 
 
 class ImageSource(Protocol):
@@ -42,6 +43,18 @@ class ImageSource(Protocol):
         ...
 
 
+class UnorderedSource(ImageSource, Protocol):
+    """Images without an order, which is then made by what they show."""
+
+    def image_key(self, n: int) -> str:
+        """Return what is equal for equal images, whatever their number."""
+        ...
+
+    def thumbnail(self, n: int) -> NDArray[np.float32]:
+        """Return (T,) values of length 1 by which images are compared."""
+        ...
+
+
 class StackImages:
     """The slices of a volume through a window, converted one at a time."""
 
@@ -67,31 +80,62 @@ class StackImages:
 
 
 class SetImages:
-    """An unordered set of pictures, each with its own window and its own size."""
+    """An unordered set of pictures, each with its own window and its own size.
+
+    Parameters
+    ----------
+    windows
+        One an image; None chooses them.
+    """
 
     ordered = False
     pixel_mm = (1.0, 1.0)
 
-    def __init__(self, images: "ImageSet", windows: "Sequence[Window]") -> None:
-        if len(windows) != len(images.images):
-            raise ValueError(f"{len(images.images)} images need as many windows, not {len(windows)}")
-        self._images, self._windows = images.images, list(windows)
-        parts = zip(self._images, self._windows, strict=True)
-        self.key = "|".join(f"{image.content_key[:16]}:{window.to_dict()}" for image, window in parts)
+    def __init__(self, images: "ImageSet", windows: "Sequence[Window] | None" = None) -> None:
+        import hashlib
+
+        if windows is not None and len(windows) != len(images):
+            raise ValueError(f"{len(images)} images need as many windows, not {len(windows)}")
+        self._images = images
+        self._windows = dict(enumerate(windows or ()))
+        # Several regions of an image are looked at one after the other.
+        self._shown: tuple[int, NDArray[np.uint8]] | None = None
+        shown = [f"{one.content_key}:{self._named_window(n)}" for n, one in enumerate(images.facts)]
+        self.key = hashlib.sha256("|".join(shown).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)
 
     def shape_of(self, n: int) -> tuple[int, int]:
         """Return (H, W) of image `n`."""
-        height, width = self._images[n].voxels_kji.shape[1:3]
-        return int(height), int(width)
+        return self._images.facts[n].shape_hw
 
     def image(self, n: int) -> NDArray[np.uint8]:
         """Return image `n` (H, W, 3), windowed."""
         from medsam2_core.imaging.intensity import to_display
 
-        return to_display(self._images[n].voxels_kji[0], self._windows[n])
+        if self._shown is None or self._shown[0] != n:
+            image = self._images[n]
+            self._shown = n, to_display(image.voxels_kji[0], self._window(n, image))
+        return self._shown[1]
+
+    def image_key(self, n: int) -> str:
+        """Return what is equal for equal images, whatever their number."""
+        return self._images.facts[n].content_key
+
+    def thumbnail(self, n: int) -> NDArray[np.float32]:
+        """Return image `n` at 16 x 16 pixels, as (256,)."""
+        return self._images.facts[n].thumbnail
+
+    def _window(self, n: int, image: "Volume") -> "Window":
+        from medsam2_core.imaging.intensity import automatic_window
+
+        if n not in self._windows:
+            self._windows[n] = automatic_window(image)
+        return self._windows[n]
+
+    def _named_window(self, n: int) -> str:
+        return str(self._windows[n].to_dict()) if n in self._windows else "auto"
 
 
 class ArrayImages:
@@ -121,6 +165,16 @@ class ArrayImages:
         """Return image `n` (H, W, 3)."""
         image = self._images[n]
         return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
+
+    def image_key(self, n: int) -> str:
+        """Return what is equal for equal images, whatever their number."""
+        return _content_key([self._images[n]])
+
+    def thumbnail(self, n: int) -> NDArray[np.float32]:
+        """Return image `n` at 16 x 16 pixels, as (256,)."""
+        from medsam2_core.imaging.image_set import thumbnail_of
+
+        return thumbnail_of(self._images[n])
 
 
 def _content_key(images: Sequence[NDArray]) -> str:

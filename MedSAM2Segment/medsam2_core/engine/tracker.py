@@ -10,7 +10,7 @@ of propagations. A tracked mask is replaced by the next propagation.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads
+from medsam2_core.engine.locating import Locator, by_similarity
 from medsam2_core.engine.maps import mask_of_logits, probabilities_of_logits
 from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
 from medsam2_core.engine.options import Direction, TrackerOptions
 from medsam2_core.engine.prompting import Prompter, check_prompt, only_mask
 from medsam2_core.engine.propagation import Propagation, Step, plan_set, plan_steps
 from medsam2_core.engine.running import Run, Runner
+from medsam2_core.engine.sources import UnorderedSource
 from medsam2_core.engine.states import ConditioningSlice, ObjectState, Prediction
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import Interrupted, PromptError
@@ -65,7 +67,9 @@ class Tracker:
         heads = heads or Heads(model)
         self._objects: dict[str, ObjectState] = {}
         self._prompter = Prompter(encoder, heads, self.options)
-        self._runner = Runner(encoder, heads, self._policy, self.options.keeps_probabilities)
+        locates = self.options.locates and self.options.zoom and not self.source.ordered
+        locator = Locator(encoder) if locates else None
+        self._runner = Runner(encoder, heads, self._policy, self.options.keeps_probabilities, locator)
 
     @classmethod
     def stock(cls, model: "SegmentationModel", encoder: SliceEncoder) -> "Tracker":
@@ -111,7 +115,7 @@ class Tracker:
         check_prompt(n, prompt, self.source.shape_of(n))
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
-        looks_around = not reproducible or state.tracked_slice(n) is not None
+        looks_around = self.source.ordered and (not reproducible or state.tracked_slice(n) is not None)
         prediction = self._prompter.predict(state, n, prompt, self.zoom(n), looks_around)
         kept = None
         if only_mask(prompt):
@@ -191,7 +195,7 @@ class Tracker:
             region = Region.whole(shape_hw) if zoom is None or box is None else zoom.around(box)
             state.set_mask(replace(mask, object=object_id, n=n, prompted=False, final=False), region)
             seed = min(state.conditioning, key=lambda m: abs(m - n), default=n)
-            state.tracked[n] = seed > n
+            state.tracked[n] = self.source.ordered and seed > n
         if state.masks:
             self._objects[object_id] = state
 
@@ -342,7 +346,9 @@ class Tracker:
             )  # fmt: skip
         if self.source.ordered:
             return plan_steps(states, first, last, direction, self.options.order)
-        return plan_set(states, first, last)
+        prompted = sorted({n for state in states for n in state.conditioning})
+        source = cast("UnorderedSource", self.source)
+        return plan_set(states, by_similarity(source, range(first, last + 1), prompted))
 
     def step_taker(self, stop_after_absent: int | None = None) -> Callable[[Step], SliceMask | None]:
         """Return what takes the steps of one propagation; see :class:`Propagation`."""
@@ -380,7 +386,8 @@ class Tracker:
         zoom = self.zoom(step.n)
         run = runs.setdefault((step.object_id, step.reverse, step.seed), Run())
         is_final = step.n in state.masks and state.masks[step.n].final
-        given_up = stop_after_absent is not None and run.absent_for >= stop_after_absent
+        ordered = self.source.ordered
+        given_up = ordered and stop_after_absent is not None and run.absent_for >= stop_after_absent
         if given_up and not is_final:
             return self._gone(state, step.n)
         before = replace(run)
@@ -419,7 +426,7 @@ class Tracker:
 
     def zoom(self, n: int) -> Zoom | None:
         """Return how regions of slice `n` are chosen; None when the model sees whole slices."""
-        if not self.options.zoom or not self.source.ordered:
+        if not self.options.zoom or not (self.source.ordered or self.options.locates):
             return None
         factor = self.options.zoom_factor or self.model.recipe.zoom
         return Zoom(self.source.shape_of(n), self.source.pixel_mm, factor)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from medsam2_core.imaging import dicom, files, metaimage, nifti, npz, nrrd, pictures
 from medsam2_core.imaging.dicom import SeriesInfo
+from medsam2_core.imaging.image_set import ImageSet
 from medsam2_core.imaging.segmentation_files import read_segmentation
-from medsam2_core.imaging.volume import ImageSet, Volume
+from medsam2_core.imaging.volume import Volume
 
 __all__ = ["SeriesInfo", "list_series", "read_images", "read_segmentation", "read_volume"]
 
@@ -68,8 +69,21 @@ def list_series(path: str | Path) -> list[SeriesInfo]:
     return [SeriesInfo(n, "", f"{name}, volume {n} of {count}", "", shape) for n in range(1, count + 1)]
 
 
-def read_images(folder: str | Path) -> ImageSet:
-    """Read all pictures of a folder (PNG, JPEG, TIFF, single DICOM images), sorted by name."""
+def read_images(folder: str | Path, *, skip_bad: bool = False) -> ImageSet:
+    """Return all pictures of a folder (PNG, JPEG, TIFF, BMP, single DICOM images), sorted by name.
+
+    Each is read once now, and again when it is needed, so that memory does not grow with their number.
+
+    Parameters
+    ----------
+    skip_bad
+        Leave out what cannot be used; :attr:`ImageSet.left_out` says what and why.
+
+    Raises
+    ------
+    VolumeError
+        ``not-a-folder``, ``no-pictures``, or ``bad-images`` with their names.
+    """
     folder = files.existing(folder)
     if not folder.is_dir():
         raise files.error(folder, "not a folder", "not-a-folder")
@@ -79,7 +93,7 @@ def read_images(folder: str | Path) -> ImageSet:
         raise files.error(
             folder, "no pictures found: PNG, JPEG, TIFF, BMP and DICOM images are read", "no-pictures"
         )
-    return ImageSet(tuple(read_volume(p) for p in found))
+    return ImageSet.of_files(found, read_volume, skip_bad=skip_bad)
 
 
 def pictures_in(path: str | Path) -> list[Path]:

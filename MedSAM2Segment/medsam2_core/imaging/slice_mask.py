@@ -151,6 +151,8 @@ class SliceMask:
         Whether neither tracking nor prompts may change it.
     probabilities
         The probability of each pixel; None when they are not kept, or the mask is a user's own.
+    agreement
+        0 to 1, on an image of a set: how well the mask agrees with where the image is like the prompted ones.
     """
 
     object: str
@@ -163,6 +165,7 @@ class SliceMask:
     prompted: bool = False
     final: bool = False
     probabilities: PackedValues | None = None
+    agreement: float = 1.0
 
     @classmethod
     def from_mask(
@@ -176,6 +179,7 @@ class SliceMask:
         prompted: bool = False,
         final: bool = False,
         probabilities: PackedValues | None = None,
+        agreement: float = 1.0,
     ) -> SliceMask:
         """Pack a (H, W) mask; without an object score it is taken to be certain."""
         box, bits = pack(mask_hw)
@@ -183,7 +187,17 @@ class SliceMask:
             object_score = 10.0 if bits else -10.0
         shape_hw = (int(mask_hw.shape[0]), int(mask_hw.shape[1]))
         return cls(
-            object, n, shape_hw, box, bits, predicted_iou, object_score, prompted, final, probabilities
+            object,
+            n,
+            shape_hw,
+            box,
+            bits,
+            predicted_iou,
+            object_score,
+            prompted,
+            final,
+            probabilities,
+            agreement,
         )
 
     def with_mask(self, mask_hw: NDArray[Any], **changes: Any) -> SliceMask:
@@ -203,10 +217,10 @@ class SliceMask:
 
     @property
     def confidence(self) -> float:
-        """0 to 1: the predicted IoU times the probability that the object is present; for an empty mask, the
-        probability that it is absent."""
+        """0 to 1: the predicted IoU times the probability that the object is present, and on an image of a
+        set times the agreement; for an empty mask, the probability that it is absent."""
         present = 1 / (1 + float(np.exp(-np.clip(self.object_score, -30, 30))))
-        return 1 - present if self.is_empty else self.predicted_iou * present
+        return 1 - present if self.is_empty else self.predicted_iou * present * self.agreement
 
     @property
     def certainty(self) -> PackedValues:

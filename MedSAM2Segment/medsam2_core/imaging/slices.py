@@ -126,6 +126,18 @@ class SliceStack(ABC):
         Every voxel has the value of the pixel that :meth:`volume_mask` takes its mask from.
         """
 
+    def shape_of(self, n: int) -> tuple[int, int]:
+        """Return (H, W) of slice ``n``."""
+        return self.shape_hw
+
+    def extent_ijk(self, ijk: ArrayLike) -> tuple[int, int, int]:
+        """Return (I, J, K), the size of the grid that a position has to lie in."""
+        return self.volume.geometry.shape_ijk
+
+    def part_of(self, mask_hw: NDArray[np.bool_], n: int) -> tuple[NDArray[np.bool_], tuple[int, int, int]]:
+        """Return voxels (K, J, I) that hold the mask of a slice, and the index of the first of them."""
+        return self.volume_mask({n: mask_hw}), (0, 0, 0)
+
     def to_slice(self, points_ijk: ArrayLike) -> NDArray[np.float64]:
         """Convert (N, 3) continuous IJK to (N, 3) ``[x, y, n]``."""
         return transform(self.ijk_to_xyn, points_ijk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,29 +123,3 @@ def canonical_view(voxels_kji: NDArray[Any], geometry: Geometry) -> NDArray[Any]
         if sign < 0:
             view = np.flip(view, 2 - axis)  # array axis i is the last of k, j, i
     return view.transpose([2 - axis for axis, _ in towards] + list(range(3, voxels_kji.ndim)))
-
-
-@dataclass(frozen=True, eq=False)
-class ImageSet:
-    """2-D images without an order or a common place: a folder of photographs or stills."""
-
-    images: tuple[Volume, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "images", tuple(self.images))
-        for image in self.images:
-            if image.voxels_kji.shape[0] != 1:
-                raise VolumeError(
-                    f"{image.name!r} has {image.voxels_kji.shape[0]} slices: an image set holds 2-D images",
-                    code="not-two-dimensional",
-                    slices=int(image.voxels_kji.shape[0]),
-                )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __iter__(self) -> Iterator[Volume]:
-        return iter(self.images)
-
-    def __getitem__(self, index: int) -> Volume:
-        return self.images[index]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.errors import PromptError
+from medsam2_core.imaging.image_set import SetStack
 from medsam2_core.imaging.slices import AxisStack, SliceStack
 from medsam2_core.prompts.types import (
     AXES,
@@ -151,7 +152,7 @@ def _nearest_slice(n: float, stack: SliceStack, what: str) -> int:
 
 
 def _check_inside(ijk: Sequence[float], stack: SliceStack, what: str) -> None:
-    for axis, value, size in zip(AXES, ijk, stack.volume.geometry.shape_ijk, strict=True):
+    for axis, value, size in zip(AXES, ijk, stack.extent_ijk(ijk), strict=True):
         if not -0.5 - ROUNDING <= value <= size - 0.5 + ROUNDING:
             raise PromptError(
                 f"{what} is outside the volume: {axis} = {value:g}, expected -0.5 to {size - 0.5:g}",
@@ -176,7 +177,7 @@ def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Pro
     grouped: dict[int, list[Prompt]] = {}
     for prompt in prompts:
         numbers = resolve([prompt], stack)
-        if isinstance(prompt, MaskPrompt) and isinstance(stack, AxisStack):
+        if isinstance(prompt, MaskPrompt) and isinstance(stack, AxisStack | SetStack):
             for n, piece in _cut(prompt, stack):
                 grouped.setdefault(n, []).append(piece)
         else:
@@ -187,7 +188,7 @@ def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Pro
 
 def slices_of(prompt: Prompt, stack: SliceStack) -> frozenset[int]:
     """Return the slices a prompt of :func:`by_slice` lies on."""
-    if isinstance(prompt, MaskPrompt) and isinstance(stack, AxisStack):
+    if isinstance(prompt, MaskPrompt) and isinstance(stack, AxisStack | SetStack):
         return frozenset({_number(prompt.offset_ijk, stack)})
     return frozenset(resolve([prompt], stack))
 
@@ -209,23 +210,27 @@ def mask_on_slice(mask_hw: NDArray[np.bool_], n: int, stack: SliceStack) -> Mask
             count=len(stack),
         )
     mask_hw = np.asarray(mask_hw, dtype=bool)
-    if mask_hw.shape != tuple(stack.shape_hw):
+    shape_hw = tuple(stack.shape_of(n))
+    if mask_hw.shape != shape_hw:
         raise PromptError(
-            f"the mask on slice {n} is {mask_hw.shape}, the slice is {tuple(stack.shape_hw)}",
+            f"the mask on slice {n} is {mask_hw.shape}, the slice is {shape_hw}",
             code="mask-shape",
             n=n,
             shape_hw=list(mask_hw.shape),
-            slice_hw=list(stack.shape_hw),
+            slice_hw=list(shape_hw),
         )
-    if not isinstance(stack, AxisStack):
+    if not isinstance(stack, AxisStack | SetStack):
         return None
     if mask_hw.any():
-        return MaskPrompt.from_volume(stack.volume_mask({n: mask_hw}))
+        part_kji, offset = stack.part_of(mask_hw, n)
+        inner = MaskPrompt.from_volume(part_kji)
+        i, j, k = (a + b for a, b in zip(inner.offset_ijk, offset, strict=True))
+        return MaskPrompt(inner.mask_kji, (i, j, k))
     corner = np.rint(stack.to_ijk([[0, 0, n]])[0]).astype(int)
     return MaskPrompt(np.zeros((1, 1, 1), dtype=bool), (int(corner[0]), int(corner[1]), int(corner[2])))
 
 
-def _cut(prompt: MaskPrompt, stack: AxisStack) -> Iterable[tuple[int, MaskPrompt]]:
+def _cut(prompt: MaskPrompt, stack: AxisStack | SetStack) -> Iterable[tuple[int, MaskPrompt]]:
     axis = 2 - stack.array_axis  # of (K, J, I)
     depth = prompt.mask_kji.shape[axis]
     for step in range(depth):
@@ -237,5 +242,5 @@ def _cut(prompt: MaskPrompt, stack: AxisStack) -> Iterable[tuple[int, MaskPrompt
             yield _number(piece.offset_ijk, stack), piece
 
 
-def _number(voxel_ijk: tuple[int, int, int], stack: AxisStack) -> int:
+def _number(voxel_ijk: tuple[int, int, int], stack: SliceStack) -> int:
     return round(float(stack.to_slice([voxel_ijk])[0, 2]))

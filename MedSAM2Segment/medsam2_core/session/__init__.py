@@ -1,4 +1,4 @@
-"""One volume, its objects, prompts and masks, with undo."""
+"""One volume or image set, its objects, prompts and masks, with undo."""
 
 from medsam2_core.session.session import Session
 

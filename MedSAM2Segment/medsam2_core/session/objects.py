@@ -12,7 +12,7 @@ from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
-from medsam2_core.prompts import Box, PixelPrompts, Point, Prompt, PromptSet, SlicePrompts
+from medsam2_core.prompts import Box, MaskPrompt, PixelPrompts, Point, Prompt, PromptSet, SlicePrompts
 from medsam2_core.prompts.slice_prompts import mask_on_slice, resolve, slices_of
 
 # Every change has a number of its own: a slice changed twice is not the slice changed once.
@@ -55,24 +55,30 @@ class ChangedSlices:
         return ChangedSlices(dict(self.slices), dict(self.patience))
 
     def ranges(
-        self, states: Iterable[ObjectState], count: int, patience: int | None
+        self, states: Iterable[ObjectState], count: int, patience: int | None, ordered: bool = True
     ) -> dict[tuple[int, int], list[str]]:
         """Return the objects by the range of slices a propagation has to do again (see :meth:`reach`)."""
         found: dict[tuple[int, int], list[str]] = {}
         for state in states:
-            reach = self.reach(state, count, patience)
+            reach = self.reach(state, count, patience, ordered)
             if reach is not None:
                 found.setdefault(reach, []).append(state.object_id)
         return found
 
-    def reach(self, state: ObjectState, count: int, patience: int | None) -> tuple[int, int] | None:
+    def reach(
+        self, state: ObjectState, count: int, patience: int | None, ordered: bool = True
+    ) -> tuple[int, int] | None:
         """Return the first and last of ``count`` slices that a propagation has to do again, or None.
+
+        Without an order, as in an image set, every change reaches everything.
 
         A slice follows its nearest prompted slice; so a change at n reaches to the prompted slices on either
         side of it, and no further. Only those where the model found nothing are passed by. A propagation with
         more patience than the last goes through everything.
         """
         changed = self.slices.get(state.object_id)
+        if not ordered and changed:
+            return 0, count - 1
         if not state.tracked or self._gave_up_too_soon(state.object_id, patience):
             return 0, count - 1
         if not changed:
@@ -183,7 +189,7 @@ class SessionObjects:
                 f"a prompt for slice {n} lies on slice {others[0]}: set it there",
                 code="prompt-on-other-slice", n=n, lies_on=others[0],
             )  # fmt: skip
-        shape_hw = tuple(self._stack.shape_hw)
+        shape_hw = tuple(self._stack.shape_of(n))
         if given.known is not None and given.known.shape_hw != shape_hw:
             raise PromptError(
                 f"the mask on slice {n} is {given.known.shape_hw}, the slice is {shape_hw}",
@@ -227,6 +233,18 @@ class SessionObjects:
         self._tracker.add_tracked(name, {n: found for n, found in tracked.items() if n not in corrected})
         for n in frozen:
             self.set_prompts(name, n, slices[n])
+
+    def prompted_slices(self) -> list[int]:
+        """Return the slices with prompts of any object, ascending."""
+        prompts = (prompt for _, of_object in self.prompts for prompt in of_object)
+        return sorted({n for prompt in prompts for n in slices_of(prompt, self._stack)})
+
+    def prompts_of_image(self, n: int) -> PromptSet:
+        """Return the prompts of an image of a set, as they lie on the image alone."""
+        found = PromptSet({name: [] for name in self.prompts.names})
+        for name in self.prompts.names:
+            found.objects[name] = [_on_first_slice(prompt) for prompt in self._partition(name, n)[0]]
+        return found
 
     def mask(self, name: str, n: int) -> SliceMask | None:
         """Return the mask of a slice, or None."""
@@ -287,3 +305,12 @@ class SessionObjects:
     def _is_final(self, name: str, n: int) -> bool:
         mask = self.mask(name, n)
         return mask is not None and mask.final
+
+
+def _on_first_slice(prompt: Prompt) -> Prompt:
+    """Return a prompt of a slice along k as one of slice 0."""
+    if isinstance(prompt, Point):
+        return Point((*prompt.ijk[:2], 0), prompt.positive)
+    if isinstance(prompt, Box):
+        return Box((*prompt.first_ijk[:2], 0), (*prompt.last_ijk[:2], 0), prompt.predicted)
+    return MaskPrompt(prompt.mask_kji, (*prompt.offset_ijk[:2], 0))

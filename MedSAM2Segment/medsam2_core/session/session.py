@@ -1,4 +1,4 @@
-"""One volume, its objects and their prompts: the API of notebooks, command line and worker.
+"""One volume or image set, its objects and their prompts: the API of notebooks, command line and worker.
 
 ::
 
@@ -14,10 +14,19 @@
     session.undo()                                                       # or rather not
     mask_kji = session.mask_kji("liver")                                 # on the volume's own grid
 
+A set of images that have no order is segmented in the same way; ``n`` is then the number of an image::
+
+    session = Session.open(read_images("folder"))
+    session.prompt("disc", Box((210, 180, 0), (260, 240, 0)))  # on image 0: columns, rows, image
+    for result in session.propagate():                         # the most similar images first
+        print(session.images.facts[result.n].name, result.confidence)
+    segmentation = session.segmentation(3)                     # of one image
+
 Prompts are given in IJK. A session is not thread-safe; ``should_cancel`` is how another thread ends it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +39,10 @@ from medsam2_core.engine.memory import MemoryPolicy
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.engine.options import Direction, TrackerOptions, memory_name, memory_policy, zoom_is_on
 from medsam2_core.engine.propagation import Propagation, Step
-from medsam2_core.engine.sources import StackImages
+from medsam2_core.engine.sources import ImageSource, SetImages, StackImages
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
+from medsam2_core.imaging.image_set import ImageSet, SetStack
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.reading import read_volume
@@ -50,23 +60,29 @@ if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
     from medsam2_core.auto.volumes import VolumeOptions
     from medsam2_core.session.automatic import AutoPrediction
+    from medsam2_core.session.examples import Example
+
+
+# What the provenance says when every image of a set has a window of its own.
+_WINDOW_OF_EACH = Window(127.5, 255, "auto, for each image")
 
 
 class Session:
-    """Segments objects of one volume; see the module's example.
+    """Segments objects of one volume, or of the images of a set; see the module's example.
 
     Parameters
     ----------
     volume
-        The scan.
+        The scan, or the images.
     model
         A loaded model.
     stack
         How the volume is cut into slices; axial by default.
     window
-        What the model sees of the intensities; chosen from the volume by default.
+        What the model sees of the intensities; chosen from the volume, or from each image, by default.
     memory
-        ``"recent"`` (SAM 2) or ``"self-sorting"`` (Medical SAM 2), or a policy of your own.
+        ``"recent"`` (SAM 2), ``"self-sorting"`` (Medical SAM 2), ``"prompted"`` (the prompted slices alone),
+        or a policy of your own; ``"auto"`` is ``"recent"`` for a volume and ``"prompted"`` for an image set.
     options
         See :class:`~medsam2_core.engine.options.TrackerOptions`.
     cache
@@ -77,21 +93,31 @@ class Session:
 
     def __init__(
         self,
-        volume: Volume,
+        volume: Volume | ImageSet,
         model: SegmentationModel,
         *,
         stack: SliceStack | None = None,
         window: Window | None = None,
-        memory: str | MemoryPolicy = "recent",
+        memory: str | MemoryPolicy = "auto",
         options: TrackerOptions | None = None,
         cache: FeatureCache | None = None,
         undo_limit: int = 50,
     ) -> None:
-        self.volume = volume
         self.model = model
-        self.stack = stack or SliceStack.along(volume, "axial")
-        self.window = window or parse_window("auto", volume)
-        encoder = SliceEncoder(model, StackImages(self.stack, self.window), cache)
+        self._volume = volume
+        source: ImageSource
+        self.stack: SliceStack
+        if isinstance(volume, ImageSet):
+            self.stack, self.window = SetStack(volume), window or _WINDOW_OF_EACH
+            source = SetImages(volume, None if window is None else [window] * len(volume))
+            options = replace(options or TrackerOptions(), locates=True)
+        else:
+            self.stack = stack or SliceStack.along(volume, "axial")
+            self.window = window or parse_window("auto", volume)
+            source = StackImages(self.stack, self.window)
+        encoder = SliceEncoder(model, source, cache)
+        if memory == "auto":
+            memory = "prompted" if isinstance(volume, ImageSet) else "recent"
         self._memory = memory_policy(memory)
         self.tracker = Tracker(model, encoder, self._memory, options)
         self._objects = SessionObjects(self.stack, self.tracker)
@@ -106,12 +132,12 @@ class Session:
     @classmethod
     def open(
         cls,
-        source: str | Path | Volume,
+        source: str | Path | Volume | ImageSet,
         model: str | Path | SegmentationModel = "embedded",
         *,
         axis: str = "axial",
         window: str | Window = "auto",
-        memory: str | MemoryPolicy = "recent",
+        memory: str | MemoryPolicy = "auto",
         zoom: str = "auto",
         device: str = "auto",
         precision: str = "auto",
@@ -126,7 +152,8 @@ class Session:
         Parameters
         ----------
         source
-            A file or folder :func:`~medsam2_core.imaging.reading.read_volume` opens, or a volume.
+            A file or folder :func:`~medsam2_core.imaging.reading.read_volume` opens, a volume, or the images
+            of :func:`~medsam2_core.imaging.reading.read_images`.
         model
             A name from the catalogue, a checkpoint's path, or a loaded model.
         axis
@@ -147,14 +174,32 @@ class Session:
         MedSAM2Error
             The volume, the model, the device or a setting cannot be used.
         """
-        volume = source if isinstance(source, Volume) else read_volume(source, series)
-        stack = SliceStack.along(volume, axis)
-        chosen = window if isinstance(window, Window) else parse_window(window, volume)
+        volume = source if isinstance(source, Volume | ImageSet) else read_volume(source, series)
+        stack, chosen = None, window if isinstance(window, Window) else None
+        if isinstance(volume, Volume):
+            stack = SliceStack.along(volume, axis)
+            chosen = chosen or parse_window(str(window), volume)
+        elif chosen is None and window != "auto":
+            chosen = parse_window(str(window))
         options = TrackerOptions(zoom=zoom_is_on(zoom), keeps_probabilities=probabilities)
-        policy = memory_policy(memory)
+        policy = memory if memory == "auto" else memory_policy(memory)
         if not isinstance(model, SegmentationModel):
             model = load_model(model, device, precision, config=config, image_size=image_size)
         return cls(volume, model, stack=stack, window=chosen, memory=policy, options=options, cache=cache)
+
+    @property
+    def volume(self) -> Volume:
+        """The scan; PromptError ``no-volume`` when the session is of a set of images."""
+        if isinstance(self._volume, ImageSet):
+            raise PromptError("a set of images has no volume: use images", code="no-volume")
+        return self._volume
+
+    @property
+    def images(self) -> ImageSet:
+        """The set of images; PromptError ``no-image-set`` when the session is of a volume."""
+        if not isinstance(self._volume, ImageSet):
+            raise PromptError("a volume is no set of images: use volume", code="no-image-set")
+        return self._volume
 
     @property
     def object_names(self) -> tuple[str, ...]:
@@ -369,6 +414,10 @@ class Session:
         """
         from medsam2_core.session.automatic import AutoRun
 
+        if not self.tracker.source.ordered:
+            raise PromptError(
+                "Auto models segment volumes: use one on the images of a set one by one", code="no-volume"
+            )
         run = AutoRun(self.stack, self.tracker, auto, classes, options, flips=flips)
         taken = [name for name in (classes or auto.card.class_names) if name in self.object_names]
         if taken and not replace:
@@ -393,6 +442,87 @@ class Session:
             changes.mark_synced([one.name for one in present], None, changes.copied())
         return found
 
+    def find_like(
+        self,
+        examples: "Sequence[Example]",
+        *,
+        should_cancel: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[str]:
+        """Look for the objects of segmented scans in this one; :meth:`propagate` then follows what is found.
+
+        Every object becomes one of this session, with predicted boxes on the slices it was found on most
+        surely, which may be moved or corrected by clicks. One undo takes back all of them.
+
+        Returns
+        -------
+        list
+            Names of the objects that were found nowhere.
+
+        Raises
+        ------
+        PromptError
+            There is an object of such a name already, or the examples show none.
+        Cancelled
+            Stopped; nothing has changed.
+        """
+        from medsam2_core.session.examples import ExampleSearch
+
+        plane = getattr(self.stack, "plane", "axial")
+        search = ExampleSearch(self.tracker, self.stack, plane, examples)
+        self._check_new(search.names)
+        found = {}
+        for name in search.names:
+            found[name] = search.slice_prompts(name, should_cancel, progress)
+        self._take_known(found, "find objects of examples")
+        return [name for name, slices in found.items() if not slices]
+
+    def find_prior(self, prior: Segmentation) -> list[str]:
+        """Look for the objects of an earlier segmentation of the same patient near their old places.
+
+        Each becomes an object of the same name with a predicted box; :meth:`propagate` then follows them. One
+        undo takes back all of them.
+
+        Parameters
+        ----------
+        prior
+            On this volume's grid.
+
+        Returns
+        -------
+        list
+            Names of the objects that were not found.
+
+        Raises
+        ------
+        PromptError
+            There is an object of such a name already, or the segmentation is on another grid.
+        """
+        from medsam2_core.session.examples import PriorSearch
+
+        search = PriorSearch(self.tracker, self.stack, prior)
+        self._check_new(prior.names)
+        found = {name: search.slice_prompts(name) for name in prior.names}
+        self._take_known(found, "find objects of an earlier scan")
+        return [name for name, slices in found.items() if not slices]
+
+    def _check_new(self, names: Sequence[str]) -> None:
+        taken = [name for name in names if name in self.object_names]
+        if taken:
+            raise PromptError(
+                f"there is an object {taken[0]!r} already: remove it first",
+                code="object-exists",
+                object=taken[0],
+            )
+
+    def _take_known(self, found: Mapping[str, Mapping[int, SlicePrompts]], step: str) -> None:
+        """Make objects of what was found, as one step."""
+        with self._history.step(step):
+            for name, slices in found.items():
+                self._objects.prompts.add_object(name)
+                for n, given in slices.items():
+                    self._objects.set_prompts(name, n, given)
+
     def propagate(
         self,
         names: list[str] | None = None,
@@ -406,7 +536,8 @@ class Session:
         """Segment all slices of the prompted objects, one result at a time.
 
         After a correction only what it can change is segmented again: the slices up to the next prompted
-        ones on either side. One undo takes back the whole propagation.
+        ones on either side; of an image set, all images. One undo takes back the whole propagation.
+        Images of a set come in order of their similarity to the prompted ones, whatever their number.
 
         Parameters
         ----------
@@ -415,7 +546,8 @@ class Session:
         first, last
             Range of slices, inclusive.
         stop_after_absent
-            In each direction, stop after so many slices without the object; None goes to the end.
+            In each direction, stop after so many slices without the object; None goes to the end, as it
+            always does in an image set.
         should_cancel
             Asked before every slice; :class:`~medsam2_core.errors.Cancelled` is raised while iterating.
         """
@@ -426,8 +558,10 @@ class Session:
         states = [self.tracker.state(name) for name in known]  # refuses what was never prompted
         towards = _direction(direction)
         whole = first is None and last is None
+        ordered = self.tracker.source.ordered
+        stop_after_absent = stop_after_absent if ordered else None
         if whole:
-            ranges = self._objects.changes.ranges(states, len(self.stack), stop_after_absent)
+            ranges = self._objects.changes.ranges(states, len(self.stack), stop_after_absent, ordered)
             steps = [
                 step
                 for (low, high), together in ranges.items()
@@ -448,7 +582,10 @@ class Session:
         return _RecordedPropagation(steps, take, should_cancel, self._history, finish)
 
     def mask_kji(self, name: str) -> NDArray[np.bool_]:
-        """Return the (K, J, I) mask of an object on the volume's grid; empty when nothing is segmented."""
+        """Return the (K, J, I) mask of an object on the volume's grid; empty when nothing is segmented.
+
+        PromptError ``no-volume`` for an image set: use :meth:`results`, or the segmentation of an image.
+        """
         self._objects.prompts.of(name)
         if name not in self.tracker.object_ids:
             return np.zeros(self.volume.voxels_kji.shape[:3], dtype=bool)
@@ -459,10 +596,23 @@ class Session:
         self._objects.prompts.of(name)
         return self.tracker.results(name) if name in self.tracker.object_ids else iter(())
 
-    def segmentation(self) -> Segmentation:
-        """Return all objects on the volume's grid, with what they were made from."""
-        segments = (self._as_segment(number, name) for number, name in enumerate(self.object_names))
-        return Segmentation(self.volume.geometry, tuple(segments), self.provenance())
+    def segmentation(self, n: int | None = None) -> Segmentation:
+        """Return all objects on the volume's grid, with what they were made from.
+
+        Parameters
+        ----------
+        n
+            Of a set of images: which image.
+        """
+        segments = (self._as_segment(number, name, n) for number, name in enumerate(self.object_names))
+        if n is None:
+            return Segmentation(self.volume.geometry, tuple(segments), self.provenance())
+        image = self.images[self.stack.checked(n)]
+        facts = self._provenance(self._objects.prompts_of_image(n), image.known_spacing)
+        facts["prompted_images"] = [
+            self.images.facts[m].name for m in self._objects.prompted_slices() if m != n
+        ]
+        return Segmentation(image.geometry, tuple(segments), facts)
 
     def probabilities(self) -> Probabilities:
         """Return the probability of every voxel of every object, on the volume's grid; 8 bits, packed.
@@ -483,9 +633,12 @@ class Session:
 
     def provenance(self) -> dict[str, Any]:
         """Return how the masks came about: prompts, model, window, software."""
-        spacing = self.volume.known_spacing
+        spacing = "all" if isinstance(self._volume, ImageSet) else self._volume.known_spacing
+        return self._provenance(self._objects.prompts, spacing)
+
+    def _provenance(self, prompts: PromptSet, spacing: str) -> dict[str, Any]:
         return {
-            "prompts": self._objects.prompts.to_json(),
+            "prompts": prompts.to_json(),
             **self.model.provenance(),
             **({} if spacing == "all" else {"known_spacing": spacing}),
             "image_size": self.model.image_size,
@@ -509,7 +662,12 @@ class Session:
         """
         return self._history.undo()
 
-    def _as_segment(self, number: int, name: str) -> Segment:
+    def _as_segment(self, number: int, name: str, n: int | None) -> Segment:
+        if n is not None:
+            mask = self._objects.mask(name, n)
+            mask_kji = np.zeros((1, *self.stack.shape_of(n)), bool) if mask is None else mask.mask_hw[None]
+            confidence = "0" if mask is None else f"{mask.confidence:.3f}"
+            return Segment(name, default_colour(number), mask_kji, tags={"MedSAM2.confidence": confidence})
         values = [mask.confidence for mask in self.results(name) if not mask.is_empty]
         tags = {"MedSAM2.confidence": f"{np.mean(values):.3f}" if values else "0"}
         known, prompts = self._auto_predictions.get(name), self._objects.prompts.of(name)

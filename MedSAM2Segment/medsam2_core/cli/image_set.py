@@ -1,0 +1,419 @@
+"""`medsam2 set`: prompts on one or more images of a folder in, masks of all images out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import typer
+
+from medsam2_core import atomic
+from medsam2_core.cli.console import (
+    peak_memory_mb,
+    print_json,
+    print_notes,
+    progress_bar,
+    stop_on_request,
+)
+from medsam2_core.cli.options import (
+    OUTPUT,
+    PROCESSING,
+    PROMPTS,
+    AsJson,
+    ConfigName,
+    DeviceName,
+    ImageSize,
+    ModelName,
+    Overwrite,
+    PrecisionName,
+    options_in_order,
+)
+from medsam2_core.errors import ExportError, Note, PromptError
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.image_set import ImageSet
+    from medsam2_core.imaging.slice_mask import SliceMask
+    from medsam2_core.prompts import Prompt, PromptSet
+    from medsam2_core.session import Session
+
+#: Beside the masks: one line an image and object, and what the masks were made from.
+TABLE, SETTINGS = "masks.csv", "settings.json"
+_COLUMNS = ("image", "object", "confidence", "area_pixels", "area_share", "prompted", "predicted_iou",
+            "object_score", "agreement", "mask")  # fmt: skip
+_SAVED_EVERY = 20  # images
+
+
+@dataclass(frozen=True)
+class SegmentSet:
+    """Segment objects on all images of a folder from prompts on one of them, or on some.
+
+    The images need no order. Stopped and run again with the same options, it goes on where it was.
+    """
+
+    context: typer.Context
+    folder: Annotated[Path, typer.Argument(help="Folder of PNG, JPEG, TIFF, BMP or DICOM images.")]
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", rich_help_panel=OUTPUT,
+            help=f"Folder for the masks, {TABLE} (confidence, area) and {SETTINGS}; is made.",
+        ),
+    ]  # fmt: skip
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IMAGE", rich_help_panel=PROMPTS,
+            help="Name of an image; the prompts that follow lie on it. Prompts before the first --prompt lie "
+            "on that.",
+        ),
+    ] = None  # fmt: skip
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="Box in pixels.", rich_help_panel=PROMPTS),
+    ] = None
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y[,+|-]", help="Foreground point; append ,- for background.", rich_help_panel=PROMPTS
+        ),
+    ] = None
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=PROMPTS,
+            help="Label map of the image: its label with the object's name, or its only label.",
+        ),
+    ] = None  # fmt: skip
+    object: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=PROMPTS,
+            help="Name of an object; the prompts that follow are its own. Prompts before the first --object "
+            "belong to that.",
+        ),
+    ] = None  # fmt: skip
+    model: ModelName = "embedded"
+    memory: Annotated[
+        Literal["prompted", "recent", "self-sorting"],
+        typer.Option(
+            help="What an image is compared with: the prompted images; also the images before it, in order "
+            "of similarity; or MedSAM-2's self-sorting bank of confident ones.",
+            rich_help_panel=PROCESSING,
+        ),
+    ] = "prompted"
+    window: Annotated[
+        str,
+        typer.Option(
+            metavar="W,L|PRESET", rich_help_panel=PROCESSING,
+            help="Intensity window of all images; auto: of each image its own.",
+        ),
+    ] = "auto"  # fmt: skip
+    zoom: Annotated[
+        Literal["auto", "off"],
+        typer.Option(
+            help="auto: look for the object's place first; off: at whole images.", rich_help_panel=PROCESSING
+        ),
+    ] = "auto"
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Leave out files that cannot be read.", rich_help_panel=PROCESSING),
+    ] = False
+    device: DeviceName = "auto"
+    precision: PrecisionName = "auto"
+    config: ConfigName = None
+    image_size: ImageSize = None
+    format: Annotated[
+        Literal["png", "seg.nrrd"],
+        typer.Option(help="png: 0 and 255, or labels 1, 2 …; seg.nrrd keeps all.", rich_help_panel=OUTPUT),
+    ] = "png"
+    review: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HTML", help="Also write a page of all images, the least confident first.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None  # fmt: skip
+    overwrite: Overwrite = False
+    as_json: AsJson = False
+
+    def run(self) -> None:
+        """Check everything that is quick to check, segment, write, and report."""
+        started = time.perf_counter()
+        from medsam2_core.imaging.reading import read_images
+
+        given = options_in_order(self.context)
+        masks = [text for option, text in given if option == "mask"]
+        self._check_targets()
+        images = read_images(self.folder, skip_bad=self.skip_bad)
+        prompts = collect_prompts(given, images)
+        with atomic.protect(*masks, self.model, self.config, *_paths(images)):
+            if self.review is not None:
+                atomic.check_target(self.review, overwrite=True)
+            session = self._session(images, prompts)
+            run = _Results(session, self)
+            try:
+                self._segment(session, run)
+            finally:
+                run.save()
+            if self.review is not None:
+                run.write_review(self.review)
+        notes = [
+            Note.warning("image-left-out", f"{name} was left out: {error}", image=name, reason=error.code)
+            for name, error in images.left_out.items()
+        ] + run.notes
+        confidence = [mask.confidence for mask in run.masks.values()]
+        facts = {
+            "images": len(images),
+            "objects": list(session.object_names),
+            "out": str(self.out),
+            "table": str(self.out / TABLE),
+            "review": str(self.review) if self.review else None,
+            "resumed": run.restored,
+            "confidence": round(sum(confidence) / len(confidence), 3),
+            "seconds": round(time.perf_counter() - started, 2),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        if self.as_json:
+            print_json(facts, notes)
+        else:
+            again = f", {run.restored} of them before" if run.restored else ""
+            print(f"{self.out}: masks of {len(images)} images{again}, after {facts['seconds']:.1f} s")
+            if self.review:
+                print(f"{self.review}: to look them through")
+            print_notes(notes)
+
+    def _check_targets(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise ExportError(
+                f"--out {self.out} is a file: name a folder", code="output-is-file", path=str(self.out)
+            )
+        if self.out.resolve() == self.folder.resolve():
+            raise ExportError(
+                f"--out {self.out} is the folder of the images: name another", code="output-is-input",
+                path=str(self.out),
+            )  # fmt: skip
+
+    def _session(self, images: ImageSet, prompts: PromptSet) -> Session:
+        from medsam2_core.session import Session  # only now: torch takes seconds to load
+
+        session = Session.open(
+            images, self.model, window=self.window, memory=self.memory, zoom=self.zoom, device=self.device,
+            precision=self.precision, config=self.config, image_size=self.image_size,
+        )  # fmt: skip
+        session.apply(prompts)
+        return session
+
+    def _segment(self, session: Session, run: _Results) -> None:
+        progress = session.propagate(should_cancel=stop_on_request())
+        with progress_bar("segmenting", progress.total) as update:
+            for result in progress:
+                run.add(result)
+                update(progress.done, session.images.facts[result.n].name)
+
+
+class _Results:
+    """The masks of a run and their files; those of an earlier run with the same settings are taken over."""
+
+    def __init__(self, session: Session, command: SegmentSet) -> None:
+        self._session, self._command = session, command
+        self._facts, self._names = session.images.facts, _file_names(session.images)
+        self.masks: dict[tuple[int, str], SliceMask] = {}
+        self.restored = 0
+        self.notes: list[Note] = []
+        about = {**session.provenance(), "images": [one.content_key for one in self._facts]}
+        text = json.dumps({**about, "format": command.format}, indent=2, default=str)
+        self._overwrite = command.overwrite
+        settings = command.out / SETTINGS
+        if settings.exists() and settings.read_text(encoding="utf-8") == text:
+            self._restore()
+            self._overwrite = True
+        elif command.out.exists() and any(command.out.iterdir()) and not command.overwrite:
+            raise ExportError(
+                f"{command.out} holds other files, or masks made with other settings: choose another folder",
+                code="output-exists", path=str(command.out),
+            )  # fmt: skip
+        command.out.mkdir(parents=True, exist_ok=True)
+        with atomic.new_file(settings, overwrite=True) as stream:
+            stream.write(text.encode())
+
+    def add(self, mask: SliceMask) -> None:
+        """Take a mask; once all objects of its image are known, write them."""
+        is_new = (mask.n, mask.object) not in self.masks
+        self.masks[mask.n, mask.object] = mask
+        if not is_new or any((mask.n, name) not in self.masks for name in self._session.object_names):
+            return
+        from medsam2_core import export
+
+        path = self._path(mask.n)
+        written = export.write(self._session.segmentation(mask.n), path, overwrite=self._overwrite)
+        self.notes += [replace(note, message=f"{path.name}: {note.message}") for note in written.notes]
+        if len(self.masks) % _SAVED_EVERY == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Write the table of the images that are complete."""
+        buffer = io.StringIO()
+        table = csv.writer(buffer, lineterminator="\n")
+        table.writerow(_COLUMNS)
+        for (n, name), mask in sorted(self.masks.items()):
+            if all((n, other) in self.masks for other in self._session.object_names):
+                area = int(mask.mask_hw.sum())
+                height, width = mask.shape_hw
+                share = f"{area / (height * width):.6f}"
+                scores = int(mask.prompted), mask.predicted_iou, mask.object_score, mask.agreement
+                named = self._facts[n].name, name, f"{mask.confidence:.4f}"
+                table.writerow((*named, area, share, *scores, self._path(n).name))
+        with atomic.new_file(self._command.out / TABLE, overwrite=True) as stream:
+            stream.write(buffer.getvalue().encode())
+
+    def write_review(self, path: Path) -> None:
+        """Write the page of all images, the least confident first."""
+        from medsam2_core.export.contact_sheet import write_contact_sheet
+
+        with atomic.protect(*_paths(self._session.images)):
+            write_contact_sheet(self._entries(), path, self._command.folder.name, overwrite=True)
+
+    def _entries(self) -> Iterator[Any]:
+        from medsam2_core.export.contact_sheet import SheetEntry
+
+        session = self._session
+        worst = {
+            n: min(self.masks[n, name].confidence for name in session.object_names) for n, _ in self.masks
+        }
+        for n in sorted(worst, key=lambda n: (worst[n], self._facts[n].name)):
+            notes = {name: self._note(self.masks[n, name]) for name in session.object_names}
+            image = session.tracker.source.image(n)
+            yield SheetEntry(self._facts[n].name, image, session.segmentation(n), notes)
+
+    @staticmethod
+    def _note(mask: SliceMask) -> str:
+        kind = ", prompted" if mask.prompted else ", not found" if mask.is_empty else ""
+        return f"{mask.confidence:.2f}{kind}"
+
+    def _restore(self) -> None:
+        """Give the session the masks of an earlier run; they are not looked for again."""
+        from medsam2_core.imaging.segmentation_files import read_segmentation
+        from medsam2_core.imaging.slice_mask import SliceMask
+
+        table = self._command.out / TABLE
+        if not table.exists():
+            return
+        numbers = {one.name: n for n, one in enumerate(self._facts)}
+        with table.open(encoding="utf-8", newline="") as stream:
+            lines = list(csv.DictReader(stream))
+        found: dict[str, dict[int, SliceMask]] = {name: {} for name in self._session.object_names}
+        names = list(found)
+        for line in lines:
+            n = numbers[line["image"]]
+            if line["prompted"] == "1" or not self._path(n).exists():
+                continue
+            name, stored = line["object"], read_segmentation(self._path(n))
+            # A PNG of one object is black and white; one of several has labels in the order of the objects.
+            label = 255 if len(names) == 1 else 1 + names.index(name)
+            by_name = self._command.format == "seg.nrrd"
+            mask_hw = np.zeros(self._facts[n].shape_hw, bool)
+            for segment in stored:
+                if segment.name == name if by_name else segment.value == label:
+                    mask_hw |= segment.mask_kji[0]
+            found[name][n] = SliceMask.from_mask(
+                name, n, mask_hw,
+                predicted_iou=float(line["predicted_iou"]), object_score=float(line["object_score"]),
+                agreement=float(line["agreement"]),
+            )  # fmt: skip
+        complete = set.intersection(*({*masks} for masks in found.values()))
+        for name, masks in found.items():
+            kept = {n: mask for n, mask in masks.items() if n in complete}
+            self._session.tracker.add_tracked(name, kept)
+            for n, mask in kept.items():
+                self._session.finalise(name, n)
+                self.masks[n, name] = mask
+        self.restored = len(complete)
+
+    def _path(self, n: int) -> Path:
+        return self._command.out / f"{self._names[n]}.{self._command.format}"
+
+
+def collect_prompts(given: list[tuple[str, str]], images: ImageSet) -> PromptSet:
+    """Collect all prompts of a command line; see :class:`SegmentSet` for what they belong to.
+
+    Raises
+    ------
+    PromptError
+        ``no-prompt``, ``object-without-prompt``, or what is wrong with a prompt.
+    VolumeError
+        There is no such image.
+    """
+    from medsam2_core.cli.prompts import UNNAMED
+    from medsam2_core.imaging.image_set import SetStack
+    from medsam2_core.prompts import PromptSet
+    from medsam2_core.prompts.slice_prompts import validate
+
+    prompts = PromptSet()
+    current = next((text for option, text in given if option == "object"), UNNAMED)
+    image = next((text for option, text in given if option == "prompt"), None)
+    for option, text in given:
+        if option == "object":
+            current = text
+            prompts.add_object(text)
+            continue
+        if option == "prompt":
+            image = text
+            continue
+        if image is None:
+            raise PromptError(
+                f"--{option} {text}: say on which image, with --prompt IMAGE",
+                code="no-image-named",
+                text=text,
+            )
+        prompts.add(current, _prompt(option, text, current, images, images.number_of(image)))
+    if not len(prompts):
+        raise PromptError("no prompt: give --prompt IMAGE and --box, --point or --mask", code="no-prompt")
+    for name, of_object in prompts:
+        if not of_object:
+            raise PromptError(
+                f"object {name!r} has no prompt: give --box, --point or --mask after --object",
+                code="object-without-prompt", object=name,
+            )  # fmt: skip
+    validate(prompts, SetStack(images))
+    return prompts
+
+
+def _prompt(option: str, text: str, object_name: str, images: ImageSet, n: int) -> Prompt:
+    """Parse a prompt on image ``n``."""
+    from medsam2_core.cli.prompts import PromptSpace, parse_numbers, read_mask
+    from medsam2_core.imaging.geometry import Space
+    from medsam2_core.imaging.slices import SliceStack
+    from medsam2_core.prompts import Box, MaskPrompt, Point
+
+    if option == "box":
+        x0, y0, x1, y1 = parse_numbers(text, f"--box {text}", 4, "write X0,Y0,X1,Y1")
+        return Box.between((x0, y0, n), (x1, y1, n))
+    if option == "point":
+        place, _, sign = text.rpartition(",")
+        if sign.strip() not in ("+", "-"):
+            place, sign = text, "+"
+        x, y = parse_numbers(place, f"--point {text}", 2, "write X,Y and, if wanted, ,+ or ,-")
+        return Point((x, y, n), positive=sign.strip() == "+")
+    drawn = read_mask(text, object_name, PromptSpace(SliceStack.along(images[n], "k"), Space.IJK))
+    return MaskPrompt(drawn.mask_kji, (*drawn.offset_ijk[:2], n))
+
+
+def _paths(images: ImageSet) -> tuple[Path, ...]:
+    from medsam2_core.imaging.image_set import ImageFiles
+
+    return images.images.paths if isinstance(images.images, ImageFiles) else ()
+
+
+def _file_names(images: ImageSet) -> list[str]:
+    """Return what the masks' files are called: as the images without suffix, or with it where two collide."""
+    stems = [Path(one.name).stem for one in images.facts]
+    return [
+        stem if stems.count(stem) == 1 else one.name for stem, one in zip(stems, images.facts, strict=True)
+    ]

@@ -1,0 +1,229 @@
+"""Objects of a segmented scan found again: in another scan by likeness, in a follow-up at their old place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medsam2_core.engine.encoder import SliceEncoder
+from medsam2_core.engine.memory import PromptedMemory
+from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.sources import ArrayImages
+from medsam2_core.engine.tracker import Tracker
+from medsam2_core.engine.zoom import Box
+from medsam2_core.errors import Cancelled, PromptError
+from medsam2_core.imaging.intensity import Window, parse_window, to_display
+from medsam2_core.imaging.slices import SliceStack
+from medsam2_core.prompts import PixelPrompts, SlicePrompts
+from medsam2_core.session.automatic import predicted_prompt
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medsam2_core.imaging.segmentation import Segmentation
+    from medsam2_core.imaging.slice_mask import SliceMask
+    from medsam2_core.imaging.volume import Volume
+
+# Slices of all examples of an object that are shown to the model, and slices of the new scan looked at.
+_MOST_SHOWN = 8
+_MOST_LOOKED_AT = 24
+# Where the object is found with this share of the best confidence, and so far from other seeds (share of the
+# slices), tracking starts there, too.
+_ALSO_SURE = 0.9
+_APART = 0.1
+_MOST_SEEDS = 3
+# Sides of the boxes tried at an old place, against the old box.
+_PRIOR_SIZES = (0.7, 1.1, 1.5)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scan with its segmentation, both on one grid.
+
+    Attributes
+    ----------
+    volume
+        Of the same kind as the scan to be segmented.
+    segmentation
+        Objects by the names they shall have there.
+    window
+        What the model sees of it; None is chosen from the volume.
+    """
+
+    volume: Volume
+    segmentation: Segmentation
+    window: Window | None = None
+
+    def __post_init__(self) -> None:
+        if not self.segmentation.geometry.same_grid(self.volume.geometry):
+            raise PromptError(
+                f"the segmentation of {self.volume.name!r} is not on the grid of its scan",
+                code="example-on-another-grid", example=self.volume.name,
+            )  # fmt: skip
+
+    def slices_of(self, name: str, plane: str) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+        """Yield (H, W, 3) and (H, W): slices spread through the object, as displayed, and its mask there."""
+        segment = self.segmentation[name]
+        if segment.is_empty:
+            return
+        stack = SliceStack.along(self.volume, plane)
+        window = self.window or parse_window("auto", self.volume)
+        shown = [n for n in range(len(stack)) if stack.mask_of(segment.part_kji, n, segment.offset_ijk).any()]
+        for n in _spread(shown, _MOST_SHOWN):
+            image = to_display(stack.image_hw(n), window)
+            yield image, stack.mask_of(segment.part_kji, n, segment.offset_ijk)
+
+
+class ExampleSearch:
+    """Looks for the objects of examples on slices of a new scan.
+
+    The slices of the examples and those of the scan are taken as an unordered set of images of which the
+    former are prompted by masks (see :mod:`medsam2_core.engine.locating`).
+
+    Parameters
+    ----------
+    tracker
+        Of the new scan.
+    stack
+        Its slices.
+    """
+
+    def __init__(self, tracker: Tracker, stack: SliceStack, plane: str, examples: Sequence[Example]) -> None:
+        self._tracker, self._stack, self._plane, self._examples = tracker, stack, plane, examples
+        self.names = list(
+            dict.fromkeys(
+                segment.name for one in examples for segment in one.segmentation if not segment.is_empty
+            )
+        )
+        if not self.names:
+            raise PromptError("no example shows an object: every segment is empty", code="empty-examples")
+        self.done, self.total = 0, len(self.names) * len(_spread(range(len(stack)), _MOST_LOOKED_AT))
+
+    def slice_prompts(
+        self, name: str, should_cancel: Callable[[], bool], progress: Callable[[int, int], None]
+    ) -> dict[int, SlicePrompts]:
+        """Return predicted boxes on the slices an object was found on most surely, each with its mask; none
+        if it is nowhere."""
+        looked_at = _spread(range(len(self._stack)), _MOST_LOOKED_AT)
+        shown = list(self._shown(name))
+        source = self._tracker.source
+        images = [image for image, _ in shown] + [source.image(n) for n in looked_at]
+        encoder = SliceEncoder(
+            self._tracker.model,
+            ArrayImages(images, pixel_mm=source.pixel_mm, ordered=False),
+            self._tracker.encoder.cache,
+        )
+        search = Tracker(self._tracker.model, encoder, PromptedMemory(), TrackerOptions(locates=True))
+        for number, (_, mask_hw) in enumerate(shown):
+            search.prompt(name, number, PixelPrompts.of_mask(mask_hw))
+        found: dict[int, SliceMask] = {}
+        for one in search.propagate(first=len(shown), last=len(images) - 1):
+            if should_cancel():
+                raise Cancelled(f"stopped while looking for {name!r}", object=name)
+            self.done += 1
+            progress(self.done, self.total)
+            if not one.is_empty:
+                found[looked_at[one.n - len(shown)]] = one
+        surest = _surest(found, len(self._stack))
+        return known_prompts({n: found[n] for n in surest}, self._stack)
+
+    def _shown(self, name: str) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+        slices = [
+            pair
+            for one in self._examples
+            if name in one.segmentation.names
+            for pair in one.slices_of(name, self._plane)
+        ]
+        return iter([slices[n] for n in _spread(range(len(slices)), _MOST_SHOWN)])
+
+
+def known_prompts(masks: Mapping[int, SliceMask], stack: SliceStack) -> dict[int, SlicePrompts]:
+    """Return masks as predicted boxes that came with them, by slice."""
+    return {
+        n: SlicePrompts((predicted_prompt(None, mask, n, stack),), known=mask) for n, mask in masks.items()
+    }
+
+
+def _surest(found: Mapping[int, SliceMask], count: int) -> list[int]:
+    """Return the slices to track from: the surest one, and others that are nearly as sure and not near."""
+    chosen: list[int] = []
+    for n in sorted(found, key=lambda n: (-found[n].confidence, n)):
+        if chosen and found[n].confidence < _ALSO_SURE * found[chosen[0]].confidence:
+            break
+        if all(abs(n - other) > _APART * count for other in chosen):
+            chosen.append(n)
+    return sorted(chosen[:_MOST_SEEDS])
+
+
+def _spread(numbers: Sequence[int], most: int) -> list[int]:
+    """Return at most so many of the numbers, evenly spread."""
+    if len(numbers) <= most:
+        return list(numbers)
+    return [numbers[round(n)] for n in np.linspace(0, len(numbers) - 1, most)]
+
+
+class PriorSearch:
+    """Looks for the objects of an earlier segmentation of the same patient near their old places.
+
+    On the slice where the object was largest, and on its neighbours, boxes of several sizes around the old
+    place are tried; the mask the model is surest of counts, if it overlaps with the old place.
+
+    Parameters
+    ----------
+    tracker, stack
+        Of the new scan.
+    prior
+        On the new scan's grid.
+    """
+
+    def __init__(self, tracker: Tracker, stack: SliceStack, prior: Segmentation) -> None:
+        if not prior.geometry.same_grid(stack.volume.geometry):
+            raise PromptError(
+                "the earlier segmentation is not on the grid of the scan: resample it first",
+                code="prior-on-another-grid",
+            )
+        self._tracker, self._stack, self._prior = tracker, stack, prior
+
+    def slice_prompts(self, name: str) -> dict[int, SlicePrompts]:
+        """Return a predicted box with its mask on the slice of the object; nothing where it has vanished."""
+        segment = self._prior[name]
+        olds = {
+            n: self._stack.mask_of(segment.part_kji, n, segment.offset_ijk) for n in range(len(self._stack))
+        }
+        olds = {n: mask_hw for n, mask_hw in olds.items() if mask_hw.any()}
+        if not olds:
+            return {}
+        largest = max(olds, key=lambda n: (int(olds[n].sum()), -n))
+        tried = [
+            self._try(name, n, olds[n], size)
+            for n in (largest, largest - 1, largest + 1)
+            if n in olds
+            for size in _PRIOR_SIZES
+        ]
+        found = [mask for mask in tried if (mask.mask_hw & _around(olds[mask.n])).any()]
+        best = max(found, key=lambda mask: mask.confidence, default=None)
+        return {} if best is None else known_prompts({best.n: best}, self._stack)
+
+    def _try(self, name: str, n: int, old_hw: NDArray[np.bool_], size: float) -> SliceMask:
+        box = Box.of_mask(old_hw)
+        assert box is not None  # slices without the object are not tried
+        (x, y), half_x, half_y = box.centre, size * (box.x1 - box.x0) / 2, size * (box.y1 - box.y0) / 2
+        corners = np.array([x - half_x, y - half_y, x + half_x, y + half_y], np.float32) - 0.5
+        prompt = PixelPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int32), corners)
+        tracker = Tracker(self._tracker.model, self._tracker.encoder, None, self._tracker.options)
+        return tracker.prompt(name, n, prompt)
+
+
+def _around(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the box of a mask, half as long again."""
+    box = Box.of_mask(mask_hw)
+    assert box is not None
+    (x, y), half_x, half_y = box.centre, 0.75 * (box.x1 - box.x0), 0.75 * (box.y1 - box.y0)
+    around = np.zeros_like(mask_hw)
+    around[max(round(y - half_y), 0) : round(y + half_y), max(round(x - half_x), 0) : round(x + half_x)] = (
+        True
+    )
+    return around
