@@ -206,7 +206,8 @@ def evened(stack: Stack, how: Irregular) -> EvenGrid:
     along = sorted(stack.frames, key=lambda frame: frame.height(normal))
     positions = np.array([frame.position_lps for frame in along])  # (K, 3)
     distances = np.diff(positions @ normal)
-    usual = float(np.median(distances))
+    # The lower median: of two distances the smaller one, since a larger one may be a gap.
+    usual = float(np.sort(distances)[(len(distances) - 1) // 2])
     _check_doubles(along, positions, distances, usual)
     way = positions[-1] - positions[0]
     heights = (positions - positions[0]) @ way / float(way @ way)  # 0 to 1
