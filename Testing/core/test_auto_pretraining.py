@@ -79,6 +79,22 @@ def test_a_start_is_gone_on_from_with_more_data_and_its_adapters_stay(tmp_path, 
         )
 
 
+def test_with_the_same_data_sets_everything_is_continued_together(tmp_path, model):
+    write_pictures(tmp_path / "data" / "one", 9)
+    first = Pretrainer(model, [tmp_path / "data"], tmp_path / "run", Pretraining(minutes=9))
+    some_steps(first, 2)
+    second = Pretrainer(
+        model, [tmp_path / "data"], tmp_path / "second", Pretraining(minutes=9),
+        start=tmp_path / "run" / "start.safetensors",
+    )  # fmt: skip
+    for name, value in second.texture.state_dict().items():
+        assert torch.allclose(value, first.average[f"texture.{name}"].half().float()), name
+    before = {name: value.clone() for name, value in second.trained.state_dict().items()}
+    some_steps(second, 1)
+    changed = {n for n, value in second.trained.state_dict().items() if not torch.equal(before[n], value)}
+    assert {name.partition(".")[0] for name in changed} == {"predictor", "texture", "head"}
+
+
 def test_a_run_that_was_stopped_goes_on(tmp_path, model):
     write_pictures(tmp_path / "data" / "one", 9)
     first = Pretrainer(model, [tmp_path / "data"], tmp_path / "run", Pretraining(minutes=9))

@@ -99,7 +99,8 @@ def predictor(
             "--from",
             metavar="FILE",
             help="Earlier start to continue from: its predictor is trained further, its encoder adapters are "
-            "kept, and its data sets must be the first ones.",
+            "kept, and its data sets must be the first ones. With no other data sets its texture adapter is "
+            "trained further, too.",
         ),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Minutes of training, over all runs of the command.")] = 70.0,

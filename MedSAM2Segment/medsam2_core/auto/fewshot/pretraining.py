@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,8 @@ class Pretrainer:
         Called with a dict for each line of the log.
     start
         Earlier pretrained weights to continue from; their encoder adapters are frozen. Their data sets must
-        be the first ones, in the same order.
+        be the first ones, in the same order. With the same data sets the texture adapter is continued, too,
+        and all parts are trained together from the beginning.
 
     Raises
     ------
@@ -221,6 +222,9 @@ class Pretrainer:
                 f"not {', '.join(ours)}",
                 code="start-of-other-data", path=str(path), known=list(known), given=ours,
             )  # fmt: skip
+        if known == tuple(ours) and start.looks is not None:
+            self.texture.load_state_dict({**start.texture, "looks": start.looks})
+            self.settings = replace(self.settings, texture_share=0.0)
         own = self.predictor.queries.detach().clone()
         own[: len(start.queries)] = start.queries
         self.predictor.load_state_dict({**start.predictor, "queries": own})

@@ -55,6 +55,8 @@ class PretrainedStart:
         Tensors of the encoder adapters and the texture adapter, by name; empty without any.
     data_sets
         Names of the data sets, in the order of their queries; empty if unknown.
+    looks
+        (Q, D) class weights of the texture adapter, for training on the same classes; None without any.
     """
 
     predictor: dict[str, torch.Tensor]
@@ -62,6 +64,7 @@ class PretrainedStart:
     adapters: dict[str, torch.Tensor]
     texture: dict[str, torch.Tensor] = field(default_factory=dict)
     data_sets: tuple[str, ...] = ()
+    looks: torch.Tensor | None = None
 
 
 def packaged_start(model: SegmentationModel) -> PretrainedStart | None:
@@ -96,11 +99,11 @@ def read_start(path: Path, model: SegmentationModel) -> PretrainedStart | None:
             f"{path} cannot be read as a start of training: {error}", code="start-unreadable", path=str(path)
         ) from error
     texture = _under("texture.", tensors)
-    texture.pop("looks", None)  # of the classes it was trained on
+    looks = texture.pop("looks", None)  # of the classes it was trained on
     if fits:
         predictor = _under("predictor.", tensors)
         queries = predictor.pop("queries")
-        return PretrainedStart(predictor, queries, _under("adapters.", tensors), texture, data_sets)
+        return PretrainedStart(predictor, queries, _under("adapters.", tensors), texture, data_sets, looks)
     seeing = {name: value for name, value in texture.items() if not name.startswith("out.")}
     return PretrainedStart({}, torch.empty(0), {}, seeing) if seeing else None
 
