@@ -96,6 +96,28 @@ def test_a_correction_changes_its_object_and_keeps_the_others(medsam2, made, tmp
     assert after.provenance["continued"]
 
 
+def test_a_correction_keeps_what_the_result_says_and_segments_without_prompts(medsam2, made, tmp_path):
+    from medsam2_core import export
+    from medsam2_core.imaging.segmentation import Segment
+
+    result, scan, model, out = files(made, tmp_path)
+    given = read_segmentation(result)
+    ball = given["ball"]
+    tags = {**ball.tags, "reader": "A"}
+    ball = Segment("ball", (0.1, 0.2, 0.3), ball.mask_kji, ball.terminology, tags)
+    painted = Segment("painted", (0.9, 0.8, 0.7), given["corner"].mask_kji)
+    earlier = tmp_path / "earlier.seg.nrrd"
+    export.write(replace(given, segments=(ball, given["corner"], painted)), earlier)
+    words = ("segment", scan, "--continue", earlier, "--model", model, "--out", out, "--object", "ball")
+    answer = medsam2(*words, "--point", "20,26,12,-")
+    assert answer.code == 0, answer.err
+    after = read_segmentation(out)
+    assert after.names == ("ball", "corner", "painted")
+    assert after["ball"].colour_rgb == pytest.approx((0.1, 0.2, 0.3), abs=1e-3)
+    assert after["ball"].tags["reader"] == "A"
+    assert np.array_equal(after["painted"].mask_kji, painted.mask_kji)
+
+
 def test_a_correction_that_is_undone_by_nothing_else_costs_less_than_starting_again(
     medsam2, made, tmp_path, monkeypatch
 ):

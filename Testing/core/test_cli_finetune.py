@@ -251,4 +251,4 @@ def test_events_for_tensorboard_are_written(medsam2, data, base, tmp_path):
     assert medsam2("train", "finetune", data, *words).code == 0
     (events,) = (tmp_path / "events").iterdir()
     assert b"training/mask" in events.read_bytes()
-    assert Image.open(tmp_path / "my-report" / "curves.png").size[0] > 500
+    assert Image.open(tmp_path / "my.safetensors-report" / "curves.png").size[0] > 500

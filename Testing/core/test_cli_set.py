@@ -82,6 +82,34 @@ def test_several_objects_in_one_file_with_their_names(run, tmp_path):
     assert len(table(tmp_path / "masks")) == 8
 
 
+def test_masks_of_other_settings_are_not_taken_over_after_a_kill(run, tmp_path, monkeypatch):
+    assert run(*BOX).code == 0
+    monkeypatch.setattr(image_set._Results, "save", lambda self: None)  # killed before its first table
+    other = ("--prompt", "a0.png", "--box", "5,5,30,30", "--overwrite")
+    assert run(*other).code == 0
+    monkeypatch.undo()
+    answer = run(*other, "--json")
+    assert answer.code == 0 and answer.facts["resumed"] == 0
+
+
+def test_what_was_corrected_by_hand_stays_and_a_renamed_image_is_another_set(run, folder, tmp_path):
+    assert run(*BOX).code == 0
+    for name in ("a0.png", "a1.png"):
+        Image.fromarray(np.full(SIZES[int(name[1])], 255, np.uint8)).save(tmp_path / "masks" / name)
+    assert run(*BOX, "--review", tmp_path / "masks" / "page.html").code == 0
+    for name in ("a0.png", "a1.png"):
+        assert (np.asarray(Image.open(tmp_path / "masks" / name)) == 255).all()
+    (folder / "a1.png").rename(folder / "a11.png")
+    assert run(*BOX).error.code == "output-exists"
+
+
+def test_a_review_page_replaces_nothing(run, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    assert run(*BOX, "--review", page).error.code == "output-exists"
+    assert page.read_text() == "mine"
+
+
 def test_a_drawn_mask_is_taken_as_it_is(run, folder, tmp_path):
     drawn = a_disc(SIZES[1], (30, 33), 11)
     Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "drawn.png")

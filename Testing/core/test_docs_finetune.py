@@ -40,7 +40,8 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path, monkeypatch, capsy
     assert (card.base, card.training["dimension"], card.licence) == ("my", "3d", "Apache-2.0")
     assert read_card("lora.safetensors").training["trained"] == "lora"
     assert (tmp_path / "kidney.seg.nrrd").exists() and (tmp_path / "mine.safetensors").exists()
-    assert sorted(path.name for path in (tmp_path / "my-report").iterdir()) == ["curves.png", "report.json"]
+    report = tmp_path / "my.safetensors-report"
+    assert sorted(path.name for path in report.iterdir()) == ["curves.png", "report.json"]
 
 
 def test_the_page_names_no_option_that_is_not_there(capsys):

@@ -77,6 +77,12 @@ class TestLikeThatOne:
             pass
         assert session.mask_kji("ball").any()
 
+    def test_only_the_slices_asked_for_are_looked_at(self, session, example):
+        session.find_like([example], 10, 12)
+        named = [name for name in session.object_names if session.prompts.of(name)]
+        assert named
+        assert all(10 <= mask.n <= 12 for name in named for mask in session.results(name))
+
     def test_one_undo_takes_back_all_of_it(self, session, example):
         session.find_like([example])
         assert session.undo() == "find objects of examples" and session.object_names == ()

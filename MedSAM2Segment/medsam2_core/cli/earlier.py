@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import Note, PromptError, VolumeError
 from medsam2_core.imaging.geometry import PLANE_NORMAL
+from medsam2_core.imaging.segmentation import Segment
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import PromptSet, SlicePrompts
@@ -132,6 +133,22 @@ class EarlierResult:
             slices = {n: SlicePrompts(tuple(of_slice), known=masks[n]) for n, of_slice in given.items()}
             tracked = {n: mask for n, mask in masks.items() if n not in slices}
             session.restore_object(segment.name, slices, tracked, propagated=True)
+
+    def described(self, made: Segmentation) -> Segmentation:
+        """Return a corrected segmentation with what this one says of its segments, and with those that had no
+        prompts."""
+        earlier = {segment.name: segment for segment in self.segmentation}
+        segments = []
+        for segment in made:
+            known = earlier.pop(segment.name, None)
+            described = segment
+            if known is not None:
+                described = Segment.from_part(
+                    segment.name, known.colour_rgb, segment.part_kji, segment.offset_ijk, segment.shape_ijk,
+                    known.terminology, {**known.tags, **segment.tags},
+                )  # fmt: skip
+            segments.append(described)
+        return replace(made, segments=(*segments, *earlier.values()))
 
 
 #: Settings that are stored under the name of their option.

@@ -60,19 +60,25 @@ class OtherScans:
             check_distinct(*outputs, ("--changes", self.table))
             atomic.check_target(self.table, overwrite=self.overwrite)
 
-    def find_in(self, session: Session, window: str) -> list[Note]:
-        """Look for the objects of all scans; return a note for each that was found nowhere."""
+    def find_in(
+        self, session: Session, window: str, slices: tuple[int | None, int | None] = (None, None)
+    ) -> list[Note]:
+        """Look for the objects of all scans, from the first to the last of `slices`; return a note for each
+        that was found nowhere."""
+        first, last = slices
         missing: list[str] = []
         if self.pairs:
             with progress_bar("looking for objects", None) as update:
                 missing += session.find_like(
                     read_examples(self.pairs, window),
+                    first,
+                    last,
                     progress=lambda done, total: update(done, f"of {total}"),
                 )
         if self.prior is not None:
             prior = read_prior(self.prior, self.transform)
             reached = on_grid_of(prior, session.volume.geometry)
-            missing += session.find_prior(reached)
+            missing += session.find_prior(reached, first, last)
             missing += [one.name for one in prior if not one.is_empty and one.name not in reached.names]
         return [
             Note.warning("object-not-found", f"{name!r} was not found in this scan", object=name)

@@ -154,10 +154,10 @@ class SegmentSet:
         images = read_images(self.folder, skip_bad=self.skip_bad)
         prompts = collect_prompts(given, images)
         with atomic.protect(*masks, self.model, self.config, *_paths(images)):
-            if self.review is not None:
-                atomic.check_target(self.review, overwrite=True)
             session = self._session(images, prompts)
             run = _Results(session, self)
+            if self.review is not None:
+                atomic.check_target(self.review, overwrite=run.overwrites)
             try:
                 self._segment(session, run)
             finally:
@@ -226,19 +226,25 @@ class _Results:
         self._facts, self._names = session.images.facts, _file_names(session.images)
         self.masks: dict[tuple[int, str], SliceMask] = {}
         self.restored = 0
+        # Images whose masks are there, corrected by hand perhaps: they are not written again.
+        self._written: set[int] = set()
         self.notes: list[Note] = []
-        about = {**session.provenance(), "images": [one.content_key for one in self._facts]}
+        images = [[one.name, one.content_key] for one in self._facts]
+        about = {**session.provenance(), "images": images}
         text = json.dumps({**about, "format": command.format}, indent=2, default=str)
-        self._overwrite = command.overwrite
+        self.overwrites = command.overwrite
         settings = command.out / SETTINGS
         if settings.exists() and settings.read_text(encoding="utf-8") == text:
             self._restore()
-            self._overwrite = True
+            self.overwrites = True
         elif command.out.exists() and any(command.out.iterdir()) and not command.overwrite:
             raise ExportError(
                 f"{command.out} holds other files, or masks made with other settings: choose another folder",
                 code="output-exists", path=str(command.out),
             )  # fmt: skip
+        else:
+            # Masks made with other settings must not pass for this run's, should it be stopped.
+            (command.out / TABLE).unlink(missing_ok=True)
         command.out.mkdir(parents=True, exist_ok=True)
         with atomic.new_file(settings, overwrite=True) as stream:
             stream.write(text.encode())
@@ -249,10 +255,12 @@ class _Results:
         self.masks[mask.n, mask.object] = mask
         if not is_new or any((mask.n, name) not in self.masks for name in self._session.object_names):
             return
+        if mask.n in self._written:
+            return
         from medsam2_core import export
 
         path = self._path(mask.n)
-        written = export.write(self._session.segmentation(mask.n), path, overwrite=self._overwrite)
+        written = export.write(self._session.segmentation(mask.n), path, overwrite=self.overwrites)
         self.notes += [replace(note, message=f"{path.name}: {note.message}") for note in written.notes]
         if len(self.masks) % _SAVED_EVERY == 0:
             self.save()
@@ -278,7 +286,7 @@ class _Results:
         from medsam2_core.export.contact_sheet import write_contact_sheet
 
         with atomic.protect(*_paths(self._session.images)):
-            write_contact_sheet(self._entries(), path, self._command.folder.name, overwrite=True)
+            write_contact_sheet(self._entries(), path, self._command.folder.name, overwrite=self.overwrites)
 
     def _entries(self) -> Iterator[Any]:
         from medsam2_core.export.contact_sheet import SheetEntry
@@ -311,10 +319,13 @@ class _Results:
         found: dict[str, dict[int, SliceMask]] = {name: {} for name in self._session.object_names}
         names = list(found)
         for line in lines:
-            n = numbers[line["image"]]
-            if line["prompted"] == "1" or not self._path(n).exists():
+            n, name = numbers.get(line["image"]), line["object"]
+            if n is None or name not in found or not self._path(n).exists():
                 continue
-            name, stored = line["object"], read_segmentation(self._path(n))
+            self._written.add(n)
+            if line["prompted"] == "1":
+                continue
+            stored = read_segmentation(self._path(n))
             # A PNG of one object is black and white; one of several has labels in the order of the objects.
             label = 255 if len(names) == 1 else 1 + names.index(name)
             by_name = self._command.format == "seg.nrrd"

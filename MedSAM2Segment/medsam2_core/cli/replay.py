@@ -20,6 +20,7 @@ from medsam2_core.cli.options import (
     irregular_notes,
 )
 from medsam2_core.errors import Note, VolumeError
+from medsam2_core.prompts import Box
 
 if TYPE_CHECKING:
     from medsam2_core.cli.earlier import EarlierResult
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 class Replay:
     """Make a result of `medsam2 segment` again from its stored prompts and settings, and compare the masks.
 
-    The same scan, prompts, weights, device and number of threads give the same masks. The exit code is 2 when
-    an object differs.
+    The same scan, prompts, weights, device and number of threads give the same masks, unless the prompts were
+    found by a model. The exit code is 2 when an object differs.
     """
 
     result: Annotated[Path, typer.Argument(help="A .seg.nrrd of `medsam2 segment`.")]
@@ -78,6 +79,8 @@ class Replay:
         from medsam2_core.session import Session
 
         settings = {**earlier.settings, **({} if self.model is None else {"model": self.model})}
+        if self.model is not None:  # the stored size is that of the other model
+            settings.pop("image_size", None)
         session = Session.open(volume, device=self.device, config=self.config, **settings)
         session.apply(earlier.prompts)
         propagate(session, earlier.slices)
@@ -108,6 +111,9 @@ def _notes(earlier: EarlierResult, session: Session) -> list[Note]:
     if known.get("continued"):
         text = "it was corrected in several steps (--continue): made at once, the masks may differ"
         notes.append(Note.info("made-in-steps", text))
+    if any(isinstance(one, Box) and one.predicted for _, prompts in earlier.prompts for one in prompts):
+        text = "it has boxes that a model predicted with their masks: prompted by them, the masks may differ"
+        notes.append(Note.info("predicted-boxes", text))
     device = str(session.model.device)
     if known.get("device") not in (None, device):
         text = f"it was made on {known['device']}, this is {device}: rounding may differ"

@@ -221,7 +221,7 @@ class Segment:
             "model": session.model.name,
             "slices": session.stack.key,
             "window": session.window.to_dict(),
-            "objects": [_object_facts(segmentation, name, session) for name in segmentation.names],
+            "objects": [_object_facts(segmentation, name, session) for name in session.object_names],
             "confidence_is_calibrated": False,
             "changes": changes,
             "seconds": round(time.perf_counter() - started, 2),
@@ -300,10 +300,12 @@ class Segment:
             how["continued"] = True
             notes = [note for note in [earlier.weights_note(session)] if note is not None]
         session.apply(prompts)
-        notes += others.find_in(session, self.window)
+        notes += others.find_in(session, self.window, slices)
         if session.tracker.prompted_ids:
             propagate(session, slices)
         made = session.segmentation()
+        if earlier is not None:
+            made = earlier.described(made)
         return session, coded_by_name(replace(made, provenance={**made.provenance, **how})), notes
 
 

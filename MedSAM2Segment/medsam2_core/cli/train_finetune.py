@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from medsam2_core import atomic
 from medsam2_core.cli.console import print_table, stop_on_request
 from medsam2_core.cli.options import AsJsonLines, ConfigName, DeviceName, Overwrite, Seed, Threads
 from medsam2_core.cli.training import TrainingProgress, check_inputs, check_run, survey_of
@@ -215,7 +216,7 @@ class TrainFinetune:
 
     @property
     def _report_folder(self) -> Path:
-        return self.out.with_name(self._name + "-report")
+        return self.out.with_name(self.out.name + "-report")
 
     def _axes(self) -> tuple[str, ...]:
         text = "axial,sagittal,coronal" if self.axis == "all" else self.axis
@@ -319,10 +320,14 @@ class TrainFinetune:
         """Return the figures of the base, measured once a run."""
         path = self._run_folder / "before.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            figures = self._measured(tuner, found, model, progress, "measuring before")
-        path.write_text(json.dumps(figures), encoding="utf-8")
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if known["measure"] == self.measure:
+                return known["figures"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        figures = self._measured(tuner, found, model, progress, "measuring before")
+        with atomic.new_file(path, overwrite=True) as stream:
+            stream.write(json.dumps({"measure": self.measure, "figures": figures}).encode())
         return figures
 
     def _measured(

@@ -161,12 +161,13 @@ class ImageFiles(Sequence[Volume]):
         if n in self._kept:
             self._kept.move_to_end(n)
             return self._kept[n]
-        image = self._kept[n] = self._read(self.paths[n])
+        image = self._read(self.paths[n])
         if image.content_key != self.facts[n].content_key:
             raise VolumeError(
                 f"{self.paths[n]} was changed while it was in use: begin again",
                 code="image-changed", path=str(self.paths[n]),
             )  # fmt: skip
+        self._kept[n] = image
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return image

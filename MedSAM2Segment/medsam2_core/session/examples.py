@@ -89,9 +89,19 @@ class ExampleSearch:
         Of the new scan.
     stack
         Its slices.
+    slices
+        Numbers of those that are looked at.
     """
 
-    def __init__(self, tracker: Tracker, stack: SliceStack, plane: str, examples: Sequence[Example]) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        stack: SliceStack,
+        plane: str,
+        examples: Sequence[Example],
+        slices: Sequence[int],
+    ) -> None:
+        self._looked_at = _spread(slices, _MOST_LOOKED_AT)
         self._tracker, self._stack, self._plane, self._examples = tracker, stack, plane, examples
         self.names = list(
             dict.fromkeys(
@@ -100,14 +110,14 @@ class ExampleSearch:
         )
         if not self.names:
             raise PromptError("no example shows an object: every segment is empty", code="empty-examples")
-        self.done, self.total = 0, len(self.names) * len(_spread(range(len(stack)), _MOST_LOOKED_AT))
+        self.done, self.total = 0, len(self.names) * len(self._looked_at)
 
     def slice_prompts(
         self, name: str, should_cancel: Callable[[], bool], progress: Callable[[int, int], None]
     ) -> dict[int, SlicePrompts]:
         """Return predicted boxes on the slices an object was found on most surely, each with its mask; none
         if it is nowhere."""
-        looked_at = _spread(range(len(self._stack)), _MOST_LOOKED_AT)
+        looked_at = self._looked_at
         shown = list(self._shown(name))
         source = self._tracker.source
         images = [image for image, _ in shown] + [source.image(n) for n in looked_at]
@@ -177,22 +187,24 @@ class PriorSearch:
         Of the new scan.
     prior
         On the new scan's grid.
+    slices
+        Numbers of the slices that are looked at.
     """
 
-    def __init__(self, tracker: Tracker, stack: SliceStack, prior: Segmentation) -> None:
+    def __init__(
+        self, tracker: Tracker, stack: SliceStack, prior: Segmentation, slices: Sequence[int]
+    ) -> None:
         if not prior.geometry.same_grid(stack.volume.geometry):
             raise PromptError(
                 "the earlier segmentation is not on the grid of the scan: resample it first",
                 code="prior-on-another-grid",
             )
-        self._tracker, self._stack, self._prior = tracker, stack, prior
+        self._tracker, self._stack, self._prior, self._slices = tracker, stack, prior, slices
 
     def slice_prompts(self, name: str) -> dict[int, SlicePrompts]:
         """Return a predicted box with its mask on the slice of the object; nothing where it has vanished."""
         segment = self._prior[name]
-        olds = {
-            n: self._stack.mask_of(segment.part_kji, n, segment.offset_ijk) for n in range(len(self._stack))
-        }
+        olds = {n: self._stack.mask_of(segment.part_kji, n, segment.offset_ijk) for n in self._slices}
         olds = {n: mask_hw for n, mask_hw in olds.items() if mask_hw.any()}
         if not olds:
             return {}

@@ -445,6 +445,8 @@ class Session:
     def find_like(
         self,
         examples: "Sequence[Example]",
+        first: int | None = None,
+        last: int | None = None,
         *,
         should_cancel: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] = lambda done, total: None,
@@ -453,6 +455,11 @@ class Session:
 
         Every object becomes one of this session, with predicted boxes on the slices it was found on most
         surely, which may be moved or corrected by clicks. One undo takes back all of them.
+
+        Parameters
+        ----------
+        first, last
+            Slices to look at, both included; None: to the end.
 
         Returns
         -------
@@ -469,7 +476,8 @@ class Session:
         from medsam2_core.session.examples import ExampleSearch
 
         plane = getattr(self.stack, "plane", "axial")
-        search = ExampleSearch(self.tracker, self.stack, plane, examples)
+        slices = self._slices_between(first, last)
+        search = ExampleSearch(self.tracker, self.stack, plane, examples, slices)
         self._check_new(search.names)
         found = {}
         for name in search.names:
@@ -477,7 +485,7 @@ class Session:
         self._take_known(found, "find objects of examples")
         return [name for name, slices in found.items() if not slices]
 
-    def find_prior(self, prior: Segmentation) -> list[str]:
+    def find_prior(self, prior: Segmentation, first: int | None = None, last: int | None = None) -> list[str]:
         """Look for the objects of an earlier segmentation of the same patient near their old places.
 
         Each becomes an object of the same name with a predicted box; :meth:`propagate` then follows them. One
@@ -487,6 +495,8 @@ class Session:
         ----------
         prior
             On this volume's grid.
+        first, last
+            Slices to look at, both included; None: to the end.
 
         Returns
         -------
@@ -500,11 +510,15 @@ class Session:
         """
         from medsam2_core.session.examples import PriorSearch
 
-        search = PriorSearch(self.tracker, self.stack, prior)
+        search = PriorSearch(self.tracker, self.stack, prior, self._slices_between(first, last))
         self._check_new(prior.names)
         found = {name: search.slice_prompts(name) for name in prior.names}
         self._take_known(found, "find objects of an earlier scan")
         return [name for name, slices in found.items() if not slices]
+
+    def _slices_between(self, first: int | None, last: int | None) -> range:
+        count = len(self.stack)
+        return range(first or 0, count if last is None else min(last + 1, count))
 
     def _check_new(self, names: Sequence[str]) -> None:
         taken = [name for name in names if name in self.object_names]
