@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.volume import Volume
     from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, SlicePrompts
     from medsam2_core.session import Session
+    from medsam2_core.session.examples import Example
 
 _MODULES = {
     "Catalogue": "engine.catalogue",
@@ -45,12 +46,14 @@ _MODULES = {
     "PromptSet": "prompts",
     "SlicePrompts": "prompts",
     "Session": "session",
+    "Example": "session.examples",
 }
 
 __all__ = [
     "Box",
     "Cancelled",
     "Catalogue",
+    "Example",
     "ImageSet",
     "MaskPrompt",
     "MedSAM2Error",

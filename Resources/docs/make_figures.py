@@ -1,6 +1,6 @@
 """Puts the figures of `medsam2 evaluate` into the README and the model card, and draws the README's plot.
 
-    medsam2 evaluate --cases Testing/data/benchmark.tsv --data FOLDER --json figures.json
+    medsam2 evaluate --cases Testing/data/benchmark.tsv --data FOLDER --out figures.json
     python Resources/docs/make_figures.py figures.json [MORE.json ...]
 
 Rows have the names of `benchmark.tsv`; those that were not measured stay as they are.
@@ -48,8 +48,9 @@ def main(files: list[str]) -> None:
     table = re.findall(r"^\| ([^|]+) \| \d+ \| 0\.\d", readme, re.MULTILINE)
     by_name = {row.row: row for row in rows}
     if missing := [name for name in table if name not in by_name]:
-        print(f"dice.png stays as it is: not measured: {', '.join(missing)}")
-        return
+        raise SystemExit(
+            f"dice.png and these rows are as before, of other weights perhaps: {', '.join(missing)}"
+        )
     plot(ROOT / "Resources/docs/figures/dice.png", [by_name[name] for name in table])
 
 

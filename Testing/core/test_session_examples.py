@@ -206,6 +206,16 @@ class TestCommandLine:
         assert answer.code == 0, answer.err
         assert [one["name"] for one in answer.facts["objects"]] == ["ball"]
         assert read_segmentation(tmp_path / "out.seg.nrrd").names == ("ball",)
+        assert read_segmentation(tmp_path / "out.seg.nrrd").provenance["found_by"] in (["like"], '["like"]')
+
+    def test_a_scan_in_place_of_a_segmentation_is_refused(self, medsam2, tmp_path):
+        for words in (
+            ("--like", tmp_path / "old.seg.nrrd", tmp_path / "old.nrrd"),
+            ("--prior", tmp_path / "old.nrrd"),
+        ):
+            answer = medsam2(*words)
+            assert answer.error.code == "not-a-segmentation", answer.err
+            assert answer.error.fields["labels"] > 100
 
     def test_a_follow_up_with_its_table(self, medsam2, tmp_path):
         (tmp_path / "move.txt").write_text("1 0 0 1  0 1 0 0  0 0 1 0  0 0 0 1")

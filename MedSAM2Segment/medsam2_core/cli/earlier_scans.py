@@ -13,7 +13,7 @@ import numpy as np
 from medsam2_core import atomic
 from medsam2_core.cli.console import progress_bar
 from medsam2_core.cli.outputs import check_distinct
-from medsam2_core.errors import ExportError, GeometryError, Note, PromptError
+from medsam2_core.errors import ExportError, GeometryError, Note, PromptError, VolumeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.session import Session
     from medsam2_core.session.examples import Example
+
+# An image taken for a segmentation has one object for each grey value.
+_MOST_OBJECTS = 100
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,19 @@ def read_examples(pairs: Sequence[tuple[Path, Path]], window: str) -> list[Examp
     examples = []
     for scan, segmentation in pairs:
         volume = read_volume(scan)
-        examples.append(Example(volume, read_segmentation(segmentation), parse_window(window, volume)))
+        segments = _checked(segmentation, read_segmentation(segmentation))
+        examples.append(Example(volume, segments, parse_window(window, volume)))
     return examples
+
+
+def _checked(path: Path, segmentation: Segmentation) -> Segmentation:
+    """Return a segmentation, or raise for what is rather a scan."""
+    if len(segmentation) > _MOST_OBJECTS:
+        raise VolumeError(
+            f"{path} has {len(segmentation)} different labels: it looks like a scan, not like a segmentation",
+            code="not-a-segmentation", path=str(path), labels=len(segmentation), most=_MOST_OBJECTS,
+        )  # fmt: skip
+    return segmentation
 
 
 def read_prior(path: Path, transform: Path | None) -> Segmentation:
@@ -128,7 +142,7 @@ def read_prior(path: Path, transform: Path | None) -> Segmentation:
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.segmentation_files import read_segmentation
 
-    prior = read_segmentation(path)
+    prior = _checked(path, read_segmentation(path))
     if transform is None:
         return prior
     moved = Geometry(read_transform(transform) @ prior.geometry.ijk_to_ras, prior.geometry.shape_ijk)

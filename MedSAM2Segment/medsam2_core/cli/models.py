@@ -130,6 +130,11 @@ def card(checkpoint: Annotated[Path, typer.Argument(help="A fine-tuned checkpoin
     from medsam2_core.engine.card import read_card
     from medsam2_core.errors import CheckpointError
 
+    if not checkpoint.is_file():
+        raise CheckpointError(
+            f"{checkpoint} is not a file: name a checkpoint made by `medsam2 train finetune`",
+            code="checkpoint-missing", path=str(checkpoint),
+        )  # fmt: skip
     found = read_card(checkpoint)
     if found is None:
         raise CheckpointError(

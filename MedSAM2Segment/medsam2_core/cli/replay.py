@@ -20,7 +20,6 @@ from medsam2_core.cli.options import (
     irregular_notes,
 )
 from medsam2_core.errors import Note, VolumeError
-from medsam2_core.prompts import Box
 
 if TYPE_CHECKING:
     from medsam2_core.cli.earlier import EarlierResult
@@ -111,8 +110,10 @@ def _notes(earlier: EarlierResult, session: Session) -> list[Note]:
     if known.get("continued"):
         text = "it was corrected in several steps (--continue): made at once, the masks may differ"
         notes.append(Note.info("made-in-steps", text))
-    if any(isinstance(one, Box) and one.predicted for _, prompts in earlier.prompts for one in prompts):
-        text = "it has boxes that a model predicted with their masks: prompted by them, the masks may differ"
+    if known.get("found_by"):
+        text = (
+            "its objects were found by --like or --prior: prompted by the predicted boxes, masks may differ"
+        )
         notes.append(Note.info("predicted-boxes", text))
     device = str(session.model.device)
     if known.get("device") not in (None, device):

@@ -301,6 +301,8 @@ class Segment:
             notes = [note for note in [earlier.weights_note(session)] if note is not None]
         session.apply(prompts)
         notes += others.find_in(session, self.window, slices)
+        if self.like or self.prior:
+            how["found_by"] = [name for name, given in (("like", self.like), ("prior", self.prior)) if given]
         if session.tracker.prompted_ids:
             propagate(session, slices)
         made = session.segmentation()

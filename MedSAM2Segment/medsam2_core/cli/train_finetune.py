@@ -112,7 +112,9 @@ class TrainFinetune:
         Literal["decoder", "memory", "decoder+memory", "lora", "all"],
         typer.Option(help="What is trained; the rest stays as it is.", rich_help_panel=_TRAINING),
     ] = "decoder+memory"
-    minutes: Annotated[float, typer.Option(help="Minutes of training.", rich_help_panel=_TRAINING)] = 10.0
+    minutes: Annotated[
+        float, typer.Option(min=0.05, help="Minutes of training.", rich_help_panel=_TRAINING)
+    ] = 10.0
     epochs: Annotated[
         float | None,
         typer.Option(help="Passes over the data, instead of --minutes.", rich_help_panel=_TRAINING),

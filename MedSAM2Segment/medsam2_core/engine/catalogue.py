@@ -192,7 +192,7 @@ class Catalogue:
             )
         close = difflib.get_close_matches(wanted, self._entries, n=3, cutoff=0.5) or self._entries
         raise CatalogueError(
-            f"no model {wanted!r} in the catalogue; known are, among others, {', '.join(close)}",
+            f"no model {wanted!r} in the catalogue; choose one of {', '.join(close)}",
             code="unknown-model",
             model=wanted,
             closest=list(close),

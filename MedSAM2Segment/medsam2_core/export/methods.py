@@ -48,6 +48,11 @@ def methods_text(segmentation: Segmentation) -> str:
         *_prompts(known),
         *_settings(known),
     ]
+    found_by = known.get("found_by") or []
+    if "like" in found_by:
+        text.append("Objects were first found from another segmented scan, which predicted boxes for them.")
+    if "prior" in found_by:
+        text.append("Objects were first found from an earlier segmentation, which predicted boxes for them.")
     if known.get("continued"):
         text.append("The result was corrected with further prompts in several steps.")
     auto = sorted({str(one.tags["MedSAM2.auto"]) for one in segmentation if one.tags.get("MedSAM2.auto")})
@@ -73,7 +78,8 @@ def _prompts(known: Mapping[str, Any]) -> list[str]:
     except (KeyError, TypeError, ValueError):
         return []
     parts = [f"{n} {kind if n == 1 else _PLURALS.get(kind, kind)}" for kind, n in sorted(counts.items())]
-    return [f"It was prompted with {', '.join(parts)}."] if parts else []
+    how = "Drawn and predicted prompts together were" if known.get("found_by") else "It was prompted with"
+    return [f"{how} {', '.join(parts)}."] if parts else []
 
 
 def _settings(known: Mapping[str, Any]) -> list[str]:
