@@ -25,7 +25,7 @@ PAGES = {
     f"{CORE}/auto/weights/embedded-start.md": "model-cards/embedded-start.md",
 }
 PICTURES = {
-    "Resources/model-card/weak.png": "model-cards/weak.png",
+    "Resources/model-card/results.png": "model-cards/results.png",
     "Resources/MedSAM2Segment.png": "icon.png",
 }
 #: Where links to other files lead instead.

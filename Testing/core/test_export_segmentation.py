@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
+from medsam2_core.imaging.segmentation import Label, Segment, Segmentation, default_colour
 from medsam2_core.imaging.terminology import TISSUE, Code, Terminology
 from support.errors import raises
 from support.objects import a_geometry, a_segmentation, random_blobs, some_masks
@@ -39,10 +39,11 @@ def test_any_value_but_zero_belongs_to_the_object():
 
 def test_a_segment_made_of_its_part_is_the_one_made_of_the_whole():
     for name, mask in some_masks().items():
-        whole = Segment(name, GREEN, mask, value=3)
+        label = Label(name, 3)
+        whole = Segment(name, GREEN, mask, label=label)
         for part in (mask, mask[1:, 2:, 1:], mask.astype(np.int16)[1:]):
             offset = {9 * 16 * 20: (0, 0, 0), 8 * 14 * 19: (1, 2, 1), 8 * 16 * 20: (0, 0, 1)}[part.size]
-            made = Segment.from_part(name, GREEN, part, offset, whole.shape_ijk, tags={"a": "b"}, value=3)
+            made = Segment.from_part(name, GREEN, part, offset, whole.shape_ijk, tags={"a": "b"}, label=label)
             assert np.array_equal(made.mask_kji, mask)
             assert (made.offset_ijk, made.part_kji.shape) == (whole.offset_ijk, whole.part_kji.shape)
             assert (made.value, dict(made.tags)) == (3, {"a": "b"})

@@ -88,7 +88,7 @@ def test_the_example_of_the_module_runs(tmp_path, monkeypatch, model):
     write_nrrd(
         tmp_path / "scan.nrrd", np.random.default_rng(0).normal(0, 99, (18, 150, 130)).astype(np.int16)
     )
-    example = inspect.getdoc(session_module).split("::\n", 1)[1].split("\nPrompts are given")[0]
+    example = inspect.getdoc(session_module).split("::\n", 1)[1].split("\nA set of images")[0]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session_module, "load_model", lambda name, *given, **options: model)
     names = {}
@@ -560,7 +560,11 @@ def test_provenance_names_no_place(tmp_path, model):
         (
             {"memory": "photographic"},
             PromptError,
-            {"code": "unknown-memory", "memory": "photographic", "known": ["recent", "self-sorting"]},
+            {
+                "code": "unknown-memory",
+                "memory": "photographic",
+                "known": ["recent", "self-sorting", "prompted"],
+            },
         ),
         ({"zoom": "on"}, PromptError, {"code": "unknown-zoom", "zoom": "on"}),
         (

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import typer
 
 from medsam2_core import atomic
@@ -307,6 +306,8 @@ class _Results:
 
     def _restore(self) -> None:
         """Give the session the masks of an earlier run; they are not looked for again."""
+        import numpy as np
+
         from medsam2_core.imaging.segmentation_files import read_segmentation
         from medsam2_core.imaging.slice_mask import SliceMask
 

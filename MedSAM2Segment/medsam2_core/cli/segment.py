@@ -212,9 +212,8 @@ class Segment:
             prompts, slices = settings._prompts(given, volume, earlier)
             session, segmentation, notes = settings._segment(volume, prompts, slices, earlier, others)
             notes += irregular_notes(volume)
-            with atomic.together():
-                notes += outputs.write(session, segmentation, session.prompts)
-                changes = others.changes(segmentation)
+            notes += outputs.write(session, segmentation, session.prompts)
+            changes = others.changes(segmentation)
         facts = {
             "volume": str(self.volume),
             **outputs.facts,
