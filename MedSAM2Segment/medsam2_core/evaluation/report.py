@@ -93,7 +93,7 @@ def plot(path: str | Path, rows: Sequence[RowMeans]) -> None:
     axes.set_yticks(places, [f"{row.row} ({row.objects})" for row in rows])
     axes.set_xlim(0, 1)
     axes.set_xlabel("mean Dice")
-    axes.legend(loc="lower left", ncols=4, bbox_to_anchor=(0, 1), frameon=False)
+    figure.legend(loc="outside upper right", ncols=4, frameon=False)
     with new_file(Path(path), overwrite=True) as stream:
         figure.savefig(stream, dpi=110, format="png")
 
