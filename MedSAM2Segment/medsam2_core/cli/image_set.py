@@ -30,6 +30,7 @@ from medsam2_core.cli.options import (
     DeviceName,
     ImageSize,
     ModelName,
+    ObjectNames,
     Overwrite,
     PrecisionName,
     options_in_order,
@@ -90,14 +91,7 @@ class SegmentSet:
             help="Label map of the image: its label with the object's name, or its only label.",
         ),
     ] = None  # fmt: skip
-    object: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", rich_help_panel=PROMPTS,
-            help="Name of an object; the prompts that follow are its own. Prompts before the first --object "
-            "belong to that.",
-        ),
-    ] = None  # fmt: skip
+    object: ObjectNames = None
     model: ModelName = "embedded"
     memory: Annotated[
         Literal["prompted", "recent", "self-sorting"],

@@ -38,6 +38,14 @@ PROMPTS, PROCESSING, OUTPUT = "Prompts (each applies to the --object before it)"
 
 AxisName = Literal["axial", "sagittal", "coronal", "i", "j", "k"]
 
+ObjectNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", rich_help_panel=PROMPTS,
+        help="Name of an object; the prompts that follow are its own. Prompts before the first --object "
+        "belong to that.",
+    ),
+]  # fmt: skip
 ModelName = Annotated[
     str,
     typer.Option(help="A name from `medsam2 models list`, or a checkpoint file.", rich_help_panel=PROCESSING),

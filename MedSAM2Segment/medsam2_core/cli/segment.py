@@ -30,6 +30,7 @@ from medsam2_core.cli.options import (
     ImageSize,
     Irregular,
     ModelName,
+    ObjectNames,
     Overwrite,
     Picture,
     PrecisionName,
@@ -135,14 +136,7 @@ class Segment:
             help="With --prior: volume and diameters of each object then and now.",
         ),
     ] = None  # fmt: skip
-    object: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", rich_help_panel=PROMPTS,
-            help="Name of an object; the prompts that follow are its own. Prompts before the first --object "
-            "belong to that.",
-        ),
-    ] = None  # fmt: skip
+    object: ObjectNames = None
     axis: Annotated[
         AxisName, typer.Option(help="Plane of the slices, or array axis.", rich_help_panel=PROCESSING)
     ] = "axial"
