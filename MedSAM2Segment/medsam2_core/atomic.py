@@ -86,7 +86,7 @@ def check_writable(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """Return a name beside a file that nobody uses."""
+    """Return an unused name beside a file."""
     return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
 
 

@@ -251,8 +251,8 @@ def test_all_that_is_wanted_is_written_or_nothing(medsam2, case, monkeypatch):
 
 
 def test_labels_from_the_users_file_are_in_the_table(medsam2, case):
-    wishes = {"liver": {"type": "SCT^10200004^Liver", "label": "Leber"}, "spleen": "SCT^78961009^Spleen"}
-    (case / "meta.json").write_text(json.dumps(wishes), encoding="utf-8")
+    metadata = {"liver": {"type": "SCT^10200004^Liver", "label": "Leber"}, "spleen": "SCT^78961009^Spleen"}
+    (case / "meta.json").write_text(json.dumps(metadata), encoding="utf-8")
     words = ["--dicom", case / "series", "--out", case / "x.dcm", "--segments", case / "meta.json"]
     answer = medsam2("export", case / "x.seg.nrrd", *words, "--measurements", case / "m.csv", "--json")
     assert answer.code == 0, answer.err

@@ -89,7 +89,7 @@ def test_a_licence_lies_at_the_top():
 
 
 def test_a_clone_with_its_history_is_small_enough(tmp_path):
-    # As the index measures: the files and all of .git, where each version of the weights stays for ever.
+    # As the index measures: the files and all of .git, which keeps every version of the weights.
     if not (ROOT / ".git").exists():
         pytest.skip("no git repository")
     clone = tmp_path / "clone"

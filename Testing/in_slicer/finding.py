@@ -15,7 +15,7 @@ class Finding(Looking):
     def train(self):
         """Two minutes on every fifth slice of the brain: what the model is worth is not looked at.
 
-        A busy computer may need more for a model at all: the page says so, and it is given more.
+        A busy computer may need more time for any model: the page says so, and it is given more.
         """
         self.controller.trainAuto()
         page = self.modulePage()

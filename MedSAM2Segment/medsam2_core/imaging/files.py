@@ -157,7 +157,7 @@ def existing(path: str | Path) -> Path:
     ------
     VolumeError
         ``url-not-read``, ``no-such-file``, ``empty-file``; ``not-a-file`` for a pipe, socket or device, which
-        would wait for ever or could not be read twice.
+        would block, or could not be read twice.
     """
     if found := _URL.match(str(path)):
         address = str(path).replace(":/", "://", 1).replace(":///", "://")

@@ -48,7 +48,7 @@ class Example:
     volume
         Of the same kind as the scan to be segmented.
     segmentation
-        Objects by the names they shall have there.
+        Objects, by the names they get in the new scan.
     window
         What the model sees of it; None is chosen from the volume.
     """

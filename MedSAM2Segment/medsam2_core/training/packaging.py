@@ -60,7 +60,7 @@ def package(run: str | Path, target: str | Path, config: str = "embedded") -> Pa
             f"{source}: {broken[0]} (and {len(broken) - 1} more) does not fit half precision",
             code="not-in-half-precision", path=str(source), keys=broken,
         )  # fmt: skip
-    # Not safetensors' own writer of files: it lets nobody but the owner read them.
+    # safetensors' own writer makes files that only the owner can read.
     content = save(half)
     size = len(content)
     if size > _LARGEST:

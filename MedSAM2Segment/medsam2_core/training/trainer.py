@@ -371,7 +371,7 @@ class Trainer:
 
     @contextmanager
     def _random_numbers(self, seed: int) -> Iterator[None]:
-        """Context: initial weights and dropout are drawn from a seed; nobody else's random numbers change."""
+        """Draw initial weights and dropout from a seed, without changing the global random state."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
@@ -431,7 +431,7 @@ class Trainer:
         if not self.writes_weights:
             return
         weights = {key: value.contiguous() for key, value in self.state().items()}
-        # Not safetensors' own writer of files: it lets nobody but the owner read them.
+        # safetensors' own writer makes files that only the owner can read.
         self._put("weights.safetensors", lambda partial: partial.write_bytes(save(weights)))
 
     def _put(self, name: str, write: Callable[[Path], object]) -> None:

@@ -120,7 +120,7 @@ def _placed(labels: Segmentation, whole: Geometry) -> Segmentation:
 
 
 def _majority(pair: Pair) -> Segmentation:
-    """Return every structure of which at least half of its raters say so, each on a layer of its own."""
+    """Return every structure by majority vote of its raters, each on a layer of its own."""
     by_structure: dict[str, list[Path]] = {}
     for path in pair.raters:
         found = re.search(RATED, path.name)
