@@ -56,12 +56,12 @@ register(app, "info", info.Info)
 register(app, "replay", replay.Replay)
 register(app, "methods", methods.Methods)
 app.add_typer(models.app, name="models")
-app.command("evaluate")(evaluate.evaluate)
+register(app, "evaluate", evaluate.evaluate)
 register(app, "synth", synth.Synth)
 register(train.app, "auto", train_auto.TrainAuto)
 register(train.app, "finetune", train_finetune.TrainFinetune)
 app.add_typer(train.app, name="train")
-app.command("worker")(worker.worker)
+register(app, "worker", worker.worker)
 
 
 def _show_version(wanted: bool) -> None:

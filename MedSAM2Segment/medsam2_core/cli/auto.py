@@ -19,19 +19,7 @@ from medsam2_core.cli.console import (
     progress_bar,
     report,
 )
-from medsam2_core.cli.options import (
-    AsJson,
-    AxisName,
-    DeviceName,
-    Irregular,
-    Overwrite,
-    Picture,
-    PrecisionName,
-    ProbabilitiesOut,
-    SeriesName,
-    check_settings,
-    irregular_notes,
-)
+from medsam2_core.cli.options import AsJson, AxisName, Out, WhenIrregular, check_settings, irregular_notes
 from medsam2_core.cli.outputs import Outputs
 from medsam2_core.errors import ExportError, MedSAM2Error, Note, VolumeError
 
@@ -45,51 +33,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Auto:
-    """Segment without prompts, with a model from `medsam2 train auto`."""
+    """Segment without prompts, with a model from `medsam2 train auto`.
 
-    input: Annotated[
-        Path,
-        typer.Argument(help="Image, volume, DICOM folder, or a folder of images (PNG, JPEG, TIFF)."),
-    ]
-    model: Annotated[str, typer.Option(help="A .medsam2auto file, or the name of an Auto model.")]
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", help=".seg.nrrd, .nii.gz, .nrrd, .mha, .png; for a folder of images, a folder."
-        ),
-    ]
-    classes: Annotated[str | None, typer.Option(metavar="A,B", help="Only these classes, by name.")] = None
-    method: Annotated[
-        Literal["memory", "slices"],
-        typer.Option(
-            help="How to segment a volume. memory: the most confident slices condition the propagation to "
-            "the others; slices: each slice on its own."
-        ),
-    ] = "memory"
-    every: Annotated[
-        int,
-        typer.Option(min=1, help="Predict prompts on every n-th slice only, and propagate to the others."),
-    ] = 1
-    flips: Annotated[
-        bool, typer.Option("--flips", help="Average with the mirror image: slower, slightly more accurate.")
-    ] = False
-    axis: Annotated[
-        AxisName | None, typer.Option(help="Plane of the slices; by default that of the training.")
-    ] = None
-    window: Annotated[
-        str | None,
-        typer.Option(metavar="W,L|PRESET", help="Intensity window; by default that of the training."),
-    ] = None
-    base: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The SAM 2 checkpoint that the model was trained for.")
-    ] = None
-    device: DeviceName = "auto"
-    precision: PrecisionName = "auto"
-    series: SeriesName = None
-    irregular: Irregular = "refuse"
-    picture: Picture = None
-    probabilities: ProbabilitiesOut = None
-    overwrite: Overwrite = False
+    Options
+    -------
+    input: Image, volume, DICOM folder, or a folder of images (PNG, JPEG, TIFF).
+    model: A .medsam2auto file, or the name of an Auto model.
+    out: .seg.nrrd, .nii.gz, .nrrd, .mha, .png; for a folder of images, a folder.
+    classes A,B: Only these classes, by name.
+    method: How to segment a volume. memory: the most confident slices condition the propagation to the
+        others; slices: each slice on its own.
+    every: Predict prompts on every n-th slice only, and propagate to the others.
+    flips: Average with the mirror image: slower, slightly more accurate.
+    axis: Plane of the slices; by default that of the training.
+    window W,L|PRESET: Intensity window; by default that of the training.
+    base FILE: The SAM 2 checkpoint that the model was trained for.
+    """
+
+    input: Path
+    model: Annotated[str, typer.Option()]
+    out: Out
+    classes: str | None = None
+    method: Literal["memory", "slices"] = "memory"
+    every: Annotated[int, typer.Option(min=1)] = 1
+    flips: bool = False
+    axis: AxisName | None = None
+    window: str | None = None
+    base: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    series: str | None = None
+    irregular: WhenIrregular = "refuse"
+    picture: Path | None = None
+    probabilities: Path | None = None
+    overwrite: bool = False
     as_json: AsJson = False
 
     def run(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medsam2_core.cli.console import print_json, progress_bar, warn
-from medsam2_core.cli.options import AsJson, ConfigName, DeviceName, ImageSize, ModelName, PrecisionName
+from medsam2_core.cli.options import AsJson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,42 +89,26 @@ class _Run:
 
 
 def evaluate(
-    image: Annotated[Path | None, typer.Argument(help="One volume or picture …")] = None,
-    labels: Annotated[Path | None, typer.Argument(help="… and its true label map, on the same grid.")] = None,
-    cases: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="TABLE.tsv", help="Many: tab-separated columns row, image, labels, axis, window."
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder the table's file names are in; the table's own by default.")
-    ] = None,
-    row: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only these rows of the table.")
-    ] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="At most so many cases a row.")] = None,
-    model: ModelName = "embedded",
-    axis: Annotated[str, typer.Option(help="Slices of IMAGE: axial, sagittal, …")] = "axial",
-    window: Annotated[str, typer.Option(help="Window of IMAGE: W,L, a preset, auto.")] = "auto",
-    protocol: Annotated[
-        str, typer.Option(help="standard, or cvpr25: box and five clicks of the CVPR 2025 challenge.")
-    ] = "standard",
-    corrections: Annotated[
-        int | None, typer.Option(min=0, help="Clicks after the box; 3 by default.", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the simulated user.")] = 0,
-    zoom: Annotated[str, typer.Option(help="auto or off.")] = "auto",
-    memory: Annotated[str, typer.Option(help="recent, self-sorting or prompted.")] = "recent",
-    device: DeviceName = "auto",
-    precision: PrecisionName = "auto",
-    config: ConfigName = None,
-    image_size: ImageSize = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE.json", help="Write every figure, anew after every case."),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the means by row.")] = None,
+    image: Annotated[Path | None, typer.Argument()] = None,
+    labels: Annotated[Path | None, typer.Argument()] = None,
+    cases: Path | None = None,
+    data: Path | None = None,
+    row: list[str] | None = None,
+    most: Annotated[int | None, typer.Option(min=1)] = None,
+    model: str = "embedded",
+    axis: str = "axial",
+    window: str = "auto",
+    protocol: str = "standard",
+    corrections: Annotated[int | None, typer.Option(min=0, show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    zoom: str = "auto",
+    memory: str = "recent",
+    device: str = "auto",
+    precision: str = "auto",
+    config: str | None = None,
+    image_size: int | None = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o")] = None,
+    plot: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on labelled volumes.
@@ -133,6 +117,24 @@ def evaluate(
     alone; beside a baseline that does not use the image. Prints a table of mean Dice. By the protocol
     cvpr25, for each label: one box and five clicks, and the areas under the curves of both Dice. A case that
     cannot be read is named and left out; what was measured is kept, however the command ends.
+
+    Options
+    -------
+    image: One volume or picture …
+    labels: … and its true label map, on the same grid.
+    cases TABLE.tsv: Many: tab-separated columns row, image, labels, axis, window.
+    data: Folder the table's file names are in; the table's own by default.
+    row NAME: Only these rows of the table.
+    most: At most so many cases a row.
+    axis: Slices of IMAGE: axial, sagittal, …
+    window: Window of IMAGE: W,L, a preset, auto.
+    protocol: standard, or cvpr25: box and five clicks of the CVPR 2025 challenge.
+    corrections: Clicks after the box; 3 by default.
+    seed: Of the simulated user.
+    zoom: auto or off.
+    memory: recent, self-sorting or prompted.
+    out FILE.json: Write every figure, anew after every case.
+    plot PNG: Draw the means by row.
     """
     from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.model import load_model

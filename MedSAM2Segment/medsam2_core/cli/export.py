@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +17,7 @@ from medsam2_core.cli.console import (
     size_text,
     volume_text,
 )
-from medsam2_core.cli.options import OUTPUT, AsJson, Overwrite
+from medsam2_core.cli.options import AsJson, described
 from medsam2_core.cli.outputs import check_distinct, check_targets
 from medsam2_core.errors import ExportError, Note
 
@@ -43,125 +42,56 @@ class _Written:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a segmentation as DICOM SEG, .seg.nrrd, NIfTI or another label map, and its measurements."""
+    """Write a segmentation as DICOM SEG, .seg.nrrd, NIfTI or another label map, and its measurements.
 
-    segmentation: Annotated[
-        Path | None,
-        typer.Argument(help=".seg.nrrd, or any label map: NIfTI, NRRD, MetaImage, DICOM SEG, PNG."),
-    ] = None
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", rich_help_panel=OUTPUT,
-            help="File to write: .dcm for DICOM SEG; .seg.nrrd (keeps everything), .nii.gz, .nrrd, .mha.",
-        ),
-    ] = None  # fmt: skip
-    dicom: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", rich_help_panel=_DICOM,
-            help="Source series: a folder, a file, or a .txt file that lists files, one a line.",
-        ),
-    ] = None  # fmt: skip
-    series: Annotated[
-        str | None,
-        typer.Option(
-            help="Number or UID of the source series, if there are several.", rich_help_panel=_DICOM
-        ),
-    ] = None
-    kind: Annotated[
-        Literal["binary", "fractional", "labelmap"],
-        typer.Option(
-            help="Segmentation type. binary: most widely read; fractional: probabilities; labelmap: "
-            "smallest, read by recent programs only.",
-            rich_help_panel=_DICOM,
-        ),
-    ] = "binary"
-    probabilities: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="From `medsam2 segment --probabilities`, for fractional.",
-            rich_help_panel=_DICOM,
-        ),
-    ] = None  # fmt: skip
-    compression: Annotated[
-        Literal["none", "rle", "jpeg-ls"],
-        typer.Option(
-            help="Lossless compression of fractional and labelmap. 3D Slicer reads rle, but not jpeg-ls.",
-            rich_help_panel=_DICOM,
-        ),
-    ] = "none"
-    segments: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="META.json", rich_help_panel=_DICOM,
-            help="Codes of the segments: dcmqi's JSON, or {name: 'SCT^10200004^Liver'}.",
-        ),
-    ] = None  # fmt: skip
-    generic: Annotated[
-        bool,
-        typer.Option("--generic", help="Code segments without a code as 'Tissue'.", rich_help_panel=_DICOM),
-    ] = False
-    list_terms: Annotated[
-        bool,
-        typer.Option(
-            "--list-terms", help="List the names that have a code, and exit.", rich_help_panel=_DICOM
-        ),
-    ] = False
-    series_description: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Series Description of the SEG.", rich_help_panel=_DICOM),
-    ] = None
-    series_number: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", rich_help_panel=_DICOM,
-            help="Series Number of the SEG; by default that of the source plus 1000.",
-        ),
-    ] = None  # fmt: skip
-    creator: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Content Creator's Name, as Family^Given; empty by default.",
-            rich_help_panel=_DICOM,
-        ),
-    ] = None  # fmt: skip
-    resample: Annotated[
-        bool,
-        typer.Option(
-            "--resample", rich_help_panel=_DICOM,
-            help="Accept a segmentation on another grid than the series', if you know that it belongs to it.",
-        ),
-    ] = False  # fmt: skip
-    most_lost: Annotated[
-        float,
-        typer.Option(
-            metavar="PERCENT", min=0.0, max=100.0, rich_help_panel=_DICOM,
-            help="Refuse when resampling to the grid of the series changes an object by more than this.",
-        ),
-    ] = 5.0  # fmt: skip
-    drawn_on: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json", rich_help_panel=_DICOM,
-            help="Grid of the volume, if it was moved since it was read: {ijk_to_ras, shape_ijk}.",
-        ),
-    ] = None  # fmt: skip
-    measurements: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Also write volumes and diameters (RECIST): .json or .csv.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None  # fmt: skip
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="X_SR.dcm", help="Also write them as DICOM SR (TID 1500) that refers to the SEG.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None  # fmt: skip
-    overwrite: Overwrite = False
+    Options
+    -------
+    segmentation: .seg.nrrd, or any label map: NIfTI, NRRD, MetaImage, DICOM SEG, PNG.
+
+    Output
+    ------
+    out: File to write: .dcm for DICOM SEG; .seg.nrrd (keeps everything), .nii.gz, .nrrd, .mha.
+    measurements FILE: Also write volumes and diameters (RECIST): .json or .csv.
+    report X_SR.dcm: Also write them as DICOM SR (TID 1500) that refers to the SEG.
+
+    DICOM (--out X.dcm)
+    -------------------
+    dicom FOLDER: Source series: a folder, a file, or a .txt file that lists files, one a line.
+    series: Number or UID of the source series, if there are several.
+    kind: Segmentation type. binary: most widely read; fractional: probabilities; labelmap: smallest, read by
+        recent programs only.
+    probabilities FILE: From `medsam2 segment --probabilities`, for fractional.
+    compression: Lossless compression of fractional and labelmap. 3D Slicer reads rle, but not jpeg-ls.
+    segments META.json: Codes of the segments: dcmqi's JSON, or {name: 'SCT^10200004^Liver'}.
+    generic: Code segments without a code as 'Tissue'.
+    list_terms: List the names that have a code, and exit.
+    series_description TEXT: Series Description of the SEG.
+    series_number N: Series Number of the SEG; by default that of the source plus 1000.
+    creator NAME: Content Creator's Name, as Family^Given; empty by default.
+    resample: Accept a segmentation on another grid than the series', if you know that it belongs to it.
+    most_lost PERCENT: Refuse when resampling to the grid of the series changes an object by more than this.
+    drawn_on FILE.json: Grid of the volume, if it was moved since it was read: {ijk_to_ras, shape_ijk}.
+    """
+
+    segmentation: Annotated[Path | None, typer.Argument()] = None
+    out: Annotated[Path | None, typer.Option("--out", "-o")] = None
+    dicom: Path | None = None
+    series: str | None = None
+    kind: Literal["binary", "fractional", "labelmap"] = "binary"
+    probabilities: Path | None = None
+    compression: Literal["none", "rle", "jpeg-ls"] = "none"
+    segments: Path | None = None
+    generic: bool = False
+    list_terms: bool = False
+    series_description: str | None = None
+    series_number: int | None = None
+    creator: str | None = None
+    resample: bool = False
+    most_lost: Annotated[float, typer.Option(min=0.0, max=100.0)] = 5.0
+    drawn_on: Path | None = None
+    measurements: list[Path] | None = None
+    report: Path | None = None
+    overwrite: bool = False
     as_json: AsJson = False
 
     def run(self) -> None:
@@ -237,15 +167,11 @@ class Export:
 
     def _dicom_options(self) -> list[str]:
         """Return the options given that apply to DICOM only."""
-        hints = get_type_hints(type(self), include_extras=True)
-        of_dicom = [
-            one
-            for one in dataclasses.fields(self)
-            for option in hints[one.name].__metadata__
-            if option.rich_help_panel == _DICOM or one.name == "report"
-        ]
         return [
-            "--" + one.name.replace("_", "-") for one in of_dicom if getattr(self, one.name) != one.default
+            "--" + name.replace("_", "-")
+            for name, known in described(type(self).__doc__ or "")[1].items()
+            if known["rich_help_panel"] == _DICOM or name == "report"
+            if getattr(self, name) != getattr(type(self), name)
         ]
 
     def _write_dicom(self, read: Segmentation, out: Path) -> _Written:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -21,20 +21,7 @@ from medsam2_core.cli.console import (
     progress_bar,
     stop_on_request,
 )
-from medsam2_core.cli.options import (
-    OUTPUT,
-    PROCESSING,
-    PROMPTS,
-    AsJson,
-    ConfigName,
-    DeviceName,
-    ImageSize,
-    ModelName,
-    ObjectNames,
-    Overwrite,
-    PrecisionName,
-    options_in_order,
-)
+from medsam2_core.cli.options import AsJson, Out, options_in_order
 from medsam2_core.errors import ExportError, Note, PromptError
 
 if TYPE_CHECKING:
@@ -55,85 +42,54 @@ class SegmentSet:
     """Segment objects on all images of a folder from prompts on one of them, or on some.
 
     The images need no order. Stopped and run again with the same options, it goes on where it was.
+
+    Options
+    -------
+    folder: Folder of PNG, JPEG, TIFF, BMP or DICOM images.
+
+    Output
+    ------
+    out: Folder for the masks, masks.csv (confidence, area) and settings.json; is made.
+    format: png: 0 and 255, or labels 1, 2 …; seg.nrrd keeps all.
+    review HTML: Also write a page of all images, the least confident first.
+
+    Prompts (each applies to the --object before it)
+    ------------------------------------------------
+    prompt IMAGE: Name of an image; the prompts that follow lie on it. Prompts before the first --prompt lie
+        on that.
+    box X0,Y0,X1,Y1: Box in pixels.
+    point X,Y[,+|-]: Foreground point; append ,- for background.
+    mask FILE: Label map of the image: its label with the object's name, or its only label.
+
+    Processing
+    ----------
+    memory: What an image is compared with: the prompted images; also the images before it, in order of
+        similarity; or MedSAM-2's self-sorting bank of confident ones.
+    window W,L|PRESET: Intensity window of all images; auto: of each image its own.
+    zoom: auto: look for the object's place first; off: at whole images.
+    skip_bad: Leave out files that cannot be read.
     """
 
     context: typer.Context
-    folder: Annotated[Path, typer.Argument(help="Folder of PNG, JPEG, TIFF, BMP or DICOM images.")]
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", rich_help_panel=OUTPUT,
-            help=f"Folder for the masks, {TABLE} (confidence, area) and {SETTINGS}; is made.",
-        ),
-    ]  # fmt: skip
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="IMAGE", rich_help_panel=PROMPTS,
-            help="Name of an image; the prompts that follow lie on it. Prompts before the first --prompt lie "
-            "on that.",
-        ),
-    ] = None  # fmt: skip
-    box: Annotated[
-        list[str] | None,
-        typer.Option(metavar="X0,Y0,X1,Y1", help="Box in pixels.", rich_help_panel=PROMPTS),
-    ] = None
-    point: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="X,Y[,+|-]", help="Foreground point; append ,- for background.", rich_help_panel=PROMPTS
-        ),
-    ] = None
-    mask: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE", rich_help_panel=PROMPTS,
-            help="Label map of the image: its label with the object's name, or its only label.",
-        ),
-    ] = None  # fmt: skip
-    object: ObjectNames = None
-    model: ModelName = "embedded"
-    memory: Annotated[
-        Literal["prompted", "recent", "self-sorting"],
-        typer.Option(
-            help="What an image is compared with: the prompted images; also the images before it, in order "
-            "of similarity; or MedSAM-2's self-sorting bank of confident ones.",
-            rich_help_panel=PROCESSING,
-        ),
-    ] = "prompted"
-    window: Annotated[
-        str,
-        typer.Option(
-            metavar="W,L|PRESET", rich_help_panel=PROCESSING,
-            help="Intensity window of all images; auto: of each image its own.",
-        ),
-    ] = "auto"  # fmt: skip
-    zoom: Annotated[
-        Literal["auto", "off"],
-        typer.Option(
-            help="auto: look for the object's place first; off: at whole images.", rich_help_panel=PROCESSING
-        ),
-    ] = "auto"
-    skip_bad: Annotated[
-        bool,
-        typer.Option("--skip-bad", help="Leave out files that cannot be read.", rich_help_panel=PROCESSING),
-    ] = False
-    device: DeviceName = "auto"
-    precision: PrecisionName = "auto"
-    config: ConfigName = None
-    image_size: ImageSize = None
-    format: Annotated[
-        Literal["png", "seg.nrrd"],
-        typer.Option(help="png: 0 and 255, or labels 1, 2 …; seg.nrrd keeps all.", rich_help_panel=OUTPUT),
-    ] = "png"
-    review: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="HTML", help="Also write a page of all images, the least confident first.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None  # fmt: skip
-    overwrite: Overwrite = False
+    folder: Path
+    out: Out
+    prompt: list[str] | None = None
+    box: list[str] | None = None
+    point: list[str] | None = None
+    mask: list[str] | None = None
+    object: list[str] | None = None
+    model: str = "embedded"
+    memory: Literal["prompted", "recent", "self-sorting"] = "prompted"
+    window: str = "auto"
+    zoom: Literal["auto", "off"] = "auto"
+    skip_bad: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    config: str | None = None
+    image_size: int | None = None
+    format: Literal["png", "seg.nrrd"] = "png"
+    review: Path | None = None
+    overwrite: bool = False
     as_json: AsJson = False
 
     def run(self) -> None:

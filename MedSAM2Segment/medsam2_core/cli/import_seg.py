@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from medsam2_core.cli.console import peak_memory_mb, report
 from medsam2_core.cli.export import check_is_file, segment_facts, show
-from medsam2_core.cli.options import AsJson, Overwrite
+from medsam2_core.cli.options import AsJson, Out
 
 
 @dataclass(frozen=True)
 class Import:
-    """Convert a DICOM SEG to .seg.nrrd, NIfTI or another label map; names, codes and colours are kept."""
+    """Convert a DICOM SEG to .seg.nrrd, NIfTI or another label map; names, codes and colours are kept.
 
-    segmentation: Annotated[
-        Path,
-        typer.Argument(help="A DICOM SEG (binary, fractional or label map), or another label map."),
-    ]
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="File to write: .seg.nrrd keeps everything; .nii.gz, .nrrd, .mha."),
-    ]
-    overwrite: Overwrite = False
+    Options
+    -------
+    segmentation: A DICOM SEG (binary, fractional or label map), or another label map.
+    out: File to write: .seg.nrrd keeps everything; .nii.gz, .nrrd, .mha.
+    """
+
+    segmentation: Path
+    out: Out
+    overwrite: bool = False
     as_json: AsJson = False
 
     def run(self) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from medsam2_core.cli.console import millilitres, print_table, report, volume_text
-from medsam2_core.cli.options import AsJson, Irregular, SeriesName, irregular_notes
+from medsam2_core.cli.options import AsJson, WhenIrregular, irregular_notes
 from medsam2_core.errors import MedSAM2Error, Note
 
 if TYPE_CHECKING:
@@ -25,11 +23,16 @@ _SPACINGS = {"none": "not known", "in-plane": "{} mm, the last is not known"}
 
 @dataclass(frozen=True)
 class Info:
-    """Show geometry, modality, intensities and automatic window of a volume; segments of a label map."""
+    """Show geometry, modality, intensities and automatic window of a volume; segments of a label map.
 
-    volume: Annotated[Path, typer.Argument(help="A volume, picture, label map or DICOM folder.")]
-    series: SeriesName = None
-    irregular: Irregular = "refuse"
+    Options
+    -------
+    volume: A volume, picture, label map or DICOM folder.
+    """
+
+    volume: Path
+    series: str | None = None
+    irregular: WhenIrregular = "refuse"
     as_json: AsJson = False
 
     def run(self) -> None:

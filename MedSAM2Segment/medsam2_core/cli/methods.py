@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 
 @dataclass(frozen=True)
 class Methods:
-    """Print how a segmentation was made, as a paragraph for a paper, with the papers to cite."""
+    """Print how a segmentation was made, as a paragraph for a paper, with the papers to cite.
 
-    segmentation: Annotated[Path, typer.Argument(help="A .seg.nrrd of this program.")]
+    Options
+    -------
+    segmentation: A .seg.nrrd of this program.
+    """
+
+    segmentation: Path
 
     def run(self) -> None:
         """Read the tags, and print the text."""

@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medsam2_core.cli.console import ExitCode, download_bar, print_table, size_text, warn
-from medsam2_core.cli.options import Overwrite
+from medsam2_core.cli.options import AsJson, Out, register
 
 if TYPE_CHECKING:
     from medsam2_core.engine.catalogue import ModelEntry
 
 app = typer.Typer(help="List, download, verify and remove models.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A name from `medsam2 models list`, or a checkpoint file.")]
 
-
-@app.command("list")
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole catalogue as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List the models of the catalogue and where they are on this machine."""
+    """List the models of the catalogue and where they are on this machine.
+
+    Options
+    -------
+    as_json: Print the whole catalogue as JSON.
+    """
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.store import Store
 
@@ -59,8 +61,9 @@ def list_models(
     print(f"\nDownloads go to {store.models_folder}; `medsam2 models remove NAME` deletes one.")
 
 
-@app.command()
-def get(name: Name) -> None:
+def get(
+    name: str,
+) -> None:
     """Download a model, unless it is here already. An interrupted download is continued."""
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.download import fetch
@@ -79,13 +82,15 @@ def get(name: Name) -> None:
     print(fetched)
 
 
-@app.command()
 def verify(
-    name: Annotated[
-        str | None, typer.Argument(help="A model; by default all that are on this machine.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument()] = None,
 ) -> None:
-    """Compare the files of models with their SHA-256."""
+    """Compare the files of models with their SHA-256.
+
+    Options
+    -------
+    name: A model; by default all that are on this machine.
+    """
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.store import ModelState, Store
     from medsam2_core.errors import CheckpointError
@@ -113,8 +118,9 @@ def verify(
         raise typer.Exit(ExitCode.BAD_INPUT)
 
 
-@app.command()
-def path(name: Name) -> None:
+def path(
+    name: str,
+) -> None:
     """Print the path of a model's file."""
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.store import Store
@@ -122,9 +128,15 @@ def path(name: Name) -> None:
     print(Store.default().locate(Catalogue.load().find(name)))
 
 
-@app.command()
-def card(checkpoint: Annotated[Path, typer.Argument(help="A fine-tuned checkpoint.")]) -> None:
-    """Print what a fine-tuned checkpoint says of itself, as JSON: base, licence, training, figures."""
+def card(
+    checkpoint: Path,
+) -> None:
+    """Print what a fine-tuned checkpoint says of itself, as JSON: base, licence, training, figures.
+
+    Options
+    -------
+    checkpoint: A fine-tuned checkpoint.
+    """
     from dataclasses import asdict
 
     from medsam2_core.engine.card import read_card
@@ -144,8 +156,9 @@ def card(checkpoint: Annotated[Path, typer.Argument(help="A fine-tuned checkpoin
     print(json.dumps(asdict(found), indent=2))
 
 
-@app.command()
-def remove(name: Name) -> None:
+def remove(
+    name: str,
+) -> None:
     """Delete a downloaded model. Files that were put there by hand are kept."""
     from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.store import Store
@@ -161,19 +174,26 @@ def _bytes(known: int | None, path: Path | None) -> int | None:
     return known if known is not None or path is None else path.stat().st_size
 
 
-@app.command("import")
 def import_auto(
-    checkpoint: Annotated[Path, typer.Argument(help="A Sam2Rad checkpoint (.ckpt).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .medsam2auto file to write.")],
-    config: Annotated[str, typer.Option(help="Configuration of the SAM 2 within it.")] = "sam2_hiera_t",
-    image_size: Annotated[int | None, typer.Option(help="Side of the images it was trained on.")] = None,
-    classes: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Names of its classes, in order.")
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Name of the data set, if it has several.")] = None,
-    overwrite: Overwrite = False,
+    checkpoint: Path,
+    out: Out,
+    config: str = "sam2_hiera_t",
+    image_size: int | None = None,
+    classes: str | None = None,
+    dataset: str | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Convert a Sam2Rad checkpoint to an Auto model, and the SAM 2 within it to a checkpoint beside it."""
+    """Convert a Sam2Rad checkpoint to an Auto model, and the SAM 2 within it to a checkpoint beside it.
+
+    Options
+    -------
+    checkpoint: A Sam2Rad checkpoint (.ckpt).
+    out: The .medsam2auto file to write.
+    config: Configuration of the SAM 2 within it.
+    image_size: Side of the images it was trained on.
+    classes A,B: Names of its classes, in order.
+    dataset: Name of the data set, if it has several.
+    """
     from medsam2_core import atomic
     from medsam2_core.auto.sam2rad_import import import_reference
 
@@ -186,3 +206,12 @@ def import_auto(
     print(f"{done.path}: {', '.join(done.card.class_names)}, for {done.base_path.name} beside it")
     if not done.card.can_track:
         print("its memory is not trained: volumes are segmented slice by slice", file=sys.stderr)
+
+
+register(app, "list", list_models)
+register(app, "get", get)
+register(app, "verify", verify)
+register(app, "path", path)
+register(app, "card", card)
+register(app, "remove", remove)
+register(app, "import", import_auto)

@@ -1,31 +1,40 @@
-"""Commands as dataclasses, and the options that several of them share.
+"""Commands, and the options that several of them share.
 
-A command is a frozen dataclass: its fields are the options (an ``Annotated`` type says what typer needs), its
-docstring is the help text, and its ``run`` does the work::
+A command is a frozen dataclass, or a function: its fields are the options, its docstring is the help. Below a
+panel's title in the docstring, each option has its name, perhaps a placeholder for its value, and a text::
 
     @dataclass(frozen=True)
     class Import:
-        '''Convert a DICOM SEG to .seg.nrrd.'''
+        '''Convert a DICOM SEG to .seg.nrrd.
 
-        segmentation: Annotated[Path, typer.Argument(help="A DICOM SEG.")]
-        overwrite: Overwrite = False
+        Options
+        -------
+        segmentation: A DICOM SEG.
+        spacing MM: Of the result.
+        '''
+
+        segmentation: Path
+        spacing: float = 1.0
+        overwrite: bool = False  # described in SHARED
 
         def run(self) -> None: ...
 
     register(app, "import", Import)
 
-The dataclasses of the core with the same values (``SegOptions``, ``FewShotSettings``, ``TrackerOptions``)
-are made from these in ``run``: importing them takes numpy or torch, and seconds, which `--help` must not.
+As with typer, what has no default is an argument, and ``Annotated`` says what else there is to say. The
+dataclasses of the core with the same values (``SegOptions``, ``FewShotSettings``, ``TrackerOptions``) are
+made from these in ``run``: importing them takes numpy or torch, and seconds, which `--help` must not.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import inspect
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 import typer.core
@@ -34,71 +43,52 @@ if TYPE_CHECKING:
     from medsam2_core.errors import Note
     from medsam2_core.imaging.volume import Volume
 
-PROMPTS, PROCESSING, OUTPUT = "Prompts (each applies to the --object before it)", "Processing", "Output"
-
 AxisName = Literal["axial", "sagittal", "coronal", "i", "j", "k"]
+WhenIrregular = Literal["refuse", "resample", "as-is"]
+Out = Annotated[Path, typer.Option("--out", "-o")]
 
-ObjectNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME", rich_help_panel=PROMPTS,
-        help="Name of an object; the prompts that follow are its own. Prompts before the first --object "
-        "belong to that.",
-    ),
-]  # fmt: skip
-ModelName = Annotated[
-    str,
-    typer.Option(help="A name from `medsam2 models list`, or a checkpoint file.", rich_help_panel=PROCESSING),
-]
-DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=PROCESSING)]
-PrecisionName = Annotated[
-    str,
-    typer.Option(help="Number format of the model: auto, fp32, bf16 or fp16.", rich_help_panel=PROCESSING),
-]
-ConfigName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|FILE.yaml",
-        help="SAM 2 configuration of a checkpoint file, if it is not recognised.",
-        rich_help_panel=PROCESSING,
-    ),
-]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Side of the model's square input, a multiple of 32: smaller is faster and needs less memory.",
-        rich_help_panel=PROCESSING,
-    ),
-]
-SeriesName = Annotated[
-    str | None,
-    typer.Option(help="Number or UID of the series, if there are several.", rich_help_panel=PROCESSING),
-]
-Irregular = Annotated[
-    Literal["refuse", "resample", "as-is"],
-    typer.Option(
-        help="A series with missing or uneven slices. resample: interpolate between them where slices should "
-        "be; as-is: take them as evenly spaced, so that places, lengths and volumes are off.",
-        rich_help_panel=PROCESSING,
-    ),
-]
-Picture = Annotated[
-    Path | None, typer.Option(metavar="PNG", help="Also write a montage of slices.", rich_help_panel=OUTPUT)
-]
-ProbabilitiesOut = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="NRRD",
-        help="Also write the probability of every voxel, for `medsam2 export --kind fractional`.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace existing files, but never an input.", rich_help_panel=OUTPUT),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
+#: Options that mean the same in every command, unless its own docstring describes them.
+SHARED = """
+Options
+-------
+axis: Plane of the slices, or array axis.
+base: The SAM 2 to train for: a name or a checkpoint.
+name: A name from `medsam2 models list`, or a checkpoint file.
+out: Folder of the run; a run in it is resumed.
+resume: Continue a training that was stopped.
+seed: Seed of everything random.
+threads: CPU threads; all by default.
+
+Prompts (each applies to the --object before it)
+------------------------------------------------
+object NAME: Name of an object; the prompts that follow are its own. Prompts before the first --object belong
+    to that.
+
+Processing
+----------
+model: A name from `medsam2 models list`, or a checkpoint file.
+device: auto, cpu, cuda, cuda:1 or mps.
+precision: Number format of the model: auto, fp32, bf16 or fp16.
+config NAME|FILE.yaml: SAM 2 configuration of a checkpoint file, if it is not recognised.
+image_size: Side of the model's square input, a multiple of 32: smaller is faster and needs less memory.
+series: Number or UID of the series, if there are several.
+irregular: A series with missing or uneven slices. resample: interpolate between them where slices should be;
+    as-is: take them as evenly spaced, so that places, lengths and volumes are off.
+
+Output
+------
+picture PNG: Also write a montage of slices.
+probabilities NRRD: Also write the probability of every voxel, for `medsam2 export --kind fractional`.
+overwrite: Replace existing files, but never an input.
+as_json: Print the result as JSON.
+json_progress: Print progress and result as JSON, one object a line.
+
+Data
+----
+classes A,B | 1=A,2=B: Classes by name, or names for label values.
+window W,L|PRESET: Intensity window.
+skip_bad: Leave out images with problems.
+"""
 
 
 def irregular_notes(volume: Volume) -> list[Note]:
@@ -161,62 +151,68 @@ def _as_lines(context: typer.Context, value: bool) -> bool:
     return value
 
 
-AsJson = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print the result as JSON.",
-        rich_help_panel=OUTPUT,
-        callback=_as_document,
-        is_eager=True,
-    ),
-]
-AsJsonLines = Annotated[
-    bool,
-    typer.Option(
-        "--json-progress", help="Print progress and result as JSON, one object a line.",
-        rich_help_panel=OUTPUT, callback=_as_lines, is_eager=True,
-    ),
-]  # fmt: skip
-
-
-class Command(Protocol):
-    """A dataclass whose fields are options; see the module."""
-
-    def run(self) -> None:
-        """Do what the command is for."""
+AsJson = Annotated[bool, typer.Option("--json", callback=_as_document, is_eager=True)]
+AsJsonLines = Annotated[bool, typer.Option("--json-progress", callback=_as_lines, is_eager=True)]
 
 
 def register(
-    app: typer.Typer, name: str, command: type[Command], kind: type[typer.core.TyperCommand] | None = None
+    app: typer.Typer,
+    name: str,
+    command: Callable[..., Any],
+    kind: type[typer.core.TyperCommand] | None = None,
 ) -> None:
     """Add a command to an app.
 
     Parameters
     ----------
     command
-        A dataclass; its fields are the options, its docstring is the help text.
+        A dataclass with a method ``run``, or a function; see the module.
     kind
         Class of the parser, for example :class:`OrderedCommand`.
     """
 
     def run(**values: Any) -> None:
-        command(**values).run()
+        made = command(**values)
+        if inspect.isclass(command):
+            made.run()
 
-    hints = get_type_hints(command, include_extras=True)
-    parameters = [
-        inspect.Parameter(
-            one.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if one.default is dataclasses.MISSING else one.default,
-            annotation=hints[one.name],
-        )
-        for one in dataclasses.fields(command)  # type: ignore[arg-type]
-    ]
+    text, own = described(command.__doc__ or "")
+    shared, hints = described(SHARED)[1], get_type_hints(command, include_extras=True)
+    parameters = []
+    for one in inspect.signature(command).parameters.values():
+        hint = hints[one.name]
+        if hint is not typer.Context:
+            hint = _annotated(hint, one, own.get(one.name) or shared[one.name])
+        parameters.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__doc__ = inspect.getdoc(command)
+    run.__doc__ = text
     app.command(name, cls=kind)(run)
+
+
+def described(docstring: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Return the text before the first panel, and by name what the panels say of options."""
+    about, *sections = re.split(r"^(.+)\n-{3,}\n", inspect.cleandoc(docstring), flags=re.MULTILINE)
+    described = {}
+    for panel, section in zip(sections[::2], sections[1::2], strict=True):
+        for name, metavar, text in re.findall(r"^(\w+)(?: (.+?))?: (.+(?:\n +.+)*)", section, re.MULTILINE):
+            described[name] = {
+                "rich_help_panel": None if panel == "Options" else panel,
+                "metavar": metavar or None,
+                "help": " ".join(text.split()),
+            }
+    return about.strip(), described
+
+
+def _annotated(hint: Any, parameter: inspect.Parameter, described: dict[str, Any]) -> Any:
+    """Return the type of an option with what typer is to know of it."""
+    hint, *given = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    is_argument = parameter.default is inspect.Parameter.empty
+    info = copy.copy(given[0]) if given else typer.Argument() if is_argument else typer.Option()
+    if hint is bool and info.default is ... and not info.param_decls:  # without names, there is no --no-…
+        info.param_decls = (f"--{parameter.name.replace('_', '-')}",)
+    vars(info).update(described)
+    return Annotated[hint, info]
 
 
 #: Repeatable options whose order among each other is kept, by parameter name.

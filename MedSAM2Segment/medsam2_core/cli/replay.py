@@ -5,20 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from medsam2_core.cli.console import ExitCode, peak_memory_mb, print_table, propagate, report
-from medsam2_core.cli.options import (
-    AsJson,
-    ConfigName,
-    DeviceName,
-    Irregular,
-    SeriesName,
-    check_settings,
-    irregular_notes,
-)
+from medsam2_core.cli.options import AsJson, WhenIrregular, check_settings, irregular_notes
 from medsam2_core.errors import Note, VolumeError
 
 if TYPE_CHECKING:
@@ -34,18 +26,21 @@ class Replay:
 
     The same scan, prompts, weights, device and number of threads give the same masks, unless the prompts were
     found by a model. The exit code is 2 when an object differs.
+
+    Options
+    -------
+    result: A .seg.nrrd of `medsam2 segment`.
+    volume: The scan it was made from.
+    model: Name or checkpoint file of the model; by default the stored name.
     """
 
-    result: Annotated[Path, typer.Argument(help="A .seg.nrrd of `medsam2 segment`.")]
-    volume: Annotated[Path, typer.Argument(help="The scan it was made from.")]
-    model: Annotated[
-        str | None,
-        typer.Option(help="Name or checkpoint file of the model; by default the stored name."),
-    ] = None
-    config: ConfigName = None
-    device: DeviceName = "auto"
-    series: SeriesName = None
-    irregular: Irregular = "refuse"
+    result: Path
+    volume: Path
+    model: str | None = None
+    config: str | None = None
+    device: str = "auto"
+    series: str | None = None
+    irregular: WhenIrregular = "refuse"
     as_json: AsJson = False
 
     def run(self) -> None:

@@ -20,22 +20,10 @@ from medsam2_core.cli.console import (
     warn,
 )
 from medsam2_core.cli.options import (
-    OUTPUT,
-    PROCESSING,
-    PROMPTS,
     AsJson,
     AxisName,
-    ConfigName,
-    DeviceName,
-    ImageSize,
-    Irregular,
-    ModelName,
-    ObjectNames,
-    Overwrite,
-    Picture,
-    PrecisionName,
-    ProbabilitiesOut,
-    SeriesName,
+    Out,
+    WhenIrregular,
     check_settings,
     irregular_notes,
     is_given,
@@ -57,130 +45,70 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Segment:
-    """Segment objects of a volume from boxes, points or masks on one or more slices."""
+    """Segment objects of a volume from boxes, points or masks on one or more slices.
+
+    Options
+    -------
+    volume: NRRD, NIfTI, MetaImage, DICOM, PNG, JPEG or TIFF file, or a DICOM folder.
+
+    Output
+    ------
+    out: File to write: .seg.nrrd (keeps everything), .nii.gz, .nrrd, .mha; .png for a picture.
+    changes CSV: With --prior: volume and diameters of each object then and now.
+
+    Prompts (each applies to the --object before it)
+    ------------------------------------------------
+    box I0,J0,I1,J1@K: Box on slice K: two opposite corners within the slice, then the slice. With --axis
+        sagittal of a volume stored along i: J0,K0,J1,K1@I. Or two opposite corners X0,Y0,Z0,X1,Y1,Z1.
+    point X,Y,Z[,+|-]: Foreground point; append ,- for background.
+    mask FILE: Label map on the volume's grid: its label with the object's name, or its only label.
+    prompts FILE: File of prompts: JSON, or a .seg.nrrd of this command, which has its own.
+    continued OUT.seg.nrrd: Correct this earlier result, with its settings, instead of starting from nothing.
+    like SCAN SEGMENTATION: A segmented scan of the same kind as an example: its objects are looked for here.
+        May be given several times.
+    prior SEGMENTATION: An earlier segmentation of the patient: its objects are looked for at their old
+        places.
+    transform FILE: With --prior: where its positions are in VOLUME; 4 x 4 numbers in RAS mm, or an ITK .tfm.
+    space: Coordinates of --box, --point and --range: array indices, or millimetres.
+
+    Processing
+    ----------
+    axis: Plane of the slices, or array axis.
+    window W,L|PRESET: Intensity window: width and level, or abdomen, lung, brain, mediastinum, bone, auto.
+    range A:B: First and last slice to segment, counted as K of a box; either may be left out.
+    memory: Memory bank: the most recent slices, or MedSAM-2's self-sorting bank.
+    zoom: Crop the model's input to the object.
+    """
 
     context: typer.Context
-    volume: Annotated[
-        Path, typer.Argument(help="NRRD, NIfTI, MetaImage, DICOM, PNG, JPEG or TIFF file, or a DICOM folder.")
-    ]
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", rich_help_panel=OUTPUT,
-            help="File to write: .seg.nrrd (keeps everything), .nii.gz, .nrrd, .mha; .png for a picture.",
-        ),
-    ]  # fmt: skip
-    model: ModelName = "embedded"
-    box: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="I0,J0,I1,J1@K", rich_help_panel=PROMPTS,
-            help="Box on slice K: two opposite corners within the slice, then the slice. With --axis "
-            "sagittal of a volume stored along i: J0,K0,J1,K1@I. Or two opposite corners X0,Y0,Z0,X1,Y1,Z1.",
-        ),
-    ] = None  # fmt: skip
-    point: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="X,Y,Z[,+|-]", rich_help_panel=PROMPTS,
-            help="Foreground point; append ,- for background.",
-        ),
-    ] = None  # fmt: skip
-    mask: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE", rich_help_panel=PROMPTS,
-            help="Label map on the volume's grid: its label with the object's name, or its only label.",
-        ),
-    ] = None  # fmt: skip
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", rich_help_panel=PROMPTS,
-            help="File of prompts: JSON, or a .seg.nrrd of this command, which has its own.",
-        ),
-    ] = None  # fmt: skip
-    continued: Annotated[
-        Path | None,
-        typer.Option(
-            "--continue", metavar="OUT.seg.nrrd", rich_help_panel=PROMPTS,
-            help="Correct this earlier result, with its settings, instead of starting from nothing.",
-        ),
-    ] = None  # fmt: skip
-    like: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SCAN SEGMENTATION", rich_help_panel=PROMPTS,
-            help="A segmented scan of the same kind as an example: its objects are looked for here. May be "
-            "given several times.",
-        ),
-    ] = None  # fmt: skip
-    prior: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="SEGMENTATION", rich_help_panel=PROMPTS,
-            help="An earlier segmentation of the patient: its objects are looked for at their old places.",
-        ),
-    ] = None  # fmt: skip
-    transform: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", rich_help_panel=PROMPTS,
-            help="With --prior: where its positions are in VOLUME; 4 x 4 numbers in RAS mm, or an ITK .tfm.",
-        ),
-    ] = None  # fmt: skip
-    changes: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CSV", rich_help_panel=OUTPUT,
-            help="With --prior: volume and diameters of each object then and now.",
-        ),
-    ] = None  # fmt: skip
-    object: ObjectNames = None
-    axis: Annotated[
-        AxisName, typer.Option(help="Plane of the slices, or array axis.", rich_help_panel=PROCESSING)
-    ] = "axial"
-    space: Annotated[
-        Literal["ijk", "ras", "lps"],
-        typer.Option(
-            help="Coordinates of --box, --point and --range: array indices, or millimetres.",
-            rich_help_panel=PROMPTS,
-        ),
-    ] = "ijk"
-    window: Annotated[
-        str,
-        typer.Option(
-            metavar="W,L|PRESET", rich_help_panel=PROCESSING,
-            help="Intensity window: width and level, or abdomen, lung, brain, mediastinum, bone, auto.",
-        ),
-    ] = "auto"  # fmt: skip
-    range: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A:B", rich_help_panel=PROCESSING,
-            help="First and last slice to segment, counted as K of a box; either may be left out.",
-        ),
-    ] = None  # fmt: skip
-    memory: Annotated[
-        Literal["recent", "self-sorting"],
-        typer.Option(
-            help="Memory bank: the most recent slices, or MedSAM-2's self-sorting bank.",
-            rich_help_panel=PROCESSING,
-        ),
-    ] = "recent"
-    zoom: Annotated[
-        Literal["auto", "off"],
-        typer.Option(help="Crop the model's input to the object.", rich_help_panel=PROCESSING),
-    ] = "auto"
-    device: DeviceName = "auto"
-    precision: PrecisionName = "auto"
-    config: ConfigName = None
-    image_size: ImageSize = None
-    series: SeriesName = None
-    irregular: Irregular = "refuse"
-    picture: Picture = None
-    probabilities: ProbabilitiesOut = None
-    overwrite: Overwrite = False
+    volume: Path
+    out: Out
+    model: str = "embedded"
+    box: list[str] | None = None
+    point: list[str] | None = None
+    mask: list[str] | None = None
+    prompts: Path | None = None
+    continued: Annotated[Path | None, typer.Option("--continue")] = None
+    like: list[str] | None = None
+    prior: Path | None = None
+    transform: Path | None = None
+    changes: Path | None = None
+    object: list[str] | None = None
+    axis: AxisName = "axial"
+    space: Literal["ijk", "ras", "lps"] = "ijk"
+    window: str = "auto"
+    range: str | None = None
+    memory: Literal["recent", "self-sorting"] = "recent"
+    zoom: Literal["auto", "off"] = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    config: str | None = None
+    image_size: int | None = None
+    series: str | None = None
+    irregular: WhenIrregular = "refuse"
+    picture: Path | None = None
+    probabilities: Path | None = None
+    overwrite: bool = False
     as_json: AsJson = False
 
     def run(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medsam2_core.cli.console import progress_bar
-from medsam2_core.cli.options import Overwrite
+from medsam2_core.cli.options import Out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,22 +19,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Synth:
-    """Make training data: volumes NAME_img.nrrd and label maps NAME_seg.nrrd, or ultrasound pictures."""
+    """Make training data: volumes NAME_img.nrrd and label maps NAME_seg.nrrd, or ultrasound pictures.
 
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; created if missing.")]
-    kind: Annotated[
-        Literal["volume", "ultrasound"],
-        typer.Option(help="Volumes of random anatomy, or B-mode pictures of vessels, nerves and more."),
-    ] = "volume"
-    labels: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Label map whose anatomy is used instead of random one."),
-    ] = None
-    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of volumes or pictures.")] = 1
-    size: Annotated[int, typer.Option(min=32, max=256, help="Side of a volume in voxels.")] = 96
-    spacing: Annotated[float, typer.Option(min=0.01, max=100.0, help="Spacing of a volume in mm.")] = 1.0
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 1
-    overwrite: Overwrite = False
+    Options
+    -------
+    out: Folder to write to; created if missing.
+    kind: Volumes of random anatomy, or B-mode pictures of vessels, nerves and more.
+    labels FILE: Label map whose anatomy is used instead of random one.
+    count: Number of volumes or pictures.
+    size: Side of a volume in voxels.
+    spacing: Spacing of a volume in mm.
+    seed: Equal seeds give equal files.
+    """
+
+    out: Out
+    kind: Literal["volume", "ultrasound"] = "volume"
+    labels: Path | None = None
+    count: Annotated[int, typer.Option(min=1, max=100_000)] = 1
+    size: Annotated[int, typer.Option(min=32, max=256)] = 96
+    spacing: Annotated[float, typer.Option(min=0.01, max=100.0)] = 1.0
+    seed: Annotated[int, typer.Option(min=0)] = 1
+    overwrite: bool = False
 
     def run(self) -> None:
         """Make what is wanted and write it."""

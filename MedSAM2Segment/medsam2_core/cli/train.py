@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from medsam2_core.cli.console import stop_on_request
-from medsam2_core.cli.options import DeviceName, Overwrite, Seed
+from medsam2_core.cli.options import Out, register
 from medsam2_core.errors import Cancelled
 
 app = typer.Typer(help="Train models.", no_args_is_help=True)
@@ -20,31 +20,31 @@ def _train() -> None:
     """Train models."""
 
 
-@app.command()
 def base(
-    data: Annotated[Path, typer.Argument(help="Folder of data sets: *_img.png and *_seg.png, *_seg.nii.gz.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a run in it is resumed.")],
-    steps: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,C", help="Steps of the stages; the usual ones by default."),
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Weights to continue from: only the stage of corrections is run."),
-    ] = None,
-    keep_encoder: Annotated[
-        bool,
-        typer.Option("--keep-encoder", help="With --start: freeze the image encoder."),
-    ] = False,
-    seed: Seed = 1,
-    device: DeviceName = "auto",
-    precision: Annotated[str, typer.Option(help="bf16 or fp32; on many CPUs one is far slower.")] = "bf16",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 2,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 1,
+    data: Path,
+    out: Out,
+    steps: str | None = None,
+    start: Path | None = None,
+    keep_encoder: bool = False,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    device: str = "auto",
+    precision: str = "bf16",
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    workers: Annotated[int, typer.Option(min=0)] = 1,
 ) -> None:
     """Train the embedded model: on single slices, then on clips for the memory, then on corrections.
 
     Ctrl-C stops after the current step; the same command resumes.
+
+    Options
+    -------
+    data: Folder of data sets: *_img.png and *_seg.png, *_seg.nii.gz.
+    steps A,B,C: Steps of the stages; the usual ones by default.
+    start FILE: Weights to continue from: only the stage of corrections is run.
+    keep_encoder: With --start: freeze the image encoder.
+    precision: bf16 or fp32; on many CPUs one is far slower.
+    threads: CPU threads of the network.
+    workers: Processes that prepare batches.
     """
     from dataclasses import replace
 
@@ -87,31 +87,29 @@ def base(
     print(out / "weights.safetensors")
 
 
-@app.command()
 def predictor(
-    data: Annotated[
-        list[Path], typer.Argument(help="Folders of data sets: folders of *_img.png and *_seg.png.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a run in it is resumed.")],
-    begin: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="FILE",
-            help="Earlier start to continue from: its predictor is trained further, its encoder adapters are "
-            "kept, and its data sets must be the first ones. With no other data sets its texture adapter is "
-            "trained further, too.",
-        ),
-    ] = None,
-    minutes: Annotated[float, typer.Option(help="Minutes of training, over all runs of the command.")] = 70.0,
-    base: Annotated[str, typer.Option(help="The SAM 2 model it is trained for.")] = "embedded",
-    seed: Seed = 1,
-    device: DeviceName = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 2,
+    data: list[Path],
+    out: Out,
+    begin: Annotated[Path | None, typer.Option("--from")] = None,
+    minutes: float = 70.0,
+    base: str = "embedded",
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    device: str = "auto",
+    threads: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """Pretrain the weights that `train auto` starts from, on several data sets at once.
 
     Ctrl-C stops after the current step; the same command resumes.
+
+    Options
+    -------
+    data: Folders of data sets: folders of *_img.png and *_seg.png.
+    begin FILE: Earlier start to continue from: its predictor is trained further, its encoder adapters are
+        kept, and its data sets must be the first ones. With no other data sets its texture adapter is trained
+        further, too.
+    minutes: Minutes of training, over all runs of the command.
+    base: The SAM 2 model it is trained for.
+    threads: CPU threads of the network.
     """
     import torch
 
@@ -132,13 +130,18 @@ def predictor(
     print(out / "start.safetensors")
 
 
-@app.command()
 def package(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
-    overwrite: Overwrite = False,
+    run: Path,
+    out: Out,
+    overwrite: bool = False,
 ) -> None:
-    """Store the averaged weights of a run in half precision, as they ship; print size and SHA-256."""
+    """Store the averaged weights of a run in half precision, as they ship; print size and SHA-256.
+
+    Options
+    -------
+    run: Folder of a run.
+    out: The .safetensors file to write.
+    """
     from medsam2_core.atomic import check_target, protect
     from medsam2_core.training.packaging import package as pack
 
@@ -162,3 +165,8 @@ def _steps(text: str, stages: int) -> list[int]:
 
 def _report(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
+
+
+register(app, "base", base)
+register(app, "predictor", predictor)
+register(app, "package", package)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medsam2_core.cli.console import print_table, stop_on_request
-from medsam2_core.cli.options import AsJsonLines, AxisName, DeviceName, Overwrite, Seed, Threads
+from medsam2_core.cli.options import AsJsonLines, AxisName, Out
 from medsam2_core.cli.training import TrainingProgress, check_inputs, check_run, survey_of
 from medsam2_core.errors import Cancelled, ExportError
 
@@ -34,91 +34,54 @@ class TrainAuto:
     """Train a model that needs no prompt, from about ten labelled images.
 
     Ctrl-C stops after the current step; the same command with --resume continues.
+
+    Options
+    -------
+    data: Folder of images and label maps (NAME_img.png + NAME_seg.png, NAME.nrrd + NAME.seg.nrrd, images/ +
+        labels/), or a CSV with the columns image,label[,split][,group].
+    out: The .medsam2auto file to write.
+    resume: Continue a training that was stopped.
+    image_size: Side of the model's square input.
+
+    Data
+    ----
+    shots: Number of images (or volumes) to train on, drawn at random.
+    axis: Plane of the slices of volumes, or array axis.
+
+    Training
+    --------
+    minutes: Minutes in all, from start to model.
+    decoder: lora: also train low-rank updates of the mask decoder.
+    texture: Also train a small convolutional network beside the encoder.
+    kind: Predictor: hierarchical uses features at three scales, linear the coarsest only.
+    heads box,mask,embedding: Kinds of prompts to predict.
+    start: auto: start from the pretrained weights that ship; none: from random weights.
+    folds: Cross-validation folds to estimate Dice with; 0 for none.
+    steps: Steps of the final training, instead of --minutes.
     """
 
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of images and label maps (NAME_img.png + NAME_seg.png, NAME.nrrd + NAME.seg.nrrd, "
-            "images/ + labels/), or a CSV with the columns image,label[,split][,group]."
-        ),
-    ]
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .medsam2auto file to write.")]
-    base: Annotated[str, typer.Option(help="The SAM 2 to train for: a name or a checkpoint.")] = "embedded"
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B | 1=A,2=B", help="Classes by name, or names for label values.", rich_help_panel=_DATA
-        ),
-    ] = None
-    shots: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of images (or volumes) to train on, drawn at random.", rich_help_panel=_DATA
-        ),
-    ] = None
-    minutes: Annotated[
-        float,
-        typer.Option(help="Minutes in all, from start to model.", rich_help_panel=_TRAINING),
-    ] = 10.0
-    decoder: Annotated[
-        Literal["frozen", "lora"],
-        typer.Option(
-            help="lora: also train low-rank updates of the mask decoder.", rich_help_panel=_TRAINING
-        ),
-    ] = "frozen"
-    texture: Annotated[
-        bool,
-        typer.Option(
-            "--texture/--no-texture", help="Also train a small convolutional network beside the encoder.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = True  # fmt: skip
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was stopped.")] = False
-    kind: Annotated[
-        Literal["hierarchical", "linear"],
-        typer.Option(
-            help="Predictor: hierarchical uses features at three scales, linear the coarsest only.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = "hierarchical"
-    heads: Annotated[
-        str,
-        typer.Option(
-            metavar="box,mask,embedding", help="Kinds of prompts to predict.", rich_help_panel=_TRAINING
-        ),
-    ] = "box,mask,embedding"
-    start: Annotated[
-        Literal["auto", "none"],
-        typer.Option(
-            help="auto: start from the pretrained weights that ship; none: from random weights.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = "auto"
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            help="Cross-validation folds to estimate Dice with; 0 for none.", rich_help_panel=_TRAINING
-        ),
-    ] = None
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Steps of the final training, instead of --minutes.", rich_help_panel=_TRAINING),
-    ] = None
-    axis: Annotated[
-        AxisName, typer.Option(help="Plane of the slices of volumes, or array axis.", rich_help_panel=_DATA)
-    ] = "axial"
-    window: Annotated[
-        str, typer.Option(metavar="W,L|PRESET", help="Intensity window.", rich_help_panel=_DATA)
-    ] = "auto"
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out images with problems.", rich_help_panel=_DATA)
-    ] = False
-    seed: Seed = 0
-    device: DeviceName = "auto"
-    threads: Threads = None
-    image_size: Annotated[int | None, typer.Option(help="Side of the model's square input.")] = None
-    overwrite: Overwrite = False
+    data: Path
+    out: Out
+    base: str = "embedded"
+    classes: str | None = None
+    shots: Annotated[int | None, typer.Option(min=1)] = None
+    minutes: float = 10.0
+    decoder: Literal["frozen", "lora"] = "frozen"
+    texture: Annotated[bool, typer.Option("--texture/--no-texture")] = True
+    resume: bool = False
+    kind: Literal["hierarchical", "linear"] = "hierarchical"
+    heads: str = "box,mask,embedding"
+    start: Literal["auto", "none"] = "auto"
+    folds: int | None = None
+    steps: int | None = None
+    axis: AxisName = "axial"
+    window: str = "auto"
+    skip_bad: bool = False
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    device: str = "auto"
+    threads: Annotated[int | None, typer.Option(min=1)] = None
+    image_size: int | None = None
+    overwrite: bool = False
     json_progress: AsJsonLines = False
 
     def run(self) -> None:

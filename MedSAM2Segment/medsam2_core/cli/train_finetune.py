@@ -14,7 +14,7 @@ import typer
 
 from medsam2_core import atomic
 from medsam2_core.cli.console import print_table, stop_on_request
-from medsam2_core.cli.options import AsJsonLines, ConfigName, DeviceName, Overwrite, Seed, Threads
+from medsam2_core.cli.options import AsJsonLines, Out
 from medsam2_core.cli.training import TrainingProgress, check_inputs, check_run, survey_of
 from medsam2_core.errors import Cancelled, ExportError, TrainingError
 
@@ -38,149 +38,90 @@ class TrainFinetune:
     Any SAM 2, 2.1, MedSAM2, Medical SAM 2 or the embedded model, on pictures or volumes. The result is an
     ordinary checkpoint: `medsam2 segment --model my.safetensors`. Ctrl-C stops after the current step; the
     same command with --resume continues.
+
+    Options
+    -------
+    data: Folder of images and label maps as for `train auto`, of DICOM series with SEG, or in the layouts of
+        Medical SAM 2, MedSAM2 and REFUGE; or a CSV with the columns image,label[,split][,group].
+    out: The .safetensors file to write.
+    base: The model to start from: a name or a checkpoint.
+    image_size: Side of the model's square input.
+
+    Data
+    ----
+    dimension: 3d: clips of slices, with memory; auto: by the data.
+    clip: Slices in a clip (3d).
+    axis AXIS[,AXIS] | all: Planes of the slices of volumes.
+    raters: Of several raters: their majority, or all of them.
+    augmentation FILE: JSON or YAML with other augmentations.
+
+    Prompts and memory
+    ------------------
+    prompts KIND[=SHARE],…: First prompts: box, click, points, mask.
+    prompt_every: Prompt every n-th slice of a clip; 0: the first only.
+    corrections: Clicks after the first prompt.
+    memory: Which slices are remembered (3d).
+    memory_size: Slices that self-sorting memory holds.
+
+    Training
+    --------
+    train: What is trained; the rest stays as it is.
+    minutes: Minutes of training.
+    epochs: Passes over the data, instead of --minutes.
+    steps: Steps, instead of --minutes.
+    batch: Views a step: 8 pictures, or 2 clips.
+    learning_rate: Peak of the cosine; 5e-5, for the embedded model 2e-4, for lora five times that.
+    encoder_factor: Rate of the image encoder, as a share.
+    layer_decay: Factor from each block of the encoder to the one before.
+    loss TERM=WEIGHT,…: Weights of focal, bce, dice, iou, presence.
+    patience: Validations without progress before it ends; 0: never.
+
+    Run
+    ---
+    measure: Objects measured before and after, at most.
+    resume: Continue a training that was stopped.
+    tensorboard FOLDER: Write events for TensorBoard, too.
+    precision: Of the computation; weights are kept in fp32.
+    workers: Processes that prepare batches.
     """
 
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of images and label maps as for `train auto`, of DICOM series with SEG, or in the "
-            "layouts of Medical SAM 2, MedSAM2 and REFUGE; or a CSV with the columns "
-            "image,label[,split][,group]."
-        ),
-    ]
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")]
-    base: Annotated[str, typer.Option(help="The model to start from: a name or a checkpoint.")] = "embedded"
-    config: ConfigName = None
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B | 1=A,2=B", help="Classes by name, or names for label values.", rich_help_panel=_DATA
-        ),
-    ] = None
-    dimension: Annotated[
-        Literal["auto", "2d", "3d"],
-        typer.Option(help="3d: clips of slices, with memory; auto: by the data.", rich_help_panel=_DATA),
-    ] = "auto"
-    clip: Annotated[
-        int, typer.Option(min=2, max=64, help="Slices in a clip (3d).", rich_help_panel=_DATA)
-    ] = 8
-    axis: Annotated[
-        str,
-        typer.Option(
-            metavar="AXIS[,AXIS] | all", help="Planes of the slices of volumes.", rich_help_panel=_DATA
-        ),
-    ] = "axial"
-    window: Annotated[
-        str, typer.Option(metavar="W,L|PRESET", help="Intensity window.", rich_help_panel=_DATA)
-    ] = "auto"
-    raters: Annotated[
-        Literal["majority", "all"],
-        typer.Option(help="Of several raters: their majority, or all of them.", rich_help_panel=_DATA),
-    ] = "majority"
-    augmentation: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="JSON or YAML with other augmentations.", rich_help_panel=_DATA),
-    ] = None
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out images with problems.", rich_help_panel=_DATA)
-    ] = False
-    prompts: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND[=SHARE],…",
-            help="First prompts: box, click, points, mask.",
-            rich_help_panel=_PROMPTING,
-        ),
-    ] = "box=0.5,click=0.3,mask=0.2"
-    prompt_every: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Prompt every n-th slice of a clip; 0: the first only.", rich_help_panel=_PROMPTING
-        ),
-    ] = 0
-    corrections: Annotated[
-        int, typer.Option(min=0, help="Clicks after the first prompt.", rich_help_panel=_PROMPTING)
-    ] = 2
-    memory: Annotated[
-        Literal["recent", "self-sorting"],
-        typer.Option(help="Which slices are remembered (3d).", rich_help_panel=_PROMPTING),
-    ] = "recent"
-    memory_size: Annotated[
-        int, typer.Option(min=1, help="Slices that self-sorting memory holds.", rich_help_panel=_PROMPTING)
-    ] = 16
-    train: Annotated[
-        Literal["decoder", "memory", "decoder+memory", "lora", "all"],
-        typer.Option(help="What is trained; the rest stays as it is.", rich_help_panel=_TRAINING),
-    ] = "decoder+memory"
-    minutes: Annotated[
-        float, typer.Option(min=0.05, help="Minutes of training.", rich_help_panel=_TRAINING)
-    ] = 10.0
-    epochs: Annotated[
-        float | None,
-        typer.Option(help="Passes over the data, instead of --minutes.", rich_help_panel=_TRAINING),
-    ] = None
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps, instead of --minutes.", rich_help_panel=_TRAINING)
-    ] = None
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Views a step: 8 pictures, or 2 clips.", rich_help_panel=_TRAINING),
-    ] = None
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Peak of the cosine; 5e-5, for the embedded model 2e-4, for lora five times that.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None
-    encoder_factor: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Rate of the image encoder, as a share.", rich_help_panel=_TRAINING),
-    ] = 0.6
-    layer_decay: Annotated[
-        float,
-        typer.Option(
-            min=0.1, max=1, help="Factor from each block of the encoder to the one before.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = 0.9  # fmt: skip
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TERM=WEIGHT,…",
-            help="Weights of focal, bce, dice, iou, presence.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None
-    patience: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Validations without progress before it ends; 0: never.", rich_help_panel=_TRAINING
-        ),
-    ] = 4
-    measure: Annotated[
-        int,
-        typer.Option(min=0, help="Objects measured before and after, at most.", rich_help_panel=_RUN),
-    ] = 12
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a training that was stopped.", rich_help_panel=_RUN)
-    ] = False
-    tensorboard: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Write events for TensorBoard, too.", rich_help_panel=_RUN),
-    ] = None
-    seed: Seed = 1
-    device: DeviceName = "auto"
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="Of the computation; weights are kept in fp32.", rich_help_panel=_RUN),
-    ] = "auto"
-    threads: Threads = None
-    workers: Annotated[
-        int, typer.Option(min=0, help="Processes that prepare batches.", rich_help_panel=_RUN)
-    ] = 0
-    image_size: Annotated[int | None, typer.Option(help="Side of the model's square input.")] = None
-    overwrite: Overwrite = False
+    data: Path
+    out: Out
+    base: str = "embedded"
+    config: str | None = None
+    classes: str | None = None
+    dimension: Literal["auto", "2d", "3d"] = "auto"
+    clip: Annotated[int, typer.Option(min=2, max=64)] = 8
+    axis: str = "axial"
+    window: str = "auto"
+    raters: Literal["majority", "all"] = "majority"
+    augmentation: Path | None = None
+    skip_bad: bool = False
+    prompts: str = "box=0.5,click=0.3,mask=0.2"
+    prompt_every: Annotated[int, typer.Option(min=0)] = 0
+    corrections: Annotated[int, typer.Option(min=0)] = 2
+    memory: Literal["recent", "self-sorting"] = "recent"
+    memory_size: Annotated[int, typer.Option(min=1)] = 16
+    train: Literal["decoder", "memory", "decoder+memory", "lora", "all"] = "decoder+memory"
+    minutes: Annotated[float, typer.Option(min=0.05)] = 10.0
+    epochs: float | None = None
+    steps: Annotated[int | None, typer.Option(min=1)] = None
+    batch: Annotated[int | None, typer.Option(min=1)] = None
+    learning_rate: float | None = None
+    encoder_factor: Annotated[float, typer.Option(min=0, max=1)] = 0.6
+    layer_decay: Annotated[float, typer.Option(min=0.1, max=1)] = 0.9
+    loss: str | None = None
+    patience: Annotated[int, typer.Option(min=0)] = 4
+    measure: Annotated[int, typer.Option(min=0)] = 12
+    resume: bool = False
+    tensorboard: Path | None = None
+    seed: Annotated[int, typer.Option(min=0)] = 1
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: Annotated[int | None, typer.Option(min=1)] = None
+    workers: Annotated[int, typer.Option(min=0)] = 0
+    image_size: int | None = None
+    overwrite: bool = False
     json_progress: AsJsonLines = False
 
     def run(self) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
-
-import typer
 
 from medsam2_core.cli.console import warn
 
 
 def worker(
-    verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
+    verbose: bool = False,
 ) -> None:
     """Serve a client over standard input and output until the input ends.
 
     The protocol is described in Resources/docs/worker-protocol.md. Standard output carries nothing else.
+
+    Options
+    -------
+    verbose: Log more.
     """
     if sys.stdin is not None and sys.stdin.isatty():
         warn("this command is for programs that send messages over standard input; Ctrl-C ends it")
