@@ -52,14 +52,11 @@ class Imported:
     card
         Card of the Auto model. Its :attr:`AutoCard.can_track` is False if the checkpoint has no memory: that
         of the SAM 2 is untrained then, and must not be used for propagation.
-    ignored
-        Names of tensors in the checkpoint that were not used.
     """
 
     path: Path
     base_path: Path
     card: AutoCard
-    ignored: tuple[str, ...]
 
 
 def import_reference(
@@ -68,14 +65,13 @@ def import_reference(
     config: str = "sam2_hiera_t",
     *,
     image_size: int | None = None,
-    name: str | None = None,
     class_names: Sequence[str] | None = None,
     dataset: str | None = None,
     overwrite: bool = False,
 ) -> Imported:
     """Convert a reference checkpoint to an Auto model and a checkpoint of its SAM 2.
 
-    No code in the checkpoint is run, and nothing is written unless all tensors fit.
+    Nothing is written unless all tensors fit.
 
     Parameters
     ----------
@@ -86,9 +82,7 @@ def import_reference(
     config
         Configuration of the SAM 2: one of sam2's own, or ``embedded``.
     image_size
-        S of the training, which no tensor tells; None for the configuration's (1024).
-    name
-        Name of the model; None for that of the file.
+        S of the training, which no tensor tells; None for the configuration's.
     class_names
         One for each class, in order; None derives them from the data set's name.
     dataset
@@ -98,43 +92,32 @@ def import_reference(
     ------
     CheckpointError
         ``not-a-sam2rad-checkpoint``, ``sam2rad-checkpoint-damaged``, ``unsupported-sam2rad-checkpoint``,
-        ``data-set-ambiguous``, ``unknown-data-set``, ``bad-class-names``; or what
-        :func:`~medsam2_core.engine.checkpoint.read_state_dict` raises.
-    CatalogueError
-        ``unknown-config``.
-    ExportError
-        ``not-an-auto-model-name``, or a file that cannot be written.
+        ``data-set-ambiguous``, ``unknown-data-set``, ``bad-class-names``; those of ``read_state_dict``.
+    CatalogueError, ExportError
+        ``unknown-config``; ``not-an-auto-model-name``, or a file that cannot be written.
     """
     path, out = Path(path), Path(out_path)
-    config = _known(config)
+    config, source = _known(config), str(path)
     if out.suffix != SUFFIX or not out.stem:
-        raise ExportError(
-            f"{out}: the name of an Auto model ends with {SUFFIX}",
-            code="not-an-auto-model-name", path=str(out),
-        )  # fmt: skip
+        message = f"{out}: the name of an Auto model ends with {SUFFIX}"
+        raise ExportError(message, code="not-an-auto-model-name", path=str(out))
     base_path = out.with_name(out.stem + _BASE_SUFFIX)
-    for target in (out, base_path):
-        check_target(target, overwrite=overwrite)
-    source = str(path)
+    check_target(out, overwrite=overwrite)
+    check_target(base_path, overwrite=overwrite)
     parts = parts_of(read_state_dict(path), source)
     chosen, queries = _queries(parts, dataset, source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # tensors that the checkpoint lacks are the same in every import
-        module, tracks, ignored = _sam2(parts, config, image_size, source)
+        module, tracks = _sam2(parts, config, image_size, source)
         card = AutoCard(
-            name=(name or "").strip() or path.stem,
-            classes=_classes(class_names, queries, chosen),
-            base=base_path.name,
-            base_key="",
-            image_size=module.image_size,
+            path.stem, _classes(class_names, queries, chosen), base_path.name, "", module.image_size,
             predictor=_settings(module, queries, source).to_dict(),
             decoder="lora" if parts.decoder_updates else "frozen",
             encoder="adapters" if parts.adapters else "frozen",
             training={"origin": "reference checkpoint", "data_set": chosen, "tracks": tracks},
-        )
+        )  # fmt: skip
         auto = _filled(card, module, parts, queries, source)
-    card = _written(auto, out, base_path, overwrite=overwrite)
-    return Imported(out, base_path, card, tuple(ignored))
+    return Imported(out, base_path, _written(auto, out, base_path, overwrite=overwrite))
 
 
 def _known(config: str) -> str:
@@ -203,12 +186,11 @@ def _classes(names: Sequence[str] | None, queries: torch.Tensor, dataset: str) -
     return tuple(AutoClass(one, n + 1, default_colour(n)) for n, one in enumerate(names))
 
 
-def _sam2(parts: Parts, config: str, image_size: int | None, source: str) -> tuple[SAM2Base, bool, list[str]]:
-    """Return the SAM 2 in a checkpoint, whether its memory is trained, and the names of unused tensors."""
+def _sam2(parts: Parts, config: str, image_size: int | None, source: str) -> tuple[SAM2Base, bool]:
+    """Return the SAM 2 in a checkpoint, and whether its memory is trained."""
     settings = read_config(config, image_size)
     module = build_from(settings, config, blank=True)
-    known = module.state_dict()
-    wanted = [key for key in known if not key.startswith(_FOR_IMAGES)]
+    wanted = [key for key in module.state_dict() if not key.startswith(_FOR_IMAGES)]
     missing = [key for key in wanted if key not in parts.memory]
     lost = [key for key in missing if not key.startswith(_MASK_PROMPTS)]
     kept = [key for key in wanted if key in parts.memory and not key.startswith(_MASK_PROMPTS)]
@@ -219,10 +201,9 @@ def _sam2(parts: Parts, config: str, image_size: int | None, source: str) -> tup
             code="sam2rad-checkpoint-damaged", path=source, missing=lost[0],
         )  # fmt: skip
     untrained = build_from(settings, config).state_dict() if missing else {}
-    state = parts.sam2 | {key: untrained[key] if key in missing else parts.memory[key][1] for key in wanted}
+    state = parts.sam2 | {key: untrained[key] if key in missing else parts.memory[key] for key in wanted}
     load_strict(module, state, config, source)
-    ignored = [original for key, (original, _) in parts.memory.items() if key not in known]
-    return module, not missing, ignored
+    return module, not missing
 
 
 def _filled(card: AutoCard, module: SAM2Base, parts: Parts, queries: torch.Tensor, source: str) -> AutoModel:
@@ -304,7 +285,7 @@ class Parts:
     sam2
         Tensors of the SAM 2 that images need.
     memory
-        The other tensors of the SAM 2: (name in the checkpoint, tensor).
+        The other tensors of the SAM 2.
     decoder_updates
         Low-rank updates of the mask decoder; empty when that was frozen.
     updated
@@ -318,7 +299,7 @@ class Parts:
     """
 
     sam2: dict[str, torch.Tensor] = field(default_factory=dict)
-    memory: dict[str, tuple[str, torch.Tensor]] = field(default_factory=dict)
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)
     decoder_updates: dict[str, torch.Tensor] = field(default_factory=dict)
     updated: set[str] = field(default_factory=set)
     adapters: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -350,14 +331,7 @@ def parts_of(state: Mapping[str, torch.Tensor], source: str) -> Parts:
             "Sam2Rad with a Prompt Predictor Network can be imported",
             code="unsupported-sam2rad-checkpoint", path=source, tensor=unknown[0],
         )  # fmt: skip
-    placed: tuple[Mapping[str, Any], ...] = (
-        parts.sam2,
-        parts.memory,
-        parts.decoder_updates,
-        parts.adapters,
-        parts.predictor,
-        parts.queries,
-    )
+    placed = (parts.sam2, parts.memory, parts.decoder_updates, parts.adapters, parts.predictor, parts.queries)
     if sum(map(len, placed)) + len(again) + (frequencies is not None) != len(state):
         raise CheckpointError(
             f"{source} holds two tensors for one place of the network: it was changed, get it again",
@@ -390,7 +364,7 @@ def _of_sam2(key: str, value: torch.Tensor, parts: Parts) -> bool:
         if memory[1] == _NEEDED:
             parts.sam2[_NEEDED] = value
         else:
-            parts.memory[memory[1]] = (key, value)
+            parts.memory[memory[1]] = value
     else:
         return False
     return True

@@ -90,16 +90,15 @@ def config_path(config: str | Path) -> Path:
 def read_config(
     config: str | Path, image_size: int | None = None, apply_postprocessing: bool = True
 ) -> dict[str, Any]:
-    """Return a configuration's ``model`` part as plain values, with our options applied and its class names
-    checked.
+    """Read a configuration's ``model`` part as plain values; its class names are checked.
 
     Parameters
     ----------
     image_size
         Side S of the square image the model sees; None keeps the file's.
     apply_postprocessing
-        As in stock ``build_sam2_video_predictor``, and on as there: fall back to the best of three masks when
-        the single one is unstable, and binarise clicked masks before they are remembered. Only for sam2's own
+        As in stock ``build_sam2_video_predictor``: fall back to the best of three masks when the single one
+        is unstable, and binarise clicked masks before they are remembered. Only for sam2's own
         configurations: others state these options themselves.
 
     Raises
@@ -119,17 +118,9 @@ def read_config(
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise CatalogueError(
-            f"{path} cannot be read as a model configuration: {error}",
-            code="unreadable-configuration",
-            path=str(path),
-        ) from error
+        raise _refused(path, f"cannot be read: {error}", "unreadable-configuration") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise CatalogueError(
-            f"{path} is not a SAM 2 configuration: it has no `model` section",
-            code="not-a-configuration",
-            path=str(path),
-        )
+        raise _refused(path, "is not one of SAM 2: it has no `model` section", "not-a-configuration")
     model = content["model"]
     if apply_postprocessing and path.name.removesuffix(".yaml") in STOCK_CONFIGS:
         model.update(_POSTPROCESSING)
@@ -143,14 +134,15 @@ def read_config(
             image_size=repr(size),
         )
     if model.get("_target_") != "sam2.modeling.sam2_base.SAM2Base":
-        raise CatalogueError(
-            f"{path} describes {model.get('_target_')!r}, not sam2.modeling.sam2_base.SAM2Base",
-            code="not-a-configuration",
-            path=str(path),
-        )
+        what = f"describes {model.get('_target_')!r}, not sam2.modeling.sam2_base.SAM2Base"
+        raise _refused(path, what, "not-a-configuration")
     for key, value in _leaves(model):
         _check_setting(path, key, value)
     return model
+
+
+def _refused(path: Path, what: str, code: str, **fields: Any) -> CatalogueError:
+    return CatalogueError(f"the model configuration {path} {what}", code=code, path=str(path), **fields)
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -167,20 +159,11 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _check_setting(path: Path, key: str, value: Any) -> None:
     """Refuse what would make instantiation call something else than a network module's constructor."""
     if key == "weights_path" and value is not None:
-        raise CatalogueError(
-            f"{path} names further weights ({value!r}): give one checkpoint with everything in it",
-            code="untrusted-configuration",
-            path=str(path),
-            key=key,
-        )
-    if key.startswith("_") and key not in ("_target_",):
-        raise CatalogueError(
-            f"{path} uses {key}, which is not allowed in a model configuration",
-            code="untrusted-configuration",
-            path=str(path),
-            key=key,
-        )
+        what = f"names further weights ({value!r}): give one checkpoint with everything in it"
+        raise _refused(path, what, "untrusted-configuration", key=key)
     if key != "_target_":
+        if key.startswith("_"):
+            raise _refused(path, f"uses {key}, which is not allowed", "untrusted-configuration", key=key)
         return
     from hydra.utils import get_object
 
@@ -189,22 +172,14 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
         try:
             found = get_object(value)
         except (ImportError, ValueError, AttributeError) as error:
-            raise CatalogueError(
-                f"{path} names {value}, which this version of sam2 does not have",
-                code="unknown-class",
-                path=str(path),
-                target=value,
-            ) from error
+            what = f"names {value}, which this version of sam2 does not have"
+            raise _refused(path, what, "unknown-class", target=value) from error
         # "sam2.modeling.sam2_base.torch.load" starts well, too: what counts is where the class was made.
         made_here = f"{getattr(found, '__module__', '')}.".startswith(_TRUSTED_PACKAGES)
         trusted = isinstance(found, type) and issubclass(found, nn.Module) and made_here
     if not trusted:
-        raise CatalogueError(
-            f"{path} wants to call {value!r}: only network modules of sam2 and this package may be",
-            code="untrusted-configuration",
-            path=str(path),
-            target=repr(value),
-        )
+        what = f"wants to call {value!r}: only network modules of sam2 and this package may be"
+        raise _refused(path, what, "untrusted-configuration", target=repr(value))
 
 
 def build_module(

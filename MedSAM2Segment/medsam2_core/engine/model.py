@@ -187,8 +187,7 @@ def load_model(
     image_size
         Another side S than the catalogue's (a positive multiple of 32).
     apply_postprocessing
-        As in stock ``build_sam2_video_predictor`` (default there: on); None takes the catalogue's choice,
-        which is on for sam2's own configurations. See :func:`read_config`.
+        See :func:`read_config`; None takes the catalogue's choice, which is on for sam2's own configurations.
     catalogue, store
         Others than the default ones.
 
@@ -203,8 +202,7 @@ def load_model(
     """
     where = choose_device(device)
     how = choose_precision(where, precision)
-    catalogue = catalogue or Catalogue.load()
-    store = store or Store.default()
+    catalogue, store = catalogue or Catalogue.load(), store or Store.default()
     entry = catalogue.find(name_or_path)
     if entry.is_local:
         entry = replace(entry, config=str(config) if config is not None else entry.config)
@@ -219,15 +217,11 @@ def load_model(
     if apply_postprocessing is not None:
         entry = replace(entry, postprocessing=apply_postprocessing)
     path = store.locate(entry)
-    stamp = path.stat()
-    key = json.dumps(
-        [str(path.resolve()), stamp.st_mtime_ns, stamp.st_size, str(where), how, asdict(entry)], default=str
-    )
+    file = [str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size]
+    key = json.dumps([*file, str(where), how, asdict(entry)], default=str)
     with _loading:
-        model = _loaded.get(key)
-        if model is None:
-            model = _load(entry, catalogue, store, where, how)
-            _loaded[key] = model
+        model = _loaded.get(key) or _load(entry, catalogue, store, where, how)
+        _loaded[key] = model
         return model
 
 

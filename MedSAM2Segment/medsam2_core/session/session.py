@@ -219,11 +219,7 @@ class Session:
         PromptError
             The name is empty or taken.
         """
-        if name in self.object_names:
-            raise PromptError(
-                f"there is an object {name!r} already: prompt it, or choose another name",
-                code="object-exists", object=name,
-            )  # fmt: skip
+        self._check_new([name])
         with self._history.step(f"add {name}"):
             self._objects.prompts.add_object(name)
 
@@ -408,38 +404,31 @@ class Session:
         CheckpointError
             The Auto model was trained on another SAM 2, or does not know a class.
         PromptError
-            There is an object of such a name, and it shall not be replaced.
+            ``no-volume``; ``object-exists``, without `replace`.
         Cancelled
             Stopped; nothing has changed.
         """
         from medsam2_core.session.automatic import AutoRun
 
         if not self.tracker.source.ordered:
-            raise PromptError(
-                "Auto models segment volumes: use one on the images of a set one by one", code="no-volume"
-            )
+            raise PromptError("Auto models segment volumes, or single images of a set", code="no-volume")
         run = AutoRun(self.stack, self.tracker, auto, classes, options, flips=flips)
-        taken = [name for name in (classes or auto.card.class_names) if name in self.object_names]
-        if taken and not replace:
-            raise PromptError(
-                f"there is an object {taken[0]!r} already: replace it, or leave this class out",
-                code="object-exists", object=taken[0],
-            )  # fmt: skip
+        if not replace:
+            self._check_new(classes or auto.card.class_names)
         for _ in run.run(first, last, should_cancel):
             progress(run.done, run.total)
         found = run.found()
         # What was there before is not emptied by a class that is nowhere.
-        present = [one for one in found if one.slices or one.name not in self.object_names]
-        with self._history.step(f"find {', '.join(one.name for one in present) or 'nothing'}"):
-            for one in present:
-                slices = one.slice_prompts()
-                self._objects.restore(
-                    one.name, slices, {n: mask for n, mask in one.slices.items() if n not in slices}
-                )
-                self._auto_predictions[one.name] = one
+        present = {one.name: one for one in found if one.slices or one.name not in self.object_names}
+        with self._history.step(f"find {', '.join(present) or 'nothing'}"):
+            for name, one in present.items():
+                prompts = one.slice_prompts()
+                tracked = {n: mask for n, mask in one.slices.items() if n not in prompts}
+                self._objects.restore(name, prompts, tracked)
             # What tracking would find is known, or was not wanted: only later changes have to be propagated.
             changes = self._objects.changes
-            changes.mark_synced([one.name for one in present], None, changes.copied())
+            changes.mark_synced(present, None, changes.copied())
+        self._auto_predictions |= present
         return found
 
     def find_like(
@@ -469,7 +458,7 @@ class Session:
         Raises
         ------
         PromptError
-            There is an object of such a name already, or the examples show none.
+            ``object-exists``, or ``empty-examples``.
         Cancelled
             Stopped; nothing has changed.
         """
@@ -479,63 +468,41 @@ class Session:
         slices = self._slices_between(first, last)
         search = ExampleSearch(self.tracker, self.stack, plane, examples, slices)
         self._check_new(search.names)
-        found = {}
-        for name in search.names:
-            found[name] = search.slice_prompts(name, should_cancel, progress)
-        self._take_known(found, "find objects of examples")
-        return [name for name, slices in found.items() if not slices]
+        found = {name: search.slice_prompts(name, should_cancel, progress) for name in search.names}
+        return self._take_known(found, "find objects of examples")
 
     def find_prior(self, prior: Segmentation, first: int | None = None, last: int | None = None) -> list[str]:
         """Look for the objects of an earlier segmentation of the same patient near their old places.
 
-        Each becomes an object of the same name with a predicted box; :meth:`propagate` then follows them. One
-        undo takes back all of them.
-
-        Parameters
-        ----------
-        prior
-            On this volume's grid.
-        first, last
-            Slices to look at, both included; None: to the end.
-
-        Returns
-        -------
-        list
-            Names of the objects that were not found.
-
-        Raises
-        ------
-        PromptError
-            There is an object of such a name already, or the segmentation is on another grid.
+        As :meth:`find_like`, by a segmentation on this volume's grid.
         """
         from medsam2_core.session.examples import PriorSearch
 
         search = PriorSearch(self.tracker, self.stack, prior, self._slices_between(first, last))
         self._check_new(prior.names)
         found = {name: search.slice_prompts(name) for name in prior.names}
-        self._take_known(found, "find objects of an earlier scan")
-        return [name for name, slices in found.items() if not slices]
+        return self._take_known(found, "find objects of an earlier scan")
 
     def _slices_between(self, first: int | None, last: int | None) -> range:
         count = len(self.stack)
         return range(first or 0, count if last is None else min(last + 1, count))
 
     def _check_new(self, names: Sequence[str]) -> None:
-        taken = [name for name in names if name in self.object_names]
-        if taken:
-            raise PromptError(
-                f"there is an object {taken[0]!r} already: remove it first",
-                code="object-exists",
-                object=taken[0],
-            )
+        for name in names:
+            if name in self.object_names:
+                raise PromptError(
+                    f"there is an object {name!r} already: remove or replace it, or choose another name",
+                    code="object-exists", object=name,
+                )  # fmt: skip
 
-    def _take_known(self, found: Mapping[str, Mapping[int, SlicePrompts]], step: str) -> None:
-        """Make objects of what was found, as one step."""
+    def _take_known(self, found: Mapping[str, Mapping[int, SlicePrompts]], step: str) -> list[str]:
+        """Make objects of what was found, as one step; return the names of what was not."""
         with self._history.step(step):
             for name, slices in found.items():
                 self._objects.prompts.add_object(name)
                 for n, given in slices.items():
                     self._objects.set_prompts(name, n, given)
+        return [name for name, slices in found.items() if not slices]
 
     def propagate(
         self,

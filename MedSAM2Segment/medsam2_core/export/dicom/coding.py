@@ -252,6 +252,13 @@ def current(code: Code) -> Code:
     return code if successor is None else Code("SCT", successor, code.meaning)
 
 
+def current_codes(codes: Terminology) -> Terminology:
+    """Return codes of which those of SNOMED RT are their SNOMED CT successors."""
+    names = ("category", "type", "type_modifier", "region", "region_modifier")
+    successors: dict[str, Any] = {name: current(getattr(codes, name)) for name in names}
+    return replace(codes, **successors)
+
+
 def shorten(text: str, most: int) -> str:
     """Shorten text to at most that many characters, between words where possible, with dots at the end."""
     text = " ".join(text.split())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
-from medsam2_core.export.dicom.coding import GENERIC, code_item, current, terminology_of, usual_meaning
+from medsam2_core.export.dicom.coding import code_item, current_codes, terminology_of, usual_meaning
+from medsam2_core.export.dicom.segment_metadata import ExportMetadata, SegmentMetadata
 from medsam2_core.export.metadata import LONGEST_LO, LONGEST_ST, MANUFACTURER
 from medsam2_core.version import __version__
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentDescription
 
-    from medsam2_core.export.dicom.segment_metadata import ExportMetadata, SegmentMetadata
     from medsam2_core.imaging.segmentation import Segment, Segmentation
     from medsam2_core.imaging.terminology import Terminology
 
@@ -26,13 +26,12 @@ TYPE_TAG, NAME_TAG = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
 _TRACKING_TAG, _TRACKING_ID_TAG = f"{metadata.PREFIX}tracking_uid", f"{metadata.PREFIX}tracking_id"
 _DESCRIPTION_TAG = f"{metadata.PREFIX}description"
 _OF_ALGORITHM = f"{metadata.PREFIX}algorithm_"
-#: Notes that may be true of many segments, each given once.
-_BY_NAME = ("coded-by-name", "coded by name")
-_GENERIC = ("coded-as-tissue", "coded as Tissue, which does not describe {them}")
-_UNSURE = (
-    "assumed-manual",
-    "it is not known how {they_were} made: written as MANUAL (algorithm_type in the metadata overrides it)",
-)
+#: What may be true of many segments, by the code of its note.
+_OF_MANY = {
+    "coded-by-name": "coded by name",
+    "coded-as-tissue": "coded as Tissue, which describes nothing",
+    "assumed-manual": "made in an unknown way, written as MANUAL (algorithm_type in metadata overrides it)",
+}
 
 
 @dataclass(frozen=True)
@@ -77,60 +76,40 @@ def describe(
         A segment has no code, or a value that DICOM cannot hold.
     """
     items, terms, notes = [], [], []
-    lacking: list[tuple[str, ExportError]] = []
-    affected: dict[tuple[str, str], list[str]] = {_BY_NAME: [], _GENERIC: [], _UNSURE: []}
+    lacking: dict[str, ExportError] = {}
+    affected: dict[str, list[str]] = {code: [] for code in _OF_MANY}
     for number, segment in enumerate(segmentation, start=1):
-        given = requested.of(segment.name, segment.value) if requested is not None else None
+        given = (requested.of(segment.name, segment.value) if requested else None) or SegmentMetadata()
         try:
-            terminology, note = terminology_of(
-                segment, given.terminology if given else None, allow_generic=generic
-            )
+            terminology, note = terminology_of(segment, given.terminology, allow_generic=generic)
         except ExportError as error:
-            lacking.append((segment.name, error))
+            lacking[segment.name] = error
             continue
-        terminology = replace(
-            terminology,
-            category=current(terminology.category),
-            type=current(terminology.type),
-            type_modifier=current(terminology.type_modifier),
-            region=current(terminology.region),
-            region_modifier=current(terminology.region_modifier),
-        )
-        made = _made(segmentation, segment, given, affected[_UNSURE])
-        label = (given.label or (given.description if segment.name.isdecimal() else None)) if given else None
-        label = _clean(label or segment.name)
+        if note is not None:
+            affected[note.code].append(segment.name)
+        terminology = current_codes(terminology)
+        made = _made(segmentation, segment, given, affected["assumed-manual"])
+        described = given.label or (given.description if segment.name.isdecimal() else None)
+        label = _clean(described or segment.name)
         if len(label) > LONGEST_LO:
             message = f"{label!r} is cut to {LONGEST_LO} characters"
             notes.append(Note.warning("label-shortened", message, segment=segment.name, label=label))
         items.append(_item(number, label[:LONGEST_LO].strip(), terminology, made, segment, given))
         terms.append(terminology)
-        usual = usual_meaning(terminology.type) if given and given.terminology else None
+        code, usual = terminology.type, usual_meaning(terminology.type) if given.terminology else None
         if usual is not None:
-            code = terminology.type
-            notes.append(
-                Note.warning(
-                    "code-meaning-differs",
-                    f"{segment.name!r}: {code.scheme} {code.value} stands for {usual!r}, not for "
-                    f"{code.meaning!r}",
-                    segment=segment.name,
-                    value=str(code),
-                    usual_meaning=usual,
-                )
+            message = (
+                f"{segment.name!r}: {code.scheme} {code.value} stands for {usual!r}, not {code.meaning!r}"
             )
-        if note is not None:
-            affected[_GENERIC if terminology == GENERIC else _BY_NAME].append(segment.name)
+            facts = {"segment": segment.name, "value": str(code), "usual_meaning": usual}
+            notes.append(Note.warning("code-meaning-differs", message, **facts))
     if lacking:
-        others = [name for name, _ in lacking[1:]]
-        more = f". The same is true of {_listed(others)}" if others else ""
-        raise ExportError(
-            f"{lacking[0][1]}{more}", code="no-segment-code", segments=[name for name, _ in lacking]
-        ) from lacking[0][1]
-    for (note_code, what), names in affected.items():
+        names, first = list(lacking), next(iter(lacking.values()))
+        more = f". The same is true of {_listed(names[1:])}" if names[1:] else ""
+        raise ExportError(f"{first}{more}", code="no-segment-code", segments=names) from first
+    for note_code, names in affected.items():
         if names:
-            one = {"them": "it", "they_were": "it was"}
-            words = one if len(names) == 1 else {"them": "them", "they_were": "they were"}
-            message = f"{_listed(names)}: {what.format(**words)}"
-            notes.append(Note.info(note_code, message, segments=names))
+            notes.append(Note.info(note_code, f"{_listed(names)}: {_OF_MANY[note_code]}", segments=names))
     return Descriptions(tuple(items), tuple(terms), tuple(notes))
 
 
@@ -146,18 +125,18 @@ def _item(
     terminology: Terminology,
     made: tuple[str, AlgorithmIdentificationSequence | None],
     segment: Segment,
-    given: SegmentMetadata | None,
+    given: SegmentMetadata,
 ) -> SegmentDescription:
     from highdicom import UID
     from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
 
-    tracked = (given.tracking_uid if given else None) or segment.tags.get(_TRACKING_TAG)
+    tracked = given.tracking_uid or segment.tags.get(_TRACKING_TAG)
     if tracked and not UID(tracked).is_valid:
         tracked = None  # it would not be found by that
-    tracking_id = (given.tracking_id if given else None) or segment.tags.get(_TRACKING_ID_TAG)
-    description = (given.description if given else None) or segment.tags.get(_DESCRIPTION_TAG)
-    colour = given.colour if given and given.colour else segment.colour_rgb
+    tracking_id = given.tracking_id or segment.tags.get(_TRACKING_ID_TAG)
+    description = given.description or segment.tags.get(_DESCRIPTION_TAG)
+    colour = given.colour or segment.colour_rgb
     region = terminology.region
     item = SegmentDescription(
         segment_number=number,
@@ -187,12 +166,12 @@ def _item(
 
 
 def _made(
-    segmentation: Segmentation, segment: Segment, given: SegmentMetadata | None, unsure: list[str]
+    segmentation: Segmentation, segment: Segment, given: SegmentMetadata, unsure: list[str]
 ) -> tuple[str, AlgorithmIdentificationSequence | None]:
     """Return algorithm type and identification; append the name to ``unsure`` when neither is known."""
     facts = _facts(segmentation, segment)
-    name = (given.algorithm_name if given else None) or segment.tags.get(NAME_TAG)
-    kind = (given.algorithm_type if given else None) or segment.tags.get(TYPE_TAG)
+    name = given.algorithm_name or segment.tags.get(NAME_TAG)
+    kind = given.algorithm_type or segment.tags.get(TYPE_TAG)
     if kind not in TYPES:
         known = not kind and (name or "model" in facts)
         kind = "SEMIAUTOMATIC" if known else "MANUAL"

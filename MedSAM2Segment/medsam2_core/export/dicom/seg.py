@@ -46,6 +46,15 @@ if TYPE_CHECKING:
 
 _SERIES_OFFSET = 1000  # our series comes after the source's in a list, at a number that no other series has
 _LARGEST_NATIVE = 2**32 - 2  # bytes: the length of an element has 32 bits
+_JPEG_LS = Note.warning(
+    "jpeg-ls-not-widely-read",
+    "dcmqi, and with it 3D Slicer, does not open a SEG packed as JPEG-LS: it does open RLE",
+)
+_SHEARED = Note.warning(
+    "sheared-seg",
+    "the series was taken with a tilted gantry: every frame lies where its image does, but programs that "
+    "know upright blocks only (dcmqi, and with it 3D Slicer's import of SEG) do not open it",
+)
 
 
 @dataclass(frozen=True)
@@ -116,30 +125,16 @@ def write_seg(
     ):
         _fill(dataset, pixels, source, options, stream)
         dataset.save_as(target, enforce_file_format=True)
-    frames = int(dataset.NumberOfFrames)
-    segments = described.apply_to(moved)
-    result = Segmentation(source.geometry, segments, moved.provenance)
     del dataset.PixelData  # its file is closed
+    result = Segmentation(source.geometry, described.apply_to(moved), moved.provenance)
     if isinstance(pixels, ProbabilityFrames):
         notes += pixels.notes()
     if options.compression is Compression.JPEG_LS:
-        notes.append(
-            Note.warning(
-                "jpeg-ls-not-widely-read",
-                "dcmqi, and with it 3D Slicer, does not open a SEG packed as JPEG-LS: it does open RLE",
-            )
-        )
+        notes.append(_JPEG_LS)
     if source.geometry.is_sheared:
-        notes.append(
-            Note.warning(
-                "sheared-seg",
-                "the series was taken with a tilted gantry: every frame lies where its image does, but "
-                "programs that know upright blocks only (dcmqi, and with it 3D Slicer's import of SEG) do "
-                "not open it",
-            )
-        )
+        notes.append(_SHEARED)
     notes += [*source.notes, *moved.notes, *described.notes]
-    return WrittenSeg(path, result, dataset, frames, tuple(notes))
+    return WrittenSeg(path, result, dataset, int(dataset.NumberOfFrames), tuple(notes))
 
 
 def _with_voxels(segmentation: Segmentation, path: Path) -> tuple[Segmentation, list[Note]]:
