@@ -130,10 +130,8 @@ def free_path(name: str, place: Path | None = None) -> Path:
     """
     fit = _UNFIT.sub("_", name).strip(" .")[:_LONGEST_NAME].strip(" .")
     if not fit.strip("_"):
-        raise ExportError(
-            f"{name!r} cannot be the name of an Auto model: use letters and digits",
-            code="bad-auto-model-name", name=name,
-        )  # fmt: skip
+        message = f"{name!r} cannot be the name of an Auto model: use letters and digits"
+        raise ExportError(message, code="bad-auto-model-name", name=name)
     place = folder() if place is None else place
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -171,18 +169,14 @@ def remove(name: str | Path, place: Path | None = None) -> int:
     is_path = given.is_absolute() or given.parent != Path()
     is_elsewhere = is_path and given.resolve() != path.resolve()
     if is_elsewhere or path.parent.resolve() != place.resolve():
-        raise CheckpointError(
-            f"{given} is not in {place}: only Auto models of that folder are removed",
-            code="auto-model-elsewhere", path=str(given), folder=str(place),
-        )  # fmt: skip
+        message = f"{given} is not in {place}: only Auto models of that folder are removed"
+        raise CheckpointError(message, code="auto-model-elsewhere", path=str(given), folder=str(place))
     try:
         size = path.stat().st_size
         path.unlink()
     except OSError as error:
-        raise CheckpointError(
-            f"{path} could not be removed: {error.strerror or error}",
-            code="auto-model-not-removed", path=str(path),
-        ) from error  # fmt: skip
+        message = f"{path} could not be removed: {error.strerror or error}"
+        raise CheckpointError(message, code="auto-model-not-removed", path=str(path)) from error
     run = run_folder(path)
     for beside in (path.with_name(stem(path) + _REPORT), run, run.with_name(run.name + ".old")):
         if beside.is_dir() and not beside.is_symlink():

@@ -163,18 +163,14 @@ def load_auto(
             size = card.image_size if beside is not None else _size(card)
             model = load_model(beside or card.base, device, precision, image_size=size)
         except CatalogueError as error:
-            raise CatalogueError(
-                f"{path} was trained for {card.base!r}, name its checkpoint: {error}",
-                code="base-not-found", path=str(path), base=card.base,
-            ) from error  # fmt: skip
+            message = f"{path} was trained for {card.base!r}, name its checkpoint: {error}"
+            raise CatalogueError(message, code="base-not-found", path=str(path), base=card.base) from error
     check_base(card, model, str(path))
     try:
         auto = untrained_model(card, model)
     except (MedSAM2Error, TypeError, ValueError, RuntimeError, MemoryError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: its predictor cannot be built ({str(error)[:200]})",
-            code="auto-model-damaged", path=str(path),
-        ) from error  # fmt: skip
+        message = f"{path} is damaged: its predictor cannot be built ({str(error)[:200]})"
+        raise CheckpointError(message, code="auto-model-damaged", path=str(path)) from error
     _fill(auto, read_tensors(path), str(path))
     return auto
 
@@ -225,10 +221,8 @@ def _settings(card: AutoCard, model: SegmentationModel) -> PredictorSettings:
     settings = PredictorSettings(**{**given, "classes": len(card.classes)})
     fitting = PredictorSettings.for_module(model.module, len(card.classes), settings.heads, settings.kind)
     if (settings.width, settings.fine_widths) != (fitting.width, fitting.fine_widths):
-        raise CheckpointError(
-            f"its predictor is {settings.width} channels wide, the model {card.base!r} {fitting.width}",
-            code="auto-model-damaged",
-        )
+        message = f"its predictor is {settings.width} channels wide, the model {card.base!r} {fitting.width}"
+        raise CheckpointError(message, code="auto-model-damaged")
     return settings
 
 
@@ -255,10 +249,8 @@ def _fill(auto: AutoModel, tensors: dict[str, torch.Tensor], source: str) -> Non
         problems.append("it holds parts of a decoder, though its decoder is frozen")
     for part, prefix in ((auto.adapters, _ENCODER), (auto.texture, _TEXTURE)):
         if part is not None and part is auto.texture and "looks" not in groups[prefix]:
-            raise CheckpointError(
-                f"{source} was made by an earlier version with another texture adapter: train it again",
-                code="auto-model-version", path=source,
-            )  # fmt: skip
+            message = f"{source} was made by an earlier version with another texture adapter: train it again"
+            raise CheckpointError(message, code="auto-model-version", path=source)
         if part is not None:
             load_strict(part, groups[prefix], source=source)
         elif groups[prefix]:

@@ -142,10 +142,8 @@ class AutoCard:
         for name in wanted:
             if name not in self.class_names:
                 known = ", ".join(map(repr, self.class_names))
-                raise CheckpointError(
-                    f"the Auto model {self.name!r} has no class {name!r}: its classes are {known}",
-                    code="unknown-class", name=name, known=list(self.class_names),
-                )  # fmt: skip
+                message = f"the Auto model {self.name!r} has no class {name!r}: its classes are {known}"
+                raise CheckpointError(message, code="unknown-class", name=name, known=list(self.class_names))
         return tuple(n for n, name in enumerate(self.class_names) if name in wanted)
 
     def to_json(self) -> str:
@@ -178,10 +176,8 @@ class AutoCard:
             card = cls(**item)
             _check(card)
         except (TypeError, KeyError, ValueError, OverflowError, RecursionError) as error:
-            raise CheckpointError(
-                f"{source} is damaged: its card cannot be used ({error})",
-                code="auto-model-damaged", path=source,
-            ) from error  # fmt: skip
+            message = f"{source} is damaged: its card cannot be used ({error})"
+            raise CheckpointError(message, code="auto-model-damaged", path=source) from error
         return card
 
 
@@ -198,10 +194,8 @@ def read_card(path: str | Path) -> AutoCard:
     try:
         text = json.loads(header).get("__metadata__", {}).get(_KEY)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: its header cannot be read ({error})",
-            code="auto-model-damaged", path=str(path),
-        ) from error  # fmt: skip
+        message = f"{path} is damaged: its header cannot be read ({error})"
+        raise CheckpointError(message, code="auto-model-damaged", path=str(path)) from error
     if not isinstance(text, str):
         raise CheckpointError(
             f"{path} is not an Auto model: train one with `medsam2 train auto`, or choose a {SUFFIX} file",
@@ -232,17 +226,13 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         content = Path(path).read_bytes()
         seal = _SEAL.search(content, 0, _LONGEST_HEADER)
         if seal is None or _sealed(content.replace(seal[1], _UNSEALED, 1)) != content:
-            raise CheckpointError(
-                f"{path} is damaged: its checksum is wrong; copy or train it again",
-                code="auto-model-damaged", path=str(path),
-            )  # fmt: skip
+            message = f"{path} is damaged: its checksum is wrong; copy or train it again"
+            raise CheckpointError(message, code="auto-model-damaged", path=str(path))
         return load(content)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise CheckpointError(
-            f"{path} is damaged ({reason}): copy or train it again",
-            code="auto-model-damaged", path=str(path),
-        ) from error  # fmt: skip
+        message = f"{path} is damaged ({reason}): copy or train it again"
+        raise CheckpointError(message, code="auto-model-damaged", path=str(path)) from error
 
 
 def _sealed(content: bytes) -> bytes:
@@ -256,20 +246,15 @@ def _header(path: Path) -> bytes:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= _LONGEST_HEADER:
-                raise CheckpointError(
-                    f"{path} is not an Auto model, nor any safetensors file",
-                    code="not-an-auto-model", path=str(path),
-                )  # fmt: skip
+                message = f"{path} is not an Auto model, nor any safetensors file"
+                raise CheckpointError(message, code="not-an-auto-model", path=str(path))
             header = stream.read(length)
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error.strerror or error}",
-            code="auto-model-unreadable", path=str(path),
-        ) from error  # fmt: skip
+        message = f"{path} cannot be read: {error.strerror or error}"
+        raise CheckpointError(message, code="auto-model-unreadable", path=str(path)) from error
     if len(header) < length:
-        raise CheckpointError(
-            f"{path} is truncated: copy it again", code="auto-model-damaged", path=str(path)
-        )
+        message = f"{path} is truncated: copy it again"
+        raise CheckpointError(message, code="auto-model-damaged", path=str(path))
     return header
 
 

@@ -63,29 +63,23 @@ class PredictorSettings:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.heads if name not in HEADS]:
-            raise TrainingError(
-                f"unknown head {unknown[0]!r}: use {', '.join(HEADS)}", code="unknown-head", name=unknown[0]
-            )
+            message = f"unknown head {unknown[0]!r}: use {', '.join(HEADS)}"
+            raise TrainingError(message, code="unknown-head", name=unknown[0])
         object.__setattr__(self, "heads", tuple(name for name in HEADS if name in self.heads))
         object.__setattr__(self, "fine_widths", tuple(self.fine_widths))
         if self.classes < 1:
             raise TrainingError("a predictor needs at least one class", code="no-class")
         if not 3 <= self.tokens <= _MOST_TOKENS:
-            raise TrainingError(
-                f"{self.tokens} tokens a class: two make the box, so give 3 to {_MOST_TOKENS}",
-                code="bad-token-count", tokens=self.tokens,
-            )  # fmt: skip
+            message = f"{self.tokens} tokens a class: two make the box, so give 3 to {_MOST_TOKENS}"
+            raise TrainingError(message, code="bad-token-count", tokens=self.tokens)
         if not self.heads:
             raise TrainingError(f"no head: use at least one of {', '.join(HEADS)}", code="no-head")
         if self.kind not in KINDS:
-            raise TrainingError(
-                f"unknown predictor {self.kind!r}: use one of {', '.join(KINDS)}",
-                code="unknown-predictor", kind=self.kind,
-            )  # fmt: skip
+            message = f"unknown predictor {self.kind!r}: use one of {', '.join(KINDS)}"
+            raise TrainingError(message, code="unknown-predictor", kind=self.kind)
         if self.width % 16:
-            raise TrainingError(
-                f"width {self.width} of the model is not a multiple of 16", code="bad-width", width=self.width
-            )
+            message = f"width {self.width} of the model is not a multiple of 16"
+            raise TrainingError(message, code="bad-width", width=self.width)
 
     @classmethod
     def for_module(
@@ -94,10 +88,8 @@ class PredictorSettings:
         """Return settings with the widths of a model's features."""
         decoder = module.sam_mask_decoder
         if not module.use_high_res_features_in_sam:
-            raise TrainingError(
-                "the model has no high-resolution features, which the predictor needs",
-                code="no-high-resolution-features",
-            )
+            message = "the model has no high-resolution features, which the predictor needs"
+            raise TrainingError(message, code="no-high-resolution-features")
         fine = (decoder.conv_s1.out_channels, decoder.conv_s0.out_channels)
         return cls(classes, module.hidden_dim, fine, heads=tuple(heads), kind=kind)
 

@@ -125,10 +125,8 @@ def _known(config: str) -> str:
     plain = Path(str(config)).name.removesuffix(".yaml")
     known = STOCK_CONFIGS + OWN_CONFIGS
     if plain not in known:
-        raise CatalogueError(
-            f"no model configuration {config!r} for an import: use one of {', '.join(known)}",
-            code="unknown-config", name=str(config), known=list(known),
-        )  # fmt: skip
+        message = f"no model configuration {config!r} for an import: use one of {', '.join(known)}"
+        raise CatalogueError(message, code="unknown-config", name=str(config), known=list(known))
     return plain
 
 
@@ -136,15 +134,11 @@ def _queries(parts: Parts, dataset: str | None, source: str) -> tuple[str, torch
     """Return name and (K, T, C) queries of the requested data set."""
     known = ", ".join(map(repr, parts.queries))
     if not parts.queries:
-        raise CheckpointError(
-            f"{source} holds no learnable_prompts: it is not a Sam2Rad checkpoint",
-            code="not-a-sam2rad-checkpoint", path=source,
-        )  # fmt: skip
+        message = f"{source} holds no learnable_prompts: it is not a Sam2Rad checkpoint"
+        raise CheckpointError(message, code="not-a-sam2rad-checkpoint", path=source)
     if dataset is None and len(parts.queries) > 1:
-        raise CheckpointError(
-            f"{source} holds queries of several data sets: choose one of {known}",
-            code="data-set-ambiguous", path=source, known=list(parts.queries),
-        )  # fmt: skip
+        message = f"{source} holds queries of several data sets: choose one of {known}"
+        raise CheckpointError(message, code="data-set-ambiguous", path=source, known=list(parts.queries))
     chosen = next(iter(parts.queries)) if dataset is None else dataset
     if chosen not in parts.queries:
         raise CheckpointError(
@@ -153,11 +147,10 @@ def _queries(parts: Parts, dataset: str | None, source: str) -> tuple[str, torch
         )  # fmt: skip
     queries = parts.queries[chosen]
     if queries.ndim != 3 or 0 in queries.shape:
-        raise CheckpointError(
-            f"{source}: learnable_prompts.{chosen} is {tuple(queries.shape)}, "
-            "not (classes, tokens, channels)",
-            code="sam2rad-checkpoint-damaged", path=source,
-        )  # fmt: skip
+        message = (
+            f"{source}: learnable_prompts.{chosen} is {tuple(queries.shape)}, not (classes, tokens, channels)"
+        )
+        raise CheckpointError(message, code="sam2rad-checkpoint-damaged", path=source)
     return chosen, queries
 
 
@@ -214,10 +207,8 @@ def _filled(card: AutoCard, module: SAM2Base, parts: Parts, queries: torch.Tenso
         decoder = auto.network.decoder
         own = {key: value for key, value in trainable_parts(decoder).items() if key not in _updates(decoder)}
         if problems := load_parts(decoder, {**own, **parts.decoder_updates}):
-            raise CheckpointError(
-                f"{source}: the low-rank updates of its decoder do not fit; {'; '.join(problems[:4])}",
-                code="sam2rad-checkpoint-damaged", path=source,
-            )  # fmt: skip
+            message = f"{source}: the low-rank updates of its decoder do not fit; {'; '.join(problems[:4])}"
+            raise CheckpointError(message, code="sam2rad-checkpoint-damaged", path=source)
     if auto.adapters is not None:
         load_strict(auto.adapters, parts.adapters, source=source)
     return auto
@@ -333,10 +324,8 @@ def parts_of(state: Mapping[str, torch.Tensor], source: str) -> Parts:
         )  # fmt: skip
     placed = (parts.sam2, parts.memory, parts.decoder_updates, parts.adapters, parts.predictor, parts.queries)
     if sum(map(len, placed)) + len(again) + (frequencies is not None) != len(state):
-        raise CheckpointError(
-            f"{source} holds two tensors for one place of the network: it was changed, get it again",
-            code="sam2rad-checkpoint-damaged", path=source,
-        )  # fmt: skip
+        message = f"{source} holds two tensors for one place of the network: it was changed, get it again"
+        raise CheckpointError(message, code="sam2rad-checkpoint-damaged", path=source)
     _check_updates(parts, source)
     _check_equal(parts.sam2, again, source)
     _check_frequencies(frequencies, parts, source)
@@ -445,10 +434,8 @@ def _check_frequencies(found: torch.Tensor | None, parts: Parts, source: str) ->
         return
     expected = inverse_frequencies(width)
     if found is None:
-        raise CheckpointError(
-            f"{source} has no {_FREQUENCIES}: it is not a Sam2Rad checkpoint, or incomplete",
-            code="not-a-sam2rad-checkpoint", path=source,
-        )  # fmt: skip
+        message = f"{source} has no {_FREQUENCIES}: it is not a Sam2Rad checkpoint, or incomplete"
+        raise CheckpointError(message, code="not-a-sam2rad-checkpoint", path=source)
     fits = found.shape == expected.shape and found.is_floating_point()
     # Kept in half precision, they are as far off as that rounds.
     tolerance = 1e-5 if found.dtype in (torch.float32, torch.float64) else 1e-2

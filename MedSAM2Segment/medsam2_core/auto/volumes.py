@@ -187,10 +187,8 @@ class AutoVolume:
         count = len(self._segmenter.source)
         first, last = first or 0, count - 1 if last is None else last
         if not 0 <= first <= last < count:
-            raise PromptError(
-                f"slices {first} to {last} cannot be segmented: there are 0 to {count - 1}",
-                code="bad-slice-range", first=first, last=last, slices=count,
-            )  # fmt: skip
+            message = f"slices {first} to {last} cannot be segmented: there are 0 to {count - 1}"
+            raise PromptError(message, code="bad-slice-range", first=first, last=last, slices=count)
         can_track = self._segmenter.auto.card.can_track
         tracks = self._options.method is Method.MEMORY and last > first and can_track
         # Slices in between are reached by propagation only.

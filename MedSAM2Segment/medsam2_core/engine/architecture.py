@@ -50,12 +50,11 @@ def require_sam2() -> None:
     except ValueError:  # another module of that name was imported
         found = None
     if found is None:
-        raise MissingPackageError(
+        message = (
             "the package sam2 is not installed; beside the torch that is there, install it with "
-            "`SAM2_BUILD_CUDA=0 pip install --no-deps --no-build-isolation sam2==1.1.0`",
-            code="missing-package",
-            package="sam2",
+            "`SAM2_BUILD_CUDA=0 pip install --no-deps --no-build-isolation sam2==1.1.0`"
         )
+        raise MissingPackageError(message, code="missing-package", package="sam2")
 
 
 def config_path(config: str | Path) -> Path:
@@ -80,11 +79,8 @@ def config_path(config: str | Path) -> Path:
     if name in OWN_CONFIGS:
         return Path(str(files("medsam2_core.engine"))) / "configs" / f"{name}.yaml"
     known = ", ".join(STOCK_CONFIGS + OWN_CONFIGS)
-    raise CatalogueError(
-        f"no model configuration {str(config)!r}: use one of {known}, or the path of a .yaml file",
-        code="unknown-configuration",
-        config=str(config),
-    )
+    message = f"no model configuration {str(config)!r}: use one of {known}, or the path of a .yaml file"
+    raise CatalogueError(message, code="unknown-configuration", config=str(config))
 
 
 def read_config(
@@ -128,11 +124,8 @@ def read_config(
         model["image_size"] = image_size
     size = model.get("image_size")
     if type(size) is not int or size <= 0 or size % 32:
-        raise CatalogueError(
-            f"image size {size!r} cannot be used: it must be a positive multiple of 32",
-            code="image-size",
-            image_size=repr(size),
-        )
+        message = f"image size {size!r} cannot be used: it must be a positive multiple of 32"
+        raise CatalogueError(message, code="image-size", image_size=repr(size))
     if model.get("_target_") != "sam2.modeling.sam2_base.SAM2Base":
         what = f"describes {model.get('_target_')!r}, not sam2.modeling.sam2_base.SAM2Base"
         raise _refused(path, what, "not-a-configuration")
@@ -216,11 +209,8 @@ def build_from(settings: Mapping[str, Any], name: str, blank: bool = False) -> "
         with _NothingDrawn() if blank else nullcontext():
             return instantiate(dict(settings), _recursive_=True, _convert_="all").eval()
     except HydraException as error:
-        raise CatalogueError(
-            f"the configuration {name} does not make a SAM 2: {error}",
-            code="inconsistent-configuration",
-            config=name,
-        ) from error
+        message = f"the configuration {name} does not make a SAM 2: {error}"
+        raise CatalogueError(message, code="inconsistent-configuration", config=name) from error
 
 
 class _NothingDrawn(TorchDispatchMode):

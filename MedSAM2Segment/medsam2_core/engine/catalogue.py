@@ -185,18 +185,11 @@ class Catalogue:
             namesake = next((entry for entry in self if entry.filename == path.name), None)
             return namesake.at(path) if namesake else ModelEntry.of_file(path)
         if path.suffix in CHECKPOINT_SUFFIXES or path.parent != Path("."):
-            raise CatalogueError(
-                f"there is no checkpoint file {wanted!r}, and no model of that name",
-                code="no-such-checkpoint",
-                path=wanted,
-            )
+            message = f"there is no checkpoint file {wanted!r}, and no model of that name"
+            raise CatalogueError(message, code="no-such-checkpoint", path=wanted)
         close = difflib.get_close_matches(wanted, self._entries, n=3, cutoff=0.5) or self._entries
-        raise CatalogueError(
-            f"no model {wanted!r} in the catalogue; choose one of {', '.join(close)}",
-            code="unknown-model",
-            model=wanted,
-            closest=list(close),
-        )
+        message = f"no model {wanted!r} in the catalogue; choose one of {', '.join(close)}"
+        raise CatalogueError(message, code="unknown-model", model=wanted, closest=list(close))
 
 
 def _is_file(path: Path) -> bool:
@@ -216,20 +209,17 @@ def _read(path: Path) -> Catalogue:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CatalogueError(
-            f"the model catalogue {path} cannot be read: {error}", code="unreadable-catalogue", path=str(path)
-        ) from error
+        message = f"the model catalogue {path} cannot be read: {error}"
+        raise CatalogueError(message, code="unreadable-catalogue", path=str(path)) from error
     if not isinstance(content, dict) or not isinstance(content.get("models"), list):
-        raise CatalogueError(
-            f"the model catalogue {path} has no list `models`", code="bad-catalogue", path=str(path)
-        )
+        message = f"the model catalogue {path} has no list `models`"
+        raise CatalogueError(message, code="bad-catalogue", path=str(path))
     entries: dict[str, ModelEntry] = {}
     for number, fact in enumerate(content["models"], start=1):
         entry = _entry(fact, f"{path}, model {number}")
         if entry.name in entries:
-            raise CatalogueError(
-                f"{path} lists {entry.name!r} twice", code="duplicate-model", path=str(path), model=entry.name
-            )
+            message = f"{path} lists {entry.name!r} twice"
+            raise CatalogueError(message, code="duplicate-model", path=str(path), model=entry.name)
         entries[entry.name] = entry
     return Catalogue(entries)
 
@@ -237,27 +227,18 @@ def _read(path: Path) -> Catalogue:
 def _entry(facts: Any, where: str) -> ModelEntry:
     known = {item.name for item in fields(ModelEntry)} - {"path"}
     if not isinstance(facts, dict):
-        raise CatalogueError(
-            f"{where} is not an object, but {facts!r}", code="bad-catalogue-entry", where=where
-        )
+        message = f"{where} is not an object, but {facts!r}"
+        raise CatalogueError(message, code="bad-catalogue-entry", where=where)
     if unknown := sorted(set(facts) - known):
-        raise CatalogueError(
-            f"{where} has unknown fields: {', '.join(unknown)}",
-            code="bad-catalogue-entry",
-            where=where,
-            unknown=unknown,
-        )
+        message = f"{where} has unknown fields: {', '.join(unknown)}"
+        raise CatalogueError(message, code="bad-catalogue-entry", where=where, unknown=unknown)
     for name, kind, optional in _TYPES:
         value = facts.get(name)
         if value is None and optional:
             continue
         if type(value) is not kind or value == "":
-            raise CatalogueError(
-                f"{where}: {name} must be a {kind.__name__}, not {value!r}",
-                code="bad-catalogue-entry",
-                where=where,
-                field=name,
-            )
+            message = f"{where}: {name} must be a {kind.__name__}, not {value!r}"
+            raise CatalogueError(message, code="bad-catalogue-entry", where=where, field=name)
     entry = ModelEntry(**{**facts, "succeeds": tuple(facts.get("succeeds") or ())})
     _check(entry, where)
     return entry
@@ -310,12 +291,8 @@ def _check(entry: ModelEntry, where: str) -> None:
     )
     for good, name, rule in checks:
         if not good:
-            raise CatalogueError(
-                f"{where} ({entry.name}): {name} {getattr(entry, name)!r} must be {rule}",
-                code="bad-catalogue-entry",
-                where=where,
-                field=name,
-            )
+            message = f"{where} ({entry.name}): {name} {getattr(entry, name)!r} must be {rule}"
+            raise CatalogueError(message, code="bad-catalogue-entry", where=where, field=name)
 
 
 def _stays_inside(path: str | None) -> bool:

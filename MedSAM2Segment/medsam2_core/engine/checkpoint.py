@@ -76,19 +76,15 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             start = file.read(512)
             size = file.seek(0, 2)
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error.strerror or error}", code="unreadable-checkpoint", path=str(path)
-        ) from error
+        message = f"{path} cannot be read: {error.strerror or error}"
+        raise CheckpointError(message, code="unreadable-checkpoint", path=str(path)) from error
     if start.startswith(b"PK"):
         content = _read_torch(path)
     elif len(start) > 8 and start[8:9] == b"{":
         content = _read_safetensors(path)
     else:
-        raise CheckpointError(
-            f"{path} is not a checkpoint: {_what_it_is_instead(start, size)}",
-            code="not-a-checkpoint",
-            path=str(path),
-        )
+        message = f"{path} is not a checkpoint: {_what_it_is_instead(start, size)}"
+        raise CheckpointError(message, code="not-a-checkpoint", path=str(path))
     return _tensors_of(content, path)
 
 
@@ -123,11 +119,8 @@ def _read_torch(path: Path) -> object:
             ) from error
         objection = re.search(r"WeightsUnpickler error: (.*)", reason)
         what = _first_line(objection[1] if objection else reason)
-        raise CheckpointError(
-            f"{path} is damaged and cannot be read ({what}): get it again",
-            code="damaged-checkpoint",
-            path=str(path),
-        ) from error
+        message = f"{path} is damaged and cannot be read ({what}): get it again"
+        raise CheckpointError(message, code="damaged-checkpoint", path=str(path)) from error
 
 
 def _check_archive(path: Path) -> None:
@@ -135,31 +128,18 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(
-                    f"{path} is a compressed zip archive, not a checkpoint as torch.save writes it",
-                    code="not-a-checkpoint",
-                    path=str(path),
-                )
+                message = f"{path} is a compressed zip archive, not a checkpoint as torch.save writes it"
+                raise CheckpointError(message, code="not-a-checkpoint", path=str(path))
             if not any(entry.filename.endswith("data.pkl") for entry in archive.infolist()):
-                raise CheckpointError(
-                    f"{path} is a zip archive without a checkpoint in it",
-                    code="not-a-checkpoint",
-                    path=str(path),
-                )
+                message = f"{path} is a zip archive without a checkpoint in it"
+                raise CheckpointError(message, code="not-a-checkpoint", path=str(path))
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, *_DAMAGE) as error:
-        raise CheckpointError(
-            f"{path} is damaged or was cut off ({_first_line(str(error))}): get it again",
-            code="damaged-checkpoint",
-            path=str(path),
-        ) from error
+        message = f"{path} is damaged or was cut off ({_first_line(str(error))}): get it again"
+        raise CheckpointError(message, code="damaged-checkpoint", path=str(path)) from error
     if damaged is not None:
-        raise CheckpointError(
-            f"{path} is damaged: the checksum of {damaged} is wrong; get the file again",
-            code="damaged-checkpoint",
-            path=str(path),
-            entry=damaged,
-        )
+        message = f"{path} is damaged: the checksum of {damaged} is wrong; get the file again"
+        raise CheckpointError(message, code="damaged-checkpoint", path=str(path), entry=damaged)
 
 
 def _read_safetensors(path: Path) -> object:
@@ -169,11 +149,8 @@ def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
     except (SafetensorError, *_DAMAGE) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({_first_line(str(error))}): get it again",
-            code="damaged-checkpoint",
-            path=str(path),
-        ) from error
+        message = f"{path} is damaged ({_first_line(str(error))}): get it again"
+        raise CheckpointError(message, code="damaged-checkpoint", path=str(path)) from error
 
 
 def _first_line(reason: str) -> str:
@@ -187,24 +164,15 @@ def _tensors_of(content: object, path: Path) -> dict[str, torch.Tensor]:
             content = content[name]
             break
     if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(
-            f"{path} holds no state dict, but {_described(content)}", code="no-state-dict", path=str(path)
-        )
+        message = f"{path} holds no state dict, but {_described(content)}"
+        raise CheckpointError(message, code="no-state-dict", path=str(path))
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(
-                f"{path}: {str(key)[:80]!r} is {_described(value)}, not a tensor of the model",
-                code="not-a-tensor",
-                path=str(path),
-                key=str(key)[:80],
-            )
+            message = f"{path}: {str(key)[:80]!r} is {_described(value)}, not a tensor of the model"
+            raise CheckpointError(message, code="not-a-tensor", path=str(path), key=str(key)[:80])
         if value.layout is not torch.strided or value.is_quantized:
-            raise CheckpointError(
-                f"{path}: {key[:80]!r} is a sparse or quantised tensor, which SAM 2 has none of",
-                code="unsupported-tensor",
-                path=str(path),
-                key=key[:80],
-            )
+            message = f"{path}: {key[:80]!r} is a sparse or quantised tensor, which SAM 2 has none of"
+            raise CheckpointError(message, code="unsupported-tensor", path=str(path), key=key[:80])
     state = dict(content)
     for prefix in _WRAPPER_PREFIXES:
         if all(key.startswith(prefix) for key in state):
@@ -256,23 +224,15 @@ def load_strict(
         problems.append(f"{len(retyped)} not of a floating type: {_shortened(listed)}")
     if problems:
         target = f"the model {config}" if config else "this model"
-        raise CheckpointError(
-            f"{source} does not fit {target}; {'; '.join(problems)}. {_advice(state, config)}",
-            code="checkpoint-mismatch",
-            source=source,
-            config=config,
-        )
+        message = f"{source} does not fit {target}; {'; '.join(problems)}. {_advice(state, config)}"
+        raise CheckpointError(message, code="checkpoint-mismatch", source=source, config=config)
     with torch.no_grad():
         for key, target in wanted.items():
             target.copy_(state[key])
             # Min and max meet every NaN and infinity without a temporary copy of the tensor.
             if target.numel() and not all(map(torch.isfinite, target.aminmax())):
-                raise CheckpointError(
-                    f"{source} holds NaN or infinite values in {key}: it is damaged, get it again",
-                    code="not-finite",
-                    source=source,
-                    key=key,
-                )
+                message = f"{source} holds NaN or infinite values in {key}: it is damaged, get it again"
+                raise CheckpointError(message, code="not-finite", source=source, key=key)
 
 
 def foreign_architecture(state: Mapping[str, torch.Tensor]) -> str | None:

@@ -51,11 +51,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(
-            f"{name!r} is not a device: use auto, cpu, cuda, cuda:1 or mps",
-            code="unknown-device",
-            device=str(name),
-        ) from error
+        message = f"{name!r} is not a device: use auto, cpu, cuda, cuda:1 or mps"
+        raise DeviceError(message, code="unknown-device", device=str(name)) from error
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type == "cuda":
@@ -63,37 +60,24 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         return device
     if device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise DeviceError(
-                "mps was asked for, but this machine has no Apple GPU that torch can use: use cpu",
-                code="no-mps",
-                device=str(device),
-            )
+            message = "mps was asked for, but this machine has no Apple GPU that torch can use: use cpu"
+            raise DeviceError(message, code="no-mps", device=str(device))
         return device
-    raise DeviceError(
-        f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps",
-        code="unsupported-device",
-        device=str(name),
-    )
+    message = f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps"
+    raise DeviceError(message, code="unsupported-device", device=str(name))
 
 
 def _check_cuda(device: torch.device) -> None:
     if not torch.cuda.is_available():
         built = torch.version.cuda is not None
         why = "no working NVIDIA card or driver was found" if built else "this torch is a build without CUDA"
-        raise DeviceError(
-            f"{device} was asked for, but {why} (torch {torch.__version__}): use cpu or auto",
-            code="no-cuda",
-            device=str(device),
-        )
+        message = f"{device} was asked for, but {why} (torch {torch.__version__}): use cpu or auto"
+        raise DeviceError(message, code="no-cuda", device=str(device))
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
         last = f"cuda:{count - 1}"
-        raise DeviceError(
-            f"{device} was asked for, but this machine has {count} CUDA card(s), up to {last}",
-            code="no-such-card",
-            device=str(device),
-            count=count,
-        )
+        message = f"{device} was asked for, but this machine has {count} CUDA card(s), up to {last}"
+        raise DeviceError(message, code="no-such-card", device=str(device), count=count)
 
 
 def choose_precision(device: torch.device, name: str | Precision = "auto") -> Precision:
@@ -113,26 +97,15 @@ def choose_precision(device: torch.device, name: str | Precision = "auto") -> Pr
     try:
         precision = Precision(name)
     except ValueError as error:
-        raise DeviceError(
-            f"{name!r} is not a precision: use auto, fp32, bf16 or fp16",
-            code="unknown-precision",
-            precision=str(name),
-        ) from error
+        message = f"{name!r} is not a precision: use auto, fp32, bf16 or fp16"
+        raise DeviceError(message, code="unknown-precision", precision=str(name)) from error
     if precision is Precision.FP16 and device.type == "cpu":
-        raise DeviceError(
-            "fp16 is not supported on the CPU: use fp32 (or bf16), or a GPU",
-            code="unsupported-precision",
-            device=str(device),
-            precision="fp16",
-        )
+        message = "fp16 is not supported on the CPU: use fp32 (or bf16), or a GPU"
+        raise DeviceError(message, code="unsupported-precision", device=str(device), precision="fp16")
     if precision is Precision.BF16 and device.type == "cuda" and not _cuda_has_bf16(device):
         card = torch.cuda.get_device_name(device)
-        raise DeviceError(
-            f"{card} has no bf16: use fp16 or fp32",
-            code="unsupported-precision",
-            device=str(device),
-            precision="bf16",
-        )
+        message = f"{card} has no bf16: use fp16 or fp32"
+        raise DeviceError(message, code="unsupported-precision", device=str(device), precision="bf16")
     return precision
 
 
@@ -151,9 +124,8 @@ def _cuda_has_bf16(device: torch.device) -> bool:
 
 def out_of_memory(device: torch.device) -> DeviceError:
     """Return the error for a graphics card without free memory."""
-    return DeviceError(
-        f"the memory of {device} is full: take a smaller model or --image-size, fewer objects at once, "
-        "close other programs that use the card, or take --device cpu",
-        code="device-memory",
-        device=str(device),
+    message = (
+        f"the memory of {device} is full: take a smaller model or --image-size, fewer objects at once, close "
+        "other programs that use the card, or take --device cpu"
     )
+    return DeviceError(message, code="device-memory", device=str(device))

@@ -113,15 +113,11 @@ def _only_one(target: Path) -> Iterator[None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise DownloadError(
-            f"{target.name} is being downloaded by another process already: wait for it",
-            code="already-downloading", file=target.name,
-        ) from error  # fmt: skip
+        message = f"{target.name} is being downloaded by another process already: wait for it"
+        raise DownloadError(message, code="already-downloading", file=target.name) from error
     except OSError as error:
-        raise DownloadError(
-            f"the models folder {target.parent} cannot be used ({error.strerror}): set MEDSAM2_MODELS",
-            code="models-folder", folder=str(target.parent),
-        ) from error  # fmt: skip
+        message = f"the models folder {target.parent} cannot be used ({error.strerror}): set MEDSAM2_MODELS"
+        raise DownloadError(message, code="models-folder", folder=str(target.parent)) from error
     try:
         yield
     finally:
@@ -136,12 +132,11 @@ def _remote_file(entry: ModelEntry, endpoint: str | None) -> _Remote:
     url = hf_hub_url(entry.repo, entry.file, revision=entry.revision, endpoint=endpoint)
     facts: HfFileMetadata = get_hf_file_metadata(url, timeout=_TIMEOUT_S, endpoint=endpoint)
     if not facts.commit_hash or not facts.etag:
-        raise DownloadError(
+        message = (
             f"{url} did not answer like the Hugging Face Hub: a proxy or a log-in page may be in between. "
-            f"Check HF_ENDPOINT and the network",
-            code="not-the-hub",
-            url=url,
+            "Check HF_ENDPOINT and the network"
         )
+        raise DownloadError(message, code="not-the-hub", url=url)
     # From here on by commit, so that a change of the repository cannot mix two versions.
     url = hf_hub_url(entry.repo, entry.file, revision=facts.commit_hash, endpoint=endpoint)
     return _Remote(url, facts.commit_hash, facts.size, facts.etag)
@@ -155,12 +150,11 @@ def _compare_with_catalogue(entry: ModelEntry, remote: _Remote) -> None:
     elif entry.sha256 is not None and remote.sha256 not in (None, entry.sha256):
         changed = f"SHA-256 {remote.sha256} instead of {entry.sha256}"
     if changed is not None:
-        raise DownloadError(
+        message = (
             f"{entry.page} now offers another {entry.file} than this package knows ({changed}): not fetched. "
-            f"Update the package, or download it yourself and give its path if you trust it",
-            code="changed-at-source",
-            model=entry.name,
+            "Update the package, or download it yourself and give its path if you trust it"
         )
+        raise DownloadError(message, code="changed-at-source", model=entry.name)
 
 
 def _check_disk(part: Path, size: int | None, entry: ModelEntry) -> None:
@@ -170,14 +164,13 @@ def _check_disk(part: Path, size: int | None, entry: ModelEntry) -> None:
     missing = total - _size(part)
     free = shutil.disk_usage(part.parent).free
     if free < missing + _SPARE_BYTES:
-        raise DownloadError(
+        message = (
             f"not enough disk space for {entry.file}: {_megabytes(missing + _SPARE_BYTES)} are needed in "
             f"{part.parent}, {_megabytes(free)} are free. Free some space, or set MEDSAM2_MODELS to another "
-            "folder",
-            code="disk-space",
-            folder=str(part.parent),
-            needed=missing + _SPARE_BYTES,
-            free=free,
+            "folder"
+        )
+        raise DownloadError(
+            message, code="disk-space", folder=str(part.parent), needed=missing + _SPARE_BYTES, free=free
         )
 
 
@@ -245,12 +238,8 @@ def _stream_once(
                     raise Cancelled(f"the download was stopped after {_megabytes(done)}; it can be continued")
                 if remote.size is not None and done > remote.size:
                     file.truncate(0)
-                    raise DownloadError(
-                        f"{remote.url} sent more than the {remote.size} bytes it announced",
-                        code="too-much-data",
-                        url=remote.url,
-                        total=remote.size,
-                    )
+                    message = f"{remote.url} sent more than the {remote.size} bytes it announced"
+                    raise DownloadError(message, code="too-much-data", url=remote.url, total=remote.size)
 
 
 def _starts_at(content_range: str | None, start: int) -> bool:
@@ -263,14 +252,11 @@ def _accept(entry: ModelEntry, remote: _Remote, part: Path, store: Store) -> Pat
     wanted = entry.sha256 or remote.sha256
     if (wanted is not None and sha256 != wanted) or (entry.bytes is not None and size != entry.bytes):
         part.unlink()
-        raise DownloadError(
+        message = (
             f"what arrived for {entry.file} is damaged (SHA-256 {sha256}, {size} bytes; expected "
-            f"{wanted or 'unknown'}, {entry.bytes or remote.size or 'unknown'}) and was deleted: try again",
-            code="damaged-download",
-            model=entry.name,
-            sha256=sha256,
-            bytes=size,
+            f"{wanted or 'unknown'}, {entry.bytes or remote.size or 'unknown'}) and was deleted: try again"
         )
+        raise DownloadError(message, code="damaged-download", model=entry.name, sha256=sha256, bytes=size)
     target = store.download_path(entry)
     with part.open("rb+") as file:
         os.fsync(file.fileno())

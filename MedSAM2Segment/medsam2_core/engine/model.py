@@ -207,11 +207,8 @@ def load_model(
     if entry.is_local:
         entry = replace(entry, config=str(config) if config is not None else entry.config)
     elif config is not None:
-        raise CatalogueError(
-            f"{entry.name} has its own configuration ({entry.config}): leave it out",
-            code="configuration-given",
-            model=entry.name,
-        )
+        message = f"{entry.name} has its own configuration ({entry.config}): leave it out"
+        raise CatalogueError(message, code="configuration-given", model=entry.name)
     if image_size is not None and image_size != entry.image_size:
         entry = replace(entry, image_size=image_size, succeeds=())  # those keys are of the model's own size
     if apply_postprocessing is not None:
@@ -234,11 +231,8 @@ def _load(
     config = entry.config or guess_config(state)
     if config is None:
         what = foreign_architecture(state) or "of an architecture this package does not know"
-        raise CheckpointError(
-            f"{verdict.path} is {what}: name its configuration if it is a SAM 2 variant",
-            code="unknown-architecture",
-            path=str(verdict.path),
-        )
+        message = f"{verdict.path} is {what}: name its configuration if it is a SAM 2 variant"
+        raise CheckpointError(message, code="unknown-architecture", path=str(verdict.path))
     settings = read_config(config, entry.image_size, entry.postprocessing)
     module = build_from(settings, str(config), blank=True)
     load_strict(module, state, str(config), str(verdict.path))

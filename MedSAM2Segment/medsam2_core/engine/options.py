@@ -98,12 +98,8 @@ def memory_policy(memory: str | MemoryPolicy) -> MemoryPolicy:
     if not isinstance(memory, str):
         return memory
     if memory not in MEMORIES:
-        raise PromptError(
-            f"unknown memory {memory!r}: use one of {', '.join(MEMORIES)}",
-            code="unknown-memory",
-            memory=memory,
-            known=list(MEMORIES),
-        )
+        message = f"unknown memory {memory!r}: use one of {', '.join(MEMORIES)}"
+        raise PromptError(message, code="unknown-memory", memory=memory, known=list(MEMORIES))
     return MEMORIES[memory]()
 
 

@@ -51,16 +51,12 @@ def extends(new: "PixelPrompts", old: "PixelPrompts") -> bool:
 def check_prompt(n: int, prompt: "PixelPrompts", shape_hw: tuple[int, int]) -> None:
     """Raise PromptError for an empty prompt, or a mask that does not have the slice's shape."""
     if prompt.mask_hw is None and prompt.box_xyxy is None and len(prompt.labels) == 0:
-        raise PromptError(
-            f"the prompt on slice {n} is empty: give a point, a box or a mask", code="no-prompts", n=n
-        )
+        message = f"the prompt on slice {n} is empty: give a point, a box or a mask"
+        raise PromptError(message, code="no-prompts", n=n)
     if prompt.mask_hw is not None and tuple(prompt.mask_hw.shape) != tuple(shape_hw):
+        message = f"the mask on slice {n} is {prompt.mask_hw.shape}, the slice is {shape_hw}"
         raise PromptError(
-            f"the mask on slice {n} is {prompt.mask_hw.shape}, the slice is {shape_hw}",
-            code="mask-shape",
-            n=n,
-            shape_hw=list(prompt.mask_hw.shape),
-            slice_hw=list(shape_hw),
+            message, code="mask-shape", n=n, shape_hw=list(prompt.mask_hw.shape), slice_hw=list(shape_hw)
         )
 
 

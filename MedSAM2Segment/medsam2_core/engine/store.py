@@ -133,13 +133,12 @@ class Store:
             raise CheckpointError(f"{path} is not a file", code="no-such-checkpoint", path=str(path))
         known = self._known(entry, path)
         if known is not None and known[1] not in (None, path.stat().st_size):
+            message = (
+                f"{path} has {path.stat().st_size} bytes instead of {known[1]}: it was cut off or changed; "
+                "remove it and get it again"
+            )
             raise CheckpointError(
-                f"{path} has {path.stat().st_size} bytes instead of {known[1]}: "
-                f"it was cut off or changed; remove it and get it again",
-                code="wrong-size",
-                path=str(path),
-                bytes=path.stat().st_size,
-                expected=known[1],
+                message, code="wrong-size", path=str(path), bytes=path.stat().st_size, expected=known[1]
             )
         return path
 
@@ -166,11 +165,8 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"the receipt {receipt_path(path)} cannot be read: get the model again",
-                code="unreadable-receipt",
-                path=str(path),
-            ) from error
+            message = f"the receipt {receipt_path(path)} cannot be read: get the model again"
+            raise CheckpointError(message, code="unreadable-receipt", path=str(path)) from error
 
     def write_receipt(self, path: Path, receipt: Receipt) -> None:
         """Put a receipt beside a file, at once or not at all."""
@@ -209,14 +205,11 @@ class Store:
         known = self._known(entry, path)
         found, size = hash_file(path, progress)
         if known is not None and known[0] is not None and known[0] != found:
-            raise CheckpointError(
+            message = (
                 f"{path} is not what it should be: its SHA-256 is {found}, the {known[2]}'s is {known[0]}. "
-                f"Remove it and get it again",
-                code="wrong-hash",
-                path=str(path),
-                sha256=found,
-                expected=known[0],
+                "Remove it and get it again"
             )
+            raise CheckpointError(message, code="wrong-hash", path=str(path), sha256=found, expected=known[0])
         against = known[2] if known is not None and known[0] is not None else None
         return Verdict(path, found, size, against)
 
@@ -232,11 +225,8 @@ class Store:
         ours = self.download_path(entry)
         if entry.is_local or entry.bundled or not ours.is_file():
             where = f"it is a {state.value} ({path})" if path else "it is not on this machine"
-            raise CatalogueError(
-                f"the model {entry.name!r} was not downloaded into {self.models_folder}: {where}",
-                code="not-downloaded",
-                model=entry.name,
-            )
+            message = f"the model {entry.name!r} was not downloaded into {self.models_folder}: {where}"
+            raise CatalogueError(message, code="not-downloaded", model=entry.name)
         ours.unlink()
         receipt_path(ours).unlink(missing_ok=True)
         self.remove_partial(entry)

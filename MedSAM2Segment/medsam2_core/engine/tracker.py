@@ -90,11 +90,8 @@ class Tracker:
         """Return what is known about an object; not to be changed."""
         if object_id not in self._objects:
             known = ", ".join(map(repr, self._objects)) or "none yet"
-            raise PromptError(
-                f"unknown object {object_id!r}: prompt it first (known: {known})",
-                code="unknown-object",
-                object=object_id,
-            )
+            message = f"unknown object {object_id!r}: prompt it first (known: {known})"
+            raise PromptError(message, code="unknown-object", object=object_id)
         return self._objects[object_id]
 
     def prompt(
@@ -184,12 +181,9 @@ class Tracker:
             self._check_slice(n)
             shape_hw, zoom = self.source.shape_of(n), self.zoom(n)
             if mask.shape_hw != tuple(shape_hw):
+                message = f"the mask on slice {n} is {mask.shape_hw}, the slice is {shape_hw}"
                 raise PromptError(
-                    f"the mask on slice {n} is {mask.shape_hw}, the slice is {shape_hw}",
-                    code="mask-shape",
-                    n=n,
-                    shape_hw=list(mask.shape_hw),
-                    slice_hw=list(shape_hw),
+                    message, code="mask-shape", n=n, shape_hw=list(mask.shape_hw), slice_hw=list(shape_hw)
                 )
             box = Box.of_mask(mask.mask_hw)
             region = Region.whole(shape_hw) if zoom is None or box is None else zoom.around(box)
@@ -207,19 +201,15 @@ class Tracker:
         state = self.state(object_id)
         self._check_not_final(state, n)
         if n not in state.conditioning:
-            raise PromptError(
-                f"object {object_id!r} has no prompt on slice {n}", code="no-prompts", object=object_id, n=n
-            )
+            message = f"object {object_id!r} has no prompt on slice {n}"
+            raise PromptError(message, code="no-prompts", object=object_id, n=n)
         finals = sorted(m for m, mask in state.masks.items() if mask.final)
         if finals and len(state.conditioning) == 1:
-            raise PromptError(
+            message = (
                 f"the prompt on slice {n} is the last one of object {object_id!r}, which has final slices "
-                f"({', '.join(map(str, finals))}): release them first, or remove the object",
-                code="last-prompt",
-                object=object_id,
-                n=n,
-                final=finals,
+                f"({', '.join(map(str, finals))}): release them first, or remove the object"
             )
+            raise PromptError(message, code="last-prompt", object=object_id, n=n, final=finals)
         del state.conditioning[n]
         state.remove_slice(n)
         if not state.conditioning:
@@ -244,10 +234,8 @@ class Tracker:
             self.prompt(object_id, n, drawn)
         state = self.state(object_id)
         if n not in state.masks:
-            raise PromptError(
-                f"slice {n} of object {object_id!r} has no mask yet that could be final",
-                code="no-mask-yet", object=object_id, n=n,
-            )  # fmt: skip
+            message = f"slice {n} of object {object_id!r} has no mask yet that could be final"
+            raise PromptError(message, code="no-mask-yet", object=object_id, n=n)
         state.masks[n] = replace(state.masks[n], final=True)
         return state.masks[n]
 
@@ -276,12 +264,8 @@ class Tracker:
         """Return the mask of a slice."""
         state = self.state(object_id)
         if n not in state.masks:
-            raise PromptError(
-                f"slice {n} of object {object_id!r} has not been segmented yet",
-                code="no-mask-yet",
-                object=object_id,
-                n=n,
-            )
+            message = f"slice {n} of object {object_id!r} has not been segmented yet"
+            raise PromptError(message, code="no-mask-yet", object=object_id, n=n)
         return state.masks[n]
 
     def results(self, object_id: str) -> Iterator[SliceMask]:
@@ -331,19 +315,15 @@ class Tracker:
             raise PromptError("nothing to propagate: prompt an object first", code="nothing-to-propagate")
         for state in states:
             if not state.conditioning:
-                raise PromptError(
-                    f"object {state.object_id!r} has no prompts any more: prompt it first",
-                    code="no-prompts", object=state.object_id,
-                )  # fmt: skip
+                message = f"object {state.object_id!r} has no prompts any more: prompt it first"
+                raise PromptError(message, code="no-prompts", object=state.object_id)
         first = 0 if first is None else first
         last = len(self.source) - 1 if last is None else last
         self._check_slice(first)
         self._check_slice(last)
         if first > last:
-            raise PromptError(
-                f"the range {first} to {last} is empty: give the lower slice first",
-                code="empty-range", first=first, last=last,
-            )  # fmt: skip
+            message = f"the range {first} to {last} is empty: give the lower slice first"
+            raise PromptError(message, code="empty-range", first=first, last=last)
         if self.source.ordered:
             return plan_steps(states, first, last, direction, self.options.order)
         prompted = sorted({n for state in states for n in state.conditioning})
@@ -445,21 +425,13 @@ class Tracker:
 
     def _check_slice(self, n: int) -> None:
         if not 0 <= n < len(self.source):
-            raise PromptError(
-                f"there is no slice {n}: slices are 0 to {len(self.source) - 1}",
-                code="no-such-slice",
-                n=n,
-                count=len(self.source),
-            )
+            message = f"there is no slice {n}: slices are 0 to {len(self.source) - 1}"
+            raise PromptError(message, code="no-such-slice", n=n, count=len(self.source))
 
     def _check_not_final(self, state: ObjectState, n: int) -> None:
         if n in state.masks and state.masks[n].final:
-            raise PromptError(
-                f"slice {n} of object {state.object_id!r} is final: release it first",
-                code="slice-final",
-                object=state.object_id,
-                n=n,
-            )
+            message = f"slice {n} of object {state.object_id!r} is final: release it first"
+            raise PromptError(message, code="slice-final", object=state.object_id, n=n)
 
 
 def _expected_region(state: ObjectState, n: int, zoom: Zoom) -> Region | None:

@@ -72,24 +72,20 @@ def read_table(path: str | Path, data: str | Path | None = None) -> list[Case]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(
-            f"the table of cases {path} cannot be read: {error}", code="cases-unreadable", path=str(path)
-        ) from error
+        message = f"the table of cases {path} cannot be read: {error}"
+        raise EvaluationError(message, code="cases-unreadable", path=str(path)) from error
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     cases = []
     try:
         entries = list(csv.DictReader(lines, delimiter="\t"))
     except csv.Error as error:
-        raise EvaluationError(
-            f"{path} is not a table: {error}", code="cases-not-a-table", path=str(path)
-        ) from error
+        message = f"{path} is not a table: {error}"
+        raise EvaluationError(message, code="cases-not-a-table", path=str(path)) from error
     for entry in entries:
         missing = [column for column in COLUMNS[:3] if not entry.get(column)]
         if missing:
-            raise EvaluationError(
-                f"{path}: a line lacks {', '.join(missing)}; columns are {', '.join(COLUMNS)}",
-                code="case-incomplete", path=str(path), missing=missing,
-            )  # fmt: skip
+            message = f"{path}: a line lacks {', '.join(missing)}; columns are {', '.join(COLUMNS)}"
+            raise EvaluationError(message, code="case-incomplete", path=str(path), missing=missing)
         axis, window = entry.get("axis") or Case.axis, entry.get("window") or Case.window
         cases += [
             Case(entry["row"], image, labels, axis, window)
@@ -137,9 +133,8 @@ def _pairs(folder: Path, image: str, labels: str) -> Iterator[tuple[Path, Path]]
         found = [("", folder / image)]
     else:
         if image.count("*") > 1:
-            raise EvaluationError(
-                f"{image}: one * can be used, in the name of the file", code="pattern", pattern=image
-            )
+            message = f"{image}: one * can be used, in the name of the file"
+            raise EvaluationError(message, code="pattern", pattern=image)
         before, after = image.split("*")
         prefix = len(str(folder / before)) if before and not before.endswith("/") else None
         found = []
@@ -150,13 +145,9 @@ def _pairs(folder: Path, image: str, labels: str) -> Iterator[tuple[Path, Path]]
         beside = folder / labels.replace("*", star)
         for file in (path, beside):
             if not file.exists():
-                raise EvaluationError(
-                    f"{file} does not exist: is --data the folder the table was made for?",
-                    code="case-missing", path=str(file),
-                )  # fmt: skip
+                message = f"{file} does not exist: is --data the folder the table was made for?"
+                raise EvaluationError(message, code="case-missing", path=str(file))
         yield path, beside
     if not found:
-        raise EvaluationError(
-            f"no file matches {folder / image}: is --data the folder the table was made for?",
-            code="case-missing", path=str(folder / image),
-        )  # fmt: skip
+        message = f"no file matches {folder / image}: is --data the folder the table was made for?"
+        raise EvaluationError(message, code="case-missing", path=str(folder / image))

@@ -74,11 +74,8 @@ def _writer(path: Path) -> Callable[[Sequence[Measured], Segmentation], str]:
     for suffix, writer in ((".json", _as_json), (".csv", _as_csv)):
         if path.name.lower().endswith(suffix) and path.name.lower() != suffix:
             return writer
-    raise ExportError(
-        f"{path}: measurements are written as .json or .csv: end the name with one of them",
-        code="unknown-format",
-        path=str(path),
-    )
+    message = f"{path}: measurements are written as .json or .csv: end the name with one of them"
+    raise ExportError(message, code="unknown-format", path=str(path))
 
 
 def _as_json(measured: Sequence[Measured], segmentation: Segmentation) -> str:

@@ -37,10 +37,8 @@ def methods_text(segmentation: Segmentation) -> str:
     """
     known = metadata.without_paths(segmentation.provenance)
     if not known.get("model"):
-        raise ExportError(
-            "nothing is stored of how it was made: methods text needs a .seg.nrrd of this program",
-            code="no-provenance",
-        )
+        message = "nothing is stored of how it was made: methods text needs a .seg.nrrd of this program"
+        raise ExportError(message, code="no-provenance")
     model, sha256 = str(known["model"]), str(known.get("weights_sha256", ""))
     weights = f" (SHA-256 of the weights {sha256})" if sha256 else ""
     text = [

@@ -70,10 +70,8 @@ def montage(
     if path.suffix.lower() != ".png":
         raise ExportError(f"{path}: pictures are written as .png", code="unknown-format", path=str(path))
     if not segmentation.geometry.same_grid(stack.volume.geometry):
-        raise ExportError(
-            "the segmentation is not on the grid of the volume to be shown",
-            code="segmentation-on-another-grid",
-        )
+        message = "the segmentation is not on the grid of the volume to be shown"
+        raise ExportError(message, code="segmentation-on-another-grid")
     atomic.check_target(path, overwrite=overwrite)
     given = {name: resolve(list(own), stack) for name, own in prompts} if prompts is not None else {}
     prompted = sorted({n for by_slice in given.values() for n in by_slice})

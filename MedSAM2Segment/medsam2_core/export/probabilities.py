@@ -48,11 +48,8 @@ def check(path: str | Path, *, overwrite: bool = False) -> None:
     path = Path(path)
     name = path.name.lower()
     if not name.endswith(".nrrd") or name.endswith(".seg.nrrd") or name == ".nrrd":
-        raise ExportError(
-            f"{path}: probabilities are written as .nrrd (not .seg.nrrd), give such a name",
-            code="unknown-format",
-            path=str(path),
-        )
+        message = f"{path}: probabilities are written as .nrrd (not .seg.nrrd), give such a name"
+        raise ExportError(message, code="unknown-format", path=str(path))
     atomic.check_target(path, overwrite=overwrite)
 
 
@@ -68,11 +65,8 @@ def write_probabilities(probabilities: Probabilities, path: str | Path, *, overw
     path = Path(path)
     check(path, overwrite=overwrite)
     if not probabilities.names:
-        raise ExportError(
-            f"{path}: there is no object whose probabilities could be written",
-            code="no-segments",
-            path=str(path),
-        )
+        message = f"{path}: there is no object whose probabilities could be written"
+        raise ExportError(message, code="no-segments", path=str(path))
     with atomic.new_file(path, overwrite=overwrite) as stream:
         _write(probabilities, stream)
     return path
@@ -130,9 +124,8 @@ def read_probabilities(path: str | Path) -> Probabilities:
     path = Path(path).expanduser()
     with files.reading(path, "probabilities"), path.open("rb") as stream:
         if stream.read(4) != b"NRRD":
-            raise files.error(
-                path, "not a NRRD file: take one that `medsam2 segment` wrote", "not-probabilities"
-            )
+            message = "not a NRRD file: take one that `medsam2 segment` wrote"
+            raise files.error(path, message, "not-probabilities")
         stream.seek(0)
         header = _header(stream)
         names = _names(path, header)
@@ -153,44 +146,35 @@ def _names(path: Path, header: dict[str, Any]) -> list[str]:
     """Return the names; VolumeError when this is a NRRD of something else."""
     version = header.get("Probabilities_Version")
     if version is None:
-        raise files.error(
-            path,
-            "a NRRD, but not of probabilities: take one that `medsam2 segment --probabilities` wrote",
-            "not-probabilities",
-        )
+        message = "a NRRD, but not of probabilities: take one that `medsam2 segment --probabilities` wrote"
+        raise files.error(path, message, "not-probabilities")
     if str(version) != _VERSION or str(header.get("Probabilities_Maximum")) != str(MAXIMUM):
-        raise files.error(
-            path,
-            f"probabilities of version {version} with {header.get('Probabilities_Maximum')} for "
-            f"certainty: version {_VERSION} with {MAXIMUM} is read",
-            "unknown-probabilities-version",
-            version=str(version),
+        message = (
+            f"probabilities of version {version} with {header.get('Probabilities_Maximum')} for certainty: "
+            f"version {_VERSION} with {MAXIMUM} is read"
         )
+        raise files.error(path, message, "unknown-probabilities-version", version=str(version))
     kind, encoding = str(header.get("type")).lower(), str(header.get("encoding")).lower()
     if kind not in _TYPES or encoding not in ("gzip", "gz") or "data file" in header:
-        raise files.error(
-            path,
-            f"values of type {header.get('type')!r}, stored as {header.get('encoding')!r}: "
-            "unsigned char stored as gzip in the same file is read, as `medsam2 segment` writes it",
-            "unsupported-encoding",
+        message = (
+            f"values of type {header.get('type')!r}, stored as {header.get('encoding')!r}: unsigned char "
+            "stored as gzip in the same file is read, as `medsam2 segment` writes it"
         )
+        raise files.error(path, message, "unsupported-encoding")
     sizes = np.atleast_1d(header.get("sizes", [])).tolist()
     kinds = [str(one).lower() for one in header.get("kinds", [])]
     if len(sizes) not in (3, 4) or kinds != ["domain"] * 3 + ["list"] * (len(sizes) - 3):
-        raise files.error(
-            path, f"axes {sizes} of the kinds {kinds}: i, j, k, objects (list) are read", "unsupported-axes"
-        )
+        message = f"axes {sizes} of the kinds {kinds}: i, j, k, objects (list) are read"
+        raise files.error(path, message, "unsupported-axes")
     count = int(sizes[3]) if len(sizes) == 4 else 1
     if not 1 <= count <= _MOST_OBJECTS:
-        raise files.error(
-            path, f"{count} objects: 1 to {_MOST_OBJECTS} can be", "unsupported-axes", count=count
-        )
+        message = f"{count} objects: 1 to {_MOST_OBJECTS} can be"
+        raise files.error(path, message, "unsupported-axes", count=count)
     missing = [n for n in range(count) if not str(header.get(f"Probability{n}_Name", ""))]
     if missing or f"Probability{count}_Name" in header:
         what = f"object {missing[0]} has no name" if missing else f"more than {count} objects are named"
-        raise files.error(
-            path, f"{what}: the file was changed, write it again", "probabilities-changed-by-others"
-        )
+        message = f"{what}: the file was changed, write it again"
+        raise files.error(path, message, "probabilities-changed-by-others")
     names = [unquote(str(header[f"Probability{n}_Name"]), errors="surrogatepass") for n in range(count)]
     if len(set(names)) != count:
         raise files.error(path, f"two objects have the same name: {names}", "duplicate-name", names=names)
@@ -200,17 +184,13 @@ def _names(path: Path, header: dict[str, Any]) -> list[str]:
 def _grid(path: Path, header: dict[str, Any]) -> Geometry:
     space = str(header.get("space", "")).lower()
     if space not in ("left-posterior-superior", "lps"):
-        raise files.error(
-            path, f"space {header.get('space')!r}: left-posterior-superior is read", "unsupported-space"
-        )
+        message = f"space {header.get('space')!r}: left-posterior-superior is read"
+        raise files.error(path, message, "unsupported-space")
     i, j, k = (int(size) for size in header["sizes"][:3])
     directions = list(header["space directions"])
     if len(directions) != int(header["dimension"]) or len(directions) != len(header["sizes"]):
-        raise files.error(
-            path,
-            f"{len(directions)} space directions do not fit sizes {header['sizes']}",
-            "space-directions-mismatch",
-        )
+        message = f"{len(directions)} space directions do not fit sizes {header['sizes']}"
+        raise files.error(path, message, "space-directions-mismatch")
     matrix = np.eye(4)
     for axis, vector in enumerate(directions[:3]):
         matrix[:3, axis] = np.asarray(vector, dtype=np.float64)
@@ -230,22 +210,14 @@ def _slices(
             for k in range(depth):
                 block = unpacked.read(width * height)
                 if len(block) < width * height:
-                    raise files.error(
-                        path,
-                        f"truncated: slice {k} of {depth} of {name!r} is not there",
-                        "truncated",
-                        name=name,
-                        k=k,
-                    )
+                    message = f"truncated: slice {k} of {depth} of {name!r} is not there"
+                    raise files.error(path, message, "truncated", name=name, k=k)
                 values_ji = np.frombuffer(block, np.uint8).reshape(height, width)
                 slices[name][k] = PackedValues.of(values_ji)
         # Reading on to the end is what compares the checksum.
         if unpacked.read(1):
-            raise files.error(
-                path,
-                f"more in it than {len(names)} x {depth} slices: the file was changed",
-                "probabilities-changed-by-others",
-            )
+            message = f"more in it than {len(names)} x {depth} slices: the file was changed"
+            raise files.error(path, message, "probabilities-changed-by-others")
     return slices
 
 

@@ -47,11 +47,8 @@ def onto_grid(
         Naming the object that would lose more, and how much; ``another-grid-than-series``.
     """
     if not 0 <= most_lost <= 1:
-        raise ExportError(
-            f"most lost {most_lost!r}: give a part of the object from 0 to 1",
-            code="invalid-most-lost",
-            most_lost=most_lost,
-        )
+        message = f"most lost {most_lost!r}: give a part of the object from 0 to 1"
+        raise ExportError(message, code="invalid-most-lost", most_lost=most_lost)
     own = segmentation.geometry
     if own.same_grid(geometry, SAME_POSITION_MM) or own.same_positions(geometry, SAME_POSITION_MM):
         return segmentation.on_grid(geometry, SAME_POSITION_MM)

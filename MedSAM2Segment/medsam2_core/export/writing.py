@@ -82,12 +82,8 @@ def suffix_of(path: str | Path) -> str:
     for suffix in SUFFIXES:
         if name.endswith(suffix) and name != suffix:
             return suffix
-    raise ExportError(
-        f"{path}: unknown format, the name must end with one of {', '.join(SUFFIXES)}",
-        code="unknown-format",
-        path=str(path),
-        suffixes=list(SUFFIXES),
-    )
+    message = f"{path}: unknown format, the name must end with one of {', '.join(SUFFIXES)}"
+    raise ExportError(message, code="unknown-format", path=str(path), suffixes=list(SUFFIXES))
 
 
 def _notes(segmentation: Segmentation, suffix: str) -> Iterator[Note]:
@@ -289,11 +285,8 @@ def _metaimage_numbers(values: NDArray[np.float64]) -> str:
 
 def _check_one_slice(geometry: Geometry) -> None:
     if geometry.shape_ijk[2] != 1:
-        raise ExportError(
-            f"{geometry.shape_ijk[2]} slices do not fit a PNG: use .seg.nrrd, .nii.gz, .nrrd or .mha",
-            code="png-needs-one-slice",
-            slices=geometry.shape_ijk[2],
-        )
+        message = f"{geometry.shape_ijk[2]} slices do not fit a PNG: use .seg.nrrd, .nii.gz, .nrrd or .mha"
+        raise ExportError(message, code="png-needs-one-slice", slices=geometry.shape_ijk[2])
 
 
 def _write_png(segmentation: Segmentation, stream: BinaryIO) -> None:

@@ -209,9 +209,8 @@ def _files(path: Path) -> list[Path]:
         listed = [Path(line) for line in lines if line]
         for file in listed:
             if not file.is_file():
-                raise VolumeError(
-                    f"{path}: lists {file}, which is not there", code="no-such-file", path=str(file)
-                )
+                message = f"{path}: lists {file}, which is not there"
+                raise VolumeError(message, code="no-such-file", path=str(file))
         return listed
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
@@ -221,12 +220,8 @@ def _choose(path: Path, stacks: Sequence[Stack], series: str | None) -> Stack:
         return stacks[0]
     known = "\n  ".join(str(_info(n, stack)) for n, stack in enumerate(stacks, start=1))
     if series is None:
-        raise files.error(
-            path,
-            f"holds {len(stacks)} series, choose one by number or UID:\n  {known}",
-            "series-needed",
-            count=len(stacks),
-        )
+        message = f"holds {len(stacks)} series, choose one by number or UID:\n  {known}"
+        raise files.error(path, message, "series-needed", count=len(stacks))
     wanted = series.strip()
     if wanted.isdecimal() and 1 <= int(wanted) <= len(stacks):
         return stacks[int(wanted) - 1]
@@ -234,12 +229,8 @@ def _choose(path: Path, stacks: Sequence[Stack], series: str | None) -> Stack:
     if len(matching) == 1:
         return matching[0]
     reason = "names several of" if matching else "is none of"
-    raise files.error(
-        path,
-        f"series {series!r} {reason} these, choose one by number:\n  {known}",
-        "no-such-series",
-        series=series,
-    )
+    message = f"series {series!r} {reason} these, choose one by number:\n  {known}"
+    raise files.error(path, message, "no-such-series", series=series)
 
 
 def _info(number: int, stack: Stack) -> SeriesInfo:
@@ -262,11 +253,8 @@ def _voxels(path: Path, frames: Sequence[Frame]) -> NDArray[Any]:
     for k, image in _decoded(frames):
         frame = frames[k]
         if image.shape[:2] != (rows, columns) or image.ndim > 3:
-            raise files.error(
-                frame.path,
-                f"decoded to {image.shape}, expected {rows} x {columns} pixels",
-                "decoded-size-differs",
-            )
+            message = f"decoded to {image.shape}, expected {rows} x {columns} pixels"
+            raise files.error(frame.path, message, "decoded-size-differs")
         if voxels is None:
             dtype = (
                 np.uint8
@@ -329,19 +317,13 @@ def _check_decoder(file: Path, dataset: Any) -> None:
         try:
             available = get_decoder(syntax).is_available
         except NotImplementedError:
-            raise files.error(
-                file,
-                f"pixels compressed as {syntax.name!r} cannot be decoded",
-                "no-decoder",
-                syntax=str(syntax),
-            ) from None
+            message = f"pixels compressed as {syntax.name!r} cannot be decoded"
+            raise files.error(file, message, "no-decoder", syntax=str(syntax)) from None
         if not available:
-            raise files.error(
-                file,
-                f"no decoder for pixels compressed as {syntax.name!r} is installed: pip install python-gdcm",
-                "no-decoder",
-                syntax=str(syntax),
+            message = (
+                f"no decoder for pixels compressed as {syntax.name!r} is installed: pip install python-gdcm"
             )
+            raise files.error(file, message, "no-decoder", syntax=str(syntax))
 
 
 def _presented(file: Path, dataset: Any, pixels: NDArray[Any]) -> NDArray[Any]:
@@ -356,11 +338,8 @@ def _presented(file: Path, dataset: Any, pixels: NDArray[Any]) -> NDArray[Any]:
             pixels = (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 3:
         if pixels.shape[2] < 3 or pixels.dtype != np.uint8:
-            raise files.error(
-                file,
-                f"{pixels.shape[2]} values of {pixels.dtype} per pixel are not read as colour",
-                "unsupported-pixel-type",
-            )
+            message = f"{pixels.shape[2]} values of {pixels.dtype} per pixel are not read as colour"
+            raise files.error(file, message, "unsupported-pixel-type")
         return pixels[..., :3]
     if "ModalityLUTSequence" in dataset:
         return np.asarray(apply_modality_lut(pixels, dataset))

@@ -53,12 +53,8 @@ def check_size(frame: bytes, rows: int, columns: int) -> None:
         found = _size_of_jpeg(frame)
     if found != (rows, columns):
         size_text = "no size" if found is None else f"{found[0]} x {found[1]}"
-        raise VolumeError(
-            f"compressed pixels hold {size_text}, the header has {rows} x {columns}: damaged",
-            code="decoded-size-differs",
-            rows=rows,
-            columns=columns,
-        )
+        message = f"compressed pixels hold {size_text}, the header has {rows} x {columns}: damaged"
+        raise VolumeError(message, code="decoded-size-differs", rows=rows, columns=columns)
 
 
 def _start_of_codestream(frame: bytes) -> int:
@@ -68,9 +64,8 @@ def _start_of_codestream(frame: bytes) -> int:
         if kind == b"jp2c":
             return start + 8
         if length < 8:
-            raise VolumeError(
-                f"compressed pixels are damaged: a JP2 box of {length} bytes", code="damaged-codestream"
-            )
+            message = f"compressed pixels are damaged: a JP2 box of {length} bytes"
+            raise VolumeError(message, code="damaged-codestream")
     raise VolumeError("compressed pixels are damaged: no image in the JP2 data", code="damaged-codestream")
 
 
@@ -90,10 +85,8 @@ def _size_of_jpeg_2000(stream: bytes) -> tuple[int, int] | None:
     width, height, left, top, tile_width, tile_height = numbers[:6]
     whole = min(width, tile_width) * min(height, tile_height)
     if whole < min(_SMALLEST_TILE, width * height):
-        raise VolumeError(
-            f"compressed pixels are damaged: tiles of {tile_width} x {tile_height} pixels",
-            code="damaged-codestream",
-        )
+        message = f"compressed pixels are damaged: tiles of {tile_width} x {tile_height} pixels"
+        raise VolumeError(message, code="damaged-codestream")
     return height - top, width - left
 
 

@@ -124,23 +124,17 @@ def frames_of(path: Path, header: Any) -> list[Frame]:
     """Return all frames of one file; VolumeError when a value in the header cannot be used."""
     count = int(header.get("NumberOfFrames") or 1)
     if count < 1 or int(header.Rows) < 1 or int(header.Columns) < 1:
-        raise VolumeError(
-            f"{path}: {count} frames of {header.Rows} x {header.Columns} pixels is not a size",
-            code="size-not-positive",
-            path=str(path),
-        )
+        message = f"{path}: {count} frames of {header.Rows} x {header.Columns} pixels is not a size"
+        raise VolumeError(message, code="size-not-positive", path=str(path))
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
     if not per_frame:
         placed = count == 1  # the position of a classic multi-frame file is that of its first frame only
         return [_frame(path, n, header, [header], placed) for n in range(count)]
     if len(per_frame) != count:
+        message = f"{path}: {count} frames, but positions of {len(per_frame)}"
         raise VolumeError(
-            f"{path}: {count} frames, but positions of {len(per_frame)}",
-            code="frame-positions-mismatch",
-            path=str(path),
-            frames=count,
-            positions=len(per_frame),
+            message, code="frame-positions-mismatch", path=str(path), frames=count, positions=len(per_frame)
         )
     return [_frame(path, n, header, [group, *shared, header], True) for n, group in enumerate(per_frame)]
 
@@ -213,10 +207,8 @@ def evened(stack: Stack, how: Irregular) -> EvenGrid:
     heights = (positions - positions[0]) @ way / float(way @ way)  # 0 to 1
     beside = float(np.linalg.norm(positions - positions[0] - heights[:, np.newaxis] * way, axis=1).max())
     if beside > tolerance_mm(usual):
-        raise GeometryError(
-            f"slices do not lie on one line: one is {beside:.3g} mm beside it",
-            code="slices-uneven", off_mm=beside,
-        )  # fmt: skip
+        message = f"slices do not lie on one line: one is {beside:.3g} mm beside it"
+        raise GeometryError(message, code="slices-uneven", off_mm=beside)
     count = len(along)
     if how is Irregular.RESAMPLE:
         count = round(float(np.linalg.norm(way)) / usual) + 1
@@ -328,14 +320,12 @@ def _even_step(
     )
     if wrong.max() > tolerance_mm(usual):
         n = int(wrong.argmax())
-        raise GeometryError(
+        message = (
             f"slices are not evenly spaced: slice {n + 1} at {_position_text(positions[n])} "
             f"({_frame_name(frames[n])}) is {wrong[n]:.3g} mm from where even spacing of "
-            f"{np.linalg.norm(step):.4g} mm puts it",
-            code="slices-uneven",
-            slice=n + 1,
-            off_mm=float(wrong[n]),
+            f"{np.linalg.norm(step):.4g} mm puts it"
         )
+        raise GeometryError(message, code="slices-uneven", slice=n + 1, off_mm=float(wrong[n]))
     return np.asarray(step)
 
 
@@ -345,22 +335,16 @@ def _frame(path: Path, index: int, header: Any, groups: Sequence[Any], placed: b
     orientation = _numbers(path, _find(groups, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
     placed = placed and position is not None and orientation is not None
     if placed and not _is_plane(orientation):
-        raise GeometryError(
-            f"{path}: image orientation {orientation} is not two directions at a right angle",
-            code="invalid-orientation",
-            path=str(path),
-        )
+        message = f"{path}: image orientation {orientation} is not two directions at a right angle"
+        raise GeometryError(message, code="invalid-orientation", path=str(path))
     spacing = _numbers(path, _find(groups, "PixelMeasuresSequence", "PixelSpacing"), 2)
     if spacing is None:
         spacing = _numbers(path, header.get("ImagerPixelSpacing"), 2)
     if spacing is None:
         spacing = _ultrasound_spacing(header)
     if spacing is None and placed:
-        raise GeometryError(
-            f"{path}: has a position in the patient but no pixel spacing",
-            code="no-pixel-spacing",
-            path=str(path),
-        )
+        message = f"{path}: has a position in the patient but no pixel spacing"
+        raise GeometryError(message, code="no-pixel-spacing", path=str(path))
     thickness = _find(groups, "PixelMeasuresSequence", "SpacingBetweenSlices")
     if not thickness:
         thickness = _find(groups, "PixelMeasuresSequence", "SliceThickness")
@@ -409,19 +393,11 @@ def _numbers(path: Path, value: Any, count: int) -> NDArray[np.float64] | None:
     try:
         numbers = np.array([float(number) for number in value])
     except (TypeError, ValueError) as error:
-        raise GeometryError(
-            f"{path}: {str(value)[:80]!r} should be {count} numbers",
-            code="invalid-numbers",
-            path=str(path),
-            count=count,
-        ) from error
+        message = f"{path}: {str(value)[:80]!r} should be {count} numbers"
+        raise GeometryError(message, code="invalid-numbers", path=str(path), count=count) from error
     if numbers.size != count or not np.isfinite(numbers).all():
-        raise GeometryError(
-            f"{path}: {str(value)[:80]!r} should be {count} finite numbers",
-            code="invalid-numbers",
-            path=str(path),
-            count=count,
-        )
+        message = f"{path}: {str(value)[:80]!r} should be {count} finite numbers"
+        raise GeometryError(message, code="invalid-numbers", path=str(path), count=count)
     return numbers
 
 

@@ -95,12 +95,8 @@ def _kind(path: Path, header: Any) -> str:
         raise files.error(path, "a DICOM image, not a segmentation (SEG)", "not-a-segmentation")
     kind = str(header.get("SegmentationType", ""))
     if kind not in KINDS:
-        raise files.error(
-            path,
-            f"segmentation of type {kind!r} is not read: binary, fractional and label maps are",
-            "unsupported-segmentation-type",
-            type=kind,
-        )
+        message = f"segmentation of type {kind!r} is not read: binary, fractional and label maps are"
+        raise files.error(path, message, "unsupported-segmentation-type", type=kind)
     return kind
 
 
@@ -108,12 +104,8 @@ def _background(path: Path, header: Any) -> int:
     """Return the value of voxels that belong to no segment (PS3.3 C.8.20.2)."""
     background = int(header.get("PixelPaddingValue") or 0)
     if background and any(int(item.SegmentNumber) == 0 for item in header.SegmentSequence):
-        raise files.error(
-            path,
-            f"a label map whose background is {background} and whose segment is 0",
-            "ambiguous-background",
-            background=background,
-        )
+        message = f"a label map whose background is {background} and whose segment is 0"
+        raise files.error(path, message, "ambiguous-background", background=background)
     return background
 
 
@@ -124,16 +116,11 @@ def _segment_numbers(path: Path, header: Any) -> list[int]:
     for group in header.get("PerFrameFunctionalGroupsSequence") or []:
         number = next((found for one in (group, *shared) if (found := _named(one)) is not None), None)
         if number is None:
-            raise files.error(
-                path, "a frame does not say which segment it belongs to", "frame-without-segment"
-            )
+            message = "a frame does not say which segment it belongs to"
+            raise files.error(path, message, "frame-without-segment")
         if not 1 <= number <= 65535:
-            raise files.error(
-                path,
-                f"a frame of segment {number}: segments are numbered from 1 to 65535",
-                "invalid-segment-number",
-                segment=number,
-            )
+            message = f"a frame of segment {number}: segments are numbered from 1 to 65535"
+            raise files.error(path, message, "invalid-segment-number", segment=number)
         numbers.append(number)
     return numbers
 
@@ -152,11 +139,8 @@ def _frames(path: Path, header: Any) -> Iterator[NDArray[Any]]:
 
     size = (int(header.Rows), int(header.Columns))
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise files.error(
-            path,
-            f"{header.SamplesPerPixel} values per pixel: a segmentation has one",
-            "unsupported-pixel-type",
-        )
+        message = f"{header.SamplesPerPixel} values per pixel: a segmentation has one"
+        raise files.error(path, message, "unsupported-pixel-type")
     syntax = header.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         try:
@@ -164,12 +148,8 @@ def _frames(path: Path, header: Any) -> Iterator[NDArray[Any]]:
         except NotImplementedError:
             available = False
         if not available:
-            raise files.error(
-                path,
-                f"no decoder for pixels compressed as {syntax.name!r} is installed",
-                "no-decoder",
-                syntax=str(syntax),
-            )
+            message = f"no decoder for pixels compressed as {syntax.name!r} is installed"
+            raise files.error(path, message, "no-decoder", syntax=str(syntax))
         with path.open("rb") as stream:
             _seek_pixels(path, stream, header)
             check_frames(path, stream, syntax, int(header.get("NumberOfFrames") or 1), size)
@@ -179,11 +159,8 @@ def _frames(path: Path, header: Any) -> Iterator[NDArray[Any]]:
     # A deflated file is one compressed block: there is no reading it frame by frame.
     for pixels in iter_pixels(_whole(path) if syntax.is_deflated else path):
         if pixels.shape != size:
-            raise files.error(
-                path,
-                f"decoded to {pixels.shape}, expected {size[0]} x {size[1]} pixels",
-                "decoded-size-differs",
-            )
+            message = f"decoded to {pixels.shape}, expected {size[0]} x {size[1]} pixels"
+            raise files.error(path, message, "decoded-size-differs")
         yield pixels
 
 
@@ -204,9 +181,8 @@ def _bits(path: Path, header: Any, size: tuple[int, int]) -> Iterator[NDArray[np
             data = np.frombuffer(stream.read((last + 7) // 8 - first // 8), dtype=np.uint8)
             bits = np.unpackbits(data, bitorder="little")[first % 8 :][:pixels]
             if bits.size < pixels:
-                raise files.error(
-                    path, f"truncated: some bits of frame {n + 1} are missing", "truncated", frame=n + 1
-                )
+                message = f"truncated: some bits of frame {n + 1} are missing"
+                raise files.error(path, message, "truncated", frame=n + 1)
             yield bits.reshape(size)
 
 

@@ -100,13 +100,11 @@ def _picture_grid(path: Path, header: Any, frames: Sequence[Frame]) -> Grid:
     """Return the grid of frames without positions, all of one image: that of a picture."""
     images = {_image_of(group) for group in header.get("PerFrameFunctionalGroupsSequence") or [None]}
     if len(frames) > 1 and (len(images) > 1 or None in images):
-        raise GeometryError(
+        message = (
             f"{path}: {len(frames)} frames without a position in the patient, and not all of one image: "
-            "where they lie to each other is not known",
-            code="clip-without-positions",
-            path=str(path),
-            frames=len(frames),
+            "where they lie to each other is not known"
         )
+        raise GeometryError(message, code="clip-without-positions", path=str(path), frames=len(frames))
     _check_alike(path, frames)
     rows, columns, _ = frames[0].size
     spacing = frames[0].spacing
@@ -128,28 +126,20 @@ def _check_alike(path: Path, frames: Sequence[Frame]) -> None:
     for n, frame in enumerate(frames[1:], start=2):
         if frame.is_placed != first.is_placed:
             without = n if first.is_placed else 1
-            raise GeometryError(
-                f"{path}: frame {without} is without a position in the patient, others have one",
-                code="frame-without-position",
-                path=str(path),
-                frame=without,
-            )
+            message = f"{path}: frame {without} is without a position in the patient, others have one"
+            raise GeometryError(message, code="frame-without-position", path=str(path), frame=without)
         if not same_spacing(first, frame):
-            raise GeometryError(
+            message = (
                 f"{path}: frames of different pixel spacing: {_spacing_text(first.spacing)} in frame 1, "
-                f"{_spacing_text(frame.spacing)} in frame {n}. Save them as segmentations of their own",
-                code="frames-differ",
-                path=str(path),
-                frame=n,
+                f"{_spacing_text(frame.spacing)} in frame {n}. Save them as segmentations of their own"
             )
+            raise GeometryError(message, code="frames-differ", path=str(path), frame=n)
         if first.is_placed and not same_orientation(first, frame):
-            raise GeometryError(
+            message = (
                 f"{path}: frames of different orientation: {_orientation_text(first)} in frame 1, "
-                f"{_orientation_text(frame)} in frame {n}. Save them as segmentations of their own",
-                code="frames-differ",
-                path=str(path),
-                frame=n,
+                f"{_orientation_text(frame)} in frame {n}. Save them as segmentations of their own"
             )
+            raise GeometryError(message, code="frames-differ", path=str(path), frame=n)
 
 
 def _fit(
@@ -181,12 +171,11 @@ def _fit(
         if fit is not None:
             return fit, _notes(fit, normal, declared, source)
     apart = f", steps of {steps.min():.4g} to {steps.max():.4g} mm" if steps.size else ""
-    raise GeometryError(
+    message = (
         f"{path}: frames are not evenly spaced: they lie from {heights[0]:.6g} to {heights[-1]:.6g} mm along "
-        f"their normal{apart}, and no spacing between slices fits them",
-        code="slices-uneven",
-        path=str(path),
+        f"their normal{apart}, and no spacing between slices fits them"
     )
+    raise GeometryError(message, code="slices-uneven", path=str(path))
 
 
 def _declared_distances(

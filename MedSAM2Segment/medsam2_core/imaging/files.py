@@ -100,26 +100,20 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise VolumeError(f"{missing}: no such file", code="no-such-file", path=missing) from error
     except PermissionError as error:
         refused = str(error.filename or path)
-        raise VolumeError(
-            f"{refused}: no permission to read it", code="no-permission", path=refused
-        ) from error
+        message = f"{refused}: no permission to read it"
+        raise VolumeError(message, code="no-permission", path=refused) from error
     except ImportError as error:
+        message = f"{path}: reading {kind} needs the package {error.name}: install it"
         raise MissingPackageError(
-            f"{path}: reading {kind} needs the package {error.name}: install it",
-            code="missing-package",
-            path=str(path),
-            package=error.name,
+            message, code="missing-package", path=str(path), package=error.name
         ) from error
     except Exception as error:
         if _is_bug(error):
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        message = f"{path}: cannot be read as {kind}, damaged or of another kind: {reason}"
         raise VolumeError(
-            f"{path}: cannot be read as {kind}, damaged or of another kind: {reason}",
-            code="unreadable-file",
-            path=str(path),
-            kind=kind,
-            reason=reason,
+            message, code="unreadable-file", path=str(path), kind=kind, reason=reason
         ) from error
 
 
@@ -161,12 +155,8 @@ def existing(path: str | Path) -> Path:
     """
     if found := _URL.match(str(path)):
         address = str(path).replace(":/", "://", 1).replace(":///", "://")
-        raise VolumeError(
-            f"{address}: addresses (URLs) are not read: download the file and give its path",
-            code="url-not-read",
-            path=str(path),
-            scheme=found[1],
-        )
+        message = f"{address}: addresses (URLs) are not read: download the file and give its path"
+        raise VolumeError(message, code="url-not-read", path=str(path), scheme=found[1])
     path = Path(path).expanduser()
     if not path.exists():
         raise error(path, "no such file or folder", "no-such-file")
@@ -194,22 +184,17 @@ def checked_bytes(
         raise VolumeError(f"{path}: size {_times(sizes)} is not positive", code="size-not-positive", **fields)
     wanted = math.prod(int(size) for size in sizes) * int(bytes_per_voxel)
     if wanted > LARGEST_VOLUME:
-        raise VolumeError(
-            f"{path}: {_times(sizes)} voxels need {wanted / 2**30:.1f} GiB, "
-            f"more than the {LARGEST_VOLUME >> 30} GiB that are read",
-            code="volume-too-large",
-            bytes=wanted,
-            **fields,
+        message = (
+            f"{path}: {_times(sizes)} voxels need {wanted / 2**30:.1f} GiB, more than the "
+            f"{LARGEST_VOLUME >> 30} GiB that are read"
         )
+        raise VolumeError(message, code="volume-too-large", bytes=wanted, **fields)
     if wanted > stored_bytes * ratio:
-        raise VolumeError(
-            f"{path}: truncated or damaged: {_times(sizes)} voxels need {wanted} bytes, "
-            f"the file holds {stored_bytes}{' compressed' if ratio > 1 else ''}",
-            code="truncated",
-            bytes=wanted,
-            stored_bytes=stored_bytes,
-            **fields,
+        message = (
+            f"{path}: truncated or damaged: {_times(sizes)} voxels need {wanted} bytes, the file holds "
+            f"{stored_bytes}{' compressed' if ratio > 1 else ''}"
         )
+        raise VolumeError(message, code="truncated", bytes=wanted, stored_bytes=stored_bytes, **fields)
     return wanted
 
 
@@ -254,9 +239,8 @@ class StoredVoxels:
             stream.seek(self.start)
             for _ in range(self.skip_lines):
                 if not stream.readline():
-                    raise error(
-                        self.path, f"truncated: fewer than {self.skip_lines} lines to skip", "truncated"
-                    )
+                    message = f"truncated: fewer than {self.skip_lines} lines to skip"
+                    raise error(self.path, message, "truncated")
             if self.skip_bytes < 0:
                 stream.seek(-wanted, 2)
             else:
@@ -282,12 +266,9 @@ def read_parts(
                 block = next(blocks, None)
                 if block is None:
                     there = n * size + filled
+                    message = f"{path}: truncated: voxels need {count * size} bytes, only {there} are there"
                     raise VolumeError(
-                        f"{path}: truncated: voxels need {count * size} bytes, only {there} are there",
-                        code="truncated",
-                        path=str(path),
-                        bytes=count * size,
-                        stored_bytes=there,
+                        message, code="truncated", path=str(path), bytes=count * size, stored_bytes=there
                     )
                 waiting = memoryview(block)  # may be empty: a step of the decompressor need not yield a byte
             now = min(len(waiting), size - filled)
@@ -326,12 +307,8 @@ def rescaled(stored_kji: NDArray[Any], slope: float, intercept: float) -> NDArra
     float32.
     """
     if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise VolumeError(
-            f"rescale slope {slope} and intercept {intercept} must be finite",
-            code="rescale-not-finite",
-            slope=slope,
-            intercept=intercept,
-        )
+        message = f"rescale slope {slope} and intercept {intercept} must be finite"
+        raise VolumeError(message, code="rescale-not-finite", slope=slope, intercept=intercept)
     if slope == 1 and intercept == 0:
         return stored_kji
     if stored_kji.dtype.kind in "bui" and float(slope).is_integer() and float(intercept).is_integer():
@@ -362,20 +339,13 @@ def whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
     if voxels.dtype.kind == "b":
         return voxels.view(np.uint8)
     if not np.isfinite(voxels).all() or np.abs(voxels).max(initial=0) > 1 << 31:
-        raise VolumeError(
-            f"{path}: not a label map: it has values that are not finite or beyond 32 bits",
-            code="not-a-label-map",
-            path=str(path),
-        )
+        message = f"{path}: not a label map: it has values that are not finite or beyond 32 bits"
+        raise VolumeError(message, code="not-a-label-map", path=str(path))
     labels = voxels.astype(smallest_integer(int(voxels.min(initial=0)), int(voxels.max(initial=0))))
     if not np.array_equal(labels, voxels):
         example = voxels[labels != voxels].flat[0]
-        raise VolumeError(
-            f"{path}: not a label map: it has values that are not whole numbers, such as {example:g}",
-            code="not-a-label-map",
-            path=str(path),
-            value=float(example),
-        )
+        message = f"{path}: not a label map: it has values that are not whole numbers, such as {example:g}"
+        raise VolumeError(message, code="not-a-label-map", path=str(path), value=float(example))
     return labels
 
 
@@ -394,17 +364,11 @@ def chosen(path: Path, series: str | None, count: int, what: str) -> int:
     if series is None:
         if count == 1:
             return 0
-        raise VolumeError(
-            f"{path}: holds {count} {what}: choose one by its number, 1 to {count}",
-            code="series-needed",
-            **fields,
-        )
+        message = f"{path}: holds {count} {what}: choose one by its number, 1 to {count}"
+        raise VolumeError(message, code="series-needed", **fields)
     if not series.strip().isdecimal() or not 1 <= int(series) <= count:
-        raise VolumeError(
-            f"{path}: there is no {series!r} among {count} {what}: choose a number from 1 to {count}",
-            code="no-such-series",
-            **fields,
-        )
+        message = f"{path}: there is no {series!r} among {count} {what}: choose a number from 1 to {count}"
+        raise VolumeError(message, code="no-such-series", **fields)
     return int(series) - 1
 
 

@@ -49,11 +49,8 @@ class Space(enum.Enum):
         for space in cls:
             if isinstance(name, str) and name.lower() == space.value:
                 return space
-        raise GeometryError(
-            f"unknown space {name!r}: use one of {', '.join(s.value for s in cls)}",
-            code="unknown-space",
-            space=str(name),
-        )
+        message = f"unknown space {name!r}: use one of {', '.join(s.value for s in cls)}"
+        raise GeometryError(message, code="unknown-space", space=str(name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,18 +78,12 @@ class Geometry:
         matrix = _checked_matrix(self.ijk_to_ras)
         ras_to_ijk = inverse(matrix)
         if not np.isfinite(ras_to_ijk).all():
-            raise GeometryError(
-                f"orientation cannot be inverted: voxel axes {matrix[:3, :3].tolist()}",
-                code="singular-affine",
-                matrix=matrix.tolist(),
-            )
+            message = f"orientation cannot be inverted: voxel axes {matrix[:3, :3].tolist()}"
+            raise GeometryError(message, code="singular-affine", matrix=matrix.tolist())
         shape = tuple(int(n) for n in self.shape_ijk)
         if len(shape) != 3 or min(shape) < 1:
-            raise GeometryError(
-                f"a volume needs three positive sizes (i, j, k), not {self.shape_ijk}",
-                code="size-not-positive",
-                sizes=list(self.shape_ijk),
-            )
+            message = f"a volume needs three positive sizes (i, j, k), not {self.shape_ijk}"
+            raise GeometryError(message, code="size-not-positive", sizes=list(self.shape_ijk))
         for array in (matrix, ras_to_ijk):
             array.flags.writeable = False
         object.__setattr__(self, "ijk_to_ras", matrix)
@@ -166,11 +157,8 @@ class Geometry:
         share one.
         """
         if plane not in PLANE_NORMAL:
-            raise GeometryError(
-                f"unknown plane {plane!r}: use one of axial, sagittal, coronal",
-                code="unknown-plane",
-                plane=plane,
-            )
+            message = f"unknown plane {plane!r}: use one of axial, sagittal, coronal"
+            raise GeometryError(message, code="unknown-plane", plane=plane)
         return self._ras_axis_of_array_axis().index(PLANE_NORMAL[plane])
 
     def plane_of_axis(self, axis: int) -> str:
@@ -218,11 +206,8 @@ class Geometry:
         """
         ras_axis = next((n for n, pair in enumerate(_CODES) if direction in pair), None)
         if ras_axis is None or len(direction) != 1:
-            raise GeometryError(
-                f"unknown direction {direction!r}: use one of L, R, P, A, I, S",
-                code="unknown-direction",
-                direction=direction,
-            )
+            message = f"unknown direction {direction!r}: use one of L, R, P, A, I, S"
+            raise GeometryError(message, code="unknown-direction", direction=direction)
         axis = self._ras_axis_of_array_axis().index(ras_axis)
         return axis, 1 if self.axis_codes[axis] == direction else -1
 
@@ -264,9 +249,8 @@ def as_points(points: ArrayLike) -> NDArray[np.float64]:
     """Return points as a new (N, 3) float64 array; a single point becomes (1, 3)."""
     array = np.array(points, dtype=np.float64, ndmin=2)
     if array.ndim != 2 or array.shape[1] != 3:
-        raise GeometryError(
-            f"points need the shape (N, 3), not {array.shape}", code="invalid-points", shape=list(array.shape)
-        )
+        message = f"points need the shape (N, 3), not {array.shape}"
+        raise GeometryError(message, code="invalid-points", shape=list(array.shape))
     return array
 
 
@@ -283,34 +267,19 @@ def transform(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.floa
 def _checked_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
     array = np.array(matrix, dtype=np.float64)
     if array.shape != (4, 4):
-        raise GeometryError(
-            f"an orientation is a 4x4 matrix, not {array.shape}",
-            code="invalid-affine",
-            shape=list(array.shape),
-        )
+        message = f"an orientation is a 4x4 matrix, not {array.shape}"
+        raise GeometryError(message, code="invalid-affine", shape=list(array.shape))
     if not np.isfinite(array).all():
-        raise GeometryError(
-            f"orientation contains numbers that are not finite: {array.tolist()}",
-            code="invalid-affine",
-            matrix=array.tolist(),
-        )
+        message = f"orientation contains numbers that are not finite: {array.tolist()}"
+        raise GeometryError(message, code="invalid-affine", matrix=array.tolist())
     if not np.allclose(array[3], (0, 0, 0, 1), atol=1e-9):
-        raise GeometryError(
-            f"the last row of an orientation must be 0 0 0 1, not {array[3].tolist()}",
-            code="invalid-affine",
-            matrix=array.tolist(),
-        )
+        message = f"the last row of an orientation must be 0 0 0 1, not {array[3].tolist()}"
+        raise GeometryError(message, code="invalid-affine", matrix=array.tolist())
     spacing = np.linalg.norm(array[:3, :3], axis=0)
     if not (np.isfinite(spacing).all() and spacing.min() > 1e-9 and spacing.max() < 1e9):
-        raise GeometryError(
-            f"voxel spacing {spacing.tolist()} mm along i, j, k is not usable",
-            code="invalid-spacing",
-            spacing_mm=spacing.tolist(),
-        )
+        message = f"voxel spacing {spacing.tolist()} mm along i, j, k is not usable"
+        raise GeometryError(message, code="invalid-spacing", spacing_mm=spacing.tolist())
     if abs(np.linalg.det(array[:3, :3] / spacing)) < 1e-3:
-        raise GeometryError(
-            f"voxel axes lie in one plane: {array[:3, :3].tolist()}",
-            code="singular-affine",
-            matrix=array.tolist(),
-        )
+        message = f"voxel axes lie in one plane: {array[:3, :3].tolist()}"
+        raise GeometryError(message, code="singular-affine", matrix=array.tolist())
     return array

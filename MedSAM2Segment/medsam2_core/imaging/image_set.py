@@ -122,17 +122,13 @@ class ImageSet:
             return found[0]
         names = [one.name for one in self.facts]
         if found:
-            raise VolumeError(
-                f"image {name!r} may be {', '.join(names[n] for n in found)}: give the whole name",
-                code="ambiguous-image", image=name,
-            )  # fmt: skip
+            message = f"image {name!r} may be {', '.join(names[n] for n in found)}: give the whole name"
+            raise VolumeError(message, code="ambiguous-image", image=name)
         from difflib import get_close_matches
 
         like = get_close_matches(name, names, n=3) or names[:3]
-        raise VolumeError(
-            f"there is no image {name!r} in the set of {len(names)}, which has {', '.join(like)} …",
-            code="unknown-image", image=name, like=like,
-        )  # fmt: skip
+        message = f"there is no image {name!r} in the set of {len(names)}, which has {', '.join(like)} …"
+        raise VolumeError(message, code="unknown-image", image=name, like=like)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -163,10 +159,8 @@ class ImageFiles(Sequence[Volume]):
             return self._kept[n]
         image = self._read(self.paths[n])
         if image.content_key != self.facts[n].content_key:
-            raise VolumeError(
-                f"{self.paths[n]} was changed while it was in use: begin again",
-                code="image-changed", path=str(self.paths[n]),
-            )  # fmt: skip
+            message = f"{self.paths[n]} was changed while it was in use: begin again"
+            raise VolumeError(message, code="image-changed", path=str(self.paths[n]))
         self._kept[n] = image
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
@@ -237,10 +231,8 @@ def _facts(images: Iterable[Volume]) -> list[ImageFacts]:
     for image in images:
         depth, height, width = image.voxels_kji.shape[:3]
         if depth != 1:
-            raise VolumeError(
-                f"{image.name!r} has {depth} slices: an image set holds 2-D images",
-                code="not-two-dimensional", slices=int(depth),
-            )  # fmt: skip
+            message = f"{image.name!r} has {depth} slices: an image set holds 2-D images"
+            raise VolumeError(message, code="not-two-dimensional", slices=int(depth))
         thumbnail = thumbnail_of(image.voxels_kji[0])
         facts.append(ImageFacts(image.name, (int(height), int(width)), image.content_key, thumbnail))
     return facts

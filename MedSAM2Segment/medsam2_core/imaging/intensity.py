@@ -30,19 +30,11 @@ class Window:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.level) and math.isfinite(self.width)):
-            raise VolumeError(
-                f"window width {self.width}, level {self.level}: both must be finite numbers",
-                code="invalid-window",
-                width=self.width,
-                level=self.level,
-            )
+            message = f"window width {self.width}, level {self.level}: both must be finite numbers"
+            raise VolumeError(message, code="invalid-window", width=self.width, level=self.level)
         if self.width <= 0:
-            raise VolumeError(
-                f"window width {self.width}: must be greater than 0",
-                code="invalid-window",
-                width=self.width,
-                level=self.level,
-            )
+            message = f"window width {self.width}: must be greater than 0"
+            raise VolumeError(message, code="invalid-window", width=self.width, level=self.level)
 
     @property
     def low(self) -> float:
@@ -94,15 +86,11 @@ def check_contrast(volume: Volume) -> None:
     fields = {"path": str(volume.source)} if volume.source is not None else {}
     name = volume.source or volume.name or "the volume"
     if found is None:
-        raise VolumeError(
-            f"{name}: no voxel is a finite number (all are NaN or infinite): there is nothing to see",
-            code="no-finite-voxel", **fields,
-        )  # fmt: skip
+        message = f"{name}: no voxel is a finite number (all are NaN or infinite): there is nothing to see"
+        raise VolumeError(message, code="no-finite-voxel", **fields)
     if found[0] == found[1]:
-        raise VolumeError(
-            f"{name}: every voxel is {found[0]:g}: there is nothing to see in a constant volume",
-            code="constant-volume", value=found[0], **fields,
-        )  # fmt: skip
+        message = f"{name}: every voxel is {found[0]:g}: there is nothing to see in a constant volume"
+        raise VolumeError(message, code="constant-volume", value=found[0], **fields)
 
 
 def parse_window(text: str, volume: Volume | None = None) -> Window:
@@ -119,12 +107,8 @@ def parse_window(text: str, volume: Volume | None = None) -> Window:
     try:
         width, level = (float(part) for part in parts)
     except ValueError as error:
-        raise VolumeError(
-            f"window {text!r}: give WIDTH,LEVEL such as 400,40, or one of auto, {', '.join(PRESETS)}",
-            code="unknown-window",
-            text=text,
-            presets=list(PRESETS),
-        ) from error
+        message = f"window {text!r}: give WIDTH,LEVEL such as 400,40, or one of auto, {', '.join(PRESETS)}"
+        raise VolumeError(message, code="unknown-window", text=text, presets=list(PRESETS)) from error
     return Window(level, width)
 
 

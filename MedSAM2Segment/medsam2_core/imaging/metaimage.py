@@ -44,24 +44,16 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
         header, data_start = _header(path)
         sizes = [int(size) for size in _required(path, header, "DimSize").split()]
         if len(sizes) != int(header.get("NDims", len(sizes))) or not 2 <= len(sizes) <= 4:
-            raise files.error(
-                path,
-                f"NDims {header.get('NDims')} with DimSize {sizes}: 2 to 4 axes are read",
-                "unsupported-axes",
-                sizes=sizes,
-            )
+            message = f"NDims {header.get('NDims')} with DimSize {sizes}: 2 to 4 axes are read"
+            raise files.error(path, message, "unsupported-axes", sizes=sizes)
         geometry = _geometry(path, header, sizes)
         channels = int(header.get("ElementNumberOfChannels", 1))
         voxels = _voxels(path, header, sizes, channels, data_start)
         if channels == 1:
             return _as_volume(path, voxels[..., 0], sizes, geometry, series)
         if len(sizes) == 4:
-            raise files.error(
-                path,
-                f"four axes with {channels} values per voxel are not read",
-                "unsupported-axes",
-                sizes=sizes,
-            )
+            message = f"four axes with {channels} values per voxel are not read"
+            raise files.error(path, message, "unsupported-axes", sizes=sizes)
         if channels in (3, 4) and voxels.dtype == np.uint8:
             colour = np.ascontiguousarray(voxels[..., :3]).reshape(*geometry.shape_ijk[::-1], 3)
             return _volume(path, colour, geometry)
@@ -91,9 +83,8 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
             line = stream.readline(_LARGEST_HEADER)
             key, equals, value = line.decode("ascii").partition("=")
             if not equals:
-                raise files.error(
-                    path, "not a MetaImage: ElementDataFile is missing from its header", "not-metaimage"
-                )
+                message = "not a MetaImage: ElementDataFile is missing from its header"
+                raise files.error(path, message, "not-metaimage")
             header[key.strip()] = value.strip()
             if key.strip() == "ElementDataFile":
                 return header, stream.tell()
@@ -114,12 +105,8 @@ def _geometry(path: Path, header: dict[str, str], sizes: list[int]) -> Geometry:
             if name in header:
                 values = np.array([float(value) for value in header[name].split()])
                 if values.size != default.size:
-                    raise files.error(
-                        path,
-                        f"{name} has {values.size} numbers instead of {default.size}",
-                        "invalid-numbers",
-                        field=name,
-                    )
+                    message = f"{name} has {values.size} numbers instead of {default.size}"
+                    raise files.error(path, message, "invalid-numbers", field=name)
                 return values
         return default
 
@@ -144,9 +131,8 @@ def _voxels(
     if kind not in _TYPES:
         raise files.error(path, f"voxels of type {kind} are not read", "unsupported-voxel-type", type=kind)
     if header.get("BinaryData", "True").lower() != "true":
-        raise files.error(
-            path, "voxels written as text are not read: save them as binary", "unsupported-encoding"
-        )
+        message = "voxels written as text are not read: save them as binary"
+        raise files.error(path, message, "unsupported-encoding")
     big_endian = (
         header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False")).lower() == "true"
     )
@@ -154,11 +140,8 @@ def _voxels(
     compressed = header.get("CompressedData", "False").lower() == "true"
     data_file = header["ElementDataFile"]
     if data_file.upper().startswith("LIST") or "%" in data_file:
-        raise files.error(
-            path,
-            f"voxels in several files ({data_file!r}) are not read: join them first",
-            "voxels-in-several-files",
-        )
+        message = f"voxels in several files ({data_file!r}) are not read: join them first"
+        raise files.error(path, message, "voxels-in-several-files")
     local = data_file.upper() == "LOCAL"
     skip = int(header.get("HeaderSize", 0))
     is_at_end = skip == -1 and not compressed

@@ -56,11 +56,8 @@ def _open(path: Path) -> Any:
 
     image = nibabel.load(path, mmap=False)
     if not isinstance(image, nibabel.Nifti1Pair):  # the other NIfTI classes derive from it
-        raise files.error(
-            path,
-            f"{type(image).__name__} files do not define the patient's left: use NIfTI",
-            "unsupported-format",
-        )
+        message = f"{type(image).__name__} files do not define the patient's left: use NIfTI"
+        raise files.error(path, message, "unsupported-format")
     dtype = image.get_data_dtype()
     _check_spacing(path, image)
     data_path = Path(image.file_map["image"].filename)
@@ -79,12 +76,8 @@ def _check_spacing(path: Path, image: Any) -> None:
     spacing = [float(size) for size in header["pixdim"][1 : 1 + len(sizes)]]
     is_bad = [size > 1 and not (mm and math.isfinite(mm)) for size, mm in zip(sizes, spacing, strict=True)]
     if header["sform_code"] <= 0 and any(is_bad):
-        raise files.error(
-            path,
-            f"voxel spacing {' x '.join(f'{mm:g}' for mm in spacing)} mm: correct it in the header",
-            "invalid-spacing",
-            spacing_mm=spacing,
-        )
+        message = f"voxel spacing {' x '.join(f'{mm:g}' for mm in spacing)} mm: correct it in the header"
+        raise files.error(path, message, "invalid-spacing", spacing_mm=spacing)
 
 
 def _shape(path: Path, image: Any) -> tuple[int, int, int, int]:
@@ -93,12 +86,8 @@ def _shape(path: Path, image: Any) -> tuple[int, int, int, int]:
     shape += [1] * (3 - len(shape))
     more = [size for size in shape[3:] if size != 1]
     if more and (len(more) > 1 or shape[3] == 1):  # 5-D: vectors and matrices per voxel
-        raise files.error(
-            path,
-            f"{' x '.join(map(str, shape))} voxels: up to four axes are read",
-            "unsupported-axes",
-            sizes=shape,
-        )
+        message = f"{' x '.join(map(str, shape))} voxels: up to four axes are read"
+        raise files.error(path, message, "unsupported-axes", sizes=shape)
     return shape[0], shape[1], shape[2], more[0] if more else 1
 
 
@@ -107,14 +96,12 @@ def _voxels(image: Any, shape: tuple[int, int, int, int], number: int) -> NDArra
     stored_kji = stored.reshape(shape[:3], order="F").transpose(2, 1, 0)
     if stored_kji.dtype.names:  # RGB24 and RGBA32 are records of bytes
         if not set("RGB") <= set(stored_kji.dtype.names):
-            raise VolumeError(
-                f"voxels with the parts {stored_kji.dtype.names} are not read", code="unsupported-voxel-type"
-            )
+            message = f"voxels with the parts {stored_kji.dtype.names} are not read"
+            raise VolumeError(message, code="unsupported-voxel-type")
         return np.stack([stored_kji[colour] for colour in "RGB"], axis=-1)
     if stored_kji.dtype.kind == "c":
-        raise VolumeError(
-            "complex voxels are not read: save magnitude or phase", code="unsupported-voxel-type"
-        )
+        message = "complex voxels are not read: save magnitude or phase"
+        raise VolumeError(message, code="unsupported-voxel-type")
     if stored_kji.dtype.kind == "f" and stored_kji.dtype.itemsize > 8:
         stored_kji = stored_kji.astype(np.float64)
     slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)

@@ -42,12 +42,8 @@ def _array(path: Path, name: str) -> NDArray[Any]:
     with zipfile.ZipFile(path) as archive:
         members = archive.namelist()
         if f"{name}.npy" not in members:
-            raise files.error(
-                path,
-                f"has no array {name!r}, only {', '.join(members)[:200] or 'nothing'}",
-                "array-missing",
-                array=name,
-            )
+            message = f"has no array {name!r}, only {', '.join(members)[:200] or 'nothing'}"
+            raise files.error(path, message, "array-missing", array=name)
         stored = archive.getinfo(f"{name}.npy").compress_size
         with archive.open(f"{name}.npy") as stream:
             version = np.lib.format.read_magic(stream)
@@ -58,12 +54,8 @@ def _array(path: Path, name: str) -> NDArray[Any]:
             )
             shape, fortran_order, dtype = read_header(stream)
             if len(shape) != 3 or dtype.hasobject or dtype.kind not in "buif":
-                raise files.error(
-                    path,
-                    f"{name} is {shape} of {dtype}: three axes of numbers are read",
-                    "unsupported-axes",
-                    array=name,
-                )
+                message = f"{name} is {shape} of {dtype}: three axes of numbers are read"
+                raise files.error(path, message, "unsupported-axes", array=name)
             wanted = files.checked_bytes(path, shape, dtype.itemsize, max(stored, 1), files.DEFLATE_RATIO)
             (data,) = files.read_parts(path, stream, 1, wanted, None)
     return files.native(data.view(dtype)).reshape(shape, order="F" if fortran_order else "C")
@@ -75,8 +67,7 @@ def _geometry(path: Path, voxels: NDArray[Any]) -> Geometry:
         if "spacing" in arrays:
             spacing = np.asarray(arrays["spacing"], dtype=np.float64).ravel()
     if spacing.size != 3 or not all(math.isfinite(value) and value > 0 for value in spacing):
-        raise files.error(
-            path, f"spacing {spacing.tolist()} should be three positive numbers", "invalid-spacing"
-        )
+        message = f"spacing {spacing.tolist()} should be three positive numbers"
+        raise files.error(path, message, "invalid-spacing")
     k, j, i = voxels.shape
     return Geometry.from_lps(np.diag([*spacing, 1.0]), (i, j, k))

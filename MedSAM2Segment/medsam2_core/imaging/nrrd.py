@@ -165,12 +165,8 @@ def _axes(path: Path, header: dict[str, Any]) -> list[int]:
             raise files.error(path, f"the NRRD header lacks {name!r}", "header-incomplete", field=name)
     sizes = [int(size) for size in np.atleast_1d(header["sizes"])]
     if len(sizes) != int(header["dimension"]) or not 2 <= len(sizes) <= 4:
-        raise files.error(
-            path,
-            f"dimension {header['dimension']} with sizes {sizes}: volumes of 2 to 4 axes are read",
-            "unsupported-axes",
-            sizes=sizes,
-        )
+        message = f"dimension {header['dimension']} with sizes {sizes}: volumes of 2 to 4 axes are read"
+        raise files.error(path, message, "unsupported-axes", sizes=sizes)
     return sizes
 
 
@@ -182,12 +178,8 @@ def _space_axes(path: Path, header: dict[str, Any], sizes: list[int]) -> list[in
         axes = [n for n in range(len(sizes)) if _kind(header, n) in ("", "space", "domain", "???", "none")]
         axes = axes if len(axes) <= 3 else axes[:3]
     if not 2 <= len(axes) <= 3 or len(sizes) - len(axes) > 1:
-        raise files.error(
-            path,
-            f"{len(axes)} of its {len(sizes)} axes are directions in space: 2 or 3 are needed",
-            "unsupported-axes",
-            sizes=sizes,
-        )
+        message = f"{len(axes)} of its {len(sizes)} axes are directions in space: 2 or 3 are needed"
+        raise files.error(path, message, "unsupported-axes", sizes=sizes)
     return axes
 
 
@@ -195,20 +187,15 @@ def _directions(path: Path, header: dict[str, Any], sizes: list[int]) -> list[ND
     given = header["space directions"]
     rows = [np.full(3, np.nan) if row is None else np.asarray(row, dtype=np.float64) for row in given]
     if len(rows) != len(sizes) or any(row.shape not in ((2,), (3,)) for row in rows):
-        raise files.error(
-            path, f"space directions {given} do not fit {len(sizes)} axes", "space-directions-mismatch"
-        )
+        message = f"space directions {given} do not fit {len(sizes)} axes"
+        raise files.error(path, message, "space-directions-mismatch")
     for n, row in enumerate(rows):
         # pynrrd gives NaN for "none", the direction of an axis that is none in space, but also for "nan".
         spatial = ("space", "domain", "") if header.get(_SAYS_NAN) else ("space", "domain")
         is_none = np.isnan(row).all() and _kind(header, n) not in spatial
         if not np.isfinite(row).all() and not is_none:
-            raise files.error(
-                path,
-                f"space direction {row.tolist()} of axis {n} must be finite numbers, or none",
-                "invalid-numbers",
-                field="space directions",
-            )
+            message = f"space direction {row.tolist()} of axis {n} must be finite numbers, or none"
+            raise files.error(path, message, "invalid-numbers", field="space directions")
     return [np.append(row, 0.0) if row.shape == (2,) else row for row in rows]
 
 
@@ -220,12 +207,8 @@ def _kind(header: dict[str, Any], axis: int) -> str:
 def _ijk_to_lps(path: Path, header: dict[str, Any], space_axes: list[int]) -> NDArray[np.float64]:
     space = str(header.get("space", "")).lower()
     if space not in _TO_LPS and not space.endswith("-time"):
-        raise files.error(
-            path,
-            f"unknown space {header['space']!r}: LPS, RAS and LAS are read",
-            "unsupported-space",
-            space=space,
-        )
+        message = f"unknown space {header['space']!r}: LPS, RAS and LAS are read"
+        raise files.error(path, message, "unsupported-space", space=space)
     matrix = np.eye(4)
     if "space directions" in header:
         rows = _directions(path, header, [1] * len(header["space directions"]))
@@ -243,12 +226,8 @@ def _ijk_to_lps(path: Path, header: dict[str, Any], space_axes: list[int]) -> ND
     if "space origin" in header:
         origin = np.asarray(header["space origin"], dtype=np.float64)
         if origin.shape not in ((2,), (3,)):
-            raise files.error(
-                path,
-                f"space origin {header['space origin']} needs three numbers",
-                "invalid-numbers",
-                field="space origin",
-            )
+            message = f"space origin {header['space origin']} needs three numbers"
+            raise files.error(path, message, "invalid-numbers", field="space origin")
         matrix[: len(origin), 3] = origin
     signs = _TO_LPS.get(space.removesuffix("-time"), (1, 1, 1))
     return np.diag([*signs, 1.0]) @ matrix
@@ -272,21 +251,14 @@ def _read_voxels(path: Path, header: dict[str, Any], sizes: list[int], data_star
 def _stored(path: Path, header: dict[str, Any], sizes: list[int], data_start: int) -> files.StoredVoxels:
     encoding = str(header["encoding"]).lower()
     if encoding not in _COMPRESSION:
-        raise files.error(
-            path,
-            f"encoding {header['encoding']!r} is not read: use raw, gzip, bzip2 or ascii",
-            "unsupported-encoding",
-            encoding=encoding,
-        )
+        message = f"encoding {header['encoding']!r} is not read: use raw, gzip, bzip2 or ascii"
+        raise files.error(path, message, "unsupported-encoding", encoding=encoding)
     compression = _COMPRESSION[encoding]
     lines = int(header.get("line skip", header.get("lineskip", 0)))
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     if lines < 0 or skip < -1 or (skip != 0 and compression is not None):
-        raise files.error(
-            path,
-            f"line skip {lines} and byte skip {skip} are not read with this encoding",
-            "unsupported-skip",
-        )
+        message = f"line skip {lines} and byte skip {skip} are not read with this encoding"
+        raise files.error(path, message, "unsupported-skip")
     data_path, start = _data_location(path, header, data_start)
     return files.StoredVoxels(data_path, start, tuple(sizes), _dtype(path, header), compression, lines, skip)
 
@@ -302,26 +274,19 @@ def _dtype(path: Path, header: dict[str, Any]) -> np.dtype[Any]:
     short = name.replace("unsigned ", "u").replace("signed ", "").removesuffix(" int").removesuffix("_t")
     code = _TYPES.get(short.replace(" ", ""))
     if code is None:
-        raise files.error(
-            path, f"voxels of type {header['type']!r} are not read", "unsupported-voxel-type", type=name
-        )
+        message = f"voxels of type {header['type']!r} are not read"
+        raise files.error(path, message, "unsupported-voxel-type", type=name)
     endian = str(header.get("endian", "")).lower()
     if code[1] != "1" and endian not in ("little", "big") and header["encoding"] not in _TEXT:
-        raise files.error(
-            path,
-            f"the header must say whether the voxels are little or big endian, not {endian!r}",
-            "endian-missing",
-        )
+        message = f"the header must say whether the voxels are little or big endian, not {endian!r}"
+        raise files.error(path, message, "endian-missing")
     return np.dtype((">" if endian == "big" else "<") + code)
 
 
 def _data_path(path: Path, detached: Any) -> Path:
     if not isinstance(detached, str) or "%" in detached or detached.upper().startswith("LIST"):
-        raise files.error(
-            path,
-            f"voxels in several files ({str(detached)[:80]!r}) are not read: join them first",
-            "voxels-in-several-files",
-        )
+        message = f"voxels in several files ({str(detached)[:80]!r}) are not read: join them first"
+        raise files.error(path, message, "voxels-in-several-files")
     return path.parent / detached
 
 

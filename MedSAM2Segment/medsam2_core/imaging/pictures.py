@@ -65,12 +65,8 @@ def _read_tiff(path: Path, as_labels: bool) -> NDArray[Any]:
         count = len(tiff.pages)
         shapes = {(page.imagelength, page.imagewidth, page.samplesperpixel) for page in tiff.pages}
         if len(shapes) != 1:
-            raise files.error(
-                path,
-                f"{count} pages of different sizes: save one page as a file of its own",
-                "pages-differ",
-                pages=count,
-            )
+            message = f"{count} pages of different sizes: save one page as a file of its own"
+            raise files.error(path, message, "pages-differ", pages=count)
         itemsize = 1 if first.dtype is None else first.dtype.itemsize
         _check_size(path, first.imagelength, first.imagewidth, count * first.samplesperpixel * itemsize)
         # Pillow knows the colour spaces and, through libtiff, LZW and JPEG; tifffile knows the rarer types of
@@ -99,20 +95,16 @@ def _plain(path: Path, pixels: NDArray[Any]) -> NDArray[Any]:
         if samples in (1, 2):  # grey, grey with alpha
             return pixels[..., 0]
         if samples not in (3, 4):
-            raise files.error(
-                path, f"{samples} values per pixel are not read: grey or RGB is", "unsupported-pixel-type"
-            )
+            message = f"{samples} values per pixel are not read: grey or RGB is"
+            raise files.error(path, message, "unsupported-pixel-type")
         pixels = pixels[..., :3]
         if pixels.dtype == np.uint16:
             return (pixels >> 8).astype(np.uint8)
         if pixels.dtype == np.uint8 and _is_grey(pixels):
             return pixels[..., 0]
         if pixels.dtype != np.uint8:
-            raise files.error(
-                path,
-                f"colour of type {pixels.dtype} is not read: save it with 8 bits",
-                "unsupported-pixel-type",
-            )
+            message = f"colour of type {pixels.dtype} is not read: save it with 8 bits"
+            raise files.error(path, message, "unsupported-pixel-type")
     return pixels
 
 
@@ -124,12 +116,7 @@ def _is_grey(pixels: NDArray[Any]) -> bool:
 
 def _check_size(path: Path, height: int, width: int, bytes_per_pixel: int) -> None:
     if height * width > _LARGEST_PICTURE:
-        raise files.error(
-            path,
-            f"{width} x {height} pixels is larger than the {_LARGEST_PICTURE} pixels that are read",
-            "picture-too-large",
-            width=width,
-            height=height,
-        )
+        message = f"{width} x {height} pixels is larger than the {_LARGEST_PICTURE} pixels that are read"
+        raise files.error(path, message, "picture-too-large", width=width, height=height)
     stored = path.stat().st_size
     files.checked_bytes(path, (height, width), math.ceil(bytes_per_pixel), stored, _CODEC_RATIO)

@@ -56,13 +56,11 @@ class Probabilities:
         for name, of_name in kept.items():
             for k, packed in of_name.items():
                 if packed.shape_hw != (height, width) or not 0 <= k < depth:
-                    raise VolumeError(
+                    message = (
                         f"probabilities of {name!r}: slice {k} of {packed.shape_hw} does not fit the grid "
-                        f"{self.geometry.shape_ijk}",
-                        code="probabilities-on-another-grid",
-                        segment=name,
-                        k=k,
+                        f"{self.geometry.shape_ijk}"
                     )
+                    raise VolumeError(message, code="probabilities-on-another-grid", segment=name, k=k)
         object.__setattr__(self, "slices", MappingProxyType(kept))
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
 
@@ -105,12 +103,8 @@ class Probabilities:
         """
         of_name = self._of(name)
         if not 0 <= k < self.geometry.shape_ijk[2]:
-            raise VolumeError(
-                f"there is no slice {k}: slices are 0 to {self.geometry.shape_ijk[2] - 1}",
-                code="no-such-slice",
-                k=k,
-                slices=self.geometry.shape_ijk[2],
-            )
+            message = f"there is no slice {k}: slices are 0 to {self.geometry.shape_ijk[2] - 1}"
+            raise VolumeError(message, code="no-such-slice", k=k, slices=self.geometry.shape_ijk[2])
         packed = of_name.get(k)
         return np.zeros(self.geometry.shape_ijk[1::-1], np.uint8) if packed is None else packed.values_hw()
 
@@ -131,12 +125,11 @@ class Probabilities:
         0 for the mask that was made together with them. VolumeError for another grid.
         """
         if segment.shape_ijk != self.geometry.shape_ijk:
-            raise VolumeError(
+            message = (
                 f"{segment.name!r} has {segment.shape_ijk} voxels, its probabilities "
-                f"{self.geometry.shape_ijk}: they do not belong together",
-                code="probabilities-on-another-grid",
-                segment=segment.name,
+                f"{self.geometry.shape_ijk}: they do not belong together"
             )
+            raise VolumeError(message, code="probabilities-on-another-grid", segment=segment.name)
         count = 0
         for k in range(self.geometry.shape_ijk[2]):
             inside_ji = self.slice_ji(segment.name, k) >= INSIDE
@@ -150,11 +143,9 @@ class Probabilities:
     def _of(self, name: str) -> Mapping[int, PackedValues]:
         if name not in self.slices:
             known = ", ".join(map(repr, self.names)) or "none"
+            message = f"there are no probabilities of {name!r}: they are known of {known}"
             raise VolumeError(
-                f"there are no probabilities of {name!r}: they are known of {known}",
-                code="no-probabilities-of-segment",
-                segment=name,
-                known=list(self.names),
+                message, code="no-probabilities-of-segment", segment=name, known=list(self.names)
             )
         return self.slices[name]
 

@@ -90,9 +90,8 @@ def read_images(folder: str | Path, *, skip_bad: bool = False) -> ImageSet:
     paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     found = [p for p in paths if p.suffix.lower() in pictures.SUFFIXES or dicom.is_dicom(p)]
     if not found:
-        raise files.error(
-            folder, "no pictures found: PNG, JPEG, TIFF, BMP and DICOM images are read", "no-pictures"
-        )
+        message = "no pictures found: PNG, JPEG, TIFF, BMP and DICOM images are read"
+        raise files.error(folder, message, "no-pictures")
     return ImageSet.of_files(found, read_volume, skip_bad=skip_bad)
 
 
@@ -110,11 +109,8 @@ def pictures_in(path: str | Path) -> list[Path]:
 
 def _read_folder(path: Path, series: str | None, irregular: str) -> Volume:
     if pictures_in(path):
-        raise files.error(
-            path,
-            "a folder of pictures is not a volume: name one picture, or read all with read_images()",
-            "folder-of-pictures",
-        )
+        message = "a folder of pictures is not a volume: name one picture, or read all with read_images()"
+        raise files.error(path, message, "folder-of-pictures")
     return dicom.read_volume(path, series, irregular)
 
 

@@ -146,12 +146,11 @@ class Segment:
         segment._describe(name, colour_rgb, part, terminology, tags, label)
         ends = [(o, o + n, size) for o, n, size in zip(offset_ijk, part.shape[::-1], shape_ijk, strict=True)]
         if any(first < 0 or last > size for first, last, size in ends):
-            raise VolumeError(
+            message = (
                 f"part of {name!r}: {part.shape[::-1]} voxels (i, j, k) from {tuple(offset_ijk)} on reach "
-                f"out of the grid of {tuple(shape_ijk)}",
-                code="mask-outside-grid",
-                segment=name,
+                f"out of the grid of {tuple(shape_ijk)}"
             )
+            raise VolumeError(message, code="mask-outside-grid", segment=name)
         start, inner = _cropped(part, copied=False)
         i, j, k = offset_ijk
         segment._hold(inner, (k + start[0], j + start[1], i + start[2]), shape_ijk)
@@ -167,13 +166,11 @@ class Segment:
         label: Label | None,
     ) -> None:
         if mask.ndim != 3 or mask.dtype.kind not in "bui":
-            raise VolumeError(
-                f"mask of {name!r}: expected three axes (k, j, i) of true and false, "
-                f"not {mask.shape} of {mask.dtype}",
-                code="invalid-mask",
-                segment=name,
-                shape=list(mask.shape),
+            message = (
+                f"mask of {name!r}: expected three axes (k, j, i) of true and false, not {mask.shape} of "
+                f"{mask.dtype}"
             )
+            raise VolumeError(message, code="invalid-mask", segment=name, shape=list(mask.shape))
         if not isinstance(name, str) or not name.strip():
             raise VolumeError(f"segment name {name!r}: give a name that is not empty", code="empty-name")
         self.name = name
@@ -311,11 +308,8 @@ class Segmentation:
                     grid_shape_ijk=list(self.geometry.shape_ijk),
                 )
             if segment.name in seen:
-                raise VolumeError(
-                    f"two segments are named {segment.name!r}: give each its own name",
-                    code="duplicate-name",
-                    name=segment.name,
-                )
+                message = f"two segments are named {segment.name!r}: give each its own name"
+                raise VolumeError(message, code="duplicate-name", name=segment.name)
             seen.add(segment.name)
 
     @classmethod
@@ -344,12 +338,8 @@ class Segmentation:
             if segment.name == name:
                 return segment
         known = ", ".join(map(repr, self.names)) or "none"
-        raise VolumeError(
-            f"unknown segment {name!r}: known segments are {known}",
-            code="unknown-segment",
-            segment=name,
-            known=list(self.names),
-        )
+        message = f"unknown segment {name!r}: known segments are {known}"
+        raise VolumeError(message, code="unknown-segment", segment=name, known=list(self.names))
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self.segments)
@@ -426,13 +416,11 @@ class Segmentation:
         for segment, value in zip(self.segments, values, strict=True):
             view = segment.view_of(labels_kji)
             if counts[value] > 1 or view[segment.part_kji].any():
-                raise VolumeError(
+                message = (
                     f"{segment.name!r} shares voxels or its value {value} with another segment: there is no "
-                    "label map of all",
-                    code="overlapping-labels",
-                    segment=segment.name,
-                    value=value,
+                    "label map of all"
                 )
+                raise VolumeError(message, code="overlapping-labels", segment=segment.name, value=value)
             view[segment.part_kji] = value
         return labels_kji
 
@@ -444,11 +432,8 @@ class Segmentation:
     def label_dtype(self) -> np.dtype[Any]:
         """uint8 for up to 255 segments, else uint16."""
         if len(self.segments) > 65535:
-            raise VolumeError(
-                f"{len(self.segments)} segments: at most 65535 can be numbered",
-                code="too-many-segments",
-                count=len(self.segments),
-            )
+            message = f"{len(self.segments)} segments: at most 65535 can be numbered"
+            raise VolumeError(message, code="too-many-segments", count=len(self.segments))
         return np.dtype(np.uint8 if len(self.segments) <= 255 else np.uint16)
 
     def label_slice(self, k: int, numbers: Iterable[int] | None = None) -> NDArray[Any]:
@@ -517,15 +502,9 @@ def _checked_colour(name: str, colour_rgb: Sequence[float]) -> tuple[float, floa
     try:
         red, green, blue = (float(part) for part in colour_rgb)
     except (TypeError, ValueError) as error:
-        raise VolumeError(
-            f"colour {colour_rgb!r} of {name!r}: expected red, green and blue",
-            code="invalid-colour",
-            segment=name,
-        ) from error
+        message = f"colour {colour_rgb!r} of {name!r}: expected red, green and blue"
+        raise VolumeError(message, code="invalid-colour", segment=name) from error
     if not all(math.isfinite(part) and 0 <= part <= 1 for part in (red, green, blue)):
-        raise VolumeError(
-            f"colour {tuple(colour_rgb)} of {name!r}: each part must be from 0 to 1",
-            code="invalid-colour",
-            segment=name,
-        )
+        message = f"colour {tuple(colour_rgb)} of {name!r}: each part must be from 0 to 1"
+        raise VolumeError(message, code="invalid-colour", segment=name)
     return red, green, blue

@@ -58,18 +58,14 @@ def read_segmentation(path: str | Path) -> Segmentation:
         return _from_values(path, *npz.read_labels(path))
     if dicom.is_dicom(path):
         return dicom_seg.read(path)
-    raise files.error(
-        path,
-        "unknown kind of label map: NRRD, NIfTI, MetaImage, DICOM SEG, NPZ, PNG are read",
-        "unknown-format",
-    )
+    message = "unknown kind of label map: NRRD, NIfTI, MetaImage, DICOM SEG, NPZ, PNG are read"
+    raise files.error(path, message, "unknown-format")
 
 
 def _from_volume(path: Path, volume: Volume, named: tuple[Label, ...] = ()) -> Segmentation:
     if volume.is_colour:
-        raise files.error(
-            path, "a colour picture is not a label map: save label numbers as grey values", "colour-label-map"
-        )
+        message = "a colour picture is not a label map: save label numbers as grey values"
+        raise files.error(path, message, "colour-label-map")
     return _from_values(path, volume.voxels_kji, volume.geometry, named)
 
 
@@ -89,11 +85,8 @@ def _values(path: Path, labels_kji: NDArray[Any]) -> list[int]:
     for labels_ji in labels_kji:
         found.update(np.unique(labels_ji).tolist())
         if len(found) > _MOST_LABELS:
-            raise files.error(
-                path,
-                f"more than {_MOST_LABELS} different values: this is an image, not a label map",
-                "too-many-labels",
-            )
+            message = f"more than {_MOST_LABELS} different values: this is an image, not a label map"
+            raise files.error(path, message, "too-many-labels")
     return sorted(found - {0})
 
 
@@ -128,12 +121,8 @@ def _slicer_segments(path: Path, fields: Mapping[str, str], layer_count: int) ->
         if key.startswith("Segment") and key.endswith("_ID") and (digits := key[7:-3]).isdecimal()
     )
     if layer_count > 1 and not numbers:
-        raise files.error(
-            path,
-            f"{layer_count} values per voxel, but no segments are named in the header",
-            "unnamed-layers",
-            layers=layer_count,
-        )
+        message = f"{layer_count} values per voxel, but no segments are named in the header"
+        raise files.error(path, message, "unnamed-layers", layers=layer_count)
     labels = []
     for order, number in enumerate(numbers):
         prefix = f"Segment{number}_"
@@ -141,14 +130,8 @@ def _slicer_segments(path: Path, fields: Mapping[str, str], layer_count: int) ->
         layer = int(fields.get(f"{prefix}Layer", order if layer_count > 1 else 0))
         value = int(fields.get(f"{prefix}LabelValue", 1))
         if not 0 <= layer < layer_count:
-            raise files.error(
-                path,
-                f"segment {number} is on layer {layer} of {layer_count}",
-                "missing-layer",
-                segment=number,
-                layer=layer,
-                layers=layer_count,
-            )
+            message = f"segment {number} is on layer {layer} of {layer_count}"
+            raise files.error(path, message, "missing-layer", segment=number, layer=layer, layers=layer_count)
         name = fields.get(f"{prefix}Name", fields[f"{prefix}ID"])
         tags = parse_tags(fields.get(f"{prefix}Tags", ""))
         colour = _slicer_colour(fields.get(f"{prefix}Color", ""))

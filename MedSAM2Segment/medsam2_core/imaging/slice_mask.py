@@ -46,10 +46,8 @@ def unpack(box: Box, bits: bytes | NDArray[np.uint8], shape_hw: tuple[int, int])
     data = np.frombuffer(bytes(bits), np.uint8)
     is_inside = min(box) >= 0 and top + height <= rows and left + width <= columns
     if not is_inside or rows * columns > LARGEST_SLICE or data.size != (height * width + 7) // 8:
-        raise VolumeError(
-            f"{data.size} bytes are not a mask in the box {box} of a slice of {shape_hw} pixels",
-            code="mask-bits", bytes=data.size, box=list(box), shape_hw=list(shape_hw),
-        )  # fmt: skip
+        message = f"{data.size} bytes are not a mask in the box {box} of a slice of {shape_hw} pixels"
+        raise VolumeError(message, code="mask-bits", bytes=data.size, box=list(box), shape_hw=list(shape_hw))
     mask_hw = np.zeros((rows, columns), dtype=bool)
     inside = np.unpackbits(data, count=height * width).reshape(height, width)
     mask_hw[top : top + height, left : left + width] = inside

@@ -155,12 +155,8 @@ class SliceStack(ABC):
         Negative numbers do not count from the end.
         """
         if not 0 <= int(n) < len(self):
-            raise GeometryError(
-                f"slice {n} does not exist: {self.title} has slices 0 to {len(self) - 1}",
-                code="no-such-slice",
-                n=int(n),
-                slices=len(self),
-            )
+            message = f"slice {n} does not exist: {self.title} has slices 0 to {len(self) - 1}"
+            raise GeometryError(message, code="no-such-slice", n=int(n), slices=len(self))
         return int(n)
 
     def checked_mask(self, mask_hw: NDArray[Any]) -> NDArray[np.bool_]:
@@ -170,11 +166,9 @@ class SliceStack(ABC):
     def checked_values(self, values_hw: NDArray[Any]) -> NDArray[Any]:
         """Return values of a slice as they are, or raise GeometryError when they have another shape."""
         if values_hw.shape != self.shape_hw:
+            message = f"a mask of {values_hw.shape} pixels does not fit slices of {self.shape_hw}"
             raise GeometryError(
-                f"a mask of {values_hw.shape} pixels does not fit slices of {self.shape_hw}",
-                code="mask-shape",
-                shape=list(values_hw.shape),
-                expected=list(self.shape_hw),
+                message, code="mask-shape", shape=list(values_hw.shape), expected=list(self.shape_hw)
             )
         return values_hw
 
@@ -182,12 +176,8 @@ class SliceStack(ABC):
         """Raise GeometryError when a mask of voxels does not have the volume's shape."""
         grid = self.volume.voxels_kji.shape[:3]
         if mask_kji.shape != grid:
-            raise GeometryError(
-                f"a mask of {mask_kji.shape} voxels does not fit the volume {grid}",
-                code="mask-shape",
-                shape=list(mask_kji.shape),
-                expected=list(grid),
-            )
+            message = f"a mask of {mask_kji.shape} voxels does not fit the volume {grid}"
+            raise GeometryError(message, code="mask-shape", shape=list(mask_kji.shape), expected=list(grid))
 
     @property
     def title(self) -> str:
@@ -200,12 +190,8 @@ class AxisStack(SliceStack):
 
     def __init__(self, volume: Volume, axis: str) -> None:
         if axis not in AXES:
-            raise GeometryError(
-                f"unknown axis {axis!r}: use one of {', '.join(AXES)}",
-                code="unknown-axis",
-                axis=str(axis),
-                known=list(AXES),
-            )
+            message = f"unknown axis {axis!r}: use one of {', '.join(AXES)}"
+            raise GeometryError(message, code="unknown-axis", axis=str(axis), known=list(AXES))
         geometry = volume.geometry
         self.volume = volume
         self.axis_name = axis
@@ -323,9 +309,8 @@ class ObliqueStack(SliceStack):
         spacing = _spacing(volume.geometry, directions, spacing_mm)  # (3,) of x, y, n
         origin = np.asarray(origin_ras, dtype=np.float64)
         if origin.shape != (3,) or not np.isfinite(origin).all():
-            raise GeometryError(
-                f"origin {origin_ras!r}: expected three finite millimetres in RAS", code="invalid-origin"
-            )
+            message = f"origin {origin_ras!r}: expected three finite millimetres in RAS"
+            raise GeometryError(message, code="invalid-origin")
         lattice = np.eye(4)  # from lattice steps around the origin to RAS
         lattice[:3, :3] = directions * spacing
         lattice[:3, 3] = origin
@@ -334,11 +319,10 @@ class ObliqueStack(SliceStack):
         width, height, self._depth = (int(n) for n in last - first + 1)
         self.shape_hw = (height, width)
         if height * width > _LARGEST_SLICE or self._depth > _LARGEST_SLICE:
-            raise GeometryError(
-                f"spacing {spacing.tolist()} mm is too fine: a slice would have {width} x {height} pixels",
-                code="spacing-too-fine",
-                spacing_mm=spacing.tolist(),
+            message = (
+                f"spacing {spacing.tolist()} mm is too fine: a slice would have {width} x {height} pixels"
             )
+            raise GeometryError(message, code="spacing-too-fine", spacing_mm=spacing.tolist())
         self.pixel_mm = (float(spacing[1]), float(spacing[0]))
         self.slice_mm = float(spacing[2])
         self.xyn_to_ijk = volume.geometry.ras_to_ijk @ lattice
@@ -462,20 +446,14 @@ def _orthonormal(row_direction_ras: ArrayLike, column_direction_ras: ArrayLike) 
     for name, value in (("row", row_direction_ras), ("column", column_direction_ras)):
         vector = np.asarray(value, dtype=np.float64)
         if vector.shape != (3,) or not np.isfinite(vector).all() or np.linalg.norm(vector) < 1e-9:
-            raise GeometryError(
-                f"{name} direction {value!r}: expected three finite numbers that are not all 0",
-                code="invalid-direction",
-                direction=name,
-            )
+            message = f"{name} direction {value!r}: expected three finite numbers that are not all 0"
+            raise GeometryError(message, code="invalid-direction", direction=name)
         directions.append(vector / np.linalg.norm(vector))
     row, column = directions
     if abs(row @ column) > 1e-3:
         angle = np.degrees(np.arccos(np.clip(row @ column, -1, 1)))
-        raise GeometryError(
-            f"row and column directions meet at {angle:.1f} degrees: a plane needs a right angle",
-            code="plane-not-orthogonal",
-            degrees=float(angle),
-        )
+        message = f"row and column directions meet at {angle:.1f} degrees: a plane needs a right angle"
+        raise GeometryError(message, code="plane-not-orthogonal", degrees=float(angle))
     column = column - (row @ column) * row
     column /= np.linalg.norm(column)
     return np.stack([row, column, np.cross(row, column)], axis=1)
@@ -488,9 +466,8 @@ def _spacing(
         return np.asarray(1 / np.linalg.norm(geometry.ras_to_ijk[:3, :3] @ directions, axis=0))
     spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=np.float64), (3,)).copy()
     if not np.isfinite(spacing).all() or spacing.min() <= 0:
-        raise GeometryError(
-            f"spacing {spacing_mm!r} mm: must be finite and greater than 0", code="invalid-spacing"
-        )
+        message = f"spacing {spacing_mm!r} mm: must be finite and greater than 0"
+        raise GeometryError(message, code="invalid-spacing")
     return spacing
 
 

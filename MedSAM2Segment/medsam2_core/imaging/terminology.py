@@ -16,11 +16,8 @@ _DIVIDERS = "^~|"
 
 def _check(text: str) -> None:
     if any(divider in text for divider in _DIVIDERS) or not text.isprintable():
-        raise VolumeError(
-            f"terminology {text!r}: the characters {' '.join(_DIVIDERS)} divide its parts",
-            code="invalid-terminology",
-            text=text,
-        )
+        message = f"terminology {text!r}: the characters {' '.join(_DIVIDERS)} divide its parts"
+        raise VolumeError(message, code="invalid-terminology", text=text)
 
 
 @dataclass(frozen=True)
@@ -43,11 +40,8 @@ class Code:
         """Back from ``scheme^value^meaning``."""
         parts = text.split("^")
         if len(parts) != 3:
-            raise VolumeError(
-                f"{text!r} is not a code: expected scheme^value^meaning",
-                code="invalid-terminology",
-                text=text,
-            )
+            message = f"{text!r} is not a code: expected scheme^value^meaning"
+            raise VolumeError(message, code="invalid-terminology", text=text)
         return cls(*parts)
 
 
@@ -88,11 +82,8 @@ class Terminology:
         """Back from a TerminologyEntry tag; VolumeError when it does not have its seven parts."""
         parts = text.split("~")
         if len(parts) != 7:
-            raise VolumeError(
-                f"{text!r} is not a terminology entry: it has {len(parts)} parts, not 7",
-                code="invalid-terminology",
-                text=text,
-            )
+            message = f"{text!r} is not a terminology entry: it has {len(parts)} parts, not 7"
+            raise VolumeError(message, code="invalid-terminology", text=text)
         category, type_, type_modifier, region, region_modifier = (
             Code.parse(parts[n]) for n in (1, 2, 3, 5, 6)
         )

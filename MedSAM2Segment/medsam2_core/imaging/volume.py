@@ -55,11 +55,8 @@ class Volume:
     def __post_init__(self) -> None:
         voxels = np.asarray(self.voxels_kji).view()
         if voxels.dtype.kind not in "buif":
-            raise VolumeError(
-                f"voxels of type {voxels.dtype} are not supported: use integers or floats",
-                code="unsupported-voxel-type",
-                type=str(voxels.dtype),
-            )
+            message = f"voxels of type {voxels.dtype} are not supported: use integers or floats"
+            raise VolumeError(message, code="unsupported-voxel-type", type=str(voxels.dtype))
         if voxels.ndim not in (3, 4) or voxels.shape[:3] != self.geometry.shape_ijk[::-1]:
             raise VolumeError(
                 f"voxels of shape {voxels.shape} (k, j, i) do not fit "
@@ -69,11 +66,8 @@ class Volume:
                 shape_ijk=list(self.geometry.shape_ijk),
             )
         if voxels.ndim == 4 and (voxels.shape[3] != 3 or voxels.dtype != np.uint8):
-            raise VolumeError(
-                f"colour voxels are (k, j, i, 3) of uint8, not {voxels.shape} of {voxels.dtype}",
-                code="unsupported-voxel-type",
-                type=str(voxels.dtype),
-            )
+            message = f"colour voxels are (k, j, i, 3) of uint8, not {voxels.shape} of {voxels.dtype}"
+            raise VolumeError(message, code="unsupported-voxel-type", type=str(voxels.dtype))
         voxels.flags.writeable = False
         object.__setattr__(self, "voxels_kji", voxels)
         object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))

@@ -59,10 +59,8 @@ class Example:
 
     def __post_init__(self) -> None:
         if not self.segmentation.geometry.same_grid(self.volume.geometry):
-            raise PromptError(
-                f"the segmentation of {self.volume.name!r} is not on the grid of its scan",
-                code="example-on-another-grid", example=self.volume.name,
-            )  # fmt: skip
+            message = f"the segmentation of {self.volume.name!r} is not on the grid of its scan"
+            raise PromptError(message, code="example-on-another-grid", example=self.volume.name)
 
     def slices_of(self, name: str, plane: str) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
         """Yield (H, W, 3) and (H, W): slices spread through the object, as displayed, and its mask there."""
@@ -195,10 +193,8 @@ class PriorSearch:
         self, tracker: Tracker, stack: SliceStack, prior: Segmentation, slices: Sequence[int]
     ) -> None:
         if not prior.geometry.same_grid(stack.volume.geometry):
-            raise PromptError(
-                "the earlier segmentation is not on the grid of the scan: resample it first",
-                code="prior-on-another-grid",
-            )
+            message = "the earlier segmentation is not on the grid of the scan: resample it first"
+            raise PromptError(message, code="prior-on-another-grid")
         self._tracker, self._stack, self._prior, self._slices = tracker, stack, prior, slices
 
     def slice_prompts(self, name: str) -> dict[int, SlicePrompts]:

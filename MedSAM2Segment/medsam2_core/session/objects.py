@@ -179,16 +179,12 @@ class SessionObjects:
     def check(self, n: int, given: SlicePrompts) -> None:
         """Raise PromptError for prompts that do not lie on slice ``n``, or a mask that does not fit it."""
         if not 0 <= n < len(self._stack):
-            raise PromptError(
-                f"there is no slice {n}: slices are 0 to {len(self._stack) - 1}",
-                code="no-such-slice", n=n, count=len(self._stack),
-            )  # fmt: skip
+            message = f"there is no slice {n}: slices are 0 to {len(self._stack) - 1}"
+            raise PromptError(message, code="no-such-slice", n=n, count=len(self._stack))
         others = sorted(set(resolve(given.prompts, self._stack)) - {n})
         if others:
-            raise PromptError(
-                f"a prompt for slice {n} lies on slice {others[0]}: set it there",
-                code="prompt-on-other-slice", n=n, lies_on=others[0],
-            )  # fmt: skip
+            message = f"a prompt for slice {n} lies on slice {others[0]}: set it there"
+            raise PromptError(message, code="prompt-on-other-slice", n=n, lies_on=others[0])
         shape_hw = tuple(self._stack.shape_of(n))
         if given.known is not None and given.known.shape_hw != shape_hw:
             raise PromptError(
@@ -204,10 +200,8 @@ class SessionObjects:
         is_new = self._replace(name, n, given)
         if given.final:
             if name not in self._tracker.object_ids:
-                raise PromptError(
-                    f"slice {n} of object {name!r} has no mask yet that could be final",
-                    code="no-mask-yet", object=name, n=n,
-                )  # fmt: skip
+                message = f"slice {n} of object {name!r} has no mask yet that could be final"
+                raise PromptError(message, code="no-mask-yet", object=name, n=n)
             self._tracker.finalise(name, n)
         if is_new or (was_final and not given.final and not self._is_prompted(name, n)):
             self.changes.add(name, n)

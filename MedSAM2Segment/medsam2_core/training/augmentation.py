@@ -132,10 +132,8 @@ def _checked(path: Path, name: str, value: Any, default: Any) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
             return float(value)
         rule = "a number from 0 to 1"
-    raise TrainingError(
-        f"{path}: {name} is {value!r}: give {rule}",
-        code="augmentation-value", path=str(path), name=name, value=repr(value),
-    )  # fmt: skip
+    message = f"{path}: {name} is {value!r}: give {rule}"
+    raise TrainingError(message, code="augmentation-value", path=str(path), name=name, value=repr(value))
 
 
 def _is_random(one: Mapping[str, Any]) -> bool:
@@ -144,10 +142,8 @@ def _is_random(one: Mapping[str, Any]) -> bool:
 
 
 def _unreadable(path: Path, reason: object) -> TrainingError:
-    return TrainingError(
-        f"{path} cannot be read as augmentations: {' '.join(str(reason).split())[:200]}",
-        code="augmentation-unreadable", path=str(path),
-    )  # fmt: skip
+    message = f"{path} cannot be read as augmentations: {' '.join(str(reason).split())[:200]}"
+    return TrainingError(message, code="augmentation-unreadable", path=str(path))
 
 
 def transformed(

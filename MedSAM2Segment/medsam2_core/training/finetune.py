@@ -103,10 +103,8 @@ class FineTuning(RunSettings):
 
     def __post_init__(self) -> None:
         if self.parts not in PARTS:
-            raise TrainingError(
-                f"{self.parts!r} cannot be trained: use {', '.join(PARTS)}",
-                code="unknown-parts", parts=self.parts, known=list(PARTS),
-            )  # fmt: skip
+            message = f"{self.parts!r} cannot be trained: use {', '.join(PARTS)}"
+            raise TrainingError(message, code="unknown-parts", parts=self.parts, known=list(PARTS))
         for name, value, good in (
             ("minutes", self.minutes, 0 <= self.minutes < math.inf),
             ("epochs", self.epochs, 0 <= self.epochs < math.inf),
@@ -116,10 +114,8 @@ class FineTuning(RunSettings):
             ("prompts", list(self.prompts), min(self.prompts) >= 0 and sum(self.prompts) > 0),
         ):
             if not good:
-                raise TrainingError(
-                    f"{name.replace('_', ' ')} {value} cannot be used",
-                    code="bad-setting", setting=name, value=value,
-                )  # fmt: skip
+                message = f"{name.replace('_', ' ')} {value} cannot be used"
+                raise TrainingError(message, code="bad-setting", setting=name, value=value)
 
 
 def parse_prompts(text: str) -> tuple[float, float, float, float]:
@@ -145,9 +141,8 @@ def parse_prompts(text: str) -> tuple[float, float, float, float]:
             )  # fmt: skip
         shares[name] = value
     if not any(shares.values()):
-        raise TrainingError(
-            f"prompts {text!r}: one share at least must be above 0", code="prompts-syntax", text=text
-        )
+        message = f"prompts {text!r}: one share at least must be above 0"
+        raise TrainingError(message, code="prompts-syntax", text=text)
     box, click, points, mask = (value / sum(shares.values()) for value in shares.values())
     return box, click, points, mask
 
@@ -269,10 +264,8 @@ class FineTuner(Trainer):
         self._numbers = survey.table.numbers
         self._stacks = self._read(self.division.training, settings)
         if not self._stacks:
-            raise TrainingError(
-                "no case to train on has a labelled object", code="nothing-to-train-on",
-                cases=len(self.division.training),
-            )  # fmt: skip
+            message = "no case to train on has a labelled object"
+            raise TrainingError(message, code="nothing-to-train-on", cases=len(self.division.training))
         self._aside = self._read(self.division.aside, settings)
         self._data_key = _key_of([*self._stacks, *self._aside])
         stage = stage_of(settings, model.recipe.draws_prompts, model.image_size, self._stacks)

@@ -46,28 +46,21 @@ def package(run: str | Path, target: str | Path, config: str = "embedded") -> Pa
     """
     source, target = Path(run) / "weights.safetensors", Path(target)
     if not source.exists():
-        raise TrainingError(
-            f"{source} does not exist: the run has saved nothing yet",
-            code="run-without-weights",
-            path=str(source),
-        )
+        message = f"{source} does not exist: the run has saved nothing yet"
+        raise TrainingError(message, code="run-without-weights", path=str(source))
     state = read_state_dict(source)
     load_strict(build_module(config), state, config, str(source))
     half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     broken = [key for key, value in half.items() if not torch.isfinite(value.float()).all()]
     if broken:
-        raise TrainingError(
-            f"{source}: {broken[0]} (and {len(broken) - 1} more) does not fit half precision",
-            code="not-in-half-precision", path=str(source), keys=broken,
-        )  # fmt: skip
+        message = f"{source}: {broken[0]} (and {len(broken) - 1} more) does not fit half precision"
+        raise TrainingError(message, code="not-in-half-precision", path=str(source), keys=broken)
     # safetensors' own writer makes files that only the owner can read.
     content = save(half)
     size = len(content)
     if size > _LARGEST:
-        raise TrainingError(
-            f"{target} would take {size / 1e6:.1f} MB: at most {_LARGEST / 1e6:.0f} MB ship",
-            code="weights-too-large", size=size, most=_LARGEST,
-        )  # fmt: skip
+        message = f"{target} would take {size / 1e6:.1f} MB: at most {_LARGEST / 1e6:.0f} MB ship"
+        raise TrainingError(message, code="weights-too-large", size=size, most=_LARGEST)
     with new_file(target, overwrite=True) as stream:
         stream.write(content)
     return Packaged(target, size, hashlib.sha256(content).hexdigest())

@@ -76,10 +76,8 @@ def prepare(module: SAM2Base, parts: str, encoder: bool = True, rank: int = RANK
         Code ``unknown-parts``.
     """
     if parts not in PARTS:
-        raise TrainingError(
-            f"{parts!r} cannot be trained: use {', '.join(PARTS)}",
-            code="unknown-parts", parts=parts, known=list(PARTS),
-        )  # fmt: skip
+        message = f"{parts!r} cannot be trained: use {', '.join(PARTS)}"
+        raise TrainingError(message, code="unknown-parts", parts=parts, known=list(PARTS))
     module.train().requires_grad_(False)
     if parts == "lora":
         for name, layer in list(module.named_modules()):

@@ -90,10 +90,8 @@ def load_sources(folder: str | Path, progress: Callable[[str], None] = lambda _:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise TrainingError(
-            f"training folder {folder} does not exist: name the folder that holds the data sets",
-            code="training-folder-missing", folder=str(folder),
-        )  # fmt: skip
+        message = f"training folder {folder} does not exist: name the folder that holds the data sets"
+        raise TrainingError(message, code="training-folder-missing", folder=str(folder))
     stacks: list[LabelledStack] = []
     for row in sorted(path for path in folder.iterdir() if path.is_dir()):
         if row.name in SHAPE_SETS:
@@ -103,10 +101,8 @@ def load_sources(folder: str | Path, progress: Callable[[str], None] = lambda _:
         progress(f"{row.name}: {len(found)} cases")
         stacks += found
     if not stacks:
-        raise TrainingError(
-            f"no *_seg.png or *_seg.nii.gz below {folder}: nothing to train on",
-            code="training-folder-empty", folder=str(folder),
-        )  # fmt: skip
+        message = f"no *_seg.png or *_seg.nii.gz below {folder}: nothing to train on"
+        raise TrainingError(message, code="training-folder-empty", folder=str(folder))
     return stacks
 
 
@@ -148,9 +144,8 @@ def _read_volume(row: str, path: Path) -> LabelledStack:
         return LabelledStack(row, case, labels, None, spacing, complete=True)
     voxels = _scan(scan, labels.shape)
     if voxels.ndim != 3:
-        raise TrainingError(
-            f"{scan}: a colour volume: train on grey ones", code="colour-volume", path=str(scan)
-        )
+        message = f"{scan}: a colour volume: train on grey ones"
+        raise TrainingError(message, code="colour-volume", path=str(scan))
     is_ct = voxels.min() <= _AIR_HU
     image = np.clip(voxels, -1024, 3071).astype(np.int16) if is_ct else _stretched(voxels)
     return LabelledStack(row, case, labels, image, spacing, complete=False)
@@ -167,9 +162,8 @@ def _labels(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
         found = read_segmentation(path)
         voxels = found.labels_kji()
     except VolumeError as error:
-        raise TrainingError(
-            f"labels cannot be used: {error}", code="labels-unusable", path=str(path), reason=error.code
-        ) from error
+        message = f"labels cannot be used: {error}"
+        raise TrainingError(message, code="labels-unusable", path=str(path), reason=error.code) from error
     along_k, along_j, along_i = (float(value) for value in found.geometry.spacing[::-1])
     return _compact(path, voxels), (along_k, along_j, along_i)
 
@@ -179,9 +173,8 @@ def _scan(path: Path, shape_kji: tuple[int, ...]) -> np.ndarray:
     try:
         voxels = read_volume(path).voxels_kji
     except VolumeError as error:
-        raise TrainingError(
-            f"image cannot be used: {error}", code="image-unusable", path=str(path), reason=error.code
-        ) from error
+        message = f"image cannot be used: {error}"
+        raise TrainingError(message, code="image-unusable", path=str(path), reason=error.code) from error
     if voxels.shape[:3] != shape_kji:
         raise TrainingError(
             f"{path} has {_size(voxels.shape[:3])} voxels, its labels {_size(shape_kji)}: they must agree",
@@ -209,10 +202,8 @@ def _compact(path: Path, labels: np.ndarray) -> np.ndarray:
     """Renumber to 0..n in the same order, 0 staying 0, so that labels fit int16."""
     values = np.unique(labels)
     if len(values) and values[0] < 0:
-        raise TrainingError(
-            f"{path}: label {values[0]} is negative: 0 is background, objects are above it",
-            code="negative-label", path=str(path), label=int(values[0]),
-        )  # fmt: skip
+        message = f"{path}: label {values[0]} is negative: 0 is background, objects are above it"
+        raise TrainingError(message, code="negative-label", path=str(path), label=int(values[0]))
     values = values[values != 0]
     if len(values) > MOST_LABELS:
         raise TrainingError(

@@ -25,10 +25,8 @@ def random_volume(rng: np.random.Generator, side: int = 96) -> tuple[NDArray[np.
         If a side is shorter than 32 voxels.
     """
     if side < _SMALLEST:
-        raise TrainingError(
-            f"{side} voxels a side: at least {_SMALLEST} are needed to draw anatomy",
-            code="side-too-short", side=side, least=_SMALLEST,
-        )  # fmt: skip
+        message = f"{side} voxels a side: at least {_SMALLEST} are needed to draw anatomy"
+        raise TrainingError(message, code="side-too-short", side=side, least=_SMALLEST)
     labels = random_anatomy(rng, side)
     return painted(labels, rng), labels
 

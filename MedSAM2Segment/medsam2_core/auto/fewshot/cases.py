@@ -79,10 +79,8 @@ def check_sizes(volume: Volume, labels: Segmentation) -> None:
     """Raise VolumeError if image and labels differ in size; axes may be stored in another order."""
     ours, theirs = volume.geometry.shape_ijk, labels.geometry.shape_ijk
     if sorted(ours) != sorted(theirs):
-        raise VolumeError(
-            f"the image has {_size(ours)} pixels, its labels {_size(theirs)}: they must be of one size",
-            code="sizes-differ", image_shape=list(ours), labels_shape=list(theirs),
-        )  # fmt: skip
+        message = f"the image has {_size(ours)} pixels, its labels {_size(theirs)}: they must be of one size"
+        raise VolumeError(message, code="sizes-differ", image_shape=list(ours), labels_shape=list(theirs))
 
 
 def _on_grid(labels: Segmentation, volume: Volume) -> Segmentation:
@@ -150,9 +148,8 @@ def _array(path: Path) -> NDArray[np.int32]:
         values = np.asarray(found)
     except (OSError, ValueError, EOFError, TypeError, SyntaxError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise VolumeError(
-            f"{path} is no array of NumPy ({reason})", code="array-unreadable", path=str(path)
-        ) from error
+        message = f"{path} is no array of NumPy ({reason})"
+        raise VolumeError(message, code="array-unreadable", path=str(path)) from error
     flat = values.reshape([n for n in values.shape if n != 1] or [1])
     whole = flat.dtype.kind in "bui" or (
         flat.dtype.kind == "f" and bool(np.isfinite(flat).all()) and bool((flat == np.rint(flat)).all())

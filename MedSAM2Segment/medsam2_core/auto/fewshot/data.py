@@ -93,10 +93,8 @@ def find_pairs(data: str | Path, every_rater: bool = False) -> list[Pair]:
     if data.is_file() and data.suffix.lower() == ".csv":
         return _from_csv(data)
     if not data.is_dir():
-        raise TrainingError(
-            f"{data}: no such folder, nor a CSV: name the folder of your images and labels",
-            code="data-not-found", path=str(data),
-        )  # fmt: skip
+        message = f"{data}: no such folder, nor a CSV: name the folder of your images and labels"
+        raise TrainingError(message, code="data-not-found", path=str(data))
     if pairs := _slice_by_slice(data):
         return pairs
     files = sorted(_image_files(data))
@@ -134,10 +132,8 @@ def draw_shots(pairs: Sequence[Pair], shots: int, seed: int) -> list[Pair]:
     """
     training = [pair for pair in pairs if not pair.held_out]
     if shots > len(training):
-        raise TrainingError(
-            f"{shots} shots: there are only {len(training)} images to train on",
-            code="too-few-images", shots=shots, images=len(training),
-        )  # fmt: skip
+        message = f"{shots} shots: there are only {len(training)} images to train on"
+        raise TrainingError(message, code="too-few-images", shots=shots, images=len(training))
     chosen = set(np.random.default_rng(seed).permutation(len(training))[:shots].tolist())
     kept = {id(pair) for n, pair in enumerate(training) if n in chosen}
     return [pair for pair in pairs if pair.held_out or id(pair) in kept]
@@ -186,9 +182,8 @@ def _folders(root: Path) -> Iterator[Path]:
                 yield path
                 yield from (inner for inner in path.iterdir() if inner.is_dir())
     except OSError as error:
-        raise TrainingError(
-            f"{root} cannot be read: {error.strerror or error}", code="data-unreadable", path=str(root)
-        ) from error
+        message = f"{root} cannot be read: {error.strerror or error}"
+        raise TrainingError(message, code="data-unreadable", path=str(root)) from error
 
 
 def _by_raters(root: Path, files: Sequence[Path], every_rater: bool) -> list[Pair]:
@@ -258,15 +253,12 @@ def _walk(folder: Path, *suffixes: str) -> Iterator[Path]:
                 continue
             count += 1
             if count > _MOST_FILES:
-                raise TrainingError(
-                    f"{folder}: more than {_MOST_FILES} images: name the folder of one data set",
-                    code="too-many-files", path=str(folder), most=_MOST_FILES,
-                )  # fmt: skip
+                message = f"{folder}: more than {_MOST_FILES} images: name the folder of one data set"
+                raise TrainingError(message, code="too-many-files", path=str(folder), most=_MOST_FILES)
             yield path
     except OSError as error:
-        raise TrainingError(
-            f"{folder} cannot be read: {error.strerror or error}", code="data-unreadable", path=str(folder)
-        ) from error
+        message = f"{folder} cannot be read: {error.strerror or error}"
+        raise TrainingError(message, code="data-unreadable", path=str(folder)) from error
 
 
 def _by_folders(root: Path, files: Sequence[Path]) -> list[Pair]:
@@ -336,9 +328,8 @@ def _from_csv(path: Path) -> list[Pair]:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(text.splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TrainingError(
-            f"{path} cannot be read as a CSV: {error}", code="csv-unreadable", path=str(path)
-        ) from error
+        message = f"{path} cannot be read as a CSV: {error}"
+        raise TrainingError(message, code="csv-unreadable", path=str(path)) from error
     columns = set(rows[0]) if rows else set()
     label = next((name for name in ("label", "labels", "mask", "seg") if name in columns), None)
     if "image" not in columns or label is None:
@@ -350,22 +341,17 @@ def _from_csv(path: Path) -> list[Pair]:
     for number, row in enumerate(rows, start=2):
         image, labels = (row.get("image") or "").strip(), (row.get(label) or "").strip()
         if not image or not labels or "\0" in image + labels:
-            raise TrainingError(
-                f"{path}, line {number}: image or label is missing",
-                code="csv-line-incomplete", path=str(path), line=number,
-            )  # fmt: skip
+            message = f"{path}, line {number}: image or label is missing"
+            raise TrainingError(message, code="csv-line-incomplete", path=str(path), line=number)
         split, group = ((row.get(name) or "").strip() for name in ("split", "group"))
         if split.lower() not in ("", "train", "test", "val", "validation"):
-            raise TrainingError(
-                f"{path}, line {number}: split {split!r}: use train or test",
-                code="csv-unknown-split", path=str(path), line=number, split=split,
-            )  # fmt: skip
+            message = f"{path}, line {number}: split {split!r}: use train or test"
+            raise TrainingError(message, code="csv-unknown-split", path=str(path), line=number, split=split)
         held_out = split.lower() in ("test", "val", "validation")
         pairs.append(Pair(path.parent / image, path.parent / labels, held_out, group))
     if not pairs:
-        raise TrainingError(
-            f"{path}: no line after the first: list your images", code="csv-empty", path=str(path)
-        )
+        message = f"{path}: no line after the first: list your images"
+        raise TrainingError(message, code="csv-empty", path=str(path))
     return pairs
 
 

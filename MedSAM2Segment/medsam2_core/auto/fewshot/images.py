@@ -187,10 +187,8 @@ def read_data_sets(folders: Sequence[Path], side: int) -> tuple[list[DataSet], l
     rows = [row for folder in folders for row in sorted(path for path in folder.iterdir() if path.is_dir())]
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise TrainingError(
-            f"{twice[0]}: two data sets have this name; rename a folder",
-            code="data-sets-of-one-name", name=twice[0],
-        )  # fmt: skip
+        message = f"{twice[0]}: two data sets have this name; rename a folder"
+        raise TrainingError(message, code="data-sets-of-one-name", name=twice[0])
     for row in rows:
         squares, labels, letterboxes = [], [], []
         for path in sorted(row.glob("*_img.png")):
@@ -218,8 +216,6 @@ def read_data_sets(folders: Sequence[Path], side: int) -> tuple[list[DataSet], l
         queries += len(classes)
     if not training:
         places = ", ".join(map(str, folders))
-        raise TrainingError(
-            f"{places}: no data sets in it: folders of NAME_img.png and NAME_seg.png are read",
-            code="no-data-sets", folders=[str(folder) for folder in folders],
-        )  # fmt: skip
+        message = f"{places}: no data sets in it: folders of NAME_img.png and NAME_seg.png are read"
+        raise TrainingError(message, code="no-data-sets", folders=[str(folder) for folder in folders])
     return training, validation

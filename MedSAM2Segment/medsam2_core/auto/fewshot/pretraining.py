@@ -206,15 +206,11 @@ class Pretrainer:
         """Load earlier pretrained weights."""
         start = read_start(path, self.model)
         if start is None or not start.predictor:
-            raise TrainingError(
-                f"{path} is a start for another model than {self.model.name!r}",
-                code="start-for-other-model", path=str(path), model=self.model.name,
-            )  # fmt: skip
+            message = f"{path} is a start for another model than {self.model.name!r}"
+            raise TrainingError(message, code="start-for-other-model", path=str(path), model=self.model.name)
         if len(start.queries) > len(self.predictor.queries):
-            raise TrainingError(
-                f"{path} has {len(start.queries)} classes, more than there are here",
-                code="start-of-other-data", path=str(path),
-            )  # fmt: skip
+            message = f"{path} has {len(start.queries)} classes, more than there are here"
+            raise TrainingError(message, code="start-of-other-data", path=str(path))
         known, ours = start.data_sets, [one.name for one in self.training]
         if known and ours[: len(known)] != list(known):
             raise TrainingError(

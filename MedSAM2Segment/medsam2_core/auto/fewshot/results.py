@@ -95,10 +95,8 @@ def put_files(folder: str | Path, contents: Mapping[str, bytes]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(
-            f"{folder} cannot be made: {error.strerror or error}",
-            code="output-not-writable", path=str(folder),
-        ) from error  # fmt: skip
+        message = f"{folder} cannot be made: {error.strerror or error}"
+        raise ExportError(message, code="output-not-writable", path=str(folder)) from error
     for name, content in contents.items():
         with new_file(folder / name, overwrite=True) as stream:
             stream.write(content)

@@ -99,21 +99,16 @@ class FewShotSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
-            raise TrainingError(
-                f"{self.minutes:g} minutes: give a finite number above 0",
-                code="bad-minutes", minutes=self.minutes,
-            )  # fmt: skip
+            message = f"{self.minutes:g} minutes: give a finite number above 0"
+            raise TrainingError(message, code="bad-minutes", minutes=self.minutes)
         if self.steps is not None and self.steps < 1:
             raise TrainingError(f"{self.steps} steps: give at least 1", code="bad-steps", steps=self.steps)
         if self.folds is not None and (self.folds < 0 or self.folds == 1):
-            raise TrainingError(
-                f"{self.folds} folds: give 0 for none, or at least 2", code="bad-folds", folds=self.folds
-            )
+            message = f"{self.folds} folds: give 0 for none, or at least 2"
+            raise TrainingError(message, code="bad-folds", folds=self.folds)
         if self.decoder not in ("frozen", "lora"):
-            raise TrainingError(
-                f"unknown decoder {self.decoder!r}: use frozen or lora",
-                code="unknown-decoder", decoder=self.decoder,
-            )  # fmt: skip
+            message = f"unknown decoder {self.decoder!r}: use frozen or lora"
+            raise TrainingError(message, code="unknown-decoder", decoder=self.decoder)
 
 
 @dataclass

@@ -95,9 +95,8 @@ def read_start(path: Path, model: SegmentationModel) -> PretrainedStart | None:
             data_sets = tuple(json.loads(notes.get("data_sets", "[]")))
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise TrainingError(
-            f"{path} cannot be read as a start of training: {error}", code="start-unreadable", path=str(path)
-        ) from error
+        message = f"{path} cannot be read as a start of training: {error}"
+        raise TrainingError(message, code="start-unreadable", path=str(path)) from error
     texture = _under("texture.", tensors)
     looks = texture.pop("looks", None)  # of the classes it was trained on
     if fits:
@@ -132,19 +131,16 @@ def initialise(auto: AutoModel, start: PretrainedStart) -> None:
             kept = {name: own[name] for name in own if name == "looks" or name.startswith("out.")}
             auto.texture.load_state_dict({**kept, **start.texture})
     except RuntimeError as error:
-        raise TrainingError(
-            "the start is of another version, its adapters do not fit: train from random weights",
-            code="start-does-not-fit",
-        ) from error
+        message = "the start is of another version, its adapters do not fit: train from random weights"
+        raise TrainingError(message, code="start-does-not-fit") from error
     if not start.predictor:
         return
     predictor = auto.network.predictor
     wanted = {name: value for name, value in predictor.state_dict().items() if name != "queries"}
     fitting = {name: value for name, value in start.predictor.items() if name in wanted}
     if set(fitting) != set(wanted) or start.queries.shape[1:] != predictor.queries.shape[1:]:
-        raise TrainingError(
-            "the start is of another kind of predictor: train from random weights", code="start-does-not-fit"
-        )
+        message = "the start is of another kind of predictor: train from random weights"
+        raise TrainingError(message, code="start-does-not-fit")
     predictor.load_state_dict({**fitting, "queries": predictor.queries.detach()})
     with torch.no_grad():
         mean = start.queries.mean(0, keepdim=True).to(predictor.queries.device)

@@ -326,9 +326,8 @@ class FewShotTrainer:
             torch.save({"stage": stage.name, "fit": fit.state()}, partial)
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
-            raise TrainingError(
-                f"{path} cannot be written: {error}", code="run-not-writable", path=str(path)
-            ) from error
+            message = f"{path} cannot be written: {error}"
+            raise TrainingError(message, code="run-not-writable", path=str(path)) from error
         self._write_state()
 
     def _restore(self, fit: Fit, path: Path, stage: Stage) -> None:
@@ -339,10 +338,8 @@ class FewShotTrainer:
             if state["stage"] == stage.name:
                 fit.restore(state["fit"])
         except _DAMAGE as error:
-            raise TrainingError(
-                f"{path} is damaged ({str(error)[:100]}): remove the folder {self.work} to start again",
-                code="run-damaged", path=str(path), folder=str(self.work),
-            ) from error  # fmt: skip
+            message = f"{path} is damaged ({str(error)[:100]}): remove the folder {self.work} to start again"
+            raise TrainingError(message, code="run-damaged", path=str(path), folder=str(self.work)) from error
 
     def _write_state(self) -> None:
         now = self._clock()
@@ -354,10 +351,8 @@ class FewShotTrainer:
             partial.write_text(json.dumps({"key": self._key(), **self._state}), encoding="utf-8")
             partial.replace(self.work / "run.json")
         except OSError as error:
-            raise TrainingError(
-                f"{self.work} cannot be written: {error.strerror or error}",
-                code="run-not-writable", path=str(self.work),
-            ) from error  # fmt: skip
+            message = f"{self.work} cannot be written: {error.strerror or error}"
+            raise TrainingError(message, code="run-not-writable", path=str(self.work)) from error
 
     def _read_state(self) -> None:
         path = self.work / "run.json"
@@ -369,10 +364,8 @@ class FewShotTrainer:
             kept = ("seconds", "done", "steps", "variants", "seconds_a_step", "no_folds")
             self._state = {name: state[name] for name in kept if name in state}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TrainingError(
-                f"{path} is damaged: remove the folder {self.work} to start again",
-                code="run-damaged", path=str(path), folder=str(self.work),
-            ) from error  # fmt: skip
+            message = f"{path} is damaged: remove the folder {self.work} to start again"
+            raise TrainingError(message, code="run-damaged", path=str(path), folder=str(self.work)) from error
         if key != self._key():
             raise TrainingError(
                 f"{self.work} holds an unfinished training with other images or settings: finish it with "

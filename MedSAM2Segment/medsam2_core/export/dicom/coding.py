@@ -165,12 +165,11 @@ def terminology_of(
     if allow_generic:
         message = f"{segment.name!r}: coded as {format_terminology(GENERIC)}, which does not describe it"
         return GENERIC, Note.info("coded-as-tissue", message, segments=[segment.name])
-    raise ExportError(
-        f"segment {segment.name!r}: no code says what it is. Give it a name that has a code, describe "
-        "it by metadata of the segments, or allow the generic code for tissue",
-        code="no-segment-code",
-        segments=[segment.name],
+    problem = (
+        f"segment {segment.name!r}: no code says what it is. Give it a name that has a code, describe it by "
+        "metadata of the segments, or allow the generic code for tissue"
     )
+    raise ExportError(problem, code="no-segment-code", segments=[segment.name])
 
 
 def coded_by_name(segmentation: Segmentation) -> Segmentation:
@@ -225,19 +224,14 @@ def code_item(code: Code) -> CodedConcept:
     code = current(code)
     for part, text in (("value", code.value), ("scheme", code.scheme), ("meaning", code.meaning)):
         if not text.strip():
-            raise ExportError(
-                f"code {str(code)!r}: its {part} is empty; give scheme, value and meaning",
-                code="invalid-segment-code",
-                value=str(code),
-                part=part,
-            )
+            message = f"code {str(code)!r}: its {part} is empty; give scheme, value and meaning"
+            raise ExportError(message, code="invalid-segment-code", value=str(code), part=part)
     if "\\" in code.value + code.scheme or len(code.scheme.strip()) > _LONGEST_SCHEME:
-        raise ExportError(
-            f"code {str(code)!r}: value and scheme must not hold a backslash, "
-            f"and a scheme has at most {_LONGEST_SCHEME} characters",
-            code="invalid-segment-code",
-            value=str(code),
+        message = (
+            f"code {str(code)!r}: value and scheme must not hold a backslash, and a scheme has at most "
+            f"{_LONGEST_SCHEME} characters"
         )
+        raise ExportError(message, code="invalid-segment-code", value=str(code))
     meaning = shorten(code.meaning.replace("\\", "/"), _LONGEST_MEANING)
     return CodedConcept(code.value.strip(), code.scheme.strip(), meaning)
 

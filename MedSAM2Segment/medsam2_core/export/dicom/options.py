@@ -68,29 +68,21 @@ class SegOptions:
 
     def __post_init__(self) -> None:
         if self.kind is Kind.BINARY and self.compression is not Compression.NONE:
-            raise ExportError(
+            message = (
                 f"compression {self.compression.value!r} is not available for kind 'binary': DICOM packs "
                 "single bits in a way that not all readers know. Leave it out, or choose labelmap or "
-                "fractional",
-                code="compression-of-bits",
-                compression=self.compression.value,
+                "fractional"
             )
+            raise ExportError(message, code="compression-of-bits", compression=self.compression.value)
         if self.series_number is not None and not 0 <= self.series_number <= LARGEST_IS:
-            raise ExportError(
-                f"series number {self.series_number}: give one from 0 to {LARGEST_IS}",
-                code="invalid-series-number",
-                series_number=self.series_number,
-            )
+            message = f"series number {self.series_number}: give one from 0 to {LARGEST_IS}"
+            raise ExportError(message, code="invalid-series-number", series_number=self.series_number)
         for what, text in (("series description", self.series_description), ("creator", self.creator)):
             if text is not None and (len(text) > LONGEST_LO or "\\" in text or not text.isprintable()):
-                raise ExportError(
-                    f"{what} {text[:80]!r}: at most {LONGEST_LO} characters on one line, and no backslash",
-                    code=f"invalid-{what.replace(' ', '-')}",
-                    text=text,
+                message = (
+                    f"{what} {text[:80]!r}: at most {LONGEST_LO} characters on one line, and no backslash"
                 )
+                raise ExportError(message, code=f"invalid-{what.replace(' ', '-')}", text=text)
         if self.creator is not None and (self.creator.count("^") > 4 or "=" in self.creator):
-            raise ExportError(
-                f"creator {self.creator!r}: give Family^Given, at most five parts divided by ^",
-                code="invalid-creator",
-                text=self.creator,
-            )
+            message = f"creator {self.creator!r}: give Family^Given, at most five parts divided by ^"
+            raise ExportError(message, code="invalid-creator", text=self.creator)

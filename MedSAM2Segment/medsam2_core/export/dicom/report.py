@@ -87,11 +87,8 @@ def write_report(
         atomic.check_target(path, overwrite=overwrite)
     check_lengths(source, path)
     if str(seg.get("SOPClassUID")) not in _SEGMENTATIONS or not seg.get("SegmentSequence"):
-        raise ExportError(
-            f"{path}: a report refers to the segments of a DICOM SEG, not to {seg.get('Modality')!r}",
-            code="report-needs-seg",
-            path=str(path),
-        )
+        message = f"{path}: a report refers to the segments of a DICOM SEG, not to {seg.get('Modality')!r}"
+        raise ExportError(message, code="report-needs-seg", path=str(path))
     pairs, notes = _paired(measured, seg, path)
     _check_slices(measured, source, path)
     with warnings.catch_warnings():
@@ -116,12 +113,11 @@ def check_lengths(source: Source, path: Path) -> None:
     """Raise ExportError when pixels have no known size, so that no length can be reported."""
     if not source.is_placed and source.geometry.spacing.tolist() == [1, 1, 1]:
         # What a picture without spacing gets; written down as mm in an archive it would be taken for true.
-        raise ExportError(
+        message = (
             f"{path}: the images do not give the size of a pixel: no length can be reported. Write "
-            "measurements as .json or .csv, and take their mm for pixels",
-            code="no-pixel-spacing",
-            path=str(path),
+            "measurements as .json or .csv, and take their mm for pixels"
         )
+        raise ExportError(message, code="no-pixel-spacing", path=str(path))
 
 
 def _check_slices(measured: Sequence[Measured], source: Source, path: Path) -> None:
@@ -314,13 +310,11 @@ def _algorithm(item: Dataset) -> hd.sr.AlgorithmIdentification | None:
 def _coded(item: Dataset, keyword: str) -> hd.sr.CodedConcept:
     code = _code(next(iter(item.get(keyword) or ()), None))
     if code is None:
-        raise ExportError(
+        message = (
             f"segment {item.SegmentNumber} of the SEG ({item.get('SegmentLabel')!r}) has no {keyword}, which "
-            "every segment must have: write the SEG again",
-            code="seg-lacks-code",
-            segment=int(item.SegmentNumber),
-            keyword=keyword,
+            "every segment must have: write the SEG again"
         )
+        raise ExportError(message, code="seg-lacks-code", segment=int(item.SegmentNumber), keyword=keyword)
     return code
 
 

@@ -141,9 +141,8 @@ def _with_voxels(segmentation: Segmentation, path: Path) -> tuple[Segmentation, 
     """Leave out segments without voxels: they would have no frame."""
     there = tuple(segment for segment in segmentation if not segment.is_empty)
     if not there:
-        raise ExportError(
-            f"{path}: there is no object to write: no segment has a voxel", code="no-voxels", path=str(path)
-        )
+        message = f"{path}: there is no object to write: no segment has a voxel"
+        raise ExportError(message, code="no-voxels", path=str(path))
     left_out = [segment.name for segment in segmentation if segment.is_empty]
     notes = [
         Note.info("empty-segment-left-out", f"{name!r} has no voxel and is left out", segment=name)
@@ -185,9 +184,8 @@ def _dataset(pixels: FrameSource, source: Source, described: Descriptions, optio
 
     occupancy = pixels.occupancy().astype(np.uint8)
     if not occupancy.any():
-        raise ExportError(
-            "there is no object to write: its probabilities are zero everywhere", code="no-voxels"
-        )
+        message = "there is no object to write: its probabilities are zero everywhere"
+        raise ExportError(message, code="no-voxels")
     thumbnail = np.moveaxis(occupancy, 0, -1)[:, np.newaxis, np.newaxis, :]  # (K, 1, 1, S)
     number = options.series_number
     if number is None:
@@ -254,13 +252,11 @@ def _fill(dataset: Any, pixels: FrameSource, source: Source, options: SegOptions
     columns, rows, slices = source.geometry.shape_ijk
     size = int(dataset.NumberOfFrames) * rows * columns * pixels.bits // 8
     if options.compression is Compression.NONE and size > _LARGEST_NATIVE:
-        raise ExportError(
+        message = (
             f"{dataset.NumberOfFrames} frames take {size / 2**30:.1f} GB, more than the 4 GB that pixels "
-            "without compression may have: choose the compression rle, or another kind",
-            code="seg-too-large",
-            frames=int(dataset.NumberOfFrames),
-            bytes=size,
+            "without compression may have: choose the compression rle, or another kind"
         )
+        raise ExportError(message, code="seg-too-large", frames=int(dataset.NumberOfFrames), bytes=size)
     dataset.Rows, dataset.Columns = rows, columns
     if source.is_placed and slices > 1:
         # highdicom writes it for even stacks only. Without it a reader must infer it from the frames.
@@ -320,9 +316,8 @@ def _scratch(path: Path) -> Iterator[BinaryIO]:
     try:
         stream = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - closed below, whatever happens
     except OSError as error:
-        raise ExportError(
-            f"{path} cannot be written: {atomic.reason(error)}", code="output-not-writable", path=str(path)
-        ) from error
+        message = f"{path} cannot be written: {atomic.reason(error)}"
+        raise ExportError(message, code="output-not-writable", path=str(path)) from error
     try:
         yield stream
     finally:

@@ -201,13 +201,8 @@ def _name_by_value(
     known = [repr(name) if value is None else f"{name!r} ({value})" for name, value in value_of.items()]
     more = [f"{len(known) - _MOST_LISTED} more"] if len(known) > _MOST_LISTED else []
     listed = ", ".join([*known[:_MOST_LISTED], *more]) or "none"
-    raise ExportError(
-        f"the metadata describes {', '.join(called)}, but {reason}: segments (with values) are {listed}",
-        code=code,
-        name=entry.name,
-        number=entry.number,
-        segments=dict(value_of),
-    )
+    message = f"the metadata describes {', '.join(called)}, but {reason}: segments (with values) are {listed}"
+    raise ExportError(message, code=code, name=entry.name, number=entry.number, segments=dict(value_of))
 
 
 def read_metadata(path: str | Path) -> ExportMetadata:

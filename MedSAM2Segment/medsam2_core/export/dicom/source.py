@@ -103,13 +103,11 @@ def read_source(folder: str | Path, series: str | None = None) -> Source:
             files=len(holders),
         )
     if not frames[0].is_placed and len(frames) > 1:
-        raise ExportError(
+        message = (
             f"{folder}: {len(frames)} frames without a position in the patient (a clip): a SEG made here "
-            "refers to a single image, or to images that have a position: write .seg.nrrd instead",
-            code="clip-without-positions",
-            path=str(folder),
-            frames=len(frames),
+            "refers to a single image, or to images that have a position: write .seg.nrrd instead"
         )
+        raise ExportError(message, code="clip-without-positions", path=str(folder), frames=len(frames))
     with files.reading(folder, "DICOM"):
         notes: dict[Note, None] = {}
         depth = _depth(frames, geometry, notes)
@@ -240,12 +238,8 @@ def _check_uids(folder: Path, headers: Sequence[Dataset]) -> None:
         if not is_uid(uid) or uid in seen:
             words = "share" if uid in seen else "have"
             what = f"{words} the SOP instance UID {uid!r}"
-            raise ExportError(
-                f"{folder}: images {what}: nothing can refer to them. Use the original files",
-                code="invalid-instance-uid",
-                path=str(folder),
-                uid=uid,
-            )
+            message = f"{folder}: images {what}: nothing can refer to them. Use the original files"
+            raise ExportError(message, code="invalid-instance-uid", path=str(folder), uid=uid)
         seen.add(uid)
 
 
@@ -389,10 +383,9 @@ def _derived(first: Dataset, what: str) -> str:
     """Return a UID derived from the series' own (PS3.5 B.2), the same for every export of it."""
     named = str(first.get("SeriesInstanceUID") or first.get("SOPInstanceUID") or "")
     if not named:
-        raise ExportError(
-            f"the images have neither series nor instance UID: no {what} can be named. "
-            "Use the original files",
-            code="no-uids",
+        message = (
+            f"the images have neither series nor instance UID: no {what} can be named. Use the original files"
         )
+        raise ExportError(message, code="no-uids")
     digest = hashlib.sha256(f"{named} {what}".encode()).digest()[:16]
     return f"2.25.{int.from_bytes(digest, 'big')}"
