@@ -71,7 +71,7 @@ The volume and its masks stay on this computer, unless you have set up a remote 
 
     def setMRMLDefaults(self) -> None:
         """Give every parameter a value in the Segment Editor's node."""
-        from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS
+        from MedSAM2SegmentLib.Panels.PanelState import DEFAULTS
         from MedSAM2SegmentLib.Worker.Settings import Settings
 
         settings = Settings()

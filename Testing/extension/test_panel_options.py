@@ -322,12 +322,9 @@ def test_the_controller_takes_everything_the_panel_sends():
 
 def test_values_the_controller_offers_are_offered_by_the_panel(panel, actions):
     pytest.importorskip("slicer")
-    from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS, Parameters
+    from MedSAM2SegmentLib.Panels.PanelState import DEFAULTS, Parameters
 
-    class Editor:
-        parameter = staticmethod({}.get)
-
-    parameters = Parameters(Editor())
+    parameters = Parameters({}.get, {}.__setitem__)
     panel.show(a_state(choices=parameters.choices(), values=parameters.values()))
     shown(panel.widget)
     for name in ("model", "window", "direction", "stack", "range"):

@@ -653,7 +653,7 @@ def test_predicted_boxes_lie_where_they_were_predicted(scene, name, isMoved):
     assert said.predicted
     for one, other in zip(corners(stack, said), corners(stack, predicted), strict=True):
         assert one == pytest.approx(other, abs=0.02)
-    shown = user.controller._context.writer.segmentMasks(thing, stack, [n])[n]
+    shown = user.controller._edited.writer.segmentMasks(thing, stack, [n])[n]
     assert np.array_equal(shown, found[0].masks[n].mask_hw)
     user.controller.cleanup()
 

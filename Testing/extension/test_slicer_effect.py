@@ -11,8 +11,7 @@ from support import qt_shim as a_qt
 qt = a_qt.installed()
 slicer = pytest.importorskip("slicer")
 
-from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS  # noqa: E402
-from MedSAM2SegmentLib.Panels.PanelState import Status, Tool  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import DEFAULTS, Status, Tool  # noqa: E402
 from support.in_process_worker import InProcessSource  # noqa: E402
 from support.scene import a_segmentation, a_volume, voxels_of  # noqa: E402
 from support.segment_editor import LogicEditor  # noqa: E402

@@ -14,8 +14,7 @@ qt = a_qt.installed()
 
 import numpy as np  # noqa: E402
 import vtk  # noqa: E402
-from MedSAM2SegmentLib.Effect.Parameters import DEFAULTS  # noqa: E402
-from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import DEFAULTS, Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import SliceViews  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess  # noqa: E402

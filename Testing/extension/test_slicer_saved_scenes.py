@@ -164,9 +164,9 @@ def test_on_another_grid_what_is_ours_is_what_is_still_there(user, scenes, tmp_p
 
     other = loaded(user, scenes, tmp_path, refines)
     grid = Extent(0, 55, 0, 47, 0, 10)
-    before = other.controller._context.writer.maskOf("A", grid).copy()
+    before = other.controller._edited.writer.maskOf("A", grid).copy()
     moves_the_prompt(other)
-    after = other.controller._context.writer.maskOf("A", grid)
+    after = other.controller._edited.writer.maskOf("A", grid)
     assert not after[5, 20, 21] and after[5, 26, 34]  # ours went along with the prompt
     assert (after & before)[5, 16:22, 4:8].all()  # the user's stays
 

@@ -26,21 +26,43 @@ if TYPE_CHECKING:
     from medsam2_core.worker.job_messages import AutoModelInfo, AutoPrediction
     from numpy.typing import NDArray
 
-    from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
+    from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
     from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
+    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
+    from MedSAM2SegmentLib.Panels.PanelState import Parameters
 
 _MOST_PROMPTS = 12  # of one class: each is a node of the scene, with widgets in every view
 
 
+@dataclass
+class _Target:
+    """Where the prediction of a class is written.
+
+    Attributes
+    ----------
+    segmentID
+        Empty until the segment is created.
+    slices
+        The slices of it that are replaced; None for all.
+    isNew
+        Whether the segment was created for it.
+    """
+
+    prediction: AutoPrediction
+    segmentID: str
+    slices: tuple[int, ...] | None = None
+    isNew: bool = False
+
+
 class AutoSegmentation:
-    """At most one request to an Auto model at a time.
+    """At most one request to an Auto model at a time; what it predicts becomes segments with prompts.
 
     Parameters
     ----------
-    context
-        The volume, the worker's session and the user's choices.
-    write
-        Writes what was predicted (see :meth:`PredictionWriter.write`).
+    edited, session, sync
+        The segments; the session in the worker, and its prompts.
+    parameters
+        The user's choices.
     clock
         Monotonic seconds.
 
@@ -58,12 +80,14 @@ class AutoSegmentation:
 
     def __init__(
         self,
-        context: EditorContext,
-        write: Callable[..., Any],
+        edited: EditedSegmentation,
+        session: WorkerSession,
+        sync: PromptSync,
+        parameters: Parameters,
         clock: Callable[[], float],
     ) -> None:
-        self._context, self._session, self._parameters = context, context.session, context.parameters
-        self._writePredictions, self._clock = write, clock
+        self._edited, self._session, self._sync = edited, session, sync
+        self._parameters, self._clock = parameters, clock
         self._request: Any = None
         self._asked: Any = None  # the session of the request
         self.progress = Progress(clock)
@@ -76,7 +100,7 @@ class AutoSegmentation:
     @property
     def entries(self) -> tuple[AutoModelInfo, ...]:
         """The models that suit the volume."""
-        adapter, known = self._context.adapter, self._session.autoModels or ()
+        adapter, known = self._edited.adapter, self._session.autoModels or ()
         if adapter is None:
             return ()
         modality = adapter.volume.modality
@@ -118,7 +142,7 @@ class AutoSegmentation:
         def done(predictions: list[AutoPrediction]) -> None:
             if request is self._request:
                 self._request = None
-                self._write(predictions, entry, n, replaces=replaces)
+                self._finish(predictions, entry, n, replaces=replaces)
 
         def failed(error: MedSAM2Error) -> None:
             if request is self._request:
@@ -155,14 +179,14 @@ class AutoSegmentation:
         if self._request is not None:
             self.progress.update(done, total)
 
-    def _write(
+    def _finish(
         self, predictions: list[AutoPrediction], entry: AutoModelInfo, n: int | None, *, replaces: bool
     ) -> None:
-        if self._context.isOutOfDate:
+        if self._edited.isOutOfDate:
             return
         self.beforeWriting()
         try:
-            self._writePredictions(predictions, entry.name, replaces=replaces, n=n)
+            self._write(predictions, entry.name, replaces=replaces, n=n)
         except MedSAM2Error as error:
             self.problem = str(error)
         else:
@@ -174,56 +198,12 @@ class AutoSegmentation:
                 ).format(model=entry.name, where=where)
         self.afterWriting()
 
+    # Writing ------------------------------------------------------------------------------------------------
 
-def summaryOf(predictions: list[AutoPrediction]) -> str:
-    """Return the confidence of every class: "liver 0.93, kidney 0.88; not found: spleen"."""
-    found = ", ".join(f"{one.name} {one.confidence:.2f}" for one in predictions if one.is_found)
-    names = ", ".join(one.name for one in predictions if not one.is_found)
-    missing = _("not found: {names}").format(names=names) if names else ""
-    return "; ".join(part for part in (found, missing) if part)
-
-
-@dataclass
-class _Target:
-    """Where the prediction of a class is written.
-
-    Attributes
-    ----------
-    segmentID
-        Empty until the segment is created.
-    slices
-        The slices of it that are replaced; None for all.
-    isNew
-        Whether the segment was created for it.
-    """
-
-    prediction: AutoPrediction
-    segmentID: str
-    slices: tuple[int, ...] | None = None
-    isNew: bool = False
-
-
-class PredictionWriter:
-    """Writes the predictions of an Auto model into segments with prompts, as one step of undo.
-
-    Parameters
-    ----------
-    context, sync
-        Segments, how they are written, and the worker's session; the prompts of the session.
-    """
-
-    def __init__(
-        self,
-        context: EditorContext,
-        sync: PromptSync,
+    def _write(
+        self, predictions: Iterable[AutoPrediction], model: str, *, replaces: bool, n: int | None
     ) -> None:
-        self._context, self._session = context, context.session
-        self._transaction, self._sync = context.transaction, sync
-
-    def write(
-        self, predictions: Iterable[AutoPrediction], model: str, *, replaces: bool, n: int | None = None
-    ) -> tuple[str, ...]:
-        """Write the classes that were found, and return the IDs of their segments.
+        """Write the classes that were found, as one step of undo.
 
         A segment with the name of a class is filled where it is empty. Otherwise it is replaced if
         ``replaces`` is set, or another one is created beside it. No other segment changes, even where they
@@ -243,31 +223,30 @@ class PredictionWriter:
         """
         found = [one for one in predictions if one.is_found]
         if not found:
-            return ()
-        context, slices = self._context, None if n is None else (n,)
+            return
+        edited, slices = self._edited, None if n is None else (n,)
         targets = [_Target(one, self._existing(one.name, slices, replaces=replaces), slices) for one in found]
         for target in targets:
             if target.segmentID:
-                context.checkEditable(target.segmentID)
+                edited.checkEditable(target.segmentID)
         owner = object()  # of the step
-        self._transaction.open((), owner=owner, newUndo=False)
+        edited.openStep((), owner=owner, newUndo=False)
         try:
-            with context.writing(), neighboursKept(context.editor.parameterSetNode()):
-                context.writer.beginStepNow()
-                self._transaction.addCreated([self._create(one) for one in targets if not one.segmentID])
+            with edited.writing(), neighboursKept(edited.editor.parameterSetNode()):
+                edited.writer.beginStepNow()
+                edited.addCreated([self._create(one) for one in targets if not one.segmentID])
                 for target in targets:
                     self._fill(target, owner, model)
         finally:
-            self._transaction.close()
-        if context.segment(context.editor.selectedSegmentID()) is None:  # the user goes on with this one
-            context.editor.parameterSetNode().SetSelectedSegmentID(targets[0].segmentID)
-        return tuple(target.segmentID for target in targets)
+            edited.closeStep()
+        if edited.segment(edited.editor.selectedSegmentID()) is None:  # the user goes on with this one
+            edited.editor.parameterSetNode().SetSelectedSegmentID(targets[0].segmentID)
 
     # Targets ------------------------------------------------------------------------------------------------
 
     def _existing(self, name: str, slices: tuple[int, ...] | None, *, replaces: bool) -> str:
         """The segment of that name which may be filled or replaced; empty when there is none."""
-        segmentation = self._context.segmentation.GetSegmentation()
+        segmentation = self._edited.segmentation.GetSegmentation()
         for segmentID in segmentation.GetSegmentIDs():
             isNamed = segmentation.GetSegment(segmentID).GetName() == name
             if isNamed and (replaces or not self._isInUse(segmentID, slices)):
@@ -282,12 +261,12 @@ class PredictionWriter:
             return True
         if slices is None:
             return bool(prompts) or self._hasVoxels(segmentID)
-        masks = self._context.writer.segmentMasks(segmentID, self._session.stack, slices)
+        masks = self._edited.writer.segmentMasks(segmentID, self._session.stack, slices)
         return any(n in prompts or masks[n].any() for n in slices)
 
     def _create(self, target: _Target) -> str:
         """Create a segment with name, colour and codes of a class, and return its ID."""
-        segmentation, prediction = self._context.segmentation.GetSegmentation(), target.prediction
+        segmentation, prediction = self._edited.segmentation.GetSegmentation(), target.prediction
         taken = {segmentation.GetSegment(one).GetName() for one in segmentation.GetSegmentIDs()}
         name, number = prediction.name, 1
         while name in taken:
@@ -300,16 +279,16 @@ class PredictionWriter:
         return target.segmentID
 
     def _hasVoxels(self, segmentID: str) -> bool:
-        return SegmentVoxels(self._context.segmentation, np.eye(4)).hasAny(segmentID)
+        return SegmentVoxels(self._edited.segmentation, np.eye(4)).hasAny(segmentID)
 
     # Filling ------------------------------------------------------------------------------------------------
 
     def _fill(self, target: _Target, owner: object, model: str) -> None:
         segmentID, prediction, stack = target.segmentID, target.prediction, self._session.stack
-        transaction, markups, writer = self._transaction, self._context.markups, self._context.writer
-        if not transaction.isKnown(segmentID):
-            transaction.markApplied(segmentID, markups.snapshot(segmentID), {})
-        transaction.open([segmentID], owner=owner)
+        edited, markups, writer = self._edited, self._edited.markups, self._edited.writer
+        if not edited.isKnown(segmentID):
+            edited.markApplied(segmentID, markups.snapshot(segmentID), {})
+        edited.openStep([segmentID], owner=owner)
         tags = self._sync.tags
         isWhole = target.slices is None or tags.isAutomatic(segmentID) or not self._hasVoxels(segmentID)
         records = {n: replace(one, object=segmentID) for n, one in prediction.masks.items()}
@@ -324,7 +303,7 @@ class PredictionWriter:
             writer.own(segmentID, replaced, stack)
             empty = np.zeros(stack.shape_hw, dtype=bool)
             masks = {**{n: empty for n in replaced}, **masks}
-        transaction.write(segmentID, masks, stack)
+        edited.write(segmentID, masks, stack)
         shown = writer.knownMasks(segmentID, stack, list(records))
         if not any(mask.any() for mask in shown.values()):
             return  # the masking of the Segment Editor kept all of it out: the segment is what it was
@@ -333,12 +312,12 @@ class PredictionWriter:
 
     def _replacePrompts(self, target: _Target, predicted: Iterable[tuple[Prompt, ...]]) -> None:
         """Replace the prompts of the target's slices in the scene by those that were predicted."""
-        markups, stack = self._context.markups, self._session.stack
+        markups, stack = self._edited.markups, self._session.stack
         with markups.silenced():
             if target.slices is None:
                 markups.clear(target.segmentID)
             for n in target.slices or ():
-                markups.clearSlice(target.segmentID, n, self._context.adapter, stack)
+                markups.clearSlice(target.segmentID, n, self._edited.adapter, stack)
             markups.addPredicted(target.segmentID, self._gestures(predicted))
 
     def _predictedPrompts(
@@ -357,7 +336,7 @@ class PredictionWriter:
         """Give the session the segment as it will be; prompts and masks of other slices stay."""
         segmentID, session = target.segmentID, self._session.session
         known = session.snapshot(segmentID) if session is not None else ObjectSnapshot()
-        applied = self._transaction.applied
+        applied = self._edited.applied
         kept: dict[int, SlicePrompts] = {}
         if target.slices is not None:
             kept = {n: one for n, one in applied.get(segmentID, {}).items() if n not in target.slices}
@@ -367,12 +346,12 @@ class PredictionWriter:
         if session is not None:
             session.restore(segmentID, ObjectSnapshot({**kept, **prompts}, {**others, **records}, refined))
         applied[segmentID] = {}
-        snapshot = self._context.markups.snapshot(segmentID)
-        self._transaction.markApplied(segmentID, snapshot, {**kept, **prompts})
+        snapshot = self._edited.markups.snapshot(segmentID)
+        self._edited.markApplied(segmentID, snapshot, {**kept, **prompts})
         self._sync.setPredicted(segmentID, prompts)
 
     def _gestures(self, predicted: Iterable[tuple[Prompt, ...]]) -> list[Gesture]:
-        stack, geometry = self._session.stack, self._context.adapter.geometry
+        stack, geometry = self._session.stack, self._edited.adapter.geometry
         gestures: list[Gesture] = []
         for prompt in (one for prompts in predicted for one in prompts):
             if isinstance(prompt, Box):
@@ -381,6 +360,14 @@ class PredictionWriter:
             elif isinstance(prompt, Point):
                 gestures.append(PointGesture(geometry.to_ras([prompt.ijk])[0], prompt.positive))
         return gestures
+
+
+def summaryOf(predictions: list[AutoPrediction]) -> str:
+    """Return the confidence of every class: "liver 0.93, kidney 0.88; not found: spleen"."""
+    found = ", ".join(f"{one.name} {one.confidence:.2f}" for one in predictions if one.is_found)
+    names = ", ".join(one.name for one in predictions if not one.is_found)
+    missing = _("not found: {names}").format(names=names) if names else ""
+    return "; ".join(part for part in (found, missing) if part)
 
 
 def _cornersOf(box: Box, stack: SliceStack) -> NDArray[np.float64]:

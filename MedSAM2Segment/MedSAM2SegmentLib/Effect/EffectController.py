@@ -9,27 +9,36 @@ lost is sent everything again, and a scene that is loaded goes on where it was s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
+from medsam2_core.errors import Cancelled, GeometryError, MedSAM2Error, PromptError
 
-from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation, PredictionWriter
-from MedSAM2SegmentLib.Effect.EditorContext import Change, EditorContext
-from MedSAM2SegmentLib.Effect.EffectStatus import EffectStatus
+from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation
+from MedSAM2SegmentLib.Effect.EditedSegmentation import Change, EditedSegmentation
 from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
 from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
-from MedSAM2SegmentLib.Effect.ProvenanceSync import ProvenanceSync
-from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
 from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 from MedSAM2SegmentLib.i18n import _
-from MedSAM2SegmentLib.Panels.PanelState import PanelState, Status
+from MedSAM2SegmentLib.Panels.PanelState import (
+    AutoView,
+    PanelState,
+    Parameters,
+    SliceConfidence,
+    Status,
+    advice,
+    howToPrompt,
+    sentence,
+)
+from MedSAM2SegmentLib.Segments.Editors import transformToWorld
 from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompts
     from medsam2_core.worker.client import WorkerClient
+    from medsam2_core.worker.job_messages import AutoModelInfo
 
     from MedSAM2SegmentLib.Effect.WorkerSession import Answer, WorkerSource
     from MedSAM2SegmentLib.Prompts.Gestures import Gesture
@@ -38,6 +47,18 @@ if TYPE_CHECKING:
 
 #: Seconds an inactive effect keeps its worker: a short visit to another effect must not cost a restart.
 IDLE_RELEASE = 600.0
+
+#: States in which nothing can be prompted.
+_BLOCKED = (
+    Status.NO_VOLUME,
+    Status.VOLUME_REFUSED,
+    Status.NO_SEGMENT,
+    Status.NO_RUNTIME,
+    Status.INSTALLING,
+)
+_PREPARING = (Status.STARTING, Status.SENDING, Status.DOWNLOADING, Status.LOADING)
+#: States in which nothing can be propagated.
+_WAITING = (*_PREPARING, Status.WORKER_LOST, Status.FAILED)
 
 
 class EffectController:
@@ -68,20 +89,13 @@ class EffectController:
         self.state = PanelState()
         self.onStateChanged: Callable[[PanelState], None] = lambda state: None
         self._clock = clock
-        self._session = session = WorkerSession(source, self._onSession)
-        self._context = context = EditorContext(editor, session, self._onPrompts, self.sceneClosed)
-        self.parameters = context.parameters
-        self._transaction = context.transaction
-        self._provenance = ProvenanceSync(context, clock)
-        self._sync = PromptSync(context)
-        self._navigation = SliceNavigation(context)
-        self._propagation = LivePropagation(context, clock)
-        predictions = PredictionWriter(context, self._sync)
-        self._auto = AutoSegmentation(context, predictions.write, clock)
-        self._status = EffectStatus(context, self._propagation, self._auto, self._navigation)
-        self._sync.onLoaded = self._provenance.restore
+        self.parameters = parameters = Parameters(editor.parameter, editor.setParameter)
+        self._session = session = WorkerSession(source, parameters, self._onSession)
         session.onAnswer, session.onRefusal = self._onAnswer, self._onRefusal
-        self._propagation.onWritten = partial(self._sync.updateTags, isPropagated=True)
+        self._edited = edited = EditedSegmentation(editor, session, clock, self._onPrompts, self.sceneClosed)
+        self._sync = sync = PromptSync(edited, session)
+        self._propagation = LivePropagation(edited, session, sync, clock)
+        self._auto = AutoSegmentation(edited, session, sync, parameters, clock)
         self._propagation.beforeWriting = self._auto.beforeWriting = self._followUndo
         self._auto.afterWriting = self._onSession
         self._notice = self._details = ""  # shown instead of the usual advice
@@ -98,7 +112,7 @@ class EffectController:
     @property
     def markups(self) -> PromptMarkups | None:
         """The prompts of the segmentation being edited; None without one."""
-        return self._context.markups
+        return self._edited.markups
 
     @property
     def client(self) -> WorkerClient | None:
@@ -107,7 +121,7 @@ class EffectController:
 
     def color(self) -> tuple[float, float, float]:
         """Return the colour of the selected segment."""
-        segment = self._context.segment()
+        segment = self._edited.segment()
         return tuple(segment.GetColor()) if segment is not None else (1.0, 1.0, 0.0)
 
     @property
@@ -119,22 +133,22 @@ class EffectController:
     def activate(self) -> None:
         """Start working: the effect was chosen. The worker is started, too."""
         self._isActive = True
-        self._context.takeCharge()
+        self._edited.takeCharge()
         self._session.requestModels()
         self.update()
-        if self._context.markups is not None:
-            self._context.markups.setVisible(True)
+        if self._edited.markups is not None:
+            self._edited.markups.setVisible(True)
 
     def deactivate(self) -> None:
         """Stop a propagation, keep its masks, and hide the prompts: another effect was chosen."""
         self._propagation.finish()
         self._auto.abort()
         self._isActive = False
-        self._provenance.save()
+        self._edited.saveProvenance()
         self._inactiveSince = self._clock()
         self._notify("")
-        if self._context.markups is not None:
-            self._context.markups.setVisible(False)
+        if self._edited.markups is not None:
+            self._edited.markups.setVisible(False)
         self._publish()
 
     def cleanup(self) -> None:
@@ -142,10 +156,10 @@ class EffectController:
         self._isActive = False
         self._propagation.abort()
         self._auto.clear()
-        self._provenance.save()  # while there is a session
+        self._edited.saveProvenance()  # while there is a session
         self._session.release()
-        self._context.release()
-        self._navigation.clear()
+        self._edited.release()
+        self._session.forgetViews()
         self.onStateChanged = lambda state: None
 
     def update(self) -> None:
@@ -158,15 +172,15 @@ class EffectController:
         self._propagation.abort()
         self._auto.clear()
         self._session.closeVolume()
-        self._context.release()
-        self._navigation.clear()
+        self._edited.release()
+        self._session.forgetViews()
         self._isDirty = True
         self._publish()
 
     def viewUsed(self, sliceNode: Any) -> None:
         """Note that the mouse is in this slice view."""
-        if sliceNode is not self._navigation.view:
-            self._navigation.view = sliceNode
+        if sliceNode is not self._session.view:
+            self._session.view = sliceNode
             self._isDirty = True
 
     def tick(self) -> None:
@@ -183,18 +197,22 @@ class EffectController:
         if self._mustSync:
             self._mustSync = False
             self._syncPrompts()
-        self._navigation.prefetch()
-        self._provenance.tick()
+        self._session.prefetch()
+        store = self._edited.store
+        if store is not None and self._edited.isInCharge:
+            store.tick(self._session.session, self._session.origin)
         self._publish()
         self._isDirty |= self._isBusy()  # so that the end of what is running is noticed, too
         self._stamp = self._currentStamp()
 
     def _isDue(self) -> bool:
         """Whether a tick has work to do."""
-        if self._isDirty or self._context.isTouched or self._provenance.isPending or self._isBusy():
+        edited = self._edited
+        if self._isDirty or edited.isTouched or self._isBusy():
             return True
-        markups = self._context.markups
-        return (markups is not None and markups.isMoved) or self._currentStamp() != self._stamp
+        if edited.markups is not None and (edited.markups.isMoved or edited.store.isPending):
+            return True
+        return self._currentStamp() != self._stamp
 
     def _isBusy(self) -> bool:
         """Whether the worker is starting or computing, or prompts are to be sent."""
@@ -205,31 +223,29 @@ class EffectController:
     def _currentStamp(self) -> tuple[Any, ...]:
         problem = self._session.source.problem()
         isInstalling = bool(problem) and self._session.source.isInstalling()
-        return self._context.stamp(), problem, isInstalling, self._session.hasOtherWorker()
+        return self._edited.stamp(), problem, isInstalling, self._session.hasOtherWorker()
 
     # Prompts ------------------------------------------------------------------------------------------------
 
     def onGesture(self, gesture: Gesture, sliceNode: Any = None) -> None:
         """Add a point, box or scribble as a prompt, and send it."""
-        context, session = self._context, self._session
+        edited, session = self._edited, self._session
         if sliceNode is not None:
-            self._navigation.view = sliceNode
+            self._session.view = sliceNode
         if self._canEdit():
             self._propagation.keep()
-            try:
+            with self._reported():
                 self._open(fromView=True)
                 if session.stack is None:
                     message = session.problem or _("the volume cannot be cut into slices")
                     raise PromptError(message, code="no-slices")
-                context.markups.check(gesture, context.adapter, session.stack)
-                with context.markups.silenced():
-                    context.markups.add(context.segmentID, gesture)
+                edited.markups.check(gesture, edited.adapter, session.stack)
+                with edited.markups.silenced():
+                    edited.markups.add(edited.segmentID, gesture)
                 if self._isActive:
-                    self._sync.send(context.segmentID)
+                    self._sync.send(edited.segmentID)
                 else:
                     self._mustSync = True
-            except MedSAM2Error as error:
-                self._notify(str(error))
         self._publish()
 
     def onKey(self, what: str) -> None:
@@ -250,17 +266,18 @@ class EffectController:
         """Delete all prompts of the selected segment; its voxels stay, as if the user had painted them."""
         self._notify("")
         self.update()
-        if self._context.segmentID:
+        if self._edited.segmentID:
             self._propagation.finish()
             self._sync.clearPrompts()
-            self._provenance.remove(self._context.segmentID)
-            self._navigation.release()
+            self._edited.store.save({self._edited.segmentID: {"notes": None, "found": None}})
+            if not self._edited.isPrompted:
+                self._session.decideAnew()
         self._publish()
 
     def finaliseSlice(self) -> None:
         """Mark the segment on the slice in the views as final, or, if it is, not any more."""
         self._withSlice(self._sync.toggleFinal)
-        self._syncPrompts((self._context.segmentID,))
+        self._syncPrompts((self._edited.segmentID,))
         self._publish()
 
     def useSegmentAsPrompt(self) -> None:
@@ -275,15 +292,13 @@ class EffectController:
         self.update()
         if not self._auto.isRunning and self._canEdit():
             self._propagation.keep()
-            try:
+            with self._reported():
                 self._open()
                 problem = self._sync.sync()
-                options, model = self._navigation.propagationOptions, self.parameters.text("model")
+                options, model = self._session.propagationOptions, self.parameters.text("model")
                 self._propagation.start(options, model, problem)
                 self._notify(problem)
-                self._navigation.clearVisited()
-            except MedSAM2Error as error:
-                self._notify(str(error))
+                self._session.clearVisited()
         self._publish()
 
     def cancel(self) -> None:
@@ -300,25 +315,23 @@ class EffectController:
     def discard(self) -> None:
         """Discard the slices of a stopped propagation: one further step of undo."""
         self._followUndo()
-        try:
+        with self._reported():
             self._propagation.discard()
-        except MedSAM2Error as error:
-            self._notify(str(error))
         self._isDirty = True
         self._publish()
 
     def nextWeakest(self) -> None:
         """Show the slice of the selected segment with the lowest confidence; then the next."""
-        n = self._navigation.weakest(self._context.segmentID)
+        n = self._session.weakest(self._edited.segmentID)
         if n is None:
             self._notify(_("no slice has a result that was not looked at: propagate first"))
         else:
-            self._navigation.jump(n)
+            self._session.jump(n)
         self._publish()
 
     def jumpTo(self, n: int) -> None:
         """Show a slice in the views along the stack."""
-        self._navigation.jump(n)
+        self._session.jump(n)
         self._publish()
 
     # Auto ---------------------------------------------------------------------------------------------------
@@ -337,45 +350,39 @@ class EffectController:
 
     def _startAuto(self, *, oneSlice: bool) -> None:
         self._notify("")
-        self._context.takeCharge()
+        self._edited.takeCharge()
         self.update()
         if not self._isReady():
             return  # the status line says why
         self._propagation.finish()
-        self._context.agreePose()
-        try:
+        self._edited.agreePose()
+        with self._reported():
             chosen = self._auto.chosen
-            if chosen is not None:
-                self._navigation.alignTo(chosen.axis)
+            if chosen is not None and not self._edited.isPrompted:
+                self._session.alignTo(self._edited.adapter, chosen.axis)
             self._open()
             if chosen is not None and self._session.session is not None:
-                self._navigation.checkAlong(chosen.axis)
-            self._auto.start(self._navigation.checkedCurrent() if oneSlice else None)
-        except MedSAM2Error as error:
-            self._notify(str(error))
+                self._session.checkAlong(chosen.axis)
+            self._auto.start(self._session.checkedCurrent() if oneSlice else None)
         self._publish()
 
     # The rest of the panel ----------------------------------------------------------------------------------
 
     def setValue(self, name: str, value: Any) -> None:
         """Set a parameter. With another model, window or stack all prompts are sent to a new session."""
-        try:
+        with self._reported():
             if self.parameters.put(name, value) and name == "stack":
-                self._navigation.release(force=True)
+                self._session.decideAnew()
             self._refresh()
-        except MedSAM2Error as error:
-            self._notify(str(error))
         self._publish()
 
     def resolve(self) -> None:
         """Do what the button beside the status line offers: install, harden, restart."""
         if self._session.source.problem():
             self._session.source.resolve()
-        elif self._context.volumeProblem and self._status.canHarden():
-            try:
-                hardenTransform(self._context.volumeNode)
-            except MedSAM2Error as error:
-                self._notify(str(error))
+        elif self._edited.volumeProblem and self._canHarden():
+            with self._reported():
+                hardenTransform(self._edited.volumeNode)
         else:
             self._session.retry()
             self._sync.retryRefused()
@@ -390,18 +397,18 @@ class EffectController:
         Cheap when nothing has.
         """
         self._isDirty = True
-        changed = self._context.update(isActive=self._isActive)
+        changed = self._edited.update(isActive=self._isActive)
         if Change.SEGMENTATION in changed:
             self._isLoaded = True
             self._propagation.abort()
             self._auto.clear()
             self._session.close()
             self._sync.clear()
-            self._navigation.clear()
+            self._session.forgetViews()
         if Change.MOVED_TOGETHER in changed:  # the same prompts about the same voxels are sent again
-            self._provenance.save()
-            self._context.writer.trust()
-            self._navigation.follow(self._context.moved)
+            self._edited.saveProvenance()
+            self._edited.writer.trust()
+            self._session.follow(self._edited.moved)
             self._isLoaded = True
         if Change.VOLUME in changed:
             self._propagation.abort()
@@ -418,34 +425,34 @@ class EffectController:
 
     def _onPose(self) -> None:
         """Keep masks as they are, whatever prompts mean now: the volume was moved on the segmentation."""
-        context = self._context
-        if context.markups is None or not context.markups.segmentIDs():
+        edited = self._edited
+        if edited.markups is None or not edited.markups.segmentIDs():
             return
         if not self._isNew and self._session.stack is not None:
             self._propagation.finish()
             self._sync.markAllApplied()
             self._mustSync = True
-        if not context.isPoseAgreed:
+        if not edited.isPoseAgreed:
             text = _(
                 "{volume!r} was moved against {segmentation!r}: the prompts now mean other places of the "
                 "image, the masks stay as they are. Put both under the same transform, or undo the move"
             )
-            volume, segmentation = context.volumeNode.GetName(), context.segmentation.GetName()
+            volume, segmentation = edited.volumeNode.GetName(), edited.segmentation.GetName()
             self._notify(text.format(volume=volume, segmentation=segmentation))
 
     def _followUndo(self) -> None:
         """If somebody else changed the segmentation, see whether it was Slicer's undo, and follow it."""
-        context = self._context
-        if context.markups is not None:
-            context.markups.update()
-        if not context.isTouched or context.markups is None:
+        edited = self._edited
+        if edited.markups is not None:
+            edited.markups.update()
+        if not edited.isTouched or edited.markups is None:
             return
-        context.isTouched = False
-        for segmentID in list(self._transaction.applied):
-            if context.segment(segmentID) is None:
+        edited.isTouched = False
+        for segmentID in list(self._edited.applied):
+            if edited.segment(segmentID) is None:
                 self._sync.removeFromSession(segmentID)
                 self._propagation.discardMasks(segmentID)
-        states = self._transaction.detectUndo()
+        states = self._edited.detectUndo()
         if not states:
             self._sync.onEdited()
             return
@@ -457,25 +464,23 @@ class EffectController:
 
     def _isReady(self) -> bool:
         """Whether there are a volume, a segmentation, and a worker that can be started."""
-        context = self._context
+        edited = self._edited
         return (
-            context.adapter is not None
-            and context.segmentation is not None
+            edited.adapter is not None
+            and edited.segmentation is not None
             and not self._session.source.problem()
         )
 
     def _openIfReady(self) -> None:
         """Start the worker and open the session before the user's first click."""
         if self._isReady():
-            try:
+            with self._reported():
                 self._open()
-            except MedSAM2Error as error:
-                self._notify(str(error))
 
     def _open(self, *, fromView: bool = False) -> None:
         """Open a session that fits volume, slices and settings; ``fromView``: for a prompt in the view."""
-        before = self._session.config
-        if not self._navigation.open(fromView=fromView):
+        before, edited = self._session.config, self._edited
+        if not self._session.open(edited.adapter, isPrompted=edited.isPrompted, fromView=fromView):
             return
         self._mustSync = True
         self._sync.retryRefused()
@@ -484,7 +489,7 @@ class EffectController:
             self._isLoaded = False
         elif before is not None and before.seenAs != self._session.config.seenAs:
             self._propagation.finish()
-            self._transaction.markAllOutdated()
+            self._edited.markAllOutdated()
         self._isNew = False
 
     # Inside -------------------------------------------------------------------------------------------------
@@ -493,16 +498,14 @@ class EffectController:
         """Whether the selected segment can be edited; notifies the user why not."""
         self._notify("")
         self._auto.clearProblem()
-        self._context.takeCharge()
+        self._edited.takeCharge()
         self._refresh(mayOpen=False)
         canEdit = False
-        try:
-            if self._isReady() and self._context.segmentID:  # else the status line says why not
-                self._context.checkEditable()
-                self._context.agreePose()
-                canEdit = self._context.editor.confirmSegmentVisible()
-        except MedSAM2Error as error:
-            self._notify(str(error))
+        with self._reported():
+            if self._isReady() and self._edited.segmentID:  # else the status line says why not
+                self._edited.checkEditable()
+                self._edited.agreePose()
+                canEdit = self._edited.editor.confirmSegmentVisible()
         if not canEdit and self._isActive:
             self._openIfReady()
         return canEdit
@@ -512,11 +515,9 @@ class EffectController:
         if not self._canEdit():
             return
         self._propagation.finish()
-        try:
+        with self._reported():
             self._open(fromView=True)
-            action(self._navigation.checkedCurrent())
-        except MedSAM2Error as error:
-            self._notify(str(error))
+            action(self._session.checkedCurrent())
 
     def _syncPrompts(self, segmentIDs: tuple[str, ...] | None = None) -> None:
         """Send changed prompts to the session; notify the user about those that cannot be sent.
@@ -525,20 +526,218 @@ class EffectController:
         """
         if not self._isActive:
             self._mustSync = True
-        elif self._context.isInCharge:
+        elif self._edited.isInCharge:
             problem = self._sync.sync(segmentIDs)
             if problem:
                 self._notify(problem)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Within, an error is shown to the user as a notice."""
+        try:
+            yield
+        except MedSAM2Error as error:
+            self._notify(str(error))
 
     def _notify(self, notice: str, details: str = "") -> None:
         """Show the user a notice; an empty one removes it."""
         self._notice, self._details = notice, details
 
     def _publish(self) -> None:
-        state = self._status.state(self._notice, self._details)
+        state = self._panelState()
         if state != self.state:
             self.state = state
             self.onStateChanged(state)
+
+    # The state of the panel ---------------------------------------------------------------------------------
+
+    def _panelState(self) -> PanelState:
+        """Return the state of the panel, with its status line."""
+        propagation, auto, session = self._propagation, self._auto, self._session
+        notice = sentence(self._notice or propagation.problem or auto.problem)
+        details = (
+            self._details or propagation.details or auto.details or (session.report if session.phase else "")
+        )
+        facts = self._facts(details)
+        isPropagable = self._edited.isPrompted and facts.slices > 1 and not propagation.mustDecide
+        state = self._missingRuntime(facts) or self._obstacle(facts, notice)
+        state = state or self._preparing(facts, notice) or self._working(facts, notice)
+        isRunning, isBlocked = facts.canCancel, state.status in _BLOCKED
+        isFree = not isRunning and not isBlocked and state.status not in _WAITING
+        return replace(
+            state,
+            progress=facts.progress if isRunning else self._preparation(state.status),
+            canPrompt=not isBlocked,
+            canPropagate=isFree and isPropagable,
+            canFinalise=isFree and bool(self._edited.segmentID) and session.session is not None,
+            auto=self._autoView(state.status),
+        )
+
+    def _canHarden(self) -> bool:
+        """Whether the volume is refused because of a transform that could be hardened."""
+        node = self._edited.volumeNode
+        if node is None or not self._edited.volumeProblem or node.GetParentTransformNode() is None:
+            return False
+        try:
+            transformToWorld(node)
+        except GeometryError:
+            return True
+        return False
+
+    def _facts(self, details: str) -> PanelState:
+        """The part of the state that does not depend on the status; the status line is made from it."""
+        parameters, auto, propagation = self.parameters, self._auto, self._propagation
+        segmentID, stack, markups = self._edited.segmentID, self._session.stack, self._edited.markups
+        confidences = self._confidences(segmentID)
+        progress = auto.progress if auto.isRunning else propagation.progress
+        isRunning = auto.isRunning or propagation.isRunning
+        return PanelState(
+            details=details,
+            progress=(progress.done, progress.total),
+            remaining=progress.remaining if isRunning else "",
+            tool=parameters.tool,
+            negative=parameters.isOn("negative"),
+            canCancel=isRunning,
+            canKeep=propagation.mustDecide and not propagation.isRunning,
+            canJump=any(one.confidence is not None and not one.prompted for one in confidences),
+            canClear=bool(segmentID) and markups is not None and segmentID in markups.segmentIDs(),
+            confidences=confidences,
+            slices=len(stack) if stack is not None else 0,
+            current=self._session.current() if confidences else None,
+            choices=parameters.choices(self._session.models),
+            values=parameters.values(),
+        )
+
+    def _confidences(self, segmentID: str) -> tuple[SliceConfidence, ...]:
+        session, stack = self._session.session, self._session.stack
+        if session is None or stack is None or not segmentID:
+            return ()
+        records, prompts = session.masks(segmentID), session.prompts(segmentID)
+        if not records and not prompts:
+            return ()
+        return tuple(
+            SliceConfidence(
+                n,
+                round(records[n].confidence, 3) if n in records else None,
+                n in prompts,
+                n in prompts and prompts[n].final,
+            )
+            for n in range(len(stack))
+        )
+
+    def _preparation(self, status: Status) -> tuple[int, int] | None:
+        if status in (Status.SENDING, Status.DOWNLOADING, Status.LOADING):
+            _step, done, total = self._session.progress()
+            return done, total or 0
+        if status in (Status.STARTING, Status.WORKER_LOST, Status.ENCODING):
+            return 0, 0
+        return None
+
+    def _autoView(self, status: Status) -> AutoView:
+        """The section about Auto; it needs no segment."""
+        edited, auto = self._edited, self._auto
+        isBlocked = status in _BLOCKED and status is not Status.NO_SEGMENT
+        if isBlocked or edited.adapter is None or edited.segmentation is None:
+            return AutoView()
+        entries, chosen, known = auto.entries, auto.chosen, self._session.autoModels
+        isRunning = self._propagation.isRunning or auto.isRunning
+        isFree = chosen is not None and status is not Status.FAILED and not isRunning
+        text = auto.summary
+        if known and not entries:
+            text = _(
+                "None of {count} Auto models suits this volume: train one from 10 labelled images."
+            ).format(count=len(known))
+        elif known is not None and not known:
+            text = _("No Auto model yet: train one from 10 labelled images.")
+        return AutoView(
+            isShown=known is not None,
+            models=tuple((one.file, _label(one)) for one in entries),
+            chosen=chosen.file if chosen is not None else "",
+            canFindSlice=isFree,
+            canFindVolume=isFree and not edited.adapter.isPicture,
+            replaces=self.parameters.isOn("replaceSegments"),
+            text=text,
+            canTrain=known is not None and not entries,
+        )
+
+    # The status line ----------------------------------------------------------------------------------------
+    # What blocks everything comes first, what is merely running last.
+
+    def _missingRuntime(self, facts: PanelState) -> PanelState | None:
+        problem = self._session.source.problem()
+        if problem and self._session.source.isInstalling():
+            text = _("The Python environment of MedSAM2 is being installed; you can go on working meanwhile.")
+            return replace(facts, status=Status.INSTALLING, text=text, action=_("Show…"), details="")
+        if problem:
+            text, action = sentence(problem), _("Install…")
+            return replace(facts, status=Status.NO_RUNTIME, text=text, action=action, details=problem)
+        return None
+
+    def _obstacle(self, facts: PanelState, notice: str) -> PanelState | None:
+        edited, session = self._edited, self._session
+        if edited.volumeNode is None:
+            text = _("Choose the volume to segment as source volume, above.")
+            return replace(facts, status=Status.NO_VOLUME, text=text, details="")
+        if edited.volumeProblem:
+            text, action = sentence(edited.volumeProblem), _("Harden transform") if self._canHarden() else ""
+            details = edited.volumeProblem
+            return replace(facts, status=Status.VOLUME_REFUSED, text=text, action=action, details=details)
+        if session.phase is Status.FAILED:
+            text = sentence(session.problem or _("the worker could not be started"))
+            details = facts.details or session.problem
+            return replace(facts, status=Status.FAILED, text=text, action=_("Restart"), details=details)
+        if not edited.segmentID and not self._auto.isRunning:
+            text = _("Choose a segment in the list above, or add one.")
+            if self._auto.chosen is not None:
+                text = _("Choose a segment in the list above, or add one, or press Auto.")
+            details = facts.details if notice else ""
+            return replace(facts, status=Status.NO_SEGMENT, text=notice or text, details=details)
+        return None
+
+    def _preparing(self, facts: PanelState, notice: str) -> PanelState | None:
+        """While the worker is not ready. What is prompted meanwhile is answered as soon as it is."""
+        phase, problem = self._session.phase, self._session.problem
+        if phase is Status.WORKER_LOST:
+            reason = f" ({problem.rstrip('.')})" if problem else ""
+            text = _(
+                "The worker was lost{reason} and is being started again; your prompts and masks are kept."
+            ).format(reason=reason)
+            return replace(facts, status=phase, text=text, details=facts.details or problem)
+        texts = {
+            Status.STARTING: _("The worker is starting"),
+            Status.SENDING: _("The volume is being sent to the worker"),
+            Status.DOWNLOADING: _("The model {title!r} is being downloaded, once"),
+            Status.LOADING: _("The model {title!r} is being loaded"),
+        }
+        if phase not in texts:
+            return None
+        title = dict(facts.choices["model"])[facts.values["model"]]
+        meanwhile = _("you can already {how}.").format(how=howToPrompt(facts))
+        if facts.canClear:
+            meanwhile = _("your prompts are answered when it is done.")
+        text = notice or f"{texts[phase].format(title=title)}; {meanwhile}"
+        return replace(facts, status=phase, text=text, details="")
+
+    def _working(self, facts: PanelState, notice: str) -> PanelState:
+        if self._propagation.mustDecide:
+            kept = self._propagation.written
+            slices = _("1 slice") if kept == 1 else _("{count} slices").format(count=kept)
+            text = _("Propagation was stopped after {slices}: keep them, or discard them?")
+            return replace(facts, status=Status.KEEP_OR_DISCARD, text=text.format(slices=slices), details="")
+        status = Status.PROMPTED if facts.canClear else Status.READY
+        done, total = facts.progress or (0, 0)
+        counted = _("{done} of {total} slices").format(done=done, total=total) if total else _("beginning")
+        if self._auto.isRunning:
+            status = Status.FINDING
+            text = _("Auto: {counted}. Cancel stops, and leaves everything as it is.").format(counted=counted)
+        elif self._propagation.isRunning:
+            status = Status.PROPAGATING
+            text = _("Propagating: {counted}. You can go on clicking; Cancel stops.").format(counted=counted)
+        elif self._session.isWaiting():
+            status, text = Status.ENCODING, _("The model is looking at the slice …")
+        else:
+            text = advice(facts)
+        return replace(facts, status=status, text=notice or text)
 
     # Events -------------------------------------------------------------------------------------------------
 
@@ -555,20 +754,18 @@ class EffectController:
 
     def _onAnswer(self, answer: Answer) -> None:
         """Write an answer of the session as a step of its own."""
-        if self._context.isOutOfDate:
+        if self._edited.isOutOfDate:
             return
         self._followUndo()
         segmentID, model = answer.segmentID, self.parameters.text("model")
         self._propagation.discardMasks(segmentID, set(answer.prompts))
         isWritten = False
-        try:
+        with self._reported():
             isWritten = self._sync.apply(answer, model)
-        except MedSAM2Error as error:
-            self._notify(str(error))
-        isChanged = self._transaction.close() is not None
+        isChanged = self._edited.closeStep() is not None
         if not isWritten:
             return
-        if not isChanged and self._transaction.wasAsked:
+        if not isChanged and self._edited.wasAsked:
             self._notify(
                 _(
                     "the masking of the Segment Editor kept all of it out: choose another editable area or "
@@ -579,10 +776,8 @@ class EffectController:
             self._notifyEmpty(answer)
         isLast = self._session.session is not None and not self._session.isWaiting()
         if isLast and self.parameters.isOn("autoPropagate"):
-            try:
-                self._propagation.goOn(segmentID, self._navigation.propagationOptions, model)
-            except MedSAM2Error as error:
-                self._notify(str(error))
+            with self._reported():
+                self._propagation.goOn(segmentID, self._session.propagationOptions, model)
 
     def _notifyEmpty(self, answer: Answer) -> None:
         """Notify the user where the model has found nothing: there is nothing to be seen."""
@@ -598,3 +793,9 @@ class EffectController:
         self._sync.markRefused(segmentID, prompts)
         if not isinstance(error, Cancelled):
             self._notify(str(error), getattr(error, "details", ""))
+
+
+def _label(entry: AutoModelInfo) -> str:
+    """Return name and classes of an Auto model."""
+    classes = ", ".join(entry.classes[:3]) + (", …" if len(entry.classes) > 3 else "")
+    return f"{entry.name} ({classes})" if classes else entry.name

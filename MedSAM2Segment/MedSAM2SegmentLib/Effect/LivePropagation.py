@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
     from numpy.typing import NDArray
 
-    from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
+    from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
+    from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
+    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 
 #: Seconds between two writes: each costs a redraw of every view.
 WRITE_EVERY = 0.25
@@ -125,8 +127,8 @@ class LivePropagation:
 
     Parameters
     ----------
-    context
-        Segments, how they are written, and the worker's session.
+    edited, session, sync
+        The segments; the session in the worker, and its prompts.
     clock
         Monotonic seconds.
 
@@ -138,17 +140,16 @@ class LivePropagation:
         Why the last propagation ended early, or found nothing; empty when all is well.
     beforeWriting
         Called before masks are written: their segments may have been undone.
-    onWritten
-        Called with the segment's ID and the name of the model after masks were written.
     """
 
     def __init__(
         self,
-        context: EditorContext,
+        edited: EditedSegmentation,
+        session: WorkerSession,
+        sync: PromptSync,
         clock: Callable[[], float],
     ) -> None:
-        self._context, self._session, self._transaction = context, context.session, context.transaction
-        self._clock = clock
+        self._edited, self._session, self._sync, self._clock = edited, session, sync, clock
         self._run: _Run | None = None
         self._before: dict[str, ObjectSnapshot] = {}
         self._newUndo = True
@@ -157,7 +158,6 @@ class LivePropagation:
         self.mustDecide = False
         self.problem = self.details = ""
         self.beforeWriting: Callable[[], None] = lambda: None
-        self.onWritten: Callable[[str, str], None] = lambda segmentID, model: None
 
     @property
     def isRunning(self) -> bool:
@@ -204,8 +204,8 @@ class LivePropagation:
             raise PromptError(message, code="no-session")
         prompted = tuple(
             segmentID
-            for segmentID in self._context.markups.segmentIDs()
-            if session.prompts(segmentID) and self._context.isPropagated(segmentID)
+            for segmentID in self._edited.markups.segmentIDs()
+            if session.prompts(segmentID) and self._edited.isPropagated(segmentID)
         )
         if not prompted:
             message = problem or _("nothing to propagate: prompt the segment first")
@@ -244,8 +244,8 @@ class LivePropagation:
             return
         self._run.stop()
         self._write()
-        self._transaction.close()
-        self.mustDecide = self._run is not None and bool(self._transaction.stepsOf(self._run))
+        self._edited.closeStep()
+        self.mustDecide = self._run is not None and bool(self._edited.stepsOf(self._run))
 
     def keep(self) -> None:
         """Keep what was written, and clear the message about what went wrong."""
@@ -257,11 +257,11 @@ class LivePropagation:
         if not self.mustDecide:
             return
         self.mustDecide = False
-        steps = self._transaction.stepsOf(self._run)
+        steps = self._edited.stepsOf(self._run)
         if not steps:
             return
-        self._transaction.open(self._run.segmentIDs)
-        self._transaction.revert(steps)
+        self._edited.openStep(self._run.segmentIDs)
+        self._edited.revert(steps)
         session = self._session.session
         if session is not None:
             for segmentID, before in self._before.items():
@@ -269,7 +269,7 @@ class LivePropagation:
                 records = {n: record for n, record in before.masks.items() if n not in now.prompts}
                 records |= {n: record for n, record in now.masks.items() if n in now.prompts}
                 session.restore(segmentID, ObjectSnapshot(now.prompts, records, now.propagated))
-        self._transaction.close()
+        self._edited.closeStep()
 
     def finish(self) -> None:
         """Stop, and keep what was written without asking."""
@@ -277,7 +277,7 @@ class LivePropagation:
         if self.isRunning:
             self._run.stop()
             self._write()
-            self._transaction.close()
+            self._edited.closeStep()
 
     def abort(self) -> None:
         """Stop, and write nothing more: its segments are gone, or were undone."""
@@ -299,28 +299,28 @@ class LivePropagation:
             self._run.discard(segmentID, slices)
 
     def _write(self) -> None:
-        if self._context.isOutOfDate:
+        if self._edited.isOutOfDate:
             return  # the next update finds out
         self.beforeWriting()
         if self._run is None:
             return
-        masks = {one: m for one, m in self._run.drain().items() if self._context.isEditable(one)}
+        masks = {one: m for one, m in self._run.drain().items() if self._edited.isEditable(one)}
         if not masks:
             return
-        self._transaction.open(masks, owner=self._run, newUndo=self._newUndo)
+        self._edited.openStep(masks, owner=self._run, newUndo=self._newUndo)
         self._newUndo = False
         try:
             for segmentID, slices in masks.items():
-                if self._transaction.write(segmentID, slices, self._stack):
-                    self.onWritten(segmentID, self._model)
+                if self._edited.write(segmentID, slices, self._stack):
+                    self._sync.updateTags(segmentID, self._model, isPropagated=True)
         except MedSAM2Error as error:
             self._run.stop()
-            self._transaction.close()
+            self._edited.closeStep()
             self.problem = str(error)
 
     def _onEnd(self, error: MedSAM2Error | None) -> None:
         self._write()
-        self._transaction.close()
+        self._edited.closeStep()
         if error is not None:
             self.problem, self.details = str(error), getattr(error, "details", "")
         elif self._run is not None and not self.problem:

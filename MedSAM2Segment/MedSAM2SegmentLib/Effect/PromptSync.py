@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from medsam2_core.prompts import PixelPrompts, SlicePrompts
     from numpy.typing import NDArray
 
-    from MedSAM2SegmentLib.Effect.EditorContext import EditorContext
-    from MedSAM2SegmentLib.Effect.EditTransaction import UndoState
-    from MedSAM2SegmentLib.Effect.WorkerSession import Answer
+    from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation, UndoState
+    from MedSAM2SegmentLib.Effect.WorkerSession import Answer, WorkerSession
 
 #: Pixels round a foreground point in which voxels the user had erased may come back.
 _REVIVED_RADIUS = 10
@@ -36,21 +35,18 @@ class PromptSync:
 
     Parameters
     ----------
-    context
-        Prompts, segments, how they are written, and the worker's session.
+    edited, session
+        Prompts and segments; the session in the worker.
 
     Attributes
     ----------
     tags
         The DICOM algorithm tags of segments.
-    onLoaded
-        Called with the ID of a segment when the session has its prompts, which were loaded with the scene.
     """
 
-    def __init__(self, context: EditorContext) -> None:
-        self._context, self._session, self._transaction = context, context.session, context.transaction
-        self.onLoaded: Callable[[str], None] = lambda segmentID: None
-        self.tags = AlgorithmTags(context.segment, context.writing, lambda: self._session.modelInfo)
+    def __init__(self, edited: EditedSegmentation, session: WorkerSession) -> None:
+        self._edited, self._session = edited, session
+        self.tags = AlgorithmTags(edited.segment, edited.writing, lambda: session.modelInfo)
         self._refused: dict[tuple[str, int], SlicePrompts] = {}
         self._loaded: set[str] = set()  # segments whose prompts were in the scene before this session
         self._removed: set[str] = set()  # segments that were removed
@@ -64,8 +60,8 @@ class PromptSync:
         Without a session nothing is sent: it is when there is one.
         """
         problem = ""
-        self._removed |= {one for one in segmentIDs or () if self._context.segment(one) is None}
-        if self._session.session is None or self._context.adapter is None:
+        self._removed |= {one for one in segmentIDs or () if self._edited.segment(one) is None}
+        if self._session.session is None or self._edited.adapter is None:
             return problem
         for segmentID in self._promptedSegments() if segmentIDs is None else segmentIDs:
             try:
@@ -76,22 +72,22 @@ class PromptSync:
 
     def send(self, segmentID: str) -> None:
         """Send the changed prompts of a segment. PromptError names the prompt that cannot be used."""
-        if self._session.session is None or self._context.adapter is None:
+        if self._session.session is None or self._edited.adapter is None:
             return  # sent when there is a session
         wanted = self.slicePrompts(segmentID)
-        if self._context.segment(segmentID) is None:
+        if self._edited.segment(segmentID) is None:
             self.removeFromSession(segmentID)
             return
-        snapshot = self._context.markups.snapshot(segmentID)
+        snapshot = self._edited.markups.snapshot(segmentID)
         if segmentID in self._removed:  # undo has brought it back with its prompts: it is as it was
             self._removed.discard(segmentID)
-            self._transaction.markApplied(segmentID, snapshot, wanted)
+            self._edited.markApplied(segmentID, snapshot, wanted)
         changed = {
             n: prompts
             for n, prompts in changedSlices(self._session.session.prompts(segmentID), wanted).items()
             if (segmentID, n) not in self._refused or isDifferent(self._refused[segmentID, n], prompts)
         }
-        outdated = changedSlices(self._transaction.applied.get(segmentID, {}), wanted)
+        outdated = changedSlices(self._edited.applied.get(segmentID, {}), wanted)
         replay = self._replayed(segmentID, {n: p for n, p in changed.items() if n not in outdated})
         new = {n: prompts for n, prompts in changed.items() if n not in replay}
         new.update(self._withPrediction(segmentID, new))
@@ -103,18 +99,18 @@ class PromptSync:
 
     def slicePrompts(self, segmentID: str) -> dict[int, SlicePrompts]:
         """Return the prompts of a segment by slice; PromptError names the prompt that cannot be used."""
-        return self._context.markups.slicePrompts(segmentID, self._context.adapter, self._session.stack)
+        return self._edited.markups.slicePrompts(segmentID, self._edited.adapter, self._session.stack)
 
     def markAllApplied(self, *, areLoaded: bool = False) -> None:
         """Mark all segments as in sync with their prompts; ``areLoaded``: as they were in the scene."""
-        markups = self._context.markups
+        markups = self._edited.markups
         for segmentID in markups.segmentIDs():
             try:
                 prompts = self.slicePrompts(segmentID)
             except PromptError:
                 continue  # reported when it is sent
-            self._transaction.applied.pop(segmentID, None)
-            self._transaction.markApplied(segmentID, markups.snapshot(segmentID), prompts)
+            self._edited.applied.pop(segmentID, None)
+            self._edited.markApplied(segmentID, markups.snapshot(segmentID), prompts)
             if areLoaded:
                 self._loaded.add(segmentID)
 
@@ -165,14 +161,14 @@ class PromptSync:
         alone = {n: one for n, one in prompts.items() if one.needs_known and len(one.prompts) == 1}
         known = {n: self._predicted.get((segmentID, n)) for n in alone}
         predicted = {n: one for n, one in known.items() if one is not None and not isDifferent(one, alone[n])}
-        applied = self._transaction.applied.get(segmentID, {})
+        applied = self._edited.applied.get(segmentID, {})
         unknown = {n: one for n, one in alone.items() if n not in predicted and n not in applied}
         return {**predicted, **self._withSegment(segmentID, unknown)}
 
     def _withSegment(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> dict[int, SlicePrompts]:
         """Return prompts with the segment as it stands as their answer."""
         slices = [n for n, onSlice in prompts.items() if onSlice]
-        masks = self._context.writer.segmentMasks(segmentID, self._session.stack, slices) if slices else {}
+        masks = self._edited.writer.segmentMasks(segmentID, self._session.stack, slices) if slices else {}
         answered = dict(prompts)
         for n, mask_hw in masks.items():
             final = prompts[n].final
@@ -183,19 +179,19 @@ class PromptSync:
     def _promptedSegments(self) -> list[str]:
         """Segments with prompts, and those whose prompts are gone from the scene but not from the session."""
         session = self._session.session
-        known = [segmentID for segmentID in self._transaction.applied if session.prompts(segmentID)]
-        return list(dict.fromkeys([*self._context.markups.segmentIDs(), *known]))
+        known = [segmentID for segmentID in self._edited.applied if session.prompts(segmentID)]
+        return list(dict.fromkeys([*self._edited.markups.segmentIDs(), *known]))
 
     # The segment as a prompt --------------------------------------------------------------------------------
 
     def toggleFinal(self, n: int) -> None:
         """Mark the selected segment on slice ``n`` as final, or, if it is, not any more."""
-        segmentID, markups, stack = self._context.segmentID, self._context.markups, self._session.stack
-        applied = self._transaction.applied.get(segmentID, {}).get(n)
+        segmentID, markups, stack = self._edited.segmentID, self._edited.markups, self._session.stack
+        applied = self._edited.applied.get(segmentID, {}).get(n)
         final = applied is None or not applied.final
         with markups.silenced():
             if final:
-                mask = self._context.writer.segmentMasks(segmentID, stack, [n])[n]
+                mask = self._edited.writer.segmentMasks(segmentID, stack, [n])[n]
                 prompt = mask_on_slice(mask, n, stack)
                 if prompt is not None:
                     markups.addMask(segmentID, n, prompt, stack.key)
@@ -203,8 +199,8 @@ class PromptSync:
 
     def useAsPrompt(self, n: int) -> None:
         """Add the selected segment on slice ``n`` as a mask prompt; PromptError when it is empty."""
-        segmentID, stack = self._context.segmentID, self._session.stack
-        mask = self._context.writer.segmentMasks(segmentID, stack, [n])[n]
+        segmentID, stack = self._edited.segmentID, self._session.stack
+        mask = self._edited.writer.segmentMasks(segmentID, stack, [n])[n]
         if not mask.any():
             raise PromptError(
                 _("the segment is empty on this slice: paint it first, or click instead"),
@@ -221,17 +217,17 @@ class PromptSync:
                 code="mask-prompt-on-oblique-slice",
                 slice=n,
             )
-        self._context.markups.addMask(segmentID, n, prompt, stack.key)
+        self._edited.markups.addMask(segmentID, n, prompt, stack.key)
 
     def clearPrompts(self) -> None:
         """Delete all prompts of the selected segment; its voxels are the user's own from now on."""
-        segmentID, markups = self._context.segmentID, self._context.markups
+        segmentID, markups = self._edited.segmentID, self._edited.markups
         with markups.silenced():
             markups.clear(segmentID)
         self.removeFromSession(segmentID)
-        self._transaction.removePrompts(segmentID)
-        self._transaction.markApplied(segmentID, (), {})
-        self._context.writer.disown(segmentID)
+        self._edited.removePrompts(segmentID)
+        self._edited.markApplied(segmentID, (), {})
+        self._edited.writer.disown(segmentID)
 
     # Answers ------------------------------------------------------------------------------------------------
 
@@ -244,26 +240,28 @@ class PromptSync:
             The segment cannot be edited, or is marked as completed: its voxels stay as they are.
         """
         segmentID, stack = answer.segmentID, self._session.stack
-        if self._context.segment(segmentID) is None or not answer.prompts:
+        if self._edited.segment(segmentID) is None or not answer.prompts:
             return False
         if answer.isReplay:
             if segmentID in self._loaded:
                 known = {n: record.mask_hw for n, record in answer.masks.items()}
-                self._context.writer.adopt(segmentID, known, stack)
-                self.onLoaded(segmentID)
-            self._transaction.markApplied(segmentID, answer.snapshot, answer.prompts)
+                self._edited.writer.adopt(segmentID, known, stack)
+                if self._session.session is not None:
+                    origin = self._session.origin
+                    self._edited.store.restore(segmentID, self._session.session, stack, origin)
+            self._edited.markApplied(segmentID, answer.snapshot, answer.prompts)
             return False
         self._loaded.discard(segmentID)
-        if not self._context.isEditable(segmentID):
-            self._transaction.markApplied(segmentID, answer.snapshot, answer.prompts)
-            self._context.checkEditable(segmentID)
+        if not self._edited.isEditable(segmentID):
+            self._edited.markApplied(segmentID, answer.snapshot, answer.prompts)
+            self._edited.checkEditable(segmentID)
         revived = self._revived(answer)
         masks = {n: np.zeros(stack.shape_hw, dtype=bool) for n, one in answer.prompts.items() if not one}
         masks |= {n: record.mask_hw for n, record in answer.masks.items() if not answer.prompts[n].final}
-        self._transaction.open([segmentID])
-        self._transaction.markApplied(segmentID, answer.snapshot, answer.prompts)
+        self._edited.openStep([segmentID])
+        self._edited.markApplied(segmentID, answer.snapshot, answer.prompts)
         if masks:
-            self._transaction.write(segmentID, masks, stack, revived)
+            self._edited.write(segmentID, masks, stack, revived)
             if self._showsOurs(segmentID, list(masks)):
                 self.updateTags(segmentID, model)
         finals = [n for n, one in answer.prompts.items() if one.final]
@@ -274,7 +272,7 @@ class PromptSync:
 
     def _revived(self, answer: Answer) -> dict[int, NDArray[np.bool_]]:
         """(H, W) by slice: where new prompts ask for voxels even if the user had erased them."""
-        stack, applied = self._session.stack, self._transaction.applied.get(answer.segmentID, {})
+        stack, applied = self._session.stack, self._edited.applied.get(answer.segmentID, {})
         revived = {}
         for n, onSlice in answer.prompts.items():
             before = applied[n].prompts if n in applied else ()
@@ -290,18 +288,18 @@ class PromptSync:
         for segmentID, snapshot in state.prompts.items():
             self._session.discardAnswers(segmentID)
             self._loaded.discard(segmentID)
-            self._context.markups.restore(snapshot, segmentID)
+            self._edited.markups.restore(snapshot, segmentID)
             known = state.objects[segmentID]
             if session is not None and known is not None and state.session is session:
                 if known:
                     session.restore(segmentID, known)
                 else:
                     self.removeFromSession(segmentID)
-            self._transaction.applied[segmentID] = {}
-            if self._session.stack is None or self._context.adapter is None:
+            self._edited.applied[segmentID] = {}
+            if self._session.stack is None or self._edited.adapter is None:
                 continue
             try:
-                self._transaction.applied[segmentID] = dict(self.slicePrompts(segmentID))
+                self._edited.applied[segmentID] = dict(self.slicePrompts(segmentID))
             except PromptError:
                 continue  # reported when it is sent
 
@@ -324,7 +322,7 @@ class PromptSync:
         except PromptError:  # one of the user's own; reported when it is sent
             self.tags.setModel(segmentID, model, isAlone=False, isPropagated=isPropagated)
             return
-        if prompts or self._context.writer.showsOurs(segmentID):
+        if prompts or self._edited.writer.showsOurs(segmentID):
             isAlone = self._arePredicted(segmentID, prompts)
             self.tags.setModel(segmentID, model, isAlone=isAlone, isPropagated=isPropagated)
         else:
@@ -335,9 +333,9 @@ class PromptSync:
 
         Other segments are not checked: with many it would take long, at every stroke of the brush.
         """
-        segmentID = self._context.segmentID
-        isThere = self._context.segment(segmentID) is not None
-        if isThere and self.tags.isAutomatic(segmentID) and self._context.writer.wasEdited(segmentID):
+        segmentID = self._edited.segmentID
+        isThere = self._edited.segment(segmentID) is not None
+        if isThere and self.tags.isAutomatic(segmentID) and self._edited.writer.wasEdited(segmentID):
             self.tags.setSemiautomatic(segmentID)
 
     def hasOnlyPredicted(self, segmentID: str) -> bool:
@@ -357,7 +355,7 @@ class PromptSync:
 
     def _isPainted(self, segmentID: str, n: int) -> bool:
         """Whether a slice of a segment has voxels that are not from a model."""
-        stack, writer = self._session.stack, self._context.writer
+        stack, writer = self._session.stack, self._edited.writer
         mask_hw = writer.segmentMasks(segmentID, stack, [n])[n]
         return bool((mask_hw & ~writer.oursMasks(segmentID, stack, [n])[n]).any())
 
@@ -365,7 +363,7 @@ class PromptSync:
         """Whether a segment shows a model's masks: on these slices now, or anywhere before."""
         if self.tags.isOurs(segmentID):
             return True
-        known = self._context.writer.knownMasks(segmentID, self._session.stack, slices)
+        known = self._edited.writer.knownMasks(segmentID, self._session.stack, slices)
         return any(mask_hw.any() for mask_hw in known.values())
 
 

@@ -1,20 +1,29 @@
-"""The session in the worker: opened for volume, stack and settings, sent prompts, its answers handed on."""
+"""The session in the worker: its slices, the prompts it is sent, and its answers.
+
+It is opened for a volume, a stack of slices and settings. With the stack "auto", the view of the first prompt
+decides, and is stored in the scene; later prompts in other views apply to the slices they lie on. When no
+segment has prompts any more, the next prompt decides anew.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError
+import numpy as np
+import slicer
+from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError, ProtocolError
 from medsam2_core.prompts import SlicePrompts
 from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.job_messages import auto_models_from_json
 from medsam2_core.worker.messages import SessionSettings, StackChoice
 
 from MedSAM2SegmentLib.i18n import _
-from MedSAM2SegmentLib.Panels.PanelState import Status
+from MedSAM2SegmentLib.Panels.PanelState import PATIENCE, Parameters, Status
+from MedSAM2SegmentLib.Segments.Editors import nodesOf
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slice_mask import SliceMask
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
     from medsam2_core.worker.client import WorkerClient
     from medsam2_core.worker.job_messages import AutoModelInfo
     from medsam2_core.worker.session_client import SessionClient
+    from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
@@ -143,15 +153,19 @@ class WorkerSession:
 
     Parameters
     ----------
+    source
+        Where the worker comes from.
+    parameters
+        The user's choices: model, window, slices.
     onChange
         Called when :attr:`phase`, or what is awaited, may have changed.
 
     Attributes
     ----------
-    source
-        Where the worker comes from.
     stack
         The slices of the session.
+    view
+        The slice node of the view the user worked in last; None before that.
     config
         What the session was opened with; None before there is one.
     models
@@ -162,9 +176,8 @@ class WorkerSession:
         Called with an :class:`Answer`; with the segment's ID, the prompts, and the error.
     """
 
-    def __init__(self, source: WorkerSource, onChange: Callable[[], None]) -> None:
-        self.source = source
-        self._onChange = onChange
+    def __init__(self, source: WorkerSource, parameters: Parameters, onChange: Callable[[], None]) -> None:
+        self.source, self._parameters, self._onChange = source, parameters, onChange
         self.onAnswer: Callable[[Answer], None] = lambda answer: None
         self.onRefusal: Refusal = lambda segmentID, prompts, error: None
         self._client: WorkerClient | None = None
@@ -179,6 +192,11 @@ class WorkerSession:
         self.stack: SliceStack | None = None
         self.models: tuple[tuple[str, str], ...] = ()
         self.autoModels: tuple[AutoModelInfo, ...] | None = None
+        self.view: Any = None
+        self._adapter: VolumeAdapter | None = None  # of the stack
+        self._visited: set[tuple[str, int]] = set()
+        self._displayed: tuple[str, str] | None = None  # volume, and the window it was displayed with
+        self._found: tuple[str, str, StackChoice | None] = ("", "", None)  # of stackFound and volume
 
     # The worker ---------------------------------------------------------------------------------------------
 
@@ -303,14 +321,31 @@ class WorkerSession:
         info = self._session.info if self._session is not None else None
         return info.model if info is not None else {}
 
-    def open(self, adapter: VolumeAdapter, choice: StackChoice, settings: SessionSettings) -> bool:
-        """Open a session of a volume, unless it is open; whether it is another one than before.
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What masks of this session depend on, for JSON; None before there is one."""
+        if self.config is None:
+            return None
+        stack, settings = self.config.seenAs
+        return {"stack": stack.to_json(), "model": settings.model, "window": settings.window}
+
+    def open(self, adapter: VolumeAdapter, *, isPrompted: bool, fromView: bool = False) -> bool:
+        """Open a session that fits the user's choices, unless it is open; whether it is another than before.
+
+        Parameters
+        ----------
+        isPrompted
+            Whether any segment has prompts: then the stack stays what it is.
+        fromView
+            Whether the user is about to prompt in :attr:`view`.
 
         Raises
         ------
         MedSAM2Error
             The volume cannot be cut into such slices.
         """
+        choice = self._choice(adapter, isPrompted, fromView)
+        settings = self._settings(adapter, fromView)
         config = SessionConfig(adapter.key, choice, settings)
         if self.hasOtherWorker():
             self.release()
@@ -319,7 +354,7 @@ class WorkerSession:
         stack = adapter.cut(choice)
         self._failure = None
         self.close()
-        self.stack, self.config = stack, config
+        self.stack, self.config, self._adapter = stack, config, adapter
         if not self.acquire():
             return False
         if self._volume is None or self._volumeKey != config.volumeKey:
@@ -344,13 +379,175 @@ class WorkerSession:
         self.close()
         if self._client is not None and self._volume is not None:
             self._client.close_volume(self._volume)
-        self._volume, self._volumeKey, self._failure = None, "", None
+        self._volume, self._volumeKey, self._failure, self._adapter = None, "", None, None
 
     def _onNotOpened(self, error: MedSAM2Error) -> None:
         if isinstance(error, Cancelled) or self._session is None:
             return
         self._failure = error
         self._onChange()
+
+    # The stack ----------------------------------------------------------------------------------------------
+
+    def alignTo(self, adapter: VolumeAdapter, axis: str) -> None:
+        """Choose slices along a plane, if the first prompt was to decide: there is none yet."""
+        if self._parameters.text("stack") == "auto":
+            self._parameters.put("stackFound", json.dumps(adapter.stackAlong(axis).to_json()))
+
+    def checkAlong(self, axis: str) -> None:
+        """Raise PromptError when the slices of the session are not along a plane."""
+        wanted = self._adapter.cut(self._adapter.stackAlong(axis))
+        if self.stack.key != wanted.key:
+            plane = wanted.key.partition(":")[0]
+            raise PromptError(
+                _(
+                    "this Auto model looks at {plane} slices: choose them under Advanced, Slice direction, "
+                    "or clear the prompts made on others"
+                ).format(plane=plane),
+                code="auto-model-other-plane",
+                plane=plane,
+            )
+
+    def decideAnew(self) -> None:
+        """Let the next prompt decide about the stack."""
+        self._parameters.put("stackFound", "")
+
+    def follow(self, matrix: NDArray[np.float64]) -> None:
+        """Move oblique slices with volume and segmentation (4, 4), unless these were deformed."""
+        turn = matrix[:3, :3]
+        try:
+            found = StackChoice.from_json(json.loads(self._parameters.text("stackFound")))
+        except (MedSAM2Error, ValueError):
+            return
+        if found.axis or not np.allclose(turn @ turn.T, np.eye(3), atol=1e-6):
+            return
+        origin = matrix @ [*found.origin_ras, 1.0]
+        rows, columns = turn @ found.row_direction_ras, turn @ found.column_direction_ras
+        choice = StackChoice.oblique(origin[:3], rows, columns, found.spacing_mm)
+        self._parameters.put("stackFound", json.dumps(choice.to_json()))
+
+    def propagationOptions(self) -> dict[str, Any]:
+        """Return range and direction of a propagation. PromptError when there are no such slices."""
+        first, last = self._parameters.rangeOfSlices(len(self.stack) if self.stack else 1)
+        patience = PATIENCE if self._parameters.isOn("stopWhenGone") else None
+        direction = self._parameters.text("direction")
+        return {"first": first, "last": last, "direction": direction, "stop_after_absent": patience}
+
+    def _choice(self, adapter: VolumeAdapter, isPrompted: bool, fromView: bool) -> StackChoice:
+        wanted = self._parameters.text("stack")
+        if wanted in _PLANES:
+            return StackChoice(wanted)
+        found = self._storedChoice(adapter)
+        if wanted == "auto" and found is not None and isPrompted:
+            return found
+        if self.view is not None and (fromView or found is None):
+            if found is not None and adapter.sliceOfView(self.view, adapter.cut(found)) is not None:
+                return found
+            found = adapter.stackOfView(self.view)
+            if fromView:
+                self._parameters.put("stackFound", json.dumps(found.to_json()))
+        # Named as `stackOfView` names it, so that a first click in an axial view finds the session open.
+        return found or StackChoice("ijk"[adapter.geometry.closest_axis("axial")])
+
+    def _storedChoice(self, adapter: VolumeAdapter) -> StackChoice | None:
+        """What was decided before, if it still fits the volume; None when the next prompt decides."""
+        text = self._parameters.text("stackFound")
+        if not text:
+            return None
+        if (text, adapter.key) != self._found[:2]:
+            try:
+                found = StackChoice.from_json(json.loads(text))
+                adapter.cut(found)
+            except (MedSAM2Error, ValueError):
+                found = None  # edited by hand, or made for another volume
+            self._found = text, adapter.key, found
+        return self._found[2]
+
+    def _settings(self, adapter: VolumeAdapter, fromView: bool) -> SessionSettings:
+        window = self._parameters.text("window")
+        if window == "displayed":
+            # Read at a prompt only: while the user is still dragging the window, no session is opened.
+            if fromView or self._displayed is None or self._displayed[0] != adapter.node.GetID():
+                self._displayed = adapter.node.GetID(), adapter.displayedWindow() or "auto"
+            window = self._displayed[1]
+        else:
+            self._displayed = None
+        return SessionSettings(model=self._parameters.text("model"), window=window)
+
+    # Slices -------------------------------------------------------------------------------------------------
+
+    def current(self) -> int | None:
+        """Return the slice in the last view if that shows slices of the stack, else in any that does."""
+        adapter, stack = self._adapter, self.stack
+        if adapter is None or stack is None:
+            return None
+        views = [self.view] if self.view is not None and self.view.GetScene() is not None else []
+        for view in [*views, *nodesOf(adapter.node.GetScene(), "vtkMRMLSliceNode")]:
+            n = adapter.sliceOfView(view, stack)
+            if n is not None:
+                return n
+        return None
+
+    def checkedCurrent(self) -> int:
+        """Return the slice in the views; PromptError when no view shows one."""
+        n = self.current()
+        if n is None:
+            raise PromptError(
+                _("no view shows a slice that is segmented: click one in the strip first"),
+                code="no-slice-in-view",
+            )
+        return n
+
+    def prefetch(self) -> None:
+        """Let the worker prepare the slices near the one in the views."""
+        session = self.session
+        if session is None or not session.is_open:
+            return
+        n = self.current()
+        if n is not None:
+            session.prefetch(n)
+
+    def jump(self, n: int) -> None:
+        """Show slice ``n`` in every view that shows slices of the stack."""
+        adapter, stack = self._adapter, self.stack
+        if adapter is None or stack is None or not 0 <= n < len(stack):
+            return
+        ras = adapter.positionOfSlice(stack, n)
+        for view in nodesOf(adapter.node.GetScene(), "vtkMRMLSliceNode"):
+            if _isAlong(adapter, stack, view):
+                view.JumpSliceByOffsetting(*(float(value) for value in ras))
+
+    def weakest(self, segmentID: str) -> int | None:
+        """Return the propagated slice with the lowest confidence that was not shown yet."""
+        session = self.session
+        if session is None or not segmentID:
+            return None
+        prompted = session.prompts(segmentID)
+        found = {
+            n: record.confidence
+            for n, record in session.masks(segmentID).items()
+            if n not in prompted and not record.final
+        }
+        left = {n: value for n, value in found.items() if (segmentID, n) not in self._visited}
+        if found and not left:
+            self._visited = {(other, n) for other, n in self._visited if other != segmentID}
+            left = found
+        if not left:
+            return None
+        n = min(left, key=lambda n: (left[n], n))
+        self._visited.add((segmentID, n))
+        return n
+
+    def clearVisited(self) -> None:
+        """Let every slice be shown again: there are new results."""
+        self._visited.clear()
+
+    def forgetViews(self) -> None:
+        """Remove what is known about the views of another segmentation."""
+        self._visited.clear()
+        self._displayed = None
+        if self.view is not None and self.view.GetScene() is None:
+            self.view = None
 
     # Prompts and answers ------------------------------------------------------------------------------------
 
@@ -406,6 +603,8 @@ class WorkerSession:
         self._onChange()
 
 
+_PLANES = ("axial", "sagittal", "coronal")
+
 #: The worker's state as the user's.
 _PHASES = {
     WorkerState.STOPPED: Status.STARTING,
@@ -441,3 +640,14 @@ def changedSlices(
 def isDifferent(before: SlicePrompts, after: SlicePrompts) -> bool:
     """Whether prompts differ; known masks are not compared."""
     return (before.prompts, before.final) != (after.prompts, after.final)
+
+
+def _isAlong(adapter: VolumeAdapter, stack: SliceStack, view: Any) -> bool:
+    """Whether a view shows slices of the stack, even if it shows none now because it is beside the volume."""
+    if adapter.sliceOfView(view, stack) is not None:
+        return True
+    probe = slicer.vtkMRMLSliceNode()
+    probe.GetSliceToRAS().DeepCopy(view.GetSliceToRAS())
+    probe.UpdateMatrices()
+    probe.JumpSliceByOffsetting(*(float(value) for value in adapter.positionOfSlice(stack, len(stack) // 2)))
+    return adapter.sliceOfView(probe, stack) is not None

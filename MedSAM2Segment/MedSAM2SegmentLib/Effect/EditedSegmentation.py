@@ -1,29 +1,43 @@
-"""Segmentation, segment and volume as chosen in the Segment Editor, and the objects that work on them."""
+"""The segmentation being edited, as chosen in the Segment Editor: one action of the user is one step of undo.
+
+Undo is Slicer's own, and restores voxels only. :class:`~MedSAM2SegmentLib.Segments.EditHistory.EditHistory`
+detects afterwards which of our steps were undone; what belongs to a step besides voxels is kept here.
+
+During a propagation a step stays open: all masks until it is closed belong to it. A click in the middle of a
+propagation is a step of its own; the masks after it are one for the history, but not for Slicer, where they
+are undone together with the click.
+"""
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
 from medsam2_core.errors import GeometryError
+from medsam2_core.prompts import SlicePrompts
+from medsam2_core.worker.messages import ObjectSnapshot
 
-from MedSAM2SegmentLib.Effect.EditTransaction import EditTransaction
-from MedSAM2SegmentLib.Effect.Parameters import Parameters
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
+from MedSAM2SegmentLib.Segments.EditHistory import UNDONE, EditHistory
 from MedSAM2SegmentLib.Segments.Editors import SegmentError, transformToWorld
 from MedSAM2SegmentLib.Segments.ProvenanceStore import ProvenanceStore
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 if TYPE_CHECKING:
+    from medsam2_core.imaging.slices import SliceStack
+    from numpy.typing import NDArray
+
     from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
+    from MedSAM2SegmentLib.Segments.EditHistory import Step
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
 
 _SEGMENTATION_EVENTS = (
@@ -35,13 +49,13 @@ _SEGMENTATION_EVENTS = (
     "RepresentationModified",
 )
 
-#: By segmentation node, the number of the last claim by a context: the entry goes with the node.
+#: By segmentation node, the number of the last claim by an effect: the entry goes with the node.
 _claims: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 _claimNumbers = itertools.count(1)
 
 
 class Change(Enum):
-    """What :meth:`EditorContext.update` found changed."""
+    """What :meth:`EditedSegmentation.update` found changed."""
 
     SEGMENTATION = "segmentation"
     SEGMENT = "segment"
@@ -50,8 +64,41 @@ class Change(Enum):
     MOVED_TOGETHER = "moved together"  # the same volume was moved, and the segmentation with it
 
 
-class EditorContext:
-    """The user's choices in the Segment Editor, and the objects that work on them.
+@dataclass
+class UndoState:
+    """What belongs to the voxels of some segments at one moment.
+
+    Attributes
+    ----------
+    prompts
+        By segment: a snapshot of its prompts.
+    objects
+        By segment: all the session knows of it; None when there was no session.
+    session
+        The session that knew it: another one cannot restore it.
+    owner
+        What the step belongs to: a propagation, for example.
+    """
+
+    prompts: dict[str, Any] = field(default_factory=dict)
+    objects: dict[str, ObjectSnapshot | None] = field(default_factory=dict)
+    session: Any = None
+    owner: Any = None
+
+    def update(self, other: UndoState) -> None:
+        """Take over segments of another state."""
+        self.prompts.update(other.prompts)
+        self.objects.update(other.objects)
+
+    def of(self, segmentID: str) -> UndoState:
+        """Return the part about one segment."""
+        return UndoState(
+            {segmentID: self.prompts[segmentID]}, {segmentID: self.objects[segmentID]}, self.session
+        )
+
+
+class EditedSegmentation:
+    """The user's choices in the Segment Editor, and the segmentation that is written in steps of undo.
 
     Parameters
     ----------
@@ -59,6 +106,8 @@ class EditorContext:
         Slicer's edit functions.
     session
         The session in the worker.
+    clock
+        Monotonic seconds.
     onPrompts
         Called with the IDs of segments whose prompts somebody changed.
     onClosing
@@ -66,34 +115,32 @@ class EditorContext:
 
     Attributes
     ----------
-    parameters
-        The user's choices for this effect.
     segmentation, segmentID, volumeNode
         What is chosen; None and "" for nothing.
     adapter, volumeProblem
         The volume as the core sees it, or why it cannot be segmented.
     markups, writer, store
         Of the segmentation: its prompts, voxels and provenance; None without one.
-    transaction
-        Writes its segments as steps of undo.
-    onLeaving
-        Called before another segmentation is taken.
+    applied
+        By segment and slice, the prompts whose answers are in its voxels.
     moved
         (4, 4) of the last movement of the volume in the world, the segmentation with it.
     isTouched
         Whether somebody else changed the segmentation since this was last set to False.
+    wasAsked
+        Whether the step opened last asked for voxels to change, even if Slicer's masking refused it.
     """
 
     def __init__(
         self,
         editor: SegmentEditor,
         session: WorkerSession,
+        clock: Callable[[], float],
         onPrompts: Callable[[tuple[str, ...]], None],
         onClosing: Callable[[], None],
     ) -> None:
-        self.editor, self.session = editor, session
-        self.parameters = Parameters(editor)
-        self.transaction = EditTransaction(session, self.writing)
+        self.editor = editor
+        self._session, self._clock = session, clock
         self._onPrompts, self._onClosing = onPrompts, onClosing
         self.segmentation: Any = None
         self.segmentID = ""
@@ -103,15 +150,22 @@ class EditorContext:
         self.markups: PromptMarkups | None = None
         self.writer: SegmentWriter | None = None
         self.store: ProvenanceStore | None = None
-        self.onLeaving: Callable[[], None] = lambda: None
+        self.applied: dict[str, dict[int, SlicePrompts]] = {}
         self.moved = np.eye(4)
-        self.isTouched = False
+        self.isTouched = self.wasAsked = False
         self._volumeKey = ""
         self._pose: Any = None  # (4, 4) of the volume in the segmentation's own RAS
         self._agreedPose: Any = None
         self._claim = 0
         self._writing = 0
         self._tags: list[tuple[Any, int]] = []
+        self._history: EditHistory | None = None
+        self._snapshots: dict[str, Any] = {}  # by segment, of the prompts that are applied
+        self._current: dict[str, UndoState] = {}  # by segment
+        self._open: set[str] | None = None  # segments of the open step
+        self._before: UndoState | None = None  # the open step
+        self._newest: Step | None = None
+        self._isUndoStepDue = False
 
     # Changes ------------------------------------------------------------------------------------------------
 
@@ -230,6 +284,11 @@ class EditorContext:
                 segment=name,
             )
 
+    @property
+    def isPrompted(self) -> bool:
+        """Whether any segment has prompts."""
+        return self.markups is not None and bool(self.markups.segmentIDs())
+
     def isEditable(self, segmentID: str) -> bool:
         """Whether a segment is there, and not marked as completed."""
         return self.segment(segmentID) is not None and not self._isCompleted(segmentID)
@@ -241,6 +300,11 @@ class EditorContext:
         display = self.segmentation.GetDisplayNode()
         isVisible = display is None or bool(display.GetSegmentVisibility(segmentID))
         return isVisible and not self._isCompleted(segmentID)
+
+    def saveProvenance(self) -> None:
+        """Save to the scene what has changed; what another Segment Editor has saved since is not replaced."""
+        if self.store is not None and self.isInCharge:
+            self.store.update(self._session.session, self._session.origin)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -265,32 +329,160 @@ class EditorContext:
         segmentID = self.editor.selectedSegmentID() if self.segmentation is not None else ""
         return segmentID if segmentID and self.segment(segmentID) is not None else ""
 
+    # Writing ------------------------------------------------------------------------------------------------
+
+    def openStep(self, segmentIDs: Iterable[str], *, owner: Any = None, newUndo: bool = True) -> None:
+        """Open a step about segments, or go on with the open one of the same owner.
+
+        ``newUndo`` makes it a step of Slicer's undo, too; without, it is undone with the step before.
+        """
+        if self._open is None or owner is None or self._before.owner is not owner:
+            self.closeStep()
+            self._open = set()
+            self._before = UndoState(session=self._session.requested, owner=owner)
+            self._history.begin(self._before)
+            self._isUndoStepDue, self.wasAsked = newUndo, False
+        for segmentID in set(segmentIDs) - self._open:
+            self._open.add(segmentID)
+            self._before.update(self._lastState(segmentID))
+
+    def addCreated(self, segmentIDs: Iterable[str]) -> None:
+        """Record segments that the open step has created: undo removes them."""
+        self._history.addCreated(segmentIDs)
+        for segmentID in segmentIDs:
+            self.markApplied(segmentID, (), {})
+
+    def isKnown(self, segmentID: str) -> bool:
+        """Whether it is known what belongs to the voxels of a segment."""
+        return segmentID in self._current
+
+    def write(
+        self,
+        segmentID: str,
+        masks: Mapping[int, NDArray[np.bool_]],
+        stack: SliceStack,
+        revived: Mapping[int, NDArray[np.bool_]] | None = None,
+    ) -> bool:
+        """Write into the open step (see ``SegmentWriter.write``); whether any voxel was asked to change."""
+        newStep, self._isUndoStepDue = self._isUndoStepDue, False
+        with self.writing():
+            isAsked = self.writer.write(segmentID, masks, stack, newStep=newStep, revived=revived)
+        self.wasAsked |= isAsked
+        return isAsked
+
+    def closeStep(self) -> Step | None:
+        """Close the open step; None when none was open, or when it changed no voxel.
+
+        A change of prompts without voxels (a click inside the mask) is not in Slicer's undo: it becomes part
+        of the step before.
+        """
+        if self._open is None:
+            return None
+        segmentIDs, owner = self._open, self._before.owner
+        self._open, self._before = None, None
+        after = self.stateOf(segmentIDs)
+        after.owner = owner
+        step = self._history.end(after)
+        if step is not None:
+            self._newest = step
+        elif self._newest is not None and self._newest.done:
+            self._newest.payloadAfter.update(after)
+        for segmentID in segmentIDs:
+            self._current[segmentID] = after.of(segmentID)
+        return step
+
+    def revert(self, steps: list[Step]) -> None:
+        """Undo steps within the open one, except where voxels were changed since."""
+        self._isUndoStepDue = False
+        with self.writing():
+            self._history.revert(steps)
+
+    def stepsOf(self, owner: Any) -> list[Step]:
+        """Return the steps of an owner that are not undone."""
+        steps = [] if self._history is None else self._history.steps
+        return [step for step in steps if step.done and step.payloadAfter.owner is owner]
+
+    # Prompts that are applied -------------------------------------------------------------------------------
+
+    def markApplied(self, segmentID: str, snapshot: Any, prompts: Mapping[int, SlicePrompts]) -> None:
+        """Record that the voxels of a segment show these prompts, on their slices."""
+        applied = self.applied.setdefault(segmentID, {})
+        applied.update(prompts)
+        for n in [n for n, onSlice in applied.items() if not onSlice]:
+            del applied[n]
+        self._snapshots[segmentID] = snapshot
+        if self._open is None or segmentID not in self._open:
+            self._current[segmentID] = self.stateOf((segmentID,))
+
+    def markAllOutdated(self) -> None:
+        """Let all prompts be answered anew: the voxels show answers of another session."""
+        self.applied.clear()
+
+    def removePrompts(self, segmentID: str) -> None:
+        """Record that a segment has no prompts any more."""
+        self.applied.pop(segmentID, None)
+        self._snapshots.pop(segmentID, None)
+
+    def stateOf(self, segmentIDs: Iterable[str]) -> UndoState:
+        """Return what belongs to the voxels of segments now, without prompts that are not answered yet."""
+        session = self._session.session
+        state = UndoState(session=self._session.requested)
+        for segmentID in segmentIDs:
+            state.prompts[segmentID] = self._snapshots.get(segmentID, ())
+            state.objects[segmentID] = None
+            if session is not None:
+                known = session.snapshot(segmentID)
+                applied = self.applied.get(segmentID, {})
+                state.objects[segmentID] = ObjectSnapshot(applied, known.masks, known.propagated)
+        return state
+
+    # Undo ---------------------------------------------------------------------------------------------------
+
+    def detectUndo(self) -> list[UndoState]:
+        """Return the states of segments that Slicer's undo or redo has restored; mostly none."""
+        self.closeStep()
+        found = self._history.reconcile()
+        states = [step.payloadBefore if what == UNDONE else step.payloadAfter for step, what in found]
+        for state in states:
+            for segmentID, snapshot in state.prompts.items():
+                self._current[segmentID] = state.of(segmentID)
+                self._snapshots[segmentID] = snapshot
+        if found:
+            done = [step for step in self._history.steps if step.done]
+            self._newest = done[-1] if done else None
+        return states
+
     # Inside -------------------------------------------------------------------------------------------------
 
     def _bind(self, segmentation: Any) -> None:
-        self.onLeaving()
+        """Edit another segmentation, or none: what is known of the one before is saved to its scene."""
+        if self.store is not None and not self.store.isInScene:
+            self.store.remove()
+        self.saveProvenance()
         for caller, tag in self._tags:
             caller.RemoveObserver(tag)
         self._tags = []
         if self.markups is not None:
             self.markups.cleanup()
         self.segmentation = segmentation
-        self.markups = self.writer = self.store = None
-        self.transaction.bind(None)
+        self.markups = self.writer = self.store = self._history = None
+        for known in (self.applied, self._snapshots, self._current):
+            known.clear()
+        self._open, self._before, self._newest = None, None, None
         self.isTouched = False
         if segmentation is None:
             return
-        self.markups = PromptMarkups(segmentation.GetScene(), segmentation)
+        scene = segmentation.GetScene()
+        self.markups = PromptMarkups(scene, segmentation)
         self.markups.volumeNode = self.volumeNode
         self.markups.changed.append(self._onPrompts)
-        self.markups.hardened.append(self._onSegmentationHardened)
-        self.store = ProvenanceStore(segmentation)
+        self.markups.hardened.append(self._onHardened)
         self.writer = SegmentWriter(self.editor)
+        self.store = ProvenanceStore(segmentation, self.writer, self._clock)
         self.writer.recall = self.store.recall
-        self.transaction.bind(self.writer)
+        self._history = EditHistory(self.writer)
         events = [getattr(slicer.vtkSegmentation, name) for name in _SEGMENTATION_EVENTS]
         self._tags = [(segmentation, segmentation.AddObserver(event, self._onTouched)) for event in events]
-        scene = segmentation.GetScene()
         self._tags.append((scene, scene.AddObserver(scene.StartCloseEvent, self._onScene)))
 
     def _onTouched(self, *_args: Any) -> None:
@@ -300,11 +492,19 @@ class EditorContext:
     def _onScene(self, *_args: Any) -> None:
         self._onClosing()
 
-    def _onSegmentationHardened(self, matrix: Any) -> None:
+    def _onHardened(self, matrix: NDArray[np.float64]) -> None:
+        """Follow the segmentation's own RAS, in which prompts are kept, through a transform (4, 4).
+
+        Slicer's undo would restore voxels without the transform: earlier steps are out of reach.
+        """
         self.writer.hardened(matrix)
         if self._pose is not None:
             self._pose, self._agreedPose = matrix @ self._pose, matrix @ self._agreedPose
-        self.transaction.hardened(matrix)
+        self._history.clear()
+        self._newest = None
+        for state in self._current.values():
+            state.prompts = {one: _transformed(prompts, matrix) for one, prompts in state.prompts.items()}
+        self._snapshots = {one: _transformed(prompts, matrix) for one, prompts in self._snapshots.items()}
 
     def _updatePose(self, isSame: bool) -> bool:
         """Whether the same volume lies differently on the same segmentation than before."""
@@ -335,7 +535,19 @@ class EditorContext:
             self.markups.volumeNode = node
         return True
 
+    def _lastState(self, segmentID: str) -> UndoState:
+        state = UndoState()
+        known = self._current.get(segmentID)
+        state.prompts[segmentID] = known.prompts[segmentID] if known else ()
+        isSame = known is not None and known.session is self._session.requested
+        state.objects[segmentID] = known.objects[segmentID] if isSame else None
+        return state
+
 
 def _isSamePose(one: Any, other: Any) -> bool:
     """Whether two poses (4, 4), in mm, are the same but for rounding."""
     return (one is None) == (other is None) and (one is None or np.allclose(one, other, rtol=1e-7, atol=1e-5))
+
+
+def _transformed(snapshot: Any, matrix: NDArray[np.float64]) -> Any:
+    return tuple(state.transformed(matrix) for state in snapshot)
