@@ -180,6 +180,19 @@ def test_a_propagation_is_as_here(ready, session, here):
     assert {record.n for record in ready.records(again)} == set(range(10, 15))
 
 
+def test_an_object_may_have_a_range_of_its_own(ready, session):
+    ready.answer(ready.set_prompts("a", 12, BOX, session=session))
+    ready.answer(ready.set_prompts("b", 8, a_point(50, 40, 8), session=session))
+    number = ready.send(
+        "propagate", session=session, limits={"b": [7, 9]}, first=6, last=14, stop_after_absent=None
+    )
+    records = ready.records(number)
+    found = {name: {one.n for one in records if one.object == name} for name in "ab"}
+    assert found == {"a": set(range(6, 15)), "b": {7, 8, 9}}
+    for limits in ([7, 9], {"b": [7]}, {"b": [7, "9"]}, {"b": [7, True]}):
+        assert ready.refused("propagate", session=session, limits=limits)["code"] == "message-field"
+
+
 def test_an_object_is_restored(ready, session, here):
     ready.answer(ready.set_prompts("a", 12, BOX, session=session))
     told_about = {r.n: r for r in ready.records(ready.propagate(session))}

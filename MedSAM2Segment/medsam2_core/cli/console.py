@@ -167,9 +167,16 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int, str],
         yield update
 
 
-def propagate(session: Session, slices: tuple[int | None, int | None]) -> None:
-    """Propagate all objects from the first to the last slice, with a progress bar."""
-    progress = session.propagate(first=slices[0], last=slices[1])
+def propagate(
+    session: Session,
+    slices: tuple[int | None, int | None],
+    limits: Mapping[str, tuple[int, int]] | None = None,
+) -> None:
+    """Propagate all objects from the first to the last slice, with a progress bar.
+
+    Objects named in ``limits`` stay within these.
+    """
+    progress = session.propagate(first=slices[0], last=slices[1], limits=limits)
     with progress_bar("segmenting", progress.total) as update:
         for result in progress:
             update(progress.done, f"{result.object}, slice {result.n}")

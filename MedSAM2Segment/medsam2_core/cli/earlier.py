@@ -107,6 +107,12 @@ class EarlierResult:
         first, last = stored if isinstance(stored, list) and len(stored) == 2 else (None, None)
         return first, last
 
+    @property
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """First and last slice of objects that had a range of their own."""
+        stored = self.segmentation.provenance.get("limits")
+        return {} if not isinstance(stored, dict) else {name: (a, b) for name, (a, b) in stored.items()}
+
     def weights_note(self, session: Session) -> Note | None:
         """Return what to know when the session's model is not the one it was made with."""
         known, ours = self.segmentation.provenance.get("weights_sha256"), session.model.weights_sha256

@@ -15,7 +15,8 @@ import numpy as np
 from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.imaging.geometry import PLANE_NORMAL, Space
 from medsam2_core.imaging.slices import AxisStack
-from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
+from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt, PromptSet
+from medsam2_core.prompts.shapes import of_segment
 from medsam2_core.prompts.slice_prompts import resolve
 
 #: Name of the object when none is given.
@@ -91,25 +92,38 @@ def parse_point(text: str, space: PromptSpace) -> Point:
     return Point(space.to_ijk(numbers), positive=sign.strip() == "+")
 
 
-def read_mask(path: str | Path, object_name: str, space: PromptSpace) -> MaskPrompt:
-    """Read a mask prompt from a label map on the volume's grid: its label of the object's name, or its only
-    label."""
+def read_mask(text: str | Path, object_name: str, space: PromptSpace) -> MaskPrompt:
+    """Read the mask of ``FILE`` or ``FILE:LABEL``, a label map on the volume's grid.
+
+    Without a label it is the one of the object's name, or the only one.
+    """
     from medsam2_core.imaging.reading import read_segmentation
 
+    path, label = mask_file(str(text))
     labels = read_segmentation(path)
     geometry = space.stack.volume.geometry
     try:
         labels = labels.on_grid(geometry)
     except GeometryError as error:
-        raise PromptError(f"--mask {path}: {error}", code="mask-on-other-grid", path=str(path)) from error
+        raise PromptError(f"--mask {text}: {error}", code="mask-on-other-grid", path=str(path)) from error
     names = labels.names
-    if object_name not in names and len(names) != 1:
+    wanted = label or (object_name if object_name in names or len(names) != 1 else names[0])
+    if wanted not in names:
         raise PromptError(
-            f"--mask {path} has {len(names)} labels ({', '.join(names) or 'none'}), but not {object_name!r}: "
-            "choose one with --object",
-            code="mask-label-ambiguous", path=str(path), object=object_name, labels=list(names),
+            f"--mask {text} has {len(names)} labels ({', '.join(names) or 'none'}), but not {wanted!r}: "
+            "choose one with --mask FILE:LABEL, or by the name in --object",
+            code="mask-label-ambiguous", path=str(path), object=wanted, labels=list(names),
         )  # fmt: skip
-    return MaskPrompt.from_volume(labels[object_name if object_name in names else names[0]].mask_kji)
+    return MaskPrompt.from_volume(labels[wanted].mask_kji)
+
+
+def mask_file(text: str) -> tuple[Path, str]:
+    """Return file and label of the value of ``--mask``; the label is empty when none is given."""
+    path, colon, label = text.rpartition(":")
+    # The colon may be part of the name, as after the drive's letter on Windows.
+    if not colon or Path(text).exists() or not Path(path).exists():
+        return Path(text), ""
+    return Path(path), label
 
 
 def parse_range(text: str | None, space: PromptSpace) -> tuple[int | None, int | None]:
@@ -156,12 +170,14 @@ def collect_prompts(
     from_file: PromptSet | None,
     space: PromptSpace,
     known: Sequence[str] = (),
+    keep: str = "all",
 ) -> PromptSet:
     """Collect all prompts of a command line.
 
     A prompt belongs to the ``--object`` before it; prompts before the first ``--object`` belong to that.
     Without any ``--object`` they belong to the only object of the prompts file, or to an object called
-    :data:`UNNAMED`. ``known`` are the objects of an earlier result, which have a mask already.
+    :data:`UNNAMED`. ``known`` are the objects of an earlier result, which have a mask already. ``keep`` says
+    which slices of masks are prompts, see :func:`kept_slices`.
 
     Raises
     ------
@@ -180,7 +196,8 @@ def collect_prompts(
             continue
         if current is None:
             current = _only_object(known or prompts.names, f"--{option} {text}")
-        prompts.add(current, _prompt(option, text, current, space))
+        for prompt in _prompts(option, text, current, space, keep):
+            prompts.add(current, prompt)
     if not len(prompts):
         raise PromptError("no prompt: give --box, --point, --mask or --prompts", code="no-prompt")
     for name, of_object in prompts:
@@ -211,10 +228,13 @@ def check_in_range(prompts: PromptSet, slices: tuple[int | None, int | None], st
                 )  # fmt: skip
 
 
-def _prompt(option: str, text: str, object_name: str, space: PromptSpace) -> Box | Point | MaskPrompt:
+def _prompts(option: str, text: str, object_name: str, space: PromptSpace, keep: str) -> list[Prompt]:
     if option == "box":
-        return parse_box(text, space)
-    return parse_point(text, space) if option == "point" else read_mask(text, object_name, space)
+        return [parse_box(text, space)]
+    if option == "point":
+        return [parse_point(text, space)]
+    mask = read_mask(text, object_name, space)
+    return [mask] if keep == "all" else of_segment(mask, space.stack, keep)
 
 
 def _only_object(names: Sequence[str], what: str) -> str:

@@ -77,7 +77,7 @@ class Replay:
             settings.pop("image_size", None)
         session = Session.open(volume, device=self.device, config=self.config, **settings)
         session.apply(earlier.prompts)
-        propagate(session, earlier.slices)
+        propagate(session, earlier.slices, earlier.limits)
         return session
 
 

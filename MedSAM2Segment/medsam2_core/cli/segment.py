@@ -31,11 +31,11 @@ from medsam2_core.cli.options import (
     pairs_given,
 )
 from medsam2_core.cli.outputs import Outputs
+from medsam2_core.errors import Note, PromptError
 
 if TYPE_CHECKING:
     from medsam2_core.cli.earlier import EarlierResult
     from medsam2_core.cli.earlier_scans import OtherScans
-    from medsam2_core.errors import Note
     from medsam2_core.imaging.segmentation import Segment as SegmentMask
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
@@ -61,7 +61,9 @@ class Segment:
     box I0,J0,I1,J1@K: Box on slice K: two opposite corners within the slice, then the slice. With --axis
         sagittal of a volume stored along i: J0,K0,J1,K1@I. Or two opposite corners X0,Y0,Z0,X1,Y1,Z1.
     point X,Y,Z[,+|-]: Foreground point; append ,- for background.
-    mask FILE: Label map on the volume's grid: its label with the object's name, or its only label.
+    mask FILE[:LABEL]: A segment on one or many slices, taken as it is: of a label map on the volume's grid
+        the label named here, that of the object's name, or the only one.
+    keep all|every:N|ends: Which slices of a --mask are prompts; the model finds the others.
     prompts FILE: File of prompts: JSON, or a .seg.nrrd of this command, which has its own.
     continued OUT.seg.nrrd: Correct this earlier result, with its settings, instead of starting from nothing.
     like SCAN SEGMENTATION: A segmented scan of the same kind as an example: its objects are looked for here.
@@ -75,6 +77,7 @@ class Segment:
     ----------
     axis: Plane of the slices, or array axis.
     window W,L|PRESET: Intensity window: width and level, or abdomen, lung, brain, mediastinum, bone, auto.
+    fill_between: Segment only the slices between prompted ones.
     range A:B: First and last slice to segment, counted as K of a box; either may be left out.
     memory: Memory bank: the most recent slices, or MedSAM-2's self-sorting bank.
     zoom: Crop the model's input to the object.
@@ -87,6 +90,7 @@ class Segment:
     box: list[str] | None = None
     point: list[str] | None = None
     mask: list[str] | None = None
+    keep: str = "all"
     prompts: Path | None = None
     continued: Annotated[Path | None, typer.Option("--continue")] = None
     like: list[str] | None = None
@@ -97,6 +101,7 @@ class Segment:
     axis: AxisName = "axial"
     space: Literal["ijk", "ras", "lps"] = "ijk"
     window: str = "auto"
+    fill_between: bool = False
     range: str | None = None
     memory: Literal["recent", "self-sorting"] = "recent"
     zoom: Literal["auto", "off"] = "auto"
@@ -115,13 +120,14 @@ class Segment:
         """Check everything that is quick to check, segment, write the files, and report."""
         started = time.perf_counter()
         from medsam2_core import atomic
+        from medsam2_core.cli.prompts import mask_file
         from medsam2_core.imaging.intensity import check_contrast
         from medsam2_core.imaging.reading import read_volume
 
         outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
         # The values of box, point, mask and object are taken from here: in the order they were given.
         given = options_in_order(self.context)
-        masks = [text for option, text in given if option == "mask"]
+        masks = [mask_file(text)[0] for option, text in given if option == "mask"]
         others, read = self._other_scans(), (self.prompts, self.continued, self.model, self.config)
         with atomic.protect(self.volume, *masks, *read, *others.paths):
             outputs.check()
@@ -177,8 +183,12 @@ class Segment:
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.imaging.slices import AxisStack
         from medsam2_core.prompts import PromptSet
+        from medsam2_core.prompts.shapes import kept_slices
         from medsam2_core.prompts.slice_prompts import validate
 
+        kept_slices([], self.keep)
+        if self.keep != "all" and not self.mask:
+            raise PromptError(f"--keep {self.keep} is of use with --mask only", code="needs-mask")
         stack = AxisStack(volume, self.axis)
         space = PromptSpace(stack, Space.named(self.space))
         from_file = None if self.prompts is None else prompts_in(self.prompts, volume.geometry)
@@ -186,7 +196,7 @@ class Segment:
             prompts = PromptSet()
         else:
             known = () if earlier is None else earlier.prompts.names
-            prompts = collect_prompts(given, from_file, space, known)
+            prompts = collect_prompts(given, from_file, space, known, self.keep)
         validate(prompts, stack)
         slices = parse_range(self.range, space)
         check_in_range(prompts, slices, stack)
@@ -224,12 +234,28 @@ class Segment:
         notes += others.find_in(session, self.window, slices)
         if self.like or self.prior:
             how["found_by"] = [name for name, given in (("like", self.like), ("prior", self.prior)) if given]
+        limits = self._limits(session)
+        if limits:
+            how["limits"] = {name: list(limit) for name, limit in limits.items()}
         if session.tracker.prompted_ids:
-            propagate(session, slices)
+            propagate(session, slices, limits)
         made = session.segmentation()
         if earlier is not None:
             made = earlier.described(made)
         return session, coded_by_name(replace(made, provenance={**made.provenance, **how})), notes
+
+    def _limits(self, session: Session) -> dict[str, tuple[int, int]]:
+        """Return the ranges of objects that have one of their own."""
+        if not self.fill_between:
+            return {}
+        spans = session.prompted_spans()
+        for name, (first, last) in spans.items():
+            if first == last:
+                raise PromptError(
+                    f"--fill-between: object {name!r} has prompts on one slice only, nothing lies between",
+                    code="nothing-between", object=name,
+                )  # fmt: skip
+        return spans
 
 
 def _object_facts(segmentation: Segmentation, name: str, session: Session) -> dict[str, Any]:

@@ -125,9 +125,14 @@ class ConditioningSlice:
     @property
     def says_absent(self) -> bool:
         """Whether the prompts mean that the object is absent: an empty mask, or clicks that removed it all. A
-        box or a positive click means the contrary, even if the model finds nothing."""
+        box or a positive click means the contrary, even if the model finds nothing, and so does a mask of
+        pixels too few for its logits to show."""
         prompt = self.prompt
-        is_wanted = prompt is not None and (prompt.box_xyxy is not None or bool((prompt.labels == 1).any()))
+        is_wanted = prompt is not None and (
+            prompt.box_xyxy is not None
+            or bool((prompt.labels == 1).any())
+            or (prompt.mask_hw is not None and len(prompt.labels) == 0 and bool(prompt.mask_hw.any()))
+        )
         return self.prediction.is_absent and not is_wanted
 
 

@@ -40,6 +40,7 @@ from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.engine.options import Direction, TrackerOptions, memory_name, memory_policy, zoom_is_on
 from medsam2_core.engine.propagation import Propagation, Step
 from medsam2_core.engine.sources import ImageSource, SetImages, StackImages
+from medsam2_core.engine.states import ObjectState
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.image_set import ImageSet, SetStack
@@ -51,6 +52,7 @@ from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Prompt, PromptSet, SlicePrompts
+from medsam2_core.prompts.shapes import kept_slices
 from medsam2_core.prompts.slice_prompts import by_slice, resolve, validate
 from medsam2_core.session.history import History, UndoStep
 from medsam2_core.session.objects import ObjectsSnapshot, SessionObjects
@@ -308,6 +310,44 @@ class Session:
                 self._objects.set_prompts(name, n, given)
         return {n: self._objects.mask(name, n) for n in slices}
 
+    def prompt_segment(
+        self, name: str, mask_kji: NDArray[np.bool_], keep: str = "all"
+    ) -> dict[int, SliceMask | None]:
+        """Prompt an object with the slices of a segment, as one step: they stay exactly as they are.
+
+        :meth:`propagate` then finds the slices that are not kept; within :meth:`prompted_spans` only those
+        between the kept ones.
+
+        Parameters
+        ----------
+        mask_kji
+            (K, J, I), on the volume's grid.
+        keep
+            Which of its slices: see :func:`~medsam2_core.prompts.shapes.kept_slices`.
+
+        Returns
+        -------
+        dict
+            The masks of the slices kept.
+
+        Raises
+        ------
+        PromptError
+            ``unknown-keep``; ``empty-mask`` for a segment without voxels.
+        """
+        self.stack.check_grid(mask_kji)
+        masks = {n: self.stack.mask_of(mask_kji, n) for n in range(len(self.stack))}
+        kept = kept_slices([n for n, mask_hw in masks.items() if mask_hw.any()], keep)
+        if not kept:
+            raise PromptError(f"the segment for {name!r} is empty", code="empty-mask", object=name)
+        known = {n: SliceMask.from_mask(name, n, masks[n]) for n in kept}
+        return self.set_prompts(name, {n: SlicePrompts(known=mask) for n, mask in known.items()})
+
+    def prompted_spans(self) -> dict[str, tuple[int, int]]:
+        """Return the first and last prompted slice of every prompted object."""
+        conditioning = {name: self.tracker.state(name).conditioning for name in self.tracker.prompted_ids}
+        return {name: (min(slices), max(slices)) for name, slices in conditioning.items()}
+
     def restore_object(
         self,
         name: str,
@@ -512,6 +552,7 @@ class Session:
         *,
         direction: Direction | str = "both",
         stop_after_absent: int | None = 3,
+        limits: Mapping[str, tuple[int, int]] | None = None,
         should_cancel: Callable[[], bool] | None = None,
     ) -> Propagation:
         """Segment all slices of the prompted objects, one result at a time.
@@ -529,6 +570,9 @@ class Session:
         stop_after_absent
             In each direction, stop after so many slices without the object; None goes to the end, as it
             always does in an image set.
+        limits
+            Ranges of single objects, inclusive, within that of all: :meth:`prompted_spans` fills what lies
+            between prompted slices.
         should_cancel
             Asked before every slice; :class:`~medsam2_core.errors.Cancelled` is raised while iterating.
         """
@@ -538,21 +582,21 @@ class Session:
             raise PromptError(f"nothing to propagate: {way_out}", code="nothing-to-propagate")
         states = [self.tracker.state(name) for name in known]  # refuses what was never prompted
         towards = _direction(direction)
-        whole = first is None and last is None
-        ordered = self.tracker.source.ordered
-        stop_after_absent = stop_after_absent if ordered else None
-        if whole:
-            ranges = self._objects.changes.ranges(states, len(self.stack), stop_after_absent, ordered)
-            steps = [
-                step
-                for (low, high), together in ranges.items()
-                for step in self.tracker.plan(together, low, high, towards)
-            ]
-            synced = [name for together in ranges.values() for name in together]
-        else:
-            steps = self.tracker.plan(known, first, last, towards)
-        if not whole or towards is not Direction.BOTH:
-            synced = []
+        stop_after_absent = stop_after_absent if self.tracker.source.ordered else None
+        own = {name: self._within(limits[name], first, last) for name in known if limits and name in limits}
+        ranges = self._ranges(
+            [state for state in states if state.object_id not in own], first, last, stop_after_absent
+        )
+        is_whole = first is None and last is None and towards is Direction.BOTH
+        synced = [name for together in ranges.values() for name in together] if is_whole else []
+        for name, within in own.items():
+            if within is not None:
+                ranges.setdefault(within, []).append(name)
+        steps = [
+            step
+            for (low, high), together in ranges.items()
+            for step in self.tracker.plan(together, low, high, towards)
+        ]
         # What changes from now on is not in this plan, even if it does before the first result.
         since = self._objects.changes.copied()
 
@@ -561,6 +605,27 @@ class Session:
 
         take = self.tracker.step_taker(stop_after_absent)
         return _RecordedPropagation(steps, take, should_cancel, self._history, finish)
+
+    def _ranges(
+        self, states: Sequence[ObjectState], first: int | None, last: int | None, patience: int | None
+    ) -> dict[tuple[int | None, int | None], list[str]]:
+        """Return the objects by the range of slices that has to be segmented again."""
+        if first is None and last is None:
+            count, ordered = len(self.stack), self.tracker.source.ordered
+            found = self._objects.changes.ranges(states, count, patience, ordered)
+            return {(low, high): names for (low, high), names in found.items()}
+        return {(first, last): [state.object_id for state in states]} if states else {}
+
+    def _within(self, limit: tuple[int, int], first: int | None, last: int | None) -> tuple[int, int] | None:
+        """Return what an object's own range and that of all have in common; None for nothing."""
+        low, high = limit
+        if low > high:
+            raise PromptError(
+                f"the range {low} to {high} is empty: give the lower slice first",
+                code="empty-range", first=low, last=high,
+            )  # fmt: skip
+        low, high = max(low, first or 0), min(high, len(self.stack) - 1 if last is None else last)
+        return (low, high) if low <= high else None
 
     def mask_kji(self, name: str) -> NDArray[np.bool_]:
         """Return the (K, J, I) mask of an object on the volume's grid; empty when nothing is segmented.

@@ -283,6 +283,18 @@ def slice_mask_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> Slice
     return SliceMask(**values, bits=bits)
 
 
+def limits_from_json(item: Any) -> dict[str, tuple[int, int]] | None:
+    """Read ``limits`` of a `propagate` request. ProtocolError for what is not a range of slices by object."""
+    if item is None:
+        return None
+    is_range = isinstance(item, dict) and all(
+        isinstance(one, list) and len(one) == 2 and all(type(n) is int for n in one) for one in item.values()
+    )
+    if not is_range:
+        raise field_error("limits", item, "must give two whole numbers by object, or be null")
+    return {name: (first, last) for name, (first, last) in item.items()}
+
+
 def masks_from_json(frame: Frame) -> list[SliceMask]:
     """Read ``slices`` of a result or a `slice` message. ProtocolError when they are damaged."""
     return [slice_mask_from_json(item, frame.arrays) for item in checked(frame.header, "slices", list)]

@@ -191,6 +191,7 @@ class SessionClient:
         direction: str = "both",
         stop_after_absent: int | None = 3,
         *,
+        limits: Mapping[str, tuple[int, int]] | None = None,
         slices: Slices | None = None,
         done: Done | None = None,
         failed: Failed | None = None,
@@ -198,11 +199,14 @@ class SessionClient:
     ) -> Request:
         """Propagate objects through the slices; `slices` gets masks as they come, with done and total.
 
+        `limits` are ranges of single objects, first and last slice.
         If the worker is lost meanwhile, `failed` gets WorkerError, and what came is kept.
         """
         names = None if objects is None else list(objects)
-        fields = {"objects": names, "first": first, "last": last, "direction": direction}
+        fields: dict[str, Any] = {"objects": names, "first": first, "last": last, "direction": direction}
         fields["stop_after_absent"] = stop_after_absent
+        if limits is not None:
+            fields["limits"] = {name: list(limit) for name, limit in limits.items()}
         request = Request("propagate", fields, done=done, failed=failed, progress=progress, slices=slices)
         request.is_replayed = False
 

@@ -19,6 +19,7 @@ from medsam2_core.worker.jobs import Answer, Job
 from medsam2_core.worker.messages import (
     SessionSettings,
     StackChoice,
+    limits_from_json,
     prompt_to_json,
     slice_mask_from_json,
     slice_mask_to_json,
@@ -264,8 +265,9 @@ class Sessions:
             if value is not None and type(value) is not int:
                 raise field_error(part, value, "must be a whole number or null")
         return opened, opened.session.propagate(
-            names, *limits, direction=fields.get("direction", "both"), stop_after_absent=patience
-        )
+            names, *limits, direction=fields.get("direction", "both"), stop_after_absent=patience,
+            limits=limits_from_json(fields.get("limits")),
+        )  # fmt: skip
 
     def _start_auto(self, job: Job) -> _RunningAuto:
         from medsam2_core.auto.library import find

@@ -1,0 +1,94 @@
+"""`medsam2 segment` from an existing segment: kept slices, gaps, and what is refused."""
+
+import numpy as np
+import pytest
+from medsam2_core.imaging.reading import read_segmentation
+from support.command_line import (
+    BALL_BOX,
+    CommandLine,
+    ball_kji,
+    write_nrrd,
+    write_scan,
+    write_untrained_model,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A scan, a model, and a label map: 1 on few slices only, 2 the ball."""
+    folder = tmp_path_factory.mktemp("given")
+    write_scan(folder / "scan.nrrd")
+    write_untrained_model(folder)
+    labels = 2 * ball_kji().astype(np.uint8)
+    labels[12:14, :4, :4] = 1
+    write_nrrd(folder / "labels.nrrd", labels)
+    return folder
+
+
+@pytest.fixture
+def segment(capsys, folder, tmp_path):
+    medsam2 = CommandLine(capsys)
+
+    def run(*words, out=tmp_path / "out.seg.nrrd"):
+        start = ("segment", folder / "scan.nrrd", "--model", folder / "embedded.safetensors", "--out", out)
+        return medsam2(*start, *words, "--json")
+
+    run.medsam2, run.out = medsam2, tmp_path / "out.seg.nrrd"
+    return run
+
+
+def test_kept_slices_stay_gaps_are_filled_and_nothing_else(segment, folder):
+    words = (
+        "--object",
+        "ball",
+        "--mask",
+        f"{folder / 'labels.nrrd'}:2",
+        "--keep",
+        "every:4",
+        "--fill-between",
+    )
+    answer = segment(*words)
+    assert answer.code == 0, answer.err
+    found, ball = read_segmentation(segment.out), ball_kji()
+    mask = found["ball"].mask_kji
+    first, last = np.flatnonzero(ball.any((1, 2)))[[0, -1]]
+    for k in (first, first + 4, last):
+        assert np.array_equal(mask[k], ball[k])
+    assert not mask[:first].any() and not mask[last + 1 :].any()
+    assert mask[first + 1].any(), "a gap"
+    assert found.provenance["limits"] == {"ball": [first, last]}
+    again = segment.medsam2(
+        "replay", segment.out, folder / "scan.nrrd", "--model", folder / "embedded.safetensors", "--json"
+    )
+    assert again.facts["identical"], again.out
+
+
+def test_the_whole_segment_is_kept_when_nothing_else_is_said(segment, folder):
+    words = ("--object", "2", "--mask", folder / "labels.nrrd", "--fill-between")
+    answer = segment(*words)
+    assert answer.code == 0, answer.err
+    assert np.array_equal(read_segmentation(segment.out)["2"].mask_kji, ball_kji())
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--mask", "LABELS:2", "--keep", "some"), "unknown-keep"),
+        (("--box", BALL_BOX, "--keep", "ends"), "needs-mask"),
+        (("--box", BALL_BOX, "--fill-between"), "nothing-between"),
+        (("--mask", "LABELS:3"), "mask-label-ambiguous"),
+        (("--mask", "LABELS"), "mask-label-ambiguous"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(segment, folder, words, code):
+    answer = segment(*(word.replace("LABELS", str(folder / "labels.nrrd")) for word in words))
+    assert (answer.code, answer.error.code) == (2, code)
+    assert not segment.out.exists()
+
+
+def test_the_file_of_a_label_is_never_written_over(segment, folder):
+    labels = folder / "labels.nrrd"
+    before = labels.read_bytes()
+    answer = segment("--mask", f"{labels}:2", "--overwrite", out=labels)
+    assert answer.code == 2
+    assert labels.read_bytes() == before

@@ -1,0 +1,145 @@
+"""A segment as prompt: its slices stay as they are, and what lies between or beyond is found."""
+
+import numpy as np
+import pytest
+import torch
+from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.slices import SliceStack
+from medsam2_core.imaging.volume import Volume
+from medsam2_core.prompts import Box, MaskPrompt, PromptSet
+from medsam2_core.session import Session
+from support.command_line import ball_kji
+from support.errors import raises
+from support.tiny_model import tiny_model
+
+SHAPE_KJI = (24, 48, 40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def volume():
+    noise = np.random.default_rng(3).normal(100, 10, SHAPE_KJI)
+    voxels = (noise + 300 * ball_kji()).astype(np.int16)
+    return Volume(voxels, Geometry(np.diag([-1.0, -1.0, 2.0, 1.0]), SHAPE_KJI[::-1]), modality="MR")
+
+
+@pytest.fixture(params=["axial", "sagittal", "oblique"])
+def session(request, volume, model):
+    if request.param == "oblique":
+        stack = SliceStack.oblique(volume, (-39, -20, 0), (1, 0, 0), (0, 0.8, 0.6))
+        return Session(volume, model, stack=stack)
+    return Session.open(volume, model, axis=request.param)
+
+
+def slices_of_ball(session):
+    return [n for n in range(len(session.stack)) if session.stack.mask_of(ball_kji(), n).any()]
+
+
+def propagated(session, **options):
+    return sorted(result.n for result in session.propagate(stop_after_absent=None, **options))
+
+
+def test_kept_slices_are_the_segments_own_and_stay(session):
+    ball = ball_kji()
+    whole = slices_of_ball(session)
+    masks = session.prompt_segment("ball", ball, "every:3")
+    assert whole[0] in masks and whole[-1] in masks and len(masks) < len(whole)
+    assert session.prompted_spans() == {"ball": (whole[0], whole[-1])}
+    propagated(session)
+    for n in masks:
+        assert np.array_equal(session.tracker.result("ball", n).mask_hw, session.stack.mask_of(ball, n))
+    session.undo()
+    session.undo()
+    assert session.object_names == ()
+
+
+def test_only_what_lies_between_is_filled(session):
+    session.prompt_segment("ball", ball_kji(), "ends")
+    (first, last) = session.prompted_spans()["ball"]
+    assert propagated(session, limits=session.prompted_spans()) == list(range(first, last + 1))
+    assert [result.n for result in session.results("ball")] == list(range(first, last + 1))
+
+
+def test_a_segment_that_is_kept_whole_leaves_nothing_to_find_between(session):
+    ball = ball_kji()
+    session.prompt_segment("ball", ball)
+    for result in session.propagate(limits=session.prompted_spans()):
+        assert np.array_equal(result.mask_hw, session.stack.mask_of(ball, result.n))
+
+
+def test_an_empty_segment_is_refused(session):
+    with raises("empty-mask", object="ball"):
+        session.prompt_segment("ball", np.zeros(SHAPE_KJI, bool))
+    with raises("unknown-keep", keep="some"):
+        session.prompt_segment("ball", ball_kji(), "some")
+    assert session.object_names == ()
+
+
+def test_as_prompts_of_a_file_they_are_the_same(volume, model):
+    """What the command line does: masks among other prompts, applied together."""
+    from medsam2_core.prompts.shapes import of_segment
+
+    ball, by_method, by_prompts = ball_kji(), Session.open(volume, model), Session.open(volume, model)
+    by_method.prompt_segment("ball", ball, "every:2")
+    prompts = PromptSet({"ball": of_segment(MaskPrompt.from_volume(ball), by_prompts.stack, "every:2")})
+    by_prompts.apply(PromptSet.from_json(prompts.to_json()))
+    assert by_method.prompted_spans() == by_prompts.prompted_spans()
+    for session in (by_method, by_prompts):
+        propagated(session, limits=session.prompted_spans())
+    assert np.array_equal(by_method.mask_kji("ball"), by_prompts.mask_kji("ball"))
+
+
+# Limits of single objects -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(volume, model):
+    session = Session.open(volume, model)
+    session.prompt("a", Box((13, 19, 12), (27, 33, 12)))
+    session.prompt("b", Box((3, 5, 8), (12, 14, 8)))
+    return session
+
+
+def slices_of(session, **options):
+    found = {"a": [], "b": []}
+    for result in session.propagate(stop_after_absent=None, **options):
+        found[result.object].append(result.n)
+    return {name: sorted(numbers) for name, numbers in found.items()}
+
+
+def test_one_object_stays_within_its_limits_while_the_other_goes_on(two):
+    assert slices_of(two, limits={"b": (6, 9)}) == {"a": list(range(24)), "b": [6, 7, 8, 9]}
+    again = slices_of(two, limits={"b": (6, 9)})
+    assert again == {"a": [], "b": [6, 7, 8, 9]}, "only the other one is known to be finished"
+    assert slices_of(two)["b"] == list(range(24))
+
+
+def test_limits_lie_within_the_range_of_all(two):
+    limits = {"b": (6, 9), "a": (20, 23)}
+    assert slices_of(two, first=8, last=14, limits=limits) == {"a": [], "b": [8, 9]}
+
+
+def test_limits_have_no_influence_on_the_masks_within(two, volume, model):
+    other = Session.open(volume, model)
+    other.prompt("b", Box((3, 5, 8), (12, 14, 8)))
+    slices_of(two, limits={"b": (6, 9)})
+    for _ in other.propagate(first=6, last=9, stop_after_absent=None):
+        pass
+    assert np.array_equal(two.mask_kji("b"), other.mask_kji("b"))
+
+
+def test_limits_the_wrong_way_round_are_refused(two):
+    with raises("empty-range", first=9, last=6):
+        two.propagate(limits={"b": (9, 6)})
