@@ -8,7 +8,10 @@ from medsam2_core.cli.prompts import (
     UNNAMED,
     PromptSpace,
     collect_prompts,
+    length_mm,
     parse_box,
+    parse_box3d,
+    parse_line,
     parse_point,
     parse_range,
     read_mask,
@@ -56,6 +59,25 @@ def test_a_box_in_millimetres_is_the_same_box(axis, space):
     plane = [str(corner[axis]) for corner in (first, last) for axis in in_mm.in_plane]
     found = parse_box(f"{','.join(plane)}@{first[in_mm.across]}", in_mm)
     assert np.allclose([found.first_ijk, found.last_ijk], [wanted.first_ijk, wanted.last_ijk])
+
+
+@pytest.mark.parametrize("axis", ["axial", "sagittal", "coronal"])
+@pytest.mark.parametrize("space", ["ras", "lps"])
+def test_diameters_and_3d_boxes_in_millimetres_are_the_same(axis, space):
+    in_ijk, in_mm = prompt_space(axis), prompt_space(axis, space)
+    wanted = parse_line("13,9,27,13,18,14,21,8@20", in_ijk)
+    assert length_mm(wanted[0], in_ijk) > length_mm(wanted[1], in_ijk)
+    ends = GEOMETRY.ijk_to(np.concatenate(wanted), space)
+    plane = ",".join(str(end[a]) for end in ends for a in in_mm.in_plane)
+    assert np.allclose(parse_line(f"{plane}@{ends[0][in_mm.across]}", in_mm), wanted)
+    corners = GEOMETRY.ijk_to([(3, 5, 7), (30, 40, 20)], space)
+    text = ",".join(str(value) for value in corners.ravel())
+    assert np.allclose(parse_box3d(text, in_mm), [(3, 5, 7), (30, 40, 20)])
+
+
+def test_the_longer_line_is_the_longest_diameter_whatever_the_order():
+    space = prompt_space()
+    assert parse_line("20,20,20,32,13,26,27,26@12", space) == parse_line("13,26,27,26,20,20,20,32@12", space)
 
 
 @pytest.mark.parametrize("codes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
@@ -204,7 +226,7 @@ def test_whatever_is_typed_it_is_taken_or_refused_in_one_line(campaign):
     taken = 0
     for _ in range(500 * campaign):
         text = "".join(rng.choice(letters, size=rng.integers(1, 24)))
-        option = str(rng.choice(["box", "point"]))
+        option = str(rng.choice(["box", "point", "line", "box3d"]))
         try:
             collect_prompts(
                 [(option, text)], None, prompt_space(str(rng.choice(["axial", "i", "coronal"])), "ras")

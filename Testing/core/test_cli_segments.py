@@ -1,4 +1,6 @@
-"""`medsam2 segment` from an existing segment: kept slices, gaps, and what is refused."""
+"""`medsam2 segment` from an existing segment, a 3-D box or diameters, and what is refused."""
+
+import re
 
 import numpy as np
 import pytest
@@ -78,12 +80,54 @@ def test_the_whole_segment_is_kept_when_nothing_else_is_said(segment, folder):
         (("--box", BALL_BOX, "--fill-between"), "nothing-between"),
         (("--mask", "LABELS:3"), "mask-label-ambiguous"),
         (("--mask", "LABELS"), "mask-label-ambiguous"),
+        (("--box3d", "1,1,1,9,9"), "prompt-syntax"),
+        (("--box3d", "1,1,1,9,9,99"), "outside-volume"),
+        (("--box3d", "1,1,1,9,9,9", "--box3d", "1,1,1,9,9,9"), "two-boxes"),
+        (("--box3d", "1,1,1,9,9,9", "--point", "4,4,12"), "prompt-outside-range"),
+        (("--line", "1,1,9,9"), "prompt-syntax"),
+        (("--line", "1,1,9,9,3@4"), "prompt-syntax"),
+        (("--line", "1,1,9,9@"), "prompt-syntax"),
+        (("--line", "1,1,99,9@4"), "outside-volume"),
+        (("--line", "1,1,1.2,1@4"), "line-too-short"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(segment, folder, words, code):
     answer = segment(*(word.replace("LABELS", str(folder / "labels.nrrd")) for word in words))
     assert (answer.code, answer.error.code) == (2, code)
     assert not segment.out.exists()
+
+
+def test_a_3d_box_limits_its_object_alone(segment, folder):
+    words = ("--object", "ball", "--box3d", "13,19,9,27,33,15", "--object", "corner", "--point", "5,6,12")
+    answer = segment(*words)
+    assert answer.code == 0, answer.err
+    found = read_segmentation(segment.out)
+    slices = np.flatnonzero(found["ball"].mask_kji.any((1, 2)))
+    assert slices.min() >= 9 and slices.max() <= 15
+    assert found.provenance["limits"] == {"ball": [9, 15]}
+    model = ("--model", folder / "embedded.safetensors")
+    again = segment.medsam2("replay", segment.out, folder / "scan.nrrd", *model, "--json")
+    assert again.facts["identical"], again.out
+
+    corrected = segment.out.with_name("corrected.seg.nrrd")
+    words = ("--continue", segment.out, "--object", "ball", "--point", "20,26,14")
+    assert segment(*words, out=corrected).code == 0
+    slices = np.flatnonzero(read_segmentation(corrected)["ball"].mask_kji.any((1, 2)))
+    assert slices.min() >= 9 and slices.max() <= 15, "the limits of the result still hold"
+
+
+def test_diameters_are_drawn_and_measured(segment, folder):
+    words = ("--object", "ball", "--line", "13,26,27,26,20,20,20,32@12", "--range", "10:14")
+    answer = segment(*words)
+    assert answer.code == 0, answer.err
+    (ball,) = answer.facts["objects"]
+    assert ball["drawn_mm"] == [14, 12]
+    assert len(ball["diameters_mm"]) == 2
+    stored = read_segmentation(segment.out).provenance["prompts"]
+    assert '"box"' in (stored if isinstance(stored, str) else str(stored).replace("'", '"'))
+    start = ("segment", folder / "scan.nrrd", "--model", folder / "embedded.safetensors")
+    said = segment.medsam2(*start, *words, "--out", segment.out, "--overwrite").out
+    assert re.search(r"ball: diameters [\d.]+ x [\d.]+ mm, drawn 14\.0 x 12\.0 mm", said)
 
 
 def test_the_file_of_a_label_is_never_written_over(segment, folder):

@@ -1,12 +1,12 @@
-"""Prompts made of other shapes: whole segments."""
+"""Prompts made of other shapes: whole segments, 3-D boxes, diameters of lesions."""
 
 import numpy as np
 import pytest
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.slices import AxisStack
+from medsam2_core.imaging.slices import AxisStack, SliceStack
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import MaskPrompt
-from medsam2_core.prompts.shapes import kept_slices, of_segment
+from medsam2_core.prompts import Box, MaskPrompt
+from medsam2_core.prompts.shapes import kept_slices, of_box, of_line, of_segment
 from medsam2_core.prompts.slice_prompts import resolve
 from support.command_line import ball_kji
 from support.errors import raises
@@ -55,3 +55,103 @@ def test_a_segment_is_its_masks_on_the_kept_slices(axis):
     assert len(prompts) == len(masks) < len(whole)
     for n, given in masks.items():
         assert np.array_equal(given.mask_hw, stack.mask_of(ball, n))
+
+
+# 3-D boxes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("axis", "middle", "limits"),
+    [
+        ("axial", Box((10, 12, 7), (20, 30, 7)), (4, 10)),
+        ("coronal", Box((10, 21, 4), (20, 21, 10)), (12, 30)),
+        ("sagittal", Box((15, 12, 4), (15, 30, 10)), (10, 20)),
+    ],
+)
+def test_a_3d_box_is_the_box_of_its_middle_slice_and_a_range(axis, middle, limits):
+    stack = a_stack(axis)
+    box, found = of_box((20, 12, 10), (10, 30, 4), stack)
+    slices = sorted(round(float(stack.to_slice([corner])[0, 2])) for corner in ((10, 12, 4), (20, 30, 10)))
+    assert found == tuple(slices)
+    assert found[1] - found[0] == limits[1] - limits[0]
+    assert np.allclose([box.first_ijk, box.last_ijk], [middle.first_ijk, middle.last_ijk])
+    assert list(resolve([box], stack)) == [sum(found) // 2]
+
+
+def test_a_slice_counts_when_its_plane_is_met():
+    stack = a_stack()
+    assert of_box((1, 1, 3.4), (9, 9, 6.6), stack)[1] == (4, 6)
+    assert of_box((1, 1, -8), (9, 9, 99), stack)[1] == (0, 23)
+    for low, high in ((3.2, 3.8), (-3, -1), (24, 30)):
+        with raises("box-between-slices", first=low, last=high, slices=24):
+            of_box((1, 1, low), (9, 9, high), stack)
+
+
+def test_a_3d_box_on_oblique_slices_holds_all_its_corners():
+    stack = SliceStack.oblique(a_stack().volume, (-39, -20, 0), (1, 0, 0), (0, 0.8, 0.6))
+    box, (first, last) = of_box((10, 12, 4), (20, 30, 10), stack)
+    (n,) = resolve([box], stack)
+    assert first < n < last
+    left, top, right, bottom = resolve([box], stack)[n].box_xyxy
+    x, y, _ = stack.to_slice([(10, 12, 4), (10, 30, 10), (20, 12, 4), (20, 30, 4)]).T
+    assert left <= x.min() + 1e-3 and right >= x.max() - 1e-3
+    assert top <= y.min() + 1e-3 and bottom >= y.max() - 1e-3
+
+
+# Diameters --------------------------------------------------------------------------------------------------
+
+
+def size_px(box, stack):
+    (given,) = resolve([box], stack).values()
+    left, top, right, bottom = given.box_xyxy
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+
+
+def test_one_diameter_gives_a_box_that_is_narrower_across():
+    stack = a_stack()
+    assert np.allclose(size_px(of_line(((10, 20, 5), (30, 20, 5)), stack), stack), (20, 20, 20, 14))
+    assert np.allclose(size_px(of_line(((20, 10, 5), (20, 30, 5)), stack), stack), (20, 20, 14, 20))
+
+
+def test_both_diameters_give_the_box_of_their_ellipse():
+    stack = a_stack()
+    box = of_line(((10, 20, 5), (30, 20, 5)), stack, ((18, 14, 5), (18, 24, 5)))
+    # 10 pixels wide, half-way between the middles of both lines.
+    assert np.allclose(size_px(box, stack), (20, 19.5, 20, 10))
+
+
+def test_a_slanted_ellipse_is_wider_than_the_span_of_its_diameter():
+    stack = a_stack()
+    longest, across = ((12, 12, 5), (28, 28, 5)), ((24, 16, 5), (16, 24, 5))
+    x, y, width, height = size_px(of_line(longest, stack, across), stack)
+    radius = np.hypot(8, 8), np.hypot(4, 4)
+    assert np.allclose((x, y), (20, 20))
+    assert np.allclose((width, height), 2 * np.hypot(*radius) / np.sqrt(2))
+
+
+def test_across_means_at_right_angles_in_the_patient():
+    """Pixels of a sagittal slice of this volume are 1 mm by 2 mm."""
+    stack = a_stack("sagittal")
+    *_, width, height = size_px(of_line(((20, 14, 12), (20, 34, 12)), stack), stack)
+    width_mm, height_mm = width * stack.pixel_mm[1], height * stack.pixel_mm[0]
+    assert np.allclose((width_mm, height_mm), (20, 14))
+
+
+def test_a_box_of_diameters_ends_at_the_slices_edge():
+    stack = a_stack()
+    (given,) = resolve([of_line(((0, 1, 5), (39, 1, 5)), stack)], stack).values()
+    assert np.allclose(given.box_xyxy[:2], (0, -0.5), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("longest", "across", "code"),
+    [
+        (((10, 20, 5), (30, 20, 8)), None, "line-across-slices"),
+        (((10, 20, 5), (30, 20, 5)), ((20, 10, 9), (20, 30, 9)), "line-across-slices"),
+        (((10, 20, 99), (30, 20, 99)), None, "line-across-slices"),
+        (((10, 20, 5), (10.5, 20, 5)), None, "line-too-short"),
+    ],
+)
+def test_what_is_no_diameter_of_a_slice_is_refused(longest, across, code):
+    with raises(code):
+        of_line(longest, a_stack(), across)

@@ -216,7 +216,7 @@ def _annotated(hint: Any, parameter: inspect.Parameter, described: dict[str, Any
 
 
 #: Repeatable options whose order among each other is kept, by parameter name.
-_ORDERED = ("object", "prompt", "box", "point", "mask")
+_ORDERED = ("object", "prompt", "box", "point", "mask", "line", "box3d")
 _ORDER_KEY = "medsam2_core.cli.order"
 #: Repeatable options that take two words each; typer has no type for that.
 _PAIRS = ("like",)

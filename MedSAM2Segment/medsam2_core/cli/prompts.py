@@ -1,4 +1,4 @@
-"""Parse the values of --box, --point, --mask, --object and --range.
+"""Parse the values of --box, --point, --mask, --line, --box3d, --object and --range.
 
 Coordinates are in the space that ``--space`` names: ``ijk`` array indices (voxel centres at integers), or
 ``ras`` and ``lps`` millimetres. ``@K`` and ``--range`` count along the axis that slices are stacked along.
@@ -6,9 +6,10 @@ Coordinates are in the space that ``--space`` names: ``ijk`` array indices (voxe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +17,12 @@ from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.imaging.geometry import PLANE_NORMAL, Space
 from medsam2_core.imaging.slices import AxisStack
 from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt, PromptSet
-from medsam2_core.prompts.shapes import of_segment
+from medsam2_core.prompts.shapes import Line, Position, of_box, of_line, of_segment
 from medsam2_core.prompts.slice_prompts import resolve
+from medsam2_core.prompts.types import ROUNDING, position_text
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.segmentation import Segmentation
 
 #: Name of the object when none is given.
 UNNAMED = "object"
@@ -54,6 +59,28 @@ class PromptSpace:
         return i, j, k
 
 
+@dataclass(frozen=True)
+class GivenPrompts:
+    """The prompts of a command line, and what else it says of objects.
+
+    Attributes
+    ----------
+    prompts
+        Of all objects.
+    slices
+        First and last slice of ``--range``.
+    limits
+        The same of objects with a 3-D box.
+    lines
+        Lengths in mm of the lines drawn on objects.
+    """
+
+    prompts: PromptSet
+    slices: tuple[int | None, int | None] = (None, None)
+    limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    lines: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
 def parse_box(text: str, space: PromptSpace) -> Box:
     """Parse ``I0,J0,I1,J1@K`` (corners within a slice, and the slice) or ``X0,Y0,Z0,X1,Y1,Z1`` (two corners).
 
@@ -81,6 +108,69 @@ def parse_box(text: str, space: PromptSpace) -> Box:
     # In indices a corner that is given the wrong way round is a slip; in millimetres the axes of the array
     # may run the other way.
     return Box(first, last) if space.space is Space.IJK else Box.between(first, last)
+
+
+def parse_box3d(text: str, space: PromptSpace) -> Line:
+    """Parse ``X0,Y0,Z0,X1,Y1,Z1``, any two opposite corners of a 3-D box, into IJK within the volume."""
+    numbers = parse_numbers(text, f"--box3d {text}", 6, "write two corners X0,Y0,Z0,X1,Y1,Z1")
+    return _inside(text, "--box3d", [space.to_ijk(numbers[:3]), space.to_ijk(numbers[3:])], space)[0]
+
+
+def parse_line(text: str, space: PromptSpace) -> list[Line]:
+    """Parse ``X0,Y0,X1,Y1@K``, or eight numbers for two lines, into the longest and the other, in IJK."""
+    what = f"--line {text}"
+    plane, at, slice_text = text.partition("@")
+    if not at:
+        raise PromptError(
+            f"{what}: write {space.describe_box()}, the ends of a line", code="prompt-syntax", text=text
+        )
+    count = 8 if plane.count(",") > 3 else 4
+    numbers = parse_numbers(plane, what, count, f"write {space.describe_box()}, or both lines before the @")
+    across = parse_numbers(slice_text, what, 1, "one number follows the @")[0]
+    points = []
+    for values in zip(numbers[::2], numbers[1::2], strict=True):
+        position = [across, across, across]
+        for axis, value in zip(space.in_plane, values, strict=True):
+            position[axis] = value
+        points.append(space.to_ijk(position))
+    lines = _inside(text, "--line", points, space)
+    return sorted(lines, key=lambda line: -length_mm(line, space))
+
+
+def length_mm(line: Line, space: PromptSpace) -> float:
+    """Return the length of a line between two positions in IJK."""
+    ends = space.stack.volume.geometry.to_ras(line)
+    return float(np.linalg.norm(ends[1] - ends[0]))
+
+
+def diameter_facts(
+    segmentation: Segmentation, name: str, lines: Mapping[str, Sequence[float]]
+) -> dict[str, list[float]]:
+    """Return, of an object with a line, the drawn lengths and the diameters of its result in mm; for others
+    empty lists."""
+    if name not in lines:
+        return {"drawn_mm": [], "diameters_mm": []}
+    from medsam2_core.export.measurements import measure
+
+    (found,) = measure(replace(segmentation, segments=(segmentation[name],)))
+    diameters = [one.length_mm for one in (found.longest, found.perpendicular) if one is not None]
+    return {
+        "drawn_mm": [round(mm, 2) for mm in lines[name]],
+        "diameters_mm": [round(mm, 2) for mm in diameters],
+    }
+
+
+def _inside(text: str, option: str, points: list[Position], space: PromptSpace) -> list[Line]:
+    """Return pairs of positions; PromptError ``outside-volume`` when one is not in the volume."""
+    shape = np.array(space.stack.volume.geometry.shape_ijk)
+    for point in points:
+        if (np.array(point) < -0.5 - ROUNDING).any() or (np.array(point) > shape - 0.5 + ROUNDING).any():
+            raise PromptError(
+                f"{option} {text}: {position_text(point)} in array indices is outside the volume of "
+                f"{position_text(shape.tolist())} voxels",
+                code="outside-volume", text=text, size=shape.tolist(),
+            )  # fmt: skip
+    return list(zip(points[::2], points[1::2], strict=True))
 
 
 def parse_point(text: str, space: PromptSpace) -> Point:
@@ -165,6 +255,50 @@ def parse_range(text: str | None, space: PromptSpace) -> tuple[int | None, int |
     return (numbers[0], None) if given_is_first else (None, numbers[0])
 
 
+def assigned(given: Iterable[tuple[str, str]], names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (object, option, value) of prompts on a command line; see :func:`collect_prompts`.
+
+    ``names`` are the objects there are besides those named on it.
+    """
+    given = list(given)
+    current = next((text for option, text in given if option == "object"), None)
+    for option, text in given:
+        if option == "object":
+            current = text
+        else:
+            yield current or _only_object(names, f"--{option} {text}"), option, text
+
+
+def limits_of(
+    given: Iterable[tuple[str, str]], names: Sequence[str], space: PromptSpace
+) -> dict[str, tuple[int, int]]:
+    """Return the first and last slice of each object that has a 3-D box.
+
+    PromptError ``two-boxes`` when one has two.
+    """
+    limits: dict[str, tuple[int, int]] = {}
+    for name, option, text in assigned(given, names):
+        if option != "box3d":
+            continue
+        if name in limits:
+            raise PromptError(
+                f"--box3d {text}: object {name!r} has a 3-D box already", code="two-boxes", object=name
+            )
+        limits[name] = of_box(*parse_box3d(text, space), space.stack)[1]
+    return limits
+
+
+def lines_of(
+    given: Iterable[tuple[str, str]], names: Sequence[str], space: PromptSpace
+) -> dict[str, list[float]]:
+    """Return the lengths in mm of the lines drawn on each object, of its first slice with any."""
+    found: dict[str, list[float]] = {}
+    for name, option, text in assigned(given, names):
+        if option == "line":
+            found.setdefault(name, [length_mm(line, space) for line in parse_line(text, space)])
+    return found
+
+
 def collect_prompts(
     given: Iterable[tuple[str, str]],
     from_file: PromptSet | None,
@@ -187,23 +321,20 @@ def collect_prompts(
     """
     given = list(given)
     prompts = from_file or PromptSet()
-    named = [text for option, text in given if option == "object"]
-    current = named[0] if named else None
     for option, text in given:
         if option == "object":
-            current = text
             prompts.add_object(text)
-            continue
-        if current is None:
-            current = _only_object(known or prompts.names, f"--{option} {text}")
-        for prompt in _prompts(option, text, current, space, keep):
-            prompts.add(current, prompt)
+    for name, option, text in assigned(given, known or prompts.names):
+        for prompt in _prompts(option, text, name, space, keep):
+            prompts.add(name, prompt)
     if not len(prompts):
-        raise PromptError("no prompt: give --box, --point, --mask or --prompts", code="no-prompt")
+        raise PromptError(
+            "no prompt: give --box, --point, --mask, --line, --box3d or --prompts", code="no-prompt"
+        )
     for name, of_object in prompts:
         if not of_object:
             raise PromptError(
-                f"object {name!r} has no prompt: give --box, --point or --mask after --object",
+                f"object {name!r} has no prompt: give --box, --point or another one after --object",
                 code="object-without-prompt", object=name,
             )  # fmt: skip
         has_mask = name in known
@@ -215,15 +346,26 @@ def collect_prompts(
     return prompts
 
 
-def check_in_range(prompts: PromptSet, slices: tuple[int | None, int | None], stack: AxisStack) -> None:
-    """Raise PromptError ``prompt-outside-range`` for a prompt on a slice that ``--range`` leaves out."""
+def check_in_range(
+    prompts: PromptSet,
+    slices: tuple[int | None, int | None],
+    stack: AxisStack,
+    limits: Mapping[str, tuple[int, int]] | None = None,
+) -> None:
+    """Raise PromptError ``prompt-outside-range`` for a prompt on a slice that ``--range`` leaves out.
+
+    ``limits`` are those of objects with a 3-D box.
+    """
     first, last = slices
     for name, of_object in prompts:
+        low, high = (limits or {}).get(name, (None, None))
         for n in resolve(of_object, stack):
-            if not (first is None or n >= first) or not (last is None or n <= last):
+            if any(a is not None and n < a for a in (first, low)) or any(
+                a is not None and n > a for a in (last, high)
+            ):
                 at = round(float(stack.to_ijk([[0, 0, n]])[0, stack.array_axis]))
                 raise PromptError(
-                    f"object {name!r} has a prompt on slice {at}, which --range leaves out: widen the range",
+                    f"object {name!r} has a prompt on slice {at}, which --range or --box3d leaves out",
                     code="prompt-outside-range", object=name, slice=at,
                 )  # fmt: skip
 
@@ -233,6 +375,11 @@ def _prompts(option: str, text: str, object_name: str, space: PromptSpace, keep:
         return [parse_box(text, space)]
     if option == "point":
         return [parse_point(text, space)]
+    if option == "box3d":
+        return [of_box(*parse_box3d(text, space), space.stack)[0]]
+    if option == "line":
+        longest, *across = parse_line(text, space)
+        return [of_line(longest, space.stack, *across)]
     mask = read_mask(text, object_name, space)
     return [mask] if keep == "all" else of_segment(mask, space.stack, keep)
 

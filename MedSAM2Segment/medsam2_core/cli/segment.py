@@ -36,10 +36,10 @@ from medsam2_core.errors import Note, PromptError
 if TYPE_CHECKING:
     from medsam2_core.cli.earlier import EarlierResult
     from medsam2_core.cli.earlier_scans import OtherScans
+    from medsam2_core.cli.prompts import GivenPrompts
     from medsam2_core.imaging.segmentation import Segment as SegmentMask
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
-    from medsam2_core.prompts import PromptSet
     from medsam2_core.session import Session
 
 
@@ -63,6 +63,10 @@ class Segment:
     point X,Y,Z[,+|-]: Foreground point; append ,- for background.
     mask FILE[:LABEL]: A segment on one or many slices, taken as it is: of a label map on the volume's grid
         the label named here, that of the object's name, or the only one.
+    line X0,Y0,X1,Y1@K: The longest diameter of a lesion on slice K, from edge to edge; with four more numbers
+        before the @ also the one across it, as RECIST measures them.
+    box3d X0,Y0,Z0,X1,Y1,Z1: 3-D box around the object, two opposite corners: a box on its middle slice, and
+        the first and last slice to segment.
     keep all|every:N|ends: Which slices of a --mask are prompts; the model finds the others.
     prompts FILE: File of prompts: JSON, or a .seg.nrrd of this command, which has its own.
     continued OUT.seg.nrrd: Correct this earlier result, with its settings, instead of starting from nothing.
@@ -71,7 +75,7 @@ class Segment:
     prior SEGMENTATION: An earlier segmentation of the patient: its objects are looked for at their old
         places.
     transform FILE: With --prior: where its positions are in VOLUME; 4 x 4 numbers in RAS mm, or an ITK .tfm.
-    space: Coordinates of --box, --point and --range: array indices, or millimetres.
+    space: Coordinates of --box, --point, --line, --box3d and --range: array indices, or millimetres.
 
     Processing
     ----------
@@ -90,6 +94,8 @@ class Segment:
     box: list[str] | None = None
     point: list[str] | None = None
     mask: list[str] | None = None
+    line: list[str] | None = None
+    box3d: list[str] | None = None
     keep: str = "all"
     prompts: Path | None = None
     continued: Annotated[Path | None, typer.Option("--continue")] = None
@@ -120,7 +126,7 @@ class Segment:
         """Check everything that is quick to check, segment, write the files, and report."""
         started = time.perf_counter()
         from medsam2_core import atomic
-        from medsam2_core.cli.prompts import mask_file
+        from medsam2_core.cli.prompts import diameter_facts, mask_file
         from medsam2_core.imaging.intensity import check_contrast
         from medsam2_core.imaging.reading import read_volume
 
@@ -137,8 +143,8 @@ class Segment:
             check_contrast(volume)
             outputs.check(volume.geometry)
             earlier, settings = self._earlier(volume)
-            prompts, slices = settings._prompts(given, volume, earlier)
-            session, segmentation, notes = settings._segment(volume, prompts, slices, earlier, others)
+            prompts = settings._prompts(given, volume, earlier)
+            session, segmentation, notes = settings._segment(volume, prompts, earlier, others)
             notes += irregular_notes(volume)
             notes += outputs.write(session, segmentation, session.prompts)
             changes = others.changes(segmentation)
@@ -148,7 +154,10 @@ class Segment:
             "model": session.model.name,
             "slices": session.stack.key,
             "window": session.window.to_dict(),
-            "objects": [_object_facts(segmentation, name, session) for name in session.object_names],
+            "objects": [
+                _object_facts(segmentation, name, session) | diameter_facts(segmentation, name, prompts.lines)
+                for name in session.object_names
+            ],
             "confidence_is_calibrated": False,
             "changes": changes,
             "seconds": round(time.perf_counter() - started, 2),
@@ -176,10 +185,10 @@ class Segment:
 
     def _prompts(
         self, given: list[tuple[str, str]], volume: Volume, earlier: EarlierResult | None
-    ) -> tuple[PromptSet, tuple[int | None, int | None]]:
-        """Return the prompts, and the first and last slice to segment."""
+    ) -> GivenPrompts:
+        """Return the prompts, and where objects shall be looked for."""
+        from medsam2_core.cli import prompts as words
         from medsam2_core.cli.earlier import prompts_in
-        from medsam2_core.cli.prompts import PromptSpace, check_in_range, collect_prompts, parse_range
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.imaging.slices import AxisStack
         from medsam2_core.prompts import PromptSet
@@ -190,23 +199,24 @@ class Segment:
         if self.keep != "all" and not self.mask:
             raise PromptError(f"--keep {self.keep} is of use with --mask only", code="needs-mask")
         stack = AxisStack(volume, self.axis)
-        space = PromptSpace(stack, Space.named(self.space))
+        space = words.PromptSpace(stack, Space.named(self.space))
         from_file = None if self.prompts is None else prompts_in(self.prompts, volume.geometry)
+        known = () if earlier is None else earlier.prompts.names
+        names = known or (() if from_file is None else from_file.names)
+        limits, lines = words.limits_of(given, names, space), words.lines_of(given, names, space)
         if not given and from_file is None and earlier is None and (self.like or self.prior):
             prompts = PromptSet()
         else:
-            known = () if earlier is None else earlier.prompts.names
-            prompts = collect_prompts(given, from_file, space, known, self.keep)
+            prompts = words.collect_prompts(given, from_file, space, known, self.keep)
         validate(prompts, stack)
-        slices = parse_range(self.range, space)
-        check_in_range(prompts, slices, stack)
-        return prompts, slices
+        slices = words.parse_range(self.range, space)
+        words.check_in_range(prompts, slices, stack, limits)
+        return words.GivenPrompts(prompts, slices, limits, lines)
 
     def _segment(
         self,
         volume: Volume,
-        prompts: PromptSet,
-        slices: tuple[int | None, int | None],
+        given: GivenPrompts,
         earlier: EarlierResult | None,
         others: OtherScans,
     ) -> tuple[Session, Segmentation, list[Note]]:
@@ -224,17 +234,18 @@ class Segment:
             device=self.device, precision=self.precision, config=self.config, image_size=self.image_size,
             probabilities=self.probabilities is not None,
         )  # fmt: skip
+        slices = given.slices
         how: dict[str, Any] = {} if slices == (None, None) else {"propagated": list(slices)}
         notes = []
         if earlier is not None:
             earlier.restore_in(session)
             how["continued"] = True
             notes = [note for note in [earlier.weights_note(session)] if note is not None]
-        session.apply(prompts)
+        session.apply(given.prompts)
         notes += others.find_in(session, self.window, slices)
         if self.like or self.prior:
             how["found_by"] = [name for name, given in (("like", self.like), ("prior", self.prior)) if given]
-        limits = self._limits(session)
+        limits = self._limits(session, given, earlier)
         if limits:
             how["limits"] = {name: list(limit) for name, limit in limits.items()}
         if session.tracker.prompted_ids:
@@ -244,18 +255,26 @@ class Segment:
             made = earlier.described(made)
         return session, coded_by_name(replace(made, provenance={**made.provenance, **how})), notes
 
-    def _limits(self, session: Session) -> dict[str, tuple[int, int]]:
-        """Return the ranges of objects that have one of their own."""
+    def _limits(
+        self, session: Session, given: GivenPrompts, earlier: EarlierResult | None
+    ) -> dict[str, tuple[int, int]]:
+        """Return the ranges of objects that have one of their own.
+
+        Those of an earlier result still hold, as far as no further prompt lies beyond them.
+        """
+        spans, limits = session.prompted_spans(), dict(given.limits)
+        for name, (first, last) in (earlier.limits if earlier is not None else {}).items():
+            low, high = spans.get(name, (first, last))
+            limits.setdefault(name, (min(first, low), max(last, high)))
         if not self.fill_between:
-            return {}
-        spans = session.prompted_spans()
+            return limits
         for name, (first, last) in spans.items():
             if first == last:
                 raise PromptError(
                     f"--fill-between: object {name!r} has prompts on one slice only, nothing lies between",
                     code="nothing-between", object=name,
                 )  # fmt: skip
-        return spans
+        return {**limits, **spans}
 
 
 def _object_facts(segmentation: Segmentation, name: str, session: Session) -> dict[str, Any]:
@@ -303,6 +322,12 @@ def _print(facts: dict[str, Any]) -> None:
         for item in facts["objects"]
     ]
     print_table(rows)
+    for one in facts["objects"]:
+        if one["drawn_mm"]:
+            found, drawn = (
+                " x ".join(f"{mm:.1f}" for mm in one[part]) for part in ("diameters_mm", "drawn_mm")
+            )
+            print(f"{one['name']}: diameters {found or 'none'} mm, drawn {drawn} mm")
     for one in facts["changes"] or []:
         grown = one["change_percent"]["longest_diameter_mm"]
         length = "" if grown is None or one["state"] != "present" else f", longest diameter {grown:+.0f} %"
