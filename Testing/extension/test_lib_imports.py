@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from support.import_graph import import_graph, longest_chain
 from support.project import CORE, LIB, LIGHT, imported_names, lib_files, location
 
 # Which packages a package may import from. Reading down, each may use those above it.
@@ -73,6 +74,15 @@ def test_packages_import_only_from_those_below_them():
             if module not in FOUNDATIONS and package_of(module) not in allowed:
                 wrong.append(f"{location(path, line)}: {name} imports {module}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_slicer_module_imports_few_levels_deep():
+    graph, found, left = import_graph(), set(), {"MedSAM2SegmentLib"}
+    while left:
+        found |= left
+        left = {other for one in left for other in graph[one]} - found
+    chain = longest_chain({one: graph[one] for one in found})
+    assert len(chain) <= 13, " -> ".join(chain)
 
 
 def test_the_table_has_no_cycle():

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import slicer
@@ -34,9 +34,9 @@ from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
+    from medsam2_core.worker.session_client import SessionClient
     from numpy.typing import NDArray
 
-    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
     from MedSAM2SegmentLib.Segments.EditHistory import Step
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
 
@@ -62,6 +62,22 @@ class Change(Enum):
     VOLUME = "volume"
     POSE = "pose"  # the same volume lies differently on the segmentation
     MOVED_TOGETHER = "moved together"  # the same volume was moved, and the segmentation with it
+
+
+class SessionHolder(Protocol):
+    """What is needed of :class:`~MedSAM2SegmentLib.Effect.WorkerSession.WorkerSession`."""
+
+    @property
+    def session(self) -> SessionClient | None:
+        """The session, when it accepts prompts."""
+
+    @property
+    def requested(self) -> SessionClient | None:
+        """The session that was asked for, also after a failure."""
+
+    @property
+    def origin(self) -> Any:
+        """What its masks depend on, for JSON."""
 
 
 @dataclass
@@ -134,7 +150,7 @@ class EditedSegmentation:
     def __init__(
         self,
         editor: SegmentEditor,
-        session: WorkerSession,
+        session: SessionHolder,
         clock: Callable[[], float],
         onPrompts: Callable[[tuple[str, ...]], None],
         onClosing: Callable[[], None],

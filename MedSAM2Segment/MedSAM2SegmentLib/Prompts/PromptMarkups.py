@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,38 +109,31 @@ class PromptMarkups:
             raise PromptError(
                 "the segmentation is not in the scene any more: choose another one", code="segmentation-gone"
             )
-        number = self._nextOrder()
         with self._edit(segmentID):
-            if isinstance(gesture, PointGesture):
-                node = self._nodeForPoints(segmentID, gesture.positive)
-                return self._handle(node, PromptNodes.addPoint(node, gesture.ras, number))
             if isinstance(gesture, BoxGesture):
-                for other in [
-                    one for one in self._nodes(segmentID, PromptNodes.BOX) if _isOnPlane(one, gesture)
-                ]:
-                    self._removeNode(other)
-                node = self._newNode(segmentID, PromptNodes.BOX)
-                PromptNodes.setBox(node, gesture)
-            else:
-                role = PromptNodes.SCRIBBLE if gesture.positive else PromptNodes.NEGATIVE_SCRIBBLE
-                node = self._newNode(segmentID, role)
-                PromptNodes.setCurve(node, gesture.ras)
-            PromptNodes.setOrder(node, number)
-            return self._handle(node)
+                for other in self._nodes(segmentID, PromptNodes.BOX):
+                    if _isOnPlane(other, gesture):
+                        self._removeNode(other)
+            return self._place(segmentID, gesture)
 
     def addPredicted(self, segmentID: str, gestures: Iterable[Gesture]) -> None:
         """Add the prompts a model predicted: boxes that refine a mask until somebody moves them."""
-        number = self._nextOrder()
         with self._edit(segmentID):
-            for count, gesture in enumerate(gestures):
-                if isinstance(gesture, BoxGesture):
-                    node = self._newNode(segmentID, PromptNodes.BOX)
-                    PromptNodes.setBox(node, gesture)
-                    PromptNodes.setOrder(node, number + count)
-                    PromptNodes.setPredicted(node, True)
-                else:
-                    node = self._nodeForPoints(segmentID, gesture.positive)
-                    PromptNodes.addPoint(node, gesture.ras, number + count)
+            for gesture in gestures:
+                self._place(segmentID, gesture, predicted=True)
+
+    def _place(self, segmentID: str, gesture: Gesture, *, predicted: bool = False) -> PromptHandle:
+        """Add a point to the node of its kind, or a node for what was drawn."""
+        state = replace(PromptConversion.stateOfGesture(gesture), order=self._nextOrder())
+        if isinstance(gesture, PointGesture):
+            nodes = self._nodes(segmentID, state.role)
+            node = nodes[0] if nodes else self._newNode(segmentID, state.role)
+            return self._handle(node, PromptNodes.addPoint(node, gesture.ras, state.order))
+        node, toWorld = self._newNode(segmentID, state.role), self._toWorld()
+        if toWorld is not None:
+            state = state.transformed(np.linalg.inv(toWorld))
+        applyState(node, replace(state, predicted=predicted))
+        return self._handle(node)
 
     def addMask(self, segmentID: str, n: int, maskPrompt: MaskPrompt, stackKey: str = "") -> None:
         """Add a mask as the prompt of slice ``n``, in place of an earlier one there.
@@ -274,11 +268,6 @@ class PromptMarkups:
         """The nodes of a segment (of one role)."""
         nodes = [node for node in self._observer.nodes if PromptNodes.segmentOf(node) == segmentID]
         return nodes if role is None else [node for node in nodes if PromptNodes.roleOf(node) == role]
-
-    def _nodeForPoints(self, segmentID: str, positive: bool) -> Any:
-        role = PromptNodes.POSITIVE if positive else PromptNodes.NEGATIVE
-        nodes = self._nodes(segmentID, role)
-        return nodes[0] if nodes else self._newNode(segmentID, role)
 
     def _newNode(self, segmentID: str, role: str) -> Any:
         node = PromptNodes.create(self.scene, self.segmentationNode, segmentID, role, self.volumeNode)

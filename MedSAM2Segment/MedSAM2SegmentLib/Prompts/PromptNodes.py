@@ -213,29 +213,22 @@ def setPoints(node: Any, positions: Iterable[tuple[int, ArrayLike]]) -> None:
         numberPoint(node, index, number)
 
 
-def setOwnCurve(node: Any, positions: ArrayLike) -> None:
-    """Set a scribble to (N, 3) positions in the node's own RAS."""
-    setCurve(node, positions)
-    for index, position in enumerate(
-        np.asarray(positions)
-    ):  # exactly: under a transform the world positions are rounded
-        node.SetNthControlPointPosition(index, *(float(value) for value in position))
-
-
 def numberPoint(node: Any, index: int, number: int) -> None:
     """Set the order number of a control point, and its label."""
     node.SetNthControlPointDescription(index, str(number))
     node.SetNthControlPointLabel(index, f"{'+' if isPositive(node) else '-'}{number}")
 
 
-def setCurve(node: Any, ras: ArrayLike) -> None:
-    """Set a scribble to (N, 3) positions in world RAS, joined by straight lines."""
+def setCurve(node: Any, positions: ArrayLike) -> None:
+    """Set a scribble to (N, 3) positions in the node's own RAS, joined by straight lines."""
     node.SetCurveTypeToLinear()
     points = vtk.vtkPoints()
     points.SetDataTypeToDouble()
-    for position in np.asarray(ras):
+    for position in np.asarray(positions):
         points.InsertNextPoint(position)
     node.SetControlPointPositionsWorld(points)
+    for index in range(points.GetNumberOfPoints()):  # exactly, and not in the world
+        node.SetNthControlPointPosition(index, *points.GetPoint(index))
 
 
 # Boxes ------------------------------------------------------------------------------------------------------
@@ -267,14 +260,6 @@ def frameOf(gesture: BoxGesture) -> tuple[NDArray[np.float64], NDArray[np.float6
     frame[:3, 0] = np.cross(frame[:3, 1], frame[:3, 2])
     frame[:3, 3] = corners.mean(axis=0)
     return frame, size
-
-
-def setBox(node: Any, gesture: BoxGesture) -> None:
-    """Place a box node where the box was drawn."""
-    frame, size = frameOf(gesture)
-    if node.GetTransformNodeID() is not None:
-        frame, size = movedFrame(np.linalg.inv(transformToWorld(node)), frame, size)
-    setBoxFrame(node, frame, size)
 
 
 def movedFrame(

@@ -106,7 +106,7 @@ def applyState(node: Any, state: PromptState) -> None:
         PromptNodes.setPoints(node, [(number, ras) for number, *ras in state.points])
     else:
         PromptNodes.setOrder(node, state.order)
-        PromptNodes.setOwnCurve(node, [ras for _, *ras in state.points])
+        PromptNodes.setCurve(node, [ras for _, *ras in state.points])
     node.EndModify(wasModifying)
 
 

@@ -337,7 +337,7 @@ def _slice_title(stack: SliceStack, n: int) -> str:
         return ""
     height, width = stack.shape_hw
     centre = stack.to_ijk([[(width - 1) / 2, (height - 1) / 2, n]])
-    array_axis = getattr(stack, "array_axis", None)
+    array_axis = stack.array_axis
     number = f"slice {n}" if array_axis is None else f"{'ijk'[array_axis]} {round(centre[0, array_axis])}"
     if not _place_is_known(stack):
         return number

@@ -178,7 +178,7 @@ class SetStack(SliceStack):
         self.pixel_mm, self.slice_mm = (1.0, 1.0), 1.0
         self.xyn_to_ijk, self.ijk_to_xyn = np.eye(4), np.eye(4)
         self.key = f"{len(images)} images"
-        self.array_axis = 2
+        self.array_axis: int = 2
 
     def __len__(self) -> int:
         return len(self.images)

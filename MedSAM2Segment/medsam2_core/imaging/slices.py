@@ -48,6 +48,8 @@ class SliceStack(ABC):
     pixel_mm : (between rows, between columns) in mm
     slice_mm : distance between the planes of neighbouring slices in mm
     key : equal for stacks that cut a volume in the same way
+    array_axis : the axis of I, J, K that the slices follow one another along, every pixel being a voxel; None
+        on oblique slices
     """
 
     volume: Volume
@@ -55,6 +57,7 @@ class SliceStack(ABC):
     pixel_mm: tuple[float, float]
     slice_mm: float
     key: str
+    array_axis: int | None = None
     ijk_to_xyn: NDArray[np.float64]  # (4, 4)
     xyn_to_ijk: NDArray[np.float64]  # (4, 4)
 
@@ -187,6 +190,8 @@ class SliceStack(ABC):
 
 class AxisStack(SliceStack):
     """Slices along an array axis: every pixel is a voxel."""
+
+    array_axis: int
 
     def __init__(self, volume: Volume, axis: str) -> None:
         if axis not in AXES:

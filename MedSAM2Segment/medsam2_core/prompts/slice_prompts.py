@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.errors import PromptError
-from medsam2_core.imaging.image_set import SetStack
-from medsam2_core.imaging.slices import AxisStack, SliceStack
+from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts.types import (
     AXES,
     FLAT,
@@ -177,8 +176,8 @@ def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Pro
     grouped: dict[int, list[Prompt]] = {}
     for prompt in prompts:
         numbers = resolve([prompt], stack)
-        if isinstance(prompt, MaskPrompt) and isinstance(stack, AxisStack | SetStack):
-            for n, piece in _cut(prompt, stack):
+        if isinstance(prompt, MaskPrompt) and stack.array_axis is not None:
+            for n, piece in _cut(prompt, stack, stack.array_axis):
                 grouped.setdefault(n, []).append(piece)
         else:
             for n in numbers:
@@ -188,7 +187,7 @@ def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Pro
 
 def slices_of(prompt: Prompt, stack: SliceStack) -> frozenset[int]:
     """Return the slices a prompt of :func:`by_slice` lies on."""
-    if isinstance(prompt, MaskPrompt) and isinstance(stack, AxisStack | SetStack):
+    if isinstance(prompt, MaskPrompt) and stack.array_axis is not None:
         return frozenset({_number(prompt.offset_ijk, stack)})
     return frozenset(resolve([prompt], stack))
 
@@ -219,7 +218,7 @@ def mask_on_slice(mask_hw: NDArray[np.bool_], n: int, stack: SliceStack) -> Mask
             shape_hw=list(mask_hw.shape),
             slice_hw=list(shape_hw),
         )
-    if not isinstance(stack, AxisStack | SetStack):
+    if stack.array_axis is None:
         return None
     if mask_hw.any():
         part_kji, offset = stack.part_of(mask_hw, n)
@@ -230,14 +229,14 @@ def mask_on_slice(mask_hw: NDArray[np.bool_], n: int, stack: SliceStack) -> Mask
     return MaskPrompt(np.zeros((1, 1, 1), dtype=bool), (int(corner[0]), int(corner[1]), int(corner[2])))
 
 
-def _cut(prompt: MaskPrompt, stack: AxisStack | SetStack) -> Iterable[tuple[int, MaskPrompt]]:
-    axis = 2 - stack.array_axis  # of (K, J, I)
+def _cut(prompt: MaskPrompt, stack: SliceStack, array_axis: int) -> Iterable[tuple[int, MaskPrompt]]:
+    axis = 2 - array_axis  # of (K, J, I)
     depth = prompt.mask_kji.shape[axis]
     for step in range(depth):
         part = np.take(prompt.mask_kji, [step], axis=axis)
         if part.any() or depth == 1:
             offset = list(prompt.offset_ijk)
-            offset[stack.array_axis] += step
+            offset[array_axis] += step
             piece = MaskPrompt(part, (offset[0], offset[1], offset[2])) if depth > 1 else prompt
             yield _number(piece.offset_ijk, stack), piece
 
