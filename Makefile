@@ -109,6 +109,7 @@ format: setup $(stamps)/dev
 	$(python) -m ruff format .
 
 campaign: export MEDSAM2_CAMPAIGN = 10
+campaign: export PYTEST_TIMEOUT = 9000
 campaign: test
 
 docs: setup $(stamps)/docs

@@ -1,5 +1,6 @@
 """Trainings that are killed at random moments, and trainings of several processes: equal curves."""
 
+import contextlib
 import json
 import os
 import random
@@ -88,9 +89,16 @@ def test_two_processes_train_as_one_does(data, tmp_path, parts, campaign):
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run([sys.executable, *command(data, one, **settings)], env=ENVIRONMENT, check=True)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *command(data, two, **settings)],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    log = tmp_path / "log"
+    with log.open("wb") as output:  # no pipe, which a process left behind would keep open
+        launched = subprocess.Popen(
+            [sys.executable, *launcher, *command(data, two, **settings)],
+            env=ENVIRONMENT, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+        try:
+            launched.wait(timeout=500)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(launched.pid, signal.SIGKILL)
+    assert launched.returncode == 0, log.read_text(errors="replace")[-3000:]
     assert_same(curve_of(one), curve_of(two), tolerance=1e-4)

@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -218,16 +219,20 @@ class Trainer:
             for turn, first in zip(turns, firsts, strict=True)
         ]
         validation = self.validation_views(stage) if self.processes.is_first else {}
-        meter, stop = _Meter(self._clock), False
+        meter, stop, ends = _Meter(self._clock), 0.0, deque[float](maxlen=_TIMED_STEPS)
         while not (self._is_over() or stop):
             self._set_rate(optimiser)
             turn = turns[self.step % len(turns)]
             passes = next(batches[self.step % len(turns)])
             meter.add(self._train_step(passes, turn, optimiser), images=turn.batch * turn.frames)
             self.step += 1
-            stop = bool(self.processes.from_first([should_stop()])[0])
-            self._plan(stage, meter)
-            meter = self._after_step(stage, optimiser, validation, meter, stop)
+            ends.append(self._clock())
+            self._count_time()
+            stop, seconds, pace = self.processes.from_first(
+                [should_stop(), self.seconds, (ends[-1] - ends[0]) / max(len(ends) - 1, 1)]
+            )
+            self._plan(stage, seconds, pace)
+            meter = self._after_step(stage, optimiser, validation, meter, bool(stop))
         if not self._is_over():
             return False
         self._end_stage()
@@ -246,16 +251,20 @@ class Trainer:
         self._pending_optimiser = None
         self._save(optimiser=None)
 
-    def _plan(self, stage: Stage, meter: _Meter) -> None:
-        """Decide how many steps there is time for, as soon as it is known how long one takes."""
-        if self.steps or self.step < _TIMED_STEPS:
+    def _plan(self, stage: Stage, seconds: float, seconds_a_step: float) -> None:
+        """Decide how many steps there is time for, as soon as it is known how long one takes.
+
+        Where steps or validations turn out to take longer, the stage ends when its time is over.
+        """
+        if stage.steps or self.step < _TIMED_STEPS:
             return
-        self._count_time()
-        left = self.settings.minutes * 60 - self.seconds
-        # The first one is slow.
-        steps = self.step + 0.92 * left / max(meter.seconds_a_step, 1e-6)
-        (planned,) = self.processes.from_first([min(max(steps, _FEWEST_STEPS), _MOST_STEPS)])
-        self.steps = max(int(planned), self.step + 1)
+        left = self.settings.minutes * 60 - seconds
+        if self.steps:
+            self.steps = self.steps if left > 0 else min(self.step, self.steps)
+        else:
+            # The first one is slow.
+            steps = self.step + 0.92 * left / max(seconds_a_step, 1e-6)
+            self.steps = max(int(min(max(steps, _FEWEST_STEPS), _MOST_STEPS)), self.step + 1)
 
     def _set_rate(self, optimiser: torch.optim.Optimizer) -> None:
         settings = self.settings
@@ -536,7 +545,6 @@ class _Meter:
         self._sums: dict[str, float] = {}
         self._steps = self._skipped = self._images = 0
         self._clock, self._seconds, self._since = clock, 0.0, clock()
-        self._ends: list[float] = []
 
     def pause(self) -> None:
         """Stop the clock, until :meth:`go_on`."""
@@ -546,17 +554,11 @@ class _Meter:
         """Let the clock run again."""
         self._since = self._clock()
 
-    @property
-    def seconds_a_step(self) -> float:
-        """Seconds between the ends of the steps so far."""
-        return (self._ends[-1] - self._ends[0]) / max(len(self._ends) - 1, 1)
-
     def add(self, parts: dict[str, float], images: int) -> None:
         """Count one step's losses; of a skipped step only that it was skipped."""
         self._steps += 1
         self._images += images
         self._skipped += "skipped" in parts
-        self._ends.append(self._clock())
         for key, value in parts.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
 
