@@ -9,20 +9,14 @@ from medsam2_core.auto.model_file import read_card
 from medsam2_core.export.probabilities import read_probabilities
 from medsam2_core.imaging.reading import read_segmentation
 from PIL import Image
-from support.command_line import CommandLine, write_untrained_model
 from support.labelled_images import a_picture, write_pictures, write_volumes
 
 
-@pytest.fixture
-def medsam2(capsys):
-    return CommandLine(capsys)
-
-
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Checkpoint of an untrained model, and the options that make it small and quick."""
+def base(model):
+    """Options of a base that is small and quick."""
     torch.set_num_threads(1)
-    return ["--image-size", 64, "--base", write_untrained_model(tmp_path_factory.mktemp("base"))]
+    return ["--image-size", 64, "--base", model]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +67,7 @@ def test_probabilities_fit_the_masks_class_by_class(medsam2, base, trained, tmp_
     for name in read.names:
         assert np.array_equal(read.values_kji(name) >= 128, masks[name].mask_kji)
     said = medsam2("auto", data, *words[2:-1], tmp_path / "many", "--probabilities", probabilities)
-    assert said.code == 2
-    assert "--probabilities" in said.err
-    assert "for one image or volume only" in said.err
+    assert said.refused("option-for-one-image", option="--probabilities")
 
 
 def test_classes_are_chosen_by_name(medsam2, base, trained, tmp_path):
@@ -85,9 +77,7 @@ def test_classes_are_chosen_by_name(medsam2, base, trained, tmp_path):
     assert medsam2(*words, "--classes", "bar").code == 0
     assert [label.name for label in read_segmentation(out).labels] == ["bar"]
     said = medsam2(*words, "--classes", "moon")
-    assert said.code == 2
-    assert "'moon'" in said.err
-    assert "'disc', 'bar'" in said.err
+    assert said.refused("unknown-class", name="moon", known=["disc", "bar"])
     error = medsam2(*words, "--classes", "moon", "--json").facts["error"]
     assert (error["code"], error["severity"]) == ("unknown-class", "error")
     assert error["fields"] == {"name": "moon", "known": ["disc", "bar"]}
@@ -151,12 +141,12 @@ def test_a_training_that_was_stopped_wants_resume(medsam2, base, tmp_path):
     out = tmp_path / "m.medsam2auto"
     (tmp_path / "m.medsam2auto.run").mkdir()
     words = ["train", "auto", data, "--out", out, "--steps", 2, "--folds", 0, *base]
-    said = medsam2(*words)
-    assert (said.code, said.error.code) == (2, "unfinished-training")
+    assert medsam2(*words).refused("unfinished-training")
     assert medsam2(*words, "--resume").code == 0
     assert medsam2(*words, "--resume").code == 2, "there is a model now"
-    said = medsam2(*words[:4], tmp_path / "n.medsam2auto", *words[5:], "--resume")
-    assert (said.code, said.error.code) == (2, "nothing-to-resume")
+    assert medsam2(*words[:4], tmp_path / "n.medsam2auto", *words[5:], "--resume").refused(
+        "nothing-to-resume"
+    )
 
 
 def test_problems_with_the_data_are_listed_before_anything_is_trained(medsam2, base, tmp_path):
@@ -165,7 +155,7 @@ def test_problems_with_the_data_are_listed_before_anything_is_trained(medsam2, b
     Image.fromarray(a_picture(0)[1][:40]).save(data / "002_seg.png")
     out = tmp_path / "m.medsam2auto"
     said = medsam2("train", "auto", data, "--out", out, "--steps", 2, "--folds", 0, *base)
-    assert said.code == 2
+    assert said.refused("bad-images")
     assert "problem: 001_img" in said.err
     assert "problem: 002_img" in said.err
     assert "--skip-bad" in said.err
@@ -186,39 +176,39 @@ def test_problems_with_the_data_are_listed_before_anything_is_trained(medsam2, b
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "code", "told"),
     [
-        (["--out", "m.safetensors"], ".medsam2auto"),
-        (["--out", "m.medsam2auto", "--heads", "nose"], "'nose'"),
-        (["--out", "m.medsam2auto", "--heads", ""], "no head"),
-        (["--out", "m.medsam2auto", "--classes", "0=a"], "background"),
-        (["--out", "m.medsam2auto", "--shots", "99"], "only 4"),
-        (["--out", "m.medsam2auto", "--minutes", "-1"], "-1 minutes"),
-        (["--out", "m.medsam2auto", "--window", "wide"], "'wide'"),
-        (["--out", "m.medsam2auto", "--axis", "sideways"], "sideways"),
-        (["--out", "nowhere/m.medsam2auto"], "nowhere"),
+        (["--out", "m.safetensors"], "not-an-auto-model-name", ".medsam2auto"),
+        (["--out", "m.medsam2auto", "--heads", "nose"], "unknown-head", "'nose'"),
+        (["--out", "m.medsam2auto", "--heads", ""], "no-head", "mask"),
+        (["--out", "m.medsam2auto", "--classes", "0=a"], "classes-syntax", "background"),
+        (["--out", "m.medsam2auto", "--shots", "99"], "too-few-images", "only 4"),
+        (["--out", "m.medsam2auto", "--minutes", "-1"], "bad-minutes", "-1 minutes"),
+        (["--out", "m.medsam2auto", "--window", "wide"], "bad-data", "'wide'"),
+        (["--out", "m.medsam2auto", "--axis", "sideways"], "usage", "sideways"),
+        (["--out", "nowhere/m.medsam2auto"], "output-folder-missing", "nowhere"),
     ],
 )
-def test_options_that_mean_nothing_end_in_one_line(medsam2, base, tmp_path, monkeypatch, words, told):
+def test_options_that_mean_nothing_end_in_one_line(medsam2, base, tmp_path, monkeypatch, words, code, told):
     monkeypatch.chdir(tmp_path)
     data = write_pictures(tmp_path / "data", 4)
     said = medsam2("train", "auto", data, *words, "--steps", 1, *base)
-    assert said.code == 2, said.err
+    assert said.refused(code)
     assert told in said.err
     assert "Traceback" not in said.err
 
 
-def test_a_model_that_is_not_there_or_damaged_is_refused(medsam2, trained, tmp_path, monkeypatch):
+def test_a_model_that_is_not_there_or_damaged_is_refused(medsam2, base, trained, tmp_path, monkeypatch):
     path, data = trained
     monkeypatch.setenv("MEDSAM2_AUTO_MODELS", str(tmp_path / "none"))
-    said = medsam2("auto", data / "000_img.png", "--model", "liver", "--out", tmp_path / "o.png")
-    assert (said.code, "medsam2 train auto" in said.err) == (2, True)
-    damaged = tmp_path / "damaged.medsam2auto"
-    damaged.write_bytes(path.read_bytes()[:-100])
-    said = medsam2("auto", data / "000_img.png", "--model", damaged, "--out", tmp_path / "o.png")
-    assert (said.code, "damaged" in said.err) == (2, True)
-    said = medsam2("auto", data / "000_img.png", "--model", data / "000_img.png", "--out", tmp_path / "o.png")
-    assert (said.code, "not an Auto model" in said.err) == (2, True)
+    words = ("auto", data / "000_img.png", "--out", tmp_path / "o.png", *base[2:], "--model")
+    said = medsam2(*words, "liver")
+    assert said.refused("unknown-auto-model", name="liver")
+    assert "medsam2 train auto" in said.err
+    cut = tmp_path / "cut.medsam2auto"
+    cut.write_bytes(path.read_bytes()[:-100])
+    assert medsam2(*words, cut).refused("auto-model-damaged", path=str(cut))
+    assert medsam2(*words, data / "000_img.png").refused("not-an-auto-model")
     assert not (tmp_path / "o.png").exists()
 
 

@@ -10,13 +10,8 @@ import pytest
 from medsam2_core.engine.catalogue import Catalogue
 from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.version import __version__
-from support.command_line import CommandLine, ball_kji, write_nrrd, write_scan
+from support.command_line import ball_kji, write_nrrd, write_scan
 from support.project import run_python
-
-
-@pytest.fixture
-def medsam2(capsys):
-    return CommandLine(capsys)
 
 
 @pytest.fixture
@@ -66,33 +61,36 @@ def test_the_installed_program_prints_its_version():
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("words", "code", "said"),
     [
-        (("segmnet",), "No such command 'segmnet'"),
-        (("models", "find"), "No such command 'find'"),
-        (("synth",), "Missing option '--out'"),
-        (("synth", "--out", "x", "--count", "0"), "--count"),
-        (("synth", "--out", "x", "--size", "30"), "--size"),
-        (("synth", "--out", "x", "--labels", "none.nrrd"), "none.nrrd"),
-        (("info",), "Missing argument"),
-        (("models", "get", "sam3"), "no model 'sam3'"),
-        (("models", "path", "sam3"), "no model 'sam3'"),
-        (("evaluate",), "say what to measure"),
-        (("evaluate", "--cases", "none.tsv"), "none.tsv"),
-        (("train", "base", "nowhere", "--out", "x", "--steps", "5"), "--steps 5"),
-        (("train", "base", "nowhere", "--out", "x", "--precision", "fp8"), "--precision fp8"),
-        (("train", "base", "nowhere", "--out", "x", "--device", "abacus"), "abacus"),
-        (("train", "base", "nowhere", "--out", "x", "--keep-encoder"), "--start"),
-        (("evaluate", "a.nrrd", "b.nrrd", "--protocol", "cvpr24"), "cvpr24"),
-        (("evaluate", "a.nrrd", "b.nrrd", "--protocol", "cvpr25", "--corrections", "3"), "--corrections"),
+        (("segmnet",), "usage", "'segmnet'"),
+        (("models", "find"), "usage", "'find'"),
+        (("synth",), "usage", "'--out'"),
+        (("synth", "--out", "x", "--count", "0"), "usage", "--count"),
+        (("synth", "--out", "x", "--size", "30"), "usage", "--size"),
+        (("synth", "--out", "x", "--labels", "none.nrrd"), "no-such-file", "none.nrrd"),
+        (("info",), "usage", "'volume'"),
+        (("models", "get", "sam3"), "unknown-model", "'sam3'"),
+        (("models", "path", "sam3"), "unknown-model", "'sam3'"),
+        (("evaluate",), "nothing-named", "--cases"),
+        (("evaluate", "--cases", "none.tsv"), "cases-unreadable", "none.tsv"),
+        (("train", "base", "nowhere", "--out", "x", "--steps", "5"), "steps-wanted", "--steps 5"),
+        (("train", "base", "nowhere", "--out", "x", "--precision", "fp8"), "unknown-precision", "fp8"),
+        (("train", "base", "nowhere", "--out", "x", "--device", "abacus"), "unknown-device", "abacus"),
+        (("train", "base", "nowhere", "--out", "x", "--keep-encoder"), "no-start", "--start"),
+        (("evaluate", "a.nrrd", "b.nrrd", "--protocol", "cvpr24"), "unknown-protocol", "cvpr24"),
+        (
+            ("evaluate", "a.nrrd", "b.nrrd", "--protocol", "cvpr25", "--corrections", "3"),
+            *("fixed-by-protocol", "--corrections"),
+        ),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(medsam2, words, reason, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line_and_exit_code_2(medsam2, words, code, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = medsam2(*words)
-    assert answer.code == 2
+    assert answer.refused(code)
     assert answer.out == ""
-    assert reason in answer.err
+    assert said in answer.err, "what is wrong is named"
     assert answer.err.count("\n") == 1
 
 

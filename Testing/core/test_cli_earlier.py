@@ -11,7 +11,6 @@ from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.prompts import PromptSet
 from support.command_line import (
     BALL_BOX,
-    CommandLine,
     ball_kji,
     write_nrrd,
     write_scan,
@@ -31,11 +30,6 @@ def made(tmp_path_factory):
     words += ["--point", "5,6,12", "--window", "600,250", "--range", "8:16"]
     assert main([str(word) for word in words]) == 0
     return folder
-
-
-@pytest.fixture
-def medsam2(capsys):
-    return CommandLine(capsys)
 
 
 def files(made, tmp_path):
@@ -144,8 +138,7 @@ def test_a_result_is_never_corrected_in_its_place(medsam2, made, tmp_path):
     result, scan, model, _ = files(made, tmp_path)
     before = result.read_bytes()
     words = ("segment", scan, "--continue", result, "--model", model, "--out", result, "--overwrite")
-    answer = medsam2(*words, "--object", "ball", "--point", "20,26,12,-")
-    assert (answer.code, answer.error.code) == (2, "output-is-input")
+    assert medsam2(*words, "--object", "ball", "--point", "20,26,12,-").refused("output-is-input")
     assert result.read_bytes() == before
 
 

@@ -6,18 +6,7 @@ import numpy as np
 import pytest
 from medsam2_core.evaluation import metrics, protocol
 from PIL import Image
-from support.command_line import CommandLine, ball_kji, write_untrained_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A checkpoint of the embedded model's architecture and name, never trained."""
-    return write_untrained_model(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def medsam2(capsys):
-    return CommandLine(capsys)
+from support.command_line import ball_kji
 
 
 @pytest.fixture
@@ -62,22 +51,21 @@ def test_a_table_is_averaged_by_row(medsam2, model, pictures):
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("words", "code", "fields"),
     [
-        (("{0}/1_img.png",), "say what to measure"),
-        (("{0}/1_img.png", "{0}/1_seg.png", "--cases", "{0}/cases.tsv"), "say what to measure"),
-        (("--cases", "{0}/cases.tsv", "--row", "squares"), "'squares' is not in the table"),
-        (("--cases", "{0}/cases.tsv", "--out", "{0}/no/f.json"), "does not exist"),
-        (("--cases", "{0}/cases.tsv", "--data", "{0}/no"), "no file matches"),
-        (("{0}/1_img.png", "{0}/none.png"), "no such file"),
-        (("{0}/1_img.png", "{0}/1_seg.png", "--zoom", "on"), "unknown zoom"),
-        (("{0}/1_img.png", "{0}/1_seg.png", "--memory", "good"), "unknown memory"),
+        (("{0}/1_img.png",), "nothing-named", {}),
+        (("{0}/1_img.png", "{0}/1_seg.png", "--cases", "{0}/cases.tsv"), "nothing-named", {}),
+        (("--cases", "{0}/cases.tsv", "--row", "squares"), "unknown-row", {"row": "squares"}),
+        (("--cases", "{0}/cases.tsv", "--out", "{0}/no/f.json"), "output-folder-missing", {}),
+        (("--cases", "{0}/cases.tsv", "--data", "{0}/no"), "case-missing", {}),
+        (("{0}/1_img.png", "{0}/none.png"), "case-missing", {}),
+        (("{0}/1_img.png", "{0}/1_seg.png", "--zoom", "on"), "unknown-zoom", {"zoom": "on"}),
+        (("{0}/1_img.png", "{0}/1_seg.png", "--memory", "good"), "unknown-memory", {"memory": "good"}),
     ],
 )
-def test_what_cannot_be_measured_is_refused_with_the_reason(medsam2, model, pictures, words, reason):
+def test_what_cannot_be_measured_is_refused_with_the_reason(medsam2, model, pictures, words, code, fields):
     answer = medsam2("evaluate", *(word.format(pictures) for word in words), "--model", model)
-    assert answer.code == 2
-    assert reason in answer.err
+    assert answer.refused(code, **fields)
     assert answer.err.count("\n") == 1
 
 
@@ -86,9 +74,9 @@ def test_a_case_that_cannot_be_read_is_named_and_the_others_are_measured(medsam2
     out = pictures / "figures.json"
     words = ("evaluate", "--cases", pictures / "cases.tsv", "--model", model, "--corrections", 0)
     answer = medsam2(*words, "--row", "discs", "--out", out)
-    assert answer.code == 2
+    assert answer.refused("cases-left-out")
+    assert list(answer.error.fields["left_out"]) == [str(pictures / "1_img.png")]
     assert "discs, 1_img.png is left out" in answer.err
-    assert "1 of 2 cases could not be read" in answer.err
     assert "| discs | 1 |" in answer.out
     content = json.loads(out.read_text())
     assert [one["name"] for one in content["objects"]] == ["2_img.png:1"]
@@ -115,7 +103,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(medsam2, model, pictures, monke
 def test_without_monai_nothing_is_begun(medsam2, model, pictures, monkeypatch):
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     answer = medsam2("evaluate", "--cases", pictures / "cases.tsv", "--model", model)
-    assert answer.code == 2
+    assert answer.refused("monai-missing")
     assert "[metrics]" in answer.err
 
 

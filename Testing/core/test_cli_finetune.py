@@ -13,7 +13,6 @@ from medsam2_core.training.augmentation import FINE_TUNING, read_augmentation, t
 from medsam2_core.training.finetune import FineTuner
 from PIL import Image
 from safetensors.torch import save_file
-from support.command_line import CommandLine, write_untrained_model
 from support.errors import raises
 from support.labelled_images import a_picture, write_pictures
 
@@ -25,19 +24,9 @@ def _one_thread(one_thread):
     """One."""
 
 
-@pytest.fixture
-def medsam2(capsys):
-    return CommandLine(capsys)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("cases"), 6)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_untrained_model(tmp_path_factory.mktemp("base"))
 
 
 def test_the_result_is_a_checkpoint_with_a_card(medsam2, data, tmp_path):
@@ -88,9 +77,9 @@ def test_a_published_architecture_keeps_its_image_size(medsam2, data, tmp_path):
     assert read_card(out).config == "sam2.1_hiera_t" and read_card(out).licence is None
 
 
-def test_a_stopped_training_is_resumed(medsam2, data, base, tmp_path, monkeypatch):
+def test_a_stopped_training_is_resumed(medsam2, data, model, tmp_path, monkeypatch):
     out = tmp_path / "my.safetensors"
-    words = ("train", "finetune", data, "--out", out, "--base", base, *QUICK)
+    words = ("train", "finetune", data, "--out", out, "--base", model, *QUICK)
     with monkeypatch.context() as patch:
         patch.setattr(FineTuner, "run", lambda *_: False)
         assert medsam2(*words).code == 130
@@ -110,25 +99,25 @@ def test_a_stopped_training_is_resumed(medsam2, data, base, tmp_path, monkeypatc
         (("--axis", "axial,up"), "unknown-axis"),
         (("--classes", "kidney"), "bad-data"),
         (("--base", "sam3"), "unknown-model"),
-        (("--minutes", "nan"), "bad-setting"),
+        (("--epochs", "nan"), "bad-setting"),
         (("--augmentation", "none.json"), "augmentation-unreadable"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_nothing_written(
-    medsam2, data, base, tmp_path, monkeypatch, words, code
+    medsam2, data, model, tmp_path, monkeypatch, words, code
 ):
     monkeypatch.chdir(tmp_path)
     out = () if "--out" in words else ("--out", "my.safetensors")
-    where = () if "--base" in words else ("--base", base)
+    where = () if "--base" in words else ("--base", model)
     said = medsam2("train", "finetune", data, *out, *where, "--device", "cpu", *words)
     assert said.code == 2 and said.error.code == code
     assert list(tmp_path.iterdir()) == []
 
 
-def test_neither_base_nor_data_are_written_over(medsam2, data, base):
-    before = base.read_bytes()
-    said = medsam2("train", "finetune", data, "--out", base, "--base", base, "--overwrite", *QUICK)
-    assert said.error.code == "output-is-input" and base.read_bytes() == before
+def test_neither_base_nor_data_are_written_over(medsam2, data, model):
+    before = model.read_bytes()
+    said = medsam2("train", "finetune", data, "--out", model, "--base", model, "--overwrite", *QUICK)
+    assert said.error.code == "output-is-input" and model.read_bytes() == before
 
 
 # Cards ------------------------------------------------------------------------------------------------------
@@ -237,13 +226,13 @@ def test_transforms_of_monai_move_image_and_labels_alike(tmp_path):
     assert torch.equal(changed, again)
 
 
-def test_events_for_tensorboard_are_written(medsam2, data, base, tmp_path):
+def test_events_for_tensorboard_are_written(medsam2, data, model, tmp_path):
     pytest.importorskip("tensorboardX")
     words = (
         "--out",
         tmp_path / "my.safetensors",
         "--base",
-        base,
+        model,
         "--tensorboard",
         tmp_path / "events",
         *QUICK,

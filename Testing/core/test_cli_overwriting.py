@@ -8,33 +8,16 @@ import sys
 import numpy as np
 import pytest
 from medsam2_core import atomic
-from PIL import Image
 from support.command_line import (
     BALL_BOX,
     CommandLine,
     ball_kji,
     write_nrrd,
+    write_photo,
     write_scan,
-    write_untrained_model,
 )
 from support.errors import raises
 from support.labelled_images import write_pictures
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_untrained_model(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def auto_model(tmp_path_factory, model):
-    from medsam2_core.cli import main
-
-    folder = tmp_path_factory.mktemp("auto")
-    words = ["train", "auto", write_pictures(folder / "data", 3), "--out", folder / "m.medsam2auto"]
-    words += ["--steps", 1, "--folds", 0, "--image-size", 64, "--base", model]
-    assert main([str(word) for word in words]) == 0
-    return folder / "m.medsam2auto"
 
 
 @pytest.fixture
@@ -120,8 +103,7 @@ def test_segment_keeps_what_it_reads(refused, model, tmp_path, overwrite):
     refused(*words, "--box", BALL_BOX, "-o", scan)
     refused(*words, "--mask", key, "-o", key)
     refused(*words, "--box", BALL_BOX, "-o", tmp_path / "m.nrrd", "--probabilities", scan)
-    photo = tmp_path / "photo.png"
-    Image.fromarray((ball_kji()[12] * 200 + 20).astype(np.uint8)).save(photo)
+    photo = write_photo(tmp_path / "photo.png")
     words = ("segment", photo, "--model", model, "--box", "13,19,27,33@0", *overwrite)
     refused(*words, "-o", photo)
     refused(*words, "-o", tmp_path / "m.png", "--picture", photo)
@@ -149,8 +131,7 @@ def test_segment_keeps_the_model_and_the_prompts(refused, model, tmp_path):
 
 
 def test_auto_keeps_what_it_reads(refused, model, auto_model, tmp_path):
-    scan, photo = write_scan(tmp_path / "scan.nrrd"), tmp_path / "photo.png"
-    Image.fromarray((ball_kji()[12] * 200 + 20).astype(np.uint8)).save(photo)
+    scan, photo = write_scan(tmp_path / "scan.nrrd"), write_photo(tmp_path / "photo.png")
     words = ("--model", auto_model, "--base", model, "--overwrite")
     refused("auto", scan, *words, "-o", scan)
     refused("auto", photo, *words, "-o", photo)
@@ -164,7 +145,7 @@ def test_auto_keeps_what_it_reads(refused, model, auto_model, tmp_path):
 def test_auto_may_put_results_beside_the_images_again_and_again(capsys, model, auto_model, tmp_path):
     medsam2, data = CommandLine(capsys), tmp_path / "images"
     data.mkdir()
-    Image.fromarray((ball_kji()[12] * 200 + 20).astype(np.uint8)).save(data / "a.png")
+    write_photo(data / "a.png")
     before = (data / "a.png").read_bytes()
     for _ in range(2):
         words = ("--model", auto_model, "--base", model, "--overwrite", "--out", data)

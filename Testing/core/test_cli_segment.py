@@ -14,35 +14,9 @@ from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.imaging.terminology import tags_text
 from support.command_line import (
     BALL_BOX,
-    CommandLine,
     ball_kji,
     write_nrrd,
-    write_scan,
-    write_untrained_model,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A checkpoint of the embedded model's architecture and name, never trained."""
-    return write_untrained_model(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def medsam2(capsys):
-    return CommandLine(capsys)
-
-
-@pytest.fixture
-def scan(tmp_path):
-    return write_scan(tmp_path / "scan.nrrd")
-
-
-@pytest.fixture
-def results(tmp_path):
-    folder = tmp_path / "results"
-    folder.mkdir()
-    return folder
 
 
 def test_a_box_becomes_a_named_segment_on_the_scans_grid(medsam2, model, scan, results):
@@ -121,18 +95,14 @@ def test_a_checkpoint_of_any_name_works_with_its_configuration(medsam2, model, s
     tags = tags_text(read_segmentation(out).labels[0].tags)
     assert "bf16" in tags
     answer = medsam2(*words, "--overwrite", "--model", renamed, "--config", "sam2.1_hiera_t")
-    assert answer.code == 2
-    assert "does not fit the model sam2.1_hiera_t" in answer.err
+    assert answer.refused("checkpoint-mismatch", config="sam2.1_hiera_t")
     answer = medsam2(*words, "--overwrite", "--model", "embedded", "--config", "sam2.1_hiera_t")
-    assert answer.code == 2
-    assert "has its own configuration" in answer.err
+    assert answer.refused("configuration-given", model="embedded")
 
 
-def test_a_picture_gives_a_picture(medsam2, model, results, tmp_path):
+def test_a_picture_gives_a_picture(medsam2, model, photo, results):
     from PIL import Image
 
-    photo = tmp_path / "photo.png"
-    Image.fromarray((ball_kji()[12] * 200 + 20).astype(np.uint8)).save(photo)
     out = results / "mask.png"
     answer = medsam2("segment", photo, "--out", out, "--model", model, "--box", "13,19,27,33@0")
     assert answer.code == 0, answer.err
@@ -174,61 +144,59 @@ def test_probabilities_that_exist_are_replaced_only_on_demand(medsam2, model, sc
     assert [path.name for path in results.iterdir()] == ["p.nrrd"], "told before the work"
 
 
+BOX = ("--box", "1,1,9,9@3")
 WRONG = {
-    "a volume that is not there": (("nowhere.nrrd",), "nowhere.nrrd: no such file"),
-    "a volume that is none": (("{junk}",), "junk.nrrd"),
-    "no prompt": ((), "no-prompt"),
-    "a box outside": (("--box", "13,19,27,33@24"), "k = 24, expected -0.5 to 23.5"),
-    "a box of another axis": (("--axis", "coronal", "--box", "1,1,5,9,9,5"), "mixed axes"),
-    "two boxes on a slice": (("--box", "1,1,9,9@3", "--box", "2,2,9,9@3"), "two boxes on slice 3"),
-    "a point outside": (("--point", "40,0,0"), "i = 40, expected -0.5 to 39.5"),
-    "an object without prompts": (
-        ("--box", "1,1,9,9@3", "--object", "a", "--object", "b"), "object-without-prompt"
+    "a volume that is not there": (("nowhere.nrrd",), "no-such-file", {"path": "nowhere.nrrd"}),
+    "a volume that is none": (("{junk}",), "unreadable-file", {"path": "{junk}"}),
+    "no prompt": ((), "no-prompt", {}),
+    "a box outside": (("--box", "13,19,27,33@24"), "outside-volume", {"axis": "k", "value": 24, "size": 24}),
+    "a box of another axis": (
+        ("--axis", "coronal", "--box", "1,1,5,9,9,5"), "box-spans-slices", {"first": 1, "last": 9}
     ),
-    "a range outside": (("--box", "1,1,9,9@3", "--range", "3:99"), "range-outside-volume"),
-    "a window of letters": (("--box", "1,1,9,9@3", "--window", "wide"), "wide"),
-    "a window of no width": (("--box", "1,1,9,9@3", "--window", "0,40"), "window width 0"),
-    "a model nobody knows": (("--box", "1,1,9,9@3", "--model", "sam3"), "no model 'sam3'"),
-    "a model that is none": (("--box", "1,1,9,9@3", "--model", "{junk}"), "junk.nrrd"),
-    "a device that is none": (("--box", "1,1,9,9@3", "--device", "abacus"), "'abacus'"),
-    "an axis that is none": (("--box", "1,1,9,9@3", "--axis", "up"), "'up' is not one of"),
-    "a file of prompts that is not there": (("--prompts", "none.json"), "prompts-unreadable"),
-    "a file of prompts that is none": (("--prompts", "{junk}"), "not valid JSON"),
-    "a mask that is not there": (("--mask", "none.nrrd"), "none.nrrd: no such file"),
-    "an ending nobody writes": (("--box", "1,1,9,9@3", "--out", "{folder}/mask.xyz"), "unknown format"),
-    "a folder that is missing": (
-        ("--box", "1,1,9,9@3", "--out", "{folder}/no/m.nrrd"), "output-folder-missing"
-    ),
-    "a png of a volume": (("--box", "1,1,9,9@3", "--out", "{folder}/m.png"), "24 slices do not fit a PNG"),
-    "a montage that is no png": (
-        ("--box", "1,1,9,9@3", "--picture", "{folder}/m.jpg"), "picture-not-png"
-    ),
+    "two boxes on a slice": ((*BOX, "--box", "2,2,9,9@3"), "two-boxes", {"n": 3}),
+    "a point outside": (("--point", "40,0,0"), "outside-volume", {"axis": "i", "value": 40, "size": 40}),
+    "an object without prompts": ((*BOX, "--object", "a", "--object", "b"), "object-without-prompt", {}),
+    "a range outside": ((*BOX, "--range", "3:99"), "range-outside-volume", {"slice": 99, "slices": 24}),
+    "a window of letters": ((*BOX, "--window", "wide"), "unknown-window", {"text": "wide"}),
+    "a window of no width": ((*BOX, "--window", "0,40"), "invalid-window", {"width": 0}),
+    "a model nobody knows": ((*BOX, "--model", "sam3"), "unknown-model", {"model": "sam3"}),
+    "a model that is none": ((*BOX, "--model", "{junk}"), "not-a-checkpoint", {"path": "{junk}"}),
+    "a device that is none": ((*BOX, "--device", "abacus"), "unknown-device", {"device": "abacus"}),
+    "an axis that is none": ((*BOX, "--axis", "up"), "usage", {}),
+    "a file of prompts that is not there": (("--prompts", "none.json"), "prompts-unreadable", {}),
+    "a file of prompts that is none": (("--prompts", "{junk}"), "not-json", {}),
+    "a mask that is not there": (("--mask", "none.nrrd"), "no-such-file", {"path": "none.nrrd"}),
+    "an ending nobody writes": ((*BOX, "--out", "{folder}/mask.xyz"), "unknown-format", {}),
+    "a folder that is missing": ((*BOX, "--out", "{folder}/no/m.nrrd"), "output-folder-missing", {}),
+    "a png of a volume": ((*BOX, "--out", "{folder}/m.png"), "png-needs-one-slice", {"slices": 24}),
+    "a montage that is no png": ((*BOX, "--picture", "{folder}/m.jpg"), "picture-not-png", {}),
     "probabilities of another kind": (
-        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/p.seg.nrrd"), "written as .nrrd (not .seg.nrrd)"
+        (*BOX, "--probabilities", "{folder}/p.seg.nrrd"), "unknown-format", {"path": "{folder}/p.seg.nrrd"}
     ),
     "probabilities in no folder": (
-        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/no/p.nrrd"), "output-folder-missing"
+        (*BOX, "--probabilities", "{folder}/no/p.nrrd"), "output-folder-missing", {}
     ),
     "probabilities in the place of the masks": (
-        ("--box", "1,1,9,9@3", "--probabilities", "{folder}/m.nrrd"), "outputs-collide"
+        (*BOX, "--probabilities", "{folder}/m.nrrd"), "outputs-collide", {}
     ),
-    "an option nobody knows": (("--boxes", "1"), "usage"),
+    "an option nobody knows": (("--boxes", "1"), "usage", {}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", WRONG)
 def test_bad_input_is_one_clear_line_and_no_file(medsam2, model, scan, results, tmp_path, mistake):
-    words, reason = WRONG[mistake]
     junk = tmp_path / "junk.nrrd"
     junk.write_bytes(b"NRRD0004\nnothing of use")
-    words = [word.format(junk=junk, folder=results) for word in words]
+
+    def named(value):
+        return value.format(junk=junk, folder=results) if isinstance(value, str) else value
+
+    words, code, fields = WRONG[mistake]
     volume = [] if words and not words[0].startswith("-") else [scan]
     defaults = ["--out", results / "m.nrrd", "--model", model]
-    answer = medsam2("segment", *volume, *defaults, *words)
-    assert answer.code == 2
+    answer = medsam2("segment", *volume, *defaults, *map(named, words))
+    assert answer.refused(code, **{name: named(value) for name, value in fields.items()})
     assert answer.out == ""
-    assert reason == answer.error.code or reason in answer.err
-    assert answer.err.startswith("medsam2: ")
     assert answer.err.count("\n") == 1, "one line"
     assert not list(results.iterdir())
 

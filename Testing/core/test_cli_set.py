@@ -8,21 +8,10 @@ import pytest
 from medsam2_core.cli import image_set
 from medsam2_core.imaging.reading import read_segmentation
 from PIL import Image
-from support.command_line import CommandLine, write_untrained_model
 from support.model import a_disc
 
 SIZES = [(60, 80), (72, 64), (50, 90), (64, 64)]
 BOX = ("--prompt", "a0.png", "--box", "25,20,52,44")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_untrained_model(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def medsam2(capsys):
-    return CommandLine(capsys)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -28,6 +29,15 @@ class Answer:
     def facts(self):
         """What ``--json`` printed."""
         return json.loads(self.out)
+
+    def refused(self, code: str, **fields: Any) -> bool:
+        """Whether it ended with exit code 2, this error with at least these fields, and one line."""
+        assert self.code == 2, self
+        assert self.error is not None, self.err
+        assert self.error.code == code, self.err
+        assert {name: self.error.fields.get(name) for name in fields} == fields, self.err
+        assert self.err.splitlines()[-1].startswith("medsam2: "), self.err
+        return True
 
 
 class CommandLine:
@@ -69,6 +79,14 @@ def write_scan(path: Path) -> Path:
     """A bright ball in noise."""
     noise = np.random.default_rng(3).normal(100, 10, (24, 48, 40))
     return write_nrrd(path, (noise + 300 * ball_kji()).astype(np.int16))
+
+
+def write_photo(path: Path) -> Path:
+    """The middle slice of the ball, without noise, as a picture."""
+    from PIL import Image
+
+    Image.fromarray((ball_kji()[12] * 200 + 20).astype(np.uint8)).save(path)
+    return path
 
 
 def write_untrained_model(folder: Path) -> Path:
