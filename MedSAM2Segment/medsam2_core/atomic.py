@@ -63,6 +63,20 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         )  # fmt: skip
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it lies in, unless it is there.
+
+    Raises
+    ------
+    ExportError
+        ``output-not-writable``.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
 def check_writable(path: Path) -> None:
     """Check that the folder of a file takes one, by writing a megabyte there and removing it.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from medsam2_core.cli import image_set
 from medsam2_core.imaging.reading import read_segmentation
+from medsam2_core.session.set_results import SETTINGS, TABLE, SetResults
 from PIL import Image
 from support.model import a_disc
 
@@ -36,7 +37,7 @@ def run(medsam2, model, folder, tmp_path):
 
 
 def table(folder):
-    with (folder / image_set.TABLE).open(newline="") as stream:
+    with (folder / TABLE).open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -73,7 +74,7 @@ def test_several_objects_in_one_file_with_their_names(run, tmp_path):
 
 def test_masks_of_other_settings_are_not_taken_over_after_a_kill(run, tmp_path, monkeypatch):
     assert run(*BOX).code == 0
-    monkeypatch.setattr(image_set._Results, "save", lambda self: None)  # killed before its first table
+    monkeypatch.setattr(SetResults, "save", lambda self: None)  # killed before its first table
     other = ("--prompt", "a0.png", "--box", "5,5,30,30", "--overwrite")
     assert run(*other).code == 0
     monkeypatch.undo()
@@ -149,7 +150,7 @@ def test_other_settings_need_another_folder_or_permission(run, tmp_path):
     answer = run("--prompt", "a0.png", "--box", "20,20,50,40")
     assert answer.error.code == "output-exists"
     assert run("--prompt", "a0.png", "--box", "20,20,50,40", "--overwrite").code == 0
-    settings = json.loads((tmp_path / "masks" / image_set.SETTINGS).read_text())
+    settings = json.loads((tmp_path / "masks" / SETTINGS).read_text())
     assert settings["memory"] == "prompted" and len(settings["images"]) == 4
 
 

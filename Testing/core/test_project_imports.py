@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"errors", "version", "imaging", "prompts"},
     "auto": {"atomic", "errors", "version", "imaging", "prompts", "engine"},
     "training": {"atomic", "errors", "version", "imaging", "prompts", "engine", "auto"},
-    "session": {"atomic", "errors", "version", "imaging", "prompts", "engine", "auto"},
+    "session": {"atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto"},
     "evaluation": {
         *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
     },

@@ -5,14 +5,15 @@ import csv
 import numpy as np
 import pytest
 import torch
-from medsam2_core.cli.earlier_scans import on_grid_of, read_transform
 from medsam2_core.errors import Cancelled, GeometryError, PromptError
 from medsam2_core.export import write
 from medsam2_core.export.changes import changes, write_changes
 from medsam2_core.export.measurements import measure
+from medsam2_core.export.resampling import on_grid_of
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.imaging.segmentation import Segment, Segmentation
+from medsam2_core.imaging.transforms import read_transform
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box
 from medsam2_core.session import Session, examples

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medsam2_core.atomic import check_writable
+from medsam2_core import atomic
 from medsam2_core.cli.console import (
     UNCALIBRATED,
     millilitres,
@@ -72,7 +72,6 @@ class Auto:
     def run(self) -> None:
         """Segment, write the files, and report."""
         started = time.perf_counter()
-        from medsam2_core import atomic
         from medsam2_core.auto.library import find
 
         path, card = find(self.model)
@@ -197,14 +196,8 @@ class Auto:
                 f"--out {self.out}: {self.input} is a folder of images, so name a folder for the results",
                 code="output-must-be-folder", path=str(self.out),
             )  # fmt: skip
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ExportError(
-                f"--out {self.out} cannot be made as a folder: {error.strerror or error}",
-                code="output-not-writable", path=str(self.out),
-            ) from error  # fmt: skip
-        check_writable(self.out / "results")
+        atomic.make_folder(self.out)
+        atomic.check_writable(self.out / "results")
 
     def _load(self, path: Path) -> AutoModel:
         from medsam2_core.auto.model import load_auto

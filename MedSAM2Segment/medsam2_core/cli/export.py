@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,7 +22,6 @@ from medsam2_core.errors import ExportError, Note
 
 if TYPE_CHECKING:
     from medsam2_core.export.dicom.source import Source
-    from medsam2_core.imaging.geometry import Geometry
     from medsam2_core.imaging.segmentation import Segmentation
 
 _DICOM = "DICOM (--out X.dcm)"
@@ -182,7 +180,7 @@ class Export:
         from medsam2_core.export.dicom.segment_metadata import read_metadata
         from medsam2_core.export.dicom.source import read_source
         from medsam2_core.export.probabilities import read_probabilities
-        from medsam2_core.export.resampling import undo_volume_move
+        from medsam2_core.export.resampling import read_grid, undo_volume_move
 
         metadata = read_metadata(self.segments).matched_to(read) if self.segments is not None else None
         of_series = {}
@@ -209,7 +207,7 @@ class Export:
             check_lengths(source, self.report)
         known = read_probabilities(self.probabilities) if self.probabilities is not None else None
         if self.drawn_on is not None:
-            read = undo_volume_move(read, _read_grid(self.drawn_on), source.geometry)
+            read = undo_volume_move(read, read_grid(self.drawn_on), source.geometry)
         notes = [*read.notes, *(metadata.notes if metadata is not None else ())]
         written = write_seg(read, source, out, options, probabilities=known, overwrite=self.overwrite)
         facts = {
@@ -301,25 +299,6 @@ def show(facts: dict[str, Any]) -> None:
         print(f"{path}: measurements")
     if facts.get("report"):
         print(f"{facts['report']}: report (DICOM SR)")
-
-
-def _read_grid(path: Path) -> Geometry:
-    """Read the grid that a JSON file describes."""
-    from medsam2_core.imaging.geometry import Geometry
-
-    try:
-        grid = json.loads(path.read_text(encoding="utf-8"))
-        i, j, k = (int(n) for n in grid["shape_ijk"])
-        return Geometry(grid["ijk_to_ras"], (i, j, k))
-    except OSError as error:
-        raise ExportError(
-            f"--drawn-on {path} cannot be read: {error.strerror}", code="grid-unreadable", path=str(path)
-        ) from error
-    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
-        raise ExportError(
-            f"--drawn-on {path}: it must hold ijk_to_ras (4 x 4) and shape_ijk (3 sizes)",
-            code="grid-unreadable", path=str(path),
-        ) from error  # fmt: skip
 
 
 def _list_terms() -> None:

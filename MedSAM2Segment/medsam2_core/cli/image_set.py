@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -26,15 +22,9 @@ from medsam2_core.errors import ExportError, Note, PromptError
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.image_set import ImageSet
-    from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.prompts import Prompt, PromptSet
     from medsam2_core.session import Session
-
-#: Beside the masks: one line an image and object, and what the masks were made from.
-TABLE, SETTINGS = "masks.csv", "settings.json"
-_COLUMNS = ("image", "object", "confidence", "area_pixels", "area_share", "prompted", "predicted_iou",
-            "object_score", "agreement", "mask")  # fmt: skip
-_SAVED_EVERY = 20  # images
+    from medsam2_core.session.set_results import SetResults
 
 
 @dataclass(frozen=True)
@@ -96,6 +86,7 @@ class SegmentSet:
         """Check everything that is quick to check, segment, write, and report."""
         started = time.perf_counter()
         from medsam2_core.imaging.reading import read_images
+        from medsam2_core.session.set_results import TABLE, SetResults
 
         given = options_in_order(self.context)
         masks = [text for option, text in given if option == "mask"]
@@ -104,7 +95,7 @@ class SegmentSet:
         prompts = collect_prompts(given, images)
         with atomic.protect(*masks, self.model, self.config, *_paths(images)):
             session = self._session(images, prompts)
-            run = _Results(session, self)
+            run = SetResults(session, self.out, self.format, overwrite=self.overwrite)
             if self.review is not None:
                 atomic.check_target(self.review, overwrite=run.overwrites)
             try:
@@ -112,7 +103,7 @@ class SegmentSet:
             finally:
                 run.save()
             if self.review is not None:
-                run.write_review(self.review)
+                run.write_review(self.review, self.folder.name)
         notes = [
             Note.warning("image-left-out", f"{name} was left out: {error}", image=name, reason=error.code)
             for name, error in images.left_out.items()
@@ -159,147 +150,12 @@ class SegmentSet:
         session.apply(prompts)
         return session
 
-    def _segment(self, session: Session, run: _Results) -> None:
+    def _segment(self, session: Session, run: SetResults) -> None:
         progress = session.propagate(should_cancel=stop_on_request())
         with progress_bar("segmenting", progress.total) as update:
             for result in progress:
                 run.add(result)
                 update(progress.done, session.images.facts[result.n].name)
-
-
-class _Results:
-    """The masks of a run and their files; those of an earlier run with the same settings are taken over."""
-
-    def __init__(self, session: Session, command: SegmentSet) -> None:
-        self._session, self._command = session, command
-        self._facts, self._names = session.images.facts, _file_names(session.images)
-        self.masks: dict[tuple[int, str], SliceMask] = {}
-        self.restored = 0
-        # Images whose masks are there, corrected by hand perhaps: they are not written again.
-        self._written: set[int] = set()
-        self.notes: list[Note] = []
-        images = [[one.name, one.content_key] for one in self._facts]
-        about = {**session.provenance(), "images": images}
-        text = json.dumps({**about, "format": command.format}, indent=2, default=str)
-        self.overwrites = command.overwrite
-        settings = command.out / SETTINGS
-        if settings.exists() and settings.read_text(encoding="utf-8") == text:
-            self._restore()
-            self.overwrites = True
-        elif command.out.exists() and any(command.out.iterdir()) and not command.overwrite:
-            raise ExportError(
-                f"{command.out} holds other files, or masks made with other settings: choose another folder",
-                code="output-exists", path=str(command.out),
-            )  # fmt: skip
-        else:
-            # Masks made with other settings must not pass for this run's, should it be stopped.
-            (command.out / TABLE).unlink(missing_ok=True)
-        command.out.mkdir(parents=True, exist_ok=True)
-        with atomic.new_file(settings, overwrite=True) as stream:
-            stream.write(text.encode())
-
-    def add(self, mask: SliceMask) -> None:
-        """Take a mask; once all objects of its image are known, write them."""
-        is_new = (mask.n, mask.object) not in self.masks
-        self.masks[mask.n, mask.object] = mask
-        if not is_new or any((mask.n, name) not in self.masks for name in self._session.object_names):
-            return
-        if mask.n in self._written:
-            return
-        from medsam2_core import export
-
-        path = self._path(mask.n)
-        written = export.write(self._session.segmentation(mask.n), path, overwrite=self.overwrites)
-        self.notes += [replace(note, message=f"{path.name}: {note.message}") for note in written.notes]
-        if len(self.masks) % _SAVED_EVERY == 0:
-            self.save()
-
-    def save(self) -> None:
-        """Write the table of the images that are complete."""
-        buffer = io.StringIO()
-        table = csv.writer(buffer, lineterminator="\n")
-        table.writerow(_COLUMNS)
-        for (n, name), mask in sorted(self.masks.items()):
-            if all((n, other) in self.masks for other in self._session.object_names):
-                area = int(mask.mask_hw.sum())
-                height, width = mask.shape_hw
-                share = f"{area / (height * width):.6f}"
-                scores = int(mask.prompted), mask.predicted_iou, mask.object_score, mask.agreement
-                named = self._facts[n].name, name, f"{mask.confidence:.4f}"
-                table.writerow((*named, area, share, *scores, self._path(n).name))
-        with atomic.new_file(self._command.out / TABLE, overwrite=True) as stream:
-            stream.write(buffer.getvalue().encode())
-
-    def write_review(self, path: Path) -> None:
-        """Write the page of all images, the least confident first."""
-        from medsam2_core.export.contact_sheet import write_contact_sheet
-
-        with atomic.protect(*_paths(self._session.images)):
-            write_contact_sheet(self._entries(), path, self._command.folder.name, overwrite=self.overwrites)
-
-    def _entries(self) -> Iterator[Any]:
-        from medsam2_core.export.contact_sheet import SheetEntry
-
-        session = self._session
-        worst = {
-            n: min(self.masks[n, name].confidence for name in session.object_names) for n, _ in self.masks
-        }
-        for n in sorted(worst, key=lambda n: (worst[n], self._facts[n].name)):
-            notes = {name: self._note(self.masks[n, name]) for name in session.object_names}
-            image = session.tracker.source.image(n)
-            yield SheetEntry(self._facts[n].name, image, session.segmentation(n), notes)
-
-    @staticmethod
-    def _note(mask: SliceMask) -> str:
-        kind = ", prompted" if mask.prompted else ", not found" if mask.is_empty else ""
-        return f"{mask.confidence:.2f}{kind}"
-
-    def _restore(self) -> None:
-        """Give the session the masks of an earlier run; they are not looked for again."""
-        import numpy as np
-
-        from medsam2_core.imaging.segmentation_files import read_segmentation
-        from medsam2_core.imaging.slice_mask import SliceMask
-
-        table = self._command.out / TABLE
-        if not table.exists():
-            return
-        numbers = {one.name: n for n, one in enumerate(self._facts)}
-        with table.open(encoding="utf-8", newline="") as stream:
-            lines = list(csv.DictReader(stream))
-        found: dict[str, dict[int, SliceMask]] = {name: {} for name in self._session.object_names}
-        names = list(found)
-        for line in lines:
-            n, name = numbers.get(line["image"]), line["object"]
-            if n is None or name not in found or not self._path(n).exists():
-                continue
-            self._written.add(n)
-            if line["prompted"] == "1":
-                continue
-            stored = read_segmentation(self._path(n))
-            # A PNG of one object is black and white; one of several has labels in the order of the objects.
-            label = 255 if len(names) == 1 else 1 + names.index(name)
-            by_name = self._command.format == "seg.nrrd"
-            mask_hw = np.zeros(self._facts[n].shape_hw, bool)
-            for segment in stored:
-                if segment.name == name if by_name else segment.value == label:
-                    mask_hw |= segment.mask_kji[0]
-            found[name][n] = SliceMask.from_mask(
-                name, n, mask_hw,
-                predicted_iou=float(line["predicted_iou"]), object_score=float(line["object_score"]),
-                agreement=float(line["agreement"]),
-            )  # fmt: skip
-        complete = set.intersection(*({*masks} for masks in found.values()))
-        for name, masks in found.items():
-            kept = {n: mask for n, mask in masks.items() if n in complete}
-            self._session.tracker.add_tracked(name, kept)
-            for n, mask in kept.items():
-                self._session.finalise(name, n)
-                self.masks[n, name] = mask
-        self.restored = len(complete)
-
-    def _path(self, n: int) -> Path:
-        return self._command.out / f"{self._names[n]}.{self._command.format}"
 
 
 def collect_prompts(given: list[tuple[str, str]], images: ImageSet) -> PromptSet:
@@ -371,11 +227,3 @@ def _paths(images: ImageSet) -> tuple[Path, ...]:
     from medsam2_core.imaging.image_set import ImageFiles
 
     return images.images.paths if isinstance(images.images, ImageFiles) else ()
-
-
-def _file_names(images: ImageSet) -> list[str]:
-    """Return what the masks' files are called: as the images without suffix, or with it where two collide."""
-    stems = [Path(one.name).stem for one in images.facts]
-    return [
-        stem if stems.count(stem) == 1 else one.name for stem, one in zip(stems, images.facts, strict=True)
-    ]

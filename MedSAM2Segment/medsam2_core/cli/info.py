@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
 
-# A volume of integers with at most this many distinct values may be a label map.
-_MOST_LABELS = 64
 _SPACINGS = {"none": "not known", "in-plane": "{} mm, the last is not known"}
 
 
@@ -38,6 +36,7 @@ class Info:
     def run(self) -> None:
         """Read what is there, and describe it."""
         from medsam2_core.imaging.reading import list_series, pictures_in, read_volume
+        from medsam2_core.imaging.segmentation_files import label_counts
 
         notes: list[Note] = []
         facts: dict[str, Any] = {"path": str(self.volume)}
@@ -55,7 +54,10 @@ class Info:
                 facts["series"] = [{**_series_facts(one), "text": str(one)} for one in listed]
             else:
                 read = read_volume(self.volume, self.series, irregular=self.irregular)
-                facts |= {**_volume_facts(read), **_labels_in(read)}
+                facts |= _volume_facts(read)
+                if counts := label_counts(read):
+                    labels = [{"value": value, "voxels": count} for value, count in counts.items()]
+                    facts["may_be_a_label_map_of"] = labels
                 notes += irregular_notes(read)
         report(facts, notes, _print, as_json=self.as_json)
 
@@ -142,30 +144,6 @@ def _label_facts(segmentation: Segmentation) -> dict[str, Any]:
         **_grid_facts(segmentation.geometry),
         "segments": segments,
     }
-
-
-def _labels_in(volume: Volume) -> dict[str, Any]:
-    """Return the labels, if the volume looks like a label map."""
-    import numpy as np
-
-    voxels = volume.voxels_kji
-    if volume.is_colour or volume.is_picture or voxels.dtype.kind not in "buif":
-        return {}
-    found: dict[int, int] = {}
-    for slice_ji in voxels:
-        if voxels.dtype.kind == "f" and not (
-            np.isfinite(slice_ji).all() and (slice_ji == np.rint(slice_ji)).all()
-        ):
-            return {}
-        values, counts = np.unique(slice_ji, return_counts=True)
-        if len(values) > _MOST_LABELS or values[0] < 0:
-            return {}
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            found[int(value)] = found.get(int(value), 0) + count
-    if len(found) > _MOST_LABELS or 0 not in found or max(found) > 65535:
-        return {}
-    labels = [{"value": value, "voxels": count} for value, count in sorted(found.items()) if value]
-    return {"may_be_a_label_map_of": labels}
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -14,10 +14,10 @@ from medsam2_core.cli.options import AsJson, WhenIrregular, check_settings, irre
 from medsam2_core.errors import Note, VolumeError
 
 if TYPE_CHECKING:
-    from medsam2_core.cli.earlier import EarlierResult
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
     from medsam2_core.session import Session
+    from medsam2_core.session.earlier import EarlierResult
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Replay:
     def run(self) -> None:
         """Segment again, and report how far the masks agree."""
         started = time.perf_counter()
-        from medsam2_core.cli.earlier import EarlierResult
         from medsam2_core.imaging.reading import read_volume
+        from medsam2_core.session.earlier import EarlierResult
 
         check_settings(self.model, self.device, "auto")
         volume = read_volume(self.volume, self.series, irregular=self.irregular)

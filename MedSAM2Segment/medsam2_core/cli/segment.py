@@ -34,13 +34,13 @@ from medsam2_core.cli.outputs import Outputs
 from medsam2_core.errors import Note, PromptError
 
 if TYPE_CHECKING:
-    from medsam2_core.cli.earlier import EarlierResult
     from medsam2_core.cli.earlier_scans import OtherScans
     from medsam2_core.cli.prompts import GivenPrompts
     from medsam2_core.imaging.segmentation import Segment as SegmentMask
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
     from medsam2_core.session import Session
+    from medsam2_core.session.earlier import EarlierResult
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Segment:
         """Return the result to correct, and this command with its settings where none are given."""
         if self.continued is None:
             return None, self
-        from medsam2_core.cli.earlier import EarlierResult
+        from medsam2_core.session.earlier import EarlierResult
 
         earlier = EarlierResult.read(self.continued, volume.geometry)
         stored = {name: value for name, value in earlier.settings.items() if not is_given(self.context, name)}
@@ -188,12 +188,12 @@ class Segment:
     ) -> GivenPrompts:
         """Return the prompts, and where objects shall be looked for."""
         from medsam2_core.cli import prompts as words
-        from medsam2_core.cli.earlier import prompts_in
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.imaging.slices import AxisStack
         from medsam2_core.prompts import PromptSet
         from medsam2_core.prompts.shapes import kept_slices
         from medsam2_core.prompts.slice_prompts import validate
+        from medsam2_core.session.earlier import prompts_in
 
         kept_slices([], self.keep)
         if self.keep != "all" and not self.mask:

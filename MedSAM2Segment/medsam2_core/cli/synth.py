@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from medsam2_core import atomic
 from medsam2_core.cli.console import progress_bar
 from medsam2_core.cli.options import Out
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,12 @@ class Synth:
 
     def run(self) -> None:
         """Make what is wanted and write it."""
-        from medsam2_core.errors import ExportError, TrainingError
-
         if self.kind == "ultrasound" and self.labels is not None:
             raise TrainingError(
                 f"--labels {self.labels}: ultrasound pictures have labels of their own; use --kind volume",
                 code="labels-need-volume", path=str(self.labels),
             )  # fmt: skip
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ExportError(
-                f"--out {self.out}: the folder cannot be made: {error.strerror}",
-                code="output-not-writable", path=str(self.out),
-            ) from error  # fmt: skip
+        atomic.make_folder(self.out)
         if self.kind == "ultrasound":
             self._make_pictures()
         else:
@@ -64,13 +53,11 @@ class Synth:
 
     def _check_targets(self, suffix: str) -> list[str]:
         """Return the names of what will be made; raise ExportError for files that may not be written."""
-        from medsam2_core.atomic import check_target, protect
-
         names = [f"synth_{self.seed}_{number:05d}" for number in range(self.count)]
-        with protect(self.labels):
+        with atomic.protect(self.labels):
             for name in names:
                 for part in ("img", "seg"):
-                    check_target(self.out / f"{name}_{part}.{suffix}", overwrite=self.overwrite)
+                    atomic.check_target(self.out / f"{name}_{part}.{suffix}", overwrite=self.overwrite)
         return names
 
     def _make_volumes(self) -> None:
@@ -78,7 +65,7 @@ class Synth:
 
         from medsam2_core.imaging.geometry import Geometry
         from medsam2_core.imaging.segmentation_files import read_segmentation
-        from medsam2_core.training.synth import painted_map, random_volume
+        from medsam2_core.training.synth import painted_map, random_volume, write_volume
 
         given = None if self.labels is None else read_segmentation(self.labels)
         names, size = self._check_targets("nrrd"), self.size
@@ -91,8 +78,8 @@ class Synth:
                 else:
                     truth, geometry = given.labels_kji(), given.geometry
                     image = painted_map(truth, rng)
-                _write_nrrd(self.out / f"{name}_img.nrrd", image, geometry, self.overwrite)
-                _write_nrrd(self.out / f"{name}_seg.nrrd", truth, geometry, self.overwrite)
+                write_volume(self.out / f"{name}_img.nrrd", image, geometry, self.overwrite)
+                write_volume(self.out / f"{name}_seg.nrrd", truth, geometry, self.overwrite)
                 update(number + 1, name)
         shape = " x ".join(map(str, geometry.shape_ijk))
         print(f"{self.out}: {self.count} volumes of {shape} voxels with their labels")
@@ -101,6 +88,7 @@ class Synth:
         """Make pictures 256 pixels wide, of different heights."""
         import numpy as np
 
+        from medsam2_core.training.synth import write_picture
         from medsam2_core.training.ultrasound import STRUCTURES, ultrasound_image
 
         names = self._check_targets("png")
@@ -109,40 +97,7 @@ class Synth:
                 rng = np.random.default_rng([self.seed, number])
                 image, truth = ultrasound_image(rng, (int(rng.integers(120, 257)), 256))
                 for part, pixels in (("img", image), ("seg", truth)):
-                    _write_png(self.out / f"{name}_{part}.png", pixels, self.overwrite)
+                    write_picture(self.out / f"{name}_{part}.png", pixels, self.overwrite)
                 update(number + 1, name)
         numbers = ", ".join(f"{n} {structure}" for n, structure in enumerate(STRUCTURES, start=1))
         print(f"{self.out}: {self.count} pictures with their labels: {numbers}")
-
-
-def _write_png(path: Path, pixels: np.ndarray, overwrite: bool) -> None:
-    from PIL import Image
-
-    from medsam2_core.atomic import new_file
-
-    with new_file(path, overwrite=overwrite) as stream:
-        Image.fromarray(pixels).save(stream, format="png")
-
-
-def _write_nrrd(path: Path, voxels_kji: np.ndarray, geometry: Geometry, overwrite: bool) -> None:
-    import io
-
-    import nrrd
-
-    from medsam2_core.atomic import new_file
-
-    content = io.BytesIO()
-    matrix = geometry.ijk_to_lps
-    header = {
-        "space": "left-posterior-superior",
-        "space directions": matrix[:3, :3].T,
-        "space origin": matrix[:3, 3],
-        "kinds": ["domain"] * 3,
-        "encoding": "gzip",
-    }
-    nrrd.write(content, voxels_kji.transpose(), header, index_order="F")
-    # Comments hold the time of writing: without them equal volumes are equal files.
-    head, blank, voxels = content.getvalue().partition(b"\n\n")
-    lines = [line for line in head.split(b"\n") if not line.startswith(b"#")]
-    with new_file(path, overwrite=overwrite) as stream:
-        stream.write(b"\n".join(lines) + blank + voxels)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ import typer
 
 from medsam2_core.cli.console import print_table, stop_on_request
 from medsam2_core.cli.options import AsJsonLines, AxisName, Out
-from medsam2_core.cli.training import TrainingProgress, check_inputs, check_run, survey_of
-from medsam2_core.errors import Cancelled, ExportError
+from medsam2_core.cli.training import TrainingFiles, TrainingProgress, survey_of
+from medsam2_core.errors import Cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from medsam2_core.engine.model import SegmentationModel
 
 _FEW_STEPS = 100
-_DATA, _TRAINING = "Data", "Training"
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,6 @@ class TrainAuto:
     data: Folder of images and label maps (NAME_img.png + NAME_seg.png, NAME.nrrd + NAME.seg.nrrd, images/ +
         labels/), or a CSV with the columns image,label[,split][,group].
     out: The .medsam2auto file to write.
-    resume: Continue a training that was stopped.
-    image_size: Side of the model's square input.
 
     Data
     ----
@@ -89,13 +84,12 @@ class TrainAuto:
         started = time.monotonic()
         from medsam2_core.auto.fewshot.data import draw_shots, find_pairs, parse_classes, unpaired
         from medsam2_core.auto.fewshot.images import ReadingOptions
-        from medsam2_core.auto.fewshot.results import REPORT_FILES
+        from medsam2_core.auto.model_file import SUFFIX
 
         choices = parse_classes(self.classes)
-        self._check_out()
+        self._files.check(SUFFIX, resume=self.resume, overwrite=self.overwrite)
         pairs = find_pairs(self.data)
-        targets = [self.out, *(self._report_folder / name for name in REPORT_FILES)]
-        check_inputs(pairs, [self.data, self.base], targets, self._run_folder)
+        self._files.check_inputs(pairs, [self.data, self.base])
         import torch  # only now: it takes seconds to load
 
         from medsam2_core.engine.model import load_model
@@ -114,28 +108,8 @@ class TrainAuto:
         self._report(outcome, found)
 
     @property
-    def _name(self) -> str:
-        return self.out.name.removesuffix(self.out.suffix)
-
-    @property
-    def _run_folder(self) -> Path:
-        return self.out.with_name(self.out.name + ".run")
-
-    @property
-    def _report_folder(self) -> Path:
-        return self.out.with_name(self._name + "-report")
-
-    def _check_out(self) -> None:
-        from medsam2_core.auto.model_file import SUFFIX
-        from medsam2_core.cli.outputs import check_targets
-
-        if self.out.suffix != SUFFIX or not self.out.stem:
-            raise ExportError(
-                f"--out {self.out}: the name of an Auto model ends with {SUFFIX}",
-                code="not-an-auto-model-name", path=str(self.out),
-            )  # fmt: skip
-        check_targets(self.out, overwrite=self.overwrite)
-        check_run(self._run_folder, self.resume)
+    def _files(self) -> TrainingFiles:
+        return TrainingFiles(self.out)
 
     def _settings(self, found: Survey) -> FewShotSettings:
         from medsam2_core.auto.fewshot.settings import FewShotSettings
@@ -143,7 +117,7 @@ class TrainAuto:
         has_slices = any(image.is_slice for image in found.images)
         modalities = {image.modality for image in found.images}
         return FewShotSettings(
-            name=self._name,
+            name=self._files.name,
             minutes=self.minutes,
             steps=self.steps,
             folds=self.folds,
@@ -168,7 +142,7 @@ class TrainAuto:
         if self.kind == "linear":
             start = texture_only(start)
         trainer = FewShotTrainer(
-            settings, found, model, self._run_folder, start, progress.show_training, started=started
+            settings, found, model, self._files.run_folder, start, progress.show_training, started=started
         )
         outcome = trainer.run(stop_on_request())
         progress.end()
@@ -182,13 +156,8 @@ class TrainAuto:
         training = outcome.auto.card.training
         short = [] if self.steps is not None else list(_shortcomings(training, self.minutes, self.folds))
         found.problems.extend(short)
-        write_report(self._report_folder, outcome, found.problems)
-        shutil.rmtree(self._run_folder, ignore_errors=True)
-        if self.json_progress:
-            files = {"model": str(self.out), "report": str(self._report_folder)}
-            notes = [problem.to_dict() for problem in found.problems]
-            document = {"stage": "done", **files, **training, "notes": notes, "error": None}
-            print(json.dumps(document), flush=True)
+        write_report(self._files.report_folder, outcome, found.problems)
+        if self._files.finish(training, found, as_json=self.json_progress):
             return
         for problem in short:
             print(f"note: {problem}", file=sys.stderr)
@@ -197,7 +166,7 @@ class TrainAuto:
             if training["folds"]:
                 print(f"(from {training['folds']} folds, each trained on fewer images and for less time)")
         print(f"{self.out}: {training['images']} images, {training['steps']} steps, {training['seconds']} s")
-        print(f"{self._report_folder}: curves and samples")
+        print(f"{self._files.report_folder}: curves and samples")
 
 
 def _shortcomings(training: Mapping[str, Any], minutes: float, folds: int | None) -> Iterator[Problem]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,19 +13,16 @@ import typer
 from medsam2_core import atomic
 from medsam2_core.cli.console import print_table, stop_on_request
 from medsam2_core.cli.options import AsJsonLines, Out
-from medsam2_core.cli.training import TrainingProgress, check_inputs, check_run, survey_of
-from medsam2_core.errors import Cancelled, ExportError, TrainingError
+from medsam2_core.cli.training import TrainingFiles, TrainingProgress, survey_of
+from medsam2_core.errors import Cancelled, TrainingError
 
 if TYPE_CHECKING:
     from medsam2_core.auto.fewshot.survey import Survey
     from medsam2_core.engine.model import SegmentationModel
     from medsam2_core.training.finetune import FineTuner, FineTuning
-    from medsam2_core.training.losses import LossWeights
     from medsam2_core.training.processes import Processes
 
-_DATA, _PROMPTING, _TRAINING, _RUN = "Data", "Prompts and memory", "Training", "Run"
 SUFFIX = ".safetensors"
-REPORT_FILES = ("report.json", "curves.png")
 _AXES = ("axial", "sagittal", "coronal", "i", "j", "k")
 
 
@@ -45,7 +40,6 @@ class TrainFinetune:
         Medical SAM 2, MedSAM2 and REFUGE; or a CSV with the columns image,label[,split][,group].
     out: The .safetensors file to write.
     base: The model to start from: a name or a checkpoint.
-    image_size: Side of the model's square input.
 
     Data
     ----
@@ -79,7 +73,6 @@ class TrainFinetune:
     Run
     ---
     measure: Objects measured before and after, at most.
-    resume: Continue a training that was stopped.
     tensorboard FOLDER: Write events for TensorBoard, too.
     precision: Of the computation; weights are kept in fp32.
     workers: Processes that prepare batches.
@@ -130,10 +123,10 @@ class TrainFinetune:
         from medsam2_core.auto.fewshot.images import ReadingOptions
 
         choices, axes = parse_classes(self.classes), self._axes()
-        self._check_out()
+        if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
+            self._files.check(SUFFIX, resume=self.resume, overwrite=self.overwrite)
         pairs = find_pairs(self.data, every_rater=self.raters == "all")
-        targets = [self.out, *(self._report_folder / name for name in REPORT_FILES)]
-        check_inputs(pairs, [self.data, self.base, self.config, self.augmentation], targets, self._run_folder)
+        self._files.check_inputs(pairs, [self.data, self.base, self.config, self.augmentation])
         lonely = unpaired(self.data, pairs)
         from medsam2_core.engine.devices import choose_device
         from medsam2_core.engine.model import load_model
@@ -150,16 +143,8 @@ class TrainFinetune:
             self._train(found, model, self._settings(found, model, axes), processes, progress)
 
     @property
-    def _name(self) -> str:
-        return self.out.name.removesuffix(self.out.suffix)
-
-    @property
-    def _run_folder(self) -> Path:
-        return self.out.with_name(self.out.name + ".run")
-
-    @property
-    def _report_folder(self) -> Path:
-        return self.out.with_name(self.out.name + "-report")
+    def _files(self) -> TrainingFiles:
+        return TrainingFiles(self.out)
 
     def _axes(self) -> tuple[str, ...]:
         text = "axial,sagittal,coronal" if self.axis == "all" else self.axis
@@ -171,24 +156,13 @@ class TrainFinetune:
             )  # fmt: skip
         return axes
 
-    def _check_out(self) -> None:
-        from medsam2_core.atomic import check_target
-
-        if self.out.suffix != SUFFIX or not self.out.stem:
-            raise ExportError(
-                f"--out {self.out}: the name of a fine-tuned model ends with {SUFFIX}",
-                code="not-a-model-name", path=str(self.out),
-            )  # fmt: skip
-        if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
-            check_target(self.out, overwrite=self.overwrite)
-            check_run(self._run_folder, self.resume)
-
     def _settings(self, found: Survey, model: SegmentationModel, axes: tuple[str, ...]) -> FineTuning:
         import torch
 
         from medsam2_core.engine.devices import choose_precision
         from medsam2_core.training.augmentation import FINE_TUNING, read_augmentation
         from medsam2_core.training.finetune import FineTuning, parse_prompts
+        from medsam2_core.training.losses import parse_loss
 
         is_volume = any(len(case.volume.voxels_kji) > 1 for case in found.cases)
         clips = self.dimension == "3d" or (self.dimension == "auto" and is_volume)
@@ -210,7 +184,7 @@ class TrainFinetune:
             prompts=parse_prompts(self.prompts),
             prompt_every=self.prompt_every,
             corrections=self.corrections,
-            loss=None if self.loss is None else _loss(self.loss),
+            loss=None if self.loss is None else parse_loss(self.loss),
             memory=self.memory,
             memory_size=self.memory_size,
             augmentation=FINE_TUNING if self.augmentation is None else read_augmentation(self.augmentation),
@@ -232,21 +206,16 @@ class TrainFinetune:
         processes: Processes,
         progress: TrainingProgress,
     ) -> None:
+        from medsam2_core.training.fine_tuned import event_writer, mean_dice
         from medsam2_core.training.finetune import FineTuner
 
-        with ExitStack() as stack:
-            events = None if self.tensorboard is None else stack.enter_context(_events(self.tensorboard))
-            history: list[dict[str, Any]] = []
+        with event_writer(self.tensorboard) as write_events:
 
             def report(line: dict[str, Any]) -> None:
-                history.append(line)
-                figures = line.get("validation", {}).get("mean") or {}
-                score = sum(figures.values()) / len(figures) if figures else None
-                progress.show("training", line["step"], max(tuner.steps, line["step"]), score)
-                if events is not None:
-                    _write_events(events, line)
+                progress.show("training", line["step"], max(tuner.steps, line["step"]), mean_dice(line))
+                write_events(line)
 
-            tuner = FineTuner(settings, self._run_folder, model, found, report, processes)
+            tuner = FineTuner(settings, self._files.run_folder, model, found, report, processes)
             before = self._before(tuner, found, model, progress) if processes.is_first else {}
             if not tuner.run(stop_on_request()):
                 progress.end()
@@ -261,7 +230,7 @@ class TrainFinetune:
         self, tuner: FineTuner, found: Survey, model: SegmentationModel, progress: TrainingProgress
     ) -> dict[str, Any]:
         """Return the figures of the base, measured once a run."""
-        path = self._run_folder / "before.json"
+        path = self._files.run_folder / "before.json"
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
             if known["measure"] == self.measure:
@@ -297,61 +266,15 @@ class TrainFinetune:
     def _write(
         self, tuner: FineTuner, found: Survey, model: SegmentationModel, figures: dict[str, Any]
     ) -> None:
-        """Write the checkpoint with its card, and the report beside it."""
-        from safetensors.torch import save
+        """Write the checkpoint with its card, and the report beside it; say what was made."""
+        from medsam2_core.training.fine_tuned import write_checkpoint, write_report
 
-        from medsam2_core.atomic import new_file
-        from medsam2_core.engine.card import ModelCard
-        from medsam2_core.engine.catalogue import Catalogue
-        from medsam2_core.engine.checkpoint import read_state_dict
-        from medsam2_core.engine.store import Store
-        from medsam2_core.training.finetune import changed_state
-        from medsam2_core.version import __version__
-
-        catalogue = Catalogue.load()
-        entry = catalogue.find(self.base)
-        base = read_state_dict(Store.default().locate(entry))
-        card = ModelCard(
-            base=model.name, base_key=model.weights_key, config=self._config_of(entry, base),
-            image_size=model.image_size, recipe=model.recipe.to_dict(), postprocessing=entry.postprocessing,
-            licence=entry.licence, attribution=entry.attribution, notice=entry.notice,
-            classes=tuple(one.name for one in found.classes), training=tuner.facts(), figures=figures,
-            software=f"MedSAM2Segment {__version__}",
+        card = write_checkpoint(
+            self.out, self.base, model, tuner, [one.name for one in found.classes], figures,
+            config=self.config, overwrite=self.overwrite,
         )  # fmt: skip
-        with new_file(self.out, overwrite=self.overwrite) as stream:
-            stream.write(save(changed_state(base, tuner.state()), metadata=card.metadata()))
-        lines = self._run_folder / "log.jsonl"
-        history = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-        self._report(card, found, history)
-        shutil.rmtree(self._run_folder, ignore_errors=True)
-
-    def _config_of(self, entry: Any, base: Any) -> str | None:
-        from medsam2_core.engine.architecture import guess_config
-
-        return entry.config or guess_config(base) if self.config is None else self.config
-
-    def _report(self, card: Any, found: Survey, history: list[dict[str, Any]]) -> None:
-        from medsam2_core.auto.fewshot.results import curves_png, put_files
-
-        curve: list[dict[str, float]] = [
-            {key: line[key] for key in ("step", "mask", "iou", "presence", "worse") if key in line}
-            for line in history
-            if "mask" in line
-        ]
-        checked: list[dict[str, float]] = [
-            {"step": line["step"], "dice": sum(mean.values()) / len(mean)}
-            for line in history
-            if (mean := line.get("validation", {}).get("mean"))
-        ]
-        facts = {**asdict(card), "problems": [str(one) for one in found.problems], "curves": history}
-        content = json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "replace")
-        picture = curves_png({"training": curve, "held aside": checked})
-        put_files(self._report_folder, dict(zip(REPORT_FILES, (content, picture), strict=True)))
-        if self.json_progress:
-            files = {"model": str(self.out), "report": str(self._report_folder)}
-            notes = [problem.to_dict() for problem in found.problems]
-            document = {"stage": "done", **files, "card": asdict(card), "notes": notes, "error": None}
-            print(json.dumps(document), flush=True)
+        write_report(self._files.report_folder, card, found.problems, self._files.run_folder / "log.jsonl")
+        if self._files.finish({"card": asdict(card)}, found, as_json=self.json_progress):
             return
         if card.figures:
             before, after = (card.figures[name].get("mean", {}) for name in ("before", "after"))
@@ -365,53 +288,4 @@ class TrainFinetune:
         print(f"{self.out}: {training['cases']} cases, {training['steps']} steps, {training['seconds']} s")
         licence = card.licence or "not stated by its authors: ask them before you pass the model on"
         print(f"licence, as of {card.base}: {licence}")
-        print(f"{self._report_folder}: figures and curves")
-
-
-def _loss(text: str) -> LossWeights:
-    """Parse ``focal=20,dice=1``; terms that are not named have no weight."""
-    from dataclasses import fields
-
-    from medsam2_core.training.losses import LossWeights
-
-    weights = dict.fromkeys((field.name for field in fields(LossWeights)), 0.0)
-    for part in text.split(","):
-        name, _, value = part.strip().partition("=")
-        try:
-            weight = float(value)
-        except ValueError:
-            weight = -1.0
-        if name not in weights or not 0 <= weight < float("inf"):
-            raise TrainingError(
-                f"--loss {text}: give TERM=WEIGHT with terms out of {', '.join(weights)}",
-                code="loss-syntax", text=text,
-            )  # fmt: skip
-        weights[name] = weight
-    if not weights["focal"] + weights["bce"] + weights["dice"]:
-        raise TrainingError(
-            f"--loss {text}: one of focal, bce and dice must have a weight", code="loss-syntax", text=text
-        )
-    return LossWeights(**weights)
-
-
-def _events(folder: Path) -> Any:
-    """Return a writer of TensorBoard's event files."""
-    from medsam2_core.errors import MissingPackageError
-
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise MissingPackageError(
-            "--tensorboard needs the package tensorboardX: pip install 'medsam2-core[tensorboard]'",
-            code="tensorboard-missing",
-        ) from error
-    return SummaryWriter(str(folder))
-
-
-def _write_events(events: Any, line: dict[str, Any]) -> None:
-    for name, value in line.items():
-        if name not in ("step", "steps", "hours") and isinstance(value, int | float):
-            events.add_scalar(f"training/{name}", value, line["step"])
-    for name, value in (line.get("validation", {}).get("mean") or {}).items():
-        events.add_scalar(f"validation/{name}", value, line["step"])
-    events.flush()
+        print(f"{self._files.report_folder}: figures and curves")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsam2_core import atomic
 from medsam2_core.cli.console import progress_bar
-from medsam2_core.errors import TrainingError
+from medsam2_core.cli.outputs import check_targets
+from medsam2_core.errors import ExportError, TrainingError
 
 if TYPE_CHECKING:
     from medsam2_core.auto.fewshot.data import ClassChoice, Pair
@@ -18,38 +22,74 @@ if TYPE_CHECKING:
     from medsam2_core.auto.fewshot.survey import Survey
 
 
-def check_run(folder: Path, resume: bool) -> None:
-    """Raise TrainingError if there is an unfinished training that is not resumed, or none that could be."""
-    if folder.exists() and not resume:
-        raise TrainingError(
-            f"{folder} holds an unfinished training: add --resume to continue it, or remove it",
-            code="unfinished-training", folder=str(folder),
-        )  # fmt: skip
-    if resume and not folder.exists():
-        raise TrainingError(
-            f"there is no unfinished training in {folder}: leave --resume out",
-            code="nothing-to-resume", folder=str(folder),
-        )  # fmt: skip
+@dataclass(frozen=True)
+class TrainingFiles:
+    """Files of a training: the model, the folder of an unfinished run, and the report."""
 
+    out: Path
 
-def check_inputs(
-    pairs: Sequence[Pair], others: Iterable[str | Path | None], targets: Iterable[Path], folder: Path
-) -> None:
-    """Raise for outputs that would replace what is read (`pairs`, `others`), or a work `folder` with data."""
-    from medsam2_core.atomic import check_target, protect
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.out.name.removesuffix(self.out.suffix)
 
-    given = [Path(other) for other in others if other is not None]
-    read = [path for pair in pairs for path in (pair.image, pair.labels, *pair.raters)]
-    with protect(*read, *given):
-        for target in targets:
-            if target.exists():
-                check_target(target, overwrite=True)
-    for path in (*read, *given[:1]):
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise TrainingError(
-                f"{path} lies in {folder}, which is removed when the training is done: move it elsewhere",
-                code="data-in-work-folder", path=str(path), folder=str(folder),
+    @property
+    def run_folder(self) -> Path:
+        """Where a stopped training can be resumed; removed when it is done."""
+        return self.out.with_name(self.out.name + ".run")
+
+    @property
+    def report_folder(self) -> Path:
+        """Figures and curves."""
+        return self.out.with_name(self.name + "-report")
+
+    def check(self, suffix: str, *, resume: bool, overwrite: bool) -> None:
+        """Raise for a name that no model has, for files that are there, and for what cannot be resumed."""
+        if self.out.suffix != suffix or not self.name:
+            raise ExportError(
+                f"--out {self.out}: the name of this model ends with {suffix}",
+                code="not-a-model-name", path=str(self.out), suffix=suffix,
             )  # fmt: skip
+        check_targets(self.out, overwrite=overwrite)
+        folder = self.run_folder
+        if folder.exists() and not resume:
+            raise TrainingError(
+                f"{folder} holds an unfinished training: add --resume to continue it, or remove it",
+                code="unfinished-training", folder=str(folder),
+            )  # fmt: skip
+        if resume and not folder.exists():
+            raise TrainingError(
+                f"there is no unfinished training in {folder}: leave --resume out",
+                code="nothing-to-resume", folder=str(folder),
+            )  # fmt: skip
+
+    def check_inputs(self, pairs: Sequence[Pair], others: Iterable[str | Path | None]) -> None:
+        """Raise for outputs that would replace what is read (`pairs`, `others`), and data in the run folder."""
+        from medsam2_core.auto.fewshot.results import REPORT_FILES
+
+        given = [Path(other) for other in others if other is not None]
+        read = [path for pair in pairs for path in (pair.image, pair.labels, *pair.raters)]
+        with atomic.protect(*read, *given):
+            for target in (self.out, *(self.report_folder / name for name in REPORT_FILES)):
+                if target.exists():
+                    atomic.check_target(target, overwrite=True)
+        folder = self.run_folder
+        for path in (*read, *given[:1]):
+            if path.resolve().is_relative_to(folder.resolve()):
+                raise TrainingError(
+                    f"{path} lies in {folder}, which is removed when the training is done: move it elsewhere",
+                    code="data-in-work-folder", path=str(path), folder=str(folder),
+                )  # fmt: skip
+
+    def finish(self, facts: Mapping[str, Any], found: Survey, *, as_json: bool) -> bool:
+        """Remove the folder of the run; print the result if JSON is wanted, and return whether it is."""
+        shutil.rmtree(self.run_folder, ignore_errors=True)
+        if as_json:
+            files = {"model": str(self.out), "report": str(self.report_folder)}
+            notes = [problem.to_dict() for problem in found.problems]
+            document = {"stage": "done", **files, **facts, "notes": notes, "error": None}
+            print(json.dumps(document), flush=True)
+        return as_json
 
 
 def survey_of(

@@ -24,8 +24,8 @@ class ModelCard:
 
     Attributes
     ----------
-    base, base_key
-        Name and ``SegmentationModel.weights_key`` of the model it was made from.
+    base, base_key, base_sha256
+        Name and ``SegmentationModel.weights_key`` of the model it was made from, and SHA-256 of its file.
     config, image_size, recipe, postprocessing
         As of a :class:`~medsam2_core.engine.catalogue.ModelEntry`.
     licence, attribution, notice
@@ -51,6 +51,7 @@ class ModelCard:
     training: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     software: str = ""
+    base_sha256: str = ""
 
     def metadata(self) -> dict[str, str]:
         """Return the card as metadata of a safetensors file."""
@@ -85,7 +86,7 @@ def read_card(path: str | Path) -> ModelCard | None:
 
 def _is_sound(card: ModelCard) -> bool:
     """Return whether every field is of its kind: a card comes from wherever the weights do."""
-    texts = (card.base, card.base_key, card.attribution, card.notice, card.software)
+    texts = (card.base, card.base_key, card.base_sha256, card.attribution, card.notice, card.software)
     return (
         all(isinstance(text, str) for text in texts)
         and all(text is None or isinstance(text, str) for text in (card.config, card.licence))

@@ -7,8 +7,10 @@ object is sampled back, and its overlap with itself (Dice) is the measure.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,6 +84,21 @@ def onto_grid(
     return replace(segmentation, geometry=geometry, segments=tuple(moved), notes=tuple(notes))
 
 
+def on_grid_of(prior: Segmentation, geometry: Geometry) -> Segmentation:
+    """Return the segments that reach into a grid, on that grid."""
+    kept: list[Segment] = []
+    for segment in prior:
+        if segment.is_empty:
+            continue
+        one = Segmentation(prior.geometry, (segment,), prior.provenance)
+        try:
+            kept += onto_grid(one, geometry, most_lost=1.0).segments
+        except ExportError as error:
+            if error.code != "resampling-loss-too-large":
+                raise
+    return Segmentation(geometry, tuple(kept), {})
+
+
 def undo_volume_move(segmentation: Segmentation, drawn_on: Geometry, series: Geometry) -> Segmentation:
     """Undo a move of the volume after it was read from its series, together with its segments.
 
@@ -124,6 +141,25 @@ def undo_volume_move(segmentation: Segmentation, drawn_on: Geometry, series: Geo
         moved_mm=way,
     )
     return replace(segmentation, geometry=moved, notes=(*segmentation.notes, note))
+
+
+def read_grid(path: Path) -> Geometry:
+    """Read the grid that a JSON file describes: ``{ijk_to_ras, shape_ijk}``.
+
+    Raises
+    ------
+    ExportError
+        ``grid-unreadable``.
+    """
+    try:
+        grid = json.loads(path.read_text(encoding="utf-8"))
+        i, j, k = (int(n) for n in grid["shape_ijk"])
+        return Geometry(grid["ijk_to_ras"], (i, j, k))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ExportError(
+            f"{path} cannot be read as a grid: it must hold ijk_to_ras (4 x 4) and shape_ijk (3 sizes)",
+            code="grid-unreadable", path=str(path), reason=str(error),
+        ) from error  # fmt: skip
 
 
 def _axes_of(drawn_on: Geometry, series: Geometry) -> NDArray[np.float64] | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.geometry import Geometry
     from medsam2_core.imaging.volume import Volume
 
+_FEW_LABELS = 64  # a volume of whole numbers with more distinct values is a scan
 _MOST_LABELS = 65_536  # more distinct values are a picture that was taken for a label map
 
 
@@ -60,6 +61,30 @@ def read_segmentation(path: str | Path) -> Segmentation:
         return dicom_seg.read(path)
     message = "unknown kind of label map: NRRD, NIfTI, MetaImage, DICOM SEG, NPZ, PNG are read"
     raise files.error(path, message, "unknown-format")
+
+
+def label_counts(volume: Volume) -> dict[int, int]:
+    """Return the labels of a volume that may be a label map, with their numbers of voxels; none for a scan.
+
+    Few whole numbers, 0 among them and none below.
+    """
+    voxels = volume.voxels_kji
+    if volume.is_colour or volume.is_picture or voxels.dtype.kind not in "buif":
+        return {}
+    found: dict[int, int] = {}
+    for slice_ji in voxels:
+        if voxels.dtype.kind == "f" and not (
+            np.isfinite(slice_ji).all() and (slice_ji == np.rint(slice_ji)).all()
+        ):
+            return {}
+        values, counts = np.unique(slice_ji, return_counts=True)
+        if len(values) > _FEW_LABELS or values[0] < 0:
+            return {}
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            found[int(value)] = found.get(int(value), 0) + count
+    if len(found) > _FEW_LABELS or 0 not in found or max(found) > 65535:
+        return {}
+    return {value: count for value, count in sorted(found.items()) if value}
 
 
 def _from_volume(path: Path, volume: Volume, named: tuple[Label, ...] = ()) -> Segmentation:

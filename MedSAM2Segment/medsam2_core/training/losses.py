@@ -1,10 +1,12 @@
 """Losses of training: mask, predicted IoU, presence, and pixel affinity."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from medsam2_core.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,34 @@ class LossWeights:
 BASE_LOSS = LossWeights()
 #: The recipe of SAM 2 (Ravi et al., arXiv 2408.00714) and of MedSAM2 (Ma et al., arXiv 2504.03600).
 SAM2_LOSS = LossWeights(bce=0.0, focal=20.0)
+
+
+def parse_loss(text: str) -> LossWeights:
+    """Parse ``focal=20,dice=1``; terms that are not named have no weight.
+
+    Raises
+    ------
+    TrainingError
+        Code ``loss-syntax``.
+    """
+    weights = dict.fromkeys((field.name for field in fields(LossWeights)), 0.0)
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = -1.0
+        if name not in weights or not 0 <= weight < float("inf"):
+            raise TrainingError(
+                f"loss {text!r}: give TERM=WEIGHT with terms out of {', '.join(weights)}",
+                code="loss-syntax", text=text,
+            )  # fmt: skip
+        weights[name] = weight
+    if not weights["focal"] + weights["bce"] + weights["dice"]:
+        raise TrainingError(
+            f"loss {text!r}: one of focal, bce and dice must have a weight", code="loss-syntax", text=text
+        )
+    return LossWeights(**weights)
 
 
 def mask_loss(logits: torch.Tensor, targets: torch.Tensor, weights: LossWeights = BASE_LOSS) -> torch.Tensor:

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam2_core.atomic import new_file
+from medsam2_core import atomic
 from medsam2_core.auto.fewshot.images import LabelledImage
 from medsam2_core.auto.fewshot.survey import Problem
 from medsam2_core.auto.model import AutoModel
-from medsam2_core.errors import ExportError
 
 #: Dice of every class on one image; NaN for a class that is neither on the truth nor on the prediction.
 ClassDice = list[float]
@@ -92,13 +91,9 @@ def put_files(folder: str | Path, contents: Mapping[str, bytes]) -> list[Path]:
         Code ``output-not-writable``.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"{folder} cannot be made: {error.strerror or error}"
-        raise ExportError(message, code="output-not-writable", path=str(folder)) from error
+    atomic.make_folder(folder)
     for name, content in contents.items():
-        with new_file(folder / name, overwrite=True) as stream:
+        with atomic.new_file(folder / name, overwrite=True) as stream:
             stream.write(content)
     return [folder / name for name in contents]
 

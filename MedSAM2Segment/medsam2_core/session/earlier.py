@@ -1,26 +1,28 @@
-"""An earlier result as input: its prompts, its settings, its masks."""
+"""Earlier work as input: a result with its prompts, settings and masks; segmented scans."""
 
 from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import Note, PromptError, VolumeError
-from medsam2_core.imaging.geometry import PLANE_NORMAL
-from medsam2_core.imaging.segmentation import Segment
+from medsam2_core.imaging.geometry import PLANE_NORMAL, Geometry
+from medsam2_core.imaging.intensity import parse_window
+from medsam2_core.imaging.reading import read_volume
+from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.imaging.transforms import read_transform
 from medsam2_core.prompts import PromptSet, SlicePrompts
 from medsam2_core.prompts.slice_prompts import by_slice
+from medsam2_core.session.examples import Example
 
 if TYPE_CHECKING:
-    from medsam2_core.imaging.geometry import Geometry
-    from medsam2_core.imaging.segmentation import Segmentation
-    from medsam2_core.session import Session
+    from medsam2_core.session.session import Session
 
 
 def prompts_in(path: Path, geometry: Geometry) -> PromptSet:
@@ -157,5 +159,36 @@ class EarlierResult:
         return replace(made, segments=(*segments, *earlier.values()))
 
 
+def read_examples(pairs: Sequence[tuple[Path, Path]], window: str) -> list[Example]:
+    """Read scans with their segmentations."""
+    examples = []
+    for scan, segmentation in pairs:
+        volume = read_volume(scan)
+        segments = _checked(segmentation, read_segmentation(segmentation))
+        examples.append(Example(volume, segments, parse_window(window, volume)))
+    return examples
+
+
+def _checked(path: Path, segmentation: Segmentation) -> Segmentation:
+    """Return a segmentation, or raise for what is rather a scan."""
+    if len(segmentation) > _MOST_OBJECTS:
+        raise VolumeError(
+            f"{path} has {len(segmentation)} different labels: it looks like a scan, not like a segmentation",
+            code="not-a-segmentation", path=str(path), labels=len(segmentation), most=_MOST_OBJECTS,
+        )  # fmt: skip
+    return segmentation
+
+
+def read_prior(path: Path, transform: Path | None) -> Segmentation:
+    """Read an earlier segmentation, moved to where it is in the new scan."""
+    prior = _checked(path, read_segmentation(path))
+    if transform is None:
+        return prior
+    moved = Geometry(read_transform(transform) @ prior.geometry.ijk_to_ras, prior.geometry.shape_ijk)
+    return Segmentation(moved, prior.segments, prior.provenance)
+
+
 #: Settings that are stored under the name of their option.
 _SAME = ("model", "memory", "zoom", "precision")
+# An image taken for a segmentation has one object for each grey value.
+_MOST_OBJECTS = 100
