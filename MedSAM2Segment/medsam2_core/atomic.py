@@ -47,20 +47,14 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise ExportError(f"{path} is a folder: name a file in it", code="output-is-folder", path=str(path))
     if not path.parent.is_dir():
-        raise ExportError(
-            f"{path}: the folder {path.parent} does not exist, create it first",
-            code="output-folder-missing", path=str(path), folder=str(path.parent),
-        )  # fmt: skip
+        message = f"{path}: the folder {path.parent} does not exist, create it first"
+        raise ExportError(message, code="output-folder-missing", path=str(path), folder=str(path.parent))
     if path.exists() and any(_is_same(path, one) for one in _inputs.get()):
-        raise ExportError(
-            f"{path} is one of the files that are read: choose another name",
-            code="output-is-input", path=str(path),
-        )  # fmt: skip
+        message = f"{path} is one of the files that are read: choose another name"
+        raise ExportError(message, code="output-is-input", path=str(path))
     if not overwrite and os.path.lexists(path):
-        raise ExportError(
-            f"{path} already exists: choose another name or allow it to be overwritten",
-            code="output-exists", path=str(path),
-        )  # fmt: skip
+        message = f"{path} already exists: choose another name or allow it to be overwritten"
+        raise ExportError(message, code="output-exists", path=str(path))
 
 
 def make_folder(path: Path) -> None:

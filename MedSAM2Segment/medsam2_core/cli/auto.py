@@ -152,10 +152,8 @@ class Auto:
                         notes.append(Note.warning("image-skipped", f"{image.name}: {error}", **fields))
                     update(number, image.name)
             if not rows:
-                raise VolumeError(
-                    f"{self.input}: none of {len(left)} images could be segmented; {notes[-1]}",
-                    code="no-image-segmented", path=str(self.input), images=len(left),
-                )  # fmt: skip
+                message = f"{self.input}: none of {len(left)} images could be segmented; {notes[-1]}"
+                raise VolumeError(message, code="no-image-segmented", path=str(self.input), images=len(left))
         return {
             "input": str(self.input),
             "out": str(self.out),
@@ -187,10 +185,8 @@ class Auto:
     def _check_folder(self) -> None:
         for option, path in (("--picture", self.picture), ("--probabilities", self.probabilities)):
             if path is not None:
-                raise ExportError(
-                    f"{option} {path}: for one image or volume only, {self.input} is a folder",
-                    code="option-for-one-image", option=option, path=str(path),
-                )  # fmt: skip
+                message = f"{option} {path}: for one image or volume only, {self.input} is a folder"
+                raise ExportError(message, code="option-for-one-image", option=option, path=str(path))
         if self.out.suffix:
             raise ExportError(
                 f"--out {self.out}: {self.input} is a folder of images, so name a folder for the results",

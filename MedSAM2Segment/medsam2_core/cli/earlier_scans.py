@@ -45,9 +45,8 @@ class OtherScans:
         """Refuse options that need --prior, and a table that could not be written beside the outputs."""
         for option, value in (("--transform", self.transform), ("--changes", self.table)):
             if value is not None and self.prior is None:
-                raise PromptError(
-                    f"{option} {value} is of use with --prior only", code="needs-prior", option=option
-                )
+                message = f"{option} {value} is of use with --prior only"
+                raise PromptError(message, code="needs-prior", option=option)
         if self.table is not None:
             check_distinct(*outputs, ("--changes", self.table))
             atomic.check_target(self.table, overwrite=self.overwrite)

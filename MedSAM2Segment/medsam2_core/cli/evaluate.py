@@ -63,14 +63,11 @@ class _Run:
         from medsam2_core.errors import EvaluationError
 
         if self.failed:
-            raise EvaluationError(
-                f"{len(self.failed)} of {len(self.cases)} cases could not be read; see above",
-                code="cases-left-out", left_out=self.failed,
-            )  # fmt: skip
+            message = f"{len(self.failed)} of {len(self.cases)} cases could not be read; see above"
+            raise EvaluationError(message, code="cases-left-out", left_out=self.failed)
         if not self.found:
-            raise EvaluationError(
-                "no object to measure: every label is empty or too small", code="nothing-to-measure"
-            )
+            message = "no object to measure: every label is empty or too small"
+            raise EvaluationError(message, code="nothing-to-measure")
 
     def show(self, plot: Path | None, *, as_json: bool) -> None:
         """Print the table of everything measured, or all of it as JSON, and draw it."""
@@ -189,14 +186,11 @@ def _protocol(name: str, corrections: int | None, seed: int, zoom: str, memory: 
     if name == "standard":
         return StandardProtocol(3 if corrections is None else corrections, seed, zoom, memory)
     if name != "cvpr25":
-        raise EvaluationError(
-            f"unknown protocol {name!r}: use standard or cvpr25", code="unknown-protocol", protocol=name
-        )
+        message = f"unknown protocol {name!r}: use standard or cvpr25"
+        raise EvaluationError(message, code="unknown-protocol", protocol=name)
     if corrections is not None:
-        raise EvaluationError(
-            "the protocol cvpr25 has five clicks: leave out --corrections",
-            code="fixed-by-protocol", protocol=name, option="corrections",
-        )  # fmt: skip
+        message = "the protocol cvpr25 has five clicks: leave out --corrections"
+        raise EvaluationError(message, code="fixed-by-protocol", protocol=name, option="corrections")
     return Cvpr25Protocol(seed=seed, zoom=zoom, memory=memory)
 
 
@@ -207,9 +201,8 @@ def _cases(
     from medsam2_core.evaluation.cases import Case, read_table
 
     if (image is None) == (table is None) or (image is None) != (labels is None):
-        raise EvaluationError(
-            "say what to measure: IMAGE and LABELS, or --cases TABLE.tsv", code="nothing-named"
-        )
+        message = "say what to measure: IMAGE and LABELS, or --cases TABLE.tsv"
+        raise EvaluationError(message, code="nothing-named")
     if table is not None:
         return read_table(table, data)
     assert image is not None
@@ -225,10 +218,8 @@ def _only(cases: list[Case], rows: list[str], most: int | None) -> list[Case]:
 
     known = list(dict.fromkeys(case.row for case in cases))
     if unknown := [row for row in rows if row not in known]:
-        raise EvaluationError(
-            f"--row {unknown[0]!r} is not in the table, which has {', '.join(known)}",
-            code="unknown-row", row=unknown[0], known=known,
-        )  # fmt: skip
+        message = f"--row {unknown[0]!r} is not in the table, which has {', '.join(known)}"
+        raise EvaluationError(message, code="unknown-row", row=unknown[0], known=known)
     kept, counts = [], dict.fromkeys(known, 0)
     for case in cases:
         if (not rows or case.row in rows) and (most is None or counts[case.row] < most):

@@ -129,10 +129,8 @@ class Export:
                 text = f"{error}, or .dcm for DICOM SEG"
                 raise ExportError(text, code=error.code, **error.fields) from error
             for option in self._dicom_options():
-                raise ExportError(
-                    f"{option} is for DICOM, which {out.name} is not: leave it out, or use --out X.dcm",
-                    code="option-needs-dicom", option=option,
-                )  # fmt: skip
+                message = f"{option} is for DICOM, which {out.name} is not: leave it out, or use --out X.dcm"
+                raise ExportError(message, code="option-needs-dicom", option=option)
         elif self.dicom is None:
             raise ExportError(
                 f"--out {out}: a DICOM SEG refers to its source images: give their series with "
@@ -140,26 +138,19 @@ class Export:
                 code="source-missing",
             )
         if self.probabilities is not None and self.kind != "fractional":
-            raise ExportError(
-                f"--probabilities is for --kind fractional, a {self.kind} SEG holds none: leave one out",
-                code="probabilities-need-fractional", kind=self.kind,
-            )  # fmt: skip
+            message = f"--probabilities is for --kind fractional, a {self.kind} SEG holds none: leave one out"
+            raise ExportError(message, code="probabilities-need-fractional", kind=self.kind)
         if self.report is not None and self.report.suffix.lower() != ".dcm":
-            raise ExportError(
-                f"--report {self.report}: a DICOM report is written as .dcm",
-                code="report-not-dcm", path=str(self.report),
-            )  # fmt: skip
+            message = f"--report {self.report}: a DICOM report is written as .dcm"
+            raise ExportError(message, code="report-not-dcm", path=str(self.report))
         for path in self.measurements or ():
             if path.suffix.lower() not in (".json", ".csv"):
-                raise ExportError(
-                    f"--measurements {path}: they are written as .json or .csv",
-                    code="measurements-format", path=str(path),
-                )  # fmt: skip
+                message = f"--measurements {path}: they are written as .json or .csv"
+                raise ExportError(message, code="measurements-format", path=str(path))
         check_is_file(segmentation)
         if self.dicom is not None and not self.dicom.exists():
-            raise ExportError(
-                f"--dicom {self.dicom}: no such folder or file", code="source-not-found", path=str(self.dicom)
-            )
+            message = f"--dicom {self.dicom}: no such folder or file"
+            raise ExportError(message, code="source-not-found", path=str(self.dicom))
         measurements = [("--measurements", path) for path in self.measurements or ()]
         check_distinct(("--out", out), *measurements, ("--report", self.report))
 
@@ -263,10 +254,8 @@ class Export:
 def check_is_file(segmentation: Path) -> None:
     """Raise ExportError ``segmentation-is-folder``."""
     if segmentation.is_dir():
-        raise ExportError(
-            f"{segmentation} is a folder: give the file of the segmentation",
-            code="segmentation-is-folder", path=str(segmentation),
-        )  # fmt: skip
+        message = f"{segmentation} is a folder: give the file of the segmentation"
+        raise ExportError(message, code="segmentation-is-folder", path=str(segmentation))
 
 
 def segment_facts(segmentation: Segmentation) -> list[dict[str, Any]]:

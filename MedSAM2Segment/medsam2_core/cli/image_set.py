@@ -131,14 +131,11 @@ class SegmentSet:
 
     def _check_targets(self) -> None:
         if self.out.exists() and not self.out.is_dir():
-            raise ExportError(
-                f"--out {self.out} is a file: name a folder", code="output-is-file", path=str(self.out)
-            )
+            message = f"--out {self.out} is a file: name a folder"
+            raise ExportError(message, code="output-is-file", path=str(self.out))
         if self.out.resolve() == self.folder.resolve():
-            raise ExportError(
-                f"--out {self.out} is the folder of the images: name another", code="output-is-input",
-                path=str(self.out),
-            )  # fmt: skip
+            message = f"--out {self.out} is the folder of the images: name another"
+            raise ExportError(message, code="output-is-input", path=str(self.out))
 
     def _session(self, images: ImageSet, prompts: PromptSet) -> Session:
         from medsam2_core.session import Session  # only now: torch takes seconds to load
@@ -185,20 +182,15 @@ def collect_prompts(given: list[tuple[str, str]], images: ImageSet) -> PromptSet
             image = text
             continue
         if image is None:
-            raise PromptError(
-                f"--{option} {text}: say on which image, with --prompt IMAGE",
-                code="no-image-named",
-                text=text,
-            )
+            message = f"--{option} {text}: say on which image, with --prompt IMAGE"
+            raise PromptError(message, code="no-image-named", text=text)
         prompts.add(current, _prompt(option, text, current, images, images.number_of(image)))
     if not len(prompts):
         raise PromptError("no prompt: give --prompt IMAGE and --box, --point or --mask", code="no-prompt")
     for name, of_object in prompts:
         if not of_object:
-            raise PromptError(
-                f"object {name!r} has no prompt: give --box, --point or --mask after --object",
-                code="object-without-prompt", object=name,
-            )  # fmt: skip
+            message = f"object {name!r} has no prompt: give --box, --point or --mask after --object"
+            raise PromptError(message, code="object-without-prompt", object=name)
     validate(prompts, SetStack(images))
     return prompts
 

@@ -143,16 +143,12 @@ def card(
     from medsam2_core.errors import CheckpointError
 
     if not checkpoint.is_file():
-        raise CheckpointError(
-            f"{checkpoint} is not a file: name a checkpoint made by `medsam2 train finetune`",
-            code="checkpoint-missing", path=str(checkpoint),
-        )  # fmt: skip
+        message = f"{checkpoint} is not a file: name a checkpoint made by `medsam2 train finetune`"
+        raise CheckpointError(message, code="checkpoint-missing", path=str(checkpoint))
     found = read_card(checkpoint)
     if found is None:
-        raise CheckpointError(
-            f"{checkpoint} has no card: it was not made by `medsam2 train finetune`",
-            code="no-card", path=str(checkpoint),
-        )  # fmt: skip
+        message = f"{checkpoint} has no card: it was not made by `medsam2 train finetune`"
+        raise CheckpointError(message, code="no-card", path=str(checkpoint))
     print(json.dumps(asdict(found), indent=2))
 
 

@@ -37,10 +37,8 @@ class Outputs:
         from medsam2_core.export.probabilities import check
 
         if self.picture is not None and self.picture.suffix.lower() != ".png":
-            raise ExportError(
-                f"--picture {self.picture}: pictures are written as .png",
-                code="picture-not-png", path=str(self.picture),
-            )  # fmt: skip
+            message = f"--picture {self.picture}: pictures are written as .png"
+            raise ExportError(message, code="picture-not-png", path=str(self.picture))
         check_distinct(
             ("--out", self.out), ("--picture", self.picture), ("--probabilities", self.probabilities)
         )
@@ -117,7 +115,5 @@ def check_distinct(*outputs: tuple[str, Path | None]) -> None:
             continue
         other = seen.setdefault(path.resolve(), option)
         if other != option or list(outputs).count((option, path)) > 1:
-            raise ExportError(
-                f"{option} {path} is also {other}: one would replace the other",
-                code="outputs-collide", path=str(path), options=[other, option],
-            )  # fmt: skip
+            message = f"{option} {path} is also {other}: one would replace the other"
+            raise ExportError(message, code="outputs-collide", path=str(path), options=[other, option])

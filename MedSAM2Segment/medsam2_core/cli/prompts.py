@@ -242,10 +242,8 @@ def parse_range(text: str | None, space: PromptSpace) -> tuple[int | None, int |
     if len(numbers) == 2:
         first, last = (float(part) for part in (start, stop))
         if first > last:
-            raise PromptError(
-                f"{what} runs backwards, from {first:g} to {last:g}: write --range {stop}:{start}",
-                code="range-reversed", text=text,
-            )  # fmt: skip
+            message = f"{what} runs backwards, from {first:g} to {last:g}: write --range {stop}:{start}"
+            raise PromptError(message, code="range-reversed", text=text)
         return min(numbers), max(numbers)
     if not numbers:
         return None, None
@@ -333,16 +331,12 @@ def collect_prompts(
         )
     for name, of_object in prompts:
         if not of_object:
-            raise PromptError(
-                f"object {name!r} has no prompt: give --box, --point or another one after --object",
-                code="object-without-prompt", object=name,
-            )  # fmt: skip
+            message = f"object {name!r} has no prompt: give --box, --point or another one after --object"
+            raise PromptError(message, code="object-without-prompt", object=name)
         has_mask = name in known
         if not has_mask and all(isinstance(prompt, Point) and not prompt.positive for prompt in of_object):
-            raise PromptError(
-                f"object {name!r} has background points only: add a box, a mask or a foreground point",
-                code="only-background-points", object=name,
-            )  # fmt: skip
+            message = f"object {name!r} has background points only: add a box, a mask or a foreground point"
+            raise PromptError(message, code="only-background-points", object=name)
     return prompts
 
 
@@ -386,10 +380,8 @@ def _prompts(option: str, text: str, object_name: str, space: PromptSpace, keep:
 
 def _only_object(names: Sequence[str], what: str) -> str:
     if len(names) > 1:
-        raise PromptError(
-            f"{what}: the file has the objects {', '.join(names)}: choose one with --object",
-            code="object-ambiguous", objects=list(names),
-        )  # fmt: skip
+        message = f"{what}: the file has the objects {', '.join(names)}: choose one with --object"
+        raise PromptError(message, code="object-ambiguous", objects=list(names))
     return names[0] if names else UNNAMED
 
 
@@ -404,17 +396,15 @@ def parse_numbers(text: str, what: str, count: int, how: str) -> list[float]:
     """Parse finite numbers between commas; ``what`` and ``how`` are for the message of PromptError."""
     parts = text.split(",")
     if len(parts) != count:
-        raise PromptError(
-            f"{what}: {len(parts)} numbers instead of {count}: {how}", code="prompt-syntax", text=text
-        )
+        message = f"{what}: {len(parts)} numbers instead of {count}: {how}"
+        raise PromptError(message, code="prompt-syntax", text=text)
     numbers = []
     for part in parts:
         try:
             numbers.append(float(part))
         except ValueError as error:
-            raise PromptError(
-                f"{what}: {part.strip()!r} is not a number: {how}", code="prompt-syntax", text=text
-            ) from error
+            message = f"{what}: {part.strip()!r} is not a number: {how}"
+            raise PromptError(message, code="prompt-syntax", text=text) from error
     if not np.isfinite(numbers).all():
         raise PromptError(f"{what}: every number must be finite", code="prompt-syntax", text=text)
     return numbers

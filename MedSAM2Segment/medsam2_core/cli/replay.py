@@ -83,10 +83,8 @@ class Replay:
 
 def _compared(before: Segmentation, after: Segmentation, name: str) -> dict[str, Any]:
     if name not in before.names:
-        raise VolumeError(
-            f"the stored prompts are for {name!r}, but there is no such segment: was it renamed?",
-            code="segment-missing", object=name, known=list(before.names),
-        )  # fmt: skip
+        message = f"the stored prompts are for {name!r}, but there is no such segment: was it renamed?"
+        raise VolumeError(message, code="segment-missing", object=name, known=list(before.names))
     counts = [before[name].voxel_count, after[name].voxel_count]
     shared = before[name].overlap_with(after[name])
     return {

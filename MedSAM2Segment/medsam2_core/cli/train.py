@@ -54,13 +54,11 @@ def base(
     from medsam2_core.training.base import BaseTrainer, BaseTraining, stages_from_weights
 
     if precision not in ("bf16", "fp32"):
-        raise TrainingError(
-            f"--precision {precision}: use bf16 or fp32", code="unknown-precision", precision=precision
-        )
+        message = f"--precision {precision}: use bf16 or fp32"
+        raise TrainingError(message, code="unknown-precision", precision=precision)
     if keep_encoder and start is None:
-        raise TrainingError(
-            "--keep-encoder needs --start: an untrained encoder cannot be kept", code="no-start"
-        )
+        message = "--keep-encoder needs --start: an untrained encoder cannot be kept"
+        raise TrainingError(message, code="no-start")
     settings = BaseTraining(
         data=str(data),
         start=None if start is None else str(start),
@@ -156,10 +154,8 @@ def _steps(text: str, stages: int) -> list[int]:
 
     parts = text.split(",")
     if len(parts) != stages or not all(part.strip().isdecimal() for part in parts):
-        raise TrainingError(
-            f"--steps {text}: give one number per stage, {stages} in all, such as 3000,1300,2600",
-            code="steps-wanted", steps=text, stages=stages,
-        )  # fmt: skip
+        message = f"--steps {text}: give one number per stage, {stages} in all, such as 3000,1300,2600"
+        raise TrainingError(message, code="steps-wanted", steps=text, stages=stages)
     return [int(part) for part in parts]
 
 

@@ -150,10 +150,8 @@ class TrainFinetune:
         text = "axial,sagittal,coronal" if self.axis == "all" else self.axis
         axes = tuple(part.strip() for part in text.split(","))
         if unknown := [axis for axis in axes if axis not in _AXES]:
-            raise TrainingError(
-                f"--axis {unknown[0]}: use {', '.join(_AXES)}, several of them with commas, or all",
-                code="unknown-axis", axis=unknown[0],
-            )  # fmt: skip
+            message = f"--axis {unknown[0]}: use {', '.join(_AXES)}, several of them with commas, or all"
+            raise TrainingError(message, code="unknown-axis", axis=unknown[0])
         return axes
 
     def _settings(self, found: Survey, model: SegmentationModel, axes: tuple[str, ...]) -> FineTuning:

@@ -46,25 +46,19 @@ class TrainingFiles:
     def check(self, suffix: str, *, resume: bool, overwrite: bool) -> None:
         """Raise for a name that no model has, for files that are there, and for what cannot be resumed."""
         if self.out.suffix != suffix or not self.name:
-            raise ExportError(
-                f"--out {self.out}: the name of this model ends with {suffix}",
-                code="not-a-model-name", path=str(self.out), suffix=suffix,
-            )  # fmt: skip
+            message = f"--out {self.out}: the name of this model ends with {suffix}"
+            raise ExportError(message, code="not-a-model-name", path=str(self.out), suffix=suffix)
         check_targets(self.out, overwrite=overwrite)
         folder = self.run_folder
         if folder.exists() and not resume:
-            raise TrainingError(
-                f"{folder} holds an unfinished training: add --resume to continue it, or remove it",
-                code="unfinished-training", folder=str(folder),
-            )  # fmt: skip
+            message = f"{folder} holds an unfinished training: add --resume to continue it, or remove it"
+            raise TrainingError(message, code="unfinished-training", folder=str(folder))
         if resume and not folder.exists():
-            raise TrainingError(
-                f"there is no unfinished training in {folder}: leave --resume out",
-                code="nothing-to-resume", folder=str(folder),
-            )  # fmt: skip
+            message = f"there is no unfinished training in {folder}: leave --resume out"
+            raise TrainingError(message, code="nothing-to-resume", folder=str(folder))
 
     def check_inputs(self, pairs: Sequence[Pair], others: Iterable[str | Path | None]) -> None:
-        """Raise for outputs that would replace what is read (`pairs`, `others`), and data in the run folder."""
+        """Raise for outputs that would replace `pairs` or `others`, and for data in the folder of the run."""
         from medsam2_core.auto.fewshot.results import REPORT_FILES
 
         given = [Path(other) for other in others if other is not None]

@@ -156,10 +156,8 @@ def read_grid(path: Path) -> Geometry:
         i, j, k = (int(n) for n in grid["shape_ijk"])
         return Geometry(grid["ijk_to_ras"], (i, j, k))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ExportError(
-            f"{path} cannot be read as a grid: it must hold ijk_to_ras (4 x 4) and shape_ijk (3 sizes)",
-            code="grid-unreadable", path=str(path), reason=str(error),
-        ) from error  # fmt: skip
+        message = f"{path} cannot be read as a grid: it must hold ijk_to_ras (4 x 4) and shape_ijk (3 sizes)"
+        raise ExportError(message, code="grid-unreadable", path=str(path), reason=str(error)) from error
 
 
 def _axes_of(drawn_on: Geometry, series: Geometry) -> NDArray[np.float64] | None:

@@ -35,10 +35,8 @@ def read_transform(path: Path) -> NDArray[np.float64]:
         np.linalg.inv(matrix)
         return matrix
     except (OSError, ValueError, np.linalg.LinAlgError) as error:
-        raise GeometryError(
-            f"{path} is no linear transform: {error}; give 4 x 4 numbers, or an affine ITK .tfm",
-            code="transform-unreadable", path=str(path),
-        ) from error  # fmt: skip
+        message = f"{path} is no linear transform: {error}; give 4 x 4 numbers, or an affine ITK .tfm"
+        raise GeometryError(message, code="transform-unreadable", path=str(path)) from error
 
 
 def _itk_matrix(text: str) -> NDArray[np.float64]:

@@ -41,10 +41,8 @@ def prompts_in(path: Path, geometry: Geometry) -> PromptSet:
             raise OSError(errno.EINVAL, "it is no file")
         return PromptSet.from_json(path.read_bytes(), geometry)
     except OSError as error:
-        raise PromptError(
-            f"the prompts file {path} cannot be read: {error.strerror}",
-            code="prompts-unreadable", path=str(path),
-        ) from error  # fmt: skip
+        message = f"the prompts file {path} cannot be read: {error.strerror}"
+        raise PromptError(message, code="prompts-unreadable", path=str(path)) from error
 
 
 @dataclass(frozen=True)
@@ -67,24 +65,18 @@ class EarlierResult:
             ``no-stored-prompts``.
         """
         if not path.name.lower().endswith(".seg.nrrd"):
-            raise VolumeError(
-                f"{path}: only a .seg.nrrd of `medsam2 segment` has the prompts it came from",
-                code="not-a-result", path=str(path),
-            )  # fmt: skip
+            message = f"{path}: only a .seg.nrrd of `medsam2 segment` has the prompts it came from"
+            raise VolumeError(message, code="not-a-result", path=str(path))
         segmentation = read_segmentation(path)
         if not segmentation.geometry.same_grid(geometry, 0.05):
-            raise VolumeError(
-                f"{path} has another grid than the volume: it is the result of another one",
-                code="result-on-another-grid", path=str(path),
-            )  # fmt: skip
+            message = f"{path} has another grid than the volume: it is the result of another one"
+            raise VolumeError(message, code="result-on-another-grid", path=str(path))
         stored = segmentation.provenance.get("prompts")
         if not isinstance(stored, str):
             stored = None if stored is None else json.dumps(stored)
         if stored is None:
-            raise PromptError(
-                f"{path} has no prompts in its tags: use it with --mask instead",
-                code="no-stored-prompts", path=str(path),
-            )  # fmt: skip
+            message = f"{path} has no prompts in its tags: use it with --mask instead"
+            raise PromptError(message, code="no-stored-prompts", path=str(path))
         return cls(path, segmentation, PromptSet.from_json(stored, geometry))
 
     @property

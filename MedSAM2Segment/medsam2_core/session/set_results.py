@@ -77,10 +77,8 @@ class SetResults:
             self._restore()
             self.overwrites = True
         elif folder.exists() and any(folder.iterdir()) and not overwrite:
-            raise ExportError(
-                f"{folder} holds other files, or masks made with other settings: choose another folder",
-                code="output-exists", path=str(folder),
-            )  # fmt: skip
+            message = f"{folder} holds other files, or masks made with other settings: choose another folder"
+            raise ExportError(message, code="output-exists", path=str(folder))
         else:
             # Masks made with other settings must not pass for this run's, should it be stopped.
             (folder / TABLE).unlink(missing_ok=True)

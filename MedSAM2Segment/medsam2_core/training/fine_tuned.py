@@ -108,10 +108,8 @@ def event_writer(folder: Path | None) -> Iterator[Callable[[Mapping[str, Any]], 
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise MissingPackageError(
-            "--tensorboard needs the package tensorboardX: pip install 'medsam2-core[tensorboard]'",
-            code="tensorboard-missing",
-        ) from error
+        message = "--tensorboard needs the package tensorboardX: pip install 'medsam2-core[tensorboard]'"
+        raise MissingPackageError(message, code="tensorboard-missing") from error
 
     def write(line: Mapping[str, Any]) -> None:
         values = {f"training/{name}": value for name, value in line.items() if name not in _NO_CURVES}

@@ -57,15 +57,12 @@ def parse_loss(text: str) -> LossWeights:
         except ValueError:
             weight = -1.0
         if name not in weights or not 0 <= weight < float("inf"):
-            raise TrainingError(
-                f"loss {text!r}: give TERM=WEIGHT with terms out of {', '.join(weights)}",
-                code="loss-syntax", text=text,
-            )  # fmt: skip
+            message = f"loss {text!r}: give TERM=WEIGHT with terms out of {', '.join(weights)}"
+            raise TrainingError(message, code="loss-syntax", text=text)
         weights[name] = weight
     if not weights["focal"] + weights["bce"] + weights["dice"]:
-        raise TrainingError(
-            f"loss {text!r}: one of focal, bce and dice must have a weight", code="loss-syntax", text=text
-        )
+        message = f"loss {text!r}: one of focal, bce and dice must have a weight"
+        raise TrainingError(message, code="loss-syntax", text=text)
     return LossWeights(**weights)
 
 
