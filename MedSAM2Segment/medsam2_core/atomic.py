@@ -41,11 +41,14 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     Raises
     ------
     ExportError
-        ``output-is-folder``, ``output-folder-missing``, ``output-exists``; ``output-is-input`` for a file
-        that is protected (see :func:`protect`).
+        ``output-is-folder``, ``output-folder-missing``, ``output-folder-is-file``, ``output-exists``;
+        ``output-is-input`` for a file that is protected (see :func:`protect`).
     """
     if path.is_dir():
         raise ExportError(f"{path} is a folder: name a file in it", code="output-is-folder", path=str(path))
+    if path.parent.exists() and not path.parent.is_dir():
+        message = f"{path}: {path.parent} is a file and can hold no other: name a file in a folder"
+        raise ExportError(message, code="output-folder-is-file", path=str(path), folder=str(path.parent))
     if not path.parent.is_dir():
         message = f"{path}: the folder {path.parent} does not exist, create it first"
         raise ExportError(message, code="output-folder-missing", path=str(path), folder=str(path.parent))

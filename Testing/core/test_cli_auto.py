@@ -1,6 +1,7 @@
 """`medsam2 train auto` and `medsam2 auto`, from files to files."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -149,6 +150,23 @@ def test_a_training_that_was_stopped_wants_resume(medsam2, base, tmp_path):
     )
 
 
+def test_the_minutes_count_from_the_start_of_the_command(medsam2, base, tmp_path, monkeypatch, never):
+    from medsam2_core.engine import model as engine_model
+
+    usual = engine_model.load_model
+
+    def slow(*args, **more):
+        time.sleep(1.2)
+        return usual(*args, **more)
+
+    monkeypatch.setattr(engine_model, "load_model", slow)
+    never("medsam2_core.auto.fewshot.fit.Fit.run")
+    data = write_pictures(tmp_path / "data", 4)
+    said = medsam2("train", "auto", data, "--out", tmp_path / "m.medsam2auto", "--minutes", 0.02, *base)
+    assert said.refused("too-little-time", minutes=0.02)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 def test_problems_with_the_data_are_listed_before_anything_is_trained(medsam2, base, tmp_path):
     data = write_pictures(tmp_path / "data", 4)
     Image.fromarray(np.full((72, 72), 1, np.uint8)).save(data / "001_seg.png")
@@ -178,7 +196,7 @@ def test_problems_with_the_data_are_listed_before_anything_is_trained(medsam2, b
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["--out", "m.safetensors"], "not-an-auto-model-name", ".medsam2auto"),
+        (["--out", "m.safetensors"], "not-a-model-name", ".medsam2auto"),
         (["--out", "m.medsam2auto", "--heads", "nose"], "unknown-head", "'nose'"),
         (["--out", "m.medsam2auto", "--heads", ""], "no-head", "mask"),
         (["--out", "m.medsam2auto", "--classes", "0=a"], "classes-syntax", "background"),

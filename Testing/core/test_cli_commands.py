@@ -176,7 +176,7 @@ def test_a_file_put_there_by_hand_is_found_verified_and_refused_when_wrong(medsa
     answer = medsam2("models", "verify", "medsam2-latest")
     assert answer.code == 2
     assert path.name in answer.err
-    assert medsam2("models", "path", "medsam2-latest").code == 2
+    assert medsam2("models", "path", "medsam2-latest").refused("wrong-size", path=str(path))
 
 
 def test_a_local_file_has_a_path_and_a_hash(medsam2, models_folder, tmp_path):
@@ -187,9 +187,10 @@ def test_a_local_file_has_a_path_and_a_hash(medsam2, models_folder, tmp_path):
 
 
 def test_removing_deletes_only_what_was_downloaded(medsam2, models_folder):
-    answer = medsam2("models", "remove", "sam2.1-tiny")
-    assert answer.code == 2
-    assert "was not downloaded" in answer.err
+    assert medsam2("models", "remove", "sam2.1-tiny").refused("not-downloaded", model="sam2.1-tiny")
+    answer = medsam2("models", "remove", "embedded")
+    assert answer.refused("not-downloaded", model="embedded")
+    assert "it is part of the package" in answer.err
     models_folder.mkdir()
     path = models_folder / Catalogue.load().find("sam2.1-tiny").filename
     path.write_bytes(b"weights")

@@ -197,6 +197,10 @@ def test_methods_text_says_what_is_stored(medsam2, made):
     assert str(made) not in answer.out
 
 
+def test_a_plain_scan_has_no_methods(medsam2, made):
+    assert medsam2("methods", made / "scan.nrrd").refused("no-provenance", path=str(made / "scan.nrrd"))
+
+
 def test_methods_text_claims_nothing_that_is_not_stored():
     geometry = read_geometry()
     with raises("no-provenance"):

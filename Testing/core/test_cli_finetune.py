@@ -38,6 +38,7 @@ def test_the_result_is_a_checkpoint_with_a_card(medsam2, data, tmp_path):
     assert {"reading", "measuring before", "training", "measuring after"} <= {line["stage"] for line in lines}
     card, shipped = read_card(out), Catalogue.load().find("embedded")
     assert card.base == "embedded" and card.base_key == load_model("embedded", "cpu", "fp32").weights_key
+    assert card.base_sha256 == shipped.sha256
     assert card.licence == shipped.licence and card.classes == ("disc",)
     assert card.training["cases"] == 5 and card.training["held_aside"] == 1 and card.training["steps"] == 1
     for when in ("before", "after"):
@@ -53,6 +54,8 @@ def test_the_result_is_a_checkpoint_with_a_card(medsam2, data, tmp_path):
     assert not (tmp_path / "my.safetensors.run").exists()
     assert medsam2("models", "card", out).facts["base_key"] == card.base_key
     assert medsam2("models", "card", shipped.bundled_path()).error.code == "no-card"
+    assert medsam2("models", "card", "embedded").error.code == "no-card"
+    assert medsam2("models", "card", "sam3").error.code == "unknown-model"
     model = load_model(out, "cpu", "fp32")
     assert (model.name, model.image_size, model.recipe) == ("my", 256, load_model("embedded").recipe)
     picture = tmp_path / "mask.nrrd"

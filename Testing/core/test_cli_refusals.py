@@ -192,6 +192,82 @@ def test_a_file_of_several_volumes_names_the_option(medsam2, model, results, tmp
     assert "--series" in answer.err
 
 
+@pytest.mark.parametrize("command", ["segment", "auto", "replay"])
+def test_a_segmentation_is_not_taken_for_the_scan(medsam2, model, scan, results, never, request, command):
+    from medsam2_core import export
+    from medsam2_core.imaging.segmentation import Segmentation
+
+    drawn = results / "drawn.seg.nrrd"
+    geometry = read_volume(scan).geometry
+    export.write(Segmentation.from_masks(geometry, {"ball": ball_kji()}), drawn)
+    never(OPEN)
+    words = {
+        "segment": ("segment", drawn, "--out", results / "m.nrrd", "--model", model, "--box", BALL_BOX),
+        "auto": ("auto", drawn, "--out", results / "m.nrrd", "--base", model),
+        "replay": ("replay", drawn, drawn, "--model", model),
+    }[command]
+    more = ("--model", request.getfixturevalue("auto_model")) if command == "auto" else ()
+    answer = medsam2(*words, *more)
+    assert answer.refused("segmentation-as-scan", path=str(drawn))
+    assert "--continue" in answer.err, "the way out"
+
+
+def test_a_label_map_as_a_scan_is_pointed_out(medsam2, model, results, tmp_path):
+    labels = write_nrrd(tmp_path / "labels.nrrd", ball_kji().astype(np.uint8) * 3)
+    words = ("segment", labels, "--model", model, "--box", BALL_BOX, "--range", "12:12", "--json")
+    (note,) = medsam2(*words, "--out", results / "m.nrrd").facts["notes"]
+    assert (note["code"], note["fields"]["labels"]) == ("looks-like-a-label-map", [3])
+
+
+@pytest.mark.parametrize("command", ["segment", "info"])
+def test_a_file_of_one_volume_has_no_series_to_choose(medsam2, model, scan, results, command):
+    words = ("--out", results / "m.nrrd", "--model", model, "--box", BALL_BOX) if command == "segment" else ()
+    assert medsam2(command, scan, *words, "--series", "7").refused("no-series", path=str(scan))
+    assert medsam2("info", scan, "--series", "1").code == 0, "there is a first one"
+
+
+@pytest.mark.parametrize(
+    "words", [("--like", "a.nrrd"), ("--like", "a.nrrd", "--box", BALL_BOX), ("--box", BALL_BOX, "--like")]
+)
+def test_an_example_is_a_scan_and_its_segmentation(medsam2, model, scan, results, words):
+    answer = medsam2("segment", scan, "--out", results / "m.nrrd", "--model", model, *words)
+    assert answer.refused("usage")
+    assert "two words" in answer.err and "medsam2 segment --help" in answer.err
+
+
+def test_a_wrong_choice_is_told_in_plain_words(medsam2, scan, results):
+    answer = medsam2("segment", scan, "--out", results / "m.nrrd", "--axis", "foo")
+    assert answer.refused("usage")
+    assert "'foo' is not one of" in answer.err and "Value error" not in answer.err
+
+
+def test_a_file_is_no_folder(medsam2, model, scan):
+    words = ("segment", scan, "--model", model, "--box", BALL_BOX, "--out", scan / "m.nrrd")
+    assert medsam2(*words).refused("output-folder-is-file", folder=str(scan))
+
+
+def test_of_many_labels_some_are_named(medsam2, model, scan, results, tmp_path):
+    many = np.zeros((24, 48, 40), np.uint8)
+    many.flat[:230] = np.arange(1, 231)
+    mask = write_nrrd(tmp_path / "many.nrrd", many)
+    answer = medsam2("segment", scan, "--out", results / "m.nrrd", "--model", model, "--mask", mask)
+    assert answer.refused("mask-label-ambiguous", path=str(mask))
+    assert len(answer.error.fields["labels"]) == 230
+    assert len(answer.err) < 400
+
+
+def test_a_bad_file_of_prompts_is_named(medsam2, model, scan, results, tmp_path):
+    file = tmp_path / "bad.json"
+    for text, code in (
+        ("{", "not-json"),
+        ('{"version": 1, "space": "ijk", "objects": 3}', "bad-prompt-file"),
+    ):
+        file.write_text(text)
+        answer = medsam2("segment", scan, "--out", results / "m.nrrd", "--model", model, "--prompts", file)
+        assert answer.refused(code, path=str(file))
+        assert str(file) in answer.err
+
+
 # Pictures ---------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +286,21 @@ def test_a_picture_without_a_pixel_size_has_no_millilitres(medsam2, model, photo
     (measured,) = json.loads(table.read_text())["segments"]
     assert (measured["volume_ml"], measured["longest_diameter"]) == (None, None)
     assert measured["voxels"] == ball["voxels"]
+
+
+@pytest.mark.parametrize("space", ["ijk", "ras"])
+def test_prompts_on_a_picture_need_no_slice(medsam2, model, photo, results, space):
+    masks = []
+    signs = (1, 1) if space == "ijk" else (-1, -1)  # a picture's axes run to L and P, 1 mm apart
+    corners = ",".join(str(sign * value) for sign, value in zip(signs * 2, (13, 19, 27, 33), strict=True))
+    point = ",".join(str(sign * value) for sign, value in zip(signs, (2, 3), strict=True))
+    for n, end in enumerate(("", "@0")):
+        out = results / f"{n}.nrrd"
+        words = ("--space", space, "--box", corners + end, "--point", f"{point}{',0' if end else ''},-")
+        answer = medsam2("segment", photo, "--out", out, "--model", model, *words)
+        assert answer.code == 0, answer.err
+        masks.append(read_segmentation(out).labels_kji())
+    assert masks[0].any() and np.array_equal(*masks)
 
 
 def test_info_lists_a_folder_of_pictures(medsam2, photo):

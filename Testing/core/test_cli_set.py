@@ -93,6 +93,20 @@ def test_what_was_corrected_by_hand_stays_and_a_renamed_image_is_another_set(run
     assert run(*BOX).error.code == "output-exists"
 
 
+def test_methods_of_a_set_are_told_and_one_mask_is_not_replayed(run, medsam2, model, folder, tmp_path):
+    assert run(*BOX, "--object", "disc", "--format", "seg.nrrd").code == 0
+    one = tmp_path / "masks" / "a1.seg.nrrd"
+    for result in (tmp_path / "masks", one):
+        said = medsam2("methods", result).out
+        assert said.startswith("disc was segmented")
+        for text in ("each image of a set", "windowed automatically in each image"):
+            assert text in said
+        assert "slices" not in said and "width 255" not in said
+    assert "1 box" in medsam2("methods", tmp_path / "masks").out
+    assert medsam2("methods", folder).refused("no-provenance")
+    assert medsam2("replay", one, folder / "a1.png", "--model", model).refused("result-of-a-set")
+
+
 def test_a_review_page_replaces_nothing(run, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("mine")

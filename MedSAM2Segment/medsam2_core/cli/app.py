@@ -115,7 +115,8 @@ def _report(error: BaseException, invocation: Invocation) -> ExitCode:
     elif isinstance(error, _UsageError):
         command = error.ctx.command_path.split()[1:] if error.ctx else []
         help_line = " ".join(["medsam2", *command, "--help"])
-        known = MedSAM2Error(f"{error.format_message()} (see `{help_line}`)", code="usage")
+        text = error.format_message().replace("Value error, ", "")  # pydantic's, in newer releases of typer
+        known = MedSAM2Error(f"{text} (see `{help_line}`)", code="usage")
     elif isinstance(error, _ClickError):
         known = MedSAM2Error(error.format_message(), code="usage")
     elif isinstance(error, MemoryError):

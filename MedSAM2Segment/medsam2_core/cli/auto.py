@@ -19,7 +19,8 @@ from medsam2_core.cli.console import (
     progress_bar,
     report,
 )
-from medsam2_core.cli.options import AsJson, AxisName, Out, WhenIrregular, check_settings, irregular_notes
+from medsam2_core.cli.inputs import check_settings, read_scan
+from medsam2_core.cli.options import AsJson, AxisName, Out, WhenIrregular
 from medsam2_core.cli.outputs import Outputs
 from medsam2_core.errors import ExportError, MedSAM2Error, Note, VolumeError
 
@@ -92,18 +93,15 @@ class Auto:
 
     def _segment_one(self, path: Path) -> tuple[dict[str, Any], list[Note]]:
         from medsam2_core.auto.library import fits
-        from medsam2_core.imaging.intensity import check_contrast
-        from medsam2_core.imaging.reading import read_volume
 
         outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
         outputs.check()
-        volume = read_volume(self.input, self.series, irregular=self.irregular)
-        check_contrast(volume)
+        volume, notes = read_scan(self.input, self.series, self.irregular)
         outputs.check(volume.geometry)
         auto = self._load(path)
         session, found = self._segment(volume, auto)
         segmentation = session.segmentation()
-        notes = irregular_notes(volume) + outputs.write(session, segmentation)
+        notes += outputs.write(session, segmentation)
         card = auto.card
         if not fits(card, is_picture=len(session.stack) == 1, modality=volume.modality):
             images = "pictures" if card.is_for_pictures else f"{card.axis} slices"
@@ -164,17 +162,14 @@ class Auto:
 
     def _segment_image(self, image: Path, target: Path, auto: AutoModel) -> dict[str, Any]:
         from medsam2_core import export
-        from medsam2_core.imaging.intensity import check_contrast
         from medsam2_core.imaging.nrrd import read_fields
-        from medsam2_core.imaging.reading import read_volume
 
         if target.exists() and not any("MedSAM2." in text for text in read_fields(target).values()):
             raise ExportError(
                 f"{target} is not a result of this program, but perhaps your labels: choose another --out",
                 code="not-our-result", path=str(target),
             )  # fmt: skip
-        volume = read_volume(image)
-        check_contrast(volume)
+        volume, _ = read_scan(image)
         export.check(target, volume.geometry, overwrite=self.overwrite)
         session, found = self._segment(volume, auto)
         segmentation = session.segmentation()

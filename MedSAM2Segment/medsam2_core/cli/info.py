@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.cli.console import millilitres, print_table, report, volume_text
-from medsam2_core.cli.options import AsJson, WhenIrregular, irregular_notes
+from medsam2_core.cli.inputs import irregular_notes
+from medsam2_core.cli.options import AsJson, WhenIrregular
 from medsam2_core.errors import MedSAM2Error, Note
 
 if TYPE_CHECKING:
@@ -36,13 +37,11 @@ class Info:
     def run(self) -> None:
         """Read what is there, and describe it."""
         from medsam2_core.imaging.reading import list_series, pictures_in, read_volume
-        from medsam2_core.imaging.segmentation_files import label_counts
+        from medsam2_core.imaging.segmentation_files import is_segmentation, label_counts, read_segmentation
 
         notes: list[Note] = []
         facts: dict[str, Any] = {"path": str(self.volume)}
-        if _is_segmentation(self.volume):
-            from medsam2_core.imaging.segmentation_files import read_segmentation
-
+        if is_segmentation(self.volume):
             segmentation = read_segmentation(self.volume)
             facts |= _label_facts(segmentation)
             notes += segmentation.notes
@@ -60,15 +59,6 @@ class Info:
                     facts["may_be_a_label_map_of"] = labels
                 notes += irregular_notes(read)
         report(facts, notes, _print, as_json=self.as_json)
-
-
-def _is_segmentation(path: Path) -> bool:
-    """Whether a file holds segments that are named: a ``.seg.nrrd`` or a DICOM SEG."""
-    from medsam2_core.imaging import dicom, dicom_seg
-
-    if path.name.lower().endswith(".seg.nrrd"):
-        return True
-    return path.is_file() and dicom.is_dicom(path) and dicom_seg.is_segmentation(path)
 
 
 def _series_facts(one: SeriesInfo) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from medsam2_core.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -12,14 +15,23 @@ class Methods:
 
     Options
     -------
-    segmentation: A .seg.nrrd of this program.
+    result: A .seg.nrrd of this program, or the folder of `medsam2 set`.
     """
 
-    segmentation: Path
+    result: Path
 
     def run(self) -> None:
         """Read the tags, and print the text."""
-        from medsam2_core.export.methods import methods_text
-        from medsam2_core.imaging.segmentation_files import read_segmentation
+        from medsam2_core.export.methods import methods_of, methods_text
+        from medsam2_core.imaging.segmentation_files import is_segmentation, read_segmentation
+        from medsam2_core.prompts import PromptSet
 
-        print(methods_text(read_segmentation(self.segmentation)))
+        path, settings = self.result, self.result / "settings.json"
+        if settings.is_file():
+            known = json.loads(settings.read_text(encoding="utf-8"))
+            print(methods_of(known, PromptSet.from_json(known["prompts"]).names))
+        elif path.is_dir() or (path.exists() and not is_segmentation(path)):
+            message = f"{path} is no .seg.nrrd of this program, nor a folder of `medsam2 set`"
+            raise ExportError(message, code="no-provenance", path=str(path))
+        else:
+            print(methods_text(read_segmentation(path)))

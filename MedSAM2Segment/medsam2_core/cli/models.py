@@ -129,26 +129,21 @@ def path(
 
 
 def card(
-    checkpoint: Path,
+    name: str,
 ) -> None:
-    """Print what a fine-tuned checkpoint says of itself, as JSON: base, licence, training, figures.
-
-    Options
-    -------
-    checkpoint: A fine-tuned checkpoint.
-    """
+    """Print what a fine-tuned checkpoint says of itself, as JSON: base, licence, training, figures."""
     from dataclasses import asdict
 
     from medsam2_core.engine.card import read_card
+    from medsam2_core.engine.catalogue import Catalogue
+    from medsam2_core.engine.store import Store
     from medsam2_core.errors import CheckpointError
 
-    if not checkpoint.is_file():
-        message = f"{checkpoint} is not a file: name a checkpoint made by `medsam2 train finetune`"
-        raise CheckpointError(message, code="checkpoint-missing", path=str(checkpoint))
-    found = read_card(checkpoint)
+    path = Store.default().locate(Catalogue.load().find(name))
+    found = read_card(path)
     if found is None:
-        message = f"{checkpoint} has no card: it was not made by `medsam2 train finetune`"
-        raise CheckpointError(message, code="no-card", path=str(checkpoint))
+        message = f"{name} has no card: only checkpoints made by `medsam2 train finetune` have one"
+        raise CheckpointError(message, code="no-card", path=str(path))
     print(json.dumps(asdict(found), indent=2))
 
 

@@ -34,14 +34,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 import typer.core
-
-if TYPE_CHECKING:
-    from medsam2_core.errors import Note
-    from medsam2_core.imaging.volume import Volume
 
 AxisName = Literal["axial", "sagittal", "coronal", "i", "j", "k"]
 WhenIrregular = Literal["refuse", "resample", "as-is"]
@@ -89,41 +85,6 @@ classes A,B | 1=A,2=B: Classes by name, or names for label values.
 window W,L|PRESET: Intensity window.
 skip_bad: Leave out images with problems.
 """
-
-
-def irregular_notes(volume: Volume) -> list[Note]:
-    """Return what the user should know of a volume from an irregular series."""
-    from medsam2_core.errors import Note
-
-    how, off = volume.metadata.get("irregular"), volume.metadata.get("off_mm", 0.0)
-    if how == "resample":
-        text = "slices were interpolated where the series has none: what they show was not measured there"
-    elif how == "as-is":
-        text = f"slices were taken as evenly spaced: some are up to {off:.3g} mm from where they are shown"
-    else:
-        return []
-    return [Note.warning("irregular-series", f"{text} ({volume.metadata['reason']})", how=how, off_mm=off)]
-
-
-def check_settings(model: str | Path | None, device: str, precision: str, window: str | None = None) -> None:
-    """Refuse settings of the model that cannot be used, before anything is read.
-
-    Raises
-    ------
-    VolumeError, DeviceError, CatalogueError
-        What the window, the device, the precision or the model would fail with later.
-    """
-    from medsam2_core.engine.catalogue import Catalogue
-    from medsam2_core.engine.store import Store
-    from medsam2_core.imaging.intensity import parse_window
-
-    if window is not None and window.strip().lower() != "auto":
-        parse_window(window)
-    if model is not None:
-        Store.default().locate(Catalogue.load().find(model))
-    from medsam2_core.engine.devices import choose_device, choose_precision  # torch takes seconds to load
-
-    choose_precision(choose_device(device), precision)
 
 
 @dataclass
@@ -237,6 +198,10 @@ class OrderedCommand(typer.core.TyperCommand):
                 parameter.nargs = 2
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for n, word in enumerate(args):
+            pair = args[n + 1 : n + 3]
+            if word.removeprefix("--") in _PAIRS and (len(pair) < 2 or any(one[:1] == "-" for one in pair)):
+                raise typer.BadParameter(f"{word} takes two words: a scan and its segmentation", ctx)
         values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         remaining = {name: iter(_as_list(values.get(name))) for name in _ORDERED}
         ctx.meta[_ORDER_KEY] = [

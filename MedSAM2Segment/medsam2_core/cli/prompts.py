@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Name of the object when none is given.
 UNNAMED = "object"
+_MOST_NAMES = 12  # in a message
 _LETTERS = {Space.IJK: "ijk", Space.RAS: "RAS", Space.LPS: "LPS"}
 
 
@@ -46,6 +47,15 @@ class PromptSpace:
         """Indices of the other two coordinates, in order."""
         first, second = (axis for axis in range(3) if axis != self.across)
         return first, second
+
+    @property
+    def only_slice(self) -> float | None:
+        """The coordinate across of the only slice, as of a picture; None where there are several."""
+        if len(self.stack) > 1:
+            return None
+        return float(
+            self.stack.volume.geometry.ijk_to(self.stack.to_ijk([[0, 0, 0]]), self.space)[0, self.across]
+        )
 
     def describe_box(self) -> str:
         """Return the syntax of a box on one slice, for example ``i0,j0,i1,j1@k``."""
@@ -91,9 +101,10 @@ def parse_box(text: str, space: PromptSpace) -> Box:
     """
     what = f"--box {text}"
     plane, at, slice_text = text.partition("@")
-    if at:
+    only = space.only_slice if plane.count(",") == 3 else None
+    if at or only is not None:
         numbers = parse_numbers(plane, what, 4, f"write {space.describe_box()}")
-        across = parse_numbers(slice_text, what, 1, "one number follows the @")[0]
+        across = parse_numbers(slice_text, what, 1, "one number follows the @")[0] if at else only
         corners = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
         for corner, values in zip(corners, (numbers[:2], numbers[2:]), strict=True):
             corner[space.across] = across
@@ -178,7 +189,12 @@ def parse_point(text: str, space: PromptSpace) -> Point:
     position, _, sign = text.rpartition(",")
     if sign.strip() not in ("+", "-"):
         position, sign = text, "+"
-    numbers = parse_numbers(position, f"--point {text}", 3, "write X,Y,Z and, if wanted, ,+ or ,-")
+    what, how = f"--point {text}", "write X,Y,Z and, if wanted, ,+ or ,-"
+    if position.count(",") == 1 and space.only_slice is not None:
+        numbers = parse_numbers(position, what, 2, how)
+        numbers.insert(space.across, space.only_slice)
+    else:
+        numbers = parse_numbers(position, what, 3, how)
     return Point(space.to_ijk(numbers), positive=sign.strip() == "+")
 
 
@@ -200,7 +216,7 @@ def read_mask(text: str | Path, object_name: str, space: PromptSpace) -> MaskPro
     wanted = label or (object_name if object_name in names or len(names) != 1 else names[0])
     if wanted not in names:
         raise PromptError(
-            f"--mask {text} has {len(names)} labels ({', '.join(names) or 'none'}), but not {wanted!r}: "
+            f"--mask {text} has {len(names)} labels ({_listed(names)}), but not {wanted!r}: "
             "choose one with --mask FILE:LABEL, or by the name in --object",
             code="mask-label-ambiguous", path=str(path), object=wanted, labels=list(names),
         )  # fmt: skip
@@ -376,6 +392,12 @@ def _prompts(option: str, text: str, object_name: str, space: PromptSpace, keep:
         return [of_line(longest, space.stack, *across)]
     mask = read_mask(text, object_name, space)
     return [mask] if keep == "all" else of_segment(mask, space.stack, keep)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as text; of many, the first ones."""
+    shown = [*names[:_MOST_NAMES], "…"] if len(names) > _MOST_NAMES else names
+    return ", ".join(shown) or "none"
 
 
 def _only_object(names: Sequence[str], what: str) -> str:

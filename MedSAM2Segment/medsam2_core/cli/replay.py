@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from medsam2_core.cli.console import ExitCode, peak_memory_mb, print_table, propagate, report
-from medsam2_core.cli.options import AsJson, WhenIrregular, check_settings, irregular_notes
+from medsam2_core.cli.inputs import check_settings, read_scan
+from medsam2_core.cli.options import AsJson, WhenIrregular
 from medsam2_core.errors import Note, VolumeError
 
 if TYPE_CHECKING:
@@ -46,12 +47,14 @@ class Replay:
     def run(self) -> None:
         """Segment again, and report how far the masks agree."""
         started = time.perf_counter()
-        from medsam2_core.imaging.reading import read_volume
         from medsam2_core.session.earlier import EarlierResult
 
         check_settings(self.model, self.device, "auto")
-        volume = read_volume(self.volume, self.series, irregular=self.irregular)
+        volume, of_scan = read_scan(self.volume, self.series, self.irregular)
         earlier = EarlierResult.read(self.result, volume.geometry)
+        if "prompted_images" in earlier.segmentation.provenance:
+            message = f"{self.result} is one mask of an image set: run `medsam2 set` with its prompts again"
+            raise VolumeError(message, code="result-of-a-set", path=str(self.result))
         session = self._segment(volume, earlier)
         again = session.segmentation()
         objects = [_compared(earlier.segmentation, again, name) for name in earlier.prompts.names]
@@ -65,7 +68,7 @@ class Replay:
             "seconds": round(time.perf_counter() - started, 2),
             "peak_memory_mb": peak_memory_mb(),
         }
-        report(facts, irregular_notes(volume) + _notes(earlier, session), _print, as_json=self.as_json)
+        report(facts, of_scan + _notes(earlier, session), _print, as_json=self.as_json)
         if not facts["identical"]:
             raise typer.Exit(ExitCode.BAD_INPUT)
 

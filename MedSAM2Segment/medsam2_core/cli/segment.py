@@ -19,13 +19,12 @@ from medsam2_core.cli.console import (
     volume_text,
     warn,
 )
+from medsam2_core.cli.inputs import check_settings, read_scan
 from medsam2_core.cli.options import (
     AsJson,
     AxisName,
     Out,
     WhenIrregular,
-    check_settings,
-    irregular_notes,
     is_given,
     options_in_order,
     pairs_given,
@@ -127,8 +126,6 @@ class Segment:
         started = time.perf_counter()
         from medsam2_core import atomic
         from medsam2_core.cli.prompts import diameter_facts, mask_file
-        from medsam2_core.imaging.intensity import check_contrast
-        from medsam2_core.imaging.reading import read_volume
 
         outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
         # The values of box, point, mask and object are taken from here: in the order they were given.
@@ -139,13 +136,12 @@ class Segment:
             outputs.check()
             others.check(("--out", self.out), ("--picture", self.picture))
             check_settings(self.model, self.device, self.precision, self.window)
-            volume = read_volume(self.volume, self.series, irregular=self.irregular)
-            check_contrast(volume)
+            volume, of_scan = read_scan(self.volume, self.series, self.irregular)
             outputs.check(volume.geometry)
             earlier, settings = self._earlier(volume)
             prompts = settings._prompts(given, volume, earlier)
             session, segmentation, notes = settings._segment(volume, prompts, earlier, others)
-            notes += irregular_notes(volume)
+            notes += of_scan
             notes += outputs.write(session, segmentation, session.prompts)
             changes = others.changes(segmentation)
         facts = {

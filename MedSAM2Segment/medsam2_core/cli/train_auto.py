@@ -109,7 +109,7 @@ class TrainAuto:
 
     @property
     def _files(self) -> TrainingFiles:
-        return TrainingFiles(self.out)
+        return TrainingFiles(self.out, self.out.stem)
 
     def _settings(self, found: Survey) -> FewShotSettings:
         from medsam2_core.auto.fewshot.settings import FewShotSettings

@@ -144,7 +144,7 @@ class TrainFinetune:
 
     @property
     def _files(self) -> TrainingFiles:
-        return TrainingFiles(self.out)
+        return TrainingFiles(self.out, self.out.name)
 
     def _axes(self) -> tuple[str, ...]:
         text = "axial,sagittal,coronal" if self.axis == "all" else self.axis

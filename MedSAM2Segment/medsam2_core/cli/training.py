@@ -24,9 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """Files of a training: the model, the folder of an unfinished run, and the report."""
+    """Files of a training.
+
+    Attributes
+    ----------
+    out
+        The model.
+    title
+        What the folder of the report is named after.
+    """
 
     out: Path
+    title: str
 
     @property
     def name(self) -> str:
@@ -41,7 +50,7 @@ class TrainingFiles:
     @property
     def report_folder(self) -> Path:
         """Figures and curves."""
-        return self.out.with_name(self.name + "-report")
+        return self.out.with_name(self.title + "-report")
 
     def check(self, suffix: str, *, resume: bool, overwrite: bool) -> None:
         """Raise for a name that no model has, for files that are there, and for what cannot be resumed."""

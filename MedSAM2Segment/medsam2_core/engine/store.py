@@ -224,8 +224,9 @@ class Store:
         state, path = self.find(entry)
         ours = self.download_path(entry)
         if entry.is_local or entry.bundled or not ours.is_file():
-            where = f"it is a {state.value} ({path})" if path else "it is not on this machine"
-            message = f"the model {entry.name!r} was not downloaded into {self.models_folder}: {where}"
+            where = {ModelState.BUNDLED: "it is part of the package", ModelState.MISSING: "it is not here"}
+            place = where.get(state, f"its file is {path}, remove that yourself")
+            message = f"the model {entry.name!r} was not downloaded into {self.models_folder}: {place}"
             raise CatalogueError(message, code="not-downloaded", model=entry.name)
         ours.unlink()
         receipt_path(ours).unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import ExportError
@@ -35,14 +35,28 @@ def methods_text(segmentation: Segmentation) -> str:
     ExportError
         ``no-provenance``: it does not say that this program made it.
     """
-    known = metadata.without_paths(segmentation.provenance)
+    auto = {str(one.tags["MedSAM2.auto"]) for one in segmentation if one.tags.get("MedSAM2.auto")}
+    return methods_of(segmentation.provenance, segmentation.names, sorted(auto))
+
+
+def methods_of(provenance: Mapping[str, Any], names: Sequence[str], auto: Sequence[str] = ()) -> str:
+    """Return the text of :func:`methods_text` for objects with these names.
+
+    Parameters
+    ----------
+    provenance
+        As of a segmentation, or the settings of an image set.
+    auto
+        Names of Auto models that predicted prompts.
+    """
+    known = metadata.without_paths(provenance)
     if not known.get("model"):
         message = "nothing is stored of how it was made: methods text needs a .seg.nrrd of this program"
         raise ExportError(message, code="no-provenance")
     model, sha256 = str(known["model"]), str(known.get("weights_sha256", ""))
     weights = f" (SHA-256 of the weights {sha256})" if sha256 else ""
     text = [
-        f"{_objects(segmentation)} segmented with {metadata.SOFTWARE} and the SAM 2 model {model}{weights}.",
+        f"{_objects(names)} segmented with {metadata.SOFTWARE} and the SAM 2 model {model}{weights}.",
         *_prompts(known),
         *_settings(known),
     ]
@@ -53,7 +67,6 @@ def methods_text(segmentation: Segmentation) -> str:
         text.append("Objects were first found from an earlier segmentation, which predicted boxes for them.")
     if known.get("continued"):
         text.append("The result was corrected with further prompts in several steps.")
-    auto = sorted({str(one.tags["MedSAM2.auto"]) for one in segmentation if one.tags.get("MedSAM2.auto")})
     if auto:
         text.append(f"Prompts of the first draft were predicted by the Auto model {', '.join(auto)}.")
     text.append("Masks were checked and corrected by [NAME, EXPERIENCE].")
@@ -61,8 +74,7 @@ def methods_text(segmentation: Segmentation) -> str:
     return "\n".join([" ".join(text), "", *(f"- {one}." for one in cited + ([_SAM2RAD] if auto else []))])
 
 
-def _objects(segmentation: Segmentation) -> str:
-    names = list(segmentation.names)
+def _objects(names: Sequence[str]) -> str:
     listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
     return f"{listed} {'was' if len(names) == 1 else 'were'}"
 
@@ -84,12 +96,16 @@ def _settings(known: Mapping[str, Any]) -> list[str]:
     """Return sentences on slices, window, memory and precision, as far as they are stored."""
     text = []
     plane = str(known.get("slices", "")).partition(":")[0]
-    if plane:
+    region = " at a region around the object" if known.get("zoom") == "auto" else ""
+    if "images" in known or "prompted_images" in known:
+        text.append(f"The model looked{region} on each image of a set, and compared it with prompted ones.")
+    elif plane:
         bank = "its self-sorting memory" if known.get("memory") == "self-sorting" else "its memory"
-        region = " at a region around the object" if known.get("zoom") == "auto" else ""
         text.append(f"The model looked{region} on {plane} slices, and followed the object with {bank}.")
     window = known.get("window")
-    if isinstance(window, Mapping) and {"width", "level"} <= window.keys():
+    if isinstance(window, Mapping) and "each image" in str(window.get("name")):
+        text.append("Intensities were windowed automatically in each image.")
+    elif isinstance(window, Mapping) and {"width", "level"} <= window.keys():
         text.append(f"Intensities were windowed to width {window['width']:g}, level {window['level']:g}.")
     if known.get("precision") and known.get("device"):
         text.append(f"It computed in {known['precision']} on {known['device']}.")

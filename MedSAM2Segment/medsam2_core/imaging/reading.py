@@ -48,7 +48,12 @@ def read_volume(path: str | Path, series: str | None = None, *, irregular: str =
     if path.is_dir():
         return _read_folder(path, series, irregular)
     reader = _reader(path)
-    return dicom.read_volume(path, series, irregular) if reader is dicom.read_volume else reader(path, series)
+    if reader is dicom.read_volume:
+        return dicom.read_volume(path, series, irregular)
+    if series not in (None, "1") and (reader not in _COUNTERS or _COUNTERS[reader](path) == 1):
+        message = "it holds one volume: only DICOM, and files of several volumes, have series to choose from"
+        raise files.error(path, message, "no-series")
+    return reader(path, series)
 
 
 def list_series(path: str | Path) -> list[SeriesInfo]:

@@ -63,6 +63,13 @@ def read_segmentation(path: str | Path) -> Segmentation:
     raise files.error(path, message, "unknown-format")
 
 
+def is_segmentation(path: Path) -> bool:
+    """Return whether a file has named segments: a ``.seg.nrrd`` or a DICOM SEG."""
+    if path.name.lower().endswith(".seg.nrrd"):
+        return True
+    return path.is_file() and dicom.is_dicom(path) and dicom_seg.is_segmentation(path)
+
+
 def label_counts(volume: Volume) -> dict[int, int]:
     """Return the labels of a volume that may be a label map, with their numbers of voxels; none for a scan.
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 _FEATURE_SHARE = 0.12  # of the time that goes into features
 _FOLD_SHARE = 0.45  # of the time that goes into folds
 _SAVE_EVERY_S = 20.0
-_RESERVE = 0.03  # of the time, for writing model and report
+# For writing model and report: a share of the time, or some seconds, but never more than a larger share.
+_RESERVE, _RESERVE_S, _MOST_RESERVED = 0.03, 5.0, 0.2
 _MEASURED_STEPS = 3  # for the time a step takes
 _LEAST_STEPS, _MOST_STEPS = 20, 20_000
 # What torch and its unpickler raise on a file that is truncated, changed, or of another network.
@@ -267,7 +268,9 @@ class FewShotTrainer:
     @property
     def _budget(self) -> float:
         """Seconds for everything but writing the results."""
-        return self.settings.minutes * 60 * (1 - _RESERVE) if self.settings.steps is None else math.inf
+        seconds = self.settings.minutes * 60
+        reserved = min(max(_RESERVE * seconds, _RESERVE_S), _MOST_RESERVED * seconds)
+        return seconds - reserved if self.settings.steps is None else math.inf
 
     def _left(self) -> float:
         return self._budget - self._seconds()
