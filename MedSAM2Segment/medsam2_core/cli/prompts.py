@@ -101,10 +101,11 @@ def parse_box(text: str, space: PromptSpace) -> Box:
     """
     what = f"--box {text}"
     plane, at, slice_text = text.partition("@")
-    only = space.only_slice if plane.count(",") == 3 else None
-    if at or only is not None:
+    across = space.only_slice if plane.count(",") == 3 else None
+    if at or across is not None:
         numbers = parse_numbers(plane, what, 4, f"write {space.describe_box()}")
-        across = parse_numbers(slice_text, what, 1, "one number follows the @")[0] if at else only
+        if across is None or at:
+            across = parse_numbers(slice_text, what, 1, "one number follows the @")[0]
         corners = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
         for corner, values in zip(corners, (numbers[:2], numbers[2:]), strict=True):
             corner[space.across] = across
