@@ -540,6 +540,21 @@ def test_the_same_prompt_in_ras_gives_the_same_mask_in_every_axis_order(shared_d
 # What a session tells and refuses ---------------------------------------------------------------------------
 
 
+def test_a_segmentation_has_the_codes_of_its_names(session):
+    session.prompt("left kidney", BALL)
+    kidney = session.segmentation()["left kidney"].terminology
+    assert (kidney.type.value, kidney.type_modifier.meaning) == ("64033007", "Left")
+
+
+def test_a_segmentation_says_that_it_was_made_in_several_steps(session):
+    session.prompt("ball", BALL)
+    propagated(session, first=10, last=14)
+    facts = session.segmentation().provenance
+    assert "continued" not in facts and facts["propagated"] == [10, 14]
+    session.prompt("ball", Point((2, 2, 12), positive=False))
+    assert session.segmentation().provenance["continued"]
+
+
 def test_provenance_names_no_place(tmp_path, model):
     path = write_nrrd(tmp_path / "scan.nrrd", (300 * ball_kji()).astype(np.int16))
     session = Session.open(path, model, window="400,40")

@@ -217,7 +217,6 @@ class Segment:
         others: OtherScans,
     ) -> tuple[Session, Segmentation, list[Note]]:
         from medsam2_core.engine.devices import choose_device
-        from medsam2_core.export.dicom.coding import coded_by_name
         from medsam2_core.session import Session  # only now: torch takes seconds to load
         from medsam2_core.worker.system import check_memory
 
@@ -231,25 +230,17 @@ class Segment:
             probabilities=self.probabilities is not None,
         )  # fmt: skip
         slices = given.slices
-        how: dict[str, Any] = {} if slices == (None, None) else {"propagated": list(slices)}
         notes = []
         if earlier is not None:
             earlier.restore_in(session)
-            how["continued"] = True
             notes = [note for note in [earlier.weights_note(session)] if note is not None]
         session.apply(given.prompts)
         notes += others.find_in(session, self.window, slices)
-        if self.like or self.prior:
-            how["found_by"] = [name for name, given in (("like", self.like), ("prior", self.prior)) if given]
         limits = self._limits(session, given, earlier)
-        if limits:
-            how["limits"] = {name: list(limit) for name, limit in limits.items()}
         if session.tracker.prompted_ids:
             propagate(session, slices, limits)
         made = session.segmentation()
-        if earlier is not None:
-            made = earlier.described(made)
-        return session, coded_by_name(replace(made, provenance={**made.provenance, **how})), notes
+        return session, made if earlier is None else earlier.described(made), notes
 
     def _limits(
         self, session: Session, given: GivenPrompts, earlier: EarlierResult | None

@@ -26,6 +26,7 @@ Prompts are given in IJK. A session is not thread-safe; ``should_cancel`` is how
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ from medsam2_core.engine.sources import ImageSource, SetImages, StackImages
 from medsam2_core.engine.states import ObjectState
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
+from medsam2_core.export.dicom.coding import coded_by_name
 from medsam2_core.imaging.image_set import ImageSet, SetStack
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.probabilities import Probabilities
@@ -124,6 +126,9 @@ class Session:
         self.tracker = Tracker(model, encoder, self._memory, options)
         self._objects = SessionObjects(self.stack, self.tracker)
         self._auto_predictions: dict[str, AutoPrediction] = {}
+        # Of the provenance: what prompts and settings do not tell.
+        self._made: dict[str, Any] = {}
+        self._is_tracked = False
         self._history: History[ObjectsSnapshot] = History(
             self._objects.snapshot,
             self._objects.restore_snapshot,
@@ -253,7 +258,7 @@ class Session:
                 code="prompts-on-several-slices", slices=list(slices),
             )  # fmt: skip
         (n,) = slices
-        with self._history.step(f"prompt {name}"):
+        with self._edit(f"prompt {name}"):
             self._objects.add_prompts(name, n, by_slice(prompts, self.stack)[n])
         return self.tracker.result(name, n)
 
@@ -267,7 +272,7 @@ class Session:
         """
         validate(prompts, self.stack)
         prompted = []
-        with self._history.step("apply prompts"):
+        with self._edit("apply prompts"):
             for name, given in prompts:
                 self._objects.prompts.add_object(name)
                 for n, of_slice in by_slice(given, self.stack).items():
@@ -305,7 +310,7 @@ class Session:
         """
         for n, given in slices.items():
             self._objects.check(n, given)
-        with self._history.step(f"prompt {name}"):
+        with self._edit(f"prompt {name}"):
             for n, given in slices.items():
                 self._objects.set_prompts(name, n, given)
         return {n: self._objects.mask(name, n) for n in slices}
@@ -382,13 +387,14 @@ class Session:
             self._objects.check(n, given)
         with self._history.step(f"restore {name}"):
             self._objects.restore(name, slices, tracked)
+            self._is_tracked |= bool(tracked)
             if propagated:
                 self._objects.changes.mark_synced([name], None, self._objects.changes.copied())
         return {n: self._objects.mask(name, n) for n in slices}
 
     def unprompt(self, name: str, n: int) -> None:
         """Remove all prompts of an object on slice ``n``, and its mask there."""
-        with self._history.step(f"remove prompts of {name}"):
+        with self._edit(f"remove prompts of {name}"):
             self._objects.remove_prompts(name, n)
 
     def finalise(self, name: str, n: int, mask_hw: NDArray[np.bool_] | None = None) -> SliceMask:
@@ -396,7 +402,7 @@ class Session:
 
         The user's mask replaces all prompts of the slice.
         """
-        with self._history.step(f"finalise slice {n} of {name}"):
+        with self._edit(f"finalise slice {n} of {name}"):
             if mask_hw is None:
                 return self.tracker.finalise(name, n)
             self._objects.set_drawn_mask(name, n, mask_hw)
@@ -469,6 +475,7 @@ class Session:
             changes = self._objects.changes
             changes.mark_synced(present, None, changes.copied())
         self._auto_predictions |= present
+        self._is_tracked |= bool(present)
         return found
 
     def find_like(
@@ -509,7 +516,7 @@ class Session:
         search = ExampleSearch(self.tracker, self.stack, plane, examples, slices)
         self._check_new(search.names)
         found = {name: search.slice_prompts(name, should_cancel, progress) for name in search.names}
-        return self._take_known(found, "find objects of examples")
+        return self._take_known(found, "find objects of examples", "like")
 
     def find_prior(self, prior: Segmentation, first: int | None = None, last: int | None = None) -> list[str]:
         """Look for the objects of an earlier segmentation of the same patient near their old places.
@@ -521,7 +528,7 @@ class Session:
         search = PriorSearch(self.tracker, self.stack, prior, self._slices_between(first, last))
         self._check_new(prior.names)
         found = {name: search.slice_prompts(name) for name in prior.names}
-        return self._take_known(found, "find objects of an earlier scan")
+        return self._take_known(found, "find objects of an earlier scan", "prior")
 
     def _slices_between(self, first: int | None, last: int | None) -> range:
         count = len(self.stack)
@@ -535,8 +542,17 @@ class Session:
                     code="object-exists", object=name,
                 )  # fmt: skip
 
-    def _take_known(self, found: Mapping[str, Mapping[int, SlicePrompts]], step: str) -> list[str]:
+    def _edit(self, step: str) -> AbstractContextManager[Any]:
+        """Begin a step of the user; after tracking, the result is one that was corrected in several steps."""
+        if self._is_tracked:
+            self._made["continued"] = True
+        return self._history.step(step)
+
+    def _take_known(
+        self, found: Mapping[str, Mapping[int, SlicePrompts]], step: str, found_by: str
+    ) -> list[str]:
         """Make objects of what was found, as one step; return the names of what was not."""
+        self._made["found_by"] = list(dict.fromkeys([*self._made.get("found_by", ()), found_by]))
         with self._history.step(step):
             for name, slices in found.items():
                 self._objects.prompts.add_object(name)
@@ -597,6 +613,11 @@ class Session:
             for (low, high), together in ranges.items()
             for step in self.tracker.plan(together, low, high, towards)
         ]
+        self._is_tracked |= bool(steps)
+        if first is not None or last is not None:
+            self._made["propagated"] = [first, last]
+        if limits:
+            self._made["limits"] = {name: list(limit) for name, limit in limits.items()}
         # What changes from now on is not in this plan, even if it does before the first result.
         since = self._objects.changes.copied()
 
@@ -645,6 +666,8 @@ class Session:
     def segmentation(self, n: int | None = None) -> Segmentation:
         """Return all objects on the volume's grid, with what they were made from.
 
+        Objects whose names have a code carry it.
+
         Parameters
         ----------
         n
@@ -652,13 +675,13 @@ class Session:
         """
         segments = (self._as_segment(number, name, n) for number, name in enumerate(self.object_names))
         if n is None:
-            return Segmentation(self.volume.geometry, tuple(segments), self.provenance())
+            return coded_by_name(Segmentation(self.volume.geometry, tuple(segments), self.provenance()))
         image = self.images[self.stack.checked(n)]
         facts = self._provenance(self._objects.prompts_of_image(n), image.known_spacing)
         facts["prompted_images"] = [
             self.images.facts[m].name for m in self._objects.prompted_slices() if m != n
         ]
-        return Segmentation(image.geometry, tuple(segments), facts)
+        return coded_by_name(Segmentation(image.geometry, tuple(segments), facts))
 
     def probabilities(self) -> Probabilities:
         """Return the probability of every voxel of every object, on the volume's grid; 8 bits, packed.
@@ -693,6 +716,7 @@ class Session:
             "zoom": "auto" if self.tracker.options.zoom else "off",
             "memory": memory_name(self._memory),
             "software": f"MedSAM2Segment {__version__}",
+            **self._made,
         }
 
     @property
