@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medsam2_core import atomic
 from medsam2_core.cli.console import print_json, progress_bar, warn
 from medsam2_core.cli.options import AsJson
+from medsam2_core.cli.outputs import check_targets
+from medsam2_core.errors import EvaluationError, VolumeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,8 +33,6 @@ class _Run:
 
     def measure(self, measure_case: Callable[[Case], Iterator[Any]]) -> None:
         """Measure every case; one that cannot be read is named and passed over."""
-        from medsam2_core.errors import EvaluationError, VolumeError
-
         with progress_bar("measuring", len(self.cases)) as update:
             for number, case in enumerate(self.cases):
                 update(number, f"{case.row}, {case.image.name}")
@@ -59,9 +60,7 @@ class _Run:
         return {**self.about, "cases": len(self.cases), "left_out": self.failed}
 
     def check(self) -> None:
-        """EvaluationError if a case was left out, or nothing was measured."""
-        from medsam2_core.errors import EvaluationError
-
+        """Raise EvaluationError if a case was left out, or nothing was measured."""
         if self.failed:
             message = f"{len(self.failed)} of {len(self.cases)} cases could not be read; see above"
             raise EvaluationError(message, code="cases-left-out", left_out=self.failed)
@@ -85,29 +84,8 @@ class _Run:
             report.plot(plot, report.means(self.found))
 
 
-def evaluate(
-    image: Annotated[Path | None, typer.Argument()] = None,
-    labels: Annotated[Path | None, typer.Argument()] = None,
-    cases: Path | None = None,
-    data: Path | None = None,
-    row: list[str] | None = None,
-    most: Annotated[int | None, typer.Option(min=1)] = None,
-    model: str = "embedded",
-    axis: str = "axial",
-    window: str = "auto",
-    protocol: str = "standard",
-    corrections: Annotated[int | None, typer.Option(min=0, show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    zoom: str = "auto",
-    memory: str = "recent",
-    device: str = "auto",
-    precision: str = "auto",
-    config: str | None = None,
-    image_size: int | None = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o")] = None,
-    plot: Path | None = None,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True)
+class Evaluate:
     """Measure a model on labelled volumes.
 
     For each label's largest piece: one box, then corrections where the result is most wrong, then one click
@@ -133,96 +111,83 @@ def evaluate(
     out FILE.json: Write every figure, anew after every case.
     plot PNG: Draw the means by row.
     """
-    from medsam2_core.engine.cache import FeatureCache
-    from medsam2_core.engine.model import load_model
-    from medsam2_core.evaluation.protocol import measure_case
 
-    settings = _protocol(protocol, corrections, seed, zoom, memory)
-    chosen = _chosen(image, labels, cases, data, axis, window, row or [], most)
-    _check_targets(chosen, [cases, model, config], [out, plot])
-    loaded = load_model(model, device, precision, config=config, image_size=image_size)
-    about = {"protocol": protocol, **asdict(settings), **loaded.provenance()}
-    run, cache = _Run(chosen, out, {**about, "image_size": loaded.image_size}), FeatureCache()
-    try:
-        run.measure(lambda case: measure_case(case, loaded, settings, cache))
-    finally:
-        run.show(plot, as_json=as_json)
-    run.check()
+    image: Annotated[Path | None, typer.Argument()] = None
+    labels: Annotated[Path | None, typer.Argument()] = None
+    cases: Path | None = None
+    data: Path | None = None
+    row: list[str] | None = None
+    most: Annotated[int | None, typer.Option(min=1)] = None
+    model: str = "embedded"
+    axis: str = "axial"
+    window: str = "auto"
+    protocol: str = "standard"
+    corrections: Annotated[int | None, typer.Option(min=0, show_default=False)] = None
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    zoom: str = "auto"
+    memory: str = "recent"
+    device: str = "auto"
+    precision: str = "auto"
+    config: str | None = None
+    image_size: int | None = None
+    out: Annotated[Path | None, typer.Option("--out", "-o")] = None
+    plot: Path | None = None
+    as_json: AsJson = False
 
+    def run(self) -> None:
+        """Measure case by case; print and write what was measured, however it ends."""
+        from medsam2_core.engine.cache import FeatureCache
+        from medsam2_core.engine.model import load_model
+        from medsam2_core.evaluation.protocol import measure_case
 
-def _chosen(
-    image: Path | None,
-    labels: Path | None,
-    table: Path | None,
-    data: Path | None,
-    axis: str,
-    window: str,
-    rows: list[str],
-    most: int | None,
-) -> list[Case]:
-    """The cases to measure, once everything needed for it is known to be installed."""
-    from medsam2_core.engine.architecture import require_sam2
-    from medsam2_core.evaluation.metrics import require_monai
+        settings, cases = self._settings(), self._chosen()
+        read = [path for case in cases for path in (case.image, case.labels)]
+        with atomic.protect(*read, self.cases, self.model, self.config):
+            check_targets(self.out, self.plot, overwrite=True)
+        model = load_model(
+            self.model, self.device, self.precision, config=self.config, image_size=self.image_size
+        )
+        about = {"protocol": self.protocol, **asdict(settings), **model.provenance()}
+        run, cache = _Run(cases, self.out, {**about, "image_size": model.image_size}), FeatureCache()
+        try:
+            run.measure(lambda case: measure_case(case, model, settings, cache))
+        finally:
+            run.show(self.plot, as_json=self.as_json)
+        run.check()
 
-    require_sam2()
-    require_monai()
-    return _only(_cases(image, labels, table, data, axis, window), rows, most)
+    def _settings(self) -> Protocol:
+        from medsam2_core.evaluation.cvpr25 import Cvpr25Protocol
+        from medsam2_core.evaluation.protocol import StandardProtocol
 
+        if self.protocol == "standard":
+            clicks = 3 if self.corrections is None else self.corrections
+            return StandardProtocol(clicks, self.seed, self.zoom, self.memory)
+        if self.protocol != "cvpr25":
+            message = f"unknown protocol {self.protocol!r}: use standard or cvpr25"
+            raise EvaluationError(message, code="unknown-protocol", protocol=self.protocol)
+        if self.corrections is not None:
+            message = "the protocol cvpr25 has five clicks: leave out --corrections"
+            raise EvaluationError(
+                message, code="fixed-by-protocol", protocol=self.protocol, option="corrections"
+            )
+        return Cvpr25Protocol(seed=self.seed, zoom=self.zoom, memory=self.memory)
 
-def _check_targets(cases: list[Case], read: list[Path | str | None], targets: list[Path | None]) -> None:
-    """Refuse to write over anything that is read, and where nothing can be written."""
-    from medsam2_core.atomic import protect
-    from medsam2_core.cli.outputs import check_targets
+    def _chosen(self) -> list[Case]:
+        """Return the cases to measure, once everything needed for it is known to be installed."""
+        from medsam2_core.engine.architecture import require_sam2
+        from medsam2_core.evaluation.cases import Case, only, read_table
+        from medsam2_core.evaluation.metrics import require_monai
 
-    with protect(*(path for case in cases for path in (case.image, case.labels)), *read):
-        check_targets(*targets, overwrite=True)
-
-
-def _protocol(name: str, corrections: int | None, seed: int, zoom: str, memory: str) -> Protocol:
-    from medsam2_core.errors import EvaluationError
-    from medsam2_core.evaluation.cvpr25 import Cvpr25Protocol
-    from medsam2_core.evaluation.protocol import StandardProtocol
-
-    if name == "standard":
-        return StandardProtocol(3 if corrections is None else corrections, seed, zoom, memory)
-    if name != "cvpr25":
-        message = f"unknown protocol {name!r}: use standard or cvpr25"
-        raise EvaluationError(message, code="unknown-protocol", protocol=name)
-    if corrections is not None:
-        message = "the protocol cvpr25 has five clicks: leave out --corrections"
-        raise EvaluationError(message, code="fixed-by-protocol", protocol=name, option="corrections")
-    return Cvpr25Protocol(seed=seed, zoom=zoom, memory=memory)
-
-
-def _cases(
-    image: Path | None, labels: Path | None, table: Path | None, data: Path | None, axis: str, window: str
-) -> list[Case]:
-    from medsam2_core.errors import EvaluationError
-    from medsam2_core.evaluation.cases import Case, read_table
-
-    if (image is None) == (table is None) or (image is None) != (labels is None):
-        message = "say what to measure: IMAGE and LABELS, or --cases TABLE.tsv"
-        raise EvaluationError(message, code="nothing-named")
-    if table is not None:
-        return read_table(table, data)
-    assert image is not None
-    assert labels is not None
-    for path in (image, labels):
-        if not path.exists():
-            raise EvaluationError(f"{path}: no such file or folder", code="case-missing", path=str(path))
-    return [Case(image.name, image, labels, axis, window)]
-
-
-def _only(cases: list[Case], rows: list[str], most: int | None) -> list[Case]:
-    from medsam2_core.errors import EvaluationError
-
-    known = list(dict.fromkeys(case.row for case in cases))
-    if unknown := [row for row in rows if row not in known]:
-        message = f"--row {unknown[0]!r} is not in the table, which has {', '.join(known)}"
-        raise EvaluationError(message, code="unknown-row", row=unknown[0], known=known)
-    kept, counts = [], dict.fromkeys(known, 0)
-    for case in cases:
-        if (not rows or case.row in rows) and (most is None or counts[case.row] < most):
-            counts[case.row] += 1
-            kept.append(case)
-    return kept
+        require_sam2()
+        require_monai()
+        if self.cases is not None and self.image is None and self.labels is None:
+            return only(read_table(self.cases, self.data), self.row or [], self.most)
+        if self.cases is not None or self.image is None or self.labels is None:
+            message = "say what to measure: IMAGE and LABELS, or --cases TABLE.tsv"
+            raise EvaluationError(message, code="nothing-named")
+        for path in (self.image, self.labels):
+            if not path.exists():
+                message = f"{path}: no such file or folder"
+                raise EvaluationError(message, code="case-missing", path=str(path))
+        case = Case(self.image.name, self.image, self.labels, self.axis, self.window)
+        return only([case], self.row or [], self.most)

@@ -1,7 +1,7 @@
 """Which images and labels to measure on: one pair, or a table of many."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,20 @@ def read_table(path: str | Path, data: str | Path | None = None) -> list[Case]:
     if not cases:
         raise EvaluationError(f"{path} names no case", code="no-case", path=str(path))
     return cases
+
+
+def only(cases: Sequence[Case], rows: Sequence[str] = (), most: int | None = None) -> list[Case]:
+    """Return the cases of some rows, of each at most so many; EvaluationError ``unknown-row``."""
+    known = list(dict.fromkeys(case.row for case in cases))
+    if unknown := [row for row in rows if row not in known]:
+        message = f"--row {unknown[0]!r} is not in the table, which has {', '.join(known)}"
+        raise EvaluationError(message, code="unknown-row", row=unknown[0], known=known)
+    kept, counts = [], dict.fromkeys(known, 0)
+    for case in cases:
+        if (not rows or case.row in rows) and (most is None or counts[case.row] < most):
+            counts[case.row] += 1
+            kept.append(case)
+    return kept
 
 
 def objects_of(
