@@ -189,14 +189,17 @@ class Segment:
         from medsam2_core.prompts import PromptSet
         from medsam2_core.prompts.shapes import kept_slices
         from medsam2_core.prompts.slice_prompts import validate
-        from medsam2_core.session.earlier import prompts_in
 
         kept_slices([], self.keep)
         if self.keep != "all" and not self.mask:
             raise PromptError(f"--keep {self.keep} is of use with --mask only", code="needs-mask")
         stack = AxisStack(volume, self.axis)
         space = words.PromptSpace(stack, Space.named(self.space))
-        from_file = None if self.prompts is None else prompts_in(self.prompts, volume.geometry)
+        from_file = None
+        if self.prompts is not None:
+            from medsam2_core.session.earlier import prompts_in  # loads torch, too
+
+            from_file = prompts_in(self.prompts, volume.geometry)
         known = () if earlier is None else earlier.prompts.names
         names = known or (() if from_file is None else from_file.names)
         limits, lines = words.limits_of(given, names, space), words.lines_of(given, names, space)
