@@ -117,7 +117,7 @@ class TrainAuto:
         has_slices = any(image.is_slice for image in found.images)
         modalities = {image.modality for image in found.images}
         return FewShotSettings(
-            name=self._files.name,
+            name=self.out.stem,
             minutes=self.minutes,
             steps=self.steps,
             folds=self.folds,

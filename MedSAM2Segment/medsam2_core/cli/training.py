@@ -38,11 +38,6 @@ class TrainingFiles:
     title: str
 
     @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.out.name.removesuffix(self.out.suffix)
-
-    @property
     def run_folder(self) -> Path:
         """Where a stopped training can be resumed; removed when it is done."""
         return self.out.with_name(self.out.name + ".run")
@@ -54,7 +49,7 @@ class TrainingFiles:
 
     def check(self, suffix: str, *, resume: bool, overwrite: bool) -> None:
         """Raise for a name that no model has, for files that are there, and for what cannot be resumed."""
-        if self.out.suffix != suffix or not self.name:
+        if self.out.suffix != suffix:
             message = f"--out {self.out}: the name of this model ends with {suffix}"
             raise ExportError(message, code="not-a-model-name", path=str(self.out), suffix=suffix)
         check_targets(self.out, overwrite=overwrite)
