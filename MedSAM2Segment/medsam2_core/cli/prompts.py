@@ -133,9 +133,8 @@ def parse_line(text: str, space: PromptSpace) -> list[Line]:
     what = f"--line {text}"
     plane, at, slice_text = text.partition("@")
     if not at:
-        raise PromptError(
-            f"{what}: write {space.describe_box()}, the ends of a line", code="prompt-syntax", text=text
-        )
+        message = f"{what}: write {space.describe_box()}, the ends of a line"
+        raise PromptError(message, code="prompt-syntax", text=text)
     count = 8 if plane.count(",") > 3 else 4
     numbers = parse_numbers(plane, what, count, f"write {space.describe_box()}, or both lines before the @")
     across = parse_numbers(slice_text, what, 1, "one number follows the @")[0]
@@ -296,9 +295,8 @@ def limits_of(
         if option != "box3d":
             continue
         if name in limits:
-            raise PromptError(
-                f"--box3d {text}: object {name!r} has a 3-D box already", code="two-boxes", object=name
-            )
+            message = f"--box3d {text}: object {name!r} has a 3-D box already"
+            raise PromptError(message, code="two-boxes", object=name)
         limits[name] = of_box(*parse_box3d(text, space), space.stack)[1]
     return limits
 
@@ -343,9 +341,8 @@ def collect_prompts(
         for prompt in _prompts(option, text, name, space, keep):
             prompts.add(name, prompt)
     if not len(prompts):
-        raise PromptError(
-            "no prompt: give --box, --point, --mask, --line, --box3d or --prompts", code="no-prompt"
-        )
+        message = "no prompt: give --box, --point, --mask, --line, --box3d or --prompts"
+        raise PromptError(message, code="no-prompt")
     for name, of_object in prompts:
         if not of_object:
             message = f"object {name!r} has no prompt: give --box, --point or another one after --object"
@@ -375,10 +372,8 @@ def check_in_range(
                 a is not None and n > a for a in (last, high)
             ):
                 at = round(float(stack.to_ijk([[0, 0, n]])[0, stack.array_axis]))
-                raise PromptError(
-                    f"object {name!r} has a prompt on slice {at}, which --range or --box3d leaves out",
-                    code="prompt-outside-range", object=name, slice=at,
-                )  # fmt: skip
+                message = f"object {name!r} has a prompt on slice {at}, which --range or --box3d leaves out"
+                raise PromptError(message, code="prompt-outside-range", object=name, slice=at)
 
 
 def _prompts(option: str, text: str, object_name: str, space: PromptSpace, keep: str) -> list[Prompt]:
