@@ -7,20 +7,17 @@ import pytest
 from medsam2_core.imaging.reading import read_segmentation
 from support.command_line import (
     BALL_BOX,
-    CommandLine,
     ball_kji,
     write_nrrd,
     write_scan,
-    write_untrained_model,
 )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A scan, a model, and a label map: 1 on few slices only, 2 the ball."""
+    """A scan, and a label map: 1 on few slices only, 2 the ball."""
     folder = tmp_path_factory.mktemp("given")
     write_scan(folder / "scan.nrrd")
-    write_untrained_model(folder)
     labels = 2 * ball_kji().astype(np.uint8)
     labels[12:14, :4, :4] = 1
     write_nrrd(folder / "labels.nrrd", labels)
@@ -28,11 +25,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def segment(capsys, folder, tmp_path):
-    medsam2 = CommandLine(capsys)
-
+def segment(medsam2, model, folder, tmp_path):
     def run(*words, out=tmp_path / "out.seg.nrrd"):
-        start = ("segment", folder / "scan.nrrd", "--model", folder / "embedded.safetensors", "--out", out)
+        start = ("segment", folder / "scan.nrrd", "--model", model, "--out", out)
         return medsam2(*start, *words, "--json")
 
     run.medsam2, run.out = medsam2, tmp_path / "out.seg.nrrd"
@@ -59,9 +54,7 @@ def test_kept_slices_stay_gaps_are_filled_and_nothing_else(segment, folder):
     assert not mask[:first].any() and not mask[last + 1 :].any()
     assert mask[first + 1].any(), "a gap"
     assert found.provenance["limits"] == {"ball": [first, last]}
-    again = segment.medsam2(
-        "replay", segment.out, folder / "scan.nrrd", "--model", folder / "embedded.safetensors", "--json"
-    )
+    again = segment.medsam2("replay", segment.out, folder / "scan.nrrd", "--model", model, "--json")
     assert again.facts["identical"], again.out
 
 
@@ -105,7 +98,7 @@ def test_a_3d_box_limits_its_object_alone(segment, folder):
     slices = np.flatnonzero(found["ball"].mask_kji.any((1, 2)))
     assert slices.min() >= 9 and slices.max() <= 15
     assert found.provenance["limits"] == {"ball": [9, 15]}
-    model = ("--model", folder / "embedded.safetensors")
+    model = ("--model", model)
     again = segment.medsam2("replay", segment.out, folder / "scan.nrrd", *model, "--json")
     assert again.facts["identical"], again.out
 
@@ -125,7 +118,7 @@ def test_diameters_are_drawn_and_measured(segment, folder):
     assert len(ball["diameters_mm"]) == 2
     stored = read_segmentation(segment.out).provenance["prompts"]
     assert '"box"' in (stored if isinstance(stored, str) else str(stored).replace("'", '"'))
-    start = ("segment", folder / "scan.nrrd", "--model", folder / "embedded.safetensors")
+    start = ("segment", folder / "scan.nrrd", "--model", model)
     said = segment.medsam2(*start, *words, "--out", segment.out, "--overwrite").out
     assert re.search(r"ball: diameters [\d.]+ x [\d.]+ mm, drawn 14\.0 x 12\.0 mm", said)
 

@@ -161,36 +161,29 @@ def collect_prompts(given: list[tuple[str, str]], images: ImageSet) -> PromptSet
     Raises
     ------
     PromptError
-        ``no-prompt``, ``object-without-prompt``, or what is wrong with a prompt.
+        ``no-image-named``, what :func:`check_complete` refuses, or what is wrong with a prompt.
     VolumeError
         There is no such image.
     """
-    from medsam2_core.cli.prompts import UNNAMED
+    from medsam2_core.cli.prompts import assigned, check_complete
     from medsam2_core.imaging.image_set import SetStack
     from medsam2_core.prompts import PromptSet
     from medsam2_core.prompts.slice_prompts import validate
 
     prompts = PromptSet()
-    current = next((text for option, text in given if option == "object"), UNNAMED)
-    image = next((text for option, text in given if option == "prompt"), None)
     for option, text in given:
         if option == "object":
-            current = text
             prompts.add_object(text)
-            continue
+    image = next((text for option, text in given if option == "prompt"), None)
+    for name, option, text in assigned(given, ()):
         if option == "prompt":
             image = text
-            continue
-        if image is None:
+        elif image is None:
             message = f"--{option} {text}: say on which image, with --prompt IMAGE"
             raise PromptError(message, code="no-image-named", text=text)
-        prompts.add(current, _prompt(option, text, current, images, images.number_of(image)))
-    if not len(prompts):
-        raise PromptError("no prompt: give --prompt IMAGE and --box, --point or --mask", code="no-prompt")
-    for name, of_object in prompts:
-        if not of_object:
-            message = f"object {name!r} has no prompt: give --box, --point or --mask after --object"
-            raise PromptError(message, code="object-without-prompt", object=name)
+        else:
+            prompts.add(name, _prompt(option, text, name, images, images.number_of(image)))
+    check_complete(prompts, "--prompt IMAGE and --box, --point or --mask")
     validate(prompts, SetStack(images))
     return prompts
 

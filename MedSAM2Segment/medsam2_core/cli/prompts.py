@@ -340,9 +340,22 @@ def collect_prompts(
     for name, option, text in assigned(given, known or prompts.names):
         for prompt in _prompts(option, text, name, space, keep):
             prompts.add(name, prompt)
+    check_complete(prompts, "--box, --point, --mask, --line, --box3d or --prompts", known)
+    return prompts
+
+
+def check_complete(prompts: PromptSet, options: str, known: Sequence[str] = ()) -> None:
+    """Raise PromptError where there is no prompt, an object without any, or with background points only.
+
+    Parameters
+    ----------
+    options
+        Which give prompts, for the message.
+    known
+        Objects that have a mask already.
+    """
     if not len(prompts):
-        message = "no prompt: give --box, --point, --mask, --line, --box3d or --prompts"
-        raise PromptError(message, code="no-prompt")
+        raise PromptError(f"no prompt: give {options}", code="no-prompt")
     for name, of_object in prompts:
         if not of_object:
             message = f"object {name!r} has no prompt: give --box, --point or another one after --object"
@@ -351,7 +364,6 @@ def collect_prompts(
         if not has_mask and all(isinstance(prompt, Point) and not prompt.positive for prompt in of_object):
             message = f"object {name!r} has background points only: add a box, a mask or a foreground point"
             raise PromptError(message, code="only-background-points", object=name)
-    return prompts
 
 
 def check_in_range(
