@@ -30,11 +30,11 @@ def segment(medsam2, model, folder, tmp_path):
         start = ("segment", folder / "scan.nrrd", "--model", model, "--out", out)
         return medsam2(*start, *words, "--json")
 
-    run.medsam2, run.out = medsam2, tmp_path / "out.seg.nrrd"
+    run.out = tmp_path / "out.seg.nrrd"
     return run
 
 
-def test_kept_slices_stay_gaps_are_filled_and_nothing_else(segment, folder):
+def test_kept_slices_stay_gaps_are_filled_and_nothing_else(medsam2, model, segment, folder):
     words = (
         "--object",
         "ball",
@@ -54,7 +54,7 @@ def test_kept_slices_stay_gaps_are_filled_and_nothing_else(segment, folder):
     assert not mask[:first].any() and not mask[last + 1 :].any()
     assert mask[first + 1].any(), "a gap"
     assert found.provenance["limits"] == {"ball": [first, last]}
-    again = segment.medsam2("replay", segment.out, folder / "scan.nrrd", "--model", model, "--json")
+    again = medsam2("replay", segment.out, folder / "scan.nrrd", "--model", model, "--json")
     assert again.facts["identical"], again.out
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_meant_is_refused(segment, folder, words, code):
     assert not segment.out.exists()
 
 
-def test_a_3d_box_limits_its_object_alone(segment, folder):
+def test_a_3d_box_limits_its_object_alone(medsam2, model, segment, folder):
     words = ("--object", "ball", "--box3d", "13,19,9,27,33,15", "--object", "corner", "--point", "5,6,12")
     answer = segment(*words)
     assert answer.code == 0, answer.err
@@ -98,8 +98,7 @@ def test_a_3d_box_limits_its_object_alone(segment, folder):
     slices = np.flatnonzero(found["ball"].mask_kji.any((1, 2)))
     assert slices.min() >= 9 and slices.max() <= 15
     assert found.provenance["limits"] == {"ball": [9, 15]}
-    model = ("--model", model)
-    again = segment.medsam2("replay", segment.out, folder / "scan.nrrd", *model, "--json")
+    again = medsam2("replay", segment.out, folder / "scan.nrrd", "--model", model, "--json")
     assert again.facts["identical"], again.out
 
     corrected = segment.out.with_name("corrected.seg.nrrd")
@@ -109,7 +108,7 @@ def test_a_3d_box_limits_its_object_alone(segment, folder):
     assert slices.min() >= 9 and slices.max() <= 15, "the limits of the result still hold"
 
 
-def test_diameters_are_drawn_and_measured(segment, folder):
+def test_diameters_are_drawn_and_measured(medsam2, model, segment, folder):
     words = ("--object", "ball", "--line", "13,26,27,26,20,20,20,32@12", "--range", "10:14")
     answer = segment(*words)
     assert answer.code == 0, answer.err
@@ -119,7 +118,7 @@ def test_diameters_are_drawn_and_measured(segment, folder):
     stored = read_segmentation(segment.out).provenance["prompts"]
     assert '"box"' in (stored if isinstance(stored, str) else str(stored).replace("'", '"'))
     start = ("segment", folder / "scan.nrrd", "--model", model)
-    said = segment.medsam2(*start, *words, "--out", segment.out, "--overwrite").out
+    said = medsam2(*start, *words, "--out", segment.out, "--overwrite").out
     assert re.search(r"ball: diameters [\d.]+ x [\d.]+ mm, drawn 14\.0 x 12\.0 mm", said)
 
 
