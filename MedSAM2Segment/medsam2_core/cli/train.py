@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,11 +79,7 @@ def base(
         with protect(start):
             check_target(out / "weights.safetensors", overwrite=True)
     trainer = BaseTrainer(settings, out, _report)
-    should_stop = stop_on_request()
-    trainer.run(should_stop)
-    if should_stop():
-        raise Cancelled(f"stopped; the same command resumes the run in {out}")
-    print(out / "weights.safetensors")
+    _run(trainer.run, out / "weights.safetensors")
 
 
 def predictor(
@@ -121,11 +118,7 @@ def predictor(
     torch.set_num_threads(threads)
     model = load_model(base, device, "fp32")
     trainer = Pretrainer(model, data, out, Pretraining(minutes=minutes, seed=seed), _report, begin)
-    should_stop = stop_on_request()
-    trainer.run(should_stop)
-    if should_stop():
-        raise Cancelled(f"stopped; the same command resumes the run in {out}")
-    print(out / "start.safetensors")
+    _run(trainer.run, out / "start.safetensors")
 
 
 def package(
@@ -147,6 +140,15 @@ def package(
         check_target(out, overwrite=overwrite)
     packed = pack(run, out)
     print(f"{packed.path}: {packed.size} bytes, sha256 {packed.sha256}")
+
+
+def _run(train: Callable[[Callable[[], bool]], object], weights: Path) -> None:
+    """Train until it is done, and print the file of the weights; Cancelled when it was stopped."""
+    should_stop = stop_on_request()
+    train(should_stop)
+    if should_stop():
+        raise Cancelled(f"stopped; the same command resumes the run in {weights.parent}")
+    print(weights)
 
 
 def _steps(text: str, stages: int) -> list[int]:
