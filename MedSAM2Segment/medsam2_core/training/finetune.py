@@ -282,8 +282,10 @@ class FineTuner(Trainer):
 
     def identity(self) -> dict[str, Any]:
         """Return model, data and all settings that change the result."""
-        pace = ("device", "threads", "workers", "report_every", "save_every", "minutes", "precision", "stages")
-        settings = {key: value for key, value in asdict(self.settings).items() if key not in pace}
+        pace = ("device", "threads", "workers", "report_every", "save_every", "minutes", "precision")
+        settings = {
+            key: value for key, value in asdict(self.settings).items() if key not in (*pace, "stages")
+        }
         return {
             "base": self.model.weights_key,
             "data": self._data_key,
