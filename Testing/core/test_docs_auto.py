@@ -30,7 +30,7 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path, monkeypatch, capsy
         assert said.code == 0, (line, said.err)
     assert read_card("nerve.medsam2auto").class_names == ("nerve", "vessel")
     assert read_card("nerve-lora.medsam2auto").decoder == "lora"
-    assert (tmp_path / "found" / "000_img.png.seg.nrrd").exists()
+    assert (tmp_path / "found" / "000_img.seg.nrrd").exists()
     assert (tmp_path / "nerve-report" / "samples.png").exists() is False  # there were no folds
 
 
