@@ -233,6 +233,8 @@ def test_an_example_is_a_scan_and_its_segmentation(medsam2, model, scan, results
     answer = medsam2("segment", scan, "--out", results / "m.nrrd", "--model", model, *words)
     assert answer.refused("usage")
     assert "two words" in answer.err and "medsam2 segment --help" in answer.err
+    named = medsam2("segment", scan, "--out", results / "m.nrrd", "--model", model, "--object", "like")
+    assert named.refused("object-without-prompt", object="like")
 
 
 def test_a_wrong_choice_is_told_in_plain_words(medsam2, scan, results):

@@ -200,7 +200,8 @@ class OrderedCommand(typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for n, word in enumerate(args):
             pair = args[n + 1 : n + 3]
-            if word.removeprefix("--") in _PAIRS and (len(pair) < 2 or any(one[:1] == "-" for one in pair)):
+            is_pair = word.startswith("--") and word[2:] in _PAIRS
+            if is_pair and (len(pair) < 2 or any(one.startswith("-") for one in pair)):
                 raise typer.BadParameter(f"{word} takes two words: a scan and its segmentation", ctx)
         values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         remaining = {name: iter(_as_list(values.get(name))) for name in _ORDERED}
