@@ -6,10 +6,7 @@ import time
 
 import numpy as np
 import pytest
-import torch
-from medsam2_core.engine.model import build_module
 from medsam2_core.imaging.reading import read_segmentation
-from safetensors.torch import save_file
 from support.forked_runs import ForkedRuns, after, once_writing
 from support.small_files import write_nrrd
 
@@ -20,13 +17,9 @@ OUTS = ("m.seg.nrrd", "m.nrrd", "m.nii.gz", "m.mha")
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    torch.manual_seed(0)
-    model = tmp_path_factory.mktemp("models") / "embedded.safetensors"
-    state = build_module("embedded").state_dict()
-    save_file({key: value.contiguous() for key, value in state.items()}, model)
-    runs = ForkedRuns(model)
-    yield runs, model
+def runs():
+    runs = ForkedRuns("embedded")
+    yield runs
     runs.close()
 
 
@@ -38,9 +31,8 @@ def scan(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_no_half_result_at_any_moment(nursery, scan, tmp_path, campaign, number):
-    runs, model = nursery
-    words = ["segment", scan, "--model", model, "--box", "30,30,120,120@30", "--range", "29:30"]
+def test_no_half_result_at_any_moment(runs, scan, tmp_path, campaign, number):
+    words = ["segment", scan, "--box", "30,30,120,120@30", "--range", "29:30"]
     wholes, seconds = {}, {}
     for name in OUTS:
         started = time.monotonic()

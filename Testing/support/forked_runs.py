@@ -22,9 +22,9 @@ from pathlib import Path
 class ForkedRuns:
     """Starts runs; see the module."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(model)],
+            [sys.executable, __file__, model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
