@@ -149,12 +149,13 @@ def from_layers(
 
 def _unique(names: Sequence[str]) -> list[str]:
     """Return the names, with a number after those that an earlier one has already."""
-    taken, result = set(names), []
-    for n, name in enumerate(names):
+    taken, earlier, result = set(names), set[str](), []
+    for name in names:
         unique, number = name, 2
-        while unique in names[:n] or (unique != name and unique in taken):
+        while unique in earlier or (unique != name and unique in taken):
             unique, number = f"{name} ({number})", number + 1
         taken.add(unique)
+        earlier.add(name)
         result.append(unique)
     return result
 
