@@ -228,9 +228,7 @@ def test_a_label_map_is_painted_in_its_own_place(medsam2, tmp_path):
 def test_volumes_that_exist_are_kept(medsam2, tmp_path):
     words = ("synth", "--out", tmp_path, "--size", 32)
     assert medsam2(*words).code == 0
-    answer = medsam2(*words)
-    assert answer.code == 2
-    assert answer.error.code == "output-exists"
+    assert medsam2(*words).refused("output-exists")
     assert medsam2(*words, "--overwrite").code == 0
 
 
@@ -242,10 +240,9 @@ def test_equal_seeds_make_equal_ultrasound(medsam2, tmp_path):
     assert names == [f"synth_9_0000{n}_{kind}.png" for n in (0, 1) for kind in ("img", "seg")]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    answer = medsam2(*words, "--out", tmp_path / "one")
-    assert (answer.code, answer.error.code) == (2, "output-exists")
+    assert medsam2(*words, "--out", tmp_path / "one").refused("output-exists")
     answer = medsam2(*words, "--out", tmp_path, "--labels", tmp_path / "a.nrrd")
-    assert answer.code == 2
+    assert answer.refused("labels-need-volume")
     assert "--kind volume" in answer.err
 
 

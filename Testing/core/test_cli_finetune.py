@@ -113,7 +113,7 @@ def test_what_cannot_be_done_is_refused_with_nothing_written(
     out = () if "--out" in words else ("--out", "my.safetensors")
     where = () if "--base" in words else ("--base", model)
     said = medsam2("train", "finetune", data, *out, *where, "--device", "cpu", *words)
-    assert said.code == 2 and said.error.code == code
+    assert said.refused(code)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -138,8 +138,7 @@ def test_probabilities_that_exist_are_replaced_only_on_demand(medsam2, model, sc
     (results / "p.nrrd").write_text("precious")
     words = ("segment", scan, "--out", results / "m.nrrd", "--model", model, "--box", BALL_BOX)
     answer = medsam2(*words, "--range", "12:12", "--probabilities", results / "p.nrrd")
-    assert answer.code == 2
-    assert (answer.error.code, answer.error.fields["path"]) == ("output-exists", str(results / "p.nrrd"))
+    assert answer.refused("output-exists", path=str(results / "p.nrrd"))
     assert "--overwrite" in answer.err
     assert [path.name for path in results.iterdir()] == ["p.nrrd"], "told before the work"
 
@@ -206,7 +205,7 @@ def test_a_file_that_exists_is_replaced_only_on_demand(medsam2, model, scan, res
     out.write_text("precious")
     words = ("segment", scan, "--out", out, "--model", model, "--box", BALL_BOX, "--range", "12:12")
     answer = medsam2(*words)
-    assert answer.code == 2
+    assert answer.refused("output-exists", path=str(out))
     assert "--overwrite" in answer.err
     assert out.read_text() == "precious"
     assert medsam2(*words, "--overwrite").code == 0

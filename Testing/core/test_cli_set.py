@@ -180,8 +180,7 @@ def test_other_settings_need_another_folder_or_permission(run, tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_done(run, tmp_path, words, code):
-    answer = run(*words)
-    assert answer.code == 2 and answer.error.code == code
+    assert run(*words).refused(code)
     assert not (tmp_path / "masks").exists()
 
 
