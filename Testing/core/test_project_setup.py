@@ -3,7 +3,11 @@
 import importlib
 import importlib.metadata
 import re
+import shutil
+import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import medsam2_core
 import pytest
@@ -53,6 +57,35 @@ def test_what_sam2_needs_is_declared_here():
 
 def _name(requirement: str) -> str:
     return re.split(r"[^\w.-]", requirement)[0].lower()
+
+
+def test_the_container_is_built_from_what_is_copied_into_it(tmp_path):
+    """Its package, made of the copied files alone, is whole; its commands are those of the instructions."""
+    docker, instructions = _text("Dockerfile"), _text("Resources/docs/install.md")
+    for words in re.findall(r"^COPY (.+)$", docker, re.M):
+        *sources, target = words.split()
+        for source in sources:
+            assert f"!{source}\n" in _text(".dockerignore")
+            place = tmp_path / target.lstrip("/")
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, place)
+            else:
+                place = place / Path(source).name if target.endswith("/") else place
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / source, place)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
+    subprocess.run(
+        [*pip, "--no-build-isolation", "--wheel-dir", tmp_path / "wheels", tmp_path / "source"], check=True
+    )
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("medsam2_core/")}
+    core = ROOT / "MedSAM2Segment" / "medsam2_core"
+    ours = [path for path in project_files() if path.is_relative_to(core)]
+    assert names == {path.relative_to(core.parent).as_posix() for path in ours}
+    commands = re.findall(r"^RUN (.*pip install .+)$", docker.replace(" --no-cache-dir", ""), re.M)
+    assert len(commands) == 3 and commands[2].startswith("pip install /source")
+    assert commands[0] in instructions
+    assert commands[1].replace("/tmp/", "requirements/") in instructions
 
 
 def test_make_and_ci_do_the_same():
