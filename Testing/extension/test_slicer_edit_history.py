@@ -9,9 +9,11 @@ slicer = pytest.importorskip("slicer")
 
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
 from MedSAM2SegmentLib.Segments.EditHistory import REDONE, UNDONE, EditHistory  # noqa: E402
+from MedSAM2SegmentLib.Segments.Editors import SegmentError  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelOwnership import ERASED, OURS  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
-from support.scene import a_segmentation, box_mask, paint, set_reference  # noqa: E402
+from support.errors import raises  # noqa: E402
+from support.scene import a_segmentation, box_mask, paint, set_reference, voxels_of  # noqa: E402
 from support.writer_setup import WriterSetup  # noqa: E402
 
 
@@ -41,10 +43,8 @@ class Book(WriterSetup):
         return self.bits(segmentID) & OURS != 0
 
     def bits(self, segmentID="A"):
-        for (_, known), notes in self.writer._ownerships.items():
-            if known == segmentID:
-                return notes.read(notes.extent).copy()
-        raise AssertionError(f"nothing is noted about {segmentID}")
+        ownership = self.writer.ownerships[segmentID]
+        return ownership.read(ownership.extent).copy()
 
 
 @pytest.fixture
@@ -245,16 +245,18 @@ def test_an_erasure_that_the_user_undoes_gives_back_what_is_ours(book):
     assert not book.voxels().any()
 
 
-def test_another_segmentation_begins_a_new_book(book):
+def test_another_segmentation_is_left_alone(book):
     first = book.segmentation
     book.step(2, (1, 9), (3, 14))
     other = a_segmentation(first.GetScene(), book.volume_node)
     book.editor.node.SetAndObserveSegmentationNode(other)
-    assert book.found() == [] and book.history.steps == []
-    book.write(2, (1, 9), (3, 14))  # nothing there is ours yet
+    assert book.found() == []
+    with raises("no-segmentation", SegmentError):
+        book.write(2, (1, 5), (3, 14))
+    assert not voxels_of(other, "A").any()
     book.editor.node.SetAndObserveSegmentationNode(first)
     assert book.found() == []
-    book.write(2, None, None)  # and what was ours in the first one still is
+    book.write(2, None, None)  # what was ours still is
     assert not book.voxels().any()
 
 

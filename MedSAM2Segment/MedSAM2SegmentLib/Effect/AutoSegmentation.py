@@ -18,6 +18,7 @@ from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
 from MedSAM2SegmentLib.Segments.AlgorithmTags import TERMINOLOGY
 from MedSAM2SegmentLib.Segments.Editors import neighboursKept
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
+from MedSAM2SegmentLib.Segments.VoxelOwnership import KNOWN
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slice_mask import SliceMask
@@ -304,7 +305,7 @@ class AutoSegmentation:
             empty = np.zeros(stack.shape_hw, dtype=bool)
             masks = {**{n: empty for n in replaced}, **masks}
         edited.write(segmentID, masks, stack)
-        shown = writer.knownMasks(segmentID, stack, list(records))
+        shown = writer.masksOf(KNOWN, segmentID, stack, list(records))
         if not any(mask.any() for mask in shown.values()):
             return  # the masking of the Segment Editor kept all of it out: the segment is what it was
         isWhole = isWhole and not writer.showsKept(segmentID)

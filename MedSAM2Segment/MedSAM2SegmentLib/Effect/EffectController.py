@@ -526,7 +526,7 @@ class EffectController:
         """
         if not self._isActive:
             self._mustSync = True
-        elif self._edited.isInCharge:
+        elif not self._edited.isOutOfDate:
             problem = self._sync.sync(segmentIDs)
             if problem:
                 self._notify(problem)

@@ -14,6 +14,7 @@ from medsam2_core.prompts.slice_prompts import mask_on_slice, resolve
 from MedSAM2SegmentLib.Effect.WorkerSession import changedSlices, isDifferent
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Segments.AlgorithmTags import AlgorithmTags
+from MedSAM2SegmentLib.Segments.VoxelOwnership import KNOWN, OURS
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import PixelPrompts, SlicePrompts
@@ -357,13 +358,13 @@ class PromptSync:
         """Whether a slice of a segment has voxels that are not from a model."""
         stack, writer = self._session.stack, self._edited.writer
         mask_hw = writer.segmentMasks(segmentID, stack, [n])[n]
-        return bool((mask_hw & ~writer.oursMasks(segmentID, stack, [n])[n]).any())
+        return bool((mask_hw & ~writer.masksOf(OURS, segmentID, stack, [n])[n]).any())
 
     def _showsOurs(self, segmentID: str, slices: list[int]) -> bool:
         """Whether a segment shows a model's masks: on these slices now, or anywhere before."""
         if self.tags.isOurs(segmentID):
             return True
-        known = self._edited.writer.knownMasks(segmentID, self._session.stack, slices)
+        known = self._edited.writer.masksOf(KNOWN, segmentID, self._session.stack, slices)
         return any(mask_hw.any() for mask_hw in known.values())
 
 

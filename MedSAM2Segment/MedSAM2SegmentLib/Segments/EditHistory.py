@@ -10,13 +10,12 @@ distinguishes the two.
 from __future__ import annotations
 
 import itertools
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, VoxelList, Voxels, packedBits, unpackedBits
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, PackedVoxels, VoxelList, Voxels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,7 +52,6 @@ class EditHistory:
         self._limit, self._limitBytes = limit, limitBytes
         self._open: Step | None = None
         self._atBegin: dict[int, SampleValues] = {}
-        self._key = ""
         self.steps: list[Step] = []
         writer.written.append(self._record)
 
@@ -68,7 +66,6 @@ class EditHistory:
         """Open a step; one that is still open is closed with the payload it began with."""
         if self._open is not None:
             self.end(self._open.payloadBefore)
-        self._checkSegmentation()
         self._open = Step(payloadBefore)
         self._atBegin = {step.number: step.read(self._writer) for step in self.steps}
 
@@ -121,7 +118,6 @@ class EditHistory:
             Steps with ``UNDONE``, the latest first, or with ``REDONE``, the earliest first. A step that is
             still open may be among those undone: it is closed then, without a payload for redo.
         """
-        self._checkSegmentation()
         opened, steps = self._open, self.steps
         if opened is not None and not opened.isEmpty:
             self.end(None)
@@ -175,13 +171,6 @@ class EditHistory:
             changed, which, nearest = self.steps[standing:position], AFTER, self.steps[position - 1]
         return not _differing(now, nearest, nearest, which) and _areAll(changed, which, self._writer)
 
-    def _checkSegmentation(self) -> None:
-        """Start anew with another segmentation, as Slicer's history does."""
-        key = self._writer.segmentationKey()
-        if key != self._key:
-            self.clear()
-            self._key = key
-
     # Reverting ----------------------------------------------------------------------------------------------
 
     def revert(self, steps: list[Step]) -> None:
@@ -211,21 +200,16 @@ class Patch:
         self.segmentID, self.indexToRAS = change.segmentID, change.indexToRAS
         voxels, index = change.voxels.subset(change.before != change.after)
         self.box = voxels.extent
-        self._voxels = voxels.packed()
-        self._masks = packedBits(change.before[index]), packedBits(change.after[index])
-        self._bits: tuple[Any, ...] | None = None
+        self._masks = PackedVoxels(voxels, change.before[index], change.after[index])
+        self._bits: PackedVoxels | None = None
         if change.bitsBefore is not None and change.bitsAfter is not None:
             changed, index = change.voxels.subset(change.bitsBefore != change.bitsAfter)
-            bits = change.bitsBefore[index], change.bitsAfter[index]
-            self._bits = changed.packed(), *(zlib.compress(one.tobytes(), 1) for one in bits)
+            self._bits = PackedVoxels(changed, change.bitsBefore[index], change.bitsAfter[index])
 
     @property
     def bytes(self) -> int:
         """Memory it takes."""
-        parts = [self._voxels.bytes, *map(len, self._masks)]
-        if self._bits is not None:
-            parts += [self._bits[0].bytes, len(self._bits[1]), len(self._bits[2])]
-        return sum(parts)
+        return sum(one.bytes for one in (self._masks, self._bits) if one is not None)
 
     @property
     def isEmpty(self) -> bool:
@@ -235,19 +219,15 @@ class Patch:
     @property
     def voxels(self) -> Voxels:
         """All voxels that changed, and perhaps others in the same box."""
-        return self._voxels.unpacked()
+        return self._masks.voxels
 
     def mask(self, which: int) -> NDArray[np.bool_]:
         """Return whether the voxels were in the segment ``BEFORE`` or ``AFTER``."""
-        return unpackedBits(self._masks[which], self.voxels.shape)
+        return self._masks.values(which)
 
     def bits(self, which: int) -> tuple[Voxels, NDArray[np.uint8]] | None:
         """Return voxels and their ownership bits ``BEFORE`` or ``AFTER``; None for a segment without bits."""
-        if self._bits is None:
-            return None
-        voxels = self._bits[0].unpacked()
-        bits = np.frombuffer(zlib.decompress(self._bits[1 + which]), np.uint8)
-        return voxels, bits.reshape(voxels.shape)
+        return None if self._bits is None else (self._bits.voxels, self._bits.values(which))
 
 
 @dataclass

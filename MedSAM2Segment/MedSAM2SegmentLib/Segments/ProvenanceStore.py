@@ -135,14 +135,13 @@ class ProvenanceStore:
         stamps = self._stamps(session) if self.isInScene else self._saved
         if stamps == self._saved:
             return
-        ownerships = self._writer.ownerships(self.segmentationNode)
         entries = {}
         for segmentID, (stamp, figures) in stamps.items():
             before = self._saved.get(segmentID, (None, None))
             entry: dict[str, Any] = {}
             if stamp is not None and stamp != before[0]:
                 try:
-                    entry["notes"] = self.packed(ownerships[segmentID])
+                    entry["notes"] = self.packed(self._writer.ownerships[segmentID])
                 except GeometryError:
                     continue  # under a transform that warps nothing can be written, either
             if session is not None and figures != before[1]:
@@ -172,10 +171,9 @@ class ProvenanceStore:
 
     def _stamps(self, session: SessionClient | None) -> dict[str, tuple[Any, Any]]:
         """By segment, figures that change with what is known about it."""
-        ownerships = self._writer.ownerships(self.segmentationNode)
         stamps: dict[str, tuple[Any, Any]] = {}
         for segmentID in self.segmentationNode.GetSegmentation().GetSegmentIDs():
-            ownership = ownerships.get(segmentID)
+            ownership = self._writer.ownerships.get(segmentID)
             figures = self._saved.get(segmentID, (None, ()))[1]
             if session is not None:
                 records = sorted(session.masks(segmentID).items())
@@ -196,7 +194,7 @@ class ProvenanceStore:
         wanted = [n for n in figures if (n not in prompts or n in refined) and 0 <= n < len(stack)]
         if not wanted:
             return None
-        masks = self._writer.knownMasks(segmentID, stack, wanted)
+        masks = self._writer.masksOf(KNOWN, segmentID, stack, wanted)
         records = dict(known.masks)
         for n in wanted:
             final = n in prompts and prompts[n].final

@@ -13,7 +13,7 @@ from MedSAM2SegmentLib.Segments.Editors import ADD, REMOVE, SegmentEditor, Segme
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels, labelmapOf
 from MedSAM2SegmentLib.Segments.SliceGrid import SliceGrid
 from MedSAM2SegmentLib.Segments.VoxelOwnership import ERASED, KNOWN, OURS, VoxelOwnership, bitsAfterEdit
-from MedSAM2SegmentLib.Segments.VoxelSets import Extent, Voxels
+from MedSAM2SegmentLib.Segments.VoxelSets import Voxels
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
@@ -54,22 +54,27 @@ class SegmentWriter:
     Parameters
     ----------
     editor : SegmentEditor
+        The segmentation it edits now is the writer's, for good.
 
     Attributes
     ----------
+    segmentation
+        ``vtkMRMLSegmentationNode``.
     written : list of callables
         Called with a list of :class:`Change` after each edit.
+    ownerships
+        By segment; not to be changed.
     recall
-        Returns, for a segment of the segmentation being edited, its ownership from before there was this
+        Returns, for a segment, its ownership from before there was this
         writer (see ``ProvenanceStore.recall``); None for nothing.
     """
 
     def __init__(self, editor: SegmentEditor) -> None:
-        self.editor = editor
+        self.editor, self.segmentation = editor, editor.segmentationNode()
         self.written: list[Callable[[list[Change]], None]] = []
         self.recall: Callable[[str, SegmentVoxels], VoxelOwnership | None] = lambda segmentID, segments: None
-        self._ownerships: dict[tuple[str, str], VoxelOwnership] = {}  # by segmentation and segment
-        self._recalled: set[tuple[str, str]] = set()
+        self.ownerships: dict[str, VoxelOwnership] = {}
+        self._recalled: set[str] = set()
         self._isStepDue = False
 
     # Writing ------------------------------------------------------------------------------------------------
@@ -88,7 +93,7 @@ class SegmentWriter:
         Parameters
         ----------
         segmentID
-            Any segment of the segmentation being edited.
+            Any segment of the segmentation.
         masks
             (H, W) by slice number of ``stack``.
         stack : SliceStack
@@ -112,8 +117,7 @@ class SegmentWriter:
         """
         self._isStepDue |= newStep
         checked = {stack.checked(n): stack.checked_mask(mask_hw) for n, mask_hw in masks.items()}
-        segments, grid = self._checkedTarget(segmentID, stack)
-        ownership = self._ownership(segmentID, segments, grid.extent)
+        segments, grid, ownership = self._target(segmentID, stack)
         changed = False
         for group in _groups(checked):
             asked = {n: revived[n] for n in group if n in revived} if revived else {}
@@ -146,15 +150,15 @@ class SegmentWriter:
         bits
             Voxels and their ownership bits before the edit; None for none.
         """
-        if self.maskOf(segmentID, voxels) is None:
+        segments = SegmentVoxels(self.segmentation, indexToRAS)
+        if segments.segmentation.GetSegment(segmentID) is None:
             return
-        segments = SegmentVoxels(self.editor.segmentationNode(), indexToRAS)
         current = segments.mask(segmentID, voxels).copy()
         before, after = masks
         ours = (before != after) & (current == after)
         self._edit(segmentID, voxels, add=ours & before, remove=ours & ~before)
         changes = [Change(segmentID, voxels, current, segments.mask(segmentID, voxels).copy())]
-        ownership = self._ownerships.get((self.segmentationKey(), segmentID))
+        ownership = self.ownerships.get(segmentID)
         if bits is not None and ownership is not None:
             was = ownership.read(bits[0]).copy()
             self.restoreBits(segmentID, *bits)
@@ -185,17 +189,11 @@ class SegmentWriter:
         self, segmentID: str, voxels: Voxels, indexToRAS: NDArray[np.float64] | None = None
     ) -> NDArray[np.bool_] | None:
         """Return the segment at voxels of the segmentation's grid, or of another; None when it is gone."""
-        node = self.editor.segmentationNode()
-        if node is None or node.GetSegmentation().GetSegment(segmentID) is None:
+        if self.segmentation.GetSegmentation().GetSegment(segmentID) is None:
             return None
         if indexToRAS is None:
             indexToRAS, _ = self.editor.referenceGeometry()
-        return SegmentVoxels(node, indexToRAS).mask(segmentID, voxels)
-
-    def segmentationKey(self, segmentationNode: Any = None) -> str:
-        """Return what identifies a segmentation, by default the one being edited; empty for none."""
-        node = segmentationNode or self.editor.segmentationNode()
-        return "" if node is None else f"{node.GetID()} {node.GetSegmentation().__this__}"
+        return SegmentVoxels(self.segmentation, indexToRAS).mask(segmentID, voxels)
 
     # Ownership ----------------------------------------------------------------------------------------------
 
@@ -204,9 +202,8 @@ class SegmentWriter:
 
         For a scene that was saved without ownership: what the model finds again, it had found before.
         """
-        segments, grid = self._checkedTarget(segmentID, stack)
-        ownership = self._ownership(segmentID, segments, grid.extent)
-        if (self.segmentationKey(), segmentID) in self._recalled:
+        segments, grid, ownership = self._target(segmentID, stack)
+        if segmentID in self._recalled:
             return
         for group in _groups({stack.checked(n): stack.checked_mask(mask) for n, mask in masks.items()}):
             box = grid.extentOfMasks(group)
@@ -223,8 +220,7 @@ class SegmentWriter:
 
         Raises as :meth:`segmentMasks`.
         """
-        segments, grid = self._checkedTarget(segmentID, stack)
-        ownership = self._ownership(segmentID, segments, grid.extent)
+        segments, grid, ownership = self._target(segmentID, stack)
         everything = np.ones(stack.shape_hw, bool)
         for group in _groups({stack.checked(n): everything for n in slices}):
             box = grid.extentOfSlices(min(group), max(group))
@@ -242,25 +238,23 @@ class SegmentWriter:
 
     def disown(self, segmentID: str) -> None:
         """Take all of a segment for the user's own from now on, without erasures."""
-        key = (self.segmentationKey(), segmentID)
-        self._ownerships.pop(key, None)
-        self._recalled.discard(key)
+        self.ownerships.pop(segmentID, None)
+        self._recalled.discard(segmentID)
 
     def trust(self) -> None:
         """Take the present ownership as complete: nothing is adopted for these segments."""
-        self._recalled |= set(self._ownerships)
+        self._recalled |= set(self.ownerships)
 
     def hardened(self, matrix: NDArray[np.float64]) -> None:
         """Follow the segmentation's own RAS, and its voxels, through a transform (4, 4)."""
-        for ownership in self._ownershipsHere().values():
+        for ownership in self.ownerships.values():
             ownership.indexToRAS = matrix @ ownership.indexToRAS
             ownership.stamp += 1
 
     def updateOwnership(self) -> None:
         """Compare the segments with their ownership: somebody else changed the segmentation."""
-        node = self.editor.segmentationNode()
-        for segmentID, ownership in self._ownershipsHere().items():
-            segments = SegmentVoxels(node, ownership.indexToRAS)
+        for segmentID, ownership in self.ownerships.items():
+            segments = SegmentVoxels(self.segmentation, ownership.indexToRAS)
             state = segments.state(segmentID)
             if state is not None and state != ownership.checked:
                 if not ownership.used.isEmpty:
@@ -269,51 +263,64 @@ class SegmentWriter:
 
     def restoreBits(self, segmentID: str, voxels: Voxels, bits: NDArray[np.uint8]) -> None:
         """Restore ownership bits from before or after a change (undo and redo)."""
-        ownership = self._ownerships.get((self.segmentationKey(), segmentID))
+        ownership = self.ownerships.get(segmentID)
         if ownership is not None and voxels.extent.union(ownership.extent) == ownership.extent:
             ownership.write(voxels, bits)
 
-    def knownMasks(
-        self, segmentID: str, stack: SliceStack, slices: Sequence[int]
+    def masksOf(
+        self, bit: int, segmentID: str, stack: SliceStack, slices: Sequence[int]
     ) -> dict[int, NDArray[np.bool_]]:
-        """Return (H, W) what was written last and is still there. Raises as :meth:`segmentMasks`."""
-        return self._masksOfBit(KNOWN, segmentID, stack, slices)
+        """Return (H, W) masks of slices: where a segment is ``OURS``, or what of us is ``KNOWN`` to be there.
 
-    def oursMasks(
-        self, segmentID: str, stack: SliceStack, slices: Sequence[int]
-    ) -> dict[int, NDArray[np.bool_]]:
-        """Return (H, W) what is ours on slices. Raises as :meth:`segmentMasks`."""
-        return self._masksOfBit(OURS, segmentID, stack, slices)
+        Raises as :meth:`segmentMasks`.
+        """
+        _, grid, ownership = self._target(segmentID, stack)
+        return grid.masksOf(
+            lambda voxels: ownership.read(voxels) & bit != 0,
+            [stack.checked(n) for n in slices],
+            ownership.used,
+        )
 
     def showsOurs(self, segmentID: str) -> bool:
         """Whether a segment shows a voxel that we added; without ownership, whether it shows any."""
-        ownership, segments = self._ownershipHere(segmentID)
-        if ownership is None:
-            return segments.hasAny(segmentID)
-        return ownership.showsOurs(lambda box: segments.mask(segmentID, box))
+        if segmentID not in self.ownerships:
+            return SegmentVoxels(self.segmentation, np.eye(4)).hasAny(segmentID)
+        return self._shows(segmentID, lambda bits: bits & OURS != 0)
 
     def showsKept(self, segmentID: str) -> bool:
         """Whether a segment shows voxels that we were to remove, and Slicer's masking did not allow."""
-        ownership, segments = self._ownershipHere(segmentID)
-        return ownership is not None and ownership.showsKept(lambda box: segments.mask(segmentID, box))
+        return self._shows(segmentID, lambda bits: bits & (OURS | KNOWN) == OURS)
 
     def wasEdited(self, segmentID: str) -> bool:
-        """Whether somebody has certainly edited what we wrote; False without ownership."""
-        ownership, segments = self._ownershipHere(segmentID)
-        return ownership is not None and ownership.wasEdited(lambda box: segments.mask(segmentID, box))
+        """Whether somebody has certainly added voxels to ours, or erased some; False without ownership."""
+        ownership = self.ownerships.get(segmentID)
+        if ownership is None or ownership.used.isEmpty:
+            return False
+        isErased = bool((ownership.read(ownership.used) & ERASED).any())
+        return isErased or self._shows(segmentID, lambda bits: bits & OURS == 0, isAnywhere=True)
 
-    def ownerships(self, segmentationNode: Any) -> dict[str, VoxelOwnership]:
-        """Return the ownership of the segments of a segmentation, by segment; not to be changed."""
-        key = self.segmentationKey(segmentationNode)
-        return {segmentID: one for (owner, segmentID), one in self._ownerships.items() if owner == key}
+    def _shows(
+        self, segmentID: str, isMeant: Callable[[Any], NDArray[np.bool_]], *, isAnywhere: bool = False
+    ) -> bool:
+        """Whether a voxel of the segment has bits that are meant; mostly the first planes decide."""
+        ownership = self.ownerships.get(segmentID)
+        if ownership is None:
+            return False
+        segments = SegmentVoxels(self.segmentation, ownership.indexToRAS)
+        box = ownership.extent if isAnywhere else ownership.used
+        planes = () if box.isEmpty else box.planes()
+        return any(
+            bool((segments.mask(segmentID, plane) & isMeant(ownership.read(plane))).any()) for plane in planes
+        )
 
     # Inside -------------------------------------------------------------------------------------------------
 
     def _checkedTarget(self, segmentID: str, stack: SliceStack) -> tuple[SegmentVoxels, SliceGrid]:
-        node = self.editor.segmentationNode()
-        if node is None:
+        node = self.segmentation
+        if node is None or node is not self.editor.segmentationNode():
             raise SegmentError(
-                "no segmentation is selected: choose one in the Segment Editor", code="no-segmentation"
+                "no segmentation is selected, or another one: choose it in the Segment Editor",
+                code="no-segmentation",
             )
         indexToRAS, extent = self.editor.referenceGeometry()
         grid = SliceGrid(stack, transformToWorld(node) @ indexToRAS, extent)
@@ -321,36 +328,16 @@ class SegmentWriter:
         segments.check(segmentID)
         return segments, grid
 
-    def _ownership(self, segmentID: str, segments: SegmentVoxels, extent: Extent) -> VoxelOwnership:
-        key = (self.segmentationKey(), segmentID)
-        ownership = self._ownerships.get(key)
+    def _target(self, segmentID: str, stack: SliceStack) -> tuple[SegmentVoxels, SliceGrid, VoxelOwnership]:
+        segments, grid = self._checkedTarget(segmentID, stack)
+        ownership = self.ownerships.get(segmentID)
         if ownership is None:
             ownership = self.recall(segmentID, segments)
             if ownership is not None:
-                self._recalled.add(key)
-        ownership = ownership or VoxelOwnership(segments.indexToRAS, extent)
-        self._ownerships[key] = ownership.onGrid(segments.indexToRAS, extent)
-        return self._ownerships[key]
-
-    def _ownershipsHere(self) -> dict[str, VoxelOwnership]:
-        """By segment of the segmentation being edited."""
-        return self.ownerships(None)
-
-    def _ownershipHere(self, segmentID: str) -> tuple[VoxelOwnership | None, SegmentVoxels]:
-        ownership = self._ownershipsHere().get(segmentID)
-        indexToRAS = np.eye(4) if ownership is None else ownership.indexToRAS
-        return ownership, SegmentVoxels(self.editor.segmentationNode(), indexToRAS)
-
-    def _masksOfBit(
-        self, bit: int, segmentID: str, stack: SliceStack, slices: Sequence[int]
-    ) -> dict[int, NDArray[np.bool_]]:
-        segments, grid = self._checkedTarget(segmentID, stack)
-        ownership = self._ownership(segmentID, segments, grid.extent)
-        return grid.masksOf(
-            lambda voxels: ownership.read(voxels) & bit != 0,
-            [stack.checked(n) for n in slices],
-            ownership.used,
-        )
+                self._recalled.add(segmentID)
+        ownership = ownership or VoxelOwnership(segments.indexToRAS, grid.extent)
+        self.ownerships[segmentID] = ownership.onGrid(segments.indexToRAS, grid.extent)
+        return segments, grid, self.ownerships[segmentID]
 
     def _edit(
         self, segmentID: str, voxels: Voxels, *, add: NDArray[np.bool_], remove: NDArray[np.bool_]
@@ -395,7 +382,7 @@ class SegmentWriter:
         near, _ = voxels.subset(touched)
         others = self._others(segmentID, segments, near)
         bitsBefore = ownership.read(voxels).copy()
-        here = self._ownershipsHere()
+        here = self.ownerships
         upToDate = [one for one in here if here[one].checked == segments.state(one) or here[one].used.isEmpty]
         self._edit(segmentID, voxels, add=add, remove=remove)
         after = segments.mask(segmentID, voxels).copy()
@@ -427,7 +414,7 @@ class SegmentWriter:
             if np.array_equal(was, now):
                 continue
             change = Change(other, voxels, was, now)
-            ownership = self._ownerships.get((self.segmentationKey(), other))
+            ownership = self.ownerships.get(other)
             if ownership is not None and voxels.extent.union(ownership.extent) == ownership.extent:
                 change.bitsBefore = ownership.read(voxels).copy()
                 change.bitsAfter = np.where(was & ~now, np.uint8(0), change.bitsBefore)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, PackedList, VoxelList, Voxels, nearest
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, PackedVoxels, VoxelList, Voxels, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class VoxelOwnership:
         self.checked: object = None  # state of the segment at the last check
         self.stamp = 0  # grows with every change
         self._bits = np.zeros(extent.shape, dtype=np.uint8)
-        self._erasures: list[PackedList] = []
+        self._erasures: list[PackedVoxels] = []
 
     def onGrid(self, indexToRAS: NDArray[np.float64], extent: Extent) -> VoxelOwnership:
         """Return the same on another grid; itself when it is the same one."""
@@ -124,28 +124,6 @@ class VoxelOwnership:
             box = self.used._replace(k0=changed[0].k0, k1=changed[-1].k1)
             self.write(box, self.bitsFor(box, maskOf(box), isAll=True))
 
-    def showsOurs(self, maskOf: MaskOf) -> bool:
-        """Whether the segment shows a voxel that we added."""
-        return self._isAny(maskOf, self.used, lambda bits: bits & OURS != 0)
-
-    def showsKept(self, maskOf: MaskOf) -> bool:
-        """Whether the segment shows voxels that we were to remove, and Slicer's masking did not allow."""
-        return self._isAny(maskOf, self.used, lambda bits: bits & (OURS | KNOWN) == OURS)
-
-    def wasEdited(self, maskOf: MaskOf) -> bool:
-        """Whether somebody has certainly added voxels to ours, or erased some; False without any bits."""
-        if self.used.isEmpty:
-            return False
-        isErased = bool((self.read(self.used) & ERASED).any())
-        return isErased or self._isAny(maskOf, self.extent, lambda bits: bits & OURS == 0)
-
-    def _isAny(
-        self, maskOf: MaskOf, box: Extent, isMeant: Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
-    ) -> bool:
-        """Whether any voxel of the segment has bits that are meant; mostly the first planes decide."""
-        planes = () if box.isEmpty else box.planes()
-        return any(bool((maskOf(plane) & isMeant(self.read(plane))).any()) for plane in planes)
-
     def _isChanged(self, plane: Extent, current: NDArray[np.bool_]) -> bool:
         """Whether something was erased, or is back; a plane at a time stays in the cache."""
         bits, there = self.read(plane), current.view(np.uint8)
@@ -153,7 +131,7 @@ class VoxelOwnership:
 
     def _addErasure(self, voxels: Voxels, erased: NDArray[np.uint8]) -> None:
         if np.count_nonzero(erased) <= _LARGEST_ERASURE:
-            packed = VoxelList(voxels.positions(erased.view(bool))).packed()
+            packed = PackedVoxels(VoxelList(voxels.positions(erased.view(bool))))
             self._erasures = [*self._erasures, packed][-_ERASURES:]
 
     def _undoErasure(
@@ -162,7 +140,7 @@ class VoxelOwnership:
         """Restore ``bits`` where an erasure was undone, and return what came back by painting."""
         positions = voxels.positions(back.view(bool))
         for erasure in reversed(self._erasures):
-            if np.array_equal(erasure.unpacked().ijk, positions):
+            if np.array_equal(erasure.voxels.positions(), positions):
                 ours = back & _bit(bits, WAS_OURS)
                 bits &= 255 - back * np.uint8(ERASED | WAS_OURS)
                 bits |= back * np.uint8(KNOWN) | ours * np.uint8(OURS)

@@ -122,19 +122,6 @@ class Extent(NamedTuple):
         """Yield index into an array of the shape and (N, 3) positions, in parts of moderate size."""
         return ((n, plane.positions()) for n, plane in enumerate(self.planes()))
 
-    def packed(self) -> Extent:
-        """Return the compact form."""
-        return self
-
-    def unpacked(self) -> Extent:
-        """Return the set of a compact form."""
-        return self
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the compact form."""
-        return 48
-
 
 NOWHERE = Extent(0, -1, 0, -1, 0, -1)
 
@@ -198,41 +185,40 @@ class VoxelList:
         """Yield index into an array of the shape and (N, 3) positions."""
         yield slice(None), self.ijk
 
-    def packed(self) -> PackedList:
-        """Return the compact form."""
-        return PackedList(self.ijk)
-
-
-class PackedList:
-    """A list of voxels, compressed."""
-
-    def __init__(self, ijk: NDArray[np.int64]) -> None:
-        steps = np.diff(ijk.astype(np.int32), axis=0, prepend=np.zeros((1, 3), np.int32))
-        self._packed = zlib.compress(np.ascontiguousarray(steps.T).tobytes(), 1)
-
-    def unpacked(self) -> VoxelList:
-        """Return the list."""
-        steps = np.frombuffer(zlib.decompress(self._packed), np.int32).reshape(3, -1).T
-        return VoxelList(np.cumsum(steps, axis=0, dtype=np.int64))
-
-    @property
-    def bytes(self) -> int:
-        """Memory it takes."""
-        return len(self._packed)
-
 
 Voxels = Extent | VoxelList
 
 
-def packedBits(mask: NDArray[np.bool_]) -> bytes:
-    """Compress a mask of any shape."""
-    return zlib.compress(np.packbits(mask).tobytes(), 1)
+class PackedVoxels:
+    """Voxels, compressed, with arrays of values at them."""
+
+    def __init__(self, voxels: Voxels, *values: NDArray[Any]) -> None:
+        self._box = voxels if isinstance(voxels, Extent) else None
+        isList = isinstance(voxels, VoxelList)
+        ijk = (np.diff(voxels.ijk.T.astype(np.int32), prepend=0),) if isList else ()
+        self._arrays = [(one.shape, one.dtype, _compressed(one)) for one in (*values, *ijk)]
+
+    @property
+    def bytes(self) -> int:
+        """Memory it takes."""
+        return sum(len(data) for _, _, data in self._arrays)
+
+    @property
+    def voxels(self) -> Voxels:
+        """The voxels."""
+        return self._box or VoxelList(np.cumsum(self.values(-1), axis=1, dtype=np.int64).T)
+
+    def values(self, n: int) -> NDArray[Any]:
+        """Return the values at the voxels that were given as the ``n``th."""
+        shape, dtype, data = self._arrays[n]
+        if dtype.kind != "b":
+            return np.frombuffer(zlib.decompress(data), dtype).reshape(shape)
+        bits = np.unpackbits(np.frombuffer(zlib.decompress(data), np.uint8), count=int(np.prod(shape)))
+        return bits.view(bool).reshape(shape)
 
 
-def unpackedBits(packed: bytes, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Decompress a mask."""
-    bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=int(np.prod(shape)))
-    return bits.view(bool).reshape(shape)
+def _compressed(values: NDArray[Any]) -> bytes:
+    return zlib.compress((np.packbits(values) if values.dtype == bool else values).tobytes(), 1)
 
 
 def nearest(
