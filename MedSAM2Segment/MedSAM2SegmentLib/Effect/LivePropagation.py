@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import MedSAM2Error, PromptError
@@ -12,10 +14,8 @@ from MedSAM2SegmentLib.Effect.WorkerSession import Progress
 from MedSAM2SegmentLib.i18n import _
 
 if TYPE_CHECKING:
-    import numpy as np
     from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.imaging.slices import SliceStack
-    from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
     from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
@@ -25,101 +25,52 @@ if TYPE_CHECKING:
 WRITE_EVERY = 0.25
 
 
+@dataclass(eq=False)
 class _Run:
-    """One propagation: the masks received and not written yet, and its progress.
+    """One propagation.
 
     Attributes
     ----------
-    segmentIDs
-        The segments that are propagated.
+    segmentIDs, stack, model
+        What is propagated, through which slices; name of the model, if the worker has not sent another.
+    before
+        By segment, what the session knew of it at the beginning.
     progress
         Slices answered of those to answer.
+    newUndo
+        Whether the next masks begin a step of Slicer's undo.
+    received
+        By segment and slice, masks that are not written yet.
     written, found
-        Slices that were drained, and those of them that show the structure.
+        Slices that were written, and those of them that show the structure.
     isOver
         Whether nothing more will come.
     """
 
-    def __init__(
-        self,
-        segmentIDs: tuple[str, ...],
-        clock: Callable[[], float],
-        onEnd: Callable[[MedSAM2Error | None], None],
-    ) -> None:
-        self.segmentIDs = segmentIDs
-        self.progress = Progress(clock)
-        self.written = self.found = 0
-        self.isOver = False
-        self._clock, self._onEnd = clock, onEnd
-        self._received: dict[str, dict[int, SliceMask]] = {}
-        self._request: Any = None
-        self._lastWrite = clock()
-
-    def start(self, session: Any, **how: Any) -> None:
-        """Request the masks; ``how`` as in ``SessionClient.propagate``."""
-        self._request = session.propagate(
-            list(self.segmentIDs), **how, slices=self._onSlices, done=self._onDone, failed=self._onFailed
-        )
+    segmentIDs: tuple[str, ...]
+    stack: SliceStack
+    model: str
+    before: dict[str, ObjectSnapshot]
+    progress: Progress
+    newUndo: bool
+    lastWrite: float
+    request: Any = None
+    received: dict[str, dict[int, SliceMask]] = field(default_factory=dict)
+    written: int = 0
+    found: int = 0
+    isOver: bool = False
 
     def stop(self) -> None:
-        """Request no more, and ignore what still comes; ``onEnd`` is not called."""
+        """Request no more, and ignore what still comes."""
         if not self.isOver:
             self.isOver = True
-            if self._request is not None:
-                self._request.cancel()
-
-    def discard(self, segmentID: str, slices: set[int] | None = None) -> None:
-        """Discard received masks of a segment (on some slices): they are outdated."""
-        received = self._received.get(segmentID, {})
-        for n in list(received) if slices is None else slices & set(received):
-            del received[n]
+            if self.request is not None:
+                self.request.cancel()
 
     @property
     def hasMasks(self) -> bool:
         """Whether masks were received that are not written yet."""
-        return any(self._received.values())
-
-    def isDue(self) -> bool:
-        """Whether it is time to write what was received."""
-        return self.hasMasks and self._clock() - self._lastWrite >= WRITE_EVERY
-
-    def drain(self) -> dict[str, dict[int, NDArray[np.bool_]]]:
-        """Return, by segment and slice, the masks received since the last time."""
-        received, self._received = self._received, {}
-        self._lastWrite = self._clock()
-        self.written += sum(len(slices) for slices in received.values())
-        self.found += sum(not one.is_empty for slices in received.values() for one in slices.values())
-        return {
-            segmentID: {n: record.mask_hw for n, record in sorted(slices.items())}
-            for segmentID, slices in received.items()
-            if slices
-        }
-
-    @property
-    def disappointment(self) -> str:
-        """Message when it is over and nothing was found; else empty."""
-        if self.found:
-            return ""
-        if self.written:
-            return _("the structure was found on no other slice: prompt another slice, or take another range")
-        return _("nothing was left to do: correct a slice, or take another range, and propagate again")
-
-    def _onSlices(self, records: list[SliceMask], done: int, total: int | None) -> None:
-        if self.isOver:
-            return
-        for record in records:
-            self._received.setdefault(record.object, {})[record.n] = record
-        self.progress.update(done, total)
-
-    def _onDone(self, *_args: Any) -> None:
-        if not self.isOver:
-            self.isOver = True
-            self._onEnd(None)
-
-    def _onFailed(self, error: MedSAM2Error) -> None:
-        if not self.isOver:
-            self.isOver = True
-            self._onEnd(error)
+        return any(self.received.values())
 
 
 class LivePropagation:
@@ -151,10 +102,6 @@ class LivePropagation:
     ) -> None:
         self._edited, self._session, self._sync, self._clock = edited, session, sync, clock
         self._run: _Run | None = None
-        self._before: dict[str, ObjectSnapshot] = {}
-        self._newUndo = True
-        self._model = ""
-        self._stack: SliceStack | None = None
         self.mustDecide = False
         self.problem = self.details = ""
         self.beforeWriting: Callable[[], None] = lambda: None
@@ -229,12 +176,18 @@ class LivePropagation:
         self, segmentIDs: tuple[str, ...], how: dict[str, Any], model: str, *, newUndo: bool = True
     ) -> None:
         self.finish()
-        session = self._session.session
         self.problem = self.details = ""
-        self._model, self._newUndo, self._stack = model, newUndo, self._session.stack
-        self._before = {segmentID: session.snapshot(segmentID) for segmentID in segmentIDs}
-        self._run = _Run(segmentIDs, self._clock, self._onEnd)
-        self._run.start(session, **how)
+        session, stack = self._session.session, self._session.stack
+        before = {segmentID: session.snapshot(segmentID) for segmentID in segmentIDs}
+        run = _Run(segmentIDs, stack, model, before, Progress(self._clock), newUndo, self._clock())
+        self._run = run
+        run.request = session.propagate(
+            list(segmentIDs),
+            **how,
+            slices=partial(self._onSlices, run),
+            done=lambda *_: self._onEnd(run, None),
+            failed=partial(self._onEnd, run),
+        )
 
     # Ending -------------------------------------------------------------------------------------------------
 
@@ -264,7 +217,7 @@ class LivePropagation:
         self._edited.revert(steps)
         session = self._session.session
         if session is not None:
-            for segmentID, before in self._before.items():
+            for segmentID, before in self._run.before.items():
                 now = session.snapshot(segmentID)
                 records = {n: record for n, record in before.masks.items() if n not in now.prompts}
                 records |= {n: record for n, record in now.masks.items() if n in now.prompts}
@@ -283,45 +236,72 @@ class LivePropagation:
         """Stop, and write nothing more: its segments are gone, or were undone."""
         if self._run is not None:
             self._run.stop()
-        self._run, self._before = None, {}
+        self._run = None
         self.keep()
 
     # Writing ------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Write what was received, when it is time."""
-        if self._run is not None and self._run.isDue():
+        run = self._run
+        if run is not None and run.hasMasks and self._clock() - run.lastWrite >= WRITE_EVERY:
             self._write()
 
     def discardMasks(self, segmentID: str, slices: set[int] | None = None) -> None:
         """Discard masks of a segment (on some slices) that are not written yet: they are outdated."""
-        if self._run is not None:
-            self._run.discard(segmentID, slices)
+        received = {} if self._run is None else self._run.received.get(segmentID, {})
+        for n in list(received) if slices is None else slices & set(received):
+            del received[n]
 
     def _write(self) -> None:
         if self._edited.isOutOfDate:
             return  # the next update finds out
         self.beforeWriting()
-        if self._run is None:
+        run = self._run
+        if run is None:
             return
-        masks = {one: m for one, m in self._run.drain().items() if self._edited.isEditable(one)}
+        received, run.received, run.lastWrite = run.received, {}, self._clock()
+        records = [record for slices in received.values() for record in slices.values()]
+        run.written += len(records)
+        run.found += sum(not record.is_empty for record in records)
+        masks = {
+            segmentID: {n: record.mask_hw for n, record in sorted(slices.items())}
+            for segmentID, slices in received.items()
+            if slices and self._edited.isEditable(segmentID)
+        }
         if not masks:
             return
-        self._edited.openStep(masks, owner=self._run, newUndo=self._newUndo)
-        self._newUndo = False
+        self._edited.openStep(masks, owner=run, newUndo=run.newUndo)
+        run.newUndo = False
         try:
             for segmentID, slices in masks.items():
-                if self._edited.write(segmentID, slices, self._stack):
-                    self._sync.updateTags(segmentID, self._model, isPropagated=True)
+                if self._edited.write(segmentID, slices, run.stack):
+                    self._sync.updateTags(segmentID, run.model, isPropagated=True)
         except MedSAM2Error as error:
-            self._run.stop()
+            run.stop()
             self._edited.closeStep()
             self.problem = str(error)
 
-    def _onEnd(self, error: MedSAM2Error | None) -> None:
+    def _onSlices(self, run: _Run, records: list[SliceMask], done: int, total: int | None) -> None:
+        if run.isOver:
+            return
+        for record in records:
+            run.received.setdefault(record.object, {})[record.n] = record
+        run.progress.update(done, total)
+
+    def _onEnd(self, run: _Run, error: MedSAM2Error | None) -> None:
+        if run.isOver:
+            return
+        run.isOver = True
         self._write()
         self._edited.closeStep()
         if error is not None:
             self.problem, self.details = str(error), getattr(error, "details", "")
-        elif self._run is not None and not self.problem:
-            self.problem = self._run.disappointment
+        elif run is self._run and not self.problem and not run.found:
+            self.problem = _(
+                "nothing was left to do: correct a slice, or take another range, and propagate again"
+            )
+            if run.written:
+                self.problem = _(
+                    "the structure was found on no other slice: prompt another slice, or take another range"
+                )
