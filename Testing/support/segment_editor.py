@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import slicer
-from MedSAM2SegmentLib.Segments.Editors import ADD, REMOVE, geometryOfImage, selected
+from MedSAM2SegmentLib.Segments.Editors import ADD, REMOVE, SegmentEditor, geometryOfImage, selected
 
 _LOGIC = slicer.vtkSlicerSegmentEditorLogic
 _MODES = {ADD: _LOGIC.ModificationModeAdd, REMOVE: _LOGIC.ModificationModeRemove}
 
 
-class LogicEditor:
+class LogicEditor(SegmentEditor):
     """`SegmentEditor` over a real `vtkSlicerSegmentEditorLogic`, with a parameter node of its own.
 
     Counts what was asked of it: `savedStates`, and `edits` as (segment ID, mode, extent).
@@ -45,15 +45,6 @@ class LogicEditor:
     def referenceGeometry(self):
         known = self.logic.UpdateReferenceGeometryImage()
         return geometryOfImage(self.logic.GetReferenceGeometryImage() if known else None)
-
-    def segmentationNode(self):
-        return self.node.GetSegmentationNode()
-
-    def selectedSegmentID(self):
-        return self.node.GetSelectedSegmentID() or ""
-
-    def sourceVolumeNode(self):
-        return self.node.GetSourceVolumeNode()
 
     def parameterSetNode(self):
         return self.node

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class PromptObserver:
         self._scene = scene
         self._segmentationNode = segmentationNode
         self._onChanged, self._onSegments, self._onGone = onChanged, onSegments, onGone
+        self._onHardened = onHardened
         self._observed: dict[str, _ObservedNode] = {}
         self._suspensions = 0
         self._isMoved = False
@@ -70,10 +71,11 @@ class PromptObserver:
         self._observe(scene, slicer.vtkMRMLScene.StartCloseEvent, self._onClosing)
         for event in ("SegmentAdded", "SegmentRemoved", "SegmentModified"):
             self._observe(segmentationNode, getattr(slicer.vtkSegmentation, event), self._onSegmentEvent)
+        transformed = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
+        self._observe(segmentationNode, transformed, self._onTransform)
         self.addAll()
-        self._transforms = _TransformFollower(
-            segmentationNode, lambda: self.nodes, self.suspended, onHardened
-        )
+        self._notePlace()
+        self._moveAlong(None)
 
     @property
     def nodes(self) -> list[Any]:
@@ -91,7 +93,7 @@ class PromptObserver:
         Not in the event: when a transform is applied to everything, prompts may get it before their
         segmentation.
         """
-        self._transforms.update()
+        self._notePlace()
         if self._isMoved and not self._suspensions:
             self._isMoved = False
             for observed in list(self._observed.values()):
@@ -130,7 +132,6 @@ class PromptObserver:
 
     def cleanup(self) -> None:
         """Remove every observer."""
-        self._transforms.cleanup()
         for caller, tag in self._tags:
             caller.RemoveObserver(tag)
         self._tags.clear()
@@ -213,70 +214,36 @@ class PromptObserver:
         if segmentIDs and not self._suspensions:
             self._onChanged(tuple(sorted(segmentIDs)))
 
+    # Transforms ---------------------------------------------------------------------------------------------
+    # Prompt nodes are kept under the transform of their segmentation, and hardened with it; one that somebody
+    # has put under a transform of its own is left there.
 
-class _TransformFollower:
-    """Keeps prompt nodes under the transform of their segmentation, and hardens them with it.
-
-    A prompt that somebody has put under a transform of its own is left there.
-
-    Parameters
-    ----------
-    segmentationNode
-        ``vtkMRMLSegmentationNode``.
-    nodes
-        Returns the prompt nodes.
-    suspended
-        Context in which changes of the nodes are not reported.
-    onHardened
-        Called with the (4, 4) transform that the segmentation's own RAS was taken through.
-    """
-
-    def __init__(
-        self,
-        segmentationNode: Any,
-        nodes: Callable[[], list[Any]],
-        suspended: Callable[[], AbstractContextManager[None]],
-        onHardened: Callable[[Any], None],
-    ) -> None:
-        self._segmentationNode, self._nodes, self._suspended = segmentationNode, nodes, suspended
-        self._onHardened = onHardened
-        event = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
-        self._tag: int | None = segmentationNode.AddObserver(event, self._onTransform)
-        self.update()
-        self._moveAlong(None)
-
-    def update(self) -> None:
-        """Remember where the segmentation is: the next event is compared with it."""
+    def _notePlace(self) -> None:
+        """Note where the segmentation is: the next event is compared with it."""
         self._parentID = self._segmentationNode.GetTransformNodeID()
         self._toWorld = _toWorld(self._segmentationNode)
         grid = ownGrid(self._segmentationNode)
         self._grid = None if grid is None else grid[0]  # (4, 4) in the segmentation's own RAS
 
-    def cleanup(self) -> None:
-        """Remove the observer."""
-        if self._tag is not None:
-            self._segmentationNode.RemoveObserver(self._tag)
-            self._tag = None
-
     def _moveAlong(self, before: str | None) -> None:
         """Put the prompts that shared a transform with the segmentation under its present one."""
         parentID = self._segmentationNode.GetTransformNodeID()
-        with self._suspended():
-            for node in self._nodes():
+        with self.suspended():
+            for node in self.nodes:
                 isAlong = node.IsA("vtkMRMLTransformableNode") and node.GetTransformNodeID() == before
                 if isAlong and before != parentID:
                     node.SetAndObserveTransformNodeID(parentID)
 
     def _onTransform(self, *_: Any) -> None:
         before, matrix, grid = self._parentID, self._toWorld, self._grid
-        self.update()
+        self._notePlace()
         if self._parentID == before:
             return
         if self._parentID is not None or not _isHardened(matrix, grid, self._grid):
             self._moveAlong(before)
             return
-        with self._suspended():
-            for node in self._nodes():
+        with self.suspended():
+            for node in self.nodes:
                 if node.IsA("vtkMRMLTransformableNode") and node.GetTransformNodeID() == before:
                     _harden(node, matrix)
         if matrix is not None:

@@ -236,8 +236,8 @@ class Samples:
 
     segmentID: str
     indexToRAS: NDArray[np.float64]
-    voxels: VoxelList
-    before: NDArray[np.bool_]
+    voxels: VoxelList = field(default_factory=lambda: VoxelList(np.zeros((0, 3), dtype=np.int64)))
+    before: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     def read(self, writer: SegmentWriter) -> NDArray[np.bool_] | None:
         """Return whether they are in the segment now; None when the segment is gone."""
@@ -261,7 +261,7 @@ class Step:
     patches
         What it changed, in order.
     samples
-        Of the voxels it changed.
+        Of the voxels it changed, by segment and grid.
     values
         By the number of each earlier step, and of this one: values of its samples before and after this one.
     created
@@ -274,7 +274,7 @@ class Step:
     payloadAfter: Any = None
     done: bool = True
     patches: list[Patch] = field(default_factory=list)
-    samples: list[Samples] = field(default_factory=list)
+    samples: dict[tuple[str, bytes], Samples] = field(default_factory=dict)
     values: dict[int, tuple[SampleValues, SampleValues]] = field(default_factory=dict)
     created: set[str] = field(default_factory=set)
     number: int = field(default_factory=itertools.count().__next__)
@@ -305,16 +305,17 @@ class Step:
 
     def read(self, writer: SegmentWriter) -> SampleValues:
         """Return the values of its samples now."""
-        return [samples.read(writer) for samples in self.samples]
+        return [samples.read(writer) for samples in self.samples.values()]
 
     @property
     def sampledBefore(self) -> SampleValues:
         """Values of its samples before it."""
-        return [None if one.segmentID in self.created else one.before for one in self.samples]
+        return [None if one.segmentID in self.created else one.before for one in self.samples.values()]
 
     def _sample(self, change: Change) -> None:
         changed = np.flatnonzero(change.before != change.after)
-        known = self._samplesOf(change)
+        grid = change.segmentID, change.indexToRAS.tobytes()
+        known = self.samples.setdefault(grid, Samples(change.segmentID, change.indexToRAS))
         # A long step is sampled thinner and thinner, but never not at all.
         room = max(_SAMPLES - len(known.before), 8)
         chosen = changed[np.unique(np.linspace(0, len(changed) - 1, min(len(changed), room)).astype(int))]
@@ -329,15 +330,6 @@ class Step:
                 ijk, before = ijk[first], before[first]
         known.voxels = VoxelList(np.concatenate([known.voxels.ijk, ijk]))
         known.before = np.concatenate([known.before, before])
-
-    def _samplesOf(self, change: Change) -> Samples:
-        for samples in self.samples:
-            isSameGrid = np.array_equal(samples.indexToRAS, change.indexToRAS)
-            if samples.segmentID == change.segmentID and isSameGrid:
-                return samples
-        none = VoxelList(np.zeros((0, 3), dtype=np.int64))
-        self.samples.append(Samples(change.segmentID, change.indexToRAS, none, np.zeros(0, dtype=bool)))
-        return self.samples[-1]
 
 
 def _differing(now: dict[int, SampleValues], step: Step, at: Step, which: int) -> int:

@@ -49,17 +49,23 @@ class SegmentEditor(Protocol):
         GeometryError when the segmentation has none yet.
         """
 
+    def parameterSetNode(self) -> Any:
+        """Return the node with the parameters of this Segment Editor, or None."""
+
     def segmentationNode(self) -> Any:
         """Return the segmentation being edited, or None."""
+        node = self.parameterSetNode()
+        return node.GetSegmentationNode() if node else None
 
     def selectedSegmentID(self) -> str:
         """Return the ID of the segment being edited; empty when none is selected."""
+        node = self.parameterSetNode()
+        return (node.GetSelectedSegmentID() or "") if node else ""
 
     def sourceVolumeNode(self) -> Any:
         """Return the volume being segmented, or None."""
-
-    def parameterSetNode(self) -> Any:
-        """Return the node with the parameters of this Segment Editor, or None."""
+        node = self.parameterSetNode()
+        return node.GetSourceVolumeNode() if node else None
 
     def parameter(self, name: str) -> str:
         """Return a parameter of the effect; empty when it was never set."""
@@ -97,18 +103,6 @@ class ScriptedEffectEditor(SegmentEditor):
 
     def referenceGeometry(self) -> tuple[NDArray[np.float64], Extent]:
         return geometryOfImage(self.scriptedEffect.referenceGeometryImage())
-
-    def segmentationNode(self) -> Any:
-        node = self.parameterSetNode()
-        return node.GetSegmentationNode() if node else None
-
-    def selectedSegmentID(self) -> str:
-        node = self.parameterSetNode()
-        return (node.GetSelectedSegmentID() or "") if node else ""
-
-    def sourceVolumeNode(self) -> Any:
-        node = self.parameterSetNode()
-        return node.GetSourceVolumeNode() if node else None
 
     def parameterSetNode(self) -> Any:
         return self.scriptedEffect.parameterSetNode()

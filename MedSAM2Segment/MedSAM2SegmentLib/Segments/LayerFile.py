@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import slicer
 import vtk
-from medsam2_core.errors import ExportError
 
 from MedSAM2SegmentLib.Segments.AlgorithmTags import BEFORE
 from MedSAM2SegmentLib.Segments.Editors import LABELMAP
-from MedSAM2SegmentLib.Segments.SegmentationLayers import Layers
+from MedSAM2SegmentLib.Segments.SegmentationLayers import Layers, writeNode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,22 +74,7 @@ def _described(known: Any, order: list[str], name: str, path: Path) -> list[byte
         copy.RemoveTag(BEFORE)  # of use only in the scene
         copy.AddRepresentation(LABELMAP, image)
         node.GetSegmentation().AddSegment(copy, segmentID)
-    storage = slicer.vtkMRMLSegmentationStorageNode()
-    storage.SetFileName(str(path))
-    storage.SetUseCompression(False)
-    try:
-        isWritten = storage.WriteData(node)
-    except (RuntimeError, ValueError) as error:
-        raise ExportError(
-            f"{name!r} could not be written: {error}", code="segmentation-not-written", name=name
-        ) from error
-    if not isWritten:
-        raise ExportError(
-            f"{name!r} could not be written to the temporary folder {path.parent}: is the disk full?",
-            code="segmentation-not-written",
-            name=name,
-            folder=str(path.parent),
-        )
+    writeNode(slicer.vtkMRMLSegmentationStorageNode(), node, path, code="segmentation-not-written")
     header = path.read_bytes().partition(b"\n\n")[0]
     return [line for line in header.splitlines() if _OF_SEGMENTS.match(line)]
 

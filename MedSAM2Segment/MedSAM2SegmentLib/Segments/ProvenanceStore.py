@@ -140,10 +140,12 @@ class ProvenanceStore:
             before = self._saved.get(segmentID, (None, None))
             entry: dict[str, Any] = {}
             if stamp is not None and stamp != before[0]:
+                ownership = self._writer.ownerships[segmentID]
                 try:
-                    entry["notes"] = self.packed(self._writer.ownerships[segmentID])
+                    world = transformToWorld(self.segmentationNode) @ ownership.indexToRAS
                 except GeometryError:
                     continue  # under a transform that warps nothing can be written, either
+                entry["notes"] = packed(ownership, world)
             if session is not None and figures != before[1]:
                 known = session.snapshot(segmentID)
                 if known.masks:
@@ -157,8 +159,8 @@ class ProvenanceStore:
 
         Does nothing when that one had other slices, model or window, or when it cannot be read.
         """
-        found = self.found(segmentID)
-        if not found or not isinstance(found, Mapping) or found.get("manner") != origin:
+        found = self._entry(segmentID).get("found")
+        if not isinstance(found, Mapping) or found.get("manner") != origin:
             return
         known = session.snapshot(segmentID)
         try:
@@ -208,8 +210,7 @@ class ProvenanceStore:
 
     def ownership(self, segmentID: str) -> tuple[VoxelOwnership, NDArray[np.float64]] | None:
         """Return the ownership of a segment, and where its grid was in the world (4, 4); None without any."""
-        entry = self._segments().get(segmentID)
-        kept = entry.get("notes") if isinstance(entry, Mapping) else None
+        kept = self._entry(segmentID).get("notes")
         if kept is None:
             return None
         try:
@@ -241,22 +242,16 @@ class ProvenanceStore:
         ownership.write(ownership.used, bits)
         return ownership
 
-    def found(self, segmentID: str) -> Any:
-        """Return what else is stored about a segment, None for nothing; damaged, it may be any JSON value."""
-        entry = self._segments().get(segmentID)
-        return entry.get("found") if isinstance(entry, Mapping) else None
-
     def save(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
         """Replace parts of what is stored about some segments, and drop segments that are gone.
 
-        ``entries`` has, by segment, any of ``notes`` (from :meth:`packed`) and ``found`` (anything for JSON);
+        ``entries`` has, by segment, any of ``notes`` (from :func:`packed`) and ``found`` (anything for JSON);
         a part that is None is dropped.
         """
         before = self._segments()
         kept = {}
         for segmentID in self.segmentationNode.GetSegmentation().GetSegmentIDs():
-            old = before.get(segmentID)
-            parts = {**(old if isinstance(old, Mapping) else {}), **entries.get(segmentID, {})}
+            parts = {**_mapping(before.get(segmentID)), **entries.get(segmentID, {})}
             parts = {name: part for name, part in parts.items() if part is not None}
             if parts:
                 kept[segmentID] = parts
@@ -269,17 +264,16 @@ class ProvenanceStore:
         if node.GetAttribute(_TEXT) != text:
             node.SetAttribute(_TEXT, text)
 
-    def packed(self, ownership: VoxelOwnership) -> dict[str, Any] | None:
-        """Return ownership for :meth:`save`; None without bits. GeometryError under a warping transform."""
-        world = transformToWorld(self.segmentationNode) @ ownership.indexToRAS
-        return packed(ownership, world)
-
     def remove(self) -> None:
         """Remove the node from the scene: its segmentation is gone."""
         node = None if self._scene.IsClosing() else self._node() or self._latest
         self._latest = None
         if node is not None and self._scene.IsNodePresent(node):
             self._scene.RemoveNode(node)
+
+    def _entry(self, segmentID: str) -> Mapping[str, Any]:
+        """Return what is stored about a segment; its parts may be damaged, and any JSON value."""
+        return _mapping(self._segments().get(segmentID))
 
     def _segments(self) -> Mapping[str, Any]:
         node = self._node()
@@ -325,6 +319,10 @@ class ProvenanceStore:
         node.SetNodeReferenceID(_SEGMENTATION_REFERENCE, self.segmentationNode.GetID())
         self._latest = scene.AddNode(node)
         return self._latest
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def packed(ownership: VoxelOwnership, indexToWorld: NDArray[np.float64]) -> dict[str, Any] | None:

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
-from medsam2_core.errors import ExportError, GeometryError, TrainingError
+from medsam2_core.errors import GeometryError, TrainingError
 from vtk.util.numpy_support import numpy_to_vtk
 
 from MedSAM2SegmentLib.Segments.Editors import LABELMAP, arrayToMatrix, nodesOf, transformToWorld
-from MedSAM2SegmentLib.Segments.SegmentationLayers import asLabelmaps, gridOfVolume, setGrid, volumeOf
+from MedSAM2SegmentLib.Segments.SegmentationLayers import (
+    asLabelmaps,
+    gridOfVolume,
+    setGrid,
+    volumeOf,
+    writeNode,
+)
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent
@@ -140,19 +146,3 @@ def _labelmap(voxels: SegmentVoxels, labelmap: Any, grid: Extent, ijkToRAS: NDAr
     image.SetExtent(*box)
     image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(values).ravel(), deep=True))
     return image
-
-
-def writeNode(storage: Any, node: Any, path: Path) -> None:
-    """Write a node with a storage node outside the scene, which keeps its own; ExportError on failure."""
-    storage.SetFileName(str(path))
-    storage.SetUseCompression(False)
-    try:
-        isWritten = storage.WriteData(node)
-    except (RuntimeError, ValueError) as error:
-        raise ExportError(
-            f"{node.GetName()!r} could not be written to {path}: {error}", code="node-not-written"
-        ) from error
-    if not isWritten:
-        raise ExportError(
-            f"{node.GetName()!r} could not be written to {path}: is the disk full?", code="node-not-written"
-        )

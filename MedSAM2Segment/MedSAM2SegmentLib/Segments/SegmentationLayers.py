@@ -27,6 +27,8 @@ from MedSAM2SegmentLib.Segments.Editors import (
 from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, latticeShift, nearest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 _MOST_LOST, _REPORTED = 0.05, 0.0005  # parts of a segment
@@ -289,3 +291,16 @@ def setGrid(node: Any, grid: Extent, ijkToRAS: NDArray[np.float64]) -> None:
     image.SetGeometryFromImageToWorldMatrix(arrayToMatrix(ijkToRAS))
     name = converter.GetReferenceImageGeometryParameterName()
     node.GetSegmentation().SetConversionParameter(name, converter.SerializeImageGeometry(image))
+
+
+def writeNode(storage: Any, node: Any, path: Path, code: str = "node-not-written") -> None:
+    """Write a node with a storage node outside the scene, which keeps its own; ExportError on failure."""
+    storage.SetFileName(str(path))
+    storage.SetUseCompression(False)
+    try:
+        reason = "" if storage.WriteData(node) else "is the disk full?"
+    except (RuntimeError, ValueError) as error:
+        reason = str(error)
+    if reason:
+        message = f"{node.GetName()!r} could not be written to {path}: {reason}"
+        raise ExportError(message, code=code, name=node.GetName(), folder=str(path.parent))
