@@ -28,7 +28,11 @@ def quick(monkeypatch, tmp_path):
         return open_usual(cls, source, model, **options)
 
     monkeypatch.setattr(Session, "open", classmethod(open_quickly))
-    monkeypatch.setattr(Session, "propagate", lambda session: propagate_usual(session, first=23, last=25))
+
+    def propagate_few(session, names=None, **options):
+        return propagate_usual(session, names, 23, 25, **options)
+
+    monkeypatch.setattr(Session, "propagate", propagate_few)
     (tmp_path / "Resources").symlink_to(ROOT / "Resources")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -91,6 +95,15 @@ def test_the_example_with_an_array_runs_as_it_stands(quick):
     names: dict = {}
     exec(blocks(PAGE)[3], names)
     assert names["session"].volume.geometry.spacing == pytest.approx((0.8, 0.8, 2.5))
+
+
+def test_the_example_of_other_prompts_runs_as_it_stands(quick):
+    session = Session.open("Resources/demo/mni152_t1.nrrd")
+    liver_kji = np.zeros(session.volume.voxels_kji.shape, dtype=bool)
+    liver_kji[22:27, 60:90, 50:80] = True
+    exec(blocks(PAGE)[4], {"session": session, "liver_kji": liver_kji})
+    assert session.object_names == ("liver", "lesion", "cyst")
+    assert np.array_equal(session.mask_kji("liver")[26], liver_kji[26])
 
 
 def test_the_site_builds_and_all_links_lead_somewhere(tmp_path):

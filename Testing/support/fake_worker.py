@@ -274,7 +274,10 @@ class FakeWorker:
     def do_propagate(self, header, _):
         session = self.sessions[header["session"]]
         names = header["objects"] or [name for name, prompts in session.prompts.items() if prompts]
-        tasks = [(name, n) for n in range(len(session.stack)) for name in names]
+        whole = (0, len(session.stack) - 1)
+        limits = {name: (header.get("limits") or {}).get(name, whole) for name in names}
+        tasks = [(name, n) for n in range(whole[1] + 1) for name in names]
+        tasks = [(name, n) for name, n in tasks if limits[name][0] <= n <= limits[name][1]]
         self.propagating.append([header, session, tasks, 0])
 
     def propagate_one(self, _):

@@ -168,6 +168,18 @@ def test_a_propagation_brings_masks_as_they_come(worker, session):
     assert {n: mask for n, mask in session.masks("a").items() if n != 2} == {m.n: m for m in unprompted}
 
 
+def test_a_propagation_stays_within_the_limits_of_an_object(worker, session):
+    answered(worker, session.set_prompts, "a", clicks((5, 6), n=2))
+    answered(worker, session.set_prompts, "b", clicks((5, 6), n=4))
+    assert set(session.objects) == {"a", "b"}
+    calls = Calls()
+    session.propagate(limits={"a": (1, 3)}, slices=calls.slices, **calls.named)
+    worker.until(lambda: calls.is_over)
+    found = {name: {mask.n for mask in calls.masks if mask.object == name} for name in "ab"}
+    assert found["a"] | {2} == {1, 2, 3}
+    assert found["b"] >= {3, 5}
+
+
 def test_a_cancelled_propagation_keeps_what_came(worker, session):
     answered(worker, session.set_prompts, "a", clicks((5, 6), n=2))
     calls = Calls()
