@@ -6,7 +6,7 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import AxisStack, SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt
-from medsam2_core.prompts.shapes import kept_slices, of_box, of_line, of_segment
+from medsam2_core.prompts.shapes import kept_slices, of_box, of_line, of_outline, of_segment
 from medsam2_core.prompts.slice_prompts import resolve
 from support.command_line import ball_kji
 from support.errors import raises
@@ -155,3 +155,33 @@ def test_a_box_of_diameters_ends_at_the_slices_edge():
 def test_what_is_no_diameter_of_a_slice_is_refused(longest, across, code):
     with raises(code):
         of_line(longest, a_stack(), across)
+
+
+# Outlines ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", ["axial", "sagittal", "coronal"])
+def test_an_outline_holds_the_pixels_whose_centres_are_inside(axis):
+    stack = a_stack(axis)
+    angles = np.linspace(0, 2 * np.pi, 80, endpoint=False)
+    circle = np.column_stack([11 + 8.3 * np.cos(angles), 12 + 6.3 * np.sin(angles), np.full(80, 9)])
+    n, mask_hw = of_outline(stack.to_ijk(circle), stack)
+    y, x = np.mgrid[: mask_hw.shape[0], : mask_hw.shape[1]]
+    wanted = ((x - 11) / 8.3) ** 2 + ((y - 12) / 6.3) ** 2 < 1
+    assert n == 9
+    assert (mask_hw ^ wanted).sum() <= 4  # 80 corners are not quite an ellipse
+
+
+def test_an_outline_beyond_the_slice_is_cut_off_and_a_figure_of_eight_has_two_halves():
+    stack = a_stack()
+    _, mask_hw = of_outline([(-9, -9, 3), (99, -9, 3), (99, 99, 3), (-9, 99, 3)], stack)
+    assert mask_hw.all()
+    _, mask_hw = of_outline([(4.5, 4.5, 3), (20.5, 20.5, 3), (20.5, 4.5, 3), (4.5, 20.5, 3)], stack)
+    assert mask_hw[12, 8] != mask_hw[8, 12]
+
+
+def test_what_is_no_outline_on_a_slice_is_refused():
+    with raises("outline-across-slices"):
+        of_outline([(1, 1, 3), (9, 1, 3), (9, 9, 6)], a_stack())
+    with raises("empty-outline", n=3):
+        of_outline([(1.2, 1.2, 3), (1.4, 1.2, 3), (1.4, 1.4, 3)], a_stack())

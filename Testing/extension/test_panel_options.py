@@ -38,6 +38,7 @@ BUTTONS = {
     "weakestButton": ("nextWeakest",),
     "finaliseButton": ("finaliseSlice",),
     "segmentButton": ("useSegmentAsPrompt",),
+    "markupsButton": ("useMarkups",),
     "clearButton": ("clearPrompts",),
     "autoSliceButton": ("autoSlice",),
     "autoVolumeButton": ("autoVolume",),

@@ -59,6 +59,7 @@ class ARandomUser:
             *[self.click] * 5, self.box, self.scribble, self.move, self.delete, self.clear,
             *[self.propagate] * 3, self.cancel, self.cancel, self.keep, self.discard,
             *[self.undo] * 3, self.redo, self.redo, self.select, self.select, self.paint, self.erase,
+            self.use_segment_on_slices, self.use_markups,
             self.finalise, self.use_segment, self.look, self.weakest, self.settings, self.modify_voxels,
             self.die, self.recover, self.refuse, self.remove_segment, self.add_segment, self.other_effect,
             self.change_volume, self.rename, *[self.auto] * 3, self.replacing, self.move_box,
@@ -215,6 +216,18 @@ class ARandomUser:
     def use_segment(self):
         self.user.controller.useSegmentAsPrompt()
 
+    def use_segment_on_slices(self):
+        self.user.controller.setValue("keep", self.chance.choice(["slice", "all", "every:5", "ends"]))
+        self.user.controller.useSegmentAsPrompt()
+
+    def use_markups(self):
+        ends = [self.user.ras([self.chance.randrange(size) for size in SHAPE_KJI[::-1]]) for _ in range(2)]
+        ends[1][2] = ends[0][2]  # the axes of this volume are those of space
+        node = self.user.scene.AddNewNodeByClass("vtkMRMLMarkupsLineNode")
+        for ras in ends:
+            node.AddControlPoint(ras)
+        self.user.controller.useMarkups()
+
     def look(self):
         self.user.look_at(self.chance.randrange(SHAPE_KJI[0]))
 
@@ -225,7 +238,13 @@ class ARandomUser:
         name, value = self.chance.choice(
             [
                 *[("window", "auto"), ("window", "lung"), ("window", "displayed"), ("model", "embedded")],
-                *[("direction", "both"), ("direction", "forward"), ("range", "2..7"), ("range", "all")],
+                *[
+                    ("direction", "both"),
+                    ("direction", "forward"),
+                    ("range", "2..7"),
+                    ("range", "all"),
+                    ("range", "between"),
+                ],
                 *[("stack", "auto"), ("stack", "sagittal"), ("autoPropagate", "1"), ("autoPropagate", "0")],
             ]
         )

@@ -53,6 +53,8 @@ class Check(Finding):
         yield "Segment Editor with the effect", self.editor
         yield "A click gives a mask on its slice", self.click
         yield "Undo and redo are exact, prompts follow", self.undo
+        yield "A line, an ROI and a closed curve as prompts", self.markups
+        yield "The segment as prompt, gaps between filled", self.between
         yield "A box", self.box
         yield "Propagate; the window does not freeze", self.propagate
         yield "Train an Auto model on the scene", self.train
@@ -233,6 +235,72 @@ class Check(Finding):
             "s a slice": round(seconds / slices, 3),
             "frozen s": frozen,
         }
+
+    def markups(self):
+        """Slicer's own Markups, drawn on the middle slice, each instead of other prompts."""
+        shape = slicer.util.arrayFromVolume(self.volume).shape
+        k, j, i = SAMPLE_MIDDLE_SLICE, shape[1] // 2, shape[2] // 2
+        self.show("Red", self.ras(i, j, k))
+        drawn = (
+            ("vtkMRMLMarkupsLineNode", [(10, j, k), (158, j, k)]),
+            ("vtkMRMLMarkupsROINode", []),
+            ("vtkMRMLMarkupsClosedCurveNode", [(50, 60, k), (110, 60, k), (110, 130, k), (50, 130, k)]),
+        )
+        counts = {}
+        for className, points in drawn:
+            self.controller.clearPrompts()
+            node = slicer.mrmlScene.AddNewNodeByClass(className)
+            if points:
+                for ijk in points:
+                    node.AddControlPointWorld(vtk.vtkVector3d(*self.ras(*ijk)))
+            else:
+                ends = np.array([self.ras(10, 11, k - 4), self.ras(158, 194, k + 4)])
+                node.SetCenterWorld(*ends.mean(axis=0))
+                node.SetSizeWorld(*np.abs(ends[1] - ends[0]))
+            self.controller.useMarkups()
+            self.settle()
+            counts[className[14:-4]] = self.promptCount()
+            expect(self.promptCount() == 1, f"{className}: {self.promptCount()} prompts, {self.status()}")
+            expect(self.voxels(self.segmentID)[k].any(), f"{className} gave no mask: {self.status()}")
+            if not points:
+                found = self.state.values["range"]
+                expect(found == f"{k - 4}..{k + 4}", f"the ROI has set the range {found}")
+                self.controller.setValue("range", "all")
+            slicer.mrmlScene.RemoveNode(node)
+        return counts
+
+    def between(self):
+        """The segment of the curve on the middle slice, copied to two slices, and what lies between."""
+        self.controller.clearPrompts()
+        mask = self.voxels(self.segmentID)
+        first, last = SAMPLE_MIDDLE_SLICE - 3, SAMPLE_MIDDLE_SLICE + 3
+        drawn = mask[SAMPLE_MIDDLE_SLICE].copy()
+        mask[:] = 0
+        mask[first] = mask[last] = drawn
+        slicer.util.updateSegmentBinaryLabelmapFromArray(
+            mask.astype(np.uint8), self.segmentation, self.segmentID, self.volume
+        )
+        self.settle()
+        self.controller.setValue("keep", "all")
+        self.controller.setValue("range", "between")
+        self.controller.useSegmentAsPrompt()
+        self.settle()
+        expect(np.array_equal(self.voxels(self.segmentID) != 0, mask != 0), "the segment has changed")
+        self.controller.propagate()
+        self.settle(300)
+        slices = np.flatnonzero(self.voxels(self.segmentID).any(axis=(1, 2)))
+        expect(slices.min() == first and slices.max() == last, f"slices {slices} were filled")
+        for n in (first, last):
+            expect(np.array_equal(self.voxels(self.segmentID)[n] != 0, drawn != 0), f"slice {n} has changed")
+        self.controller.setValue("keep", "slice")
+        self.controller.setValue("range", "all")
+        self.controller.clearPrompts()
+        mask[:] = 0
+        slicer.util.updateSegmentBinaryLabelmapFromArray(
+            mask.astype(np.uint8), self.segmentation, self.segmentID, self.volume
+        )
+        self.settle()
+        return {"slices filled": len(slices)}
 
     def neighbour(self):
         """Overwrite none: what the neighbour has stays although our mask covers it."""

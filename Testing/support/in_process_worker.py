@@ -212,6 +212,11 @@ class InProcessSession:
     def masks(self, name: str) -> dict[int, SliceMask]:
         return dict(self._expected(name).masks)
 
+    @property
+    def objects(self) -> tuple[str, ...]:
+        names = dict.fromkeys([*self._objects, *(name for _, name, _ in self._pending if name)])
+        return tuple(name for name in names if self._expected(name))
+
     def snapshot(self, name: str) -> ObjectSnapshot:
         return self._expected(name).without_outdated()
 
@@ -264,11 +269,13 @@ class InProcessSession:
 
     def propagate(
         self, objects=None, first=None, last=None, direction="both", stop_after_absent=3,
-        *, slices=None, done=None, failed=None,
+        *, limits=None, slices=None, done=None, failed=None,
     ) -> InProcessRequest:  # fmt: skip
         names = [*self._objects, *(name for _, name, _ in self._pending)] if objects is None else objects
         names = [name for name in dict.fromkeys(names) if self.prompts(name)]
         plan = [(name, n, source) for name in names for n, source in self._plan(name, first, last, direction)]
+        ends = {name: (limits or {}).get(name, (0, len(self.stack))) for name in names}
+        plan = [step for step in plan if ends[step[0]][0] <= step[1] <= ends[step[0]][1]]
         plan.sort(key=lambda item: abs(item[1] - item[2]))
         request = InProcessRequest("slice", lambda: None, failed)
         position = iter(range(len(plan) + 1))

@@ -32,6 +32,7 @@ from MedSAM2SegmentLib.Panels.PanelState import (
     howToPrompt,
     sentence,
 )
+from MedSAM2SegmentLib.Prompts import SceneMarkups
 from MedSAM2SegmentLib.Segments.Editors import transformToWorld
 from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform
 
@@ -281,9 +282,29 @@ class EffectController:
         self._publish()
 
     def useSegmentAsPrompt(self) -> None:
-        """Add the segment on the slice in the views as a mask prompt."""
-        self._withSlice(self._sync.useAsPrompt)
+        """Add the segment as mask prompts: on the slice in the views, or on those that "keep" says."""
+        keep = self.parameters.text("keep")
+        if keep == "slice":
+            self._withSlice(self._sync.useAsPrompt)
+        else:
+            self._withSlice(lambda _n: self._sync.useSlicesAsPrompts(keep))
         self._publish()
+
+    def useMarkups(self) -> None:
+        """Add the line, ROI or closed curve drawn last as a prompt; an ROI also sets the range of slices."""
+        self._withSlice(self._takeMarkups)
+        self._publish()
+
+    def _takeMarkups(self, _n: int) -> None:
+        edited, stack = self._edited, self._session.stack
+        taken = SceneMarkups.take(edited.markups.scene, edited.adapter.geometry, stack)
+        if taken.box is not None:
+            edited.markups.check(taken.box, edited.adapter, stack)
+            edited.markups.add(edited.segmentID, taken.box)
+        if taken.mask is not None:
+            self._sync.addMasks(dict([taken.mask]))
+        if taken.limits is not None:
+            self.parameters.put("range", f"{taken.limits[0]}..{taken.limits[1]}")
 
     # Propagation --------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts.shapes import kept_slices
 from medsam2_core.prompts.slice_prompts import mask_on_slice, resolve
 
 from MedSAM2SegmentLib.Effect.WorkerSession import changedSlices, isDifferent
@@ -208,17 +209,37 @@ class PromptSync:
                 code="segment-empty-on-slice",
                 slice=n,
             )
-        prompt = mask_on_slice(mask, n, stack)
-        if prompt is None:
+        self.addMasks({n: mask})
+
+    def useSlicesAsPrompts(self, keep: str) -> None:
+        """Add the selected segment as mask prompts of slices, see :func:`kept_slices`.
+
+        PromptError when it is empty.
+        """
+        segmentID, stack = self._edited.segmentID, self._session.stack
+        masks = self._edited.writer.segmentMasks(segmentID, stack, range(len(stack)))
+        kept = kept_slices([n for n, mask in masks.items() if mask.any()], keep)
+        if not kept:
+            raise PromptError(
+                _("the segment is empty: paint it first, or click instead"), code="segment-empty"
+            )
+        self.addMasks({n: masks[n] for n in kept})
+
+    def addMasks(self, masks: Mapping[int, NDArray[np.bool_]]) -> None:
+        """Add (H, W) masks by slice as prompts of the selected segment."""
+        stack = self._session.stack
+        prompts = {n: mask_on_slice(mask, n, stack) for n, mask in masks.items()}
+        placed = {n: prompt for n, prompt in prompts.items() if prompt is not None}
+        if len(placed) < len(prompts):
             raise PromptError(
                 _(
                     "on oblique slices a segment cannot be a prompt: take the slice as final, or click "
                     "instead"
                 ),
                 code="mask-prompt-on-oblique-slice",
-                slice=n,
+                slice=min(prompts),
             )
-        self._edited.markups.addMask(segmentID, n, prompt, stack.key)
+        self._edited.markups.addMasks(self._edited.segmentID, placed, stack.key)
 
     def clearPrompts(self) -> None:
         """Delete all prompts of the selected segment; its voxels are the user's own from now on."""

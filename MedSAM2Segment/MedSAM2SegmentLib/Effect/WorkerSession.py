@@ -431,7 +431,11 @@ class WorkerSession:
         first, last = self._parameters.rangeOfSlices(len(self.stack) if self.stack else 1)
         patience = PATIENCE if self._parameters.isOn("stopWhenGone") else None
         direction = self._parameters.text("direction")
-        return {"first": first, "last": last, "direction": direction, "stop_after_absent": patience}
+        options = {"first": first, "last": last, "direction": direction, "stop_after_absent": patience}
+        if self._parameters.text("range") == "between" and self.session is not None:
+            prompted = {name: self.session.prompts(name) for name in self.session.objects}
+            options["limits"] = {name: (min(of), max(of)) for name, of in prompted.items() if of}
+        return options
 
     def _choice(self, adapter: VolumeAdapter, isPrompted: bool, fromView: bool) -> StackChoice:
         wanted = self._parameters.text("stack")

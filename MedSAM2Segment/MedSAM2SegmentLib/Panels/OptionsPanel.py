@@ -21,16 +21,22 @@ _ACTIONS = {
     "weakestButton": "nextWeakest",
     "finaliseButton": "finaliseSlice",
     "segmentButton": "useSegmentAsPrompt",
+    "markupsButton": "useMarkups",
     "clearButton": "clearPrompts",
     "autoSliceButton": "autoSlice",
     "autoVolumeButton": "autoVolume",
     "trainButton": "trainAuto",
 }
-_CHOICES = {"direction": "directionBox", "model": "modelBox", "stack": "stackBox"}
+_CHOICES = {"direction": "directionBox", "model": "modelBox", "stack": "stackBox", "keep": "keepBox"}
 _SWITCHES = {"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox"}
 _ALL = "all"
 _FROM_TO = "from..to"
-_RANGES = ((_ALL, _("All slices")), (_FROM_TO, _("From … to …")))
+_BETWEEN = "between"
+_RANGES = (
+    (_ALL, _("All slices")),
+    (_FROM_TO, _("From … to …")),
+    (_BETWEEN, _("Between prompts")),
+)
 _RANGE = re.compile(r"\s*(\d+)\D+(\d+)\s*$")
 _MOST_SLICES = 100_000  # while it is not known how many there are
 _STEPS = 1000  # of the progress bar: Qt's integers are too short for the bytes of a volume
@@ -53,8 +59,8 @@ class OptionsPanel:
     actions
         The controller: ``setTool(name)``, ``setNegative(bool)``, ``propagate()``, ``cancel()``, ``keep()``,
         ``discard()``, ``nextWeakest()``, ``jumpTo(n)``, ``finaliseSlice()``, ``useSegmentAsPrompt()``,
-        ``clearPrompts()``, ``autoSlice()``, ``autoVolume()``, ``trainAuto()``, ``setValue(name, value)``,
-        ``resolve()``.
+        ``useMarkups()``, ``clearPrompts()``, ``autoSlice()``, ``autoVolume()``, ``trainAuto()``,
+        ``setValue(name, value)``, ``resolve()``.
 
     Attributes
     ----------
@@ -207,7 +213,8 @@ class OptionsPanel:
             fill(self._range, _RANGES)
         lowest, highest = 0, (state.slices or _MOST_SLICES) - 1
         first, last = parseRange(state.values.get("range", _ALL)) or (lowest, highest)
-        choose(self._range, _FROM_TO if parseRange(state.values.get("range", _ALL)) else _ALL)
+        value = state.values.get("range", _ALL)
+        choose(self._range, _FROM_TO if parseRange(value) else _BETWEEN if value == _BETWEEN else _ALL)
         for box, value in ((self._first, first), (self._last, last)):
             put(box, "minimum", lowest)
             put(box, "maximum", highest)
@@ -223,6 +230,7 @@ class OptionsPanel:
         put(self._buttons["weakestButton"], "enabled", state.canJump)
         put(self._buttons["finaliseButton"], "enabled", state.canFinalise)
         put(self._buttons["segmentButton"], "enabled", state.canPrompt)
+        put(self._buttons["markupsButton"], "enabled", state.canPrompt)
         put(self._buttons["clearButton"], "enabled", state.canClear)
         self._stripHolder.visible = bool(state.confidences)
         self._strip.display(state.confidences, state.current)
@@ -281,7 +289,7 @@ class OptionsPanel:
         self._showRangeBoxes()
         chosen = self._range.itemData(self._range.currentIndex)
         ends = sorted((self._first.value, self._last.value))
-        self._do("setValue", "range", f"{ends[0]}..{ends[1]}" if chosen == _FROM_TO else _ALL)
+        self._do("setValue", "range", f"{ends[0]}..{ends[1]}" if chosen == _FROM_TO else chosen)
 
     def _onDetails(self) -> None:
         self._detailsText.visible = self._detailsButton.checked

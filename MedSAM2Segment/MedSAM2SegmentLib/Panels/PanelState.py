@@ -122,7 +122,7 @@ class PanelState:
     current
         The slice of the stack that is shown; None when no slice is.
     choices
-        By parameter name ("model", "window", "direction", "range", "stack"), what can be chosen:
+        By parameter name ("model", "window", "direction", "range", "stack", "keep"), what can be chosen:
         (value, label) pairs.
     values
         By parameter name, the value chosen; strings, as in the scene.
@@ -200,6 +200,7 @@ DEFAULTS = {
     "tool": "point",
     "negative": "0",
     "stack": "auto",
+    "keep": "slice",  # of a segment that is used as prompt: this slice, or see kept_slices
     "autoModel": "",  # the first that suits the volume
     "replaceSegments": "0",
     "stackFound": "",  # what "auto" was resolved to, so that a saved scene has the same slices
@@ -217,6 +218,13 @@ _STACKS = (
     ("coronal", _("Coronal")),
     ("view", _("View last clicked, also oblique")),
 )
+_KEEPS = (
+    ("slice", _("This slice")),
+    ("all", _("All slices")),
+    ("every:5", _("Every fifth slice")),
+    ("ends", _("First and last")),
+)
+_RANGES = (("all", _("All slices")), ("between", _("Between prompts")))
 _SWITCHES = ("stopWhenGone", "autoPropagate", "negative", "replaceSegments")
 _BUILT_IN = (("embedded", _("Embedded")),)
 _RANGE = re.compile(r"^\s*(\d+)\s*(?:\.\.|-|to)\s*(\d+)\s*$")
@@ -295,13 +303,13 @@ class Parameters:
         """
         model, window, span = self.text("model"), self.text("window"), self.text("range")
         windows = _WINDOWS + tuple((name, name.capitalize()) for name in PRESETS)
-        ranges = (("all", _("All slices")),)
         return {
             "model": _including(models or _BUILT_IN, model),
             "window": _including(windows, window),
             "direction": _DIRECTIONS,
-            "range": _including(ranges, span),
+            "range": _including(_RANGES, span),
             "stack": _STACKS,
+            "keep": _KEEPS,
         }
 
     def values(self) -> dict[str, str]:
@@ -315,7 +323,7 @@ def checked(name: str, value: str) -> str:
         raise MedSAM2Error(f"{name} is 0 or 1, not {value!r}", code="parameter-not-valid", name=name)
     if name == "tool" and value not in {tool.value for tool in Tool}:
         raise PromptError(f"there is no tool {value!r}: use point, box or scribble", code="unknown-tool")
-    known = {"direction": _DIRECTIONS, "stack": _STACKS}.get(name)
+    known = {"direction": _DIRECTIONS, "stack": _STACKS, "keep": _KEEPS}.get(name)
     if known is not None and value not in dict(known):
         raise MedSAM2Error(
             f"{name} {value!r} is not known: use one of {', '.join(dict(known))}",
@@ -326,7 +334,7 @@ def checked(name: str, value: str) -> str:
         window = parse_window(value)  # VolumeError that names the choices
         if window.width <= 0:
             raise VolumeError(f"window width {window.width:g} must be greater than 0", code="window-width")
-    if name == "range" and value != "all" and not _RANGE.match(value):
+    if name == "range" and value not in dict(_RANGES) and not _RANGE.match(value):
         raise PromptError(
             f"range {value!r}: give the first and the last slice, as in 10-40, or choose all",
             code="range-not-valid",

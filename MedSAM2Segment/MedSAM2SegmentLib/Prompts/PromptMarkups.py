@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -141,8 +141,18 @@ class PromptMarkups:
         ``stackKey`` is the key of the stack that ``n`` counts slices of; on other stacks, and when it is
         empty, the mask applies to the slices its voxels lie on.
         """
-        note = MaskNote(self._nextOrder(), stackKey, n, maskPrompt)
-        self._changeNotes(segmentID, lambda notes: notes.withMask(note))
+        self.addMasks(segmentID, {n: maskPrompt}, stackKey)
+
+    def addMasks(self, segmentID: str, masks: Mapping[int, MaskPrompt], stackKey: str = "") -> None:
+        """Add masks by slice, as :meth:`addMask` does."""
+        number = self._nextOrder()
+
+        def change(notes: MaskNotes) -> MaskNotes:
+            for count, (n, mask) in enumerate(sorted(masks.items())):
+                notes = notes.withMask(MaskNote(number + count, stackKey, n, mask))
+            return notes
+
+        self._changeNotes(segmentID, change)
 
     def setFinal(self, segmentID: str, stackKey: str, n: int, final: bool) -> None:
         """Mark a slice of a stack as final, or not any more."""

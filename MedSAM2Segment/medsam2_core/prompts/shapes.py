@@ -1,4 +1,4 @@
-"""Prompts made of what a user has or draws beside points, boxes and masks: segments, 3-D boxes, diameters.
+"""Prompts made of other things than points, boxes and masks: segments, outlines, 3-D boxes, diameters.
 
 What they become was chosen on lesions of the benchmark and on scans held back from training: the box of a
 line's ellipse alone gave the best volumes (clicks on the line, or the ellipse as mask, beside it did not
@@ -142,6 +142,37 @@ def of_line(longest: Line, stack: SliceStack, across: Line | None = None) -> Box
     lowest, highest = np.array([-0.5, -0.5]), np.array([width_px, height_px]) - 0.5
     corners = [np.clip((centre + sign * reach) / pixel_mm, lowest, highest) for sign in (-1, 1)]
     return _box(stack, corners[0], corners[1], n)
+
+
+def of_outline(points_ijk: Sequence[Position], stack: SliceStack) -> tuple[int, NDArray[np.bool_]]:
+    """Return the slice a closed outline lies on, and the (H, W) mask of the pixels whose centres it holds.
+
+    Where the outline crosses itself, what it goes round an even number of times is outside.
+
+    Raises
+    ------
+    PromptError
+        ``outline-across-slices``, ``empty-outline``.
+    """
+    xyn = stack.to_slice(points_ijk)
+    n = math.floor(float(xyn[:, 2].mean()) + 0.5)
+    if np.abs(xyn[:, 2] - n).max() >= 0.5 + ROUNDING or not 0 <= n < len(stack):
+        first, last = float(xyn[:, 2].min()), float(xyn[:, 2].max())
+        raise PromptError(
+            f"an outline from slice {first:g} to {last:g} of {stack.title}: draw it on one",
+            code="outline-across-slices", first=first, last=last,
+        )  # fmt: skip
+    height, width = stack.shape_of(n)
+    columns, inside = np.arange(width), np.zeros((height, width), dtype=bool)
+    ends, starts = xyn[:, :2], np.roll(xyn[:, :2], 1, axis=0)
+    for y in range(max(math.ceil(ends[:, 1].min()), 0), min(math.floor(ends[:, 1].max()) + 1, height)):
+        crossed = (starts[:, 1] <= y) != (ends[:, 1] <= y)
+        (x0, y0), (x1, y1) = starts[crossed].T, ends[crossed].T
+        crossings = x0 + (y - y0) / (y1 - y0) * (x1 - x0)
+        inside[y] = (crossings[:, np.newaxis] < columns).sum(axis=0) % 2 == 1
+    if not inside.any():
+        raise PromptError("the outline holds no pixel: draw a larger one", code="empty-outline", n=n)
+    return n, inside
 
 
 def _box(stack: SliceStack, first_xy: NDArray[np.float64], last_xy: NDArray[np.float64], n: int) -> Box:

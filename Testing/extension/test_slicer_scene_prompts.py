@@ -1,0 +1,218 @@
+"""Slicer's own Markups and whole segments as prompts, through the real scene."""
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer")
+
+from medsam2_core.prompts import Box, MaskPrompt  # noqa: E402
+from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
+from support.slicer_user import SHAPE_KJI  # noqa: E402
+
+
+def draw(user, className, *points_ijk):
+    node = user.scene.AddNewNodeByClass(className)
+    for ijk in points_ijk:
+        node.AddControlPoint(user.ras(ijk))
+    return node
+
+
+def draw_roi(user, first_ijk, last_ijk):
+    node = user.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    ends = np.array([user.ras(first_ijk), user.ras(last_ijk)])
+    node.AddControlPoint(ends.mean(axis=0))
+    node.SetCenter(*ends.mean(axis=0))
+    node.SetSize(*np.abs(ends[1] - ends[0]))
+    return node
+
+
+def prompts_by_slice(user):
+    return {n: one.prompts for n, one in user.worker.sessions[0].prompts("A").items()}
+
+
+def box_of(user):
+    (n, (box,)), *others = prompts_by_slice(user).items()
+    assert isinstance(box, Box) and not others
+    return n, np.array([box.first_ijk, box.last_ijk])
+
+
+# Lines ------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_is_the_box_of_an_ellipse_of_this_length(user):
+    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5), (16, 12, 5))
+    user.controller.useMarkups()
+    user.wait()
+    n, ends = box_of(user)
+    assert n == 5
+    spacing = np.array(user.volume.GetSpacing())
+    wide = 0.7 * 10 * spacing[0] / spacing[1]
+    assert np.allclose(ends, [(6, 12 - wide / 2, 5), (16, 12 + wide / 2, 5)], atol=1e-3)
+    assert user.slices() == [5]
+    user.undo()
+    assert not user.mask().any() and user.prompts() == ()
+    user.redo()
+    assert user.slices() == [5]
+
+
+def test_a_line_that_crosses_it_is_the_other_diameter_whichever_was_drawn_first(user):
+    draw(user, "vtkMRMLMarkupsLineNode", (11, 10, 5), (11, 13, 5))
+    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5), (16, 12, 5))
+    user.controller.useMarkups()
+    user.wait()
+    n, ends = box_of(user)
+    # 3 pixels across, half-way between both middles.
+    assert n == 5 and np.allclose(ends, [(6, 10.25, 5), (16, 13.25, 5)], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "other", [((11, 10, 7), (11, 13, 7)), ((1, 3, 5), (2, 5, 5)), ((6, 13, 5), (15, 11, 5))]
+)
+def test_another_line_that_does_not_cross_it_has_no_part_in_it(user, other):
+    draw(user, "vtkMRMLMarkupsLineNode", *other)
+    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5), (16, 12, 5))
+    user.controller.useMarkups()
+    user.wait()
+    spacing = np.array(user.volume.GetSpacing())
+    n, ends = box_of(user)
+    assert n == 5 and np.allclose(ends[:, 0], (6, 16), atol=1e-3)
+    assert np.isclose(np.ptp(ends[:, 1]) * spacing[1], 0.7 * 10 * spacing[0], atol=1e-3)
+
+
+# ROI --------------------------------------------------------------------------------------------------------
+
+
+def test_an_roi_is_a_box_on_its_middle_slice_and_the_range(user):
+    draw_roi(user, (4, 6, 3), (14, 16, 7))
+    user.controller.useMarkups()
+    user.wait()
+    n, ends = box_of(user)
+    assert n == 5 and np.allclose(ends, [(4, 6, 5), (14, 16, 5)], atol=1e-3)
+    assert user.state.values["range"] == "3..7"
+    user.controller.propagate()
+    user.wait()
+    assert set(user.slices()) <= {3, 4, 5, 6, 7}
+    assert len(user.slices()) > 1
+
+
+def test_an_roi_is_cut_off_where_the_volume_ends(user):
+    draw_roi(user, (-40, -40, -30), (100, 100, 4))
+    user.controller.useMarkups()
+    user.wait()
+    n, ends = box_of(user)
+    height, width = SHAPE_KJI[1:]
+    assert n == 2 and np.allclose(ends[:, :2], [(-0.5, -0.5), (width - 0.5, height - 0.5)], atol=1e-3)
+
+
+def test_an_roi_beside_the_volume_is_refused(user):
+    draw_roi(user, (100, 100, 3), (120, 120, 7))
+    user.controller.useMarkups()
+    user.wait()
+    assert "outside the volume" in user.state.text
+    assert user.prompts() == () and user.state.values["range"] == "all"
+
+
+# Closed curves ----------------------------------------------------------------------------------------------
+
+
+def test_a_closed_curve_is_the_mask_it_was_drawn_as(user):
+    node = draw(
+        user, "vtkMRMLMarkupsClosedCurveNode", (4.5, 6.5, 5), (12.5, 6.5, 5), (12.5, 14.5, 5), (4.5, 14.5, 5)
+    )
+    node.SetCurveTypeToLinear()
+    user.controller.useMarkups()
+    user.wait()
+    (n, (mask,)) = next(iter(prompts_by_slice(user).items()))
+    assert n == 5 and isinstance(mask, MaskPrompt)
+    expected = np.zeros(SHAPE_KJI, bool)
+    expected[5, 7:15, 5:13] = True
+    assert np.array_equal(user.mask(), expected)
+    user.undo()
+    assert not user.mask().any() and user.prompts() == ()
+
+
+# What is not taken ------------------------------------------------------------------------------------------
+
+
+def test_the_last_drawn_counts_and_prompts_do_not(user):
+    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5), (16, 12, 5))
+    draw_roi(user, (4, 6, 3), (14, 16, 7))
+    user.box((2, 2, 8), (9, 9, 8))  # a prompt is an ROI node, too
+    user.wait()
+    user.controller.useMarkups()
+    user.wait()
+    assert sorted(prompts_by_slice(user)) == [5, 8]
+    assert user.state.values["range"] == "3..7"
+
+
+def test_without_markups_the_user_is_told_what_to_draw(user):
+    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5))  # one end only
+    draw(user, "vtkMRMLMarkupsFiducialNode", (6, 12, 5))
+    user.controller.useMarkups()
+    assert "closed curve" in user.state.text
+    assert user.prompts() == ()
+
+
+def test_the_users_markups_stay_his(user):
+    node = draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5), (16, 12, 5))
+    user.controller.useMarkups()
+    user.wait()
+    user.controller.clearPrompts()
+    assert user.scene.IsNodePresent(node)
+    assert not PromptNodes.isPrompt(node)
+    assert node.GetNumberOfControlPoints() == 2
+
+
+def test_a_line_from_slice_to_slice_is_refused(user):
+    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 2), (16, 12, 7))
+    user.controller.useMarkups()
+    user.wait()
+    assert "draw it on one" in user.state.text
+    assert user.prompts() == ()
+
+
+# Whole segments ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def painted(user):
+    user.paint(slice(3, 8), slice(3, 8), slice(2, 9))
+    user.look_at(5)
+    return user
+
+
+@pytest.mark.parametrize(
+    ("keep", "slices"), [("slice", [5]), ("all", list(range(2, 9))), ("every:5", [2, 7, 8]), ("ends", [2, 8])]
+)
+def test_the_segment_is_a_prompt_on_the_slices_that_are_kept(painted, keep, slices):
+    before = painted.mask()
+    painted.controller.setValue("keep", keep)
+    painted.controller.useSegmentAsPrompt()
+    painted.wait()
+    assert sorted(prompts_by_slice(painted)) == slices
+    assert np.array_equal(painted.mask(), before)
+
+
+def test_only_the_gaps_are_filled_between_prompts(user):
+    for k in (2, 8):
+        user.paint(slice(3, 8), slice(3, 8), slice(k, k + 1))
+    user.look_at(2)
+    before = user.mask()
+    user.controller.setValue("keep", "all")
+    user.controller.setValue("range", "between")
+    user.controller.useSegmentAsPrompt()
+    user.wait()
+    user.controller.propagate()
+    user.wait()
+    assert user.slices() == list(range(2, 9))
+    assert np.array_equal(user.mask()[[2, 8]], before[[2, 8]])
+    user.undo()
+    assert np.array_equal(user.mask(), before)
+
+
+def test_an_empty_segment_is_no_prompt_on_any_slice(user):
+    user.controller.setValue("keep", "ends")
+    user.look_at(5)
+    user.controller.useSegmentAsPrompt()
+    assert "segment is empty" in user.state.text
+    assert user.prompts() == ()
