@@ -9,6 +9,7 @@ import time
 import pytest
 from medsam2_core.errors import ExportError
 from MedSAM2SegmentLib.Page.ExportSection import ExportFolder, ExportSection, removeAbandoned
+from support.errors import raises
 from support.page import FakeSettings, FakeWorkers
 
 HOUR_S = 3600
@@ -85,6 +86,6 @@ def test_what_is_just_being_made_and_what_is_not_ours_stays(temporary):
 
 def test_where_no_folder_can_be_made_it_is_reported(temporary, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "gone"))
-    with pytest.raises(ExportError, match=r"temporary folder .*gone"):
+    with raises("no-temporary-folder", ExportError, folder=str(temporary / "gone")):
         ExportFolder()
     removeAbandoned()

@@ -7,6 +7,7 @@ qt = a_qt.installed()
 
 from medsam2_core.errors import WorkerError  # noqa: E402
 from MedSAM2SegmentLib.Worker.Settings import Settings  # noqa: E402
+from support.errors import raises  # noqa: E402
 
 NAMES = ("remoteCommand", "wheelFolder", "defaultModel", "defaultWindow")
 
@@ -57,5 +58,5 @@ def test_what_is_emptied_is_the_default_again(store, tmp_path):
 def test_a_command_that_cannot_be_read_is_reported_with_where_to_correct_it(store):
     settings = Settings(store)
     settings.remoteCommand = "ssh 'host"
-    with pytest.raises(WorkerError, match=r"ssh 'host.*page of the MedSAM2Segment module"):
+    with raises("remote-command", WorkerError, command="ssh 'host"):
         settings.remoteWords()

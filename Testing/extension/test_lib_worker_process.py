@@ -27,6 +27,7 @@ from MedSAM2SegmentLib.Worker.WorkerProcess import (  # noqa: E402
     Workers,
     remoteEnvironment,
 )
+from support.errors import raises  # noqa: E402
 from support.qt_shim import wait_for  # noqa: E402
 
 MODULE = Path(__file__).resolve().parents[2] / "MedSAM2Segment"
@@ -307,7 +308,7 @@ class Choice:
 
     def command(self):
         if self.problem:
-            raise RuntimeInstallError(self.problem)
+            raise RuntimeInstallError(self.problem, code="not-installed")
         return COMMAND
 
     def environment(self):
@@ -319,7 +320,7 @@ def test_the_settings_decide_which_worker_it_is():
     here, there = Workers(Choice(), Choice()), Workers(Choice(["ssh", "host"]), Choice())
     assert here.current() is here.current()
     assert there.current() is not here.current()
-    with pytest.raises(RuntimeInstallError, match="press Install"):
+    with raises("not-installed", RuntimeInstallError):
         Workers(Choice(), Choice(problem="press Install")).current()
 
 

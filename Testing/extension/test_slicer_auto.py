@@ -60,10 +60,8 @@ class AutoUser(SlicerUser):
 
 
 @pytest.fixture
-def user(scene):
-    user = AutoUser(scene, segments=())
-    yield user
-    user.controller.cleanup()
+def user(finder):
+    return finder
 
 
 @pytest.fixture

@@ -11,13 +11,10 @@ from support.slicer_user import SlicerUser  # noqa: E402
 
 
 @pytest.fixture
-def user(scene):
-    user = SlicerUser(scene)
-    user.wait()
+def user(user):
     user.click((10, 10, 5))
     user.wait()
-    yield user
-    user.controller.cleanup()
+    return user
 
 
 def steps(user, count):

@@ -32,8 +32,8 @@ MATRICES = {
 }
 
 
-@pytest.fixture
-def user(scene):
+def prompted_and_painted(scene):
+    """A user who clicked, propagated and painted."""
     user = SlicerUser(scene)
     user.click((10, 10, 5))
     user.wait()
@@ -42,6 +42,11 @@ def user(scene):
     user.paint(slice(2, 9), slice(8, 11), slice(4, 7))
     user.wait(1.0)
     return user
+
+
+@pytest.fixture
+def user(scene):
+    return prompted_and_painted(scene)
 
 
 def under(user, transform, *nodes):
@@ -72,14 +77,7 @@ def follows_the_prompt(user):
 
 def without_moving():
     """What the same user ends up with who moves nothing but the prompt."""
-    scene = an_empty_scene()
-    user = SlicerUser(scene)
-    user.click((10, 10, 5))
-    user.wait()
-    user.controller.propagate()
-    user.wait()
-    user.paint(slice(2, 9), slice(8, 11), slice(4, 7))
-    user.wait(1.0)
+    user = prompted_and_painted(an_empty_scene())
     mask = follows_the_prompt(user)
     user.controller.cleanup()
     return mask

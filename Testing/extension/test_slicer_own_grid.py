@@ -18,6 +18,7 @@ from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations  # 
 from support.errors import raises  # noqa: E402
 from support.scene import (  # noqa: E402
     SHAPE_KJI,
+    a_ball,
     a_linear_transform,
     a_matrix,
     a_segmentation,
@@ -246,16 +247,7 @@ def test_surfaces_without_a_grid_get_that_of_the_volume(scene, tmp_path):
     volume = a_volume(scene, geometries()["oblique"], name="CT")
     segmentation = a_segmentation(scene, None, ())
     segmentation.SetNodeReferenceID(ROLE, volume.GetID())
-    sphere = vtk.vtkSphereSource()
-    sphere.SetRadius(6)
-    sphere.SetCenter(*(geometries()["oblique"] @ [10, 7, 4, 1])[:3])
-    sphere.Update()
-    known = segmentation.GetSegmentation()
-    known.SetSourceRepresentationName("Closed surface")
-    segment = slicer.vtkSegment()
-    segment.SetName("ball")
-    segment.AddRepresentation("Closed surface", sphere.GetOutput())
-    known.AddSegment(segment, "ball")
+    known = a_ball(segmentation, (geometries()["oblique"] @ [10, 7, 4, 1])[:3], 6)
     found, _ = written(scene, segmentation, tmp_path)
     assert found.geometry.shape_ijk == SHAPE_KJI[::-1]
     assert found["ball"].mask_kji[4, 7, 10]

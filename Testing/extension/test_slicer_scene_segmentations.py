@@ -5,7 +5,6 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-import vtk  # noqa: E402
 from medsam2_core.errors import ExportError, GeometryError  # noqa: E402
 from medsam2_core.imaging.segmentation_files import read_segmentation  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations  # noqa: E402
@@ -13,6 +12,7 @@ from support.dicom_database import DicomDatabase, in_slicer  # noqa: E402
 from support.errors import raises  # noqa: E402
 from support.scene import (  # noqa: E402
     SHAPE_KJI,
+    a_ball,
     a_linear_transform,
     a_segmentation,
     a_volume,
@@ -125,16 +125,7 @@ def test_without_a_volume_the_segmentations_own_grid_is_taken(scene, tmp_path):
 def test_surfaces_are_made_voxels_of(scene, tmp_path):
     volume = a_volume(scene, geometries()["anisotropic"])
     segmentation = a_segmentation(scene, volume, ())
-    sphere = vtk.vtkSphereSource()
-    sphere.SetRadius(4)
-    sphere.SetCenter(*(geometries()["anisotropic"] @ [10, 7, 4, 1])[:3])
-    sphere.Update()
-    known = segmentation.GetSegmentation()
-    known.SetSourceRepresentationName("Closed surface")
-    segment = slicer.vtkSegment()
-    segment.SetName("ball")
-    segment.AddRepresentation("Closed surface", sphere.GetOutput())
-    known.AddSegment(segment, "ball")
+    known = a_ball(segmentation, (geometries()["anisotropic"] @ [10, 7, 4, 1])[:3], 4)
     _, labels = written(scene, segmentation, tmp_path)
     mask = labels["ball"].mask_kji
     assert mask[4, 7, 10]

@@ -19,13 +19,6 @@ PROMPTED = ("SEMIAUTOMATIC", f"{SOFTWARE} embedded", "embedded", WEIGHTS)
 FOUND = ("AUTOMATIC", f"{SOFTWARE} Organs", "embedded", WEIGHTS)
 
 
-@pytest.fixture
-def user(scene):
-    user = SlicerUser(scene)
-    yield user
-    user.controller.cleanup()
-
-
 def tags(user, segmentID="A"):
     segment = user.segmentation.GetSegmentation().GetSegment(segmentID)
     return tuple(user.tag(segment, name) for name in TAGS)

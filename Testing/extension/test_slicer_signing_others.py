@@ -5,18 +5,10 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from support.slicer_user import SlicerUser  # noqa: E402
 from test_slicer_auto import AutoUser  # noqa: E402
 from test_slicer_signing import FOUND, NOTHING, PROMPTED, kidney, points_of, tags  # noqa: E402
 
 THEIRS = ("AUTOMATIC", "TotalSegmentator v2", "", "")
-
-
-@pytest.fixture
-def user(scene):
-    user = SlicerUser(scene)
-    yield user
-    user.controller.cleanup()
 
 
 @pytest.fixture

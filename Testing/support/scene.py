@@ -228,6 +228,21 @@ def an_editor(segmentation, volume, segmentID: str = "A", **options):
     return LogicEditor(segmentation, volume, segmentID, **options)
 
 
+def a_ball(segmentation, centre, radius):
+    """Add a segment that is a closed surface, and return the ``vtkSegmentation``."""
+    sphere = vtk.vtkSphereSource()
+    sphere.SetRadius(radius)
+    sphere.SetCenter(*centre)
+    sphere.Update()
+    known = segmentation.GetSegmentation()
+    known.SetSourceRepresentationName("Closed surface")
+    segment = slicer.vtkSegment()
+    segment.SetName("ball")
+    segment.AddRepresentation("Closed surface", sphere.GetOutput())
+    known.AddSegment(segment, "ball")
+    return known
+
+
 def an_imported_segment(node, name: str, matrix: np.ndarray, shape_kji: tuple[int, int, int]) -> None:
     """Add a full segment on a lattice of its own."""
     image = slicer.vtkOrientedImageData()
