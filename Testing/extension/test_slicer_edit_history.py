@@ -280,7 +280,7 @@ def test_an_undo_while_a_step_is_open_closes_it(book):
     book.history.begin("open")
     for k in (2, 3, 4):
         book.write(k, (1, 9), (3, 14), newStep=k == 2)
-    assert book.found() == []  # somebody did something else: it stays open
+    assert book.found() == []  # somebody did something else
     book.write(5, (1, 9), (3, 14), newStep=False)
     book.editor.undo()
     assert book.found() == [(UNDONE, "open")]

@@ -116,16 +116,12 @@ class EditHistory:
         -------
         found
             Steps with ``UNDONE``, the latest first, or with ``REDONE``, the earliest first. A step that is
-            still open may be among those undone: it is closed then, without a payload for redo.
+            still open is closed before, with the payload it began with.
         """
-        opened, steps = self._open, self.steps
-        if opened is not None and not opened.isEmpty:
-            self.end(None)
+        if self._open is not None:
+            self.end(self._open.payloadBefore)
         standing = self.position
         position = self._positionNow(standing)
-        if opened is not None and not opened.isEmpty and position >= standing:  # it goes on
-            self.steps, self._open = steps, opened
-            standing = position = self.position
         found = [(step, UNDONE) for step in reversed(self.steps[position:standing])]
         found += [(step, REDONE) for step in self.steps[standing:position]]
         for step, what in found:
