@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from medsam2_core.errors import Cancelled, GeometryError, MedSAM2Error, PromptError
+from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
 
 from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation
 from MedSAM2SegmentLib.Effect.EditedSegmentation import Change, EditedSegmentation
@@ -33,8 +33,7 @@ from MedSAM2SegmentLib.Panels.PanelState import (
     sentence,
 )
 from MedSAM2SegmentLib.Prompts import SceneMarkups
-from MedSAM2SegmentLib.Segments.Editors import transformToWorld
-from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform
+from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform, isWarped
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompts
@@ -401,7 +400,7 @@ class EffectController:
         """Do what the button beside the status line offers: install, harden, restart."""
         if self._session.source.problem():
             self._session.source.resolve()
-        elif self._edited.volumeProblem and self._canHarden():
+        elif self._edited.volumeProblem and isWarped(self._edited.volumeNode):
             with self._reported():
                 hardenTransform(self._edited.volumeNode)
         else:
@@ -485,12 +484,8 @@ class EffectController:
 
     def _isReady(self) -> bool:
         """Whether there are a volume, a segmentation, and a worker that can be started."""
-        edited = self._edited
-        return (
-            edited.adapter is not None
-            and edited.segmentation is not None
-            and not self._session.source.problem()
-        )
+        isChosen = self._edited.adapter is not None and self._edited.segmentation is not None
+        return isChosen and not self._session.source.problem()
 
     def _openIfReady(self) -> None:
         """Start the worker and open the session before the user's first click."""
@@ -594,17 +589,6 @@ class EffectController:
             auto=self._autoView(state.status),
         )
 
-    def _canHarden(self) -> bool:
-        """Whether the volume is refused because of a transform that could be hardened."""
-        node = self._edited.volumeNode
-        if node is None or not self._edited.volumeProblem or node.GetParentTransformNode() is None:
-            return False
-        try:
-            transformToWorld(node)
-        except GeometryError:
-            return True
-        return False
-
     def _facts(self, details: str) -> PanelState:
         """The part of the state that does not depend on the status; the status line is made from it."""
         parameters, auto, propagation = self.parameters, self._auto, self._propagation
@@ -700,8 +684,8 @@ class EffectController:
             text = _("Choose the volume to segment as source volume, above.")
             return replace(facts, status=Status.NO_VOLUME, text=text, details="")
         if edited.volumeProblem:
-            text, action = sentence(edited.volumeProblem), _("Harden transform") if self._canHarden() else ""
-            details = edited.volumeProblem
+            text, details = sentence(edited.volumeProblem), edited.volumeProblem
+            action = _("Harden transform") if isWarped(edited.volumeNode) else ""
             return replace(facts, status=Status.VOLUME_REFUSED, text=text, action=action, details=details)
         if session.phase is Status.FAILED:
             text = sentence(session.problem or _("the worker could not be started"))

@@ -142,6 +142,11 @@ class VolumeAdapter:
         return self.geometry.to_ras(stack.to_ijk(centre_xyn))[0]
 
 
+def isWarped(node: Any) -> bool:
+    """Whether a node is under a transform that is not linear."""
+    return bool(_problemOfTransform(node))
+
+
 def hardenTransform(node: Any) -> None:
     """Apply the parent transform of a node to its voxels; the way out of one that is not linear."""
     if node.GetParentTransformNode() is not None and not node.HardenTransform():

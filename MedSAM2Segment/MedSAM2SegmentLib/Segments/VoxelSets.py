@@ -118,10 +118,6 @@ class Extent(NamedTuple):
         """Yield its planes along k."""
         return (self._replace(k0=k, k1=k) for k in range(self.k0, self.k1 + 1))
 
-    def parts(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-        """Yield index into an array of the shape and (N, 3) positions, in parts of moderate size."""
-        return ((n, plane.positions()) for n, plane in enumerate(self.planes()))
-
 
 NOWHERE = Extent(0, -1, 0, -1, 0, -1)
 
@@ -181,10 +177,6 @@ class VoxelList:
         """Return (N, 3) i, j, k of the voxels of a mask, or of all."""
         return self.ijk if mask is None else self.ijk[mask]
 
-    def parts(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-        """Yield index into an array of the shape and (N, 3) positions."""
-        yield slice(None), self.ijk
-
 
 Voxels = Extent | VoxelList
 
@@ -229,8 +221,9 @@ def nearest(
     ``toOuter`` (4, 4) takes indices of ``voxels`` to indices of ``outer``.
     """
     values = np.zeros(voxels.shape, dtype=values_kji.dtype)
-    for index, positions in voxels.parts():  # to keep positions small
-        points = positions @ toOuter[:3, :3].T + toOuter[:3, 3]
+    parts: Any = enumerate(voxels.planes()) if isinstance(voxels, Extent) else [(slice(None), voxels)]
+    for index, part in parts:  # plane by plane, to keep positions small
+        points = part.positions() @ toOuter[:3, :3].T + toOuter[:3, 3]
         found = VoxelList(np.floor(points + 0.5 + 1e-6).astype(np.int64)).read(values_kji, outer)
         values[index] = found.reshape(values[index].shape)
     return values
