@@ -48,12 +48,12 @@ _SAME = 1e-9  # lengths that differ by less than this part of them are equal: it
 # lower left. A line runs between the middles of two sides, given as (x, y) within the cell.
 _UP, _RIGHT, _DOWN, _LEFT = (0.5, 0.0), (1.0, 0.5), (0.5, 1.0), (0.0, 0.5)
 _LINES = {
-    **{1: [(_LEFT, _UP)], 2: [(_UP, _RIGHT)], 4: [(_RIGHT, _DOWN)], 8: [(_DOWN, _LEFT)]},
-    **{14: [(_LEFT, _UP)], 13: [(_UP, _RIGHT)], 11: [(_RIGHT, _DOWN)], 7: [(_DOWN, _LEFT)]},
-    **{3: [(_LEFT, _RIGHT)], 12: [(_LEFT, _RIGHT)], 6: [(_UP, _DOWN)], 9: [(_UP, _DOWN)]},
+    1: [(_LEFT, _UP)], 2: [(_UP, _RIGHT)], 4: [(_RIGHT, _DOWN)], 8: [(_DOWN, _LEFT)],
+    14: [(_LEFT, _UP)], 13: [(_UP, _RIGHT)], 11: [(_RIGHT, _DOWN)], 7: [(_DOWN, _LEFT)],
+    3: [(_LEFT, _RIGHT)], 12: [(_LEFT, _RIGHT)], 6: [(_UP, _DOWN)], 9: [(_UP, _DOWN)],
     # Two pixels that touch at a corner are joined there.
-    **{5: [(_UP, _RIGHT), (_DOWN, _LEFT)], 10: [(_LEFT, _UP), (_RIGHT, _DOWN)]},
-}
+    5: [(_UP, _RIGHT), (_DOWN, _LEFT)], 10: [(_LEFT, _UP), (_RIGHT, _DOWN)],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import gzip
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -28,13 +28,11 @@ import numpy as np
 from medsam2_core import atomic
 from medsam2_core.errors import ExportError
 from medsam2_core.export import metadata
+from medsam2_core.export.writing import nrrd_grid
 from medsam2_core.imaging import files
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.slice_mask import MAXIMUM, PackedValues
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _VERSION = "1"
 _TYPES = ("unsigned char", "uchar", "uint8", "uint8_t")
@@ -83,24 +81,9 @@ def _write(probabilities: Probabilities, stream: BinaryIO) -> None:
 
 
 def _header_lines(probabilities: Probabilities) -> Iterator[str]:
-    geometry, names = probabilities.geometry, probabilities.names
-    to_lps = geometry.ijk_to_lps
-    directions = [_vector(to_lps[:3, axis]) for axis in range(3)]
-    sizes, kinds = [str(size) for size in geometry.shape_ijk], ["domain"] * 3
-    if len(names) > 1:
-        # The list runs slowest: a voxel's values side by side would take more than twice the space.
-        directions, sizes, kinds = [*directions, "none"], [*sizes, str(len(names))], [*kinds, "list"]
-    yield "NRRD0004"
-    yield "# Complete NRRD file format specification at:"
-    yield "# http://teem.sourceforge.net/nrrd/format.html"
-    yield "type: unsigned char"
-    yield f"dimension: {len(sizes)}"
-    yield "space: left-posterior-superior"
-    yield f"sizes: {' '.join(sizes)}"
-    yield f"space directions: {' '.join(directions)}"
-    yield f"kinds: {' '.join(kinds)}"
-    yield "encoding: gzip"
-    yield f"space origin: {_vector(to_lps[:3, 3])}"
+    names = probabilities.names
+    # The list runs slowest: a voxel's values side by side would take more than twice the space.
+    yield from nrrd_grid(probabilities.geometry, np.dtype(np.uint8), len(names), fastest=False)
     yield f"Probabilities_Version:={_VERSION}"
     yield f"Probabilities_Maximum:={MAXIMUM}"
     for n, name in enumerate(names):
@@ -121,25 +104,21 @@ def read_probabilities(path: str | Path) -> Probabilities:
     VolumeError
         The file is not there, is damaged or cut short, or is another kind of NRRD.
     """
+    import nrrd
+
     path = Path(path).expanduser()
     with files.reading(path, "probabilities"), path.open("rb") as stream:
         if stream.read(4) != b"NRRD":
             message = "not a NRRD file: take one that `medsam2 segment` wrote"
             raise files.error(path, message, "not-probabilities")
         stream.seek(0)
-        header = _header(stream)
+        header: dict[str, Any] = dict(nrrd.read_header(stream))
         names = _names(path, header)
         geometry = _grid(path, header)
         stored = path.stat().st_size - stream.tell()
         sizes = [*geometry.shape_ijk, len(names)]
         files.checked_bytes(path, sizes, 1, stored, files.DEFLATE_RATIO)
         return Probabilities(geometry, _slices(path, stream, names, geometry), _provenance(header))
-
-
-def _header(stream: BinaryIO) -> dict[str, Any]:
-    import nrrd
-
-    return dict(nrrd.read_header(stream))
 
 
 def _names(path: Path, header: dict[str, Any]) -> list[str]:
@@ -235,7 +214,3 @@ def _escaped(text: str) -> str:
     """Return ASCII for one line of a header; ``unquote`` is the inverse."""
     encoded = quote(text, safe=_PLAIN, errors="surrogatepass")
     return re.sub(r"^ +| +$", lambda spaces: "%20" * len(spaces.group()), encoded)
-
-
-def _vector(values: NDArray[np.float64]) -> str:
-    return "(" + ",".join(f"{value:.17g}" for value in values) + ")"

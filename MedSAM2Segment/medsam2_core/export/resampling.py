@@ -71,14 +71,8 @@ def onto_grid(
                 most_lost=most_lost,
             )
         if lost > 0.0005:
-            notes.append(
-                Note.warning(
-                    "resampling-loss",
-                    f"{segment.name!r}: {lost:.1%} of it did not survive the other grid",
-                    segment=segment.name,
-                    lost=lost,
-                )
-            )
+            message = f"{segment.name!r}: {lost:.1%} of it did not survive the other grid"
+            notes.append(Note.warning("resampling-loss", message, segment=segment.name, lost=lost))
         described = (segment.terminology, segment.tags, segment.label)
         moved.append(Segment(segment.name, segment.colour_rgb, mask_kji, *described))
     return replace(segmentation, geometry=geometry, segments=tuple(moved), notes=tuple(notes))
@@ -243,21 +237,16 @@ def _difference(own: Geometry, other: Geometry, is_exact: bool) -> list[Note]:
     if is_exact and sorted(own.shape_ijk) == sorted(other.shape_ijk):
         return []
     if is_exact:
-        return [
-            Note.info(
-                "placed-on-series-grid",
-                f"the segmentation's {sizes[0]} voxels were put into their places among the series' "
-                f"{sizes[1]}",
-            )
-        ]
-    spacings = [" x ".join(f"{value:.4g}" for value in grid.spacing) for grid in (own, other)]
-    return [
-        Note.warning(
-            "resampled",
-            f"the segmentation ({sizes[0]} voxels of {spacings[0]} mm) was resampled to the series' voxels "
-            f"({sizes[1]} of {spacings[1]} mm)",
+        message = (
+            f"the segmentation's {sizes[0]} voxels were put into their places among the series' {sizes[1]}"
         )
-    ]
+        return [Note.info("placed-on-series-grid", message)]
+    spacings = [" x ".join(f"{value:.4g}" for value in grid.spacing) for grid in (own, other)]
+    message = (
+        f"the segmentation ({sizes[0]} voxels of {spacings[0]} mm) was resampled to the series' voxels "
+        f"({sizes[1]} of {spacings[1]} mm)"
+    )
+    return [Note.warning("resampled", message)]
 
 
 def _another_grid(own: Geometry, series: Geometry) -> ExportError:

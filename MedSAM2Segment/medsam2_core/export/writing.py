@@ -129,7 +129,8 @@ def _write_nrrd_label_map(segmentation: Segmentation, stream: BinaryIO) -> None:
 
 
 def _write_nrrd(segmentation: Segmentation, stream: BinaryIO, layers: tuple[int, ...], count: int) -> None:
-    lines = [*_nrrd_grid(segmentation, count), *_slicer_fields(segmentation, layers)]
+    grid = nrrd_grid(segmentation.geometry, segmentation.label_dtype, count)
+    lines = [*grid, *_slicer_fields(segmentation, layers)]
     stream.write(("\n".join(lines) + "\n\n").encode("utf-8", "replace"))
     with _gzipped(stream) as packed:
         for k in range(segmentation.geometry.shape_ijk[2]):
@@ -137,31 +138,33 @@ def _write_nrrd(segmentation: Segmentation, stream: BinaryIO, layers: tuple[int,
                 segmentation.label_slice(k, [n for n, on in enumerate(layers) if on == layer])
                 for layer in range(count)
             ]
-            packed.write(
-                _little_endian(slices[0] if count == 1 else np.stack(slices, axis=-1))
-            )  # the layer runs fastest
+            # The layer runs fastest.
+            packed.write(_little_endian(slices[0] if count == 1 else np.stack(slices, axis=-1)))
 
 
-def _nrrd_grid(segmentation: Segmentation, layers: int) -> Iterator[str]:
-    geometry = segmentation.geometry
+def nrrd_grid(
+    geometry: Geometry, dtype: np.dtype[Any], count: int = 1, *, fastest: bool = True
+) -> Iterator[str]:
+    """Yield the lines of a NRRD header that describe the grid; ``count`` values a voxel run fastest or
+    slowest."""
     to_lps = geometry.ijk_to_lps
-    directions = [_nrrd_vector(to_lps[:3, axis]) for axis in range(3)]
-    sizes, kinds = [str(n) for n in geometry.shape_ijk], ["domain"] * 3
-    if layers > 1:
-        directions, sizes, kinds = ["none", *directions], [str(layers), *sizes], ["list", *kinds]
+    axes = [(str(size), nrrd_vector(to_lps[:3, n]), "domain") for n, size in enumerate(geometry.shape_ijk)]
+    if count > 1:
+        axes.insert(0 if fastest else 3, (str(count), "none", "list"))
+    sizes, directions, kinds = (" ".join(one) for one in zip(*axes, strict=True))
     yield "NRRD0004"
     yield "# Complete NRRD file format specification at:"
     yield "# http://teem.sourceforge.net/nrrd/format.html"
-    yield f"type: {_NRRD_TYPES[segmentation.label_dtype.str[1:]]}"
-    yield f"dimension: {len(sizes)}"
+    yield f"type: {_NRRD_TYPES[dtype.str[1:]]}"
+    yield f"dimension: {len(axes)}"
     yield "space: left-posterior-superior"
-    yield f"sizes: {' '.join(sizes)}"
-    yield f"space directions: {' '.join(directions)}"
-    yield f"kinds: {' '.join(kinds)}"
-    if segmentation.label_dtype.itemsize > 1:
+    yield f"sizes: {sizes}"
+    yield f"space directions: {directions}"
+    yield f"kinds: {kinds}"
+    if dtype.itemsize > 1:
         yield "endian: little"
     yield "encoding: gzip"
-    yield f"space origin: {_nrrd_vector(to_lps[:3, 3])}"
+    yield f"space origin: {nrrd_vector(to_lps[:3, 3])}"
 
 
 def _slicer_fields(segmentation: Segmentation, layers: tuple[int, ...]) -> Iterator[str]:
@@ -194,7 +197,8 @@ def _reference_geometry(geometry: Geometry) -> str:
     return f"Reference image geometry|{';'.join(numbers)};|Geometry of the segmented volume.&"
 
 
-def _nrrd_vector(values: NDArray[np.float64]) -> str:
+def nrrd_vector(values: NDArray[np.float64]) -> str:
+    """Return a vector as a NRRD header has it."""
     return "(" + ",".join(f"{value:.17g}" for value in values) + ")"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from medsam2_core.errors import GeometryError, VolumeError
 from medsam2_core.imaging import files
-from medsam2_core.imaging.dicom_codestreams import check_frames
+from medsam2_core.imaging.dicom_codestreams import check_decoder, check_frames
 from medsam2_core.imaging.dicom_frames import (
     TAGS,
     EvenGrid,
@@ -301,8 +301,6 @@ def _decoded(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[Any]]]:
 
 
 def _check_decoder(file: Path, dataset: Any) -> None:
-    from pydicom.pixels import get_decoder
-
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise files.error(file, "truncated or without pixels: the pixel data is missing", "no-pixel-data")
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
@@ -314,16 +312,7 @@ def _check_decoder(file: Path, dataset: Any) -> None:
             raise files.error(file, "does not say how its pixels are encoded", "no-transfer-syntax")
         dataset.file_meta.TransferSyntaxUID = names[implicit, little]
     elif syntax.is_compressed and syntax.is_encapsulated:
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            message = f"pixels compressed as {syntax.name!r} cannot be decoded"
-            raise files.error(file, message, "no-decoder", syntax=str(syntax)) from None
-        if not available:
-            message = (
-                f"no decoder for pixels compressed as {syntax.name!r} is installed: pip install python-gdcm"
-            )
-            raise files.error(file, message, "no-decoder", syntax=str(syntax))
+        check_decoder(file, syntax)
 
 
 def _presented(file: Path, dataset: Any, pixels: NDArray[Any]) -> NDArray[Any]:

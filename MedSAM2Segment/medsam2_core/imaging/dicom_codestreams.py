@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from medsam2_core.errors import VolumeError
+from medsam2_core.imaging import files
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
@@ -43,6 +44,19 @@ def check_frames(
             check_size(frame, *size)
         except VolumeError as error:
             raise VolumeError(f"{path}: {error}", code=error.code, path=str(path), **error.fields) from error
+
+
+def check_decoder(path: Path, syntax: Any) -> None:
+    """Raise VolumeError ``no-decoder`` unless pixels of a transfer syntax (a pydicom UID) can be decoded."""
+    from pydicom.pixels import get_decoder
+
+    try:
+        way_out = "" if get_decoder(syntax).is_available else ": pip install python-gdcm"
+    except NotImplementedError:
+        way_out = " by any package"
+    if way_out:
+        message = f"pixels compressed as {syntax.name!r} cannot be decoded{way_out}"
+        raise files.error(path, message, "no-decoder", syntax=str(syntax))
 
 
 def check_size(frame: bytes, rows: int, columns: int) -> None:

@@ -24,46 +24,21 @@ if TYPE_CHECKING:
 
 #: Everything the grouping looks at; other tags of a header are not even parsed.
 TAGS = (
-    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
-    *(
-        "ImagePositionPatient",
-        "ImageOrientationPatient",
-        "PixelSpacing",
-        "ImagerPixelSpacing",
-        "SliceThickness",
-    ),
-    *("SpacingBetweenSlices", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
-    *(
-        "RescaleSlope",
-        "RescaleIntercept",
-        "FrameOfReferenceUID",
-        "SequenceOfUltrasoundRegions",
-        "InstanceNumber",
-    ),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation"),
-    *(
-        "EchoTime",
-        "TemporalPositionIdentifier",
-        "AcquisitionNumber",
-        "TriggerTime",
-        "DiffusionBValue",
-        "ImageType",
-    ),
-    *("StudyInstanceUID", "BitsStored", "PixelRepresentation", "AcquisitionTime"),
-)
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing",
+    "SliceThickness", "SpacingBetweenSlices", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
+    "BitsAllocated", "RescaleSlope", "RescaleIntercept", "FrameOfReferenceUID",
+    "SequenceOfUltrasoundRegions", "InstanceNumber", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation", "EchoTime",
+    "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "DiffusionBValue", "ImageType",
+    "StudyInstanceUID", "BitsStored", "PixelRepresentation", "AcquisitionTime",
+)  # fmt: skip
 #: Attributes that may separate frames at one position, most specific first.
 _SEPARATORS = (
-    *("StackID", "EchoTime", "EffectiveEchoTime", "TemporalPositionIdentifier", "TemporalPositionIndex"),
-    *(
-        "DiffusionBValue",
-        "TriggerTime",
-        "AcquisitionNumber",
-        "ImageType",
-        "FrameType",
-        "ComplexImageComponent",
-    ),
-    *("AcquisitionTime",),
-)
+    "StackID", "EchoTime", "EffectiveEchoTime", "TemporalPositionIdentifier", "TemporalPositionIndex",
+    "DiffusionBValue", "TriggerTime", "AcquisitionNumber", "ImageType", "FrameType",
+    "ComplexImageComponent", "AcquisitionTime",
+)  # fmt: skip
 _SAME_ORIENTATION = 1e-3  # of a direction cosine
 _CENTIMETRES = 3  # code of (0018,6024) and (0018,6026)
 
@@ -105,6 +80,18 @@ class Frame:
     def size(self) -> tuple[int, int, int]:
         """Rows, columns, values per pixel."""
         return int(self.header.Rows), int(self.header.Columns), int(self.header.get("SamplesPerPixel", 1))
+
+    def geometry_with(
+        self, step_lps: NDArray[np.float64], position_lps: NDArray[np.float64], count: int
+    ) -> Geometry:
+        """Return the grid of ``count`` frames like this, the first at a position, a step from each to the
+        next."""
+        assert self.orientation_lps is not None
+        matrix = np.eye(4)
+        matrix[:3, 0] = self.orientation_lps[:3] * self.spacing[1]
+        matrix[:3, 1] = self.orientation_lps[3:] * self.spacing[0]
+        matrix[:3, 2], matrix[:3, 3] = step_lps, position_lps
+        return Geometry.from_lps(matrix, (int(self.header.Columns), int(self.header.Rows), count))
 
 
 @dataclass(frozen=True)
@@ -218,10 +205,7 @@ def evened(stack: Stack, how: Irregular) -> EvenGrid:
     if how is Irregular.AS_IS:
         places = np.arange(count, dtype=np.float64)
         off = float(np.abs(heights - even).max() * np.linalg.norm(way))
-    rows, columns, _ = first.size
-    geometry = Geometry.from_lps(
-        _matrix(first, way / max(1, count - 1), positions[0]), (columns, rows, count)
-    )
+    geometry = first.geometry_with(way / max(1, count - 1), positions[0], count)
     return EvenGrid(along, geometry, places, off)
 
 
@@ -237,28 +221,14 @@ def ordered(stack: Stack) -> tuple[list[Frame], Geometry]:
         When slices are missing, doubled or not evenly spaced, naming the positions.
     """
     first = stack.frames[0]
-    rows, columns, _ = first.size
     if not first.is_placed:
-        spacing = (first.spacing[1], first.spacing[0])
+        (rows, columns, _), spacing = first.size, (first.spacing[1], first.spacing[0])
         return list(stack.frames), Geometry.for_picture(rows, columns, spacing, frames=len(stack.frames))
     normal = first.normal_lps
     along = sorted(stack.frames, key=lambda frame: frame.height(normal))
     positions = np.array([frame.position_lps for frame in along])  # (K, 3)
     step = normal * first.thickness if len(along) == 1 else _even_step(along, positions, normal)
-    return along, Geometry.from_lps(_matrix(first, step, positions[0]), (columns, rows, len(along)))
-
-
-def _matrix(
-    frame: Frame, step: NDArray[np.float64], position_lps: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return (4, 4) from index to LPS of a stack that begins there, with this step from slice to slice."""
-    assert frame.orientation_lps is not None
-    matrix = np.eye(4)
-    matrix[:3, 0] = frame.orientation_lps[:3] * frame.spacing[1]
-    matrix[:3, 1] = frame.orientation_lps[3:] * frame.spacing[0]
-    matrix[:3, 2] = step
-    matrix[:3, 3] = position_lps
-    return matrix
+    return along, first.geometry_with(step, positions[0], len(along))
 
 
 def tolerance_mm(spacing: float) -> float:
@@ -345,9 +315,8 @@ def _frame(path: Path, index: int, header: Any, groups: Sequence[Any], placed: b
     if spacing is None and placed:
         message = f"{path}: has a position in the patient but no pixel spacing"
         raise GeometryError(message, code="no-pixel-spacing", path=str(path))
-    thickness = _find(groups, "PixelMeasuresSequence", "SpacingBetweenSlices")
-    if not thickness:
-        thickness = _find(groups, "PixelMeasuresSequence", "SliceThickness")
+    measures = "PixelMeasuresSequence"
+    thickness = _find(groups, measures, "SpacingBetweenSlices") or _find(groups, measures, "SliceThickness")
     slope = _find(groups, "PixelValueTransformationSequence", "RescaleSlope")
     intercept = _find(groups, "PixelValueTransformationSequence", "RescaleIntercept")
     return Frame(
@@ -392,9 +361,8 @@ def _numbers(path: Path, value: Any, count: int) -> NDArray[np.float64] | None:
         return None
     try:
         numbers = np.array([float(number) for number in value])
-    except (TypeError, ValueError) as error:
-        message = f"{path}: {str(value)[:80]!r} should be {count} numbers"
-        raise GeometryError(message, code="invalid-numbers", path=str(path), count=count) from error
+    except (TypeError, ValueError):
+        numbers = np.zeros(0)
     if numbers.size != count or not np.isfinite(numbers).all():
         message = f"{path}: {str(value)[:80]!r} should be {count} finite numbers"
         raise GeometryError(message, code="invalid-numbers", path=str(path), count=count)

@@ -19,7 +19,7 @@ import numpy as np
 
 from medsam2_core.errors import VolumeError
 from medsam2_core.imaging import files
-from medsam2_core.imaging.dicom_codestreams import check_frames
+from medsam2_core.imaging.dicom_codestreams import check_decoder, check_frames
 from medsam2_core.imaging.dicom_frames import frames_of
 from medsam2_core.imaging.dicom_seg_grid import grid_of
 from medsam2_core.imaging.segment_builder import SegmentBuilder
@@ -135,7 +135,7 @@ def _named(group: Any) -> int | None:
 
 def _frames(path: Path, header: Any) -> Iterator[NDArray[Any]]:
     """Yield (J, I) stored values of each frame, in the order of the file."""
-    from pydicom.pixels import get_decoder, iter_pixels
+    from pydicom.pixels import iter_pixels
 
     size = (int(header.Rows), int(header.Columns))
     if int(header.get("SamplesPerPixel") or 1) != 1:
@@ -143,13 +143,7 @@ def _frames(path: Path, header: Any) -> Iterator[NDArray[Any]]:
         raise files.error(path, message, "unsupported-pixel-type")
     syntax = header.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            available = False
-        if not available:
-            message = f"no decoder for pixels compressed as {syntax.name!r} is installed"
-            raise files.error(path, message, "no-decoder", syntax=str(syntax))
+        check_decoder(path, syntax)
         with path.open("rb") as stream:
             _seek_pixels(path, stream, header)
             check_frames(path, stream, syntax, int(header.get("NumberOfFrames") or 1), size)
@@ -222,21 +216,14 @@ def _labels(header: Any) -> Iterator[Label]:
 
 def _terminology(item: Any) -> Terminology | None:
     """Return the codes as they are, those of retired schemes (SRT) too."""
-    category, kind = _first(item, "SegmentedPropertyCategoryCodeSequence"), _type(item)
+    category = _first(item, "SegmentedPropertyCategoryCodeSequence")
+    kind = _first(item, "SegmentedPropertyTypeCodeSequence")
     if category is None or kind is None:
         return None
     region = _first(item, "AnatomicRegionSequence")
-    return Terminology(
-        _code(category),
-        _code(kind),
-        _code(_first(kind, "SegmentedPropertyTypeModifierCodeSequence")),
-        _code(region),
-        _code(_first(region, "AnatomicRegionModifierSequence")),
-    )
-
-
-def _type(item: Any) -> Any:
-    return _first(item, "SegmentedPropertyTypeCodeSequence")
+    modifier = _first(kind, "SegmentedPropertyTypeModifierCodeSequence")
+    region_modifier = _first(region, "AnatomicRegionModifierSequence")
+    return Terminology(*map(_code, (category, kind, modifier, region, region_modifier)))
 
 
 def _first(item: Any, sequence: str) -> Any:
@@ -315,11 +302,6 @@ def _colour(item: Any) -> tuple[float, float, float] | None:
     return red / 255, green / 255, blue / 255
 
 
-def _of_8_bits(part: float) -> float:
-    """Round to 8 bits a channel, in which programs choose colours."""
-    return round(part * 255) / 255
-
-
 def _palette(header: Any, numbers: Sequence[int]) -> dict[int, tuple[float, float, float]]:
     """Return colours from the palette of a label map (PS3.3 C.7.6.3.1.5 and .6)."""
     if str(header.get("PhotometricInterpretation", "")) != "PALETTE COLOR":
@@ -340,4 +322,5 @@ def _channel(header: Any, name: str, numbers: Sequence[int]) -> list[float]:
     table = np.frombuffer(data[: len(data) // 2 * 2], dtype="<u2" if len(data) >= 2 * entries else np.uint8)
     top = 255 if bits == 8 else 65535
     values = table[:entries][np.clip(np.array(numbers, dtype=int) - first, 0, entries - 1)]
-    return [_of_8_bits(min(1.0, float(value) / top)) for value in values]
+    # Programs choose colours of 8 bits a channel.
+    return [round(min(1.0, float(value) / top) * 255) / 255 for value in values]

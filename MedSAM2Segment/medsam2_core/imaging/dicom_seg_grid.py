@@ -73,15 +73,10 @@ def grid_of(path: Path, header: Any, frames: Sequence[Frame]) -> Grid:
     positions = np.array([frame.position_lps for frame in frames])
     declared = _shared_distance(header, "SpacingBetweenSlices")
     fit, notes = _fit(path, positions, first.normal_lps, declared, _shared_distance(header, "SliceThickness"))
-    assert first.orientation_lps is not None
-    matrix = np.eye(4)
-    matrix[:3, 0] = first.orientation_lps[:3] * first.spacing[1]
-    matrix[:3, 1] = first.orientation_lps[3:] * first.spacing[0]
-    matrix[:3, 2] = _without_rounding(fit.step_lps, first.normal_lps, int(fit.numbers.max()))
-    matrix[:3, 3] = fit.origin_lps
-    rows, columns, _ = first.size
-    shape = (columns, rows, int(fit.numbers.max()) + 1)
-    return Grid(Geometry.from_lps(matrix, shape), tuple(fit.numbers.tolist()), notes)
+    last = int(fit.numbers.max())
+    step = _without_rounding(fit.step_lps, first.normal_lps, last)
+    geometry = first.geometry_with(step, fit.origin_lps, last + 1)
+    return Grid(geometry, tuple(fit.numbers.tolist()), notes)
 
 
 def _without_rounding(
@@ -206,28 +201,17 @@ def _likely_distances(steps: NDArray[np.float64], thickness: float | None) -> It
 
 
 def _notes(fit: _Fit, normal: NDArray[np.float64], declared: float | None, source: str) -> tuple[Note, ...]:
-    spacing_mm = float(fit.step_lps @ normal)
+    spacing = float(fit.step_lps @ normal)
     if declared is not None:
-        return (
-            Note.warning(
-                "spacing-contradicted",
-                f"the file gives a spacing of {declared:.4g} mm between slices, but its frames fit "
-                f"{spacing_mm:.4g} mm only",
-                declared_mm=declared,
-                spacing_mm=spacing_mm,
-            ),
-        )
+        message = f"the file gives a spacing of {declared:.4g} mm, but its frames fit {spacing:.4g} mm only"
+        return (Note.warning("spacing-contradicted", message, declared_mm=declared, spacing_mm=spacing),)
     if not fit.left_out:
         return ()
-    return (
-        Note.warning(
-            "slice-spacing-assumed",
-            f"slices are left out, and the file does not give their spacing: {spacing_mm:.4g} mm is "
-            f"assumed, {source}; volumes depend on it",
-            spacing_mm=spacing_mm,
-            basis=source,
-        ),
+    message = (
+        f"slices are left out, and the file does not give their spacing: {spacing:.4g} mm is "
+        f"assumed, {source}; volumes depend on it"
     )
+    return (Note.warning("slice-spacing-assumed", message, spacing_mm=spacing, basis=source),)
 
 
 def _on_slices(

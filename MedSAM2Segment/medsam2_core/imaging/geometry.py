@@ -115,6 +115,15 @@ class Geometry:
         """(3,) distance in mm between neighbouring voxels along i, j, k."""
         return np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0)
 
+    def distance_between_planes(self, axis: int = 2) -> float:
+        """Return the distance in mm of neighbouring slices along an axis, at right angles to them.
+
+        It is shorter than the step between voxels in a sheared volume.
+        """
+        first, second = (self.ijk_to_ras[:3, other] for other in range(3) if other != axis)
+        normal = np.cross(first, second)
+        return float(abs(self.ijk_to_ras[:3, axis] @ normal) / np.linalg.norm(normal))
+
     @property
     def directions(self) -> NDArray[np.float64]:
         """(3, 3) unit columns: the RAS directions of i, j, k."""

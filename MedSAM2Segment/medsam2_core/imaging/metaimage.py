@@ -18,19 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TYPES = {
-    "MET_CHAR": "i1",
-    "MET_UCHAR": "u1",
-    "MET_SHORT": "i2",
-    "MET_USHORT": "u2",
-    "MET_INT": "i4",
-    "MET_UINT": "u4",
-    "MET_LONG": "i4",  # as ITK writes and reads it, whatever the platform
-    "MET_ULONG": "u4",
-    "MET_LONG_LONG": "i8",
-    "MET_ULONG_LONG": "u8",
-    "MET_FLOAT": "f4",
-    "MET_DOUBLE": "f8",
-}
+    # A "long" has 32 bits, as ITK writes and reads it, whatever the platform.
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4",
+    "MET_UINT": "u4", "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+}  # fmt: skip
 _LARGEST_HEADER = 1 << 16
 _MOST_FIELDS = 1000
 
@@ -50,7 +42,10 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
         channels = int(header.get("ElementNumberOfChannels", 1))
         voxels = _voxels(path, header, sizes, channels, data_start)
         if channels == 1:
-            return _as_volume(path, voxels[..., 0], sizes, geometry, series)
+            stored = voxels[..., 0]
+            if len(sizes) == 4:
+                stored = stored[files.chosen(path, series, sizes[3], "volumes (4-D)")]
+            return _volume(path, stored.reshape(geometry.shape_ijk[::-1]), geometry)
         if len(sizes) == 4:
             message = f"four axes with {channels} values per voxel are not read"
             raise files.error(path, message, "unsupported-axes", sizes=sizes)
@@ -58,17 +53,8 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
             colour = np.ascontiguousarray(voxels[..., :3]).reshape(*geometry.shape_ijk[::-1], 3)
             return _volume(path, colour, geometry)
         number = files.chosen(path, series, channels, "values per voxel")
-        return _volume(
-            path, np.ascontiguousarray(voxels[..., number]).reshape(geometry.shape_ijk[::-1]), geometry
-        )
-
-
-def _as_volume(
-    path: Path, voxels: NDArray[Any], sizes: list[int], geometry: Geometry, series: str | None
-) -> Volume:
-    if len(sizes) == 4:
-        voxels = voxels[files.chosen(path, series, sizes[3], "volumes (4-D)")]
-    return _volume(path, voxels.reshape(geometry.shape_ijk[::-1]), geometry)
+        chosen = np.ascontiguousarray(voxels[..., number]).reshape(geometry.shape_ijk[::-1])
+        return _volume(path, chosen, geometry)
 
 
 def _volume(path: Path, voxels: NDArray[Any], geometry: Geometry) -> Volume:

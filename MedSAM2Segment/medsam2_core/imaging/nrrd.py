@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
 # Without "signed", "int" behind another word, "_t" and spaces, see :func:`_dtype`.
 _TYPES = {
-    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
-    **{"longlong": "i8", "ulonglong": "u8", "float": "f4", "double": "f8"},
-    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
-    **{"int64": "i8", "uint64": "u8"},
-}
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "longlong": "i8",
+    "ulonglong": "u8", "float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2",
+    "uint16": "u2", "int32": "i4", "uint32": "u4", "int64": "i8", "uint64": "u8",
+}  # fmt: skip
 _COMPRESSION = {"raw": None, "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 _TEXT = ("txt", "text", "ascii", "hex")
 # Columns give the LPS direction of each axis of the file's space. A space without anatomy is taken as LPS, as

@@ -21,16 +21,9 @@ _PREFIX = "MedSAM2."
 _PROMPTS = "prompts"
 # Tags of a single segment even where all have the same.
 _NEVER_SHARED = (
-    "software",
-    "auto",
-    "confidence",
-    "tracking_uid",
-    "tracking_id",
-    "description",
-    "algorithm_version",
-    "algorithm_source",
-    "algorithm_parameters",
-)
+    "software", "auto", "confidence", "tracking_uid", "tracking_id", "description", "algorithm_version",
+    "algorithm_source", "algorithm_parameters",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 # Bright on dark images, far apart in hue and lightness for the first, most frequent objects.
 _COLOURS = (
-    *("3ddc5b", "ff5a5f", "4aa8ff", "ffd21f", "e45bff", "23e0e0"),
-    *("ff9a2e", "b5f03c", "ff9ec7", "9c8cff", "f5e6b3", "3fb59a"),
-)
+    "3ddc5b", "ff5a5f", "4aa8ff", "ffd21f", "e45bff", "23e0e0", "ff9a2e", "b5f03c", "ff9ec7", "9c8cff",
+    "f5e6b3", "3fb59a",
+)  # fmt: skip
 _GOLDEN_ANGLE = 0.618033988749895  # of a turn: successive hues never come close
 
 

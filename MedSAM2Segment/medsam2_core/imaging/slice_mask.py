@@ -184,19 +184,8 @@ class SliceMask:
         if object_score is None:
             object_score = 10.0 if bits else -10.0
         shape_hw = (int(mask_hw.shape[0]), int(mask_hw.shape[1]))
-        return cls(
-            object,
-            n,
-            shape_hw,
-            box,
-            bits,
-            predicted_iou,
-            object_score,
-            prompted,
-            final,
-            probabilities,
-            agreement,
-        )
+        scores = (predicted_iou, object_score, prompted, final, probabilities, agreement)
+        return cls(object, n, shape_hw, box, bits, *scores)
 
     def with_mask(self, mask_hw: NDArray[Any], **changes: Any) -> SliceMask:
         """Return a copy with another (H, W) mask, and other values of the fields named in ``changes``."""

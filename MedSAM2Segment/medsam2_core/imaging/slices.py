@@ -199,15 +199,16 @@ class AxisStack(SliceStack):
             raise GeometryError(message, code="unknown-axis", axis=str(axis), known=list(AXES))
         geometry = volume.geometry
         self.volume = volume
-        self.axis_name = axis
         self.array_axis = "ijk".index(axis) if len(axis) == 1 else geometry.closest_axis(axis)
         self.plane = geometry.plane_of_axis(self.array_axis)
-        self._towards = [_towards(geometry, direction) for direction in _DISPLAY[self.plane]]  # of x, y, n
+        self._towards = [
+            geometry.array_axis_towards(direction) for direction in _DISPLAY[self.plane]
+        ]  # of x, y, n
         width, height, self._depth = (geometry.shape_ijk[array_axis] for array_axis, _ in self._towards)
         self.shape_hw = (height, width)
         spacing = geometry.spacing
         self.pixel_mm = (float(spacing[self._towards[1][0]]), float(spacing[self._towards[0][0]]))
-        self.slice_mm = _distance_between_planes(geometry, self.array_axis)
+        self.slice_mm = geometry.distance_between_planes(self.array_axis)
         self.xyn_to_ijk = _axis_affine(geometry, self._towards)
         self.ijk_to_xyn = inverse(self.xyn_to_ijk)
         signs = "".join(f"{'-+'[sign > 0]}{'ijk'[array_axis]}" for array_axis, sign in self._towards)
@@ -230,7 +231,7 @@ class AxisStack(SliceStack):
         full_shape = self.volume.voxels_kji.shape[:3]
         if mask_kji.shape == full_shape and not any(offset_ijk):
             return np.array(self._slice(mask_kji, n), dtype=bool, order="C")
-        index = self._index_along(n) - offset_ijk[self.array_axis]
+        index = (n if self._towards[2][1] > 0 else self._depth - 1 - n) - offset_ijk[self.array_axis]
         flat_shape = list(full_shape)
         flat_shape[2 - self.array_axis] = 1
         flat_kji = np.zeros(flat_shape, dtype=bool)  # the one slice in voxel order
@@ -250,9 +251,6 @@ class AxisStack(SliceStack):
             self._slice(volume_kji, self.checked(n))[...] = self.checked_values(values_hw)
         return volume_kji
 
-    def _index_along(self, n: int) -> int:
-        return n if self._towards[2][1] > 0 else self._depth - 1 - n
-
     def _slice(self, array_kji: NDArray[Any], n: int) -> NDArray[Any]:
         """Return a view (H, W, …) of slice n of an array on the volume's grid, or flat along the axis."""
         view = canonical_view(array_kji, self.volume.geometry)  # axes S, P, L
@@ -260,10 +258,6 @@ class AxisStack(SliceStack):
             return view[n]
         flipped = view[::-1]  # rows run to Inferior
         return flipped[:, n] if self.plane == "coronal" else flipped[:, :, n]
-
-
-def _towards(geometry: Geometry, direction: str) -> tuple[int, int]:
-    return geometry.array_axis_towards(direction)
 
 
 def _axis_affine(geometry: Geometry, towards: list[tuple[int, int]]) -> NDArray[np.float64]:
@@ -274,19 +268,6 @@ def _axis_affine(geometry: Geometry, towards: list[tuple[int, int]]) -> NDArray[
         if sign < 0:
             matrix[array_axis, 3] = geometry.shape_ijk[array_axis] - 1
     return matrix
-
-
-def _distance_between_planes(geometry: Geometry, array_axis: int) -> float:
-    """Return the perpendicular distance: shorter than the step between voxels in a sheared volume."""
-    first, second = (geometry.ijk_to_ras[:3, axis] for axis in range(3) if axis != array_axis)
-    normal = np.cross(first, second)
-    return float(abs(geometry.ijk_to_ras[:3, array_axis] @ normal) / np.linalg.norm(normal))
-
-
-def stack_key(prefix: str, matrix: NDArray[np.float64], shape: tuple[int, ...]) -> str:
-    """Return a short stable name for a stack that has no better one."""
-    digest = hashlib.sha256(np.round(matrix, 9).astype("<f8").tobytes() + repr(shape).encode())
-    return f"{prefix}:{digest.hexdigest()[:16]}"
 
 
 _EDGE = 1e-6  # voxels: rounding in the matrices must not push the outermost sample outside
@@ -332,7 +313,10 @@ class ObliqueStack(SliceStack):
         self.slice_mm = float(spacing[2])
         self.xyn_to_ijk = volume.geometry.ras_to_ijk @ lattice
         self.ijk_to_xyn = inverse(self.xyn_to_ijk)
-        self.key = stack_key("oblique", self.xyn_to_ijk, (width, height, self._depth))
+        content = (
+            np.round(self.xyn_to_ijk, 9).astype("<f8").tobytes() + repr((width, height, self._depth)).encode()
+        )
+        self.key = f"oblique:{hashlib.sha256(content).hexdigest()[:16]}"
 
     def __len__(self) -> int:
         return self._depth

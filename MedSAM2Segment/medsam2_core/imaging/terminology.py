@@ -66,16 +66,9 @@ class Terminology:
 
     def __str__(self) -> str:
         """Return the text of 3D Slicer's TerminologyEntry tag."""
-        parts = (
-            self.context,
-            self.category,
-            self.type,
-            self.type_modifier,
-            self.region_context,
-            self.region,
-            self.region_modifier,
-        )
-        return "~".join(str(part) for part in parts)
+        what = (self.context, self.category, self.type, self.type_modifier)
+        where = (self.region_context, self.region, self.region_modifier)
+        return "~".join(map(str, (*what, *where)))
 
     @classmethod
     def parse(cls, text: str) -> Terminology:
@@ -84,10 +77,7 @@ class Terminology:
         if len(parts) != 7:
             message = f"{text!r} is not a terminology entry: it has {len(parts)} parts, not 7"
             raise VolumeError(message, code="invalid-terminology", text=text)
-        category, type_, type_modifier, region, region_modifier = (
-            Code.parse(parts[n]) for n in (1, 2, 3, 5, 6)
-        )
-        return cls(category, type_, type_modifier, region, region_modifier, parts[0], parts[4])
+        return cls(*(Code.parse(parts[n]) for n in (1, 2, 3, 5, 6)), parts[0], parts[4])
 
 
 _TISSUE = Code("SCT", "85756007", "Tissue")

@@ -38,18 +38,17 @@ SIDES = {
     "both": Code("SCT", "51440002", "Right and left"),
 }
 _SIDE_WORDS = {
-    **{"left": "left", "lt": "left", "right": "right", "rt": "right"},
-    **{"both": "both", "bilateral": "both"},
-}
+    "left": "left", "lt": "left", "right": "right", "rt": "right", "both": "both", "bilateral": "both",
+}  # fmt: skip
 _SIDE_LETTERS = {"l": "left", "r": "right"}  # only at an end: lung_L, but not the L of "vertebra L 1"
 _SMALL_WORDS = {"of", "the", "in"}
 _PLURALS = {  # those that more than an "s" makes
-    **{"arteries": "artery", "metastases": "metastasis", "nuclei": "nucleus", "ganglia": "ganglion"},
-    **{"thrombi": "thrombus", "emboli": "embolus", "bronchi": "bronchus", "bronchia": "bronchus"},
-    **{"cortices": "cortex", "testes": "testis", "pelves": "pelvis", "feet": "foot", "teeth": "tooth"},
-    **{"femora": "femur", "humeri": "humerus", "hippocampi": "hippocampus", "disk": "disc", "disks": "disc"},
-    **{"masses": "mass", "abscesses": "abscess", "sinuses": "sinus"},
-}
+    "arteries": "artery", "metastases": "metastasis", "nuclei": "nucleus", "ganglia": "ganglion",
+    "thrombi": "thrombus", "emboli": "embolus", "bronchi": "bronchus", "bronchia": "bronchus",
+    "cortices": "cortex", "testes": "testis", "pelves": "pelvis", "feet": "foot", "teeth": "tooth",
+    "femora": "femur", "humeri": "humerus", "hippocampi": "hippocampus", "disk": "disc", "disks": "disc",
+    "masses": "mass", "abscesses": "abscess", "sinuses": "sinus",
+}  # fmt: skip
 # SNOMED RT was known by these names before it became SNOMED CT (PS3.16 section 8).
 _OLD_SCHEMES = {"SRT", "SNM3", "99SDM"}
 _LONGEST_VALUE, _LONGEST_SCHEME, _LONGEST_MEANING = 16, 16, 64  # SH, SH and LO of PS3.5
@@ -189,11 +188,8 @@ def usual_meaning(code: Code) -> str | None:
     known = [term for term in _table().terms if _same(term.terminology.type, code)]
     names = {name for term in known for name in (term.name, *term.synonyms, term.terminology.type.meaning)}
     words = {_bag(_parse_name(name)[0]) for name in names}
-    return (
-        None
-        if not known or _bag(_parse_name(code.meaning)[0]) in words
-        else known[0].terminology.type.meaning
-    )
+    is_usual = not known or _bag(_parse_name(code.meaning)[0]) in words
+    return None if is_usual else known[0].terminology.type.meaning
 
 
 def format_terminology(codes: Terminology) -> str:
@@ -306,13 +302,8 @@ def _terms(table: dict[str, Any]) -> Iterator[Term]:
             region=code(line.get("region")),
         )
         flags = {flag: line.get(flag, False) for flag in ("sides", "within", "numbered")}
-        yield Term(
-            line["name"],
-            tuple(line.get("also", ())),
-            codes,
-            adjectives=tuple(line.get("adjectives", ())),
-            **flags,
-        )
+        also, adjectives = (tuple(line.get(key, ())) for key in ("also", "adjectives"))
+        yield Term(line["name"], also, codes, adjectives=adjectives, **flags)
 
 
 def _keys(term: Term) -> Iterator[_Key]:

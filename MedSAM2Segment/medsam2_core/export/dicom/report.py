@@ -44,12 +44,7 @@ _PROCEDURES = {
     "NM": "NMUnspecifiedBodyRegion",
     **dict.fromkeys(("CR", "DX", "RF", "XA"), "XRUnspecifiedBodyRegion"),
 }
-_SIDES = {
-    "7771000",
-    "24028007",
-    "51440002",
-    "66459002",
-}  # SNOMED CT of CID 244: left, right, both, unilateral
+_SIDES = {"7771000", "24028007", "51440002", "66459002"}  # SNOMED CT: left, right, both, unilateral
 
 
 def write_report(
@@ -101,11 +96,8 @@ def write_report(
     with atomic.protect(*source.files), atomic.new_file(path, overwrite=overwrite) as stream:
         document.save_as(stream, enforce_file_format=True)
     if not source.has_depth:
-        notes.append(
-            Note.warning(
-                "volume-not-reported", "the image does not give its thickness: the report has no volumes"
-            )
-        )
+        message = "the image does not give its thickness: the report has no volumes"
+        notes.append(Note.warning("volume-not-reported", message))
     return Written(path, tuple(notes))
 
 
@@ -139,20 +131,14 @@ def _paired(
     measured: Sequence[Measured], seg: Dataset, path: Path
 ) -> tuple[list[tuple[Measured, Dataset]], list[Note]]:
     """Pair measurements with the SEG's items of the same segments."""
-    items = [
-        item for item in seg.SegmentSequence if int(item.SegmentNumber) > 0
-    ]  # 0: background of a label map
+    # 0 is the background of a label map.
+    items = [item for item in seg.SegmentSequence if int(item.SegmentNumber) > 0]
     notes: list[Note] = []
     if len(items) != len(measured):
-        notes = [
-            Note.info(
-                "empty-segment-not-reported",
-                f"{one.name!r} has no voxel: it is not in the report",
-                segment=one.name,
-            )
-            for one in measured
-            if not one.voxel_count
-        ]
+        for one in measured:
+            if not one.voxel_count:
+                message = f"{one.name!r} has no voxel: it is not in the report"
+                notes.append(Note.info("empty-segment-not-reported", message, segment=one.name))
         measured = [one for one in measured if one.voxel_count]
     if len(items) != len(measured) or not measured:
         raise ExportError(

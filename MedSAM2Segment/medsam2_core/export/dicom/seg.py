@@ -32,7 +32,6 @@ from medsam2_core.export.dicom.frames import (
     write_frames,
 )
 from medsam2_core.export.dicom.options import Compression, Kind, SegOptions
-from medsam2_core.export.dicom.source import slice_distance
 from medsam2_core.export.metadata import LARGEST_IS, MANUFACTURER
 from medsam2_core.export.resampling import onto_grid
 from medsam2_core.imaging.segmentation import Segmentation
@@ -261,7 +260,7 @@ def _fill(dataset: Any, pixels: FrameSource, source: Source, options: SegOptions
     if source.is_placed and slices > 1:
         # highdicom writes it for even stacks only. Without it a reader must infer it from the frames.
         measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-        measures.SpacingBetweenSlices = DSfloat(slice_distance(source.geometry), auto_format=True)
+        measures.SpacingBetweenSlices = DSfloat(source.geometry.distance_between_planes(), auto_format=True)
     if "ContentCreatorName" not in dataset:
         dataset.ContentCreatorName = ""  # of type 2: present and empty
     if not source.is_placed:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.imaging import files
 from medsam2_core.imaging.dicom import find_stack
@@ -193,7 +191,7 @@ def _depth(frames: Sequence[Frame], geometry: Geometry, notes: dict[Note, None])
     if len(frames) > 1:
         message = "the images give no slice thickness: their spacing is used"
         notes[Note.warning("slice-thickness-assumed", message)] = None
-        return slice_distance(geometry)
+        return geometry.distance_between_planes()
     distance = _told(frames[0])
     if distance is None:
         message = (
@@ -204,13 +202,6 @@ def _depth(frames: Sequence[Frame], geometry: Geometry, notes: dict[Note, None])
     message = "the image gives no slice thickness: the spacing of slices is used"
     notes[Note.warning("slice-thickness-assumed", message, thickness_mm=distance)] = None
     return distance
-
-
-def slice_distance(geometry: Geometry) -> float:
-    """Return the distance of neighbouring slices in mm, at right angles to them."""
-    i, j, k = geometry.ijk_to_ras[:3, :3].T
-    normal = np.cross(i, j)
-    return abs(float(k @ normal)) / float(np.linalg.norm(normal))
 
 
 def _told(frame: Frame) -> float | None:
@@ -252,32 +243,23 @@ def _decimals(values: Any) -> list[Any]:
 
 #: All that is read of the slices after the first: the rest is the same, and can be long.
 OF_A_SLICE = (
-    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
-    *("Modality", "Rows", "Columns", "SliceThickness", "SpecificCharacterSet", "InstanceNumber"),
-    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
-)
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
+    "Modality", "Rows", "Columns", "SliceThickness", "SpecificCharacterSet", "InstanceNumber",
+    "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+)  # fmt: skip
 #: Present in every SEG, if need be without a value (type 2 of the patient and study modules).
 _MAY_BE_EMPTY = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
-    *("AccessionNumber", "ReferringPhysicianName"),
-)
-#: What ties a SEG to its patient and study: kept as it is, even where it breaks a rule.
-_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-#: In the order in which one is made of the other.
-_NAMED = {
-    "SeriesInstanceUID": "series",
-    "StudyInstanceUID": "study",
-    "FrameOfReferenceUID": "frame of reference",
-}
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+#: What ties a SEG to its series, study and place, in the order in which one is made of the other: kept as it
+#: is, even where it breaks a rule.
+_UIDS = {
+    "SeriesInstanceUID": "series", "StudyInstanceUID": "study", "FrameOfReferenceUID": "frame of reference",
+}  # fmt: skip
 _IDENTIFYING = (
-    *_UIDS,
-    "SOPInstanceUID",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientName",
-    "AccessionNumber",
-    "StudyID",
-)
+    *_UIDS, "SOPInstanceUID", "PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber", "StudyID",
+)  # fmt: skip
 #: SOP class of the images of a modality, for files that have none.
 _SOP_CLASSES = {
     "CT": "1.2.840.10008.5.1.4.1.1.2",
@@ -371,7 +353,7 @@ def complete(header: Dataset, first: Dataset, notes: dict[Note, None]) -> None:
     for keyword in _MAY_BE_EMPTY:
         if keyword not in header:
             setattr(header, keyword, first.get(keyword, ""))
-    for keyword, what in _NAMED.items():
+    for keyword, what in _UIDS.items():
         if not header.get(keyword):
             setattr(header, keyword, _derived(first, what))
             basis = "the first of them" if what == "series" else "their series"
