@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from medsam2_core.auto.fewshot.cases import read_case
 from medsam2_core.auto.fewshot.data import ClassTable, draw_shots, find_pairs, parse_classes, stem_of
-from medsam2_core.auto.fewshot.images import ReadingOptions, read_pair
+from medsam2_core.auto.fewshot.images import ReadingOptions, images_of
 from medsam2_core.auto.fewshot.settings import FewShotSettings, plan_stages
 from medsam2_core.auto.fewshot.survey import fingerprints, survey
 from medsam2_core.errors import TrainingError
@@ -131,7 +132,7 @@ def test_a_picture_lies_in_the_square_and_its_labels_stay_as_they_are(tmp_path):
     (pair,) = find_pairs(tmp_path)
     table = ClassTable()
     table.add_labels([Label("1", 1), Label("2", 2)])
-    (image,) = read_pair(pair, table, READING)
+    (image,) = images_of(read_case(pair), table, READING)
     assert image.square.shape == (64, 64, 3)
     assert np.array_equal(image.labels_hw, a_picture(0)[1])
     assert not image.is_slice

@@ -245,7 +245,7 @@ def test_a_start_for_another_sam_2_gives_its_texture_adapter(model, found, tmp_p
     ours = auto.texture.state_dict()
     assert all(torch.equal(ours[name], texture[name]) for name in texture)
     bank = a_bank(tmp_path, auto, found, 1)
-    assert choose_queries(auto, start, bank, found.images) == [0.0, 0.0]
+    assert choose_queries(auto, start, bank, found.images, range(len(found.images))) == [0.0, 0.0]
     assert all(torch.equal(before[n], value) for n, value in auto.network.predictor.state_dict().items())
 
 
@@ -262,7 +262,7 @@ def test_the_first_sketch_of_a_class_is_the_best_line_through_what_is_seen(model
 
     body = auto.texture.stages[0][0].weight.clone()
     before = loss()
-    fit_class_weights(auto, bank, found.images)
+    fit_class_weights(auto, bank, found.images, range(len(found.images)))
     assert loss() < 0.7 * before
     assert torch.equal(body, auto.texture.stages[0][0].weight)
 

@@ -241,7 +241,7 @@ def test_a_start_gives_its_shared_part_and_the_queries_that_find_a_class(trained
     initialise(auto, start)
     ours = auto.network.predictor.state_dict()
     assert all(torch.equal(ours[name], known[name]) for name in known)
-    scores = choose_queries(auto, start, bank, found.images)
+    scores = choose_queries(auto, start, bank, found.images, range(len(found.images)))
     assert torch.equal(auto.network.predictor.queries[0], queries[1]), scores
 
 

@@ -23,9 +23,8 @@ RANK = 8
 BOTTLENECK = 64
 # Parts of the mask decoder that are trained themselves when its attentions are adapted.
 _TRAINED = (
-    *("mask_tokens", "obj_score_token", "output_upscaling", "output_hypernetworks_mlps"),
-    "pred_obj_score_head",
-)
+    "mask_tokens", "obj_score_token", "output_upscaling", "output_hypernetworks_mlps", "pred_obj_score_head",
+)  # fmt: skip
 
 
 class LowRank(nn.Module):
@@ -44,7 +43,7 @@ class LowRank(nn.Module):
         return self.proj(x) + self.w_b(self.w_a(x))
 
 
-def adapted_decoder(module: SAM2Base, rank: int = RANK) -> nn.Module:
+def adapted_decoder(module: SAM2Base) -> nn.Module:
     """Return a copy of a model's mask decoder with low-rank updates.
 
     As in Sam2Rad: rank 8 on the query and value projections of all attentions; tokens, upscaling and heads
@@ -53,7 +52,7 @@ def adapted_decoder(module: SAM2Base, rank: int = RANK) -> nn.Module:
     decoder = copy.deepcopy(module.sam_mask_decoder).requires_grad_(False)
     for attention in _attentions(decoder):
         for name in ("q_proj", "v_proj"):
-            setattr(attention, name, LowRank(getattr(attention, name), rank))
+            setattr(attention, name, LowRank(getattr(attention, name)))
     for name, parameter in decoder.named_parameters():
         parameter.requires_grad_(_is_trained(name))
     return decoder

@@ -46,8 +46,6 @@ class ClassPrediction:
     box_xyxy
         Predicted box in slice pixels (pixel centres at integers), clipped to the slice; None if the class is
         absent or the predictor has no box head.
-    point_xy
-        The pixel of the highest probability; None when the mask is empty.
     probabilities
         Probability of each pixel; None when they are not kept.
     """
@@ -57,7 +55,6 @@ class ClassPrediction:
     quality: float
     score: float
     box_xyxy: tuple[float, float, float, float] | None
-    point_xy: tuple[float, float] | None
     probabilities: PackedValues | None = None
 
     @property
@@ -186,12 +183,11 @@ class AutoSegmenter:
             mask = without_small_pieces(labels == number + 1, least)
             value = float(score[number])
             box = _box_on_slice(boxes[number], letterbox) if boxes is not None and mask.any() else None
-            point = _most_probable(probability[number], mask)
             quality = expected_iou(probability[number], mask)
             if not mask.any():
                 mask = self._empty(mask.shape)
             kept = self._probabilities(probability[number], mask, value) if self.keeps_probabilities else None
-            predictions.append(ClassPrediction(number, mask, quality, value, box, point, kept))
+            predictions.append(ClassPrediction(number, mask, quality, value, box, kept))
         return SlicePrediction(n, tuple(predictions))
 
     def _empty(self, shape_hw: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -230,15 +226,6 @@ def expected_iou(probability_hw: NDArray[np.float32], mask_hw: NDArray[np.bool_]
     inside = float(probability_hw[mask_hw].sum())
     either = float(probability_hw.sum()) + float(mask_hw.sum()) - inside
     return inside / either if mask_hw.any() and either > 0 else 0.0
-
-
-def _most_probable(
-    probability_hw: NDArray[np.float32], mask_hw: NDArray[np.bool_]
-) -> tuple[float, float] | None:
-    if not mask_hw.any():
-        return None
-    row, column = divmod(int(np.where(mask_hw, probability_hw, -1.0).argmax()), mask_hw.shape[1])
-    return float(column), float(row)
 
 
 def _box_on_slice(box_units: NDArray, letterbox: Letterbox) -> tuple[float, float, float, float] | None:

@@ -223,7 +223,8 @@ def _terminology(item: Any) -> Terminology | None:
     region = _first(item, "AnatomicRegionSequence")
     modifier = _first(kind, "SegmentedPropertyTypeModifierCodeSequence")
     region_modifier = _first(region, "AnatomicRegionModifierSequence")
-    return Terminology(*map(_code, (category, kind, modifier, region, region_modifier)))
+    codes = [_code(item) for item in (category, kind, modifier, region, region_modifier)]
+    return Terminology(codes[0], codes[1], codes[2], codes[3], codes[4])
 
 
 def _first(item: Any, sequence: str) -> Any:

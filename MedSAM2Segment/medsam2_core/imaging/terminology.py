@@ -77,7 +77,8 @@ class Terminology:
         if len(parts) != 7:
             message = f"{text!r} is not a terminology entry: it has {len(parts)} parts, not 7"
             raise VolumeError(message, code="invalid-terminology", text=text)
-        return cls(*(Code.parse(parts[n]) for n in (1, 2, 3, 5, 6)), parts[0], parts[4])
+        category, kind, modifier, region, side = (Code.parse(parts[n]) for n in (1, 2, 3, 5, 6))
+        return cls(category, kind, modifier, region, side, parts[0], parts[4])
 
 
 _TISSUE = Code("SCT", "85756007", "Tissue")

@@ -16,9 +16,9 @@ from medsam2_core.imaging.segmentation import Label, Segment, Segmentation, defa
 
 #: Endings of files that can be images, the longest first.
 SUFFIXES = (
-    *(".seg.nrrd", ".nii.gz", ".nrrd", ".nhdr", ".nii", ".mha", ".mhd"),
-    *(".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"),
-)
+    ".seg.nrrd", ".nii.gz", ".nrrd", ".nhdr", ".nii", ".mha", ".mhd", ".png", ".tif", ".tiff", ".jpg",
+    ".jpeg", ".bmp",
+)  # fmt: skip
 _LABEL_FOLDERS = ("labels", "label", "masks", "mask", "gts", "gt", "segmentations", "seg", "annotations")
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scans")
 LABEL_ENDINGS = ("_seg", "_mask", "_label", "_labels", "_gt", "-seg", "-mask", "-label", "_segmentation")

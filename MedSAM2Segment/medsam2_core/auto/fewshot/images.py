@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsam2_core.auto.fewshot.cases import LabelledCase, read_case
-from medsam2_core.auto.fewshot.data import ClassTable, Pair
+from medsam2_core.auto.fewshot.cases import LabelledCase
+from medsam2_core.auto.fewshot.data import ClassTable
 from medsam2_core.auto.letterbox import Letterbox
 from medsam2_core.errors import TrainingError
 from medsam2_core.imaging.intensity import parse_window, to_display
@@ -94,17 +94,6 @@ class ReadingOptions:
     axis: str = "axial"
     window: str = "auto"
     most_slices: int = MOST_SLICES
-
-
-def read_pair(pair: Pair, table: ClassTable, reading: ReadingOptions) -> list[LabelledImage]:
-    """Read the labelled images of a pair.
-
-    Raises
-    ------
-    VolumeError
-        A file cannot be read, or ``sizes-differ``.
-    """
-    return images_of(read_case(pair), table, reading)
 
 
 def images_of(case: LabelledCase, table: ClassTable, reading: ReadingOptions) -> list[LabelledImage]:
@@ -203,16 +192,8 @@ def read_data_sets(folders: Sequence[Path], side: int) -> tuple[list[DataSet], l
         classes = tuple(sorted({int(v) for marks in labels for v in torch.unique(marks)} - {0}))
         for sets, is_validation in ((training, False), (validation, True)):
             kept = [n for n in range(len(squares)) if (n % 8 == 5) is is_validation]
-            sets.append(
-                DataSet(
-                    row.name,
-                    [squares[n] for n in kept],
-                    [labels[n] for n in kept],
-                    [letterboxes[n] for n in kept],
-                    classes,
-                    queries,
-                )
-            )
+            parts = ([one[n] for n in kept] for one in (squares, labels, letterboxes))
+            sets.append(DataSet(row.name, *parts, classes, queries))
         queries += len(classes)
     if not training:
         places = ", ".join(map(str, folders))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -16,29 +16,15 @@ from medsam2_core.auto.adapters import class_logits
 from medsam2_core.auto.fewshot.images import LabelledImage
 from medsam2_core.auto.fewshot.objective import coverage_loss
 from medsam2_core.auto.model import AutoModel
-from medsam2_core.auto.predictor import FeatureLevels
 from medsam2_core.errors import TrainingError
 
 if TYPE_CHECKING:
+    from medsam2_core.auto.fewshot.features import FeatureBank
     from medsam2_core.engine.model import SegmentationModel
 
 _MOST_IMAGES = 24  # that weights are adapted on
 _LEAST_DICE = 0.1  # soft Dice from which on pretrained queries are used for a class
 _PROBE_STEPS, _PROBE_DECAY = 40, 1e-2
-
-
-class Variants(Protocol):
-    """Images with features and labels: a :class:`~medsam2_core.auto.fewshot.features.FeatureBank`."""
-
-    @property
-    def variants(self) -> int:
-        """Variants of an image; the index of variant v of image n is ``n * variants + v``."""
-
-    def read(self, indices: Sequence[int]) -> tuple[FeatureLevels, torch.Tensor]:
-        """Return features and labels (B, S, S) of variants."""
-
-    def pictures(self, indices: Sequence[int]) -> torch.Tensor:
-        """Return the normalised (B, 3, S, S) images of variants."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +133,10 @@ def initialise(auto: AutoModel, start: PretrainedStart) -> None:
         predictor.queries.copy_(mean + 0.1 * predictor.queries)
 
 
-def fit_class_weights(auto: AutoModel, bank: Variants, images: Sequence[LabelledImage]) -> None:
-    """Fit the class weights of the texture adapter on a few images; its features are fixed.
+def fit_class_weights(
+    auto: AutoModel, bank: FeatureBank, images: Sequence[LabelledImage], indices: Sequence[int]
+) -> None:
+    """Fit the class weights of the texture adapter on a few of the images; its features are fixed.
 
     A linear probe (Alain & Bengio, *Understanding intermediate layers using linear classifier probes*, 2016),
     which takes seconds where training would take minutes.
@@ -157,7 +145,7 @@ def fit_class_weights(auto: AutoModel, bank: Variants, images: Sequence[Labelled
     if texture is None:
         return
     pixels, shares = [], []
-    for n in _labelled(images):
+    for n in _labelled(images, indices):
         pictures = bank.pictures([n * bank.variants])
         _, labels = bank.read([n * bank.variants])
         numbers = torch.arange(1, auto.network.classes + 1, device=labels.device)[:, None, None]
@@ -188,9 +176,13 @@ def fit_class_weights(auto: AutoModel, bank: Variants, images: Sequence[Labelled
 
 @torch.inference_mode()
 def choose_queries(
-    auto: AutoModel, start: PretrainedStart, bank: Variants, images: Sequence[LabelledImage]
+    auto: AutoModel,
+    start: PretrainedStart,
+    bank: FeatureBank,
+    images: Sequence[LabelledImage],
+    indices: Sequence[int],
 ) -> list[float]:
-    """Initialise each class with the pretrained queries that predict it best on a few images.
+    """Initialise each class with the pretrained queries that predict it best on a few of the images.
 
     These are the queries whose predicted mask (plus texture logits of the class, if there are any) overlaps
     the class most; a class that none predicts keeps the mean.
@@ -206,7 +198,7 @@ def choose_queries(
     network.predictor.eval()
     pool = start.queries.to(network.predictor.queries.device)
     scores, counts = torch.zeros(classes, len(pool)), torch.zeros(classes, 1)
-    for n in _labelled(images):
+    for n in _labelled(images, indices):
         levels, labels = bank.read([n * bank.variants])
         if auto.texture is not None:
             levels = auto.add_texture(levels, bank.pictures([n * bank.variants]))
@@ -231,9 +223,9 @@ def choose_queries(
     return [round(float(value), 3) for value in best]
 
 
-def _labelled(images: Sequence[LabelledImage]) -> list[int]:
-    """Return the numbers of a few images with labels."""
-    return [n for n in range(len(images)) if images[n].labels_hw.any()][:_MOST_IMAGES]
+def _labelled(images: Sequence[LabelledImage], indices: Sequence[int]) -> list[int]:
+    """Return a few indices of images with labels."""
+    return [n for n in indices if images[n].labels_hw.any()][:_MOST_IMAGES]
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

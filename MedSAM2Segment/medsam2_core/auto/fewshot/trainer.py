@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from medsam2_core.auto.fewshot.start import PretrainedStart, choose_queries, fit
 from medsam2_core.auto.fewshot.survey import Survey
 from medsam2_core.auto.model import AutoModel, untrained_model
 from medsam2_core.auto.model_file import AutoCard
-from medsam2_core.auto.predictor import FeatureLevels, PredictorSettings
+from medsam2_core.auto.predictor import PredictorSettings
 from medsam2_core.errors import TrainingError
 from medsam2_core.version import __version__
 
@@ -167,10 +167,9 @@ class FewShotTrainer:
 
     def _fit(self, stage: Stage, bank: FeatureBank) -> Fit:
         auto = self._blank()
-        of_stage, part = [self.images[n] for n in stage.training], _BankSubset(bank, stage.training)
-        fit_class_weights(auto, part, of_stage)
+        fit_class_weights(auto, bank, self.images, stage.training)
         if self.start is not None:
-            choose_queries(auto, self.start, part, of_stage)
+            choose_queries(auto, self.start, bank, self.images, stage.training)
         return Fit(
             auto, bank, self.images, stage.training, stage.validation, self.settings.fit, self.settings.seed,
             has_start=self.start is not None and bool(self.start.texture),
@@ -388,18 +387,3 @@ class FewShotTrainer:
             digest.update(f"{image.key}{groups.index(image.group)}{image.held_out}".encode())
             digest.update(np.ascontiguousarray(image.labels_hw).tobytes())
         return digest.hexdigest()
-
-
-class _BankSubset:
-    """Variant 0 of some images of a bank, numbered from 0."""
-
-    def __init__(self, bank: FeatureBank, indices: Sequence[int]) -> None:
-        self._bank, self._indices, self.variants = bank, indices, 1
-
-    def read(self, indices: Sequence[int]) -> tuple[FeatureLevels, torch.Tensor]:
-        """See the bank; by numbers of the subset."""
-        return self._bank.read([self._indices[n] * self._bank.variants for n in indices])
-
-    def pictures(self, indices: Sequence[int]) -> torch.Tensor:
-        """See the bank; by numbers of the subset."""
-        return self._bank.pictures([self._indices[n] * self._bank.variants for n in indices])
