@@ -143,12 +143,10 @@ def _spread(indices: NDArray[np.intp], count: int) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images of one data set: (S, S, 3) uint8 squares, (S, S) labels, and their letterboxes."""
+    """Images of one data set: each an (S, S, 3) uint8 square, its (S, S) labels, and its letterbox."""
 
     name: str
-    squares: list[np.ndarray]
-    labels: list[torch.Tensor]
-    letterboxes: list[Letterbox]
+    images: list[tuple[np.ndarray, torch.Tensor, Letterbox]]
     classes: tuple[int, ...]
     first_query: int
 
@@ -179,21 +177,19 @@ def read_data_sets(folders: Sequence[Path], side: int) -> tuple[list[DataSet], l
         message = f"{twice[0]}: two data sets have this name; rename a folder"
         raise TrainingError(message, code="data-sets-of-one-name", name=twice[0])
     for row in rows:
-        squares, labels, letterboxes = [], [], []
+        images = []
         for path in sorted(row.glob("*_img.png")):
             image = np.asarray(Image.open(path).convert("RGB"))
             marks = np.asarray(Image.open(path.with_name(path.name.replace("_img.", "_seg."))))
             letterbox = Letterbox(image.shape[:2], side)
-            squares.append((letterbox.resize(image).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
-            labels.append(letterbox.resize_labels(marks))
-            letterboxes.append(letterbox)
-        if not squares:
+            square = (letterbox.resize(image).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            images.append((square, letterbox.resize_labels(marks), letterbox))
+        if not images:
             continue
-        classes = tuple(sorted({int(v) for marks in labels for v in torch.unique(marks)} - {0}))
+        classes = tuple(sorted({int(v) for _, marks, _ in images for v in torch.unique(marks)} - {0}))
         for sets, is_validation in ((training, False), (validation, True)):
-            kept = [n for n in range(len(squares)) if (n % 8 == 5) is is_validation]
-            parts = ([one[n] for n in kept] for one in (squares, labels, letterboxes))
-            sets.append(DataSet(row.name, *parts, classes, queries))
+            kept = [one for n, one in enumerate(images) if (n % 8 == 5) is is_validation]
+            sets.append(DataSet(row.name, kept, classes, queries))
         queries += len(classes)
     if not training:
         places = ", ".join(map(str, folders))

@@ -231,7 +231,7 @@ class Pretrainer:
         """Draw the data set of this step; return it with the random generator of the step."""
         rng = np.random.default_rng((self.settings.seed, self.step))
         # Every image has the same probability: a small data set drawn often would be overfitted.
-        sizes = np.array([len(one.squares) for one in self.training])
+        sizes = np.array([len(one.images) for one in self.training])
         return self.training[int(rng.choice(len(sizes), p=sizes / sizes.sum()))], rng
 
     def _texture_step(self) -> dict[str, float]:
@@ -319,12 +319,10 @@ class Pretrainer:
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Draw normalised, augmented images of a data set with their labels."""
         made = []
-        for n in rng.choice(len(data.squares), count, replace=len(data.squares) < count):
-            picture = torch.from_numpy(data.squares[n].astype(np.float32) / 255).permute(2, 0, 1)
-            letterbox = data.letterboxes[n]
-            picture, labels = self.settings.augmentation.apply(
-                picture, data.labels[n], rng, letterbox.content_hw
-            )
+        for n in rng.choice(len(data.images), count, replace=len(data.images) < count):
+            square, marks, letterbox = data.images[n]
+            picture = torch.from_numpy(square.astype(np.float32) / 255).permute(2, 0, 1)
+            picture, labels = self.settings.augmentation.apply(picture, marks, rng, letterbox.content_hw)
             made.append((letterbox.normalise(picture), labels))
         return made
 
@@ -340,8 +338,7 @@ class Pretrainer:
         table = {}
         for data in self.validation:
             found = []
-            for n in range(0, len(data.squares), max(1, len(data.squares) // _VALIDATED)):
-                square, labels, letterbox = data.squares[n], data.labels[n], data.letterboxes[n]
+            for square, labels, letterbox in data.images[:: max(1, len(data.images) // _VALIDATED)]:
                 picture = torch.from_numpy(square.astype(np.float32) / 255).permute(2, 0, 1)
                 present = [c for c in data.classes if int((labels == c).sum()) > _LEAST_PIXELS]
                 if not present:
