@@ -23,7 +23,7 @@ from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.memory import MemoryPolicy, PromptedMemory, RecentMemory, SelfSortingMemory
 from medsam2_core.engine.model import load_model
 from medsam2_core.engine.options import TrackerOptions
-from medsam2_core.evaluation.cases import objects_of, read_case, read_table
+from medsam2_core.evaluation.cases import objects_of, read_table
 from medsam2_core.evaluation.metrics import dice
 from medsam2_core.evaluation.simulated_user import largest_piece, tight_box
 from medsam2_core.imaging.geometry import Geometry
@@ -157,7 +157,7 @@ def measure_set(pairs: list[Pair], seeds: int, model, policies: dict[str, Memory
 
 def measure_volume(case, model, policies: dict[str, MemoryPolicy]) -> Iterator[dict[str, float]]:
     """Dice by method, for every object of a case: one box on the largest slice, propagated."""
-    volume, cache = read_case(case), FeatureCache(1 << 30)
+    volume, cache = read_volume(case.image), FeatureCache(1 << 30)
     window = parse_window(case.window, volume)
     for measured in objects_of(case, volume):
         found = {}

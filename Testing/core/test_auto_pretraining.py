@@ -29,7 +29,7 @@ def test_a_start_is_trained_and_the_model_below_stays(tmp_path, model):
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     told = []
     trainer = Pretrainer(model, [tmp_path / "data"], tmp_path / "run", Pretraining(minutes=9), told.append)
-    assert [len(one.squares) for one in trainer.training] == [8, 8]
+    assert [len(one.images) for one in trainer.training] == [8, 8]
     assert trainer.predictor.queries.shape[0] == 4, "queries for every class of every data set"
     some_steps(trainer, 4)
     after = model.module.state_dict()

@@ -10,7 +10,7 @@ import pytest
 from medsam2_core.errors import EvaluationError
 from medsam2_core.evaluation import protocol as protocol_module
 from medsam2_core.evaluation.baselines import copied_key_mask, inscribed_ellipse
-from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of, read_case, read_table
+from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of, read_table
 from medsam2_core.evaluation.metrics import Scores, dice, scores
 from medsam2_core.evaluation.protocol import Measurement, StandardProtocol, measure_case, measure_object
 from medsam2_core.evaluation.report import means, plot, table, write_json
@@ -22,6 +22,7 @@ from medsam2_core.evaluation.simulated_user import (
     tight_box,
 )
 from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
@@ -208,7 +209,7 @@ def test_baselines_of_real_cases_are_the_known_ones(shared_data, tmp_path, image
     (tmp_path / "cases.tsv").write_text(f"row\timage\tlabels\nrow\t{image}\t{labels}\n")
     found = []
     for case in read_table(tmp_path / "cases.tsv", shared_data):
-        volume = read_case(case)
+        volume = read_volume(case.image)
         stack = SliceStack.along(volume, case.axis)
         for measured in objects_of(case, volume):
             truth = measured.truth_kji

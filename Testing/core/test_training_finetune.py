@@ -188,9 +188,9 @@ def written(monkeypatch):
     """What clips write into their memory: whether prompted, present, and the logits."""
     seen, write = [], network.ObjectMemory.write
 
-    def note(memory, frame, here, answer, logits, prompted, ambiguous=False):
+    def note(memory, frame, here, answer, logits, prompted):
         seen.append((prompted, bool(answer.presence > 0), logits.detach().clone()))
-        write(memory, frame, here, answer, logits, prompted, ambiguous)
+        write(memory, frame, here, answer, logits, prompted)
 
     monkeypatch.setattr(network.ObjectMemory, "write", note)
     return seen
@@ -219,12 +219,17 @@ def test_masks_are_taken_as_they_are_by_published_models(written):
     assert losses["mask"] > 0  # of the slices that follow
 
 
-def test_tracking_gets_the_mask_before_only_where_the_model_carries_it(model):
-    logits = torch.ones(2, 1, 16, 16)
-    assert Objective(model.module, None, model.recipe).following(logits).previous_logits is logits
+def test_tracking_gets_the_mask_before_only_where_the_model_carries_it(model, monkeypatch):
+    seen, logits = [], torch.ones(2, 1, 16, 16)
+    nothing = network.Answer(logits, logits, logits, logits)
+    monkeypatch.setattr(
+        Objective, "decode", lambda _self, _embedding, _here, said: seen.append(said) or nothing
+    )
+    Objective(model.module, None, model.recipe).follow(logits, None, logits)
+    assert seen.pop().previous_logits is logits
     stock = a_stock_model("sam2.1_hiera_t")
-    objective = Objective(stock.module, None, STOCK)
-    assert objective.following(logits).previous_logits is None and objective.tracks_with_three
+    assert Objective(stock.module, None, STOCK).follow(logits, None, logits).ambiguous
+    assert seen.pop().previous_logits is None
 
 
 @pytest.mark.parametrize("stock", [False, True])

@@ -20,7 +20,6 @@ from medsam2_core.training.objective import (
     Objective,
     Stage,
     answer_losses,
-    best_logits,
     coverage,
     disturbed,
     moved,
@@ -239,7 +238,7 @@ def test_an_absent_object_teaches_presence_alone():
     answer = network.Answer(
         torch.randn(2, 4, S, S), torch.rand(2, 4), torch.zeros(2, 4, 8), torch.zeros(2, 1)
     )
-    losses, errors = answer_losses(answer, torch.zeros(2, S, S), ambiguous=False)
+    losses, errors = answer_losses(answer, torch.zeros(2, S, S))
     assert float(losses["mask"]) == float(losses["iou"]) == 0 and errors.tolist() == [0, 0]
     assert float(losses["presence"]) == pytest.approx(math.log(2))
 
@@ -249,11 +248,12 @@ def test_one_click_may_be_answered_by_any_of_three():
     logits = torch.randn(1, 4, S, S, generator=generator())
     answer = network.Answer(logits, torch.full((1, 4), 0.5), torch.zeros(1, 4, 8), torch.zeros(1, 1))
     logits[:, 3] = (target * 2 - 1) * 20
-    best = answer_losses(answer, target, ambiguous=True)[0]["mask"]
-    assert best < 0.3 * answer_losses(answer, target, ambiguous=False)[0]["mask"]
+    unsure = replace(answer, ambiguous=True)
+    best = answer_losses(unsure, target)[0]["mask"]
+    assert best < 0.3 * answer_losses(answer, target)[0]["mask"]
     answer.iou[0] = torch.tensor([0.9, 0.1, 0.2, 0.8])
-    assert torch.equal(best_logits(answer, True), logits[:, 3:4])
-    assert torch.equal(best_logits(answer, False), logits[:, :1])
+    assert torch.equal(unsure.best_logits, logits[:, 3:4])
+    assert torch.equal(answer.best_logits, logits[:, :1])
 
 
 @pytest.mark.parametrize("share, spoken_about", [(0.0, [True, False]), (1.0, [True, True])])
@@ -261,9 +261,9 @@ def test_a_slice_that_was_corrected_conditions_the_others(model, monkeypatch, sh
     heads = AffinityHeads(model.module.hidden_dim)
     said, write = [], network.ObjectMemory.write
 
-    def note(memory, frame, here, answer, logits, prompted, ambiguous=False):
+    def note(memory, frame, here, answer, logits, prompted):
         said.append(prompted)
-        write(memory, frame, here, answer, logits, prompted, ambiguous)
+        write(memory, frame, here, answer, logits, prompted)
 
     monkeypatch.setattr(network.ObjectMemory, "write", note)
     objects = torch.zeros(1, 3, 64, 64, dtype=torch.bool)
@@ -297,7 +297,7 @@ def test_a_correction_that_makes_it_worse_costs_extra(model, monkeypatch):
         def prompted(*_):
             for factor in factors:
                 logits = ((target * 2 - 1) * factor)[:, None].expand(-1, 4, -1, -1)
-                yield network.Answer(logits, torch.ones(1, 4), torch.zeros(1, 4, 8), torch.ones(1, 1)), False
+                yield network.Answer(logits, torch.ones(1, 4), torch.zeros(1, 4, 8), torch.ones(1, 1))
 
         monkeypatch.setattr(objective, "prompted", prompted)
         return objective.losses(batch, stage, generator())["worse"]

@@ -70,16 +70,7 @@ def read_card(path: str | Path) -> ModelCard | None:
         if facts.pop("form") != _FORM:
             return None
         card = ModelCard(**{**facts, "classes": tuple(map(str, facts.get("classes", ())))})
-    except (
-        OSError,
-        RuntimeError,
-        struct.error,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ):
+    except (OSError, RuntimeError, struct.error, ValueError, LookupError, TypeError, AttributeError):
         return None
     return card if _is_sound(card) else None
 

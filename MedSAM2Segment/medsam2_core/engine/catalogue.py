@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -225,16 +225,15 @@ def _read(path: Path) -> Catalogue:
 
 
 def _entry(facts: Any, where: str) -> ModelEntry:
-    known = {item.name for item in fields(ModelEntry)} - {"path"}
     if not isinstance(facts, dict):
         message = f"{where} is not an object, but {facts!r}"
         raise CatalogueError(message, code="bad-catalogue-entry", where=where)
-    if unknown := sorted(set(facts) - known):
+    if unknown := sorted(set(facts) - set(_TYPES)):
         message = f"{where} has unknown fields: {', '.join(unknown)}"
         raise CatalogueError(message, code="bad-catalogue-entry", where=where, unknown=unknown)
-    for name, kind, optional in _TYPES:
+    for name, kind in _TYPES.items():
         value = facts.get(name)
-        if value is None and optional:
+        if value is None and name not in _REQUIRED:
             continue
         if type(value) is not kind or value == "":
             message = f"{where}: {name} must be a {kind.__name__}, not {value!r}"
@@ -244,35 +243,19 @@ def _entry(facts: Any, where: str) -> ModelEntry:
     return entry
 
 
-_TYPES = (
-    ("name", str, False),
-    ("title", str, False),
-    ("config", str, False),
-    ("image_size", int, False),
-    ("repo", str, True),
-    ("file", str, True),
-    ("revision", str, True),
-    ("sha256", str, True),
-    ("bytes", int, True),
-    ("memory", int, True),
-    ("licence", str, True),
-    ("attribution", str, True),
-    ("notice", str, True),
-    ("bundled", str, True),
-    ("recipe", dict, True),
-    ("postprocessing", bool, True),
-    ("succeeds", list, True),
-)
+# By name: the JSON type of a field; those that every entry must have come first.
+_REQUIRED = {"name": str, "title": str, "config": str, "image_size": int}
+_TYPES = _REQUIRED | {
+    "repo": str, "file": str, "revision": str, "sha256": str, "bytes": int, "memory": int, "licence": str,
+    "attribution": str, "notice": str, "bundled": str, "recipe": dict,
+    "postprocessing": bool, "succeeds": list,
+}  # fmt: skip
 
 
 def _check(entry: ModelEntry, where: str) -> None:
-    size = entry.image_size or 0
+    size, keys = entry.image_size or 0, entry.succeeds
     checks = (
-        (
-            re.fullmatch(r"[a-z0-9][a-z0-9.+_-]*", entry.name),
-            "name",
-            "lower case letters, digits and . + _ -",
-        ),
+        (re.fullmatch("[a-z0-9][a-z0-9.+_-]*", entry.name), "name", "lower case letters, digits and . + _ -"),
         (size % 32 == 0 and size > 0, "image_size", "a positive multiple of 32"),
         (entry.revision is None or re.fullmatch("[0-9a-f]{40}", entry.revision), "revision", "40 hex digits"),
         (entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256), "sha256", "64 hex digits"),
@@ -282,11 +265,7 @@ def _check(entry: ModelEntry, where: str) -> None:
         (_stays_inside(entry.file) and _stays_inside(entry.bundled), "file", "a relative path without .."),
         ((entry.repo is None) == (entry.file is None), "repo", "given together with file"),
         ((entry.repo is None) != (entry.bundled is None), "bundled", "given exactly when repo is not"),
-        (
-            all(re.fullmatch("[0-9a-f]{64}", str(key)) for key in entry.succeeds),
-            "succeeds",
-            "keys of 64 hex digits",
-        ),
+        (all(re.fullmatch("[0-9a-f]{64}", str(key)) for key in keys), "succeeds", "keys of 64 hex digits"),
         (set(entry.recipe) <= set(_RECIPE_FIELDS), "recipe", f"made of {', '.join(_RECIPE_FIELDS)}"),
     )
     for good, name, rule in checks:

@@ -24,23 +24,11 @@ _NESTED_UNDER = ("model", "state_dict", "model_state_dict")
 # What wrappers put in front of every name: DistributedDataParallel, torch.compile, Lightning.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 
-# torch's zip reader and unpickler may raise any of these for a damaged file.
-_DAMAGE = (
-    UnpicklingError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-    RecursionError,
-    ImportError,
-    struct.error,
-    OSError,
-)
+#: What torch's zip reader and unpickler raise on a file that was cut off, changed, or is something else.
+DAMAGE = (
+    UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    EOFError, ArithmeticError, MemoryError, RecursionError, ImportError, struct.error, OSError,
+)  # fmt: skip
 
 # A tensor that only this architecture has -> what the file is, and what to do.
 _FOREIGN = (
@@ -106,7 +94,7 @@ def _read_torch(path: Path) -> object:
     _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = str(error)
         # torch puts its objection into a long text about how to switch the protection off.
         if refused := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", reason):
@@ -134,7 +122,7 @@ def _check_archive(path: Path) -> None:
                 message = f"{path} is a zip archive without a checkpoint in it"
                 raise CheckpointError(message, code="not-a-checkpoint", path=str(path))
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, *_DAMAGE) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, *DAMAGE) as error:
         message = f"{path} is damaged or was cut off ({_first_line(str(error))}): get it again"
         raise CheckpointError(message, code="damaged-checkpoint", path=str(path)) from error
     if damaged is not None:
@@ -148,7 +136,7 @@ def _read_safetensors(path: Path) -> object:
 
     try:
         return load_file(path)
-    except (SafetensorError, *_DAMAGE) as error:
+    except (SafetensorError, *DAMAGE) as error:
         message = f"{path} is damaged ({_first_line(str(error))}): get it again"
         raise CheckpointError(message, code="damaged-checkpoint", path=str(path)) from error
 
@@ -252,7 +240,6 @@ def _advice(state: Mapping[str, torch.Tensor], config: str) -> str:
     return "Use the configuration the checkpoint was trained with"
 
 
-def _shortened(names: Iterable[str], limit: int = 4) -> str:
+def _shortened(names: Iterable[str]) -> str:
     names = [name if len(name) <= 120 else name[:117] + "…" for name in names]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

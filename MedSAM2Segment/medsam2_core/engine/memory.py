@@ -6,11 +6,12 @@ arXiv 2408.00874): confident slices that differ most from each other, whatever t
 ones most like the current slice. Prompted slices are always attended to, by both.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -102,28 +103,28 @@ class Query:
     embedding: torch.Tensor
 
 
-class MemoryBank(Protocol):
+class MemoryBank(ABC):
     """The memories of one object's tracked slices."""
 
+    @abstractmethod
     def add(self, memory: SliceMemory) -> None:
         """Add the memory of a slice just tracked; the bank may refuse it or drop another."""
-        ...
 
+    @abstractmethod
     def remove(self, n: int) -> None:
         """Remove a slice."""
-        ...
 
+    @abstractmethod
     def memories(self) -> Iterable[SliceMemory]:
         """Return all memories held."""
-        ...
 
+    @abstractmethod
     def read(self, query: Query, conditioning: Mapping[int, SliceMemory]) -> MemoryRead:
         """Choose what the queried slice attends to; `conditioning` by slice."""
-        ...
 
+    @abstractmethod
     def copied(self) -> "MemoryBank":
         """Return a bank of its own with the same memories; tensors are shared, they never change."""
-        ...
 
 
 class Embedding(Enum):
@@ -134,21 +135,21 @@ class Embedding(Enum):
     ATTENDED = "attended"
 
 
-class MemoryPolicy(Protocol):
+class MemoryPolicy(ABC):
     """Makes memory banks."""
 
     @property
+    @abstractmethod
     def embedding(self) -> "Embedding":
         """What of a slice its memories keep for comparison."""
-        ...
 
+    @abstractmethod
     def bank(self, module: "SAM2Base") -> MemoryBank:
         """Return an empty bank for one object and direction."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
-class RecentMemory:
+class RecentMemory(MemoryPolicy):
     """SAM 2's rule, with the model's own flags.
 
     Attributes
@@ -173,11 +174,9 @@ class RecentMemory:
 
     @property
     def embedding(self) -> Embedding:
-        """Nothing is compared."""
         return Embedding.NONE
 
     def bank(self, module: "SAM2Base") -> "RecentBank":
-        """Return an empty bank."""
         limit = self.nearest_conditioning
         return RecentBank(module, self.keeps_all, module.max_cond_frames_in_attn if limit is None else limit)
 
@@ -187,12 +186,11 @@ class PromptedMemory(RecentMemory):
     """The prompted slices alone: so that no slice depends on what was found on another."""
 
     def bank(self, module: "SAM2Base") -> "RecentBank":
-        """Return a bank that stays empty."""
         limit = self.nearest_conditioning
         return PromptedBank(module, False, module.max_cond_frames_in_attn if limit is None else limit)
 
 
-class RecentBank:
+class RecentBank(MemoryBank):
     """The last slices before the current one."""
 
     def __init__(self, module: "SAM2Base", keeps_all: bool, nearest_conditioning: int) -> None:
@@ -217,15 +215,12 @@ class RecentBank:
             self._held[n].features = None
 
     def remove(self, n: int) -> None:
-        """Remove a slice."""
         self._held.pop(n, None)
 
     def memories(self) -> Iterable[SliceMemory]:
-        """Return all memories held."""
         return self._held.values()
 
     def copied(self) -> "RecentBank":
-        """Return a bank of its own with the same memories."""
         twin = copy(self)
         # Copied, too, because a bank drops the features of a memory in place.
         twin._held = {n: copy(memory) for n, memory in self._held.items()}
@@ -292,8 +287,7 @@ class RecentBank:
 class PromptedBank(RecentBank):
     """Nothing but the prompted slices."""
 
-    def add(self, memory: SliceMemory) -> None:
-        """Refuse a tracked slice."""
+    def add(self, memory: SliceMemory) -> None: ...
 
 
 def conditioning_pointers(
@@ -322,7 +316,7 @@ class SortingMode(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class SelfSortingMemory:
+class SelfSortingMemory(MemoryPolicy):
     """Medical SAM 2's bank, in 3-D and for unordered images.
 
     Attributes
@@ -361,11 +355,10 @@ class SelfSortingMemory:
         return Embedding.IMAGE if self.mode is SortingMode.PAPER else Embedding.ATTENDED
 
     def bank(self, module: "SAM2Base") -> "SelfSortingBank":
-        """Return an empty bank."""
         return SelfSortingBank(module, self)
 
 
-class SelfSortingBank:
+class SelfSortingBank(MemoryBank):
     """Confident and diverse slices."""
 
     def __init__(self, module: "SAM2Base", rule: SelfSortingMemory) -> None:
@@ -382,11 +375,9 @@ class SelfSortingBank:
             self._add_as_in_reference(memory)
 
     def remove(self, n: int) -> None:
-        """Remove a slice."""
         self._held = [memory for memory in self._held if memory.n != n]
 
     def memories(self) -> Iterable[SliceMemory]:
-        """Return all memories held, in the order of admission."""
         return list(self._held)
 
     def copied(self) -> "SelfSortingBank":

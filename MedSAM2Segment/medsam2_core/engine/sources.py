@@ -1,7 +1,8 @@
 """Image sources: what the engine segments, be it a volume, an unordered set or arrays."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.volume import Volume
 
 
-class ImageSource(Protocol):
+class ImageSource(ABC):
     """Slices (or images) to be segmented, as they are displayed.
 
     Attributes
@@ -30,32 +31,32 @@ class ImageSource(Protocol):
     ordered: bool
     pixel_mm: tuple[float, float]
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of slices."""
-        ...
 
+    @abstractmethod
     def shape_of(self, n: int) -> tuple[int, int]:
         """Return (H, W) of slice `n`."""
-        ...
 
+    @abstractmethod
     def image(self, n: int) -> NDArray[np.uint8]:
         """Return slice `n` (H, W, 3), windowed."""
-        ...
 
 
-class UnorderedSource(ImageSource, Protocol):
+class UnorderedSource(ImageSource):
     """Images without an order, which is then made by what they show."""
 
+    @abstractmethod
     def image_key(self, n: int) -> str:
         """Return what is equal for equal images, whatever their number."""
-        ...
 
+    @abstractmethod
     def thumbnail(self, n: int) -> NDArray[np.float32]:
         """Return (T,) values of length 1 by which images are compared."""
-        ...
 
 
-class StackImages:
+class StackImages(ImageSource):
     """The slices of a volume through a window, converted one at a time."""
 
     ordered = True
@@ -69,17 +70,15 @@ class StackImages:
         return len(self._stack)
 
     def shape_of(self, n: int) -> tuple[int, int]:
-        """Return (H, W), the same for all slices."""
         return self._stack.shape_hw
 
     def image(self, n: int) -> NDArray[np.uint8]:
-        """Return slice `n` (H, W, 3), windowed."""
         from medsam2_core.imaging.intensity import to_display
 
         return to_display(self._stack.image_hw(n), self._window)
 
 
-class SetImages:
+class SetImages(UnorderedSource):
     """An unordered set of pictures, each with its own window and its own size.
 
     Parameters
@@ -107,11 +106,9 @@ class SetImages:
         return len(self._images)
 
     def shape_of(self, n: int) -> tuple[int, int]:
-        """Return (H, W) of image `n`."""
         return self._images.facts[n].shape_hw
 
     def image(self, n: int) -> NDArray[np.uint8]:
-        """Return image `n` (H, W, 3), windowed."""
         from medsam2_core.imaging.intensity import to_display
 
         if self._shown is None or self._shown[0] != n:
@@ -120,11 +117,9 @@ class SetImages:
         return self._shown[1]
 
     def image_key(self, n: int) -> str:
-        """Return what is equal for equal images, whatever their number."""
         return self._images.facts[n].content_key
 
     def thumbnail(self, n: int) -> NDArray[np.float32]:
-        """Return image `n` at 16 x 16 pixels, as (256,)."""
         return self._images.facts[n].thumbnail
 
     def _window(self, n: int, image: "Volume") -> "Window":
@@ -138,7 +133,7 @@ class SetImages:
         return str(self._windows[n].to_dict()) if n in self._windows else "auto"
 
 
-class ArrayImages:
+class ArrayImages(UnorderedSource):
     """Display images that are already at hand (N, H, W, 3) or (N, H, W), uint8: for notebooks, training and
     tests."""
 
@@ -157,21 +152,17 @@ class ArrayImages:
         return len(self._images)
 
     def shape_of(self, n: int) -> tuple[int, int]:
-        """Return (H, W) of image `n`."""
         height, width = self._images[n].shape[:2]
         return int(height), int(width)
 
     def image(self, n: int) -> NDArray[np.uint8]:
-        """Return image `n` (H, W, 3)."""
         image = self._images[n]
         return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
 
     def image_key(self, n: int) -> str:
-        """Return what is equal for equal images, whatever their number."""
         return _content_key([self._images[n]])
 
     def thumbnail(self, n: int) -> NDArray[np.float32]:
-        """Return image `n` at 16 x 16 pixels, as (256,)."""
         from medsam2_core.imaging.image_set import thumbnail_of
 
         return thumbnail_of(self._images[n])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medsam2_core.errors import EvaluationError, GeometryError
 from medsam2_core.evaluation.simulated_user import largest_piece
-from medsam2_core.imaging.reading import read_segmentation, read_volume
+from medsam2_core.imaging.reading import read_segmentation
 from medsam2_core.imaging.volume import Volume
 
 COLUMNS = ("row", "image", "labels", "axis", "window")
@@ -135,11 +135,6 @@ def objects_of(
         truth = voxels == label if whole else largest_piece(voxels == label)
         if truth.sum() >= smallest:
             yield MeasuredObject(case, int(label), truth)
-
-
-def read_case(case: Case) -> Volume:
-    """The image of a case."""
-    return read_volume(case.image)
 
 
 def _pairs(folder: Path, image: str, labels: str) -> Iterator[tuple[Path, Path]]:

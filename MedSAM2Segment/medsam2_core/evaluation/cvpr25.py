@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam2_core.evaluation.protocol import Attempt, Measurement, Protocol
+from medsam2_core.evaluation.protocol import Attempt, Measurement, Protocol, by_row, markdown
 from medsam2_core.prompts import Box, Point
 
 # A rectangle is grown by up to this many pixels of a slice of 256, a whole number drawn once a box.
@@ -92,26 +92,15 @@ def next_click(
 def table(measurements: Sequence[Measurement]) -> str:
     """A Markdown table of the means by row: areas under the curves, final values, seconds a class."""
     heads = (
-        "row",
-        "classes",
-        "DSC AUC",
-        "NSD AUC",
-        "DSC box",
-        "DSC final",
-        "NSD box",
-        "NSD final",
-        "s/class",
-    )
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    rows: dict[str, list[Measurement]] = {}
-    for measurement in measurements:
-        rows.setdefault(measurement.row, []).append(measurement)
-    for row, found in rows.items():
+        "row", "classes", "DSC AUC", "NSD AUC", "DSC box", "DSC final", "NSD box", "NSD final", "s/class",
+    )  # fmt: skip
+    lines = []
+    for row, found in by_row(measurements).items():
         ends = [(m.stages[0], m.stages[-1]) for m in found]
         values = [
             (*m.areas_under_curves().values(), box.dice, last.dice, box.surface_dice, last.surface_dice)
             for m, (box, last) in zip(found, ends, strict=True)
         ]
         cells = [row, str(len(found)), *(f"{value:.3f}" for value in np.mean(values, axis=0))]
-        lines.append("| " + " | ".join([*cells, f"{np.mean([m.seconds for m in found]):.1f}"]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{np.mean([m.seconds for m in found]):.1f}"])
+    return markdown(heads, lines)

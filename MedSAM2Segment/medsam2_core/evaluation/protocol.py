@@ -8,7 +8,7 @@ object gets a session of its own; features are shared.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -21,9 +21,10 @@ from scipy.integrate import trapezoid
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.evaluation.baselines import copied_key_mask, inscribed_ellipse
-from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of, read_case
+from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of
 from medsam2_core.evaluation.metrics import Scores, dice, scores
 from medsam2_core.evaluation.simulated_user import centre_of, correction, jittered_box, tight_box
+from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
@@ -69,6 +70,20 @@ class Measurement:
             area: float(trapezoid([getattr(stage, name) for stage in self.stages[1:]]))
             for area, name in names.items()
         }
+
+
+def by_row(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Return what was measured by row, in the order rows first appear."""
+    rows: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        rows.setdefault(measurement.row, []).append(measurement)
+    return rows
+
+
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    rows = ["| " + " | ".join(cells) + " |" for cells in (heads, *lines)]
+    return "\n".join([rows[0], "|---" * len(heads) + "|", *rows[1:]])
 
 
 def generator_for(measured: MeasuredObject, seed: int) -> np.random.Generator:
@@ -209,7 +224,7 @@ def measure_case(
     MedSAM2Error
         If image or labels cannot be read or do not fit each other.
     """
-    volume = read_case(case)
+    volume = read_volume(case.image)
     cache = cache if cache is not None else FeatureCache()
     for measured in objects_of(case, volume, **protocol.objects):
         yield measure_object(measured, volume, model, protocol, cache)

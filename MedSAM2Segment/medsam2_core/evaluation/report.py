@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medsam2_core.atomic import new_file
-from medsam2_core.evaluation.protocol import Measurement
+from medsam2_core.evaluation.protocol import Measurement, by_row, markdown
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,7 @@ class RowMeans:
 
 def means(measurements: Sequence[Measurement]) -> list[RowMeans]:
     """Average by row, in the order rows first appear."""
-    rows: dict[str, list[Measurement]] = {}
-    for measurement in measurements:
-        rows.setdefault(measurement.row, []).append(measurement)
-    return [_row_means(row, found) for row, found in rows.items()]
+    return [_row_means(row, found) for row, found in by_row(measurements).items()]
 
 
 def table(rows: Sequence[RowMeans]) -> str:
@@ -40,18 +37,14 @@ def table(rows: Sequence[RowMeans]) -> str:
     heads = ["row", "objects", "baseline", "one click", "one box"]
     heads += [f"+{n} correction{'s' * (n > 1)}" for n in range(1, corrections + 1)]
     heads += ["box less baseline", "last less baseline", "NSD (box)", "HD95 mm (box)", "s/object"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for row in rows:
         distance = "-" if row.hd95_mm[0] is None else f"{row.hd95_mm[0]:.1f}"
-        cells = [
-            row.row,
-            str(row.objects),
-            *(f"{value:.3f}" for value in (row.baseline, row.click, *row.dice)),
-        ]
+        dice = (row.baseline, row.click, *row.dice)
+        cells = [row.row, str(row.objects), *(f"{value:.3f}" for value in dice)]
         cells += [f"{row.dice[n] - row.baseline:+.3f}" for n in (0, -1)]
-        cells += [f"{row.surface_dice[0]:.3f}", distance, f"{row.seconds:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{row.surface_dice[0]:.3f}", distance, f"{row.seconds:.1f}"])
+    return markdown(heads, lines)
 
 
 def document(measurements: Sequence[Measurement], about: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+# Of the cells of an object that is not there; as surely as a prompt is drawn.
+ABSENT_LOGIT = -SURE
 
 
 @dataclass
@@ -61,18 +64,42 @@ class ObjectFeatures:
 
 @dataclass
 class Answer:
-    """Output of the mask decoder for B objects: four candidates each, the single mask first."""
+    """Output of the mask decoder for B objects: four candidates each, the single mask first.
+
+    Where the prompt was `ambiguous`, the most confident of the other three counts.
+    """
 
     logits: torch.Tensor  # (B, 4, s, s)
     iou: torch.Tensor  # (B, 4)
     tokens: torch.Tensor  # (B, 4, C)
     presence: torch.Tensor  # (B, 1) logit
+    ambiguous: bool = False
 
     def token(self, ambiguous: bool) -> torch.Tensor:
         """(B, C) the token of the single mask, or of the most confident of three."""
         if not ambiguous:
             return self.tokens[:, 0]
         return self.tokens[torch.arange(len(self.tokens)), 1 + self.iou[:, 1:].argmax(1)]
+
+    @property
+    def best_iou(self) -> torch.Tensor:
+        """(B,) predicted IoU of the mask that counts."""
+        return self.iou[:, 1:].amax(1) if self.ambiguous else self.iou[:, 0]
+
+    @property
+    def best_logits(self) -> torch.Tensor:
+        """(B, 1, s, s) the mask that counts."""
+        if not self.ambiguous:
+            return self.logits[:, :1]
+        index = self.iou[:, 1:].argmax(1)
+        return self.logits[torch.arange(len(index)), 1 + index].unsqueeze(1)
+
+    @property
+    def shown(self) -> torch.Tensor:
+        """(B, 1, s, s) the mask the user sees and the next slice gets: empty for an object thought absent."""
+        logits = self.best_logits
+        there = self.presence[:, :, None, None] > 0
+        return torch.where(there, logits, torch.full_like(logits, ABSENT_LOGIT))
 
 
 def encode(module: SAM2Base, images: torch.Tensor) -> Encoded:
@@ -135,27 +162,21 @@ def given(module: SAM2Base, recipe: PromptRecipe, here: ObjectFeatures, target: 
     return Answer(logits.expand(-1, 4, -1, -1), torch.ones_like(answer.iou), answer.tokens, 20 * present - 10)
 
 
-class ClipMemory(Protocol):
+class ClipMemory(ABC):
     """What is remembered of B objects through a clip."""
 
+    @abstractmethod
     def read(self, frame: int, features: ObjectFeatures) -> torch.Tensor:
         """(B, C, h, w) the frame's embedding, conditioned on what is remembered."""
-        ...
 
+    @abstractmethod
     def write(
-        self,
-        frame: int,
-        features: ObjectFeatures,
-        answer: Answer,
-        logits: torch.Tensor,
-        prompted: bool,
-        ambiguous: bool = False,
+        self, frame: int, features: ObjectFeatures, answer: Answer, logits: torch.Tensor, prompted: bool
     ) -> None:
-        """Remember the frame with mask logits (B, 1, s, s), those of the best of three if `ambiguous`."""
-        ...
+        """Remember the frame with mask logits (B, 1, s, s), most often those the answer shows."""
 
 
-class ObjectMemory:
+class ObjectMemory(ClipMemory):
     """Memory of B objects through a clip, kept and read exactly as SAM 2 does."""
 
     def __init__(self, module: SAM2Base, frames: int) -> None:
@@ -164,7 +185,6 @@ class ObjectMemory:
         self._outputs: dict[str, dict[int, dict]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
 
     def read(self, frame: int, features: ObjectFeatures) -> torch.Tensor:
-        """(B, C, h, w) the frame's embedding, conditioned on what is remembered."""
         tokens, position, size = _flattened(features)
         return self._module._prepare_memory_conditioned_features(
             frame_idx=frame,
@@ -177,15 +197,8 @@ class ObjectMemory:
         )
 
     def write(
-        self,
-        frame: int,
-        features: ObjectFeatures,
-        answer: Answer,
-        logits: torch.Tensor,
-        prompted: bool,
-        ambiguous: bool = False,
+        self, frame: int, features: ObjectFeatures, answer: Answer, logits: torch.Tensor, prompted: bool
     ) -> None:
-        """Remember the frame with mask logits (B, 1, s, s), those of the best of three if `ambiguous`."""
         module = self._module
         tokens, _, size = _flattened(features)
         full = functional.interpolate(
@@ -198,16 +211,13 @@ class ObjectMemory:
             object_score_logits=answer.presence,
             is_mask_from_pts=prompted,
         )
-        pointer = _pointer(module, answer, ambiguous)
+        pointer = _pointer(module, answer)
         kind = "cond_frame_outputs" if prompted else "non_cond_frame_outputs"
-        self._outputs[kind][frame] = {
-            "maskmem_features": memory,
-            "maskmem_pos_enc": position,
-            "obj_ptr": pointer,
-        }
+        output = {"maskmem_features": memory, "maskmem_pos_enc": position, "obj_ptr": pointer}
+        self._outputs[kind][frame] = output
 
 
-class PolicyMemory:
+class PolicyMemory(ClipMemory):
     """Memory of B objects through a clip by any policy of the engine, through the engine's own heads."""
 
     def __init__(self, module: SAM2Base, recipe: PromptRecipe, policy: MemoryPolicy, frames: int) -> None:
@@ -219,7 +229,6 @@ class PolicyMemory:
         self._conditioning: list[dict[int, SliceMemory]] = []
 
     def read(self, frame: int, features: ObjectFeatures) -> torch.Tensor:
-        """See :class:`ClipMemory`."""
         read = []
         for n, bank in enumerate(self._banks):
             one, position = self._of(features, n), features.position[n : n + 1]
@@ -229,18 +238,10 @@ class PolicyMemory:
         return torch.cat(read)
 
     def write(
-        self,
-        frame: int,
-        features: ObjectFeatures,
-        answer: Answer,
-        logits: torch.Tensor,
-        prompted: bool,
-        ambiguous: bool = False,
+        self, frame: int, features: ObjectFeatures, answer: Answer, logits: torch.Tensor, prompted: bool
     ) -> None:
-        """See :class:`ClipMemory`."""
-        pointers = _pointer(self._module, answer, ambiguous)
-        ious = (answer.iou[:, 1:].amax(1) if ambiguous else answer.iou[:, 0]).detach()
-        presence = answer.presence.detach()
+        pointers = _pointer(self._module, answer)
+        ious, presence = answer.best_iou.detach(), answer.presence.detach()
         if not self._banks:
             self._banks = [self._policy.bank(self._module) for _ in range(len(logits))]
             self._conditioning = [{} for _ in range(len(logits))]
@@ -272,10 +273,10 @@ class _WithGradients(SegmentationModel):
         yield
 
 
-def _pointer(module: SAM2Base, answer: Answer, ambiguous: bool) -> torch.Tensor:
+def _pointer(module: SAM2Base, answer: Answer) -> torch.Tensor:
     """(B, C) object pointers; those of absent objects are SAM 2's own for them."""
     here = (answer.presence > 0).float()
-    pointer = module.obj_ptr_proj(answer.token(ambiguous and module.use_multimask_token_for_obj_ptr))
+    pointer = module.obj_ptr_proj(answer.token(answer.ambiguous and module.use_multimask_token_for_obj_ptr))
     return here * pointer + (1 - here) * module.no_obj_ptr
 
 

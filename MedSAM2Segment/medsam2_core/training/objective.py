@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from medsam2_core.engine.memory import SelfSortingMemory
 from medsam2_core.engine.options import memory_policy
-from medsam2_core.engine.recipe import SURE, PromptRecipe
+from medsam2_core.engine.recipe import PromptRecipe
 from medsam2_core.training import network
 from medsam2_core.training.loader import Batch
 from medsam2_core.training.losses import BASE_LOSS, AffinityHeads, LossWeights, mask_loss, true_iou
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
 
-# Of the cells of an object that is not there; as surely as a prompt is drawn.
-ABSENT_LOGIT = -SURE
 KINDS = ("box", "click", "points", "mask")
 
 
@@ -115,8 +113,8 @@ class Objective:
     def __init__(self, module: SAM2Base, heads: AffinityHeads | None, recipe: PromptRecipe) -> None:
         self.module = module
         self._heads, self._recipe = heads, recipe
-        #: Whether tracking answers with the best of three masks.
-        self.tracks_with_three = module._use_multimask(False, None)
+        # Whether tracking answers with the best of three masks.
+        self._tracks_with_three = module._use_multimask(False, None)
 
     def decode(
         self, embedding: torch.Tensor, here: network.ObjectFeatures, prompts: Prompts
@@ -124,10 +122,12 @@ class Objective:
         """Decode with an embedding (B, C, h, w) and this model's recipe."""
         return network.decode(self.module, self._recipe, embedding, here.fine, prompts)
 
-    def following(self, carried: torch.Tensor) -> Prompts:
-        """What the model gets on a slice that is not prompted: the mask (B, 1, s, s) of the one before, or
-        nothing."""
-        return Prompts.only(carried) if self._recipe.carries_mask else Prompts.none(len(carried))
+    def follow(
+        self, embedding: torch.Tensor, here: network.ObjectFeatures, carried: torch.Tensor
+    ) -> network.Answer:
+        """Decode a slice that is not prompted: with the mask (B, 1, s, s) of the one before, or nothing."""
+        prompts = Prompts.only(carried) if self._recipe.carries_mask else Prompts.none(len(carried))
+        return replace(self.decode(embedding, here, prompts), ambiguous=self._tracks_with_three)
 
     def losses(self, batch: Batch, stage: Stage, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """The loss terms of one batch, weighted; their sum is what is minimised."""
@@ -148,7 +148,7 @@ class Objective:
             prompted = frame == 0 or bool(stage.prompt_every and frame % stage.prompt_every == 0)
             if memory is not None and prompted and kind == "mask" and not self._recipe.draws_prompts:
                 # As SAM 2 takes masks: they are what they are, and later slices are to follow them.
-                answers = [(network.given(self.module, self._recipe, here, target), False)]
+                answers = [network.given(self.module, self._recipe, here, target)]
             elif carried is None or memory is None:
                 answers = list(self.prompted(here, target, kind, stage.corrections, generator))
                 total.add(answers, target, 1.0)
@@ -165,13 +165,12 @@ class Objective:
                 total.add(answers, target, stage.tracked_weight)
                 # As in use: a slice the user has prompted conditions all others.
                 prompted = len(answers) > 1
-            answer, ambiguous = answers[-1]
+            answer = answers[-1]
             if absent is not None and absent.any():
-                answer, ambiguous = self._with_absent(here, answer, ambiguous, absent), False
-            carried = shown(answer, ambiguous).detach()
+                answer = self._with_absent(here, answer, absent)
+            carried = answer.shown.detach()
             if memory is not None and frame < frames - 1:
-                logits = shown(answer, ambiguous)
-                memory.write(frame, here, answer, logits, prompted=prompted, ambiguous=ambiguous)
+                memory.write(frame, here, answer, answer.shown, prompted=prompted)
         return {**total.means(), **terms}
 
     def memory(self, stage: Stage, frames: int) -> network.ClipMemory:
@@ -184,10 +183,10 @@ class Objective:
         return network.PolicyMemory(self.module, self._recipe, policy, frames)
 
     def _with_absent(
-        self, here: network.ObjectFeatures, answer: network.Answer, ambiguous: bool, absent: torch.Tensor
+        self, here: network.ObjectFeatures, answer: network.Answer, absent: torch.Tensor
     ) -> network.Answer:
         """An answer of which that of absent objects is replaced by an explicit empty mask."""
-        logits, tokens = best_logits(answer, ambiguous), answer.token(ambiguous)[:, None]
+        logits, tokens = answer.best_logits, answer.token(answer.ambiguous)[:, None]
         nothing = network.given(self.module, self._recipe, here, torch.zeros_like(logits[:, 0]))
         where = absent.to(logits.device)
         return network.Answer(
@@ -204,16 +203,16 @@ class Objective:
         kind: str,
         corrections: int,
         generator: torch.Generator,
-    ) -> Iterator[tuple[network.Answer, bool]]:
-        """Answers to a first prompt and to corrections, and whether each may be one of three."""
+    ) -> Iterator[network.Answer]:
+        """Answers to a first prompt and to corrections."""
         embedding = network.without_memory(self.module, here)
         prompts = first_prompts(target, kind, generator)
         for turn in range(corrections + 1):
             answer = self.decode(embedding, here, prompts)
-            ambiguous = turn == 0 and kind == "click"
-            yield answer, ambiguous
+            answer.ambiguous = turn == 0 and kind == "click"
+            yield answer
             if turn < corrections:
-                last = shown(answer, ambiguous).detach().cpu()
+                last = answer.shown.detach().cpu()
                 prompts = corrected(prompts, last, target, generator, self._recipe.draws_prompts)
 
     def tracked(
@@ -224,15 +223,15 @@ class Objective:
         carried: torch.Tensor,
         stage: Stage,
         generator: torch.Generator,
-    ) -> Iterator[tuple[network.Answer, bool]]:
+    ) -> Iterator[network.Answer]:
         """The answer tracking gives, with the slice before as canvas where the model carries masks; now and
         then a click corrects it."""
-        answer, ambiguous = self.decode(embedding, here, self.following(carried)), self.tracks_with_three
-        yield answer, ambiguous
+        answer = self.follow(embedding, here, carried)
+        yield answer
         if float(torch.rand(1, generator=generator)) < stage.tracked_corrections:
-            last = shown(answer, ambiguous).detach().cpu()
+            last = answer.shown.detach().cpu()
             click = corrected(Prompts.only(last), last, target, generator, self._recipe.draws_prompts)
-            yield self.decode(embedding, here, click), False
+            yield self.decode(embedding, here, click)
 
 
 class _Total:
@@ -245,16 +244,16 @@ class _Total:
 
     def add(
         self,
-        answers: Sequence[tuple[network.Answer, bool]],
+        answers: Sequence[network.Answer],
         target: torch.Tensor,
         weight: float,
         absent: torch.Tensor | None = None,
     ) -> None:
         """Add the answers on one slice; what is `absent` (B,) was not asked for."""
         before: torch.Tensor | None = None
-        for answer, ambiguous in answers:
+        for answer in answers:
             on_device = target.to(answer.logits.device)
-            losses, errors = answer_losses(answer, on_device, ambiguous, self._stage.loss, absent)
+            losses, errors = answer_losses(answer, on_device, self._stage.loss, absent)
             if before is not None and self._stage.worse_weight:
                 # A correction that makes a slice worse is the one thing a user does not forgive.
                 losses["worse"] = self._stage.worse_weight * (errors - before).clamp(min=0).mean()
@@ -277,7 +276,6 @@ def _squares(batch: Batch, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
 def answer_losses(
     answer: network.Answer,
     target: torch.Tensor,
-    ambiguous: bool,
     weights: LossWeights = BASE_LOSS,
     unasked: torch.Tensor | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -287,14 +285,14 @@ def answer_losses(
     trained lightly beside them. Objects that are `unasked` (B,) do not count at all.
     """
     present = (target > 0.5).flatten(1).any(1)
-    used = answer.logits[:, 1:] if ambiguous else answer.logits[:, :1]
+    used = answer.logits[:, 1:] if answer.ambiguous else answer.logits[:, :1]
     losses = torch.stack([mask_loss(used[:, m], target, weights) for m in range(used.shape[1])], dim=1)
     best = losses.min(dim=1).values
-    if ambiguous:
+    if answer.ambiguous:
         single = mask_loss(answer.logits[:, 0], target, weights)
         best = 0.9 * best + 0.05 * losses.mean(1) + 0.05 * single
     actual = true_iou(used.detach(), target[:, None])
-    predicted = answer.iou[:, 1:] if ambiguous else answer.iou[:, :1]
+    predicted = answer.iou[:, 1:] if answer.ambiguous else answer.iou[:, :1]
     iou = (predicted - actual).abs().mean(1)
     # An absent object has no mask to learn from: whether it is there is the presence head's task.
     share = present.float()
@@ -356,20 +354,6 @@ def disturbed(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def coverage(objects: torch.Tensor, encoded: network.Encoded) -> torch.Tensor:
     """(B, T, s, s) share of each logit's cell that an object of (B, T, S, S) covers."""
     return functional.avg_pool2d(objects.float(), objects.shape[-1] // encoded.fine[0].shape[-1])
-
-
-def best_logits(answer: network.Answer, ambiguous: bool) -> torch.Tensor:
-    """(B, 1, s, s) the mask SAM 2 would show: the single one, or of three the most confident."""
-    if not ambiguous:
-        return answer.logits[:, :1]
-    index = answer.iou[:, 1:].argmax(1)
-    return answer.logits[torch.arange(len(index)), 1 + index].unsqueeze(1)
-
-
-def shown(answer: network.Answer, ambiguous: bool) -> torch.Tensor:
-    """(B, 1, s, s) the mask the user sees and the next slice gets: empty for an object thought absent."""
-    logits = best_logits(answer, ambiguous)
-    return torch.where(answer.presence[:, :, None, None] > 0, logits, torch.full_like(logits, ABSENT_LOGIT))
 
 
 def _draw(names: tuple[str, ...], shares: tuple[float, ...], generator: torch.Generator) -> str:

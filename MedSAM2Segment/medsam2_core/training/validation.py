@@ -14,7 +14,7 @@ import torch
 from medsam2_core.training import network
 from medsam2_core.training.loader import Batch
 from medsam2_core.training.losses import true_iou
-from medsam2_core.training.objective import Objective, Stage, best_logits, coverage, moved, shown
+from medsam2_core.training.objective import Objective, Stage, coverage, moved
 from medsam2_core.training.users import Prompts, corrected
 from medsam2_core.training.views import View
 
@@ -134,7 +134,7 @@ def _scores(
     for place, kind in enumerate(KINDS):
         generator = torch.Generator().manual_seed(11)
         answers = list(objective.prompted(slices[0], targets[:, 0], kind, stage.corrections, generator))
-        values = [dice(best_logits(*answer), targets[:, 0]) for answer in answers]
+        values = [dice(answer.best_logits, targets[:, 0]) for answer in answers]
         yield kind, values[0]
         yield f"{kind}+{stage.corrections}", values[-1]
         if frames > 1:
@@ -150,30 +150,28 @@ def _track(
     batch: Batch,
     slices: Sequence[network.ObjectFeatures],
     targets: torch.Tensor,
-    first: tuple[network.Answer, bool],
+    answer: network.Answer,
     place: int,
     seen: Tracked,
 ) -> None:
     """Track objects through a clip from an answer on its first slice."""
     memory = objective.memory(stage, len(slices))
-    squares, three = batch.squares[batch.image_of], objective.tracks_with_three
-    (answer, ambiguous), carried = first, shown(*first)
+    squares, carried = batch.squares[batch.image_of], answer.shown
     generator = torch.Generator().manual_seed(13)
     for n, here in enumerate(slices[1:], start=1):
-        memory.write(n - 1, slices[n - 1], answer, carried, prompted=n == 1, ambiguous=ambiguous)
+        memory.write(n - 1, slices[n - 1], answer, carried, prompted=n == 1)
         carried = moved(carried, squares[:, n - 1], squares[:, n])
         embedding, target = memory.read(n, here), targets[:, n]
-        answer, ambiguous = objective.decode(embedding, here, objective.following(carried)), three
-        carried = shown(answer, ambiguous)
+        answer = objective.follow(embedding, here, carried)
+        carried = answer.shown
         clicked = corrected(Prompts.only(carried.cpu()), carried.cpu(), target, generator)
-        again = shown(objective.decode(embedding, here, clicked), False)
+        again = objective.decode(embedding, here, clicked).shown
         here_dice = dice(carried, target)
         seen.distance.append(torch.full((len(target),), n))
         seen.present.append((target > 0.5).flatten(1).any(1))
         seen.score.append(answer.presence[:, 0].float().cpu())
-        seen.iou.append(true_iou(best_logits(answer, ambiguous)[:, 0].cpu(), target))
-        ious = answer.iou[:, 1:].amax(1) if ambiguous else answer.iou[:, 0]
-        seen.predicted_iou.append(ious.float().cpu())
+        seen.iou.append(true_iou(answer.best_logits[:, 0].cpu(), target))
+        seen.predicted_iou.append(answer.best_iou.float().cpu())
         seen.dice.append(here_dice)
         seen.gain.append(dice(again, target) - here_dice)
         seen.kind.append(torch.full((len(target),), place))

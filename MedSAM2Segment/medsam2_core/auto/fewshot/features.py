@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,8 +88,7 @@ class FeatureBank:
         self._images, self._auto, self._model, self._plan = list(images), auto, auto.model, plan
         self._side = auto.model.image_size
         self._key = _key_of(images, auto, plan)
-        self._maps: dict[str, NDArray] = {}
-        self._labels: NDArray[np.int16] = np.zeros((0, 0, 0), np.int16)  # mapped by `_map`
+        self._maps: dict[str, NDArray] = {}  # of features and labels, by `_map`
 
     def __len__(self) -> int:
         return len(self._images) * self.variants
@@ -114,9 +113,10 @@ class FeatureBank:
         """
         try:
             done = self._open()
-            for first, last in _chunks(done, len(self), _ENCODED_TOGETHER):
+            for first in range(done, len(self), _ENCODED_TOGETHER):
                 if should_stop():
                     return False
+                last = min(first + _ENCODED_TOGETHER, len(self))
                 self._encode(first, last)
                 self._note(last)
                 progress(last, len(self))
@@ -137,7 +137,7 @@ class FeatureBank:
         """Return the encoder's features of variants (fp32, on the model's device) and labels (B, S, S)."""
         picked = [int(n) for n in indices]
         maps = [torch.from_numpy(np.stack([self._maps[name][n] for n in picked])) for name in _NAMES]
-        labels = torch.from_numpy(np.stack([self._labels[n] for n in picked]))
+        labels = torch.from_numpy(np.stack([self._maps["labels"][n] for n in picked]))
         device = self._model.device
         return FeatureLevels(*maps).to(device), labels.to(device)
 
@@ -151,27 +151,30 @@ class FeatureBank:
         number
             From 0; equal numbers give equal variants.
         """
-        pictures, labels = [], []
-        for place, n in enumerate(images):
-            index = len(self) + number * len(self._images) + place
-            picture, labels_of = variant_of(self._images[n], 1, index, self._plan)
-            pictures.append(self._images[n].letterbox.normalise(picture))
-            labels.append(labels_of)
-        device = self._model.device
-        return torch.stack(pictures).to(device), torch.stack(labels).to(device)
+        first = len(self) + number * len(self._images)
+        pictures, labels = self._made((n, 1, first + place) for place, n in enumerate(images))
+        return pictures.to(self._model.device), labels.to(self._model.device)
 
-    def pictures(self, indices: Sequence[int]) -> torch.Tensor:
+    def pictures(self, indices: Iterable[int]) -> torch.Tensor:
         """Make the normalised (B, 3, S, S) images of variants again, which takes milliseconds."""
-        made = []
-        for index in indices:
-            image = self._images[index // self.variants]
-            picture, _ = variant_of(image, index % self.variants, index, self._plan)
-            made.append(image.letterbox.normalise(picture))
-        return torch.stack(made).to(self._model.device)
+        return self._stored(indices)[0].to(self._model.device)
+
+    def _stored(self, indices: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make images and labels of variants that are stored."""
+        return self._made((n // self.variants, n % self.variants, n) for n in indices)
+
+    def _made(self, wanted: Iterable[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make normalised (B, 3, S, S) images and (B, S, S) labels, by image, variant and index."""
+        pictures, labels = [], []
+        for n, variant, index in wanted:
+            picture, marks = variant_of(self._images[n], variant, index, self._plan)
+            pictures.append(self._images[n].letterbox.normalise(picture))
+            labels.append(marks)
+        return torch.stack(pictures), torch.stack(labels)
 
     def remove(self) -> None:
         """Delete the files."""
-        self._maps, self._labels = {}, np.zeros((0, 0, 0), np.int16)
+        self._maps = {}
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _open(self) -> int:
@@ -182,7 +185,7 @@ class FeatureBank:
                 self._map("r+")
                 return note
             except ValueError:  # truncated, or of another shape: start again
-                self._maps, self._labels = {}, np.zeros((0, 0, 0), np.int16)
+                self._maps = {}
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         # The files are sparse: on a full disk, writing to them would kill the process instead of raising.
@@ -192,23 +195,17 @@ class FeatureBank:
         return 0
 
     def _map(self, mode: str) -> None:
-        for name, shape in feature_shapes(self._model).items():
-            path = self.folder / f"{name}.npy"
-            self._maps[name] = _mapped(path, mode, np.float16, (len(self), *shape))
-        side = (len(self), self._side, self._side)
-        self._labels = _mapped(self.folder / "labels.npy", mode, np.int16, side)
+        shapes = {**feature_shapes(self._model), "labels": (self._side, self._side)}
+        for name, shape in shapes.items():
+            dtype = np.int16 if name == "labels" else np.float16
+            self._maps[name] = _mapped(self.folder / f"{name}.npy", mode, dtype, (len(self), *shape))
 
     def _encode(self, first: int, last: int) -> None:
-        pictures, labels = [], []
-        for index in range(first, last):
-            image, variant = self._images[index // self.variants], index % self.variants
-            picture, marked = variant_of(image, variant, index, self._plan)
-            pictures.append(image.letterbox.normalise(picture))
-            labels.append(marked)
-        levels = self._auto.encode(torch.stack(pictures))
+        pictures, labels = self._stored(range(first, last))
+        levels = self._auto.encode(pictures)
         for name in _NAMES:
             self._maps[name][first:last] = getattr(levels, name).float().cpu().numpy().astype(np.float16)
-        self._labels[first:last] = torch.stack(labels).numpy()
+        self._maps["labels"][first:last] = labels.numpy()
 
     def _noted(self) -> int | None:
         """Return how many variants files of the same key hold; None without such files."""
@@ -221,7 +218,7 @@ class FeatureBank:
 
     def _note(self, done: int) -> None:
         if done == len(self):
-            for array in (*self._maps.values(), self._labels):
+            for array in self._maps.values():
                 if isinstance(array, np.memmap):
                     array.flush()
         partial = self.folder / "done.json.partial"
@@ -249,11 +246,6 @@ def feature_shapes(model: SegmentationModel) -> dict[str, tuple[int, int, int]]:
         "middle": (decoder.conv_s1.out_channels, side // 8, side // 8),
         "fine": (decoder.conv_s0.out_channels, side // 4, side // 4),
     }
-
-
-def _chunks(first: int, last: int, step: int) -> Iterator[tuple[int, int]]:
-    for start in range(first, last, step):
-        yield start, min(start + step, last)
 
 
 def _mapped(path: Path, mode: str, dtype: type, shape: tuple[int, ...]) -> NDArray:

@@ -91,6 +91,10 @@ class Survey:
         """Groups of the images to train on (patients, volumes or images), in order."""
         return list(dict.fromkeys(image.group for image in self.images if not image.held_out))
 
+    def add(self, code: str, message: str, image: str = "", *, is_fatal: bool = True, **fields: Any) -> None:
+        """Add a problem, see :class:`Problem`."""
+        self.problems.append(Problem(code, message, image, is_fatal, fields))
+
     def raise_for_problems(self, *, skip_bad: bool = False) -> None:
         """Raise TrainingError if there are fatal problems.
 
@@ -144,10 +148,10 @@ def survey(
     for name in table.missing:
         known = ", ".join(map(repr, table.seen)) or "none"
         text = f"no image has the class {name!r} (found: {known})"
-        found.problems.append(Problem("class-not-found", text, fields={"name": name, "known": table.seen}))
+        found.add("class-not-found", text, name=name, known=table.seen)
     if len(found.classes) > _MOST_CLASSES:
         text = f"{len(found.classes)} classes: at most {_MOST_CLASSES}; choose some"
-        found.problems.append(Problem("too-many-classes", text, fields={"classes": len(found.classes)}))
+        found.add("too-many-classes", text, classes=len(found.classes))
         return found
     held = 0
     read: dict[int, LabelledCase] = {}
@@ -159,7 +163,7 @@ def survey(
             held += case.volume.voxels_kji.nbytes + sum(one.part_kji.nbytes for one in case.labels)
         if held > _MOST_BYTES:
             text = f"more than {_MOST_BYTES >> 30} GB of images: use fewer, or a smaller model"
-            found.problems.append(Problem("too-many-images", text))
+            found.add("too-many-images", text)
             return found
         found.images += [replace(image, case=number) for image in images]
         progress(number, len(usable))
@@ -174,8 +178,7 @@ def survey(
 
 def _add_classes(pair: Pair, table: ClassTable, found: Survey) -> bool:
     if not pair.image.exists():
-        text = f"there is no image {pair.image}"
-        found.problems.append(Problem("image-missing", text, pair.name, fields={"path": str(pair.image)}))
+        found.add("image-missing", f"there is no image {pair.image}", pair.name, path=str(pair.image))
         return False
     try:
         table.add_labels(read_label_map(pair).labels)
@@ -209,7 +212,7 @@ def _check_masks(found: Survey) -> None:
         if first and bool((image.labels_hw == first).all()):
             name = found.classes[first - 1].name
             text = f"every pixel is {name!r}: is 0 the background in this file?"
-            found.problems.append(Problem("no-background", text, image.name, fields={"name": name}))
+            found.add("no-background", text, image.name, name=name)
             continue
         if not image.labels_hw.any() and not image.is_slice:
             empty.append(image.name)
@@ -218,7 +221,7 @@ def _check_masks(found: Survey) -> None:
     if empty:
         text = f"{len(empty)} images without any class ({', '.join(empty[:3])}{' …' * (len(empty) > 3)})"
         text = f"{text}: they teach only what background looks like"
-        found.problems.append(Problem("images-without-class", text, is_fatal=False, fields={"images": empty}))
+        found.add("images-without-class", text, is_fatal=False, images=empty)
 
 
 def _check_doubles(found: Survey) -> None:
@@ -230,13 +233,12 @@ def _check_doubles(found: Survey) -> None:
         if image.key in known:
             other = known[image.key].name
             text = f"held out, but equal to {other!r} that is trained on: remove one of them"
-            fields = {"other": other}
-            found.problems.append(Problem("test-image-in-training", text, image.name, fields=fields))
+            found.add("test-image-in-training", text, image.name, other=other)
     held_out_images = [image for image in held_out_images if image.key not in known]
     training, joined = _joined(training)
     if joined:
         text = f"{joined} images look like others of another name: they stay on one side of the split"
-        found.problems.append(Problem("images-alike", text, is_fatal=False, fields={"images": joined}))
+        found.add("images-alike", text, is_fatal=False, images=joined)
     prints, others = fingerprints(training), fingerprints(held_out_images)
     alike = [
         image.name for image, one in zip(held_out_images, others, strict=True) if _alike(one, prints).any()
@@ -244,7 +246,7 @@ def _check_doubles(found: Survey) -> None:
     if alike:
         text = f"{len(alike)} held-out images look like ones trained on ({', '.join(alike[:3])})"
         text = f"{text}: Dice on them is too high"
-        found.problems.append(Problem("test-images-alike", text, is_fatal=False, fields={"images": alike}))
+        found.add("test-images-alike", text, is_fatal=False, images=alike)
     found.images = [*training, *held_out_images]
 
 
@@ -253,18 +255,19 @@ def _check_whole(found: Survey, pairs: int) -> None:
     for number, one in enumerate(found.classes, start=1):
         count = sum(image.has(number) for image in training)
         if count == 0:
-            text = f"no image to train on has the class {one.name!r}"
-            found.problems.append(Problem("class-without-image", text, fields={"name": one.name}))
+            found.add(
+                "class-without-image", f"no image to train on has the class {one.name!r}", name=one.name
+            )
         elif count < 3:
             text = f"only {count} image{'s' * (count > 1)} to train on with the class {one.name!r}"
-            fields = {"name": one.name, "images": count}
-            found.problems.append(Problem("few-images-of-class", text, is_fatal=False, fields=fields))
+            found.add("few-images-of-class", text, is_fatal=False, name=one.name, images=count)
     if not found.classes:
-        text = f"no class in the labels of {pairs} images: all of it is background"
-        found.problems.append(Problem("no-class", text, fields={"images": pairs}))
+        found.add(
+            "no-class", f"no class in the labels of {pairs} images: all of it is background", images=pairs
+        )
     elif len(training) < 2:
         text = f"{len(training)} image to train on: give 2 at least, 10 for good results"
-        found.problems.append(Problem("too-few-images", text, fields={"images": len(training)}))
+        found.add("too-few-images", text, images=len(training))
 
 
 def fingerprints(images: Sequence[LabelledImage]) -> NDArray[np.bool_]:

@@ -27,6 +27,7 @@ from medsam2_core.auto.fewshot.survey import Survey
 from medsam2_core.auto.model import AutoModel, untrained_model
 from medsam2_core.auto.model_file import AutoCard
 from medsam2_core.auto.predictor import PredictorSettings
+from medsam2_core.engine.checkpoint import DAMAGE
 from medsam2_core.errors import TrainingError
 from medsam2_core.version import __version__
 
@@ -40,8 +41,6 @@ _SAVE_EVERY_S = 20.0
 _RESERVE, _RESERVE_S, _MOST_RESERVED = 0.03, 5.0, 0.2
 _MEASURED_STEPS = 3  # for the time a step takes
 _LEAST_STEPS, _MOST_STEPS = 20, 20_000
-# What torch and its unpickler raise on a file that is truncated, changed, or of another network.
-_DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError)
 
 
 class FewShotTrainer:
@@ -339,7 +338,7 @@ class FewShotTrainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["stage"] == stage.name:
                 fit.restore(state["fit"])
-        except _DAMAGE as error:
+        except DAMAGE as error:
             message = f"{path} is damaged ({str(error)[:100]}): remove the folder {self.work} to start again"
             raise TrainingError(message, code="run-damaged", path=str(path), folder=str(self.work)) from error
 
