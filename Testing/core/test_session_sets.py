@@ -9,8 +9,9 @@ from medsam2_core.engine.sources import SetImages
 from medsam2_core.engine.zoom import Region
 from medsam2_core.errors import Cancelled, PromptError, VolumeError
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.image_set import ImageSet, SetStack, thumbnail_of
+from medsam2_core.imaging.image_set import ImageSet, thumbnail_of
 from medsam2_core.imaging.reading import read_images
+from medsam2_core.imaging.set_stack import SetStack
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet

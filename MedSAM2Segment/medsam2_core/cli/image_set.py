@@ -166,7 +166,7 @@ def collect_prompts(given: list[tuple[str, str]], images: ImageSet) -> PromptSet
         There is no such image.
     """
     from medsam2_core.cli.prompts import assigned, check_complete
-    from medsam2_core.imaging.image_set import SetStack
+    from medsam2_core.imaging.set_stack import SetStack
     from medsam2_core.prompts import PromptSet
     from medsam2_core.prompts.slice_prompts import validate
 

@@ -27,7 +27,7 @@ from medsam2_core.evaluation.simulated_user import centre_of, correction, jitter
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
-from medsam2_core.session import Session
+from medsam2_core.session.session import Session
 
 OBJECT = "object"
 

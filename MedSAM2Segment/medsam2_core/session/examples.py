@@ -18,7 +18,7 @@ from medsam2_core.errors import Cancelled, PromptError
 from medsam2_core.imaging.intensity import Window, parse_window, to_display
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import PixelPrompts, SlicePrompts
-from medsam2_core.session.automatic import predicted_prompt
+from medsam2_core.session.objects import predicted_prompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

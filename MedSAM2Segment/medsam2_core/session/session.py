@@ -45,11 +45,12 @@ from medsam2_core.engine.states import ObjectState
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
 from medsam2_core.export.dicom.coding import coded_by_name
-from medsam2_core.imaging.image_set import ImageSet, SetStack
+from medsam2_core.imaging.image_set import ImageSet
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
+from medsam2_core.imaging.set_stack import SetStack
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
