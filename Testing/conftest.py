@@ -1,7 +1,6 @@
 """Fixtures for every test: where the real data is, and how long a campaign runs."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,18 +40,8 @@ def campaign() -> int:
     return int(os.environ.get("MEDSAM2_CAMPAIGN", "1"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread_per_process() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """Sums of several threads may differ in the last bit; and whatever a test before has set."""
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Compute with one thread, whatever a test before has set."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

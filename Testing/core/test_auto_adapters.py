@@ -30,7 +30,6 @@ from support.auto_model import (
 )
 from support.tiny_model import tiny_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PARTS = (
     *("mask_tokens", "obj_score_token", "output_upscaling", "output_hypernetworks_mlps"),
     "pred_obj_score_head",

@@ -10,7 +10,6 @@ from medsam2_core.auto.fewshot.augmentation import Augmentation, jitter_intensit
 from medsam2_core.auto.fewshot.features import VariantPlan, variant_of
 from support.auto_model import labelled_discs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 64
 MOVING = Augmentation(affine=1.0, photometric=0.0)
 

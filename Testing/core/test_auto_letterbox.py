@@ -8,7 +8,6 @@ from medsam2_core.engine.encoder import MEAN, STD
 from scipy import ndimage
 from support.model import a_disc
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = [(64, 64), (40, 100), (100, 40), (33, 35), (200, 150), (7, 90), (480, 640)]
 
 

@@ -12,8 +12,6 @@ from support.errors import raises
 from support.project import run_python
 from support.tiny_model import tiny_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def auto():

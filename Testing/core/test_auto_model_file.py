@@ -25,8 +25,6 @@ from support.project import run_python
 from support.tiny_model import tiny_model
 from test_engine_checkpoint import damaged
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def model():

@@ -9,8 +9,6 @@ from medsam2_core.engine.recipe import INSIDE, STOCK, SURE, draw_box, draw_cones
 from support.auto_model import an_auto_model, one_of, some_levels, stock_model
 from support.tiny_model import tiny_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def stock():

@@ -14,7 +14,6 @@ from medsam2_core.auto.fewshot.objective import (
     presence_loss,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, LOW = 32, 8
 
 

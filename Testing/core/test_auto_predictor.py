@@ -23,8 +23,6 @@ from support.errors import raises
 from support.tiny_model import tiny_model
 from torch.nn import functional
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def a_predictor(classes=2, seed=1, **changes) -> PromptPredictor:
     torch.manual_seed(seed)

@@ -15,7 +15,6 @@ from support.tiny_model import tiny_model
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return tiny_model()
 
 

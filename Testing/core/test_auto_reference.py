@@ -20,7 +20,6 @@ from support.model import stir
 from support.reference_checkpoint import LEARNER, a_trained_model, lightning_file, reference_state
 from test_engine_checkpoint import Bomb, damaged
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 64
 
 

@@ -36,7 +36,6 @@ QUICK = FitSettings(learning_rate=2e-3, texture_rate=3e-3, warm_up=5)
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return tiny_model()
 
 

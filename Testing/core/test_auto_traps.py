@@ -18,8 +18,6 @@ from support.auto_model import a_full_bank, an_auto_model, labelled_discs
 from support.errors import raises
 from support.tiny_model import tiny_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def write(folder, *names) -> None:
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,6 @@ KINDS = {
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """Sound files of every kind, and the model, loaded once for all runs that do not damage it."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("sound")
     rng = np.random.default_rng(0)
     voxels = rng.integers(0, 300, SHAPE_KJI).astype(np.int16)

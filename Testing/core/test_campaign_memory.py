@@ -29,7 +29,6 @@ POLICIES = {
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)  # of tiny tensors more threads only make more work
     return tiny_model()
 
 

@@ -6,7 +6,6 @@ from itertools import islice
 
 import numpy as np
 import pytest
-import torch
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.memory import RecentMemory, SelfSortingMemory, SortingMode
 from medsam2_core.errors import Cancelled, MedSAM2Error
@@ -31,7 +30,6 @@ POLICIES = (
 
 @pytest.fixture(scope="module")
 def models():
-    torch.set_num_threads(1)  # of tiny tensors more threads only make more work
     return [tiny_model(), tiny_model(score_bias=0.0)]  # the second one loses objects
 
 

@@ -3,7 +3,6 @@
 import re
 import shlex
 
-import torch
 from medsam2_core.auto.model_file import read_card
 from support.command_line import CommandLine
 from support.labelled_images import write_pictures
@@ -17,7 +16,6 @@ def commands() -> list[str]:
 
 
 def test_the_commands_of_the_page_run_as_they_stand(tmp_path, monkeypatch, capsys):
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "cases", 3)
     medsam2 = CommandLine(capsys)

@@ -3,7 +3,6 @@
 import re
 import shlex
 
-import torch
 from medsam2_core.engine.card import read_card
 from medsam2_core.training import loader
 from medsam2_core.training.anatomy import random_anatomy
@@ -16,7 +15,6 @@ PAGE = ROOT / "Resources" / "docs" / "finetune.md"
 
 
 def test_the_commands_of_the_page_run_as_they_stand(tmp_path, monkeypatch, capsys):
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loader, "random_anatomy", lambda rng: random_anatomy(rng, side=24))
     text = PAGE.read_text(encoding="utf-8")

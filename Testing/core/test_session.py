@@ -8,29 +8,19 @@ import pytest
 import torch
 from medsam2_core.engine.model import SegmentationModel, build_module
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError, VolumeError
-from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.slices import SliceStack
-from medsam2_core.imaging.volume import Volume, canonical_view
+from medsam2_core.imaging.volume import canonical_view
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
 from medsam2_core.session import Session
 from medsam2_core.session import session as session_module
-from support.command_line import ball_kji, write_nrrd
+from support.command_line import a_scan, ball_kji, write_nrrd
 from support.errors import raises
 from support.model import DRAWN, a_disc, stir
 from support.training_folder import tiny_config
 
 SHAPE_KJI = (24, 48, 40)
 BALL = Box((13, 19, 12), (27, 33, 12))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A network this small only loses time with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +34,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def volume():
-    noise = np.random.default_rng(3).normal(100, 10, SHAPE_KJI)
-    voxels = (noise + 300 * ball_kji()).astype(np.int16)
-    return Volume(voxels, Geometry(np.diag([-1.0, -1.0, 2.0, 1.0]), SHAPE_KJI[::-1]), modality="MR")
+    return a_scan()
 
 
 @pytest.fixture

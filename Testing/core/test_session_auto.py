@@ -26,7 +26,6 @@ BALL, BAR = np.s_[8:20, 6:18], np.s_[26:34, 4:30]
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return tiny_model()
 
 

@@ -4,7 +4,6 @@ import csv
 
 import numpy as np
 import pytest
-import torch
 from medsam2_core.errors import Cancelled, GeometryError, PromptError
 from medsam2_core.export import write
 from medsam2_core.export.changes import changes, write_changes
@@ -37,7 +36,6 @@ def few_slices(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return tiny_model()
 
 

@@ -17,7 +17,7 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, SlicePrompts
 from medsam2_core.session import Session
-from support.command_line import ball_kji
+from support.command_line import a_scan, ball_kji
 from support.errors import raises
 from support.model import a_disc, logits_on_slice
 from support.small_files import OBLIQUE_RAS
@@ -31,15 +31,12 @@ OTHER = Box((2, 4, 9), (20, 30, 9))
 @pytest.fixture(scope="module")
 def model():
     """A network of random weights: what it is sure of means nothing, but it is sure by degrees."""
-    torch.set_num_threads(1)
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
 def volume():
-    noise = np.random.default_rng(3).normal(100, 10, SHAPE_KJI)
-    voxels = (noise + 300 * ball_kji()).astype(np.int16)
-    return Volume(voxels, Geometry(np.diag([-1.0, -1.0, 2.0, 1.0]), SHAPE_KJI[::-1]), modality="MR")
+    return a_scan()
 
 
 @pytest.fixture

@@ -4,15 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from medsam2_core.engine.model import blocks, load_model
 from medsam2_core.errors import Cancelled, Interrupted, PromptError
-from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, SlicePrompts
 from medsam2_core.session import Session
-from support.command_line import ball_kji
+from support.command_line import a_scan
 from support.errors import raises
 from support.model import set_prompts
 from support.tiny_model import tiny_model
@@ -23,14 +20,6 @@ BOX = Box((13, 19, 12), (27, 33, 12))
 INSIDE, ASIDE, OUTSIDE = Point((20, 26, 12)), Point((16, 26, 12)), Point((5, 5, 12), positive=False)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=["tiny", "embedded"])
 def model(request):
     """A small network of random weights, and the one that ships."""
@@ -39,9 +28,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def volume():
-    noise = np.random.default_rng(3).normal(100, 10, SHAPE_KJI)
-    voxels = (noise + 300 * ball_kji()).astype(np.int16)
-    return Volume(voxels, Geometry(np.diag([-1.0, -1.0, 2.0, 1.0]), SHAPE_KJI[::-1]), modality="MR")
+    return a_scan()
 
 
 @pytest.fixture

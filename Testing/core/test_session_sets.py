@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.locating import GRID, Locator, agreement, by_similarity
 from medsam2_core.engine.sources import SetImages
@@ -27,7 +26,6 @@ SIZES = [(60, 80), (72, 64), (50, 90), (80, 80), (64, 64)]
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return tiny_model()
 
 

@@ -21,12 +21,11 @@ from support.training_folder import tiny_config, tiny_training, write_training_f
 
 @pytest.fixture(scope="module", autouse=True)
 def small_anatomies():
-    """Random volumes of 24 instead of 96 voxels a side; the threads of torch are put back."""
-    threads, original = torch.get_num_threads(), loader.random_anatomy
+    """Random volumes of 24 instead of 96 voxels a side."""
+    original = loader.random_anatomy
     loader.random_anatomy = lambda rng: random_anatomy(rng, side=24)
     yield
     loader.random_anatomy = original
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

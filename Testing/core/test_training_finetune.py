@@ -23,11 +23,6 @@ from support.reference_layouts import write_slice_by_slice
 from support.tiny_model import tiny_model
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread(one_thread):
-    """Equal sums in every run."""
-
-
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()

@@ -33,15 +33,6 @@ from support.training_folder import tiny_config
 S = 32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A network this small only loses time with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

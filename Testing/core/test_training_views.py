@@ -29,15 +29,6 @@ def small_anatomies(monkeypatch):
     monkeypatch.setattr(loader, "random_anatomy", partial(random_anatomy, side=32))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Views are made by one thread, as in training's background process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def stacks(tmp_path_factory):
     return load_sources(write_training_folder(tmp_path_factory.mktemp("views") / "train"))

@@ -12,7 +12,7 @@ if str(_MODULE) not in sys.path:  # Slicer puts the module's folder there; the p
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_per_process() -> None:
+def one_thread() -> None:
     """As for the other tests, but Slicer's own Python has no torch, and these tests run there too."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

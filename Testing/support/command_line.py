@@ -9,6 +9,8 @@ from unittest import mock
 import numpy as np
 from medsam2_core.cli import app, main
 from medsam2_core.errors import MedSAM2Error
+from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.volume import Volume
 
 # Where the bright ball of `a_scan` is, in array indices.
 CENTRE_IJK = (20, 26, 12)
@@ -75,10 +77,20 @@ def write_nrrd(path: Path, voxels_kji: np.ndarray) -> Path:
     return path
 
 
+def ball_in_noise() -> np.ndarray:
+    """(24, 48, 40) int16 voxels: a bright ball in noise."""
+    noise = np.random.default_rng(3).normal(100, 10, (24, 48, 40))
+    return (noise + 300 * ball_kji()).astype(np.int16)
+
+
+def a_scan() -> Volume:
+    """A bright ball in noise, as a session gets it."""
+    return Volume(ball_in_noise(), Geometry(np.diag([-1.0, -1.0, 2.0, 1.0]), (40, 48, 24)), modality="MR")
+
+
 def write_scan(path: Path) -> Path:
     """A bright ball in noise."""
-    noise = np.random.default_rng(3).normal(100, 10, (24, 48, 40))
-    return write_nrrd(path, (noise + 300 * ball_kji()).astype(np.int16))
+    return write_nrrd(path, ball_in_noise())
 
 
 def write_photo(path: Path) -> Path:

@@ -24,15 +24,6 @@ KIDNEY = "Cat~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Reg~^^~^
 CLASSES = (AutoClass("kidney", 1, (0.2, 0.4, 0.6), KIDNEY), AutoClass("cyst", 2, (0.9, 0.5, 0.1)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the workers here: sums of several threads may differ in the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def an_untrained_model(**card):
     """Whatever it finds, it finds again."""
     model = load_model("embedded", "cpu", "fp32")

@@ -28,15 +28,6 @@ BOX = a_box((33, 23, 12), (67, 57, 12))
 SOON_S = 1.0  # for what takes some hundredths of a second on an idle machine
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the workers here: sums of several threads may differ in the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def worker(tmp_path):
     """A worker that is starting."""

@@ -17,6 +17,7 @@ from medsam2_core.engine.recipe import box_prior_weight
 from medsam2_core.engine.states import ObjectState, Prediction
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import PromptError
+from medsam2_core.imaging.slice_mask import check_shape
 
 if TYPE_CHECKING:
     from medsam2_core.prompts.types import PixelPrompts
@@ -53,11 +54,8 @@ def check_prompt(n: int, prompt: "PixelPrompts", shape_hw: tuple[int, int]) -> N
     if prompt.mask_hw is None and prompt.box_xyxy is None and len(prompt.labels) == 0:
         message = f"the prompt on slice {n} is empty: give a point, a box or a mask"
         raise PromptError(message, code="no-prompts", n=n)
-    if prompt.mask_hw is not None and tuple(prompt.mask_hw.shape) != tuple(shape_hw):
-        message = f"the mask on slice {n} is {prompt.mask_hw.shape}, the slice is {shape_hw}"
-        raise PromptError(
-            message, code="mask-shape", n=n, shape_hw=list(prompt.mask_hw.shape), slice_hw=list(shape_hw)
-        )
+    if prompt.mask_hw is not None:
+        check_shape(n, prompt.mask_hw.shape, shape_hw)
 
 
 class Prompter:

@@ -29,7 +29,7 @@ from medsam2_core.engine.sources import UnorderedSource
 from medsam2_core.engine.states import ConditioningSlice, ObjectState, Prediction
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import Interrupted, PromptError
-from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.imaging.slice_mask import SliceMask, check_shape, check_slice
 from medsam2_core.prompts.types import PixelPrompts
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Tracker:
         PromptError
             No such slice, nothing in the prompt, a mask of another shape, or a slice marked as final.
         """
-        self._check_slice(n)
+        check_slice(n, len(self.source))
         check_prompt(n, prompt, self.source.shape_of(n))
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
@@ -126,7 +126,7 @@ class Tracker:
 
     def accept(self, object_id: str, n: int, prompt: PixelPrompts, known: SliceMask) -> SliceMask:
         """Prompt an object on slice `n` where the mask is known already: the model is not asked for it."""
-        self._check_slice(n)
+        check_slice(n, len(self.source))
         mask_hw = known.mask_hw
         check_prompt(n, replace(prompt, mask_hw=mask_hw), self.source.shape_of(n))
         state = self._objects.get(object_id) or self._new_state(object_id)
@@ -178,13 +178,9 @@ class Tracker:
         """Add masks that tracking found elsewhere, on slices without prompts."""
         state = self._objects.get(object_id) or self._new_state(object_id)
         for n, mask in masks.items():
-            self._check_slice(n)
+            check_slice(n, len(self.source))
             shape_hw, zoom = self.source.shape_of(n), self.zoom(n)
-            if mask.shape_hw != tuple(shape_hw):
-                message = f"the mask on slice {n} is {mask.shape_hw}, the slice is {shape_hw}"
-                raise PromptError(
-                    message, code="mask-shape", n=n, shape_hw=list(mask.shape_hw), slice_hw=list(shape_hw)
-                )
+            check_shape(n, mask.shape_hw, shape_hw)
             box = Box.of_mask(mask.mask_hw)
             region = Region.whole(shape_hw) if zoom is None or box is None else zoom.around(box)
             state.set_mask(replace(mask, object=object_id, n=n, prompted=False, final=False), region)
@@ -225,7 +221,7 @@ class Tracker:
             (H, W) the user's own mask, which then conditions other slices; None freezes the mask as it
             stands.
         """
-        self._check_slice(n)
+        check_slice(n, len(self.source))
         if mask_hw is not None:
             drawn = PixelPrompts.of_mask(mask_hw)
             check_prompt(n, drawn, self.source.shape_of(n))
@@ -319,8 +315,8 @@ class Tracker:
                 raise PromptError(message, code="no-prompts", object=state.object_id)
         first = 0 if first is None else first
         last = len(self.source) - 1 if last is None else last
-        self._check_slice(first)
-        self._check_slice(last)
+        check_slice(first, len(self.source))
+        check_slice(last, len(self.source))
         if first > last:
             message = f"the range {first} to {last} is empty: give the lower slice first"
             raise PromptError(message, code="empty-range", first=first, last=last)
@@ -422,11 +418,6 @@ class Tracker:
             return [Region.whole(self.source.shape_of(n))]
         regions = [_expected_region(state, n, zoom) for state in self._objects.values()]
         return list(dict.fromkeys(region for region in regions if region is not None))
-
-    def _check_slice(self, n: int) -> None:
-        if not 0 <= n < len(self.source):
-            message = f"there is no slice {n}: slices are 0 to {len(self.source) - 1}"
-            raise PromptError(message, code="no-such-slice", n=n, count=len(self.source))
 
     def _check_not_final(self, state: ObjectState, n: int) -> None:
         if n in state.masks and state.masks[n].final:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_core.errors import VolumeError
+from medsam2_core.errors import PromptError, VolumeError
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 LARGEST_SLICE = 1 << 26  # pixels, as in imaging.slices
@@ -52,6 +52,20 @@ def unpack(box: Box, bits: bytes | NDArray[np.uint8], shape_hw: tuple[int, int])
     inside = np.unpackbits(data, count=height * width).reshape(height, width)
     mask_hw[top : top + height, left : left + width] = inside
     return mask_hw
+
+
+def check_slice(n: int, count: int) -> None:
+    """Raise PromptError when none of ``count`` slices has the number ``n``."""
+    if not 0 <= n < count:
+        message = f"there is no slice {n}: slices are 0 to {count - 1}"
+        raise PromptError(message, code="no-such-slice", n=n, count=count)
+
+
+def check_shape(n: int, shape_hw: tuple[int, ...], slice_hw: tuple[int, int]) -> None:
+    """Raise PromptError when a mask for slice ``n`` does not have the shape of that slice."""
+    if tuple(shape_hw) != tuple(slice_hw):
+        message = f"the mask on slice {n} is {tuple(shape_hw)}, the slice is {tuple(slice_hw)}"
+        raise PromptError(message, code="mask-shape", n=n, shape_hw=list(shape_hw), slice_hw=list(slice_hw))
 
 
 #: The value of certainty.

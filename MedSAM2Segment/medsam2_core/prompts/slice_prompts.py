@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.errors import PromptError
+from medsam2_core.imaging.slice_mask import check_shape, check_slice
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts.types import (
     AXES,
@@ -201,23 +202,9 @@ def mask_on_slice(mask_hw: NDArray[np.bool_], n: int, stack: SliceStack) -> Mask
     PromptError
         When there is no such slice, or the mask has another shape.
     """
-    if not 0 <= n < len(stack):
-        raise PromptError(
-            f"there is no slice {n}: slices are 0 to {len(stack) - 1}",
-            code="no-such-slice",
-            n=n,
-            count=len(stack),
-        )
+    check_slice(n, len(stack))
     mask_hw = np.asarray(mask_hw, dtype=bool)
-    shape_hw = tuple(stack.shape_of(n))
-    if mask_hw.shape != shape_hw:
-        raise PromptError(
-            f"the mask on slice {n} is {mask_hw.shape}, the slice is {shape_hw}",
-            code="mask-shape",
-            n=n,
-            shape_hw=list(mask_hw.shape),
-            slice_hw=list(shape_hw),
-        )
+    check_shape(n, mask_hw.shape, stack.shape_of(n))
     if stack.array_axis is None:
         return None
     if mask_hw.any():

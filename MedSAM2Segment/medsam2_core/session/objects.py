@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from medsam2_core.engine.states import ObjectState
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
-from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.imaging.slice_mask import SliceMask, check_shape, check_slice
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import Box, MaskPrompt, PixelPrompts, Point, Prompt, PromptSet, SlicePrompts
 from medsam2_core.prompts.slice_prompts import mask_on_slice, resolve, slices_of
@@ -178,19 +178,13 @@ class SessionObjects:
 
     def check(self, n: int, given: SlicePrompts) -> None:
         """Raise PromptError for prompts that do not lie on slice ``n``, or a mask that does not fit it."""
-        if not 0 <= n < len(self._stack):
-            message = f"there is no slice {n}: slices are 0 to {len(self._stack) - 1}"
-            raise PromptError(message, code="no-such-slice", n=n, count=len(self._stack))
+        check_slice(n, len(self._stack))
         others = sorted(set(resolve(given.prompts, self._stack)) - {n})
         if others:
             message = f"a prompt for slice {n} lies on slice {others[0]}: set it there"
             raise PromptError(message, code="prompt-on-other-slice", n=n, lies_on=others[0])
-        shape_hw = tuple(self._stack.shape_of(n))
-        if given.known is not None and given.known.shape_hw != shape_hw:
-            raise PromptError(
-                f"the mask on slice {n} is {given.known.shape_hw}, the slice is {shape_hw}",
-                code="mask-shape", n=n, shape_hw=list(given.known.shape_hw), slice_hw=list(shape_hw),
-            )  # fmt: skip
+        if given.known is not None:
+            check_shape(n, given.known.shape_hw, self._stack.shape_of(n))
 
     def set_prompts(self, name: str, n: int, given: SlicePrompts) -> None:
         """Replace all prompts of a slice."""
