@@ -76,7 +76,7 @@ def test_low_rank_updates_start_as_nothing_and_are_merged_exactly(model):
 
     module = copy.deepcopy(model.module)
     plain = {name: value.clone() for name, value in module.state_dict().items()}
-    names = prepare(module, "lora", rank=4)
+    names = prepare(module, "lora")
     assert names and all(name.endswith((".up", ".down")) for name in names)
     merged = plain_state(module)
     assert merged.keys() == plain.keys() and all(torch.equal(merged[name], plain[name]) for name in plain)

@@ -79,9 +79,7 @@ class Region:
         if inner.shape[:2] == (self.height, self.width):
             return inner
         out = np.zeros((self.height, self.width, *image.shape[2:]), dtype=image.dtype)
-        out[rows.start - self.y0 : rows.stop - self.y0, columns.start - self.x0 : columns.stop - self.x0] = (
-            inner
-        )
+        out[self._shifted(rows, columns)] = inner
         return out
 
     def paste(self, crop: NDArray, shape_hw: Sequence[int], fill: float = 0) -> NDArray:
@@ -234,9 +232,9 @@ class Zoom:
         # At the slice's border a region can come out as it was.
         return region if replace(moved, stock=region.stock) == region else moved
 
-    def grown(self, region: Region, box: Box, growth: float = 1.6) -> Region:
+    def grown(self, region: Region, box: Box) -> Region:
         """Return a larger region for an object that reaches the border of this one."""
-        return self.around(box, at_least=growth * self.side_mm(region))
+        return self.around(box, at_least=1.6 * self.side_mm(region))
 
 
 def _interval(centre: float, length: float, available: int) -> tuple[int, int]:

@@ -27,8 +27,8 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.training.augmentation import FINE_TUNING, NONE, Augmentation
 from medsam2_core.training.loader import Mixture, Views, fixed_views
 from medsam2_core.training.losses import BASE_LOSS, SAM2_LOSS, LossWeights
-from medsam2_core.training.objective import Stage
-from medsam2_core.training.parts import PARTS
+from medsam2_core.training.objective import KINDS, Stage
+from medsam2_core.training.parts import check_parts
 from medsam2_core.training.processes import ALONE, Processes
 from medsam2_core.training.sources import LabelledStack
 from medsam2_core.training.trainer import RunSettings, Trainer
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 FEWEST_GROUPS = 5
 _ONLY_CASES = Mixture(synthetic=0.0, anatomy=0.0, volumes=0.5, pictures=0.5, uses=1)
 _SMALL = 256  # pixels
-_PROMPTS = ("box", "click", "points", "mask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +58,9 @@ class FineTuning(RunSettings):
     loss
         Weights of the terms; None takes those the model was trained with.
     slices
-        Single slices in the steps that take turns with clips, see
-        :class:`~medsam2_core.training.objective.Stage`.
+        As a :class:`~medsam2_core.training.objective.Stage` has it.
     passes
-        Parts in which a step is computed, see :class:`~medsam2_core.training.objective.Stage`; 0 chooses by
-        the size of the images: fewer are faster on small ones.
+        As a stage has it; 0 chooses by the size of the images: fewer are faster on small ones.
     epochs
         How often every picture, or every stretch of `frames` labelled slices, is used; 0 leaves it to
         `minutes`.
@@ -102,9 +99,7 @@ class FineTuning(RunSettings):
     patience: int = 4
 
     def __post_init__(self) -> None:
-        if self.parts not in PARTS:
-            message = f"{self.parts!r} cannot be trained: use {', '.join(PARTS)}"
-            raise TrainingError(message, code="unknown-parts", parts=self.parts, known=list(PARTS))
+        check_parts(self.parts)
         for name, value, good in (
             ("minutes", self.minutes, 0 <= self.minutes < math.inf),
             ("epochs", self.epochs, 0 <= self.epochs < math.inf),
@@ -126,7 +121,7 @@ def parse_prompts(text: str) -> tuple[float, float, float, float]:
     TrainingError
         Code ``prompts-syntax``.
     """
-    shares = dict.fromkeys(_PROMPTS, 0.0)
+    shares = dict.fromkeys(KINDS, 0.0)
     for part in text.split(","):
         name, equals, share = part.strip().partition("=")
         try:
@@ -134,11 +129,8 @@ def parse_prompts(text: str) -> tuple[float, float, float, float]:
         except ValueError:
             value = -1.0
         if name not in shares or not 0 <= value < math.inf:
-            raise TrainingError(
-                f"prompts {text!r}: give some of {', '.join(_PROMPTS)}, with shares if you like, such as "
-                "box=0.7,click=0.3",
-                code="prompts-syntax", text=text,
-            )  # fmt: skip
+            example = f"give some of {', '.join(KINDS)}, with shares if you like, such as box=0.7,click=0.3"
+            raise TrainingError(f"prompts {text!r}: {example}", code="prompts-syntax", text=text)
         shares[name] = value
     if not any(shares.values()):
         message = f"prompts {text!r}: one share at least must be above 0"
@@ -219,9 +211,8 @@ def stage_of(
     """Return the one stage of a fine-tuning."""
     steps = settings.steps
     if not steps and settings.epochs:
-        clips = sum(
-            max(1, round(int(s.labels_kji.any((1, 2)).sum()) / settings.frames)) for s in stacks
-        )  # of labelled slices
+        labelled = (int(stack.labels_kji.any((1, 2)).sum()) for stack in stacks)
+        clips = sum(max(1, round(slices / settings.frames)) for slices in labelled)
         steps = max(1, math.ceil(settings.epochs * clips / settings.batch))
     passes = settings.passes or (min(2, settings.batch) if image_size <= _SMALL else settings.batch)
     loss = settings.loss or (BASE_LOSS if draws_prompts else SAM2_LOSS)

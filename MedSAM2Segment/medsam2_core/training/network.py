@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from medsam2_core.engine.cache import SliceFeatures
 from medsam2_core.engine.devices import Precision
+from medsam2_core.engine.encoder import MEAN, STD
 from medsam2_core.engine.heads import Heads
 from medsam2_core.engine.memory import MemoryBank, MemoryPolicy, Query, SliceMemory
 from medsam2_core.engine.model import SegmentationModel
@@ -24,8 +25,6 @@ from medsam2_core.training.users import Prompts
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 # Of the cells of an object that is not there; as surely as a prompt is drawn.
 ABSENT_LOGIT = -SURE
 
@@ -104,8 +103,8 @@ class Answer:
 
 def encode(module: SAM2Base, images: torch.Tensor) -> Encoded:
     """Encode (N, 3, S, S) images in 0..1, without gradients if no part of the image encoder is trained."""
-    mean = torch.tensor(_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(_STD, device=images.device)[:, None, None]
+    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(STD, device=images.device)[:, None, None]
     trains = any(parameter.requires_grad for parameter in module.image_encoder.parameters())
     with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
         out = module.image_encoder((images - mean) / std)

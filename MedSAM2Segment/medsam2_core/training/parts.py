@@ -65,27 +65,26 @@ class LowRankUpdate(nn.Module):
         return weight + (self.up @ self.down).view_as(weight)
 
 
-def prepare(module: SAM2Base, parts: str, encoder: bool = True, rank: int = RANK) -> list[str]:
-    """Freeze what is not trained, add low-rank updates for ``lora``; return the names of what is trained.
-
-    Without `encoder` the image encoder is frozen whatever `parts` says.
-
-    Raises
-    ------
-    TrainingError
-        Code ``unknown-parts``.
-    """
+def check_parts(parts: str) -> None:
+    """Raise TrainingError, code ``unknown-parts``."""
     if parts not in PARTS:
         message = f"{parts!r} cannot be trained: use {', '.join(PARTS)}"
         raise TrainingError(message, code="unknown-parts", parts=parts, known=list(PARTS))
+
+
+def prepare(module: SAM2Base, parts: str, encoder: bool = True) -> list[str]:
+    """Freeze what is not trained, add low-rank updates for ``lora``; return the names of what is trained.
+
+    Without `encoder` the image encoder is frozen whatever `parts` says.
+    """
+    check_parts(parts)
     module.train().requires_grad_(False)
     if parts == "lora":
         for name, layer in list(module.named_modules()):
             updated = _UPDATED.fullmatch(name) and isinstance(layer, nn.Linear | nn.Conv2d)
             if updated and not parametrize.is_parametrized(layer):
-                parametrize.register_parametrization(
-                    layer, "weight", LowRankUpdate(layer.weight, rank), unsafe=True
-                )
+                update = LowRankUpdate(layer.weight)
+                parametrize.register_parametrization(layer, "weight", update, unsafe=True)
     trained = []
     for name, parameter in module.named_parameters():
         chosen = _UPDATE in name if parts == "lora" else name.startswith(PARTS[parts])

@@ -5,7 +5,6 @@ A training folder holds one folder a data set: ``*_img.png`` with ``*_seg.png`` 
 labels), and ``*_seg.nii.gz`` (label volumes, with ``*_img.nii.gz`` when the scan itself may be used).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,7 +79,7 @@ class LabelledStack:
         return ndimage.find_objects(self.labels_kji)
 
 
-def load_sources(folder: str | Path, progress: Callable[[str], None] = lambda _: None) -> list[LabelledStack]:
+def load_sources(folder: str | Path) -> list[LabelledStack]:
     """Read every case of a training folder.
 
     Raises
@@ -96,10 +95,8 @@ def load_sources(folder: str | Path, progress: Callable[[str], None] = lambda _:
     for row in sorted(path for path in folder.iterdir() if path.is_dir()):
         if row.name in SHAPE_SETS:
             continue
-        found = [_read_picture(row.name, path) for path in sorted(row.glob("*_seg.png"))]
-        found += [_read_volume(row.name, path) for path in sorted(row.glob("*_seg.nii.gz"))]
-        progress(f"{row.name}: {len(found)} cases")
-        stacks += found
+        stacks += [_read_picture(row.name, path) for path in sorted(row.glob("*_seg.png"))]
+        stacks += [_read_volume(row.name, path) for path in sorted(row.glob("*_seg.nii.gz"))]
     if not stacks:
         message = f"no *_seg.png or *_seg.nii.gz below {folder}: nothing to train on"
         raise TrainingError(message, code="training-folder-empty", folder=str(folder))

@@ -57,17 +57,11 @@ class Tracked:
 
 @torch.inference_mode()
 def validate(
-    objective: Objective, views: Mapping[str, Sequence[View]], stage: Stage, tracked: Tracked | None = None
+    objective: Objective, views: Mapping[str, Sequence[View]], stage: Stage
 ) -> dict[str, dict[str, float]]:
-    """Figures by row, their ``mean``, and of clips those of all ``tracked`` slices.
-
-    Parameters
-    ----------
-    tracked
-        Receives every tracked slice, for figures of one's own.
-    """
+    """Figures by row, their ``mean``, and of clips those of all ``tracked`` slices."""
     table: dict[str, dict[str, float]] = {}
-    seen = Tracked() if tracked is None else tracked
+    seen = Tracked()
     for row, kept in views.items():
         found: dict[str, list[torch.Tensor]] = {}
         for view in kept:
