@@ -13,6 +13,7 @@ from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
 from medsam2_core.session import Session
+from support.errors import raises
 from support.model import a_disc
 from support.tiny_model import tiny_model
 
@@ -116,7 +117,7 @@ class Player:
         """Take a step back, and sometimes do it again: both lead exactly to where one has been."""
         self.log.append("undo")
         if not self.past:
-            with pytest.raises(MedSAM2Error, match="nothing to undo"):
+            with raises("nothing-to-undo"):
                 self.session.undo()
             return
         before, deed, after = self.past.pop()

@@ -21,7 +21,7 @@ from medsam2_core.auto.adapters import (
     resized,
     trainable_parts,
 )
-from medsam2_core.auto.model_file import AutoCard, read_card, read_tensors, write_file
+from medsam2_core.auto.model_file import AutoCard, damaged, read_card, read_tensors, write_file
 from medsam2_core.auto.network import AutoNetwork
 from medsam2_core.auto.predictor import FeatureLevels, PredictorSettings, PromptPredictor
 from medsam2_core.engine.catalogue import CHECKPOINT_SUFFIXES
@@ -169,8 +169,7 @@ def load_auto(
     try:
         auto = untrained_model(card, model)
     except (MedSAM2Error, TypeError, ValueError, RuntimeError, MemoryError) as error:
-        message = f"{path} is damaged: its predictor cannot be built ({str(error)[:200]})"
-        raise CheckpointError(message, code="auto-model-damaged", path=str(path)) from error
+        raise damaged(path, "its predictor cannot be built", str(error)[:200]) from error
     _fill(auto, read_tensors(path), str(path))
     return auto
 
@@ -221,8 +220,7 @@ def _settings(card: AutoCard, model: SegmentationModel) -> PredictorSettings:
     settings = PredictorSettings(**{**given, "classes": len(card.classes)})
     fitting = PredictorSettings.for_module(model.module, len(card.classes), settings.heads, settings.kind)
     if (settings.width, settings.fine_widths) != (fitting.width, fitting.fine_widths):
-        message = f"its predictor is {settings.width} channels wide, the model {card.base!r} {fitting.width}"
-        raise CheckpointError(message, code="auto-model-damaged")
+        raise ValueError(f"{settings.width} channels, the model {card.base!r} has {fitting.width}")
     return settings
 
 
@@ -230,23 +228,20 @@ def _fill(auto: AutoModel, tensors: dict[str, torch.Tensor], source: str) -> Non
     """Load all tensors; none may be missing or left over."""
     from medsam2_core.engine.checkpoint import load_strict
 
-    def damaged(what: str) -> CheckpointError:
-        return CheckpointError(f"{source} is damaged: {what}", code="auto-model-damaged", path=source)
-
     groups: dict[str, dict[str, torch.Tensor]] = {_PREDICTOR: {}, _DECODER: {}, _ENCODER: {}, _TEXTURE: {}}
     for name, value in tensors.items():
         prefix = name.partition(".")[0] + "."
         if prefix not in groups:
-            raise damaged(f"it holds {name!r}, which no Auto model has")
+            raise damaged(source, "it holds what no Auto model has", name)
         if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise damaged(f"{name} holds values that are not finite")
+            raise damaged(source, "values are not finite", name)
         groups[prefix][name[len(prefix) :]] = value
     load_strict(auto.network.predictor, groups[_PREDICTOR], source=source)
     problems = []
     if auto.card.decoder == "lora":
         problems += load_parts(auto.network.decoder, groups[_DECODER])
     elif groups[_DECODER]:
-        problems.append("it holds parts of a decoder, though its decoder is frozen")
+        problems.append("parts of a decoder, though its decoder is frozen")
     for part, prefix in ((auto.adapters, _ENCODER), (auto.texture, _TEXTURE)):
         if part is not None and part is auto.texture and "looks" not in groups[prefix]:
             message = f"{source} was made by an earlier version with another texture adapter: train it again"
@@ -254,9 +249,9 @@ def _fill(auto: AutoModel, tensors: dict[str, torch.Tensor], source: str) -> Non
         if part is not None:
             load_strict(part, groups[prefix], source=source)
         elif groups[prefix]:
-            problems.append(f"it holds tensors called {prefix}…, which its card does not mention")
+            problems.append(f"tensors called {prefix}…, which its card does not mention")
     if problems:
-        raise damaged(f"{problems[0]} (and {len(problems) - 1} more)")
+        raise damaged(source, f"{len(problems)} parts do not fit its card", problems[0])
 
 
 def _prefixed(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:

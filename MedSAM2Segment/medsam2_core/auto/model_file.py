@@ -176,9 +176,14 @@ class AutoCard:
             card = cls(**item)
             _check(card)
         except (TypeError, KeyError, ValueError, OverflowError, RecursionError) as error:
-            message = f"{source} is damaged: its card cannot be used ({error})"
-            raise CheckpointError(message, code="auto-model-damaged", path=source) from error
+            raise damaged(source, "its card cannot be used", str(error)) from error
         return card
+
+
+def damaged(source: str | Path, what: str, reason: str) -> CheckpointError:
+    """Return the error for a file that no Auto model could have been saved as."""
+    message = f"{source} is damaged: {what} ({reason})"
+    return CheckpointError(message, code="auto-model-damaged", path=str(source), reason=reason)
 
 
 def read_card(path: str | Path) -> AutoCard:
@@ -194,8 +199,7 @@ def read_card(path: str | Path) -> AutoCard:
     try:
         text = json.loads(header).get("__metadata__", {}).get(_KEY)
     except (ValueError, AttributeError, RecursionError) as error:
-        message = f"{path} is damaged: its header cannot be read ({error})"
-        raise CheckpointError(message, code="auto-model-damaged", path=str(path)) from error
+        raise damaged(path, "its header cannot be read", str(error)) from error
     if not isinstance(text, str):
         raise CheckpointError(
             f"{path} is not an Auto model: train one with `medsam2 train auto`, or choose a {SUFFIX} file",
@@ -226,13 +230,11 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         content = Path(path).read_bytes()
         seal = _SEAL.search(content, 0, _LONGEST_HEADER)
         if seal is None or _sealed(content.replace(seal[1], _UNSEALED, 1)) != content:
-            message = f"{path} is damaged: its checksum is wrong; copy or train it again"
-            raise CheckpointError(message, code="auto-model-damaged", path=str(path))
+            raise damaged(path, "its checksum is wrong", "copy or train it again")
         return load(content)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        message = f"{path} is damaged ({reason}): copy or train it again"
-        raise CheckpointError(message, code="auto-model-damaged", path=str(path)) from error
+        raise damaged(path, "copy or train it again", reason) from error
 
 
 def _sealed(content: bytes) -> bytes:
@@ -253,8 +255,7 @@ def _header(path: Path) -> bytes:
         message = f"{path} cannot be read: {error.strerror or error}"
         raise CheckpointError(message, code="auto-model-unreadable", path=str(path)) from error
     if len(header) < length:
-        message = f"{path} is truncated: copy it again"
-        raise CheckpointError(message, code="auto-model-damaged", path=str(path))
+        raise damaged(path, "it is truncated", "copy it again")
     return header
 
 

@@ -130,12 +130,21 @@ def _known(config: str) -> str:
     return plain
 
 
+_UNSUPPORTED = "unsupported-sam2rad-checkpoint"
+_DAMAGED = "sam2rad-checkpoint-damaged"
+_NOT_ONE = "not-a-sam2rad-checkpoint"
+
+
+def _refused(code: str, source: str, what: str, tensor: str) -> CheckpointError:
+    """Return the error for a checkpoint with a tensor that is missing, too many or not as it should be."""
+    return CheckpointError(f"{source}: {tensor[:120]} {what}", code=code, path=source, tensor=tensor)
+
+
 def _queries(parts: Parts, dataset: str | None, source: str) -> tuple[str, torch.Tensor]:
     """Return name and (K, T, C) queries of the requested data set."""
     known = ", ".join(map(repr, parts.queries))
     if not parts.queries:
-        message = f"{source} holds no learnable_prompts: it is not a Sam2Rad checkpoint"
-        raise CheckpointError(message, code="not-a-sam2rad-checkpoint", path=source)
+        raise _refused(_NOT_ONE, source, "is missing: this is not a Sam2Rad checkpoint", _QUERIES)
     if dataset is None and len(parts.queries) > 1:
         message = f"{source} holds queries of several data sets: choose one of {known}"
         raise CheckpointError(message, code="data-set-ambiguous", path=source, known=list(parts.queries))
@@ -147,21 +156,17 @@ def _queries(parts: Parts, dataset: str | None, source: str) -> tuple[str, torch
         )  # fmt: skip
     queries = parts.queries[chosen]
     if queries.ndim != 3 or 0 in queries.shape:
-        message = (
-            f"{source}: learnable_prompts.{chosen} is {tuple(queries.shape)}, not (classes, tokens, channels)"
-        )
-        raise CheckpointError(message, code="sam2rad-checkpoint-damaged", path=source)
+        what = f"is {tuple(queries.shape)}, not (classes, tokens, channels)"
+        raise _refused(_DAMAGED, source, what, _QUERIES + chosen)
     return chosen, queries
 
 
 def _settings(module: SAM2Base, queries: torch.Tensor, source: str) -> PredictorSettings:
     classes, tokens, width = queries.shape
     if tokens < 3 or width != module.hidden_dim:
-        raise CheckpointError(
-            f"{source}: its queries are {tokens} tokens of {width} channels; three tokens at least, of the "
-            f"{module.hidden_dim} channels of its SAM 2, are needed",
-            code="unsupported-sam2rad-checkpoint", path=source,
-        )  # fmt: skip
+        needed = f"three at least, of the {module.hidden_dim} channels of its SAM 2, are needed"
+        what = f"are {tokens} tokens of {width} channels a class; {needed}"
+        raise _refused(_UNSUPPORTED, source, what, _QUERIES)
     return replace(PredictorSettings.for_module(module, classes), tokens=tokens)
 
 
@@ -188,11 +193,9 @@ def _sam2(parts: Parts, config: str, image_size: int | None, source: str) -> tup
     lost = [key for key in missing if not key.startswith(_MASK_PROMPTS)]
     kept = [key for key in wanted if key in parts.memory and not key.startswith(_MASK_PROMPTS)]
     if lost and kept:
-        raise CheckpointError(
-            f"{source} holds a part of the memory, but not {lost[0]} ({len(lost)} of {config} are missing): "
-            "give the configuration it was trained with, or remove all of the memory",
-            code="sam2rad-checkpoint-damaged", path=source, missing=lost[0],
-        )  # fmt: skip
+        what = f"and {len(lost) - 1} more of the memory of {config} are missing, but not all: "
+        what += "give the configuration it was trained with, or remove all of the memory"
+        raise _refused(_DAMAGED, source, what, lost[0])
     untrained = build_from(settings, config).state_dict() if missing else {}
     state = parts.sam2 | {key: untrained[key] if key in missing else parts.memory[key] for key in wanted}
     load_strict(module, state, config, source)
@@ -207,8 +210,8 @@ def _filled(card: AutoCard, module: SAM2Base, parts: Parts, queries: torch.Tenso
         decoder = auto.network.decoder
         own = {key: value for key, value in trainable_parts(decoder).items() if key not in _updates(decoder)}
         if problems := load_parts(decoder, {**own, **parts.decoder_updates}):
-            message = f"{source}: the low-rank updates of its decoder do not fit; {'; '.join(problems[:4])}"
-            raise CheckpointError(message, code="sam2rad-checkpoint-damaged", path=source)
+            name, _, what = problems[0].partition(" ")
+            raise _refused(_DAMAGED, source, f"{what} ({len(problems) - 1} more)", _DECODER + name)
     if auto.adapters is not None:
         load_strict(auto.adapters, parts.adapters, source=source)
     return auto
@@ -316,16 +319,13 @@ def parts_of(state: Mapping[str, torch.Tensor], source: str) -> Parts:
     parts.predictor, strange = _predictor(learner)
     unknown += [_LEARNER + key for key in strange]
     if unknown:
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise CheckpointError(
-            f"{source} holds {unknown[0][:120]!r}{more}, which no reference checkpoint has: only those of "
-            "Sam2Rad with a Prompt Predictor Network can be imported",
-            code="unsupported-sam2rad-checkpoint", path=source, tensor=unknown[0],
-        )  # fmt: skip
+        what = f"(and {len(unknown) - 1} more) is in no reference checkpoint: "
+        what += "only those of Sam2Rad with a Prompt Predictor Network can be imported"
+        raise _refused(_UNSUPPORTED, source, what, unknown[0])
     placed = (parts.sam2, parts.memory, parts.decoder_updates, parts.adapters, parts.predictor, parts.queries)
     if sum(map(len, placed)) + len(again) + (frequencies is not None) != len(state):
         message = f"{source} holds two tensors for one place of the network: it was changed, get it again"
-        raise CheckpointError(message, code="sam2rad-checkpoint-damaged", path=source)
+        raise CheckpointError(message, code=_DAMAGED, path=source)
     _check_updates(parts, source)
     _check_equal(parts.sam2, again, source)
     _check_frequencies(frequencies, parts, source)
@@ -395,22 +395,16 @@ def _names_in_row(row: str) -> tuple[str, str]:
 def _check_updates(parts: Parts, source: str) -> None:
     have = {name.rpartition(".w_")[0] for name in parts.decoder_updates}
     if lone := sorted(have ^ parts.updated):
-        raise CheckpointError(
-            f"{source}: of {_DECODER}{lone[0]} there is only one of the projection and its low-rank update",
-            code="sam2rad-checkpoint-damaged", path=source,
-        )  # fmt: skip
+        what = "has only one of the projection and its low-rank update"
+        raise _refused(_DAMAGED, source, what, _DECODER + lone[0])
     for name, value in parts.decoder_updates.items():
         rank = value.shape[0] if ".w_a." in name else value.shape[-1]
         if value.ndim != 2 or rank != RANK:
-            raise CheckpointError(
-                f"{source}: {_DECODER}{name} is {tuple(value.shape)}: only updates of rank {RANK} are known",
-                code="unsupported-sam2rad-checkpoint", path=source,
-            )  # fmt: skip
+            what = f"is {tuple(value.shape)}: only updates of rank {RANK} are known"
+            raise _refused(_UNSUPPORTED, source, what, _DECODER + name)
         if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise CheckpointError(
-                f"{source} holds NaN or infinite values in {_DECODER}{name}: it is damaged, get it again",
-                code="sam2rad-checkpoint-damaged", path=source,
-            )  # fmt: skip
+            what = "holds NaN or infinite values: the file is damaged, get it again"
+            raise _refused(_DAMAGED, source, what, _DECODER + name)
 
 
 def _check_equal(sam2: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor], source: str) -> None:
@@ -420,11 +414,8 @@ def _check_equal(sam2: Mapping[str, torch.Tensor], again: Mapping[str, torch.Ten
     for key in sorted({*once, *again}):
         one, other = once.get(key), again.get(key)
         if one is None or other is None or one.dtype != other.dtype or not torch.equal(one, other):
-            raise CheckpointError(
-                f"{source}: {_PROMPT_ENCODER}{key} and {_PROMPT_ENCODER_AGAIN}{key} must both be there "
-                "and be equal, but are not: it was changed, get it again",
-                code="sam2rad-checkpoint-damaged", path=source,
-            )  # fmt: skip
+            what = f"and {_PROMPT_ENCODER_AGAIN}{key} must both be there and be equal: get the file again"
+            raise _refused(_DAMAGED, source, what, _PROMPT_ENCODER + key)
 
 
 def _check_frequencies(found: torch.Tensor | None, parts: Parts, source: str) -> None:
@@ -434,14 +425,12 @@ def _check_frequencies(found: torch.Tensor | None, parts: Parts, source: str) ->
         return
     expected = inverse_frequencies(width)
     if found is None:
-        message = f"{source} has no {_FREQUENCIES}: it is not a Sam2Rad checkpoint, or incomplete"
-        raise CheckpointError(message, code="not-a-sam2rad-checkpoint", path=source)
+        what = "is missing: this is not a Sam2Rad checkpoint, or incomplete"
+        raise _refused(_NOT_ONE, source, what, _FREQUENCIES)
     fits = found.shape == expected.shape and found.is_floating_point()
     # Kept in half precision, they are as far off as that rounds.
     tolerance = 1e-5 if found.dtype in (torch.float32, torch.float64) else 1e-2
     if not fits or not torch.allclose(found.float(), expected, rtol=tolerance, atol=1e-7):
-        raise CheckpointError(
-            f"{source}: {_FREQUENCIES} {tuple(found.shape)} are not the frequencies 10000^(-2j/{width}) of a "
-            "Prompt Predictor Network: it encodes positions otherwise, and cannot be imported",
-            code="unsupported-sam2rad-checkpoint", path=source,
-        )  # fmt: skip
+        what = f"{tuple(found.shape)} are not the frequencies 10000^(-2j/{width}) of a Prompt Predictor "
+        what += "Network: it encodes positions otherwise, and cannot be imported"
+        raise _refused(_UNSUPPORTED, source, what, _FREQUENCIES)

@@ -236,8 +236,7 @@ def _entry(facts: Any, where: str) -> ModelEntry:
         if value is None and name not in _REQUIRED:
             continue
         if type(value) is not kind or value == "":
-            message = f"{where}: {name} must be a {kind.__name__}, not {value!r}"
-            raise CatalogueError(message, code="bad-catalogue-entry", where=where, field=name)
+            raise _bad_field(where, name, value, f"a {kind.__name__}")
     entry = ModelEntry(**{**facts, "succeeds": tuple(facts.get("succeeds") or ())})
     _check(entry, where)
     return entry
@@ -270,9 +269,13 @@ def _check(entry: ModelEntry, where: str) -> None:
     )
     for good, name, rule in checks:
         if not good:
-            message = f"{where} ({entry.name}): {name} {getattr(entry, name)!r} must be {rule}"
-            raise CatalogueError(message, code="bad-catalogue-entry", where=where, field=name)
+            raise _bad_field(where, name, getattr(entry, name), rule)
 
 
 def _stays_inside(path: str | None) -> bool:
     return path is None or re.fullmatch(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", path) is not None
+
+
+def _bad_field(where: str, name: str, value: Any, expected: str) -> CatalogueError:
+    message = f"{where}: {name} {value!r} must be {expected}"
+    return CatalogueError(message, code="bad-catalogue-entry", where=where, field=name, expected=expected)

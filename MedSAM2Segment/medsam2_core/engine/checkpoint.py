@@ -62,7 +62,6 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         with path.open("rb") as file:
             start = file.read(512)
-            size = file.seek(0, 2)
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror or error}"
         raise CheckpointError(message, code="unreadable-checkpoint", path=str(path)) from error
@@ -71,23 +70,30 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     elif len(start) > 8 and start[8:9] == b"{":
         content = _read_safetensors(path)
     else:
-        message = f"{path} is not a checkpoint: {_what_it_is_instead(start, size)}"
-        raise CheckpointError(message, code="not-a-checkpoint", path=str(path))
+        kind = _kind(start)
+        message = f"{path} is not a checkpoint: {_INSTEAD[kind]}"
+        raise CheckpointError(message, code="not-a-checkpoint", path=str(path), kind=kind)
     return _tensors_of(content, path)
 
 
-def _what_it_is_instead(start: bytes, size: int) -> str:
-    if size == 0:
-        return "the file is empty; get it again"
+_INSTEAD = {
+    "empty": "the file is empty; get it again",
+    "git-lfs": "it is a Git LFS pointer, not the file itself; run `git lfs pull` or download the file",
+    "web-page": "it is a web page; download the file itself",
+    "pickle": "it is a bare pickle, which could run a program and is never opened; save it as safetensors",
+    "unknown": "it is neither a torch.save archive nor safetensors; it may be damaged, get it again",
+}
+
+
+def _kind(start: bytes) -> str:
+    """Return what a file is that is no checkpoint."""
+    if not start:
+        return "empty"
     if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself; run `git lfs pull` or download the file"
+        return "git-lfs"
     if start.lstrip()[:1] == b"<":
-        return "it is a web page; download the file itself"
-    if start[:1] == b"\x80":
-        return "it is a bare pickle, which could run a program and is never opened; save it as safetensors"
-    return (
-        f"{size} bytes that are neither a torch.save archive nor safetensors; it may be damaged, get it again"
-    )
+        return "web-page"
+    return "pickle" if start[:1] == b"\x80" else "unknown"
 
 
 def _read_torch(path: Path) -> object:
@@ -153,11 +159,12 @@ def _tensors_of(content: object, path: Path) -> dict[str, torch.Tensor]:
             break
     if not isinstance(content, Mapping) or not content:
         message = f"{path} holds no state dict, but {_described(content)}"
-        raise CheckpointError(message, code="no-state-dict", path=str(path))
+        raise CheckpointError(message, code="no-state-dict", path=str(path), found=type(content).__name__)
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            message = f"{path}: {str(key)[:80]!r} is {_described(value)}, not a tensor of the model"
-            raise CheckpointError(message, code="not-a-tensor", path=str(path), key=str(key)[:80])
+            fields = {"path": str(path), "key": str(key)[:80], "found": type(value).__name__}
+            message = f"{path}: {fields['key']!r} is {_described(value)}, not a tensor of the model"
+            raise CheckpointError(message, code="not-a-tensor", **fields)
         if value.layout is not torch.strided or value.is_quantized:
             message = f"{path}: {key[:80]!r} is a sparse or quantised tensor, which SAM 2 has none of"
             raise CheckpointError(message, code="unsupported-tensor", path=str(path), key=key[:80])
@@ -198,22 +205,28 @@ def load_strict(
     """
     wanted = module.state_dict()
     source = source or "the checkpoint"
-    problems = []
-    if missing := [key for key in wanted if key not in state]:
-        problems.append(f"{len(missing)} missing: {_shortened(missing)}")
-    if unexpected := [key for key in state if key not in wanted]:
-        problems.append(f"{len(unexpected)} unexpected: {_shortened(unexpected)}")
     shared = [key for key in wanted if key in state]
-    if reshaped := [key for key in shared if state[key].shape != wanted[key].shape]:
-        listed = [f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}" for key in reshaped]
-        problems.append(f"{len(reshaped)} of another shape: {_shortened(listed)}")
-    if retyped := [key for key in shared if not state[key].is_floating_point()]:
-        listed = [f"{key} {str(state[key].dtype).removeprefix('torch.')}" for key in retyped]
-        problems.append(f"{len(retyped)} not of a floating type: {_shortened(listed)}")
-    if problems:
+    problems = {
+        "missing": [key for key in wanted if key not in state],
+        "unexpected": [key for key in state if key not in wanted],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
+            for key in shared
+            if state[key].shape != wanted[key].shape
+        ],
+        "not of a floating type": [
+            f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+            for key in shared
+            if not state[key].is_floating_point()
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{len(keys)} {what}: {_shortened(keys)}" for what, keys in problems.items() if keys)
         target = f"the model {config}" if config else "this model"
-        message = f"{source} does not fit {target}; {'; '.join(problems)}. {_advice(state, config)}"
-        raise CheckpointError(message, code="checkpoint-mismatch", source=source, config=config)
+        message = f"{source} does not fit {target}; {told}. {_advice(state, config)}"
+        fields: dict = {what.replace(" ", "_"): keys[:4] for what, keys in problems.items() if keys}
+        fields |= {"architecture": foreign_architecture(state), "fits": guess_config(state)}
+        raise CheckpointError(message, code="checkpoint-mismatch", source=source, config=config, **fields)
     with torch.no_grad():
         for key, target in wanted.items():
             target.copy_(state[key])

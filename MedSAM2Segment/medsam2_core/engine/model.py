@@ -230,9 +230,10 @@ def _load(
     state = read_state_dict(verdict.path)
     config = entry.config or guess_config(state)
     if config is None:
-        what = foreign_architecture(state) or "of an architecture this package does not know"
+        fields = {"path": str(verdict.path), "architecture": foreign_architecture(state)}
+        what = fields["architecture"] or "of an architecture this package does not know"
         message = f"{verdict.path} is {what}: name its configuration if it is a SAM 2 variant"
-        raise CheckpointError(message, code="unknown-architecture", path=str(verdict.path))
+        raise CheckpointError(message, code="unknown-architecture", **fields)
     settings = read_config(config, entry.image_size, entry.postprocessing)
     module = build_from(settings, str(config), blank=True)
     load_strict(module, state, str(config), str(verdict.path))

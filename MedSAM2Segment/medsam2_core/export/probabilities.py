@@ -153,7 +153,7 @@ def _names(path: Path, header: dict[str, Any]) -> list[str]:
     if missing or f"Probability{count}_Name" in header:
         what = f"object {missing[0]} has no name" if missing else f"more than {count} objects are named"
         message = f"{what}: the file was changed, write it again"
-        raise files.error(path, message, "probabilities-changed-by-others")
+        raise files.error(path, message, "probabilities-changed-by-others", unnamed=missing)
     names = [unquote(str(header[f"Probability{n}_Name"]), errors="surrogatepass") for n in range(count)]
     if len(set(names)) != count:
         raise files.error(path, f"two objects have the same name: {names}", "duplicate-name", names=names)

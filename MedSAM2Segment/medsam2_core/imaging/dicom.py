@@ -163,7 +163,8 @@ def _stacks(path: Path) -> list[Stack]:
             frames.extend(frames_of(file, header))
     if not frames:
         what = f": it holds {', '.join(sorted(set(others)))[:200]}" if others else ""
-        raise files.error(path, f"no DICOM images found{what}", "no-dicom-images")
+        found = sorted(set(others))
+        raise files.error(path, f"no DICOM images found{what}", "no-dicom-images", found=found)
     return stacks_of(frames)
 
 

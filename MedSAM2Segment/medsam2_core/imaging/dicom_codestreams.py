@@ -68,7 +68,7 @@ def check_size(frame: bytes, rows: int, columns: int) -> None:
     if found != (rows, columns):
         size_text = "no size" if found is None else f"{found[0]} x {found[1]}"
         message = f"compressed pixels hold {size_text}, the header has {rows} x {columns}: damaged"
-        raise VolumeError(message, code="decoded-size-differs", rows=rows, columns=columns)
+        raise VolumeError(message, code="decoded-size-differs", rows=rows, columns=columns, found=found)
 
 
 def _start_of_codestream(frame: bytes) -> int:

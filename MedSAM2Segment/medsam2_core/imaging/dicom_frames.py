@@ -283,6 +283,7 @@ def _even_step(
             code="slices-missing",
             spacing_mm=usual,
             gaps_mm=[float(distances[n]) for n in gaps],
+            after=[int(n) + 1 for n in gaps],
         )
     step = (positions[-1] - positions[0]) / (len(positions) - 1)
     wrong = np.linalg.norm(

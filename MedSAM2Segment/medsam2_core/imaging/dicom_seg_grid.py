@@ -128,13 +128,13 @@ def _check_alike(path: Path, frames: Sequence[Frame]) -> None:
                 f"{path}: frames of different pixel spacing: {_spacing_text(first.spacing)} in frame 1, "
                 f"{_spacing_text(frame.spacing)} in frame {n}. Save them as segmentations of their own"
             )
-            raise GeometryError(message, code="frames-differ", path=str(path), frame=n)
+            raise GeometryError(message, code="frames-differ", path=str(path), frame=n, what="spacing")
         if first.is_placed and not same_orientation(first, frame):
             message = (
                 f"{path}: frames of different orientation: {_orientation_text(first)} in frame 1, "
                 f"{_orientation_text(frame)} in frame {n}. Save them as segmentations of their own"
             )
-            raise GeometryError(message, code="frames-differ", path=str(path), frame=n)
+            raise GeometryError(message, code="frames-differ", path=str(path), frame=n, what="orientation")
 
 
 def _fit(
@@ -170,7 +170,8 @@ def _fit(
         f"{path}: frames are not evenly spaced: they lie from {heights[0]:.6g} to {heights[-1]:.6g} mm along "
         f"their normal{apart}, and no spacing between slices fits them"
     )
-    raise GeometryError(message, code="slices-uneven", path=str(path))
+    fields = {"path": str(path), "heights_mm": [round(float(height), 3) for height in heights]}
+    raise GeometryError(message, code="slices-uneven", **fields)
 
 
 def _declared_distances(

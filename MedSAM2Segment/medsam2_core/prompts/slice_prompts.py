@@ -96,12 +96,9 @@ def _box_on_slice(box: Box, stack: SliceStack) -> tuple[int, tuple[float, ...]]:
         reason = "a box lies on one slice"
         if box.flat_axis is not None:
             reason = f"it lies on a slice along {AXES[box.flat_axis]} (mixed axes)"
-        raise PromptError(
-            f"{what} spans slices {first_n:g} to {last_n:g} of {stack.title}: {reason}",
-            code="box-spans-slices",
-            first=float(first_n),
-            last=float(last_n),
-        )
+        message = f"{what} spans slices {first_n:g} to {last_n:g} of {stack.title}: {reason}"
+        fields = {"first": float(first_n), "last": float(last_n), "flat_axis": box.flat_axis}
+        raise PromptError(message, code="box-spans-slices", **fields)
     if min(right - left, bottom - top) <= ROUNDING:
         raise PromptError(
             f"{what} is empty on {stack.title}: {right - left:g} x {bottom - top:g} pixels",

@@ -240,15 +240,15 @@ def _json_object(path: Path, location: _Location) -> dict[str, Any]:
     def once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) != len(pairs):
-            raise location.error(f"has a key twice in {_shown([key for key, _ in pairs])}")
+            raise location.error("has a key twice", f" in {_shown([key for key, _ in pairs])}")
         return content
 
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise location.error(f"has more than {_LARGEST_FILE >> 20} MB; that is no list of segments")
+            raise location.error("is too large", f": more than {_LARGEST_FILE >> 20} MB")
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise location.error(f"cannot be read: {error.strerror or error}") from error
+        raise location.error("cannot be read", f": {error.strerror or error}") from error
     except ValueError as error:  # bytes that are no text, or a path no file can have
         raise location.error("is not a text file in UTF-8") from error
     try:
@@ -256,7 +256,7 @@ def _json_object(path: Path, location: _Location) -> dict[str, Any]:
     except RecursionError as error:
         raise location.error("is nested too deeply to be a list of segments") from error
     except ValueError as error:
-        raise location.error(f"is not JSON: {error}") from error
+        raise location.error("is not JSON", f": {error}") from error
     if not isinstance(content, dict):
         raise location.unexpected("an object {…}", content)
     return content
@@ -277,7 +277,7 @@ def _short(location: _Location, content: Mapping[str, Any]) -> tuple[list[Segmen
             given = {**given, "label": given["name"]}  # better than a number
         for key in given:
             if key not in SHORT_KEYS:
-                raise here.error(f"unknown key {_shown(key)}; known are {', '.join(SHORT_KEYS)}")
+                raise here.error(f"unknown key {_shown(key)}", f"; known are {', '.join(SHORT_KEYS)}")
         entries.append(replace(_entry(here, given), name=name, number=int(name) if is_value else None))
     return entries, []
 
@@ -355,10 +355,8 @@ def _terminology(location: _Location, read: Callable[..., Any]) -> Terminology |
     if category == NO_CODE:
         category = coding.category_of(kind) or NO_CODE
     if category == NO_CODE:
-        raise location.error(
-            f"the type {str(kind)!r} needs a category, such as "
-            "SCT^123037004^Anatomical Structure or SCT^49755003^Morphologically Altered Structure"
-        )
+        examples = "SCT^123037004^Anatomical Structure or SCT^49755003^Morphologically Altered Structure"
+        raise location.error(f"the type {str(kind)!r} needs a category", f", such as {examples}")
     return Terminology(category, kind, modifier, region, region_modifier)
 
 
@@ -391,9 +389,10 @@ class _Location:
         """Return a location within this one."""
         return _Location(f"{self.text}: {further}")
 
-    def error(self, problem: str, **fields: Any) -> ExportError:
+    def error(self, problem: str, more: str = "", **fields: Any) -> ExportError:
         """Return what to raise for a problem at this location."""
-        return ExportError(f"{self}: {problem}", code="invalid-metadata", location=self.text, **fields)
+        facts = {"location": self.text, "problem": problem, **fields}
+        return ExportError(f"{self}: {problem}{more}", code="invalid-metadata", **facts)
 
     def unexpected(self, expected: str, value: Any) -> ExportError:
         """Return what to raise for a value that is not what it must be."""
