@@ -251,6 +251,11 @@ def test_a_base_beside_a_model_is_found_and_nothing_elsewhere(path, tmp_path):
 # --- what is refused
 
 
+def of_class(**changes):
+    """The change of a card to one class."""
+    return {"classes": [{"name": "a", "value": 1, "colour_rgb": [0, 0, 0], **changes}]}
+
+
 def test_another_version_is_refused(path, tmp_path):
     stranger = rewritten(path, tmp_path, lambda card: card | {"version": 2})
     with raises("auto-model-version", CheckpointError, version=2, readable=1):
@@ -263,18 +268,12 @@ def test_another_version_is_refused(path, tmp_path):
         ({"classes": []}, "0 classes"),
         ({"classes": None}, None),
         ({"classes": "ab"}, None),
-        ({"classes": [{"name": "a", "value": 1, "colour_rgb": [0, 0, 0]}] * 2}, "two classes have one name"),
-        (
-            {"classes": [{"name": " ", "value": 1, "colour_rgb": []}]},
-            "class {'name': ' ', 'value': 1, 'colour_rgb': []} has no name",
-        ),
-        (
-            {"classes": [{"name": "a", "value": 1, "colour_rgb": [0, 0, 7]}]},
-            "class 'a' has the colour (0.0, 0.0, 7.0)",
-        ),
-        ({"classes": [{"name": "a", "value": 1, "colour_rgb": [0, 0, 10**400]}]}, None),
-        ({"classes": [{"name": "a", "value": float("inf"), "colour_rgb": [0, 0, 0]}]}, None),
-        ({"classes": [{"name": "a", "value": float("nan"), "colour_rgb": [0, 0, 0]}]}, None),
+        ({"classes": of_class()["classes"] * 2}, "two classes have one name"),
+        (of_class(name=" "), "a class has no name"),
+        (of_class(colour_rgb=[0, 0, 7]), "class 'a' has the colour (0.0, 0.0, 7.0)"),
+        (of_class(colour_rgb=[0, 0, 10**400]), None),
+        (of_class(value=float("inf")), None),
+        (of_class(value=float("nan")), None),
         ({"classes": [["name", "value"]]}, None),
         ({"image_size": "64"}, "image size '64'"),
         ({"image_size": 10**9}, "image size 1000000000"),
@@ -317,58 +316,40 @@ def test_predictors_that_cannot_be_built_are_refused(path, model, tmp_path, chan
         load_auto(stranger, model)
 
 
-def mismatch(*missing, **others):
-    """How an error tells of tensors that are missing, unexpected or of another shape."""
-    return {"code": "checkpoint-mismatch", **({"missing": list(missing)} if missing else {}), **others}
-
-
-def damage(reason):
-    return {"code": "auto-model-damaged", "reason": reason}
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"tokens": 12}, mismatch(of_another_shape=["queries (2, 10, 128) for (2, 12, 128)"])),
-        ({"kind": "linear"}, mismatch(config="")),
-    ],
-)
-def test_predictors_the_tensors_do_not_fit_are_refused(path, model, tmp_path, change, told):
+@pytest.mark.parametrize("change", [{"tokens": 12}, {"kind": "linear"}])
+def test_predictors_the_tensors_do_not_fit_are_refused(path, model, tmp_path, change):
     stranger = rewritten(path, tmp_path, lambda card: card | {"predictor": card["predictor"] | change})
-    with raises(error_type=CheckpointError, **told):
+    with raises("checkpoint-mismatch", CheckpointError):
         load_auto(stranger, model)
 
 
+BIAS, TOKENS = "predictor.box_head.mlp.0.bias", "decoder.mask_tokens.weight"
+
+
 @pytest.mark.parametrize(
-    ("tensors", "told"),
+    ("tensors", "code", "told"),
     [
-        ({"predictor.queries": None}, mismatch("queries")),
-        ({"predictor.more": torch.zeros(2)}, mismatch(unexpected=["more"])),
+        ({"predictor.queries": None}, "checkpoint-mismatch", {"missing": ["queries"]}),
+        ({"predictor.more": torch.zeros(2)}, "checkpoint-mismatch", {"unexpected": ["more"]}),
         (
             {"predictor.queries": torch.zeros(2, 10, 64)},
-            mismatch(of_another_shape=["queries (2, 10, 64) for (2, 10, 128)"]),
+            *("checkpoint-mismatch", {"of_another_shape": ["queries (2, 10, 64) for (2, 10, 128)"]}),
         ),
-        ({"decoder.mask_tokens.weight": None}, damage("mask_tokens.weight is missing")),
-        ({"decoder.iou_token.weight": torch.zeros(1, 128)}, damage("iou_token.weight is not known")),
-        ({"encoder.0.adapters.0.bias": None}, mismatch("0.adapters.0.bias")),
-        ({"texture.out.0.bias": None}, mismatch("out.0.bias")),
-        ({"backdoor.weight": torch.zeros(1)}, damage("backdoor.weight")),
+        ({TOKENS: None}, "auto-model-damaged", {"reason": "mask_tokens.weight is missing"}),
         (
-            {"predictor.box_head.mlp.0.bias": torch.full((128,), float("nan"))},
-            damage("predictor.box_head.mlp.0.bias"),
+            {"decoder.iou_token.weight": torch.zeros(1, 128)},
+            *("auto-model-damaged", {"reason": "iou_token.weight is not known"}),
         ),
-        (
-            {"decoder.mask_tokens.weight": torch.full((4, 128), float("inf"))},
-            damage("decoder.mask_tokens.weight"),
-        ),
-        (
-            {"predictor.box_head.mlp.0.bias": torch.zeros(128, dtype=torch.int32)},
-            damage("predictor.box_head.mlp.0.bias"),
-        ),
+        ({"encoder.0.adapters.0.bias": None}, "checkpoint-mismatch", {"missing": ["0.adapters.0.bias"]}),
+        ({"texture.out.0.bias": None}, "checkpoint-mismatch", {"missing": ["out.0.bias"]}),
+        ({"backdoor.weight": torch.zeros(1)}, "auto-model-damaged", {"reason": "backdoor.weight"}),
+        ({BIAS: torch.full((128,), float("nan"))}, "auto-model-damaged", {"reason": BIAS}),
+        ({TOKENS: torch.full((4, 128), float("inf"))}, "auto-model-damaged", {"reason": TOKENS}),
+        ({BIAS: torch.zeros(128, dtype=torch.int32)}, "auto-model-damaged", {"reason": BIAS}),
     ],
 )
-def test_tensors_more_or_less_or_of_no_number_are_refused(path, model, tmp_path, tensors, told):
-    with raises(error_type=CheckpointError, **told):
+def test_tensors_more_or_less_or_of_no_number_are_refused(path, model, tmp_path, tensors, code, told):
+    with raises(code, CheckpointError, **told):
         load_auto(rewritten(path, tmp_path, **tensors), model)
 
 

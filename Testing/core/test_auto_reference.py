@@ -194,7 +194,7 @@ def test_volumes_are_then_segmented_slice_by_slice(auto, tmp_path):
 
 def test_a_memory_in_parts_is_refused(state, attempted):
     cut = {key: value for key, value in state.items() if "memory_attention.norm" not in key}
-    with raises("sam2rad-checkpoint-damaged", CheckpointError, missing="memory_attention.norm.weight"):
+    with raises("sam2rad-checkpoint-damaged", CheckpointError, tensor="memory_attention.norm.weight"):
         attempted(cut)
 
 

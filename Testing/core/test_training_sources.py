@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pytest
 from medsam2_core.errors import TrainingError
-from medsam2_core.training.sources import LabelledStack, load_sources, split
+from medsam2_core.training.sources import load_sources, split
+from medsam2_core.training.stacks import LabelledStack
 from PIL import Image
 from support.errors import raises
 from support.training_folder import shapes, write_nifti, write_training_folder

@@ -10,11 +10,12 @@ from medsam2_core.errors import TrainingError
 from medsam2_core.training import loader
 from medsam2_core.training.anatomy import MAX_LABELS, random_anatomy
 from medsam2_core.training.appearance import blur, colourise, degrade, paint
-from medsam2_core.training.lesions import lesion_level, load_shapes
+from medsam2_core.training.lesions import lesion_level
 from medsam2_core.training.loader import Batch, Mixture, Views, fixed_views, stream
 from medsam2_core.training.objective import moved
 from medsam2_core.training.planes import Piece, draw_plane
-from medsam2_core.training.sources import LabelledStack, load_sources
+from medsam2_core.training.sources import load_shapes, load_sources
+from medsam2_core.training.stacks import LabelledStack
 from medsam2_core.training.synth import painted_map, random_volume
 from medsam2_core.training.views import MAX_OBJECTS, flipped, make_view
 from support.errors import raises

@@ -263,7 +263,7 @@ def _class(item: Mapping[str, Any]) -> AutoClass:
     red, green, blue = (float(part) for part in item["colour_rgb"])
     name, terminology = item["name"], item.get("terminology", "")
     if not isinstance(name, str) or not name.strip() or not isinstance(terminology, str):
-        raise ValueError(f"class {item!r} has no name")
+        raise ValueError("a class has no name")
     if not all(math.isfinite(part) and 0 <= part <= 1 for part in (red, green, blue)):
         raise ValueError(f"class {name!r} has the colour {(red, green, blue)}")
     least = float(item.get("least_piece", 0.0))

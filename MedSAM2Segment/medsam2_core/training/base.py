@@ -15,10 +15,9 @@ from medsam2_core.engine.checkpoint import load_strict, read_state_dict
 from medsam2_core.engine.devices import choose_device
 from medsam2_core.engine.model import build_module
 from medsam2_core.engine.recipe import PromptRecipe
-from medsam2_core.training.lesions import load_shapes
 from medsam2_core.training.loader import Mixture, Views, fixed_views
 from medsam2_core.training.objective import Stage
-from medsam2_core.training.sources import load_sources, split
+from medsam2_core.training.sources import load_shapes, load_sources, split
 from medsam2_core.training.trainer import RunSettings, Trainer
 from medsam2_core.training.views import View
 

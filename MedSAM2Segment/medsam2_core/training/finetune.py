@@ -30,7 +30,7 @@ from medsam2_core.training.losses import BASE_LOSS, SAM2_LOSS, LossWeights
 from medsam2_core.training.objective import KINDS, Stage
 from medsam2_core.training.parts import check_parts
 from medsam2_core.training.processes import ALONE, Processes
-from medsam2_core.training.sources import LabelledStack
+from medsam2_core.training.stacks import LabelledStack
 from medsam2_core.training.trainer import RunSettings, Trainer
 from medsam2_core.training.views import View
 

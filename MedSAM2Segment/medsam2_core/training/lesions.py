@@ -4,37 +4,12 @@ They have a first and a last slice: in a clip they grow, shrink and end.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from medsam2_core.training.anatomy import smooth_noise
-from medsam2_core.training.sources import SHAPE_SETS, read_shape
-
-_SHAPE_SIDE = 48
-
-
-def load_shapes(folder: str | Path) -> list[torch.Tensor]:
-    """Shapes (48, 48, 48) float16 of the lesions in a training folder, each filling its cube.
-
-    Raises
-    ------
-    TrainingError
-        If a file cannot be read.
-    """
-    shapes = []
-    for name in sorted(SHAPE_SETS):
-        for path in sorted((Path(folder) / name).glob("*_seg.nii.gz")):
-            mask = torch.from_numpy(read_shape(path))
-            where = mask.nonzero()
-            low, high = where.amin(0), where.amax(0) + 1
-            mask = mask[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float()
-            cube = functional.interpolate(mask[None, None], size=(_SHAPE_SIDE,) * 3, mode="area")
-            cube = functional.avg_pool3d(cube, 3, 1, 1)
-            shapes.append(cube[0, 0].half())
-    return shapes
 
 
 def lesion_level(

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from medsam2_core.errors import TrainingError
 from medsam2_core.training.anatomy import random_anatomy
 from medsam2_core.training.augmentation import BASE, Augmentation
-from medsam2_core.training.sources import LabelledStack
+from medsam2_core.training.stacks import LabelledStack
 from medsam2_core.training.views import View, flipped, make_view
 
 _ANATOMIES_AT_ONCE = 24

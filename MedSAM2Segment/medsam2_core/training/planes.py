@@ -18,7 +18,7 @@ from torch.nn import functional
 from medsam2_core.engine.zoom import Zoom
 from medsam2_core.training.appearance import blur
 from medsam2_core.training.augmentation import BASE, Augmentation
-from medsam2_core.training.sources import LabelledStack
+from medsam2_core.training.stacks import LabelledStack
 
 # Labels are sampled at this side and smoothed up to the view's: voxel stairs are not anatomy.
 LABEL_SIDE = 128

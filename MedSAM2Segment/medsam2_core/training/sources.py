@@ -5,16 +5,17 @@ A training folder holds one folder a data set: ``*_img.png`` with ``*_seg.png`` 
 labels), and ``*_seg.nii.gz`` (label volumes, with ``*_img.nii.gz`` when the scan itself may be used).
 """
 
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import torch
+from torch.nn import functional
 
 from medsam2_core.errors import TrainingError, VolumeError
 from medsam2_core.imaging.reading import read_segmentation, read_volume
+from medsam2_core.training.stacks import LabelledStack
 
+_SHAPE_SIDE = 48
 # In int16.
 MOST_LABELS = 32_766
 
@@ -43,40 +44,6 @@ _NEVER_SPLIT = {
 # A scan with values so low is CT, for which a window is drawn anew in every view.
 _AIR_HU = -500
 SHAPE_SETS = {"soop_stroke_lesions"}
-
-
-@dataclass(frozen=True)
-class LabelledStack:
-    """Labels, and the scan they belong to if it may be used.
-
-    Attributes
-    ----------
-    labels_kji
-        (K, J, I) int16, numbered 0..n.
-    image_kji
-        (K, J, I) or (K, J, I, 3) uint8, (K, J, I) int16 for CT in HU, or None: then an appearance is made up.
-    spacing_kji
-        Voxel size in mm along each axis; 1 where unknown.
-    complete
-        Whether every pixel is labelled: only then does label 0 mean one region.
-    """
-
-    row: str
-    case: str
-    labels_kji: np.ndarray
-    image_kji: np.ndarray | None
-    spacing_kji: tuple[float, float, float]
-    complete: bool
-
-    @cached_property
-    def voxel_counts(self) -> np.ndarray:
-        """Voxels of each label, 0 included."""
-        return np.bincount(self.labels_kji.ravel())
-
-    @cached_property
-    def bounding_boxes(self) -> list:
-        """Slices of the box around each label, from label 1 on; None for a label that does not occur."""
-        return ndimage.find_objects(self.labels_kji)
 
 
 def load_sources(folder: str | Path) -> list[LabelledStack]:
@@ -148,9 +115,25 @@ def _read_volume(row: str, path: Path) -> LabelledStack:
     return LabelledStack(row, case, labels, image, spacing, complete=False)
 
 
-def read_shape(path: Path) -> np.ndarray:
-    """(K, J, I) bool of everything labelled in a file."""
-    return _labels(path)[0] > 0
+def load_shapes(folder: str | Path) -> list[torch.Tensor]:
+    """Shapes (48, 48, 48) float16 of the lesions in a training folder, each filling its cube.
+
+    Raises
+    ------
+    TrainingError
+        If a file cannot be read.
+    """
+    shapes = []
+    for name in sorted(SHAPE_SETS):
+        for path in sorted((Path(folder) / name).glob("*_seg.nii.gz")):
+            mask = torch.from_numpy(_labels(path)[0] > 0)
+            where = mask.nonzero()
+            low, high = where.amin(0), where.amax(0) + 1
+            mask = mask[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float()
+            cube = functional.interpolate(mask[None, None], size=(_SHAPE_SIDE,) * 3, mode="area")
+            cube = functional.avg_pool3d(cube, 3, 1, 1)
+            shapes.append(cube[0, 0].half())
+    return shapes
 
 
 def _labels(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:

@@ -15,7 +15,7 @@ from medsam2_core.training.appearance import colourise, degrade, paint
 from medsam2_core.training.augmentation import BASE, Augmentation, transformed
 from medsam2_core.training.lesions import insert_lesion, lesion_level
 from medsam2_core.training.planes import Plane, draw_plane
-from medsam2_core.training.sources import LabelledStack
+from medsam2_core.training.stacks import LabelledStack
 
 MAX_OBJECTS = 3
 _UNKNOWN = 255

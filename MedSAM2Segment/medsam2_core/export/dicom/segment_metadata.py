@@ -396,7 +396,7 @@ class _Location:
 
     def unexpected(self, expected: str, value: Any) -> ExportError:
         """Return what to raise for a value that is not what it must be."""
-        return self.error(f"expected {expected}, not {_shown(value)}", expected=expected)
+        return self.error(f"expected {expected}", f", not {_shown(value)}", expected=expected)
 
     def read(self, content: Mapping[str, Any], key: str, reader: Callable[..., Any], *limits: Any) -> Any:
         """Return the value of a key as ``reader`` reads it; None where there is no such key."""
