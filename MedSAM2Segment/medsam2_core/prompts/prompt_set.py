@@ -51,17 +51,11 @@ class PromptSet:
     def add_object(self, name: str) -> None:
         """Add an object without prompts; nothing happens when it is there."""
         if not isinstance(name, str) or not name.strip():
-            raise PromptError(
-                f"object name {repr(name)[:60]}: give a name that is not empty",
-                code="object-name",
-                object=repr(name)[:60],
-            )
+            message = f"object name {repr(name)[:60]}: give a name that is not empty"
+            raise PromptError(message, code="object-name", object=repr(name)[:60])
         if len(name) > _LONGEST_NAME:
-            raise PromptError(
-                f"object name {name[:40]!r}... is longer than {_LONGEST_NAME} letters",
-                code="object-name",
-                object=name[:40],
-            )
+            message = f"object name {name[:40]!r}... is longer than {_LONGEST_NAME} letters"
+            raise PromptError(message, code="object-name", object=name[:40])
         self.objects.setdefault(name, [])
 
     def add(self, object_name: str, prompt: Prompt) -> None:
@@ -75,12 +69,8 @@ class PromptSet:
         """Return the prompts of an object; PromptError names the known ones."""
         if object_name not in self.objects:
             known = ", ".join(map(repr, self.objects)) or "none yet"
-            raise PromptError(
-                f"unknown object {object_name!r}: known objects are {known}",
-                code="unknown-object",
-                object=object_name,
-                known=list(self.objects),
-            )
+            message = f"unknown object {object_name!r}: known objects are {known}"
+            raise PromptError(message, code="unknown-object", object=object_name, known=list(self.objects))
         return self.objects[object_name]
 
     def remove_object(self, object_name: str) -> None:
@@ -108,11 +98,8 @@ class PromptSet:
             listed = "; ".join(
                 f"{box} of {name!r} lies on a slice along {AXES[axis]}" for axis, (name, box) in seen.items()
             )
-            raise PromptError(
-                f"mixed axes: {listed}. All boxes must lie on slices of one axis",
-                code="mixed-axes",
-                axes=[AXES[axis] for axis in seen],
-            )
+            message = f"mixed axes: {listed}. All boxes must lie on slices of one axis"
+            raise PromptError(message, code="mixed-axes", axes=[AXES[axis] for axis in seen])
         return AXES[next(iter(seen))] if seen else None
 
     def to_json(self, space: Space | str = "ijk", geometry: Geometry | None = None) -> str:
@@ -172,11 +159,8 @@ def _from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet
         raise PromptError(f"prompts must be a JSON object, not {type(data).__name__}", code="bad-prompt-file")
     if data.get("version") != VERSION or isinstance(data.get("version"), bool):
         version = _short(data.get("version"))
-        raise PromptError(
-            f"prompts of version {version}: this program reads version {VERSION}",
-            code="prompt-file-version",
-            version=version,
-        )
+        message = f"prompts of version {version}: this program reads version {VERSION}"
+        raise PromptError(message, code="prompt-file-version", version=version)
     space = _space(data.get("space", "ijk"), geometry)
     prompt_set = PromptSet()
     for where, item in _items(data, "objects", "prompts"):
@@ -291,15 +275,11 @@ def _space(space: Space | str, geometry: Geometry | None) -> Space:
         named = Space.named(space)
     except GeometryError as error:
         known = ", ".join(one.value for one in Space)
-        raise PromptError(
-            f"unknown space {_short(space)}: use one of {known}", code="unknown-space", space=_short(space)
-        ) from error
+        message = f"unknown space {_short(space)}: use one of {known}"
+        raise PromptError(message, code="unknown-space", space=_short(space)) from error
     if named is not Space.IJK and geometry is None:
-        raise PromptError(
-            f"prompts in {named.value.upper()} millimetres need the volume they belong to",
-            code="needs-geometry",
-            space=named.value,
-        )
+        message = f"prompts in {named.value.upper()} millimetres need the volume they belong to"
+        raise PromptError(message, code="needs-geometry", space=named.value)
     return named
 
 

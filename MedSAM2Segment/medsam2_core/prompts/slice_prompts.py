@@ -35,9 +35,8 @@ def validate(prompt_set: PromptSet, stack: SliceStack) -> None:
         try:
             resolve(prompts, stack)
         except PromptError as error:
-            raise PromptError(
-                f"object {name!r}: {error}", code=error.code, **{**error.fields, "object": name}
-            ) from error
+            message = f"object {name!r}: {error}"
+            raise PromptError(message, code=error.code, **{**error.fields, "object": name}) from error
 
 
 def resolve(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, PixelPrompts]:
@@ -59,11 +58,8 @@ def resolve(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, PixelProm
         elif isinstance(prompt, Box):
             n, xyxy = _box_on_slice(prompt, stack)
             if boxes.setdefault(n, xyxy) is not xyxy:
-                raise PromptError(
-                    f"two boxes on slice {n} of {stack.title}: an object has one box on a slice",
-                    code="two-boxes",
-                    n=n,
-                )
+                message = f"two boxes on slice {n} of {stack.title}: an object has one box on a slice"
+                raise PromptError(message, code="two-boxes", n=n)
             continue
         else:
             for n, mask_hw in _mask_on_slices(prompt, stack):
@@ -100,12 +96,8 @@ def _box_on_slice(box: Box, stack: SliceStack) -> tuple[int, tuple[float, ...]]:
         fields = {"first": float(first_n), "last": float(last_n), "flat_axis": box.flat_axis}
         raise PromptError(message, code="box-spans-slices", **fields)
     if min(right - left, bottom - top) <= ROUNDING:
-        raise PromptError(
-            f"{what} is empty on {stack.title}: {right - left:g} x {bottom - top:g} pixels",
-            code="empty-box",
-            width=float(right - left),
-            height=float(bottom - top),
-        )
+        problem = f"{what} is empty on {stack.title}: {right - left:g} x {bottom - top:g} pixels"
+        raise PromptError(problem, code="empty-box", width=float(right - left), height=float(bottom - top))
     return _nearest_slice((first_n + last_n) / 2, stack, what), (left, top, right, bottom)
 
 
@@ -139,25 +131,16 @@ def _nearest_slice(n: float, stack: SliceStack, what: str) -> int:
     if nearest == len(stack) and n <= len(stack) - 0.5 + ROUNDING:
         nearest -= 1  # exactly on the outer face of the last slice
     if not 0 <= nearest < len(stack):
-        raise PromptError(
-            f"{what} lies on slice {nearest}, but {stack.title} has slices 0 to {len(stack) - 1}",
-            code="no-such-slice",
-            n=nearest,
-            count=len(stack),
-        )
+        message = f"{what} lies on slice {nearest}, but {stack.title} has slices 0 to {len(stack) - 1}"
+        raise PromptError(message, code="no-such-slice", n=nearest, count=len(stack))
     return nearest
 
 
 def _check_inside(ijk: Sequence[float], stack: SliceStack, what: str) -> None:
     for axis, value, size in zip(AXES, ijk, stack.extent_ijk(ijk), strict=True):
         if not -0.5 - ROUNDING <= value <= size - 0.5 + ROUNDING:
-            raise PromptError(
-                f"{what} is outside the volume: {axis} = {value:g}, expected -0.5 to {size - 0.5:g}",
-                code="outside-volume",
-                axis=axis,
-                value=float(value),
-                size=int(size),
-            )
+            message = f"{what} is outside the volume: {axis} = {value:g}, expected -0.5 to {size - 0.5:g}"
+            raise PromptError(message, code="outside-volume", axis=axis, value=float(value), size=int(size))
 
 
 def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Prompt]]:

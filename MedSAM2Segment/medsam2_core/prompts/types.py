@@ -59,11 +59,8 @@ class Box:
             return
         for axis, (first, last) in enumerate(zip(self.first_ijk, self.last_ijk, strict=True)):
             if last < first and axis != self.flat_axis:
-                raise PromptError(
-                    f"{self} is inverted: {AXES[axis]} runs from {first:g} back to {last:g}",
-                    code="inverted-box",
-                    axis=AXES[axis],
-                )
+                message = f"{self} is inverted: {AXES[axis]} runs from {first:g} back to {last:g}"
+                raise PromptError(message, code="inverted-box", axis=AXES[axis])
 
     @classmethod
     def between(
@@ -109,28 +106,20 @@ class MaskPrompt:
     def __post_init__(self) -> None:
         mask = np.asarray(self.mask_kji)
         if mask.ndim != 3 or mask.size == 0:
-            raise PromptError(
-                f"a mask has three axes (k, j, i) and at least one voxel, not the shape {mask.shape}",
-                code="mask-axes",
-                shape=list(mask.shape),
-            )
+            message = f"a mask has three axes (k, j, i) and at least one voxel, not the shape {mask.shape}"
+            raise PromptError(message, code="mask-axes", shape=list(mask.shape))
         if mask.dtype.kind not in "bui":
-            raise PromptError(
-                f"a mask holds true and false, not {mask.dtype}", code="mask-type", dtype=str(mask.dtype)
-            )
+            message = f"a mask holds true and false, not {mask.dtype}"
+            raise PromptError(message, code="mask-type", dtype=str(mask.dtype))
         mask = mask.astype(bool)
         if not mask.any() and 1 not in mask.shape:
-            raise PromptError(
-                f"mask of {mask.shape[::-1]} voxels at {tuple(self.offset_ijk)} is empty",
-                code="empty-mask",
-                shape=list(mask.shape),
-            )
+            message = f"mask of {mask.shape[::-1]} voxels at {tuple(self.offset_ijk)} is empty"
+            raise PromptError(message, code="empty-mask", shape=list(mask.shape))
         mask.flags.writeable = False
         offset = _position(self.offset_ijk, "mask offset")
         if any(value != int(value) for value in offset):
-            raise PromptError(
-                f"mask offset {position_text(offset)} must be whole voxels", code="not-whole-voxels"
-            )
+            message = f"mask offset {position_text(offset)} must be whole voxels"
+            raise PromptError(message, code="not-whole-voxels")
         object.__setattr__(self, "mask_kji", mask)
         object.__setattr__(self, "offset_ijk", tuple(int(value) for value in offset))
 
@@ -139,11 +128,8 @@ class MaskPrompt:
         """Return the part of a whole-volume mask that has voxels; PromptError when it has none."""
         filled = [np.flatnonzero(mask_kji.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
         if filled[0].size == 0:
-            raise PromptError(
-                f"the mask of {mask_kji.shape[::-1]} voxels is empty",
-                code="empty-mask",
-                shape=list(mask_kji.shape),
-            )
+            message = f"the mask of {mask_kji.shape[::-1]} voxels is empty"
+            raise PromptError(message, code="empty-mask", shape=list(mask_kji.shape))
         start, stop = [int(f[0]) for f in filled], [int(f[-1]) + 1 for f in filled]
         part = mask_kji[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
         return cls(part != 0, (start[2], start[1], start[0]))
@@ -228,11 +214,8 @@ def _position(values: Sequence[float], what: str) -> tuple[float, float, float]:
     except (TypeError, ValueError, OverflowError) as error:
         raise PromptError(f"{what} {values!r}: expected three numbers", code="not-three-numbers") from error
     if len(numbers) != 3:
-        raise PromptError(
-            f"{what} {values!r}: expected three numbers, got {len(numbers)}",
-            code="not-three-numbers",
-            count=len(numbers),
-        )
+        message = f"{what} {values!r}: expected three numbers, got {len(numbers)}"
+        raise PromptError(message, code="not-three-numbers", count=len(numbers))
     if not all(math.isfinite(number) for number in numbers):
         raise PromptError(f"{what} {position_text(numbers)}: the numbers must be finite", code="not-finite")
     return numbers

@@ -41,9 +41,8 @@ def prompts_in(path: Path, geometry: Geometry) -> PromptSet:
             raise OSError(errno.EINVAL, "it is no file")
         return PromptSet.from_json(path.read_bytes(), geometry)
     except PromptError as error:
-        raise PromptError(
-            f"{path}: {error}", code=error.code, **{"path": str(path), **error.fields}
-        ) from error
+        problem = f"{path}: {error}"
+        raise PromptError(problem, code=error.code, **{"path": str(path), **error.fields}) from error
     except OSError as error:
         message = f"the prompts file {path} cannot be read: {error.strerror}"
         raise PromptError(message, code="prompts-unreadable", path=str(path)) from error

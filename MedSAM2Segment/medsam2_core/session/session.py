@@ -249,9 +249,8 @@ class Session:
             When a prompt does not fit, or the prompts lie on several slices (see :meth:`apply`).
         """
         if not prompts:
-            raise PromptError(
-                f"no prompt for {name!r}: give a point, a box or a mask", code="no-prompts", object=name
-            )
+            message = f"no prompt for {name!r}: give a point, a box or a mask"
+            raise PromptError(message, code="no-prompts", object=name)
         slices = resolve(prompts, self.stack)
         if len(slices) != 1:
             raise PromptError(
@@ -412,10 +411,8 @@ class Session:
     def release(self, name: str, n: int) -> None:
         """Allow a final slice to be changed again, by prompts or by the next propagation."""
         if not self.tracker.result(name, n).final:
-            raise PromptError(
-                f"slice {n} of object {name!r} is not final: there is nothing to release",
-                code="slice-not-final", object=name, n=n,
-            )  # fmt: skip
+            message = f"slice {n} of object {name!r} is not final: there is nothing to release"
+            raise PromptError(message, code="slice-not-final", object=name, n=n)
         with self._history.step(f"release slice {n} of {name}"):
             self._objects.release(name, n)
 
@@ -538,10 +535,8 @@ class Session:
     def _check_new(self, names: Sequence[str]) -> None:
         for name in names:
             if name in self.object_names:
-                raise PromptError(
-                    f"there is an object {name!r} already: remove or replace it, or choose another name",
-                    code="object-exists", object=name,
-                )  # fmt: skip
+                message = f"there is an object {name!r} already: remove or replace it, or choose another name"
+                raise PromptError(message, code="object-exists", object=name)
 
     def _edit(self, step: str) -> AbstractContextManager[Any]:
         """Begin a step of the user; after tracking, the result is one that was corrected in several steps."""
@@ -642,10 +637,8 @@ class Session:
         """Return what an object's own range and that of all have in common; None for nothing."""
         low, high = limit
         if low > high:
-            raise PromptError(
-                f"the range {low} to {high} is empty: give the lower slice first",
-                code="empty-range", first=low, last=high,
-            )  # fmt: skip
+            message = f"the range {low} to {high} is empty: give the lower slice first"
+            raise PromptError(message, code="empty-range", first=low, last=high)
         low, high = max(low, first or 0), min(high, len(self.stack) - 1 if last is None else last)
         return (low, high) if low <= high else None
 
@@ -690,10 +683,8 @@ class Session:
         A user's own masks are certain. PromptError when the session does not keep them.
         """
         if not self.tracker.options.keeps_probabilities:
-            raise PromptError(
-                "no probabilities were kept: open the session with probabilities=True",
-                code="no-probabilities",
-            )
+            message = "no probabilities were kept: open the session with probabilities=True"
+            raise PromptError(message, code="no-probabilities")
         maps = {name: {r.n: r.certainty for r in self.results(name)} for name in self.object_names}
         facts = self.provenance()
         present = [one.model for name, one in self._auto_predictions.items() if name in self.object_names]
@@ -791,7 +782,5 @@ def _direction(direction: Direction | str) -> Direction:
         return Direction(direction)
     except ValueError as error:
         choices = ", ".join(one.value for one in Direction)
-        raise PromptError(
-            f"unknown direction {direction!r}: use one of {choices}",
-            code="unknown-direction", direction=str(direction),
-        ) from error  # fmt: skip
+        message = f"unknown direction {direction!r}: use one of {choices}"
+        raise PromptError(message, code="unknown-direction", direction=str(direction)) from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ import torch
 from safetensors.torch import save
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from medsam2_core.engine.checkpoint import DAMAGE
 from medsam2_core.engine.devices import choose_device
 from medsam2_core.engine.recipe import PromptRecipe
 from medsam2_core.errors import TrainingError
@@ -38,11 +38,6 @@ from medsam2_core.training.views import View
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-# What torch and its unpickler raise on a file that was cut off, changed, or never was a run's state.
-_DAMAGE = (
-    pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
-    EOFError, OSError, ArithmeticError, MemoryError, RecursionError, ImportError,
-)  # fmt: skip
 # After so many steps it is known how long one takes.
 _TIMED_STEPS = 3
 _FEWEST_STEPS, _MOST_STEPS = 10, 100_000
@@ -138,10 +133,8 @@ class Trainer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TrainingError(
-                f"{folder} cannot be the run's folder: {error.strerror or error}",
-                code="run-folder-unusable", folder=str(folder),
-            ) from error  # fmt: skip
+            message = f"{folder} cannot be the run's folder: {error.strerror or error}"
+            raise TrainingError(message, code="run-folder-unusable", folder=str(folder)) from error
         with self._random_numbers(settings.seed):
             self.module = module.to(self.device)
             self.heads = AffinityHeads(module.hidden_dim).to(self.device)
@@ -373,7 +366,7 @@ class Trainer:
         if self._pending_optimiser is not None:
             try:
                 optimiser.load_state_dict(self._pending_optimiser)
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 raise self._damaged(error) from error
             self._pending_optimiser = None
         return optimiser
@@ -450,10 +443,8 @@ class Trainer:
             write(partial)
             os.replace(partial, self.folder / name)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
-            raise TrainingError(
-                f"{self.folder / name} cannot be written: {error}",
-                code="run-not-written", path=str(self.folder / name),
-            ) from error  # fmt: skip
+            message = f"{self.folder / name} cannot be written: {error}"
+            raise TrainingError(message, code="run-not-written", path=str(self.folder / name)) from error
 
     def _resume(self) -> None:
         path = self.folder / "last.pt"
@@ -476,7 +467,7 @@ class Trainer:
             self.steps, self.seconds = int(state["steps"]), float(state["seconds"])
             self._pending_optimiser = state["optimiser"]
             self._cut_log(int(state["log_bytes"]))
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> TrainingError:
