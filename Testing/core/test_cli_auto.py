@@ -16,7 +16,6 @@ from support.labelled_images import a_picture, write_pictures, write_volumes
 @pytest.fixture(scope="module")
 def base(model):
     """Options of a base that is small and quick."""
-    torch.set_num_threads(1)
     return ["--image-size", 64, "--base", model]
 
 

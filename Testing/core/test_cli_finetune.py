@@ -19,11 +19,6 @@ from support.labelled_images import a_picture, write_pictures
 QUICK = ("--steps", 1, "--batch", 1, "--threads", 1, "--device", "cpu", "--measure", 1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread(one_thread):
-    """One."""
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("cases"), 6)

@@ -7,18 +7,11 @@ import pytest
 import torch
 from medsam2_core.engine.memory import Query, RecentMemory, SelfSortingMemory, SliceMemory, SortingMode
 from medsam2_core.engine.zoom import Region
-from support.bright_object import bright_tracker, discs
+from support.bright_object import MEMORY_RULES, bright_tracker, discs
 from support.model import prompt
 
 REGION = Region(0, 0, 8, 8)
-MODULE = SimpleNamespace(
-    num_maskmem=7,
-    max_obj_ptrs_in_encoder=16,
-    max_cond_frames_in_attn=-1,
-    memory_temporal_stride_for_eval=1,
-    only_obj_ptrs_in_the_past_for_eval=True,
-    use_signed_tpos_enc_to_obj_ptrs=True,
-)
+MODULE = SimpleNamespace(**MEMORY_RULES)
 
 
 def memory(n, vector=(1.0, 0.0), iou=0.9, embedding=None):

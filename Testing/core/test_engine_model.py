@@ -15,6 +15,7 @@ from medsam2_core.engine.devices import Precision
 from medsam2_core.engine.model import SegmentationModel, load_model
 from medsam2_core.engine.recipe import STOCK
 from medsam2_core.engine.store import Store
+from medsam2_core.engine.trunk import ConvTrunk
 from medsam2_core.errors import CatalogueError, CheckpointError, DeviceError, MissingPackageError
 from support.errors import raises
 
@@ -115,51 +116,31 @@ def test_configurations_are_found_by_every_usual_spelling(tmp_path):
         config_path("sam3")
 
 
+MEMORY, WIDTH = "sam2.modeling.memory_attention.MemoryAttention\n", "embed_dim: 96"
+TORCH_LOAD = "sam2.modeling.sam2_base.torch.load"
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "problem"),
+    ("old", "new", "code", "fields"),
     [
-        (
-            "sam2.modeling.memory_attention.MemoryAttention\n",
-            "os.system\n",
-            {"code": "untrusted-configuration", "target": "'os.system'"},
-        ),
-        (
-            "sam2.modeling.memory_attention.MemoryAttention\n",
-            "sam2.modeling.sam2_base.torch.load\n",
-            {"code": "untrusted-configuration", "target": "'sam2.modeling.sam2_base.torch.load'"},
-        ),
-        (
-            "sam2.modeling.memory_attention.MemoryAttention\n",
-            "sam2.modeling.nothing.Here\n",
-            {"code": "unknown-class", "target": "sam2.modeling.nothing.Here"},
-        ),
-        (
-            "sam2.modeling.sam2_base.SAM2Base",
-            "medsam2_core.engine.trunk.ConvTrunk",
-            {"code": "not-a-configuration"},
-        ),
-        (
-            "embed_dim: 96",
-            "embed_dim: 96\n      weights_path: /x.pkl",
-            {"code": "untrusted-configuration", "key": "weights_path"},
-        ),
-        (
-            "embed_dim: 96",
-            "embed_dim: 96\n      _args_: [1]",
-            {"code": "untrusted-configuration", "key": "_args_"},
-        ),
-        ("embed_dim: 96", "embed_dims: 96", {"code": "inconsistent-configuration"}),
-        ("model:", "network:", {"code": "not-a-configuration"}),
-        ("model:", "model: [", {"code": "unreadable-configuration"}),
-        ("image_size: 1024", "image_size: ${nothing}", {"code": "unreadable-configuration"}),
+        (MEMORY, "os.system\n", "untrusted-configuration", {"target": "'os.system'"}),
+        (MEMORY, f"{TORCH_LOAD}\n", "untrusted-configuration", {"target": repr(TORCH_LOAD)}),
+        (MEMORY, "sam2.modeling.nothing.Here\n", "unknown-class", {"target": "sam2.modeling.nothing.Here"}),
+        ("sam2.modeling.sam2_base.SAM2Base", f"{ConvTrunk.__module__}.ConvTrunk", "not-a-configuration", {}),
+        (WIDTH, f"{WIDTH}\n      weights_path: /x.pkl", "untrusted-configuration", {"key": "weights_path"}),
+        (WIDTH, f"{WIDTH}\n      _args_: [1]", "untrusted-configuration", {"key": "_args_"}),
+        (WIDTH, "embed_dims: 96", "inconsistent-configuration", {}),
+        ("model:", "network:", "not-a-configuration", {}),
+        ("model:", "model: [", "unreadable-configuration", {}),
+        ("image_size: 1024", "image_size: ${nothing}", "unreadable-configuration", {}),
     ],
 )
-def test_a_configuration_file_cannot_call_anything_else(tmp_path, old, new, problem):
+def test_a_configuration_file_cannot_call_anything_else(tmp_path, old, new, code, fields):
     path = tmp_path / "mine.yaml"
     text = config_path("sam2.1_hiera_t").read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    with raises(**problem, error_type=CatalogueError):
+    with raises(code, CatalogueError, **fields):
         build_module(path)
 
 

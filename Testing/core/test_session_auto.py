@@ -4,20 +4,17 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
-from medsam2_core.auto import slices as segmenting
-from medsam2_core.auto.model import untrained_model
-from medsam2_core.auto.model_file import AutoCard, AutoClass
-from medsam2_core.auto.predictor import PredictorSettings
+from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.auto.slices import expected_iou
 from medsam2_core.auto.volumes import VolumeOptions, conditioning
 from medsam2_core.errors import Cancelled, CheckpointError, PromptError
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
+from support.auto_model import made_up
 from support.errors import raises
 from support.model import set_prompts
 from support.small_files import a_volume
-from support.tiny_model import SIDE, tiny_model
+from support.tiny_model import tiny_model
 
 SHAPE_KJI = (20, 40, 36)
 KIDNEY = "Cat~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Reg~^^~^^"
@@ -32,21 +29,15 @@ def model():
 @pytest.fixture
 def auto(model, monkeypatch):
     """A model whose answers are made up: a ball on slices 5 to 14, a bar on 8 to 11."""
-    classes = (AutoClass("ball", 1, (0.1, 0.2, 0.3), KIDNEY), AutoClass("bar", 2, (0.9, 0.5, 0.1)))
-    settings = PredictorSettings.for_module(model.module, 2).to_dict()
-    card = AutoCard("made up", classes, model.name, model.weights_key, SIDE, axis="axial", predictor=settings)
-    usual = segmenting.AutoSegmenter._prediction
 
-    def found(self, n, frame, logits, score, prompts):
-        logits = torch.full_like(logits, -6.0)
+    def draw(n, logits):
         if 5 <= n <= 14:
             logits[0][BALL] = 6.0 - 0.4 * abs(n - 9)
         if 8 <= n <= 11:
             logits[1][BAR] = 4.0
-        return usual(self, n, frame, logits, torch.tensor([5.0, 3.0]), prompts)
 
-    monkeypatch.setattr(segmenting.AutoSegmenter, "_prediction", found)
-    return untrained_model(card, model)
+    classes = (AutoClass("ball", 1, (0.1, 0.2, 0.3), KIDNEY), AutoClass("bar", 2, (0.9, 0.5, 0.1)))
+    return made_up(monkeypatch, model, classes, draw, lambda _: [5.0, 3.0])
 
 
 @pytest.fixture

@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from medsam2_core.auto import slices as segmenting
-from medsam2_core.auto.model import untrained_model
-from medsam2_core.auto.model_file import AutoCard, AutoClass
-from medsam2_core.auto.predictor import PredictorSettings
+from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.auto.volumes import VolumeOptions
 from medsam2_core.engine.maps import ABSENT, mask_of_logits, probabilities_of_logits
 from medsam2_core.engine.options import TrackerOptions
@@ -17,11 +14,12 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, SlicePrompts
 from medsam2_core.session import Session
+from support.auto_model import made_up
 from support.command_line import a_scan, ball_kji
 from support.errors import raises
 from support.model import a_disc, logits_on_slice
 from support.small_files import OBLIQUE_RAS
-from support.tiny_model import SIDE, tiny_model
+from support.tiny_model import tiny_model
 
 SHAPE_KJI = (24, 48, 40)
 BALL = Box((13, 19, 12), (27, 33, 12))
@@ -252,21 +250,16 @@ def test_they_record_what_made_them(session):
 @pytest.fixture
 def auto(model, monkeypatch):
     """A model whose answers are made up: on slices 5 to 14 two classes that claim the same pixels; specks."""
-    names = (AutoClass("ball", 1, (0.1, 0.2, 0.3), least_piece=0.005), AutoClass("bar", 2, (0.9, 0.5, 0.1)))
-    settings = PredictorSettings.for_module(model.module, 2).to_dict()
-    card = AutoCard("made up", names, model.name, model.weights_key, SIDE, axis="axial", predictor=settings)
-    usual = segmenting.AutoSegmenter._prediction
 
-    def found(self, n, frame, logits, score, prompts):
-        logits = torch.full_like(logits, -4.0)
+    def draw(n, logits):
+        logits += 2.0
         if 5 <= n <= 14:
             logits[0, 8:24, 6:24] = 3.0 - 0.2 * abs(n - 9)
             logits[0, 40:42, 30:32] = 2.0  # a piece too small to stay
             logits[1, 20:34, 4:30] = 2.5
-        return usual(self, n, frame, logits, torch.tensor([5.0, 3.0 if n < 13 else -3.0]), prompts)
 
-    monkeypatch.setattr(segmenting.AutoSegmenter, "_prediction", found)
-    return untrained_model(card, model)
+    names = (AutoClass("ball", 1, (0.1, 0.2, 0.3), least_piece=0.005), AutoClass("bar", 2, (0.9, 0.5, 0.1)))
+    return made_up(monkeypatch, model, names, draw, lambda n: [5.0, 3.0 if n < 13 else -3.0])
 
 
 @pytest.mark.parametrize("options", [("slices", 1), ("memory", 1), ("memory", 3)])

@@ -2,25 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
-from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
-from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, PromptSet
 from medsam2_core.session import Session
-from support.command_line import ball_kji
+from support.command_line import a_scan, ball_kji
 from support.errors import raises
 from support.tiny_model import tiny_model
 
 SHAPE_KJI = (24, 48, 40)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def volume():
-    noise = np.random.default_rng(3).normal(100, 10, SHAPE_KJI)
-    voxels = (noise + 300 * ball_kji()).astype(np.int16)
-    return Volume(voxels, Geometry(np.diag([-1.0, -1.0, 2.0, 1.0]), SHAPE_KJI[::-1]), modality="MR")
+    return a_scan()
 
 
 @pytest.fixture(params=["axial", "sagittal", "oblique"])

@@ -13,6 +13,7 @@ from medsam2_core.auto.letterbox import Letterbox
 from medsam2_core.auto.model import AutoModel, untrained_model
 from medsam2_core.auto.model_file import AutoCard, AutoClass
 from medsam2_core.auto.predictor import HEADS, FeatureLevels, PredictorSettings
+from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.engine.architecture import build_module
 from medsam2_core.engine.model import SegmentationModel
 
@@ -50,6 +51,23 @@ def an_auto_model(
         predictor=settings.to_dict(), decoder=decoder, encoder=encoder,
     )  # fmt: skip
     torch.manual_seed(seed)
+    return untrained_model(card, model)
+
+
+def made_up(monkeypatch, model: SegmentationModel, classes: Sequence[AutoClass], draw, scores) -> AutoModel:
+    """An Auto model whose answers are made up: `draw(n, logits)` draws slice n, `scores(n)` says how sure."""
+    settings = PredictorSettings.for_module(model.module, len(classes)).to_dict()
+    card = AutoCard(
+        "made up", tuple(classes), model.name, model.weights_key, SIDE, axis="axial", predictor=settings
+    )
+    usual = AutoSegmenter._prediction
+
+    def found(self, n, frame, logits, _score, prompts):
+        logits = torch.full_like(logits, -6.0)
+        draw(n, logits)
+        return usual(self, n, frame, logits, torch.tensor(scores(n)), prompts)
+
+    monkeypatch.setattr(AutoSegmenter, "_prediction", found)
     return untrained_model(card, model)
 
 

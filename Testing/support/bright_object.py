@@ -18,6 +18,15 @@ from torch.nn import functional
 from support.model import a_disc
 
 SIDE = 64
+#: What a memory policy reads of a network.
+MEMORY_RULES = {
+    "num_maskmem": 7,
+    "max_obj_ptrs_in_encoder": 16,
+    "max_cond_frames_in_attn": -1,
+    "memory_temporal_stride_for_eval": 1,
+    "only_obj_ptrs_in_the_past_for_eval": True,
+    "use_signed_tpos_enc_to_obj_ptrs": True,
+}
 
 
 class BrightHeads:
@@ -82,12 +91,7 @@ def bright_tracker(
         hidden_dim=3,
         forward_image=lambda image: {"backbone_fpn": [image]},
         image_encoder=SimpleNamespace(neck=SimpleNamespace(position_encoding=torch.zeros_like)),
-        num_maskmem=7,
-        max_obj_ptrs_in_encoder=16,
-        max_cond_frames_in_attn=-1,
-        memory_temporal_stride_for_eval=1,
-        only_obj_ptrs_in_the_past_for_eval=True,
-        use_signed_tpos_enc_to_obj_ptrs=True,
+        **MEMORY_RULES,
     )
     model = SimpleNamespace(
         module=module,
