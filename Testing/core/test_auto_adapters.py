@@ -20,14 +20,7 @@ from medsam2_core.auto.adapters import (
 from medsam2_core.auto.fewshot.fit import Fit, FitSettings
 from medsam2_core.auto.fewshot.objective import PromptMix
 from medsam2_core.auto.model import AutoModel
-from support.auto_model import (
-    a_full_bank,
-    an_auto_model,
-    changes,
-    labelled_discs,
-    some_levels,
-    stock_model,
-)
+from support.auto_model import a_full_bank, an_auto_model, changes, labelled_discs, some_levels, stock_model
 from support.tiny_model import tiny_model
 
 PARTS = (

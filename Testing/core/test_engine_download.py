@@ -263,10 +263,7 @@ def test_two_processes_do_not_write_the_same_file(store, hub):
     from filelock import FileLock
 
     store.models_folder.mkdir()
-    with (
-        FileLock(store.models_folder / ".tiny.pt.lock"),
-        raises("already-downloading", DownloadError),
-    ):
+    with FileLock(store.models_folder / ".tiny.pt.lock"), raises("already-downloading", DownloadError):
         get(an_entry(), store, hub)
 
 

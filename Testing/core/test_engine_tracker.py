@@ -244,16 +244,10 @@ def test_taking_back_the_only_prompt_removes_the_object():
     [
         (lambda t: t.prompt("it", 7, prompt(box=BOX)), "no-such-slice"),
         (lambda t: t.prompt("it", 0, prompt()), "no-prompts"),
-        (
-            lambda t: t.prompt("it", 0, prompt(mask=np.ones((3, 3), bool))),
-            "mask-shape",
-        ),
+        (lambda t: t.prompt("it", 0, prompt(mask=np.ones((3, 3), bool))), "mask-shape"),
         (lambda t: t.propagate(), "nothing-to-propagate"),
         (lambda t: t.propagate(["liver"]), "unknown-object"),
-        (
-            lambda t: (t.prompt("it", 0, prompt(box=BOX)), t.propagate(first=3, last=1)),
-            "empty-range",
-        ),
+        (lambda t: (t.prompt("it", 0, prompt(box=BOX)), t.propagate(first=3, last=1)), "empty-range"),
         (lambda t: (t.prompt("it", 0, prompt(box=BOX)), t.finalise("it", 2)), "no-mask-yet"),
         (lambda t: (t.prompt("it", 0, prompt(box=BOX)), t.result("it", 2)), "no-mask-yet"),
     ],

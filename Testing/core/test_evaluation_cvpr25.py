@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from medsam2_core.evaluation import protocol
 from medsam2_core.evaluation.cases import Case, MeasuredObject
-from medsam2_core.evaluation.cvpr25 import (
-    Cvpr25Protocol,
-    box_of,
-    next_click,
-    table,
-)
+from medsam2_core.evaluation.cvpr25 import Cvpr25Protocol, box_of, next_click, table
 from medsam2_core.evaluation.metrics import Scores
 from medsam2_core.evaluation.protocol import Measurement, measure_object
 from medsam2_core.evaluation.report import write_json

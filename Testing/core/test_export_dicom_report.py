@@ -32,11 +32,7 @@ SERIES = [
     *("ct_liver_dcmqi", "ct_body_j2k", "mr_oblique_hitachi", "mr_enhanced_siemens", "mr_sag_ge"),
     *("mr_cor_philips", "mr_nonisotropic", "mr_jpegls", "mr_rle", "ct_oblique_synth"),
 ]
-OBJECTS = {
-    "liver": (LIVER, PROMPTED),
-    "left kidney": (LEFT_KIDNEY, PAINTED),
-    "Läsion 肝": (MASS, PROMPTED),
-}
+OBJECTS = {"liver": (LIVER, PROMPTED), "left kidney": (LEFT_KIDNEY, PAINTED), "Läsion 肝": (MASS, PROMPTED)}
 
 
 def three_objects(geometry, *, empty=()) -> Segmentation:

@@ -121,13 +121,7 @@ def test_an_existing_file_is_kept_unless_allowed(tmp_path):
     ("given", "problem"),
     [
         ({"series_number": -1}, {"code": "invalid-series-number", "series_number": -1}),
-        (
-            {"series_description": "x" * 65},
-            {
-                "code": "invalid-series-description",
-                "text": "x" * 65,
-            },
-        ),
+        ({"series_description": "x" * 65}, {"code": "invalid-series-description", "text": "x" * 65}),
         ({"creator": "a\\b"}, {"code": "invalid-creator", "text": "a\\b"}),
         ({"series_description": "two\nlines"}, {"code": "invalid-series-description", "text": "two\nlines"}),
     ],

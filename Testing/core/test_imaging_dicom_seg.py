@@ -19,18 +19,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from support.dicom_seg import (
-    ABDOMEN,
-    KIDNEY,
-    LEFT,
-    LIVER,
-    SHAPE_KJI,
-    TISSUE,
-    Part,
-    a_seg,
-    two_masks,
-    write,
-)
+from support.dicom_seg import ABDOMEN, KIDNEY, LEFT, LIVER, SHAPE_KJI, TISSUE, Part, a_seg, two_masks, write
 from support.dicom_validators import dcmqi_segments, on_grid
 from support.errors import raises
 from test_imaging_damaged import damaged

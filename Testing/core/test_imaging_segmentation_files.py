@@ -131,7 +131,7 @@ def test_a_nifti_of_this_package_has_its_names_and_others_have_numbers(tmp_path)
     written = a_segmentation()
     labels = read_segmentation(export.write(written, tmp_path / "a.nii.gz").path)
     assert [(label.name, label.value) for label in labels.labels] == [
-        *(("liver", 1), ("tumour", 2), ("corner", 3), ("nothing", 4)),
+        *(("liver", 1), ("tumour", 2), ("corner", 3), ("nothing", 4))
     ]
     assert labels.labels[1].colour == default_colour(1)
     assert labels.labels[0].tags["MedSAM2.model"] == "embedded"

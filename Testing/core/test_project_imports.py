@@ -28,11 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"atomic", "errors", "version", "imaging", "prompts", "engine", "auto"},
     "session": {"atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto"},
     "evaluation": {
-        *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
+        *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session")
     },
-    "worker": {
-        *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
-    },
+    "worker": {*("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session")},
     "cli": {
         *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
         *("training", "evaluation", "worker"),

@@ -102,30 +102,12 @@ def a_mask(offset, shape, runs):
         (a_file(prompt={"type": "point", "at": [1, 2, 3], "positive": 1}), "bad-prompt-file"),
         (a_file(prompt={"type": "box", "first": [1, 2, 3]}), "missing-part"),
         (a_file(prompt={"type": "box", "first": [5, 2, 3], "last": [1, 6, 3]}), "inverted-box"),
-        (
-            a_mask([0, 0, 0], [2, 2, 1], [3]),
-            "bad-prompt-file",
-        ),
-        (
-            a_mask([0, 0, 0], [2, 2, 1], [5, -1]),
-            "bad-prompt-file",
-        ),
-        (
-            a_mask([-1, 0, 0], [2, 2, 1], [4]),
-            "outside-volume",
-        ),
-        (
-            a_mask([0, 0], [2, 2, 1], [4]),
-            "bad-prompt-file",
-        ),
-        (
-            a_mask([0, 0, 0], [2, 0, 1], []),
-            "bad-prompt-file",
-        ),
-        (
-            a_mask([0, 0, 0], [10**6] * 3, [10**18]),
-            "mask-too-large",
-        ),
+        (a_mask([0, 0, 0], [2, 2, 1], [3]), "bad-prompt-file"),
+        (a_mask([0, 0, 0], [2, 2, 1], [5, -1]), "bad-prompt-file"),
+        (a_mask([-1, 0, 0], [2, 2, 1], [4]), "outside-volume"),
+        (a_mask([0, 0], [2, 2, 1], [4]), "bad-prompt-file"),
+        (a_mask([0, 0, 0], [2, 0, 1], []), "bad-prompt-file"),
+        (a_mask([0, 0, 0], [10**6] * 3, [10**18]), "mask-too-large"),
     ],
 )
 def test_what_is_wrong_is_reported(text, code):

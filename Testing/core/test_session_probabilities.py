@@ -238,10 +238,7 @@ def test_they_record_what_made_them(session):
     session.add_object("nothing yet")
     kept = session.probabilities()
     assert not kept.values_kji("nothing yet").any()
-    assert (kept.provenance["model"], kept.provenance["weights_key"]) == (
-        "tiny",
-        session.model.weights_key,
-    )
+    assert (kept.provenance["model"], kept.provenance["weights_key"]) == ("tiny", session.model.weights_key)
 
 
 # Without prompts --------------------------------------------------------------------------------------------

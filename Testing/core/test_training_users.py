@@ -16,14 +16,7 @@ from medsam2_core.training import network
 from medsam2_core.training.base import EMBEDDED_RECIPE
 from medsam2_core.training.loader import Batch
 from medsam2_core.training.losses import AffinityHeads, mask_loss, true_iou
-from medsam2_core.training.objective import (
-    Objective,
-    Stage,
-    answer_losses,
-    coverage,
-    disturbed,
-    moved,
-)
+from medsam2_core.training.objective import Objective, Stage, answer_losses, coverage, disturbed, moved
 from medsam2_core.training.trainer import schedule
 from medsam2_core.training.users import Prompts, corrected, first_prompts, jittered_boxes
 from medsam2_core.training.validation import dice, spearman, tracked_figures

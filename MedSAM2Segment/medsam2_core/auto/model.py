@@ -133,10 +133,7 @@ def untrained_model(card: AutoCard, model: SegmentationModel) -> AutoModel:
 
 
 def load_auto(
-    path: str | Path,
-    model: SegmentationModel | None = None,
-    device: str = "auto",
-    precision: str = "auto",
+    path: str | Path, model: SegmentationModel | None = None, device: str = "auto", precision: str = "auto"
 ) -> AutoModel:
     """Load an Auto model.
 

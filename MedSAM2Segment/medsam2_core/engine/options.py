@@ -77,11 +77,7 @@ class TrackerOptions:
         """Return the options of sam2 1.1.0 with ``add_all_frames_to_correct_as_cond`` (without it
         corrections are lost)."""
         return cls(
-            zoom=False,
-            order=Order.EARLIEST,
-            fresh_reverse=False,
-            feeds_back_always=True,
-            recent_logits=None,
+            zoom=False, order=Order.EARLIEST, fresh_reverse=False, feeds_back_always=True, recent_logits=None
         )
 
 

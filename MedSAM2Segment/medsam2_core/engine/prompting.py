@@ -87,11 +87,7 @@ class Prompter:
         return self._predict_first(state, n, prompt, zoom, nearby)
 
     def _limit_loss(
-        self,
-        n: int,
-        prompt: "PixelPrompts",
-        previous: tuple[torch.Tensor, Region],
-        prediction: Prediction,
+        self, n: int, prompt: "PixelPrompts", previous: tuple[torch.Tensor, Region], prediction: Prediction
     ) -> Prediction:
         """Return the prediction of a correction, with what it loses beyond the last click's neighbourhood."""
         if not self._encoder.model.recipe.draws_prompts or not len(prompt.labels):

@@ -34,11 +34,7 @@ class Step:
 
 
 def plan_steps(
-    states: Sequence[ObjectState],
-    first: int,
-    last: int,
-    direction: Direction,
-    order: Order,
+    states: Sequence[ObjectState], first: int, last: int, direction: Direction, order: Order
 ) -> list[Step]:
     """Return all steps from slice `first` to `last` inclusive: forward ascending, then reverse descending;
     on one slice all objects after each other, so that they share its features."""

@@ -64,10 +64,7 @@ class ConvTrunk(nn.Module):
         for stage, (width, depth) in enumerate(zip(channels, depths, strict=True)):
             layers: list[nn.Module] = []
             if stage > 0:
-                layers += [
-                    nn.Conv2d(channels[stage - 1], width, 2, stride=2, bias=False),
-                    _norm(width),
-                ]
+                layers += [nn.Conv2d(channels[stage - 1], width, 2, stride=2, bias=False), _norm(width)]
             layers += [ResidualBlock(width) for _ in range(depth)]
             self.stages.append(nn.Sequential(*layers))
         # sam2's FpnNeck wants the widths coarsest first.

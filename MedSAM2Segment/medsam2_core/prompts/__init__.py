@@ -3,12 +3,4 @@
 from medsam2_core.prompts.prompt_set import PromptSet
 from medsam2_core.prompts.types import Box, MaskPrompt, PixelPrompts, Point, Prompt, SlicePrompts
 
-__all__ = [
-    "Box",
-    "MaskPrompt",
-    "PixelPrompts",
-    "Point",
-    "Prompt",
-    "PromptSet",
-    "SlicePrompts",
-]
+__all__ = ["Box", "MaskPrompt", "PixelPrompts", "Point", "Prompt", "PromptSet", "SlicePrompts"]

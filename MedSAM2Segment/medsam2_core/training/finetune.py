@@ -277,11 +277,7 @@ class FineTuner(Trainer):
         settings = {
             key: value for key, value in asdict(self.settings).items() if key not in (*pace, "stages")
         }
-        return {
-            "base": self.model.weights_key,
-            "data": self._data_key,
-            **json.loads(json.dumps(settings)),
-        }
+        return {"base": self.model.weights_key, "data": self._data_key, **json.loads(json.dumps(settings))}
 
     def views(self, turn: Stage) -> Views:
         """Return batches of the cases to train on."""

@@ -135,10 +135,7 @@ class Plane:
 
 
 def draw_plane(
-    stack: LabelledStack,
-    rng: np.random.Generator,
-    frames: int,
-    augmentation: Augmentation = BASE,
+    stack: LabelledStack, rng: np.random.Generator, frames: int, augmentation: Augmentation = BASE
 ) -> Plane | None:
     """Choose an object, a key slice and a direction; None when the draw hit nothing that can be shown."""
     piece = Piece.drawn(stack, rng)
@@ -262,11 +259,7 @@ def _scale(rng: np.random.Generator, frames: int, wide: float) -> float:
 
 
 def _followed(
-    centre: NDArray,
-    side: float,
-    boxes: list[NDArray[np.float64] | None],
-    whole_mm: NDArray,
-    follows: bool,
+    centre: NDArray, side: float, boxes: list[NDArray[np.float64] | None], whole_mm: NDArray, follows: bool
 ) -> list[tuple[NDArray, float]]:
     """Centre and side in mm of the square on each slice, moved late as :meth:`Zoom.follow` moves it."""
     rule = Zoom((1, 1))

@@ -48,12 +48,7 @@ _SIDES = {"7771000", "24028007", "51440002", "66459002"}  # SNOMED CT: left, rig
 
 
 def write_report(
-    measured: Sequence[Measured],
-    seg: Dataset,
-    source: Source,
-    path: str | Path,
-    *,
-    overwrite: bool = False,
+    measured: Sequence[Measured], seg: Dataset, source: Source, path: str | Path, *, overwrite: bool = False
 ) -> Written:
     """Write what was measured as a DICOM structured report, whole or not at all.
 
