@@ -180,9 +180,9 @@ class AutoCard:
         return card
 
 
-def damaged(source: str | Path, what: str, reason: str) -> CheckpointError:
+def damaged(source: str | Path, what: str, reason: str = "") -> CheckpointError:
     """Return the error for a file that no Auto model could have been saved as."""
-    message = f"{source} is damaged: {what} ({reason})"
+    message = f"{source} is damaged: {what}" + (f" ({reason})" if reason else "")
     return CheckpointError(message, code="auto-model-damaged", path=str(source), reason=reason)
 
 
@@ -230,7 +230,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         content = Path(path).read_bytes()
         seal = _SEAL.search(content, 0, _LONGEST_HEADER)
         if seal is None or _sealed(content.replace(seal[1], _UNSEALED, 1)) != content:
-            raise damaged(path, "its checksum is wrong", "copy or train it again")
+            raise damaged(path, "its checksum is wrong: copy or train it again")
         return load(content)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
@@ -255,7 +255,7 @@ def _header(path: Path) -> bytes:
         message = f"{path} cannot be read: {error.strerror or error}"
         raise CheckpointError(message, code="auto-model-unreadable", path=str(path)) from error
     if len(header) < length:
-        raise damaged(path, "it is truncated", "copy it again")
+        raise damaged(path, "it is truncated: copy it again")
     return header
 
 
