@@ -10,8 +10,8 @@ FROM python:3.12-slim
 RUN pip install --no-cache-dir torch==2.13.0 "setuptools>=77,<82" wheel
 
 # What changes seldom comes first, so that a new version of the program does not download PyTorch again.
-COPY requirements/sam2.txt /tmp/sam2.txt
-RUN SAM2_BUILD_CUDA=0 pip install --no-cache-dir --no-build-isolation --no-deps --require-hashes -r /tmp/sam2.txt
+COPY requirements/sam2.txt /requirements/sam2.txt
+RUN SAM2_BUILD_CUDA=0 pip install --no-cache-dir --no-build-isolation --no-deps --require-hashes -r /requirements/sam2.txt
 
 COPY pyproject.toml LICENSE /source/
 COPY Resources/docs/python.md /source/Resources/docs/
@@ -19,7 +19,7 @@ COPY MedSAM2Segment/medsam2_core /source/MedSAM2Segment/medsam2_core
 RUN pip install --no-cache-dir /source && rm -rf /source
 
 # Results in a mounted folder belong to the user given with --user; downloaded models stay with -v models:/models.
-ENV MEDSAM2_MODELS=/models XDG_CACHE_HOME=/tmp/cache
+ENV MEDSAM2_MODELS=/models XDG_CACHE_HOME=/models/cache
 RUN useradd --create-home medsam2 && mkdir /models && chown medsam2 /models
 USER medsam2
 WORKDIR /data

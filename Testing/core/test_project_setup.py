@@ -85,7 +85,7 @@ def test_the_container_is_built_from_what_is_copied_into_it(tmp_path):
     commands = re.findall(r"^RUN (.*pip install .+)$", docker.replace(" --no-cache-dir", ""), re.M)
     assert len(commands) == 3 and commands[2].startswith("pip install /source")
     assert commands[0] in instructions
-    assert commands[1].replace("/tmp/", "requirements/") in instructions
+    assert commands[1].replace("/requirements/", "requirements/") in instructions
 
 
 def test_make_and_ci_do_the_same():
