@@ -352,7 +352,7 @@ def test_the_whole_page_works_with_the_real_worker(tmp_path):
 
     settings = Settings(qt.QSettings(str(tmp_path / "settings.ini"), qt.QSettings.IniFormat))
     settings.remoteCommand = f'"{sys.executable}" -m medsam2_core.cli worker'
-    runner = QProcessRunner(qt.QCoreApplication.instance())
+    runner = QProcessRunner()
     installer = RuntimeInstaller(tmp_path / "runtime", runner, environment=dict(os.environ))
     page = ModulePage(None, installer=installer, settings=settings)
     page.enter()

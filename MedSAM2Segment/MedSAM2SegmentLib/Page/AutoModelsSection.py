@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError, TrainingError
 from medsam2_core.worker.client import WorkerClient
@@ -22,34 +22,14 @@ _SHOWN_PROBLEMS = 20
 _STOPPED = _("The training was stopped.")
 
 
-class Cases(Protocol):
-    """The labelled volumes of a scene (SceneCases)."""
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the volumes."""
-
-    def write(self, folder: str | Path) -> dict[str, str]:
-        """Write them as files; returns the volumes' names by the files'. MedSAM2Error when that cannot be."""
-
-
 class AutoModelsSection:
     """Lists, removes and trains Auto models, one thing at a time.
 
     A training continues when the page is left: it holds a worker of its own.
 
-    Parameters
-    ----------
-    settings
-        Settings: with a remote command, the worker cannot read the scene's volumes.
-    workers
-        Where workers come from.
-    cases
-        The scene's labelled volumes; None where there is no scene.
-    changed
-        Called whenever `view` may return something else.
     """
 
-    def __init__(self, settings, workers, cases: Cases | None, changed: Callable[[], None]) -> None:
+    def __init__(self, settings, workers, cases, changed: Callable[[], None]) -> None:
         self._settings, self._workers, self._cases = settings, workers, cases
         self._changed = changed
         self.client: WorkerClient | None = None  # of the page
@@ -58,7 +38,6 @@ class AutoModelsSection:
         self._line = StatusLine()
         self._isRemoving = False
         self._training: Any = None
-        self._worker: Any = None  # held by the training
         self._folder: Path | None = None  # with the scene's volumes
         self._names: dict[str, str] = {}  # of the volumes, by their files
         self._fraction = -1.0
@@ -196,8 +175,7 @@ class AutoModelsSection:
             fields = {**fields, "data": str(self._folder)}
         elif fields == self._stopped:
             fields = {**fields, "resume": True}
-        self._worker = self._workers.current()
-        client = self._worker.acquire(self)
+        client = self._workers.acquire(self)
         self._fraction = -1.0
         self._line = StatusLine(_("Training {name}…").format(name=fields["name"]), Level.BUSY)
         self._stopped = None
@@ -256,9 +234,8 @@ class AutoModelsSection:
 
     def _release(self) -> None:
         """Release the worker, and remove what was written for it."""
-        worker, self._worker, self._training = self._worker, None, None
-        if worker is not None:
-            worker.release(self)
+        self._training = None
+        self._workers.release(self)
         folder, self._folder = self._folder, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,9 +8,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from medsam2_core.errors import Cancelled, ExportError, MedSAM2Error, Note, RuntimeInstallError
+from medsam2_core.errors import Cancelled, ExportError, MedSAM2Error, RuntimeInstallError
 
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Page.ExportMessages import errorText, resultLine
@@ -26,50 +26,14 @@ _NO_SEGMENTATION = _("No segmentation in the scene yet: segment something first.
 _NO_MEMORY = _("The computer's memory is full: close volumes or other programs, then export again.")
 
 
-class Segmentations(Protocol):
-    """The segmentations of a scene (SceneSegmentations)."""
-
-    def names(self) -> tuple[tuple[str, str], ...]:
-        """Return (ID, name) of each."""
-
-    def dicomProblem(self, nodeID: str) -> str:
-        """Return why one cannot become DICOM, as far as can be seen quickly; empty when it can."""
-
-    def dicomFiles(self, nodeID: str) -> tuple[str, ...]:
-        """Return the files of the series it lies on. MedSAM2Error when there are none."""
-
-    def drawnOn(self, nodeID: str) -> dict[str, Any]:
-        """Return the grid of its volume, as it is in the scene. MedSAM2Error when there is none."""
-
-    def write(self, nodeID: str, path: str | Path, *, isWhole: bool) -> tuple[Note, ...]:
-        """Write it as .seg.nrrd; returns what there is to know. MedSAM2Error when that cannot be."""
-
-    def refresh(self) -> None:
-        """Look for DICOM files again."""
-
-
 class ExportSection:
-    """Exports one segmentation at a time; that continues when the page is left, with a worker of its own.
-
-    Parameters
-    ----------
-    settings
-        Settings: with a remote command, the worker cannot read the files of this computer.
-    workers
-        Where workers come from.
-    segmentations
-        Those of the scene; None where there is no scene.
-    changed
-        Called whenever `view` may return something else.
-    later
-        Calls what it is given once the page has been drawn.
-    """
+    """Exports one segmentation at a time; that continues when the page is left, with a worker of its own."""
 
     def __init__(
         self,
         settings,
         workers,
-        segmentations: Segmentations | None,
+        segmentations,
         changed: Callable[[], None],
         later: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
@@ -79,7 +43,6 @@ class ExportSection:
         self._line = StatusLine()
         self._options: ExportOptions | None = None  # of the export that is running
         self._request: Any = None
-        self._worker: Any = None  # held by the export
         self._folder: ExportFolder | None = None
         self._name = ""  # of the segmentation that is exported
         self._seen: Any = None
@@ -200,9 +163,7 @@ class ExportSection:
         if isDicom:
             fields["dicom"] = list(self._segmentations.dicomFiles(nodeID))
             fields["drawn_on"] = self._segmentations.drawnOn(nodeID)
-        worker = self._workers.current()
-        client = worker.acquire(self)
-        self._worker = worker  # to be released, now that it is held
+        client = self._workers.acquire(self)
         folder = self._folder = ExportFolder()
         notes = self._segmentations.write(nodeID, folder.segmentation, isWhole=not isDicom)
         fields.update(segmentation=str(folder.segmentation), scratch=str(folder.path))
@@ -240,9 +201,8 @@ class ExportSection:
 
     def _release(self) -> None:
         """Release the worker, and remove what was written for it."""
-        worker, self._worker, self._request, self._options = self._worker, None, None, None
-        if worker is not None:
-            worker.release(self)
+        self._request = self._options = None
+        self._workers.release(self)
         folder, self._folder = self._folder, None
         if folder is not None:
             folder.remove()

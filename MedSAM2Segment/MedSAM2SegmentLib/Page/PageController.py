@@ -9,12 +9,12 @@ from medsam2_core.imaging.intensity import PRESETS
 from medsam2_core.worker.client import WorkerClient
 
 from MedSAM2SegmentLib.i18n import _
-from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection, Cases
-from MedSAM2SegmentLib.Page.ExportSection import ExportSection, Segmentations
+from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection
+from MedSAM2SegmentLib.Page.ExportSection import ExportSection
 from MedSAM2SegmentLib.Page.ModelsSection import ModelsSection
 from MedSAM2SegmentLib.Page.PageState import PageState
 from MedSAM2SegmentLib.Page.RuntimeSection import RuntimeSection
-from MedSAM2SegmentLib.Page.WorkerSection import WorkerSection, WorkerSource
+from MedSAM2SegmentLib.Page.WorkerSection import WorkerSection
 
 _WINDOWS = (
     ("auto", _("Automatic")),
@@ -28,21 +28,17 @@ class PageController:
 
     Parameters
     ----------
-    installer
-        RuntimeInstaller.
-    settings
-        Settings.
-    workers
-        Where workers come from.
+    installer, settings, workers
+        RuntimeInstaller, Settings and WorkerAccess.
     onStateChanged
-        Called whenever `state` may be another.
+        Called whenever `state` may have changed.
     clock
-        Seconds that only grow.
+        Monotonic clock, in seconds.
     cases, segmentations
-        The labelled volumes of the scene (SceneCases), to train on, and its segmentations
-        (SceneSegmentations), to export; None where there is no scene.
+        Labelled volumes to train on (SceneCases) and segmentations to export (SceneSegmentations); None
+        without a scene.
     later
-        Calls what it is given once the page has been drawn.
+        Calls its argument once the page has been drawn.
 
     Attributes
     ----------
@@ -54,11 +50,11 @@ class PageController:
         self,
         installer,
         settings,
-        workers: WorkerSource,
+        workers,
         onStateChanged: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
-        cases: Cases | None = None,
-        segmentations: Segmentations | None = None,
+        cases=None,
+        segmentations=None,
         later: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         self._settings = settings

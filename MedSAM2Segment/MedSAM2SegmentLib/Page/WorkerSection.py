@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from medsam2_core.errors import MedSAM2Error
 from medsam2_core.worker.client import WorkerClient, WorkerState
@@ -19,24 +19,11 @@ _WAITING = {
 }
 
 
-class WorkerSource(Protocol):
-    """Where workers come from (WorkerProcess.Workers)."""
-
-    def current(self) -> Any:
-        """Return the shared worker the settings ask for. MedSAM2Error when there can be none."""
-
-
 class WorkerSection:
     """Holds a worker: on this computer it is started at once, a remote one when the connection is tested.
 
     Parameters
     ----------
-    settings
-        Settings, for the remote command.
-    workers
-        Where workers come from.
-    changed
-        Called whenever `view` may return something else.
     connected
         Called with the client when a worker is ready, and with None when it is gone.
     clock
@@ -46,7 +33,7 @@ class WorkerSection:
     def __init__(
         self,
         settings,
-        workers: WorkerSource,
+        workers,
         changed: Callable[[], None],
         connected: Callable[[WorkerClient | None], None],
         clock: Callable[[], float],
@@ -54,7 +41,6 @@ class WorkerSection:
         self._settings, self._workers, self._clock = settings, workers, clock
         self._changed, self._connected = changed, connected
         self._isOpen = False
-        self._worker: Any = None
         self.client: WorkerClient | None = None
         self._line = StatusLine()  # while no worker is ready
         self._status: Mapping[str, Any] = {}
@@ -121,15 +107,13 @@ class WorkerSection:
 
     def disconnect(self) -> None:
         """Release the worker."""
-        worker, self._worker = self._worker, None
         client, self.client = self.client, None
         if client is not None and self._onWorker in client.listeners:
             client.listeners.remove(self._onWorker)
         self._status, self._statusTime, self._latency = {}, None, None
         self._line = StatusLine()
         self._connected(None)
-        if worker is not None:
-            worker.release(self)
+        self._workers.release(self)
 
     @property
     def _isReady(self) -> bool:
@@ -141,10 +125,8 @@ class WorkerSection:
 
     def _connect(self) -> None:
         try:
-            self._worker = self._workers.current()
-            self.client = self._worker.acquire(self)
+            self.client = self._workers.acquire(self)
         except MedSAM2Error as error:
-            self._worker = None
             self._line = StatusLine(str(error), Level.WARNING)
             return
         self.client.listeners.append(self._onWorker)

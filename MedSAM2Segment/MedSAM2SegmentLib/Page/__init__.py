@@ -1,4 +1,5 @@
-"""Behind the page of the module: what it shows as plain values, and what its buttons do. No Qt.
+"""The module's page without Qt: what it shows, as plain values, and what its buttons do.
 
-Begin with ``PageController``.
+Start with ``PageController``. Each section has a ``view()`` and calls ``changed`` whenever that may return
+something new. ``settings`` is a Settings, ``workers`` a WorkerAccess.
 """

@@ -9,7 +9,7 @@ import qt
 from MedSAM2SegmentLib.Page.PageController import PageController
 from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel
 from MedSAM2SegmentLib.Worker.Settings import Settings
-from MedSAM2SegmentLib.Worker.WorkerProcess import Workers
+from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess
 
 _UPDATE_MS = 100
 
@@ -52,7 +52,7 @@ class ModulePage:
         self.controller = PageController(
             self.installer,
             self.settings,
-            workers or Workers(self.settings, self.installer),
+            workers or WorkerAccess(self.settings, self.installer),
             self._onChanged,
             cases=cases,
             segmentations=segmentations,

@@ -1,24 +1,174 @@
-"""Child processes through QProcess: the only file of the runtime that needs Qt."""
+"""Child processes under Qt's event loop: their bytes, and their output as text."""
 
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import qt
 
-from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Panels.QtHelpers import Connections
+
+_PIECE = 1 << 20  # bytes handed to Qt at a time
+_MOST_IN_QT = 4 << 20  # bytes Qt may hold at once; more would only be copied earlier
+_QUIT_MS = 2000  # a killed process is gone at once, unless the system is in trouble
+
+
+class QProcessTransport:
+    """Carries bytes to and from one process (see ``medsam2_core.worker.transports.Transport``).
+
+    Parameters
+    ----------
+    command
+        Program and its arguments.
+    environment
+        The whole environment of the process.
+    parent
+        Qt object that owns the process: without one, it dies with the last reference to it.
+    isMerged
+        Whether standard error is read together with standard output.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        parent: qt.QObject | None = None,
+        *,
+        isMerged: bool = False,
+    ) -> None:
+        self._command = [str(word) for word in command]
+        self._environment = dict(environment)
+        self._parent = qt.QCoreApplication.instance() if parent is None else parent
+        self._isMerged = isMerged
+        self._process = None
+        self._listener = None
+        self._waiting: deque[bytes] = deque()
+        self._waitingBytes = 0
+        self._closing = False
+        self._connections = Connections()
+
+    def start(self, listener) -> None:
+        """Start the process; the event loop calls ``listener`` from now on."""
+        variables = qt.QProcessEnvironment()
+        for name, value in self._environment.items():
+            variables.insert(name, value)
+        self._listener = listener
+        self._process = qt.QProcess(self._parent)
+        self._process.setProcessEnvironment(variables)
+        if self._isMerged:
+            self._process.setProcessChannelMode(qt.QProcess.MergedChannels)
+        for signal, slot in self._slots():
+            self._connections.connect(self._process, signal, slot)
+        self._connections.connect(qt.QCoreApplication.instance(), "aboutToQuit", self._onQuit)
+        self._process.start(self._command[0], list(self._command[1:]))
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, as soon as the process takes them; after its end they go nowhere."""
+        if self._listener is None or self._closing:
+            return
+        view = memoryview(data).cast("B")
+        for first in range(0, len(view), _PIECE):
+            self._waiting.append(bytes(view[first : first + _PIECE]))
+        self._waitingBytes += len(view)
+        self._pump()
+
+    def pending(self) -> int:
+        """Return how many bytes of `write` have not been handed to the process."""
+        if self._process is None:
+            return self._waitingBytes
+        return self._waitingBytes + int(self._process.bytesToWrite())
+
+    def close_input(self) -> None:
+        """Close the input of the process, once everything written has gone."""
+        self._closing = True
+        self._pump()
+
+    def kill(self) -> None:
+        """End the process now; the listener is called later. May be called at any time, and twice.
+
+        What a wrapper (ssh, srun) started ends with its standard input, which is closed by this.
+        """
+        self._waiting.clear()
+        self._waitingBytes = 0
+        if self._process is not None:
+            self._process.kill()
+
+    def _slots(self):
+        return (
+            ("started", self._pump),
+            ("bytesWritten", self._onBytesWritten),
+            ("readyReadStandardOutput", self._onOutput),
+            ("readyReadStandardError", self._onError),
+            ("errorOccurred", self._onProblem),
+            ("finished", self._onFinished),
+        )
+
+    def _onBytesWritten(self, _count=0) -> None:
+        self._pump()
+
+    def _pump(self) -> None:
+        process = self._process
+        if process is None or process.state() != qt.QProcess.Running:
+            return
+        while self._waiting and process.bytesToWrite() < _MOST_IN_QT:
+            piece = self._waiting.popleft()
+            self._waitingBytes -= len(piece)
+            process.write(bytes(piece))
+        if self._closing and not self._waiting:
+            process.closeWriteChannel()  # Qt still delivers what it holds
+
+    def _onOutput(self) -> None:
+        if self._process is not None:
+            data = self._process.readAllStandardOutput().data()
+            if data:
+                self._listener.on_bytes(data)
+
+    def _onError(self) -> None:
+        if self._process is not None:
+            data = self._process.readAllStandardError().data()
+            if data:
+                self._listener.on_stderr(data)
+
+    def _onProblem(self, error) -> None:
+        # Every other problem is followed by `finished`.
+        if self._process is not None and error == qt.QProcess.FailedToStart:
+            self._end(f"{self._command[0]} did not start: {self._process.errorString()}", None)
+
+    def _onFinished(self, code, _status=None) -> None:
+        if self._process is None:
+            return
+        self._onOutput()
+        self._onError()
+        if self._process is None:
+            return
+        if self._process.exitStatus() == qt.QProcess.CrashExit:
+            self._end("the process was ended from outside or crashed", None)
+        else:
+            self._end(f"the process ended with exit code {code}", code)
+
+    def _onQuit(self) -> None:
+        # No event loop will tell of its end any more, and it must not be left to run.
+        if self._process is not None:
+            self._process.kill()
+            self._process.waitForFinished(_QUIT_MS)
+
+    def _end(self, reason: str, code: int | None) -> None:
+        process, self._process = self._process, None
+        self._connections.disconnectAll()
+        process.deleteLater()
+        self._waiting.clear()
+        self._waitingBytes = 0
+        listener, self._listener = self._listener, None
+        listener.on_end(reason, code)
 
 
 class QProcessRunner:
-    """Starts child processes under Qt's event loop; see RuntimeTask.ProcessRunner.
+    """Runs child processes for `RuntimeTask.Task`; each is killed when Qt's application quits."""
 
-    ``parent`` is a QObject that outlives the processes; they are killed when it is destroyed.
-    """
-
-    def __init__(self, parent=None) -> None:
-        self._parent = parent
-        self._running: set[_Process] = set()  # a QProcess without a reference would kill its child
+    def __init__(self) -> None:
+        self._running: set[QProcessTransport] = set()  # so that they outlive the caller's references
 
     def run(
         self,
@@ -26,79 +176,30 @@ class QProcessRunner:
         environment: Mapping[str, str],
         onOutput: Callable[[str], None],
         onEnd: Callable[[int | None, str], None],
-    ) -> _Process:
+    ) -> QProcessTransport:
         """Start a command; see RuntimeTask.ProcessRunner.run."""
-        process = _Process(self._parent, onOutput, onEnd, self._running.discard)
+        process = QProcessTransport(command, environment, isMerged=True)
+
+        def end(code: int | None, reason: str) -> None:
+            self._running.discard(process)
+            onEnd(code, reason)
+
         self._running.add(process)
-        process.start(command, environment)
+        process.start(_TextListener(onOutput, end))
+        process.close_input()
         return process
 
-    def killAll(self) -> None:
-        """End every child process that is still running."""
-        for process in list(self._running):
-            process.kill()
 
+class _TextListener:
+    """Decodes the output of a process, and reports its end after `QProcessRunner.run` has returned."""
 
-class _Process:
-    """One child process; its signals are disconnected when it has ended."""
-
-    def __init__(self, parent, onOutput, onEnd, onRemoved) -> None:
-        self._onOutput, self._onEnd, self._onRemoved = onOutput, onEnd, onRemoved
+    def __init__(self, onOutput: Callable[[str], None], onEnd: Callable[[int | None, str], None]) -> None:
+        self._onOutput, self._onEnd = onOutput, onEnd
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._process = qt.QProcess(parent) if parent is not None else qt.QProcess()
-        self._process.setProcessChannelMode(qt.QProcess.MergedChannels)
-        self._process.readyReadStandardOutput.connect(self._onReadyRead)
-        self._process.finished.connect(self._onFinished)
-        self._process.errorOccurred.connect(self._onError)
-        # What happens inside start() is reported once the caller has its handle.
-        self._later = qt.QTimer(self._process)
-        self._later.timeout.connect(self._onLater)
-        self._result: tuple[int | None, str] | None = None
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start it."""
-        variables = qt.QProcessEnvironment()
-        for name, value in environment.items():
-            variables.insert(name, value)
-        self._process.setProcessEnvironment(variables)
-        self._process.start(command[0], list(command[1:]))
-        self._process.closeWriteChannel()
+    def on_bytes(self, data: bytes) -> None:
+        if text := self._decoder.decode(data):
+            self._onOutput(text)
 
-    def kill(self) -> None:
-        """End it now."""
-        if self._process is not None and self._process.state() != qt.QProcess.NotRunning:
-            self._process.kill()
-
-    def _onReadyRead(self) -> None:
-        if self._process is not None:
-            text = self._decoder.decode(self._process.readAllStandardOutput().data())
-            if text:
-                self._onOutput(text)
-
-    def _onFinished(self, code: int) -> None:
-        crashed = self._process is not None and self._process.exitStatus() == qt.QProcess.CrashExit
-        self._setResult(
-            (None, _("it was ended by a signal")) if crashed else (int(code), f"exit code {code}")
-        )
-
-    def _onError(self, error) -> None:
-        if self._process is not None and error == qt.QProcess.FailedToStart:  # no finished() then
-            reason = _("it could not be started: {reason}").format(reason=self._process.errorString())
-            self._setResult((None, reason))
-
-    def _setResult(self, result: tuple[int | None, str]) -> None:
-        if self._result is None:
-            self._result = result
-            self._later.start(0)
-
-    def _onLater(self) -> None:
-        self._later.stop()
-        self._onReadyRead()
-        process, self._process = self._process, None
-        process.readyReadStandardOutput.disconnect(self._onReadyRead)
-        process.finished.disconnect(self._onFinished)
-        process.errorOccurred.disconnect(self._onError)
-        self._later.timeout.disconnect(self._onLater)
-        self._onRemoved(self)
-        process.deleteLater()
-        self._onEnd(*self._result)
+    def on_end(self, reason: str, code: int | None) -> None:
+        qt.QTimer.singleShot(0, lambda: self._onEnd(code, reason))

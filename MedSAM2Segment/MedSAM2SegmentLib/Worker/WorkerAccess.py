@@ -1,17 +1,21 @@
-"""The source of the effects' worker in Slicer: a remote command or this computer's runtime. Needs Qt."""
+"""The worker that the settings ask for: a remote command, or the runtime of this computer."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-import qt
 from medsam2_core.errors import MedSAM2Error
 
 from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 from MedSAM2SegmentLib.Worker.Settings import Settings
-from MedSAM2SegmentLib.Worker.WorkerProcess import SharedWorker, Workers, startupEnvironment
+from MedSAM2SegmentLib.Worker.WorkerProcess import (
+    SharedWorker,
+    remoteEnvironment,
+    startupEnvironment,
+    withPriority,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,18 +30,17 @@ _installers: list[RuntimeInstaller] = []
 def sharedInstaller() -> RuntimeInstaller:
     """Return the one installer of this Slicer: the module's page installs, the effects wait for it."""
     if not _installers:
-        runner = QProcessRunner(qt.QCoreApplication.instance())
-        _installers.append(RuntimeInstaller(None, runner, environment=startupEnvironment()))
+        _installers.append(RuntimeInstaller(None, QProcessRunner(), environment=startupEnvironment()))
     return _installers[0]
 
 
 class WorkerAccess:
-    """``WorkerSource`` of the effects; see :mod:`MedSAM2SegmentLib.Effect.WorkerSession`.
+    """Gives effects and the module's page the worker that the settings ask for.
 
     Parameters
     ----------
     settings, installer
-        Slicer's own when absent.
+        Settings and RuntimeInstaller; Slicer's own by default.
     """
 
     def __init__(
@@ -47,18 +50,30 @@ class WorkerAccess:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._installer = installer or sharedInstaller()
-        self._workers = Workers(settings or Settings(), self._installer)
+        self._settings = settings or Settings()
         self._clock = clock
         self._held: list[tuple[object, SharedWorker]] = []
         self._current: SharedWorker | None = None
         self._problem, self._checkedAt = "", float("-inf")
+
+    def current(self) -> SharedWorker:
+        """Return the shared worker, started or not.
+
+        Raises
+        ------
+        MedSAM2Error
+            There is no runtime, or the remote command cannot be read.
+        """
+        if words := self._settings.remoteWords():
+            return SharedWorker.of(words, remoteEnvironment())
+        return SharedWorker.of(withPriority(self._installer.command()), self._installer.environment())
 
     def problem(self) -> str:
         """Return why there can be no worker, checked once a second; empty when there can."""
         if self._clock() - self._checkedAt >= _CHECK_EVERY_S:
             self._checkedAt = self._clock()
             try:
-                self._current = self._workers.current()
+                self._current = self.current()
                 self._problem = ""
             except MedSAM2Error as error:
                 self._problem = str(error)
@@ -80,7 +95,7 @@ class WorkerAccess:
 
     def acquire(self, owner: object) -> WorkerClient:
         """Return the worker's client. MedSAM2Error when there can be no worker."""
-        self._current = worker = self._workers.current()
+        self._current = worker = self.current()
         client = worker.acquire(owner)
         self._held.append((owner, worker))
         return client
