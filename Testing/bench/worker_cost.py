@@ -23,9 +23,9 @@ import psutil
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point, SlicePrompts
-from medsam2_core.worker.client import WorkerClient, WorkerState
+from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.messages import SessionSettings, StackChoice
-from medsam2_core.worker.transports import SubprocessTransport
+from support.subprocess_transport import PumpedClient, SubprocessTransport
 
 SIDE = 512
 
@@ -117,7 +117,7 @@ class There:
             return made
 
         began = time.perf_counter()
-        self.client = WorkerClient(transport)
+        self.client = PumpedClient(transport)
         self.client.start()
         self.until(lambda: self.client.state is WorkerState.READY)
         self.start_s = time.perf_counter() - began

@@ -146,7 +146,7 @@ def test_what_cannot_even_be_planned_is_reported():
 
 
 def test_repairing_and_removing_let_go_of_the_worker_first():
-    for ask, done in (("askRepair", "repair"), ("askRemove", "remove")):
+    for ask, done in (("askRepair", "install"), ("askRemove", "remove")):
         page = Page().opened()
         getattr(page.controller.runtime, ask)()
         assert page.installer.done == []

@@ -86,11 +86,11 @@ def test_the_installed_module_finds_its_lists(tree):
 
 
 def test_the_installed_tree_alone_starts_the_worker(tree):
-    from medsam2_core.worker.client import WorkerClient, WorkerState
-    from medsam2_core.worker.transports import SubprocessTransport
+    from medsam2_core.worker.client import WorkerState
+    from support.subprocess_transport import PumpedClient, SubprocessTransport
 
     command = [sys.executable, "-S", "-m", "medsam2_core.worker"]
-    client = WorkerClient(lambda: SubprocessTransport(command, _environment(tree)))
+    client = PumpedClient(lambda: SubprocessTransport(command, _environment(tree)))
     answers = []
     client.start()
     try:

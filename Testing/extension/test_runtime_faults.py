@@ -60,7 +60,7 @@ def test_cancelling_nothing_does_nothing(runtime):
 def test_a_cancelled_repair_leaves_the_old_environment(runtime):
     runtime.installed()
     outcome = runtime.outcome()
-    runtime.installer.repair(outcome.listener)
+    runtime.installer.install(outcome.listener)
     for _ in range(6):
         runtime.runner.pump(0.5)
     runtime.installer.cancel()
@@ -150,7 +150,7 @@ def test_a_rename_that_is_refused_leaves_the_old_environment_and_is_done_next_ti
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    assert done(runtime.installer.repair, runtime.runner).code == "runtime-in-use"
+    assert done(runtime.installer.install, runtime.runner).code == "runtime-in-use"
     assert runtime.installer.status().state is RuntimeState.READY
     monkeypatch.undo()
     recovers(runtime)

@@ -174,7 +174,7 @@ def test_obvious_damage_is_seen_at_once_and_repaired(runtime, damage):
     assert "press Repair" in status.text
     with raises("runtime-not-ready", state="broken"):
         runtime.installer.command()
-    assert done(runtime.installer.repair, runtime.runner) is None
+    assert done(runtime.installer.install, runtime.runner) is None
     assert runtime.installer.status().state is RuntimeState.READY
     assert runtime.names == {"env", "lock"}
 
@@ -192,7 +192,7 @@ def test_a_repair_makes_a_damaged_package_whole(runtime, damage):
     runtime.installed()
     damage(runtime.site / "numpy" / "__init__.py")
     assert not runtime.works()
-    assert done(runtime.installer.repair, runtime.runner) is None
+    assert done(runtime.installer.install, runtime.runner) is None
     assert runtime.works()
     assert runtime.installer.status().state is RuntimeState.READY
 
@@ -202,7 +202,7 @@ def test_a_damaged_package_is_not_taken_from_what_was_downloaded(runtime):
     runtime.installed()
     with (runtime.site / "numpy" / "__init__.py").open("r+b") as file:
         file.write(b"answer = 00")
-    assert done(runtime.installer.repair, runtime.runner) is None
+    assert done(runtime.installer.install, runtime.runner) is None
     assert (runtime.site / "numpy" / "__init__.py").read_text().startswith("answer = 42")
 
 
@@ -210,7 +210,7 @@ def test_the_old_environment_serves_until_the_new_one_is_whole(runtime):
     runtime.installed()
     states = []
     runtime.runner.before = lambda number, command: states.append(runtime.another().status().isReady)
-    assert done(runtime.installer.repair, runtime.runner) is None
+    assert done(runtime.installer.install, runtime.runner) is None
     assert len(states) > 5
     assert all(states)
 
@@ -218,7 +218,7 @@ def test_the_old_environment_serves_until_the_new_one_is_whole(runtime):
 def test_a_repair_that_fails_leaves_the_old_environment(runtime):
     runtime.installed()
     options = InstallOptions(offlineFolder=runtime.tmp)  # holds no wheels
-    assert done(runtime.installer.repair, runtime.runner, options).code == "package-not-found"
+    assert done(runtime.installer.install, runtime.runner, options).code == "package-not-found"
     assert runtime.installer.status().state is RuntimeState.READY
     assert runtime.works()
 
@@ -231,7 +231,7 @@ def test_other_lists_make_it_outdated_but_it_still_works(tmp_path):
     assert status.state is RuntimeState.OUTDATED
     assert status.isReady
     assert runtime.installer.command()
-    assert done(runtime.installer.repair, runtime.runner) is None
+    assert done(runtime.installer.install, runtime.runner) is None
     assert runtime.installer.status().state is RuntimeState.READY
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from medsam2_core.worker.client import WorkerClient, WorkerState
-from medsam2_core.worker.transports import SubprocessTransport
+from medsam2_core.worker.client import WorkerState
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller
 from MedSAM2SegmentLib.Runtime.RuntimePlan import FILES, InstallOptions, torchVersion
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState
 from support.process_runner import Outcome, SubprocessRunner
+from support.subprocess_transport import PumpedClient, SubprocessTransport
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
@@ -90,7 +90,7 @@ def test_a_real_runtime_is_made_started_damaged_repaired_and_removed(tmp_path, w
     assert damaged.returncode == 1
     assert "_tensor" in damaged.stdout
 
-    error, seconds = place.run(installer.repair)
+    error, seconds = place.run(installer.install)
     assert error is None
     subprocess.run(look, check=True, **how)
     assert installer.status().state is RuntimeState.READY
@@ -106,7 +106,7 @@ def test_a_real_runtime_is_made_started_damaged_repaired_and_removed(tmp_path, w
 def startsAWorker(installer: RuntimeInstaller) -> str:
     """Greet the worker of this runtime; returns the version of its PyTorch."""
     command, environment = installer.command(), installer.environment()
-    client = WorkerClient(lambda: SubprocessTransport(command, environment))
+    client = PumpedClient(lambda: SubprocessTransport(command, environment))
     client.start()
     try:
         end = time.monotonic() + 60

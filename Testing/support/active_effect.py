@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from medsam2_core.worker.client import WorkerClient
-from medsam2_core.worker.transports import SubprocessTransport
 from MedSAM2SegmentLib.Effect.EffectController import EffectController
 from MedSAM2SegmentLib.Panels.PanelState import Status
 from MedSAM2SegmentLib.Prompts.SliceInteraction import SliceInteraction
@@ -17,6 +15,7 @@ from MedSAM2SegmentLib.Prompts.SliceInteraction import SliceInteraction
 from support.scene import a_display, a_segmentation, a_volume, reference_of
 from support.segment_editor import LogicEditor
 from support.slice_view import SIZE, a_slice_view, the_app
+from support.subprocess_transport import PumpedClient, SubprocessTransport
 
 CORE = Path(__file__).resolve().parents[2] / "MedSAM2Segment"
 COMMAND = [sys.executable, "-m", "medsam2_core.worker"]
@@ -29,7 +28,7 @@ class RealWorkerSource:
 
     def __init__(self, **variables: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(CORE), "OMP_NUM_THREADS": "1", **variables}
-        self.client = WorkerClient(lambda: SubprocessTransport(COMMAND, environment))
+        self.client = PumpedClient(lambda: SubprocessTransport(COMMAND, environment))
         self.owners = []
 
     def problem(self) -> str:

@@ -70,9 +70,6 @@ class FakeInstaller:
     def install(self, listener, options=None):
         self._begin("install", listener)
 
-    def repair(self, listener, options=None):
-        self._begin("repair", listener)
-
     def remove(self, listener):
         self._begin("remove", listener)
 

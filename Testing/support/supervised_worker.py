@@ -10,10 +10,11 @@ import psutil
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Point, SlicePrompts
-from medsam2_core.worker.client import WorkerClient, WorkerState
+from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.connection import Timing
 from medsam2_core.worker.messages import StackChoice
-from medsam2_core.worker.transports import SubprocessTransport
+
+from support.subprocess_transport import PumpedClient, SubprocessTransport
 
 FOLDER = Path(__file__).resolve().parent
 CORE = FOLDER.parents[1] / "MedSAM2Segment"
@@ -48,7 +49,7 @@ class SupervisedWorker:
     def __init__(self, command, timing=HASTY, start=True):
         self.command = command
         self.transports = []
-        self.client = WorkerClient(self.transport, timing=timing)
+        self.client = PumpedClient(self.transport, timing=timing)
         self.states = []
         self.client.listeners.append(lambda: self.states.append(self.client.state))
         self.errors = []

@@ -10,7 +10,7 @@ from medsam2_core.prompts import Box, Point, SlicePrompts
 from medsam2_core.worker.client import WorkerState
 from medsam2_core.worker.job_messages import AutoModelInfo, AutoPrediction, AutoRequest
 from medsam2_core.worker.messages import ObjectSnapshot
-from medsam2_core.worker.protocol import encode
+from medsam2_core.worker.protocol import dataclass_from_json, encode
 from medsam2_core.worker.requests import Request
 from support.supervised_worker import clicks, fake_worker
 from support.wire import Client, call_all
@@ -140,4 +140,4 @@ def test_models_of_a_later_version_may_have_more_fields_and_damaged_ones_are_ref
 
 def test_a_request_goes_there_and_back():
     for wish in (AutoRequest("m"), AutoRequest("m", ("a", "b"), 3, 9, "slices", True)):
-        assert AutoRequest.from_json(wish.to_json()) == wish
+        assert dataclass_from_json(AutoRequest, wish.to_json(), "auto") == wish

@@ -14,6 +14,7 @@ from medsam2_core.export import write
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.worker.job_messages import ExportRequest
 from medsam2_core.worker.jobs import Job
+from medsam2_core.worker.protocol import dataclass_from_json
 from medsam2_core.worker.subprocesses import Exports, export_arguments
 from support.errors import raises
 from support.real_worker import RealWorker, a_ball, a_point
@@ -269,7 +270,10 @@ def test_fields_become_the_arguments_of_the_command(tmp_path):
         measurements=ROOT + "b.csv",
         report=ROOT + "b_SR.dcm",
     )
-    assert ExportRequest.from_json({"type": "export", "id": 3, **request.to_json()}) == request
+    assert (
+        dataclass_from_json(ExportRequest, {"type": "export", "id": 3, **request.to_json()}, "export")
+        == request
+    )
     assert export_arguments(request, tmp_path) == [
         *(ROOT + "a.seg.nrrd", "--json", f"--out={ROOT}b.dcm", f"--measurements={ROOT}b.csv"),
         *(f"--report={ROOT}b_SR.dcm", "--kind=labelmap", "--compression=rle"),
@@ -301,4 +305,4 @@ def test_fields_become_the_arguments_of_the_command(tmp_path):
 def test_nonsense_is_refused(tmp_path, wrong, code, field):
     with raises(code, ProtocolError, field=field):
         fields = {"segmentation": ROOT + "a", "out": ROOT + "b", **wrong}
-        export_arguments(ExportRequest.from_json(fields), tmp_path)
+        export_arguments(dataclass_from_json(ExportRequest, fields, "export"), tmp_path)

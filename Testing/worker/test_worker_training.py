@@ -10,6 +10,7 @@ from medsam2_core.auto.model_file import read_card
 from medsam2_core.errors import Cancelled, ProtocolError, TrainingError
 from medsam2_core.worker.job_messages import TrainRequest
 from medsam2_core.worker.jobs import Job
+from medsam2_core.worker.protocol import dataclass_from_json
 from medsam2_core.worker.subprocesses import Trainings, train_arguments
 from support.real_worker import RealWorker, a_ball, a_point
 
@@ -199,7 +200,9 @@ def test_fields_become_the_arguments_of_the_command(tmp_path):
         **{"minutes": 2.5, "classes": ["liver", "left kidney"], "skip_bad": True, "decoder": "lora"},
         **{"window": None},
     }
-    words = train_arguments(TrainRequest.from_json(fields), tmp_path / "n.medsam2auto")
+    words = train_arguments(
+        dataclass_from_json(TrainRequest, fields, "train_auto"), tmp_path / "n.medsam2auto"
+    )
     assert words[:4] == ["folder", "--out", str(tmp_path / "n.medsam2auto"), "--json-progress"]
     assert words[4:] == [
         *("--base", "embedded", "--decoder", "lora", "--shots", "10", "--minutes", "2.5"),
@@ -213,5 +216,6 @@ def test_fields_become_the_arguments_of_the_command(tmp_path):
 def test_nonsense_is_refused(wrong, tmp_path):
     with pytest.raises(ProtocolError):
         train_arguments(
-            TrainRequest.from_json({"data": "d", "name": "n", **wrong}), tmp_path / "n.medsam2auto"
+            dataclass_from_json(TrainRequest, {"data": "d", "name": "n", **wrong}, "train_auto"),
+            tmp_path / "n.medsam2auto",
         )

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from medsam2_core.worker.transports import SubprocessTransport
+from support.subprocess_transport import SubprocessTransport
 
 
 class Ears:

@@ -78,13 +78,13 @@ class RuntimeSection:
 
     def askInstall(self) -> None:
         """Ask whether to install, with what that would bring."""
-        self._askWithPlan(_("Install now"), self._installer.install)
+        self._askWithPlan(_("Install now"))
 
     def askRepair(self) -> None:
-        """Ask whether to make it anew: that, too, may download much."""
-        self._askWithPlan(_("Repair now"), self._installer.repair)
+        """Ask whether to make it anew, which may download as much."""
+        self._askWithPlan(_("Repair now"))
 
-    def _askWithPlan(self, answer: str, work: Callable[..., None]) -> None:
+    def _askWithPlan(self, answer: str) -> None:
         self._outcome = None
         folder = self._settings.wheelFolder
         options = InstallOptions(offlineFolder=Path(folder) if folder else None)
@@ -94,7 +94,7 @@ class RuntimeSection:
             self._outcome = StatusLine(str(error), Level.ERROR)
             self._changed()
         else:
-            self._ask(question, answer, lambda listener: work(listener, options))
+            self._ask(question, answer, lambda listener: self._installer.install(listener, options))
 
     def askRemove(self) -> None:
         """Ask whether to remove it."""

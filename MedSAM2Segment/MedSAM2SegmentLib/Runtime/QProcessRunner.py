@@ -177,7 +177,12 @@ class QProcessRunner:
         onOutput: Callable[[str], None],
         onEnd: Callable[[int | None, str], None],
     ) -> QProcessTransport:
-        """Start a command; see RuntimeTask.ProcessRunner.run."""
+        """Start a command with exactly this environment; its input is empty.
+
+        ``onOutput`` gets text as it comes, standard output and standard error together. ``onEnd`` is called
+        once, after the last text and never before this returns: with the exit code, or None if the process
+        could not be started or was ended by a signal, and with the reason.
+        """
         process = QProcessTransport(command, environment, isMerged=True)
 
         def end(code: int | None, reason: str) -> None:

@@ -24,7 +24,7 @@ from MedSAM2SegmentLib.Runtime.RuntimePlan import (
     makePlan,
 )
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeStatus, readStatus
-from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener, ProcessRunner, Task, Work
+from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener, Task, Work
 
 # The folder that holds medsam2_core, in the source tree and in an installed extension.
 _EXTENSION = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ class RuntimeInstaller:
     def __init__(
         self,
         folder: Path | None,
-        runProcess: ProcessRunner,
+        runProcess,
         *,
         environment: Mapping[str, str] | None = None,
         machine: Machine | None = None,
@@ -105,10 +105,11 @@ class RuntimeInstaller:
         return makePlan(self._context, options or self.options)
 
     def install(self, listener: InstallListener, options: InstallOptions | None = None) -> None:
-        """Make the environment, or continue an interrupted installation.
+        """Make the environment, also to repair or update one; an interrupted installation is continued.
 
-        Returns at once; ``listener.ended`` is called later. What was there before is used until the new one
-        is complete.
+        Returns at once; ``listener.ended`` is called later. Until the new environment is complete, the old
+        one is used. It is not repaired in place: uv does not notice a truncated file, and an interrupted
+        repair would leave nothing that works.
         """
         chosen = options or self.options
         plan = self.plan(chosen)
@@ -116,14 +117,6 @@ class RuntimeInstaller:
             listener.ended(plan.problems[0])
         else:
             self._start(Installation(self._context, chosen, plan, listener).work(), listener)
-
-    def repair(self, listener: InstallListener, options: InstallOptions | None = None) -> None:
-        """Make the environment anew; also how it is brought up to date.
-
-        Not in place: uv does not notice a file that was cut short, and a repair that is interrupted would
-        leave nothing that works.
-        """
-        self.install(listener, options)
 
     def remove(self, listener: InstallListener) -> None:
         """Stop using the named interpreter, if there is one; else delete what was installed, nothing else."""

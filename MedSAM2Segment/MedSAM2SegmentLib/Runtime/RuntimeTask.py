@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from medsam2_core.errors import Cancelled, RuntimeInstallError
 
@@ -37,24 +37,6 @@ class Output:
     def ok(self) -> bool:
         """Whether it ended with exit code 0."""
         return self.code == 0
-
-
-class ProcessRunner(Protocol):
-    """Starts child processes and reports about them later, in the thread that asked."""
-
-    def run(
-        self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        onOutput: Callable[[str], None],
-        onEnd: Callable[[int | None, str], None],
-    ) -> Any:
-        """Start ``command`` with exactly this environment; returns an object whose ``kill()`` ends it.
-
-        ``onOutput`` gets text as it comes (standard output and standard error together). ``onEnd`` is called
-        once, after the last text and never before ``run`` has returned: with the exit code, or None and why
-        when the process could not be started or died by a signal.
-        """
 
 
 @dataclass(frozen=True)
@@ -87,13 +69,13 @@ Work = Generator[Command, Output, Any]  # what it returns goes to whoever says `
 
 
 class Task:
-    """One `Work`, run to its end.
+    """Runs one `Work` to its end.
 
-    The work raises RuntimeInstallError when it cannot be done. Its ``finally`` blocks run on cancellation,
-    too, but may not yield then.
+    The work raises RuntimeInstallError when it cannot be done. Its ``finally`` blocks also run when it is
+    cancelled, but must not yield then. ``runner`` is a QProcessRunner.
     """
 
-    def __init__(self, work: Work, runner: ProcessRunner, listener: InstallListener) -> None:
+    def __init__(self, work: Work, runner, listener: InstallListener) -> None:
         self._work = work
         self._runner = runner
         self._listener = listener

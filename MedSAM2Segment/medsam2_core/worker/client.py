@@ -1,6 +1,6 @@
 """The worker as a program sees it: started when needed, restarted with all its state when lost.
 
-    client = WorkerClient(lambda: SubprocessTransport(["medsam2", "worker"]))
+    client = WorkerClient(lambda: QProcessTransport(["medsam2", "worker"], environment))
     client.start()
     volume = client.open_volume(volume)               # a RemoteVolume: .received, .total, .is_there
     session = client.open_session(                    # a SessionClient; may be used at once
@@ -95,7 +95,6 @@ class WorkerClient:
         self._make_transport, self._clock, self._timing = make_transport, clock, timing or Timing()
         self._ids, self._names = itertools.count(1), itertools.count(1)
         self._connection: Connection | None = None
-        self._transport: Transport | None = None
         self._volumes: list[RemoteVolume] = []
         self._sessions: list[SessionClient] = []
         self._requests: list[Request] = []  # of no session
@@ -126,9 +125,6 @@ class WorkerClient:
 
     def tick(self) -> None:
         """Check on the worker and call callbacks; call it about every 0.1 s."""
-        pump = getattr(self._transport, "pump", None)
-        if pump is not None:
-            pump(0.0)
         if self._connection is not None:
             self._connection.check()
         if self._connection is not None:
@@ -136,15 +132,6 @@ class WorkerClient:
         if self._restart_at is not None and self._clock() >= self._restart_at:
             self._connect()
         self.deliver()
-
-    def pump(self, timeout: float = 0.1) -> None:
-        """Wait up to `timeout` seconds for bytes, then :meth:`tick`; for programs without an event loop."""
-        pump = getattr(self._transport, "pump", None)
-        if pump is None:
-            time.sleep(timeout)
-        else:
-            pump(timeout)
-        self.tick()
 
     @property
     def report(self) -> str:
@@ -334,9 +321,8 @@ class WorkerClient:
 
     def _connect(self) -> None:
         self._restart_at = None
-        self._transport = self._make_transport()
         self._connection = connection = Connection(
-            self._transport, self, self._ids, self.calls, self._clock, self._timing, self._patience
+            self._make_transport(), self, self._ids, self.calls, self._clock, self._timing, self._patience
         )
         was_delivering, self._is_delivering = self._is_delivering, True  # no callback before this returns
         try:
@@ -355,7 +341,7 @@ class WorkerClient:
     def _disconnected(self, connection: Connection, reason: str) -> None:
         """Make everything ready for another worker; fail what ended too many."""
         self._last_output = connection.last_output() or self._last_output
-        self._connection = self._transport = None
+        self._connection = None
         for remote in list(self._volumes):
             remote.is_there = False
             if remote.crashes.count >= TOO_MANY_CRASHES:

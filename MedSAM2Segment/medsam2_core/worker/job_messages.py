@@ -13,7 +13,7 @@ from medsam2_core.auto import library
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts.types import Prompt
 from medsam2_core.worker.messages import prompt_from_json
-from medsam2_core.worker.protocol import checked, dataclass_from_json, field_error
+from medsam2_core.worker.protocol import checked, field_error
 
 
 class _JobRequest:
@@ -54,11 +54,6 @@ class AutoRequest(_JobRequest):
     method: str | None = None
     flips: bool = False
 
-    @classmethod
-    def from_json(cls, item: Any) -> AutoRequest:
-        """Read it from the fields of a request. ProtocolError tells what is wrong."""
-        return dataclass_from_json(cls, item, "auto")
-
 
 @dataclass(frozen=True)
 class TrainRequest(_JobRequest):
@@ -92,14 +87,10 @@ class TrainRequest(_JobRequest):
     skip_bad: bool = False
     resume: bool = False
 
-    @classmethod
-    def from_json(cls, item: Any) -> TrainRequest:
-        """Read it from the fields of a request. ProtocolError tells what is wrong."""
-        request = dataclass_from_json(cls, item, "train_auto")
-        for name in request.classes or ():
+    def __post_init__(self) -> None:
+        for name in self.classes or ():
             if not name.strip() or "," in name:
-                raise field_error("classes", request.classes, "must be names without commas")
-        return request
+                raise field_error("classes", self.classes, "must be names without commas")
 
 
 @dataclass(frozen=True)
@@ -133,11 +124,6 @@ class ExportRequest(_JobRequest):
     overwrite: bool = False
     drawn_on: dict[str, Any] | None = None
     scratch: str | None = None
-
-    @classmethod
-    def from_json(cls, item: Any) -> ExportRequest:
-        """Read it from the fields of a request. ProtocolError tells what is wrong."""
-        return dataclass_from_json(cls, item, "export")
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,8 @@ class Downloads:
 
     Parameters
     ----------
-    finish
-        Gets a job with its result or its error.
-    send
-        Gets a job and a message in between.
+    finish, send
+        See `jobs`.
     """
 
     def __init__(self, finish: Finish, send: Send) -> None:

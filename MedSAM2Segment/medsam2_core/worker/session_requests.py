@@ -25,7 +25,7 @@ from medsam2_core.worker.messages import (
     slice_mask_to_json,
     slice_prompts_from_json,
 )
-from medsam2_core.worker.protocol import Arrays, checked, field_error, optional
+from medsam2_core.worker.protocol import Arrays, checked, dataclass_from_json, field_error, optional
 from medsam2_core.worker.system import check_memory, memory
 
 if TYPE_CHECKING:
@@ -276,7 +276,9 @@ class Sessions:
         from medsam2_core.session.automatic import AutoRun
 
         opened = self._of(job)
-        wanted = AutoRequest.from_json({k: v for k, v in job.fields.items() if k != "session"})
+        wanted = dataclass_from_json(
+            AutoRequest, {k: v for k, v in job.fields.items() if k != "session"}, "auto"
+        )
         path, card = find(wanted.model)
         auto = _loaded_auto(opened, path)
         try:

@@ -29,7 +29,7 @@ from typing import IO, Any
 from medsam2_core.errors import Cancelled, ExportError, MedSAM2Error, TrainingError
 from medsam2_core.worker.job_messages import ExportRequest, TrainRequest
 from medsam2_core.worker.jobs import Finish, Job, Send
-from medsam2_core.worker.protocol import field_error
+from medsam2_core.worker.protocol import dataclass_from_json, field_error
 
 _log = logging.getLogger(__name__)
 
@@ -44,20 +44,19 @@ class CommandRunner:
 
     Parameters
     ----------
-    finish
-        Gets a job with its result or its error.
-    send
-        Gets a job and a message in between.
+    finish, send
+        See `jobs`.
     command
-        What is run, before the arguments.
+        What is run, before the arguments; by default, the command of the class.
     """
 
+    command: tuple[str, ...]
     patience_s = 30.0  # for tidying up, once it is told to stop
-    stopped = "stopped"  # what the user is told then
-    failure: type[MedSAM2Error] = MedSAM2Error
+    stopped: str  # message for the user then
+    failure: type[MedSAM2Error]
 
-    def __init__(self, finish: Finish, send: Send, command: tuple[str, ...]) -> None:
-        self._finish, self._send, self._command = finish, send, command
+    def __init__(self, finish: Finish, send: Send, command: tuple[str, ...] | None = None) -> None:
+        self._finish, self._send, self._command = finish, send, command or self.command
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -161,15 +160,13 @@ class CommandRunner:
 class Exports(CommandRunner):
     """Carries out `export`."""
 
+    command = (*COMMAND, "export")
     stopped = "the export was stopped; no file is left half written"
     failure = ExportError
 
-    def __init__(self, finish: Finish, send: Send, command: tuple[str, ...] = (*COMMAND, "export")) -> None:
-        super().__init__(finish, send, command)
-
     def run(self, job: Job) -> dict[str, Any]:
         """Write the files of the request, run the command, and return what it printed."""
-        request = ExportRequest.from_json(job.fields)
+        request = dataclass_from_json(ExportRequest, job.fields, "export")
         scratch = None if request.scratch is None else _absolute(request.scratch, "scratch")
         # In the client's own folder, if it has one: it removes that, should this process be killed.
         with tempfile.TemporaryDirectory(prefix="medsam2-export-", dir=scratch) as made:
@@ -214,14 +211,10 @@ def export_arguments(request: ExportRequest, folder: Path) -> list[str]:
 class Trainings(CommandRunner):
     """Carries out `train_auto`, one at a time."""
 
+    command = (*COMMAND, "train", "auto")
     patience_s = 90.0
     stopped = "the training was stopped; to continue it, start it again with the same data"
     failure = TrainingError
-
-    def __init__(
-        self, finish: Finish, send: Send, command: tuple[str, ...] = (*COMMAND, "train", "auto")
-    ) -> None:
-        super().__init__(finish, send, command)
 
     def start(self, job: Job) -> None:
         """Start a training; TrainingError when one is running."""
@@ -237,7 +230,7 @@ class Trainings(CommandRunner):
         from medsam2_core.auto.model_file import read_card
         from medsam2_core.worker.model_requests import auto_model_to_json
 
-        request = TrainRequest.from_json(job.fields)
+        request = dataclass_from_json(TrainRequest, job.fields, "train_auto")
         out = free_path(request.name)
         is_resumed = request.resume and run_folder(out).exists()
         if not is_resumed:
