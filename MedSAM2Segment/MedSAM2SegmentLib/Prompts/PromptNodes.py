@@ -285,17 +285,9 @@ def setBoxFrame(node: Any, frame: NDArray[np.float64], size: ArrayLike) -> None:
     node.EndModify(wasModifying)
 
 
-def ownBoxFrame(node: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what :func:`boxFrame` does, in the node's own RAS."""
-    return _unitAxes(matrixToArray(node.GetObjectToNodeMatrix()), node)
-
-
-def boxFrame(node: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (4, 4) unit axes and centre in world RAS, and the size (3,) in mm."""
-    return _unitAxes(matrixToArray(node.GetObjectToWorldMatrix()), node)
-
-
-def _unitAxes(frame: NDArray[np.float64], node: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def boxFrame(node: Any, *, own: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (4, 4) unit axes and centre in world RAS, or in the node's own, and the size (3,) in mm."""
+    frame = matrixToArray(node.GetObjectToNodeMatrix() if own else node.GetObjectToWorldMatrix())
     scale = np.linalg.norm(frame[:3, :3], axis=0)
     frame[:3, :3] /= scale
     return frame, np.array(node.GetSize(), dtype=np.float64) * scale

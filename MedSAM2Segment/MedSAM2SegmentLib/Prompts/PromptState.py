@@ -119,7 +119,7 @@ def _ownState(node: Any) -> PromptState:
     if role == PromptNodes.BOX:
         if node.GetNumberOfControlPoints() == 0:
             return PromptState(segmentID, role, order)
-        frame, size = (tuple(values.ravel().tolist()) for values in PromptNodes.ownBoxFrame(node))
+        frame, size = (tuple(values.ravel().tolist()) for values in PromptNodes.boxFrame(node, own=True))
         predicted = PromptNodes.isPredicted(node)
         return PromptState(segmentID, role, order, frame=frame, size=size, predicted=predicted)
     return PromptState(segmentID, role, order, PromptNodes.ownPoints(node))
