@@ -122,6 +122,20 @@ def test_diameters_are_drawn_and_measured(medsam2, model, segment, folder):
     assert re.search(r"ball: diameters [\d.]+ x [\d.]+ mm, drawn 14\.0 x 12\.0 mm", said)
 
 
+def test_objects_may_be_kept_apart(medsam2, model, segment, folder):
+    words = ("--object", "left", "--box", "8,14,24,34@12", "--object", "right", "--box", "16,16,33,36@12")
+    assert segment(*words, "--range", "11:13").code == 0
+    free = read_segmentation(segment.out)
+    apart = segment.out.with_name("apart.seg.nrrd")
+    assert segment(*words, "--range", "11:13", "--no-overlap", out=apart).code == 0
+    found = read_segmentation(apart)
+    tracked = [11, 13]
+    assert (free["left"].mask_kji & free["right"].mask_kji)[tracked].any()
+    assert not (found["left"].mask_kji & found["right"].mask_kji)[tracked].any()
+    again = medsam2("replay", apart, folder / "scan.nrrd", "--model", model, "--json")
+    assert again.facts["identical"], again.out
+
+
 def test_the_file_of_a_label_is_never_written_over(segment, folder):
     labels = folder / "labels.nrrd"
     before = labels.read_bytes()

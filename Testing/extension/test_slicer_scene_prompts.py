@@ -216,3 +216,20 @@ def test_an_empty_segment_is_no_prompt_on_any_slice(user):
     user.controller.useSegmentAsPrompt()
     assert "segment is empty" in user.state.text
     assert user.prompts() == ()
+
+
+# Neighbours -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "overlap"),
+    [("OverwriteAllSegments", False), ("OverwriteVisibleSegments", False), ("OverwriteNone", True)],
+)
+def test_segments_may_overlap_where_none_overwrites_another(user, mode, overlap):
+    node = user.editor.parameterSetNode()
+    node.SetOverwriteMode(getattr(node, mode))
+    user.click((10, 10, 5))
+    user.wait()
+    user.controller.propagate()
+    user.wait()
+    assert user.worker.sessions[0].overlap is overlap

@@ -16,7 +16,7 @@ from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
 from medsam2_core.version import __version__
 from medsam2_core.worker.incoming import IncomingVolumes
-from medsam2_core.worker.messages import slice_mask_to_json
+from medsam2_core.worker.messages import prompt_to_json, slice_mask_to_json
 from medsam2_core.worker.protocol import encode
 from medsam2_core.worker.server import RequestLoop, RequestQueue, describe_error
 from medsam2_core.worker.system import remove_present_folder
@@ -182,6 +182,22 @@ def test_an_object_may_have_a_range_of_its_own(ready, session):
     assert found == {"a": set(range(6, 15)), "b": {7, 8, 9}}
     for limits in ([7, 9], {"b": [7]}, {"b": [7, "9"]}, {"b": [7, True]}):
         assert ready.refused("propagate", session=session, limits=limits)["code"] == "message-field"
+
+
+def test_objects_may_be_kept_apart(ready, session, here):
+    other = Box((45, 30, 12), (80, 62, 12))
+    ready.answer(ready.set_prompts("a", 12, BOX, session=session))
+    ready.answer(ready.set_prompts("b", 12, prompt_to_json(other, {}), session=session))
+    set_prompts(here, "a", 12, [Box((33, 23, 12), (67, 57, 12))])
+    set_prompts(here, "b", 12, [other])
+    number = ready.send("propagate", session=session, first=10, last=14, overlap=False)
+    records = ready.records(number)
+    expected = list(here.propagate(first=10, last=14, overlap=False))
+    assert [figures(record) for record in records] == [figures(result) for result in expected]
+    assert all((mine.mask_hw == theirs.mask_hw).all() for mine, theirs in zip(records, expected, strict=True))
+    last = {(record.object, record.n): record.mask_hw for record in records}
+    assert not any((last["a", n] & last["b", n]).any() for n in (10, 11, 13, 14))
+    assert ready.refused("propagate", session=session, overlap="no")["code"] == "message-field"
 
 
 def test_an_object_is_restored(ready, session, here):

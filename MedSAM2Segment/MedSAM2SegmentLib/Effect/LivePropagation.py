@@ -184,10 +184,16 @@ class LivePropagation:
         run.request = session.propagate(
             list(segmentIDs),
             **how,
+            overlap=self._mayOverlap(),
             slices=partial(self._onSlices, run),
             done=lambda *_: self._onEnd(run, None),
             failed=partial(self._onEnd, run),
         )
+
+    def _mayOverlap(self) -> bool:
+        """Whether segments may share voxels; else the last one written must not win them."""
+        node = self._edited.editor.parameterSetNode()
+        return bool(node.GetOverwriteMode() == node.OverwriteNone)
 
     # Ending -------------------------------------------------------------------------------------------------
 

@@ -171,12 +171,13 @@ def propagate(
     session: Session,
     slices: tuple[int | None, int | None],
     limits: Mapping[str, tuple[int, int]] | None = None,
+    overlap: bool = True,
 ) -> None:
     """Propagate all objects from the first to the last slice, with a progress bar.
 
-    Objects named in ``limits`` stay within these.
+    Objects named in ``limits`` stay within these; without ``overlap`` they share no voxel.
     """
-    progress = session.propagate(first=slices[0], last=slices[1], limits=limits)
+    progress = session.propagate(first=slices[0], last=slices[1], limits=limits, overlap=overlap)
     with progress_bar("segmenting", progress.total) as update:
         for result in progress:
             update(progress.done, f"{result.object}, slice {result.n}")

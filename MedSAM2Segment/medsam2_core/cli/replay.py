@@ -80,7 +80,7 @@ class Replay:
             settings.pop("image_size", None)
         session = Session.open(volume, device=self.device, config=self.config, **settings)
         session.apply(earlier.prompts)
-        propagate(session, earlier.slices, earlier.limits)
+        propagate(session, earlier.slices, earlier.limits, earlier.overlap)
         return session
 
 

@@ -83,6 +83,7 @@ class Segment:
     fill_between: Segment only the slices between prompted ones.
     range A:B: First and last slice to segment, counted as K of a box; either may be left out.
     memory: Memory bank: the most recent slices, or MedSAM-2's self-sorting bank.
+    no_overlap: Where tracking finds two objects, the one with the higher logit gets the voxel.
     zoom: Crop the model's input to the object.
     """
 
@@ -109,6 +110,7 @@ class Segment:
     fill_between: bool = False
     range: str | None = None
     memory: Literal["recent", "self-sorting"] = "recent"
+    no_overlap: bool = False
     zoom: Literal["auto", "off"] = "auto"
     device: str = "auto"
     precision: str = "auto"
@@ -240,8 +242,9 @@ class Segment:
         session.apply(given.prompts)
         notes += others.find_in(session, self.window, slices)
         limits = self._limits(session, given, earlier)
+        overlap = not self.no_overlap and (earlier is None or earlier.overlap)
         if session.tracker.prompted_ids:
-            propagate(session, slices, limits)
+            propagate(session, slices, limits, overlap)
         made = session.segmentation()
         return session, made if earlier is None else earlier.described(made), notes
 

@@ -36,6 +36,11 @@ def probabilities_of_logits(logits: torch.Tensor, region: Region, mask_hw: NDArr
     return PackedValues.of(region.paste(values, mask_hw.shape))
 
 
+def logits_in_slice(logits: torch.Tensor, region: Region, shape_hw: Sequence[int]) -> NDArray[np.float32]:
+    """Return (H, W) logits of the slice from logits (1, 1, s, s) over a region; `BEYOND` outside it."""
+    return region.paste(_in_region(logits, region).cpu().numpy(), shape_hw, BEYOND)
+
+
 def _in_region(logits: torch.Tensor, region: Region) -> torch.Tensor:
     # A region is whole pixels, so interpolation alone puts the values on the pixels' centres.
     size = (region.height, region.width)

@@ -1,5 +1,6 @@
 """Propagation: in which order slices are tracked, and from where; step by step, so that it can be paused."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,14 +117,15 @@ class Propagation(Iterator[SliceMask]):
     steps
         What to do, in order.
     take
-        Does one step; must change nothing when it is interrupted.
+        Does one step, and returns its mask, if there is one, and those it changed on the same slice. When it
+        is interrupted, the same step is taken again.
     should_cancel
         Asked before every step.
 
     Attributes
     ----------
     total
-        Steps: the most masks there can be. Fewer come when an object is gone.
+        Steps. Fewer masks come when an object is gone, more when neighbours change.
     done
         Steps finished so far, with or without a mask.
     """
@@ -131,11 +133,12 @@ class Propagation(Iterator[SliceMask]):
     def __init__(
         self,
         steps: Sequence[Step],
-        take: Callable[[Step], SliceMask | None],
+        take: Callable[[Step], list[SliceMask]],
         should_cancel: Callable[[], bool] | None = None,
     ) -> None:
         self.total, self.done = len(steps), 0
         self._steps, self._take, self._should_cancel = steps, take, should_cancel
+        self._ready: deque[SliceMask] = deque()
         self._has_failed = False
 
     @property
@@ -144,20 +147,21 @@ class Propagation(Iterator[SliceMask]):
         return self.done == self.total
 
     def __next__(self) -> SliceMask:
-        while not self.is_complete and not self._has_failed:
+        while not self._ready and not self.is_complete and not self._has_failed:
             try:
-                mask = self._step(self._steps[self.done])
+                masks = self._step(self._steps[self.done])
             except Interrupted:
                 raise
             except BaseException:
                 self._has_failed = True
                 raise
             self.done += 1
-            if mask is not None:
-                return mask
-        raise StopIteration
+            self._ready.extend(masks)
+        if not self._ready:
+            raise StopIteration
+        return self._ready.popleft()
 
-    def _step(self, step: Step) -> SliceMask | None:
+    def _step(self, step: Step) -> list[SliceMask]:
         if self._should_cancel is not None and self._should_cancel():
             raise Cancelled(
                 f"stopped before slice {step.n}: {self.done} of {self.total} done",

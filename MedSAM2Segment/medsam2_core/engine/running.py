@@ -13,6 +13,7 @@ from medsam2_core.engine.heads import Heads, Tokens
 from medsam2_core.engine.locating import Guess, Locator, agreement, by_similarity
 from medsam2_core.engine.maps import mask_of_logits, moved_logits, probabilities_of_logits
 from medsam2_core.engine.memory import Embedding, MemoryPolicy, Query, SliceMemory
+from medsam2_core.engine.neighbours import Neighbours
 from medsam2_core.engine.propagation import Step
 from medsam2_core.engine.sources import UnorderedSource
 from medsam2_core.engine.states import ObjectState, Prediction
@@ -50,8 +51,15 @@ class Runner:
         self._encoder, self._heads, self._policy = encoder, heads, policy
         self._keeps_probabilities, self._locator = keeps_probabilities, locator
 
-    def track(self, state: ObjectState, step: Step, run: Run, zoom: Zoom | None) -> None:
-        """Predict one object on one slice, and remember it."""
+    def track(
+        self,
+        state: ObjectState,
+        step: Step,
+        run: Run,
+        zoom: Zoom | None,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        """Predict one object on one slice, and remember it; `neighbours` divides pixels."""
         if zoom is not None and not self._encoder.source.ordered:
             self._find(state, step, run, zoom)
             return
@@ -71,6 +79,9 @@ class Runner:
                     region, (features, attended, prediction) = larger, again
                     mask_hw = mask_of_logits(prediction.logits, region, shape)
                     box = Box.of_mask(mask_hw)
+        if neighbours is not None:
+            prediction, mask_hw = neighbours.divide(state, step.n, prediction, mask_hw)
+            box = Box.of_mask(mask_hw)
         run.region = region if zoom is None else zoom.follow(region, box)
         run.absent_for = run.absent_for + 1 if box is None else 0
         self._keep(state, step, features, attended, prediction, mask_hw)

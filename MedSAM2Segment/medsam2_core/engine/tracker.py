@@ -21,6 +21,7 @@ from medsam2_core.engine.heads import Heads
 from medsam2_core.engine.locating import Locator, by_similarity
 from medsam2_core.engine.maps import mask_of_logits, probabilities_of_logits
 from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
+from medsam2_core.engine.neighbours import Neighbours
 from medsam2_core.engine.options import Direction, TrackerOptions
 from medsam2_core.engine.prompting import Prompter, check_prompt, only_mask
 from medsam2_core.engine.propagation import Propagation, Step, plan_set, plan_steps
@@ -65,6 +66,7 @@ class Tracker:
         self.options = options or TrackerOptions()
         self._policy: MemoryPolicy = memory or RecentMemory()
         heads = heads or Heads(model)
+        self._mask_side = heads.mask_side
         self._objects: dict[str, ObjectState] = {}
         self._prompter = Prompter(encoder, heads, self.options)
         locates = self.options.locates and self.options.zoom and not self.source.ordered
@@ -300,7 +302,7 @@ class Tracker:
             While iterating, when `should_cancel` returns True. All results until then stay.
         """
         steps = self.plan(object_ids, first, last, Direction(direction))
-        return Propagation(steps, self.step_taker(stop_after_absent), should_cancel)
+        return Propagation(steps, self.step_taker(steps, stop_after_absent), should_cancel)
 
     def plan(
         self, object_ids: Sequence[str] | None, first: int | None, last: int | None, direction: Direction
@@ -326,17 +328,26 @@ class Tracker:
         source = cast("UnorderedSource", self.source)
         return plan_set(states, by_similarity(source, range(first, last + 1), prompted))
 
-    def step_taker(self, stop_after_absent: int | None = None) -> Callable[[Step], SliceMask | None]:
-        """Return what takes the steps of one propagation; see :class:`Propagation`."""
+    def step_taker(
+        self, steps: Sequence[Step], stop_after_absent: int | None = None, overlap: bool = True
+    ) -> Callable[[Step], list[SliceMask]]:
+        """Return what takes these steps of one propagation; see :class:`Propagation`.
+
+        Without `overlap`, pixels are divided between objects, see :class:`Neighbours`.
+        """
+        neighbours = None
+        if not overlap and self.source.ordered:
+            neighbours = Neighbours(lambda: self._objects, self._mask_side, steps)
         runs: dict[tuple[str, bool, int], Run] = {}
         started: set[str] = set()
 
-        def take(step: Step) -> SliceMask | None:
+        def take(step: Step) -> list[SliceMask]:
             if step.object_id not in started:
                 self._clear_memories(step.object_id)
-            mask = self._step(step, runs, stop_after_absent)
+            mask = self._step(step, runs, stop_after_absent, neighbours)
             started.add(step.object_id)
-            return mask
+            changed = [] if neighbours is None else neighbours.finish(step)
+            return changed if mask is None else [mask, *changed]
 
         return take
 
@@ -347,7 +358,11 @@ class Tracker:
             state.banks = [self._policy.bank(self.model.module) for _ in range(2)]
 
     def _step(
-        self, step: Step, runs: dict[tuple[str, bool, int], Run], stop_after_absent: int | None
+        self,
+        step: Step,
+        runs: dict[tuple[str, bool, int], Run],
+        stop_after_absent: int | None,
+        neighbours: Neighbours | None = None,
     ) -> SliceMask | None:
         state = self._objects.get(step.object_id)
         if state is None:  # removed meanwhile
@@ -371,7 +386,7 @@ class Tracker:
             if is_final:
                 self._runner.pass_final(state, step, run, zoom)
             else:
-                self._runner.track(state, step, run, zoom)
+                self._runner.track(state, step, run, zoom, neighbours)
         except Interrupted:  # the next try starts where this one did
             run.region, run.absent_for = before.region, before.absent_for
             raise

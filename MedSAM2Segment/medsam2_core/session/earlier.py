@@ -105,6 +105,11 @@ class EarlierResult:
         return first, last
 
     @property
+    def overlap(self) -> bool:
+        """Whether objects may share voxels."""
+        return self.segmentation.provenance.get("overlap") != "no"
+
+    @property
     def limits(self) -> dict[str, tuple[int, int]]:
         """First and last slice of objects that had a range of their own."""
         stored = self.segmentation.provenance.get("limits")

@@ -565,6 +565,7 @@ class Session:
         direction: Direction | str = "both",
         stop_after_absent: int | None = 3,
         limits: Mapping[str, tuple[int, int]] | None = None,
+        overlap: bool = True,
         should_cancel: Callable[[], bool] | None = None,
     ) -> Propagation:
         """Segment all slices of the prompted objects, one result at a time.
@@ -585,6 +586,9 @@ class Session:
         limits
             Ranges of single objects, inclusive, within that of all: :meth:`prompted_spans` fills what lies
             between prompted slices.
+        overlap
+            Whether objects may share pixels. If not, the one with the higher logit gets a pixel; prompted and
+            final slices stay as they are.
         should_cancel
             Asked before every slice; :class:`~medsam2_core.errors.Cancelled` is raised while iterating.
         """
@@ -612,6 +616,8 @@ class Session:
         self._is_tracked |= bool(steps)
         if first is not None or last is not None:
             self._made["propagated"] = [first, last]
+        if not overlap:
+            self._made["overlap"] = "no"
         if limits:
             self._made["limits"] = {name: list(limit) for name, limit in limits.items()}
         # What changes from now on is not in this plan, even if it does before the first result.
@@ -620,7 +626,7 @@ class Session:
         def finish() -> None:
             self._objects.changes.mark_synced(synced, stop_after_absent, since)
 
-        take = self.tracker.step_taker(stop_after_absent)
+        take = self.tracker.step_taker(steps, stop_after_absent, overlap)
         return _RecordedPropagation(steps, take, should_cancel, self._history, finish)
 
     def _ranges(
@@ -751,7 +757,7 @@ class _RecordedPropagation(Propagation):
     def __init__(
         self,
         steps: Sequence[Step],
-        take: Callable[[Step], SliceMask | None],
+        take: Callable[[Step], list[SliceMask]],
         should_cancel: Callable[[], bool] | None,
         history: History[ObjectsSnapshot],
         finish: Callable[[], None],

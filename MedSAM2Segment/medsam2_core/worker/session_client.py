@@ -192,6 +192,7 @@ class SessionClient:
         stop_after_absent: int | None = 3,
         *,
         limits: Mapping[str, tuple[int, int]] | None = None,
+        overlap: bool = True,
         slices: Slices | None = None,
         done: Done | None = None,
         failed: Failed | None = None,
@@ -199,12 +200,15 @@ class SessionClient:
     ) -> Request:
         """Propagate objects through the slices; `slices` gets masks as they come, with done and total.
 
-        `limits` are ranges of single objects, first and last slice.
+        `limits` are ranges of single objects, first and last slice. Without `overlap` a pixel that two claim
+        belongs to one of them; a mask may then come again, on the slice of another one.
         If the worker is lost meanwhile, `failed` gets WorkerError, and what came is kept.
         """
         names = None if objects is None else list(objects)
         fields: dict[str, Any] = {"objects": names, "first": first, "last": last, "direction": direction}
         fields["stop_after_absent"] = stop_after_absent
+        if not overlap:
+            fields["overlap"] = False
         if limits is not None:
             fields["limits"] = {name: list(limit) for name, limit in limits.items()}
         request = Request("propagate", fields, done=done, failed=failed, progress=progress, slices=slices)

@@ -266,7 +266,7 @@ class Sessions:
                 raise field_error(part, value, "must be a whole number or null")
         return opened, opened.session.propagate(
             names, *limits, direction=fields.get("direction", "both"), stop_after_absent=patience,
-            limits=limits_from_json(fields.get("limits")),
+            limits=limits_from_json(fields.get("limits")), overlap=optional(fields, "overlap", bool, True),
         )  # fmt: skip
 
     def _start_auto(self, job: Job) -> _RunningAuto:

@@ -1,0 +1,101 @@
+"""Objects that may not overlap: where two claim a pixel, the one with the higher logit gets it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medsam2_core.engine.maps import BEYOND, logits_in_slice, logits_of_mask
+from medsam2_core.engine.propagation import Step
+from medsam2_core.engine.states import ObjectState, Prediction
+from medsam2_core.engine.zoom import Region
+from medsam2_core.imaging.slice_mask import SliceMask
+
+
+class Neighbours:
+    """Divides pixels between the objects of one propagation, slice by slice.
+
+    The mask of a prompted or final slice is not changed, nor that of an object that is not propagated: what
+    it holds is taken from the others. So are the logits, before they become a memory or are carried to the
+    next slice: what belongs to a neighbour counts as background from there on.
+
+    Parameters
+    ----------
+    objects
+        Returns all objects there are now, by name.
+    mask_side
+        Side of the low-resolution logits.
+    steps
+        What is propagated.
+    """
+
+    def __init__(
+        self, objects: Callable[[], Mapping[str, ObjectState]], mask_side: int, steps: Sequence[Step]
+    ) -> None:
+        self._objects, self._side = objects, mask_side
+        self._names = {step.object_id for step in steps}
+        self._ahead = {(step.object_id, step.n) for step in steps}  # masks of an earlier propagation
+        self._changed: dict[tuple[str, int], SliceMask] = {}
+
+    def divide(
+        self, state: ObjectState, n: int, prediction: Prediction, mask_hw: NDArray[np.bool_]
+    ) -> tuple[Prediction, NDArray[np.bool_]]:
+        """Return a new prediction and its mask (H, W) without the pixels of stronger neighbours.
+
+        Weaker ones lose theirs; :meth:`finish` returns their masks.
+        """
+        ours_hw = None
+        for name, other in self._objects().items():
+            known = other.masks.get(n)
+            if other is state or known is None or known.is_empty:
+                continue
+            is_fixed = n in other.conditioning or known.final
+            if (name, n) in self._ahead and not is_fixed:
+                continue  # it is replaced, and compared then
+            shared_hw = mask_hw & known.mask_hw
+            if not shared_hw.any():
+                continue
+            lost_hw = shared_hw
+            if name in self._names and not is_fixed:
+                if ours_hw is None:
+                    ours_hw = logits_in_slice(prediction.logits, prediction.region, mask_hw.shape)
+                theirs_hw = self._logits(other, known)
+                lost_hw = shared_hw & (theirs_hw >= ours_hw)
+                self._take_from(other, known, shared_hw & ~lost_hw)
+            if lost_hw.any():
+                mask_hw = mask_hw & ~lost_hw
+                logits = self._without(prediction.logits, prediction.region, lost_hw)
+                prediction = replace(prediction, logits=logits)
+        return prediction, mask_hw
+
+    def finish(self, step: Step) -> list[SliceMask]:
+        """Note that a step was taken; return the masks of its slice that lost pixels."""
+        n = step.n
+        self._ahead.discard((step.object_id, n))
+        names = [key for key in self._changed if key[1] == n]
+        return [self._changed.pop(key) for key in names]
+
+    def _logits(self, other: ObjectState, known: SliceMask) -> NDArray[np.float32]:
+        """Return (H, W) logits of a known mask; of one whose logits are not kept any more, 10 inside."""
+        kept = other.kept_logits(known.n)
+        if kept is None:
+            return np.where(known.mask_hw, np.float32(-BEYOND), np.float32(BEYOND))
+        return logits_in_slice(*kept, known.shape_hw)
+
+    def _take_from(self, other: ObjectState, known: SliceMask, lost_hw: NDArray[np.bool_]) -> None:
+        if not lost_hw.any():
+            return
+        left_hw = known.mask_hw & ~lost_hw
+        kept = None if known.probabilities is None else known.probabilities.agreeing(left_hw)
+        mask = known.with_mask(left_hw, probabilities=kept)
+        other.set_mask(mask, other.regions[known.n])
+        if known.n in other.recent:
+            logits, region = other.recent[known.n]
+            other.recent[known.n] = (self._without(logits, region, lost_hw), region)
+        self._changed[other.object_id, known.n] = mask
+
+    def _without(self, logits: torch.Tensor, region: Region, lost_hw: NDArray[np.bool_]) -> torch.Tensor:
+        lost = logits_of_mask(lost_hw, region, self._side, logits.device, 1.0) > 0
+        return torch.where(lost, logits.clamp(max=BEYOND), logits)
