@@ -181,6 +181,16 @@ def test_two_boxes_on_a_slice_are_refused_with_their_numbers(seg):
         seg.slice_prompts()
 
 
+def test_a_box_that_replaces_another_is_told_apart_from_it(seg):
+    seg.markups.add("A", seg.box((4, 5), (20, 22), 5))
+    before = seg.markups.snapshot("A")
+    seg.markups.add("A", seg.box((6, 7), (20, 22), 5))
+    (state,) = seg.markups.snapshot("A")
+    assert state.order == before[0].order + 1
+    seg.markups.restore(before, "A")
+    assert seg.markups.snapshot("A") == before
+
+
 def test_a_mask_applies_to_its_voxels_on_another_stack(seg):
     seg.prompts_a_lot()
     coronal = SliceStack.along(seg.adapter.volume, "coronal")

@@ -109,22 +109,25 @@ class PromptMarkups:
             raise PromptError(
                 "the segmentation is not in the scene any more: choose another one", code="segmentation-gone"
             )
+        number = self._nextOrder()  # higher than that of a box it replaces
         with self._edit(segmentID):
             if isinstance(gesture, BoxGesture):
                 for other in self._nodes(segmentID, PromptNodes.BOX):
                     if _isOnPlane(other, gesture):
                         self._removeNode(other)
-            return self._place(segmentID, gesture)
+            return self._place(segmentID, gesture, number)
 
     def addPredicted(self, segmentID: str, gestures: Iterable[Gesture]) -> None:
         """Add the prompts a model predicted: boxes that refine a mask until somebody moves them."""
         with self._edit(segmentID):
             for gesture in gestures:
-                self._place(segmentID, gesture, predicted=True)
+                self._place(segmentID, gesture, self._nextOrder(), predicted=True)
 
-    def _place(self, segmentID: str, gesture: Gesture, *, predicted: bool = False) -> PromptHandle:
+    def _place(
+        self, segmentID: str, gesture: Gesture, number: int, *, predicted: bool = False
+    ) -> PromptHandle:
         """Add a point to the node of its kind, or a node for what was drawn."""
-        state = replace(PromptConversion.stateOfGesture(gesture), order=self._nextOrder())
+        state = replace(PromptConversion.stateOfGesture(gesture), order=number)
         if isinstance(gesture, PointGesture):
             nodes = self._nodes(segmentID, state.role)
             node = nodes[0] if nodes else self._newNode(segmentID, state.role)
