@@ -4,7 +4,6 @@ import json
 import os
 import tempfile
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -55,7 +54,7 @@ class ADesk:
         self.describe()
         self.page = ExportSection(
             FakeSettings(),
-            SimpleNamespace(current=lambda: source),
+            source,
             SceneSegmentations(self.scene, lambda: database),
             list,
         )

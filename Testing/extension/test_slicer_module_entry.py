@@ -32,7 +32,7 @@ def running(scene, monkeypatch):
     running = RunningSlicer(monkeypatch, scene)
     running.parent = running.load(SOURCE)
     running.source = InProcessSource()
-    monkeypatch.setattr("MedSAM2SegmentLib.Worker.WorkerAccess.WorkerAccess", lambda: running.source)
+    monkeypatch.setattr("MedSAM2SegmentLib.Worker.WorkerAccess.WorkerAccess", lambda *_: running.source)
     running.start()
     return running
 

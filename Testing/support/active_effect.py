@@ -49,7 +49,7 @@ class RealWorkerSource:
         return self.client
 
     def release(self, owner) -> None:
-        self.owners.remove(owner)
+        self.owners = [one for one in self.owners if one is not owner]
 
 
 class ActiveEffect:
