@@ -1,4 +1,4 @@
-"""The section of the page about Auto models: listed, removed, trained from a folder or from the scene."""
+"""Section of the page for Auto models: listing, removing, and training from a folder or the scene."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from MedSAM2SegmentLib.Page.PageState import AutoModelRow, AutoModelsView, Level
 from MedSAM2SegmentLib.Page.WorkerSection import ask
 
 SCENE, FOLDER = "scene", "folder"
-ENOUGH = 10  # labelled images from which a model begins to be of use
+ENOUGH = 10  # labelled images needed for a useful model
 _SHOWN_PROBLEMS = 20
 _STOPPED = _("The training was stopped.")
 
 
 class AutoModelsSection:
-    """Lists, removes and trains Auto models, one thing at a time.
+    """Lists, removes and trains Auto models, one at a time.
 
-    A training continues when the page is left: it holds a worker of its own.
+    A training holds a worker itself, so it continues when the page is left. ``cases`` is a SceneCases, or
+    None without a scene.
 
     """
 
@@ -38,10 +39,10 @@ class AutoModelsSection:
         self._line = StatusLine()
         self._isRemoving = False
         self._training: Any = None
-        self._folder: Path | None = None  # with the scene's volumes
-        self._names: dict[str, str] = {}  # of the volumes, by their files
+        self._folder: Path | None = None  # with the volumes of the scene
+        self._names: dict[str, str] = {}  # of the volumes, by file
         self._fraction = -1.0
-        self._stopped: dict[str, Any] | None = None  # the training that was stopped, and can be continued
+        self._stopped: dict[str, Any] | None = None  # fields of a training that can be continued
 
     def view(self) -> AutoModelsView:
         """Return what to show."""
@@ -57,27 +58,27 @@ class AutoModelsSection:
         )
 
     def setClient(self, client: WorkerClient | None) -> None:
-        """List the models of this worker; None: it is gone."""
+        """List the models of this worker; None if there is no worker."""
         self.client, self._isRemoving = client, False
         if client is not None:
             self._requestList()
 
     def stop(self) -> None:
-        """End a training at once, with its worker: the runtime is being changed."""
+        """Stop a training at once and release its worker, because the runtime is being changed."""
         if self._training is not None:
             self._training.cancel()
             self._release()
             self._line = StatusLine(_STOPPED)
 
     def cleanup(self) -> None:
-        """Stop everything: the page is being destroyed."""
+        """Stop everything before the page is destroyed."""
         self._changed = lambda: None
         self.stop()
 
     # The list
 
     def remove(self, file: str) -> None:
-        """Delete a model, with its report."""
+        """Delete a model and its report."""
         if self.client is None:
             text = _("No worker is running: a model can be removed as soon as one is connected.")
             self._setLine(text, Level.WARNING)
@@ -101,7 +102,7 @@ class AutoModelsSection:
         self._changed()
 
     def _requestList(self) -> None:
-        # A worker of an earlier version has no such models: that is not an error.
+        # Workers of earlier versions do not know the request, which is not an error.
         ask(self, "auto_models", {}, done=self._setList, failed=lambda error: None)
 
     def _setList(self, result: Mapping[str, Any]) -> None:
@@ -114,7 +115,7 @@ class AutoModelsSection:
         self._changed()
 
     def _idleLine(self) -> StatusLine:
-        """Return what is wrong with the files, or how to start."""
+        """Return a problem with the files, or how to start."""
         if self._damaged:
             return StatusLine(self._damaged[0], Level.WARNING)
         if self.client is not None and not self._models:
@@ -127,7 +128,7 @@ class AutoModelsSection:
     def train(
         self, source: str, folder: str, name: str, minutes: int, classes: str = "", skipBad: bool = False
     ) -> None:
-        """Train a model of this name, for so many minutes.
+        """Train a model of this name, for this many minutes.
 
         Parameters
         ----------
@@ -136,9 +137,9 @@ class AutoModelsSection:
         folder
             Of images and labels, on the worker's machine.
         classes
-            Names divided by commas; empty: all.
+            Names separated by commas; empty for all.
         skipBad
-            Leave out images with problems.
+            Whether to leave out images with problems.
         """
         if self._training is not None:
             return
@@ -152,7 +153,7 @@ class AutoModelsSection:
         self._changed()
 
     def cancel(self) -> None:
-        """Stop a training after its present step."""
+        """Cancel a training after its present step."""
         if self._training is not None:
             self._training.cancel()
             self._setLine(_("The training is being stopped…"), Level.BUSY)
@@ -184,7 +185,7 @@ class AutoModelsSection:
             if not isinstance(error, Cancelled):
                 self._end(StatusLine(self._errorText(error), Level.ERROR))
             elif source == SCENE:
-                # What was written of the scene is gone, and it may be another one next time.
+                # The files of the scene are deleted, and the scene may change.
                 self._end(StatusLine(_STOPPED))
             else:
                 self._stopped = {name: value for name, value in fields.items() if name != "resume"}
@@ -233,7 +234,7 @@ class AutoModelsSection:
         self._changed()
 
     def _release(self) -> None:
-        """Release the worker, and remove what was written for it."""
+        """Release the worker, and delete the files written for it."""
         self._training = None
         self._workers.release(self)
         folder, self._folder = self._folder, None
@@ -243,11 +244,11 @@ class AutoModelsSection:
     def _errorText(self, error: MedSAM2Error) -> str:
         text = _problemsText(error.fields) if error.code == "data-problems" else str(error)
         text = self._withVolumeNames(text)
-        # With a capital, unless it begins with the name of a file.
+        # Capitalized, unless it begins with the name of a file.
         return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
     def _withVolumeNames(self, text: str) -> str:
-        """Return the text with names of temporary files replaced by those of their volumes."""
+        """Replace names of temporary files by those of their volumes."""
         for file, name in self._names.items():
             text = text.replace(file, repr(name))
         return text
@@ -255,7 +256,7 @@ class AutoModelsSection:
     def _sources(self) -> tuple[tuple[str, str], ...]:
         folder = (FOLDER, _("A folder"))
         if self._cases is None or self._settings.remoteCommand:
-            return (folder,)  # what is written here cannot be read there
+            return (folder,)  # the worker cannot read files of this computer
         count = len(self._cases.names())
         one, several = (
             _("This scene (1 volume with segments)"),
@@ -266,14 +267,14 @@ class AutoModelsSection:
 
 
 def _problemsText(fields: Mapping[str, Any]) -> str:
-    """Return what is wrong with the data, with the way out that there is on the page."""
+    """Return the problems of the data, with the remedy that the page offers."""
     problems = [one for one in fields.get("problems") or () if isinstance(one, Mapping)]
     shown = "; ".join(str(one.get("message")) for one in problems[:_SHOWN_PROBLEMS])
     if len(problems) > _SHOWN_PROBLEMS:
         shown += _("; and {count} more").format(count=len(problems) - _SHOWN_PROBLEMS)
     one, several = _("1 problem with the data: {problems}"), _("{count} problems with the data: {problems}")
     text = (one if len(problems) == 1 else several).format(count=len(problems), problems=shown)
-    # A problem of the data as a whole cannot be left out.
+    # Problems of the data as a whole cannot be left out.
     if all("image" in (one.get("fields") or ()) for one in problems):
         text += ". " + _("Correct the images, or tick 'Leave out images with problems'")
     return text

@@ -1,7 +1,7 @@
-"""What the page shows about an export: errors and notes of the worker, by their codes.
+"""Messages about an export: results, notes and errors of the worker.
 
-A message of the worker is in terms of its Python interface. Where the way out is another one in Slicer, the
-code has a text here; every other message is shown as it is.
+Messages of the worker refer to its Python interface. Codes whose remedy is different in Slicer have a text
+here; all other messages are shown unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from medsam2_core.errors import MedSAM2Error, Note
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Page.PageState import Level, StatusLine, sizeText
 
-# By code of an error, with its fields; of lists the items.
+# By error code, with its fields; lists are joined.
 ERRORS = {
     "output-exists": _("{path} exists already: choose another name, or tick 'Replace existing files'"),
     "no-segment-code": _(
@@ -43,12 +43,12 @@ ERRORS = {
         "another kind"
     ),
 }
-# Notes about what the user has chosen on the page, or what is always so here: not shown.
+# Codes of notes that are not shown: they are about choices on the page, or always apply here.
 EXPECTED_NOTES = {"assumed-manual", "coded-as-tissue", "placed-on-series-grid"}
 
 
 def errorText(error: MedSAM2Error) -> str:
-    """Return the message of an error, with the way out that there is in Slicer."""
+    """Return the message of an error, with the remedy in Slicer."""
     text = ERRORS.get(error.code)
     if text is None:
         return str(error)
@@ -58,12 +58,12 @@ def errorText(error: MedSAM2Error) -> str:
     }
     try:
         return text.format(**fields)
-    except (KeyError, ValueError):  # a worker of another version has other fields
+    except (KeyError, ValueError):  # a worker of another version may have other fields
         return str(error)
 
 
 def resultLine(result: Mapping[str, Any], notes: Iterable[Note] = ()) -> StatusLine:
-    """Return what was written, and what there is to know about it; ``notes`` are those made before."""
+    """Describe what was written, with notes of the worker and earlier ``notes``."""
     segments, frames, size = (result.get(name) for name in ("segments", "frames", "bytes"))
     facts = (
         [_count(len(segments), _("1 segment"), _("{count} segments"))] if isinstance(segments, list) else []
@@ -84,7 +84,7 @@ def resultLine(result: Mapping[str, Any], notes: Iterable[Note] = ()) -> StatusL
 
 
 def _notesIn(result: Mapping[str, Any]) -> list[Note]:
-    """Return the notes of a result; what is no note is left out."""
+    """Return the notes of a result, ignoring invalid ones."""
     items = result.get("notes")
     items = [one for one in items if isinstance(one, Mapping)] if isinstance(items, list) else []
     values = [[one.get(name) for name in ("code", "message", "severity", "fields")] for one in items]

@@ -1,4 +1,4 @@
-"""What an export writes, as plain values: formats, options, and the files that makes."""
+"""Formats and options of an export, and the files it writes."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ KINDS = (("binary", _("Binary: read everywhere")), ("labelmap", _("Label map: sm
 COMPRESSIONS = (("none", _("None")), ("rle", "RLE"), ("jpeg-ls", "JPEG-LS"))
 #: File format of the measurements; empty for none.
 MEASUREMENTS = (("", _("None")), ("json", _("As JSON")), ("csv", _("As CSV")))
-# The longer ones first: .seg.nrrd ends in .nrrd.
+# Longer ones first, since .seg.nrrd ends in .nrrd.
 _ENDINGS = {SEG_NRRD: ".seg.nrrd", NIFTI: ".nii.gz", NRRD: ".nrrd", DICOM: ".dcm"}
 _KNOWN_ENDINGS = (*_ENDINGS.values(), ".nii", ".dicom", ".seg")
-_LONGEST_NAME = 255  # bytes of a file's name
+_LONGEST_NAME = 255  # bytes
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What was filled in when *Export* was pressed.
+    """Options of an export, as chosen on the page.
 
     Attributes
     ----------
     format
         A value of FORMATS.
     path
-        Where the file goes; its ending is corrected.
+        Path of the file; its ending is corrected.
     kind, compression, generic, description, creator, report
-        For DICOM only; `generic` allows segments without a code, `report` adds a DICOM SR.
+        For DICOM only: `generic` allows segments without a code, `report` adds a DICOM SR.
     measurements
         A value of MEASUREMENTS.
     overwrite
-        Whether files that exist may be replaced.
+        Whether existing files may be replaced.
     confirmed
-        Files of which the user has confirmed in a dialog that they are replaced.
+        Files that the user has agreed to replace in a dialog.
     segmentation
-        The node to export; empty: the one that was chosen.
+        ID of the node to export; empty for the chosen one.
     """
 
     format: str = SEG_NRRD
@@ -68,7 +68,7 @@ class ExportOptions:
 
 
 def withEnding(path: str, format: str) -> str:
-    """Return the path with the ending of a format, in place of that of another one."""
+    """Return the path with the ending of a format, replacing that of another format."""
     if not PurePath(path).name:
         return path
     for ending in _KNOWN_ENDINGS:
@@ -79,7 +79,7 @@ def withEnding(path: str, format: str) -> str:
 
 
 def outputFiles(out: str, options: ExportOptions) -> dict[str, str]:
-    """Return the paths of all files that are written, by their names in the worker's request."""
+    """Return the paths of all files to write, by field of the worker's request."""
     stem = out[: -len(_ENDINGS[options.format])]
     files = {"out": out}
     if options.measurements:
@@ -90,12 +90,12 @@ def outputFiles(out: str, options: ExportOptions) -> dict[str, str]:
 
 
 def requestFields(options: ExportOptions) -> dict[str, Any]:
-    """Return the fields of the worker's request that the options alone decide.
+    """Return the fields of the worker's request that depend only on the options.
 
     Raises
     ------
     ExportError
-        The file cannot have that name, or would replace one without the user's consent.
+        The name is invalid, or a file would be replaced without the user's consent.
     """
     files = outputFiles(_outputPath(options), options)
     for path in files.values():
@@ -121,7 +121,7 @@ def requestFields(options: ExportOptions) -> dict[str, Any]:
 
 
 def _outputPath(options: ExportOptions) -> str:
-    """Return the absolute path of the file, with its ending. ExportError when there is none."""
+    """Return the absolute path of the file, with its ending. ExportError if it is invalid."""
     typed = options.path.strip()
     if not typed:
         raise ExportError(_("Choose where to put the file first"), code="output-missing")

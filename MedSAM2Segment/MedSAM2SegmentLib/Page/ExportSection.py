@@ -1,4 +1,4 @@
-"""The section of the page about export: a segmentation of the scene as a file for other systems."""
+"""Section of the page for exporting a segmentation of the scene."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _NO_MEMORY = _("The computer's memory is full: close volumes or other programs, 
 
 
 class ExportSection:
-    """Exports one segmentation at a time; that continues when the page is left, with a worker of its own."""
+    """Exports one segmentation at a time.
+
+    An export holds a worker itself, so it continues when the page is left. ``segmentations`` is a
+    SceneSegmentations, or None without a scene; ``later`` calls its argument once the page has been drawn."""
 
     def __init__(
         self,
@@ -41,10 +44,10 @@ class ExportSection:
         self._changed, self._later = changed, later
         self._chosen = ""
         self._line = StatusLine()
-        self._options: ExportOptions | None = None  # of the export that is running
+        self._options: ExportOptions | None = None  # of the running export
         self._request: Any = None
         self._folder: ExportFolder | None = None
-        self._name = ""  # of the segmentation that is exported
+        self._name = ""  # of the exported segmentation
         self._seen: Any = None
         removeAbandoned()
 
@@ -68,26 +71,26 @@ class ExportSection:
         )
 
     def refresh(self) -> None:
-        """Look for DICOM files again: series may have been imported while the page was closed."""
+        """Look for DICOM files again, since series may have been imported while the page was closed."""
         if self._segmentations is not None:
             self._segmentations.refresh()
 
     def update(self) -> None:
-        """Call `changed` if segmentations have come or gone, or lie on something else. Cheap."""
+        """Call `changed` if the segmentations of the scene, or their volumes, have changed. Cheap."""
         seen = self._scene()
         if seen != self._seen:
             self._seen = seen
             if self._chosen != seen[1]:
-                self._chosen = ""  # it is gone, and another one is shown from now on
+                self._chosen = ""  # it was removed, and another one is shown
             self._changed()
 
     def choose(self, nodeID: str) -> None:
-        """Export this segmentation next."""
+        """Choose the segmentation to export."""
         self._chosen = nodeID
         self._changed()
 
     def export(self, options: ExportOptions) -> None:
-        """Export a segmentation. That it is running is shown before the work starts."""
+        """Export a segmentation; the work starts once the page shows that it is running."""
         if self._isBusy:
             return
         self._options = options
@@ -95,7 +98,7 @@ class ExportSection:
         self._later(lambda: self._start(options))
 
     def cancel(self) -> None:
-        """Stop the export; no file is left incomplete."""
+        """Cancel the export; no incomplete file is left."""
         if self._request is not None:
             self._request.cancel()
             self._setLine(_("The export is being stopped…"), Level.BUSY)
@@ -104,7 +107,7 @@ class ExportSection:
             self._changed()
 
     def stop(self) -> None:
-        """End an export at once, with its worker: the runtime is being changed."""
+        """Stop an export at once and release its worker, because the runtime is being changed."""
         if not self._isBusy:
             return
         if self._request is not None:
@@ -113,7 +116,7 @@ class ExportSection:
         self._line = StatusLine(_("The export was stopped."))
 
     def cleanup(self) -> None:
-        """Stop everything: the page is being destroyed."""
+        """Stop everything before the page is destroyed."""
         self._changed = lambda: None
         self.stop()
 
@@ -122,7 +125,7 @@ class ExportSection:
         return self._options is not None
 
     def _scene(self) -> tuple[tuple[tuple[str, str], ...], str, str]:
-        """Return the names of the segmentations, the one chosen, and why it cannot become DICOM."""
+        """Return the segmentations, the chosen one, and why it cannot be exported as DICOM."""
         if self._segmentations is None:
             return (), "", ""
         names = self._segmentations.names()
@@ -152,7 +155,7 @@ class ExportSection:
         view = self.view()
         if view.problem:
             raise ExportError(view.problem, code="export-impossible")
-        # What was shown when Export was pressed, and no other one.
+        # The one shown when Export was pressed.
         nodeID, names = options.segmentation or self._chosen or view.chosen, dict(view.segmentations)
         if nodeID not in names:
             message = _("the segmentation is not in the scene any more: choose another one")
@@ -170,7 +173,7 @@ class ExportSection:
         self._line = StatusLine(_("Exporting {name}…").format(name=self._name), Level.BUSY)
 
         def done(result: Mapping[str, Any]) -> None:
-            if self._folder is folder:  # else it was stopped
+            if self._folder is folder:  # otherwise it was stopped
                 self._end(resultLine(result, notes))
 
         def failed(error: MedSAM2Error) -> None:
@@ -182,11 +185,11 @@ class ExportSection:
                 self._end(StatusLine(self._errorText(error), Level.ERROR))
 
         request = client.request("export", fields, done=done, failed=failed)
-        if self._folder is folder:  # else it has failed already
+        if self._folder is folder:  # otherwise it has failed already
             self._request = request
 
     def _errorText(self, error: MedSAM2Error | OSError) -> str:
-        """Return the message, with the segmentation's name in place of the temporary file's."""
+        """Return the message, with the name of the segmentation instead of the temporary file."""
         text = errorText(error) if isinstance(error, MedSAM2Error) else str(error)
         return text.replace(str(self._folder.segmentation), repr(self._name)) if self._folder else text
 
@@ -200,7 +203,7 @@ class ExportSection:
         self._changed()
 
     def _release(self) -> None:
-        """Release the worker, and remove what was written for it."""
+        """Release the worker, and delete the files written for it."""
         self._request = self._options = None
         self._workers.release(self)
         folder, self._folder = self._folder, None
@@ -209,24 +212,24 @@ class ExportSection:
 
 
 _PREFIX, _LOCK = "medsam2-export-", "lock"
-_YOUNG_S = 60.0  # between its making and its locking a folder looks abandoned
+_YOUNG_S = 60.0  # a younger folder may not be locked yet
 _OLD_S = 24 * 3600.0  # age at which an unlocked folder is removed
 
 
 class ExportFolder:
-    """A temporary folder, locked as long as this process lives, or until it is removed.
+    """A temporary folder, locked until it is removed or this process ends.
 
     Attributes
     ----------
     path
         The folder.
     segmentation
-        The file for the segmentation.
+        Path of the segmentation in it.
 
     Raises
     ------
     ExportError
-        "no-temporary-folder": it cannot be made.
+        "no-temporary-folder": it cannot be created.
     """
 
     def __init__(self) -> None:
@@ -241,17 +244,17 @@ class ExportFolder:
             raise ExportError(message, code="no-temporary-folder", folder=folder) from error
         self.segmentation = self.path / "segmentation.seg.nrrd"
         self._lock = FileLock(self.path / _LOCK)
-        with contextlib.suppress(OSError, RuntimeInstallError):  # without locks it is removed all the same
+        with contextlib.suppress(OSError, RuntimeInstallError):  # it is also removed without a lock
             self._lock.acquire()
 
     def remove(self) -> None:
-        """Remove it with all that is in it."""
+        """Delete the folder and its contents."""
         self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def removeAbandoned() -> None:
-    """Remove the folders of processes that have ended: paths in them may name patients."""
+    """Delete the folders of processes that have ended, since their contents may identify patients."""
     try:
         folders = list(Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"))
     except OSError:

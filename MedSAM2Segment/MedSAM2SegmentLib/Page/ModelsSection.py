@@ -1,4 +1,4 @@
-"""The section of the page about models: listed, installed and removed by the page's worker."""
+"""Section of the page for models, which the page's worker lists, installs and removes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Page.PageState import Level, ModelRow, ModelsView, StatusLine, sizeText
 from MedSAM2SegmentLib.Page.WorkerSection import ask
 
-_SLICE = 512 * 512 * 2  # bytes of one of a CT
+_SLICE = 512 * 512 * 2  # bytes of a CT slice
 
 
 class ModelsSection:
-    """Installs and removes models, one at a time; a download ends when the page is left.
-
-    ``changed`` is called whenever `view` may return something else.
-    """
+    """Installs and removes models, one at a time; a download ends when the page is left."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self.client: WorkerClient | None = None
         self._rows: tuple[ModelRow, ...] = ()
-        self._needed: dict[str, int | None] = {}  # bytes, by name, without the volume
+        self._needed: dict[str, int | None] = {}  # bytes by name, without the volume
         self._line = StatusLine()
         self._request: Any = None
         self._progress: dict[str, str] = {}
@@ -37,9 +34,9 @@ class ModelsSection:
         Parameters
         ----------
         worker
-            What there is to know of the worker, which lists the models.
+            Status of the worker, which lists the models.
         freeBytes
-            Memory that is free where it computes; None when unknown.
+            Free memory of its device; None when unknown.
         """
         rows = [
             dataclasses.replace(
@@ -58,11 +55,11 @@ class ModelsSection:
         return ModelsView(tuple(rows), line, canChange, canCancel=self._request is not None)
 
     def installed(self) -> tuple[tuple[str, str], ...]:
-        """Return (name, title) of the models that are installed."""
+        """Return (name, title) of the installed models."""
         return tuple((row.name, row.title) for row in self._rows if row.isInstalled)
 
     def setClient(self, client: WorkerClient | None) -> None:
-        """List the models of this worker; None: it is gone, and a download with it."""
+        """List the models of this worker; None if there is none any more, which ends a download."""
         if client is None and self._request is not None:
             self._request.cancel()
             self._request, self._progress = None, {}
@@ -71,7 +68,7 @@ class ModelsSection:
             self._requestList()
 
     def install(self, name: str) -> None:
-        """Download a model, or the present version of it."""
+        """Download a model, or its present version."""
 
         def progress(what: str, done: int, total: int | None) -> None:
             self._progress = {name: f"{100 * done // total} %" if total else "…"}
@@ -97,7 +94,7 @@ class ModelsSection:
         self._start("remove_model", name, _("Removing {name}…"), done)
 
     def cancel(self) -> None:
-        """Stop downloading."""
+        """Cancel a download."""
         if self._request is not None:
             self._request.cancel()
 

@@ -1,4 +1,4 @@
-"""Behind the page of the module: its sections, and what ties them together."""
+"""Controller of the module's page, which connects its sections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WINDOWS = (
 
 
 class PageController:
-    """Ties the runtime, the worker and the settings to what the page shows.
+    """Connects the runtime, the worker and the settings with what the page shows.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class PageController:
     Attributes
     ----------
     runtime, worker, models, auto, export
-        The sections: the methods their buttons call.
+        The sections, with the methods that their buttons call.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class PageController:
         self.worker = WorkerSection(settings, workers, changed, self._onConnected, clock)
 
     def enter(self) -> None:
-        """Start updating: the page is shown."""
+        """Start updating when the page is shown."""
         self.export.refresh()
         self.worker.open()
         self._changed()
 
     def exit(self) -> None:
-        """Release the worker: the page is left. A download of a model ends with that."""
+        """Release the worker when the page is left, which ends a download of a model."""
         self.worker.close()
 
     def cleanup(self) -> None:
-        """Stop everything: the page is being destroyed."""
+        """Stop everything before the page is destroyed."""
         self.exit()
         self._onStateChanged = lambda: None
         self.runtime.cleanup()
@@ -87,13 +87,13 @@ class PageController:
         self.export.cleanup()
 
     def update(self) -> None:
-        """Look for changes; to be called now and then while the page is shown."""
+        """Look for changes; to be called regularly while the page is shown."""
         self.export.update()
         self.worker.update()
 
     @property
     def state(self) -> PageState:
-        """What to show."""
+        """The state to show."""
         models = self.models.installed() or (("embedded", _("Embedded")),)
         worker = self.worker.view()
         return PageState(
@@ -107,7 +107,7 @@ class PageController:
         )
 
     def setDefault(self, name: str, value: str) -> None:
-        """Start new segmentations with this "model" or "window"."""
+        """Set the default "model" or "window" of new segmentations."""
         if name == "model":
             self._settings.defaultModel = value
         elif name == "window":

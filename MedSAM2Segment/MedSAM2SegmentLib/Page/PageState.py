@@ -1,4 +1,4 @@
-"""What the page of the module shows: plain values, made by its controller, drawn by the panels."""
+"""State of the module's page: plain values, made by its controller and shown by the panels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from MedSAM2SegmentLib.Page.ExportOptions import FORMATS
 
 
 class Level(enum.Enum):
-    """What a line is about: its icon."""
+    """Kind of a status line, which determines its icon."""
 
     INFO = "info"
     OK = "ok"
@@ -21,7 +21,7 @@ class Level(enum.Enum):
 
 @dataclass(frozen=True)
 class StatusLine:
-    """One line that tells how things are, and what to do next; without text it is hidden."""
+    """One line with the status and what to do next; hidden if the text is empty."""
 
     text: str = ""
     level: Level = Level.INFO
@@ -36,11 +36,11 @@ class RuntimeView:
     line
         What is installed.
     question, answer
-        What is asked before something is done, and the label of the button that agrees; empty: nothing.
+        Question before an action, and the label of the button that confirms it; empty for none.
     fraction
-        How far the work is, 0 to 1; below 0 when unknown; None when nothing is done.
+        Progress from 0 to 1; negative when unknown; None when idle.
     log
-        What the tools have printed; empty hides it.
+        Output of the tools; hidden if empty.
     """
 
     line: StatusLine = StatusLine()
@@ -59,16 +59,16 @@ class RuntimeView:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model of the table.
+    """Row of the table of models.
 
     Attributes
     ----------
     size
         Bytes of its weights; None when unknown.
     memory
-        What there is to know of the memory it needs; empty when unknown.
+        Description of the memory it needs; empty when unknown.
     progress
-        How far its installation or removal is ("40 %"); empty when there is none.
+        Progress of its installation or removal ("40 %"); empty for none.
     """
 
     name: str
@@ -98,13 +98,13 @@ class WorkerView:
     Attributes
     ----------
     line
-        Whether a worker runs, and where.
+        Whether a worker is running, and where.
     device, memory
-        What it computes on, and what it uses; empty when unknown.
+        Its device, and the memory in use; empty when unknown.
     log
-        The worker's log file; empty when unknown.
+        Path of its log file; empty when unknown.
     report
-        What *Copy report* gives; empty hides the button.
+        Text of *Copy report*; empty hides the button.
     """
 
     line: StatusLine = StatusLine()
@@ -118,14 +118,14 @@ class WorkerView:
 
 @dataclass(frozen=True)
 class AutoModelRow:
-    """One Auto model of the table.
+    """Row of the table of Auto models.
 
     Attributes
     ----------
     file
-        The name it is asked for by.
+        Its name in requests.
     images, dice
-        How many images it was trained on, and the Dice its training measured; empty when unknown.
+        Number of training images, and the Dice measured during training; empty when unknown.
     """
 
     file: str
@@ -143,13 +143,13 @@ class AutoModelsView:
     Attributes
     ----------
     line
-        How the last thing done has ended, or how far it is.
+        Status of the present action, or result of the last one.
     sources
-        What can be trained on: (value, label) pairs, "scene" and "folder".
+        Possible training data: (value, label) pairs, "scene" and "folder".
     fraction
-        How far a training is, 0 to 1; below 0 when unknown; None when there is none.
+        Progress of a training from 0 to 1; negative when unknown; None without one.
     canChange
-        Whether a worker is there to remove models.
+        Whether there is a worker that can remove models.
     """
 
     rows: tuple[AutoModelRow, ...] = ()
@@ -168,17 +168,17 @@ class ExportView:
     Attributes
     ----------
     segmentations
-        Those of the scene: (value, name) pairs.
+        Segmentations of the scene: (value, name) pairs.
     chosen
-        The value of the one to export; empty for none.
+        Value of the one to export; empty for none.
     formats
-        Those that are possible: (value, label) pairs.
+        Possible formats: (value, label) pairs.
     problem
-        Why nothing can be exported here, and what to do; empty when it can.
+        Why nothing can be exported, and what to do; empty if it can.
     dicomProblem
-        Why DICOM is not among the formats; empty when it is.
+        Why DICOM is not among the formats; empty if it is.
     line
-        How the last export has ended, or that one is running.
+        Status of a running export, or result of the last one.
     """
 
     segmentations: tuple[tuple[str, str], ...] = ()
@@ -193,12 +193,12 @@ class ExportView:
 
 @dataclass(frozen=True)
 class PageState:
-    """Everything the page needs to draw itself.
+    """Complete state of the page.
 
     Attributes
     ----------
     choices, values
-        By name of a default ("model", "window"): (value, label) pairs, and the value chosen.
+        By name of a default ("model", "window"): (value, label) pairs, and the chosen value.
     """
 
     runtime: RuntimeView = RuntimeView()
@@ -211,7 +211,7 @@ class PageState:
 
 
 def sizeText(size: int | None) -> str:
-    """Return bytes as people read them: "39 MB"; empty for None."""
+    """Format a number of bytes, as in "39 MB"; empty for None."""
     if size is None:
         return ""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

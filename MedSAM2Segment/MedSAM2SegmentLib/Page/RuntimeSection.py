@@ -1,4 +1,4 @@
-"""The section of the page about the runtime: asks before it does anything, and reports progress."""
+"""Section of the page for the runtime, which asks for confirmation and reports progress."""
 
 from __future__ import annotations
 
@@ -24,18 +24,14 @@ _LEVELS = {
 
 
 class RuntimeSection:
-    """Installs, repairs and removes the runtime, one thing at a time.
+    """Installs, repairs and removes the runtime, one action at a time.
 
     Parameters
     ----------
     installer
         RuntimeInstaller.
-    settings
-        Settings, for the folder of wheels.
-    changed
-        Called whenever `view` may return something else.
     beforeChange, afterChange
-        Called before the runtime is replaced (files in use cannot be, everywhere) and afterwards.
+        Called before the runtime is changed, which some systems refuse while it is in use, and afterwards.
     """
 
     def __init__(
@@ -77,11 +73,11 @@ class RuntimeSection:
         )
 
     def askInstall(self) -> None:
-        """Ask whether to install, with what that would bring."""
+        """Ask whether to install, showing the plan."""
         self._askWithPlan(_("Install now"))
 
     def askRepair(self) -> None:
-        """Ask whether to make it anew, which may download as much."""
+        """Ask whether to reinstall, showing the plan, since it may download as much."""
         self._askWithPlan(_("Repair now"))
 
     def _askWithPlan(self, answer: str) -> None:
@@ -97,7 +93,7 @@ class RuntimeSection:
             self._ask(question, answer, lambda listener: self._installer.install(listener, options))
 
     def askRemove(self) -> None:
-        """Ask whether to remove it."""
+        """Ask whether to remove the runtime."""
         status = self._installer.status()
         if status.isOwn:
             question = _("Delete the runtime? It can be installed again at any time; models stay.")
@@ -110,7 +106,7 @@ class RuntimeSection:
         self._changed()
 
     def confirm(self) -> None:
-        """Do what was asked about."""
+        """Confirm the question and start the action."""
         onConfirm = self._onConfirm
         self.decline()
         if onConfirm is not None:
@@ -123,21 +119,21 @@ class RuntimeSection:
         self._changed()
 
     def cancel(self) -> None:
-        """Stop what is running."""
+        """Cancel the running action."""
         if self._fraction is not None:
             self._installer.cancel()
 
     def useInterpreter(self, path: str) -> None:
-        """Use this Python if it can run the worker; "" goes back to the runtime."""
+        """Use this Python if it can run the worker; "" for the own environment."""
         self._run(lambda listener: self._installer.useInterpreter(path.strip(), listener))
 
     def setWheelFolder(self, path: str) -> None:
-        """Install from this folder of wheels; "" installs from the network."""
+        """Install from this folder of wheels; "" for the network."""
         self._settings.wheelFolder = path
         self._changed()
 
     def cleanup(self) -> None:
-        """Stop everything: the page is being destroyed."""
+        """Stop everything before the page is destroyed."""
         self._changed = self._afterChange = lambda: None
         self.cancel()
 
@@ -164,5 +160,5 @@ class RuntimeSection:
         if error is not None:
             level = Level.INFO if isinstance(error, Cancelled) else Level.ERROR
             self._outcome = StatusLine(str(error), level)
-        self._afterChange()  # also when it failed: what was there before can be used again
+        self._afterChange()  # also after a failure, since the old environment can be used again
         self._changed()

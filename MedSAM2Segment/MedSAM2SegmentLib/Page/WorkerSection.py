@@ -1,4 +1,4 @@
-"""The section of the page about the worker: connected while the page is open, tested on request."""
+"""Section of the page for the worker: connected while the page is open, tested on request."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _WAITING = {
 
 
 class WorkerSection:
-    """Holds a worker: on this computer it is started at once, a remote one when the connection is tested.
+    """Holds a worker: a local one is started at once, a remote one when the connection is tested.
 
     Parameters
     ----------
     connected
-        Called with the client when a worker is ready, and with None when it is gone.
+        Called with the client when a worker is ready, and with None when it was released.
     clock
-        Seconds that only grow.
+        Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class WorkerSection:
         )
 
     def freeBytes(self) -> int | None:
-        """Return how much memory is free where the worker computes; None when unknown."""
+        """Return the free memory of the worker's device in bytes; None when unknown."""
         device = self._status.get("device")
         free = device.get("free_bytes") if isinstance(device, dict) else None
         return free if isinstance(free, int) else None
@@ -74,34 +74,34 @@ class WorkerSection:
         self._connectIfLocal()
 
     def close(self) -> None:
-        """Release it."""
+        """Release the worker when the page is left."""
         self._isOpen = False
         self.disconnect()
 
     def update(self) -> None:
-        """Ask for the worker's status when that is due."""
+        """Request the worker's status periodically."""
         now = self._clock()
         isDue = self._statusTime is None or now - self._statusTime > _STATUS_INTERVAL_S
         if self._isReady and isDue:
             self._requestStatus()
 
     def setRemoteCommand(self, command: str) -> None:
-        """Start workers with this command; "" starts them on this computer."""
+        """Start workers with this command; "" for workers on this computer."""
         if command.strip() != self._settings.remoteCommand:
             self._settings.remoteCommand = command
             self.reconnect()
         self._changed()
 
     def test(self) -> None:
-        """Start the worker of the settings, whatever it is, and show what answered."""
+        """Start the worker of the settings, also a remote one, and show its answer."""
         self.disconnect()
         self._connect()
         if self.client is not None and self.client.state is WorkerState.FAILED:
-            self.client.start()  # an effect still holds the one that failed
+            self.client.start()  # an effect still holds the failed worker
         self._changed()
 
     def reconnect(self) -> None:
-        """Release the worker; hold the one of the settings if the page is open."""
+        """Release the worker; if the page is open, hold the one of the settings."""
         self.disconnect()
         self._connectIfLocal()
 
@@ -167,10 +167,7 @@ class WorkerSection:
 
 
 def ask(section: Any, type: str, fields: Mapping[str, Any], **callbacks: Callable) -> Any:
-    """Send a request to the worker of a section; answers that come when it has another one are ignored.
-
-    The section has its worker's client in ``client``. Returns the request, which can be cancelled.
-    """
+    """Send a request to a section's ``client``, and return it; ignore its answer if the client has changed."""
     client = section.client
 
     def guarded(callback: Callable) -> Callable:

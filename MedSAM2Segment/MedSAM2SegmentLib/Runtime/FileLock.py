@@ -1,4 +1,4 @@
-"""A lock between processes: one installation at a time, however many Slicers run."""
+"""A lock between processes, so that only one Slicer installs at a time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from medsam2_core.errors import RuntimeInstallError
 
 from MedSAM2SegmentLib.i18n import _
 
-# A process that only checks whether it is held holds it for a moment: whoever wants it tries again.
+# A process that checks the lock holds it for a moment, so acquiring is tried several times.
 _TRIES, _PAUSE_S = 5, 0.01
 
 
 class FileLock:
-    """A lock held through an open file: the system releases it when the process ends, however it does."""
+    """A lock on an open file, which the system releases whenever the process ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,19 +50,19 @@ class FileLock:
         self._stream = stream
 
     def release(self) -> None:
-        """Release the lock; nothing when it is not held."""
+        """Release the lock if it is held."""
         if self._stream is not None:
             _unlock(self._stream)
             self._stream.close()
             self._stream = None
 
     def isHeldElsewhere(self) -> bool:
-        """Return whether another process, or another FileLock of this one, holds it now."""
+        """Return whether another process, or another FileLock, holds it."""
         if self._stream is not None or not self._path.exists():
             return False
         try:
             with self._path.open("a+b") as stream:
-                _lock(stream, shared=True)  # those who only check do not hinder one another
+                _lock(stream, shared=True)  # checks do not conflict with each other
                 _unlock(stream)
         except OSError:
             return True

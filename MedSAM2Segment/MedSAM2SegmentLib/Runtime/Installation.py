@@ -1,7 +1,7 @@
-"""The steps that make the worker's environment: uv, a Python, ``uv venv``, ``uv pip install`` of the lists.
+"""Installation of the worker's environment: uv, a Python, ``uv venv``, ``uv pip install`` of the lists.
 
-The environment is made beside the present one, tried, and put in its place by a rename: whenever it is
-interrupted, what was there before still works, and the next installation continues or cleans up.
+The environment is made beside the present one, tested, and put in its place by a rename. If it is interrupted
+at any time, the present one still works, and the next installation continues or cleans up.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from MedSAM2SegmentLib.Runtime.RuntimeTask import Command, InstallListener, Work
 _PYTHONS = ">=3.10,<3.14"
 _OWN_PYTHON = "3.12"
 _MANIFEST_FORMAT = 1
-# From this version on uv has what is asked of it: builds of PyTorch by driver, relocatable environments.
+# First version of uv with PyTorch builds by driver and relocatable environments.
 _OLDEST_UV = (0, 9, 0)
-# Tags of uv's wheel for an arm64 Mac, for a pip that runs translated and would ask for the other one.
+# Tags of uv's wheel for an arm64 Mac; a pip that runs translated would choose the other wheel.
 _ARM_MAC = ("--platform", "macosx_11_0_arm64", "--platform", "macosx_12_0_arm64")
-_TORCH_DONE = 0.85  # how far the installation is when PyTorch is there
+_TORCH_DONE = 0.85  # fraction of the work when PyTorch is installed
 
 
 class Installation:
-    """One installation into the folder of a context; `work` is what a Task runs."""
+    """An installation into the folder of a context; `work` is run by a Task."""
 
     def __init__(
         self, context: RuntimeContext, options: InstallOptions, plan: InstallPlan, listener: InstallListener
@@ -57,7 +57,7 @@ class Installation:
         self._torchTitle = ""
 
     def work(self) -> Work:
-        """Run all steps, under the folder's lock."""
+        """Run all steps while holding the folder's lock."""
         lock = FileLock(self._folder.lock)
         lock.acquire()
         try:
@@ -73,7 +73,7 @@ class Installation:
             self._report(0.97, _("Putting it in place"))
             self._swap(new)
             self._folder.setInterpreter("")
-            # The environment is complete: what is left is only rubbish, and never a reason to fail.
+            # The environment is complete: leftovers are no reason to fail.
             self._report(0.98, _("Removing what is no longer needed"))
             yield removal(self._context, *self._folder.leftovers(), self._folder.cache)
             self._report(1.0, _("Installed"))
@@ -81,7 +81,7 @@ class Installation:
             lock.release()
 
     def _finishedBefore(self) -> Path | None:
-        """Return an environment that was complete when Slicer was killed before the rename."""
+        """Return an environment that was complete when Slicer was killed before renaming it."""
         for path in self._folder.leftovers():
             manifest = self._folder.manifest(path)
             if path.name.startswith("new-") and manifest and manifest.get("lock") == self._context.lockHash():
@@ -106,7 +106,7 @@ class Installation:
         self._report(0.3, _("Installing PyTorch; this is the largest part"))
         yield from self._installTorch(new)
         self._report(_TORCH_DONE, _("Installing SAM 2"))
-        # Its package asks for torchvision, which nothing here uses, and would compile for a graphics card.
+        # The package requires torchvision, which is not used here, and would compile CUDA code.
         install = self._pipInstall(
             new, "--no-deps", *locked, str(files / "sam2.txt"), variables={"SAM2_BUILD_CUDA": "0"}
         )
@@ -128,7 +128,7 @@ class Installation:
         }
 
     def _swap(self, new: Path) -> None:
-        """Put the new environment in its place; the old one comes back when that cannot be done."""
+        """Replace the present environment by the new one; if that fails, restore the old one."""
         present, old = self._folder.environment, self._folder.fresh("old")
         try:
             if present.exists():
@@ -146,9 +146,9 @@ class Installation:
     # uv and Python
 
     def _provideUv(self) -> Work:
-        """Find a uv that will do, else fetch the wheel whose content is pinned, and unpack the program.
+        """Find a suitable uv; otherwise download its pinned wheel and unpack the program.
 
-        Slicer's pip only downloads the wheel, in a process of its own; nothing is installed with it.
+        Slicer's pip only downloads the wheel, in a separate process; nothing is installed.
         """
         for program in self._context.foundUv():
             output = yield Command((program, "--version"), self._environment)
@@ -159,7 +159,7 @@ class Installation:
         arguments = [context.helper, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         arguments += ["--require-hashes", "--progress-bar", "off", "-r", str(context.files / "uv.txt")]
         arguments += ["--dest", str(target), *(_ARM_MAC if self._machine.isTranslated else ())]
-        # No modules from the folder Slicer happens to be in.
+        # No modules from the current folder.
         download = Command(
             (*arguments, *self._offlineArguments()), {**self._environment, "PYTHONSAFEPATH": "1"}
         )
@@ -172,12 +172,12 @@ class Installation:
         found = re.search(r"uv (\d+)\.(\d+)\.(\d+)", text)
         if not found or tuple(map(int, found.groups())) < _OLDEST_UV:
             return False
-        # One for the other processor would look for Pythons of its own kind.
+        # A uv for the other processor would look for the wrong kind of Python.
         isMac = self._machine.system == "macos"
         return not (isMac and "x86_64" in text and self._machine.architecture == "arm64")
 
     def _providePython(self) -> Work:
-        # Of interpreters for both processors a translated Slicer would start the wrong half.
+        # A translated Slicer would run a universal interpreter for the wrong processor.
         managed = ("--managed-python",) if self._machine.isTranslated else ()
         find = ("python", "find", "--no-project")
         output = yield self._uvCommand(*find, "--system", *managed, "--no-python-downloads", _PYTHONS)
@@ -212,7 +212,7 @@ class Installation:
         raise commandError(_("PyTorch could not be installed"), output)
 
     def _watchCache(self) -> Command:
-        """Return the command that reports how much of PyTorch has arrived: uv does so only on a terminal."""
+        """Return a command that reports the progress of a download, which uv does only on a terminal."""
         sizes: list[int] = []
         start = self._fraction
 
@@ -232,7 +232,7 @@ class Installation:
 
     def _uvCommand(self, *arguments: str, variables: Mapping[str, str] | None = None) -> Command:
         environment = {**self._environment, "UV_PYTHON_INSTALL_DIR": str(self._folder.pythons)}
-        environment.setdefault("UV_SYSTEM_CERTS", "1")  # where the certificate of a hospital's proxy is
+        environment.setdefault("UV_SYSTEM_CERTS", "1")  # these include the certificate of a hospital's proxy
         always = ("--cache-dir", str(self._folder.cache), "--color", "never")
         offline = ("--offline",) if self._isOffline else ()
         return Command(
@@ -255,7 +255,7 @@ class Installation:
         return output
 
     def _onLine(self, line: str) -> None:
-        """Report what is fetched now: uv's own bar needs a terminal."""
+        """Report the present download, since uv's progress bar needs a terminal."""
         if found := re.match(r"\s*(Downloading|Building) (\S+ \([\d.]+ ?\w+\)|\S+==\S+)", line):
             self._report(self._fraction, f"{found.group(1)} {found.group(2)}")
 
@@ -270,14 +270,14 @@ def helperCommand(context: RuntimeContext, *arguments: str) -> Command:
 
 
 def removal(context: RuntimeContext, *paths: Path) -> Command:
-    """Return a command that deletes folders and files: tens of thousands of files take a while."""
+    """Return a command that deletes folders and files, which takes long for many files."""
     return helperCommand(context, "remove", *map(str, paths))
 
 
 def probe(context: RuntimeContext, python: Sequence[str], *, checkFiles: bool = False) -> Work:
-    """Start an interpreter and see whether it can run the worker; returns its versions.
+    """Check whether an interpreter can run the worker; returns its versions.
 
-    With ``checkFiles`` the files of all packages must be as they were installed.
+    With ``checkFiles``, also check that all installed files are present and have their original size.
 
     Raises
     ------
@@ -305,12 +305,12 @@ def _lastJson(lines: Sequence[str]) -> dict | None:
 
 
 def _lastPath(lines: Sequence[str]) -> str:
-    """Return the path a tool printed, below its warnings."""
+    """Return the path a tool printed, ignoring its warnings."""
     return next((line.strip() for line in reversed(lines) if os.path.isabs(line.strip())), "")
 
 
 def _isSlicers(python: str) -> bool:
-    """Return whether an interpreter belongs to Slicer, whose Python must not carry the runtime."""
+    """Return whether an interpreter belongs to Slicer; the runtime must not be based on it."""
     home = os.environ.get("SLICER_HOME")
     if not home and "slicer" not in Path(sys.executable).name.lower():
         return False

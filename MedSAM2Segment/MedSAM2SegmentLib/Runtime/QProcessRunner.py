@@ -11,21 +11,21 @@ import qt
 from MedSAM2SegmentLib.Panels.QtHelpers import Connections
 
 _PIECE = 1 << 20  # bytes handed to Qt at a time
-_MOST_IN_QT = 4 << 20  # bytes Qt may hold at once; more would only be copied earlier
-_QUIT_MS = 2000  # a killed process is gone at once, unless the system is in trouble
+_MOST_IN_QT = 4 << 20  # bytes that Qt may buffer
+_QUIT_MS = 2000  # a killed process normally ends at once
 
 
 class QProcessTransport:
-    """Carries bytes to and from one process (see ``medsam2_core.worker.transports.Transport``).
+    """Transport of bytes to and from one process (see ``medsam2_core.worker.transports.Transport``).
 
     Parameters
     ----------
     command
         Program and its arguments.
     environment
-        The whole environment of the process.
+        Complete environment of the process.
     parent
-        Qt object that owns the process: without one, it dies with the last reference to it.
+        Qt object that owns the process; by default the application.
     isMerged
         Whether standard error is read together with standard output.
     """
@@ -50,7 +50,7 @@ class QProcessTransport:
         self._connections = Connections()
 
     def start(self, listener) -> None:
-        """Start the process; the event loop calls ``listener`` from now on."""
+        """Start the process; from now on, the event loop calls ``listener``."""
         variables = qt.QProcessEnvironment()
         for name, value in self._environment.items():
             variables.insert(name, value)
@@ -65,7 +65,7 @@ class QProcessTransport:
         self._process.start(self._command[0], list(self._command[1:]))
 
     def write(self, data: bytes) -> None:
-        """Send bytes, as soon as the process takes them; after its end they go nowhere."""
+        """Send bytes as soon as the process accepts them; after its end they are dropped."""
         if self._listener is None or self._closing:
             return
         view = memoryview(data).cast("B")
@@ -75,20 +75,20 @@ class QProcessTransport:
         self._pump()
 
     def pending(self) -> int:
-        """Return how many bytes of `write` have not been handed to the process."""
+        """Return how many bytes of `write` have not been passed to the process yet."""
         if self._process is None:
             return self._waitingBytes
         return self._waitingBytes + int(self._process.bytesToWrite())
 
     def close_input(self) -> None:
-        """Close the input of the process, once everything written has gone."""
+        """Close the input of the process once everything written was sent."""
         self._closing = True
         self._pump()
 
     def kill(self) -> None:
-        """End the process now; the listener is called later. May be called at any time, and twice.
+        """Kill the process; the listener is called later. May be called at any time, and repeatedly.
 
-        What a wrapper (ssh, srun) started ends with its standard input, which is closed by this.
+        A process started by a wrapper (ssh, srun) ends because its standard input is closed.
         """
         self._waiting.clear()
         self._waitingBytes = 0
@@ -117,7 +117,7 @@ class QProcessTransport:
             self._waitingBytes -= len(piece)
             process.write(bytes(piece))
         if self._closing and not self._waiting:
-            process.closeWriteChannel()  # Qt still delivers what it holds
+            process.closeWriteChannel()  # Qt still delivers what it has buffered
 
     def _onOutput(self) -> None:
         if self._process is not None:
@@ -149,7 +149,7 @@ class QProcessTransport:
             self._end(f"the process ended with exit code {code}", code)
 
     def _onQuit(self) -> None:
-        # No event loop will tell of its end any more, and it must not be left to run.
+        # Without an event loop its end is not reported any more, and it must not be left running.
         if self._process is not None:
             self._process.kill()
             self._process.waitForFinished(_QUIT_MS)
@@ -168,7 +168,7 @@ class QProcessRunner:
     """Runs child processes for `RuntimeTask.Task`; each is killed when Qt's application quits."""
 
     def __init__(self) -> None:
-        self._running: set[QProcessTransport] = set()  # so that they outlive the caller's references
+        self._running: set[QProcessTransport] = set()  # keeps them alive without the caller's references
 
     def run(
         self,

@@ -1,4 +1,4 @@
-"""The environment variables of child processes: the user's, without Slicer's own."""
+"""Environment variables of child processes: the user's, without Slicer's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from MedSAM2SegmentLib.i18n import _
 
-# What makes another Python load Slicer's modules or libraries; so does DYLD_… on a Mac.
+# These, and DYLD_… on a Mac, make another Python load Slicer's modules or libraries.
 _SLICER_VARIABLES = set(
     [
         "PYTHONHOME",
@@ -29,9 +29,9 @@ _SLICER_VARIABLES = set(
         "ITK_AUTOLOAD_PATH",
     ]
 )
-# Of a project in the present folder, or of another environment than the one asked for.
+# These refer to a project in the current folder, or to an environment other than the requested one.
 _UV_TARGETS = ("UV_PROJECT_ENVIRONMENT", "UV_SYSTEM_PYTHON", "UV_BREAK_SYSTEM_PACKAGES", "UV_TARGET")
-# Where packages come from: pip's variable, uv's, and uv's former one.
+# Sources of packages: pip's variable, uv's, and the former name of uv's.
 _SOURCES = (
     ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
     ("PIP_EXTRA_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"),
@@ -42,9 +42,9 @@ _SOURCE_NAMES = [name for names in _SOURCES for name in names]
 
 
 def cleanedEnvironment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables without those that would make another Python load Slicer's libraries.
+    """Remove the variables that would make another Python load Slicer's libraries.
 
-    Folders of Slicer's own installation are taken off the PATH, so that its Python is not found there.
+    Folders of Slicer's installation are also removed from the PATH, so that its Python is not found.
     """
     cleaned = {}
     for name, value in environment.items():
@@ -71,10 +71,10 @@ def workerEnvironment(base: Mapping[str, str], extension: Path) -> dict[str, str
 
 
 def toolEnvironment(base: Mapping[str, str], *, offline: bool) -> dict[str, str]:
-    """Return what pip and uv run with: index, certificates and proxy under the names of both.
+    """Return the environment of pip and uv.
 
-    What is set for one of them holds for the other, too, unless that has its own. ``offline`` leaves out all
-    sources of packages.
+    Index, certificates and proxy that are set for one of them are also set for the other, unless it has its
+    own. With ``offline``, all sources of packages are removed.
     """
     switches = ("PYTHONUTF8", "PYTHONNOUSERSITE", "NO_COLOR", "PIP_NO_INPUT", "PIP_DISABLE_PIP_VERSION_CHECK")
     variables = {**base, **dict.fromkeys((*switches, "UV_NO_PROGRESS"), "1")}
@@ -91,9 +91,9 @@ def toolEnvironment(base: Mapping[str, str], *, offline: bool) -> dict[str, str]
         value = next(filter(None, named), None)
         if value is None:
             continue
-        isFolders = uvName == "UV_FIND_LINKS"  # which pip divides by blanks and uv by commas
+        isFolders = uvName == "UV_FIND_LINKS"  # separated by blanks for pip and by commas for uv
         if uvName == "UV_INDEX" and not variables.get(uvName):
-            # pip looks into all of them; contents are pinned by their hashes anyway
+            # as pip does; contents are pinned by hashes anyway
             variables.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
         variables.setdefault(uvName, ",".join(value.split()) if isFolders else value)
         variables.setdefault(pipName, " ".join(value.split(",")) if isFolders else value)
@@ -108,12 +108,12 @@ def toolEnvironment(base: Mapping[str, str], *, offline: bool) -> dict[str, str]
 
 
 def hasOwnSources(base: Mapping[str, str]) -> bool:
-    """Return whether the user has set where packages come from."""
+    """Return whether the user has set a source of packages."""
     return any(base.get(name) for name in _SOURCE_NAMES)
 
 
 def sourceTitle(base: Mapping[str, str], offlineFolder: Path | None) -> str:
-    """Return where packages come from, for people; never a password in an address."""
+    """Describe the source of packages, without addresses, which may contain passwords."""
     if offlineFolder is not None:
         return _("the folder {folder}, nothing from the network").format(folder=offlineFolder)
     title = _("the Python Package Index and PyTorch's own")

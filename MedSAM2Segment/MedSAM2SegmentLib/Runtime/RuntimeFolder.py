@@ -1,13 +1,13 @@
 """The folder of the worker's own Python environment, and the small files in it.
 
 runtime/
-  env/               the environment, only ever put there complete, by a rename
-    medsam2-runtime.json   its manifest, written last: an environment without one is not finished
-  new-…/             an environment that is being made
-  old-…/             one that is being deleted
-  cache/             downloads; kept until an installation succeeds, so that it can be continued
-  python/, uv/       a Python and the tool uv, when this computer had none that fits
-  interpreter.json   the interpreter the user named instead
+  env/               the environment, complete because it is put there by a rename
+    medsam2-runtime.json   its manifest, written last: without it, an environment is incomplete
+  new-…/             an environment being made
+  old-…/             an environment being deleted
+  cache/             downloads, kept until an installation succeeds so that it can be continued
+  python/, uv/       a Python and the tool uv, if this computer had no suitable ones
+  interpreter.json   an interpreter chosen by the user instead
   lock               held during an installation
 """
 
@@ -46,7 +46,7 @@ def pythonOf(environmentFolder: Path) -> Path:
 
 
 class RuntimeFolder:
-    """The folder's paths, and what its small files hold; see the module for what lies where."""
+    """Paths and small files of the runtime's folder; see the module's docstring for the layout."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,30 +59,30 @@ class RuntimeFolder:
         self._interpreter = path / "interpreter.json"
 
     def fresh(self, kind: str) -> Path:
-        """Return an unused name for a "new" or "old" environment, short because Windows' paths are."""
+        """Return an unused path for a "new" or "old" environment, short because of Windows' limit."""
         return self.path / f"{kind}-{secrets.token_hex(3)}"
 
     def leftovers(self) -> list[Path]:
-        """Return what interrupted installations and removals left."""
+        """Return what interrupted installations and removals have left."""
         if not self.path.is_dir():
             return []
         return sorted(one for one in self.path.iterdir() if one.name.startswith(("new-", "old-")))
 
     def manifest(self, environmentFolder: Path | None = None) -> dict | None:
-        """Return what a finished environment records about itself; None when it is missing or damaged."""
+        """Return the manifest of an environment; None when it is missing or damaged."""
         return _readJson((environmentFolder or self.environment) / _MANIFEST)
 
     def writeManifest(self, environmentFolder: Path, manifest: dict) -> None:
-        """Declare an environment finished."""
+        """Write the manifest, which marks an environment as complete."""
         _writeJson(environmentFolder / _MANIFEST, manifest)
 
     def interpreter(self) -> str:
-        """Return the interpreter the user named instead; empty when none."""
+        """Return the interpreter chosen by the user; empty if none."""
         found = (_readJson(self._interpreter) or {}).get("interpreter", "")
         return found if isinstance(found, str) else ""
 
     def setInterpreter(self, interpreter: str) -> None:
-        """Record an interpreter; an empty one removes the record."""
+        """Record an interpreter; an empty text removes the record."""
         if interpreter:
             self.path.mkdir(parents=True, exist_ok=True)
             _writeJson(self._interpreter, {"interpreter": interpreter})
@@ -90,7 +90,7 @@ class RuntimeFolder:
             self._interpreter.unlink(missing_ok=True)
 
     def removeIfEmpty(self) -> None:
-        """Remove the folder itself, unless the user has something else in it."""
+        """Remove the folder itself if nothing else is in it."""
         self.lock.unlink(missing_ok=True)
         for path in (self.path, self.path.parent):
             if path.name in ("runtime", "MedSAM2Segment") and path.is_dir() and not any(path.iterdir()):
@@ -106,7 +106,7 @@ def _readJson(path: Path) -> dict | None:
 
 
 def _writeJson(path: Path, content: dict) -> None:
-    """Write a small file that appears complete or not at all."""
+    """Write a small file atomically."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(3)}")
     try:
         with temporary.open("w", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""Makes, repairs and removes the Python environment the worker runs in; Slicer's own gets nothing."""
+"""Installer of the worker's Python environment; Slicer's own Python is not changed."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _EXTENSION = Path(__file__).resolve().parents[2]
 
 
 class RuntimeInstaller:
-    """The worker's Python environment in one folder.
+    """Installs, repairs and removes the worker's Python environment in one folder.
 
-    Nothing here blocks: what takes time runs in child processes and is reported to a listener. One piece of
-    work at a time; see `isBusy`. ``options``, what the user chose, are used where a method gets no others.
+    No method blocks: long work runs in child processes and is reported to a listener, one piece at a time
+    (see `isBusy`). ``options`` is the default of the methods' parameter.
 
     Parameters
     ----------
     folder
-        Where the runtime lives; None: the user's application-data folder (see RuntimeFolder.defaultFolder).
+        Folder of the runtime; None for one in the user's application data (RuntimeFolder.defaultFolder).
     runProcess
-        Starts child processes: QProcessRunner in Slicer.
+        Starts child processes: a QProcessRunner.
     environment
-        The environment variables as they were before Slicer changed them
-        (``slicer.util.startupEnvironment()``); None: the present ones. Slicer's own are left out.
+        Environment variables Slicer was started with (``slicer.util.startupEnvironment()``); None for the
+        present ones. Slicer's own are removed.
     machine, helper, extension, files
-        See RuntimeContext; None: those of this computer and of this extension.
+        See RuntimeContext; None for those of this computer and extension.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RuntimeInstaller:
         return self._task is not None and self._task.isRunning
 
     def status(self) -> RuntimeStatus:
-        """Return what is installed; quick, and changes nothing."""
+        """Return what is installed; fast, and without side effects."""
         return readStatus(self._context, self.isBusy)
 
     def command(self) -> list[str]:
@@ -85,7 +85,7 @@ class RuntimeInstaller:
         Raises
         ------
         RuntimeInstallError
-            "runtime-not-ready": there is no runtime that could; the message says what to do.
+            "runtime-not-ready": there is no usable runtime; the message says what to do.
         """
         status = self.status()
         if not status.isReady:
@@ -93,7 +93,7 @@ class RuntimeInstaller:
         return [*self._pythonCommand(status), "-m", "medsam2_core.worker"]
 
     def _pythonCommand(self, status: RuntimeStatus) -> list[str]:
-        # An interpreter the user named may be for the other processor: it is started as it is.
+        # An interpreter chosen by the user may be for the other processor.
         return [*(self._context.machine.native if status.isOwn else ()), status.interpreter]
 
     def environment(self) -> dict[str, str]:
@@ -101,7 +101,7 @@ class RuntimeInstaller:
         return workerEnvironment(self._context.base, self._context.extension)
 
     def plan(self, options: InstallOptions | None = None) -> InstallPlan:
-        """Return what installing would bring, to be shown before; changes nothing."""
+        """Return what an installation would do; without side effects."""
         return makePlan(self._context, options or self.options)
 
     def install(self, listener: InstallListener, options: InstallOptions | None = None) -> None:
@@ -119,7 +119,7 @@ class RuntimeInstaller:
             self._start(Installation(self._context, chosen, plan, listener).work(), listener)
 
     def remove(self, listener: InstallListener) -> None:
-        """Stop using the named interpreter, if there is one; else delete what was installed, nothing else."""
+        """Stop using the chosen interpreter, if there is one; otherwise delete what was installed."""
         if self.folder.interpreter():
             self.useInterpreter("", listener)
         else:
@@ -133,7 +133,7 @@ class RuntimeInstaller:
         lock.acquire()
         try:
             if folder.environment.exists():
-                # By one rename: an environment half deleted must not be taken for one that is there.
+                # Renamed first, so that a partly deleted environment is not taken for a complete one.
                 folder.environment.rename(folder.fresh("old"))
             output = yield removal(
                 self._context, *folder.leftovers(), folder.cache, folder.pythons, folder.uv
@@ -151,12 +151,12 @@ class RuntimeInstaller:
         folder.removeIfEmpty()
 
     def cancel(self) -> None:
-        """Stop what is running; what was downloaded is kept, so that it can be continued."""
+        """Stop what is running; downloads are kept, so that an installation can be continued."""
         if self._task is not None:
             self._task.cancel()
 
     def useInterpreter(self, path: str, listener: InstallListener) -> None:
-        """Use this interpreter instead, once it has shown that it can; an empty path goes back to our own."""
+        """Use this interpreter if it can run the worker; an empty path goes back to the own environment."""
         if path:
             self._start(self._useInterpreter(path), listener)
         else:
@@ -170,7 +170,7 @@ class RuntimeInstaller:
         if not named.is_file():
             message = _("{path} is not a Python interpreter: name the program, or its environment")
             raise RuntimeInstallError(message.format(path=path), code="not-an-interpreter", path=path)
-        # Not resolved: an environment's interpreter is a link, and what it links to has no packages.
+        # Not resolved: an environment's interpreter is a link to one without its packages.
         python = os.path.abspath(named)
         yield from probe(self._context, [python])
         self.folder.setInterpreter(python)

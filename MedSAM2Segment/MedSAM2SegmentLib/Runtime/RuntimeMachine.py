@@ -1,4 +1,4 @@
-"""What the choice of a PyTorch build depends on: system, processor and NVIDIA driver."""
+"""Properties of a computer that decide on the build of PyTorch: system, processor, NVIDIA driver."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# The oldest drivers that run PyTorch's present CUDA builds, and the oldest macOS that runs its builds at all.
+# Oldest drivers for PyTorch's present CUDA builds, and oldest macOS for its builds.
 _OLDEST_DRIVER = {"linux": (525, 60, 13), "windows": (528, 33)}
 _OLDEST_MACOS = (14,)
-# Where nvidia-smi is when it is not on the PATH: Windows, and Linux inside Windows.
+# Places of nvidia-smi that may not be on the PATH: on Windows, and in Linux on Windows (WSL).
 _SMI_PATHS = (r"C:\Windows\System32\nvidia-smi.exe", "/usr/lib/wsl/lib/nvidia-smi")
 _DRIVER_FILES = ("/sys/module/nvidia/version", "/proc/driver/nvidia/version")
-_TIMEOUT_S = 3.0  # a driver that hangs must not block Slicer's window for longer
+_TIMEOUT_S = 3.0  # a hanging driver must not block Slicer's window for longer
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Machine:
 
     @property
     def isTooOld(self) -> bool:
-        """Whether PyTorch's present builds need a newer macOS."""
+        """Whether macOS is too old for PyTorch's present builds."""
         return bool(self.release) and _numbers(self.release) < _OLDEST_MACOS
 
     @property
     def native(self) -> tuple[str, ...]:
-        """What to put before a program made for several processors, so that it is not translated."""
+        """Prefix of commands that keeps universal programs from being translated."""
         return ("/usr/bin/arch", "-arm64") if self.isTranslated else ()
 
     @property
@@ -56,7 +56,7 @@ class Machine:
 
 
 def runBriefly(command: Sequence[str]) -> str:
-    """Return what a command that answers at once prints; empty when it cannot be run or fails."""
+    """Return the output of a short command; empty when it cannot be run or fails."""
     try:
         done = subprocess.run(
             command,
@@ -79,20 +79,20 @@ def detectMachine(
     run: Callable[[Sequence[str]], str] = runBriefly,
     driverFiles: Sequence[str] = _DRIVER_FILES,
 ) -> Machine:
-    """Return the present machine; runs at most two commands that answer at once."""
+    """Detect the present machine; runs at most two short commands."""
     system = {"win32": "windows", "darwin": "macos"}.get(platformName, platformName)
     name = (architecture or platform.machine()).lower()
     hardware = {"amd64": "x86_64", "aarch64": "arm64"}.get(name, name)
     if system != "macos":
         return Machine(system, hardware, _driver(environment, run, driverFiles))
-    # A translated process is told that the machine is x86_64.
+    # To a translated process the machine appears as x86_64.
     isArm = hardware == "arm64" or run(["/usr/sbin/sysctl", "-n", "hw.optional.arm64"]) == "1"
     release = run(["/usr/sbin/sysctl", "-n", "kern.osproductversion"])
     return Machine(system, "arm64" if isArm else hardware, "", isArm and hardware != "arm64", release)
 
 
 def _driver(environment: Mapping[str, str], run: Callable[[Sequence[str]], str], files: Sequence[str]) -> str:
-    """Return the version of NVIDIA's driver; the variable is uv's own name for it."""
+    """Return the version of NVIDIA's driver; uv's variable for it has precedence."""
     if given := environment.get("UV_CUDA_DRIVER_VERSION"):
         return given
     for name in files:

@@ -1,4 +1,4 @@
-"""What installing the runtime would bring: told to the user before anything is done."""
+"""Plan of an installation, which is shown to the user beforehand."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from MedSAM2SegmentLib.Runtime.RuntimeEnvironment import hasOwnSources, sourceTi
 from MedSAM2SegmentLib.Runtime.RuntimeFolder import RuntimeFolder
 from MedSAM2SegmentLib.Runtime.RuntimeMachine import Machine, detectMachine
 
-# The pinned lists and the scripts that run in other processes.
+# Folder of the pinned lists and of the scripts that run in other processes.
 FILES = Path(__file__).resolve().parent
-# Other contents of these make an installed runtime outdated.
+# When their contents change, an installed runtime is outdated.
 LOCKS = ("build.lock", "requirements.lock", "torch.lock", "sam2.txt")
-# Megabytes to download and on disk: packages without PyTorch (measured), then PyTorch by build.
+# Megabytes (download, on disk): packages without PyTorch, then PyTorch by build, as measured.
 _PACKAGES = (110, 420)
 _TORCH = {"cuda": (2900, 6500), "cpu": (200, 720), "windows": (120, 650), "macos": (90, 450)}
 _UV = (25, 65)
 _PYTHON = (35, 120)
-_SPARE = 300  # during the installation archives lie beside what is unpacked from them
+_SPARE = 300  # for archives while they are unpacked
 _LICENCES = (
     "PyTorch BSD-3-Clause; SAM 2 Apache-2.0; NumPy, SciPy BSD-3-Clause; nibabel, pynrrd, pydicom, rich, "
     "typer MIT; huggingface_hub, safetensors Apache-2.0; Hydra, iopath MIT; Matplotlib PSF-style; "
@@ -39,20 +39,20 @@ _CUDA_LICENCE = "; NVIDIA CUDA libraries NVIDIA's proprietary licence"
 
 @dataclass(frozen=True)
 class InstallOptions:
-    """What the user may choose; an offline folder is filled by Runtime/collect.py, and may hold uv, too."""
+    """Choices of the user; an offline folder is filled by Runtime/collect.py and may also contain uv."""
 
     offlineFolder: Path | None = None  # of wheels and source archives, instead of the network
-    python: str = ""  # to make the environment from; empty: one that is found, else downloaded
-    torchBackend: str = ""  # build of PyTorch as uv names it ("cpu", "cu128"); empty: what fits the machine
+    python: str = ""  # base of the environment; empty: found or downloaded
+    torchBackend: str = ""  # build of PyTorch as uv names it ("cpu", "cu128"); empty: fits the machine
 
 
 @dataclass
 class RuntimeContext:
-    """Where the runtime lies, and what its child processes are started with."""
+    """Folder of the runtime, and how its child processes are started."""
 
     folder: RuntimeFolder
     base: Mapping[str, str]  # environment variables, without Slicer's own
-    helper: str  # a Python for small errands such as unpacking; nothing is installed into it
+    helper: str  # Python that runs helper.py; nothing is installed into it
     extension: Path  # the folder that holds medsam2_core
     files: Path = FILES  # the folder of the pinned lists and of probe.py
     knownMachine: Machine | None = None  # None: this computer
@@ -66,12 +66,12 @@ class RuntimeContext:
         """Return the SHA-256 of the pinned lists."""
         digest = hashlib.sha256()
         for name in LOCKS:
-            # Line ends may have been changed on the way to this computer.
+            # Line endings may have been converted.
             digest.update((self.files / name).read_bytes().replace(b"\r\n", b"\n"))
         return digest.hexdigest()
 
     def foundUv(self) -> list[str]:
-        """Return the uv programs that exist, of whatever version: that of the PATH, then our own."""
+        """Return the existing uv programs, of any version: from the PATH, then the downloaded one."""
         own = self.folder.uv / ("uv.exe" if os.name == "nt" else "uv")
         onPath = shutil.which("uv", path=self.base.get("PATH", ""))
         return [program for program in (onPath, str(own)) if program and os.path.isfile(program)]
@@ -87,7 +87,7 @@ def torchVersion(files: Path = FILES) -> str:
 
 
 class TorchSource(NamedTuple):
-    """One way to get PyTorch: what it is, for people, arguments for uv, and environment variables."""
+    """A way to install PyTorch: description, arguments for uv, and environment variables."""
 
     title: str
     arguments: tuple[str, ...]
@@ -97,7 +97,7 @@ class TorchSource(NamedTuple):
 def torchSources(
     machine: Machine, base: Mapping[str, str], options: InstallOptions, files: Path = FILES
 ) -> list[TorchSource]:
-    """Return the ways to get the build that fits, to be tried in this order."""
+    """Return the ways to install a suitable build, to be tried in this order."""
     plain = f"torch=={torchVersion(files)}"
     pinned = ("--no-deps", "--require-hashes", "-r", str(files / "torch.lock"))
     if options.offlineFolder is not None:
@@ -121,18 +121,18 @@ def torchSources(
 
 @dataclass(frozen=True)
 class InstallPlan:
-    """What a click on *Install* would do: as text for a message box, its sizes, what would make it fail."""
+    """What an installation would do: description, sizes, and problems that would make it fail."""
 
     text: str
     downloadMegabytes: int
     diskMegabytes: int
     freeMegabytes: int
-    torchMegabytes: int = 0  # on disk, PyTorch's share
-    problems: tuple[RuntimeInstallError, ...] = ()  # each with the way out
+    torchMegabytes: int = 0  # on disk, of PyTorch
+    problems: tuple[RuntimeInstallError, ...] = ()  # messages include the remedy
 
 
 def makePlan(context: RuntimeContext, options: InstallOptions) -> InstallPlan:
-    """Return the plan; runs nothing and changes nothing."""
+    """Return the plan; without side effects."""
     machine, base, folder = context.machine, context.base, context.folder.path
     backend = options.torchBackend or base.get("UV_TORCH_BACKEND", "")
     isCuda = backend.startswith("cu") or (not backend and machine.hasCuda)
@@ -170,7 +170,7 @@ def _size(megabytes: int) -> str:
 
 
 def freeMegabytes(path: Path) -> int:
-    """Return what is free where a folder is, or would be made."""
+    """Return the free disk space at a folder, which need not exist."""
     return shutil.disk_usage(_existing(path)).free // 1_000_000
 
 

@@ -1,4 +1,4 @@
-"""What is installed, as far as its files tell."""
+"""State of the runtime, as far as its files show."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class RuntimeState(enum.Enum):
 
 @dataclass(frozen=True)
 class RuntimeStatus:
-    """What is installed."""
+    """State of the runtime."""
 
     state: RuntimeState
-    text: str  # what there is and what to do next
-    interpreter: str = ""  # to start the worker with; empty when there is none
-    isOwn: bool = True  # whether that is the environment made here, not one the user named
+    text: str  # description, and what to do next
+    interpreter: str = ""  # that starts the worker; empty if there is none
+    isOwn: bool = True  # whether it is the own environment, not one chosen by the user
     manifest: dict | None = None  # versions, build, date, size; None when unknown
     isBusyElsewhere: bool = False  # whether another Slicer is installing in the same folder
 
     @property
     def isReady(self) -> bool:
-        """Whether a worker can be started; an outdated runtime still can."""
+        """Whether a worker can be started, also from an outdated runtime."""
         return self.state in (RuntimeState.READY, RuntimeState.OUTDATED)
 
 
 def readStatus(context: RuntimeContext, isBusy: bool) -> RuntimeStatus:
-    """Return what is installed; quick, and changes nothing. ``isBusy``: this process is installing."""
+    """Return the state; fast, without side effects. ``isBusy``: this process is installing."""
     folder = context.folder
     elsewhere = not isBusy and FileLock(folder.lock).isHeldElsewhere()
     if named := folder.interpreter():
@@ -78,7 +78,7 @@ def _ownState(context: RuntimeContext) -> tuple[RuntimeState, str]:
 
 
 def _visibleProblem(context: RuntimeContext, manifest: dict | None) -> str:
-    """Return what can be seen to be wrong without starting it; empty when nothing is."""
+    """Return a problem that shows without starting the environment; empty if there is none."""
     if manifest is None:
         return _("it was never finished")
     if not os.path.isfile(context.folder.python):

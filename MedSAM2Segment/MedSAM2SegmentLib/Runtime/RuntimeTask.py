@@ -1,8 +1,8 @@
-"""Child processes, one after another, without blocking the thread that started them.
+"""Sequences of child processes that do not block the thread that starts them.
 
-The work is a generator that yields a `Command` and is sent its `Output`; a `Task` runs the commands through a
-process runner, whose callbacks come in the caller's thread (QProcess in Slicer). What a command printed when
-it failed becomes an error with a code, and a message that tells the way out.
+Work is a generator that yields a `Command` and receives its `Output`; a `Task` runs the commands with a
+QProcessRunner, whose callbacks are called in the same thread. The output of a failed command is converted to
+an error with a code and a remedy.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from medsam2_core.errors import Cancelled, RuntimeInstallError
 
 from MedSAM2SegmentLib.i18n import _
 
-_KEPT_LINES = 400  # of a child's output, for messages and the report
+_KEPT_LINES = 400  # of a child's output, for messages
 
 
 @dataclass(frozen=True)
 class Output:
-    """How a command ended: exit code (None: not started, or ended by a signal), why, and its last lines."""
+    """Result of a command: exit code (None: not started, or ended by a signal), reason, and last lines."""
 
     code: int | None
     reason: str
@@ -41,9 +41,9 @@ class Output:
 
 @dataclass(frozen=True)
 class Command:
-    """One child process: program and arguments, all of its environment, and who gets its lines.
+    """A child process: program and arguments, complete environment, and a callback for its lines.
 
-    ``beside`` is another command that runs only as long as this one; how it ends does not matter.
+    ``beside`` is another command that runs only as long as this one; its result is ignored.
     """
 
     arguments: tuple[str, ...]
@@ -60,12 +60,12 @@ def _ignore(*_values: object) -> None:
 class InstallListener:
     """Callbacks of a running installation or removal."""
 
-    progress: Callable[[float, str], None] = _ignore  # 0 to 1, and what is being done
-    line: Callable[[str], None] = _ignore  # every line the tools print; for *Details*
+    progress: Callable[[float, str], None] = _ignore  # fraction from 0 to 1, and the present step
+    line: Callable[[str], None] = _ignore  # every line printed by the tools
     ended: Callable[[RuntimeInstallError | Cancelled | None], None] = _ignore  # once; None on success
 
 
-Work = Generator[Command, Output, Any]  # what it returns goes to whoever says ``yield from``
+Work = Generator[Command, Output, Any]  # returns the value of ``yield from``
 
 
 class Task:
@@ -83,15 +83,15 @@ class Task:
         self._command: Command | None = None
         self._lines: list[str] = []
         self._rest = ""  # of a line that is not complete yet
-        self._turn = 0  # a child that was killed may still report: only the present one counts
+        self._turn = 0  # number of the present command; callbacks of earlier ones are ignored
         self.isRunning = True
 
     def start(self) -> None:
-        """Start it and return at once; ``ended`` may be called before that when there is nothing to run."""
+        """Start it without blocking; ``ended`` is called before this returns if there is nothing to run."""
         self._continue(lambda: next(self._work))
 
     def cancel(self) -> None:
-        """Kill the running child and end with Cancelled; nothing when it has ended."""
+        """Kill the running child and end with Cancelled, unless it has ended."""
         if self.isRunning:
             self._endChildren()
             error = Cancelled(_("The installation was cancelled"))
@@ -126,7 +126,7 @@ class Task:
             self._children.append(run(beside.arguments, beside.environment, onOutput, _ignore))
 
     def _onOutput(self, text: str) -> None:
-        # Progress bars end their lines with a carriage return.
+        # Progress bars end lines with a carriage return.
         text = (self._rest + text).replace("\r\n", "\n").replace("\r", "\n")
         *lines, self._rest = text.split("\n")
         for line in lines:
@@ -161,9 +161,9 @@ def _eachLine(text: str, callback: Callable[[str], None]) -> None:
         callback(line)
 
 
-# What went wrong in a child process
+# Errors of child processes
 
-# Code, what pip, uv and the system print, and what it means; the first that fits is taken.
+# Code, pattern of the output of pip, uv or the system, and message; the first match is used.
 _CAUSES = (
     (
         "disk-full",
@@ -220,7 +220,7 @@ _CAUSES = (
 
 
 def commandError(what: str, output: Output) -> RuntimeInstallError:
-    """Return the error for a command that failed; ``what`` is as in "PyTorch could not be installed"."""
+    """Return the error for a failed command; ``what`` is like "PyTorch could not be installed"."""
     last = next((line.strip() for line in reversed(output.lines) if line.strip()), "")
     for code, pattern, meaning in _CAUSES:
         if re.search(pattern, output.text, re.IGNORECASE):
@@ -231,7 +231,7 @@ def commandError(what: str, output: Output) -> RuntimeInstallError:
 
 
 def diskError(error: OSError) -> RuntimeInstallError:
-    """Return the error for what the disk refused."""
+    """Return the error for a failed access to the disk."""
     path = os.fspath(error.filename) if error.filename else ""
     reason = error.strerror or str(error)
     message = _("{reason}. Free disk space or permissions may be missing; then try again").format(

@@ -1,4 +1,4 @@
-"""The worker's own Python environment: planned, made by uv from pinned lists, tried, repaired, removed.
+"""The worker's Python environment: planned, installed by uv from pinned lists, tested, repaired, removed.
 
-Begin with ``RuntimeInstaller``. ``probe.py``, ``helper.py`` and ``collect.py`` run in other interpreters.
+Start with ``RuntimeInstaller``. ``probe.py``, ``helper.py`` and ``collect.py`` run in other interpreters.
 """

@@ -2,10 +2,10 @@
 
     python collect.py FOLDER [pip options]
 
-Run it on a computer with a network, of the same kind and with the same Python version (3.10 to 3.13) as
-the one without; give pip's options for the build of PyTorch that fits there, such as an index of CPU builds.
-Needs pip and setuptools. What the pinned lists beside this file name is fetched and checked by their hashes;
-of PyTorch only the version is pinned, since its builds differ.
+Run it on a computer with a network, of the same kind and with the same Python version (3.10 to 3.13) as the
+one without. Add pip options that select a suitable build of PyTorch, such as an index of CPU builds. Requires
+pip and setuptools. Packages in the pinned lists beside this file are verified by their hashes; of PyTorch,
+whose builds differ, only the version is pinned.
 """
 
 import re
@@ -17,13 +17,13 @@ HERE = Path(__file__).resolve().parent
 
 
 def download(folder: Path, *arguments: str) -> None:
-    """Let pip fetch something without what it depends on: the lists are complete."""
+    """Download with pip without dependencies, since the lists are complete."""
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*pip, "--no-build-isolation", "--dest", str(folder), *arguments], check=True)
 
 
 def main(arguments: "list[str]") -> int:
-    """Fetch everything."""
+    """Download everything."""
     if not arguments or arguments[0].startswith("-"):
         print(__doc__)
         return 1
@@ -34,7 +34,7 @@ def main(arguments: "list[str]") -> int:
     download(folder, "--require-hashes", "--only-binary", ":all:", "-r", str(HERE / "uv.txt"))
     text = (HERE / "torch.lock").read_text(encoding="utf-8")
     torch = re.search(r"^torch==[\w.]+", text, re.MULTILINE).group()
-    # With what it depends on: the CUDA builds bring NVIDIA's libraries.
+    # With dependencies: CUDA builds need NVIDIA's libraries.
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--dest", str(folder)]
     subprocess.run([*pip, "--find-links", str(folder), *options, torch], check=True)
     return 0

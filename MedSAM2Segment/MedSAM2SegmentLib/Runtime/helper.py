@@ -1,10 +1,10 @@
-"""Small errands of the runtime's installer, run in a process of their own so that Slicer never waits.
+"""Small tasks of the runtime's installer, run in a separate process so that Slicer does not block.
 
-    helper.py unpack-uv FOLDER TARGET   take the program uv out of the one wheel in FOLDER
-    helper.py remove PATH …             delete folders and files, whatever their permissions
+    helper.py unpack-uv FOLDER TARGET   extract the program uv from the wheel in FOLDER
+    helper.py remove PATH …             delete folders and files, also read-only ones
     helper.py watch FOLDER              print its size in megabytes every two seconds, until the parent ends
 
-Standard library only; any Python 3.9 or newer runs it. Ends with 0, or with 1 and a line with the reason.
+Standard library only, for any Python from 3.9. Exits with 0, or with 1 and one line with the reason.
 """
 
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 def unpack_uv(folder: str, target: str) -> None:
-    """Put the program of a uv wheel, whose content pip has checked, into the folder ``target``."""
+    """Extract the program from a uv wheel, which pip has verified, into the folder ``target``."""
     wheels = sorted(Path(folder).glob("uv-*.whl"))
     if not wheels:
         raise OSError(f"there is no wheel of uv in {folder}")
@@ -36,14 +36,14 @@ def unpack_uv(folder: str, target: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Delete a folder or a file; nothing when it is not there."""
+    """Delete a folder or a file, if it exists."""
     if os.path.islink(path) or os.path.isfile(path):
         os.unlink(path)
         return
     for attempt in range(3):
         if not os.path.lexists(path):
             return
-        # Read-only files, and on Windows files a virus scanner still reads.
+        # Retried for read-only files and, on Windows, files being read by a virus scanner.
         shutil.rmtree(path, onerror=_make_writable_and_retry if attempt < 2 else _refuse)
         if os.path.lexists(path):
             time.sleep(0.5)
@@ -55,7 +55,7 @@ def _make_writable_and_retry(function, path, _failure) -> None:
         os.chmod(path, stat.S_IRWXU)
         function(path)
     except OSError:
-        pass  # the next attempt tries again, and the last one raises
+        pass  # tried again; the last attempt raises
 
 
 def _refuse(_function, path, failure) -> None:
@@ -64,7 +64,7 @@ def _refuse(_function, path, failure) -> None:
 
 
 def watch(folder: str) -> None:
-    """Print the size of a folder again and again; ends when its output is closed or its parent has ended."""
+    """Print the size of a folder periodically, until the output is closed or the parent has ended."""
     parent = os.getppid()
     while os.getppid() == parent:
         print(megabytes(folder), flush=True)
@@ -72,7 +72,7 @@ def watch(folder: str) -> None:
 
 
 def megabytes(folder: str) -> int:
-    """Return the size of a folder's files; files that vanish meanwhile do not count."""
+    """Return the total size of the files in a folder, ignoring files that vanish meanwhile."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -84,18 +84,18 @@ def megabytes(folder: str) -> int:
 
 
 def main(arguments: "list[str]") -> int:
-    """Run one errand."""
-    errand, *values = arguments or [""]
+    """Run one task."""
+    task, *values = arguments or [""]
     try:
-        if errand == "unpack-uv":
+        if task == "unpack-uv":
             unpack_uv(*values)
-        elif errand == "remove":
+        elif task == "remove":
             for path in values:
                 remove(path)
-        elif errand == "watch":
+        elif task == "watch":
             watch(*values)
         else:
-            raise OSError(f"unknown errand {errand!r}")
+            raise OSError(f"unknown task {task!r}")
     except (OSError, zipfile.BadZipFile) as error:
         print(f"{error}", flush=True)
         return 1

@@ -1,9 +1,9 @@
-"""Find out whether an interpreter can run the worker: import what it needs, compute, print one line of JSON.
+"""Check whether an interpreter can run the worker: import its packages, compute, print one line of JSON.
 
     probe.py            imports and a tiny computation
-    probe.py --files    also checks that every installed file is there with its right size
+    probe.py --files    also checks that every installed file exists and has the right size
 
-Any Python runs this; what is wrong is printed in one line, and the exit code is 1.
+Runs in any Python. A problem is printed in one line, with exit code 1.
 """
 
 import json
@@ -16,7 +16,7 @@ OLDEST = (3, 10)
 
 
 def versions() -> "dict[str, str]":
-    """Import everything the worker needs and compute with it."""
+    """Import what the worker needs, compute something, and return the versions."""
     from importlib.metadata import PackageNotFoundError, version
 
     import numpy
@@ -56,9 +56,9 @@ def versions() -> "dict[str, str]":
 
 
 def damaged_files() -> "list[str]":
-    """Return the installed files of this environment that are gone or no longer have their size.
+    """Return the installed files of this environment that are missing or have another size.
 
-    What lies on PYTHONPATH is not this environment's: a source tree may call itself installed, too.
+    Packages on PYTHONPATH are not part of the environment, although a source tree may have metadata.
     """
     from importlib.metadata import distributions
 
@@ -77,7 +77,7 @@ def damaged_files() -> "list[str]":
 
 
 def main(arguments: "list[str]") -> int:
-    """Print the versions, or what is wrong; return the exit code."""
+    """Print the versions or the problem; return the exit code."""
     if sys.version_info < OLDEST:
         print(f"Python {platform.python_version()} is too old: 3.10 or newer is needed")
         return 1
@@ -86,11 +86,11 @@ def main(arguments: "list[str]") -> int:
         return 1
     try:
         found = versions()
-    except Exception as error:  # whatever a damaged library raises, the answer is the same
+    except Exception as error:  # a damaged library may raise anything
         print(f"{type(error).__name__}: {error}")
         return 1
     if "--files" in arguments and hasattr(os, "sync"):
-        os.sync()  # what is declared complete next must be so after a power cut, too
+        os.sync()  # the environment is declared complete next, also after a power cut
     print(json.dumps(found))
     return 0
 

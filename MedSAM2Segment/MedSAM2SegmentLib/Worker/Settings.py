@@ -16,12 +16,12 @@ _GROUP = "MedSAM2Segment/"
 class Settings:
     """Typed access to the settings of this extension.
 
-    A settings file returns text whatever was stored, and nothing for what is empty; the getters convert.
+    A settings file stores text only, and no empty text; the getters convert.
 
     Parameters
     ----------
     store
-        The settings to use; Slicer's own when absent.
+        Settings file; Slicer's own by default.
     """
 
     def __init__(self, store: qt.QSettings | None = None) -> None:
@@ -42,7 +42,7 @@ class Settings:
         Raises
         ------
         WorkerError
-            A quotation mark in it is never closed.
+            A quotation mark in it is not closed.
         """
         command = self.remoteCommand
         try:

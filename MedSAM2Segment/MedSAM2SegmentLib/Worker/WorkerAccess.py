@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from medsam2_core.worker.client import WorkerClient
 
 _MODULE = "MedSAM2Segment"
-_CHECK_EVERY_S = 1.0  # whether there is a runtime is read from disk
+_CHECK_EVERY_S = 1.0  # reading the state of the runtime accesses the disk
 _installers: list[RuntimeInstaller] = []
 
 
 def sharedInstaller() -> RuntimeInstaller:
-    """Return the one installer of this Slicer: the module's page installs, the effects wait for it."""
+    """Return the installer shared by the module's page, which installs, and the effects, which wait."""
     if not _installers:
         _installers.append(RuntimeInstaller(None, QProcessRunner(), environment=startupEnvironment()))
     return _installers[0]
@@ -69,7 +69,7 @@ class WorkerAccess:
         return SharedWorker.of(withPriority(self._installer.command()), self._installer.environment())
 
     def problem(self) -> str:
-        """Return why there can be no worker, checked once a second; empty when there can."""
+        """Return why there can be no worker, checked once a second; empty if there can."""
         if self._clock() - self._checkedAt >= _CHECK_EVERY_S:
             self._checkedAt = self._clock()
             try:
@@ -80,11 +80,11 @@ class WorkerAccess:
         return self._problem
 
     def isInstalling(self) -> bool:
-        """Return whether the runtime is being installed now."""
+        """Return whether the runtime is being installed."""
         return self._installer.isBusy
 
     def resolve(self, section: str = "") -> None:
-        """Show the module's page, at the top the runtime, or scrolled to a section ("auto")."""
+        """Show the module's page: the runtime at its top, or a section ("auto")."""
         import slicer
 
         self._checkedAt = float("-inf")
@@ -101,13 +101,13 @@ class WorkerAccess:
         return client
 
     def release(self, owner: object) -> None:
-        """Release the worker that an owner holds."""
+        """Release the worker of an owner, if it holds one."""
         for held in [one for one in self._held if one[0] is owner]:
             self._held.remove(held)
             held[1].release(owner)
 
     def hasChanged(self, owner: object) -> bool:
-        """Return whether the settings ask for another worker than the one the owner holds."""
+        """Return whether the settings now ask for a worker other than the owner's."""
         if self.problem():
             return False
         return any(one is owner and worker is not self._current for one, worker in self._held)

@@ -1,4 +1,4 @@
-"""The worker's process under Qt's event loop, shared by all who need it."""
+"""The worker's process under Qt's event loop, shared between its owners."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TICK_MS = 100
 
 
 def startupEnvironment() -> dict[str, str]:
-    """Return the variables Slicer was started with; outside Slicer, those of this process.
+    """Return the environment variables Slicer was started with; outside Slicer, those of this process.
 
-    What Slicer's launcher has set since (its Python, its libraries) must not reach another program.
+    Variables set by Slicer's launcher (for its Python and libraries) must not reach other programs.
     """
     try:
         import slicer
@@ -32,32 +32,32 @@ def startupEnvironment() -> dict[str, str]:
 
 
 def remoteEnvironment() -> dict[str, str]:
-    """Return the variables for a remote command (ssh, srun, docker): the user's own, without Slicer's."""
+    """Return the environment of a remote command (ssh, srun, docker), without Slicer's variables."""
     return cleanedEnvironment(startupEnvironment())
 
 
 def withPriority(command: Sequence[str]) -> list[str]:
-    """Return a command that starts a process with the priority of other programs, as far as that can be had.
+    """Return a command that starts a process with normal priority, as far as possible.
 
-    On Linux, Slicer gives its main thread the least priority (nice 19). Child processes inherit it,
-    and may not raise it again. But where Linux divides the processor between sessions first, and by priority
-    only within one (autogroup, see sched(7)), a process in a session of its own gets the share of any other.
+    On Linux, Slicer gives its main thread the lowest priority (nice 19), which child processes inherit and
+    cannot raise. With autogroups (see sched(7)), however, Linux divides the processor between sessions first,
+    so a process in a session of its own gets a normal share.
     """
     if sys.platform != "linux" or os.getpriority(os.PRIO_PROCESS, 0) <= 0:
         return list(command)
-    setsid = shutil.which("setsid")  # replaces itself by the command: the process stays the same
+    setsid = shutil.which("setsid")  # replaces itself by the command: the process ID stays the same
     return [setsid, *command] if setsid else list(command)
 
 
 class SharedWorker:
-    """One worker for all who use the same command; it runs while it has owners.
+    """One worker for all owners that use the same command; it runs while it has owners.
 
     Parameters
     ----------
     command
         Program and arguments that start the worker.
     environment
-        The whole environment of the process.
+        Complete environment of the process.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -69,7 +69,7 @@ class SharedWorker:
 
     @classmethod
     def of(cls, command: Sequence[str], environment: Mapping[str, str]) -> SharedWorker:
-        """Return the worker of this command and environment, the same one as long as anybody refers to it."""
+        """Return the worker of this command and environment, shared while it is referred to."""
         key = (tuple(str(word) for word in command), tuple(sorted(environment.items())))
         worker = _workers.get(key)
         if worker is None:
@@ -77,7 +77,7 @@ class SharedWorker:
         return worker
 
     def acquire(self, owner: object) -> WorkerClient:
-        """Return the worker's client, started for its first owner. Asking twice counts once."""
+        """Return the worker's client, starting it for the first owner; an owner counts once."""
         if not any(one is owner for one in self._owners):
             self._owners.append(owner)
         if self.client is None:
@@ -90,7 +90,7 @@ class SharedWorker:
         return self.client
 
     def release(self, owner: object) -> None:
-        """Remove an owner; the process ends with the last one."""
+        """Remove an owner; the process ends with the last."""
         self._owners = [one for one in self._owners if one is not owner]
         if self._owners or self.client is None:
             return
@@ -105,5 +105,5 @@ class SharedWorker:
         return QProcessTransport(self._command, self._environment)
 
 
-#: Those that somebody refers to, by command and environment: a client keeps its worker alive.
+#: Workers in use, by command and environment; a client keeps its worker alive.
 _workers: WeakValueDictionary[tuple, SharedWorker] = WeakValueDictionary()

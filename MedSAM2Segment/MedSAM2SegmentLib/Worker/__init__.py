@@ -1,1 +1,1 @@
-"""The worker under Slicer's event loop: which command starts it, its process, and who shares it. Needs Qt."""
+"""The worker under Slicer's event loop: its command, its process, and its owners. Needs Qt."""

@@ -1,4 +1,4 @@
-"""The worker as a program sees it: started when needed, restarted with all its state when lost.
+"""Client of a worker: starts it when needed, and restarts it with all its state when it is lost.
 
     client = WorkerClient(lambda: QProcessTransport(["medsam2", "worker"], environment))
     client.start()
@@ -9,12 +9,12 @@
     request = session.propagate(["liver"], slices=got_masks, done=finished, failed=show)
     request.cancel()                                  # `failed` gets Cancelled
     session.auto(AutoRequest("my model"), slices=got_masks, done=got_predictions, failed=show)
-    session.prompts("liver"), session.masks("liver")  # as they will be once all is answered
+    session.prompts("liver"), session.masks("liver")  # including requests not answered yet
     state = session.snapshot("liver")                 # an ObjectSnapshot, for session.restore("liver", state)
-    client.request("models", done=f, failed=show)     # what belongs to no session
-    client.tick()                                     # about every 0.1 s; callbacks come from here
+    client.request("models", done=f, failed=show)     # requests without a session
+    client.tick()                                     # about every 0.1 s; calls the callbacks
 
-Nothing waits. Callbacks come from :meth:`WorkerClient.tick`, and from the transport when it delivers bytes;
+Nothing blocks. Callbacks are called by :meth:`WorkerClient.tick`, and when the transport delivers bytes;
 errors are :class:`~medsam2_core.errors.MedSAM2Error` with ``code`` and ``fields``.
 """
 
@@ -44,7 +44,7 @@ _NOT_REPLAYED = SEPARATE | {"remove_model", "remove_auto_model"}
 
 
 class WorkerState(enum.Enum):
-    """How the worker is."""
+    """State of a worker."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -54,30 +54,30 @@ class WorkerState(enum.Enum):
 
 
 class WorkerClient:
-    """A worker that is there when it is needed.
+    """Client of a worker that is started, and restarted, as needed.
 
-    Everything happens in the caller's thread, and nothing is called back after :meth:`stop`. A callback that
-    raises passes its error on to the caller of :meth:`tick`; the other callbacks are called the next time.
+    Everything runs in the caller's thread, and no callback is called after :meth:`stop`. An exception in a
+    callback propagates to the caller of :meth:`tick`; the remaining callbacks are called the next time.
 
     Parameters
     ----------
     make_transport
-        Makes a transport for every start.
+        Called for every start; returns a new transport.
     clock
-        Seconds, monotonic.
+        Monotonic clock, in seconds.
     timing
         Time-outs.
 
     Attributes
     ----------
     state
-        How the worker is.
+        The present state.
     problem
-        Why the worker is not READY, in one line for the user; empty when nothing is wrong.
+        One line for the user: why the worker is not READY; empty when nothing is wrong.
     welcome
-        What the worker said about itself (``software``, ``host``, ``device`` …); empty before.
+        What the worker reported about itself (``software``, ``host``, ``device`` …); empty until then.
     listeners
-        Called without arguments whenever `state` has changed.
+        Called without arguments whenever `state` changes.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class WorkerClient:
         self._has_worked = self._is_delivering = False
         self._last_output = ""
 
-    # The worker's life --------------------------------------------------------------------------------------
+    # Start and end ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the worker, for the first time or after it failed; everything open is opened again."""
+        """Start the worker, for the first time or after a failure, and reopen everything that was open."""
         if self.state in (WorkerState.STOPPED, WorkerState.FAILED):
             self._crashes.clear()
             self._has_worked, self._patience = False, 1.0
@@ -115,7 +115,7 @@ class WorkerClient:
             self._connect()
 
     def stop(self) -> None:
-        """End the worker and call nobody back any more; sessions wait for another :meth:`start`."""
+        """End the worker and drop all callbacks; sessions wait for another :meth:`start`."""
         self._disconnect_now("the worker was stopped")
         for session in self._sessions:
             session.refuse(_stopped())
@@ -124,7 +124,7 @@ class WorkerClient:
         self.calls.clear()
 
     def tick(self) -> None:
-        """Check on the worker and call callbacks; call it about every 0.1 s."""
+        """Check the worker and run the queued callbacks; to be called about every 0.1 s."""
         if self._connection is not None:
             self._connection.check()
         if self._connection is not None:
@@ -135,7 +135,7 @@ class WorkerClient:
 
     @property
     def report(self) -> str:
-        """Versions, the problem and the worker's last messages, for whoever helps the user."""
+        """Versions, the problem and the worker's last output, for support requests."""
         lines = [f"MedSAM2Segment {__version__}, Python {platform.python_version()}, {platform.platform()}"]
         lines += [f"worker: {self.state.value}" + (f": {self.problem}" if self.problem else "")]
         if self.welcome:
@@ -149,7 +149,7 @@ class WorkerClient:
     # Volumes, sessions, requests ----------------------------------------------------------------------------
 
     def open_volume(self, volume: Volume) -> RemoteVolume:
-        """Send a volume, unless the worker has an equal one; each call is one more user of it."""
+        """Send a volume, unless the worker has an equal one, and count one more user of it."""
         for remote in self._volumes:
             if remote.is_same(volume):
                 remote.users += 1
@@ -160,7 +160,7 @@ class WorkerClient:
         return remote
 
     def close_volume(self, remote: RemoteVolume) -> None:
-        """Take one user away; with the last, the worker frees the volume and its sessions are closed."""
+        """Remove one user; with the last, close the volume's sessions and free it in the worker."""
         remote.users -= 1
         if remote.users > 0 or remote not in self._volumes:
             return
@@ -180,16 +180,16 @@ class WorkerClient:
         failed: Failed | None = None,
         opened: Callable[[], None] | None = None,
     ) -> SessionClient:
-        """Open a session on a volume; it may be used at once.
+        """Open a session on a volume; it can be used at once.
 
-        `opened` is called once; `failed`, with the reason, if the session cannot be opened (again).
+        `opened` is called once; `failed` gets the reason if the session cannot be opened or reopened.
         """
         name = f"s{next(self._names)}"
         session = SessionClient(
             self, name, volume, stack, settings or SessionSettings(), failed=failed, opened=opened
         )
         self._sessions.append(session)
-        if volume not in self._volumes:  # it could not be sent before: try again
+        if volume not in self._volumes:  # an earlier attempt to send it failed: try again
             volume.crashes.count = 0
             self._add_volume(volume)
         elif self.state is WorkerState.READY and volume.is_there:
@@ -205,7 +205,7 @@ class WorkerClient:
         progress: Progress | None = None,
         note: Callable[[str], None] | None = None,
     ) -> Request:
-        """Ask something that belongs to no session: `status`, `models`, `install_model`, `train_auto`, …"""
+        """Send a request that belongs to no session: `status`, `models`, `install_model`, `train_auto`, …"""
         request = Request(type, dict(fields or {}), done=done, failed=failed, progress=progress, note=note)
         request.is_replayed = type not in _NOT_REPLAYED
         if self.refusal is not None:
@@ -247,7 +247,7 @@ class WorkerClient:
 
     @property
     def refusal(self) -> WorkerError | None:
-        """Why nothing can be asked now; None when it can, at once or soon."""
+        """Why requests are refused now; None when they are accepted."""
         if self.state is WorkerState.STOPPED:
             return _stopped()
         if self.state is WorkerState.FAILED:
@@ -255,32 +255,32 @@ class WorkerClient:
         return None
 
     def post(self, request: Request) -> None:
-        """Send over the present connection, if there is one."""
+        """Send a request if there is a connection."""
         if self._connection is not None and self._connection.welcome:
             self._connection.send(request)
 
     def cancel(self, request: Request) -> None:
-        """Cancel a request in the worker if it was sent, else here."""
+        """Cancel a request: in the worker if it was sent, otherwise here."""
         if request.id is None:
             request.fail(Cancelled(f"{request.type} was cancelled"), self.calls)
         else:
             self.post(Request("cancel", {"request": request.id}))
 
     def abandon(self, request: Request) -> None:
-        """Ignore the answer of a request, and let the worker stop it."""
+        """Ignore the answer to a request, and cancel it in the worker."""
         sent = {} if self._connection is None else self._connection.open
         if request.id is not None and sent.pop(request.id, None) is not None:
             self.post(Request("cancel", {"request": request.id}))
 
     def remove(self, session: SessionClient) -> None:
-        """Take a closed session off the list."""
+        """Remove a closed session from the list."""
         if session in self._sessions:
             self._sessions.remove(session)
 
     # The connection -----------------------------------------------------------------------------------------
 
     def on_welcome(self, connection: Connection) -> None:
-        """Tell a new worker everything."""
+        """Send all volumes and requests to a new worker."""
         self.welcome, self._has_worked = connection.welcome, True
         self._set_state(WorkerState.READY, "")
         for remote in self._volumes:
@@ -289,7 +289,7 @@ class WorkerClient:
             self.post(request)
 
     def on_lost(self, connection: Connection, reason: str) -> None:
-        """Start another worker, unless that is of no use."""
+        """Start another worker, unless too many were lost."""
         suspect = connection.suspect()
         if suspect is not None:
             suspect.crashes.count += 1
@@ -324,7 +324,7 @@ class WorkerClient:
         self._connection = connection = Connection(
             self._make_transport(), self, self._ids, self.calls, self._clock, self._timing, self._patience
         )
-        was_delivering, self._is_delivering = self._is_delivering, True  # no callback before this returns
+        was_delivering, self._is_delivering = self._is_delivering, True  # no callbacks before this returns
         try:
             connection.start()
         finally:
@@ -339,7 +339,7 @@ class WorkerClient:
             connection.open.clear()
 
     def _disconnected(self, connection: Connection, reason: str) -> None:
-        """Make everything ready for another worker; fail what ended too many."""
+        """Prepare everything for the next worker; fail what two workers were lost at."""
         self._last_output = connection.last_output() or self._last_output
         self._connection = None
         for remote in list(self._volumes):
@@ -369,7 +369,7 @@ class WorkerClient:
             self.calls.extend(partial(self._notify, listener) for listener in self.listeners)
 
     def _notify(self, listener: Callable[[], None]) -> None:
-        if listener in self.listeners:  # it may have been removed since
+        if listener in self.listeners:  # it may have been removed in the meantime
             listener()
 
 

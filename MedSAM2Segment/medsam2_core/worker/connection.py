@@ -1,7 +1,7 @@
-"""One life of a worker, seen from the client: requests out, answers in, and whether it is still alive.
+"""The client's connection to one worker process: requests, answers, and signs of life.
 
 Callbacks are never called while bytes are read. They are queued in `calls`, and the owner of the connection
-calls them once its own state is consistent; so a callback may do anything, even fail.
+calls them once its own state is consistent, so a callback may do anything, including raise.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from medsam2_core.worker.requests import Call, Request, result_fields
 from medsam2_core.worker.transports import Transport
 from medsam2_core.worker.uploads import RemoteVolume, SendWindow, Upload
 
-_LONGEST_TICK_S = 0.5  # more than that between two ticks is time in which this process itself did not listen
+_LONGEST_TICK_S = 0.5  # a longer time between two ticks means that this process itself was not listening
 _KEPT_STDERR = 16_000  # bytes
-_SCALE = 4  # a limit is never shorter than so many times the slowest that was measured
-_COMPUTING_SCALE = 10  # … and a step that uses the processor may take so many times as long
+_SCALE = 4  # a limit is at least this many times the slowest time measured
+_COMPUTING_SCALE = 10  # and this many times longer for a step that uses the processor
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Time-outs in seconds; all but `start` grow with what is measured, so that a slow machine is not killed.
+    """Time-outs in seconds; all but `start` scale with measured times, so that slow workers are not killed.
 
     Attributes
     ----------
     start
-        From the start to the first answer; long, because a batch system may queue the command.
+        From the start to the first answer; long, because a batch system may queue the job.
     quiet
-        After so long without a message the worker is pinged.
+        Time without a message after which the worker is pinged.
     pong
         For the answer to a ping: this, or four times the slowest answer so far.
     loading
-        The same while a session is opened, as imports may hold up a whole process: this, or four times what
-        the worker's own start took.
+        The same while a session is being opened, since imports can block a whole process: this, or four times
+        the worker's start-up time.
     step
-        For a computation to move: this, or four times its slowest step so far; ten times that while the
-        worker uses the processor, as it is then slow rather than stuck.
+        For one step of a computation: this, or four times the slowest step so far; ten times that while the
+        worker uses the processor, because then it is slow rather than stuck.
     pauses
-        Before the first, the second … restart.
+        Before the first, second … restart.
     crashes, within
-        So many lost workers in so many seconds are too many.
+        Give up after this many lost workers within this many seconds.
     """
 
     start: float = 300.0
@@ -78,7 +78,7 @@ class Owner(Protocol):
         """The worker has answered `hello`."""
 
     def on_lost(self, connection: Connection, reason: str) -> None:
-        """The connection is of no use any more; called once."""
+        """The connection is lost; called once."""
 
     def deliver(self) -> None:
         """Bytes were read: call the queued callbacks."""
@@ -90,28 +90,28 @@ class Connection:
     Parameters
     ----------
     transport
-        Carries bytes to and from a worker that is not started yet.
+        Transport of a worker that is not started yet.
     owner
-        Is told how the connection fares.
+        Receives the events of the connection.
     ids
-        Numbers for requests.
+        Source of request numbers.
     calls
-        Callbacks are queued here.
+        Queue for callbacks.
     clock, timing
-        Seconds, and the time-outs.
+        Monotonic clock in seconds, and the time-outs.
     patience
-        Factor of the time-outs for a worker that hangs; more than 1 after others seemed to hang.
+        Factor for the time-outs of hanging workers; above 1 after earlier workers seemed to hang.
 
     Attributes
     ----------
     open
         Requests without an answer, by id, in the order they were sent.
     welcome
-        What the worker said about itself; empty before.
+        What the worker reported about itself; empty until then.
     is_lost, is_hung
-        Whether it is over, and whether because the worker seemed to hang.
+        Whether the connection has ended, and whether because the worker seemed to hang.
     stray
-        Errors of the worker that belong to no request.
+        Errors from the worker that belong to no request.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Connection:
             self.send(hello)
 
     def send(self, request: Request) -> Request:
-        """Write a request now, ahead of what is left of volumes; one that exceeds the protocol fails."""
+        """Write a request now, ahead of the rest of any volume; fail it if it is too large."""
         number = next(self._ids)
         try:
             self._write({**request.fields, "type": request.type, "id": number}, request.arrays, compress=True)
@@ -167,7 +167,10 @@ class Connection:
     def send_volume(
         self, remote: RemoteVolume, arrived: Callable[[], None], failed: Callable[[MedSAM2Error], None]
     ) -> None:
-        """Send a volume, as fast as it arrives; `arrived` is called at once when it has, `failed` later."""
+        """Send a volume at the speed of the link.
+
+        `arrived` is called as soon as the worker has all of it; `failed` is queued.
+        """
 
         def send(fields: dict[str, Any], arrays: Arrays, compress: bool) -> int:
             return self._write({**fields, "type": "volume_data"}, arrays, compress=compress)
@@ -192,16 +195,16 @@ class Connection:
         self.pump()
 
     def stop_volume(self, remote: RemoteVolume) -> None:
-        """Send no more of a volume."""
+        """Stop sending a volume."""
         for upload in self._uploads:
             if upload.remote is remote:
                 upload.stop()
 
     def pump(self) -> None:
-        """Send of the volumes what may be sent now."""
+        """Send what may be sent of the volumes now."""
         for upload in self._uploads:
             while upload.may_send and not self.is_lost:
-                if upload.send_slab():  # compressing takes time, and the caller may be a user interface
+                if upload.send_slab():  # compression takes time, and the caller may be a user interface
                     return
         self._uploads = [upload for upload in self._uploads if not upload.is_sent]
 
@@ -214,14 +217,14 @@ class Connection:
     # Receiving ----------------------------------------------------------------------------------------------
 
     def on_bytes(self, data: bytes) -> None:
-        """Take bytes of the worker's standard output."""
+        """Process bytes of the worker's standard output."""
         if self.is_lost:
             return
         self._silent_s = 0.0
         try:
             for frame in self._reader.feed(data):
                 self._take(frame)
-            self._reader.feed(b"")  # damage behind whole frames shows only now
+            self._reader.feed(b"")  # raises if what follows the frames is damaged
         except ProtocolError as error:
             self.lose(str(error))
         else:
@@ -229,11 +232,11 @@ class Connection:
         self._owner.deliver()
 
     def on_stderr(self, data: bytes) -> None:
-        """Take bytes of the worker's standard error."""
+        """Keep the last bytes of the worker's standard error."""
         self._stderr = (self._stderr + data)[-_KEPT_STDERR:]
 
     def on_end(self, reason: str, code: int | None) -> None:
-        """Take the end of the process."""
+        """Handle the end of the process."""
         self.lose(reason)
         self._owner.deliver()
 
@@ -254,7 +257,7 @@ class Connection:
                 f"unknown answer {frame.type[:60]!r}: client and worker may be of different versions",
                 code="unknown-answer",
             )
-        elif request is not None:  # else its answer came before, or nobody wants it any more
+        elif request is not None:  # otherwise it was answered already, or abandoned
             self._take_answer(request, frame)
 
     def _take_answer(self, request: Request, frame: Frame) -> None:
@@ -291,22 +294,22 @@ class Connection:
             )
         self.welcome = welcome
         self._startup = _seconds(welcome, "startup_s")
-        self._send_ping()  # to learn how long a round trip takes
+        self._send_ping()  # to measure a round trip
         self._owner.on_welcome(self)
 
     # Signs of life ------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Lose the connection if the worker hangs, ping it if it is quiet; call it about every 0.1 s."""
+        """Ping a quiet worker, and give up a hanging one; to be called about every 0.1 s."""
         now = self._clock()
-        # If this process itself slept, answers may lie unread: that time is not the worker's.
+        # If this process itself was suspended, answers may be unread: do not count that time.
         passed = min(max(0.0, now - self._tick), _LONGEST_TICK_S)
         self._tick = now
         self._silent_s += passed
         self._still_s += passed
         pending = self._transport.pending()
         if pending < self._pending:
-            self._silent_s = 0.0  # it still reads
+            self._silent_s = 0.0  # it is still reading
         self._pending = pending
         if not self.welcome:
             if self._still_s > self._timing.start:
@@ -345,7 +348,7 @@ class Connection:
             self._still_s = 0.0
         if self._still_s <= 2 * self._timing.quiet:
             self._cpu_mark = cpu
-        still = min(_seconds(frame.header, "step_age"), self._still_s)  # any message is a step, too
+        still = min(_seconds(frame.header, "step_age"), self._still_s)  # any message counts as a step
         limit = self._patience * max(self._timing.step, _SCALE * self._slowest_step)
         if cpu - self._cpu_mark > 0.25 * self._still_s:
             limit *= _COMPUTING_SCALE
@@ -359,7 +362,7 @@ class Connection:
     # The end ------------------------------------------------------------------------------------------------
 
     def lose(self, reason: str) -> None:
-        """Give it up and end the process."""
+        """Give up the connection and end the process."""
         if not self.is_lost:
             self.is_lost = True
             self._transport.kill()
@@ -367,15 +370,15 @@ class Connection:
             self.open.clear()
 
     def close(self) -> None:
-        """End the worker without telling the owner."""
+        """End the worker without notifying the owner."""
         self.is_lost = True
         self._transport.close_input()
         self._transport.kill()
 
     def suspect(self) -> Request | None:
-        """Return the request at which the worker was most likely lost."""
+        """Return the request that most likely caused the loss of the worker."""
         heavy = [request for request in self.open.values() if request.type not in IMMEDIATE | SEPARATE]
-        # A volume may be on its way for long, and a propagation waits for everything else.
+        # Sending a volume can take long, and a propagation waits for all other requests.
         for waiting in (PREEMPTIBLE | {"open_volume"}, PREEMPTIBLE, frozenset[str]()):
             for request in heavy:
                 if request.type not in waiting:
@@ -383,7 +386,7 @@ class Connection:
         return None
 
     def last_output(self) -> str:
-        """Return what was printed before the first frame, and the end of the worker's standard error."""
+        """Return the text before the first frame, the end of standard error, and the last stray errors."""
         banner = self._reader.banner.decode(errors="replace").strip()
         messages = self._stderr.decode(errors="replace").strip()
         stray = "\n".join(str(error) for error in self.stray[-3:])

@@ -1,4 +1,4 @@
-"""Volumes as they are received: slab after slab into one array, allocated once."""
+"""Volumes being received: slab by slab into an array that is allocated once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medsam2_core.worker.system import memory
 
 @dataclass
 class IncomingVolume:
-    """A volume of which not all slices have been received; `error` is set by a slab that does not fit."""
+    """A volume that is not complete yet; `error` is set by a slab that does not fit."""
 
     request: int
     voxels_kji: NDArray[Any]
@@ -40,7 +40,7 @@ class IncomingVolume:
 
     @classmethod
     def from_json(cls, request: int, fields: Mapping[str, Any]) -> IncomingVolume:
-        """Allocate the volume that `open_volume` describes; MemoryError if the machine has too little."""
+        """Allocate the volume that `open_volume` describes. MemoryError if it is too large."""
         shape, dtype = checked(fields, "shape_kji", list), checked(fields, "dtype", str)
         components = fields.get("components", 1)
         if len(shape) != 3 or not all(type(size) is int and 0 < size < 1 << 31 for size in shape):
@@ -62,7 +62,7 @@ class IncomingVolume:
         return cls(request, np.empty(whole, dtype), geometry, modality, title)
 
     def put(self, fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Copy a slab to its place. ProtocolError when it does not fit."""
+        """Copy a slab into the volume. ProtocolError when it does not fit."""
         first, slab, voxels = checked(fields, "first", int), arrays.get("voxels_kji"), self.voxels_kji
         if slab is None or slab.dtype != voxels.dtype or slab.shape[1:] != voxels.shape[1:]:
             got = None if slab is None else f"{slab.shape} of {slab.dtype}"
@@ -74,19 +74,19 @@ class IncomingVolume:
 
 
 class IncomingVolumes:
-    """Volumes by the client's names; filled by the thread that reads, used by the one that computes."""
+    """Volumes by the client's names: filled by the reading thread, used by the computing thread."""
 
     def __init__(self) -> None:
         self._incoming: dict[str, IncomingVolume] = {}
         self._complete: dict[str, Volume] = {}
-        self._refused: set[str] = set()  # slabs of these may still be on their way
+        self._refused: set[str] = set()  # slabs of these may still arrive
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._complete) + len(self._incoming)
 
     def open(self, request: int, fields: Mapping[str, Any]) -> None:
-        """Allocate a volume. MedSAM2Error when it is not one, MemoryError when there is too little."""
+        """Allocate a volume. MedSAM2Error for an invalid description, MemoryError when it is too large."""
         name = checked(fields, "volume", str)
         if not name:
             raise field_error("volume", name, "must be a name")
@@ -104,9 +104,9 @@ class IncomingVolumes:
             self._incoming[name] = incoming
 
     def fill(self, fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> IncomingVolume | None:
-        """Put a slab where it belongs; return the volume, or None when nobody waits for it any more.
+        """Store a slab; return its volume, or None when the volume is no longer wanted.
 
-        A volume whose slab does not fit is dropped, and returned with its `error`.
+        A volume with a slab that does not fit is dropped, and returned with its `error`.
         """
         name = checked(fields, "volume", str)
         incoming = self._incoming.get(name)
@@ -125,7 +125,7 @@ class IncomingVolumes:
         return incoming
 
     def _complete_one(self, name: str, incoming: IncomingVolume) -> bool:
-        """Return whether the volume is still wanted: the other thread may have closed it in this moment."""
+        """Mark a volume as complete; return False if the other thread has closed it meanwhile."""
         volume = Volume(incoming.voxels_kji, incoming.geometry, incoming.modality, incoming.title)
         with self._lock:
             if self._incoming.get(name) is not incoming:
@@ -135,7 +135,7 @@ class IncomingVolumes:
             return True
 
     def get(self, name: str) -> Volume:
-        """Return a complete volume, else raise VolumeError."""
+        """Return a complete volume. VolumeError if it is unknown or incomplete."""
         with self._lock:
             if name in self._complete:
                 return self._complete[name]
@@ -146,7 +146,7 @@ class IncomingVolumes:
         raise VolumeError(f"there is no volume {name[:60]!r}: open it first", code="unknown-volume")
 
     def close(self, name: str) -> int | None:
-        """Free a volume; return the request that was opening it, if it still was."""
+        """Free a volume; return the request that was still opening it, if any."""
         with self._lock:
             self._complete.pop(name, None)
             incoming = self._incoming.pop(name, None)
@@ -156,7 +156,7 @@ class IncomingVolumes:
             return incoming.request
 
     def cancel(self, request: int | None) -> list[int]:
-        """Stop receiving what a request opened (None: everything); return the requests that ended."""
+        """Stop receiving the volume of a request (None: all volumes); return the requests that ended."""
         with self._lock:
             ended = {n: i.request for n, i in self._incoming.items() if request in (None, i.request)}
             for name in ended:

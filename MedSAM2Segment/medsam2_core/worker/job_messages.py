@@ -1,4 +1,4 @@
-"""What is asked of Auto models, exports and trainings, and what comes back, as JSON."""
+"""Requests for Auto models, exports and trainings, and their results, as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medsam2_core.worker.protocol import checked, field_error
 
 
 class _JobRequest:
-    """A dataclass that becomes the fields of a request; what is None is left out."""
+    """Base of dataclasses that are sent as the fields of a request, without those that are None."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the request."""
@@ -31,20 +31,20 @@ class _JobRequest:
 
 @dataclass(frozen=True)
 class AutoRequest(_JobRequest):
-    """What an Auto model is asked.
+    """Request to an Auto model.
 
     Attributes
     ----------
     model
-        Its file, by name or path on the worker's machine.
+        Name of its file, or a path on the worker's machine.
     classes
-        Names of the classes wanted; None all.
+        Names of the wanted classes; None for all.
     first, last
-        Slices, inclusive; None the ends.
+        Slices, inclusive; None for the first or last of the volume.
     method
-        ``memory`` or ``slices``; None what measured best.
+        ``memory`` or ``slices``; None for the default.
     flips
-        Average with mirror images.
+        Whether to average over mirror images.
     """
 
     model: str
@@ -57,7 +57,7 @@ class AutoRequest(_JobRequest):
 
 @dataclass(frozen=True)
 class TrainRequest(_JobRequest):
-    """The training of an Auto model; names and meanings are those of the options of `medsam2 train auto`.
+    """Training of an Auto model; the fields are options of `medsam2 train auto`.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class TrainRequest(_JobRequest):
     name
         Name of the model.
     resume
-        Go on with an earlier training of this name, where there is one.
+        Whether to continue an earlier training of this name, if there is one.
     """
 
     data: str
@@ -95,7 +95,7 @@ class TrainRequest(_JobRequest):
 
 @dataclass(frozen=True)
 class ExportRequest(_JobRequest):
-    """An export; names and meanings are those of the options of `medsam2 export`. Paths are absolute.
+    """Export of a segmentation; the fields are options of `medsam2 export`. Paths are absolute.
 
     Attributes
     ----------
@@ -104,11 +104,11 @@ class ExportRequest(_JobRequest):
     dicom
         The files of the series; for DICOM SEG.
     measurements, report
-        Files to write beside; None for none.
+        Additional files to write; None for none.
     drawn_on
         Grid of the volume the user drew on: ``{"ijk_to_ras": 4 x 4, "shape_ijk": 3 sizes}``.
     scratch
-        A folder of the client for temporary files, which it removes should the worker be killed.
+        Folder for temporary files, which the client removes should the worker be killed.
     """
 
     segmentation: str
@@ -128,18 +128,18 @@ class ExportRequest(_JobRequest):
 
 @dataclass(frozen=True)
 class AutoPrediction:
-    """What an Auto model found of one class.
+    """Prediction of an Auto model for one class.
 
     Attributes
     ----------
     name, colour_rgb, terminology
-        Of the class; colours from 0 to 1, terminology as 3D Slicer's TerminologyEntry tag, or empty.
+        Of the class: colours from 0 to 1, terminology as 3D Slicer's TerminologyEntry tag, or empty.
     confidence
-        0 to 1; 0 when it is nowhere.
+        0 to 1; 0 when the class was not found.
     prompts
-        By slice, what was predicted there.
+        Predicted prompts by slice.
     masks
-        By slice, what is on it.
+        Masks by slice.
     """
 
     name: str
@@ -151,7 +151,7 @@ class AutoPrediction:
 
     @property
     def is_found(self) -> bool:
-        """Whether it is on any slice."""
+        """Whether the class was found on any slice."""
         return any(not mask.is_empty for mask in self.masks.values())
 
     @classmethod
@@ -161,7 +161,7 @@ class AutoPrediction:
         arrays: Mapping[str, NDArray[Any]],
         received: Mapping[tuple[str, int], SliceMask],
     ) -> AutoPrediction:
-        """Read an item of ``classes``; its masks came before. ProtocolError tells what is wrong."""
+        """Read an item of ``classes``, whose masks were received before. ProtocolError when it is invalid."""
         if not isinstance(item, dict):
             raise field_error("classes", item, "must be a list of JSON objects")
         name, slices = checked(item, "name", str), checked(item, "slices", list)
@@ -188,20 +188,20 @@ class AutoPrediction:
 
 @dataclass(frozen=True)
 class AutoModelInfo:
-    """An Auto model a worker offers.
+    """Auto model in a worker's library.
 
     Attributes
     ----------
     file
-        Name of its file without the suffix, by which it is asked for.
+        Name of its file without suffix, which requests use.
     path
         Its path on the worker's machine.
     name, classes, base, axis, modality
         As on its card; `classes` are names.
     images
-        How many images it was trained on; 0 if unknown.
+        Number of training images; 0 if unknown.
     dice
-        Mean Dice over classes as measured by its training; None if unknown.
+        Mean Dice over classes, as measured during training; None if unknown.
     """
 
     file: str
@@ -225,22 +225,22 @@ class AutoModelInfo:
 
     @classmethod
     def from_json(cls, item: Any) -> AutoModelInfo:
-        """Read an item of `auto_models`. ProtocolError tells what is wrong."""
+        """Read an item of `auto_models`. ProtocolError when it is invalid."""
         if not isinstance(item, dict):
             raise field_error("models", item, "must be a list of JSON objects")
         texts = {
             name: checked(item, name, str) for name in ("file", "path", "name", "base", "axis", "modality")
         }
         classes = tuple(checked(one, "name", str) for one in checked(item, "classes", list))
-        told = item.get("training")
-        training = told if isinstance(told, dict) else {}
+        training = item.get("training")
+        training = training if isinstance(training, dict) else {}
         images = training.get("images")
         images = images if type(images) is int else 0
         return cls(**texts, classes=classes, images=images, dice=_mean(training.get("dice")))
 
 
 def auto_models_from_json(result: Mapping[str, Any]) -> tuple[AutoModelInfo, ...]:
-    """Read the result of `auto_models`. ProtocolError tells what is wrong."""
+    """Read the result of `auto_models`. ProtocolError when it is invalid."""
     return tuple(AutoModelInfo.from_json(item) for item in checked(result, "models", list))
 
 

@@ -1,4 +1,4 @@
-"""A request in the worker, and how it is answered."""
+"""Requests inside the worker."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Answer = tuple[dict[str, Any], Arrays]
 
 @dataclass(eq=False)
 class Job:
-    """A request in the worker.
+    """A request inside the worker.
 
     Attributes
     ----------
     id, type, fields, arrays
         The message.
     is_cancelled
-        Whether nobody wants its answer any more; set by the thread that reads.
+        Whether it was cancelled; set by the reading thread.
     state
-        How far an interrupted one has come.
+        Progress of an interrupted request.
     """
 
     id: int
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def is_preemptible(self) -> bool:
-        """Whether it waits for, and makes way for, all others."""
+        """Whether it yields to all other requests."""
         return self.type in PREEMPTIBLE
 
 

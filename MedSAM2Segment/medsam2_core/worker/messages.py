@@ -40,19 +40,19 @@ _OBLIQUE = ("origin_ras", "row_direction_ras", "column_direction_ras", "spacing_
 
 @dataclass(frozen=True)
 class ObjectSnapshot:
-    """Prompts and masks of one object: all that a new worker needs to know of it.
+    """Prompts and masks of one object: its complete state, for a new worker.
 
     Attributes
     ----------
     prompts
         By slice.
     masks
-        By slice: the answers to prompts, and what was propagated.
+        By slice: answers to prompts, and propagated masks.
     propagated
-        By slice, the mask that propagation had found before the slice was prompted: prompts correct it, and
-        without it their answer would be another.
+        By slice, the propagated mask from before the slice was prompted. Prompts correct it, so their answer
+        depends on it.
     outdated
-        Slices whose mask is the answer to earlier prompts.
+        Slices whose mask answers earlier prompts.
     """
 
     prompts: Mapping[int, SlicePrompts] = field(default_factory=dict)
@@ -64,15 +64,15 @@ class ObjectSnapshot:
         object.__setattr__(self, "prompts", {n: one for n, one in self.prompts.items() if one})
 
     def __bool__(self) -> bool:
-        """Return whether anything is known."""
+        """Return whether there are prompts or masks."""
         return bool(self.prompts or self.masks)
 
     def with_prompts(
         self, slices: Mapping[int, SlicePrompts], answer: Iterable[SliceMask] | None = None
     ) -> ObjectSnapshot:
-        """Return it with prompts replaced on some slices; without an answer, the old masks become outdated.
+        """Return it with the prompts of some slices replaced; without an answer, their masks become outdated.
 
-        Where prompts are taken back, what propagation had found stands again.
+        Where prompts are removed, the propagated mask is restored.
         """
         prompts, masks, propagated = dict(self.prompts), dict(self.masks), dict(self.propagated)
         outdated = set(self.outdated)
@@ -101,7 +101,7 @@ class ObjectSnapshot:
         )
 
     def without_outdated(self) -> ObjectSnapshot:
-        """Return it without the masks that answer earlier prompts."""
+        """Return it without outdated masks."""
         masks = {n: mask for n, mask in self.masks.items() if n not in self.outdated}
         return ObjectSnapshot(self.prompts, masks, self.propagated)
 
@@ -120,7 +120,7 @@ class ObjectSnapshot:
 
 @dataclass(frozen=True)
 class StackChoice:
-    """How a volume is cut into slices: along an axis, or in any direction.
+    """How a volume is cut into slices: along an axis, or obliquely.
 
     Attributes
     ----------
@@ -141,7 +141,7 @@ class StackChoice:
     def oblique(
         cls, origin_ras: Any, row_direction_ras: Any, column_direction_ras: Any, spacing_mm: Any = None
     ) -> StackChoice:
-        """Return parallel slices in any direction, from anything that holds three numbers."""
+        """Return an oblique stack, from sequences of three numbers."""
         given = (origin_ras, row_direction_ras, column_direction_ras, spacing_mm)
         return cls("", *(None if value is None else _three(value) for value in given))
 
@@ -154,7 +154,7 @@ class StackChoice:
 
     @classmethod
     def from_json(cls, item: Any) -> StackChoice:
-        """Read it from a message. GeometryError when it is not a stack."""
+        """Read it from a message. GeometryError when it is invalid."""
         if not isinstance(item, dict):
             raise GeometryError(f"a stack must be a JSON object, not {repr(item)[:60]}", code="stack")
         if "axis" not in item:
@@ -169,7 +169,7 @@ class StackChoice:
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """What a session is opened with; see :meth:`medsam2_core.session.Session.open`."""
+    """Options of a session; see :meth:`medsam2_core.session.Session.open`."""
 
     model: str = "embedded"
     device: str = "auto"
@@ -184,12 +184,12 @@ class SessionSettings:
 
     @classmethod
     def from_json(cls, item: Any) -> SessionSettings:
-        """Read them from a message. ProtocolError for what is not a setting."""
+        """Read them from a message. ProtocolError for an unknown or invalid setting."""
         return dataclass_from_json(cls, item, "settings")
 
 
 def prompt_to_json(prompt: Prompt, arrays: Arrays) -> dict[str, Any]:
-    """Return a prompt for a message; the voxels of a mask are added to its arrays."""
+    """Return a prompt as JSON; the voxels of a mask are added to `arrays`."""
     if isinstance(prompt, Point):
         return {"kind": "point", "ijk": list(prompt.ijk), "positive": prompt.positive}
     if isinstance(prompt, Box):
@@ -200,7 +200,7 @@ def prompt_to_json(prompt: Prompt, arrays: Arrays) -> dict[str, Any]:
 
 
 def prompt_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> Prompt:
-    """Read a prompt from a message. PromptError, as the prompts themselves raise it, when it is not one."""
+    """Read a prompt from JSON. PromptError when it is invalid."""
     kind = item.get("kind") if isinstance(item, dict) else None
     try:
         if kind == "point":
@@ -240,9 +240,9 @@ def slice_prompts_from_json(
     Raises
     ------
     PromptError
-        A prompt is not one.
+        A prompt is invalid.
     ProtocolError
-        Anything else is wrong.
+        Anything else is invalid.
     """
     if not isinstance(item, dict):
         raise field_error("slices", item, "must be a list of JSON objects")
@@ -257,15 +257,15 @@ def slice_prompts_from_json(
 
 
 def slice_mask_to_json(mask: SliceMask, arrays: Arrays) -> dict[str, Any]:
-    """Return the mask of a slice for a message; its bits are added to the arrays."""
+    """Return the mask of a slice as JSON; its bits are added to `arrays`."""
     values = {name: getattr(mask, name) for name in _MASK_PARTS}
-    for name in ("predicted_iou", "object_score"):  # JSON has no other numbers
+    for name in ("predicted_iou", "object_score"):  # JSON has finite numbers only
         values[name] = float(values[name]) if math.isfinite(values[name]) else 0.0
     return {**values, "mask": add_array(arrays, np.frombuffer(mask.bits, np.uint8))}
 
 
 def slice_mask_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> SliceMask:
-    """Read the mask of a slice. ProtocolError when it is damaged, or its bits do not fit its box."""
+    """Read the mask of a slice from JSON. ProtocolError when it is invalid."""
     if not isinstance(item, dict):
         raise field_error("slices", item, "must be a list of JSON objects")
     values = {name: checked(item, name, kind) for name, kind in _MASK_PARTS.items()}
@@ -284,7 +284,7 @@ def slice_mask_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> Slice
 
 
 def limits_from_json(item: Any) -> dict[str, tuple[int, int]] | None:
-    """Read ``limits`` of a `propagate` request. ProtocolError for what is not a range of slices by object."""
+    """Read ``limits`` of a `propagate` request: a range of slices by object. ProtocolError if invalid."""
     if item is None:
         return None
     is_range = isinstance(item, dict) and all(
@@ -296,7 +296,7 @@ def limits_from_json(item: Any) -> dict[str, tuple[int, int]] | None:
 
 
 def masks_from_json(frame: Frame) -> list[SliceMask]:
-    """Read ``slices`` of a result or a `slice` message. ProtocolError when they are damaged."""
+    """Read ``slices`` of a result or a `slice` message. ProtocolError when they are invalid."""
     return [slice_mask_from_json(item, frame.arrays) for item in checked(frame.header, "slices", list)]
 
 

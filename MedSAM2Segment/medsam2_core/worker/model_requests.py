@@ -1,4 +1,4 @@
-"""Requests about models: which there are, downloading one, deleting one; of SAM 2 and of Auto."""
+"""Requests that list, download and delete models, both of SAM 2 and of Auto."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medsam2_core.worker.protocol import checked
 if TYPE_CHECKING:
     from medsam2_core.auto.model_file import AutoCard
 
-_PAUSE_S = 0.2  # between two messages about the same download
+_PAUSE_S = 0.2  # between two progress messages of a download
 
 
 def list_models(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def auto_model_to_json(path: Path, card: AutoCard) -> dict[str, Any]:
     }
 
 
-#: Requests that need only their fields, and are answered without arrays.
+#: Handlers of requests without arrays: from fields to fields.
 HANDLERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "models": list_models,
     "remove_model": remove_model,
@@ -99,7 +99,7 @@ HANDLERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 
 
 class Downloads:
-    """Downloads of models, each in a thread: nothing else waits for the network.
+    """Downloads of models, each in a thread of its own.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class Downloads:
         threading.Thread(target=self._fetch, args=(job,), name="download", daemon=True).start()
 
     def cancel(self, number: int | None) -> None:
-        """Stop a download (None: all); what has arrived is kept for the next try."""
+        """Cancel a download (None: all); the part received is kept for the next attempt."""
         for job in list(self._running.values()):
             if number in (None, job.id):
                 job.is_cancelled = True

@@ -1,8 +1,8 @@
 """The worker's wire format: frames of one JSON header and named arrays, and errors as data.
 
-Resources/docs/worker-protocol.md describes the same for clients in other languages. Nothing here trusts what
-it reads: lengths are checked before memory of that length is taken, dtypes come from a short list, compressed
-arrays may not grow beyond their shape, and nothing is unpickled.
+Resources/docs/worker-protocol.md describes the same for clients in other languages. Input is not
+trusted: lengths are checked before memory is allocated, dtypes come from a short list, compressed arrays
+cannot grow beyond their announced size, and pickle is never used.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from numpy.typing import NDArray
 from medsam2_core import errors
 from medsam2_core.errors import MedSAM2Error, ProtocolError, WorkerError
 
-#: Versions of the messages that this package speaks, the best first.
+#: Supported versions of the protocol, the preferred one first.
 PROTOCOLS = (2,)
 
-#: Requests answered at once, in the middle of a computation: none of them can be what ended a worker.
+#: Requests answered at once, even during a computation: none of them can have ended a worker.
 IMMEDIATE = frozenset(
     {"hello", "bye", "ping", "cancel", "prefetch", "status", "close_session", "close_volume"}
 )
-#: Requests carried out beside the computation, in processes of their own.
+#: Requests carried out in separate processes, beside the computation.
 SEPARATE = frozenset({"train_auto", "export"})
-#: Requests that wait for, and make way for, all others.
+#: Requests that yield to all others.
 PREEMPTIBLE = frozenset({"propagate", "auto"})
 
 MAGIC = b"MS2\x02"  # the last byte is the version of the frame layout
 LARGEST_HEADER = 4 << 20  # bytes; enough for the masks of some 15,000 slices
 LARGEST_BODY = 1 << 30  # bytes, compressed or not
-LONGEST_BANNER = 64 << 10  # bytes a login may print before the first frame
+LONGEST_BANNER = 64 << 10  # bytes of text that a login may print before the first frame
 DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f4", "<f8")
 
 _PREFIX = struct.Struct("<4sIQ")  # magic, bytes of the header, bytes of the body
-_ANY_LAYOUT = re.compile(rb"MS2[\x01-\x08]")  # control characters: never in a login's text
+_ANY_LAYOUT = re.compile(rb"MS2[\x01-\x08]")  # control characters, which a login does not print
 _MOST_AXES = 8
 
 Arrays = dict[str, NDArray[Any]]
@@ -77,7 +77,7 @@ class Frame:
 def encode(
     header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None, *, compress: bool = False
 ) -> list[bytes | memoryview]:
-    """Return a frame as pieces of bytes; raw arrays are not copied.
+    """Encode a frame, as a list of buffers; uncompressed arrays are not copied.
 
     Parameters
     ----------
@@ -86,12 +86,12 @@ def encode(
     arrays
         By name; integers of 1 to 8 bytes, floats of 4 or 8, or bool (sent as 0 and 1).
     compress
-        Deflate the arrays at the fastest level, if that makes them smaller.
+        Deflate the arrays at the fastest level if that makes them smaller.
 
     Raises
     ------
     ProtocolError
-        The header is not JSON, or a limit of the protocol is exceeded.
+        The header cannot be written as JSON, or a limit of the protocol is exceeded.
     """
     full, listed, body = dict(header), [], []
     for name, array in (arrays or {}).items():
@@ -113,29 +113,29 @@ def encode(
 
 
 class FrameReader:
-    """Decoder of frames from bytes that arrive in any pieces.
+    """Incremental decoder of frames.
 
     Parameters
     ----------
     skip_banner
-        Whether text may precede the first frame, as a remote shell prints it; it is kept in `banner`.
+        Whether text may precede the first frame, as printed by a remote shell; it is kept in `banner`.
     """
 
     def __init__(self, skip_banner: bool = False) -> None:
         self.banner = b""
         self._is_banner = skip_banner
         self._buffer = bytearray()
-        self._wanted = _PREFIX.size  # bytes without which there is no next frame
+        self._wanted = _PREFIX.size  # bytes needed for the next frame
         self._error: ProtocolError | None = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """Return the frames that are complete with these bytes.
+        """Return the frames completed by these bytes.
 
         Raises
         ------
         ProtocolError
-            The stream is damaged and stays unusable. Frames before the damage are returned first: then it
-            is the next call that raises (``feed(b"")`` asks).
+            The stream is damaged, and remains unusable. Frames before the damage are returned first; then
+            the next call raises, which may be ``feed(b"")``.
         """
         if self._error is not None:
             raise self._error
@@ -153,7 +153,7 @@ class FrameReader:
         return frames
 
     def _next(self) -> Frame | None:
-        """Take the next frame off the buffer; None, with `_wanted` set, when it is not complete."""
+        """Remove the next frame from the buffer; return None, and set `_wanted`, if it is incomplete."""
         magic, header_size, body_size = _PREFIX.unpack_from(self._buffer)
         if magic != MAGIC:
             raise _not_a_frame(bytes(self._buffer[:40]))
@@ -171,9 +171,9 @@ class FrameReader:
         return Frame(header, _read_arrays(header.pop("arrays", []), body), size)
 
     def _skip_banner(self) -> bool:
-        """Drop what precedes the first frame; return whether a frame has begun."""
+        """Move what precedes the first frame to `banner`; return whether a frame can be read."""
         found = _ANY_LAYOUT.search(self._buffer)
-        # Without one, its first letters may be the last that came.
+        # Otherwise the last bytes may be the first of the magic.
         end = found.start() if found else max(0, len(self._buffer) - len(MAGIC) + 1)
         self.banner += self._buffer[:end]
         del self._buffer[:end]
@@ -225,7 +225,7 @@ def _read_header(data: bytes) -> dict[str, Any]:
 
 
 def _inflated(body: bytes | memoryview, size: Any) -> bytes:
-    """Return a deflated body; never more than one byte beyond the announced `size` is made."""
+    """Inflate a body; at most one byte more than the announced `size` is produced."""
     if not _is_count(size) or size > LARGEST_BODY:
         raise _array_error(None, f"the body cannot inflate to {_short(size)} bytes", "frame-size")
     machine = zlib.decompressobj()
@@ -249,7 +249,7 @@ def _read_arrays(listed: Any, body: bytes | memoryview) -> Arrays:
         if size > len(body) - at or max(shape, default=0) > LARGEST_BODY:
             raise _array_error(name, f"of {shape} {dtype.str} goes beyond the body of its frame")
         array = np.frombuffer(body[at : at + size], dtype) if size else np.zeros(0, dtype)
-        array = array if array.flags.aligned else array.copy()  # headers have any length
+        array = array if array.flags.aligned else array.copy()  # the header may have any length
         array = array.reshape(shape)
         array.flags.writeable = False
         arrays[name] = array
@@ -306,12 +306,12 @@ def _short(value: object) -> str:
 
 
 def checked(item: Mapping[str, Any], part: str, kind: type) -> Any:
-    """Return a part of a message as the type it must have; a whole number serves as float.
+    """Return a field of a message after checking its type; an integer is accepted for float.
 
     Raises
     ------
     ProtocolError
-        ``message-field``: it is absent, of another type, or a negative whole number.
+        ``message-field``: it is missing, of another type, or a negative integer.
     """
     value = item.get(part)
     kinds = (int, float) if kind is float else (kind,)
@@ -327,24 +327,24 @@ def checked(item: Mapping[str, Any], part: str, kind: type) -> Any:
 
 
 def optional(item: Mapping[str, Any], part: str, kind: type, default: Any = None) -> Any:
-    """Return :func:`checked`, or the default where the part is absent or null."""
+    """Return :func:`checked`, or the default where the field is missing or null."""
     return default if item.get(part) is None else checked(item, part, kind)
 
 
 def field_error(part: str, value: Any, problem: str) -> ProtocolError:
-    """Return the error about a part of a message."""
+    """Return the error for an invalid field of a message."""
     return ProtocolError(f"{part} {problem}, not {_short(value)}", code="message-field", field=part)
 
 
 def dataclass_from_json(cls: type[T], item: Any, what: str) -> T:
-    """Return a dataclass of str, bool, int, float, dict or tuple[str, ...] fields, each optional or not.
+    """Create a dataclass with fields of type str, bool, int, float, dict or tuple[str, ...], or None.
 
-    What is null counts as absent, ``type`` and ``id`` of a message are skipped.
+    A null counts as missing; ``type`` and ``id`` of a message are skipped.
 
     Raises
     ------
     ProtocolError
-        ``message-field`` or ``unknown-field``, about the first field that is wrong.
+        ``message-field`` or ``unknown-field``, for the first invalid field.
     """
     if not isinstance(item, Mapping):
         raise field_error(what, item, "must be a JSON object")
@@ -375,7 +375,7 @@ def _texts(item: Mapping[str, Any], part: str) -> tuple[str, ...]:
 
 
 def add_array(arrays: Arrays, array: NDArray[Any]) -> str:
-    """Put an array into a message; return the name it got."""
+    """Add an array to a message; return its name."""
     name = f"a{len(arrays)}"
     arrays[name] = array
     return name
@@ -384,7 +384,7 @@ def add_array(arrays: Arrays, array: NDArray[Any]) -> str:
 def named_array(
     item: Mapping[str, Any], part: str, arrays: Mapping[str, NDArray[Any]], dtype: type
 ) -> NDArray[Any]:
-    """Return the array that ``item[part]`` names. ProtocolError when there is none, or of another dtype."""
+    """Return the array named by ``item[part]``. ProtocolError if it is missing or of another dtype."""
     name = checked(item, part, str)
     if name not in arrays:
         raise field_error(part, name, "must be the name of an array of the message")
@@ -402,7 +402,7 @@ def error_to_json(error: BaseException, details: str = "") -> dict[str, Any]:
     if isinstance(error, MemoryError):
         kind = "OutOfMemoryError"
     code = error.code if isinstance(error, MedSAM2Error) else _CODES.get(kind, "internal")
-    try:  # fields are for programs: one that is not JSON must not keep the error itself from being sent
+    try:  # a field that is not JSON must not prevent the error from being sent
         values = error.fields if isinstance(error, MedSAM2Error) else {}
         fields = json.loads(json.dumps(values, default=str, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
@@ -411,9 +411,9 @@ def error_to_json(error: BaseException, details: str = "") -> dict[str, Any]:
 
 
 def error_from_json(header: Mapping[str, Any]) -> MedSAM2Error:
-    """Return the error of an `error` message, of its own class where this package has it, else WorkerError.
+    """Return the error of an `error` message: of its class if this package has it, otherwise WorkerError.
 
-    Its ``kind`` and ``details`` are attributes of the error.
+    ``kind`` and ``details`` become attributes of the error.
     """
     kind, message = str(header.get("kind", "")), str(header.get("message", ""))
     known = getattr(errors, kind, None)

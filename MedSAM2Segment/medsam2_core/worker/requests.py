@@ -1,4 +1,4 @@
-"""Something asked of the worker, from the question to its one answer."""
+"""Requests on the client's side, from being sent to their one answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medsam2_core.errors import Cancelled, MedSAM2Error, WorkerError
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.worker.protocol import Frame
 
-#: So many lost workers, and what they were lost at is not tried again.
+#: A request at which this many workers were lost is not sent again.
 TOO_MANY_CRASHES = 2
 
 Call = Callable[[], None]
@@ -25,46 +25,46 @@ Slices = Callable[[list[SliceMask], int, "int | None"], None]
 
 @dataclass
 class CrashCounter:
-    """How many workers were lost at something; shared by all attempts at the same thing."""
+    """Number of workers lost at something; shared by all attempts at it."""
 
     count: int = 0
 
 
 def result_fields(frame: Frame) -> Any:
-    """Return the fields of a result as they are."""
+    """Return the fields of a result, unchanged."""
     return {name: value for name, value in frame.header.items() if name not in ("type", "re")}
 
 
 @dataclass(eq=False)
 class Request:
-    """Something asked of the worker. Exactly one of `done` and `failed` is called, unless it is silenced.
+    """Request to the worker. Exactly one of `done` and `failed` is called, unless it is silenced.
 
     Attributes
     ----------
     type, fields, arrays
         The message.
     done
-        Gets the result: what `parse` makes of the answer.
+        Gets the result: the answer as returned by `parse`.
     failed
         Gets a MedSAM2Error; :class:`~medsam2_core.errors.Cancelled` after :meth:`cancel`.
     progress
-        Gets what is being done, how much of it is done, and the total or None.
+        Gets the activity, the amount done, and the total or None.
     note
         Receives remarks as text.
     slices
-        Gets masks as they come, how many slices are done, and the total or None.
+        Gets masks as they arrive, the number of slices done, and the total or None.
     parse
-        Makes the result of an answer and updates the state kept here; ProtocolError when it is damaged.
+        Converts the answer to the result, and updates the client's state. ProtocolError when it is invalid.
     on_slices, on_progress, on_end
-        Update the state kept here; called at once, before the callbacks above.
+        Update the client's state; called immediately, before the callbacks above.
     canceller
         Carries out :meth:`cancel`.
     is_replayed
-        Whether it is sent again to the next worker when one is lost.
+        Whether it is sent again when a worker is lost.
     crashes
-        How many workers were lost at it.
+        Number of workers lost at it.
     id
-        Its number on the connection it was sent over; None while it waits.
+        Its number on the present connection; None until it is sent.
     """
 
     type: str
@@ -89,14 +89,14 @@ class Request:
     is_silent: bool = False
 
     def cancel(self) -> None:
-        """Ask the worker to stop; `failed` gets Cancelled, unless it was done already."""
+        """Ask the worker to stop; `failed` gets Cancelled, unless the request was already answered."""
         if not self.is_over and not self.is_cancelled:
             self.is_cancelled = True
             if self.canceller is not None:
                 self.canceller(self)
 
     def silence(self) -> None:
-        """Call nobody back any more."""
+        """Call no callbacks any more."""
         self.is_silent = self.is_over = True
 
     def fail(self, error: MedSAM2Error, calls: deque[Call]) -> None:
@@ -113,7 +113,7 @@ class Request:
             self.on_end(self)
 
     def worker_lost(self, reason: str, calls: deque[Call]) -> None:
-        """Make it ready to be sent again, or fail it where that must not be."""
+        """Prepare it to be sent again, or fail it if that must not happen."""
         was_sent, self.id = self.id is not None, None
         if self.is_cancelled:
             self.fail(Cancelled(f"{self.type} was cancelled"), calls)
@@ -128,6 +128,6 @@ class Request:
             self.fail(WorkerError(message, code="worker-lost-twice", request=self.type), calls)
 
     def call(self, calls: deque[Call], callback: Callable[..., None] | None, *arguments: Any) -> None:
-        """Queue a callback; it is left out if the request is silent by then."""
+        """Queue a callback, which is skipped if the request is silenced by then."""
         if callback is not None:
             calls.append(lambda: None if self.is_silent else callback(*arguments))

@@ -1,4 +1,4 @@
-"""The worker's process: one thread reads frames, one computes, one writes, and requests wait in one queue."""
+"""Server of the worker: one thread reads frames, one computes, one writes; requests wait in one queue."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = _WRITE_BYTES = 1 << 20
-_ANNOUNCE_S = 0.25  # an answer that takes longer is announced
-_DAMAGED, _BUG = 76, 70  # exit codes: the input is not the protocol; a thread that must not fail did
+_ANNOUNCE_S = 0.25  # progress is reported for requests that take longer
+_DAMAGED, _BUG = 76, 70  # exit codes: invalid input; a bug in the reading or writing thread
 
 
 class RequestQueue:
-    """Requests waiting to be computed, put in by one thread and taken out by another.
+    """Queue of requests between the reading and the computing thread.
 
     Attributes
     ----------
     current
-        The one being computed.
+        The request being computed.
     """
 
     def __init__(self) -> None:
@@ -56,39 +56,39 @@ class RequestQueue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits."""
+        """Whether no request waits."""
         return not self._jobs
 
     @property
     def is_urgent(self) -> bool:
-        """Whether something waits that preemptible requests make way for."""
+        """Whether a request waits that preemptible requests yield to."""
         return any(not job.is_preemptible for job in self._jobs)
 
     def add(self, job: Job) -> None:
-        """Put a request behind all others."""
+        """Append a request."""
         with self._changed:
             self._jobs.append(job)
             self._changed.notify_all()
 
     def put_back(self, job: Job) -> None:
-        """Put an interrupted request before others of its kind."""
+        """Put an interrupted request back at the front."""
         with self._changed:
             self._jobs.insert(0, job)
 
     def finish(self) -> None:
-        """Mark the current request as answered: it cannot be cancelled any more."""
+        """Mark the current request as answered, so that it can no longer be cancelled."""
         with self._changed:
             self.current = None
 
     def wake(self) -> None:
-        """Let :meth:`take` return: there may be something to do that is not a request."""
+        """Let :meth:`take` return, for work that is not a request."""
         with self._changed:
             self._changed.notify_all()
 
     def take(self, waits: Callable[[], bool]) -> Job | None:
-        """Return the next request, which is `current` then; the preemptible ones come last.
+        """Make the next request `current` and return it; preemptible requests come last.
 
-        None when there is none; if `waits()`, only after a wake-up.
+        Returns None when there is none: at once, or if `waits()`, after a wake-up.
         """
         with self._changed:
             self.current = None
@@ -101,7 +101,7 @@ class RequestQueue:
             return self.current
 
     def cancel(self, number: int | None) -> list[Job]:
-        """Cancel a request (None: all); return those taken out. The current one is only marked."""
+        """Cancel a request (None: all); return those removed. The current one is only marked."""
         with self._changed:
             dropped = [job for job in self._jobs if number in (None, job.id)]
             for job in dropped:
@@ -112,12 +112,12 @@ class RequestQueue:
 
 
 class Outbox:
-    """Frames on their way to the client, written in order by a thread: callers do not block on a slow reader.
+    """Frames to the client, written by a thread so that a slow reader does not block the callers.
 
     Parameters
     ----------
     descriptor
-        Where to write. When nobody reads there any more, the process ends.
+        Where to write. The process ends when the other end is closed.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -128,14 +128,14 @@ class Outbox:
         threading.Thread(target=self._write_all, name="outbox", daemon=True).start()
 
     def put(self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
-        """Send a frame, from any thread. ProtocolError when it exceeds the protocol."""
+        """Send a frame, from any thread. ProtocolError when it exceeds the limits of the protocol."""
         pieces = encode(header, arrays)
         with self._changed:
             self._waiting.append(pieces)
             self._changed.notify_all()
 
     def drain(self, seconds: float) -> None:
-        """Wait until all is written, but no longer than this."""
+        """Wait until everything is written, at most this long."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting and not self._is_writing, seconds)
 
@@ -153,23 +153,23 @@ class Outbox:
                     while len(view):
                         view = view[os.write(self._descriptor, view[:_WRITE_BYTES]) :]
             except OSError as error:
-                _log.info("nobody reads any more (%s): end", type(error).__name__)
+                _log.info("the output was closed (%s): end", type(error).__name__)
                 os._exit(0)
 
 
 class RequestLoop:
-    """The computation: takes requests from the queue, makes way for more urgent ones, answers each once.
+    """The computing thread: takes requests from the queue, yields to urgent ones, answers each once.
 
     Parameters
     ----------
     queue
-        Where requests come from.
+        Source of requests.
     volumes
         The volumes that have been received.
     outbox
-        Where answers go.
+        Destination of answers.
     preload
-        A model to load before anybody asks for it; empty for none.
+        Model to load before it is requested; empty for none.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class RequestLoop:
         downloads = model_requests.Downloads(self.finish, self._send)
         exports = subprocesses.Exports(self.finish, self._send)
         trainings = subprocesses.Trainings(self.finish, self._send)
-        #: Requests carried out beside the computation.
+        #: Requests carried out beside the computation, by type.
         self.separate: dict[str, Any] = {
             "install_model": downloads,
             "export": exports,
@@ -206,11 +206,11 @@ class RequestLoop:
 
     @property
     def step_age(self) -> float:
-        """Seconds since the computation last moved; 0 when there is none."""
+        """Seconds since the last step of the computation; 0 when there is none."""
         return time.monotonic() - self._moved if self._is_computing else 0.0
 
     def run(self) -> None:
-        """Import what takes long to import, then serve for ever."""
+        """Import torch, which takes long, then serve forever."""
         self._is_computing = True
         from medsam2_core.engine.devices import choose_device
 
@@ -230,13 +230,13 @@ class RequestLoop:
             self._note_step()
 
     def work(self, job: Job) -> None:
-        """Carry out one request, or a part of it."""
+        """Process one request, or a part of it."""
         self._is_announced = False
         try:
             if job.is_cancelled:
                 raise Cancelled("stopped before it began")
             fields, arrays = self.handlers[job.type](job)
-            self.queue.finish()  # before the client can know, and ask whether there is still work
+            self.queue.finish()  # before the client receives the result, and asks whether the worker is busy
             self._send(job, {"type": "result", **fields}, arrays)
             self._log_end(job, "result")
         except Interrupted:
@@ -273,7 +273,7 @@ class RequestLoop:
             self._send(job, {"type": "progress", "what": "encoding", "done": 0, "total": None})
 
     def load_first(self) -> None:
-        """Load the model that the first user will most likely want."""
+        """Load the model that will most likely be requested first."""
         name, self._preload = self._preload, ""
         try:
             self.sessions.model(name)
@@ -281,7 +281,7 @@ class RequestLoop:
             _log.info("no model preloaded: %s", type(error).__name__)  # reported when it is requested
 
     def skip_preload(self) -> None:
-        """Load no model before somebody asks for one."""
+        """Load no model before one is requested."""
         self._preload = ""
 
     def _prefetch(self) -> None:
@@ -328,19 +328,19 @@ class RequestLoop:
 
 
 def _plain(handle: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Callable[[Job], Answer]:
-    """Return the handler of a request that needs only its fields, and answers without arrays."""
+    """Return a handler of jobs for a function from fields to fields."""
     return lambda job: (handle(job.fields), {})
 
 
 class Server:
-    """Serves one client over two file descriptors: reads in a thread, computes in the caller's.
+    """Server for one client: reads in a thread of its own, computes in the caller's.
 
     Parameters
     ----------
     frames_in, frames_out
-        Where frames come from and go to.
+        File descriptors.
     log
-        Path of the log, for `status`.
+        Path of the log file, for `status`.
     """
 
     def __init__(self, frames_in: int, frames_out: int, log: str | None = None) -> None:
@@ -356,7 +356,7 @@ class Server:
         }
 
     def run(self) -> None:
-        """Serve until the input ends, which ends the process; never returns."""
+        """Serve until the input ends, which ends the process; does not return."""
         threading.excepthook = _end_with_bug
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         self.loop.run()
@@ -369,19 +369,19 @@ class Server:
             except OSError:
                 data = b""
             if not data:
-                _log.info("the input ended: so does the worker")
+                _log.info("the input ended: end")
                 os._exit(0)
             try:
                 for frame in reader.feed(data):
                     self._take(frame)
-                reader.feed(b"")  # damage behind whole frames
+                reader.feed(b"")  # raises if what follows the frames is damaged
             except ProtocolError as error:
                 self._refuse(None, error)
                 self._outbox.drain(2.0)
                 os._exit(_DAMAGED)
 
     def _take(self, frame: Frame) -> None:
-        """Answer a message, or hand it on."""
+        """Answer a message, or pass it on."""
         kind, fields, number = frame.type, frame.header, frame.header.get("id")
         try:
             if kind == "volume_data":
@@ -487,7 +487,7 @@ class Server:
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """Return an error as the fields of an `error` message; a bug is logged, too."""
+    """Return an error as the fields of an `error` message; bugs are also logged."""
     if is_out_of_memory(error):
         message = f"{error or 'the memory is full'}: close volumes or other programs, or take a smaller model"
         return error_to_json(MemoryError(message))
@@ -500,7 +500,7 @@ def describe_error(error: BaseException) -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether the memory of the computer or graphics card was too small, for Python or torch."""
+    """Return whether an error of Python or torch means that main or GPU memory was exhausted."""
     if error is None or isinstance(error, ProtocolError):
         return False
     of_torch = isinstance(error, RuntimeError) and (
@@ -510,14 +510,14 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _end_with_bug(hook: threading.ExceptHookArgs) -> None:
-    """End the process after an error in a thread without which nothing is answered."""
+    """End the process after an error in the reading or writing thread."""
     _log.error("bug in %s: %s", hook.thread and hook.thread.name, hook.exc_type.__name__)
     traceback.print_exception(hook.exc_type, hook.exc_value, hook.exc_traceback)
     os._exit(_BUG)
 
 
 def serve(streams: tuple[int, int], verbose: bool = False) -> None:
-    """Serve the client at the other end of these streams until the input ends; never returns."""
+    """Serve the client at the other end of these streams until the input ends; does not return."""
     system.end_on_signals()
     log = system.start_log(verbose)
     _log.info("MedSAM2Segment %s starts", __version__)

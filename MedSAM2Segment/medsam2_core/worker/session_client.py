@@ -1,4 +1,4 @@
-"""A session in the worker, seen from the client: it outlives workers, as all it knows is kept here."""
+"""Client of a session in the worker. Its state is kept here, so that it survives the loss of a worker."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Change = Callable[[ObjectSnapshot], ObjectSnapshot]
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What the worker tells of a session when it opens it.
+    """Description of an opened session.
 
     Attributes
     ----------
     slices, shape_hw
-        How many slices there are, and their rows and columns.
+        Number of slices, and their rows and columns.
     window
-        ``{"width", "level"}`` of what the model sees.
+        ``{"width", "level"}`` of the intensities the model sees.
     model
         ``{"name", "title", "weights_sha256", "weights_key"}``.
     device
@@ -70,16 +70,16 @@ class SessionInfo:
 
 
 class Port(Protocol):
-    """What a session needs of its client."""
+    """What a session needs from its WorkerClient."""
 
     calls: deque[Call]
 
     @property
     def refusal(self) -> WorkerError | None:
-        """Why nothing can be asked now; None when it can, at once or soon."""
+        """Why requests are refused now; None when they are accepted."""
 
     def post(self, request: Request) -> None:
-        """Send over the present connection."""
+        """Send a request over the present connection."""
 
     def cancel(self, request: Request) -> None:
         """Carry out :meth:`Request.cancel`."""
@@ -88,12 +88,12 @@ class Port(Protocol):
         """Ignore the answer of a request."""
 
     def remove(self, session: SessionClient) -> None:
-        """Take a closed session off the list."""
+        """Remove a closed session from the list."""
 
 
 @dataclass(eq=False)
 class _Pending:
-    """A request without an answer, and how it will change the state of an object."""
+    """An unanswered request, and the change it will make to the state of an object."""
 
     request: Request
     object: str = ""
@@ -103,21 +103,21 @@ class _Pending:
 class SessionClient:
     """One session in the worker; made by :meth:`WorkerClient.open_session`.
 
-    A new worker is sent everything again. Nothing here waits, and callbacks are called only while the client
+    Everything is sent again to a new worker. No method blocks; callbacks are called only while the client
     ticks or reads.
 
     Attributes
     ----------
     volume, stack, settings
-        What it was opened with.
+        As passed to :meth:`WorkerClient.open_session`.
     info
         SessionInfo; None until a worker has opened it.
     is_open
-        Whether the present worker has opened it, and knows all that was known.
+        Whether the present worker has opened it and has its whole state.
     is_closed
-        Whether it is over.
+        Whether it was closed, or could not be opened.
     progress
-        What the worker does while it opens the session, as for a request's `progress`; else None.
+        Progress while the worker opens the session, as for `Request.progress`; otherwise None.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class SessionClient:
         self._crashes = CrashCounter()
         self._prefetched: int | None = None
 
-    # What the user does -------------------------------------------------------------------------------------
+    # Requests of the user -----------------------------------------------------------------------------------
 
     def set_prompts(
         self,
@@ -152,7 +152,7 @@ class SessionClient:
         failed: Failed | None = None,
         progress: Progress | None = None,
     ) -> Request:
-        """Replace all prompts of an object on these slices; `done` gets the masks of the answer."""
+        """Replace all prompts of an object on these slices; `done` gets the new masks."""
         prompts, arrays = dict(slices), Arrays()
         items = [slice_prompts_to_json(n, one, arrays) for n, one in sorted(prompts.items())]
         request = Request("set_prompts", {"object": object, "slices": items}, arrays, done, failed, progress)
@@ -172,7 +172,7 @@ class SessionClient:
         done: Callable[[list[SliceMask]], None] | None = None,
         failed: Failed | None = None,
     ) -> Request:
-        """Replace all that is known of an object; `done` gets the worker's masks of the prompted slices."""
+        """Replace the state of an object; `done` gets the masks of the prompted slices."""
         request = self._restore_request(object, state, done, failed)
 
         def parse(frame: Frame) -> list[SliceMask]:
@@ -198,11 +198,11 @@ class SessionClient:
         failed: Failed | None = None,
         progress: Progress | None = None,
     ) -> Request:
-        """Propagate objects through the slices; `slices` gets masks as they come, with done and total.
+        """Propagate objects through the slices; `slices` gets masks as they arrive.
 
-        `limits` are ranges of single objects, first and last slice. Without `overlap` a pixel that two claim
-        belongs to one of them; a mask may then come again, on the slice of another one.
-        If the worker is lost meanwhile, `failed` gets WorkerError, and what came is kept.
+        `limits` has the first and last slice of single objects. Without `overlap`, a pixel claimed by two
+        objects belongs to one of them; a mask may then be sent again, with the slice of another one. If the
+        worker is lost meanwhile, `failed` gets WorkerError, and the masks received are kept.
         """
         names = None if objects is None else list(objects)
         fields: dict[str, Any] = {"objects": names, "first": first, "last": last, "direction": direction}
@@ -230,9 +230,9 @@ class SessionClient:
         failed: Failed | None = None,
         progress: Progress | None = None,
     ) -> Request:
-        """Ask an Auto model; `done` gets a list of AutoPrediction, and nothing changes here or in the worker.
+        """Run an Auto model; `done` gets a list of AutoPrediction. The session does not change.
 
-        If the worker is lost, the next one is asked again.
+        If the worker is lost, the request is sent to the next one.
         """
         request = Request(
             "auto", wanted.to_json(), done=done, failed=failed, progress=progress, slices=slices
@@ -260,13 +260,13 @@ class SessionClient:
         return self._ask(request, name, lambda _: ObjectSnapshot())
 
     def prefetch(self, n: int) -> None:
-        """Encode the slices around `n`, which the user looks at, while there is nothing else to do."""
+        """Encode the slices around `n`, the one being viewed, while the worker is idle."""
         if self.is_open and n != self._prefetched:
             self._prefetched = n
             self._port.post(Request("prefetch", {"session": self.name, "n": n}))
 
     def close(self) -> None:
-        """Close the session, here and in the worker; nobody is called back any more."""
+        """Close the session, here and in the worker, and drop its callbacks."""
         if self.is_closed:
             return
         for request in (*self._opening, *(pending.request for pending in self._pending)):
@@ -278,18 +278,18 @@ class SessionClient:
         self._opened = self._failed = None
         self._set_closed()
 
-    # What is known ------------------------------------------------------------------------------------------
+    # State --------------------------------------------------------------------------------------------------
 
     def prompts(self, object: str) -> dict[int, SlicePrompts]:
-        """Return an object's prompts by slice, including those that are not answered yet."""
+        """Return an object's prompts by slice, including those not answered yet."""
         return dict(self._expected(object).prompts)
 
     def masks(self, object: str) -> dict[int, SliceMask]:
-        """Return an object's masks by slice, the old ones where new prompts are not answered yet."""
+        """Return an object's masks by slice; where new prompts are not answered yet, the old ones."""
         return dict(self._expected(object).masks)
 
     def snapshot(self, object: str) -> ObjectSnapshot:
-        """Return prompts and masks as they are now, for :meth:`restore`."""
+        """Return the present prompts and masks, for :meth:`restore`."""
         return self._expected(object).without_outdated()
 
     @property
@@ -326,7 +326,7 @@ class SessionClient:
         return Request("restore", fields, arrays, done, failed)
 
     def _ask(self, request: Request, object: str = "", change: Change | None = None) -> Request:
-        """Send a request, or let it wait until the session is open."""
+        """Send a request, or keep it until the session is open."""
         request.fields = {**request.fields, "session": self.name}
         refusal = self._port.refusal
         if self.is_closed:
@@ -346,7 +346,7 @@ class SessionClient:
     # Called by the client -----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Open the session in a worker that has the volume, and restore everything there."""
+        """Open the session in a worker that has the volume, and restore its objects."""
         fields = {"session": self.name, "volume": self.volume.name, "stack": self.stack.to_json()}
         fields["settings"] = self.settings.to_json()
         request = Request("open_session", fields, done=self._on_opened)
@@ -365,7 +365,7 @@ class SessionClient:
                 self._post_opening(self._restore_request(name, state.without_outdated(), None, None))
 
     def _on_opening_end(self, request: Request) -> None:
-        """Send what is pending, once the worker knows everything again: crashes have one suspect."""
+        """Send pending requests once all objects are restored, so that a crash has one suspect."""
         self._opening.remove(request)
         if not self._opening and not request.has_failed:
             self.is_open, self.progress = True, None
@@ -382,7 +382,7 @@ class SessionClient:
             opened()
 
     def worker_lost(self, reason: str) -> None:
-        """Get ready for the next worker."""
+        """Prepare for the next worker."""
         self.is_open, self.progress, self._prefetched, self._opening = False, None, None, []
         if self._crashes.count >= TOO_MANY_CRASHES:
             message = f"the worker was lost twice while it opened the session: {reason}"
@@ -392,12 +392,12 @@ class SessionClient:
             request.worker_lost(reason, self._port.calls)
 
     def refuse(self, error: WorkerError) -> None:
-        """Fail all that is pending: there will be no worker. A later one can be told what is known."""
+        """Fail all pending requests because there will be no worker; the state is kept for a later one."""
         for pending in list(self._pending):
             pending.request.fail(error, self._port.calls)
 
     def fail(self, error: MedSAM2Error) -> None:
-        """Close the session because it cannot be opened, and fail all that is pending."""
+        """Close the session because it cannot be opened, and fail all pending requests."""
         if self.is_closed:
             return
         failed, self._failed, self._opened = self._failed, None, None

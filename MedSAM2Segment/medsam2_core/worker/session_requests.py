@@ -1,4 +1,4 @@
-"""Requests about sessions, from opening to closing; and prefetching."""
+"""Requests to sessions, from opening to closing, and prefetching."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ _PREFETCH_SHARE = 0.5  # of the cache
 
 @dataclass(eq=False)
 class OpenSession:
-    """A session under the client's name for it."""
+    """A session and the client's name for it."""
 
     name: str
     volume: str
     session: Session
     model: SegmentationModel
-    auto: tuple[Any, AutoModel] | None = None  # the one it asked last, and which file that was
+    auto: tuple[Any, AutoModel] | None = None  # the Auto model used last, and the identity of its file
 
 
 @dataclass(eq=False)
@@ -63,18 +63,18 @@ class _RunningAuto:
 
 
 class Sessions:
-    """The sessions of one client; they share models and features.
+    """The sessions of one client, with shared models and features.
 
     Parameters
     ----------
     volumes
         The volumes that have been received.
     check
-        Called between the blocks of every model; may raise Cancelled or Interrupted.
+        Called between the blocks of every network; may raise Cancelled or Interrupted.
     send
-        Sends a message that is not the last one about a request.
+        Sends a message before the answer to a request.
     cache_limit
-        Bytes of features to keep; None: a quarter of the memory that is free at first use.
+        Bytes of features to keep; None for a quarter of the memory free at first use.
     """
 
     def __init__(
@@ -156,14 +156,14 @@ class Sessions:
         return _masks_to_json(opened.session.restore_object(name, prompts, propagated).values())
 
     def remove_object(self, job: Job) -> Answer:
-        """Carry out `remove_object`; nothing happens when there is none of that name."""
+        """Carry out `remove_object`; nothing happens for an unknown name."""
         session, name = self._of(job).session, checked(job.fields, "object", str)
         if name in session.object_names:
             session.remove_object(name)
         return {}, {}
 
     def propagate(self, job: Job) -> Answer:
-        """Carry out `propagate`: may raise Interrupted, and continues when called again with the same job."""
+        """Carry out `propagate`. After Interrupted, a call with the same job continues."""
         if job.state is None:
             job.state = self._start_propagation(job)
         opened, progress = job.state
@@ -176,7 +176,7 @@ class Sessions:
         return {"done": progress.done, "total": progress.total}, {}
 
     def auto(self, job: Job) -> Answer:
-        """Carry out `auto`: may raise Interrupted, and continues when called again with the same job."""
+        """Carry out `auto`. After Interrupted, a call with the same job continues."""
         if job.state is None:
             job.state = self._start_auto(job)
         running: _RunningAuto = job.state
@@ -200,7 +200,7 @@ class Sessions:
     # Models and memory --------------------------------------------------------------------------------------
 
     def model(self, name: str, device: str = "auto", precision: str = "auto") -> SegmentationModel:
-        """Return a model, loaded if need be; `check` is called between its blocks."""
+        """Return a model, loading it if necessary; `check` is called between its blocks."""
         from medsam2_core.engine.model import load_model
 
         model = load_model(name, device, precision)
@@ -210,12 +210,12 @@ class Sessions:
         return model
 
     def free_memory(self) -> None:
-        """Free what can be computed again."""
+        """Drop the cached features."""
         if self.cache is not None:
             self.cache.clear()
 
     def _unload_unused(self, kept: SegmentationModel | None) -> None:
-        """Unload models that no session uses, but the one used last."""
+        """Unload models that no session uses, except `kept`."""
         used = {opened.model for opened in self._open.values()} | {kept}
         for model in [model for model in self._models if kept is not None and model not in used]:
             self._models.pop(model).close()
@@ -295,12 +295,12 @@ class Sessions:
 
 
 class Prefetcher:
-    """Encodes the slices around the one the user looks at while there is nothing else to do.
+    """Encodes the slices around the one being viewed while the worker is idle.
 
     Attributes
     ----------
     focus
-        The session and that slice; set by the thread that reads.
+        The session and that slice; set by the reading thread.
     """
 
     def __init__(self, sessions: Sessions) -> None:
@@ -315,11 +315,11 @@ class Prefetcher:
         return self.focus is not None and self._finished != (self.focus, self._round)
 
     def reconsider(self) -> None:
-        """Take into account that something has changed."""
+        """Check again for slices to encode, because something has changed."""
         self._round += 1
 
     def step(self) -> None:
-        """Encode one region, or find that nothing is left. Interrupted may be raised."""
+        """Encode one region, or record that none is left. May raise Interrupted."""
         focus, state = self.focus, (self.focus, self._round)
         opened = None if focus is None else self._sessions.find(focus[0])
         if opened is not None and focus is not None:
@@ -337,8 +337,7 @@ class Prefetcher:
 
 
 def _regions_around(opened: OpenSession, n: int) -> Iterator[tuple[int, Region]]:
-    """Yield slices and regions in the order they are worth encoding."""
-
+    """Yield slices and regions, the most likely to be needed first."""
     tracker = opened.session.tracker
     offsets = [0, *(sign * step for step in range(1, _PREFETCH_SLICES + 1) for sign in (1, -1))]
     for m in (n + offset for offset in offsets):
@@ -348,7 +347,7 @@ def _regions_around(opened: OpenSession, n: int) -> Iterator[tuple[int, Region]]
 
 
 def _loaded_auto(opened: OpenSession, path: Path) -> AutoModel:
-    """Return the Auto model of a file for a session's SAM 2, loaded again only if the file has changed."""
+    """Return the Auto model of a file; it is loaded again only if the file has changed."""
     from medsam2_core.auto.model import load_auto
 
     found = os.stat(path)
@@ -371,7 +370,7 @@ def _prediction_to_json(one: AutoPrediction) -> dict[str, Any]:
 
 
 def _masks_to_json(masks: Iterable[SliceMask | None]) -> Answer:
-    """Return masks as ``slices`` of a message; those that are None are left out."""
+    """Return masks as ``slices`` of a message, without those that are None."""
     arrays = Arrays()
     return {"slices": [slice_mask_to_json(mask, arrays) for mask in masks if mask is not None]}, arrays
 

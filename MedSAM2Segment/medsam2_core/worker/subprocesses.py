@@ -1,10 +1,10 @@
-"""Exports and trainings: commands in processes of their own, so that no click waits for them.
+"""Exports and trainings: commands in separate processes, so that clicks do not wait for them.
 
     python -m medsam2_core.worker.subprocesses export SEGMENTATION --out FILE --json
 
 Such a process prints JSON on its standard output; if it fails, with an ``error`` of ``code``, ``message`` and
-``fields``. Its standard input carries nothing: when that ends, because it was closed or the worker died, the
-command is interrupted as by Ctrl-C and has some time to keep what it has.
+``fields``. Its standard input carries no data; when that ends, for example because the worker died, the
+command is interrupted as by Ctrl-C and has some time to save its state.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from medsam2_core.worker.protocol import dataclass_from_json, field_error
 _log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "medsam2_core.worker.subprocesses")
-_INTERRUPTED = 130  # exit code of a command that was stopped
-_GRACE_S = 60.0  # for an interrupted command whose worker is gone
+_INTERRUPTED = 130  # exit code of a cancelled command
+_GRACE_S = 60.0  # for a command to end once it was interrupted
 _MESSAGE_FIELDS = ("type", "id", "re", "arrays")
 
 
@@ -51,8 +51,8 @@ class CommandRunner:
     """
 
     command: tuple[str, ...]
-    patience_s = 30.0  # for tidying up, once it is told to stop
-    stopped: str  # message for the user then
+    patience_s = 30.0  # time for a command to end once it was cancelled
+    stopped: str  # message for the user after that
     failure: type[MedSAM2Error]
 
     def __init__(self, finish: Finish, send: Send, command: tuple[str, ...] | None = None) -> None:
@@ -63,7 +63,7 @@ class CommandRunner:
         self._lock = threading.Lock()
 
     def start(self, job: Job) -> None:
-        """Carry out a request after those that are waiting."""
+        """Queue a request."""
         with self._lock:
             self._waiting.append(job)
             if self._running is not None:
@@ -72,7 +72,7 @@ class CommandRunner:
         threading.Thread(target=self._work, args=(job,), name=job.type, daemon=True).start()
 
     def cancel(self, number: int | None) -> None:
-        """Stop a request (None: all)."""
+        """Cancel a request (None: all)."""
         with self._lock:
             dropped = [job for job in self._waiting if number in (None, job.id)]
             for job in dropped:
@@ -102,9 +102,9 @@ class CommandRunner:
     def _execute(
         self, job: Job, arguments: list[str], take_line: Callable[[bytes], None] = lambda line: None
     ) -> list[bytes]:
-        """Run the command, and return the lines it prints, each also given to `take_line`.
+        """Run the command and return the lines it prints, each also passed to `take_line`.
 
-        MedSAM2Error, of the class `failure` and with the code and fields of the command's error, if it fails.
+        If it fails, raises the class `failure` with the code and fields of the command's error.
         """
         output: list[bytes] = []
         with tempfile.TemporaryFile() as messages:
@@ -129,7 +129,7 @@ class CommandRunner:
         _log.info("%s %d ended with exit code %d", job.type, job.id, code)
         if job.is_cancelled or code == _INTERRUPTED:
             raise Cancelled(self.stopped)
-        # A document, or one a line of which the last has the error.
+        # The output is one JSON document, or one per line, of which the last has the error.
         error = (parse_json(b"".join(output)) or parse_json(output[-1] if output else b"")).get("error")
         if isinstance(error, dict):
             fields = error.get("fields")
@@ -144,13 +144,13 @@ class CommandRunner:
         )
 
     def _stop_process(self) -> None:
-        """Close the input of the process, so that it ends; kill it if it takes too long."""
+        """Close the input of the process so that it ends, and kill it if it takes too long."""
         process = self._process
         if process is None or process.stdin is None:
             return
         try:
             process.stdin.close()
-        except OSError:  # it is gone already
+        except OSError:  # it has ended already
             return
         timer = threading.Timer(self.patience_s, process.kill)
         timer.daemon = True
@@ -168,7 +168,7 @@ class Exports(CommandRunner):
         """Write the files of the request, run the command, and return what it printed."""
         request = dataclass_from_json(ExportRequest, job.fields, "export")
         scratch = None if request.scratch is None else _absolute(request.scratch, "scratch")
-        # In the client's own folder, if it has one: it removes that, should this process be killed.
+        # The client removes its folder even if this process is killed.
         with tempfile.TemporaryDirectory(prefix="medsam2-export-", dir=scratch) as made:
             folder = Path(made)
             arguments = export_arguments(request, folder)
@@ -176,7 +176,7 @@ class Exports(CommandRunner):
             try:
                 summary = parse_json(b"".join(self._execute(job, arguments)))
             except ExportError as error:
-                # Nobody knows the list of files: it stands for the series.
+                # The user does not know the list of files, which stands for the series.
                 message = str(error).replace(str(folder / "dicom.txt"), "the series")
                 raise ExportError(message, code=error.code, **error.fields) from error
         if not summary:
@@ -185,9 +185,9 @@ class Exports(CommandRunner):
 
 
 def export_arguments(request: ExportRequest, folder: Path) -> list[str]:
-    """Return the arguments of `medsam2 export`, and write into `folder` what is too long for arguments.
+    """Return the arguments of `medsam2 export`; what is too long for arguments is written to `folder`.
 
-    ProtocolError for a path that is not absolute (a worker has no current folder), or an impossible text.
+    ProtocolError for a path that is not absolute or a text that cannot be an argument.
     """
     arguments = [_absolute(request.segmentation, "segmentation"), "--json"]
     for name in ("out", "measurements", "report"):
@@ -200,7 +200,7 @@ def export_arguments(request: ExportRequest, folder: Path) -> list[str]:
     if request.dicom is not None:
         listed = "".join(f"{_absolute(path, 'dicom')}\n" for path in request.dicom)
         (folder / "dicom.txt").write_text(listed, encoding="utf-8", newline="\n")
-        # The client names the series of the volume, so another grid is that of a finer segmentation.
+        # The series is that of the volume, so a different grid is that of a finer segmentation.
         arguments += [f"--dicom={folder / 'dicom.txt'}", "--resample"]
     if request.drawn_on is not None:
         (folder / "drawn_on.json").write_text(json.dumps(request.drawn_on), encoding="utf-8")
@@ -225,7 +225,7 @@ class Trainings(CommandRunner):
         super().start(job)
 
     def run(self, job: Job) -> dict[str, Any]:
-        """Train into the folder of Auto models; return where the model and its report are."""
+        """Train a model in the library of Auto models; return its path, report and card."""
         from medsam2_core.auto.library import free_path, run_folder
         from medsam2_core.auto.model_file import read_card
         from medsam2_core.worker.model_requests import auto_model_to_json
@@ -287,7 +287,7 @@ def _in_words(progress: Mapping[str, Any]) -> str:
 
 
 def _set_aside(run: Path) -> None:
-    """Rename the folder of an unfinished training that is not resumed; the last such folder is kept."""
+    """Rename the folder of an unfinished training that is not resumed; only the latest is kept."""
     if run.exists():
         aside = run.with_name(run.name + ".old")
         shutil.rmtree(aside, ignore_errors=True)
@@ -305,7 +305,7 @@ def _absolute(path: str, name: str) -> str:
 
 
 def _text(text: str, name: str) -> str:
-    """Return a text that can be an argument and be written to a file."""
+    """Return a text after checking that it can be an argument and be written to a file."""
     try:
         if "\0" not in text and text.encode("utf-8") is not None:
             return text
@@ -315,7 +315,7 @@ def _text(text: str, name: str) -> str:
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """Return a JSON object with finite numbers only; empty for anything else, as libraries may print it."""
+    """Parse a JSON object, with None for NaN and infinity; return {} for any other text."""
     try:
         found = json.loads(text, parse_constant=lambda _: None)
     except ValueError:
@@ -324,7 +324,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the end of a process; return its exit code."""
+    """Wait for a process and return its exit code."""
     if process.stdout is not None:
         process.stdout.close()
     code = process.wait()
@@ -352,7 +352,7 @@ def _end_with_input() -> None:
 
 
 def main() -> None:
-    """Run the command that the arguments name, and end with its exit code."""
+    """Run the command in the arguments, and exit with its code."""
     threading.Thread(target=_end_with_input, name="watcher", daemon=True).start()
     runpy.run_module("medsam2_core.cli", run_name="__main__", alter_sys=False)
 

@@ -17,23 +17,23 @@ from medsam2_core.errors import DeviceError
 if TYPE_CHECKING:
     import torch
 
-_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ, which Python 3.10 has not got everywhere
-_LOG_BYTES = 1 << 20  # of one file; two old ones are kept beside it
-_UNKNOWN_MEMORY = 8 << 30  # bytes; the assumption where the system does not tell
+_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ, which is not in every Python 3.10
+_LOG_BYTES = 1 << 20  # of one file; two old ones are kept
+_UNKNOWN_MEMORY = 8 << 30  # bytes; assumed where the system does not report it
 
 
 def take_standard_streams() -> tuple[int, int]:
-    """Return file descriptors for frames in and out; call it before anything else can print.
+    """Return file descriptors for incoming and outgoing frames; to be called before anything can print.
 
-    Descriptor 1 leads to standard error from now on, and 0 to the null device: what libraries and child
-    processes print cannot get between frames, and nothing else can read them.
+    Redirects descriptor 1 to standard error and 0 to the null device, so that libraries and child processes
+    can neither write between frames nor read them.
     """
-    frames_in, frames_out = os.dup(0), os.dup(1)  # neither is inherited by child processes
+    frames_in, frames_out = os.dup(0), os.dup(1)  # not inherited by child processes
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     try:
         os.dup2(2, 1)
-    except OSError:  # started without a standard error, as by pythonw
+    except OSError:  # started without standard error, as by pythonw
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
@@ -48,22 +48,22 @@ def take_standard_streams() -> tuple[int, int]:
     elif sys.platform.startswith("linux"):
         import fcntl
 
-        with contextlib.suppress(OSError):  # not a pipe, or none may be larger
-            fcntl.fcntl(frames_in, _SET_PIPE_SIZE, 1 << 20)  # a volume arrives in fewer pieces
+        with contextlib.suppress(OSError):  # not a pipe, or beyond the limit of the system
+            fcntl.fcntl(frames_in, _SET_PIPE_SIZE, 1 << 20)  # fewer reads per volume
     return frames_in, frames_out
 
 
 def remove_present_folder(path: list[str], version: tuple[int, ...] = sys.version_info[:2]) -> None:
-    """Remove the current folder from the import path where ``PYTHONSAFEPATH`` asks for it.
+    """Remove the current folder from the import path if ``PYTHONSAFEPATH`` is set.
 
-    A folder of data is no place for programs. Python 3.10 does not know the variable and puts it first.
+    Python 3.10 does not support the variable. A folder of data must not provide modules.
     """
     if version < (3, 11) and os.environ.get("PYTHONSAFEPATH") and path and path[0] == os.getcwd():
         del path[0]
 
 
 def end_on_signals() -> None:
-    """Let Ctrl-C and termination end the process at once: nothing it does needs tidying up."""
+    """Let signals end the process at once: it needs no clean-up."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -78,15 +78,15 @@ class _BestEffortHandler(RotatingFileHandler):
 
 
 def start_log(verbose: bool = False) -> Path | None:
-    """Write log messages of this package to a file of bounded size.
+    """Log messages of this package to a file of limited size.
 
-    Messages never contain names of patients, objects or files: requests are named by type and number, errors
-    by class, bugs by where in the code they happened.
+    Messages never contain names of patients, objects or files: requests are logged by type and number, errors
+    by class, bugs with their traceback.
 
     Returns
     -------
     Path or None
-        The file, ``MEDSAM2_LOG`` or in the user's folder for logs; None when it cannot be written.
+        The file: ``MEDSAM2_LOG``, or in the user's log folder; None when it cannot be written.
     """
     ours = logging.getLogger("medsam2_core")
     ours.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -115,7 +115,7 @@ def _default_log() -> Path:
 
 
 def rss_bytes() -> int:
-    """Return the memory this process holds; 0 where the system does not tell."""
+    """Return the resident memory of this process in bytes; 0 where it is unknown."""
     if sys.platform.startswith("linux"):
         try:
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
@@ -126,16 +126,16 @@ def rss_bytes() -> int:
         return _windows_rss()
     import resource
 
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS: bytes, the most there ever were
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS: peak, in bytes
 
 
 def memory() -> tuple[int, int]:
-    """Return (free, total) bytes of this machine, or of the container this runs in."""
+    """Return free and total memory of this machine or container, in bytes."""
     if sys.platform == "win32":
         return _windows_memory()
     if not sys.platform.startswith("linux"):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return total // 2, total  # macOS frees memory on demand: half is a fair guess
+        return total // 2, total  # macOS frees memory on demand: assume half
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
@@ -149,7 +149,7 @@ def memory() -> tuple[int, int]:
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """Return ``name``, ``title``, ``free_bytes`` and ``total_bytes`` of what computes."""
+    """Return ``name``, ``title``, ``free_bytes`` and ``total_bytes`` of a device."""
     if device.type == "cuda":
         import torch
 
@@ -162,17 +162,17 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 
 
 def check_memory(model: str | Path, device: torch.device, volume_bytes: int) -> str:
-    """Compare what segmenting needs with the memory there is.
+    """Compare the memory that segmentation needs with what the device has.
 
     Returns
     -------
     str
-        A warning when it is more than is free; empty otherwise, and when it is not known.
+        A warning when it needs more than is free; empty otherwise, and when the need is unknown.
 
     Raises
     ------
     DeviceError
-        Code ``memory-too-small``: it is more than the device has.
+        ``memory-too-small``: it needs more than the device has.
     """
     from medsam2_core.engine.catalogue import Catalogue
 
@@ -200,7 +200,7 @@ def check_memory(model: str | Path, device: torch.device, volume_bytes: int) -> 
 def _number(path: str) -> int | None:
     try:
         return int(Path(path).read_text(encoding="ascii"))
-    except (OSError, ValueError):  # none, or "max"
+    except (OSError, ValueError):  # missing, or "max"
         return None
 
 

@@ -1,4 +1,4 @@
-"""How bytes get to a worker and back: what a transport is, and the command line that starts one."""
+"""Interface of transports, which carry bytes to a worker and back, and splitting of command lines."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Protocol
 
 
 class Listener(Protocol):
-    """Receives what a transport brings, always in the thread that owns the transport."""
+    """Receives the events of a transport, in the thread that owns the transport."""
 
     def on_bytes(self, data: bytes) -> None:
-        """Take bytes of the worker's standard output."""
+        """Handle bytes of the worker's standard output."""
 
     def on_stderr(self, data: bytes) -> None:
-        """Take bytes of its standard error."""
+        """Handle bytes of its standard error."""
 
     def on_end(self, reason: str, code: int | None) -> None:
-        """Take the end of the worker, or that it never started; called once and last."""
+        """Handle the end of the worker, or its failure to start; called once, last."""
 
 
 class Transport(Protocol):
-    """Starts one worker and carries bytes."""
+    """Starts one worker and carries bytes to and from it."""
 
     def start(self, listener: Listener) -> None:
-        """Start the worker; problems go to `on_end` and are not raised."""
+        """Start the worker; problems are reported to `on_end` and not raised."""
 
     def write(self, data: bytes) -> None:
-        """Queue bytes for its standard input, without waiting."""
+        """Queue bytes for its standard input, without blocking."""
 
     def pending(self) -> int:
-        """Return how many bytes of `write` the operating system has not taken yet."""
+        """Return how many bytes of `write` have not been passed to the operating system yet."""
 
     def close_input(self) -> None:
-        """Close its standard input behind what is queued."""
+        """Close its standard input once everything queued is written."""
 
     def kill(self) -> None:
-        """End it at once, with whatever it started; may be called at any time, and twice."""
+        """Kill it with its child processes; may be called at any time, and repeatedly."""
 
 
 def split_command(line: str, windows: bool = os.name == "nt") -> list[str]:

@@ -1,4 +1,4 @@
-"""Volumes on their way to the worker: in slabs, no faster than they arrive, compressed on a slow link."""
+"""Sending of volumes: in slabs, at the speed of the link, compressed on a slow one."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from medsam2_core.worker.requests import CrashCounter
 _SMALLEST_SLAB, _LARGEST_SLAB, _FIRST_SLAB = 64 << 10, 1 << 20, 256 << 10  # bytes
 _SMALLEST_WINDOW, _LARGEST_WINDOW = 128 << 10, 4 << 20  # bytes
 _SLAB_S, _WINDOW_S = 0.125, 0.5  # seconds of the link
-_SHORTEST_SAMPLE_S = 0.02  # shorter times say nothing about the speed of a link
+_SHORTEST_SAMPLE_S = 0.02  # shorter measurements are too noisy
 _SAMPLES = 16
-_WORTH_IT = 0.8  # compressed to raw bytes
-_COMPRESS_BELOW = 20e6  # bytes a second: about what deflating at level 1 gains on CT, with a margin
+_WORTH_IT = 0.8  # largest ratio of compressed to raw bytes that is worthwhile
+_COMPRESS_BELOW = 20e6  # bytes per second: about where deflating CT at level 1 pays, with a margin
 
 
 class RemoteVolume:
-    """A volume the worker has or will have, kept so that it can be sent to the next worker.
+    """A volume in the worker, kept here so that it can be sent to the next one.
 
     Attributes
     ----------
     name
-        The worker's key for it.
+        Name of the volume in messages.
     volume
         The volume.
     received, total
-        Bytes of voxels the present worker has, and of all of them.
+        Bytes of voxels that the present worker has, and in total.
     is_there
-        Whether the present worker has all of it.
+        Whether the present worker has the whole volume.
     users
-        How many have opened it.
+        Number of users that have opened it.
     crashes
-        Counts workers lost while they received it.
+        Number of workers lost while receiving it.
     """
 
     def __init__(self, name: str, volume: Volume) -> None:
@@ -51,10 +51,10 @@ class RemoteVolume:
         self.total = volume.voxels_kji.size * self._dtype.itemsize
 
     def is_same(self, volume: Volume) -> bool:
-        """Return whether the worker has, or will have, the same content.
+        """Return whether another volume equals what was, and will be, sent.
 
-        The voxels are a view of an array that its owner may change: what was sent counts. They are compared
-        only where all else is equal.
+        The voxels may be a view of an array that has changed since, so those already sent are compared by
+        their hash. They are compared only if everything else is equal.
         """
         ours, theirs = self.volume.voxels_kji, volume.voxels_kji
         if (
@@ -68,7 +68,7 @@ class RemoteVolume:
         return sent == self._digest.digest() and rest == self._content(ours[self._sent :])
 
     def restart(self) -> None:
-        """Mark everything as not sent: there is a new worker."""
+        """Mark everything as not sent, for a new worker."""
         self._sent, self._digest = 0, hashlib.sha256()
         self.received, self.is_there = 0, False
 
@@ -78,14 +78,14 @@ class RemoteVolume:
         self._digest.update(slab.reshape(-1).view(np.uint8).data)
 
     def _content(self, voxels_kji: NDArray[Any]) -> bytes:
-        """Return the SHA-256 of slices as they are sent, without a copy of the whole."""
+        """Return the SHA-256 of slices as they are sent, copying one slice at a time."""
         digest = hashlib.sha256()
         for voxels in voxels_kji:
             digest.update(np.ascontiguousarray(voxels, dtype=self._dtype).reshape(-1).view(np.uint8).data)
         return digest.digest()
 
     def description(self) -> dict[str, Any]:
-        """Return the fields of `open_volume`, without name and source: they may identify the patient."""
+        """Return the fields of `open_volume`, without the title, which may identify the patient."""
         voxels = self.volume.voxels_kji
         return {
             "volume": self.name,
@@ -99,23 +99,23 @@ class RemoteVolume:
 
     @property
     def bytes_per_slice(self) -> int:
-        """Size of a slice on the wire."""
+        """Size of a slice as sent."""
         return max(1, self.total // max(1, len(self.volume.voxels_kji)))
 
     @property
     def is_too_large(self) -> bool:
-        """Whether a single slice exceeds the protocol's limit."""
+        """Whether a single slice exceeds the limit of the protocol."""
         return self.bytes_per_slice > LARGEST_BODY
 
     def slab(self, first: int, nbytes: int) -> NDArray[Any]:
-        """Return about so many bytes of whole slices from slice `first` on, at least one."""
+        """Return whole slices from `first` on: about this many bytes, at least one slice."""
         voxels = self.volume.voxels_kji
         count = max(1, nbytes // self.bytes_per_slice)
         return np.ascontiguousarray(voxels[first : first + count], dtype=self._dtype)
 
 
 def _dtype_on_the_wire(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of the protocol that holds all values of another."""
+    """Return the dtype of the protocol that represents the values of another."""
     if dtype.kind == "b":
         return np.dtype("|u1")
     little = dtype.newbyteorder("<")
@@ -125,17 +125,16 @@ def _dtype_on_the_wire(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 class SendWindow:
-    """Back-pressure: how many bytes may be on their way, from how fast earlier ones arrived.
+    """Flow control: limits the bytes in flight by the measured speed of the link.
 
-    Half a second of the link is enough to keep it busy, and little enough that a click, which is sent behind
-    it, does not wait.
+    Half a second's worth keeps the link busy, and does not delay a click, which is sent after it, for long.
 
     Attributes
     ----------
     outstanding
-        Bytes sent and not yet acknowledged.
+        Bytes sent and not acknowledged yet.
     delay
-        The shortest round trip of a small message, in seconds; 0 before the first.
+        Shortest round trip of a small message in seconds; 0 before the first.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -146,12 +145,12 @@ class SendWindow:
 
     @property
     def rate(self) -> float | None:
-        """Bytes a second, the best of the last samples: idle time of the sender says nothing of the link."""
+        """Bytes per second: the maximum of the last samples, since the sender may have been idle."""
         return max(self._samples) if self._samples else None
 
     @property
     def size(self) -> int:
-        """How many bytes may be outstanding; until the rate is known, one slab after the other."""
+        """Number of bytes that may be outstanding; one slab at a time until the rate is known."""
         if self.rate is None:
             return 1
         seconds = _WINDOW_S + min(self.delay, 2 * _WINDOW_S)
@@ -159,14 +158,14 @@ class SendWindow:
 
     @property
     def slab(self) -> int:
-        """How many bytes to send at once."""
+        """Number of bytes to send at once."""
         if self.rate is None:
             return _FIRST_SLAB
         return int(min(max(self.rate * _SLAB_S, _SMALLEST_SLAB), _LARGEST_SLAB))
 
     @property
     def is_slow(self) -> bool:
-        """Whether compression pays."""
+        """Whether compression is worthwhile."""
         return self.rate is not None and self.rate < _COMPRESS_BELOW
 
     def sent(self, nbytes: int) -> None:
@@ -187,7 +186,7 @@ class SendWindow:
 
 
 class Upload:
-    """One volume on its way over one connection.
+    """Sends one volume over one connection.
 
     Parameters
     ----------
@@ -204,12 +203,12 @@ class Upload:
         self._window, self._send = window, send
         self._next = 0  # first slice not sent
         self._voxel_bytes = self._raw_slabs = 0
-        self._unacknowledged: deque[tuple[int, int]] = deque()  # bytes of voxels up to here, bytes as sent
+        self._unacknowledged: deque[tuple[int, int]] = deque()  # (bytes of voxels up to here, bytes as sent)
         remote.restart()
 
     @property
     def is_sent(self) -> bool:
-        """Whether nothing is left to send."""
+        """Whether everything was sent."""
         return self._next >= len(self.remote.volume.voxels_kji)
 
     @property
@@ -225,7 +224,7 @@ class Upload:
         nbytes = self._send(fields, {"voxels_kji": slab}, compress)
         self._raw_slabs = max(0, self._raw_slabs - 1)
         if compress and nbytes > _WORTH_IT * slab.nbytes:
-            self._raw_slabs = _SAMPLES  # noise: try again later
+            self._raw_slabs = _SAMPLES  # incompressible: try again later
         self.remote.note_sent(slab)
         self._next += len(slab)
         self._voxel_bytes += slab.nbytes
@@ -234,7 +233,7 @@ class Upload:
         return compress
 
     def acknowledge(self, what: str, done: int) -> None:
-        """Take the worker's progress message: how many bytes of voxels it has."""
+        """Handle a progress message, with the bytes of voxels received."""
         if what != "receiving":
             return
         self.remote.received = min(done, self.remote.total)
@@ -245,12 +244,12 @@ class Upload:
             self._window.acknowledged(nbytes)
 
     def finish(self) -> None:
-        """Take the worker's result: it has everything."""
+        """Handle the result: the worker has the whole volume."""
         self.acknowledge("receiving", self.remote.total)
         self.remote.is_there, self.remote.crashes.count = True, 0
 
     def stop(self) -> None:
-        """Send no more, and return to the window what is still unacknowledged."""
+        """Stop sending, and release the unacknowledged bytes from the window."""
         self._next = len(self.remote.volume.voxels_kji)
         if self._unacknowledged:
             self._window.acknowledged(sum(nbytes for _, nbytes in self._unacknowledged))
