@@ -167,7 +167,7 @@ class WorkerSection:
 
 
 def ask(section: Any, type: str, fields: Mapping[str, Any], **callbacks: Callable) -> Any:
-    """Send a request to a section's ``client``, and return it; ignore its answer if the client has changed."""
+    """Send a request to a section's ``client`` and return it; ignore its answer if the client has changed."""
     client = section.client
 
     def guarded(callback: Callable) -> Callable:

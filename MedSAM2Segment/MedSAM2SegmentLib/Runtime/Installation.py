@@ -139,7 +139,7 @@ class Installation:
                 old.rename(present)
             message = _(
                 "The new environment could not be put at {path} ({reason}): restart Slicer, close other "
-                "Slicers, then press Install again; nothing is downloaded anew"
+                "Slicers, then press Install again; nothing is downloaded again"
             ).format(path=present, reason=error.strerror)
             raise RuntimeInstallError(message, code="runtime-in-use", path=str(present)) from error
 
@@ -186,8 +186,8 @@ class Installation:
             return found
         if self._isOffline:
             message = _(
-                "No Python 3.10 to 3.13 was found on this computer, and none can be fetched without a "
-                "network: install one, or name one"
+                "No Python 3.10 to 3.13 was found on this computer, and none can be downloaded without "
+                "a network: install one, or choose one"
             )
             raise RuntimeInstallError(message, code="python-not-found")
         self._report(0.06, _("Downloading a Python"))

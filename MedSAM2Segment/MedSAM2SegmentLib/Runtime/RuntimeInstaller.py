@@ -139,14 +139,14 @@ class RuntimeInstaller:
                 self._context, *folder.leftovers(), folder.cache, folder.pythons, folder.uv
             )
         except PermissionError as error:
-            message = _("{path} is in use: restart Slicer, close others, then press Remove again")
+            message = _("{path} is in use: restart Slicer, close other Slicers, then press Remove again")
             message = message.format(path=error.filename)
             raise RuntimeInstallError(message, code="runtime-in-use", path=error.filename) from error
         finally:
             lock.release()
         if not output.ok:
             reason = output.text or output.reason
-            message = _("Not all could be removed: {reason}").format(reason=reason)
+            message = _("Some files could not be removed: {reason}").format(reason=reason)
             raise RuntimeInstallError(message, code="removal-incomplete", reason=reason)
         folder.removeIfEmpty()
 
@@ -168,7 +168,7 @@ class RuntimeInstaller:
         if named.is_dir():  # the folder of an environment
             named = pythonOf(named)
         if not named.is_file():
-            message = _("{path} is not a Python interpreter: name the program, or its environment")
+            message = _("{path} is not a Python interpreter: choose the program, or its environment")
             raise RuntimeInstallError(message.format(path=path), code="not-an-interpreter", path=path)
         # Not resolved: an environment's interpreter is a link to one without its packages.
         python = os.path.abspath(named)
@@ -177,7 +177,7 @@ class RuntimeInstaller:
 
     def _start(self, work: Work, listener: InstallListener) -> None:
         if self.isBusy:
-            message = _("The runtime is being worked on: wait, or cancel that first")
+            message = _("The runtime is being changed: wait, or cancel that first")
             listener.ended(RuntimeInstallError(message, code="runtime-busy"))
         else:
             self._task = Task(work, self._runner, listener)

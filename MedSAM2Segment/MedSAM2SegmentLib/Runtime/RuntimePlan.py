@@ -188,12 +188,12 @@ def _problem(code: str, message: str, **fields: object) -> RuntimeInstallError:
 def _folderProblems(path: Path, needed: int, free: int) -> Iterator[RuntimeInstallError]:
     if free < needed:
         message = _(
-            "Only {free} MB are free at {path}, about {needed} MB are needed: free some, or name another "
-            "folder by MEDSAM2_RUNTIME_FOLDER"
+            "Only {free} MB are free at {path}, about {needed} MB are needed: free some space, or set "
+            "another folder with MEDSAM2_RUNTIME_FOLDER"
         )
         yield _problem("disk-too-small", message, free=free, path=path, needed=needed)
     if not os.access(_existing(path), os.W_OK):
-        message = _("{path} may not be written to: name another folder by MEDSAM2_RUNTIME_FOLDER")
+        message = _("{path} is not writable: set another folder with MEDSAM2_RUNTIME_FOLDER")
         yield _problem("folder-not-writable", message, path=_existing(path))
 
 
@@ -222,5 +222,5 @@ def _optionProblems(options: InstallOptions) -> Iterator[RuntimeInstallError]:
         message = _("The offline folder {path} does not exist: choose the folder of wheels")
         yield _problem("offline-folder-missing", message, path=options.offlineFolder)
     if options.python and not Path(options.python).is_file():
-        message = _("{path} is not a file: name a Python interpreter, or none")
+        message = _("{path} is not a file: choose a Python interpreter, or none")
         yield _problem("python-missing", message, path=options.python)

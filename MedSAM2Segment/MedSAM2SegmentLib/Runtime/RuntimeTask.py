@@ -207,14 +207,14 @@ _CAUSES = (
         r"No solution found|no version of|not found in the (?:package registry|provided)|"
         r"No matching distribution|no wheels? with a matching|unsatisfiable",
         _(
-            "a package that fits was not found where packages come from. If that is an index or a folder of "
-            "your own, it lacks some: see the details"
+            "no suitable package was found. Your own package index or offline folder may be incomplete: see "
+            "the details"
         ),
     ),
     (
         "python-not-found",
         r"No interpreter found|No download found|no Python (?:found|installation)",
-        _("no Python 3.10 to 3.13 was found, and none could be downloaded. Install one, or name one"),
+        _("no Python 3.10 to 3.13 was found, and none could be downloaded. Install one, or choose one"),
     ),
 )
 

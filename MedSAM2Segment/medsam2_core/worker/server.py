@@ -234,7 +234,7 @@ class RequestLoop:
         self._is_announced = False
         try:
             if job.is_cancelled:
-                raise Cancelled("stopped before it began")
+                raise Cancelled("cancelled before it started")
             fields, arrays = self.handlers[job.type](job)
             self.queue.finish()  # before the client receives the result, and asks whether the worker is busy
             self._send(job, {"type": "result", **fields}, arrays)
@@ -471,7 +471,7 @@ class Server:
     def _cancel(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         number = optional(fields, "request", int)
         for one in [job.id for job in self._queue.cancel(number)] + self._volumes.cancel(number):
-            self._refuse(one, Cancelled("stopped before it began"))
+            self._refuse(one, Cancelled("cancelled before it started"))
         for separate in self.loop.separate.values():
             separate.cancel(number)
         return {}
