@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,9 +91,7 @@ def trained(source, folder):
         segmentation.GetSegmentation().GetSegment("A").SetName("cyst")
         segmentation.GetSegmentation().GetSegment("A").SetColor(0.2, 0.4, 0.6)
         paint(an_editor(segmentation, volume), cyst_kji)
-    page = AutoModelsSection(
-        FakeSettings(), SimpleNamespace(current=lambda: InAHurry(source)), SceneCases(scene), list
-    )
+    page = AutoModelsSection(FakeSettings(), InAHurry(source), SceneCases(scene), list)
     views = []
     page.setClient(source.acquire("the page"))
     page.train("scene", "", "cysts", 10, "")
