@@ -3,13 +3,15 @@
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 from support import qt_shim as a_qt
 
 qt = a_qt.installed()
 
+from medsam2_core.prompts import Box, MaskPrompt, Point, SlicePrompts  # noqa: E402
 from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel, parseRange  # noqa: E402
-from MedSAM2SegmentLib.Panels.PanelState import PanelState, Status, Tool  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import PanelState, Status, Tool, kindsOf  # noqa: E402
 from MedSAM2SegmentLib.Panels.QtHelpers import breakable  # noqa: E402
 from support.panel import (  # noqa: E402
     AUTO,
@@ -70,7 +72,8 @@ def test_every_state_can_be_read_in_a_narrow_column(panel, status, style, tmp_pa
     app.setPalette(dark_palette() if style == "dark" else before)
     try:
         panel.show(every_state()[status])
-        panel.widget.findChild(qt.QToolButton, "advancedButton").click()
+        for name in ("promptsButton", "advancedButton"):
+            panel.widget.findChild(qt.QToolButton, name).click()
         shown(panel.widget)
         keep_picture(panel.widget, f"options-{style}-{status.name.lower()}", tmp_path)
         assert panel.widget.width == WIDTH, "the column would have to be wider"
@@ -210,6 +213,58 @@ def test_switches_are_sent_as_0_and_1(panel, actions, name):
     assert actions.calls == [("setValue", name, "1"), ("setValue", name, "0")]
 
 
+def prompts_table(panel):
+    return panel.widget.findChild(qt.QTableWidget, "promptsTable")
+
+
+def test_the_prompts_are_listed_by_slice_when_the_section_is_opened(panel, actions):
+    panel.show(a_state(current=20))
+    shown(panel.widget)
+    table = prompts_table(panel)
+    assert not table.visible
+    panel.widget.findChild(qt.QToolButton, "promptsButton").click()
+    assert table.visible
+    rows = [[table.item(row, column).text() for column in range(2)] for row in range(table.rowCount)]
+    assert rows == [["10", "box, points 2+ 1-"], ["20", "mask, final"], ["30", "points 1+"]]
+    assert (table.currentRow(), len(table.selectedItems())) == (1, 2)
+    assert actions.calls == []
+
+
+def test_a_selected_row_shows_its_slice_and_the_shown_slice_selects_its_row(panel, actions):
+    panel.show(a_state(current=0))
+    table = prompts_table(panel)
+    assert table.selectedItems() == []
+    assert not button(panel, "clearSliceButton").enabled
+    table.selectRow(2)
+    assert actions.calls == [("jumpTo", 30)]
+    panel.show(a_state(current=30))
+    button(panel, "clearSliceButton").click()
+    assert actions.calls == [("jumpTo", 30), ("clearSlice", 30)]
+    panel.show(a_state(current=31))
+    assert table.selectedItems() == []
+    button(panel, "clearSliceButton").click()
+    panel.show(a_state(current=10, canPrompt=False))
+    button(panel, "clearSliceButton").click()
+    assert len(actions.calls) == 2
+
+
+def test_an_unchanged_table_is_not_filled_again(panel):
+    panel.show(a_state(current=10))
+    item = prompts_table(panel).item(0, 0)
+    panel.show(a_state(current=20, progress=(3, 60)))
+    assert prompts_table(panel).item(0, 0) is item
+    panel.show(a_state(confidences=()))
+    assert prompts_table(panel).rowCount == 0
+
+
+def test_the_kinds_of_prompts_are_named_and_points_counted_by_sign():
+    points = (Point((1, 1, 1)), Point((2, 2, 1)), Point((3, 3, 1), positive=False))
+    mask = MaskPrompt(np.ones((1, 2, 2), dtype=bool), (0, 0, 1))
+    assert kindsOf(SlicePrompts((Box((0, 0, 1), (4, 4, 1)), *points))) == "box, points 2+ 1-"
+    assert kindsOf(SlicePrompts(points[2:])) == "points 1-"
+    assert kindsOf(SlicePrompts((mask,), final=True)) == "mask, final"
+
+
 def test_an_auto_model_is_chosen_by_its_file(panel, actions):
     panel.show(a_state())
     box = combo(panel, "autoModelBox")
@@ -284,7 +339,8 @@ def test_the_keyboard_goes_through_it_from_top_to_bottom(panel):
 
 
 def test_everything_that_takes_the_focus_has_a_name_for_a_screen_reader(panel):
-    for kind in (qt.QPushButton, qt.QToolButton, qt.QComboBox, qt.QSpinBox, qt.QCheckBox, qt.QPlainTextEdit):
+    kinds = (qt.QPushButton, qt.QToolButton, qt.QComboBox, qt.QSpinBox, qt.QCheckBox, qt.QPlainTextEdit)
+    for kind in (*kinds, qt.QTableWidget):
         for widget in panel.widget.findChildren(kind):
             if widget.objectName and not widget.objectName.startswith("qt_"):
                 name = (
@@ -315,7 +371,13 @@ def test_the_controller_takes_everything_the_panel_sends():
     pytest.importorskip("slicer")
     from MedSAM2SegmentLib.Effect.EffectController import EffectController
 
-    told = [*BUTTONS.values(), ("trainAuto",), ("jumpTo", 3), ("setValue", "model", "embedded")]
+    told = [
+        *BUTTONS.values(),
+        ("trainAuto",),
+        ("jumpTo", 3),
+        ("clearSlice", 3),
+        ("setValue", "model", "embedded"),
+    ]
     for name, *values in told:
         method = inspect.signature(getattr(EffectController, name))
         method.bind("self", *values)

@@ -79,6 +79,24 @@ def test_from_the_first_click_to_the_whole_volume(user, tmp_path):
     assert not user.find(qt.QPushButton, "clearButton").enabled
 
 
+def test_a_row_of_the_table_shows_its_slice_and_is_deleted(user):
+    user.wait()
+    user.click((10, 12, 5))
+    user.click((10, 12, 8))
+    user.wait()
+    table = user.find(qt.QTableWidget, "promptsTable")
+    assert table.rowCount == 2
+    user.look_at(3)
+    user.wait()
+    assert table.selectedItems() == []
+    table.selectRow(1)
+    assert user.state.current == 8
+    user.press("clearSliceButton")
+    user.wait()
+    assert user.slices() == [5]
+    assert table.rowCount == 1
+
+
 def test_choices_are_kept_in_the_scene_and_shown(user):
     box = user.find(qt.QComboBox, "windowBox")
     box.currentText = "400, 40"

@@ -261,6 +261,54 @@ def test_cleared_prompts_leave_the_mask(user):
     assert (before & user.mask()).sum() == before.sum()
 
 
+def test_prompts_of_one_slice_are_deleted_with_their_mask_in_one_step(user):
+    user.click((10, 10, 5))
+    user.box((4, 4, 7), (14, 14, 7))
+    user.click((9, 9, 7), positive=False)
+    user.wait()
+    before, prompts = user.mask(), user.prompts()
+    assert {one.n: one.kinds for one in user.state.confidences if one.prompted} == {
+        5: "points 1+",
+        7: "box, points 1-",
+    }
+    user.controller.clearSlice(7)
+    user.wait()
+    assert user.slices() == [5]
+    assert np.array_equal(user.mask()[5], before[5])
+    assert [one.n for one in user.state.confidences if one.prompted] == [5]
+    user.undo()
+    user.wait()
+    assert np.array_equal(user.mask(), before)
+    assert user.prompts() == prompts
+    user.redo()
+    user.wait()
+    assert user.slices() == [5]
+
+
+def test_prompts_of_a_slice_of_a_completed_segment_stay(user):
+    user.click((10, 10, 5))
+    user.wait()
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    logic.SetSegmentStatus(user.segmentation.GetSegmentation().GetSegment("A"), logic.Completed)
+    user.controller.clearSlice(5)
+    user.wait()
+    assert "completed" in user.state.text
+    assert user.slices() == [5]
+    assert len(user.prompts()) == 1
+
+
+def test_the_last_prompts_can_be_deleted_by_slice_and_another_slice_has_none_to_delete(user):
+    user.click((10, 10, 5))
+    user.wait()
+    user.controller.clearSlice(8)
+    user.wait()
+    assert user.slices() == [5]
+    user.controller.clearSlice(5)
+    user.wait()
+    assert not user.mask().any()
+    assert not user.state.canClear
+
+
 def test_prompts_belong_to_their_segment(user):
     user.click((6, 6, 5))
     user.select("B")

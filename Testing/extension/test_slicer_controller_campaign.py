@@ -57,6 +57,7 @@ class ARandomUser:
         """One thing, chosen by chance."""
         actions = [
             *[self.click] * 5, self.box, self.scribble, self.move, self.delete, self.clear,
+            self.clear_slice,
             *[self.propagate] * 3, self.cancel, self.cancel, self.keep, self.discard,
             *[self.undo] * 3, self.redo, self.redo, self.select, self.select, self.paint, self.erase,
             self.use_segment_on_slices, self.use_markups,
@@ -113,6 +114,9 @@ class ARandomUser:
 
     def clear(self):
         self.user.controller.clearPrompts()
+
+    def clear_slice(self):
+        self.user.controller.clearSlice(self.chance.randrange(SHAPE_KJI[0]))
 
     def propagate(self):
         self.user.controller.propagate()

@@ -55,6 +55,7 @@ class Check(Finding):
         yield "Undo and redo are exact, prompts follow", self.undo
         yield "A line, an ROI and a closed curve as prompts", self.markups
         yield "The segment as prompt, gaps between filled", self.between
+        yield "The table of prompts: jump, delete, undo", self.table
         yield "A box", self.box
         yield "Propagate; the window does not freeze", self.propagate
         yield "Train an Auto model on the scene", self.train
@@ -203,6 +204,42 @@ class Check(Finding):
         self.widget.undo()
         self.settle()
         return {"second click s": seconds}
+
+    def table(self):
+        """Press the row and the button of the section; what is deleted comes back by one undo."""
+        self.controller.clearPrompts()
+        self.settle()
+        self.show("Red", self.centre())
+        press("Red", self.centre())
+        self.settle()
+        prompted = [one for one in self.state.confidences if one.prompted]
+        expect([one.kinds for one in prompted] == ["points 1+"], f"one click is listed as {prompted}")
+        table, button = (
+            slicer.util.findChild(self.widget, name) for name in ("promptsTable", "clearSliceButton")
+        )
+        expect(table.rowCount == 1, f"the table has {table.rowCount} rows for one click")
+        before, prompts = self.voxels(self.segmentID), self.promptCount()
+        k, j, i = self.middle()
+        self.show("Red", self.ras(i, j, k + 5))
+        live(0.5)
+        expect(not table.selectedItems(), "a slice without prompts is selected in the table")
+        table.selectRow(0)
+        live(0.5)
+        expect(self.state.current == prompted[0].n, f"row selected, but slice {self.state.current} is shown")
+        button.click()
+        self.settle()
+        expect(table.rowCount == 0, "the row is still there after its prompts were deleted")
+        expect(self.promptCount() == 0, "the prompts of the slice are still in the scene")
+        self.widget.undo()
+        self.settle()
+        expect(
+            np.array_equal(self.voxels(self.segmentID), before), "undo did not bring back the exact voxels"
+        )
+        expect(self.promptCount() == prompts, "undo did not bring back the prompts")
+        button.click()
+        self.settle()
+        expect(not self.voxels(self.segmentID).any(), "the mask stayed when its prompts were deleted")
+        return {"points listed": prompted[0].kinds}
 
     def box(self):
         self.controller.clearPrompts()

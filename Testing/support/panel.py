@@ -59,8 +59,9 @@ def confidences(count=60):
         SliceConfidence(
             n,
             None if n >= count - 5 else 0.5 + 0.5 * math.sin(n / 6),
-            prompted=n in (10, 30),
+            prompted=n in (10, 20, 30),
             final=n == 20,
+            kinds={10: "box, points 2+ 1-", 20: "mask, final", 30: "points 1+"}.get(n, ""),
         )
         for n in range(count)
     )

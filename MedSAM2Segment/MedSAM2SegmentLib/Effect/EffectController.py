@@ -30,6 +30,7 @@ from MedSAM2SegmentLib.Panels.PanelState import (
     Status,
     advice,
     howToPrompt,
+    kindsOf,
     sentence,
 )
 from MedSAM2SegmentLib.Prompts import SceneMarkups
@@ -272,6 +273,18 @@ class EffectController:
             self._edited.store.save({self._edited.segmentID: {"notes": None, "found": None}})
             if not self._edited.isPrompted:
                 self._session.decideAnew()
+        self._publish()
+
+    def clearSlice(self, n: int) -> None:
+        """Delete the prompts of the selected segment on a slice, and the mask they gave: one step of undo."""
+        edited = self._edited
+        if self._canEdit():
+            self._propagation.finish()
+            with self._reported():
+                self._open()
+                if self._session.stack is not None:
+                    edited.markups.clearSlice(edited.segmentID, n, edited.adapter, self._session.stack)
+            self._syncPrompts((edited.segmentID,))
         self._publish()
 
     def finaliseSlice(self) -> None:
@@ -626,6 +639,7 @@ class EffectController:
                 round(records[n].confidence, 3) if n in records else None,
                 n in prompts,
                 n in prompts and prompts[n].final,
+                kindsOf(prompts[n]) if n in prompts else "",
             )
             for n in range(len(stack))
         )

@@ -9,6 +9,7 @@ import qt
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.ConfidenceStrip import ConfidenceStrip
 from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool
+from MedSAM2SegmentLib.Panels.PromptsTable import PromptsTable
 from MedSAM2SegmentLib.Panels.QtHelpers import Connections, breakable, choose, fill, loadUi, put
 
 _TOOL_BUTTONS = {Tool.POINT: "pointButton", Tool.BOX: "boxButton", Tool.SCRIBBLE: "scribbleButton"}
@@ -29,6 +30,7 @@ _ACTIONS = {
 }
 _CHOICES = {"direction": "directionBox", "model": "modelBox", "stack": "stackBox", "keep": "keepBox"}
 _SWITCHES = {"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox"}
+_SECTIONS = ("prompts", "advanced")  # folded at first
 _ALL = "all"
 _FROM_TO = "from..to"
 _BETWEEN = "between"
@@ -59,8 +61,8 @@ class OptionsPanel:
     actions
         The controller: ``setTool(name)``, ``setNegative(bool)``, ``propagate()``, ``cancel()``, ``keep()``,
         ``discard()``, ``nextWeakest()``, ``jumpTo(n)``, ``finaliseSlice()``, ``useSegmentAsPrompt()``,
-        ``useMarkups()``, ``clearPrompts()``, ``autoSlice()``, ``autoVolume()``, ``trainAuto()``,
-        ``setValue(name, value)``, ``resolve()``.
+        ``useMarkups()``, ``clearPrompts()``, ``clearSlice(n)``, ``autoSlice()``, ``autoVolume()``,
+        ``trainAuto()``, ``setValue(name, value)``, ``resolve()``.
 
     Attributes
     ----------
@@ -75,6 +77,7 @@ class OptionsPanel:
         self._connections = Connections()
         self._find()
         self._strip = ConfidenceStrip(self._stripHolder, self._onJump)
+        self._prompts = PromptsTable(self.widget, self._connections, self._do)
         self._stripHolder.layout().addWidget(self._strip)
         self._connect()
         self.show(PanelState())
@@ -128,9 +131,11 @@ class OptionsPanel:
         self._autoBar, self._autoModelBar = find(qt.QWidget, "autoBar"), find(qt.QWidget, "autoModelBar")
         self._autoModel, self._replaces = find(qt.QComboBox, "autoModelBox"), find(qt.QCheckBox, "replaceBox")
         self._autoText = find(qt.QLabel, "autoText")
-        self._advancedButton = find(qt.QToolButton, "advancedButton")
-        self._advanced = find(qt.QWidget, "advancedBar")
-        self._advanced.hide()
+        self._sections = [
+            (find(qt.QToolButton, f"{name}Button"), find(qt.QWidget, f"{name}Bar")) for name in _SECTIONS
+        ]
+        for _button, bar in self._sections:
+            bar.hide()
         self._detailsText.hide()
 
     def _connect(self) -> None:
@@ -154,7 +159,8 @@ class OptionsPanel:
         connect(self._replaces, "clicked", self._onReplaces)
         connect(self._detailsButton, "clicked", self._onDetails)
         connect(self._copyButton, "clicked", self._onCopy)
-        connect(self._advancedButton, "clicked", self._onAdvanced)
+        for button, bar in self._sections:
+            connect(button, "clicked", lambda _=False, button=button, bar=bar: _fold(button, bar))
         connect(qt.QCoreApplication.instance(), "paletteChanged", self._onPalette)
 
     # Showing
@@ -234,6 +240,7 @@ class OptionsPanel:
         put(self._buttons["clearButton"], "enabled", state.canClear)
         self._stripHolder.visible = bool(state.confidences)
         self._strip.display(state.confidences, state.current)
+        self._prompts.show(state)
 
     def _showAuto(self, view: AutoView, before: AutoView | None) -> None:
         self._autoBar.visible = view.isShown
@@ -302,10 +309,11 @@ class OptionsPanel:
         for bar in self._styled:
             bar.styleSheet = bar.styleSheet
 
-    def _onAdvanced(self) -> None:
-        opened = self._advancedButton.checked
-        self._advanced.visible = opened
-        self._advancedButton.arrowType = qt.Qt.DownArrow if opened else qt.Qt.RightArrow
+
+def _fold(button: qt.QToolButton, bar: qt.QWidget) -> None:
+    """Show or hide a section as its button says."""
+    bar.visible = button.checked
+    button.arrowType = qt.Qt.DownArrow if button.checked else qt.Qt.RightArrow
 
 
 def parseRange(text: str) -> tuple[int, int] | None:

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 
 from medsam2_core.errors import MedSAM2Error, PromptError, VolumeError
 from medsam2_core.imaging.intensity import PRESETS, parse_window
+from medsam2_core.prompts.types import Box, MaskPrompt, Point
 
 from MedSAM2SegmentLib.i18n import _
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from medsam2_core.prompts import SlicePrompts
 
 
 class Status(enum.Enum):
@@ -61,12 +64,15 @@ class SliceConfidence:
         0 to 1; None when the slice was not segmented.
     prompted, final
         Whether it has prompts, and whether it is final.
+    kinds
+        Which prompts it has, as text (see :func:`kindsOf`).
     """
 
     n: int
     confidence: float | None = None
     prompted: bool = False
     final: bool = False
+    kinds: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,21 @@ def howToPrompt(facts: PanelState) -> str:
     if facts.negative:
         return _("click what does not belong to the structure in a slice view")
     return _("click the structure in a slice view")
+
+
+def kindsOf(onSlice: SlicePrompts) -> str:
+    """Return the kinds of the prompts of a slice as text: "box, points 2+ 1-, mask, final"."""
+    prompts = onSlice.prompts
+    signs = [one.positive for one in prompts if isinstance(one, Point)]
+    counts = ((sum(signs), "+"), (len(signs) - sum(signs), "-"))
+    points = " ".join(f"{count}{sign}" for count, sign in counts if count)
+    kinds = [
+        _("box") if any(isinstance(one, Box) for one in prompts) else "",
+        _("points {counts}").format(counts=points) if signs else "",
+        _("mask") if any(isinstance(one, MaskPrompt) for one in prompts) else "",
+        _("final") if onSlice.final else "",
+    ]
+    return ", ".join(kind for kind in kinds if kind)
 
 
 def sentence(text: str) -> str:

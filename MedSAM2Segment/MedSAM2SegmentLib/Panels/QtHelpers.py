@@ -145,8 +145,15 @@ def fillTable(table: qt.QTableWidget, rows: Sequence[tuple[Sequence[str], str]],
             item = qt.QTableWidgetItem(text)
             item.setToolTip(tip)
             table.setItem(index, column, item)
-    if selected >= 0:
-        table.selectRow(selected)
+    table.blockSignals(before)
+    selectOnly(table, selected)
+
+
+def selectOnly(table: qt.QTableWidget, row: int) -> None:
+    """Select a row, -1 for none, without a signal."""
+    before = table.blockSignals(True)
+    if row >= 0:
+        table.selectRow(row)
     else:
         table.clearSelection()
     table.blockSignals(before)
