@@ -213,6 +213,19 @@ def test_switches_are_sent_as_0_and_1(panel, actions, name):
     assert actions.calls == [("setValue", name, "1"), ("setValue", name, "0")]
 
 
+@pytest.mark.parametrize(
+    ("millilitres", "text"), [(0.1234, "0.12 ml"), (45.67, "45.7 ml"), (1543.2, "1543 ml"), (0.0, "0.00 ml")]
+)
+def test_the_volume_is_shown_where_there_is_one(panel, millilitres, text):
+    panel.show(a_state(millilitres=millilitres))
+    shown(panel.widget)
+    label = panel.widget.findChild(qt.QLabel, "volumeText")
+    assert label.visible
+    assert label.text == f"Volume: {text}"
+    panel.show(a_state(millilitres=None))
+    assert not label.visible
+
+
 def prompts_table(panel):
     return panel.widget.findChild(qt.QTableWidget, "promptsTable")
 

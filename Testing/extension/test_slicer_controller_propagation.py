@@ -7,7 +7,9 @@ slicer = pytest.importorskip("slicer")
 
 from MedSAM2SegmentLib.Effect.WorkerSession import durationText  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
-from support.slicer_user import SlicerUser  # noqa: E402
+from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix  # noqa: E402
+from support.scene import a_matrix, a_volume  # noqa: E402
+from support.slicer_user import SlicerUser, a_noise  # noqa: E402
 
 
 @pytest.fixture
@@ -34,6 +36,38 @@ def test_slices_fill_in_as_they_come(user):
     user.wait()
     assert user.state.status is Status.PROMPTED
     assert user.editor.savedStates == 2
+
+
+def test_the_volume_of_the_segment_is_told_after_a_propagation_and_follows_edits(scene):
+    volume = a_volume(scene, a_matrix(spacing=(0.5, 2.0, 3.0)), voxels=a_noise())
+    user = SlicerUser(scene, volume=volume)
+    user.wait()
+    user.click((10, 10, 5))
+    user.wait()
+    assert user.state.millilitres is None
+    user.controller.propagate()
+    user.wait()
+    assert user.state.millilitres == pytest.approx(user.mask().sum() * 3.0 / 1000)
+    before = user.state.millilitres
+    user.paint(slice(0, 4), slice(0, 5), slice(0, 2))
+    user.wait()
+    assert user.state.millilitres == pytest.approx(user.mask().sum() * 3.0 / 1000)
+    assert user.state.millilitres > before
+    user.select("B")
+    assert user.state.millilitres is None
+    user.controller.cleanup()
+
+
+def test_a_segmentation_scaled_by_its_transform_is_measured_in_the_world(user):
+    user.controller.propagate()
+    user.wait()
+    transform = user.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    transform.SetMatrixTransformToParent(arrayToMatrix(a_matrix(spacing=(2.0, 1.0, 1.5))))
+    for node in (user.volume, user.segmentation):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    user.wait()
+    user.wait()
+    assert user.state.millilitres == pytest.approx(user.mask().sum() * 3.0 / 1000)
 
 
 def test_writes_are_gathered(user):

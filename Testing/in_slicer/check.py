@@ -266,7 +266,11 @@ class Check(Finding):
         slices = int(self.voxels(self.segmentID).any(axis=(1, 2)).sum())
         expect(slices > 20, f"only {slices} slices were filled in")
         expect(frozen < 1.0, f"the window was frozen for {frozen} s")
+        counted = np.count_nonzero(self.voxels(self.segmentID)) * np.prod(self.volume.GetSpacing()) / 1000
+        told = self.state.millilitres
+        expect(told is not None and abs(told - counted) < 0.01, f"the panel says {told} ml, it is {counted}")
         return {
+            "ml": round(told, 2),
             "s": round(seconds, 1),
             "slices": slices,
             "s a slice": round(seconds / slices, 3),

@@ -72,7 +72,14 @@ def a_state(status=Status.PROMPTED, **changes):
     usual = {
         "text": "Click to correct, or propagate.",
         **{"canPrompt": True, "canPropagate": True, "canFinalise": True, "canJump": True, "canClear": True},
-        **{"confidences": confidences(), "slices": 60, "current": 30, "choices": CHOICES, "values": VALUES},
+        **{
+            "confidences": confidences(),
+            "slices": 60,
+            "current": 30,
+            "millilitres": 12.34,
+            "choices": CHOICES,
+            "values": VALUES,
+        },
         "auto": AUTO,
     }
     return PanelState(status=status, **{**usual, **changes})
@@ -82,6 +89,7 @@ def every_state():
     """One state for every status, with words as long as they become."""
     idle = {"canPrompt": False, "canPropagate": False, "canFinalise": False, "canJump": False}
     idle |= {"canClear": False, "confidences": (), "current": None, "auto": AutoView()}
+    idle |= {"millilitres": None}
     worker_report = "the worker was ended by signal SIGKILL\n" + "\n".join(f"line {n}" for n in range(30))
     return {
         Status.NO_VOLUME: a_state(Status.NO_VOLUME, text="Choose a source volume above.", **idle),
@@ -123,6 +131,7 @@ def every_state():
             Status.READY,
             text="Click on what you want to segment.",
             confidences=(),
+            millilitres=None,
             auto=AutoView(
                 isShown=True, text="No Auto model yet: train one from 10 labelled images.", canTrain=True
             ),

@@ -607,6 +607,7 @@ class EffectController:
         parameters, auto, propagation = self.parameters, self._auto, self._propagation
         segmentID, stack, markups = self._edited.segmentID, self._session.stack, self._edited.markups
         confidences = self._confidences(segmentID)
+        canJump = any(one.confidence is not None and not one.prompted for one in confidences)
         progress = auto.progress if auto.isRunning else propagation.progress
         isRunning = auto.isRunning or propagation.isRunning
         return PanelState(
@@ -617,10 +618,11 @@ class EffectController:
             negative=parameters.isOn("negative"),
             canCancel=isRunning,
             canKeep=propagation.mustDecide and not propagation.isRunning,
-            canJump=any(one.confidence is not None and not one.prompted for one in confidences),
+            canJump=canJump,
             canClear=bool(segmentID) and markups is not None and segmentID in markups.segmentIDs(),
             confidences=confidences,
             slices=len(stack) if stack is not None else 0,
+            millilitres=self._edited.millilitres() if canJump and self._isActive else None,
             current=self._session.current() if confidences else None,
             choices=parameters.choices(self._session.models),
             values=parameters.values(),

@@ -128,6 +128,7 @@ class OptionsPanel:
         self._bar = find(qt.QProgressBar, "progressBar")
         self._progressText = find(qt.QLabel, "progressText")
         self._stripHolder = find(qt.QWidget, "stripHolder")
+        self._volumeText = find(qt.QLabel, "volumeText")
         self._autoBar, self._autoModelBar = find(qt.QWidget, "autoBar"), find(qt.QWidget, "autoModelBar")
         self._autoModel, self._replaces = find(qt.QComboBox, "autoModelBox"), find(qt.QCheckBox, "replaceBox")
         self._autoText = find(qt.QLabel, "autoText")
@@ -241,6 +242,8 @@ class OptionsPanel:
         self._stripHolder.visible = bool(state.confidences)
         self._strip.display(state.confidences, state.current)
         self._prompts.show(state)
+        put(self._volumeText, "text", _volumeText(state.millilitres))
+        self._volumeText.visible = state.millilitres is not None
 
     def _showAuto(self, view: AutoView, before: AutoView | None) -> None:
         self._autoBar.visible = view.isShown
@@ -330,6 +333,14 @@ def _progressText(state: PanelState) -> str:
         slices = _("Slice {done} of {total}").format(done=done, total=total)
         parts.insert(0, slices if isSlices else f"{100 * done // total} %")
     return ", ".join(parts)
+
+
+def _volumeText(millilitres: float | None) -> str:
+    """Return a volume with about three digits, as text."""
+    if millilitres is None:
+        return ""
+    digits = 2 if millilitres < 10 else 1 if millilitres < 100 else 0
+    return _("Volume: {number} ml").format(number=f"{millilitres:.{digits}f}")
 
 
 def _icon(status: Status) -> int:

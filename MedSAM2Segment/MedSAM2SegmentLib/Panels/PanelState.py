@@ -127,6 +127,8 @@ class PanelState:
         How many slices the stack has; 0 while that is not known.
     current
         The slice of the stack that is shown; None when no slice is.
+    millilitres
+        Volume of the segment after a propagation; None hides it.
     choices
         By parameter name ("model", "window", "direction", "range", "stack", "keep"), what can be chosen:
         (value, label) pairs.
@@ -154,6 +156,7 @@ class PanelState:
     confidences: tuple[SliceConfidence, ...] = ()
     slices: int = 0
     current: int | None = None
+    millilitres: float | None = None
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
     auto: AutoView = AutoView()

@@ -63,6 +63,16 @@ class SegmentVoxels:
         scalars = None if labelmap is None else labelmap.GetPointData().GetScalars()
         return scalars is not None and bool((vtk_to_numpy(scalars) == segment.GetLabelValue()).any())
 
+    def millilitres(self, segmentID: str) -> float:
+        """Return the volume of the segment in its segmentation's own RAS."""
+        segment = self.segmentation.GetSegment(segmentID)
+        labelmap = None if segment is None else segment.GetRepresentation(LABELMAP)
+        scalars = None if labelmap is None else labelmap.GetPointData().GetScalars()
+        if scalars is None:
+            return 0.0
+        count = np.count_nonzero(vtk_to_numpy(scalars) == segment.GetLabelValue())
+        return float(count * abs(np.linalg.det(imageToWorld(labelmap)[:3, :3])) / 1000.0)
+
     def filled(self, segmentID: str) -> Extent:
         """Return a box round the voxels of the grid that the segment may have; empty when it is gone."""
         segment = self.segmentation.GetSegment(segmentID)
