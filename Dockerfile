@@ -2,7 +2,8 @@
 #
 #     docker build -t medsam2 .
 #     docker run -i --rm --gpus all medsam2 medsam2 worker
-#     docker run --rm -v "$PWD":/data medsam2 medsam2 segment scan.nrrd --box 20,30,60,80@12 -o liver.seg.nrrd
+#     docker run --rm --user "$(id -u)" -v "$PWD":/data medsam2 \
+#         medsam2 segment scan.nrrd --box 20,30,60,80@12 --out liver.seg.nrrd
 #
 # PyTorch's build for CUDA brings its libraries along: the host needs the driver and NVIDIA's container toolkit only.
 FROM python:3.12-slim
@@ -20,7 +21,7 @@ RUN pip install --no-cache-dir /source && rm -rf /source
 
 # Results in a mounted folder belong to the user given with --user; downloaded models stay with -v models:/models.
 ENV MEDSAM2_MODELS=/models XDG_CACHE_HOME=/models/cache
-RUN useradd --create-home medsam2 && mkdir /models && chown medsam2 /models
+RUN useradd --create-home medsam2 && mkdir --mode 1777 /models
 USER medsam2
 WORKDIR /data
 CMD ["medsam2", "--help"]

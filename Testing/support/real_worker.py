@@ -103,7 +103,7 @@ class RealWorker:
         return frame.header
 
     def greet(self) -> dict:
-        return self.ask("hello", protocols=[2], client="test")
+        return self.ask("hello", protocols=[3], client="test")
 
     def give(self, volume: Volume, name="ball", slab=7) -> int:
         """Send a volume in slabs; the id of the request."""

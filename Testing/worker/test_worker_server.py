@@ -72,7 +72,7 @@ def figures(mask):
 
 def test_it_describes_itself(worker):
     hello = worker.greet()
-    assert hello["protocol"] == 2
+    assert hello["protocol"] == 3
     assert hello["software"] == f"MedSAM2Segment {__version__}"
     assert hello["torch"] == torch.__version__
     assert hello["pid"] == worker.process.pid
@@ -83,7 +83,7 @@ def test_it_describes_itself(worker):
     assert worker.process.wait(5) == 0
 
 
-@pytest.mark.parametrize(("spoken", "side"), [([0, 1], "client"), ([3, 7], "worker")])
+@pytest.mark.parametrize(("spoken", "side"), [([0, 2], "client"), ([4, 7], "worker")])
 def test_it_names_the_side_to_update(worker, spoken, side):
     error = worker.refused("hello", protocols=spoken, client="test")
     assert error["kind"] == "ProtocolError"
@@ -94,7 +94,7 @@ def test_it_names_the_side_to_update(worker, spoken, side):
 
 def test_the_command_line_starts_the_same(tmp_path):
     worker = RealWorker(tmp_path, ("-m", "medsam2_core.cli", "worker"))
-    assert worker.greet()["protocol"] == 2
+    assert worker.greet()["protocol"] == 3
     assert worker.close() == 0
 
 

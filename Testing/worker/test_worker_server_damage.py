@@ -29,7 +29,7 @@ def a_conversation() -> list[bytes]:
     words = [{"n": 1, "prompts": [a_point(1, 1, 1)], "final": False}]
     shown = {"shape_kji": [2, 3, 4], "dtype": "<i2", "components": 1, "ijk_to_ras": MATRIX}
     return [
-        frame("hello", id=1, protocols=[2], client="test"),
+        frame("hello", id=1, protocols=[3], client="test"),
         frame("open_volume", id=2, volume="v", modality="", title="", **shown),
         frame("volume_data", {"voxels_kji": np.zeros((2, 3, 4), "<i2")}, volume="v", first=0),
         frame("set_prompts", id=3, session="s", object="a", slices=words),

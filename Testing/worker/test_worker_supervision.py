@@ -181,7 +181,7 @@ def test_a_request_in_flight_when_all_is_given_up_fails(supervised):
         ([sys.executable, "-c", "print('Usage: something else')"], "exit code 0"),
         ([sys.executable, "-c", "import os; os.abort()"], "SIGABRT"),
         (["sh", "-c", "yes 'not a worker'"], "not a worker"),
-        (fake_worker("--protocol", 7), "protocol 7.*client.*2"),
+        (fake_worker("--protocol", 7), "protocol 7.*client.*3"),
     ],
     ids=["missing", "none", "import", "other", "crash", "endless", "version"],
 )

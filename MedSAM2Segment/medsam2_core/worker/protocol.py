@@ -25,7 +25,7 @@ from medsam2_core import errors
 from medsam2_core.errors import MedSAM2Error, ProtocolError, WorkerError
 
 #: Supported versions of the protocol, the preferred one first.
-PROTOCOLS = (2,)
+PROTOCOLS = (3,)
 
 #: Requests answered at once, even during a computation: none of them can have ended a worker.
 IMMEDIATE = frozenset(
