@@ -131,6 +131,30 @@ def test_another_segmentation_has_its_own_prompts(user):
     assert user.slices() == [5]
 
 
+@pytest.mark.parametrize("isPartly", [False, True])
+def test_what_is_missing_from_another_vtk_segmentation_was_not_erased(user, isPartly):
+    user.click((10, 10, 5))
+    user.wait()
+    user.controller.propagate()
+    user.wait()
+    expected = user.mask()
+    other = slicer.vtkSegmentation()
+    other.DeepCopy(user.segmentation.GetSegmentation())
+    user.segmentation.SetAndObserveSegmentation(other)
+    if isPartly:
+        user.paint(slice(0, 10), slice(0, 24), slice(0, 11), mode="remove")
+    else:
+        user.paint(slice(0, 28), slice(0, 24), slice(0, 11), mode="remove")
+    user.click((10, 10, 5))
+    user.wait()
+    user.controller.propagate()
+    user.wait()
+    assert np.array_equal(user.mask(), expected)
+    user.undo()
+    user.undo()
+    assert user.mask().any() == isPartly
+
+
 def test_a_saved_scene_goes_on_where_it_was(user, tmp_path):
     user.click((10, 10, 5))
     user.box((3, 4, 2), (9, 8, 2))

@@ -170,6 +170,7 @@ class EditedSegmentation:
         self.applied: dict[str, dict[int, SlicePrompts]] = {}
         self.moved = np.eye(4)
         self.isTouched = self.wasAsked = False
+        self._content: Any = None  # the ``vtkSegmentation`` of the node
         self._volumeKey = ""
         self._pose: Any = None  # (4, 4) of the volume in the segmentation's own RAS
         self._agreedPose: Any = None
@@ -194,7 +195,7 @@ class EditedSegmentation:
         """
         changed = set()
         segmentation = self.editor.segmentationNode()
-        if segmentation is not self.segmentation:
+        if segmentation is not self.segmentation or self.isReplaced:
             self._bind(segmentation)
             if isActive:
                 self._claimSegmentation()
@@ -261,9 +262,15 @@ class EditedSegmentation:
         return self.segmentation is None or _claims.get(self.segmentation, self._claim) == self._claim
 
     @property
+    def isReplaced(self) -> bool:
+        """Whether the node was given another ``vtkSegmentation`` since the last update."""
+        return self.segmentation is not None and self.segmentation.GetSegmentation() is not self._content
+
+    @property
     def isOutOfDate(self) -> bool:
         """Whether another segmentation was chosen since the last update, or another editor took charge."""
-        return self.editor.segmentationNode() is not self.segmentation or not self.isInCharge
+        isOther = self.editor.segmentationNode() is not self.segmentation or self.isReplaced
+        return isOther or not self.isInCharge
 
     def _claimSegmentation(self) -> None:
         if self.segmentation is not None:
@@ -499,7 +506,9 @@ class EditedSegmentation:
         self._tags = []
         if self.markups is not None:
             self.markups.cleanup()
+        isReplaced = self.isReplaced and segmentation is self.segmentation
         self.segmentation = segmentation
+        self._content = None if segmentation is None else segmentation.GetSegmentation()
         self.markups = self.writer = self.store = self._history = None
         for known in (self.applied, self._snapshots, self._current):
             known.clear()
@@ -514,6 +523,7 @@ class EditedSegmentation:
         self.markups.hardened.append(self._onHardened)
         self.writer = SegmentWriter(self.editor)
         self.store = ProvenanceStore(segmentation, self.writer, self._clock)
+        self.store.isReplaced = isReplaced
         self.writer.recall = self.store.recall
         self._history = EditHistory(self.writer)
         events = [getattr(slicer.vtkSegmentation, name) for name in _SEGMENTATION_EVENTS]

@@ -478,7 +478,7 @@ class EffectController:
         edited = self._edited
         if edited.markups is not None:
             edited.markups.update()
-        if not edited.isTouched or edited.markups is None:
+        if not edited.isTouched or edited.markups is None or edited.isReplaced:
             return
         edited.isTouched = False
         for segmentID in list(self._edited.applied):

@@ -78,6 +78,11 @@ class ProvenanceStore:
         Has the ownership of its voxels.
     clock
         Monotonic seconds.
+
+    Attributes
+    ----------
+    isReplaced
+        Whether the node was given another ``vtkSegmentation`` since: what is missing there was not erased.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class ProvenanceStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.segmentationNode, self._writer, self._clock = segmentationNode, writer, clock
+        self.isReplaced = False
         self._saved: dict[str, Any] = {}  # by segment, the stamps of what is in the scene
         self._seen: dict[str, Any] = {}
         self._since: float | None = None  # when the scene was first seen to be behind
@@ -234,10 +240,12 @@ class ProvenanceStore:
         there = SegmentVoxels(node, ownership.indexToRAS).mask(segmentID, ownership.used)
         if not there.any():
             return None  # the segment was saved without its voxels: nothing was erased
-        if np.allclose(ownership.indexToRAS, segments.indexToRAS, rtol=0, atol=_SAME_MM):
+        isSame = np.allclose(ownership.indexToRAS, segments.indexToRAS, rtol=0, atol=_SAME_MM)
+        if isSame:
             ownership.indexToRAS = segments.indexToRAS
+        if isSame and not self.isReplaced:
             bits = ownership.bitsFor(ownership.used, there)
-        else:  # on another lattice voxels are missing that nobody erased
+        else:  # voxels are missing that nobody erased
             bits = ownership.read(ownership.used) & np.uint8(OURS | KNOWN) & (there * np.uint8(255))
         ownership.write(ownership.used, bits)
         return ownership
