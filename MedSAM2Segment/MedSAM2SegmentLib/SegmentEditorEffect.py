@@ -76,6 +76,7 @@ The volume and its masks stay on this computer, unless you have set up a remote 
 
         settings = Settings()
         chosen = {"model": settings.defaultModel, "window": settings.defaultWindow}
+        chosen["show3D"] = "1" if settings.show3D else "0"
         for name, value in {**DEFAULTS, **chosen}.items():
             self.scriptedEffect.setParameterDefault(name, value)
 
@@ -94,6 +95,7 @@ The volume and its masks stay on this computer, unless you have set up a remote 
         self._timer.interval = _TICK_MS
         self._timer.timeout.connect(self.controller.tick)
         self.controller.onStateChanged = self._onState
+        self.controller.onShow3D = _rememberShow3D
         self._onState(self.controller.state)
         self.scriptedEffect.addOptionsWidget(self._panel.widget)
 
@@ -181,6 +183,12 @@ The volume and its masks stay on this computer, unless you have set up a remote 
             self._interaction.drop()
         self._interaction.tool, self._interaction.negative = state.tool, state.negative
         self._panel.show(state)
+
+
+def _rememberShow3D(isOn: bool) -> None:
+    from MedSAM2SegmentLib.Worker.Settings import Settings
+
+    Settings().show3D = isOn
 
 
 class ViewActors:

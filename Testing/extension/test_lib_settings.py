@@ -37,6 +37,13 @@ def test_a_text_comes_back_from_the_file(store, tmp_path, name, text):
     assert getattr(read_again(store, tmp_path), name) == text
 
 
+@pytest.mark.parametrize("isOn", [True, False])
+def test_a_switch_comes_back_from_the_file(store, tmp_path, isOn):
+    assert Settings(store).show3D is True
+    Settings(store).show3D = isOn
+    assert read_again(store, tmp_path).show3D is isOn
+
+
 def test_a_list_that_the_file_made_of_a_comma_is_a_text_again(tmp_path):
     path = tmp_path / "settings.ini"
     path.write_text("[MedSAM2Segment]\ndefaultWindow=400, 40\n", encoding="utf-8")

@@ -173,7 +173,9 @@ def test_auto_is_pressed_again_when_the_first_time_only_started_the_worker(scrip
 
 
 def test_settings_and_layout_of_the_user_are_put_back(scripts, monkeypatch):
-    kept = FakeSettings(remoteCommand="ssh host medsam2 worker", defaultModel="large", defaultWindow="lung")
+    kept = FakeSettings(
+        remoteCommand="ssh host medsam2 worker", defaultModel="large", defaultWindow="lung", show3D=False
+    )
     before = dict(vars(kept))
     monkeypatch.setattr("MedSAM2SegmentLib.Worker.Settings.Settings", lambda: kept)
     installer = FakeInstaller(RuntimeState.READY)
@@ -181,6 +183,7 @@ def test_settings_and_layout_of_the_user_are_put_back(scripts, monkeypatch):
     check = scripts.check.Check(SimpleNamespace(interpreter="", install=False), SimpleNamespace(folder=""))
     check.runtime()
     assert (kept.remoteCommand, kept.defaultModel, kept.defaultWindow) == ("", "embedded", "auto")
+    assert kept.show3D is True
     scripts.app.manager.setLayout(3)
     check.putBack()
     assert vars(kept) == before

@@ -32,7 +32,8 @@ from reporting import Heart, Report, expect, live, waitFor
 
 MODULE, EFFECT = "MedSAM2Segment", "MedSAM2"
 SAMPLE_MIDDLE_SLICE = 24  # of the sample volume, along k
-SETTINGS = {"remoteCommand": "", "defaultModel": "embedded", "defaultWindow": "auto"}  # during the check
+# During the check:
+SETTINGS = {"remoteCommand": "", "defaultModel": "embedded", "defaultWindow": "auto", "show3D": True}
 
 
 class Check(Finding):
@@ -266,6 +267,7 @@ class Check(Finding):
         slices = int(self.voxels(self.segmentID).any(axis=(1, 2)).sum())
         expect(slices > 20, f"only {slices} slices were filled in")
         expect(frozen < 1.0, f"the window was frozen for {frozen} s")
+        self.shownIn3D(False, "a further propagation, hidden since the first")
         counted = np.count_nonzero(self.voxels(self.segmentID)) * np.prod(self.volume.GetSpacing()) / 1000
         told = self.state.millilitres
         expect(told is not None and abs(told - counted) < 0.01, f"the panel says {told} ml, it is {counted}")
@@ -331,6 +333,8 @@ class Check(Finding):
         self.settle(300)
         slices = np.flatnonzero(self.voxels(self.segmentID).any(axis=(1, 2)))
         expect(slices.min() == first and slices.max() == last, f"slices {slices} were filled")
+        self.shownIn3D(True, "the first propagation")
+        self.segmentation.RemoveClosedSurfaceRepresentation()
         for n in (first, last):
             expect(np.array_equal(self.voxels(self.segmentID)[n] != 0, drawn != 0), f"slice {n} has changed")
         self.controller.setValue("keep", "slice")
@@ -342,6 +346,11 @@ class Check(Finding):
         )
         self.settle()
         return {"slices filled": len(slices)}
+
+    def shownIn3D(self, isShown, after):
+        known, display = self.segmentation.GetSegmentation(), self.segmentation.GetDisplayNode()
+        has = known.ContainsRepresentation("Closed surface") and bool(display.GetVisibility3D())
+        expect(has == isShown, f"after {after}, shown in 3D is {has}")
 
     def neighbour(self):
         """Overwrite none: what the neighbour has stays although our mask covers it."""

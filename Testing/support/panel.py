@@ -21,7 +21,7 @@ CHOICES = {
 }
 VALUES = {
     **{"model": "embedded", "window": "auto", "direction": "both", "stack": "auto"},
-    **{"range": "all", "stopWhenGone": "1", "autoPropagate": "0"},
+    **{"range": "all", "stopWhenGone": "1", "autoPropagate": "0", "show3D": "1"},
 }
 AUTO = AutoView(
     isShown=True,

@@ -34,6 +34,7 @@ from MedSAM2SegmentLib.Panels.PanelState import (
     sentence,
 )
 from MedSAM2SegmentLib.Prompts import SceneMarkups
+from MedSAM2SegmentLib.Segments import ClosedSurface
 from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform, isWarped
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class EffectController:
         The state of the panel.
     onStateChanged
         Called with a new state.
+    onShow3D
+        Called when the user has switched the 3-D view after a propagation, to remember it.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class EffectController:
     ) -> None:
         self.state = PanelState()
         self.onStateChanged: Callable[[PanelState], None] = lambda state: None
+        self.onShow3D: Callable[[bool], None] = lambda isOn: None
         self._clock = clock
         self.parameters = parameters = Parameters(editor.parameter, editor.setParameter)
         self._session = session = WorkerSession(source, parameters, self._onSession)
@@ -99,6 +103,7 @@ class EffectController:
         self._auto = AutoSegmentation(edited, session, sync, parameters, clock)
         self._propagation.beforeWriting = self._auto.beforeWriting = self._followUndo
         self._auto.afterWriting = self._onSession
+        self._propagation.afterPropagation = self._onPropagated
         self._notice = self._details = ""  # shown instead of the usual advice
         self._mustSync = False  # prompts of scene and session may differ
         self._isNew = True  # the segments show the answers of the prompts as they are
@@ -162,6 +167,7 @@ class EffectController:
         self._edited.release()
         self._session.forgetViews()
         self.onStateChanged = lambda state: None
+        self.onShow3D = lambda isOn: None
 
     def update(self) -> None:
         """Follow what has changed in the Segment Editor."""
@@ -404,8 +410,11 @@ class EffectController:
     def setValue(self, name: str, value: Any) -> None:
         """Set a parameter. With another model, window or stack all prompts are sent to a new session."""
         with self._reported():
-            if self.parameters.put(name, value) and name == "stack":
+            isChanged = self.parameters.put(name, value)
+            if isChanged and name == "stack":
                 self._session.decideAnew()
+            elif isChanged and name == "show3D":
+                self.onShow3D(self.parameters.isOn(name))
             self._refresh()
         self._publish()
 
@@ -799,6 +808,12 @@ class EffectController:
         if isLast and self.parameters.isOn("autoPropagate"):
             with self._reported():
                 self._propagation.goOn(segmentID, self._session.propagationOptions, model)
+
+    def _onPropagated(self) -> None:
+        """Show the segmentation in 3D after its first propagation, if the user wants that."""
+        if self.parameters.isOn("show3D"):
+            with self._edited.writing():
+                ClosedSurface.showOnce(self._edited.segmentation)
 
     def _notifyEmpty(self, answer: Answer) -> None:
         """Notify the user where the model has found nothing: there is nothing to be seen."""

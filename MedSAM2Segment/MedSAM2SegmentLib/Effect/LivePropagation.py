@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two writes: each costs a redraw of every view.
 WRITE_EVERY = 0.25
+#: Most of the time that writes may take: with a surface in 3D, Slicer makes it again at each.
+WRITE_SHARE = 0.25
 
 
 @dataclass(eq=False)
@@ -33,6 +35,8 @@ class _Run:
     ----------
     segmentIDs, stack, model
         What is propagated, through which slices; name of the model, if the worker has not sent another.
+    pause
+        Seconds to the next write.
     before
         By segment, what the session knew of it at the beginning.
     progress
@@ -54,6 +58,7 @@ class _Run:
     progress: Progress
     newUndo: bool
     lastWrite: float
+    pause: float = WRITE_EVERY
     request: Any = None
     received: dict[str, dict[int, SliceMask]] = field(default_factory=dict)
     written: int = 0
@@ -91,6 +96,8 @@ class LivePropagation:
         Why the last propagation ended early, or found nothing; empty when all is well.
     beforeWriting
         Called before masks are written: their segments may have been undone.
+    afterPropagation
+        Called after a propagation that was not stopped and has found the structure on other slices.
     """
 
     def __init__(
@@ -105,6 +112,7 @@ class LivePropagation:
         self.mustDecide = False
         self.problem = self.details = ""
         self.beforeWriting: Callable[[], None] = lambda: None
+        self.afterPropagation: Callable[[], None] = lambda: None
 
     @property
     def isRunning(self) -> bool:
@@ -250,8 +258,10 @@ class LivePropagation:
     def tick(self) -> None:
         """Write what was received, when it is time."""
         run = self._run
-        if run is not None and run.hasMasks and self._clock() - run.lastWrite >= WRITE_EVERY:
+        if run is not None and run.hasMasks and self._clock() - run.lastWrite >= run.pause:
+            start = self._clock()
             self._write()
+            run.pause = max(WRITE_EVERY, (self._clock() - start) / WRITE_SHARE)
 
     def discardMasks(self, segmentID: str, slices: set[int] | None = None) -> None:
         """Discard masks of a segment (on some slices) that are not written yet: they are outdated."""
@@ -311,3 +321,5 @@ class LivePropagation:
                 self.problem = _(
                     "the structure was found on no other slice: prompt another slice, or take another range"
                 )
+        elif run is self._run and not self.problem:
+            self.afterPropagation()

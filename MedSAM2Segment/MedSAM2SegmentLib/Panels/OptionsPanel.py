@@ -29,7 +29,7 @@ _ACTIONS = {
     "trainButton": "trainAuto",
 }
 _CHOICES = {"direction": "directionBox", "model": "modelBox", "stack": "stackBox", "keep": "keepBox"}
-_SWITCHES = {"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox"}
+_SWITCHES = {"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox", "show3D": "show3DBox"}
 _SECTIONS = ("prompts", "advanced")  # folded at first
 _ALL = "all"
 _FROM_TO = "from..to"

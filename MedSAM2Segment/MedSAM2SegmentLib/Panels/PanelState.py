@@ -227,6 +227,7 @@ DEFAULTS = {
     "keep": "slice",  # of a segment that is used as prompt: this slice, or see kept_slices
     "autoModel": "",  # the first that suits the volume
     "replaceSegments": "0",
+    "show3D": "1",
     "stackFound": "",  # what "auto" was resolved to, so that a saved scene has the same slices
 }
 
@@ -249,7 +250,7 @@ _KEEPS = (
     ("ends", _("First and last")),
 )
 _RANGES = (("all", _("All slices")), ("between", _("Between prompts")))
-_SWITCHES = ("stopWhenGone", "autoPropagate", "negative", "replaceSegments")
+_SWITCHES = ("stopWhenGone", "autoPropagate", "negative", "replaceSegments", "show3D")
 _BUILT_IN = (("embedded", _("Embedded")),)
 _RANGE = re.compile(r"^\s*(\d+)\s*(?:\.\.|-|to)\s*(\d+)\s*$")
 

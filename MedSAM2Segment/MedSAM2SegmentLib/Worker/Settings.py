@@ -84,6 +84,15 @@ class Settings:
     def defaultWindow(self, window: str) -> None:
         self._put("defaultWindow", window)
 
+    @property
+    def show3D(self) -> bool:
+        """Whether segmentations are shown in 3D after their first propagation."""
+        return self._text("show3D", "1") != "0"
+
+    @show3D.setter
+    def show3D(self, isOn: bool) -> None:
+        self._put("show3D", "1" if isOn else "0")
+
     def _text(self, name: str, default: str) -> str:
         value = self._store.value(_GROUP + name)
         if isinstance(value, tuple | list):  # "400,40" may come back as a list of two texts
