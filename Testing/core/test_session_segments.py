@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from medsam2_core.imaging.slices import SliceStack
-from medsam2_core.prompts import Box, MaskPrompt, PromptSet
+from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, SlicePrompts
 from medsam2_core.session import Session
 from support.command_line import a_scan, ball_kji
 from support.errors import raises
@@ -109,8 +109,49 @@ def slices_of(session, **options):
 def test_one_object_stays_within_its_limits_while_the_other_goes_on(two):
     assert slices_of(two, limits={"b": (6, 9)}) == {"a": list(range(24)), "b": [6, 7, 8, 9]}
     again = slices_of(two, limits={"b": (6, 9)})
-    assert again == {"a": [], "b": [6, 7, 8, 9]}, "only the other one is known to be finished"
+    assert again == {"a": [], "b": []}, "both are finished"
     assert slices_of(two)["b"] == list(range(24))
+    assert slices_of(two, limits={"b": (6, 9)}) == {"a": [], "b": []}
+
+
+def drawn_on(n):
+    mask_kji = np.zeros(SHAPE_KJI, bool)
+    mask_kji[n, 5:14, 3:12] = True
+    return MaskPrompt.from_volume(mask_kji)
+
+
+def test_within_limits_only_what_a_change_reaches_is_segmented_again(two):
+    known = two.tracker.result("b", 8).with_mask(np.ones((48, 40), bool))
+    given = {8: SlicePrompts((drawn_on(8),), known=known)}
+    two.restore_object("b", given, {10: known}, propagated=True, limits=(4, 14))
+    two.prompt("a", Point((20, 26, 16)))
+    assert slices_of(two, limits={"b": (4, 14)})["b"] == []
+    assert two.tracker.result("b", 10).mask_hw.all(), "the object was not touched"
+    two.prompt("b", drawn_on(11))
+    assert slices_of(two, limits={"b": (4, 14)})["b"] == list(range(8, 15)), "from a prompt to the limit"
+    assert slices_of(two, limits={"b": (4, 16)})["b"] == list(range(11, 17))
+    two.prompt("b", drawn_on(20))
+    assert slices_of(two, limits={"b": (4, 11)})["b"] == [11]
+
+
+def test_the_provenance_has_the_limits_that_hold(two):
+    slices_of(two, names=["a"], limits={"a": (10, 14)}, overlap=False)
+    slices_of(two, names=["b"], limits={"b": (7, 9)}, overlap=False)
+    both = {"a": [10, 14], "b": [7, 9]}
+    assert two.provenance()["limits"] == both
+    assert two.provenance()["overlap"] == "no"
+    slices_of(two, limits={"b": (7, 9)})
+    assert two.provenance()["limits"] == {"b": [7, 9]}
+    assert "overlap" not in two.provenance()
+    slices_of(two)
+    assert "limits" not in two.provenance()
+    two.undo()
+    two.undo()
+    assert two.provenance()["limits"] == both
+    assert two.provenance()["overlap"] == "no"
+    two.undo()
+    two.undo()
+    assert not {"limits", "overlap", "continued"} & set(two.provenance())
 
 
 def test_limits_lie_within_the_range_of_all(two):

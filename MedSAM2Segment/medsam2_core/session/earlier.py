@@ -140,7 +140,8 @@ class EarlierResult:
                     masks[n] = SliceMask.from_mask(segment.name, n, mask_hw, predicted_iou=confidence)
             slices = {n: SlicePrompts(tuple(of_slice), known=masks[n]) for n, of_slice in given.items()}
             tracked = {n: mask for n, mask in masks.items() if n not in slices}
-            session.restore_object(segment.name, slices, tracked, propagated=True)
+            limits = self.limits.get(segment.name)
+            session.restore_object(segment.name, slices, tracked, propagated=True, limits=limits)
 
     def described(self, made: Segmentation) -> Segmentation:
         """Return a corrected segmentation with what this one says of its segments, and with those that had no

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count as counting
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from medsam2_core.prompts.slice_prompts import mask_on_slice, resolve, slices_of
 # Every change has a number of its own: a slice changed twice is not the slice changed once.
 _numbers = counting()
 
+Limits = tuple[int, int]
+
 
 @dataclass
 class ChangedSlices:
@@ -29,10 +32,13 @@ class ChangedSlices:
         What was prompted, unprompted or released; and the number of that change.
     patience
         By object, after how many slices without it the last whole propagation gave up; None never.
+    limits
+        First and last slice of objects that it was limited to these.
     """
 
     slices: dict[str, dict[int, int]] = field(default_factory=dict)
     patience: dict[str, int | None] = field(default_factory=dict)
+    limits: dict[str, Limits] = field(default_factory=dict)
 
     def add(self, name: str, n: int) -> None:
         """Add slice ``n`` of an object."""
@@ -42,45 +48,48 @@ class ChangedSlices:
         """Remove an object."""
         self.slices.pop(name, None)
         self.patience.pop(name, None)
+        self.limits.pop(name, None)
 
-    def mark_synced(self, names: Iterable[str], patience: int | None, since: "ChangedSlices") -> None:
-        """Remove the changes that ``since`` already had of these objects: they have been propagated."""
+    def mark_synced(
+        self,
+        names: Iterable[str],
+        patience: int | None,
+        since: "ChangedSlices",
+        limits: Mapping[str, Limits] | None = None,
+    ) -> None:
+        """Remove the changes that ``since`` already had of these objects: they have been propagated, some
+        within limits."""
         for name in names:
             done = since.slices.get(name, {}).items()
             self.slices[name] = dict(self.slices.get(name, {}).items() - done)
             self.patience[name] = patience
+            self.limits.pop(name, None)
+            if limits and name in limits:
+                self.limits[name] = limits[name]
 
     def copied(self) -> "ChangedSlices":
         """Return a copy, for undo."""
-        return ChangedSlices(dict(self.slices), dict(self.patience))
-
-    def ranges(
-        self, states: Iterable[ObjectState], count: int, patience: int | None, ordered: bool = True
-    ) -> dict[tuple[int, int], list[str]]:
-        """Return the objects by the range of slices a propagation has to do again (see :meth:`reach`)."""
-        found: dict[tuple[int, int], list[str]] = {}
-        for state in states:
-            reach = self.reach(state, count, patience, ordered)
-            if reach is not None:
-                found.setdefault(reach, []).append(state.object_id)
-        return found
+        return ChangedSlices(dict(self.slices), dict(self.patience), dict(self.limits))
 
     def reach(
-        self, state: ObjectState, count: int, patience: int | None, ordered: bool = True
-    ) -> tuple[int, int] | None:
-        """Return the first and last of ``count`` slices that a propagation has to do again, or None.
+        self, state: ObjectState, allowed: Limits, count: int, patience: int | None, ordered: bool = True
+    ) -> Limits | None:
+        """Return the first and last of the allowed slices that a propagation has to do again, or None.
 
         Without an order, as in an image set, every change reaches everything.
 
         A slice follows its nearest prompted slice; so a change at n reaches to the prompted slices on either
         side of it, and no further. Only those where the model found nothing are passed by. A propagation with
-        more patience than the last goes through everything.
+        more patience than the last goes through everything. Slices beyond the limits of the last propagation
+        count as changed.
         """
-        changed = self.slices.get(state.object_id)
+        first, last = self.limits.get(state.object_id, (0, count - 1))
+        beyond = {n for n in range(allowed[0], allowed[1] + 1) if not first <= n <= last}
+        changed = beyond.union(self.slices.get(state.object_id, ()))
         if not ordered and changed:
-            return 0, count - 1
+            return allowed
         if not state.tracked or self._gave_up_too_soon(state.object_id, patience):
-            return 0, count - 1
+            return allowed
         if not changed:
             return None
         anchors = [
@@ -90,7 +99,8 @@ class ChangedSlices:
         ]
         below = max((n for n in anchors if n < min(changed)), default=0)
         above = min((n for n in anchors if n > max(changed)), default=count - 1)
-        return below, above
+        below, above = max(below, allowed[0]), min(above, allowed[1])
+        return (below, above) if below <= above else None
 
     def _gave_up_too_soon(self, name: str, patience: int | None) -> bool:
         earlier = self.patience.get(name)
@@ -104,6 +114,7 @@ class ObjectsSnapshot:
     prompts: dict[str, list[Prompt]]
     states: dict[str, ObjectState]
     changes: ChangedSlices
+    made: dict[str, Any]
 
     def compact(self) -> "ObjectsSnapshot":
         """Return the same prompts and masks, without the tensors that only improve a later click slightly."""
@@ -119,23 +130,26 @@ class SessionObjects:
         All prompts by object, in IJK.
     changes
         Slices that the next propagation has to follow.
+    made
+        Of the provenance: what prompts and settings do not tell. Its values are replaced, never changed.
     """
 
     def __init__(self, stack: SliceStack, tracker: Tracker) -> None:
         self._stack, self._tracker = stack, tracker
         self.prompts = PromptSet()
         self.changes = ChangedSlices()
+        self.made: dict[str, Any] = {}
 
     def snapshot(self) -> ObjectsSnapshot:
         """Return everything known, for :meth:`restore_snapshot`. Cheap: masks and tensors are shared."""
         prompts = {name: list(of_object) for name, of_object in self.prompts}
-        return ObjectsSnapshot(prompts, self._tracker.snapshot(), self.changes.copied())
+        return ObjectsSnapshot(prompts, self._tracker.snapshot(), self.changes.copied(), dict(self.made))
 
     def restore_snapshot(self, state: ObjectsSnapshot) -> None:
         """Go back to a snapshot; it can be restored again later."""
         self.prompts = PromptSet({name: list(prompts) for name, prompts in state.prompts.items()})
         self._tracker.restore(state.states)
-        self.changes = state.changes.copied()
+        self.changes, self.made = state.changes.copied(), dict(state.made)
 
     def remove(self, name: str) -> None:
         """Remove an object with its prompts and masks."""

@@ -26,7 +26,7 @@ Prompts are given in IJK. A session is not thread-safe; ``should_cancel`` is how
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,8 +127,6 @@ class Session:
         self.tracker = Tracker(model, encoder, self._memory, options)
         self._objects = SessionObjects(self.stack, self.tracker)
         self._auto_predictions: dict[str, AutoPrediction] = {}
-        # Of the provenance: what prompts and settings do not tell.
-        self._made: dict[str, Any] = {}
         self._is_tracked = False
         self._history: History[ObjectsSnapshot] = History(
             self._objects.snapshot,
@@ -360,6 +358,7 @@ class Session:
         tracked: Mapping[int, SliceMask],
         *,
         propagated: bool = False,
+        limits: tuple[int, int] | None = None,
     ) -> dict[int, SliceMask | None]:
         """Replace all prompts and masks of an object, as one step.
 
@@ -372,6 +371,8 @@ class Session:
             and it comes back when they are removed; final ones without prompts are these masks.
         propagated
             Whether these are the masks of a finished propagation: the next one follows later changes only.
+        limits
+            First and last slice of that propagation; None for all.
 
         Returns
         -------
@@ -389,7 +390,9 @@ class Session:
             self._objects.restore(name, slices, tracked)
             self._is_tracked |= bool(tracked)
             if propagated:
-                self._objects.changes.mark_synced([name], None, self._objects.changes.copied())
+                known = {} if limits is None else {name: limits}
+                self._objects.changes.mark_synced([name], None, self._objects.changes.copied(), known)
+                self._record_limits({name}, known)
         return {n: self._objects.mask(name, n) for n in slices}
 
     def unprompt(self, name: str, n: int) -> None:
@@ -538,18 +541,21 @@ class Session:
                 message = f"there is an object {name!r} already: remove or replace it, or choose another name"
                 raise PromptError(message, code="object-exists", object=name)
 
-    def _edit(self, step: str) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _edit(self, step: str) -> Iterator[None]:
         """Begin a step of the user; after tracking, the result is one that was corrected in several steps."""
-        if self._is_tracked:
-            self._made["continued"] = True
-        return self._history.step(step)
+        with self._history.step(step):
+            if self._is_tracked:
+                self._objects.made["continued"] = True
+            yield
 
     def _take_known(
         self, found: Mapping[str, Mapping[int, SlicePrompts]], step: str, found_by: str
     ) -> list[str]:
         """Make objects of what was found, as one step; return the names of what was not."""
-        self._made["found_by"] = list(dict.fromkeys([*self._made.get("found_by", ()), found_by]))
         with self._history.step(step):
+            made = self._objects.made
+            made["found_by"] = list(dict.fromkeys([*made.get("found_by", ()), found_by]))
             for name, slices in found.items():
                 self._objects.prompts.add_object(name)
                 for n, given in slices.items():
@@ -599,45 +605,76 @@ class Session:
         states = [self.tracker.state(name) for name in known]  # refuses what was never prompted
         towards = _direction(direction)
         stop_after_absent = stop_after_absent if self.tracker.source.ordered else None
-        own = {name: self._within(limits[name], first, last) for name in known if limits and name in limits}
-        ranges = self._ranges(
-            [state for state in states if state.object_id not in own], first, last, stop_after_absent
-        )
-        is_whole = first is None and last is None and towards is Direction.BOTH
-        synced = [name for together in ranges.values() for name in together] if is_whole else []
-        for name, within in own.items():
-            if within is not None:
-                ranges.setdefault(within, []).append(name)
+        own = {name: limits[name] for name in known if limits and name in limits}
+        ranges = self._ranges(states, own, first, last, stop_after_absent)
         steps = [
             step
             for (low, high), together in ranges.items()
             for step in self.tracker.plan(together, low, high, towards)
         ]
-        self._is_tracked |= bool(steps)
-        if first is not None or last is not None:
-            self._made["propagated"] = [first, last]
-        if not overlap:
-            self._made["overlap"] = "no"
-        if limits:
-            self._made["limits"] = {name: list(limit) for name, limit in limits.items()}
+        followed = {step.object_id for step in steps}
+        is_whole = first is None and last is None and towards is Direction.BOTH
         # What changes from now on is not in this plan, even if it does before the first result.
         since = self._objects.changes.copied()
 
+        def begin() -> None:
+            self._record(followed, own, first, last, overlap)
+
         def finish() -> None:
-            self._objects.changes.mark_synced(synced, stop_after_absent, since)
+            if is_whole:
+                self._objects.changes.mark_synced(followed, stop_after_absent, since, own)
 
         take = self.tracker.step_taker(steps, stop_after_absent, overlap)
-        return _RecordedPropagation(steps, take, should_cancel, self._history, finish)
+        return _RecordedPropagation(steps, take, should_cancel, self._history, begin, finish)
+
+    def _record(
+        self,
+        followed: set[str],
+        limits: Mapping[str, tuple[int, int]],
+        first: int | None,
+        last: int | None,
+        overlap: bool,
+    ) -> None:
+        """Note for the provenance how these objects are propagated."""
+        if not followed:
+            return
+        self._is_tracked = True
+        made = self._objects.made
+        if first is not None or last is not None:
+            made["propagated"] = [first, last]
+        made.pop("overlap", None)
+        if not overlap:
+            made["overlap"] = "no"
+        self._record_limits(followed, limits)
+
+    def _record_limits(self, names: set[str], limits: Mapping[str, tuple[int, int]]) -> None:
+        """Note the limits of these objects, or that they have none; others keep theirs."""
+        earlier = self._objects.made.pop("limits", {})
+        kept = {name: limit for name, limit in earlier.items() if name not in names}
+        kept |= {name: list(limits[name]) for name in limits if name in names}
+        if kept:
+            self._objects.made["limits"] = kept
 
     def _ranges(
-        self, states: Sequence[ObjectState], first: int | None, last: int | None, patience: int | None
+        self,
+        states: Sequence[ObjectState],
+        limits: Mapping[str, tuple[int, int]],
+        first: int | None,
+        last: int | None,
+        patience: int | None,
     ) -> dict[tuple[int | None, int | None], list[str]]:
         """Return the objects by the range of slices that has to be segmented again."""
-        if first is None and last is None:
-            count, ordered = len(self.stack), self.tracker.source.ordered
-            found = self._objects.changes.ranges(states, count, patience, ordered)
-            return {(low, high): names for (low, high), names in found.items()}
-        return {(first, last): [state.object_id for state in states]} if states else {}
+        count, ordered = len(self.stack), self.tracker.source.ordered
+        found: dict[tuple[int | None, int | None], list[str]] = {}
+        for state in states:
+            name = state.object_id
+            allowed = self._within(limits.get(name, (0, count - 1)), first, last)
+            reach: tuple[int | None, int | None] | None = allowed if name in limits else (first, last)
+            if first is None and last is None and allowed is not None:
+                reach = self._objects.changes.reach(state, allowed, count, patience, ordered)
+            if reach is not None:
+                found.setdefault(reach, []).append(name)
+        return found
 
     def _within(self, limit: tuple[int, int], first: int | None, last: int | None) -> tuple[int, int] | None:
         """Return what an object's own range and that of all have in common; None for nothing."""
@@ -714,7 +751,7 @@ class Session:
             "zoom": "auto" if self.tracker.options.zoom else "off",
             "memory": memory_name(self._memory),
             "software": f"MedSAM2Segment {__version__}",
-            **self._made,
+            **self._objects.made,
         }
 
     @property
@@ -750,6 +787,8 @@ class _RecordedPropagation(Propagation):
 
     Parameters
     ----------
+    begin
+        Called before the first step.
     finish
         Called after the last result.
     """
@@ -760,16 +799,18 @@ class _RecordedPropagation(Propagation):
         take: Callable[[Step], list[SliceMask]],
         should_cancel: Callable[[], bool] | None,
         history: History[ObjectsSnapshot],
+        begin: Callable[[], None],
         finish: Callable[[], None],
     ) -> None:
         super().__init__(steps, take, should_cancel)
-        self._history, self._finish = history, finish
+        self._history, self._begin, self._finish = history, begin, finish
         self._before: UndoStep[ObjectsSnapshot] | None = None
         self._is_recorded = self._is_finished = False
 
     def __next__(self) -> SliceMask:
         if self._before is None:
             self._before = self._history.capture("propagate")
+            self._begin()
         try:
             mask = super().__next__()
         except StopIteration:
