@@ -150,6 +150,8 @@ def test_a_box_of_diameters_ends_at_the_slices_edge():
         (((10, 20, 5), (30, 20, 5)), ((20, 10, 9), (20, 30, 9)), "line-across-slices"),
         (((10, 20, 99), (30, 20, 99)), None, "line-across-slices"),
         (((10, 20, 5), (10.5, 20, 5)), None, "line-too-short"),
+        (((-30, 20, 5), (-10, 20, 5)), None, "line-outside-volume"),
+        (((10, 90, 5), (30, 90, 5)), ((20, 88, 5), (20, 92, 5)), "line-outside-volume"),
     ],
 )
 def test_what_is_no_diameter_of_a_slice_is_refused(longest, across, code):

@@ -228,6 +228,7 @@ class ARandomUser:
         ends = [self.user.ras([self.chance.randrange(size) for size in SHAPE_KJI[::-1]]) for _ in range(2)]
         ends[1][2] = ends[0][2]  # the axes of this volume are those of space
         node = self.user.scene.AddNewNodeByClass("vtkMRMLMarkupsLineNode")
+        node.CreateDefaultDisplayNodes()
         for ras in ends:
             node.AddControlPoint(ras)
         self.user.controller.useMarkups()

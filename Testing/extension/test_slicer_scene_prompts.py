@@ -5,20 +5,28 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
+from medsam2_core.imaging.slices import SliceStack  # noqa: E402
 from medsam2_core.prompts import Box, MaskPrompt  # noqa: E402
-from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
-from support.slicer_user import SHAPE_KJI  # noqa: E402
+from MedSAM2SegmentLib.Prompts import PromptNodes, SceneMarkups  # noqa: E402
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
+from support.scene import a_volume  # noqa: E402
+from support.slicer_user import SHAPE_KJI, a_noise  # noqa: E402
+
+
+def shown(node):
+    node.CreateDefaultDisplayNodes()
+    return node
 
 
 def draw(user, className, *points_ijk):
-    node = user.scene.AddNewNodeByClass(className)
+    node = shown(user.scene.AddNewNodeByClass(className))
     for ijk in points_ijk:
         node.AddControlPoint(user.ras(ijk))
     return node
 
 
 def draw_roi(user, first_ijk, last_ijk):
-    node = user.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    node = shown(user.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode"))
     ends = np.array([user.ras(first_ijk), user.ras(last_ijk)])
     node.AddControlPoint(ends.mean(axis=0))
     node.SetCenter(*ends.mean(axis=0))
@@ -79,6 +87,38 @@ def test_another_line_that_does_not_cross_it_has_no_part_in_it(user, other):
     assert np.isclose(np.ptp(ends[:, 1]) * spacing[1], 0.7 * 10 * spacing[0], atol=1e-3)
 
 
+def test_a_line_beside_the_volume_is_said_to_be_there(user):
+    draw(user, "vtkMRMLMarkupsLineNode", (40, 12, 5), (60, 12, 5))
+    user.controller.useMarkups()
+    assert "lies outside the volume" in user.state.text
+    assert user.prompts() == ()
+
+
+@pytest.mark.parametrize("hasView", [True, False])
+def test_the_plane_of_the_first_line_decides_how_the_volume_is_cut(user, hasView):
+    if not hasView:
+        user.scene.RemoveNode(user.view)
+    draw(user, "vtkMRMLMarkupsLineNode", (11, 6, 2), (11, 16, 8))
+    user.controller.useMarkups()
+    user.wait()
+    assert user.worker.sessions[-1].stack.key.startswith("sagittal")
+    assert np.flatnonzero(user.mask().any(axis=(0, 1))).tolist() == [11]
+    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5), (16, 12, 5))
+    user.controller.useMarkups()
+    assert "draw it on one" in user.state.text  # there are prompts on sagittal slices
+    user.controller.clearPrompts()
+    user.controller.useMarkups()
+    user.wait()
+    assert user.worker.sessions[-1].stack.key.startswith("axial")
+
+
+def test_the_slices_the_user_chose_stay(user):
+    user.controller.setValue("stack", "axial")
+    draw(user, "vtkMRMLMarkupsLineNode", (11, 6, 2), (11, 16, 8))
+    user.controller.useMarkups()
+    assert "draw it on one" in user.state.text and user.prompts() == ()
+
+
 # ROI --------------------------------------------------------------------------------------------------------
 
 
@@ -93,6 +133,34 @@ def test_an_roi_is_a_box_on_its_middle_slice_and_the_range(user):
     user.wait()
     assert set(user.slices()) <= {3, 4, 5, 6, 7}
     assert len(user.slices()) > 1
+
+
+def test_undo_of_an_roi_restores_the_range(user):
+    draw_roi(user, (4, 6, 3), (14, 16, 7))
+    user.controller.setValue("range", "1..9")
+    user.controller.useMarkups()
+    user.wait()
+    user.undo()
+    assert user.prompts() == () and user.state.values["range"] == "1..9"
+    user.redo()
+    assert user.state.values["range"] == "3..7"
+    user.controller.setValue("range", "all")
+    user.undo()
+    assert user.prompts() == () and user.state.values["range"] == "all"  # the user's own choice
+
+
+def test_an_roi_on_oblique_slices_is_as_large_as_it_was_drawn(user):
+    turn = np.eye(4)
+    turn[:3, :3] = np.array([[1, 0, 0], [0, 1, 1], [0, -1, 1]]) / np.array([1, np.sqrt(2), np.sqrt(2)])
+    volume = a_volume(user.scene, voxels=a_noise((60, 60, 60)))
+    turn[:3, 3] = VolumeAdapter(volume).geometry.to_ras([(30, 30, 30)])[0]
+    stack = SliceStack.oblique(VolumeAdapter(volume).volume, turn[:3, 3], -turn[:3, 0], -turn[:3, 1], 1.0)
+    node = shown(user.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode"))
+    PromptNodes.setBoxFrame(node, turn, (20, 10, 6))
+    taken = SceneMarkups.take(user.scene, VolumeAdapter(volume).geometry, stack)
+    sides = np.linalg.norm(taken.box.rasCorners[[1, 3]] - taken.box.rasCorners[0], axis=1)
+    assert np.allclose(sides, (20, 10), atol=1e-3)
+    assert taken.limits[1] - taken.limits[0] == 6
 
 
 def test_an_roi_is_cut_off_where_the_volume_ends(user):
@@ -145,6 +213,19 @@ def test_the_last_drawn_counts_and_prompts_do_not(user):
     assert user.state.values["range"] == "3..7"
 
 
+def test_what_is_hidden_was_not_drawn_for_this(user):
+    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5), (16, 12, 5))
+    hidden = draw_roi(user, (4, 6, 3), (14, 16, 7))  # as Volume Rendering and Crop Volume add them
+    hidden.SetDisplayVisibility(False)
+    user.controller.useMarkups()
+    user.wait()
+    assert list(prompts_by_slice(user)) == [5] and user.state.values["range"] == "all"
+    user.undo()
+    hidden.SetDisplayVisibility(True)
+    user.controller.useMarkups()
+    assert user.state.values["range"] == "3..7"
+
+
 def test_without_markups_the_user_is_told_what_to_draw(user):
     draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5))  # one end only
     draw(user, "vtkMRMLMarkupsFiducialNode", (6, 12, 5))
@@ -164,7 +245,7 @@ def test_the_users_markups_stay_his(user):
 
 
 def test_a_line_from_slice_to_slice_is_refused(user):
-    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 2), (16, 12, 7))
+    draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 2), (16, 15, 7))  # in no plane of voxels
     user.controller.useMarkups()
     user.wait()
     assert "draw it on one" in user.state.text

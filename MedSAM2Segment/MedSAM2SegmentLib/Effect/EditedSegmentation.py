@@ -95,12 +95,16 @@ class UndoState:
         The session that knew it: another one cannot restore it.
     owner
         What the step belongs to: a propagation, for example.
+    range
+        The range of slices to propagate through at that moment, and the one that the step, or its undo,
+        replaces with it; None when the step does not set it.
     """
 
     prompts: dict[str, Any] = field(default_factory=dict)
     objects: dict[str, ObjectSnapshot | None] = field(default_factory=dict)
     session: Any = None
     owner: Any = None
+    range: tuple[str, str] | None = None
 
     def update(self, other: UndoState) -> None:
         """Take over segments of another state."""
@@ -140,6 +144,8 @@ class EditedSegmentation:
         Of the segmentation: its prompts, voxels and provenance; None without one.
     applied
         By segment and slice, the prompts whose answers are in its voxels.
+    ranges
+        By segment, the range of slices before and after an ROI set it, until its answer opens a step.
     moved
         (4, 4) of the last movement of the volume in the world, the segmentation with it.
     isTouched
@@ -168,6 +174,7 @@ class EditedSegmentation:
         self.writer: SegmentWriter | None = None
         self.store: ProvenanceStore | None = None
         self.applied: dict[str, dict[int, SlicePrompts]] = {}
+        self.ranges: dict[str, tuple[str, str]] = {}
         self.moved = np.eye(4)
         self.isTouched = self.wasAsked = False
         self._content: Any = None  # the ``vtkSegmentation`` of the node
@@ -387,6 +394,7 @@ class EditedSegmentation:
         for segmentID in set(segmentIDs) - self._open:
             self._open.add(segmentID)
             self._before.update(self._lastState(segmentID))
+            self._before.range = self.ranges.pop(segmentID, self._before.range)
 
     def addCreated(self, segmentIDs: Iterable[str]) -> None:
         """Record segments that the open step has created: undo removes them."""
@@ -420,15 +428,17 @@ class EditedSegmentation:
         """
         if self._open is None:
             return None
-        segmentIDs, owner = self._open, self._before.owner
+        segmentIDs, before = self._open, self._before
         self._open, self._before = None, None
         after = self.stateOf(segmentIDs)
-        after.owner = owner
+        after.owner, after.range = before.owner, before.range and before.range[::-1]
         step = self._history.end(after)
         if step is not None:
             self._newest = step
         elif self._newest is not None and self._newest.done:
             self._newest.payloadAfter.update(after)
+            if before.range:
+                self._newest.payloadBefore.range, self._newest.payloadAfter.range = before.range, after.range
         for segmentID in segmentIDs:
             self._current[segmentID] = after.of(segmentID)
         return step
@@ -510,7 +520,7 @@ class EditedSegmentation:
         self.segmentation = segmentation
         self._content = None if segmentation is None else segmentation.GetSegmentation()
         self.markups = self.writer = self.store = self._history = None
-        for known in (self.applied, self._snapshots, self._current):
+        for known in (self.applied, self._snapshots, self._current, self.ranges):
             known.clear()
         self._open, self._before, self._newest = None, None, None
         self.isTouched = False

@@ -38,6 +38,7 @@ from MedSAM2SegmentLib.Segments import ClosedSurface
 from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform, isWarped
 
 if TYPE_CHECKING:
+    from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import SlicePrompts
     from medsam2_core.worker.client import WorkerClient
     from medsam2_core.worker.job_messages import AutoModelInfo
@@ -236,17 +237,14 @@ class EffectController:
 
     def onGesture(self, gesture: Gesture, sliceNode: Any = None) -> None:
         """Add a point, box or scribble as a prompt, and send it."""
-        edited, session = self._edited, self._session
+        edited = self._edited
         if sliceNode is not None:
             self._session.view = sliceNode
         if self._canEdit():
             self._propagation.keep()
             with self._reported():
                 self._open(fromView=True)
-                if session.stack is None:
-                    message = session.problem or _("the volume cannot be cut into slices")
-                    raise PromptError(message, code="no-slices")
-                edited.markups.check(gesture, edited.adapter, session.stack)
+                edited.markups.check(gesture, edited.adapter, self._checkedStack())
                 with edited.markups.silenced():
                     edited.markups.add(edited.segmentID, gesture)
                 if self._isActive:
@@ -310,19 +308,31 @@ class EffectController:
 
     def useMarkups(self) -> None:
         """Add the line, ROI or closed curve drawn last as a prompt; an ROI also sets the range of slices."""
-        self._withSlice(self._takeMarkups)
+        if self._canEdit():
+            self._propagation.finish()
+            with self._reported():
+                self._open(fromView=True)
+                self._takeMarkups()
         self._publish()
 
-    def _takeMarkups(self, _n: int) -> None:
-        edited, stack = self._edited, self._session.stack
-        taken = SceneMarkups.take(edited.markups.scene, edited.adapter.geometry, stack)
+    def _takeMarkups(self) -> None:
+        edited, stack = self._edited, self._checkedStack()
+        scene, geometry = edited.markups.scene, edited.adapter.geometry
+        axis = "" if edited.isPrompted else SceneMarkups.axisOf(scene, geometry, stack)
+        if axis:
+            self._session.alignTo(edited.adapter, axis)
+            self._open()
+            stack = self._checkedStack()
+        taken = SceneMarkups.take(scene, geometry, stack)
         if taken.box is not None:
             edited.markups.check(taken.box, edited.adapter, stack)
             edited.markups.add(edited.segmentID, taken.box)
         if taken.mask is not None:
             self._sync.addMasks(dict([taken.mask]))
         if taken.limits is not None:
+            before = self.parameters.text("range")
             self.parameters.put("range", f"{taken.limits[0]}..{taken.limits[1]}")
+            edited.ranges[edited.segmentID] = before, self.parameters.text("range")
 
     # Propagation --------------------------------------------------------------------------------------------
 
@@ -502,6 +512,8 @@ class EffectController:
         self._notify("")
         for state in states:
             self._sync.restore(state)
+            if state.range is not None and state.range[1] == self.parameters.text("range"):
+                self.parameters.put("range", state.range[0])
         self._mustSync = True
 
     def _isReady(self) -> bool:
@@ -547,6 +559,13 @@ class EffectController:
         if not canEdit and self._isActive:
             self._openIfReady()
         return canEdit
+
+    def _checkedStack(self) -> SliceStack:
+        """Return the slices of the session; PromptError when there are none."""
+        if self._session.stack is None:
+            message = self._session.problem or _("the volume cannot be cut into slices")
+            raise PromptError(message, code="no-slices")
+        return self._session.stack
 
     def _withSlice(self, action: Callable[[int], None]) -> None:
         """Do something with the slice in the views; notify the user why, when it cannot be done."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from medsam2_core.errors import PromptError
-from medsam2_core.prompts.shapes import of_box, of_line, of_outline
+from medsam2_core.imaging.slices import SliceStack
+from medsam2_core.prompts.shapes import of_corners, of_line, of_outline
 
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Prompts import PromptNodes
@@ -16,7 +17,6 @@ from MedSAM2SegmentLib.Segments.Editors import nodesOf
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.geometry import Geometry
-    from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import Box
     from numpy.typing import NDArray
 
@@ -46,7 +46,7 @@ class TakenMarkup:
 
 
 def take(scene: Any, geometry: Geometry, stack: SliceStack) -> TakenMarkup:
-    """Return the prompt of the line, ROI or closed curve that was added to the scene last.
+    """Return the prompt of the line, ROI or closed curve that was added to the scene last, of those shown.
 
     A line that crosses the one drawn before it, on the same slice, is the diameter across it.
 
@@ -63,13 +63,12 @@ def take(scene: Any, geometry: Geometry, stack: SliceStack) -> TakenMarkup:
     drawn = [node for node in nodesOf(scene, "vtkMRMLMarkupsNode") if _isDrawn(node)]
     if not drawn:
         raise PromptError(
-            _("there is no line, ROI or closed curve: draw one with Slicer's Markups, then press this again"),
+            _("no line, ROI or closed curve is shown: draw one with Slicer's Markups, then press this again"),
             code="no-markups",
         )
     node = drawn[-1]
     if node.IsA(ROI):
-        first, last = _extent(node, geometry)
-        box, limits = of_box(first, last, stack)
+        box, limits = of_corners(_extent(node, geometry, stack), stack)
         return TakenMarkup(_gesture(box, geometry, stack), limits=limits)
     if node.IsA(CURVE):
         outline = geometry.to_ijk(_curvePoints(node))
@@ -83,6 +82,20 @@ def take(scene: Any, geometry: Geometry, stack: SliceStack) -> TakenMarkup:
     return TakenMarkup(_gesture(of_line(longest, stack, across), geometry, stack))
 
 
+def axisOf(scene: Any, geometry: Geometry, stack: SliceStack) -> str:
+    """Return the array axis ("i", "j", "k") of the slices on which the markup that :func:`take` takes fits.
+
+    Empty when it fits the slices of ``stack``, or none.
+    """
+    for axis in ("", "k", "j", "i"):
+        try:
+            take(scene, geometry, SliceStack.along(stack.volume, axis) if axis else stack)
+        except PromptError:
+            continue
+        return axis
+    return ""
+
+
 def _direction(line: NDArray[np.float64], geometry: Geometry) -> NDArray[np.float64]:
     """Return (3,) from one end of a line in IJK to the other, in mm."""
     first, last = geometry.to_ras(line)
@@ -90,25 +103,25 @@ def _direction(line: NDArray[np.float64], geometry: Geometry) -> NDArray[np.floa
 
 
 def _isDrawn(node: Any) -> bool:
-    """Whether a node is a finished line, ROI or closed curve, and no prompt of ours."""
+    """Whether a node is a finished line, ROI or closed curve that is shown, and no prompt of ours."""
     needed = next((count for name, count in _POINTS.items() if node.IsA(name)), None)
-    if needed is None or PromptNodes.isPrompt(node):
+    if needed is None or PromptNodes.isPrompt(node) or not node.GetDisplayVisibility():
         return False
     return len(PromptNodes.controlPoints(node)) >= needed
 
 
-def _extent(node: Any, geometry: Geometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the corners in IJK of the part of an ROI, however it is turned, that is on the volume."""
+def _extent(node: Any, geometry: Geometry, stack: SliceStack) -> NDArray[np.float64]:
+    """Return (2, 3) opposite corners in IJK of the box, upright on the slices, that an ROI fills of them."""
     frame, size = PromptNodes.boxFrame(node)
     signs = np.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)])
-    corners = geometry.to_ijk(signs * size / 2 @ frame[:3, :3].T + frame[:3, 3])
-    highest = np.array(geometry.shape_ijk) - 0.5
+    corners = stack.to_slice(geometry.to_ijk(signs * size / 2 @ frame[:3, :3].T + frame[:3, 3]))
+    highest = np.array([*stack.shape_hw[::-1], len(stack)]) - 0.5
     first, last = (np.clip(ends, -0.5, highest) for ends in (corners.min(axis=0), corners.max(axis=0)))
     if (first >= last).any():
         raise PromptError(
             _("the ROI is outside the volume: move it onto the image"), code="roi-outside-volume"
         )
-    return first, last
+    return stack.to_ijk([first, last])
 
 
 def _curvePoints(node: Any) -> NDArray[np.float64]:

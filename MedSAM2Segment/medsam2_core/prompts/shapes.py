@@ -18,7 +18,7 @@ from medsam2_core.prompts.slice_prompts import by_slice
 from medsam2_core.prompts.types import ROUNDING, Box, MaskPrompt, Prompt, position_text
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from medsam2_core.imaging.slices import AxisStack, SliceStack
 
@@ -86,15 +86,27 @@ def of_box(corner_ijk: Position, other_ijk: Position, stack: SliceStack) -> tupl
         ``box-between-slices`` when it meets no slice's plane.
     """
     ends = np.array([corner_ijk, other_ijk], dtype=np.float64)
-    corners = np.array([[ends[a, 0], ends[b, 1], ends[c, 2]] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    corners = [[ends[a, 0], ends[b, 1], ends[c, 2]] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+    return of_corners(corners, stack)
+
+
+def of_corners(corners_ijk: ArrayLike, stack: SliceStack) -> tuple[Box, tuple[int, int]]:
+    """Return as :func:`of_box`, from the corners (N, 3) of a 3-D box that is turned in any way.
+
+    Raises
+    ------
+    PromptError
+        ``box-between-slices``.
+    """
+    corners = np.asarray(corners_ijk, dtype=np.float64)
     xyn = stack.to_slice(corners)
     (left, top, low), (right, bottom, high) = xyn.min(axis=0), xyn.max(axis=0)
     first = max(math.ceil(low - ROUNDING), 0)
     last = min(math.floor(high + ROUNDING), len(stack) - 1)
     if first > last:
         raise PromptError(
-            f"the 3-D box {position_text(corner_ijk)} to {position_text(other_ijk)} lies between slices of "
-            f"{stack.title}, or beyond them: make it thicker",
+            f"the 3-D box {position_text(corners[0].tolist())} to {position_text(corners[-1].tolist())} lies "
+            f"between slices of {stack.title}, or beyond them: make it thicker",
             code="box-between-slices", first=float(low), last=float(high), slices=len(stack),
         )  # fmt: skip
     middle = (first + last) // 2
@@ -112,14 +124,15 @@ def of_line(longest: Line, stack: SliceStack, across: Line | None = None) -> Box
     Raises
     ------
     PromptError
-        ``line-across-slices``, ``line-too-short``.
+        ``line-across-slices``, ``line-too-short``, ``line-outside-volume``.
     """
     lines = [stack.to_slice(line) for line in (longest, across) if line is not None]
     numbers = np.concatenate([line[:, 2] for line in lines])
     n = math.floor(float(numbers.mean()) + 0.5)
     if np.abs(numbers - n).max() >= 0.5 + ROUNDING or not 0 <= n < len(stack):
         raise PromptError(
-            f"a line from slice {numbers.min():g} to {numbers.max():g} of {stack.title}: draw it on one",
+            f"a line from slice {numbers.min():g} to {numbers.max():g} of {stack.title}, which has slices "
+            f"0 to {len(stack) - 1}: draw it on one",
             code="line-across-slices", first=float(numbers.min()), last=float(numbers.max()),
         )  # fmt: skip
     pixel_mm = np.array([stack.pixel_mm[1], stack.pixel_mm[0]])
@@ -141,6 +154,11 @@ def of_line(longest: Line, stack: SliceStack, across: Line | None = None) -> Box
     height_px, width_px = stack.shape_of(n)
     lowest, highest = np.array([-0.5, -0.5]), np.array([width_px, height_px]) - 0.5
     corners = [np.clip((centre + sign * reach) / pixel_mm, lowest, highest) for sign in (-1, 1)]
+    if (corners[1] - corners[0] <= ROUNDING).any():
+        raise PromptError(
+            f"the line on slice {n} lies outside the volume: draw it on the image",
+            code="line-outside-volume", n=n,
+        )  # fmt: skip
     return _box(stack, corners[0], corners[1], n)
 
 
