@@ -274,6 +274,25 @@ def test_the_segment_is_a_prompt_on_the_slices_that_are_kept(painted, keep, slic
     assert np.array_equal(painted.mask(), before)
 
 
+@pytest.mark.parametrize("keep", ["slice", "all"])
+def test_the_segment_stays_as_it_is_beside_other_prompts(painted, keep, monkeypatch):
+    painted.click((20, 15, 5))
+    painted.box((14, 10, 5), (22, 20, 5))
+    painted.wait()
+    painted.paint(slice(0, 28), slice(15, 24), slice(5, 6), mode="remove")
+    before = painted.mask()
+    everything = np.ones(SHAPE_KJI[1:], bool)
+    monkeypatch.setattr("support.in_process_worker.answer_to", lambda *_: everything)
+    painted.controller.setValue("keep", keep)
+    painted.controller.useSegmentAsPrompt()
+    painted.wait()
+    assert len(prompts_by_slice(painted)[5]) == 3
+    assert np.array_equal(painted.mask()[5], before[5])
+    painted.click((25, 10, 5))
+    painted.wait()
+    assert painted.mask()[5, 10, 25]  # a prompt after it is answered
+
+
 def test_only_the_gaps_are_filled_between_prompts(user):
     for k in (2, 8):
         user.paint(slice(3, 8), slice(3, 8), slice(k, k + 1))

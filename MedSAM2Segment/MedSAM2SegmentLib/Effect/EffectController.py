@@ -304,6 +304,7 @@ class EffectController:
             self._withSlice(self._sync.useAsPrompt)
         else:
             self._withSlice(lambda _n: self._sync.useSlicesAsPrompts(keep))
+        self._syncPrompts((self._edited.segmentID,))
         self._publish()
 
     def useMarkups(self) -> None:

@@ -54,6 +54,9 @@ class PromptSync:
         self._removed: set[str] = set()  # segments that were removed
         self._predicted: dict[tuple[str, int], SlicePrompts] = {}  # a model's own, with the masks it found
 
+        # Slices on which the segment became a prompt beside others, with the segment.
+        self._asShown: dict[tuple[str, int], SlicePrompts] = {}
+
     # Sending ------------------------------------------------------------------------------------------------
 
     def sync(self, segmentIDs: Iterable[str] | None = None) -> str:
@@ -93,6 +96,8 @@ class PromptSync:
         replay = self._replayed(segmentID, {n: p for n, p in changed.items() if n not in outdated})
         new = {n: prompts for n, prompts in changed.items() if n not in replay}
         new.update(self._withPrediction(segmentID, new))
+        shown = {n: self._asShown.get((segmentID, n)) for n in new}
+        new.update({n: one for n, one in shown.items() if one is not None and not isDifferent(one, new[n])})
         new.update(self._withSegment(segmentID, {n: prompts for n, prompts in new.items() if prompts.final}))
         if replay:
             self._session.setPrompts(segmentID, replay, snapshot, isReplay=True)
@@ -126,7 +131,7 @@ class PromptSync:
 
     def clear(self) -> None:
         """Remove everything: another segmentation is edited, whose segments may have the same IDs."""
-        for known in (self._refused, self._loaded, self._removed, self._predicted):
+        for known in (self._refused, self._loaded, self._removed, self._predicted, self._asShown):
             known.clear()
 
     def setPredicted(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> None:
@@ -200,7 +205,10 @@ class PromptSync:
             markups.setFinal(segmentID, stack.key, n, final)
 
     def useAsPrompt(self, n: int) -> None:
-        """Add the selected segment on slice ``n`` as a mask prompt; PromptError when it is empty."""
+        """Add the selected segment on slice ``n`` as a mask prompt, which the caller sends.
+
+        PromptError when it is empty.
+        """
         segmentID, stack = self._edited.segmentID, self._session.stack
         mask = self._edited.writer.segmentMasks(segmentID, stack, [n])[n]
         if not mask.any():
@@ -209,10 +217,10 @@ class PromptSync:
                 code="segment-empty-on-slice",
                 slice=n,
             )
-        self.addMasks({n: mask})
+        self._addShown({n: mask})
 
     def useSlicesAsPrompts(self, keep: str) -> None:
-        """Add the selected segment as mask prompts of slices, see :func:`kept_slices`.
+        """Add the selected segment as mask prompts of slices, see :func:`kept_slices`; the caller sends them.
 
         PromptError when it is empty.
         """
@@ -223,7 +231,17 @@ class PromptSync:
             raise PromptError(
                 _("the segment is empty: paint it first, or click instead"), code="segment-empty"
             )
-        self.addMasks({n: masks[n] for n in kept})
+        self._addShown({n: masks[n] for n in kept})
+
+    def _addShown(self, masks: Mapping[int, NDArray[np.bool_]]) -> None:
+        """Add the segment's own (H, W) masks by slice: beside other prompts, too, it stays as it is there."""
+        segmentID = self._edited.segmentID
+        with self._edited.markups.silenced():
+            self.addMasks(masks)
+        for n, onSlice in self.slicePrompts(segmentID).items():
+            if n in masks and len(onSlice.prompts) > 1:
+                known = SliceMask.from_mask(segmentID, n, masks[n], prompted=True, final=onSlice.final)
+                self._asShown[segmentID, n] = replace(onSlice, known=known)
 
     def addMasks(self, masks: Mapping[int, NDArray[np.bool_]]) -> None:
         """Add (H, W) masks by slice as prompts of the selected segment."""
