@@ -165,6 +165,20 @@ def test_a_stroke_over_a_step_hides_nothing(book):
     assert book.found() == [(UNDONE, 0)]
 
 
+def test_a_stroke_over_a_step_and_more_leaves_nothing_of_it_ours(book):
+    """It looks like the undo of the step, but for the voxels around: what it painted is the user's."""
+    book.step(2, (1, 9), (3, 14))
+    book.step(2, (1, 5), (3, 14))
+    paint(book.editor, box_mask((2, 2), (6, 11), (3, 14)))
+    assert book.found() == [(UNDONE, 1)]
+    assert np.array_equal(book.ours(), box_mask((2, 2), (1, 5), (3, 14)))
+    book.editor.undo()  # the stroke
+    assert book.found() == [(REDONE, 2)]
+    book.editor.undo()
+    assert book.found() == [(UNDONE, 1)]
+    assert np.array_equal(book.ours(), box_mask((2, 2), (1, 9), (3, 14)))
+
+
 def test_undone_over_a_stroke_at_once(book):
     book.step(2, (1, 9), (3, 14))
     paint(book.editor, box_mask((2, 2), (1, 9), (3, 8)), mode="remove")

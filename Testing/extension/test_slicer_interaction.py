@@ -1,5 +1,7 @@
 """Clicks, drags and keys in real slice views become prompts at the right voxels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -324,6 +326,13 @@ def test_gestures_refuse_what_is_no_place():
 # Anything goes ----------------------------------------------------------------------------------------------
 
 
+def as_stored(snapshot):
+    """The prompts of a snapshot, numbers as float32: a ROI node does not keep its centre more exactly."""
+    exact = ("points", "frame", "size")
+    rounded = [{name: np.float32(getattr(one, name)).tobytes() for name in exact} for one in snapshot]
+    return {replace(one, **numbers) for one, numbers in zip(snapshot, rounded, strict=True)}
+
+
 def test_a_thousand_things_a_hand_may_do_leave_nothing_behind(at_work, campaign):
     random = np.random.default_rng(7)
     views = [at_work.view("Red"), at_work.view("Green")]
@@ -350,7 +359,7 @@ def test_a_thousand_things_a_hand_may_do_leave_nothing_behind(at_work, campaign)
         elif random.random() < 0.7:
             wanted = snapshots[random.integers(len(snapshots))]
             at_work.markups.restore(wanted)
-            assert set(at_work.markups.snapshot()) == set(wanted)
+            assert as_stored(at_work.markups.snapshot()) == as_stored(wanted)
         else:
             segment = segmentation.GetSegment("B")
             segmentation.RemoveSegment("B")

@@ -29,7 +29,8 @@ class User:
         return self.desk.voxels("A")
 
     def keep(self, isStroke, before):
-        self.states.append((isStroke, before, self.painted.copy(), self.erased.copy()))
+        wanted = None if isStroke else self.wanted.copy()  # bits go back with our steps only
+        self.states.append((isStroke, before, self.painted.copy(), self.erased.copy(), wanted))
 
     def write(self, k, rows, columns):
         """A mask comes from the model."""
@@ -64,13 +65,12 @@ class User:
 
     def undo(self):
         if self.states:
-            now = self.voxels
-            isStroke, before, self.painted, self.erased = self.states.pop()
+            isStroke, before, self.painted, self.erased, wanted = self.states.pop()
             self.desk.editor.undo()
             assert np.array_equal(self.voxels, before), "undo is Slicer's, and exact"
             self.history.reconcile()
-            if isStroke:  # what a stroke covered is not known any more: nothing is claimed about it
-                self.erased &= now == before
+            if not isStroke:
+                self.wanted = wanted
 
     def check(self):
         voxels = self.voxels
@@ -113,3 +113,69 @@ def test_slicers_undo_takes_back_ours_and_only_that(scene):
     user.write(2, (0, 1), (5, 6))  # a mask within the paint, which then shrinks to nothing
     user.desk.write(2, None, None)
     assert np.array_equal(user.voxels, painted)
+
+
+def test_a_stroke_over_an_erasure_and_more_is_no_undo_of_it(scene):
+    user = User(scene)
+    user.write(2, (2, 8), (2, 8))
+    user.erase(2, (4, 5), (7, 8))
+    user.paint(2, (4, 5), (7, 12))
+    user.desk.write(2, None, None)
+    assert np.array_equal(user.voxels, box_mask((2, 2), (4, 5), (7, 12)))
+
+
+def test_a_stroke_far_outside_counts_too(scene):
+    """It covers an erasure and goes on in a plane where nothing of ours is."""
+    user = User(scene)
+    user.write(2, (2, 8), (2, 8))
+    user.erase(2, (4, 5), (7, 8))
+    stroke = box_mask((2, 6), (4, 5), (7, 8))
+    paint(user.desk.editor, stroke, "A")
+    user.history.reconcile()
+    user.desk.write(2, None, None)
+    assert np.array_equal(user.voxels, stroke)
+
+
+def test_an_undone_erasure_is_ours_again_beside_the_users_paint(scene):
+    user = User(scene)
+    user.paint(5, (0, 9), (0, 9))
+    painted = user.voxels
+    user.write(2, (2, 8), (2, 8))
+    user.erase(2, (4, 5), (7, 8))
+    user.write(3, (2, 8), (2, 8))
+    user.undo()
+    user.undo()
+    user.desk.write(2, None, None)
+    assert np.array_equal(user.voxels, painted)
+
+
+@pytest.mark.parametrize("columns", [(2, 12), (2, 9)])
+def test_a_stroke_over_all_that_a_step_removed_and_more_is_the_users(scene, columns):
+    user = User(scene)
+    user.write(2, (2, 8), (2, 8))
+    user.write(2, (2, 3), (2, 8))
+    user.paint(2, (4, 8), columns)
+    user.write(2, (2, 3), (2, 8))
+    user.check()
+    user.desk.write(2, None, None)
+    assert np.array_equal(user.voxels, box_mask((2, 2), (4, 8), columns))
+
+
+def test_what_is_painted_over_an_erasure_and_erased_again_stays_away(scene):
+    user = User(scene)
+    user.write(2, (2, 8), (2, 8))
+    user.erase(2, (4, 5), (4, 5))
+    user.paint(2, (4, 4), (4, 9))
+    user.erase(2, (4, 4), (4, 5))
+    user.write(2, (2, 8), (2, 9))
+    assert not user.voxels[2, 4:6, 4:6].any() and user.voxels[2, 2, 9]
+
+
+def test_what_is_painted_over_an_erasure_and_undone_stays_away(scene):
+    user = User(scene)
+    user.write(2, (2, 8), (2, 8))
+    user.erase(2, (4, 5), (4, 5))
+    user.paint(2, (4, 4), (4, 9))
+    user.undo()
+    user.write(2, (2, 8), (2, 9))
+    assert not user.voxels[2, 4:6, 4:6].any() and user.voxels[2, 2, 9]

@@ -5,6 +5,10 @@ before a step: so each step keeps what it changed, and when somebody else change
 segments are compared with that. A few sampled voxels are compared first; before a step is taken for undone,
 all that it changed are compared. A user who removes by hand all that a step added has undone it, too: nothing
 distinguishes the two.
+
+A stroke may also cover all that a step changed, and more; or several undos may come at once, and a stroke of
+the user's with them. Then the step is undone, but whose the voxels are does not go back: that is done only
+where what the step left alone, one voxel around, is as it was.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, PackedVoxels, VoxelList, Voxels
+from MedSAM2SegmentLib.Segments.VoxelSets import NOWHERE, Extent, PackedVoxels, VoxelList, Voxels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,7 +102,7 @@ class EditHistory:
     def _record(self, changes: list[Change]) -> None:
         if self._open is None:
             return
-        self._open.record(changes)
+        self._open.record(changes, self._writer)
         # At once: when the step is closed, Slicer may have undone it already.
         values = {step.number: (self._atBegin[step.number], step.read(self._writer)) for step in self.steps}
         values[self._open.number] = self._open.sampledBefore, self._open.read(self._writer)
@@ -109,8 +113,8 @@ class EditHistory:
     def reconcile(self) -> list[tuple[Step, str]]:
         """Return what Slicer undid or redid since the last call; to be called when somebody else edited.
 
-        The ownership of voxels is brought up to date: with the steps; or, when nothing was undone, with the
-        user's edit.
+        The ownership of voxels is brought up to date: with the steps; or, when nothing was undone, or in
+        doubt, with the user's edit.
 
         Returns
         -------
@@ -126,10 +130,19 @@ class EditHistory:
         found += [(step, REDONE) for step in self.steps[standing:position]]
         for step, what in found:
             step.done = what == REDONE
-            step.restoreBits(AFTER if step.done else BEFORE, self._writer)
-        if not found:
+        if found and self._isExact([step for step, _ in found]):
+            for step, _ in found:
+                step.restoreBits(AFTER if step.done else BEFORE, self._writer)
+        else:
             self._writer.updateOwnership()
         return found
+
+    def _isExact(self, steps: list[Step]) -> bool:
+        """Whether nothing but steps was undone, the latest first, or redone, as far as they can tell."""
+        nearest = steps[-1]
+        if nearest.done:
+            return _areAll(steps, AFTER, self._writer, nearest)
+        return _areAll(steps[::-1], BEFORE, self._writer, nearest)
 
     def _positionNow(self, standing: int) -> int:
         """How many steps stand, judged by the segments."""
@@ -192,11 +205,18 @@ class Patch:
         Extent around the voxels that changed.
     """
 
-    def __init__(self, change: Change) -> None:
+    def __init__(self, change: Change, writer: SegmentWriter) -> None:
         self.segmentID, self.indexToRAS = change.segmentID, change.indexToRAS
         voxels, index = change.voxels.subset(change.before != change.after)
         self.box = voxels.extent
-        self._masks = PackedVoxels(voxels, change.before[index], change.after[index])
+        before, after = change.before[index], change.after[index]
+        around = voxels.grown() if isinstance(voxels, Extent) and not voxels.isEmpty else voxels
+        surroundings = None if around is voxels else writer.maskOf(self.segmentID, around, self.indexToRAS)
+        if surroundings is not None:
+            inner = voxels.within(around)
+            before, after = (_filled(surroundings, inner, values) for values in (before, after))
+            voxels = around
+        self._masks = PackedVoxels(voxels, before, after)
         self._bits: PackedVoxels | None = None
         if change.bitsBefore is not None and change.bitsAfter is not None:
             changed, index = change.voxels.subset(change.bitsBefore != change.bitsAfter)
@@ -214,7 +234,7 @@ class Patch:
 
     @property
     def voxels(self) -> Voxels:
-        """All voxels that changed, and perhaps others in the same box."""
+        """All voxels that changed, and of a box those around them."""
         return self._masks.voxels
 
     def mask(self, which: int) -> NDArray[np.bool_]:
@@ -285,12 +305,12 @@ class Step:
         """Whether it changed no voxel."""
         return all(patch.isEmpty for patch in self.patches)
 
-    def record(self, changes: Iterable[Change]) -> None:
+    def record(self, changes: Iterable[Change], writer: SegmentWriter) -> None:
         """Add changes."""
         for change in changes:
             if not np.array_equal(change.before, change.after):
                 self._sample(change)
-            self.patches.append(Patch(change))
+            self.patches.append(Patch(change, writer))
 
     def restoreBits(self, which: int, writer: SegmentWriter) -> None:
         """Restore the ownership bits from before or after the step."""
@@ -345,7 +365,16 @@ def _differing(now: dict[int, SampleValues], step: Step, at: Step, which: int) -
     return count
 
 
-def _areAll(steps: list[Step], which: int, writer: SegmentWriter) -> bool:
+def _filled(
+    surroundings: NDArray[np.bool_], inner: tuple[slice, slice, slice], values: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return a copy of a mask with other values inside."""
+    filled = surroundings.copy()
+    filled[inner] = values
+    return filled
+
+
+def _areAll(steps: list[Step], which: int, writer: SegmentWriter, nearest: Step | None = None) -> bool:
     """Whether every voxel that steps changed is as it was before the first of them, or after the last.
 
     Parameters
@@ -354,16 +383,20 @@ def _areAll(steps: list[Step], which: int, writer: SegmentWriter) -> bool:
         In the order in which they were done.
     which
         ``BEFORE`` or ``AFTER``.
+    nearest
+        The first or last of them, to compare also what it left alone, as far as it knows it. Around the
+        others the user may have edited in between.
     """
     created = {segmentID for step in steps for segmentID in step.created} if which == BEFORE else set()
     groups: dict[tuple[str, bytes], list[Patch]] = {}
+    exact = set() if nearest is None else {id(patch) for patch in nearest.patches}
     for patch in [patch for step in steps for patch in step.patches if not patch.isEmpty]:
         grid = np.round(patch.indexToRAS, 9).tobytes()
         groups.setdefault((patch.segmentID, grid), []).append(patch)
     for (segmentID, _), patches in groups.items():
         box = NOWHERE
         for patch in patches:
-            box = box.union(patch.box)
+            box = box.union(patch.voxels.extent)
         current = writer.maskOf(segmentID, box, patches[0].indexToRAS)
         if (current is None) != (segmentID in created):
             return False
@@ -374,7 +407,8 @@ def _areAll(steps: list[Step], which: int, writer: SegmentWriter) -> bool:
         for patch in patches if which == AFTER else reversed(patches):
             mask, voxels = patch.mask(which), patch.voxels
             values = voxels.read(expected_kji, box)
-            voxels.write(np.where(mask != patch.mask(1 - which), 1 + mask, values), expected_kji, box)
+            isKnown = True if id(patch) in exact else mask != patch.mask(1 - which)
+            voxels.write(np.where(isKnown, 1 + mask, values), expected_kji, box)
         if ((expected_kji == 1) & current).any() or ((expected_kji == 2) & ~current).any():
             return False
     return True

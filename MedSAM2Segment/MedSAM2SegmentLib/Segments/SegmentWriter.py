@@ -258,7 +258,10 @@ class SegmentWriter:
             state = segments.state(segmentID)
             if state is not None and state != ownership.checked:
                 if not ownership.used.isEmpty:
-                    ownership.update(lambda box, segments=segments, of=segmentID: segments.mask(of, box))
+                    ownership.update(
+                        lambda box, segments=segments, of=segmentID: segments.mask(of, box),
+                        segments.filled(segmentID),
+                    )
                 ownership.checked = state
 
     def restoreBits(self, segmentID: str, voxels: Voxels, bits: NDArray[np.uint8]) -> None:

@@ -6,19 +6,23 @@ The contract, which :class:`~MedSAM2SegmentLib.Segments.SegmentWriter.SegmentWri
 2. What the user erased does not come back: a voxel that we wanted and that was there after we wrote
    (``KNOWN``) and is missing later, was erased (``ERASED``). It is not added again, however often the same
    slice is written, unless the user asks for it with a new prompt there.
-3. Undo of an erasure is recognised: where exactly its voxels are back, all is as before it. A voxel that is
-   back otherwise was painted, and is the user's.
+3. Undo of an erasure is recognised: where exactly its voxels are back, and no other voxel of the segment has
+   come or gone since, all is as before it. A voxel that is back otherwise was painted, and is the user's.
 4. Slicer's undo takes back ours: bits go back with the voxels
    (:class:`~MedSAM2SegmentLib.Segments.EditHistory.EditHistory`).
 
-Voxels that the user paints over ours cannot be distinguished from them, and stay ours. About erased voxels
-that were painted over, nothing is known any more after that stroke is undone.
+In doubt a voxel is the user's: that takes nothing away. So it is after the undo of an erasure that had taken
+voxels of the user's along with ours.
+
+Voxels that the user paints over ours cannot be distinguished from them, and stay ours. An erased voxel that
+was painted over is erased again when it goes, by the user's hand or by the undo of that stroke.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 
 #: Added by us, and there at the last check.
 OURS = 1
-#: Wanted by us, and there at the last check: if it is missing now, somebody erased it.
+#: Wanted by us, or painted over an erasure, and there at the last check: if it is missing now, it was erased.
 KNOWN = 2
 #: Erased by the user: not ours to add again.
 ERASED = 4
@@ -44,6 +48,13 @@ MaskOf = Callable[[Extent], "NDArray[np.bool_]"]
 _KNOWN_BIT, _ERASED_BIT = 1, 2
 _ERASURES = 10  # as many as Slicer's undo goes back
 _LARGEST_ERASURE = 1 << 21  # voxels
+
+
+class Erasure(NamedTuple):
+    """What the user erased of what we wanted, and a digest of the segment after that."""
+
+    erased: PackedVoxels
+    digest: bytes
 
 
 class VoxelOwnership:
@@ -63,7 +74,7 @@ class VoxelOwnership:
         self.checked: object = None  # state of the segment at the last check
         self.stamp = 0  # grows with every change
         self._bits = np.zeros(extent.shape, dtype=np.uint8)
-        self._erasures: list[PackedVoxels] = []
+        self._erasures: list[Erasure] = []
 
     def onGrid(self, indexToRAS: NDArray[np.float64], extent: Extent) -> VoxelOwnership:
         """Return the same on another grid; itself when it is the same one."""
@@ -94,11 +105,11 @@ class VoxelOwnership:
         self.stamp += 1
 
     def bitsFor(
-        self, voxels: Voxels, current: NDArray[np.bool_], *, isAll: bool = False
+        self, voxels: Voxels, current: NDArray[np.bool_], *, isUndo: bool = False
     ) -> NDArray[np.uint8]:
         """Return the bits of voxels, brought up to date with which of them are in the segment now; a copy.
 
-        Only with all voxels (``isAll``) can it be recognised that an erasure was undone.
+        Voxels that are back were painted; with ``isUndo`` it was their erasure that was undone.
         """
         bits = self.read(voxels).copy()
         if not bits.any():
@@ -106,47 +117,55 @@ class VoxelOwnership:
         there = current.view(np.uint8)
         erased = _bit(bits, KNOWN) & ~there
         back = _bit(bits, ERASED) & there
-        if isAll and back.any():
-            back = self._undoErasure(voxels, bits, back)
-        if isAll and erased.any():
-            self._addErasure(voxels, erased)
+        ours = back & _bit(bits, WAS_OURS)
         were = erased & _bit(bits, OURS)
         bits &= 255 - back * np.uint8(255)
+        bits |= back * np.uint8(KNOWN)  # also where painted: if it goes again, it is erased again
         bits &= there * np.uint8(255) | np.uint8(ERASED | WAS_OURS)
         bits |= erased * np.uint8(ERASED)
         bits |= were * np.uint8(WAS_OURS)
+        if isUndo:
+            bits |= ours * np.uint8(OURS)
         return bits
 
-    def update(self, maskOf: MaskOf) -> None:
-        """Bring all bits up to date: somebody else changed the segment."""
+    def update(self, maskOf: MaskOf, filled: Extent) -> None:
+        """Bring all bits up to date: somebody else changed the segment, which lies within ``filled``."""
         changed = [plane for plane in self.used.planes() if self._isChanged(plane, maskOf(plane))]
-        if changed:
-            box = self.used._replace(k0=changed[0].k0, k1=changed[-1].k1)
-            self.write(box, self.bitsFor(box, maskOf(box), isAll=True))
+        if not changed:
+            return
+        box = self.used._replace(k0=changed[0].k0, k1=changed[-1].k1)
+        there, bits = maskOf(box), self.read(box)
+        erased = _bit(bits, KNOWN) & ~there.view(np.uint8)
+        back = _bit(bits, ERASED) & there.view(np.uint8)
+        isUndo = bool(back.any()) and self._undoErasure(box.positions(back.view(bool)), maskOf, filled)
+        self.write(box, self.bitsFor(box, there, isUndo=isUndo))
+        if 0 < np.count_nonzero(erased) <= _LARGEST_ERASURE:
+            packed = PackedVoxels(VoxelList(box.positions(erased.view(bool))))
+            self._erasures = [*self._erasures, Erasure(packed, self._digest(maskOf, filled))][-_ERASURES:]
 
     def _isChanged(self, plane: Extent, current: NDArray[np.bool_]) -> bool:
         """Whether something was erased, or is back; a plane at a time stays in the cache."""
         bits, there = self.read(plane), current.view(np.uint8)
         return bool(((bits >> _KNOWN_BIT) & ~there & 1).any() or ((bits >> _ERASED_BIT) & there).any())
 
-    def _addErasure(self, voxels: Voxels, erased: NDArray[np.uint8]) -> None:
-        if np.count_nonzero(erased) <= _LARGEST_ERASURE:
-            packed = PackedVoxels(VoxelList(voxels.positions(erased.view(bool))))
-            self._erasures = [*self._erasures, packed][-_ERASURES:]
-
-    def _undoErasure(
-        self, voxels: Voxels, bits: NDArray[np.uint8], back: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
-        """Restore ``bits`` where an erasure was undone, and return what came back by painting."""
-        positions = voxels.positions(back.view(bool))
+    def _undoErasure(self, back_ijk: NDArray[np.int64], maskOf: MaskOf, filled: Extent) -> bool:
+        """Whether voxels that are back are all of an erasure, and nothing else changed; forget it then."""
         for erasure in reversed(self._erasures):
-            if np.array_equal(erasure.voxels.positions(), positions):
-                ours = back & _bit(bits, WAS_OURS)
-                bits &= 255 - back * np.uint8(ERASED | WAS_OURS)
-                bits |= back * np.uint8(KNOWN) | ours * np.uint8(OURS)
+            if np.array_equal(erasure.erased.voxels.positions(), back_ijk):
+                if erasure.digest != self._digest(maskOf, filled):
+                    return False
                 self._erasures.remove(erasure)
-                return np.zeros_like(back)
-        return back
+                return True
+        return False
+
+    def _digest(self, maskOf: MaskOf, filled: Extent) -> bytes:
+        """Return a digest of the whole segment but its voxels that are ``ERASED``."""
+        digest = hashlib.blake2b(digest_size=16)
+        for plane in self.extent._replace(k0=filled.k0, k1=filled.k1).intersection(self.extent).planes():
+            mask = maskOf(plane) & (self.read(plane) & ERASED == 0)
+            if mask.any():  # so that it does not depend on how large a box is filled
+                digest.update(plane.k0.to_bytes(8, "little", signed=True) + np.packbits(mask).tobytes())
+        return digest.digest()
 
 
 def bitsAfterEdit(
