@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from medsam2_core.engine.maps import logits_in_slice
+from medsam2_core.engine.neighbours import Neighbours
+from medsam2_core.engine.options import TrackerOptions
 from medsam2_core.errors import Interrupted
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
@@ -155,3 +157,35 @@ def test_probabilities_agree_with_the_masks(volume, model):
         for result in session.results(name):
             if result.probabilities is not None:
                 assert np.array_equal(result.probabilities.values_hw() >= 128, result.mask_hw)
+
+
+def test_the_higher_logit_wins_also_where_an_object_comes_from_the_other_side(volume, model):
+    """One is tracked upwards, the other downwards: in between the first keeps its own logits no more."""
+    found = {}
+    for limit in (None, 2):
+        options = TrackerOptions(zoom=True, recent_logits=limit)
+        session = Session(volume, model, options=options)
+        session.prompt("left", Box((8, 14, 6), (24, 34, 6)))
+        session.prompt("right", Box((16, 16, 18), (33, 36, 18)))
+        run(session)
+        found[limit] = {name: session.mask_kji(name) for name in ("left", "right")}
+    for name in ("left", "right"):
+        total = np.count_nonzero(found[None][name])
+        assert total > 500, "else nothing here is a test"
+        assert np.count_nonzero(found[None][name] ^ found[2][name]) <= 0.02 * total, "half precision"
+
+
+def test_logits_are_kept_for_neighbours_only_as_long_as_they_come(volume, model, monkeypatch):
+    made = []
+    usual = Neighbours.__init__
+    monkeypatch.setattr(
+        Neighbours, "__init__", lambda self, *args: (made.append(self), usual(self, *args))[1]
+    )
+    session = Session.open(volume, model)
+    session.prompt("left", Box((8, 14, 6), (24, 34, 6)))
+    session.prompt("right", Box((16, 16, 18), (33, 36, 18)))
+    most = 0
+    for _ in session.propagate(stop_after_absent=None, overlap=False):
+        most = max(most, len(made[0]._kept))
+    assert 0 < most <= 24
+    assert not made[0]._kept
