@@ -277,3 +277,14 @@ def test_training_is_set_up_from_the_options(medsam2, tmp_path, monkeypatch):
     assert [(stage.name, stage.steps, stage.trunk_factor) for stage in settings.stages] == [
         ("corrections", 9, 0)
     ]
+
+
+def test_without_docstrings_commands_have_no_help_but_run():
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "medsam2_core.cli", "segment", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--fill-between" in done.stdout

@@ -8,6 +8,7 @@ from medsam2_core.cli.prompts import (
     UNNAMED,
     PromptSpace,
     collect_prompts,
+    diameter_facts,
     length_mm,
     parse_box,
     parse_box3d,
@@ -18,6 +19,7 @@ from medsam2_core.cli.prompts import (
 )
 from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.imaging.geometry import Geometry, Space
+from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.slices import AxisStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point, PromptSet
@@ -251,3 +253,29 @@ def test_a_prompt_file_written_by_one_run_is_read_by_the_next():
         resolve(again.of("a"), prompt_space().stack).keys()
         == resolve(found.of("a"), prompt_space().stack).keys()
     )
+
+
+def test_a_3d_box_in_millimetres_holds_its_eight_corners_in_a_turned_volume():
+    turn = np.eye(4)
+    turn[:2, :2] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    geometry = Geometry(turn, (80, 80, 20))
+    space = prompt_space("axial", "ras", geometry)
+    x, y, z = geometry.to_ras([[40, 40, 10]])[0]
+    low, high = parse_box3d(f"{x - 10},{y - 6},{z - 3},{x + 10},{y + 6},{z + 3}", space)
+    reach = 16 / np.sqrt(2)
+    assert np.allclose([low, high], [(40 - reach, 40 - reach, 7), (40 + reach, 40 + reach, 13)])
+    low, high = parse_box3d(f"{x - 10},{y - 10},{z},{x + 10},{y + 10},{z}", space)
+    assert high[0] - low[0] == pytest.approx(20 * np.sqrt(2)), "its diagonal runs along an axis of the array"
+
+
+@pytest.mark.parametrize(("axis", "number"), [("sagittal", 20), ("coronal", 26), ("axial", 12)])
+def test_diameters_are_measured_in_the_plane_they_are_drawn_in(axis, number):
+    space = prompt_space(axis)
+    on_slice = np.zeros(ball_kji().shape, bool)
+    chosen = tuple(number if 2 - a == space.across else slice(None) for a in range(3))
+    on_slice[chosen] = ball_kji()[chosen]
+    segmentation = Segmentation(GEOMETRY, (Segment("ball", (1, 0, 0), on_slice),))
+    facts = diameter_facts(segmentation, "ball", {"ball": [14.0]}, space.stack)
+    assert facts["drawn_mm"] == [14]
+    assert np.allclose(facts["diameters_mm"], 14.3, atol=1.5), facts
+    assert diameter_facts(segmentation, "ball", {}, space.stack)["diameters_mm"] == []

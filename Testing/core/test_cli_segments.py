@@ -1,10 +1,13 @@
 """`medsam2 segment` from an existing segment, a 3-D box or diameters, and what is refused."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from medsam2_core.cli.earlier_scans import OtherScans
 from medsam2_core.imaging.reading import read_segmentation
+from medsam2_core.imaging.segmentation import Segment
 from support.command_line import (
     BALL_BOX,
     ball_kji,
@@ -142,3 +145,67 @@ def test_the_file_of_a_label_is_never_written_over(segment, folder):
     answer = segment("--mask", f"{labels}:2", "--overwrite", out=labels)
     assert answer.code == 2
     assert labels.read_bytes() == before
+
+
+def edited(path, changed, tags=None, **masks_kji):
+    """Write a result again with other masks, and other tags of what it was made from."""
+    from medsam2_core import export
+
+    given = read_segmentation(path)
+    segments = tuple(
+        Segment(one.name, one.colour_rgb, masks_kji.get(one.name, one.mask_kji), tags=one.tags)
+        for one in given
+    )
+    export.write(replace(given, segments=segments, provenance={**given.provenance, **(tags or {})}), changed)
+    return changed
+
+
+def test_corrections_keep_to_the_limits_and_leave_other_objects_alone(segment, folder):
+    two = ("--object", "ball", "--box3d", "13,19,6,27,33,16", "--object", "corner", "--point", "5,6,12")
+    assert segment(*two, "--range", "4:18").code == 0
+    mask = read_segmentation(segment.out)["ball"].mask_kji.copy()
+    assert mask[9].any()
+    mask[14], mask[20, :4, :4] = 0, True
+    mask[14, 20:24, 20:24] = True
+    result = edited(segment.out, segment.out.with_name("edited.seg.nrrd"), ball=mask)
+    other, narrow = (segment.out.with_name(f"{name}.seg.nrrd") for name in ("other", "narrow"))
+
+    words = ("--continue", result, "--object", "corner", "--point", "6,7,12")
+    assert segment(*words, out=other).code == 0
+    found = read_segmentation(other)
+    assert np.array_equal(found["ball"].mask_kji, mask), "nobody touched it"
+    assert found.provenance["limits"] == {"ball": [6, 16]}
+
+    words = ("--continue", result, "--object", "ball", "--box3d", "13,19,10,27,33,12")
+    assert segment(*words, out=narrow).code == 0
+    found = read_segmentation(narrow)
+    slices = np.flatnonzero(found["ball"].mask_kji.any((1, 2)))
+    assert set(slices) <= {10, 11, 12, 20}, "within the new limits, and what was drawn beyond the old ones"
+    assert 20 in slices
+    assert found.provenance["limits"] == {"ball": [10, 12]}
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"limits": {"object": 3}},
+        {"limits": {"object": [1, "b"]}},
+        {"limits": {"object": [9, 3]}},
+        {"limits": [1, 2]},
+        {"propagated": ["a", None]},
+    ],
+)
+def test_damaged_limits_of_a_result_are_refused(segment, folder, tags):
+    if not segment.out.exists():
+        assert segment("--box", BALL_BOX, "--range", "11:13").code == 0
+    damaged = edited(segment.out, segment.out.with_name("damaged.seg.nrrd"), tags)
+    words = ("--continue", damaged, "--point", "20,26,12,-")
+    answer = segment(*words, out=segment.out.with_name("new.seg.nrrd"))
+    assert answer.refused("stored-range", path=str(damaged), tag=next(iter(tags)))
+
+
+def test_what_has_nothing_between_is_refused_before_any_search(segment, folder, monkeypatch):
+    monkeypatch.setattr(OtherScans, "find_in", lambda *_: pytest.fail("searched"))
+    like = ("--like", folder / "scan.nrrd", folder / "labels.nrrd")
+    answer = segment("--object", "ball", "--box", BALL_BOX, "--fill-between", *like)
+    assert answer.refused("nothing-between", object="ball")

@@ -31,6 +31,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,13 +138,16 @@ def register(
         if inspect.isclass(command):
             made.run()
 
-    text, own = described(command.__doc__ or "")
-    shared, hints = described(SHARED)[1], get_type_hints(command, include_extras=True)
+    # Without docstrings (python -OO) there is no help; a dataclass then has its signature for one.
+    has_help = sys.flags.optimize < 2
+    text, own = described(command.__doc__ or "" if has_help else "")
+    shared = described(SHARED if has_help else "")[1]
+    hints = get_type_hints(command, include_extras=True)
     parameters = []
     for one in inspect.signature(command).parameters.values():
         hint = hints[one.name]
         if hint is not typer.Context:
-            hint = _annotated(hint, one, own.get(one.name) or shared[one.name])
+            hint = _annotated(hint, one, own.get(one.name) or shared.get(one.name, {}))
         parameters.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

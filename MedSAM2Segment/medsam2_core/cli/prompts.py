@@ -7,7 +7,8 @@ Coordinates are in the space that ``--space`` names: ``ijk`` array indices (voxe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,9 +124,21 @@ def parse_box(text: str, space: PromptSpace) -> Box:
 
 
 def parse_box3d(text: str, space: PromptSpace) -> Line:
-    """Parse ``X0,Y0,Z0,X1,Y1,Z1``, any two opposite corners of a 3-D box, into IJK within the volume."""
+    """Parse ``X0,Y0,Z0,X1,Y1,Z1``, any two opposite corners of a 3-D box, into IJK within the volume.
+
+    The volume may be turned against the space: the box in IJK holds all eight corners, as far as they are in
+    the volume.
+    """
     numbers = parse_numbers(text, f"--box3d {text}", 6, "write two corners X0,Y0,Z0,X1,Y1,Z1")
-    return _inside(text, "--box3d", [space.to_ijk(numbers[:3]), space.to_ijk(numbers[3:])], space)[0]
+    given = _inside(text, "--box3d", [space.to_ijk(numbers[:3]), space.to_ijk(numbers[3:])], space)[0]
+    if space.space is Space.IJK:
+        return given
+    corners = np.array(
+        [space.to_ijk(corner) for corner in product(*zip(numbers[:3], numbers[3:], strict=True))]
+    )
+    shape = np.array(space.stack.volume.geometry.shape_ijk)
+    low, high = np.clip([corners.min(axis=0), corners.max(axis=0)], -0.5, shape - 0.5).tolist()
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
 def parse_line(text: str, space: PromptSpace) -> list[Line]:
@@ -155,20 +168,37 @@ def length_mm(line: Line, space: PromptSpace) -> float:
 
 
 def diameter_facts(
-    segmentation: Segmentation, name: str, lines: Mapping[str, Sequence[float]]
+    segmentation: Segmentation, name: str, lines: Mapping[str, Sequence[float]], stack: AxisStack
 ) -> dict[str, list[float]]:
-    """Return, of an object with a line, the drawn lengths and the diameters of its result in mm; for others
-    empty lists."""
+    """Return, of an object with a line, the drawn lengths and the diameters of its result in mm, both in the
+    plane of the slices; for others empty lists."""
     if name not in lines:
         return {"drawn_mm": [], "diameters_mm": []}
     from medsam2_core.export.measurements import measure
 
-    (found,) = measure(replace(segmentation, segments=(segmentation[name],)))
+    (found,) = measure(_with_slices_along_k(segmentation, name, stack.array_axis))
     diameters = [one.length_mm for one in (found.longest, found.perpendicular) if one is not None]
     return {
         "drawn_mm": [round(mm, 2) for mm in lines[name]],
         "diameters_mm": [round(mm, 2) for mm in diameters],
     }
+
+
+def _with_slices_along_k(segmentation: Segmentation, name: str, axis: int) -> Segmentation:
+    """Return one object with its array axes in another order, so that slices are those of constant k."""
+    from medsam2_core.imaging.geometry import Geometry
+    from medsam2_core.imaging.segmentation import Segment, Segmentation
+
+    order = [*(other for other in range(3) if other != axis), axis]
+    shape = np.array(segmentation.geometry.shape_ijk)[order].tolist()
+    geometry = Geometry(segmentation.geometry.ijk_to_ras[:, [*order, 3]], (shape[0], shape[1], shape[2]))
+    known = segmentation[name]
+    part_kji = known.part_kji.transpose([2 - other for other in reversed(order)])
+    offset = np.array(known.offset_ijk)[order].tolist()
+    segment = Segment.from_part(
+        name, known.colour_rgb, part_kji, (offset[0], offset[1], offset[2]), geometry.shape_ijk
+    )
+    return Segmentation(geometry, (segment,), segmentation.provenance)
 
 
 def _inside(text: str, option: str, points: list[Position], space: PromptSpace) -> list[Line]:

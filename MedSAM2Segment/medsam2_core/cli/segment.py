@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from medsam2_core.cli.prompts import GivenPrompts
     from medsam2_core.imaging.segmentation import Segment as SegmentMask
     from medsam2_core.imaging.segmentation import Segmentation
+    from medsam2_core.imaging.slices import AxisStack
     from medsam2_core.imaging.volume import Volume
+    from medsam2_core.prompts import PromptSet
     from medsam2_core.session import Session
     from medsam2_core.session.earlier import EarlierResult
 
@@ -153,7 +156,8 @@ class Segment:
             "slices": session.stack.key,
             "window": session.window.to_dict(),
             "objects": [
-                _object_facts(segmentation, name, session) | diameter_facts(segmentation, name, prompts.lines)
+                _object_facts(segmentation, name, session)
+                | diameter_facts(segmentation, name, prompts.lines, _axis_stack(session))
                 for name in session.object_names
             ],
             "confidence_is_calibrated": False,
@@ -212,6 +216,7 @@ class Segment:
         validate(prompts, stack)
         slices = words.parse_range(self.range, space)
         words.check_in_range(prompts, slices, stack, limits)
+        limits = self._limits(_spans(prompts, earlier, stack), limits, earlier)
         return words.GivenPrompts(prompts, slices, limits, lines)
 
     def _segment(
@@ -237,11 +242,11 @@ class Segment:
         slices = given.slices
         notes = []
         if earlier is not None:
-            earlier.restore_in(session)
+            earlier.restore_in(session, given.limits)
             notes = [note for note in [earlier.weights_note(session)] if note is not None]
         session.apply(given.prompts)
         notes += others.find_in(session, self.window, slices)
-        limits = self._limits(session, given, earlier)
+        limits = {**self._limits(session.prompted_spans(), {}, None), **given.limits}
         overlap = not self.no_overlap and (earlier is None or earlier.overlap)
         if session.tracker.prompted_ids:
             propagate(session, slices, limits, overlap)
@@ -249,13 +254,17 @@ class Segment:
         return session, made if earlier is None else earlier.described(made), notes
 
     def _limits(
-        self, session: Session, given: GivenPrompts, earlier: EarlierResult | None
+        self,
+        spans: Mapping[str, tuple[int, int]],
+        of_boxes: Mapping[str, tuple[int, int]],
+        earlier: EarlierResult | None,
     ) -> dict[str, tuple[int, int]]:
-        """Return the ranges of objects that have one of their own.
+        """Return the ranges of objects that have one of their own, by the first and last prompted slice of
+        each object.
 
         Those of an earlier result still hold, as far as no further prompt lies beyond them.
         """
-        spans, limits = session.prompted_spans(), dict(given.limits)
+        limits = dict(of_boxes)
         for name, (first, last) in (earlier.limits if earlier is not None else {}).items():
             low, high = spans.get(name, (first, last))
             limits.setdefault(name, (min(first, low), max(last, high)))
@@ -268,6 +277,17 @@ class Segment:
                     code="nothing-between", object=name,
                 )  # fmt: skip
         return {**limits, **spans}
+
+
+def _spans(prompts: PromptSet, earlier: EarlierResult | None, stack: AxisStack) -> dict[str, tuple[int, int]]:
+    """Return the first and last slice of each object's prompts, with those of an earlier result."""
+    from medsam2_core.prompts.slice_prompts import by_slice
+
+    slices: dict[str, set[int]] = {}
+    for known in (prompts,) if earlier is None else (prompts, earlier.prompts):
+        for name, given in known:
+            slices.setdefault(name, set()).update(by_slice(given, stack))
+    return {name: (min(found), max(found)) for name, found in slices.items() if found}
 
 
 def _object_facts(segmentation: Segmentation, name: str, session: Session) -> dict[str, Any]:
@@ -297,10 +317,14 @@ def _array_index(n: int, session: Session) -> int:
 
 
 def _array_axis(session: Session) -> int:
+    return _axis_stack(session).array_axis
+
+
+def _axis_stack(session: Session) -> AxisStack:
     from medsam2_core.imaging.slices import AxisStack
 
     assert isinstance(session.stack, AxisStack)  # oblique slices are not offered on the command line
-    return session.stack.array_axis
+    return session.stack
 
 
 def _print(facts: dict[str, Any]) -> None:

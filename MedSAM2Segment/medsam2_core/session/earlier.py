@@ -100,9 +100,11 @@ class EarlierResult:
     @property
     def slices(self) -> tuple[int | None, int | None]:
         """First and last slice that were to be segmented."""
-        stored = self.segmentation.provenance.get("propagated")
-        first, last = stored if isinstance(stored, list) and len(stored) == 2 else (None, None)
-        return first, last
+        stored = self.segmentation.provenance.get("propagated") or [None, None]
+        known = [n for n in stored if n is None or type(n) is int] if isinstance(stored, list) else []
+        if len(known) != 2 or len(stored) != 2:
+            raise self._damaged("propagated", stored)
+        return known[0], known[1]
 
     @property
     def overlap(self) -> bool:
@@ -112,8 +114,16 @@ class EarlierResult:
     @property
     def limits(self) -> dict[str, tuple[int, int]]:
         """First and last slice of objects that had a range of their own."""
-        stored = self.segmentation.provenance.get("limits")
-        return {} if not isinstance(stored, dict) else {name: (a, b) for name, (a, b) in stored.items()}
+        stored = self.segmentation.provenance.get("limits") or {}
+        if not isinstance(stored, dict) or not all(map(_is_limit, stored.values())):
+            raise self._damaged("limits", stored)
+        return {name: (first, last) for name, (first, last) in stored.items()}
+
+    def _damaged(self, tag: str, stored: object) -> VolumeError:
+        message = (
+            f"{self.path}: {tag} is {str(stored)[:80]}, two slices are needed: use it with --mask instead"
+        )
+        return VolumeError(message, code="stored-range", path=str(self.path), tag=tag)
 
     def weights_note(self, session: Session) -> Note | None:
         """Return what to know when the session's model is not the one it was made with."""
@@ -126,11 +136,18 @@ class EarlierResult:
             stored=str(known), given=ours,
         )  # fmt: skip
 
-    def restore_in(self, session: Session) -> None:
-        """Put masks and prompts into a session, as they were: only what changes later is propagated."""
+    def restore_in(self, session: Session, limits: Mapping[str, tuple[int, int]] | None = None) -> None:
+        """Put masks and prompts into a session, as they were: only what changes later is propagated.
+
+        Of objects with new limits, what tracking had found beyond these is left out. Where it had not been,
+        the user drew the mask: that stays.
+        """
+        first, last = self.slices
+        of_all = (first or 0, len(session.stack) - 1 if last is None else last)
         for segment in self.segmentation:
             if segment.name not in self.prompts.names:
                 continue
+            earlier, wanted = self.limits.get(segment.name), (limits or {}).get(segment.name)
             confidence = float(segment.tags.get("MedSAM2.confidence", 1.0))
             given = by_slice(self.prompts.of(segment.name), session.stack)
             masks = {}
@@ -139,9 +156,14 @@ class EarlierResult:
                 if mask_hw.any() or n in given:
                     masks[n] = SliceMask.from_mask(segment.name, n, mask_hw, predicted_iou=confidence)
             slices = {n: SlicePrompts(tuple(of_slice), known=masks[n]) for n, of_slice in given.items()}
-            tracked = {n: mask for n, mask in masks.items() if n not in slices}
-            limits = self.limits.get(segment.name)
-            session.restore_object(segment.name, slices, tracked, propagated=True, limits=limits)
+            tracked = {
+                n: mask
+                for n, mask in masks.items()
+                if n not in slices
+                and (_is_within(n, wanted) or not (_is_within(n, earlier) and _is_within(n, of_all)))
+            }
+            reached = _shared(earlier, wanted)
+            session.restore_object(segment.name, slices, tracked, propagated=True, limits=reached)
 
     def described(self, made: Segmentation) -> Segmentation:
         """Return a corrected segmentation with what this one says of its segments, and with those that had no
@@ -187,6 +209,23 @@ def read_prior(path: Path, transform: Path | None) -> Segmentation:
         return prior
     moved = Geometry(read_transform(transform) @ prior.geometry.ijk_to_ras, prior.geometry.shape_ijk)
     return Segmentation(moved, prior.segments, prior.provenance)
+
+
+def _is_limit(stored: object) -> bool:
+    return (
+        isinstance(stored, list) and [type(n) for n in stored] == [int, int] and 0 <= stored[0] <= stored[1]
+    )
+
+
+def _is_within(n: int, limits: tuple[int, int] | None) -> bool:
+    return limits is None or limits[0] <= n <= limits[1]
+
+
+def _shared(limits: tuple[int, int] | None, others: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the slices within both limits."""
+    if limits is None or others is None:
+        return limits or others
+    return max(limits[0], others[0]), min(limits[1], others[1])
 
 
 #: Settings that are stored under the name of their option.
