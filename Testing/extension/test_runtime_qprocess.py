@@ -1,5 +1,7 @@
 """The runner that Slicer uses, under a real event loop."""
 
+import os
+import subprocess
 import sys
 import time
 
@@ -91,6 +93,40 @@ def test_a_killed_child_is_reported(application):
     child.handle.kill()
     assert child.wait()[0][0] is None
     child.handle.kill()  # nothing happens
+
+
+QUITTING = """
+import os, sys
+from support import qt_shim
+qt = qt_shim.installed()
+from MedSAM2SegmentLib.Runtime.QProcessRunner import QProcessRunner
+from MedSAM2SegmentLib.Worker.WorkerProcess import SharedWorker
+
+application = qt_shim.application()
+child = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(300)"]
+heard = []
+process = QProcessRunner().run(child, {}, heard.append, lambda *end: None)
+worker = SharedWorker.of(child, {})
+worker.acquire(application)
+assert qt_shim.wait_for(lambda: heard)
+running = application.findChildren(qt.QProcess)
+assert qt_shim.wait_for(lambda: all(one.processId() for one in running))
+print(*(one.processId() for one in running), flush=True)
+qt.QTimer.singleShot(0, application.quit)
+application.exec()
+os._exit(0)  # nothing is destroyed: only what happens at aboutToQuit counts
+"""
+
+
+def test_runtime_and_worker_end_when_slicer_quits():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", QUITTING]
+    printed = subprocess.check_output(command, env=environment, text=True, timeout=120)
+    numbers = [int(word) for word in printed.split()]
+    assert len(numbers) == 2
+    for number in numbers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
 
 
 def test_input_is_closed_so_that_nothing_waits_for_it(application):

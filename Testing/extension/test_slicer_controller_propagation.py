@@ -106,6 +106,15 @@ def test_cancel_and_keep(user):
     assert user.slices() == [5]
 
 
+def test_a_mask_that_is_sent_again_counts_once(user):
+    user.worker.isResending = True
+    user.controller.propagate()
+    steps(user, 3)
+    user.controller.cancel()
+    assert len(user.slices()) == 4  # the prompted one is not written again
+    assert "after 3 slices" in user.state.text
+
+
 def test_cancel_and_discard_is_exact_and_one_further_step(user):
     user.paint(slice(0, 4), slice(0, 4), slice(4, 5))
     before = user.mask()

@@ -69,6 +69,8 @@ class InProcessWorker:
     ----------
     refusal
         Raised at the next request that is answered, once.
+    isResending
+        Whether a propagation sends each mask again with the next one, as where segments may not overlap.
     isPrompt
         Whether everything is answered at once.
     predict
@@ -86,6 +88,7 @@ class InProcessWorker:
     refusal: Exception | None = None
     starts: int = 0
     answered: int = 0
+    isResending: bool = False
     models: list = field(default_factory=list)
     autoModels: list = field(default_factory=list)
     predict: Callable[[Any, Any], list] = lambda session, request: []
@@ -281,6 +284,7 @@ class InProcessSession:
         plan.sort(key=lambda item: abs(item[1] - item[2]))
         request = InProcessRequest("slice", lambda: None, failed)
         position = iter(range(len(plan) + 1))
+        sent: list[SliceMask] = []
 
         def next_slice() -> None:
             index = next(position)
@@ -296,7 +300,9 @@ class InProcessSession:
                 mask = SliceMask.from_mask(name, n, found.mask_hw, predicted_iou=1 / (2 + abs(n - source)))
                 self._objects[name] = known.with_masks([mask])
                 if slices is not None:
-                    slices([mask], index + 1, len(plan))
+                    again = sent[-1:] if self.worker.isResending else []
+                    sent.append(mask)
+                    slices([mask, *again], index + 1, len(plan))
             self.worker.later(request)
 
         request.run = next_slice

@@ -45,8 +45,8 @@ class _Run:
         Whether the next masks begin a step of Slicer's undo.
     received
         By segment and slice, masks that are not written yet.
-    written, found
-        Slices that were written, and those of them that show the structure.
+    written
+        By segment and slice that was written, whether it shows the structure.
     isOver
         Whether nothing more will come.
     """
@@ -61,8 +61,7 @@ class _Run:
     pause: float = WRITE_EVERY
     request: Any = None
     received: dict[str, dict[int, SliceMask]] = field(default_factory=dict)
-    written: int = 0
-    found: int = 0
+    written: dict[tuple[str, int], bool] = field(default_factory=dict)
     isOver: bool = False
 
     def stop(self) -> None:
@@ -132,7 +131,7 @@ class LivePropagation:
     @property
     def written(self) -> int:
         """How many slices it has written."""
-        return 0 if self._run is None else self._run.written
+        return 0 if self._run is None else len(self._run.written)
 
     # Starting -----------------------------------------------------------------------------------------------
 
@@ -277,9 +276,8 @@ class LivePropagation:
         if run is None:
             return
         received, run.received, run.lastWrite = run.received, {}, self._clock()
-        records = [record for slices in received.values() for record in slices.values()]
-        run.written += len(records)
-        run.found += sum(not record.is_empty for record in records)
+        for segmentID, slices in received.items():
+            run.written.update({(segmentID, n): not record.is_empty for n, record in slices.items()})
         masks = {
             segmentID: {n: record.mask_hw for n, record in sorted(slices.items())}
             for segmentID, slices in received.items()
@@ -313,7 +311,7 @@ class LivePropagation:
         self._edited.closeStep()
         if error is not None:
             self.problem, self.details = str(error), getattr(error, "details", "")
-        elif run is self._run and not self.problem and not run.found:
+        elif run is self._run and not self.problem and not any(run.written.values()):
             self.problem = _(
                 "nothing was left to do: correct a slice, or take another range, and propagate again"
             )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import qt
 
+from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.QtHelpers import Connections
 
 _PIECE = 1 << 20  # bytes handed to Qt at a time
@@ -134,7 +135,8 @@ class QProcessTransport:
     def _onProblem(self, error) -> None:
         # Every other problem is followed by `finished`.
         if self._process is not None and error == qt.QProcess.FailedToStart:
-            self._end(f"{self._command[0]} did not start: {self._process.errorString()}", None)
+            reason = _("{program} did not start: {reason}")
+            self._end(reason.format(program=self._command[0], reason=self._process.errorString()), None)
 
     def _onFinished(self, code, _status=None) -> None:
         if self._process is None:
@@ -144,9 +146,9 @@ class QProcessTransport:
         if self._process is None:
             return
         if self._process.exitStatus() == qt.QProcess.CrashExit:
-            self._end("the process was ended from outside or crashed", None)
+            self._end(_("the process was ended from outside or crashed"), None)
         else:
-            self._end(f"the process ended with exit code {code}", code)
+            self._end(_("the process ended with exit code {code}").format(code=code), code)
 
     def _onQuit(self) -> None:
         # Without an event loop its end is not reported any more, and it must not be left running.
