@@ -44,6 +44,9 @@ def prompt_space(axis: str = "axial", space: str = "ijk", geometry: Geometry = G
         ("coronal", "13,8,27,16@26", Box((13, 26, 8), (27, 26, 16))),
         ("k", "13,19,27,33@12", Box((13, 19, 12), (27, 33, 12))),
         ("axial", "13,19,12,27,33,12", Box((13, 19, 12), (27, 33, 12))),
+        ("axial", "27,19,13,33@12", Box((13, 19, 12), (27, 33, 12))),
+        ("axial", "27,33,13,19@12", Box((13, 19, 12), (27, 33, 12))),
+        ("sagittal", "20,33,8,20,19,16", Box((20, 19, 8), (20, 33, 16))),
         ("axial", " 1.5, 2 ,3.25,4e0 @ 0", Box((1.5, 2, 0), (3.25, 4, 0))),
     ],
 )
@@ -75,6 +78,15 @@ def test_diameters_and_3d_boxes_in_millimetres_are_the_same(axis, space):
     corners = GEOMETRY.ijk_to([(3, 5, 7), (30, 40, 20)], space)
     text = ",".join(str(value) for value in corners.ravel())
     assert np.allclose(parse_box3d(text, in_mm), [(3, 5, 7), (30, 40, 20)])
+
+
+def test_a_line_on_the_middle_slice_of_a_3d_box_takes_the_place_of_its_box():
+    space, line = prompt_space(), ("line", "13,26,27,26,20,20,20,32@12")
+    alone = collect_prompts([line], None, space).of(UNNAMED)
+    for given in ([line, ("box3d", "10,16,9,30,36,15")], [("box3d", "10,16,9,30,36,15"), line]):
+        assert collect_prompts(given, None, space).of(UNNAMED) == alone
+    both = collect_prompts([line, ("box3d", "10,16,7,30,36,11")], None, space)
+    assert len(both.of(UNNAMED)) == 2
 
 
 def test_the_longer_line_is_the_longest_diameter_whatever_the_order():
@@ -191,7 +203,6 @@ def test_a_mask_on_another_grid_is_refused(tmp_path):
         ("box", "1,2,3,4", "prompt-syntax", "4 numbers instead of 6"),
         ("box", "1,2,three,4@5", "prompt-syntax", "'three' is not a number"),
         ("box", "1,2,3,4@", "prompt-syntax", "'' is not a number"),
-        ("box", "9,2,3,4@5", "", "inverted"),
         ("box", "3,3,3,3@5", "", "empty"),
         ("box", "nan,2,3,4@5", "prompt-syntax", "finite"),
         ("box", "1,2,inf,4@5", "prompt-syntax", "finite"),

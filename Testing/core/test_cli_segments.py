@@ -85,6 +85,8 @@ def test_the_whole_segment_is_kept_when_nothing_else_is_said(segment, folder):
         (("--line", "1,1,9,9@"), "prompt-syntax"),
         (("--line", "1,1,99,9@4"), "outside-volume"),
         (("--line", "1,1,1.2,1@4"), "line-too-short"),
+        (("--line", "5,5,25,5,5,15,20,15@4"), "diameters-apart"),
+        (("--line", "5,5,25,5,30,2,30,12@4"), "diameters-apart"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(segment, folder, words, code):
@@ -123,6 +125,18 @@ def test_diameters_are_drawn_and_measured(medsam2, model, segment, folder):
     start = ("segment", folder / "scan.nrrd", "--model", model)
     said = medsam2(*start, *words, "--out", segment.out, "--overwrite").out
     assert re.search(r"ball: diameters [\d.]+ x [\d.]+ mm, drawn 14\.0 x 12\.0 mm", said)
+
+
+def test_diameters_of_a_picture_are_pixels_on_its_only_slice(medsam2, model, photo, results):
+    out = results / "ball.seg.nrrd"
+    words = ("segment", photo, "--model", model, "--line", "13,26,27,26,20,20,20,32", "--out", out)
+    said = medsam2(*words)
+    assert said.code == 0, said.err
+    assert re.search(r"object: diameters [\d.]+ x [\d.]+ pixels, drawn 14\.0 x 12\.0 pixels", said.out)
+    (ball,) = medsam2(*words, "--overwrite", "--json").facts["objects"]
+    assert (ball["drawn_mm"], ball["diameters_mm"], ball["drawn_pixels"]) == (None, None, [14, 12])
+    assert re.search(r"spacing +not known", medsam2("info", out).out)
+    assert medsam2("info", out, "--json").facts["known_spacing"] == "none"
 
 
 def test_objects_may_be_kept_apart(medsam2, model, segment, folder):

@@ -132,6 +132,7 @@ def _label_facts(segmentation: Segmentation) -> dict[str, Any]:
         "kind": "label map",
         "segmentation_type": segmentation.kind or None,
         **_grid_facts(segmentation.geometry),
+        "known_spacing": segmentation.known_spacing,
         "segments": segments,
     }
 

@@ -23,6 +23,8 @@ from medsam2_core.prompts.slice_prompts import resolve
 from medsam2_core.prompts.types import ROUNDING, position_text
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from medsam2_core.imaging.segmentation import Segmentation
 
 #: Name of the object when none is given.
@@ -118,9 +120,7 @@ def parse_box(text: str, space: PromptSpace) -> Box:
         )
         corners = [numbers[:3], numbers[3:]]
     first, last = (space.to_ijk(corner) for corner in corners)
-    # In indices a corner that is given the wrong way round is a slip; in millimetres the axes of the array
-    # may run the other way.
-    return Box(first, last) if space.space is Space.IJK else Box.between(first, last)
+    return Box.between(first, last)
 
 
 def parse_box3d(text: str, space: PromptSpace) -> Line:
@@ -142,15 +142,23 @@ def parse_box3d(text: str, space: PromptSpace) -> Line:
 
 
 def parse_line(text: str, space: PromptSpace) -> list[Line]:
-    """Parse ``X0,Y0,X1,Y1@K``, or eight numbers for two lines, into the longest and the other, in IJK."""
+    """Parse ``X0,Y0,X1,Y1@K``, or eight numbers for two lines, into the longest and the other, in IJK.
+
+    Raises
+    ------
+    PromptError
+        ``prompt-syntax``; ``outside-volume``; ``diameters-apart`` for two lines that do not cross.
+    """
     what = f"--line {text}"
     plane, at, slice_text = text.partition("@")
-    if not at:
+    across = space.only_slice
+    if not at and across is None:
         message = f"{what}: write {space.describe_box()}, the ends of a line"
         raise PromptError(message, code="prompt-syntax", text=text)
     count = 8 if plane.count(",") > 3 else 4
     numbers = parse_numbers(plane, what, count, f"write {space.describe_box()}, or both lines before the @")
-    across = parse_numbers(slice_text, what, 1, "one number follows the @")[0]
+    if across is None or at:
+        across = parse_numbers(slice_text, what, 1, "one number follows the @")[0]
     points = []
     for values in zip(numbers[::2], numbers[1::2], strict=True):
         position = [across, across, across]
@@ -158,7 +166,25 @@ def parse_line(text: str, space: PromptSpace) -> list[Line]:
             position[axis] = value
         points.append(space.to_ijk(position))
     lines = _inside(text, "--line", points, space)
+    if len(lines) == 2 and not _cross(*(space.stack.to_slice(line)[:, :2] for line in lines)):
+        raise PromptError(
+            f"{what}: the two diameters do not cross: write the two ends of the longest, then those of "
+            "the one across it",
+            code="diameters-apart", text=text,
+        )  # fmt: skip
     return sorted(lines, key=lambda line: -length_mm(line, space))
+
+
+def _cross(line_xy: NDArray[np.float64], other_xy: NDArray[np.float64]) -> bool:
+    """Return whether two lines (2, 2) of pixels cross, or would if each end were a pixel further out."""
+    along, across = line_xy[1] - line_xy[0], other_xy[1] - other_xy[0]
+    lengths = np.linalg.norm([along, across], axis=1)
+    matrix = np.stack([along, -across], axis=1)
+    if abs(np.linalg.det(matrix)) <= 1e-9 * lengths.prod():
+        return False
+    at = np.linalg.solve(matrix, other_xy[0] - line_xy[0])
+    slack = 1 / lengths
+    return bool(((at >= -slack) & (at <= 1 + slack)).all())
 
 
 def length_mm(line: Line, space: PromptSpace) -> float:
@@ -169,19 +195,25 @@ def length_mm(line: Line, space: PromptSpace) -> float:
 
 def diameter_facts(
     segmentation: Segmentation, name: str, lines: Mapping[str, Sequence[float]], stack: AxisStack
-) -> dict[str, list[float]]:
+) -> dict[str, list[float] | None]:
     """Return, of an object with a line, the drawn lengths and the diameters of its result in mm, both in the
-    plane of the slices; for others empty lists."""
+    plane of the slices; for others empty lists. Where nothing says how large a pixel is, they are in pixels,
+    and those in mm are None."""
     if name not in lines:
         return {"drawn_mm": [], "diameters_mm": []}
     from medsam2_core.export.measurements import measure
 
     (found,) = measure(_with_slices_along_k(segmentation, name, stack.array_axis))
     diameters = [one.length_mm for one in (found.longest, found.perpendicular) if one is not None]
-    return {
-        "drawn_mm": [round(mm, 2) for mm in lines[name]],
-        "diameters_mm": [round(mm, 2) for mm in diameters],
+    both = {
+        "drawn": [round(length, 2) for length in lines[name]],
+        "diameters": [round(length, 2) for length in diameters],
     }
+    facts: dict[str, list[float] | None] = {}
+    for what, lengths in both.items():
+        in_pixels = segmentation.known_spacing == "none"
+        facts |= {f"{what}_mm": None, f"{what}_pixels": lengths} if in_pixels else {f"{what}_mm": lengths}
+    return facts
 
 
 def _with_slices_along_k(segmentation: Segmentation, name: str, axis: int) -> Segmentation:
@@ -354,7 +386,8 @@ def collect_prompts(
     A prompt belongs to the ``--object`` before it; prompts before the first ``--object`` belong to that.
     Without any ``--object`` they belong to the only object of the prompts file, or to an object called
     :data:`UNNAMED`. ``known`` are the objects of an earlier result, which have a mask already. ``keep`` says
-    which slices of masks are prompts, see :func:`kept_slices`.
+    which slices of masks are prompts, see :func:`kept_slices`. Of a 3-D box and a line whose boxes are on the
+    same slice, the line's box is taken: it fits the object more closely.
 
     Raises
     ------
@@ -367,9 +400,16 @@ def collect_prompts(
     for option, text in given:
         if option == "object":
             prompts.add_object(text)
-    for name, option, text in assigned(given, known or prompts.names):
+    belonging = list(assigned(given, known or prompts.names))
+    lined = {
+        (name, n)
+        for name, option, text in belonging if option == "line"
+        for n in resolve(_prompts(option, text, name, space, keep), space.stack)
+    }  # fmt: skip
+    for name, option, text in belonging:
         for prompt in _prompts(option, text, name, space, keep):
-            prompts.add(name, prompt)
+            if option != "box3d" or (name, *resolve([prompt], space.stack)) not in lined:
+                prompts.add(name, prompt)
     check_complete(prompts, "--box, --point, --mask, --line, --box3d or --prompts", known)
     return prompts
 

@@ -340,11 +340,13 @@ def _print(facts: dict[str, Any]) -> None:
     ]
     print_table(rows)
     for one in facts["objects"]:
-        if one["drawn_mm"]:
+        unit = "pixels" if "drawn_pixels" in one else "mm"
+        if one[f"drawn_{unit}"]:
             found, drawn = (
-                " x ".join(f"{mm:.1f}" for mm in one[part]) for part in ("diameters_mm", "drawn_mm")
+                " x ".join(f"{length:.1f}" for length in one[f"{part}_{unit}"])
+                for part in ("diameters", "drawn")
             )
-            print(f"{one['name']}: diameters {found or 'none'} mm, drawn {drawn} mm")
+            print(f"{one['name']}: diameters {found or 'none'} {unit}, drawn {drawn} {unit}")
     for one in facts["changes"] or []:
         grown = one["change_percent"]["longest_diameter_mm"]
         length = "" if grown is None or one["state"] != "present" else f", longest diameter {grown:+.0f} %"
