@@ -174,6 +174,23 @@ def test_prompts_of_a_result_are_prompts(medsam2, made, tmp_path):
         assert np.array_equal(before[name].mask_kji, after[name].mask_kji)
 
 
+def test_a_corrected_picture_was_made_in_steps_and_a_new_object_is_noted(medsam2, model, photo, results):
+    first, second = results / "first.seg.nrrd", results / "second.seg.nrrd"
+    words = ("segment", photo, "--model", model)
+    assert medsam2(*words, "--object", "ball", "--box", "13,19,27,33", "--out", first).code == 0
+    assert "steps" not in medsam2("methods", first).out
+    continued = (*words, "--continue", first, "--out", second, "--json")
+    assert medsam2(*continued, "--object", "ball", "--point", "20,26,-").facts["notes"] == []
+    said = medsam2("methods", second).out
+    assert "in several steps" in said
+    assert "a single image" in said and "memory" not in said and "1 box and 1 point" in said
+    notes = medsam2("replay", second, photo, "--model", model, "--json").facts["notes"]
+    assert [note["code"] for note in notes] == ["made-in-steps"]
+    answer = medsam2(*continued, "--overwrite", "--object", "bal", "--point", "20,26")
+    (note,) = answer.facts["notes"]
+    assert (note["code"], note["fields"]) == ("new-object", {"object": "bal", "known": ["ball"]})
+
+
 # Methods text -----------------------------------------------------------------------------------------------
 
 
@@ -186,7 +203,8 @@ def test_methods_text_says_what_is_stored(medsam2, made):
     for text in (
         "ball and corner were",
         sha256,
-        "1 box, 1 point",
+        "1 box and 1 point",
+        "axial slices, and followed the object with its memory",
         "axial slices",
         "width 600, level 250",
         "fp32",

@@ -139,6 +139,20 @@ def test_diameters_of_a_picture_are_pixels_on_its_only_slice(medsam2, model, pho
     assert medsam2("info", out, "--json").facts["known_spacing"] == "none"
 
 
+def test_methods_tell_what_prompts_were_made_of(medsam2, segment, folder):
+    words = ("--object", "ball", "--mask", f"{folder / 'labels.nrrd'}:2", "--keep", "ends", "--fill-between")
+    words += ("--object", "corner", "--line", "3,6,9,6@12", "--box3d", "2,2,10,10,10,13", "--no-overlap")
+    assert segment(*words).code == 0
+    said = medsam2("methods", segment.out).out
+    for text in ("measured diameters", "3-D box", "(ends)", "between prompted ones", "higher logit"):
+        assert text in said
+    assert "set for ball and corner" in said
+    assert segment("--object", "ball", "--box", BALL_BOX, "--range", "12:12", "--overwrite").code == 0
+    said = medsam2("methods", segment.out).out
+    for text in ("diameters", "3-D", "ends", "between", "logit", "set for"):
+        assert text not in said
+
+
 def test_objects_may_be_kept_apart(medsam2, model, segment, folder):
     words = ("--object", "left", "--box", "8,14,24,34@12", "--object", "right", "--box", "16,16,33,36@12")
     assert segment(*words, "--range", "11:13").code == 0

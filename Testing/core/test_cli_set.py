@@ -188,3 +188,12 @@ def test_images_are_never_written_over(run, folder, tmp_path):
     answer = run(*BOX, "--review", folder / "a1.png")
     assert answer.error.code == "output-is-input"
     assert run(*BOX, out="images").error.code == "output-is-input"
+    assert run(*BOX, out="images/masks").refused("output-is-input")
+
+
+def test_labels_beside_the_images_are_noted(run, folder):
+    (folder / "a1.png").rename(folder / "a0_seg.png")
+    (folder / "a2.png").rename(folder / "b_img.png")
+    (folder / "a3.png").rename(folder / "b_seg.png")
+    (note,) = run(*BOX, "--json").facts["notes"]
+    assert (note["code"], note["fields"]["images"]) == ("label-pictures", ["a0_seg.png", "b_seg.png"])

@@ -20,7 +20,11 @@ from medsam2_core.cli.console import (
 from medsam2_core.cli.options import AsJson, Out, options_in_order
 from medsam2_core.errors import ExportError, Note, PromptError
 
+_LABEL_KINDS = ("seg", "mask", "label")
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from medsam2_core.imaging.image_set import ImageSet
     from medsam2_core.prompts import Prompt, PromptSet
     from medsam2_core.session import Session
@@ -108,6 +112,10 @@ class SegmentSet:
             Note.warning("image-left-out", f"{name} was left out: {error}", image=name, reason=error.code)
             for name, error in images.left_out.items()
         ] + run.notes
+        if labels := _label_pictures([one.name for one in images.facts]):
+            listed = ", ".join([*labels[:3], *(["…"] if len(labels) > 3 else [])])
+            text = f"{len(labels)} images look like labels of others ({listed}): put labels elsewhere"
+            notes.append(Note.warning("label-pictures", text, images=labels))
         confidence = [mask.confidence for mask in run.masks.values()]
         facts = {
             "images": len(images),
@@ -133,8 +141,8 @@ class SegmentSet:
         if self.out.exists() and not self.out.is_dir():
             message = f"--out {self.out} is a file: name a folder"
             raise ExportError(message, code="output-is-file", path=str(self.out))
-        if self.out.resolve() == self.folder.resolve():
-            message = f"--out {self.out} is the folder of the images: name another"
+        if self.folder.resolve() in (self.out.resolve(), *self.out.resolve().parents):
+            message = f"--out {self.out} is in the folder of the images, or is it: name one outside"
             raise ExportError(message, code="output-is-input", path=str(self.out))
 
     def _session(self, images: ImageSet, prompts: PromptSet) -> Session:
@@ -206,6 +214,17 @@ def _prompt(option: str, text: str, object_name: str, images: ImageSet, n: int) 
         return Point((x, y, n), positive=sign.strip() == "+")
     drawn = read_mask(text, object_name, PromptSpace(SliceStack.along(images[n], "k"), Space.IJK))
     return MaskPrompt(drawn.mask_kji, (*drawn.offset_ijk[:2], n))
+
+
+def _label_pictures(names: Sequence[str]) -> list[str]:
+    """Return the names NAME_seg, NAME_mask and NAME_label of pictures beside NAME or NAME_img."""
+    stems = {name: Path(name).stem for name in names}
+    found = []
+    for name, stem in stems.items():
+        case, _, kind = stem.rpartition("_")
+        if kind in _LABEL_KINDS and {case, f"{case}_img"} & set(stems.values()):
+            found.append(name)
+    return found
 
 
 def _paths(images: ImageSet) -> tuple[Path, ...]:

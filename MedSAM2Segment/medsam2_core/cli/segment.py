@@ -244,6 +244,7 @@ class Segment:
         if earlier is not None:
             earlier.restore_in(session, given.limits)
             notes = [note for note in [earlier.weights_note(session)] if note is not None]
+            notes += earlier.new_object_notes(given.prompts)
         session.apply(given.prompts)
         notes += others.find_in(session, self.window, slices)
         limits = {**self._limits(session.prompted_spans(), {}, None), **given.limits}
@@ -251,7 +252,19 @@ class Segment:
         if session.tracker.prompted_ids:
             propagate(session, slices, limits, overlap)
         made = session.segmentation()
+        if drawn := self._drawn(earlier):
+            made = replace(made, provenance={**made.provenance, "drawn": drawn})
         return session, made if earlier is None else earlier.described(made), notes
+
+    def _drawn(self, earlier: EarlierResult | None) -> list[str]:
+        """Return the options that made prompts of other things, also of the earlier result."""
+        before = [] if earlier is None else earlier.segmentation.provenance.get("drawn", [])
+        given = {
+            "line": bool(self.line), "box3d": bool(self.box3d), "fill-between": self.fill_between,
+            f"keep {self.keep}": self.keep != "all",
+        }  # fmt: skip
+        known = before if isinstance(before, list) else []
+        return list(dict.fromkeys([*known, *(option for option, is_used in given.items() if is_used)]))
 
     def _limits(
         self,

@@ -22,6 +22,12 @@ _SAM2RAD = (
     "A. S. Wahd et al., Sam2Rad: A segmentation model for medical images with learnable prompts, Computers "
     "in Biology and Medicine 2025"
 )
+#: What the options of `medsam2 segment` made prompts of.
+_DRAWN = {
+    "line": "Boxes were made of measured diameters, around the ellipse that has them.",
+    "box3d": "A 3-D box gave the box on its middle slice, and the first and last slice.",
+    "fill-between": "Only slices between prompted ones were filled.",
+}
 _PLURALS = {"box": "boxes", "point": "points", "mask": "masks"}
 
 
@@ -36,10 +42,17 @@ def methods_text(segmentation: Segmentation) -> str:
         ``no-provenance``: it does not say that this program made it.
     """
     auto = {str(one.tags["MedSAM2.auto"]) for one in segmentation if one.tags.get("MedSAM2.auto")}
-    return methods_of(segmentation.provenance, segmentation.names, sorted(auto))
+    single = min(segmentation.geometry.shape_ijk) == 1
+    return methods_of(segmentation.provenance, segmentation.names, sorted(auto), is_single_image=single)
 
 
-def methods_of(provenance: Mapping[str, Any], names: Sequence[str], auto: Sequence[str] = ()) -> str:
+def methods_of(
+    provenance: Mapping[str, Any],
+    names: Sequence[str],
+    auto: Sequence[str] = (),
+    *,
+    is_single_image: bool = False,
+) -> str:
     """Return the text of :func:`methods_text` for objects with these names.
 
     Parameters
@@ -48,6 +61,8 @@ def methods_of(provenance: Mapping[str, Any], names: Sequence[str], auto: Sequen
         As of a segmentation, or the settings of an image set.
     auto
         Names of Auto models that predicted prompts.
+    is_single_image
+        Whether there was one slice only, so that nothing was tracked.
     """
     known = metadata.without_paths(provenance)
     if not known.get("model"):
@@ -58,7 +73,8 @@ def methods_of(provenance: Mapping[str, Any], names: Sequence[str], auto: Sequen
     text = [
         f"{_objects(names)} segmented with {metadata.SOFTWARE} and the SAM 2 model {model}{weights}.",
         *_prompts(known),
-        *_settings(known),
+        *_settings(known, is_single_image),
+        *_restrictions(known),
     ]
     found_by = known.get("found_by") or []
     if "like" in found_by:
@@ -75,8 +91,11 @@ def methods_of(provenance: Mapping[str, Any], names: Sequence[str], auto: Sequen
 
 
 def _objects(names: Sequence[str]) -> str:
-    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
-    return f"{listed} {'was' if len(names) == 1 else 'were'}"
+    return f"{_listed(names)} {'was' if len(names) == 1 else 'were'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def _prompts(known: Mapping[str, Any]) -> list[str]:
@@ -89,16 +108,34 @@ def _prompts(known: Mapping[str, Any]) -> list[str]:
         return []
     parts = [f"{n} {kind if n == 1 else _PLURALS.get(kind, kind)}" for kind, n in sorted(counts.items())]
     how = "Drawn and predicted prompts together were" if known.get("found_by") else "It was prompted with"
-    return [f"{how} {', '.join(parts)}."] if parts else []
+    return [f"{how} {_listed(parts)}."] if parts else []
 
 
-def _settings(known: Mapping[str, Any]) -> list[str]:
+def _restrictions(known: Mapping[str, Any]) -> list[str]:
+    """Return sentences on what prompts were drawn as, and on where objects may be, as far as it is stored."""
+    text = []
+    drawn = known.get("drawn")
+    if isinstance(drawn, list):
+        text += [_DRAWN[kind] for kind in _DRAWN if kind in drawn]
+        kept = [str(one).partition(" ")[2] for one in drawn if str(one).startswith("keep ")]
+        text += [f"Of the slices of given masks some were prompts ({one})." for one in kept]
+    limits = known.get("limits")
+    if isinstance(limits, Mapping) and limits:
+        text.append(f"A first and a last slice were set for {_listed([str(name) for name in limits])}.")
+    if known.get("overlap") == "no":
+        text.append("Where tracking found two objects, the one with the higher logit got the voxel.")
+    return text
+
+
+def _settings(known: Mapping[str, Any], is_single_image: bool) -> list[str]:
     """Return sentences on slices, window, memory and precision, as far as they are stored."""
     text = []
     plane = str(known.get("slices", "")).partition(":")[0]
     region = " at a region around the object" if known.get("zoom") == "auto" else ""
     if "images" in known or "prompted_images" in known:
         text.append(f"The model looked{region} on each image of a set, and compared it with prompted ones.")
+    elif is_single_image:
+        text.append(f"The model looked{region} on a single image.")
     elif plane:
         bank = "its self-sorting memory" if known.get("memory") == "self-sorting" else "its memory"
         text.append(f"The model looked{region} on {plane} slices, and followed the object with {bank}.")

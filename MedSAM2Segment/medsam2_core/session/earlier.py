@@ -136,6 +136,18 @@ class EarlierResult:
             stored=str(known), given=ours,
         )  # fmt: skip
 
+    def new_object_notes(self, prompts: PromptSet) -> list[Note]:
+        """Return which objects of these prompts are not among those of the result: the name may be a slip."""
+        known = tuple(dict.fromkeys([*self.segmentation.names, *self.prompts.names]))
+        return [
+            Note.warning(
+                "new-object",
+                f"{name!r} is a new object: {self.path.name} has {', '.join(known)}",
+                object=name, known=list(known),
+            )
+            for name in prompts.names if name not in known
+        ]  # fmt: skip
+
     def restore_in(self, session: Session, limits: Mapping[str, tuple[int, int]] | None = None) -> None:
         """Put masks and prompts into a session, as they were: only what changes later is propagated.
 

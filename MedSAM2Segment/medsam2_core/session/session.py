@@ -388,7 +388,7 @@ class Session:
             self._objects.check(n, given)
         with self._history.step(f"restore {name}"):
             self._objects.restore(name, slices, tracked)
-            self._is_tracked |= bool(tracked)
+            self._is_tracked |= propagated or bool(tracked)  # a picture has nothing to track
             if propagated:
                 known = {} if limits is None else {name: limits}
                 self._objects.changes.mark_synced([name], None, self._objects.changes.copied(), known)
