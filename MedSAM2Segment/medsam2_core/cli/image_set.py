@@ -141,8 +141,8 @@ class SegmentSet:
         if self.out.exists() and not self.out.is_dir():
             message = f"--out {self.out} is a file: name a folder"
             raise ExportError(message, code="output-is-file", path=str(self.out))
-        if self.folder.resolve() in (self.out.resolve(), *self.out.resolve().parents):
-            message = f"--out {self.out} is in the folder of the images, or is it: name one outside"
+        if self.out.resolve() == self.folder.resolve():
+            message = f"--out {self.out} is the folder of the images: name another"
             raise ExportError(message, code="output-is-input", path=str(self.out))
 
     def _session(self, images: ImageSet, prompts: PromptSet) -> Session:
