@@ -1,4 +1,4 @@
-"""Makes the pictures of the tutorial and the moving one of the README; run by hand, it takes about a minute.
+"""Makes the pictures of the tutorial and the first one of the README; run by hand, it takes about a minute.
 
     python Resources/docs/make_pictures.py [FOLDER]
 
@@ -38,7 +38,6 @@ BRAIN_BOX = ((10, 11, 24), (158, 194, 24))
 VENTRICLES_BOX, NO_VENTRICLE = ((58, 62, 28), (110, 138, 28)), (84, 71, 28)
 MIDDLE, HIGHER = (62, 102, 24), (62, 102, 31)
 SHOWN_AFTER = 15  # slices of the propagation
-SCROLLED = 28, 32, 36, 40, 44
 
 BIG, SMALL = (420, 490), (232, 233)
 #: The views of Slicer, with what is written over each, and their colours.
@@ -54,8 +53,8 @@ PAPER, INK = (239, 239, 239), (80, 80, 80)
 VIEWS_ONLY = "Slice views as they appear in Slicer; rendered without Slicer's window."
 OPTIONS_ONLY = "Options of the effect, rendered without Slicer."
 NOTE = "Slice views and options as they appear in Slicer; rendered without Slicer's window."
-LARGEST = 150_000  # bytes of a picture
-ENOUGH = 256, 192, 128, 96  # colours, until it is small enough
+LARGEST = 75_000  # bytes of a picture: every version stays in the history
+ENOUGH = 128, 96, 64, 48, 32  # colours, until it is small enough
 
 
 class PictureEffect(ActiveEffect):
@@ -115,12 +114,8 @@ class PictureEffect(ActiveEffect):
         while (self.state.progress or (0, 0))[0] < done or self.state.status is not Status.PROPAGATING:
             if time.monotonic() > end:
                 raise SystemExit(f"no propagation: {self.state.text}")
-            self.pump()
-
-    def pump(self) -> None:
-        """Take what the worker has sent."""
-        self.source.client.pump(0.02)
-        self.controller.tick()
+            self.source.client.pump(0.02)
+            self.controller.tick()
 
     def voxels(self) -> int:
         """How many belong to the selected segment, by what is seen in the axial view."""
@@ -202,44 +197,19 @@ def with_options(clinic: PictureEffect) -> Image.Image:
     return stacked([clinic.options(), clinic.three()], "right")
 
 
-def keep_film(pictures: list[tuple[float, Image.Image]], path: Path, note: str) -> None:
-    """Save pictures one after another, each for some seconds, with the colours of the last but few."""
-    colours = pictures[len(pictures) // 2][1].quantize(128, Image.Quantize.MEDIANCUT, kmeans=2)
-    frames = []
-    for _, picture in pictures:
-        whole = Image.new("RGB", (picture.width, picture.height + FOOT), PAPER)
-        whole.paste(picture, (0, 0))
-        write(whole, (PAD, picture.height + 4), note, INK, 11)
-        frames.append(whole.quantize(palette=colours, dither=Image.Dither.NONE))
-    times = [round(1000 * seconds) for seconds, _ in pictures]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
-    print(f"{path.name}: {len(frames)} frames, {path.stat().st_size / 1000:.0f} kB")
-
-
 def the_brain(clinic: PictureEffect, folder: Path) -> None:
     """From the sample to the brain in all slices."""
     clinic.look(MIDDLE)
     clinic.wait(120)
-    film = [(1.5, with_options(clinic))]
     keep(clinic.three(), folder / "tutorial-1-sample.png", VIEWS_ONLY)
     clinic.panel.widget.findChild(qt.QPushButton, "boxButton").click()
     keep(clinic.options(), folder / "tutorial-2-options.png", OPTIONS_ONLY)
     clinic.box(*BRAIN_BOX)
     keep(with_options(clinic), folder / "tutorial-3-box.png", NOTE)
-    film.append((2.5, with_options(clinic)))
     clinic.propagate_until(SHOWN_AFTER)
     keep(with_options(clinic), folder / "tutorial-4-propagating.png", NOTE)
-    while clinic.state.status is Status.PROPAGATING:
-        film.append((0.4, with_options(clinic)))
-        clinic.pump()
     clinic.wait(600)
     keep(with_options(clinic), folder / "effect.png", NOTE)
-    film.append((2.0, with_options(clinic)))
-    for k in SCROLLED:
-        clinic.look((*MIDDLE[:2], k))
-        clinic.controller.tick()
-        film.append((0.7, with_options(clinic)))
-    keep_film(film, folder / "effect.gif", NOTE)
     clinic.look(HIGHER)
     clinic.controller.tick()
     keep(with_options(clinic), folder / "tutorial-5-result.png", NOTE)
