@@ -4,7 +4,7 @@ import math
 
 from medsam2_core.worker.client import WorkerClient
 from medsam2_core.worker.connection import Timing
-from medsam2_core.worker.protocol import FrameReader, encode
+from medsam2_core.worker.protocol import PROTOCOLS, FrameReader, encode
 
 
 class SimulatedWorker:
@@ -74,7 +74,7 @@ class SimulatedWorker:
         if self.now >= self.mute_from:
             return
         if frame.type == "hello":
-            self.send("result", header, protocol=2, software="arithmetic")
+            self.send("result", header, protocol=PROTOCOLS[0], software="arithmetic")
         elif frame.type == "ping":
             busy = {"busy": False, "step_age": 0.0} if self.busy is None else self.busy
             self.send("result", header, rss_bytes=1, **busy)
