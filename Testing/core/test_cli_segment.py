@@ -158,14 +158,14 @@ WRONG = {
     "a range outside": ((*BOX, "--range", "3:99"), "range-outside-volume", {"slice": 99, "slices": 24}),
     "a window of letters": ((*BOX, "--window", "wide"), "unknown-window", {"text": "wide"}),
     "a window of no width": ((*BOX, "--window", "0,40"), "invalid-window", {"width": 0}),
-    "a model nobody knows": ((*BOX, "--model", "sam3"), "unknown-model", {"model": "sam3"}),
+    "an unknown model": ((*BOX, "--model", "sam3"), "unknown-model", {"model": "sam3"}),
     "a model that is none": ((*BOX, "--model", "{junk}"), "not-a-checkpoint", {"path": "{junk}"}),
     "a device that is none": ((*BOX, "--device", "abacus"), "unknown-device", {"device": "abacus"}),
     "an axis that is none": ((*BOX, "--axis", "up"), "usage", {}),
     "a file of prompts that is not there": (("--prompts", "none.json"), "prompts-unreadable", {}),
     "a file of prompts that is none": (("--prompts", "{junk}"), "not-json", {}),
     "a mask that is not there": (("--mask", "none.nrrd"), "no-such-file", {"path": "none.nrrd"}),
-    "an ending nobody writes": ((*BOX, "--out", "{folder}/mask.xyz"), "unknown-format", {}),
+    "an unknown file format": ((*BOX, "--out", "{folder}/mask.xyz"), "unknown-format", {}),
     "a folder that is missing": ((*BOX, "--out", "{folder}/no/m.nrrd"), "output-folder-missing", {}),
     "a png of a volume": ((*BOX, "--out", "{folder}/m.png"), "png-needs-one-slice", {"slices": 24}),
     "a montage that is no png": ((*BOX, "--picture", "{folder}/m.jpg"), "picture-not-png", {}),
@@ -178,7 +178,7 @@ WRONG = {
     "probabilities in the place of the masks": (
         (*BOX, "--probabilities", "{folder}/m.nrrd"), "outputs-collide", {}
     ),
-    "an option nobody knows": (("--boxes", "1"), "usage", {}),
+    "an unknown option": (("--boxes", "1"), "usage", {}),
 }  # fmt: skip
 
 

@@ -201,7 +201,7 @@ def test_corrections_keep_to_the_limits_and_leave_other_objects_alone(segment, f
     words = ("--continue", result, "--object", "corner", "--point", "6,7,12")
     assert segment(*words, out=other).code == 0
     found = read_segmentation(other)
-    assert np.array_equal(found["ball"].mask_kji, mask), "nobody touched it"
+    assert np.array_equal(found["ball"].mask_kji, mask), "unchanged"
     assert found.provenance["limits"] == {"ball": [6, 16]}
 
     words = ("--continue", result, "--object", "ball", "--box3d", "13,19,10,27,33,12")

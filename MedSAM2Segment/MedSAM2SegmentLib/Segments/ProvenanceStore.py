@@ -245,7 +245,7 @@ class ProvenanceStore:
             ownership.indexToRAS = segments.indexToRAS
         if isSame and not self.isReplaced:
             bits = ownership.bitsFor(ownership.used, there)
-        else:  # voxels are missing that nobody erased
+        else:  # voxels are missing that were not erased
             bits = ownership.read(ownership.used) & np.uint8(OURS | KNOWN) & (there * np.uint8(255))
         ownership.write(ownership.used, bits)
         return ownership

@@ -188,7 +188,7 @@ class Segment:
     def _prompts(
         self, given: list[tuple[str, str]], volume: Volume, earlier: EarlierResult | None
     ) -> GivenPrompts:
-        """Return the prompts, and where objects shall be looked for."""
+        """Return the prompts, the range of slices, and the limits and diameters of objects."""
         from medsam2_core.cli import prompts as words
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.imaging.slices import AxisStack

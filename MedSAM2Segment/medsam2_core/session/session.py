@@ -28,6 +28,7 @@ Prompts are given in IJK. A session is not thread-safe; ``should_cancel`` is how
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -613,17 +614,14 @@ class Session:
             for step in self.tracker.plan(together, low, high, towards)
         ]
         followed = {step.object_id for step in steps}
-        is_whole = first is None and last is None and towards is Direction.BOTH
         # What changes from now on is not in this plan, even if it does before the first result.
         since = self._objects.changes.copied()
 
-        def begin() -> None:
-            self._record(followed, own, first, last, overlap)
-
         def finish() -> None:
-            if is_whole:
+            if first is None and last is None and towards is Direction.BOTH:
                 self._objects.changes.mark_synced(followed, stop_after_absent, since, own)
 
+        begin = partial(self._record, followed, own, first, last, overlap)
         take = self.tracker.step_taker(steps, stop_after_absent, overlap)
         return _RecordedPropagation(steps, take, should_cancel, self._history, begin, finish)
 
