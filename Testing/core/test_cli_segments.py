@@ -237,3 +237,25 @@ def test_what_has_nothing_between_is_refused_before_any_search(segment, folder, 
     like = ("--like", folder / "scan.nrrd", folder / "labels.nrrd")
     answer = segment("--object", "ball", "--box", BALL_BOX, "--fill-between", *like)
     assert answer.refused("nothing-between", object="ball")
+
+
+def test_a_mask_of_which_the_ends_are_kept_ends_there(medsam2, segment, folder):
+    words = ("--object", "ball", "--mask", f"{folder / 'labels.nrrd'}:2", "--keep", "ends")
+    assert segment(*words).code == 0
+    first, last = np.flatnonzero(ball_kji().any((1, 2)))[[0, -1]]
+    slices = np.flatnonzero(read_segmentation(segment.out)["ball"].mask_kji.any((1, 2)))
+    assert (slices.min(), slices.max()) == (first, last)
+    assert "Only slices between prompted ones were filled." in medsam2("methods", segment.out).out
+
+
+def test_a_correction_within_a_range_leaves_other_objects_alone(segment):
+    two = ("--object", "ball", "--box", BALL_BOX, "--object", "corner", "--point", "5,6,12")
+    assert segment(*two, "--range", "8:16").code == 0
+    drawn = read_segmentation(segment.out)["corner"].mask_kji.copy()
+    drawn[10] = drawn[14] = False
+    drawn[14, 30:34, 30:34] = True
+    result = edited(segment.out, segment.out.with_name("edited.seg.nrrd"), corner=drawn)
+    corrected = segment.out.with_name("corrected.seg.nrrd")
+    words = ("--continue", result, "--object", "ball", "--point", "20,26,12", "--range", "9:15")
+    assert segment(*words, out=corrected).code == 0
+    assert np.array_equal(read_segmentation(corrected)["corner"].mask_kji, drawn)

@@ -149,3 +149,11 @@ def test_the_real_ct_and_its_flipped_labels_meet(shared_data):
     assert labels.geometry.axis_codes != image.geometry.axis_codes
     in_air = image.voxels_kji[labels.on_grid(image.geometry).labels_kji() > 0] < -500
     assert in_air.mean() < 0.03
+
+
+def test_a_scan_of_whole_numbers_is_no_segmentation_but_many_labels_are_one(shared_data, tmp_path):
+    for scan in ("mr/brain1_image.nrrd", "mr/cord_t2.nii.gz", "us/breast_busbra/benign_0912-r_img.png"):
+        with raises("not-a-segmentation", VolumeError):
+            read_segmentation(shared_data / scan)
+    parcels = np.arange(6 * 6 * 6, dtype=np.int16).reshape(6, 6, 6).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    assert len(read_segmentation(write_nrrd(tmp_path / "parcels.nrrd", parcels))) == 215

@@ -45,8 +45,8 @@ _WORDINGS = {
     "output-exists": "{path} exists already: choose another name, or add --overwrite",
     "slices-missing": "{message}" + _IRREGULAR,
     "slices-uneven": "{message}" + _IRREGULAR,
-    "series-needed": "{message} (--series)",
-    "no-such-series": "{message} (--series)",
+    "series-needed": "{message} (--series; `medsam2 info` lists them)",
+    "no-such-series": "{message} (--series; `medsam2 info` lists them)",
     "no-segment-code": "{message} (--list-terms shows the names, --segments META.json describes segments, "
     "--generic allows the generic code)",
     "another-grid-than-series": "{message} (--resample)",
@@ -172,12 +172,13 @@ def propagate(
     slices: tuple[int | None, int | None],
     limits: Mapping[str, tuple[int, int]] | None = None,
     overlap: bool = True,
+    names: list[str] | None = None,
 ) -> None:
-    """Propagate all objects from the first to the last slice, with a progress bar.
+    """Propagate objects, all by default, from the first to the last slice, with a progress bar.
 
     Objects named in ``limits`` stay within these; without ``overlap`` they share no voxel.
     """
-    progress = session.propagate(first=slices[0], last=slices[1], limits=limits, overlap=overlap)
+    progress = session.propagate(names, *slices, limits=limits, overlap=overlap)
     with progress_bar("segmenting", progress.total) as update:
         for result in progress:
             update(progress.done, f"{result.object}, slice {result.n}")

@@ -60,16 +60,18 @@ class Segment:
 
     Prompts (each applies to the --object before it)
     ------------------------------------------------
-    box I0,J0,I1,J1@K: Box on slice K: two opposite corners within the slice, then the slice. With --axis
-        sagittal of a volume stored along i: J0,K0,J1,K1@I. Or two opposite corners X0,Y0,Z0,X1,Y1,Z1.
-    point X,Y,Z[,+|-]: Foreground point; append ,- for background.
+    box I0,J0,I1,J1@K: Box on slice K: two opposite corners within the slice, then the slice, which a picture
+        does not need. With --axis sagittal of a volume stored along i: J0,K0,J1,K1@I. Or two opposite corners
+        X0,Y0,Z0,X1,Y1,Z1.
+    point X,Y,Z[,+|-]: Foreground point; append ,- for background. On a picture X,Y is enough.
     mask FILE[:LABEL]: A segment on one or many slices, taken as it is: of a label map on the volume's grid
         the label named here, that of the object's name, or the only one.
     line X0,Y0,X1,Y1@K: The longest diameter of a lesion on slice K, from edge to edge; with four more numbers
-        before the @ also the one across it, as RECIST measures them.
+        before the @ also the one across it, as RECIST measures them. On a picture @K may be left out.
     box3d X0,Y0,Z0,X1,Y1,Z1: 3-D box around the object, two opposite corners: a box on its middle slice, and
         the first and last slice to segment.
-    keep all|every:N|ends: Which slices of a --mask are prompts; the model finds the others.
+    keep all|every:N|ends: Which slices of a --mask are prompts: all, or every N-th or the first and last, and
+        the model finds those between them.
     prompts FILE: File of prompts: JSON, or a .seg.nrrd of this command, which has its own.
     continued OUT.seg.nrrd: Correct this earlier result, with its settings, instead of starting from nothing.
     like SCAN SEGMENTATION: A segmented scan of the same kind as an example: its objects are looked for here.
@@ -83,8 +85,9 @@ class Segment:
     ----------
     axis: Plane of the slices, or array axis.
     window W,L|PRESET: Intensity window: width and level, or abdomen, lung, brain, mediastinum, bone, auto.
-    fill_between: Segment only the slices between prompted ones.
-    range A:B: First and last slice to segment, counted as K of a box; either may be left out.
+    fill_between: Segment only the slices between prompted ones, as --keep every:N and --keep ends always do.
+    range A:B: First and last slice to segment, counted as K of a box; either may be left out. With
+        --continue, only objects with new prompts are segmented again.
     memory: Memory bank: the most recent slices, or MedSAM-2's self-sorting bank.
     no_overlap: Where tracking finds two objects, the one with the higher logit gets the voxel.
     zoom: Crop the model's input to the object.
@@ -216,7 +219,11 @@ class Segment:
         validate(prompts, stack)
         slices = words.parse_range(self.range, space)
         words.check_in_range(prompts, slices, stack, limits)
-        limits = self._limits(_spans(prompts, earlier, stack), limits, earlier)
+        spans = _spans(prompts, earlier, stack)
+        limits = self._limits(spans, limits, earlier)
+        if self.keep != "all":  # the ends of the mask are those of the object
+            masked = [name for name, option, _ in words.assigned(given, names) if option == "mask"]
+            limits |= {name: spans[name] for name in masked if spans[name][0] < spans[name][1]}
         return words.GivenPrompts(prompts, slices, limits, lines)
 
     def _segment(
@@ -249,8 +256,12 @@ class Segment:
         notes += others.find_in(session, self.window, slices)
         limits = {**self._limits(session.prompted_spans(), {}, None), **given.limits}
         overlap = not self.no_overlap and (earlier is None or earlier.overlap)
-        if session.tracker.prompted_ids:
-            propagate(session, slices, limits, overlap)
+        names = list(session.tracker.prompted_ids)
+        if earlier is not None and slices != (None, None):  # else only what has changed, anyway
+            old = set(earlier.prompts.names) - set(given.prompts.names)
+            names = [name for name in names if name not in old]
+        if names:
+            propagate(session, slices, limits, overlap, names)
         made = session.segmentation()
         if drawn := self._drawn(earlier):
             made = replace(made, provenance={**made.provenance, "drawn": drawn})
@@ -260,7 +271,8 @@ class Segment:
         """Return the options that made prompts of other things, also of the earlier result."""
         before = [] if earlier is None else earlier.segmentation.provenance.get("drawn", [])
         given = {
-            "line": bool(self.line), "box3d": bool(self.box3d), "fill-between": self.fill_between,
+            "line": bool(self.line), "box3d": bool(self.box3d),
+            "fill-between": self.fill_between or self.keep != "all",
             f"keep {self.keep}": self.keep != "all",
         }  # fmt: skip
         known = before if isinstance(before, list) else []

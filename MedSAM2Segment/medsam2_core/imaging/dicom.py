@@ -40,6 +40,7 @@ SEGMENTATION_STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1
 _MAGIC_AT = 128
 #: The best codecs shrink an empty slice some thousand times; a header that claims more is damaged.
 _CODEC_RATIO = 20_000.0
+_MOST_LISTED = 4  # series in a message; `medsam2 info` lists all
 # Values of these mean a physical quantity, so what is shown white is not for the reader to turn round.
 _QUANTITATIVE = ("CT", "MR", "PT", "NM")
 
@@ -54,10 +55,15 @@ class SeriesInfo:
     modality: str
     shape_ijk: tuple[int, int, int]
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str:
+        """Number, modality, description and size."""
         size = " x ".join(map(str, self.shape_ijk))
         what = f"{self.modality or '?'} {self.description or 'no description'}"
-        return f"{self.number}: {what}, {size} ({self.uid})"
+        return f"{self.number}: {what}, {size}"
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.uid})"
 
 
 def is_dicom(path: Path) -> bool:
@@ -219,10 +225,12 @@ def _files(path: Path) -> list[Path]:
 def _choose(path: Path, stacks: Sequence[Stack], series: str | None) -> Stack:
     if series is None and len(stacks) == 1:
         return stacks[0]
-    known = "\n  ".join(str(_info(n, stack)) for n, stack in enumerate(stacks, start=1))
+    infos = [_info(n, stack) for n, stack in enumerate(stacks, start=1)]
+    facts, listed = [str(info) for info in infos], [info.title for info in infos[:_MOST_LISTED]]
+    known = "; ".join([*listed, *(["…"] if len(infos) > len(listed) else [])])
     if series is None:
-        message = f"holds {len(stacks)} series, choose one by number or UID:\n  {known}"
-        raise files.error(path, message, "series-needed", count=len(stacks))
+        message = f"holds {len(stacks)} series, choose one by number or UID: {known}"
+        raise files.error(path, message, "series-needed", count=len(stacks), known=facts)
     wanted = series.strip()
     if wanted.isdecimal() and 1 <= int(wanted) <= len(stacks):
         return stacks[int(wanted) - 1]
@@ -230,8 +238,8 @@ def _choose(path: Path, stacks: Sequence[Stack], series: str | None) -> Stack:
     if len(matching) == 1:
         return matching[0]
     reason = "names several of" if matching else "is none of"
-    message = f"series {series!r} {reason} these, choose one by number:\n  {known}"
-    raise files.error(path, message, "no-such-series", series=series)
+    message = f"series {series!r} {reason} the {len(stacks)}, choose one by number: {known}"
+    raise files.error(path, message, "no-such-series", series=series, known=facts)
 
 
 def _info(number: int, stack: Stack) -> SeriesInfo:

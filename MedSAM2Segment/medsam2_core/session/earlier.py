@@ -199,24 +199,14 @@ def read_examples(pairs: Sequence[tuple[Path, Path]], window: str) -> list[Examp
     examples = []
     for scan, segmentation in pairs:
         volume = read_volume(scan)
-        segments = _checked(segmentation, read_segmentation(segmentation))
+        segments = read_segmentation(segmentation)
         examples.append(Example(volume, segments, parse_window(window, volume)))
     return examples
 
 
-def _checked(path: Path, segmentation: Segmentation) -> Segmentation:
-    """Return a segmentation, or raise for what is rather a scan."""
-    if len(segmentation) > _MOST_OBJECTS:
-        raise VolumeError(
-            f"{path} has {len(segmentation)} different labels: it looks like a scan, not like a segmentation",
-            code="not-a-segmentation", path=str(path), labels=len(segmentation), most=_MOST_OBJECTS,
-        )  # fmt: skip
-    return segmentation
-
-
 def read_prior(path: Path, transform: Path | None) -> Segmentation:
     """Read an earlier segmentation, moved to where it is in the new scan."""
-    prior = _checked(path, read_segmentation(path))
+    prior = read_segmentation(path)
     if transform is None:
         return prior
     moved = Geometry(read_transform(transform) @ prior.geometry.ijk_to_ras, prior.geometry.shape_ijk)
@@ -242,5 +232,3 @@ def _shared(limits: tuple[int, int] | None, others: tuple[int, int] | None) -> t
 
 #: Settings that are stored under the name of their option.
 _SAME = ("model", "memory", "zoom", "precision")
-# An image taken for a segmentation has one object for each grey value.
-_MOST_OBJECTS = 100
