@@ -94,7 +94,7 @@ The volume and its masks stay on this computer, unless you have set up a remote 
         self._timer = qt.QTimer(self._panel.widget)
         self._timer.interval = _TICK_MS
         self._timer.timeout.connect(self.controller.tick)
-        self.controller.onStateChanged = self._onState
+        self.controller.panel.onStateChanged = self._onState
         self.controller.onShow3D = _rememberShow3D
         self._onState(self.controller.state)
         self.scriptedEffect.addOptionsWidget(self._panel.widget)
@@ -170,13 +170,8 @@ The volume and its masks stay on this computer, unless you have set up a remote 
         if self.controller is not None:
             self.controller.update()
 
-    def _onKey(self, what: str) -> None:
-        if what == "negative":
-            self.controller.setNegative(self._interaction.negative)
-        elif what == "tool":
-            self.controller.setTool(self._interaction.tool)
-        else:
-            self.controller.onKey(what)
+    def _onKey(self, name: str, *values: Any) -> None:
+        getattr(self.controller, name)(*values)
 
     def _onState(self, state: Any) -> None:
         if self._interaction.tool is not state.tool:

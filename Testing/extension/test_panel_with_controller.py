@@ -20,7 +20,7 @@ class UserWithPanel(SlicerUser):
         super().__init__(scene, activate=False)
         a_qt.application()
         self.panel = OptionsPanel(None, self.controller)
-        self.controller.onStateChanged = self.onState
+        self.controller.panel.onStateChanged = self.onState
         self.controller.activate()
         self.panel.show(self.controller.state)
 

@@ -195,8 +195,7 @@ def test_other_views_are_left_alone(active):
 
 
 def test_keys_reach_the_panel_and_the_panel_the_mouse(active):
-    active._interaction.negative = True
-    active._onKey("negative")
+    active._onKey("setNegative", True)
     assert active.controller.state.negative
     active.controller.setTool("box")
     assert active._interaction.tool is Tool.BOX

@@ -281,8 +281,9 @@ def test_keys_change_the_tool_and_the_sign_and_ask_for_more(at_work):
     view = at_work.views["Red"]
     for key in ("x", "c", "c", "c", "x", "n", "Return", "KP_Enter"):
         view.type(key)
-    asked = ["negative", "tool", "tool", "tool", "negative", "nextWeakest", "propagate", "propagate"]
-    assert at_work.keys == asked
+    tools = [("setTool", name) for name in ("box", "scribble", "point")]
+    asked = [("setNegative", True), *tools, ("setNegative", False), ("nextWeakest",)]
+    assert at_work.keys == [*asked, ("propagate",), ("propagate",)]
     assert at_work.hand.tool is Tool.POINT and not at_work.hand.negative
     assert view.consumed.count("KeyPressEvent") == 8
 

@@ -74,7 +74,7 @@ class ActiveEffect:
         self.interaction = SliceInteraction(self.controller.onGesture, self.onKey)
         self.view.process = self.process
         self.states = []
-        self.controller.onStateChanged = self.onState
+        self.controller.panel.onStateChanged = self.onState
         self.controller.activate()
 
     def make(self, volume, transform, segmentation) -> None:
@@ -95,13 +95,8 @@ class ActiveEffect:
         self.interaction.markups = self.controller.markups
         return self.interaction.process(interactor, eventName, sliceNode, actors)
 
-    def onKey(self, what: str) -> None:
-        if what == "negative":
-            self.controller.setNegative(self.interaction.negative)
-        elif what == "tool":
-            self.controller.setTool(self.interaction.tool)
-        else:
-            self.controller.onKey(what)
+    def onKey(self, name: str, *values) -> None:
+        getattr(self.controller, name)(*values)
 
     def onState(self, state) -> None:
         self.states.append(state)

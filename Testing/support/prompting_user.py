@@ -40,7 +40,7 @@ class PromptingUser:
         self.markups = PromptMarkups(self.scene, self.segmentation)
         self.markups.volumeNode = self.volume
         self.markups.changed.append(self.changes.append)
-        self.hand = SliceInteraction(self._on_gesture, self.keys.append, self.markups)
+        self.hand = SliceInteraction(self._on_gesture, lambda *key: self.keys.append(key), self.markups)
         for view in self.views.values():
             view.process = self.hand.process
         return self

@@ -32,7 +32,7 @@ class SlicerUser:
         self.time = 0.0
         self.states = []
         self.controller = EffectController(self.editor, self.source, lambda: self.time)
-        self.controller.onStateChanged = self.states.append
+        self.controller.panel.onStateChanged = self.states.append
         if activate:
             self.controller.activate()
 

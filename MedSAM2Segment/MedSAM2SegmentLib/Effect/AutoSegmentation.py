@@ -12,7 +12,7 @@ from medsam2_core.prompts import Box, Point, SlicePrompts
 from medsam2_core.worker.job_messages import AutoRequest
 from medsam2_core.worker.messages import ObjectSnapshot
 
-from MedSAM2SegmentLib.Effect.WorkerSession import Progress
+from MedSAM2SegmentLib.Effect.Progress import Progress
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Prompts.Gestures import BoxGesture, Gesture, PointGesture
 from MedSAM2SegmentLib.Segments.AlgorithmTags import TERMINOLOGY

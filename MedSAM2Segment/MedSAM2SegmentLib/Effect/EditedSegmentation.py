@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
@@ -35,9 +35,9 @@ from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
-    from medsam2_core.worker.session_client import SessionClient
     from numpy.typing import NDArray
 
+    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
     from MedSAM2SegmentLib.Segments.EditHistory import Step
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
 
@@ -63,22 +63,6 @@ class Change(Enum):
     VOLUME = "volume"
     POSE = "pose"  # the same volume lies differently on the segmentation
     MOVED_TOGETHER = "moved together"  # the same volume was moved, and the segmentation with it
-
-
-class SessionHolder(Protocol):
-    """What is needed of :class:`~MedSAM2SegmentLib.Effect.WorkerSession.WorkerSession`."""
-
-    @property
-    def session(self) -> SessionClient | None:
-        """The session, when it accepts prompts."""
-
-    @property
-    def requested(self) -> SessionClient | None:
-        """The session that was asked for, also after a failure."""
-
-    @property
-    def origin(self) -> Any:
-        """What its masks depend on, for JSON."""
 
 
 @dataclass
@@ -129,13 +113,15 @@ class EditedSegmentation:
         The session in the worker.
     clock
         Monotonic seconds.
+
+    Attributes
+    ----------
     onPrompts
         Called with the IDs of segments whose prompts somebody changed.
     onClosing
         Called when the scene is about to be closed.
-
-    Attributes
-    ----------
+    isActive
+        Whether the effect is the one the user has chosen.
     segmentation, segmentID, volumeNode
         What is chosen; None and "" for nothing.
     adapter, volumeProblem
@@ -154,17 +140,12 @@ class EditedSegmentation:
         Whether the step opened last asked for voxels to change, even if Slicer's masking refused it.
     """
 
-    def __init__(
-        self,
-        editor: SegmentEditor,
-        session: SessionHolder,
-        clock: Callable[[], float],
-        onPrompts: Callable[[tuple[str, ...]], None],
-        onClosing: Callable[[], None],
-    ) -> None:
+    def __init__(self, editor: SegmentEditor, session: WorkerSession, clock: Callable[[], float]) -> None:
         self.editor = editor
         self._session, self._clock = session, clock
-        self._onPrompts, self._onClosing = onPrompts, onClosing
+        self.onPrompts: Callable[[tuple[str, ...]], None] = lambda segmentIDs: None
+        self.onClosing: Callable[[], None] = lambda: None
+        self.isActive = False
         self.segmentation: Any = None
         self.segmentID = ""
         self.volumeNode: Any = None
@@ -195,16 +176,13 @@ class EditedSegmentation:
 
     # Changes ------------------------------------------------------------------------------------------------
 
-    def update(self, *, isActive: bool = False) -> set[Change]:
-        """Follow the user's choices, and return what changed.
-
-        ``isActive``: claim a segmentation that is new here.
-        """
+    def update(self) -> set[Change]:
+        """Follow the user's choices, and return what changed; while active, claim a new segmentation."""
         changed = set()
         segmentation = self.editor.segmentationNode()
         if segmentation is not self.segmentation or self.isReplaced:
             self._bind(segmentation)
-            if isActive:
+            if self.isActive:
                 self._claimSegmentation()
             changed.add(Change.SEGMENTATION)
         segmentID = self._selectedSegmentID()
@@ -529,7 +507,7 @@ class EditedSegmentation:
         scene = segmentation.GetScene()
         self.markups = PromptMarkups(scene, segmentation)
         self.markups.volumeNode = self.volumeNode
-        self.markups.changed.append(self._onPrompts)
+        self.markups.changed.append(self.onPrompts)
         self.markups.hardened.append(self._onHardened)
         self.writer = SegmentWriter(self.editor)
         self.store = ProvenanceStore(segmentation, self.writer, self._clock)
@@ -545,7 +523,7 @@ class EditedSegmentation:
             self.isTouched = True
 
     def _onScene(self, *_args: Any) -> None:
-        self._onClosing()
+        self.onClosing()
 
     def _onHardened(self, matrix: NDArray[np.float64]) -> None:
         """Follow the segmentation's own RAS, in which prompts are kept, through a transform (4, 4).

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core.errors import MedSAM2Error, PromptError
 from medsam2_core.worker.messages import ObjectSnapshot
 
-from MedSAM2SegmentLib.Effect.WorkerSession import Progress
+from MedSAM2SegmentLib.Effect.Progress import Progress
 from MedSAM2SegmentLib.i18n import _
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class _Run:
 
     Attributes
     ----------
-    segmentIDs, stack, model
-        What is propagated, through which slices; name of the model, if the worker has not sent another.
+    segmentIDs, stack
+        What is propagated, through which slices.
     pause
         Seconds to the next write.
     before
@@ -53,7 +53,6 @@ class _Run:
 
     segmentIDs: tuple[str, ...]
     stack: SliceStack
-    model: str
     before: dict[str, ObjectSnapshot]
     progress: Progress
     newUndo: bool
@@ -135,17 +134,10 @@ class LivePropagation:
 
     # Starting -----------------------------------------------------------------------------------------------
 
-    def start(self, how: Callable[[], dict[str, Any]], model: str, problem: str = "") -> None:
+    def start(self, problem: str = "") -> None:
         """Propagate the segments that have prompts; of those not selected, the visible ones in progress.
 
-        Parameters
-        ----------
-        how
-            Returns range and direction, as for ``SessionClient.propagate``.
-        model
-            Name of the model, if the worker has not sent another.
-        problem
-            Why prompts of a segment could not be sent: the error, when there are no others.
+        ``problem``: why prompts of a segment could not be sent; it is the error when there are no others.
 
         Raises
         ------
@@ -166,9 +158,9 @@ class LivePropagation:
             raise PromptError(message, code="nothing-prompted")
         if len(self._session.stack) == 1:
             raise PromptError(_("nothing to propagate: there is only one slice"), code="single-slice")
-        self._start(prompted, how(), model)
+        self._start(prompted)
 
-    def goOn(self, segmentID: str, how: Callable[[], dict[str, Any]], model: str) -> None:
+    def goOn(self, segmentID: str) -> None:
         """Propagate a segment that was just prompted, together with those that are being propagated.
 
         It is undone together with the prompt.
@@ -177,20 +169,19 @@ class LivePropagation:
         together = tuple(dict.fromkeys([*running, segmentID]))
         together = tuple(one for one in together if self._session.session.prompts(one))
         if together and len(self._session.stack) > 1:
-            self._start(together, how(), model, newUndo=False)
+            self._start(together, newUndo=False)
 
-    def _start(
-        self, segmentIDs: tuple[str, ...], how: dict[str, Any], model: str, *, newUndo: bool = True
-    ) -> None:
+    def _start(self, segmentIDs: tuple[str, ...], *, newUndo: bool = True) -> None:
+        options = self._session.propagationOptions()
         self.finish()
         self.problem = self.details = ""
         session, stack = self._session.session, self._session.stack
         before = {segmentID: session.snapshot(segmentID) for segmentID in segmentIDs}
-        run = _Run(segmentIDs, stack, model, before, Progress(self._clock), newUndo, self._clock())
+        run = _Run(segmentIDs, stack, before, Progress(self._clock), newUndo, self._clock())
         self._run = run
         run.request = session.propagate(
             list(segmentIDs),
-            **how,
+            **options,
             overlap=self._mayOverlap(),
             slices=partial(self._onSlices, run),
             done=lambda *_: self._onEnd(run, None),
@@ -290,7 +281,7 @@ class LivePropagation:
         try:
             for segmentID, slices in masks.items():
                 if self._edited.write(segmentID, slices, run.stack):
-                    self._sync.updateTags(segmentID, run.model, isPropagated=True)
+                    self._sync.updateTags(segmentID, isPropagated=True)
         except MedSAM2Error as error:
             run.stop()
             self._edited.closeStep()

@@ -204,34 +204,22 @@ class PromptSync:
                     markups.addMask(segmentID, n, prompt, stack.key)
             markups.setFinal(segmentID, stack.key, n, final)
 
-    def useAsPrompt(self, n: int) -> None:
-        """Add the selected segment on slice ``n`` as a mask prompt, which the caller sends.
+    def useAsPrompt(self, n: int, keep: str) -> None:
+        """Add the selected segment as mask prompts, which the caller sends; PromptError when it is empty.
 
-        PromptError when it is empty.
+        Of slice ``n`` if ``keep`` is "slice", else of the slices that :func:`kept_slices` chooses.
         """
         segmentID, stack = self._edited.segmentID, self._session.stack
-        mask = self._edited.writer.segmentMasks(segmentID, stack, [n])[n]
-        if not mask.any():
-            raise PromptError(
-                _("the segment is empty on this slice: paint it first, or click instead"),
-                code="segment-empty-on-slice",
-                slice=n,
-            )
-        self._addShown({n: mask})
-
-    def useSlicesAsPrompts(self, keep: str) -> None:
-        """Add the selected segment as mask prompts of slices, see :func:`kept_slices`; the caller sends them.
-
-        PromptError when it is empty.
-        """
-        segmentID, stack = self._edited.segmentID, self._session.stack
-        masks = self._edited.writer.segmentMasks(segmentID, stack, range(len(stack)))
-        kept = kept_slices([n for n, mask in masks.items() if mask.any()], keep)
+        slices = [n] if keep == "slice" else range(len(stack))
+        masks = self._edited.writer.segmentMasks(segmentID, stack, slices)
+        shown = [k for k, mask in masks.items() if mask.any()]
+        kept = shown if keep == "slice" else kept_slices(shown, keep)
         if not kept:
-            raise PromptError(
-                _("the segment is empty: paint it first, or click instead"), code="segment-empty"
-            )
-        self._addShown({n: masks[n] for n in kept})
+            message = _("the segment is empty: paint it first, or click instead")
+            if keep == "slice":
+                message = _("the segment is empty on this slice: paint it first, or click instead")
+            raise PromptError(message, code="segment-empty")
+        self._addShown({k: masks[k] for k in kept})
 
     def _addShown(self, masks: Mapping[int, NDArray[np.bool_]]) -> None:
         """Add the segment's own (H, W) masks by slice: beside other prompts, too, it stays as it is there."""
@@ -271,7 +259,7 @@ class PromptSync:
 
     # Answers ------------------------------------------------------------------------------------------------
 
-    def apply(self, answer: Answer, model: str) -> bool:
+    def apply(self, answer: Answer) -> bool:
         """Write an answer as a step that is left open; whether there was anything to write.
 
         Raises
@@ -303,7 +291,7 @@ class PromptSync:
         if masks:
             self._edited.write(segmentID, masks, stack, revived)
             if self._showsOurs(segmentID, list(masks)):
-                self.updateTags(segmentID, model)
+                self.updateTags(segmentID)
         finals = [n for n, one in answer.prompts.items() if one.final]
         isAutomatic = bool(finals) and self.tags.isAutomatic(segmentID)
         if isAutomatic and any(self._isPainted(segmentID, n) for n in finals):
@@ -345,26 +333,20 @@ class PromptSync:
 
     # Algorithm tags -----------------------------------------------------------------------------------------
 
-    def updateTags(self, segmentID: str, model: str, *, isPropagated: bool = False) -> None:
+    def updateTags(self, segmentID: str, *, isPropagated: bool = False) -> None:
         """Tag a segment with the model that answered its prompts.
 
         A segment without prompts, that shows nothing of a model's masks, gets the tags it had before.
-
-        Parameters
-        ----------
-        model
-            Name of the model, if the worker has not sent another.
-        isPropagated
-            Whether the masks went on to other slices.
+        ``isPropagated``: the masks went on to other slices.
         """
         try:
             prompts = self.slicePrompts(segmentID)
         except PromptError:  # one of the user's own; reported when it is sent
-            self.tags.setModel(segmentID, model, isAlone=False, isPropagated=isPropagated)
+            self.tags.setModel(segmentID, isAlone=False, isPropagated=isPropagated)
             return
         if prompts or self._edited.writer.showsOurs(segmentID):
             isAlone = self._arePredicted(segmentID, prompts)
-            self.tags.setModel(segmentID, model, isAlone=isAlone, isPropagated=isPropagated)
+            self.tags.setModel(segmentID, isAlone=isAlone, isPropagated=isPropagated)
         else:
             self.tags.clear(segmentID)
 

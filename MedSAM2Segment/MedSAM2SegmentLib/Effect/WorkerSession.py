@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import slicer
 from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError, ProtocolError
 from medsam2_core.prompts import SlicePrompts
 from medsam2_core.worker.client import WorkerState
@@ -23,7 +22,6 @@ from medsam2_core.worker.messages import SessionSettings, StackChoice
 
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.PanelState import PATIENCE, Parameters, Status
-from MedSAM2SegmentLib.Segments.Editors import nodesOf
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slice_mask import SliceMask
@@ -83,54 +81,6 @@ class Answer:
     isReplay: bool
 
 
-_LEAST = 3  # slices for an estimate of the remaining time
-_RECENT = 20  # slices the estimate is made from
-
-
-class Progress:
-    """How far a job of the worker is.
-
-    Parameters
-    ----------
-    clock
-        Monotonic seconds.
-
-    Attributes
-    ----------
-    done, total
-        Slices processed, of those to process; ``total`` is 0 while unknown.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.done = self.total = 0
-        self._clock = clock
-        self._times: list[tuple[int, float]] = []
-
-    def update(self, done: int, total: int | None) -> None:
-        """Record how far it is now."""
-        self.done, self.total = done, total or 0
-        self._times = [*self._times, (done, self._clock())][-_RECENT:]
-
-    @property
-    def remaining(self) -> str:
-        """Remaining time as text, estimated from recent slices; empty while it cannot be estimated."""
-        if len(self._times) < _LEAST or not self.total:
-            return ""
-        (first, start), (last, end) = self._times[0], self._times[-1]
-        return (
-            "" if last <= first else durationText((self.total - self.done) * (end - start) / (last - first))
-        )
-
-
-def durationText(seconds: float) -> str:
-    """Return a remaining time as text: "about 2 min left"."""
-    if seconds < 10:
-        return _("a few seconds left")
-    if seconds < 90:
-        return _("about {seconds} s left").format(seconds=round(seconds / 10) * 10)
-    return _("about {minutes} min left").format(minutes=round(seconds / 60))
-
-
 Refusal = Callable[[str, Mapping[int, SlicePrompts], MedSAM2Error], None]
 
 
@@ -157,27 +107,26 @@ class WorkerSession:
         Where the worker comes from.
     parameters
         The user's choices: model, window, slices.
-    onChange
-        Called when :attr:`phase`, or what is awaited, may have changed.
 
     Attributes
     ----------
-    stack
-        The slices of the session.
-    view
-        The slice node of the view the user worked in last; None before that.
+    stack, adapter
+        The slices of the session, and the volume they are of.
     config
         What the session was opened with; None before there is one.
     models
         Names and titles of the installed models, once the worker has sent them.
     autoModels
         The Auto models of the worker; None before it has sent them.
+    onChange
+        Called when :attr:`phase`, or what is awaited, may have changed.
     onAnswer, onRefusal
         Called with an :class:`Answer`; with the segment's ID, the prompts, and the error.
     """
 
-    def __init__(self, source: WorkerSource, parameters: Parameters, onChange: Callable[[], None]) -> None:
-        self.source, self._parameters, self._onChange = source, parameters, onChange
+    def __init__(self, source: WorkerSource, parameters: Parameters) -> None:
+        self.source, self._parameters = source, parameters
+        self.onChange: Callable[[], None] = lambda: None
         self.onAnswer: Callable[[Answer], None] = lambda answer: None
         self.onRefusal: Refusal = lambda segmentID, prompts, error: None
         self._client: WorkerClient | None = None
@@ -192,9 +141,7 @@ class WorkerSession:
         self.stack: SliceStack | None = None
         self.models: tuple[tuple[str, str], ...] = ()
         self.autoModels: tuple[AutoModelInfo, ...] | None = None
-        self.view: Any = None
-        self._adapter: VolumeAdapter | None = None  # of the stack
-        self._visited: set[tuple[str, int]] = set()
+        self.adapter: VolumeAdapter | None = None
         self._displayed: tuple[str, str] | None = None  # volume, and the window it was displayed with
         self._found: tuple[str, str, StackChoice | None] = ("", "", None)  # of stackFound and volume
 
@@ -215,7 +162,7 @@ class WorkerSession:
             self._failure = error
             return False
         self._failure = None
-        self._client.listeners.append(self._onChange)
+        self._client.listeners.append(self.onChange)
         self.requestModels()
         return True
 
@@ -228,8 +175,8 @@ class WorkerSession:
         if self._volume is not None:
             client.close_volume(self._volume)
             self._volume, self._volumeKey = None, ""
-        if self._onChange in client.listeners:
-            client.listeners.remove(self._onChange)
+        if self.onChange in client.listeners:
+            client.listeners.remove(self.onChange)
         self.source.release(self)
 
     def hasOtherWorker(self) -> bool:
@@ -247,7 +194,7 @@ class WorkerSession:
             self.autoModels = auto_models_from_json(result)
         except ProtocolError:
             self.autoModels = ()
-        self._onChange()
+        self.onChange()
 
     def _onNoAutoModels(self, _error: MedSAM2Error) -> None:
         self.autoModels = self.autoModels or ()  # a worker of an earlier version
@@ -255,7 +202,7 @@ class WorkerSession:
     def _onModels(self, result: Mapping[str, Any]) -> None:
         installed = [model for model in result.get("models", []) if model.get("installed")]
         self.models = tuple((str(model["name"]), str(model["title"])) for model in installed)
-        self._onChange()
+        self.onChange()
 
     # Where it stands ----------------------------------------------------------------------------------------
 
@@ -317,9 +264,18 @@ class WorkerSession:
 
     @property
     def modelInfo(self) -> Mapping[str, Any]:
-        """``name``, ``title`` and ``weights_sha256`` of the session's model; empty before it is open."""
+        """``name`` of the session's model and, when it is open, ``weights_sha256``; empty without one."""
+        known = {} if self.config is None else {"name": self.config.settings.model}
         info = self._session.info if self._session is not None else None
-        return info.model if info is not None else {}
+        return known if info is None else {**known, **info.model}
+
+    @property
+    def checkedStack(self) -> SliceStack:
+        """The slices of the session; PromptError when there are none."""
+        if self.stack is None:
+            message = self.problem or _("the volume cannot be cut into slices")
+            raise PromptError(message, code="no-slices")
+        return self.stack
 
     @property
     def origin(self) -> dict[str, Any] | None:
@@ -329,22 +285,24 @@ class WorkerSession:
         stack, settings = self.config.seenAs
         return {"stack": stack.to_json(), "model": settings.model, "window": settings.window}
 
-    def open(self, adapter: VolumeAdapter, *, isPrompted: bool, fromView: bool = False) -> bool:
+    def open(self, adapter: VolumeAdapter, view: Any, *, isPrompted: bool, fromView: bool = False) -> bool:
         """Open a session that fits the user's choices, unless it is open; whether it is another than before.
 
         Parameters
         ----------
+        view
+            The slice node the user worked in last; None before that.
         isPrompted
             Whether any segment has prompts: then the stack stays what it is.
         fromView
-            Whether the user is about to prompt in :attr:`view`.
+            Whether the user is about to prompt in ``view``.
 
         Raises
         ------
         MedSAM2Error
             The volume cannot be cut into such slices.
         """
-        choice = self._choice(adapter, isPrompted, fromView)
+        choice = self._choice(adapter, view, isPrompted, fromView)
         settings = self._settings(adapter, fromView)
         config = SessionConfig(adapter.key, choice, settings)
         if self.hasOtherWorker():
@@ -354,7 +312,7 @@ class WorkerSession:
         stack = adapter.cut(choice)
         self._failure = None
         self.close()
-        self.stack, self.config, self._adapter = stack, config, adapter
+        self.stack, self.config, self.adapter = stack, config, adapter
         if not self.acquire():
             return False
         if self._volume is None or self._volumeKey != config.volumeKey:
@@ -363,7 +321,7 @@ class WorkerSession:
             if before is not None:
                 self._client.close_volume(before)
         self._session = self._client.open_session(
-            self._volume, choice, settings, opened=self._onChange, failed=self._onNotOpened
+            self._volume, choice, settings, opened=self.onChange, failed=self._onNotOpened
         )
         return True
 
@@ -379,13 +337,13 @@ class WorkerSession:
         self.close()
         if self._client is not None and self._volume is not None:
             self._client.close_volume(self._volume)
-        self._volume, self._volumeKey, self._failure, self._adapter = None, "", None, None
+        self._volume, self._volumeKey, self._failure, self.adapter = None, "", None, None
 
     def _onNotOpened(self, error: MedSAM2Error) -> None:
         if isinstance(error, Cancelled) or self._session is None:
             return
         self._failure = error
-        self._onChange()
+        self.onChange()
 
     # The stack ----------------------------------------------------------------------------------------------
 
@@ -396,7 +354,7 @@ class WorkerSession:
 
     def checkAlong(self, axis: str) -> None:
         """Raise PromptError when the slices of the session are not along a plane."""
-        wanted = self._adapter.cut(self._adapter.stackAlong(axis))
+        wanted = self.adapter.cut(self.adapter.stackAlong(axis))
         if self.stack.key != wanted.key:
             plane = wanted.key.partition(":")[0]
             raise PromptError(
@@ -437,17 +395,17 @@ class WorkerSession:
             options["limits"] = {name: (min(of), max(of)) for name, of in prompted.items() if of}
         return options
 
-    def _choice(self, adapter: VolumeAdapter, isPrompted: bool, fromView: bool) -> StackChoice:
+    def _choice(self, adapter: VolumeAdapter, view: Any, isPrompted: bool, fromView: bool) -> StackChoice:
         wanted = self._parameters.text("stack")
         if wanted in _PLANES:
             return StackChoice(wanted)
         found = self._storedChoice(adapter)
         if wanted == "auto" and found is not None and isPrompted:
             return found
-        if self.view is not None and (fromView or found is None):
-            if found is not None and adapter.sliceOfView(self.view, adapter.cut(found)) is not None:
+        if view is not None and (fromView or found is None):
+            if found is not None and adapter.sliceOfView(view, adapter.cut(found)) is not None:
                 return found
-            found = adapter.stackOfView(self.view)
+            found = adapter.stackOfView(view)
             if fromView:
                 self._parameters.put("stackFound", json.dumps(found.to_json()))
         # Named as `stackOfView` names it, so that a first click in an axial view finds the session open.
@@ -478,80 +436,9 @@ class WorkerSession:
             self._displayed = None
         return SessionSettings(model=self._parameters.text("model"), window=window)
 
-    # Slices -------------------------------------------------------------------------------------------------
-
-    def current(self) -> int | None:
-        """Return the slice in the last view if that shows slices of the stack, else in any that does."""
-        adapter, stack = self._adapter, self.stack
-        if adapter is None or stack is None:
-            return None
-        views = [self.view] if self.view is not None and self.view.GetScene() is not None else []
-        for view in [*views, *nodesOf(adapter.node.GetScene(), "vtkMRMLSliceNode")]:
-            n = adapter.sliceOfView(view, stack)
-            if n is not None:
-                return n
-        return None
-
-    def checkedCurrent(self) -> int:
-        """Return the slice in the views; PromptError when no view shows one."""
-        n = self.current()
-        if n is None:
-            raise PromptError(
-                _("no view shows a slice that is segmented: click one in the strip first"),
-                code="no-slice-in-view",
-            )
-        return n
-
-    def prefetch(self) -> None:
-        """Let the worker prepare the slices near the one in the views."""
-        session = self.session
-        if session is None or not session.is_open:
-            return
-        n = self.current()
-        if n is not None:
-            session.prefetch(n)
-
-    def jump(self, n: int) -> None:
-        """Show slice ``n`` in every view that shows slices of the stack."""
-        adapter, stack = self._adapter, self.stack
-        if adapter is None or stack is None or not 0 <= n < len(stack):
-            return
-        ras = adapter.positionOfSlice(stack, n)
-        for view in nodesOf(adapter.node.GetScene(), "vtkMRMLSliceNode"):
-            if _isAlong(adapter, stack, view):
-                view.JumpSliceByOffsetting(*(float(value) for value in ras))
-
-    def weakest(self, segmentID: str) -> int | None:
-        """Return the propagated slice with the lowest confidence that was not shown yet."""
-        session = self.session
-        if session is None or not segmentID:
-            return None
-        prompted = session.prompts(segmentID)
-        found = {
-            n: record.confidence
-            for n, record in session.masks(segmentID).items()
-            if n not in prompted and not record.final
-        }
-        left = {n: value for n, value in found.items() if (segmentID, n) not in self._visited}
-        if found and not left:
-            self._visited = {(other, n) for other, n in self._visited if other != segmentID}
-            left = found
-        if not left:
-            return None
-        n = min(left, key=lambda n: (left[n], n))
-        self._visited.add((segmentID, n))
-        return n
-
-    def clearVisited(self) -> None:
-        """Let every slice be shown again: there are new results."""
-        self._visited.clear()
-
-    def forgetViews(self) -> None:
-        """Remove what is known about the views of another segmentation."""
-        self._visited.clear()
+    def forgetWindow(self) -> None:
+        """Read the displayed window again: another segmentation is edited."""
         self._displayed = None
-        if self.view is not None and self.view.GetScene() is None:
-            self.view = None
 
     # Prompts and answers ------------------------------------------------------------------------------------
 
@@ -591,7 +478,7 @@ class WorkerSession:
         latest = {n: p for n, p in asked.prompts.items() if self._latest.get((asked.segmentID, n)) == serial}
         masks = {record.n: record for record in records if record.n in latest}
         self.onAnswer(replace(asked, prompts=latest, masks=masks))
-        self._onChange()
+        self.onChange()
 
     def _refused(
         self,
@@ -604,7 +491,7 @@ class WorkerSession:
         if session is not self._session or self._waiting.pop(serial, None) is None:
             return
         self.onRefusal(segmentID, prompts, error)
-        self._onChange()
+        self.onChange()
 
 
 _PLANES = ("axial", "sagittal", "coronal")
@@ -644,14 +531,3 @@ def changedSlices(
 def isDifferent(before: SlicePrompts, after: SlicePrompts) -> bool:
     """Whether prompts differ; known masks are not compared."""
     return (before.prompts, before.final) != (after.prompts, after.final)
-
-
-def _isAlong(adapter: VolumeAdapter, stack: SliceStack, view: Any) -> bool:
-    """Whether a view shows slices of the stack, even if it shows none now because it is beside the volume."""
-    if adapter.sliceOfView(view, stack) is not None:
-        return True
-    probe = slicer.vtkMRMLSliceNode()
-    probe.GetSliceToRAS().DeepCopy(view.GetSliceToRAS())
-    probe.UpdateMatrices()
-    probe.JumpSliceByOffsetting(*(float(value) for value in adapter.positionOfSlice(stack, len(stack) // 2)))
-    return adapter.sliceOfView(probe, stack) is not None

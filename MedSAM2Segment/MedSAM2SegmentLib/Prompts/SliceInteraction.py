@@ -109,8 +109,8 @@ class SliceInteraction:
         Called with a gesture (:mod:`~MedSAM2SegmentLib.Prompts.Gestures`) and the slice node of the view it
         was drawn in.
     onKey
-        Called with ``"negative"`` or ``"tool"`` after a key changed that attribute, and with
-        ``"nextWeakest"`` and ``"propagate"``.
+        Called with the name of what the controller shall do (``"setNegative"``, ``"setTool"``,
+        ``"nextWeakest"``, ``"propagate"``), and its values.
     markups
         The prompts that may be under the mouse; None for none.
 
@@ -127,7 +127,7 @@ class SliceInteraction:
     def __init__(
         self,
         onGesture: Callable[[Gesture, Any], None],
-        onKey: Callable[[str], None],
+        onKey: Callable[..., None],
         markups: PromptMarkups | None = None,
     ) -> None:
         self.markups = markups
@@ -272,12 +272,12 @@ class SliceInteraction:
             return self.markups is not None and self.markups.removeAt(sliceNode, xyz)
         if key.lower() == "x":
             self.negative = not self.negative
-            self._onKey("negative")
+            self._onKey("setNegative", self.negative)
         elif key.lower() == "c":
             self.drop()
             tools = list(Tool)
             self.tool = tools[(tools.index(self.tool) + 1) % len(tools)]
-            self._onKey("tool")
+            self._onKey("setTool", self.tool.value)
         elif key.lower() == "n":
             self._onKey("nextWeakest")
         elif key in ("Return", "KP_Enter"):

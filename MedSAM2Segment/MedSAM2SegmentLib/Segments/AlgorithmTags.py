@@ -38,7 +38,7 @@ class AlgorithmTags:
     writing
         Context in which changes of the segmentation are our own.
     modelInfo
-        Returns ``name`` and ``weights_sha256`` of the session's model; empty while unknown.
+        Returns ``name`` and, once known, ``weights_sha256`` of the session's model.
     """
 
     def __init__(
@@ -58,13 +58,11 @@ class AlgorithmTags:
         tags = self._tags(segmentID)
         return tags[ALGORITHM_TYPE] == AUTOMATIC and _isOurs(tags)
 
-    def setModel(self, segmentID: str, model: str, *, isAlone: bool, isPropagated: bool = False) -> None:
+    def setModel(self, segmentID: str, *, isAlone: bool, isPropagated: bool = False) -> None:
         """Tag a segment whose prompts a model has answered.
 
         Parameters
         ----------
-        model
-            Its name, if the worker has not sent it.
         isAlone
             Whether all prompts are an Auto model's own: what that one has found is AUTOMATIC still, or again.
         isPropagated
@@ -78,8 +76,7 @@ class AlgorithmTags:
             self._set(segmentID, AUTOMATIC, now[AUTO], {one: found.get(one, "") for one in (MODEL, WEIGHTS)})
             return
         known = self._modelTags()
-        name = known.get(MODEL) or model
-        more = {MODEL: name, WEIGHTS: "", **known}
+        more = {WEIGHTS: "", **known}
         if isPropagated:
             more[AUTO] = ""
             if before.get(AUTO):
@@ -87,7 +84,7 @@ class AlgorithmTags:
         canReturn = not _isOurs(now) or (self.isAutomatic(segmentID) and not isPropagated)
         if not before and any(now.values()) and canReturn:
             more[BEFORE] = to_json(now)
-        self._set(segmentID, SEMIAUTOMATIC, name, more)
+        self._set(segmentID, SEMIAUTOMATIC, known.get(MODEL, ""), more)
 
     def setAuto(self, segmentID: str, auto: str, *, isAlone: bool) -> None:
         """Tag a segment that an Auto model has found; not ``isAlone``: beside a part of the user's."""
@@ -130,7 +127,7 @@ class AlgorithmTags:
         return {str(name): str(value) for name, value in kept.items()} if isinstance(kept, dict) else {}
 
     def _modelTags(self) -> dict[str, str]:
-        """What the worker has sent about the session's model."""
+        """What is known of the session's model."""
         info = self._modelInfo()
         known = {MODEL: info.get("name"), WEIGHTS: info.get("weights_sha256")}
         return without_paths({tag: str(value) for tag, value in known.items() if value})
