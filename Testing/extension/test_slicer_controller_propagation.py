@@ -5,7 +5,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from MedSAM2SegmentLib.Effect.WorkerSession import durationText  # noqa: E402
+from MedSAM2SegmentLib.Effect.Progress import durationText  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix  # noqa: E402
 from support.scene import a_matrix, a_volume  # noqa: E402

@@ -413,7 +413,7 @@ class InProcessSource:
         return self.worker
 
     def release(self, owner: object) -> None:
-        self.owners.remove(owner)
+        self.owners = [one for one in self.owners if one is not owner]
 
 
 def answer_to(words: SlicePrompts, n: int, stack: Any) -> np.ndarray:
