@@ -88,6 +88,17 @@ def test_building_imports_no_torchvision_and_no_hydra_search_path():
     assert done.stdout.strip() == "256"
 
 
+def test_loading_does_not_import_the_compiler_of_torch():
+    # It takes 1.3 s of processor time, as much as torch itself.
+    script = (
+        "import sys\n"
+        "from medsam2_core.engine.model import load_model\n"
+        "print(load_model('embedded', 'cpu').image_size, 'torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["256", "False"]
+
+
 @pytest.mark.parametrize("size", [0, -32, 500, 512.0, True])
 def test_impossible_image_sizes_are_refused(size):
     with raises("image-size", CatalogueError):

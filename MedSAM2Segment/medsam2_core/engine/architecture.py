@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from medsam2_core.errors import CatalogueError, MissingPackageError
 
@@ -213,16 +213,14 @@ def build_from(settings: Mapping[str, Any], name: str, blank: bool = False) -> "
         raise CatalogueError(message, code="inconsistent-configuration", config=name) from error
 
 
-class _NothingDrawn(TorchDispatchMode):
+class _NothingDrawn(TorchFunctionMode):
     """Inside, tensors are not filled with random numbers; they keep whatever is in their memory."""
 
-    _drawing = (
-        torch.ops.aten.uniform_.default,
-        torch.ops.aten.normal_.default,
-        torch.ops.aten.erfinv_.default,  # the second half of a truncated normal distribution
-    )
+    # The third is the second half of a truncated normal distribution. Not a TorchDispatchMode: for one torch
+    # imports its compiler, which takes longer than all the rest of loading a small model.
+    _drawing = (torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self._drawing:
             return args[0]
         return func(*args, **(kwargs or {}))
