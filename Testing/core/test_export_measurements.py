@@ -169,6 +169,26 @@ def test_ends_in_the_patient_are_as_far_apart_as_the_diameter_is_long(name):
         assert one.perpendicular.length_mm <= one.longest.length_mm + 1e-9
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_diameters_lie_within_slices_along_the_axis_that_is_named(axis):
+    rng = np.random.default_rng(4)
+    mask_kji = ndimage.gaussian_filter(rng.normal(size=(12, 16, 20)), 2) > 0.05
+    geometry = a_grid(mask_kji, AXES["oblique"])
+    order = [*(one for one in range(3) if one != axis), axis]
+    turned = Geometry(
+        geometry.ijk_to_ras[:, [*order, 3]], tuple(int(geometry.shape_ijk[one]) for one in order)
+    )
+    (one,) = measure(Segmentation.from_masks(geometry, {"object": mask_kji}), axis)
+    of_turned = {"object": mask_kji.transpose([2 - one for one in reversed(order)])}
+    (other,) = measure(Segmentation.from_masks(turned, of_turned))
+    assert one.k == other.k
+    for diameter, same in ((one.longest, other.longest), (one.perpendicular, other.perpendicular)):
+        assert diameter.length_mm == pytest.approx(same.length_mm)
+        assert np.allclose(diameter.ends_ras, same.ends_ras)
+        assert np.allclose(geometry.to_ras(diameter.ends_ijk), diameter.ends_ras)
+        assert {position[axis] for position in diameter.ends_ijk} == {one.k}
+
+
 def test_the_way_voxels_are_stored_changes_nothing():
     rng = np.random.default_rng(3)
     for _ in range(20):

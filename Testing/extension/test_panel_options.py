@@ -11,7 +11,13 @@ qt = a_qt.installed()
 
 from medsam2_core.prompts import Box, MaskPrompt, Point, SlicePrompts  # noqa: E402
 from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel, parseRange  # noqa: E402
-from MedSAM2SegmentLib.Panels.PanelState import PanelState, Status, Tool, kindsOf  # noqa: E402
+from MedSAM2SegmentLib.Panels.PanelState import (  # noqa: E402
+    PanelState,
+    SliceConfidence,
+    Status,
+    Tool,
+    kindsOf,
+)
 from MedSAM2SegmentLib.Panels.QtHelpers import breakable  # noqa: E402
 from support.panel import (  # noqa: E402
     AUTO,
@@ -268,6 +274,25 @@ def test_an_unchanged_table_is_not_filled_again(panel):
     assert prompts_table(panel).item(0, 0) is item
     panel.show(a_state(confidences=()))
     assert prompts_table(panel).rowCount == 0
+
+
+def test_a_state_that_changes_nothing_moves_neither_selection_nor_scroll_position(panel, actions):
+    many = tuple(SliceConfidence(n, 0.5, prompted=True, kinds="points 1+") for n in range(60))
+    panel.show(a_state(confidences=many, current=3))
+    panel.widget.findChild(qt.QToolButton, "promptsButton").click()
+    shown(panel.widget)
+    table = prompts_table(panel)
+    table.setCurrentCell(5, 1)  # a click on the second column
+    panel.show(a_state(confidences=many, current=5))
+    bar = table.verticalScrollBar()
+    bar.value = bar.maximum
+    for done in range(3):
+        panel.show(a_state(confidences=many, current=5, progress=(done, 60)))
+        assert (table.currentRow(), table.currentColumn()) == (5, 1)
+        assert bar.value == bar.maximum > 0
+    panel.show(a_state(confidences=many, current=6))
+    assert (table.currentRow(), len(table.selectedItems())) == (6, 2)
+    assert actions.calls == [("jumpTo", 5)]
 
 
 def test_the_kinds_of_prompts_are_named_and_points_counted_by_sign():

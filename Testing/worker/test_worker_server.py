@@ -12,10 +12,14 @@ import psutil
 import pytest
 import torch
 from medsam2_core.errors import ProtocolError
+from medsam2_core.export.measurements import measure
+from medsam2_core.imaging.geometry import Geometry
+from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session
 from medsam2_core.version import __version__
 from medsam2_core.worker.incoming import IncomingVolumes
+from medsam2_core.worker.measuring import measure_to_json
 from medsam2_core.worker.messages import prompt_to_json, slice_mask_to_json
 from medsam2_core.worker.protocol import encode
 from medsam2_core.worker.server import RequestLoop, RequestQueue, describe_error
@@ -65,6 +69,43 @@ def here():
 def figures(mask):
     """All a slice mask says."""
     return replace(mask, probabilities=None)
+
+
+# Diameters --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_segment_is_measured_as_the_export_measures_it(ready, axis):
+    k, j, i = np.mgrid[:12, :30, :20]
+    mask_kji = ((i - 9) / 7) ** 2 + ((j - 14) / 11) ** 2 + ((k - 6) / 4) ** 2 <= 1
+    geometry = Geometry(np.diag([-0.5, -0.7, 2.0, 1.0]), (20, 30, 12))
+    (known,) = measure(Segmentation.from_masks(geometry, {"one": mask_kji}), axis)
+    arrays = {}
+    fields = measure_to_json(mask_kji, geometry.ijk_to_ras, axis, arrays)
+    assert np.prod(fields["shape_kji"]) < mask_kji.size, "only the part with voxels"
+    expected = [known.longest.length_mm, known.perpendicular.length_mm]
+    assert ready.ask("measure", arrays, **fields)["diameters_mm"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"shape_kji": [2, 2]}, "message-field"),
+        ({"shape_kji": [1 << 20, 1 << 20, 1 << 20]}, "message-field"),
+        ({"shape_kji": [2, 2, 30]}, "message-field"),
+        ({"mask": "none"}, "message-field"),
+        ({"axis": "x"}, "message-field"),
+        ({"ijk_to_ras": [[1, 2], [3]]}, "message-field"),
+        ({"ijk_to_ras": np.zeros((4, 4)).tolist()}, None),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(ready, wrong, code):
+    arrays = {}
+    fields = measure_to_json(np.ones((2, 2, 2), bool), np.eye(4), 2, arrays)
+    answer = ready.refused("measure", arrays, **{**fields, **wrong})
+    assert answer["kind"] != "InternalError" and code in (None, answer["code"])
+    empty = ready.refused("measure", {"a0": np.zeros(1, np.uint8)}, **fields)
+    assert empty["code"] == "empty-segment"
 
 
 # The beginning and the end ----------------------------------------------------------------------------------

@@ -150,7 +150,10 @@ def fillTable(table: qt.QTableWidget, rows: Sequence[tuple[Sequence[str], str]],
 
 
 def selectOnly(table: qt.QTableWidget, row: int) -> None:
-    """Select a row, -1 for none, without a signal."""
+    """Select a row, -1 for none, without a signal; a row that is selected keeps its current cell."""
+    selected = table.currentRow() if table.selectedItems() else -1
+    if selected == row:
+        return
     before = table.blockSignals(True)
     if row >= 0:
         table.selectRow(row)

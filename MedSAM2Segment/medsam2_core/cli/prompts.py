@@ -7,7 +7,7 @@ Coordinates are in the space that ``--space`` names: ``ijk`` array indices (voxe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -203,7 +203,7 @@ def diameter_facts(
         return {"drawn_mm": [], "diameters_mm": []}
     from medsam2_core.export.measurements import measure
 
-    (found,) = measure(_with_slices_along_k(segmentation, name, stack.array_axis))
+    (found,) = measure(replace(segmentation, segments=(segmentation[name],)), stack.array_axis)
     diameters = [one.length_mm for one in (found.longest, found.perpendicular) if one is not None]
     both = {
         "drawn": [round(length, 2) for length in lines[name]],
@@ -214,23 +214,6 @@ def diameter_facts(
         in_pixels = segmentation.known_spacing == "none"
         facts |= {f"{what}_mm": None, f"{what}_pixels": lengths} if in_pixels else {f"{what}_mm": lengths}
     return facts
-
-
-def _with_slices_along_k(segmentation: Segmentation, name: str, axis: int) -> Segmentation:
-    """Return one object with its array axes in another order, so that slices are those of constant k."""
-    from medsam2_core.imaging.geometry import Geometry
-    from medsam2_core.imaging.segmentation import Segment, Segmentation
-
-    order = [*(other for other in range(3) if other != axis), axis]
-    shape = np.array(segmentation.geometry.shape_ijk)[order].tolist()
-    geometry = Geometry(segmentation.geometry.ijk_to_ras[:, [*order, 3]], (shape[0], shape[1], shape[2]))
-    known = segmentation[name]
-    part_kji = known.part_kji.transpose([2 - other for other in reversed(order)])
-    offset = np.array(known.offset_ijk)[order].tolist()
-    segment = Segment.from_part(
-        name, known.colour_rgb, part_kji, (offset[0], offset[1], offset[2]), geometry.shape_ijk
-    )
-    return Segmentation(geometry, (segment,), segmentation.provenance)
 
 
 def _inside(text: str, option: str, points: list[Position], space: PromptSpace) -> list[Line]:

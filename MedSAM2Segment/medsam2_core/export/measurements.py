@@ -11,8 +11,8 @@ through the gap between two lesions. Pixels that touch at a side or a corner are
 the piece: a necrotic centre or a vessel left out does not make a lesion smaller.
 
 **Longest diameter.** The greatest distance in mm between two points of the outline of one piece, in the
-acquired plane: slices are those of constant k. As with callipers, it may leave the object where that is
-concave.
+acquired plane: slices are those of constant k, unless another axis is named. As with callipers, it may leave
+the object where that is concave.
 
 **Perpendicular diameter.** The longest straight line at right angles to it, in mm and not in pixels, that
 runs within the outline of the same piece from edge to edge, wherever along the longest that is. Where several
@@ -65,7 +65,7 @@ class Diameter:
     length_mm
         In millimetres.
     ends_ijk
-        Where it begins and ends, as continuous indices on the segmentation's grid; both have the same k.
+        Where it begins and ends, as continuous indices on the segmentation's grid, both in the same slice.
     ends_ras
         The same in RAS millimetres.
     """
@@ -86,7 +86,7 @@ class Measured:
     voxel_count, volume_ml
         Its voxels, and their volume in millilitres; None where the spacing is not known.
     k
-        The slice in which the diameters are; None for an object without voxels.
+        The slice in which the diameters are, along the axis of slices; None for an object without voxels.
     longest, perpendicular
         The two diameters as the module describes them; None for an object without voxels.
     """
@@ -99,22 +99,30 @@ class Measured:
     perpendicular: Diameter | None = None
 
 
-def measure(segmentation: Segmentation) -> tuple[Measured, ...]:
+def measure(segmentation: Segmentation, axis: int = 2) -> tuple[Measured, ...]:
     """Measure volume and diameters of every segment, in order.
 
     The grid may be oblique, sheared and of any spacing: lengths are those in the patient.
+
+    Parameters
+    ----------
+    axis
+        The array axis that slices are stacked along, 0 to 2 for i to k: diameters lie within slices.
     """
-    return tuple(_measured(segmentation, segment) for segment in segmentation)
+    return tuple(_measured(segmentation, segment, axis) for segment in segmentation)
 
 
-def _measured(segmentation: Segmentation, segment: Segment) -> Measured:
+def _measured(segmentation: Segmentation, segment: Segment, axis: int) -> Measured:
     count, volume_ml = segment.voxel_count, segmentation.volume_ml(segment.name)
     if count == 0:
         return Measured(segment.name, 0, 0.0)
-    mm_of_ij = _mm_of_ij(segmentation.geometry)
+    # Within this function i and j are the axes within a slice, and k is the one across.
+    order = [*(one for one in range(3) if one != axis), axis]
+    part_kji = segment.part_kji.transpose([2 - one for one in reversed(order)])
+    mm_of_ij = _mm_of_ij(segmentation.geometry, order[:2])
     ij_of_mm = np.linalg.inv(mm_of_ij)
     best_length, best = 0.0, None
-    for piece in sorted(_longest_pieces(segment.part_kji, mm_of_ij), key=lambda piece: piece.k):
+    for piece in sorted(_longest_pieces(part_kji, mm_of_ij), key=lambda piece: piece.k):
         lines = _outline(_without_holes(piece.mask_ji)) + piece.offset_ij
         lines_mm = lines @ mm_of_ij.T
         for ends_ij in piece.pairs_ij:
@@ -124,24 +132,24 @@ def _measured(segmentation: Segmentation, segment: Segment) -> Measured:
                 best_length, best = length, (piece.k, ends_ij, across_mm @ ij_of_mm.T)
     assert best is not None  # a piece has an outline, and every line across it a length
     part_k, longest_ij, across_ij = best
-    i, j, k = segment.offset_ijk
+    i, j, k = (segment.offset_ijk[one] for one in order)
     diameters = (
-        _diameter(segmentation.geometry, ends_ij + np.array([i, j]), part_k + k)
+        _diameter(segmentation.geometry, ends_ij + np.array([i, j]), part_k + k, order)
         for ends_ij in (longest_ij, across_ij)
     )
     return Measured(segment.name, count, volume_ml, part_k + k, *diameters)
 
 
-def _mm_of_ij(geometry: Geometry) -> NDArray[np.float64]:
-    """Return (2, 2) from steps along i and j to millimetres in their plane, whatever their angle."""
-    axes = geometry.ijk_to_ras[:3, :2]
+def _mm_of_ij(geometry: Geometry, in_plane: list[int]) -> NDArray[np.float64]:
+    """Return (2, 2) from steps along two axes to millimetres in their plane, whatever their angle."""
+    axes = geometry.ijk_to_ras[:3, in_plane]
     return np.linalg.cholesky(axes.T @ axes).T
 
 
-def _diameter(geometry: Geometry, ends_ij: NDArray[np.float64], k: int) -> Diameter:
+def _diameter(geometry: Geometry, ends_ij: NDArray[np.float64], k: int, order: list[int]) -> Diameter:
     ends_ij = ends_ij.round(9) + 0.0  # an end at the edge of a pixel is there, and not -0.0
     ends_ij = ends_ij[np.lexsort(ends_ij.T)]  # the upper end first, the same every time
-    ends_ijk = np.column_stack([ends_ij, np.full(2, float(k))])
+    ends_ijk = np.column_stack([ends_ij, np.full(2, float(k))])[:, np.argsort(order)]
     ends_ras = geometry.to_ras(ends_ijk)
     length = float(np.linalg.norm(ends_ras[1] - ends_ras[0]))
     return Diameter(length, _positions(ends_ijk), _positions(ends_ras))

@@ -34,7 +34,7 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.version import __version__
 from medsam2_core.worker.connection import Connection, Timing
 from medsam2_core.worker.messages import SessionSettings, StackChoice
-from medsam2_core.worker.protocol import SEPARATE
+from medsam2_core.worker.protocol import SEPARATE, Arrays
 from medsam2_core.worker.requests import TOO_MANY_CRASHES, Call, Done, Failed, Progress, Request
 from medsam2_core.worker.session_client import SessionClient
 from medsam2_core.worker.transports import Transport
@@ -204,9 +204,10 @@ class WorkerClient:
         failed: Failed | None = None,
         progress: Progress | None = None,
         note: Callable[[str], None] | None = None,
+        arrays: Arrays | None = None,
     ) -> Request:
         """Send a request that belongs to no session: `status`, `models`, `install_model`, `train_auto`, …"""
-        request = Request(type, dict(fields or {}), done=done, failed=failed, progress=progress, note=note)
+        request = Request(type, dict(fields or {}), arrays or {}, done, failed, progress, note)
         request.is_replayed = type not in _NOT_REPLAYED
         if self.refusal is not None:
             request.fail(self.refusal, self.calls)

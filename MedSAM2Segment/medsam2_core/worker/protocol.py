@@ -31,8 +31,8 @@ PROTOCOLS = (3,)
 IMMEDIATE = frozenset(
     {"hello", "bye", "ping", "cancel", "prefetch", "status", "close_session", "close_volume"}
 )
-#: Requests carried out in separate processes, beside the computation.
-SEPARATE = frozenset({"train_auto", "export"})
+#: Requests carried out in processes or threads of their own, beside the computation.
+SEPARATE = frozenset({"train_auto", "export", "measure"})
 #: Requests that yield to all others.
 PREEMPTIBLE = frozenset({"propagate", "auto"})
 

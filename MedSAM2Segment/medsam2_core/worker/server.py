@@ -19,6 +19,7 @@ from medsam2_core.version import __version__
 from medsam2_core.worker import model_requests, subprocesses, system
 from medsam2_core.worker.incoming import IncomingVolumes
 from medsam2_core.worker.jobs import Answer, Job
+from medsam2_core.worker.measuring import Measurements
 from medsam2_core.worker.protocol import (
     PROTOCOLS,
     Arrays,
@@ -188,6 +189,7 @@ class RequestLoop:
         #: Requests carried out beside the computation, by type.
         self.separate: dict[str, Any] = {
             "install_model": downloads,
+            "measure": Measurements(self.finish),
             "export": exports,
             "train_auto": trainings,
         }
@@ -403,7 +405,7 @@ class Server:
             elif kind == "open_volume":
                 self._volumes.open(number, fields)
             elif kind in self.loop.separate:
-                self.loop.separate[kind].start(Job(number, kind, fields))
+                self.loop.separate[kind].start(Job(number, kind, fields, frame.arrays))
             elif kind in self.loop.handlers:
                 self._queue.add(Job(number, kind, fields, frame.arrays))
             else:
