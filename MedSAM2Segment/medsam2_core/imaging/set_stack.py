@@ -1,12 +1,12 @@
 """An image set as slices to be prompted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medsam2_core.errors import GeometryError
+from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.imaging.image_set import ImageSet
 from medsam2_core.imaging.slices import SliceStack
 
@@ -60,6 +60,10 @@ class SetStack(SliceStack):
     def part_of(self, mask_hw: NDArray[np.bool_], n: int) -> tuple[NDArray[np.bool_], tuple[int, int, int]]:
         """Return the (1, H, W) mask of an image, and where it begins."""
         return mask_hw[np.newaxis], (0, 0, self.checked(n))
+
+    def volume_mask(self, masks: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Raise PromptError: there is no volume."""
+        raise PromptError("a set of images has no volume: use the masks of its images", code="no-volume")
 
     def put(self, mask_hw: NDArray[Any], n: int, volume_mask_kji: NDArray[np.bool_]) -> None:
         """Raise GeometryError: there is no common grid."""

@@ -1,6 +1,6 @@
 """The prompts and masks of a session's objects, and which slices changed since the last propagation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count as counting
 from typing import Any
@@ -15,6 +15,7 @@ from medsam2_core.imaging.slice_mask import SliceMask, check_shape, check_slice
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import Box, MaskPrompt, PixelPrompts, Point, Prompt, PromptSet, SlicePrompts
 from medsam2_core.prompts.slice_prompts import mask_on_slice, resolve, slices_of
+from medsam2_core.session.provenance import Provenance
 
 # Every change has a number of its own: a slice changed twice is not the slice changed once.
 _numbers = counting()
@@ -114,7 +115,7 @@ class ObjectsSnapshot:
     prompts: dict[str, list[Prompt]]
     states: dict[str, ObjectState]
     changes: ChangedSlices
-    made: dict[str, Any]
+    facts: dict[str, Any]
 
     def compact(self) -> "ObjectsSnapshot":
         """Return the same prompts and masks, without the tensors that only improve a later click slightly."""
@@ -130,26 +131,25 @@ class SessionObjects:
         All prompts by object, in IJK.
     changes
         Slices that the next propagation has to follow.
-    made
-        Of the provenance: what prompts and settings do not tell. Its values are replaced, never changed.
+    provenance
+        What was done to them.
     """
 
-    def __init__(self, stack: SliceStack, tracker: Tracker) -> None:
-        self._stack, self._tracker = stack, tracker
+    def __init__(self, stack: SliceStack, tracker: Tracker, provenance: Provenance) -> None:
+        self._stack, self._tracker, self.provenance = stack, tracker, provenance
         self.prompts = PromptSet()
         self.changes = ChangedSlices()
-        self.made: dict[str, Any] = {}
 
     def snapshot(self) -> ObjectsSnapshot:
         """Return everything known, for :meth:`restore_snapshot`. Cheap: masks and tensors are shared."""
-        prompts = {name: list(of_object) for name, of_object in self.prompts}
-        return ObjectsSnapshot(prompts, self._tracker.snapshot(), self.changes.copied(), dict(self.made))
+        prompts, facts = {name: list(given) for name, given in self.prompts}, dict(self.provenance.facts)
+        return ObjectsSnapshot(prompts, self._tracker.snapshot(), self.changes.copied(), facts)
 
     def restore_snapshot(self, state: ObjectsSnapshot) -> None:
         """Go back to a snapshot; it can be restored again later."""
         self.prompts = PromptSet({name: list(prompts) for name, prompts in state.prompts.items()})
         self._tracker.restore(state.states)
-        self.changes, self.made = state.changes.copied(), dict(state.made)
+        self.changes, self.provenance.facts = state.changes.copied(), dict(state.facts)
 
     def remove(self, name: str) -> None:
         """Remove an object with its prompts and masks."""
@@ -247,6 +247,11 @@ class SessionObjects:
         for name in self.prompts.names:
             found.objects[name] = [_on_first_slice(prompt) for prompt in self._partition(name, n)[0]]
         return found
+
+    def results(self, name: str) -> Iterator[SliceMask]:
+        """Return the masks of an object's slices segmented so far, ascending."""
+        self.prompts.of(name)
+        return self._tracker.results(name) if name in self._tracker.object_ids else iter(())
 
     def mask(self, name: str, n: int) -> SliceMask | None:
         """Return the mask of a slice, or None."""

@@ -39,18 +39,16 @@ from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import MemoryPolicy
 from medsam2_core.engine.model import SegmentationModel, load_model
-from medsam2_core.engine.options import Direction, TrackerOptions, memory_name, memory_policy, zoom_is_on
-from medsam2_core.engine.propagation import Propagation, Step
+from medsam2_core.engine.options import Direction, TrackerOptions, memory_policy, zoom_is_on
+from medsam2_core.engine.propagation import Propagation
 from medsam2_core.engine.sources import ImageSource, SetImages, StackImages
-from medsam2_core.engine.states import ObjectState
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
-from medsam2_core.export.dicom.coding import coded_by_name
 from medsam2_core.imaging.image_set import ImageSet
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.reading import read_volume
-from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
+from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.set_stack import SetStack
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
@@ -58,9 +56,11 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Prompt, PromptSet, SlicePrompts
 from medsam2_core.prompts.shapes import kept_slices
 from medsam2_core.prompts.slice_prompts import by_slice, resolve, validate
-from medsam2_core.session.history import History, UndoStep
+from medsam2_core.session.history import History
 from medsam2_core.session.objects import ObjectsSnapshot, SessionObjects
-from medsam2_core.version import __version__
+from medsam2_core.session.output import SessionOutput
+from medsam2_core.session.propagating import PropagationPlan, RecordedPropagation
+from medsam2_core.session.provenance import Provenance
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
@@ -124,11 +124,11 @@ class Session:
         encoder = SliceEncoder(model, source, cache)
         if memory == "auto":
             memory = "prompted" if isinstance(volume, ImageSet) else "recent"
-        self._memory = memory_policy(memory)
-        self.tracker = Tracker(model, encoder, self._memory, options)
-        self._objects = SessionObjects(self.stack, self.tracker)
-        self._auto_predictions: dict[str, AutoPrediction] = {}
-        self._is_tracked = False
+        policy = memory_policy(memory)
+        self.tracker = Tracker(model, encoder, policy, options)
+        self._provenance = Provenance(self.tracker, self.stack, self.window, policy)
+        self._objects = SessionObjects(self.stack, self.tracker, self._provenance)
+        self._output = SessionOutput(volume, self.stack, self.tracker, self._objects)
         self._history: History[ObjectsSnapshot] = History(
             self._objects.snapshot,
             self._objects.restore_snapshot,
@@ -389,11 +389,11 @@ class Session:
             self._objects.check(n, given)
         with self._history.step(f"restore {name}"):
             self._objects.restore(name, slices, tracked)
-            self._is_tracked |= propagated or bool(tracked)  # a picture has nothing to track
+            self._provenance.is_tracked |= propagated or bool(tracked)  # a picture has nothing to track
             if propagated:
                 known = {} if limits is None else {name: limits}
                 self._objects.changes.mark_synced([name], None, self._objects.changes.copied(), known)
-                self._record_limits({name}, known)
+                self._provenance.note_limits({name}, known)
         return {n: self._objects.mask(name, n) for n in slices}
 
     def unprompt(self, name: str, n: int) -> None:
@@ -476,8 +476,8 @@ class Session:
             # What tracking would find is known, or was not wanted: only later changes have to be propagated.
             changes = self._objects.changes
             changes.mark_synced(present, None, changes.copied())
-        self._auto_predictions |= present
-        self._is_tracked |= bool(present)
+        self._output.auto_predictions |= present
+        self._provenance.is_tracked |= bool(present)
         return found
 
     def find_like(
@@ -544,10 +544,9 @@ class Session:
 
     @contextmanager
     def _edit(self, step: str) -> Iterator[None]:
-        """Begin a step of the user; after tracking, the result is one that was corrected in several steps."""
+        """Begin a step of the user."""
         with self._history.step(step):
-            if self._is_tracked:
-                self._objects.made["continued"] = True
+            self._provenance.note_edit()
             yield
 
     def _take_known(
@@ -555,8 +554,7 @@ class Session:
     ) -> list[str]:
         """Make objects of what was found, as one step; return the names of what was not."""
         with self._history.step(step):
-            made = self._objects.made
-            made["found_by"] = list(dict.fromkeys([*made.get("found_by", ()), found_by]))
+            self._provenance.note_search(found_by)
             for name, slices in found.items():
                 self._objects.prompts.add_object(name)
                 for n, given in slices.items():
@@ -599,104 +597,23 @@ class Session:
         should_cancel
             Asked before every slice; :class:`~medsam2_core.errors.Cancelled` is raised while iterating.
         """
-        known = list(self.tracker.prompted_ids if names is None else names)
-        if not known:
-            way_out = "prompt an object first" if names is None else "name an object, or leave names out"
-            raise PromptError(f"nothing to propagate: {way_out}", code="nothing-to-propagate")
-        states = [self.tracker.state(name) for name in known]  # refuses what was never prompted
-        towards = _direction(direction)
-        stop_after_absent = stop_after_absent if self.tracker.source.ordered else None
-        own = {name: limits[name] for name in known if limits and name in limits}
-        ranges = self._ranges(states, own, first, last, stop_after_absent)
-        steps = [
-            step
-            for (low, high), together in ranges.items()
-            for step in self.tracker.plan(together, low, high, towards)
-        ]
-        followed = {step.object_id for step in steps}
-        # What changes from now on is not in this plan, even if it does before the first result.
-        since = self._objects.changes.copied()
-
-        def finish() -> None:
-            if first is None and last is None and towards is Direction.BOTH:
-                self._objects.changes.mark_synced(followed, stop_after_absent, since, own)
-
-        begin = partial(self._record, followed, own, first, last, overlap)
-        take = self.tracker.step_taker(steps, stop_after_absent, overlap)
-        return _RecordedPropagation(steps, take, should_cancel, self._history, begin, finish)
-
-    def _record(
-        self,
-        followed: set[str],
-        limits: Mapping[str, tuple[int, int]],
-        first: int | None,
-        last: int | None,
-        overlap: bool,
-    ) -> None:
-        """Note for the provenance how these objects are propagated."""
-        if not followed:
-            return
-        self._is_tracked = True
-        made = self._objects.made
-        if first is not None or last is not None:
-            made["propagated"] = [first, last]
-        made.pop("overlap", None)
-        if not overlap:
-            made["overlap"] = "no"
-        self._record_limits(followed, limits)
-
-    def _record_limits(self, names: set[str], limits: Mapping[str, tuple[int, int]]) -> None:
-        """Note the limits of these objects, or that they have none; others keep theirs."""
-        earlier = self._objects.made.pop("limits", {})
-        kept = {name: limit for name, limit in earlier.items() if name not in names}
-        kept |= {name: list(limits[name]) for name in limits if name in names}
-        if kept:
-            self._objects.made["limits"] = kept
-
-    def _ranges(
-        self,
-        states: Sequence[ObjectState],
-        limits: Mapping[str, tuple[int, int]],
-        first: int | None,
-        last: int | None,
-        patience: int | None,
-    ) -> dict[tuple[int | None, int | None], list[str]]:
-        """Return the objects by the range of slices that has to be segmented again."""
-        count, ordered = len(self.stack), self.tracker.source.ordered
-        found: dict[tuple[int | None, int | None], list[str]] = {}
-        for state in states:
-            name = state.object_id
-            allowed = self._within(limits.get(name, (0, count - 1)), first, last)
-            reach: tuple[int | None, int | None] | None = allowed if name in limits else (first, last)
-            if first is None and last is None and allowed is not None:
-                reach = self._objects.changes.reach(state, allowed, count, patience, ordered)
-            if reach is not None:
-                found.setdefault(reach, []).append(name)
-        return found
-
-    def _within(self, limit: tuple[int, int], first: int | None, last: int | None) -> tuple[int, int] | None:
-        """Return what an object's own range and that of all have in common; None for nothing."""
-        low, high = limit
-        if low > high:
-            message = f"the range {low} to {high} is empty: give the lower slice first"
-            raise PromptError(message, code="empty-range", first=low, last=high)
-        low, high = max(low, first or 0), min(high, len(self.stack) - 1 if last is None else last)
-        return (low, high) if low <= high else None
+        plan = PropagationPlan(
+            self.tracker, self._objects, names, first, last, direction, stop_after_absent, limits
+        )
+        begin = partial(self._provenance.note_propagation, plan.names, plan.limits, first, last, overlap)
+        take = self.tracker.step_taker(plan.steps, plan.patience, overlap)
+        return RecordedPropagation(plan.steps, take, should_cancel, self._history, begin, plan.finish)
 
     def mask_kji(self, name: str) -> NDArray[np.bool_]:
         """Return the (K, J, I) mask of an object on the volume's grid; empty when nothing is segmented.
 
         PromptError ``no-volume`` for an image set: use :meth:`results`, or the segmentation of an image.
         """
-        self._objects.prompts.of(name)
-        if name not in self.tracker.object_ids:
-            return np.zeros(self.volume.voxels_kji.shape[:3], dtype=bool)
-        return self.stack.volume_mask({r.n: r.mask_hw for r in self.tracker.results(name)})
+        return self._output.mask_kji(name)
 
     def results(self, name: str) -> Iterator[SliceMask]:
         """Return the masks of an object's slices segmented so far, ascending."""
-        self._objects.prompts.of(name)
-        return self.tracker.results(name) if name in self.tracker.object_ids else iter(())
+        return self._objects.results(name)
 
     def segmentation(self, n: int | None = None) -> Segmentation:
         """Return all objects on the volume's grid, with what they were made from.
@@ -708,49 +625,20 @@ class Session:
         n
             Of a set of images: which image.
         """
-        segments = (self._as_segment(number, name, n) for number, name in enumerate(self.object_names))
         if n is None:
-            return coded_by_name(Segmentation(self.volume.geometry, tuple(segments), self.provenance()))
-        image = self.images[self.stack.checked(n)]
-        facts = self._provenance(self._objects.prompts_of_image(n), image.known_spacing)
-        facts["prompted_images"] = [
-            self.images.facts[m].name for m in self._objects.prompted_slices() if m != n
-        ]
-        return coded_by_name(Segmentation(image.geometry, tuple(segments), facts))
+            return self._output.segmentation(self.volume.geometry)
+        return self._output.segmentation_of_image(self.images, n)
 
     def probabilities(self) -> Probabilities:
         """Return the probability of every voxel of every object, on the volume's grid; 8 bits, packed.
 
         A user's own masks are certain. PromptError when the session does not keep them.
         """
-        if not self.tracker.options.keeps_probabilities:
-            message = "no probabilities were kept: open the session with probabilities=True"
-            raise PromptError(message, code="no-probabilities")
-        maps = {name: {r.n: r.certainty for r in self.results(name)} for name in self.object_names}
-        facts = self.provenance()
-        present = [one.model for name, one in self._auto_predictions.items() if name in self.object_names]
-        if present:
-            facts["auto"] = ", ".join(sorted(set(present)))
-        return Probabilities.of_stack(self.stack, maps, facts)
+        return self._output.probabilities()
 
     def provenance(self) -> dict[str, Any]:
         """Return how the masks came about: prompts, model, window, software."""
-        spacing = "all" if isinstance(self._volume, ImageSet) else self._volume.known_spacing
-        return self._provenance(self._objects.prompts, spacing)
-
-    def _provenance(self, prompts: PromptSet, spacing: str) -> dict[str, Any]:
-        return {
-            "prompts": prompts.to_json(),
-            **self.model.provenance(),
-            **({} if spacing == "all" else {"known_spacing": spacing}),
-            "image_size": self.model.image_size,
-            "window": self.window.to_dict(),
-            "slices": self.stack.key,
-            "zoom": "auto" if self.tracker.options.zoom else "off",
-            "memory": memory_name(self._memory),
-            "software": f"MedSAM2Segment {__version__}",
-            **self._objects.made,
-        }
+        return self._output.provenance()
 
     @property
     def undo_steps(self) -> list[str]:
@@ -764,68 +652,3 @@ class Session:
         tracked is then answered from its mask, no longer from the logits and memories behind it.
         """
         return self._history.undo()
-
-    def _as_segment(self, number: int, name: str, n: int | None) -> Segment:
-        if n is not None:
-            mask = self._objects.mask(name, n)
-            mask_kji = np.zeros((1, *self.stack.shape_of(n)), bool) if mask is None else mask.mask_hw[None]
-            confidence = "0" if mask is None else f"{mask.confidence:.3f}"
-            return Segment(name, default_colour(number), mask_kji, tags={"MedSAM2.confidence": confidence})
-        values = [mask.confidence for mask in self.results(name) if not mask.is_empty]
-        tags = {"MedSAM2.confidence": f"{np.mean(values):.3f}" if values else "0"}
-        known, prompts = self._auto_predictions.get(name), self._objects.prompts.of(name)
-        if known is None or not known.is_source_of(prompts):
-            return Segment(name, default_colour(number), self.mask_kji(name), tags=tags)
-        tags |= known.tags(prompts)
-        return Segment(name, known.colour_rgb, self.mask_kji(name), known.coded, tags)
-
-
-class _RecordedPropagation(Propagation):
-    """A propagation that is one undo step from its first result on.
-
-    Parameters
-    ----------
-    begin
-        Called before the first step.
-    finish
-        Called after the last result.
-    """
-
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        take: Callable[[Step], list[SliceMask]],
-        should_cancel: Callable[[], bool] | None,
-        history: History[ObjectsSnapshot],
-        begin: Callable[[], None],
-        finish: Callable[[], None],
-    ) -> None:
-        super().__init__(steps, take, should_cancel)
-        self._history, self._begin, self._finish = history, begin, finish
-        self._before: UndoStep[ObjectsSnapshot] | None = None
-        self._is_recorded = self._is_finished = False
-
-    def __next__(self) -> SliceMask:
-        if self._before is None:
-            self._before = self._history.capture("propagate")
-            self._begin()
-        try:
-            mask = super().__next__()
-        except StopIteration:
-            if self.is_complete and not self._is_finished:
-                self._is_finished = True
-                self._finish()
-            raise
-        if not self._is_recorded:
-            self._is_recorded = True
-            self._history.push(self._before)
-        return mask
-
-
-def _direction(direction: Direction | str) -> Direction:
-    try:
-        return Direction(direction)
-    except ValueError as error:
-        choices = ", ".join(one.value for one in Direction)
-        message = f"unknown direction {direction!r}: use one of {choices}"
-        raise PromptError(message, code="unknown-direction", direction=str(direction)) from error
