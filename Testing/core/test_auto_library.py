@@ -96,7 +96,7 @@ def test_a_third_of_a_name_is_numbered_too(place):
 
 @pytest.mark.parametrize("name", ["", " . ", "///", "?"])
 def test_a_name_of_nothing_is_refused(place, name):
-    with raises("bad-auto-model-name", ExportError):
+    with raises("bad-model-name", ExportError):
         library.free_path(name, place)
 
 

@@ -8,10 +8,10 @@ import psutil
 import pytest
 from medsam2_core.auto.model_file import read_card
 from medsam2_core.errors import Cancelled, ProtocolError, TrainingError
-from medsam2_core.worker.job_messages import TrainRequest
+from medsam2_core.worker.job_messages import FineTuneRequest, TrainAutoRequest
 from medsam2_core.worker.jobs import Job
 from medsam2_core.worker.protocol import dataclass_from_json
-from medsam2_core.worker.subprocesses import Trainings, train_arguments
+from medsam2_core.worker.subprocesses import Trainings
 from support.real_worker import RealWorker, a_ball, a_point
 
 SOON = {"image_size": 64, "folds": 0, "threads": 1}  # what takes seconds instead of minutes
@@ -165,6 +165,7 @@ def test_lines_that_are_not_of_a_training_are_passed_over(place):
         "print('a library prints this')\nprint('[1, 2]')\n"
         "print(json.dumps({'stage': 'problem', 'message': 'case1: no labels'}))\n"
         "print(json.dumps({'stage': 'training', 'done': 3, 'total': 'many', 'dice': 0.5}))\n"
+        "print(json.dumps({'stage': 'training', 'done': 4, 'total': 9, 'seconds_left': 240.3}))\n"
         "told = {'code': 'disk-full', 'fields': {}, 'message': 'the disk is full'}\n"
         "print(json.dumps({'stage': 'error', 'error': told}))\n"
         "raise SystemExit(2)\n"
@@ -175,7 +176,11 @@ def test_lines_that_are_not_of_a_training_are_passed_over(place):
     assert isinstance(error, TrainingError)
     assert (error.code, str(error)) == ("disk-full", "the disk is full")
     messages = [(one["done"], one["total"], one["message"]) for one in ended.told]
-    assert messages == [(0, None, "case1: no labels"), (3, None, "training, Dice 0.50")]
+    assert messages == [
+        (0, None, "case1: no labels"),
+        (3, None, "training, Dice 0.50"),
+        (4, 9, "training, about 4 min left"),
+    ]
 
 
 def test_a_process_that_dies_is_reported_with_its_last_line(place):
@@ -194,28 +199,81 @@ def test_one_that_is_cancelled_before_it_began_never_begins(place):
     assert isinstance(ended.wait(), Cancelled)
 
 
-def test_fields_become_the_arguments_of_the_command(tmp_path):
+def test_fields_become_the_arguments_of_the_command():
     fields = {
         **{"type": "train_auto", "id": 3, "data": "folder", "name": "n", "base": "embedded", "shots": 10},
         **{"minutes": 2.5, "classes": ["liver", "left kidney"], "skip_bad": True, "decoder": "lora"},
         **{"window": None},
     }
-    words = train_arguments(
-        dataclass_from_json(TrainRequest, fields, "train_auto"), tmp_path / "n.medsam2auto"
-    )
-    assert words[:4] == ["folder", "--out", str(tmp_path / "n.medsam2auto"), "--json-progress"]
+    words = dataclass_from_json(TrainAutoRequest, fields, "train_auto").arguments("n.medsam2auto")
+    assert words[:4] == ["folder", "--out", "n.medsam2auto", "--json-progress"]
     assert words[4:] == [
-        *("--base", "embedded", "--decoder", "lora", "--shots", "10", "--minutes", "2.5"),
-        *("--classes", "liver,left kidney", "--skip-bad"),
+        *("--base", "embedded", "--classes", "liver,left kidney", "--minutes", "2.5", "--skip-bad"),
+        *("--shots", "10", "--decoder", "lora"),
     ]
+    fields = {"data": "folder", "name": "n", "train": "lora", "learning_rate": 0.0002, "resume": True}
+    words = dataclass_from_json(FineTuneRequest, fields, "train_finetune").arguments("n.safetensors")
+    assert words[4:] == ["--train", "lora", "--learning-rate", "0.0002"]
 
 
+@pytest.mark.parametrize("request_type", [TrainAutoRequest, FineTuneRequest])
 @pytest.mark.parametrize(
-    "wrong", [{"shots": -1}, {"shots": "ten"}, {"minutes": True}, {"classes": "liver"}, {"classes": ["a,b"]}]
+    "wrong", [{"steps": -1}, {"steps": "ten"}, {"minutes": True}, {"classes": "liver"}, {"classes": ["a,b"]}]
 )
-def test_nonsense_is_refused(wrong, tmp_path):
+def test_nonsense_is_refused(wrong, request_type):
     with pytest.raises(ProtocolError):
-        train_arguments(
-            dataclass_from_json(TrainRequest, {"data": "d", "name": "n", **wrong}, "train_auto"),
-            tmp_path / "n.medsam2auto",
-        )
+        dataclass_from_json(request_type, {"data": "d", "name": "n", **wrong}, "train")
+
+
+# Fine-tuning ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuner(tmp_path):
+    """A worker with a folder of models of its own."""
+    made = RealWorker(tmp_path, MEDSAM2_MODELS=str(tmp_path / "models"))
+    made.greet()
+    yield made
+    made.process.kill()
+    made.process.wait()
+
+
+QUICK = {"batch": 1, "measure": 1, "threads": 1}
+
+
+def test_a_fine_tuned_model_is_listed_used_and_removed(tuner, data, tmp_path):
+    number = tuner.send("train_finetune", data=str(data), name="embedded", steps=2, train="lora", **QUICK)
+    result = tuner.answer(number).header
+    assert result["type"] == "result", result
+    path = tmp_path / "models" / "own" / "embedded 2.safetensors"  # not the name of another model
+    assert result["path"] == str(path) and os.path.isdir(result["report"])
+    listed = tuner.ask("models")["models"]
+    (own,) = [model for model in listed if model["card"]]
+    assert own == result["model"]
+    assert (own["name"], own["installed"], own["removable"]) == ("embedded 2", True, True)
+    assert own["card"]["base"] == "embedded" and own["licence"] == "Apache-2.0"
+    tuner.answer(tuner.give(a_ball()))
+    tuner.open(model="embedded 2")
+    assert tuner.records(tuner.set_prompts("a", 12, a_point(50, 40, 12)))
+    # It can be trained further, under another name.
+    again = {"data": str(data), "name": "more", "base": "embedded 2", "steps": 1}
+    assert tuner.answer(tuner.send("train_finetune", **again, **QUICK)).header["model"]["name"] == "more"
+    assert tuner.ask("remove_model", name="embedded 2")["bytes"] == own["bytes"]
+    assert not path.exists() and not os.path.exists(result["report"])
+    assert [model["name"] for model in tuner.ask("models")["models"] if model["card"]] == ["more"]
+
+
+def test_a_fine_tuning_is_stopped_and_goes_on(tuner, data, tmp_path):
+    wish = {"data": str(data), "name": "discs", "steps": 100_000, **QUICK}
+    number = tuner.send("train_finetune", **wish)
+    until(tuner, number, lambda header: header.get("message", "").startswith("training"))
+    assert tuner.refused("train_auto", data=str(data), name="x", **SOON)["code"] == "already-training"
+    tuner.ask("cancel", request=number)
+    assert tuner.answer(number).header["kind"] == "Cancelled"
+    run = tmp_path / "models" / "own" / "discs.safetensors.run"
+    assert (run / "last.pt").exists() and not children(tuner)
+    number = tuner.send("train_finetune", **wish, resume=True)
+    until(tuner, number, lambda header: header.get("message", "").startswith("training"))
+    tuner.ask("cancel", request=None)
+    assert tuner.answer(number).header["kind"] == "Cancelled"
+    assert not run.with_name(run.name + ".old").exists()

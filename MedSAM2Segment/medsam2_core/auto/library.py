@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ from typing import Protocol
 from medsam2_core.auto.model_file import SUFFIX, AutoCard, read_card
 from medsam2_core.errors import CheckpointError, ExportError
 
-_REPORT, _RUN = "-report", SUFFIX + ".run"
+_REPORT = "-report"
 _LONGEST_NAME = 80
 _UNFIT = re.compile(r"[^\w .+()-]+")  # for the name of a file, on any system
 
@@ -118,38 +118,45 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(SUFFIX)
 
 
-def free_path(name: str, place: Path | None = None) -> Path:
+def free_path(
+    name: str, place: Path | None = None, suffix: str = SUFFIX, taken: Collection[str] = ()
+) -> Path:
     """Return the path of a new model: ``NAME.medsam2auto``, or ``NAME 2.medsam2auto`` if that exists.
 
     The folder is created.
 
+    Parameters
+    ----------
+    taken
+        Names that it may not have.
+
     Raises
     ------
     ExportError
-        ``bad-auto-model-name``, or ``output-not-writable`` for the folder.
+        ``bad-model-name``, or ``output-not-writable`` for the folder.
     """
     fit = _UNFIT.sub("_", name).strip(" .")[:_LONGEST_NAME].strip(" .")
     if not fit.strip("_"):
-        message = f"{name!r} cannot be the name of an Auto model: use letters and digits"
-        raise ExportError(message, code="bad-auto-model-name", name=name)
+        message = f"{name!r} cannot be the name of a model: use letters and digits"
+        raise ExportError(message, code="bad-model-name", name=name)
     place = folder() if place is None else place
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(
-            f"{place} cannot be made ({error.strerror or error}): name another folder in MEDSAM2_AUTO_MODELS",
+            f"{place} cannot be made ({error.strerror or error}): name another folder in MEDSAM2_MODELS",
             code="output-not-writable", path=str(place),
         ) from error  # fmt: skip
-    path, number = place / (fit + SUFFIX), 1
-    while os.path.lexists(path):
+    path, number = place / (fit + suffix), 1
+    while os.path.lexists(path) or path.name.removesuffix(suffix) in taken:
         number += 1
-        path = place / f"{fit} {number}{SUFFIX}"
+        path = place / f"{fit} {number}{suffix}"
     return path
 
 
 def run_folder(path: Path) -> Path:
     """Return the work folder of a training, which exists until its model is written to `path`."""
-    return path.with_name(path.name.removesuffix(SUFFIX) + _RUN)
+    return path.with_name(path.name + ".run")
 
 
 def remove(name: str | Path, place: Path | None = None) -> int:

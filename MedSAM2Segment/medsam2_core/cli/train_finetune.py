@@ -68,6 +68,11 @@ class TrainFinetune:
     encoder_factor: Rate of the image encoder, as a share.
     layer_decay: Factor from each block of the encoder to the one before.
     loss TERM=WEIGHT,…: Weights of focal, bce, dice, iou, presence.
+    warm_up: Steps in which the rate rises to its peak.
+    last_rate: Rate at the end, as a share of the peak.
+    weight_decay: Of AdamW.
+    max_norm: Longer gradients are cut to this norm.
+    averaging: Decay of the averaged weights, which are the result.
     patience: Validations without progress before it ends; 0: never.
 
     Run
@@ -104,6 +109,11 @@ class TrainFinetune:
     encoder_factor: Annotated[float, typer.Option(min=0, max=1)] = 0.6
     layer_decay: Annotated[float, typer.Option(min=0.1, max=1)] = 0.9
     loss: str | None = None
+    warm_up: Annotated[int, typer.Option(min=0)] = 20
+    last_rate: Annotated[float, typer.Option(min=0, max=1)] = 0.1
+    weight_decay: Annotated[float, typer.Option(min=0, max=1)] = 0.1
+    max_norm: Annotated[float, typer.Option(min=1e-6)] = 0.1
+    averaging: Annotated[float, typer.Option(min=0, max=0.99999)] = 0.99
     patience: Annotated[int, typer.Option(min=0)] = 4
     measure: Annotated[int, typer.Option(min=0)] = 12
     resume: bool = False
@@ -188,6 +198,11 @@ class TrainFinetune:
             augmentation=FINE_TUNING if self.augmentation is None else read_augmentation(self.augmentation),
             window=self.window,
             axes=axes,
+            warm_up=self.warm_up,
+            last_rate=self.last_rate,
+            weight_decay=self.weight_decay,
+            clip=self.max_norm,
+            averaging=self.averaging,
             patience=self.patience,
             # fp16 would need scaled losses.
             precision="bf16" if choose_precision(model.device, self.precision).value == "bf16" else "fp32",

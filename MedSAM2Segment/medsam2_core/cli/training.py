@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,7 @@ class TrainingProgress:
         self._bar: Any = None
         self._update: Any = None
         self._last = 0
+        self._began, self._begun = 0.0, 0  # when the stage began, and with how many done
 
     def show(self, stage: str, done: int, total: int, dice: float | None = None) -> None:
         """Show that `done` of `total` of a stage are done; `dice` is that of the last validation."""
@@ -134,14 +136,24 @@ class TrainingProgress:
         if self._as_json:
             # At most about a hundred lines a stage.
             if done == total or done - self._last >= max(1, total // 100) or stage != self._stage:
+                if stage != self._stage:
+                    self._began, self._begun = time.monotonic(), done
                 self._stage, self._last = stage, done
-                print(json.dumps({"stage": stage, "done": done, "total": total, "dice": dice}), flush=True)
+                line = {"stage": stage, "done": done, "total": total, "dice": dice}
+                print(json.dumps({**line, "seconds_left": self._seconds_left(done, total)}), flush=True)
             return
         if stage != self._stage:
             self.end()
             self._stage, self._bar = stage, progress_bar(stage, total)
             self._update = self._bar.__enter__()
         self._update(done, "" if dice is None else f"(Dice {dice:.2f})")
+
+    def _seconds_left(self, done: int, total: int) -> float | None:
+        """Return how long the rest of the stage takes at the pace so far; None before it is known."""
+        if done <= self._begun:
+            return None
+        pace = (time.monotonic() - self._began) / (done - self._begun)
+        return round(pace * max(total - done, 0), 1)
 
     def show_training(self, progress: StageProgress) -> None:
         """Show the progress that a trainer reports."""

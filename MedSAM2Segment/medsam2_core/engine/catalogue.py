@@ -1,11 +1,13 @@
 """The catalogue of models: what they are, where they come from and what their licences require.
 
-The list itself is ``catalogue.json`` beside this file, meant to be read by people. Nothing here touches the
-network or needs torch.
+The list itself is ``catalogue.json`` beside this file, meant to be read by people. Models that the user has
+fine-tuned into the folder ``own`` are known by their names, too. Nothing here touches the network or needs
+torch.
 """
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,7 @@ from medsam2_core.engine.card import read_card
 from medsam2_core.errors import CatalogueError
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+OWN_SUFFIX = ".safetensors"
 # Of PromptRecipe, which is not imported here: the catalogue is read without torch.
 _RECIPE_FIELDS = (
     "draws_prompts", "disc_radius", "negative_radius", "cone_radius", "carries_mask", "least_iou",
@@ -91,6 +94,11 @@ class ModelEntry:
         """Whether it is a user's own file, not one of the catalogue."""
         return self.path is not None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a fine-tuned model in the folder of those, see :func:`own_folder`."""
+        return self.path is not None and self.path.parent == own_folder()
+
     def needed_bytes(self, volume_bytes: int) -> int | None:
         """Return about how much memory segmenting a volume of this size needs; None when not known."""
         return None if self.memory is None else self.memory + volume_bytes
@@ -140,14 +148,17 @@ class Catalogue:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Catalogue":
-        """Read the package's catalogue, or another file of the same form.
+        """Read the package's catalogue with the user's own models, or another file of the same form.
 
         Raises
         ------
         CatalogueError
             The file cannot be read, or an entry is wrong: which, and what.
         """
-        return _packaged() if path is None else _read(Path(path))
+        if path is not None:
+            return _read(Path(path))
+        packaged, own = _packaged(), {entry.name: entry for entry in _own_models()}
+        return cls({**packaged._entries, **{name: own[name] for name in own if name not in packaged.names}})
 
     def __iter__(self) -> Iterator[ModelEntry]:
         return iter(self._entries.values())
@@ -182,7 +193,8 @@ class Catalogue:
         path = Path(name_or_path)
         if _is_file(path):
             path = path.expanduser()
-            namesake = next((entry for entry in self if entry.filename == path.name), None)
+            published = (entry for entry in self if not entry.is_local)
+            namesake = next((entry for entry in published if entry.filename == path.name), None)
             return namesake.at(path) if namesake else ModelEntry.of_file(path)
         if path.suffix in CHECKPOINT_SUFFIXES or path.parent != Path("."):
             message = f"there is no checkpoint file {wanted!r}, and no model of that name"
@@ -190,6 +202,27 @@ class Catalogue:
         close = difflib.get_close_matches(wanted, self._entries, n=3, cutoff=0.5) or self._entries
         message = f"no model {wanted!r} in the catalogue; choose one of {', '.join(close)}"
         raise CatalogueError(message, code="unknown-model", model=wanted, closest=list(close))
+
+
+def models_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the user's folder of models: ``MEDSAM2_MODELS``, or ``models`` in the application data."""
+    if named := environment.get("MEDSAM2_MODELS"):
+        return Path(named).expanduser()
+    from platformdirs import user_data_dir
+
+    return Path(user_data_dir("MedSAM2Segment", appauthor=False)) / "models"
+
+
+def own_folder() -> Path:
+    """Return the folder of the models that were fine-tuned in 3D Slicer; it is made with the first one."""
+    return models_folder() / "own"
+
+
+def _own_models() -> Iterator[ModelEntry]:
+    for path in sorted(own_folder().glob(f"*{OWN_SUFFIX}")):
+        card = read_card(path)
+        if card is not None and not path.name.startswith("."):
+            yield replace(ModelEntry.of_file(path), title=f"{path.stem}, fine-tuned from {card.base}")
 
 
 def _is_file(path: Path) -> bool:

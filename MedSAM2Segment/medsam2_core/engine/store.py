@@ -9,12 +9,14 @@ licence.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
 from medsam2_core.engine.catalogue import ModelEntry
+from medsam2_core.engine.catalogue import models_folder as default_folder
 from medsam2_core.errors import CatalogueError, CheckpointError
 
 _BLOCK = 1 << 20
@@ -91,7 +93,7 @@ class Store:
         user's application data), ``MEDSAM2_OFFLINE_MODELS`` further folders, separated as in ``PATH``.
         """
         if models_folder is None:
-            models_folder = environment.get("MEDSAM2_MODELS") or _application_data() / "models"
+            models_folder = default_folder(environment)
         listed = environment.get("MEDSAM2_OFFLINE_MODELS", "").split(os.pathsep)
         return cls(models_folder, [*offline_folders, *filter(None, listed)])
 
@@ -214,13 +216,18 @@ class Store:
         return Verdict(path, found, size, against)
 
     def remove(self, entry: ModelEntry) -> Path:
-        """Delete a downloaded model with its receipt; files that are not ours stay.
+        """Delete a downloaded model with its receipt, or a fine-tuned one with its report; other files stay.
 
         Raises
         ------
         CatalogueError
             The model is not in our folder.
         """
+        if entry.path is not None and entry.is_own:
+            entry.path.unlink()
+            for ending in ("-report", ".run", ".run.old"):
+                shutil.rmtree(entry.path.with_name(entry.path.name + ending), ignore_errors=True)
+            return entry.path
         state, path = self.find(entry)
         ours = self.download_path(entry)
         if entry.is_local or entry.bundled or not ours.is_file():
@@ -263,9 +270,3 @@ def hash_file(path: Path, progress: Callable[[int, int], None] | None = None) ->
             if progress is not None:
                 progress(done, total)
     return digest.hexdigest(), done
-
-
-def _application_data() -> Path:
-    from platformdirs import user_data_dir
-
-    return Path(user_data_dir("MedSAM2Segment", appauthor=False))

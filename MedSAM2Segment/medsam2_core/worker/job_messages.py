@@ -57,7 +57,7 @@ class AutoRequest(_JobRequest):
 
 @dataclass(frozen=True)
 class TrainRequest(_JobRequest):
-    """Training of an Auto model; the fields are options of `medsam2 train auto`.
+    """Training of a model; the fields are options of `medsam2 train auto` and `medsam2 train finetune`.
 
     Attributes
     ----------
@@ -73,14 +73,11 @@ class TrainRequest(_JobRequest):
     name: str
     base: str | None = None
     classes: tuple[str, ...] | None = None
-    shots: int | None = None
     minutes: float | None = None
-    decoder: str | None = None
     axis: str | None = None
     window: str | None = None
     device: str | None = None
     steps: int | None = None
-    folds: int | None = None
     threads: int | None = None
     image_size: int | None = None
     seed: int | None = None
@@ -91,6 +88,40 @@ class TrainRequest(_JobRequest):
         for name in self.classes or ():
             if not name.strip() or "," in name:
                 raise field_error("classes", self.classes, "must be names without commas")
+
+    def arguments(self, out: str) -> list[str]:
+        """Return the arguments of the command, without ``--resume``."""
+        arguments = [self.data, "--out", out, "--json-progress"]
+        for name, value in self.to_json().items():
+            if name in ("data", "name", "resume") or value is False:
+                continue
+            arguments.append("--" + name.replace("_", "-"))
+            if value is not True:
+                text = ",".join(value) if isinstance(value, list) else value
+                arguments.append(f"{text:g}" if isinstance(text, float) else str(text))
+        return arguments
+
+
+@dataclass(frozen=True)
+class TrainAutoRequest(TrainRequest):
+    """Training of an Auto model."""
+
+    shots: int | None = None
+    decoder: str | None = None
+    folds: int | None = None
+
+
+@dataclass(frozen=True)
+class FineTuneRequest(TrainRequest):
+    """Fine-tuning of a prompted model."""
+
+    train: str | None = None
+    dimension: str | None = None
+    clip: int | None = None
+    prompts: str | None = None
+    batch: int | None = None
+    learning_rate: float | None = None
+    measure: int | None = None
 
 
 @dataclass(frozen=True)

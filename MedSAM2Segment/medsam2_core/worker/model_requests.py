@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from medsam2_core.worker.protocol import checked
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model_file import AutoCard
+    from medsam2_core.engine.catalogue import ModelEntry
+    from medsam2_core.engine.store import Store
 
 _PAUSE_S = 0.2  # between two progress messages of a download
 
@@ -24,21 +27,25 @@ def list_models(fields: Mapping[str, Any]) -> dict[str, Any]:
     from medsam2_core.engine.store import Store
 
     store = Store.default()
-    models: list[dict[str, Any]] = []
-    for entry in Catalogue.load():
-        _, path = store.find(entry)
-        size = entry.bytes if entry.bytes is not None or path is None else path.stat().st_size
-        same = ("name", "title", "licence", "image_size", "memory", "attribution", "notice", "page")
-        models.append(
-            {
-                **{name: getattr(entry, name) for name in same},
-                "bytes": size,
-                "installed": path is not None,
-                "path": str(path) if path else None,
-                "removable": store.download_path(entry) == path,
-            }
-        )
-    return {"models": models}
+    return {"models": [model_to_json(entry, store) for entry in Catalogue.load()]}
+
+
+def model_to_json(entry: ModelEntry, store: Store) -> dict[str, Any]:
+    """Return one item of `models`; of a fine-tuned model with its card."""
+    from medsam2_core.engine.card import read_card
+
+    _, path = store.find(entry)
+    size = entry.bytes if entry.bytes is not None or path is None else path.stat().st_size
+    same = ("name", "title", "licence", "image_size", "memory", "attribution", "notice", "page")
+    card = read_card(entry.path) if entry.path is not None and entry.is_own else None
+    return {
+        **{name: getattr(entry, name) for name in same},
+        "bytes": size,
+        "installed": path is not None,
+        "path": str(path) if path else None,
+        "removable": entry.is_own or store.download_path(entry) == path,
+        "card": None if card is None else dataclasses.asdict(card),
+    }
 
 
 def remove_model(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def remove_model(fields: Mapping[str, Any]) -> dict[str, Any]:
     from medsam2_core.engine.store import Store
 
     store, entry = Store.default(), Catalogue.load().find(checked(fields, "name", str))
-    path = store.download_path(entry)
+    path = entry.path or store.download_path(entry)
     size = path.stat().st_size if path.is_file() else 0
     store.remove(entry)
     return {"bytes": size}

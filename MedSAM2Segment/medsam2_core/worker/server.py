@@ -191,7 +191,7 @@ class RequestLoop:
             "install_model": downloads,
             "measure": Measurements(self.finish),
             "export": exports,
-            "train_auto": trainings,
+            **dict.fromkeys(subprocesses.Trainings.kinds, trainings),
         }
         self.handlers: dict[str, Callable[[Job], Answer]] = {
             "hello": self._hello,

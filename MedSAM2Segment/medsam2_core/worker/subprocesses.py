@@ -24,10 +24,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from medsam2_core.errors import Cancelled, ExportError, MedSAM2Error, TrainingError
-from medsam2_core.worker.job_messages import ExportRequest, TrainRequest
+from medsam2_core.worker.job_messages import (
+    ExportRequest,
+    FineTuneRequest,
+    TrainAutoRequest,
+    TrainRequest,
+)
 from medsam2_core.worker.jobs import Finish, Job, Send
 from medsam2_core.worker.protocol import dataclass_from_json, field_error
 
@@ -209,9 +215,12 @@ def export_arguments(request: ExportRequest, folder: Path) -> list[str]:
 
 
 class Trainings(CommandRunner):
-    """Carries out `train_auto`, one at a time."""
+    """Carries out `train_auto` and `train_finetune`, one at a time."""
 
-    command = (*COMMAND, "train", "auto")
+    kinds: Mapping[str, type[TrainRequest]] = MappingProxyType(
+        {"train_auto": TrainAutoRequest, "train_finetune": FineTuneRequest}
+    )
+    command = (*COMMAND, "train")
     patience_s = 90.0
     stopped = "the training was stopped; to continue it, start it again with the same data"
     failure = TrainingError
@@ -225,13 +234,11 @@ class Trainings(CommandRunner):
         super().start(job)
 
     def run(self, job: Job) -> dict[str, Any]:
-        """Train a model in the library of Auto models; return its path, report and card."""
-        from medsam2_core.auto.library import free_path, run_folder
-        from medsam2_core.auto.model_file import read_card
-        from medsam2_core.worker.model_requests import auto_model_to_json
+        """Train a model in the folder of its kind; return its path, report and card."""
+        from medsam2_core.auto.library import run_folder
 
-        request = dataclass_from_json(TrainRequest, job.fields, "train_auto")
-        out = free_path(request.name)
+        request = dataclass_from_json(self.kinds[job.type], job.fields, job.type)
+        out = _free_path(request)
         is_resumed = request.resume and run_folder(out).exists()
         if not is_resumed:
             _set_aside(run_folder(out))
@@ -248,27 +255,34 @@ class Trainings(CommandRunner):
             elif progress and "error" not in progress:
                 self._send(job, _training_progress(progress, _in_words(progress)))
 
-        arguments = [*train_arguments(request, out), *(["--resume"] if is_resumed else [])]
-        self._execute(job, arguments, take_line)
+        arguments = [*request.arguments(str(out)), *(["--resume"] if is_resumed else [])]
+        self._execute(job, [job.type.removeprefix("train_"), *arguments], take_line)
         if not last:
             raise TrainingError(
                 "the training ended without a result: see the worker's log", code="no-summary"
             )
-        model = auto_model_to_json(out, read_card(out))
-        return {"path": str(out), "report": last.get("report"), "notes": notes, "model": model}
+        return {"path": str(out), "report": last.get("report"), "notes": notes, "model": _model_to_json(out)}
 
 
-def train_arguments(request: TrainRequest, out: Path) -> list[str]:
-    """Return the arguments of `medsam2 train auto`."""
-    arguments = [request.data, "--out", str(out), "--json-progress"]
-    names = ("base", "decoder", "axis", "window", "device", "shots", "steps", "folds", "threads")
-    for name in (*names, "image_size", "seed", "minutes"):
-        value = getattr(request, name)
-        if value is not None:
-            arguments += [_option(name), f"{value:g}" if isinstance(value, float) else str(value)]
-    if request.classes:
-        arguments += ["--classes", ",".join(request.classes)]
-    return [*arguments, *(["--skip-bad"] if request.skip_bad else [])]
+def _free_path(request: TrainRequest) -> Path:
+    from medsam2_core.auto.library import free_path
+    from medsam2_core.engine.catalogue import OWN_SUFFIX, Catalogue, own_folder
+
+    if isinstance(request, TrainAutoRequest):
+        return free_path(request.name)
+    return free_path(request.name, own_folder(), OWN_SUFFIX, Catalogue.load().names)
+
+
+def _model_to_json(path: Path) -> dict[str, Any]:
+    """Return a trained model as an item of `auto_models` or `models`."""
+    from medsam2_core.auto.model_file import SUFFIX, read_card
+    from medsam2_core.engine.catalogue import Catalogue
+    from medsam2_core.engine.store import Store
+    from medsam2_core.worker.model_requests import auto_model_to_json, model_to_json
+
+    if path.suffix == SUFFIX:
+        return auto_model_to_json(path, read_card(path))
+    return model_to_json(Catalogue.load().find(path.stem), Store.default())
 
 
 def _training_progress(progress: Mapping[str, Any], message: str) -> dict[str, Any]:
@@ -280,10 +294,17 @@ def _training_progress(progress: Mapping[str, Any], message: str) -> dict[str, A
 
 
 def _in_words(progress: Mapping[str, Any]) -> str:
-    message, dice = progress.get("message"), progress.get("dice")
+    message, dice, left = (progress.get(name) for name in ("message", "dice", "seconds_left"))
     text = message if isinstance(message, str) and message else str(progress.get("stage", ""))
-    is_known = isinstance(dice, int | float) and not isinstance(dice, bool)
-    return f"{text}, Dice {dice:.2f}" if is_known else text
+    if isinstance(dice, int | float) and not isinstance(dice, bool):
+        text = f"{text}, Dice {dice:.2f}"
+    if isinstance(left, int | float) and not isinstance(left, bool) and left > 0:
+        text = (
+            f"{text}, about {round(left)} s left"
+            if left < 90
+            else f"{text}, about {round(left / 60)} min left"
+        )
+    return text
 
 
 def _set_aside(run: Path) -> None:
