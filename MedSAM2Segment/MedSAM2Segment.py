@@ -27,8 +27,8 @@ class MedSAM2Segment(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Adds the effect <b>MedSAM2</b> to the Segment Editor: click a structure in a slice view, see "
             "its mask, and let it be followed through the volume. This page installs and removes what the "
-            "effect needs, lists the models, trains those that need no prompt (Auto) from "
-            "about ten labelled images, and exports segmentations for other systems. Nothing leaves this "
+            "effect needs, lists the models, trains models of your own on "
+            "labelled images, and exports segmentations for other systems. Nothing leaves this "
             "computer."
         )
         self.parent.acknowledgementText = _(

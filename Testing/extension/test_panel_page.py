@@ -8,17 +8,17 @@ from support import qt_shim as a_qt
 qt = a_qt.installed()
 
 from MedSAM2SegmentLib.Page.PageState import (  # noqa: E402
-    AutoModelRow,
-    AutoModelsView,
     ModelRow,
     ModelsView,
+    MyModelRow,
+    MyModelsView,
     PageState,
     RuntimeView,
     WorkerView,
     sizeText,
 )
 from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel  # noqa: E402
-from support.page import AUTO_MODELS, MODELS, SOURCES, export_views, page_states  # noqa: E402
+from support.page import CORRECTIONS, MODELS, MY_MODELS, SOURCES, export_views, page_states  # noqa: E402
 from support.panel import clipped, dark_palette, keep_picture, shown  # noqa: E402
 
 WIDTH = 380
@@ -34,7 +34,7 @@ BUTTONS = {
         "declineButton": "runtime.decline",
     },
     **{"cancelModelButton": "models.cancel", "testButton": "worker.test"},
-    **{"cancelTrainButton": "auto.cancel", "cancelExportButton": "export.cancel"},
+    **{"cancelTrainButton": "mine.cancel", "cancelExportButton": "export.cancel"},
 }
 
 
@@ -59,10 +59,19 @@ def everything_possible():
     view = RuntimeView(
         canInstall=True, canRepair=True, canRemove=True, canCancel=True, answer="Yes", question="?"
     )
-    auto = AutoModelsView(AUTO_MODELS, sources=SOURCES, canChange=True, canTrain=True, canCancel=True)
+    mine = MyModelsView(
+        MY_MODELS,
+        sources=SOURCES,
+        canChange=True,
+        canTrain=True,
+        canCancel=True,
+        corrections=CORRECTIONS,
+        canImprove=True,
+        canForget=True,
+    )
     worker = WorkerView(report="x")
     models = ModelsView(MODELS, canChange=True, canCancel=True)
-    return PageState(view, models, worker=worker, auto=auto, export=export_views()["possible"])
+    return PageState(view, models, worker=worker, mine=mine, export=export_views()["possible"])
 
 
 def test_the_page_links_to_the_tutorial(panel):
@@ -135,13 +144,13 @@ def test_the_chosen_model_stays_chosen_while_others_change(panel, actions):
 def test_names_of_models_are_never_cut(panel):
     titles = ("SAM 2.0 tiny, 512 px: the same weights, coarser and faster", "SAM 2.0 tiny, 1024 px")
     rows = tuple(ModelRow(title, title, 155_000_000, "CC BY-NC-SA 4.0") for title in titles * 6)
-    auto = tuple(AutoModelRow(title, title, title) for title in titles)
+    auto = tuple(MyModelRow(title, title, title) for title in titles)
     shown(panel.widget, 700)
-    panel.show(PageState(models=ModelsView(rows), auto=AutoModelsView(auto)))
+    panel.show(PageState(models=ModelsView(rows), mine=MyModelsView(auto)))
     for width in (700, WIDTH, 520, WIDTH):
         panel.widget.resize(width, panel.widget.height)
         a_qt.application().processEvents()
-        for name in ("modelsTable", "autoTable"):
+        for name in ("modelsTable", "myModelsTable"):
             table = panel.widget.findChild(qt.QTableWidget, name)
             cells = [(row, column) for row in range(table.rowCount) for column in range(table.columnCount)]
             assert not [cell for cell in cells if is_cut(table, *cell)], (name, width)
@@ -181,19 +190,29 @@ def test_the_name_that_is_shown_is_the_one_that_is_given(panel):
     assert edit(panel, "trainNameEdit").placeholderText == "As the folder"
 
 
-def test_auto_models_are_listed_and_removed_by_file(panel, actions):
+def test_models_of_the_user_are_listed_and_removed_by_file(panel, actions):
     panel.show(everything_possible())
-    table, remove = panel.widget.findChild(qt.QTableWidget, "autoTable"), button(panel, "removeAutoButton")
+    table, remove = (
+        panel.widget.findChild(qt.QTableWidget, "myModelsTable"),
+        button(panel, "removeMyModelButton"),
+    )
     texts = [table.item(0, column).text() for column in range(4)]
     assert texts == ["Breast lesions", "lesion", "20", "0.78"]
     assert not remove.enabled
     table.selectRow(1)
-    assert AUTO_MODELS[1].path in table.item(1, 1).toolTip()
+    assert MY_MODELS[1].path in table.item(1, 1).toolTip()
     remove.click()
-    assert actions.calls == [("auto.remove", "abdomen")]
-    panel.show(PageState(auto=AutoModelsView(AUTO_MODELS[1:], canChange=True)))
+    table.selectRow(2)
+    assert "Licence: Apache-2.0" in table.item(2, 0).toolTip()
+    remove.click()
+    assert actions.calls == [
+        ("mine.remove", "abdomen", False),
+        ("mine.remove", "nerves of our clinic", True),
+    ]
+    table.selectRow(1)
+    panel.show(PageState(mine=MyModelsView(MY_MODELS[1:], canChange=True)))
     assert (table.currentRow(), remove.enabled) == (0, True)
-    panel.show(PageState(auto=AutoModelsView(AUTO_MODELS[:1], canChange=True)))
+    panel.show(PageState(mine=MyModelsView(MY_MODELS[:1], canChange=True)))
     assert not remove.enabled
 
 
@@ -214,13 +233,30 @@ def test_training_sends_what_was_filled_in(panel, actions):
     choose_source(panel, 1)
     button(panel, "trainButton").click()
     panel.widget.findChild(qt.QCheckBox, "trainSkipBox").checked = True
+    panel.widget.findChild(qt.QComboBox, "trainKindBox").currentIndex = 1
     button(panel, "trainButton").click()
     told = ("/data/livers", "Livers", 25, "liver, lesion")
     assert actions.calls == [
-        ("auto.train", "scene", *told, False),
-        ("auto.train", "folder", *told, False),
-        ("auto.train", "folder", *told, True),
+        ("mine.train", "auto", "scene", *told, False),
+        ("mine.train", "auto", "folder", *told, False),
+        ("mine.train", "finetune", "folder", *told, True),
     ]
+
+
+def test_corrections_are_shown_trained_on_for_the_minutes_and_deleted(panel, actions):
+    panel.show(PageState())
+    shown(panel.widget, WIDTH)
+    label = panel.widget.findChild(qt.QLabel, "correctionsText")
+    assert not label.visible
+    panel.show(everything_possible())
+    assert label.text.replace("\u200b", "") == CORRECTIONS
+    panel.widget.findChild(qt.QSpinBox, "trainMinutesBox").value = 7
+    button(panel, "improveButton").click()
+    button(panel, "forgetButton").click()
+    assert actions.calls == [("mine.improve", 7), ("mine.forget",)]
+    panel.show(PageState(mine=MyModelsView(canTrain=True)))
+    assert not button(panel, "improveButton").enabled
+    assert not button(panel, "forgetButton").enabled
 
 
 def test_a_folder_is_only_asked_for_when_one_is_trained_on(panel):
@@ -231,9 +267,9 @@ def test_a_folder_is_only_asked_for_when_one_is_trained_on(panel):
     box = choose_source(panel, 1)
     assert bar.visible
     fewer = (("scene", "This scene (1 volume with segments)"), SOURCES[1])
-    panel.show(PageState(auto=AutoModelsView(sources=fewer, canTrain=True)))
+    panel.show(PageState(mine=MyModelsView(sources=fewer, canTrain=True)))
     assert (box.currentIndex, box.itemText(0)) == (1, fewer[0][1])
-    panel.show(PageState(auto=AutoModelsView(canTrain=True)))
+    panel.show(PageState(mine=MyModelsView(canTrain=True)))
     assert bar.visible
 
 
@@ -245,7 +281,7 @@ def test_a_training_shows_how_far_it_is(panel):
     assert bar.value / bar.maximum == pytest.approx(0.3)
     assert not button(panel, "trainButton").enabled
     assert not edit(panel, "trainNameEdit").enabled
-    panel.show(PageState(auto=AutoModelsView(fraction=-1.0, canCancel=True)))
+    panel.show(PageState(mine=MyModelsView(fraction=-1.0, canCancel=True)))
     assert (bar.minimum, bar.maximum) == (0, 0)
     panel.show(page_states()["trained"])
     assert not bar.visible

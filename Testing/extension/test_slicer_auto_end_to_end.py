@@ -19,7 +19,8 @@ from medsam2_core.imaging.intensity import parse_window  # noqa: E402
 from medsam2_core.imaging.volume import Volume  # noqa: E402
 from medsam2_core.session import Session  # noqa: E402
 from medsam2_core.session.automatic import AutoRun  # noqa: E402
-from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection  # noqa: E402
+from MedSAM2SegmentLib.Page.ModelsSection import ModelsSection  # noqa: E402
+from MedSAM2SegmentLib.Page.MyModelsSection import AUTO, MyModelsSection  # noqa: E402
 from MedSAM2SegmentLib.Page.PageState import Level  # noqa: E402
 from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from MedSAM2SegmentLib.Segments.SceneCases import SceneCases  # noqa: E402
@@ -91,10 +92,10 @@ def trained(source, folder):
         segmentation.GetSegmentation().GetSegment("A").SetName("cyst")
         segmentation.GetSegmentation().GetSegment("A").SetColor(0.2, 0.4, 0.6)
         paint(an_editor(segmentation, volume), cyst_kji)
-    page = AutoModelsSection(FakeSettings(), InAHurry(source), SceneCases(scene), list)
+    page = MyModelsSection(FakeSettings(), InAHurry(source), SceneCases(scene), list, ModelsSection(list))
     views = []
     page.setClient(source.acquire("the page"))
-    page.train("scene", "", "cysts", 10, "")
+    page.train(AUTO, "scene", "", "cysts", 10, "")
     until(source, lambda: views.append(page.view()) or views[-1].canTrain, 200)
     until(source, lambda: page.view().rows)
     views.append(page.view())

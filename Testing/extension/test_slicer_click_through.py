@@ -16,9 +16,9 @@ qt = a_qt.installed()
 
 from medsam2_core.worker.client import WorkerClient, WorkerState  # noqa: E402
 from MedSAM2SegmentLib.Effect.EffectController import EffectController  # noqa: E402
-from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection  # noqa: E402
+from MedSAM2SegmentLib.Page.MyModelsSection import MyModelsSection  # noqa: E402
 from MedSAM2SegmentLib.Page.PageController import PageController  # noqa: E402
-from MedSAM2SegmentLib.Page.PageState import AutoModelsView, PageState  # noqa: E402
+from MedSAM2SegmentLib.Page.PageState import MyModelsView, PageState  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState, RuntimeStatus  # noqa: E402
@@ -36,9 +36,9 @@ OURS = {
     "self.state": PanelState,
     "self.state.auto": AutoView,
     "page.controller": PageController,
-    "page.controller.auto": AutoModelsSection,
+    "page.controller.mine": MyModelsSection,
     "page.controller.state": PageState,
-    "page.controller.state.auto": AutoModelsView,
+    "page.controller.state.mine": MyModelsView,
     "installer": RuntimeInstaller,
     "sharedInstaller()": RuntimeInstaller,
     "status": RuntimeStatus,

@@ -23,7 +23,7 @@ class Finding(Looking):
         problem = "the page was not scrolled to where models are trained"
         waitFor(lambda: not button.visibleRegion().isEmpty(), 10, lambda: problem)
         self.widget.setActiveEffectByName("")
-        waitFor(lambda: page.controller.state.auto.canTrain, 180, lambda: self.told(page))
+        waitFor(lambda: page.controller.state.mine.canTrain, 180, lambda: self.told(page))
         few = self.voxels(self.segmentID).astype(np.uint8)
         few[np.arange(len(few)) % 5 != 0] = 0
         segments = self.segmentation.GetSegmentation()
@@ -31,10 +31,10 @@ class Finding(Looking):
         slicer.util.updateSegmentBinaryLabelmapFromArray(few, self.segmentation, fewID, self.volume)
         self.heart.start()
         for minutes in (2, 10):
-            page.controller.auto.train("scene", "", MODEL, minutes, "few")
-            expect(page.controller.state.auto.canCancel, self.told(page))
-            seconds = waitFor(lambda: not page.controller.state.auto.canCancel, 1800, lambda: self.told(page))
-            line = page.controller.state.auto.line
+            page.controller.mine.train("auto", "scene", "", MODEL, minutes, "few")
+            expect(page.controller.state.mine.canCancel, self.told(page))
+            seconds = waitFor(lambda: not page.controller.state.mine.canCancel, 1800, lambda: self.told(page))
+            line = page.controller.state.mine.line
             if line.level.value == "ok":
                 break
         frozen = self.heart.stop()
@@ -81,11 +81,11 @@ class Finding(Looking):
         page = self.modulePage()
 
         def canChange():
-            return page.controller.state.auto.canChange
+            return page.controller.state.mine.canChange
 
         waitFor(lambda: self.modelRows(page) and canChange(), 120, lambda: self.told(page))
         for row in self.modelRows(page):
-            page.controller.auto.remove(row.file)
+            page.controller.mine.remove(row.file)
             waitFor(canChange, 20, lambda: self.told(page))
         waitFor(lambda: not self.modelRows(page), 20, lambda: self.told(page))
         slicer.util.selectModule("SegmentEditor")
@@ -101,8 +101,8 @@ class Finding(Looking):
 
     @staticmethod
     def modelRows(page):
-        return [row for row in page.controller.state.auto.rows if row.name == MODEL]
+        return [row for row in page.controller.state.mine.rows if row.name == MODEL]
 
     @staticmethod
     def told(page):
-        return page.controller.state.auto.line.text
+        return page.controller.state.mine.line.text

@@ -4,12 +4,12 @@ from medsam2_core.errors import Cancelled, RuntimeInstallError
 from medsam2_core.worker.client import WorkerState
 from MedSAM2SegmentLib.Page.ExportOptions import FORMATS
 from MedSAM2SegmentLib.Page.PageState import (
-    AutoModelRow,
-    AutoModelsView,
     ExportView,
     Level,
     ModelRow,
     ModelsView,
+    MyModelRow,
+    MyModelsView,
     PageState,
     RuntimeView,
     StatusLine,
@@ -36,15 +36,28 @@ MODELS = (
     ModelRow("medsam2", "MedSAM2, latest", 156_000_000, "CC BY-NC-SA 4.0", False, "", "40 %"),
     ModelRow("large", "SAM 2.1 Hiera large", 898_000_000, "Apache-2.0"),
 )
-AUTO_MODELS = (
-    AutoModelRow("breast", "Breast lesions", "lesion", "20", "0.78", "/models/auto/breast.medsam2auto"),
-    AutoModelRow(
+MY_MODELS = (
+    MyModelRow("breast", "Breast lesions", "lesion", "20", "0.78", "/models/auto/breast.medsam2auto"),
+    MyModelRow(
         "abdomen",
         "Abdomen of our scanner",
         "liver, spleen, left kidney, right kidney, gallbladder",
         "12",
         path="/models/auto/abdomen.medsam2auto",
     ),
+    MyModelRow(
+        "nerves of our clinic",
+        "nerves of our clinic",
+        "nerve, vessel",
+        "25",
+        "0.87 → 0.88",
+        "/models/own/nerves of our clinic.safetensors",
+        isPrompted=True,
+        about="Fine-tuned from embedded\nLicence: Apache-2.0",
+    ),
+)
+CORRECTIONS = (
+    "57 corrected slices, 12 MB, in /data/users/somebody/application-data/MedSAM2Segment/corrections"
 )
 SOURCES = (("scene", "This scene (12 volumes with segments)"), ("folder", "A folder"))
 
@@ -216,25 +229,29 @@ def page_states():
         report="the report",
         remoteCommand="ssh gpu-host.radiology.example.org medsam2 worker",
     )
-    no_auto = AutoModelsView(
-        line=StatusLine("No Auto model yet: train one from 10 labelled images.", Level.INFO), canTrain=True
+    no_model = MyModelsView(
+        line=StatusLine("No model of your own yet: train one from 10 labelled images.", Level.INFO),
+        canTrain=True,
     )
-    training = AutoModelsView(
-        AUTO_MODELS,
+    training = MyModelsView(
+        MY_MODELS,
         StatusLine("Training: Dice 0.71 on what was held back, after 3 of 10 minutes", Level.BUSY),
         SOURCES,
         fraction=0.3,
         canChange=True,
         canCancel=True,
     )
-    trained = AutoModelsView(
-        AUTO_MODELS,
+    trained = MyModelsView(
+        MY_MODELS,
         StatusLine(
             "Breast lesions is trained on 20 images, Dice 0.78: choose it at Auto in the effect.", Level.OK
         ),
         SOURCES,
         canChange=True,
         canTrain=True,
+        corrections=CORRECTIONS,
+        canImprove=True,
+        canForget=True,
     )
     exports = {f"export {name}": PageState(export=view) for name, view in export_views().items()}
     lost = "srun: error: Unable to allocate resources: Invalid account or account/partition combination"
@@ -250,13 +267,13 @@ def page_states():
             values=values,
         ),
         "ready": PageState(
-            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, auto=no_auto
+            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, mine=no_model
         ),
         "training": PageState(
-            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, auto=training
+            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, mine=training
         ),
         "trained": PageState(
-            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, auto=trained
+            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, mine=trained
         ),
         "failed": PageState(
             RuntimeView(

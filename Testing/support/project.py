@@ -14,8 +14,8 @@ LIB = ROOT / "MedSAM2Segment" / "MedSAM2SegmentLib"
 
 # What is imported in Slicer's own Python, which has numpy and nothing heavier.
 LIGHT = [
-    *("errors", "version", "prompts", "prompts.prompt_set", "prompts.slice_prompts", "prompts.types"),
-    "prompts.shapes",
+    *("errors", "version", "atomic"),
+    *("prompts", "prompts.prompt_set", "prompts.slice_prompts", "prompts.types", "prompts.shapes"),
     *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.intensity"),
     *("imaging.segmentation", "imaging.slice_mask", "imaging.terminology"),
     *("auto", "auto.model_file", "auto.library"),

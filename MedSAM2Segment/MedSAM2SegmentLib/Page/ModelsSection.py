@@ -17,11 +17,18 @@ _SLICE = 512 * 512 * 2  # bytes of a CT slice
 
 
 class ModelsSection:
-    """Installs and removes models, one at a time; a download ends when the page is left."""
+    """Installs and removes models, one at a time; a download ends when the page is left.
+
+    Attributes
+    ----------
+    own
+        The models the user has fine-tuned, as the worker lists them; they have a section of their own.
+    """
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self.client: WorkerClient | None = None
+        self.own: tuple[Mapping[str, Any], ...] = ()
         self._rows: tuple[ModelRow, ...] = ()
         self._needed: dict[str, int | None] = {}  # bytes by name, without the volume
         self._line = StatusLine()
@@ -56,7 +63,8 @@ class ModelsSection:
 
     def installed(self) -> tuple[tuple[str, str], ...]:
         """Return (name, title) of the installed models."""
-        return tuple((row.name, row.title) for row in self._rows if row.isInstalled)
+        own = ((str(entry["name"]), str(entry["title"])) for entry in self.own)
+        return (*((row.name, row.title) for row in self._rows if row.isInstalled), *own)
 
     def setClient(self, client: WorkerClient | None) -> None:
         """List the models of this worker; None if there is none any more, which ends a download."""
@@ -65,7 +73,7 @@ class ModelsSection:
             self._request, self._progress = None, {}
         self.client = client
         if client is not None:
-            self._requestList()
+            self.refresh()
 
     def install(self, name: str) -> None:
         """Download a model, or its present version."""
@@ -118,12 +126,16 @@ class ModelsSection:
     def _end(self, line: StatusLine, isChanged: bool) -> None:
         self._request, self._progress, self._line = None, {}, line
         if isChanged:
-            self._requestList()
+            self.refresh()
         self._changed()
 
-    def _requestList(self) -> None:
+    def refresh(self) -> None:
+        """List the models again: one was trained, or removed."""
+
         def done(result: Mapping[str, Any]) -> None:
-            entries = result.get("models", ())
+            listed = result.get("models", ())
+            self.own = tuple(entry for entry in listed if isinstance(entry.get("card"), Mapping))
+            entries = [entry for entry in listed if entry not in self.own]
             self._rows = tuple(_row(entry) for entry in entries)
             self._needed = {
                 row.name: entry.get("memory") for row, entry in zip(self._rows, entries, strict=True)

@@ -9,9 +9,9 @@ from medsam2_core.imaging.intensity import PRESETS
 from medsam2_core.worker.client import WorkerClient
 
 from MedSAM2SegmentLib.i18n import _
-from MedSAM2SegmentLib.Page.AutoModelsSection import AutoModelsSection
 from MedSAM2SegmentLib.Page.ExportSection import ExportSection
 from MedSAM2SegmentLib.Page.ModelsSection import ModelsSection
+from MedSAM2SegmentLib.Page.MyModelsSection import MyModelsSection
 from MedSAM2SegmentLib.Page.PageState import PageState
 from MedSAM2SegmentLib.Page.RuntimeSection import RuntimeSection
 from MedSAM2SegmentLib.Page.WorkerSection import WorkerSection
@@ -37,12 +37,14 @@ class PageController:
     cases, segmentations
         Labelled volumes to train on (SceneCases) and segmentations to export (SceneSegmentations); None
         without a scene.
+    corrections
+        Slices kept to improve a model with (Corrections); None without.
     later
         Calls its argument once the page has been drawn.
 
     Attributes
     ----------
-    runtime, worker, models, auto, export
+    runtime, worker, models, mine, export
         The sections, with the methods that their buttons call.
     """
 
@@ -55,6 +57,7 @@ class PageController:
         clock: Callable[[], float] = time.monotonic,
         cases=None,
         segmentations=None,
+        corrections=None,
         later: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         self._settings = settings
@@ -64,7 +67,7 @@ class PageController:
             installer, settings, changed, self._beforeRuntimeChange, self._afterRuntimeChange
         )
         self.models = ModelsSection(changed)
-        self.auto = AutoModelsSection(settings, workers, cases, changed)
+        self.mine = MyModelsSection(settings, workers, cases, changed, self.models, corrections)
         self.export = ExportSection(settings, workers, segmentations, changed, later)
         self.worker = WorkerSection(settings, workers, changed, self._onConnected, clock)
 
@@ -83,7 +86,7 @@ class PageController:
         self.exit()
         self._onStateChanged = lambda: None
         self.runtime.cleanup()
-        self.auto.cleanup()
+        self.mine.cleanup()
         self.export.cleanup()
 
     def update(self) -> None:
@@ -102,7 +105,7 @@ class PageController:
             worker=worker,
             choices={"model": models, "window": _WINDOWS},
             values={"model": self._settings.defaultModel, "window": self._settings.defaultWindow},
-            auto=self.auto.view(),
+            mine=self.mine.view(),
             export=self.export.view(),
         )
 
@@ -119,10 +122,10 @@ class PageController:
 
     def _onConnected(self, client: WorkerClient | None) -> None:
         self.models.setClient(client)
-        self.auto.setClient(client)
+        self.mine.setClient(client)
 
     def _beforeRuntimeChange(self) -> None:
-        self.auto.stop()
+        self.mine.stop()
         self.export.stop()
         self.worker.disconnect()
 

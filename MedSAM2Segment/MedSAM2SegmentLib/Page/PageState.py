@@ -117,15 +117,19 @@ class WorkerView:
 
 
 @dataclass(frozen=True)
-class AutoModelRow:
-    """Row of the table of Auto models.
+class MyModelRow:
+    """Row of the table of the user's own models.
 
     Attributes
     ----------
     file
         Its name in requests.
     images, dice
-        Number of training images, and the Dice measured during training; empty when unknown.
+        Number of training images (or volumes), and the Dice measured; empty when unknown.
+    isPrompted
+        Whether it was fine-tuned to answer prompts; the others are Auto models.
+    about
+        Further lines of the tooltip.
     """
 
     file: str
@@ -134,11 +138,13 @@ class AutoModelRow:
     images: str = ""
     dice: str = ""
     path: str = ""
+    isPrompted: bool = False
+    about: str = ""
 
 
 @dataclass(frozen=True)
-class AutoModelsView:
-    """The section about Auto models.
+class MyModelsView:
+    """The section about the user's own models.
 
     Attributes
     ----------
@@ -150,15 +156,22 @@ class AutoModelsView:
         Progress of a training from 0 to 1; negative when unknown; None without one.
     canChange
         Whether there is a worker that can remove models.
+    corrections
+        What was kept of the user's corrections, and where.
+    canImprove, canForget
+        Whether a model can be trained on them, and whether there are any to delete.
     """
 
-    rows: tuple[AutoModelRow, ...] = ()
+    rows: tuple[MyModelRow, ...] = ()
     line: StatusLine = StatusLine()
     sources: tuple[tuple[str, str], ...] = (("folder", _("A folder")),)
     fraction: float | None = None
     canChange: bool = False
     canTrain: bool = False
     canCancel: bool = False
+    corrections: str = ""
+    canImprove: bool = False
+    canForget: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,7 +219,7 @@ class PageState:
     worker: WorkerView = WorkerView()
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
-    auto: AutoModelsView = AutoModelsView()
+    mine: MyModelsView = MyModelsView()
     export: ExportView = ExportView()
 
 

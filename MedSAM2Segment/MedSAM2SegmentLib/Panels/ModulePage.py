@@ -8,6 +8,7 @@ import qt
 
 from MedSAM2SegmentLib.Page.PageController import PageController
 from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel
+from MedSAM2SegmentLib.Worker.Corrections import Corrections
 from MedSAM2SegmentLib.Worker.Settings import Settings
 from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess
 
@@ -26,8 +27,10 @@ class ModulePage:
     settings, workers
         What it works with; Slicer's own when absent.
     cases, segmentations
-        The labelled volumes of the scene (SceneCases), to train Auto models on, and its segmentations
+        The labelled volumes of the scene (SceneCases), to train on, and its segmentations
         (SceneSegmentations), to export; None where there is no scene.
+    corrections
+        The slices kept to improve a model with; the user's own (Corrections) by default.
 
     Attributes
     ----------
@@ -43,6 +46,7 @@ class ModulePage:
         workers=None,
         cases=None,
         segmentations=None,
+        corrections=None,
     ) -> None:
         self.settings = settings or Settings()
         self.installer = installer
@@ -56,6 +60,7 @@ class ModulePage:
             self._onChanged,
             cases=cases,
             segmentations=segmentations,
+            corrections=corrections or Corrections(),
             later=self._waiting.append,
         )
         self.panel = ModulePanel(parent, self.controller)

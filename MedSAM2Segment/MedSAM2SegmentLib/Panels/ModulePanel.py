@@ -13,8 +13,8 @@ from MedSAM2SegmentLib.Page.PageState import (
     WorkerView,
     sizeText,
 )
-from MedSAM2SegmentLib.Panels.AutoModelsPanel import AutoModelsPanel
 from MedSAM2SegmentLib.Panels.ExportPanel import ExportPanel
+from MedSAM2SegmentLib.Panels.MyModelsPanel import MyModelsPanel
 from MedSAM2SegmentLib.Panels.QtHelpers import (
     RESOURCES,
     Connections,
@@ -48,7 +48,7 @@ _EDITS = {
     "remoteEdit": ("worker", "setRemoteCommand"),
 }
 # Where other parts of the extension lead to: the group, and the button it is about.
-_SECTIONS = {"auto": ("autoGroup", "trainButton")}
+_SECTIONS = {"auto": ("myModelsGroup", "trainButton")}
 _LABELS = ("questionText", "placeText", "deviceText", "memoryText")
 
 
@@ -75,7 +75,7 @@ class ModulePanel:
         self._connections = Connections()
         self._rows: tuple[ModelRow, ...] = ()
         self._findWidgets()
-        self._auto = AutoModelsPanel(self.widget, actions.auto)
+        self._mine = MyModelsPanel(self.widget, actions.mine)
         self._export = ExportPanel(self.widget, actions.export)
         self._connect()
         self.show(PageState())
@@ -87,7 +87,7 @@ class ModulePanel:
             return
         self._showRuntime(state.runtime)
         self._showModels(state.models)
-        self._auto.show(state.auto)
+        self._mine.show(state.mine)
         self._export.show(state.export)
         self._showWorker(state.worker)
         for name, combo in self._combos.items():
@@ -111,7 +111,7 @@ class ModulePanel:
     def cleanup(self) -> None:
         """Disconnect everything; the widget itself belongs to Qt."""
         self._connections.disconnectAll()
-        self._auto.cleanup()
+        self._mine.cleanup()
         self._export.cleanup()
         self._actions = None
 

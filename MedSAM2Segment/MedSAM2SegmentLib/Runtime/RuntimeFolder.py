@@ -29,6 +29,11 @@ def defaultFolder(environment: Mapping[str, str], platform: str = sys.platform) 
     """Return the runtime's folder: MEDSAM2_RUNTIME_FOLDER, else in the user's application data."""
     if named := environment.get("MEDSAM2_RUNTIME_FOLDER"):
         return Path(named).expanduser()
+    return applicationData(environment, platform) / "runtime"
+
+
+def applicationData(environment: Mapping[str, str], platform: str = sys.platform) -> Path:
+    """Return this extension's folder in the user's application data."""
     home = Path.home()
     if platform == "win32":
         base = Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local")
@@ -37,7 +42,7 @@ def defaultFolder(environment: Mapping[str, str], platform: str = sys.platform) 
     else:
         named = environment.get("XDG_DATA_HOME", "")
         base = Path(named) if os.path.isabs(named) else home / ".local" / "share"
-    return base / "MedSAM2Segment" / "runtime"
+    return base / "MedSAM2Segment"
 
 
 def pythonOf(environmentFolder: Path) -> Path:

@@ -1,12 +1,13 @@
 """NPZ blocks as the MedSAM2 authors publish them.
 
-``imgs`` (K, J, I), ``gts`` of the same shape, ``spacing`` (i, j, k) mm.
+``imgs`` (K, J, I), ``gts`` of the same shape, ``spacing`` (i, j, k) mm; in this project's own also ``group``.
 """
 
 from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from medsam2_core.imaging.volume import Volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_LONGEST_TEXT = 1000  # bytes
 
 
 def read_volume(path: Path, series: str | None = None) -> Volume:
@@ -35,6 +38,18 @@ def read_labels(path: Path) -> tuple[NDArray[Any], Geometry]:
     with files.reading(path, "NPZ"):
         labels = _array(path, "gts")
         return labels, _geometry(path, labels)
+
+
+def read_group(path: Path) -> str:
+    """Return what a block belongs to (a patient, a scan): its array ``group``, or nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("group.npy").file_size > _LONGEST_TEXT:
+                return ""
+        with np.load(path, allow_pickle=False) as arrays:
+            return str(arrays["group"])
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile, zlib.error, EOFError, SyntaxError):
+        return ""
 
 
 def _array(path: Path, name: str) -> NDArray[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.errors import TrainingError
+from medsam2_core.imaging import npz
 from medsam2_core.imaging.segmentation import Label, Segment, Segmentation, default_colour
 
 #: Endings of files that can be images, the longest first.
@@ -76,7 +77,7 @@ def find_pairs(data: str | Path, every_rater: bool = False) -> list[Pair]:
         - ``images/NAME.png`` and ``labels/NAME.png`` (also ``imgs`` and ``gts``, ``masks`` …), with or
           without ``Train`` and ``Test`` above them;
         - nnU-Net's ``imagesTr/NAME_0000.nii.gz`` and ``labelsTr/NAME.nii.gz``;
-        - ``NAME.npz`` with the arrays ``imgs`` and ``gts`` (MedSAM2);
+        - ``NAME.npz`` with the arrays ``imgs`` and ``gts`` (MedSAM2), and perhaps ``group``;
         - ``image/CASE/N.jpg`` and ``mask/CASE/N.npy``, slice by slice, below ``Training`` and ``Test``
           (Medical SAM 2);
         - ``ID_cropped.jpg`` beside ``ID_seg_cup_1_cropped.jpg`` … of several raters (REFUGE);
@@ -99,7 +100,8 @@ def find_pairs(data: str | Path, every_rater: bool = False) -> list[Pair]:
         return pairs
     files = sorted(_image_files(data))
     pairs = _by_raters(data, files, every_rater) or _by_folders(data, files) or _by_names(files)
-    pairs = pairs or [Pair(path, path) for path in _walk(data, ".npz")] or _by_reference(data)
+    pairs = pairs or [Pair(path, path, group=npz.read_group(path)) for path in _walk(data, ".npz")]
+    pairs = pairs or _by_reference(data)
     if not pairs:
         raise TrainingError(
             f"{data}: {len(files)} images, but no labels that belong to them by name. Name them "

@@ -1,4 +1,4 @@
-"""Section of the page for Auto models: listing, removing, and training from a folder or the scene."""
+"""Section of the page for the user's own models: listed, removed, trained from a folder or the scene."""
 
 from __future__ import annotations
 
@@ -8,31 +8,47 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError, TrainingError
+from medsam2_core.errors import Cancelled, MedSAM2Error, ProtocolError
 from medsam2_core.worker.client import WorkerClient
 from medsam2_core.worker.job_messages import AutoModelInfo, auto_models_from_json
 
 from MedSAM2SegmentLib.i18n import _
-from MedSAM2SegmentLib.Page.PageState import AutoModelRow, AutoModelsView, Level, StatusLine, sizeText
+from MedSAM2SegmentLib.Page.ModelsSection import ModelsSection
+from MedSAM2SegmentLib.Page.MyModelRows import diceOf, problemsText, rowOfAuto, rowOfFineTuned
+from MedSAM2SegmentLib.Page.PageState import Level, MyModelsView, StatusLine, sizeText
 from MedSAM2SegmentLib.Page.WorkerSection import ask
 
+#: Kinds of models that can be trained: those that need no prompt, and those that answer prompts.
+AUTO, FINE_TUNED = "auto", "finetune"
 SCENE, FOLDER = "scene", "folder"
 ENOUGH = 10  # labelled images needed for a useful model
-_SHOWN_PROBLEMS = 20
+_FEWEST_CORRECTIONS = 2  # slices; with fewer, training refuses
+_FEWEST_FIGURE = 0.005  # less is no difference
+_EMBEDDED = "embedded"
+_IMPROVED = " improved"
 _STOPPED = _("The training was stopped.")
 
 
-class AutoModelsSection:
-    """Lists, removes and trains Auto models, one at a time.
+class MyModelsSection:
+    """Lists, removes and trains the user's models, one at a time.
 
-    A training holds a worker itself, so it continues when the page is left. ``cases`` is a SceneCases, or
-    None without a scene.
+    A training holds a worker itself, so it continues when the page is left.
 
+    Parameters
+    ----------
+    cases
+        Labelled volumes of the scene (SceneCases); None without a scene.
+    models
+        The section that lists fine-tuned models among all others.
+    corrections
+        Slices the user has corrected (Corrections); None without.
     """
 
-    def __init__(self, settings, workers, cases, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, settings, workers, cases, changed: Callable[[], None], models: ModelsSection, corrections=None
+    ) -> None:
         self._settings, self._workers, self._cases = settings, workers, cases
-        self._changed = changed
+        self._changed, self._prompted, self._corrections = changed, models, corrections
         self.client: WorkerClient | None = None  # of the page
         self._models: tuple[AutoModelInfo, ...] = ()
         self._damaged: tuple[str, ...] = ()
@@ -42,19 +58,25 @@ class AutoModelsSection:
         self._folder: Path | None = None  # with the volumes of the scene
         self._names: dict[str, str] = {}  # of the volumes, by file
         self._fraction = -1.0
-        self._stopped: dict[str, Any] | None = None  # fields of a training that can be continued
+        self._stopped: tuple[str, dict[str, Any]] | None = None  # request that can be continued
 
-    def view(self) -> AutoModelsView:
+    def view(self) -> MyModelsView:
         """Return what to show."""
         isThere, isTraining = self.client is not None, self._training is not None
-        return AutoModelsView(
-            rows=tuple(_row(model) for model in self._models),
+        count, size = self._corrections.size() if self._corrections is not None else (0, 0)
+        isLocal = not self._settings.remoteCommand  # a worker elsewhere cannot read files of this computer
+        prompted = (rowOfFineTuned(entry) for entry in self._prompted.own)
+        return MyModelsView(
+            rows=(*(rowOfAuto(model) for model in self._models), *prompted),
             line=self._line if self._line.text else self._idleLine(),
             sources=self._sources(),
             fraction=self._fraction if isTraining else None,
             canChange=isThere and not self._isRemoving,
             canTrain=isThere and not isTraining,
             canCancel=isTraining,
+            corrections=self._correctionsText(count, size),
+            canImprove=isThere and not isTraining and isLocal and count >= _FEWEST_CORRECTIONS,
+            canForget=count > 0 and not isTraining,
         )
 
     def setClient(self, client: WorkerClient | None) -> None:
@@ -77,7 +99,7 @@ class AutoModelsSection:
 
     # The list
 
-    def remove(self, file: str) -> None:
+    def remove(self, file: str, isPrompted: bool = False) -> None:
         """Delete a model and its report."""
         if self.client is None:
             text = _("No worker is running: a model can be removed as soon as one is connected.")
@@ -91,15 +113,22 @@ class AutoModelsSection:
 
         def done(result: Mapping[str, Any]) -> None:
             text = _("{name} is removed; {size} are free again.")
-            self._requestList()
+            if isPrompted and self._settings.defaultModel == file:
+                self._settings.defaultModel = _EMBEDDED
+            self._refresh()
             end(text.format(name=file, size=sizeText(result.get("bytes", 0))), Level.OK)
 
         def failed(error: MedSAM2Error) -> None:
             end(str(error), Level.ERROR)
 
         self._isRemoving = True
-        ask(self, "remove_auto_model", {"model": file}, done=done, failed=failed)
+        request = ("remove_model", {"name": file}) if isPrompted else ("remove_auto_model", {"model": file})
+        ask(self, *request, done=done, failed=failed)
         self._changed()
+
+    def _refresh(self) -> None:
+        self._requestList()
+        self._prompted.refresh()
 
     def _requestList(self) -> None:
         # Workers of earlier versions do not know the request, which is not an error.
@@ -118,20 +147,67 @@ class AutoModelsSection:
         """Return a problem with the files, or how to start."""
         if self._damaged:
             return StatusLine(self._damaged[0], Level.WARNING)
-        if self.client is not None and not self._models:
-            text = _("No Auto model yet: train one from {count} labelled images.")
+        if self.client is not None and not self._models and not self._prompted.own:
+            text = _("No model of your own yet: train one from {count} labelled images.")
             return StatusLine(text.format(count=ENOUGH))
         return StatusLine()
+
+    # Corrections
+
+    def improve(self, minutes: int) -> None:
+        """Fine-tune low-rank updates of the default model on the user's corrections; it stays as it is."""
+        if self._training is not None or self._corrections is None:
+            return
+        base = self._settings.defaultModel
+        fields = {
+            "data": str(self._corrections.folder),
+            "name": base.partition(_IMPROVED)[0] + _IMPROVED,
+            "minutes": float(minutes),
+            "base": base,
+            "train": "lora",
+        }
+        self._begin(FINE_TUNED, fields, FOLDER)
+
+    def forget(self) -> None:
+        """Delete the user's corrections; models trained on them stay."""
+        try:
+            self._corrections.remove()
+            self._setLine(_("The corrections are deleted; models trained on them stay."), Level.OK)
+        except OSError as error:
+            text = _("The corrections could not be deleted: {reason}")
+            self._setLine(text.format(reason=error), Level.ERROR)
+
+    def _correctionsText(self, count: int, size: int) -> str:
+        if self._corrections is None:
+            return ""
+        if not count:
+            return _("No corrections are kept. The effect keeps them with Learn from corrections.")
+        one, several = (
+            _("1 corrected slice, {size}, in {folder}"),
+            _("{count} corrected slices, {size}, in {folder}"),
+        )
+        return (one if count == 1 else several).format(
+            count=count, size=sizeText(size), folder=self._corrections.folder
+        )
 
     # Training
 
     def train(
-        self, source: str, folder: str, name: str, minutes: int, classes: str = "", skipBad: bool = False
+        self,
+        kind: str,
+        source: str,
+        folder: str,
+        name: str,
+        minutes: int,
+        classes: str = "",
+        skipBad: bool = False,
     ) -> None:
         """Train a model of this name, for this many minutes.
 
         Parameters
         ----------
+        kind
+            "auto": one that needs no prompt; "finetune": one that answers prompts, from the default model.
         source
             "scene" or "folder".
         folder
@@ -143,14 +219,18 @@ class AutoModelsSection:
         """
         if self._training is not None:
             return
-        try:
-            fields = self._fields(source, folder.strip(), name.strip(), minutes, classes)
-            fields.update({"skip_bad": True} if skipBad else {})
-            self._start(fields, source)
-        except (MedSAM2Error, OSError) as error:
-            self._release()
-            self._line = StatusLine(str(error), Level.ERROR)
-        self._changed()
+        folder, name = folder.strip(), name.strip()
+        if source == FOLDER and not folder:
+            self._setLine(_("Choose a folder of images and labels first"), Level.ERROR)
+            return
+        name = name or (Path(folder).name if source == FOLDER else SCENE)
+        fields: dict[str, Any] = {"data": folder, "name": name, "minutes": float(minutes)}
+        if names := [one.strip() for one in classes.split(",") if one.strip()]:
+            fields["classes"] = names
+        if self._settings.defaultModel != _EMBEDDED:
+            fields["base"] = self._settings.defaultModel
+        fields.update({"skip_bad": True} if skipBad else {})
+        self._begin(kind, fields, source)
 
     def cancel(self) -> None:
         """Cancel a training after its present step."""
@@ -158,23 +238,20 @@ class AutoModelsSection:
             self._training.cancel()
             self._setLine(_("The training is being stopped…"), Level.BUSY)
 
-    def _fields(self, source: str, folder: str, name: str, minutes: int, classes: str) -> dict[str, Any]:
-        if source == FOLDER and not folder:
-            raise TrainingError(_("Choose a folder of images and labels first"), code="data-missing")
-        name = name or (Path(folder).name if source == FOLDER else SCENE)
-        fields: dict[str, Any] = {"data": folder, "name": name, "minutes": float(minutes)}
-        if names := [one.strip() for one in classes.split(",") if one.strip()]:
-            fields["classes"] = names
-        if self._settings.defaultModel != "embedded":
-            fields["base"] = self._settings.defaultModel
-        return fields
+    def _begin(self, kind: str, fields: dict[str, Any], source: str) -> None:
+        try:
+            self._start(kind, fields, source)
+        except (MedSAM2Error, OSError) as error:
+            self._release()
+            self._line = StatusLine(str(error), Level.ERROR)
+        self._changed()
 
-    def _start(self, fields: dict[str, Any], source: str) -> None:
+    def _start(self, kind: str, fields: dict[str, Any], source: str) -> None:
         if source == SCENE:
             self._folder = Path(tempfile.mkdtemp(prefix="medsam2-train-"))
             self._names = self._cases.write(self._folder) if self._cases is not None else {}
             fields = {**fields, "data": str(self._folder)}
-        elif fields == self._stopped:
+        elif (kind, fields) == self._stopped:
             fields = {**fields, "resume": True}
         client = self._workers.acquire(self)
         self._fraction = -1.0
@@ -188,15 +265,15 @@ class AutoModelsSection:
                 # The files of the scene are deleted, and the scene may change.
                 self._end(StatusLine(_STOPPED))
             else:
-                self._stopped = {name: value for name, value in fields.items() if name != "resume"}
+                self._stopped = kind, {name: value for name, value in fields.items() if name != "resume"}
                 self._end(
                     StatusLine(_("The training was stopped; started again with the same data, it continues."))
                 )
 
         self._training = client.request(
-            "train_auto",
+            f"train_{kind}",
             fields,
-            done=self._onTrained,
+            done=self._onTrained if kind == AUTO else self._onFineTuned,
             failed=failed,
             progress=self._onProgress,
             note=self._onNote,
@@ -222,6 +299,21 @@ class AutoModelsSection:
             text += " " + _("More than {images} would make it better.").format(images=model.images)
         self._end(StatusLine(text, Level.OK))
 
+    def _onFineTuned(self, result: Mapping[str, Any]) -> None:
+        """Tell what a fine-tuned model is worth, and warn when it is not better than the one before."""
+        row, level = rowOfFineTuned(result.get("model") or {}), Level.OK
+        text = _("{name} is fine-tuned on {images} images or volumes: choose it under Model in the effect.")
+        text = text.format(name=row.name, images=row.images)
+        before, after = (diceOf(result.get("model") or {}, when) for when in ("before", "after"))
+        if before is None or after is None:
+            text += " " + _("Nothing was held aside to measure it on: give five patients or more.")
+        else:
+            text += " " + _("One box: Dice {dice}.").format(dice=row.dice)
+            if after < before + _FEWEST_FIGURE:
+                level = Level.WARNING
+                text += " " + _("It is not better: keep the earlier model, or give more cases.")
+        self._end(StatusLine(text, level))
+
     def _setLine(self, text: str, level: Level) -> None:
         self._line = StatusLine(text, level)
         self._changed()
@@ -230,7 +322,7 @@ class AutoModelsSection:
         self._release()
         self._line = line
         if self.client is not None:
-            self._requestList()
+            self._refresh()
         self._changed()
 
     def _release(self) -> None:
@@ -242,7 +334,7 @@ class AutoModelsSection:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _errorText(self, error: MedSAM2Error) -> str:
-        text = _problemsText(error.fields) if error.code == "data-problems" else str(error)
+        text = problemsText(error.fields) if error.code in ("bad-data", "bad-images") else str(error)
         text = self._withVolumeNames(text)
         # Capitalized, unless it begins with the name of a file.
         return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
@@ -264,23 +356,3 @@ class AutoModelsSection:
         )
         scene = (SCENE, one if count == 1 else several.format(count=count))
         return (scene, folder) if count else (folder, scene)
-
-
-def _problemsText(fields: Mapping[str, Any]) -> str:
-    """Return the problems of the data, with the remedy that the page offers."""
-    problems = [one for one in fields.get("problems") or () if isinstance(one, Mapping)]
-    shown = "; ".join(str(one.get("message")) for one in problems[:_SHOWN_PROBLEMS])
-    if len(problems) > _SHOWN_PROBLEMS:
-        shown += _("; and {count} more").format(count=len(problems) - _SHOWN_PROBLEMS)
-    one, several = _("1 problem with the data: {problems}"), _("{count} problems with the data: {problems}")
-    text = (one if len(problems) == 1 else several).format(count=len(problems), problems=shown)
-    # Problems of the data as a whole cannot be left out.
-    if all("image" in (one.get("fields") or ()) for one in problems):
-        text += ". " + _("Correct the images, or tick 'Leave out images with problems'")
-    return text
-
-
-def _row(model: AutoModelInfo) -> AutoModelRow:
-    images = str(model.images) if model.images else ""
-    dice = f"{model.dice:.2f}" if model.dice is not None else ""
-    return AutoModelRow(model.file, model.name, ", ".join(model.classes), images, dice, model.path)
