@@ -307,6 +307,21 @@ def test_only_what_a_correction_can_change_is_looked_at_again(session, monkeypat
             assert np.array_equal(result.mask_hw, before[result.n])
 
 
+def test_outward_begins_at_what_was_prompted_last_and_gives_the_same_masks(volume, model):
+    plain, outward = Session(volume, model), Session(volume, model)
+    for one in (plain, outward):
+        one.prompt("ball", BALL)
+    order = [r.n for r in outward.propagate(stop_after_absent=None, outward=True)]
+    assert order[:5] == [12, 13, 11, 14, 10] and sorted(order) == list(range(24))
+    list(plain.propagate(stop_after_absent=None))
+    assert everything(outward)[0] == everything(plain)[0]
+
+    outward.prompt("ball", Box((13, 19, 17), (27, 33, 17)))
+    order = [r.n for r in outward.propagate(stop_after_absent=None, outward=True)]
+    assert order[:4] == [17, 18, 16, 19]
+    assert sorted(order) == list(range(12, 24)), "only what the correction can change"
+
+
 def test_every_object_is_propagated_in_its_own_range(session, monkeypatch):
     for name in ("low", "high"):
         for k in (2, 10, 14, 22):

@@ -260,6 +260,46 @@ def test_automatic_propagation_is_undone_with_its_click(user):
     assert len(user.prompts()[0].points) == 1
 
 
+def test_a_correction_stops_what_followed_the_last_one_and_begins_around_itself(user):
+    user.controller.setValue("autoPropagate", "1")
+    user.click((20, 20, 5))
+    steps(user, 4)
+    (session,) = user.worker.sessions
+    assert user.state.status is Status.PROPAGATING and session.outward
+    found = user.slices()
+    assert 5 in found and len(found) < 9
+    user.click((4, 4, 5), positive=False)
+    assert user.state.status is Status.ENCODING, "stopped by the click, not by its answer"
+    assert not user.state.canKeep
+    user.wait()
+    assert user.slices() == list(range(1, 10))
+    user.undo()
+    assert user.slices() == found and len(user.prompts()[0].points) == 2
+    user.undo()
+    assert user.slices() == [5] and len(user.prompts()[0].points) == 1
+
+
+def test_a_click_on_another_segment_pauses_the_first_one_only_shortly(user):
+    user.controller.setValue("autoPropagate", "1")
+    user.click((20, 20, 5))
+    steps(user, 4)
+    user.select("B")
+    user.click((4, 4, 5))
+    user.wait()
+    assert user.slices("A") == user.slices("B") == list(range(1, 10))
+
+
+def test_a_click_does_not_stop_a_propagation_that_was_asked_for(user):
+    user.controller.propagate()
+    steps(user, 2)
+    assert not user.worker.sessions[0].outward
+    user.controller.setValue("autoPropagate", "1")
+    user.click((22, 20, 5))
+    assert user.state.status is Status.PROPAGATING
+    user.wait()
+    assert user.slices() == list(range(1, 10))
+
+
 def test_the_next_weakest_slice(user):
     user.controller.propagate()
     user.wait()

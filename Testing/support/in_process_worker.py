@@ -207,6 +207,7 @@ class InProcessSession:
         self.requests: list[InProcessRequest] = []
         self.prefetched: int | None = None
         self.overlap: bool | None = None  # of the last propagation
+        self.outward: bool | None = None
         self._objects: dict[str, ObjectSnapshot] = {}  # as answered
         self._pending: list[tuple[InProcessRequest, str, Callable[[ObjectSnapshot], ObjectSnapshot]]] = []
 
@@ -273,11 +274,11 @@ class InProcessSession:
 
     def propagate(
         self, objects=None, first=None, last=None, direction="both", stop_after_absent=3,
-        *, limits=None, overlap=True, slices=None, done=None, failed=None,
+        *, limits=None, overlap=True, outward=False, slices=None, done=None, failed=None,
     ) -> InProcessRequest:  # fmt: skip
         names = [*self._objects, *(name for _, name, _ in self._pending)] if objects is None else objects
         names = [name for name in dict.fromkeys(names) if self.prompts(name)]
-        self.overlap = overlap
+        self.overlap, self.outward = overlap, outward
         plan = [(name, n, source) for name in names for n, source in self._plan(name, first, last, direction)]
         ends = {name: (limits or {}).get(name, (0, len(self.stack))) for name in names}
         plan = [step for step in plan if ends[step[0]][0] <= step[1] <= ends[step[0]][1]]

@@ -231,6 +231,7 @@ class EditorSync:
         self._panel.notify("")
         self.isDirty = True
         self.followUndo()
+        self._propagation.pause()
         self.syncPrompts(segmentIDs)
         self._panel.publish()
 

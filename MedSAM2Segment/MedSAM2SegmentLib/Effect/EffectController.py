@@ -165,6 +165,7 @@ class EffectController:
             self._propagation.keep()
             with self.panel.reported():
                 self._editor.open(fromView=True)
+                self._propagation.pause()
                 edited.markups.check(gesture, edited.adapter, self._session.checkedStack)
                 with edited.markups.silenced():
                     edited.markups.add(edited.segmentID, gesture)

@@ -43,6 +43,8 @@ class _Run:
         Slices answered of those to answer.
     newUndo
         Whether the next masks begin a step of Slicer's undo.
+    isLive
+        Whether it follows a correction by itself, until the next one.
     received
         By segment and slice, masks that are not written yet.
     written
@@ -56,6 +58,7 @@ class _Run:
     before: dict[str, ObjectSnapshot]
     progress: Progress
     newUndo: bool
+    isLive: bool
     lastWrite: float
     pause: float = WRITE_EVERY
     request: Any = None
@@ -107,6 +110,7 @@ class LivePropagation:
     ) -> None:
         self._edited, self._session, self._sync, self._clock = edited, session, sync, clock
         self._run: _Run | None = None
+        self._paused: tuple[str, ...] = ()  # segments of a live propagation that was stopped by a correction
         self.mustDecide = False
         self.problem = self.details = ""
         self.beforeWriting: Callable[[], None] = lambda: None
@@ -161,28 +165,37 @@ class LivePropagation:
         self._start(prompted)
 
     def goOn(self, segmentID: str) -> None:
-        """Propagate a segment that was just prompted, together with those that are being propagated.
+        """Propagate a segment that was just prompted, from its prompt outward, until :meth:`pause`.
 
-        It is undone together with the prompt.
+        Segments being propagated, or paused, go on with it. One undo takes back the prompt with all masks.
         """
         running = self._run.segmentIDs if self.isRunning else ()
-        together = tuple(dict.fromkeys([*running, segmentID]))
-        together = tuple(one for one in together if self._session.session.prompts(one))
+        together = tuple(dict.fromkeys([segmentID, *running, *self._paused]))
+        known = self._session.session.prompts
+        together = tuple(one for one in together if known(one) and self._edited.isEditable(one))
         if together and len(self._session.stack) > 1:
-            self._start(together, newUndo=False)
+            self._start(together, isLive=True)
 
-    def _start(self, segmentIDs: tuple[str, ...], *, newUndo: bool = True) -> None:
+    def pause(self) -> None:
+        """Stop what follows a correction by itself, and keep what was found: another correction follows."""
+        if self.isRunning and self._run.isLive:
+            self._paused = self._run.segmentIDs
+            self.finish()
+
+    def _start(self, segmentIDs: tuple[str, ...], *, isLive: bool = False) -> None:
         options = self._session.propagationOptions()
         self.finish()
+        self._paused = ()
         self.problem = self.details = ""
         session, stack = self._session.session, self._session.stack
         before = {segmentID: session.snapshot(segmentID) for segmentID in segmentIDs}
-        run = _Run(segmentIDs, stack, before, Progress(self._clock), newUndo, self._clock())
+        run = _Run(segmentIDs, stack, before, Progress(self._clock), not isLive, isLive, self._clock())
         self._run = run
         run.request = session.propagate(
             list(segmentIDs),
             **options,
             overlap=self._mayOverlap(),
+            outward=isLive,
             slices=partial(self._onSlices, run),
             done=lambda *_: self._onEnd(run, None),
             failed=partial(self._onEnd, run),
@@ -240,7 +253,7 @@ class LivePropagation:
         """Stop, and write nothing more: its segments are gone, or were undone."""
         if self._run is not None:
             self._run.stop()
-        self._run = None
+        self._run, self._paused = None, ()
         self.keep()
 
     # Writing ------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Propagation: in which order slices are tracked, and from where; step by step, so that it can be paused."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from medsam2_core.engine.options import Direction, Order
@@ -94,6 +94,22 @@ def _nearest(trust: Mapping[int, float], walls: Sequence[int], n: int, direction
         if wanted and not hidden:
             sides.setdefault(m > n, m)
     return min(sides.values(), key=lambda m: (abs(m - n) / trust[m], m), default=None)
+
+
+def outward(steps: Iterable[Step], changed: Mapping[str, Container[int]]) -> list[Step]:
+    """Return steps in another order: from these prompted slices of each object outward, then from others.
+
+    Each slice comes after the one it is reached from, and slices tracked from one prompted slice stay
+    together: with only one, masks are those of any order. With several, near slices that another one reaches
+    may not be in the memory yet.
+    """
+
+    def key(step: Step) -> tuple[bool, bool, int, int, bool]:
+        seed = step.n if step.seed is None else step.seed
+        is_later = step.seed not in changed.get(step.object_id, ())
+        return step.seed is None, is_later, seed, abs(step.n - seed), step.reverse
+
+    return sorted(steps, key=key)
 
 
 def plan_set(states: Sequence[ObjectState], numbers: Iterable[int]) -> list[Step]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from medsam2_core.engine.options import Direction
 from medsam2_core.engine.propagation import Propagation, Step
+from medsam2_core.engine.propagation import outward as outward_steps
 from medsam2_core.engine.states import ObjectState
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
@@ -21,7 +22,7 @@ class PropagationPlan:
         Of the session.
     names
         Objects; None for all that are prompted.
-    first, last, direction, patience, limits
+    first, last, direction, patience, limits, outward
         As for :meth:`Session.propagate`.
 
     Attributes
@@ -46,6 +47,7 @@ class PropagationPlan:
         direction: Direction | str,
         patience: int | None,
         limits: Mapping[str, Limits] | None,
+        outward: bool = False,
     ) -> None:
         known = list(tracker.prompted_ids if names is None else names)
         if not known:
@@ -62,6 +64,8 @@ class PropagationPlan:
             for (low, high), together in self._ranges(states).items()
             for step in tracker.plan(together, low, high, towards)
         ]
+        if outward and tracker.source.ordered:
+            self.steps = outward_steps(self.steps, objects.changes.slices)
         self.names = {step.object_id for step in self.steps}
         # What changes from now on is not in this plan, even if it does before the first result.
         self._since = objects.changes.copied()

@@ -571,6 +571,7 @@ class Session:
         stop_after_absent: int | None = 3,
         limits: Mapping[str, tuple[int, int]] | None = None,
         overlap: bool = True,
+        outward: bool = False,
         should_cancel: Callable[[], bool] | None = None,
     ) -> Propagation:
         """Segment all slices of the prompted objects, one result at a time.
@@ -594,11 +595,14 @@ class Session:
         overlap
             Whether objects may share pixels. If not, the one with the higher logit gets a pixel; prompted and
             final slices stay as they are.
+        outward
+            Begin around the slices that changed, and go on from there to both sides at once: the user is
+            looking at them, and may soon change something else.
         should_cancel
             Asked before every slice; :class:`~medsam2_core.errors.Cancelled` is raised while iterating.
         """
         plan = PropagationPlan(
-            self.tracker, self._objects, names, first, last, direction, stop_after_absent, limits
+            self.tracker, self._objects, names, first, last, direction, stop_after_absent, limits, outward
         )
         begin = partial(self._provenance.note_propagation, plan.names, plan.limits, first, last, overlap)
         take = self.tracker.step_taker(plan.steps, plan.patience, overlap)

@@ -193,6 +193,7 @@ class SessionClient:
         *,
         limits: Mapping[str, tuple[int, int]] | None = None,
         overlap: bool = True,
+        outward: bool = False,
         slices: Slices | None = None,
         done: Done | None = None,
         failed: Failed | None = None,
@@ -201,14 +202,17 @@ class SessionClient:
         """Propagate objects through the slices; `slices` gets masks as they arrive.
 
         `limits` has the first and last slice of single objects. Without `overlap`, a pixel claimed by two
-        objects belongs to one of them; a mask may then be sent again, with the slice of another one. If the
-        worker is lost meanwhile, `failed` gets WorkerError, and the masks received are kept.
+        objects belongs to one of them; a mask may then be sent again, with the slice of another one. With
+        `outward`, slices around changed ones come first. If the worker is lost meanwhile, `failed` gets
+        WorkerError, and the masks received are kept.
         """
         names = None if objects is None else list(objects)
         fields: dict[str, Any] = {"objects": names, "first": first, "last": last, "direction": direction}
         fields["stop_after_absent"] = stop_after_absent
         if not overlap:
             fields["overlap"] = False
+        if outward:
+            fields["outward"] = True
         if limits is not None:
             fields["limits"] = {name: list(limit) for name, limit in limits.items()}
         request = Request("propagate", fields, done=done, failed=failed, progress=progress, slices=slices)

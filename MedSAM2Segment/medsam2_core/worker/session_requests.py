@@ -267,6 +267,7 @@ class Sessions:
         return opened, opened.session.propagate(
             names, *limits, direction=fields.get("direction", "both"), stop_after_absent=patience,
             limits=limits_from_json(fields.get("limits")), overlap=optional(fields, "overlap", bool, True),
+            outward=optional(fields, "outward", bool, False),
         )  # fmt: skip
 
     def _start_auto(self, job: Job) -> _RunningAuto:
