@@ -57,7 +57,7 @@ def under(user, transform, *nodes):
 
 
 def words(user):
-    return user.controller._sync.slicePrompts("A")
+    return user.controller._edited.slicePrompts("A")
 
 
 def said(user):

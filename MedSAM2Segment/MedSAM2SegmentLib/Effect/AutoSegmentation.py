@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
-    from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
     from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
     from MedSAM2SegmentLib.Panels.PanelState import Parameters
 
@@ -60,8 +59,8 @@ class AutoSegmentation:
 
     Parameters
     ----------
-    edited, session, sync
-        The segments; the session in the worker, and its prompts.
+    edited, session
+        The segments; the session in the worker.
     parameters
         The user's choices.
     clock
@@ -83,11 +82,10 @@ class AutoSegmentation:
         self,
         edited: EditedSegmentation,
         session: WorkerSession,
-        sync: PromptSync,
         parameters: Parameters,
         clock: Callable[[], float],
     ) -> None:
-        self._edited, self._session, self._sync = edited, session, sync
+        self._edited, self._session = edited, session
         self._parameters, self._clock = parameters, clock
         self._request: Any = None
         self._asked: Any = None  # the session of the request
@@ -257,7 +255,7 @@ class AutoSegmentation:
     def _isInUse(self, segmentID: str, slices: tuple[int, ...] | None) -> bool:
         """Whether a segment has voxels or prompts on slices; None: anywhere."""
         try:
-            prompts = self._sync.slicePrompts(segmentID)
+            prompts = self._edited.slicePrompts(segmentID)
         except PromptError:
             return True
         if slices is None:
@@ -290,7 +288,7 @@ class AutoSegmentation:
         if not edited.isKnown(segmentID):
             edited.markApplied(segmentID, markups.snapshot(segmentID), {})
         edited.openStep([segmentID], owner=owner)
-        tags = self._sync.tags
+        tags = edited.tags
         isWhole = target.slices is None or tags.isAutomatic(segmentID) or not self._hasVoxels(segmentID)
         records = {n: replace(one, object=segmentID) for n, one in prediction.masks.items()}
         prompted = _evenlyChosen(sorted(set(prediction.prompts) & set(records)))
@@ -309,7 +307,7 @@ class AutoSegmentation:
         if not any(mask.any() for mask in shown.values()):
             return  # the masking of the Segment Editor kept all of it out: the segment is what it was
         isWhole = isWhole and not writer.showsKept(segmentID)
-        tags.setAuto(segmentID, model, isAlone=isWhole and self._sync.hasOnlyPredicted(segmentID))
+        tags.setAuto(segmentID, model, isAlone=isWhole and self._hasOnlyPredicted(segmentID))
 
     def _replacePrompts(self, target: _Target, predicted: Iterable[tuple[Prompt, ...]]) -> None:
         """Replace the prompts of the target's slices in the scene by those that were predicted."""
@@ -326,10 +324,16 @@ class AutoSegmentation:
     ) -> dict[int, SlicePrompts]:
         """Return the predicted prompts as they are in the scene, with the masks the model found."""
         try:
-            prompts = self._sync.slicePrompts(segmentID)
+            prompts = self._edited.slicePrompts(segmentID)
         except PromptError:  # one of the user's own on other slices; reported when it is sent
             return {}
         return {n: replace(prompts[n], known=records[n]) for n in prompted if n in prompts}
+
+    def _hasOnlyPredicted(self, segmentID: str) -> bool:
+        try:
+            return self._edited.tags.arePredicted(segmentID, self._edited.slicePrompts(segmentID))
+        except PromptError:
+            return False
 
     def _updateSession(
         self, target: _Target, records: Mapping[int, SliceMask], prompts: Mapping[int, SlicePrompts]
@@ -343,13 +347,14 @@ class AutoSegmentation:
             kept = {n: one for n, one in applied.get(segmentID, {}).items() if n not in target.slices}
         others = {n: one for n, one in known.masks.items() if target.slices and n not in target.slices}
         refined = {n: one for n, one in known.propagated.items() if n in kept}
-        self._sync.removeFromSession(segmentID)
+        self._edited.loaded.discard(segmentID)
+        self._session.removeObject(segmentID)
         if session is not None:
             session.restore(segmentID, ObjectSnapshot({**kept, **prompts}, {**others, **records}, refined))
         applied[segmentID] = {}
         snapshot = self._edited.markups.snapshot(segmentID)
         self._edited.markApplied(segmentID, snapshot, {**kept, **prompts})
-        self._sync.setPredicted(segmentID, prompts)
+        self._edited.tags.setPredicted(segmentID, prompts)
 
     def _gestures(self, predicted: Iterable[tuple[Prompt, ...]]) -> list[Gesture]:
         stack, geometry = self._session.stack, self._edited.adapter.geometry

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import slicer
@@ -26,6 +26,7 @@ from medsam2_core.worker.messages import ObjectSnapshot
 
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
+from MedSAM2SegmentLib.Segments.AlgorithmTags import AlgorithmTags
 from MedSAM2SegmentLib.Segments.EditHistory import UNDONE, EditHistory
 from MedSAM2SegmentLib.Segments.Editors import SegmentError, transformToWorld
 from MedSAM2SegmentLib.Segments.ProvenanceStore import ProvenanceStore
@@ -35,9 +36,9 @@ from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
+    from medsam2_core.worker.session_client import SessionClient
     from numpy.typing import NDArray
 
-    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
     from MedSAM2SegmentLib.Segments.EditHistory import Step
     from MedSAM2SegmentLib.Segments.Editors import SegmentEditor
 
@@ -63,6 +64,24 @@ class Change(Enum):
     VOLUME = "volume"
     POSE = "pose"  # the same volume lies differently on the segmentation
     MOVED_TOGETHER = "moved together"  # the same volume was moved, and the segmentation with it
+
+
+class SessionHolder(Protocol):
+    """What is needed of :class:`~MedSAM2SegmentLib.Effect.WorkerSession.WorkerSession`; see there."""
+
+    stack: SliceStack | None
+
+    @property
+    def session(self) -> SessionClient | None: ...
+
+    @property
+    def requested(self) -> SessionClient | None: ...
+
+    @property
+    def origin(self) -> Any: ...
+
+    @property
+    def modelInfo(self) -> Mapping[str, Any]: ...
 
 
 @dataclass
@@ -128,8 +147,12 @@ class EditedSegmentation:
         The volume as the core sees it, or why it cannot be segmented.
     markups, writer, store
         Of the segmentation: its prompts, voxels and provenance; None without one.
+    tags
+        The DICOM algorithm tags of its segments.
     applied
         By segment and slice, the prompts whose answers are in its voxels.
+    loaded
+        Segments whose prompts were in the scene before this session.
     ranges
         By segment, the range of slices before and after an ROI set it, until its answer opens a step.
     moved
@@ -140,7 +163,7 @@ class EditedSegmentation:
         Whether the step opened last asked for voxels to change, even if Slicer's masking refused it.
     """
 
-    def __init__(self, editor: SegmentEditor, session: WorkerSession, clock: Callable[[], float]) -> None:
+    def __init__(self, editor: SegmentEditor, session: SessionHolder, clock: Callable[[], float]) -> None:
         self.editor = editor
         self._session, self._clock = session, clock
         self.onPrompts: Callable[[tuple[str, ...]], None] = lambda segmentIDs: None
@@ -154,7 +177,9 @@ class EditedSegmentation:
         self.markups: PromptMarkups | None = None
         self.writer: SegmentWriter | None = None
         self.store: ProvenanceStore | None = None
+        self.tags = AlgorithmTags(self.segment, self.writing, lambda: session.modelInfo)
         self.applied: dict[str, dict[int, SlicePrompts]] = {}
+        self.loaded: set[str] = set()
         self.ranges: dict[str, tuple[str, str]] = {}
         self.moved = np.eye(4)
         self.isTouched = self.wasAsked = False
@@ -444,6 +469,10 @@ class EditedSegmentation:
         if self._open is None or segmentID not in self._open:
             self._current[segmentID] = self.stateOf((segmentID,))
 
+    def slicePrompts(self, segmentID: str) -> dict[int, SlicePrompts]:
+        """Return the prompts of a segment by slice; PromptError names the prompt that cannot be used."""
+        return self.markups.slicePrompts(segmentID, self.adapter, self._session.stack)
+
     def markAllOutdated(self) -> None:
         """Let all prompts be answered anew: the voxels show answers of another session."""
         self.applied.clear()
@@ -498,8 +527,9 @@ class EditedSegmentation:
         self.segmentation = segmentation
         self._content = None if segmentation is None else segmentation.GetSegmentation()
         self.markups = self.writer = self.store = self._history = None
-        for known in (self.applied, self._snapshots, self._current, self.ranges):
+        for known in (self.applied, self.loaded, self._snapshots, self._current, self.ranges):
             known.clear()
+        self.tags = AlgorithmTags(self.segment, self.writing, lambda: self._session.modelInfo)
         self._open, self._before, self._newest = None, None, None
         self.isTouched = False
         if segmentation is None:

@@ -6,14 +6,15 @@ worker's answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import Cancelled, MedSAM2Error
 
 from MedSAM2SegmentLib.Effect.EditedSegmentation import Change, EditedSegmentation
 from MedSAM2SegmentLib.i18n import _
-from MedSAM2SegmentLib.Panels.PanelState import Parameters, Status
+from MedSAM2SegmentLib.Panels.PanelState import Notice, Parameters, Status
 from MedSAM2SegmentLib.Segments import ClosedSurface
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation
     from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
-    from MedSAM2SegmentLib.Effect.PanelPresenter import PanelPresenter
     from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
     from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
     from MedSAM2SegmentLib.Effect.WorkerSession import Answer, WorkerSession
@@ -32,8 +32,10 @@ class EditorSync:
 
     Parameters
     ----------
-    parameters, edited, session, sync, propagation, auto, navigation, panel
+    parameters, sync, edited, session, propagation, auto, navigation, notice
         The parts of the effect.
+    publish
+        Shows the state of the panel, if it has changed.
 
     Attributes
     ----------
@@ -46,19 +48,22 @@ class EditorSync:
     def __init__(
         self,
         parameters: Parameters,
+        sync: PromptSync,
         edited: EditedSegmentation,
         session: WorkerSession,
-        sync: PromptSync,
         propagation: LivePropagation,
         auto: AutoSegmentation,
         navigation: SliceNavigation,
-        panel: PanelPresenter,
+        notice: Notice,
+        publish: Callable[[], None],
     ) -> None:
         self._parameters, self._edited, self._session, self._sync = parameters, edited, session, sync
-        self._propagation, self._auto, self._navigation, self._panel = propagation, auto, navigation, panel
+        self._propagation, self._auto, self._navigation = propagation, auto, navigation
+        self._notice, self._publish = notice, publish
         edited.onPrompts, edited.onClosing = self._onPrompts, self._onClosing
         session.onAnswer, session.onRefusal = self._onAnswer, self._onRefusal
         propagation.beforeWriting = auto.beforeWriting = self.followUndo
+        propagation.afterWriting = partial(sync.updateTags, isPropagated=True)
         propagation.afterPropagation = self._onPropagated
         session.onChange = auto.afterWriting = self._onSession
         self.mustSync = False
@@ -87,7 +92,7 @@ class EditorSync:
         store = self._edited.store
         if store is not None and self._edited.isInCharge:
             store.tick(self._session.session, self._session.origin)
-        self._panel.publish()
+        self._publish()
         self.isDirty |= self._isBusy()  # so that the end of what is running is noticed, too
         self._stamp = self._currentStamp()
 
@@ -138,7 +143,7 @@ class EditorSync:
             self._session.closeVolume()
         self._isNew |= bool(changed & {Change.SEGMENTATION, Change.VOLUME})
         if changed - {Change.MOVED_TOGETHER}:
-            self._panel.notify("")
+            self._notice.show("")
         if Change.POSE in changed:
             self._onPose()
         self.followUndo()
@@ -160,7 +165,7 @@ class EditorSync:
                 "image, the masks stay as they are. Put both under the same transform, or undo the move"
             )
             volume, segmentation = edited.volumeNode.GetName(), edited.segmentation.GetName()
-            self._panel.notify(text.format(volume=volume, segmentation=segmentation))
+            self._notice.show(text.format(volume=volume, segmentation=segmentation))
 
     def followUndo(self) -> None:
         """If somebody else changed the segmentation, see whether it was Slicer's undo, and follow it."""
@@ -179,7 +184,7 @@ class EditorSync:
             self._sync.onEdited()
             return
         self._propagation.abort()
-        self._panel.notify("")
+        self._notice.show("")
         for state in states:
             self._sync.restore(state)
             if state.range is not None and state.range[1] == self._parameters.text("range"):
@@ -194,7 +199,7 @@ class EditorSync:
     def openIfReady(self) -> None:
         """Start the worker and open the session before the user's first click."""
         if self.isReady():
-            with self._panel.reported():
+            with self._notice.reported():
                 self.open()
 
     def open(self, *, fromView: bool = False) -> None:
@@ -223,21 +228,21 @@ class EditorSync:
         elif not self._edited.isOutOfDate:
             problem = self._sync.sync(segmentIDs)
             if problem:
-                self._panel.notify(problem)
+                self._notice.show(problem)
 
     # Events -------------------------------------------------------------------------------------------------
 
     def _onPrompts(self, segmentIDs: tuple[str, ...]) -> None:
-        self._panel.notify("")
+        self._notice.show("")
         self.isDirty = True
         self.followUndo()
         self._propagation.pause()
         self.syncPrompts(segmentIDs)
-        self._panel.publish()
+        self._publish()
 
     def _onSession(self) -> None:
         self.isDirty = self.mustSync = True
-        self._panel.publish()
+        self._publish()
 
     def _onClosing(self) -> None:
         """Let go of everything: the scene is being closed."""
@@ -247,7 +252,7 @@ class EditorSync:
         self._edited.release()
         self._navigation.forget()
         self.isDirty = True
-        self._panel.publish()
+        self._publish()
 
     def _onAnswer(self, answer: Answer) -> None:
         """Write an answer of the session as a step of its own."""
@@ -256,13 +261,13 @@ class EditorSync:
         self.followUndo()
         self._propagation.discardMasks(answer.segmentID, set(answer.prompts))
         isWritten = False
-        with self._panel.reported():
+        with self._notice.reported():
             isWritten = self._sync.apply(answer)
         isChanged = self._edited.closeStep() is not None
         if not isWritten:
             return
         if not isChanged and self._edited.wasAsked:
-            self._panel.notify(
+            self._notice.show(
                 _(
                     "the masking of the Segment Editor kept all of it out: choose another editable area or "
                     "intensity range"
@@ -272,7 +277,7 @@ class EditorSync:
             self._notifyEmpty(answer)
         isLast = self._session.session is not None and not self._session.isWaiting()
         if isLast and self._parameters.isOn("autoPropagate"):
-            with self._panel.reported():
+            with self._notice.reported():
                 self._propagation.goOn(answer.segmentID)
 
     def _onPropagated(self) -> None:
@@ -288,10 +293,10 @@ class EditorSync:
         if empty:
             one, many = _("slice {n}").format(n=empty[0]), _("{count} slices").format(count=len(empty))
             text = _("the model found nothing on {where}: click what belongs to it, or draw a box round it")
-            self._panel.notify(text.format(where=one if len(empty) == 1 else many))
+            self._notice.show(text.format(where=one if len(empty) == 1 else many))
 
     def _onRefusal(self, segmentID: str, prompts: Mapping[int, SlicePrompts], error: MedSAM2Error) -> None:
         """Note that the session could not answer."""
         self._sync.markRefused(segmentID, prompts)
         if not isinstance(error, Cancelled):
-            self._panel.notify(str(error), getattr(error, "details", ""))
+            self._notice.show(str(error), getattr(error, "details", ""))

@@ -21,7 +21,7 @@ from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
 from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
 from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 from MedSAM2SegmentLib.i18n import _
-from MedSAM2SegmentLib.Panels.PanelState import PanelState, Parameters
+from MedSAM2SegmentLib.Panels.PanelState import Notice, PanelState, Parameters
 from MedSAM2SegmentLib.Prompts import SceneMarkups
 from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform, isWarped
 
@@ -69,10 +69,12 @@ class EffectController:
         self._navigation = navigation = SliceNavigation(session)
         self._edited = edited = EditedSegmentation(editor, session, clock)
         self._sync = sync = PromptSync(edited, session)
-        self._propagation = propagation = LivePropagation(edited, session, sync, clock)
-        self._auto = auto = AutoSegmentation(edited, session, sync, parameters, clock)
-        self.panel = panel = PanelPresenter(parameters, edited, session, propagation, auto, navigation)
-        self._editor = EditorSync(parameters, edited, session, sync, propagation, auto, navigation, panel)
+        self._propagation = propagation = LivePropagation(edited, session, clock)
+        self._auto = auto = AutoSegmentation(edited, session, parameters, clock)
+        self._notice = notice = Notice()
+        parts = edited, session, propagation, auto, navigation, notice
+        self.panel = PanelPresenter(parameters, *parts)
+        self._editor = EditorSync(parameters, sync, *parts, self.panel.publish)
         self._inactiveSince = 0.0
 
     # Slicer -------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class EffectController:
         self._edited.isActive = False
         self._edited.saveProvenance()
         self._inactiveSince = self._clock()
-        self.panel.notify("")
+        self._notice.show("")
         if self._edited.markups is not None:
             self._edited.markups.setVisible(False)
         self.panel.publish()
@@ -163,7 +165,7 @@ class EffectController:
             self._navigation.view = sliceNode
         if self._canEdit():
             self._propagation.keep()
-            with self.panel.reported():
+            with self._notice.reported():
                 self._editor.open(fromView=True)
                 self._propagation.pause()
                 edited.markups.check(gesture, edited.adapter, self._session.checkedStack)
@@ -185,7 +187,7 @@ class EffectController:
 
     def clearPrompts(self) -> None:
         """Delete all prompts of the selected segment; its voxels stay, as if the user had painted them."""
-        self.panel.notify("")
+        self._notice.show("")
         self.update()
         if self._edited.segmentID:
             self._propagation.finish()
@@ -243,11 +245,11 @@ class EffectController:
         self.update()
         if not self._auto.isRunning and self._canEdit():
             self._propagation.keep()
-            with self.panel.reported():
+            with self._notice.reported():
                 self._editor.open()
                 problem = self._sync.sync()
                 self._propagation.start(problem)
-                self.panel.notify(problem)
+                self._notice.show(problem)
                 self._navigation.clearVisited()
         self.panel.publish()
 
@@ -265,7 +267,7 @@ class EffectController:
     def discard(self) -> None:
         """Discard the slices of a stopped propagation: one further step of undo."""
         self._editor.followUndo()
-        with self.panel.reported():
+        with self._notice.reported():
             self._propagation.discard()
         self._editor.isDirty = True
         self.panel.publish()
@@ -274,7 +276,7 @@ class EffectController:
         """Show the slice of the selected segment with the lowest confidence; then the next."""
         n = self._navigation.weakest(self._edited.segmentID)
         if n is None:
-            self.panel.notify(_("no slice has a result that was not looked at: propagate first"))
+            self._notice.show(_("no slice has a result that was not looked at: propagate first"))
         else:
             self._navigation.jump(n)
         self.panel.publish()
@@ -299,14 +301,14 @@ class EffectController:
         self._session.source.resolve("auto")
 
     def _startAuto(self, *, oneSlice: bool) -> None:
-        self.panel.notify("")
+        self._notice.show("")
         self._edited.takeCharge()
         self.update()
         if not self._editor.isReady():
             return  # the status line says why
         self._propagation.finish()
         self._edited.agreePose()
-        with self.panel.reported():
+        with self._notice.reported():
             chosen = self._auto.chosen
             if chosen is not None and not self._edited.isPrompted:
                 self._session.alignTo(self._edited.adapter, chosen.axis)
@@ -320,7 +322,7 @@ class EffectController:
 
     def setValue(self, name: str, value: Any) -> None:
         """Set a parameter. With another model, window or stack all prompts are sent to a new session."""
-        with self.panel.reported():
+        with self._notice.reported():
             isChanged = self.parameters.put(name, value)
             if isChanged and name == "stack":
                 self._session.decideAnew()
@@ -334,7 +336,7 @@ class EffectController:
         if self._session.source.problem():
             self._session.source.resolve()
         elif self._edited.volumeProblem and isWarped(self._edited.volumeNode):
-            with self.panel.reported():
+            with self._notice.reported():
                 hardenTransform(self._edited.volumeNode)
         else:
             self._session.retry()
@@ -346,12 +348,12 @@ class EffectController:
 
     def _canEdit(self) -> bool:
         """Whether the selected segment can be edited; notifies the user why not."""
-        self.panel.notify("")
+        self._notice.show("")
         self._auto.clearProblem()
         self._edited.takeCharge()
         self._editor.refresh(mayOpen=False)
         canEdit = False
-        with self.panel.reported():
+        with self._notice.reported():
             if self._editor.isReady() and self._edited.segmentID:  # else the status line says why not
                 self._edited.checkEditable()
                 self._edited.agreePose()
@@ -367,7 +369,7 @@ class EffectController:
         """
         if self._canEdit():
             self._propagation.finish()
-            with self.panel.reported():
+            with self._notice.reported():
                 self._editor.open(fromView=fromView)
                 action()
             self._editor.syncPrompts((self._edited.segmentID,))

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
 
     from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
-    from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
     from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 
 #: Seconds between two writes: each costs a redraw of every view.
@@ -84,8 +83,8 @@ class LivePropagation:
 
     Parameters
     ----------
-    edited, session, sync
-        The segments; the session in the worker, and its prompts.
+    edited, session
+        The segments; the session in the worker.
     clock
         Monotonic seconds.
 
@@ -97,23 +96,22 @@ class LivePropagation:
         Why the last propagation ended early, or found nothing; empty when all is well.
     beforeWriting
         Called before masks are written: their segments may have been undone.
+    afterWriting
+        Called with the ID of a segment into which masks were written.
     afterPropagation
         Called after a propagation that was not stopped and has found the structure on other slices.
     """
 
     def __init__(
-        self,
-        edited: EditedSegmentation,
-        session: WorkerSession,
-        sync: PromptSync,
-        clock: Callable[[], float],
+        self, edited: EditedSegmentation, session: WorkerSession, clock: Callable[[], float]
     ) -> None:
-        self._edited, self._session, self._sync, self._clock = edited, session, sync, clock
+        self._edited, self._session, self._clock = edited, session, clock
         self._run: _Run | None = None
         self._paused: tuple[str, ...] = ()  # segments of a live propagation that was stopped by a correction
         self.mustDecide = False
         self.problem = self.details = ""
         self.beforeWriting: Callable[[], None] = lambda: None
+        self.afterWriting: Callable[[str], None] = lambda segmentID: None
         self.afterPropagation: Callable[[], None] = lambda: None
 
     @property
@@ -294,7 +292,7 @@ class LivePropagation:
         try:
             for segmentID, slices in masks.items():
                 if self._edited.write(segmentID, slices, run.stack):
-                    self._sync.updateTags(segmentID, isPropagated=True)
+                    self.afterWriting(segmentID)
         except MedSAM2Error as error:
             run.stop()
             self._edited.closeStep()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
-
-from medsam2_core.errors import MedSAM2Error
 
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.PanelState import (
     AutoView,
+    Notice,
     PanelState,
     Parameters,
     SliceConfidence,
@@ -40,11 +38,11 @@ _WAITING = {Status.STARTING, *_OPENING, Status.WORKER_LOST, Status.FAILED}
 
 
 class PanelPresenter:
-    """Status line, notices, and what the buttons offer; it reads the parts of the effect and changes none.
+    """Status line, and what the buttons offer; it reads the parts of the effect and changes none.
 
     Parameters
     ----------
-    parameters, edited, session, propagation, auto, navigation
+    parameters, edited, session, propagation, auto, navigation, notice
         The parts of the effect.
 
     Attributes
@@ -63,24 +61,13 @@ class PanelPresenter:
         propagation: LivePropagation,
         auto: AutoSegmentation,
         navigation: SliceNavigation,
+        notice: Notice,
     ) -> None:
         self._parameters, self._edited, self._session = parameters, edited, session
         self._propagation, self._auto, self._navigation = propagation, auto, navigation
-        self._notice = self._details = ""  # shown instead of the usual advice
+        self._notice = notice
         self.state = PanelState()
         self.onStateChanged: Callable[[PanelState], None] = lambda state: None
-
-    def notify(self, notice: str, details: str = "") -> None:
-        """Show the user a notice; an empty one removes it."""
-        self._notice, self._details = notice, details
-
-    @contextmanager
-    def reported(self) -> Iterator[None]:
-        """Within, an error is shown to the user as a notice."""
-        try:
-            yield
-        except MedSAM2Error as error:
-            self.notify(str(error))
 
     def publish(self) -> None:
         """Show the state of the panel, if it has changed."""
@@ -94,9 +81,12 @@ class PanelPresenter:
     def _panelState(self) -> PanelState:
         """Return the state of the panel, with its status line."""
         propagation, auto, session = self._propagation, self._auto, self._session
-        notice = sentence(self._notice or propagation.problem or auto.problem)
+        notice = sentence(self._notice.text or propagation.problem or auto.problem)
         details = (
-            self._details or propagation.details or auto.details or (session.report if session.phase else "")
+            self._notice.details
+            or propagation.details
+            or auto.details
+            or (session.report if session.phase else "")
         )
         facts = self._facts(details)
         isPropagable = self._edited.isPrompted and facts.slices > 1 and not propagation.mustDecide

@@ -12,9 +12,8 @@ from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts.shapes import kept_slices
 from medsam2_core.prompts.slice_prompts import mask_on_slice, resolve
 
-from MedSAM2SegmentLib.Effect.WorkerSession import changedSlices, isDifferent
+from MedSAM2SegmentLib.Effect.WorkerSession import changedSlices
 from MedSAM2SegmentLib.i18n import _
-from MedSAM2SegmentLib.Segments.AlgorithmTags import AlgorithmTags
 from MedSAM2SegmentLib.Segments.VoxelOwnership import KNOWN, OURS
 
 if TYPE_CHECKING:
@@ -39,20 +38,12 @@ class PromptSync:
     ----------
     edited, session
         Prompts and segments; the session in the worker.
-
-    Attributes
-    ----------
-    tags
-        The DICOM algorithm tags of segments.
     """
 
     def __init__(self, edited: EditedSegmentation, session: WorkerSession) -> None:
         self._edited, self._session = edited, session
-        self.tags = AlgorithmTags(edited.segment, edited.writing, lambda: session.modelInfo)
         self._refused: dict[tuple[str, int], SlicePrompts] = {}
-        self._loaded: set[str] = set()  # segments whose prompts were in the scene before this session
         self._removed: set[str] = set()  # segments that were removed
-        self._predicted: dict[tuple[str, int], SlicePrompts] = {}  # a model's own, with the masks it found
 
         # Slices on which the segment became a prompt beside others, with the segment.
         self._asShown: dict[tuple[str, int], SlicePrompts] = {}
@@ -79,7 +70,7 @@ class PromptSync:
         """Send the changed prompts of a segment. PromptError names the prompt that cannot be used."""
         if self._session.session is None or self._edited.adapter is None:
             return  # sent when there is a session
-        wanted = self.slicePrompts(segmentID)
+        wanted = self._edited.slicePrompts(segmentID)
         if self._edited.segment(segmentID) is None:
             self.removeFromSession(segmentID)
             return
@@ -90,53 +81,42 @@ class PromptSync:
         changed = {
             n: prompts
             for n, prompts in changedSlices(self._session.session.prompts(segmentID), wanted).items()
-            if (segmentID, n) not in self._refused or isDifferent(self._refused[segmentID, n], prompts)
+            if (segmentID, n) not in self._refused or not prompts.asks_same(self._refused[segmentID, n])
         }
         outdated = changedSlices(self._edited.applied.get(segmentID, {}), wanted)
         replay = self._replayed(segmentID, {n: p for n, p in changed.items() if n not in outdated})
         new = {n: prompts for n, prompts in changed.items() if n not in replay}
         new.update(self._withPrediction(segmentID, new))
         shown = {n: self._asShown.get((segmentID, n)) for n in new}
-        new.update({n: one for n, one in shown.items() if one is not None and not isDifferent(one, new[n])})
+        new.update({n: one for n, one in shown.items() if one is not None and new[n].asks_same(one)})
         new.update(self._withSegment(segmentID, {n: prompts for n, prompts in new.items() if prompts.final}))
         if replay:
             self._session.setPrompts(segmentID, replay, snapshot, isReplay=True)
         if new:
             self._session.setPrompts(segmentID, new, snapshot)
 
-    def slicePrompts(self, segmentID: str) -> dict[int, SlicePrompts]:
-        """Return the prompts of a segment by slice; PromptError names the prompt that cannot be used."""
-        return self._edited.markups.slicePrompts(segmentID, self._edited.adapter, self._session.stack)
-
     def markAllApplied(self, *, areLoaded: bool = False) -> None:
         """Mark all segments as in sync with their prompts; ``areLoaded``: as they were in the scene."""
         markups = self._edited.markups
         for segmentID in markups.segmentIDs():
             try:
-                prompts = self.slicePrompts(segmentID)
+                prompts = self._edited.slicePrompts(segmentID)
             except PromptError:
                 continue  # reported when it is sent
             self._edited.applied.pop(segmentID, None)
             self._edited.markApplied(segmentID, markups.snapshot(segmentID), prompts)
             if areLoaded:
-                self._loaded.add(segmentID)
+                self._edited.loaded.add(segmentID)
 
     def removeFromSession(self, segmentID: str) -> None:
         """Remove a segment from the session: it was deleted, or its prompts were cleared."""
-        self._session.discardAnswers(segmentID)
-        self._loaded.discard(segmentID)
-        session = self._session.session
-        if session is not None and (session.prompts(segmentID) or session.masks(segmentID)):
-            session.remove_object(segmentID)
+        self._edited.loaded.discard(segmentID)
+        self._session.removeObject(segmentID)
 
     def clear(self) -> None:
         """Remove everything: another segmentation is edited, whose segments may have the same IDs."""
-        for known in (self._refused, self._loaded, self._removed, self._predicted, self._asShown):
+        for known in (self._refused, self._removed, self._asShown):
             known.clear()
-
-    def setPredicted(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> None:
-        """Record the prompts a model predicted, with its masks: alone, they need no other answer."""
-        self._predicted.update({(segmentID, n): onSlice for n, onSlice in prompts.items()})
 
     def markRefused(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> None:
         """Record prompts that got no answer: they are not sent again until they change."""
@@ -154,7 +134,7 @@ class PromptSync:
         """
         known = self._withSegment(segmentID, prompts)
         answered = [onSlice.known for onSlice in known.values() if onSlice.known is not None]
-        if segmentID not in self._loaded or not answered:
+        if segmentID not in self._edited.loaded or not answered:
             return known
         if all(record.is_empty for record in answered):
             return {}
@@ -166,8 +146,8 @@ class PromptSync:
         Where these are not known, with the segment as it stands.
         """
         alone = {n: one for n, one in prompts.items() if one.needs_known and len(one.prompts) == 1}
-        known = {n: self._predicted.get((segmentID, n)) for n in alone}
-        predicted = {n: one for n, one in known.items() if one is not None and not isDifferent(one, alone[n])}
+        known = {n: self._edited.tags.predicted(segmentID, n) for n in alone}
+        predicted = {n: one for n, one in known.items() if one is not None and alone[n].asks_same(one)}
         applied = self._edited.applied.get(segmentID, {})
         unknown = {n: one for n, one in alone.items() if n not in predicted and n not in applied}
         return {**predicted, **self._withSegment(segmentID, unknown)}
@@ -226,7 +206,7 @@ class PromptSync:
         segmentID = self._edited.segmentID
         with self._edited.markups.silenced():
             self.addMasks(masks)
-        for n, onSlice in self.slicePrompts(segmentID).items():
+        for n, onSlice in self._edited.slicePrompts(segmentID).items():
             if n in masks and len(onSlice.prompts) > 1:
                 known = SliceMask.from_mask(segmentID, n, masks[n], prompted=True, final=onSlice.final)
                 self._asShown[segmentID, n] = replace(onSlice, known=known)
@@ -271,7 +251,7 @@ class PromptSync:
         if self._edited.segment(segmentID) is None or not answer.prompts:
             return False
         if answer.isReplay:
-            if segmentID in self._loaded:
+            if segmentID in self._edited.loaded:
                 known = {n: record.mask_hw for n, record in answer.masks.items()}
                 self._edited.writer.adopt(segmentID, known, stack)
                 if self._session.session is not None:
@@ -279,7 +259,7 @@ class PromptSync:
                     self._edited.store.restore(segmentID, self._session.session, stack, origin)
             self._edited.markApplied(segmentID, answer.snapshot, answer.prompts)
             return False
-        self._loaded.discard(segmentID)
+        self._edited.loaded.discard(segmentID)
         if not self._edited.isEditable(segmentID):
             self._edited.markApplied(segmentID, answer.snapshot, answer.prompts)
             self._edited.checkEditable(segmentID)
@@ -293,9 +273,9 @@ class PromptSync:
             if self._showsOurs(segmentID, list(masks)):
                 self.updateTags(segmentID)
         finals = [n for n, one in answer.prompts.items() if one.final]
-        isAutomatic = bool(finals) and self.tags.isAutomatic(segmentID)
+        isAutomatic = bool(finals) and self._edited.tags.isAutomatic(segmentID)
         if isAutomatic and any(self._isPainted(segmentID, n) for n in finals):
-            self.tags.setSemiautomatic(segmentID)
+            self._edited.tags.setSemiautomatic(segmentID)
         return True
 
     def _revived(self, answer: Answer) -> dict[int, NDArray[np.bool_]]:
@@ -315,7 +295,7 @@ class PromptSync:
         session = self._session.session
         for segmentID, snapshot in state.prompts.items():
             self._session.discardAnswers(segmentID)
-            self._loaded.discard(segmentID)
+            self._edited.loaded.discard(segmentID)
             self._edited.markups.restore(snapshot, segmentID)
             known = state.objects[segmentID]
             if session is not None and known is not None and state.session is session:
@@ -327,7 +307,7 @@ class PromptSync:
             if self._session.stack is None or self._edited.adapter is None:
                 continue
             try:
-                self._edited.applied[segmentID] = dict(self.slicePrompts(segmentID))
+                self._edited.applied[segmentID] = dict(self._edited.slicePrompts(segmentID))
             except PromptError:
                 continue  # reported when it is sent
 
@@ -340,15 +320,15 @@ class PromptSync:
         ``isPropagated``: the masks went on to other slices.
         """
         try:
-            prompts = self.slicePrompts(segmentID)
+            prompts = self._edited.slicePrompts(segmentID)
         except PromptError:  # one of the user's own; reported when it is sent
-            self.tags.setModel(segmentID, isAlone=False, isPropagated=isPropagated)
+            self._edited.tags.setModel(segmentID, isAlone=False, isPropagated=isPropagated)
             return
         if prompts or self._edited.writer.showsOurs(segmentID):
-            isAlone = self._arePredicted(segmentID, prompts)
-            self.tags.setModel(segmentID, isAlone=isAlone, isPropagated=isPropagated)
+            isAlone = self._edited.tags.arePredicted(segmentID, prompts)
+            self._edited.tags.setModel(segmentID, isAlone=isAlone, isPropagated=isPropagated)
         else:
-            self.tags.clear(segmentID)
+            self._edited.tags.clear(segmentID)
 
     def onEdited(self) -> None:
         """Tag the selected segment as semiautomatic if somebody else edited what Auto had found.
@@ -357,23 +337,8 @@ class PromptSync:
         """
         segmentID = self._edited.segmentID
         isThere = self._edited.segment(segmentID) is not None
-        if isThere and self.tags.isAutomatic(segmentID) and self._edited.writer.wasEdited(segmentID):
-            self.tags.setSemiautomatic(segmentID)
-
-    def hasOnlyPredicted(self, segmentID: str) -> bool:
-        """Whether all prompts of a segment are what an Auto model has predicted."""
-        try:
-            return self._arePredicted(segmentID, self.slicePrompts(segmentID))
-        except PromptError:
-            return False
-
-    def _arePredicted(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> bool:
-        for n, onSlice in prompts.items():
-            isPredicted = onSlice.needs_known and len(onSlice.prompts) == 1 and not onSlice.final
-            known = self._predicted.get((segmentID, n))
-            if not isPredicted and (known is None or isDifferent(known, onSlice)):
-                return False
-        return True
+        if isThere and self._edited.tags.isAutomatic(segmentID) and self._edited.writer.wasEdited(segmentID):
+            self._edited.tags.setSemiautomatic(segmentID)
 
     def _isPainted(self, segmentID: str, n: int) -> bool:
         """Whether a slice of a segment has voxels that are not from a model."""
@@ -383,7 +348,7 @@ class PromptSync:
 
     def _showsOurs(self, segmentID: str, slices: list[int]) -> bool:
         """Whether a segment shows a model's masks: on these slices now, or anywhere before."""
-        if self.tags.isOurs(segmentID):
+        if self._edited.tags.isOurs(segmentID):
             return True
         known = self._edited.writer.masksOf(KNOWN, segmentID, self._session.stack, slices)
         return any(mask_hw.any() for mask_hw in known.values())

@@ -460,6 +460,13 @@ class WorkerSession:
             failed=partial(self._refused, session, serial, segmentID, sent),
         )
 
+    def removeObject(self, segmentID: str) -> None:
+        """Remove a segment, and discard the answers about it that are on their way."""
+        self.discardAnswers(segmentID)
+        session = self.session
+        if session is not None and (session.prompts(segmentID) or session.masks(segmentID)):
+            session.remove_object(segmentID)
+
     def isWaiting(self, segmentID: str | None = None) -> bool:
         """Whether an answer about a segment, or any, is on its way."""
         return bool(self._waiting) if segmentID is None else segmentID in self._waiting.values()
@@ -523,11 +530,6 @@ def changedSlices(
     changed = {}
     for n in sorted({*before, *after}):
         now = after.get(n, none)
-        if isDifferent(before.get(n, none), now):
+        if not now.asks_same(before.get(n, none)):
             changed[n] = now
     return changed
-
-
-def isDifferent(before: SlicePrompts, after: SlicePrompts) -> bool:
-    """Whether prompts differ; known masks are not compared."""
-    return (before.prompts, before.final) != (after.prompts, after.final)

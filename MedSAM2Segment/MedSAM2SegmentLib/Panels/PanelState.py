@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from medsam2_core.prompts.types import Box, MaskPrompt, Point
 from MedSAM2SegmentLib.i18n import _
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from medsam2_core.prompts import SlicePrompts
 
@@ -160,6 +161,31 @@ class PanelState:
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
     auto: AutoView = AutoView()
+
+
+class Notice:
+    """What the user is told instead of the usual advice.
+
+    Attributes
+    ----------
+    text, details
+        Empty for nothing.
+    """
+
+    def __init__(self) -> None:
+        self.text = self.details = ""
+
+    def show(self, text: str, details: str = "") -> None:
+        """Show a notice; an empty one removes it."""
+        self.text, self.details = text, details
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Within, an error is shown as a notice."""
+        try:
+            yield
+        except MedSAM2Error as error:
+            self.show(str(error))
 
 
 def advice(facts: PanelState) -> str:

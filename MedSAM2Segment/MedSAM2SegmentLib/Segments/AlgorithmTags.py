@@ -14,6 +14,7 @@ from typing import Any
 
 import vtk
 from medsam2_core.export.metadata import algorithm_name, to_json, without_paths
+from medsam2_core.prompts import SlicePrompts
 
 #: What Slicer's own DICOM export reads: how a segment was made, and by what.
 ALGORITHM_TYPE, ALGORITHM_NAME = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
@@ -48,6 +49,24 @@ class AlgorithmTags:
         modelInfo: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._segment, self._writing, self._modelInfo = segment, writing, modelInfo
+        self._predicted: dict[tuple[str, int], SlicePrompts] = {}
+
+    def setPredicted(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> None:
+        """Record the prompts an Auto model predicted, with its masks: alone, they need no other answer."""
+        self._predicted.update({(segmentID, n): onSlice for n, onSlice in prompts.items()})
+
+    def predicted(self, segmentID: str, n: int) -> SlicePrompts | None:
+        """Return the prompts that were predicted on a slice; None when none were, or it is not known."""
+        return self._predicted.get((segmentID, n))
+
+    def arePredicted(self, segmentID: str, prompts: Mapping[int, SlicePrompts]) -> bool:
+        """Whether prompts of a segment are all an Auto model's own."""
+        for n, onSlice in prompts.items():
+            isPredicted = onSlice.needs_known and len(onSlice.prompts) == 1 and not onSlice.final
+            known = self.predicted(segmentID, n)
+            if not isPredicted and (known is None or not onSlice.asks_same(known)):
+                return False
+        return True
 
     def isOurs(self, segmentID: str) -> bool:
         """Whether a segment is tagged as made with one of our models; tags of others are theirs."""

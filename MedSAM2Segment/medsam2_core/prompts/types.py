@@ -176,6 +176,10 @@ class SlicePrompts:
         """Return whether these prompts begin with all of the earlier ones."""
         return self.prompts[: len(earlier.prompts)] == earlier.prompts
 
+    def asks_same(self, other: SlicePrompts) -> bool:
+        """Return whether prompts and `final` are those of another; known masks are not compared."""
+        return (self.prompts, self.final) == (other.prompts, other.final)
+
     @property
     def needs_known(self) -> bool:
         """Whether their mask cannot be predicted again: with a predicted box came a mask they correct."""
