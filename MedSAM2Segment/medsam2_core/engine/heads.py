@@ -1,7 +1,8 @@
 """The model on one slice: attend to memories, decode prompts, take a mask, encode a memory.
 
-Every calculation is sam2's own; this file only brings arguments into its shapes. The calls into `SAM2Base`
-marked private there are stable since SAM 2's release and are pinned by parity tests.
+Every calculation is sam2's own, or equal to it (:mod:`~medsam2_core.engine.attention`); this file only brings
+arguments into its shapes. The calls into `SAM2Base` marked private there are stable since SAM 2's release and
+are pinned by parity tests.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from medsam2_core.engine.attention import attend, is_foldable
 from medsam2_core.engine.cache import SliceFeatures
+from medsam2_core.engine.devices import Precision
 from medsam2_core.engine.maps import logits_of_mask, mask_for_model
 from medsam2_core.engine.memory import MemoryRead, SliceMemory
 from medsam2_core.engine.recipe import INSIDE, drawn_prompt
@@ -75,6 +78,8 @@ class Heads:
 
     def __init__(self, model: "SegmentationModel") -> None:
         self.model = model
+        # Elsewhere fused kernels are faster.
+        self._folds = model.device.type == "cpu" and model.precision is Precision.FP32
         self._memory_position: torch.Tensor | None = None
 
     @property
@@ -239,13 +244,18 @@ class Heads:
         memory_position: torch.Tensor,
         pointer_tokens: int,
     ) -> torch.Tensor:
-        conditioned = self.model.module.memory_attention(
-            curr=[_as_tokens(features.coarse)],
-            curr_pos=[_as_tokens(position)],
-            memory=memory,
-            memory_pos=memory_position,
-            num_obj_ptr_tokens=pointer_tokens,
-        )
+        module = self.model.module.memory_attention
+        current, place = _as_tokens(features.coarse), _as_tokens(position)
+        if self._folds and not torch.is_grad_enabled() and is_foldable(module):
+            conditioned = attend(module, current, place, memory, memory_position, pointer_tokens)
+        else:
+            conditioned = module(
+                curr=[current],
+                curr_pos=[place],
+                memory=memory,
+                memory_pos=memory_position,
+                num_obj_ptr_tokens=pointer_tokens,
+            )
         return conditioned.permute(1, 2, 0).view(features.coarse.shape)
 
     def _spatial_tokens(self, read: MemoryRead) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
