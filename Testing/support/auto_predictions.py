@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+from medsam2_core.export.resampling import on_grid_of
+from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import Box
+from medsam2_core.session.objects import predicted_prompt
 from medsam2_core.worker.job_messages import AutoPrediction
 
 KIDNEY = (
@@ -56,3 +61,29 @@ def kidney_and_cyst(session, request):
         a_prediction(session.stack, "cyst", (20, 14), 3, of_cyst, of_cyst[:1], (0.9, 0.1, 0.3)),
         AutoPrediction("spleen", (1.0, 1.0, 0.0)),
     ]
+
+
+def found_again(session, request):
+    """The objects of another scan, where they were: of a prior, or of the first example."""
+    stack, predictions = session.stack, []
+    others = [request.prior] if request.prior is not None else [one for _, one, _ in request.examples]
+    for segment in (one for other in others for one in other):
+        here = on_grid_of(Segmentation(others[0].geometry, (segment,)), stack.volume.geometry)
+        masks = {}
+        for one in here:
+            masks = {n: stack.mask_of(one.part_kji, n, one.offset_ijk) for n in range(len(stack))}
+        found = {n: mask for n, mask in masks.items() if mask.any()}
+        records = {
+            n: SliceMask.from_mask(segment.name, n, mask, predicted_iou=0.8, prompted=False)
+            for n, mask in found.items()
+        }
+        prompts = {}
+        if found:
+            n = max(found, key=lambda n: (int(found[n].sum()), -n))
+            prompts[n] = (predicted_prompt(None, records[n], n, stack),)
+            records[n] = replace(records[n], prompted=True)
+        terminology, confidence = segment.tags.get("TerminologyEntry", ""), 0.8 * bool(found)
+        predictions.append(
+            AutoPrediction(segment.name, segment.colour_rgb, terminology, confidence, prompts, records)
+        )
+    return predictions

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from medsam2_core.errors import MedSAM2Error, ProtocolError, VolumeError
+from medsam2_core.export.changes import changes, changes_to_json
+from medsam2_core.export.measurements import measure
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
@@ -26,6 +28,7 @@ from medsam2_core.prompts import MaskPrompt, Point
 from medsam2_core.prompts.slice_prompts import resolve
 from medsam2_core.worker.messages import (
     StackChoice,
+    segmentation_from_json,
     slice_mask_from_json,
     slice_mask_to_json,
     slice_prompts_from_json,
@@ -309,26 +312,37 @@ class FakeWorker:
 
     def do_auto(self, header, _):
         """One class, a square on every slice of the range; a predicted box on the first."""
+        self.predict(header, ["square"])
+
+    def do_find(self, header, arrays):
+        """Every object that is asked for, as `auto`."""
+        given = [header["prior"]] if header.get("prior") else header["examples"]
+        named = [segmentation_from_json(one, arrays).names for one in given]
+        self.predict(header, list(dict.fromkeys(name for names in named for name in names)))
+
+    def predict(self, header, names):
         session = self.sessions[header["session"]]
-        last = header.get("last", len(session.stack) - 1)
-        numbers = list(range(header.get("first", 0), last + 1))
+        first, last = header.get("first") or 0, header.get("last")
+        numbers = list(range(first, len(session.stack) if last is None else last + 1))
         mask = np.zeros(session.stack.shape_hw, bool)
         mask[4:9, 5:12] = True
-        for done, n in enumerate(numbers, start=1):
+        tasks = [(name, n) for name in names for n in numbers]
+        for done, (name, n) in enumerate(tasks, start=1):
             arrays = {}
-            told = [
-                slice_mask_to_json(
-                    SliceMask.from_mask("square", n, mask, predicted_iou=0.8, prompted=False), arrays
-                )
-            ]
-            counts = {"done": done, "total": len(numbers)}
+            record = SliceMask.from_mask(name, n, mask, predicted_iou=0.8, prompted=False)
+            told = [slice_mask_to_json(record, arrays)]
+            counts = {"done": done, "total": len(tasks)}
             self.send({"type": "slice", "re": header["id"], "slices": told, **counts}, arrays)
             time.sleep(self.options.step)
         first, last = session.stack.to_ijk([[5, 4, numbers[0]], [11, 8, numbers[0]]])
         box = {"kind": "box", **{"first_ijk": [*first], "last_ijk": [*last]}, "predicted": True}
-        told = {"name": "square", "colour_rgb": [1, 0, 0], "terminology": "", "confidence": 0.8}
-        told |= {"slices": numbers, "prompts": {str(numbers[0]): [box]}}
-        self.answer(header, classes=[told])
+        told = {"colour_rgb": [1, 0, 0], "terminology": "", "confidence": 0.8, "slices": numbers}
+        told |= {"prompts": {str(numbers[0]): [box]}}
+        self.answer(header, classes=[{"name": name, **told} for name in names])
+
+    def do_compare(self, header, arrays):
+        then, now = (segmentation_from_json(header[part], arrays) for part in ("then", "now"))
+        self.answer(header, changes=changes_to_json(changes(measure(then), measure(now))))
 
     def do_models(self, header, _):
         self.answer(header, models=[{"name": "embedded"}])

@@ -14,13 +14,17 @@ from typing import Any
 
 import numpy as np
 from medsam2_core.errors import Cancelled, WorkerError
+from medsam2_core.export.changes import changes, changes_to_json
+from medsam2_core.export.measurements import measure
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import SlicePrompts
 from medsam2_core.prompts.slice_prompts import resolve
 from medsam2_core.worker.client import WorkerState
-from medsam2_core.worker.messages import ObjectSnapshot
+from medsam2_core.worker.messages import ObjectSnapshot, segmentation_from_json
 from medsam2_core.worker.session_client import SessionInfo
+
+from support.auto_predictions import found_again
 
 RADIUS = 3  # pixels round a click
 REACH = 4  # slices an object has on either side of a prompted one
@@ -73,8 +77,9 @@ class InProcessWorker:
         Whether a propagation sends each mask again with the next one, as where segments may not overlap.
     isPrompt
         Whether everything is answered at once.
-    predict
-        What an Auto model finds: called with a session and what it is asked.
+    predict, search
+        What an Auto model, and a search for objects of another scan, find: called with a session and what it
+        is asked.
     """
 
     state: WorkerState = WorkerState.READY
@@ -92,6 +97,7 @@ class InProcessWorker:
     models: list = field(default_factory=list)
     autoModels: list = field(default_factory=list)
     predict: Callable[[Any, Any], list] = lambda session, request: []
+    search: Callable[[Any, Any], list] = found_again
 
     def start(self) -> None:
         self.starts += 1
@@ -123,9 +129,14 @@ class InProcessWorker:
         self.later(InProcessRequest("open", open_it, failed, worker=self))
         return session
 
-    def request(self, kind: str, fields=None, done=None, failed=None, progress=None) -> InProcessRequest:
+    def request(
+        self, kind: str, fields=None, done=None, failed=None, progress=None, note=None, arrays=None
+    ) -> InProcessRequest:
         def answer() -> None:
-            if done is not None:
+            if kind == "compare":
+                then, now = (measure(segmentation_from_json(fields[one], arrays)) for one in ("then", "now"))
+                done({"changes": changes_to_json(changes(then, now))})
+            elif done is not None:
                 done({"models": self.autoModels if kind == "auto_models" else self.models})
 
         request = InProcessRequest(kind, answer, None if kind == "auto_models" else failed, worker=self)
@@ -313,16 +324,23 @@ class InProcessSession:
 
     def auto(self, wanted, slices=None, done=None, failed=None, progress=None) -> InProcessRequest:
         """Slice after slice, and then what the worker of the test is told to find."""
+        return self._predict("auto", wanted, self.worker.predict, slices, done, failed)
+
+    def find(self, wanted, slices=None, done=None, failed=None, progress=None) -> InProcessRequest:
+        """Slice after slice, and then the objects of the other scan."""
+        return self._predict("find", wanted, self.worker.search, slices, done, failed)
+
+    def _predict(self, what, wanted, predict, slices, done, failed) -> InProcessRequest:
         first = 0 if wanted.first is None else wanted.first
         last = len(self.stack) - 1 if wanted.last is None else wanted.last
-        request = InProcessRequest("auto", lambda: None, failed)
+        request = InProcessRequest(what, lambda: None, failed)
         position = iter(range(first, last + 2))
 
         def next_slice() -> None:
             n = next(position)
             if n > last:
                 request.isOver = True
-                done(self.worker.predict(self, wanted))
+                done(predict(self, wanted))
                 return
             slices([], n - first + 1, last - first + 1)
             self.worker.later(request)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from medsam2_core.errors import Cancelled, WorkerError
+from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.prompts import Point, SlicePrompts
 from medsam2_core.worker.client import WorkerClient, WorkerState
-from medsam2_core.worker.messages import SessionSettings, StackChoice
+from medsam2_core.worker.job_messages import SearchRequest
+from medsam2_core.worker.messages import SessionSettings, StackChoice, segmentation_to_json
 from medsam2_core.worker.session_client import SessionClient
 from support.in_process_worker import InProcessSession, InProcessWorker
 from support.supervised_worker import clicks, fake_worker, volume
@@ -95,7 +97,7 @@ def numbers(masks):
 def test_the_stand_in_has_no_methods_that_the_real_one_lacks(stand_in, real):
     own = {"step", "answer_all", "die", "recover", "later"}
     methods = {name for name in vars(stand_in) if not name.startswith("_") and callable(vars(stand_in)[name])}
-    assert methods - own - {"predict"} <= set(dir(real))
+    assert methods - own - {"predict", "search"} <= set(dir(real))
 
 
 def test_a_session_is_reported_as_open_once_and_describes_itself(worker):
@@ -253,6 +255,46 @@ def test_a_closed_session_calls_nobody(worker, session):
     worker.until(lambda: later.is_over)
     assert isinstance(later.errors[0], WorkerError)
     assert later.errors[0].code == "session-closed"
+
+
+def a_segmentation(**masks):
+    geometry = volume().geometry
+    segments = (Segment(name, (1, 0, 0), mask_kji) for name, mask_kji in masks.items())
+    return Segmentation(geometry, tuple(segments))
+
+
+@pytest.mark.parametrize("is_prior", [True, False])
+def test_objects_of_another_scan_are_found_and_the_session_stays_as_it_is(worker, session, is_prior):
+    mask_kji = np.zeros(volume().voxels_kji.shape, bool)
+    mask_kji[2:4, 4:9, 5:12] = True
+    other = a_segmentation(lesion=mask_kji, node=mask_kji)
+    wanted = SearchRequest(prior=other) if is_prior else SearchRequest([(volume(), other, "auto")])
+    calls = Calls()
+    session.find(wanted, slices=calls.slices, **calls.named)
+    worker.until(lambda: calls.is_over)
+    lesion, node = calls.results[0]
+    assert (lesion.name, node.name) == ("lesion", "node")
+    assert lesion.colour_rgb == (1.0, 0.0, 0.0) and lesion.is_found
+    (prompted,) = lesion.prompts
+    assert lesion.masks[prompted].mask_hw[4:9, 5:12].all()
+    assert all(box.predicted for box in lesion.prompts[prompted])
+    assert session.objects == ()
+
+
+def test_then_and_now_are_compared(worker):
+    old_kji = np.zeros(volume().voxels_kji.shape, bool)
+    old_kji[2:4, 4:9, 5:12] = True
+    now_kji = np.repeat(np.roll(old_kji, 1, 0) | old_kji, 1, 0)
+    arrays, calls = {}, Calls()
+    fields = {
+        "then": segmentation_to_json(a_segmentation(grown=old_kji, gone=old_kji), arrays),
+        "now": segmentation_to_json(a_segmentation(grown=now_kji, fresh=old_kji), arrays),
+    }
+    worker.client.request("compare", fields, arrays=arrays, **calls.named)
+    worker.until(lambda: calls.is_over)
+    grown, gone, fresh = calls.results[0]["changes"]
+    assert [one["state"] for one in (grown, gone, fresh)] == ["present", "vanished", "new"]
+    assert grown["change_percent"]["volume_ml"] == pytest.approx(50)
 
 
 def test_requests_of_no_session_are_answered(worker):

@@ -80,20 +80,11 @@ class OtherScans:
         """Return what became of the objects of the earlier scan, and write it where that is wanted."""
         if self.prior is None:
             return None
-        from medsam2_core.export.changes import changes, write_changes
+        from medsam2_core.export.changes import changes, changes_to_json, write_changes
         from medsam2_core.export.measurements import measure
         from medsam2_core.imaging.segmentation_files import read_segmentation
 
         found = changes(measure(read_segmentation(self.prior)), measure(segmentation))
         if self.table is not None:
             write_changes(found, self.table, overwrite=self.overwrite)
-        return [
-            {
-                "object": one.name,
-                "state": one.state,
-                "then": dict(one.then),
-                "now": dict(one.now),
-                "change_percent": {quantity: one.percent(quantity) for quantity in one.then},
-            }
-            for one in found
-        ]
+        return changes_to_json(found)

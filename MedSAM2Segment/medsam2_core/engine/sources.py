@@ -45,7 +45,7 @@ class ImageSource(ABC):
 
 
 class UnorderedSource(ImageSource):
-    """Images without an order, which is then made by what they show."""
+    """Images that may have no order, which is then made by what they show."""
 
     @abstractmethod
     def image_key(self, n: int) -> str:
@@ -56,15 +56,20 @@ class UnorderedSource(ImageSource):
         """Return (T,) values of length 1 by which images are compared."""
 
 
-class StackImages(ImageSource):
-    """The slices of a volume through a window, converted one at a time."""
+class StackImages(UnorderedSource):
+    """The slices of a volume through a window, converted one at a time.
 
-    ordered = True
+    Parameters
+    ----------
+    ordered
+        False for a volume that is a set of images of one size.
+    """
 
-    def __init__(self, stack: "SliceStack", window: "Window") -> None:
-        self._stack, self._window = stack, window
+    def __init__(self, stack: "SliceStack", window: "Window", ordered: bool = True) -> None:
+        self._stack, self._window, self.ordered = stack, window, ordered
         self.pixel_mm = stack.pixel_mm
         self.key = f"{stack.volume.content_key}|{stack.key}|{window.to_dict()}"
+        self._known: dict[int, tuple[str, NDArray[np.float32]]] = {}
 
     def __len__(self) -> int:
         return len(self._stack)
@@ -76,6 +81,20 @@ class StackImages(ImageSource):
         from medsam2_core.imaging.intensity import to_display
 
         return to_display(self._stack.image_hw(n), self._window)
+
+    def image_key(self, n: int) -> str:
+        return self._facts(n)[0]
+
+    def thumbnail(self, n: int) -> NDArray[np.float32]:
+        return self._facts(n)[1]
+
+    def _facts(self, n: int) -> tuple[str, NDArray[np.float32]]:
+        from medsam2_core.imaging.image_set import thumbnail_of
+
+        if n not in self._known:
+            image = self.image(n)
+            self._known[n] = _content_key([image]), thumbnail_of(image)
+        return self._known[n]
 
 
 class SetImages(UnorderedSource):

@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medsam2_core import atomic
 from medsam2_core.export.measurements import Measured
@@ -54,6 +55,20 @@ def changes(then: Sequence[Measured], now: Sequence[Measured]) -> list[Change]:
             state = "present" if was and is_there else "vanished" if was else "new"
             found.append(Change(name, state, _values(before), _values(after)))
     return found
+
+
+def changes_to_json(found: Sequence[Change]) -> list[dict[str, Any]]:
+    """Return a table as JSON, one item an object."""
+    return [
+        {
+            "object": one.name,
+            "state": one.state,
+            "then": dict(one.then),
+            "now": dict(one.now),
+            "change_percent": {quantity: one.percent(quantity) for quantity in one.then},
+        }
+        for one in found
+    ]
 
 
 def write_changes(found: Sequence[Change], path: str | Path, *, overwrite: bool = False) -> None:

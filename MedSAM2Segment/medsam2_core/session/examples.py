@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medsam2_core.auto.volumes import Change, TaskQueue
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import PromptedMemory
 from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.propagation import Propagation
 from medsam2_core.engine.sources import ArrayImages
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.engine.zoom import Box
-from medsam2_core.errors import Cancelled, PromptError
+from medsam2_core.errors import PromptError
 from medsam2_core.imaging.intensity import Window, parse_window, to_display
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import PixelPrompts, SlicePrompts
+from medsam2_core.prompts.slice_prompts import resolve
+from medsam2_core.session.automatic import AutoPrediction
 from medsam2_core.session.objects import predicted_prompt
 
 if TYPE_CHECKING:
@@ -37,6 +43,7 @@ _APART = 0.1
 _MOST_SEEDS = 3
 # Sides of the boxes tried at an old place, against the old box.
 _PRIOR_SIZES = (0.7, 1.1, 1.5)
+_PATIENCE = 3  # slices without the object
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,32 @@ class Example:
             yield image, stack.mask_of(segment.part_kji, n, segment.offset_ijk)
 
 
-class ExampleSearch:
+class ObjectSearch(ABC):
+    """Looks for objects of other scans on slices of a new one, one slice at a time.
+
+    Attributes
+    ----------
+    names
+        Of the objects.
+    """
+
+    names: Sequence[str]
+
+    @abstractmethod
+    def count(self, name: str) -> int:
+        """Return how many looks an object takes."""
+
+    @abstractmethod
+    def looks(self, name: str) -> list[Callable[[], SliceMask]]:
+        """Return the looks: each gives what is found on one slice, and can be repeated when interrupted."""
+
+    @abstractmethod
+    def chosen(self, name: str, found: Sequence[SliceMask]) -> dict[int, SlicePrompts]:
+        """Return predicted boxes with their masks, by slice, from what all looks gave; none if it is
+        nowhere."""
+
+
+class ExampleSearch(ObjectSearch):
     """Looks for the objects of examples on slices of a new scan.
 
     The slices of the examples and those of the scan are taken as an unordered set of images of which the
@@ -89,36 +121,31 @@ class ExampleSearch:
         Its slices.
     slices
         Numbers of those that are looked at.
+
+    Raises
+    ------
+    PromptError
+        ``empty-examples``.
     """
 
     def __init__(
-        self,
-        tracker: Tracker,
-        stack: SliceStack,
-        plane: str,
-        examples: Sequence[Example],
-        slices: Sequence[int],
+        self, tracker: Tracker, stack: SliceStack, examples: Sequence[Example], slices: Sequence[int]
     ) -> None:
         self._looked_at = _spread(slices, _MOST_LOOKED_AT)
-        self._tracker, self._stack, self._plane, self._examples = tracker, stack, plane, examples
-        self.names = list(
-            dict.fromkeys(
-                segment.name for one in examples for segment in one.segmentation if not segment.is_empty
-            )
-        )
+        self._tracker, self._stack, self._examples = tracker, stack, examples
+        self._plane = getattr(stack, "plane", "axial")
+        segments = (segment for one in examples for segment in one.segmentation)
+        self.names = list(dict.fromkeys(segment.name for segment in segments if not segment.is_empty))
         if not self.names:
             raise PromptError("no example shows an object: every segment is empty", code="empty-examples")
-        self.done, self.total = 0, len(self.names) * len(self._looked_at)
 
-    def slice_prompts(
-        self, name: str, should_cancel: Callable[[], bool], progress: Callable[[int, int], None]
-    ) -> dict[int, SlicePrompts]:
-        """Return predicted boxes on the slices an object was found on most surely, each with its mask; none
-        if it is nowhere."""
-        looked_at = self._looked_at
+    def count(self, name: str) -> int:
+        return len(self._looked_at)
+
+    def looks(self, name: str) -> list[Callable[[], SliceMask]]:
         shown = list(self._shown(name))
         source = self._tracker.source
-        images = [image for image, _ in shown] + [source.image(n) for n in looked_at]
+        images = [image for image, _ in shown] + [source.image(n) for n in self._looked_at]
         encoder = SliceEncoder(
             self._tracker.model,
             ArrayImages(images, pixel_mm=source.pixel_mm, ordered=False),
@@ -127,16 +154,17 @@ class ExampleSearch:
         search = Tracker(self._tracker.model, encoder, PromptedMemory(), TrackerOptions(locates=True))
         for number, (_, mask_hw) in enumerate(shown):
             search.prompt(name, number, PixelPrompts.of_mask(mask_hw))
-        found: dict[int, SliceMask] = {}
-        for one in search.propagate(first=len(shown), last=len(images) - 1):
-            if should_cancel():
-                raise Cancelled(f"stopped while looking for {name!r}", object=name)
-            self.done += 1
-            progress(self.done, self.total)
-            if not one.is_empty:
-                found[looked_at[one.n - len(shown)]] = one
-        surest = _surest(found, len(self._stack))
-        return known_prompts({n: found[n] for n in surest}, self._stack)
+        progress = search.propagate(first=len(shown), last=len(images) - 1)
+
+        def look() -> SliceMask:
+            mask = next(progress)
+            return replace(mask, n=self._looked_at[mask.n - len(shown)])
+
+        return [look] * len(self._looked_at)
+
+    def chosen(self, name: str, found: Sequence[SliceMask]) -> dict[int, SlicePrompts]:
+        masks = {mask.n: mask for mask in found if not mask.is_empty}
+        return known_prompts({n: masks[n] for n in _surest(masks, len(self._stack))}, self._stack)
 
     def _shown(self, name: str) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
         slices = [
@@ -173,7 +201,7 @@ def _spread(numbers: Sequence[int], most: int) -> list[int]:
     return [numbers[round(n)] for n in np.linspace(0, len(numbers) - 1, most)]
 
 
-class PriorSearch:
+class PriorSearch(ObjectSearch):
     """Looks for the objects of an earlier segmentation of the same patient near their old places.
 
     On the slice where the object was largest, and on its neighbours, boxes of several sizes around the old
@@ -187,6 +215,11 @@ class PriorSearch:
         On the new scan's grid.
     slices
         Numbers of the slices that are looked at.
+
+    Raises
+    ------
+    PromptError
+        ``prior-on-another-grid``.
     """
 
     def __init__(
@@ -196,24 +229,30 @@ class PriorSearch:
             message = "the earlier segmentation is not on the grid of the scan: resample it first"
             raise PromptError(message, code="prior-on-another-grid")
         self._tracker, self._stack, self._prior, self._slices = tracker, stack, prior, slices
+        self.names = prior.names
 
-    def slice_prompts(self, name: str) -> dict[int, SlicePrompts]:
-        """Return a predicted box with its mask on the slice of the object; nothing where it has vanished."""
+    def count(self, name: str) -> int:
+        return len(_PRIOR_SIZES) * len(self._olds(name))
+
+    def looks(self, name: str) -> list[Callable[[], SliceMask]]:
+        olds = self._olds(name)
+        return [
+            partial(self._try, name, n, old_hw, size) for n, old_hw in olds.items() for size in _PRIOR_SIZES
+        ]
+
+    def chosen(self, name: str, found: Sequence[SliceMask]) -> dict[int, SlicePrompts]:
+        olds = self._olds(name)
+        near = [mask for mask in found if (mask.mask_hw & _around(olds[mask.n])).any()]
+        best = max(near, key=lambda mask: mask.confidence, default=None)
+        return {} if best is None else known_prompts({best.n: best}, self._stack)
+
+    def _olds(self, name: str) -> dict[int, NDArray[np.bool_]]:
+        """Return the old mask on the slice where the object was largest, and on its neighbours."""
         segment = self._prior[name]
         olds = {n: self._stack.mask_of(segment.part_kji, n, segment.offset_ijk) for n in self._slices}
-        olds = {n: mask_hw for n, mask_hw in olds.items() if mask_hw.any()}
-        if not olds:
-            return {}
-        largest = max(olds, key=lambda n: (int(olds[n].sum()), -n))
-        tried = [
-            self._try(name, n, olds[n], size)
-            for n in (largest, largest - 1, largest + 1)
-            if n in olds
-            for size in _PRIOR_SIZES
-        ]
-        found = [mask for mask in tried if (mask.mask_hw & _around(olds[mask.n])).any()]
-        best = max(found, key=lambda mask: mask.confidence, default=None)
-        return {} if best is None else known_prompts({best.n: best}, self._stack)
+        areas = {n: int(mask_hw.sum()) for n, mask_hw in olds.items() if mask_hw.any()}
+        largest = max(areas, key=lambda n: (areas[n], -n), default=-9)
+        return {n: olds[n] for n in (largest, largest - 1, largest + 1) if n in areas}
 
     def _try(self, name: str, n: int, old_hw: NDArray[np.bool_], size: float) -> SliceMask:
         box = Box.of_mask(old_hw)
@@ -235,3 +274,100 @@ def _around(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
         True
     )
     return around
+
+
+class SearchRun:
+    """A search for objects that follows each through the volume; the session itself stays as it is.
+
+    Parameters
+    ----------
+    stack, tracker
+        Of the session: its slices, window, model and features are used.
+    search
+        What is looked for.
+    described
+        By object: colour (0 to 1) and terminology, to be returned with it.
+
+    Attributes
+    ----------
+    done, total
+        Steps done, and to do as far as is known.
+    """
+
+    def __init__(
+        self,
+        stack: SliceStack,
+        tracker: Tracker,
+        search: ObjectSearch,
+        described: Mapping[str, tuple[tuple[float, float, float], str]],
+    ) -> None:
+        self._stack, self._search, self._described = stack, search, described
+        memory = None if tracker.source.ordered else PromptedMemory()
+        self._tracker = Tracker(tracker.model, tracker.encoder, memory, tracker.options)
+        self._looked: dict[str, list[SliceMask]] = {name: [] for name in search.names}
+        self._prompts: dict[str, dict[int, SlicePrompts]] = {}
+        self._masks: dict[str, dict[int, SliceMask]] = {name: {} for name in search.names}
+        self.done, self.total = 0, sum(map(search.count, search.names))
+
+    def run(
+        self,
+        first: int | None = None,
+        last: int | None = None,
+        should_cancel: Callable[[], bool] = lambda: False,
+    ) -> Iterator[SliceMask]:
+        """Return the masks as they become known; a later one replaces an earlier one of its object and slice.
+
+        Asking for the next one may raise :class:`~medsam2_core.errors.Interrupted`: ask again, and it goes
+        on.
+        """
+        self._tasks = TaskQueue([], should_cancel)
+        for name in self._search.names:
+            self._tasks.add(partial(self._begin, name, first, last))
+        return map(lambda change: change[2], self._tasks)
+
+    def found(self) -> list[AutoPrediction]:
+        """Return every object described, once the run is over; also those that are nowhere."""
+        return [self._prediction(name) for name in self._described]
+
+    def _begin(self, name: str, first: int | None, last: int | None) -> list[Change]:
+        looks = self._search.looks(name)
+        self._tasks.add_next(partial(self._follow, name, first, last))
+        for look in reversed(looks):
+            self._tasks.add_next(partial(self._look, name, look))
+        return []
+
+    def _look(self, name: str, look: Callable[[], SliceMask]) -> list[Change]:
+        mask = look()
+        self._looked[name].append(mask)
+        self.done += 1
+        return [(0, mask.n, mask)]
+
+    def _follow(self, name: str, first: int | None, last: int | None) -> list[Change]:
+        self._prompts[name] = self._search.chosen(name, self._looked[name])
+        for n, given in self._prompts[name].items():
+            assert given.known is not None  # they come with their masks
+            pixels = resolve(given.prompts, self._stack)[n]
+            self._tracker.accept(name, n, pixels, given.known)
+        if self._prompts[name]:
+            progress = self._tracker.propagate([name], first, last, stop_after_absent=_PATIENCE)
+            self.total += progress.total
+            self._tasks.add_next(partial(self._step, name, progress, self.done))
+        return []
+
+    def _step(self, name: str, progress: Propagation, before: int) -> list[Change]:
+        mask = next(progress, None)
+        self.done = before + progress.done
+        if mask is None:
+            return []
+        self._tasks.add_next(partial(self._step, name, progress, before))
+        self._masks[name][mask.n] = mask
+        return [(0, mask.n, mask)]
+
+    def _prediction(self, name: str) -> AutoPrediction:
+        colour, terminology = self._described[name]
+        given = self._prompts.get(name, {})
+        found = self._masks.get(name, {})
+        masks = {n: mask for n, mask in found.items() if not mask.is_empty or n in given}
+        confidence = float(np.mean([one.confidence for one in masks.values()])) if masks else 0.0
+        prompts = {n: one.prompts for n, one in given.items()}
+        return AutoPrediction(name, colour, terminology, confidence, "", prompts, masks)

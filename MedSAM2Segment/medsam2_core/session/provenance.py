@@ -44,6 +44,7 @@ class Provenance:
             "image_size": model.image_size,
             "window": self._window.to_dict(),
             "slices": self._stack.key,
+            **({} if self._tracker.source.ordered else {"ordered": "no"}),
             "zoom": "auto" if self._tracker.options.zoom else "off",
             "memory": memory_name(self._memory),
             "software": f"MedSAM2Segment {__version__}",

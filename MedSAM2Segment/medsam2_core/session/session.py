@@ -43,7 +43,7 @@ from medsam2_core.engine.options import Direction, TrackerOptions, memory_policy
 from medsam2_core.engine.propagation import Propagation
 from medsam2_core.engine.sources import ImageSource, SetImages, StackImages
 from medsam2_core.engine.tracker import Tracker
-from medsam2_core.errors import PromptError
+from medsam2_core.errors import Cancelled, PromptError
 from medsam2_core.imaging.image_set import ImageSet
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.probabilities import Probabilities
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
     from medsam2_core.auto.volumes import VolumeOptions
     from medsam2_core.session.automatic import AutoPrediction
-    from medsam2_core.session.examples import Example
+    from medsam2_core.session.examples import Example, ObjectSearch
 
 
 # What the provenance says when every image of a set has a window of its own.
@@ -88,13 +88,16 @@ class Session:
         What the model sees of the intensities; chosen from the volume, or from each image, by default.
     memory
         ``"recent"`` (SAM 2), ``"self-sorting"`` (Medical SAM 2), ``"prompted"`` (the prompted slices alone),
-        or a policy of your own; ``"auto"`` is ``"recent"`` for a volume and ``"prompted"`` for an image set.
+        or a policy of your own; ``"auto"`` is ``"recent"`` for a volume and ``"prompted"`` for images without
+        an order.
     options
         See :class:`~medsam2_core.engine.options.TrackerOptions`.
     cache
         Feature cache, if several sessions shall share one limit.
     undo_limit
         Steps :meth:`undo` can take back.
+    ordered
+        Whether the slices of a volume are neighbours; else they are images of a set that have one size.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Session:
         options: TrackerOptions | None = None,
         cache: FeatureCache | None = None,
         undo_limit: int = 50,
+        ordered: bool = True,
     ) -> None:
         self.model = model
         self._volume = volume
@@ -116,14 +120,15 @@ class Session:
         if isinstance(volume, ImageSet):
             self.stack, self.window = SetStack(volume), window or _WINDOW_OF_EACH
             source = SetImages(volume, None if window is None else [window] * len(volume))
-            options = replace(options or TrackerOptions(), locates=True)
         else:
             self.stack = stack or SliceStack.along(volume, "axial")
             self.window = window or parse_window("auto", volume)
-            source = StackImages(self.stack, self.window)
+            source = StackImages(self.stack, self.window, ordered)
+        if not source.ordered:
+            options = replace(options or TrackerOptions(), locates=True)
         encoder = SliceEncoder(model, source, cache)
         if memory == "auto":
-            memory = "prompted" if isinstance(volume, ImageSet) else "recent"
+            memory = "recent" if source.ordered else "prompted"
         policy = memory_policy(memory)
         self.tracker = Tracker(model, encoder, policy, options)
         self._provenance = Provenance(self.tracker, self.stack, self.window, policy)
@@ -513,14 +518,18 @@ class Session:
         """
         from medsam2_core.session.examples import ExampleSearch
 
-        plane = getattr(self.stack, "plane", "axial")
-        slices = self._slices_between(first, last)
-        search = ExampleSearch(self.tracker, self.stack, plane, examples, slices)
-        self._check_new(search.names)
-        found = {name: search.slice_prompts(name, should_cancel, progress) for name in search.names}
-        return self._take_known(found, "find objects of examples", "like")
+        search = ExampleSearch(self.tracker, self.stack, examples, self._slices_between(first, last))
+        return self._find(search, "find objects of examples", "like", should_cancel, progress)
 
-    def find_prior(self, prior: Segmentation, first: int | None = None, last: int | None = None) -> list[str]:
+    def find_prior(
+        self,
+        prior: Segmentation,
+        first: int | None = None,
+        last: int | None = None,
+        *,
+        should_cancel: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[str]:
         """Look for the objects of an earlier segmentation of the same patient near their old places.
 
         As :meth:`find_like`, by a segmentation on this volume's grid.
@@ -528,9 +537,28 @@ class Session:
         from medsam2_core.session.examples import PriorSearch
 
         search = PriorSearch(self.tracker, self.stack, prior, self._slices_between(first, last))
-        self._check_new(prior.names)
-        found = {name: search.slice_prompts(name) for name in prior.names}
-        return self._take_known(found, "find objects of an earlier scan", "prior")
+        return self._find(search, "find objects of an earlier scan", "prior", should_cancel, progress)
+
+    def _find(
+        self,
+        search: "ObjectSearch",
+        step: str,
+        found_by: str,
+        should_cancel: Callable[[], bool],
+        progress: Callable[[int, int], None],
+    ) -> list[str]:
+        self._check_new(search.names)
+        found, done, total = {}, 0, sum(map(search.count, search.names))
+        for name in search.names:
+            masks = []
+            for look in search.looks(name):
+                if should_cancel():
+                    raise Cancelled(f"stopped while looking for {name!r}", object=name)
+                masks.append(look())
+                done += 1
+                progress(done, total)
+            found[name] = search.chosen(name, masks)
+        return self._take_known(found, step, found_by)
 
     def _slices_between(self, first: int | None, last: int | None) -> range:
         count = len(self.stack)

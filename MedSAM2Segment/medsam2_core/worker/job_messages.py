@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
 from medsam2_core.auto import library
+from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts.types import Prompt
-from medsam2_core.worker.messages import prompt_from_json
-from medsam2_core.worker.protocol import checked, field_error
+from medsam2_core.worker.messages import example_to_json, prompt_from_json, segmentation_to_json
+from medsam2_core.worker.protocol import Arrays, checked, field_error
 
 
 class _JobRequest:
@@ -53,6 +55,33 @@ class AutoRequest(_JobRequest):
     last: int | None = None
     method: str | None = None
     flips: bool = False
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """Search for objects of another scan.
+
+    Attributes
+    ----------
+    examples
+        Scans of the same kind, or some of their slices, with segmentations on the same grids, and windows.
+    prior
+        An earlier segmentation of the same patient, where it lies in the new scan.
+    first, last
+        Slices, inclusive; None for the first or last of the volume.
+    """
+
+    examples: Sequence[tuple[Volume, Segmentation, str]] = ()
+    prior: Segmentation | None = None
+    first: int | None = None
+    last: int | None = None
+
+    def to_json(self, arrays: Arrays) -> dict[str, Any]:
+        """Return the fields of the request; voxels are added to `arrays`."""
+        fields: dict[str, Any] = {"first": self.first, "last": self.last}
+        if self.prior is not None:
+            return {**fields, "prior": segmentation_to_json(self.prior, arrays)}
+        return {**fields, "examples": [example_to_json(*one, arrays) for one in self.examples]}
 
 
 @dataclass(frozen=True)

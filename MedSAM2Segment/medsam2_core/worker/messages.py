@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.errors import GeometryError, PromptError, ProtocolError
-from medsam2_core.imaging.geometry import AXES
+from medsam2_core.imaging.geometry import AXES, Geometry
+from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.imaging.slice_mask import LARGEST_SLICE, SliceMask
+from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts.types import Box, MaskPrompt, Point, Prompt, SlicePrompts
 from medsam2_core.worker.protocol import (
     Arrays,
@@ -23,6 +25,7 @@ from medsam2_core.worker.protocol import (
     dataclass_from_json,
     field_error,
     named_array,
+    optional,
 )
 
 _MASK_PARTS: dict[str, type] = {
@@ -35,6 +38,8 @@ _MASK_PARTS: dict[str, type] = {
     "shape_hw": list,
     "box": list,
 }
+#: Tag of a segment with its codes, as 3D Slicer writes them.
+TERMINOLOGY = "TerminologyEntry"
 _OBLIQUE = ("origin_ras", "row_direction_ras", "column_direction_ras", "spacing_mm")
 
 
@@ -169,16 +174,17 @@ class StackChoice:
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """Options of a session; see :meth:`medsam2_core.session.Session.open`."""
+    """Options of a session; see :class:`medsam2_core.session.Session`."""
 
     model: str = "embedded"
     device: str = "auto"
     precision: str = "auto"
     window: str = "auto"
     zoom: str = "auto"
-    memory: str = "recent"
+    memory: str = "auto"
+    ordered: bool = True
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Return them for a message."""
         return dataclasses.asdict(self)
 
@@ -281,6 +287,80 @@ def slice_mask_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> Slice
     if top + height > rows or left + width > columns or len(bits) != (height * width + 7) // 8:
         raise field_error("mask", len(bits), f"must have a bit for each pixel of its box {values['box']}")
     return SliceMask(**values, bits=bits)
+
+
+def segmentation_to_json(segmentation: Segmentation, arrays: Arrays) -> dict[str, Any]:
+    """Return a segmentation as JSON, without its provenance; the voxels are added to `arrays`."""
+    segments = [
+        {
+            "name": one.name,
+            "colour_rgb": list(one.colour_rgb),
+            "terminology": one.tags.get(TERMINOLOGY, ""),
+            "array": add_array(arrays, one.part_kji.astype(np.uint8)),
+            "offset_ijk": list(one.offset_ijk),
+        }
+        for one in segmentation
+    ]
+    geometry = segmentation.geometry
+    place = {"ijk_to_ras": geometry.ijk_to_ras.tolist(), "shape_ijk": list(geometry.shape_ijk)}
+    return {**place, "segments": segments}
+
+
+def segmentation_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> Segmentation:
+    """Read a segmentation from JSON; the terminology is a tag. MedSAM2Error when it is invalid."""
+    if not isinstance(item, dict):
+        raise field_error("segmentation", item, "must be a JSON object")
+    shape = checked(item, "shape_ijk", list)
+    if len(shape) != 3 or not all(type(size) is int and 0 < size < 1 << 31 for size in shape):
+        raise field_error("shape_ijk", shape, "must be three positive numbers")
+    try:
+        matrix = np.array(checked(item, "ijk_to_ras", list), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise GeometryError(f"ijk_to_ras must be 4 x 4 numbers: {error}", code="ijk-to-ras") from error
+    geometry, segments = Geometry(matrix, tuple(shape)), []
+    for one in checked(item, "segments", list):
+        if not isinstance(one, dict):
+            raise field_error("segments", one, "must be a list of JSON objects")
+        part_kji = named_array(one, "array", arrays, np.uint8)
+        offset = checked(one, "offset_ijk", list)
+        fits = (
+            len(offset) == 3
+            and part_kji.ndim == 3
+            and all(
+                type(start) is int and 0 <= start <= whole - size
+                for start, whole, size in zip(offset, shape, part_kji.shape[::-1], strict=True)
+            )
+        )
+        if not fits:
+            raise field_error("offset_ijk", offset, f"must be where {part_kji.shape} voxels lie in {shape}")
+        tags = {TERMINOLOGY: optional(one, "terminology", str, "")}
+        described = checked(one, "name", str), checked(one, "colour_rgb", list)
+        i, j, k = offset
+        segments.append(
+            Segment.from_part(*described, part_kji > 0, (i, j, k), geometry.shape_ijk, None, tags)
+        )
+    return Segmentation(geometry, tuple(segments))
+
+
+def example_to_json(
+    volume: Volume, segmentation: Segmentation, window: str, arrays: Arrays
+) -> dict[str, Any]:
+    """Return a scan, or some of its slices, with its segmentation on the same grid as JSON."""
+    voxels = add_array(arrays, volume.voxels_kji)
+    return {**segmentation_to_json(segmentation, arrays), "voxels": voxels, "window": window}
+
+
+def example_from_json(item: Any, arrays: Mapping[str, NDArray[Any]]) -> tuple[Volume, Segmentation, str]:
+    """Read volume, segmentation and window of an example. MedSAM2Error when they are invalid."""
+    segmentation = segmentation_from_json(item, arrays)
+    name = checked(item, "voxels", str)
+    if name not in arrays or arrays[name].shape[:3] != segmentation.geometry.shape_ijk[::-1]:
+        raise field_error("voxels", name, "must be an array on the grid of the segmentation")
+    return (
+        Volume(arrays[name], segmentation.geometry, name="example"),
+        segmentation,
+        checked(item, "window", str),
+    )
 
 
 def limits_from_json(item: Any) -> dict[str, tuple[int, int]] | None:

@@ -34,7 +34,7 @@ IMMEDIATE = frozenset(
 #: Requests carried out in processes or threads of their own, beside the computation.
 SEPARATE = frozenset({"train_auto", "train_finetune", "export", "measure"})
 #: Requests that yield to all others.
-PREEMPTIBLE = frozenset({"propagate", "auto"})
+PREEMPTIBLE = frozenset({"propagate", "auto", "find"})
 
 MAGIC = b"MS2\x02"  # the last byte is the version of the frame layout
 LARGEST_HEADER = 4 << 20  # bytes; enough for the masks of some 15,000 slices

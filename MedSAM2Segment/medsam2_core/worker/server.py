@@ -202,6 +202,8 @@ class RequestLoop:
             "remove_object": self.sessions.remove_object,
             "propagate": self.sessions.propagate,
             "auto": self.sessions.auto,
+            "find": self.sessions.find,
+            "compare": self.sessions.compare,
             "close_volume": self._close_volume,
             **{name: _plain(handle) for name, handle in model_requests.HANDLERS.items()},
         }

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from medsam2_core.errors import MedSAM2Error, ProtocolError, WorkerError
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts.types import SlicePrompts
-from medsam2_core.worker.job_messages import AutoPrediction, AutoRequest
+from medsam2_core.worker.job_messages import AutoPrediction, AutoRequest, SearchRequest
 from medsam2_core.worker.messages import (
     ObjectSnapshot,
     SessionSettings,
@@ -238,9 +238,23 @@ class SessionClient:
 
         If the worker is lost, the request is sent to the next one.
         """
-        request = Request(
-            "auto", wanted.to_json(), done=done, failed=failed, progress=progress, slices=slices
+        return self._predict(Request("auto", wanted.to_json(), {}, done, failed, progress, slices=slices))
+
+    def find(
+        self,
+        wanted: SearchRequest,
+        slices: Slices | None = None,
+        done: Done | None = None,
+        failed: Failed | None = None,
+        progress: Progress | None = None,
+    ) -> Request:
+        """Look for objects of another scan; as :meth:`auto`."""
+        arrays = Arrays()
+        return self._predict(
+            Request("find", wanted.to_json(arrays), arrays, done, failed, progress, slices=slices)
         )
+
+    def _predict(self, request: Request) -> Request:
         predicted: dict[tuple[str, int], SliceMask] = {}
 
         def on_slices(masks: list[SliceMask]) -> None:

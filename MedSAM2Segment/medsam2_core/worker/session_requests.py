@@ -17,10 +17,13 @@ from medsam2_core.worker.incoming import IncomingVolumes
 from medsam2_core.worker.job_messages import AutoRequest
 from medsam2_core.worker.jobs import Answer, Job
 from medsam2_core.worker.messages import (
+    TERMINOLOGY,
     SessionSettings,
     StackChoice,
+    example_from_json,
     limits_from_json,
     prompt_to_json,
+    segmentation_from_json,
     slice_mask_from_json,
     slice_mask_to_json,
     slice_prompts_from_json,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from medsam2_core.engine.zoom import Region
     from medsam2_core.session import Session
     from medsam2_core.session.automatic import AutoPrediction, AutoRun
+    from medsam2_core.session.examples import ObjectSearch, SearchRun
 
 Send = Callable[[Job, dict[str, Any], Arrays], None]
 
@@ -56,9 +60,11 @@ class OpenSession:
 
 
 @dataclass(eq=False)
-class _RunningAuto:
+class _Running:
+    """A run of an Auto model, or a search."""
+
     opened: OpenSession
-    run: AutoRun
+    run: AutoRun | SearchRun
     changes: Iterator[SliceMask]
 
 
@@ -88,7 +94,7 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._open)
 
-    def find(self, name: str) -> OpenSession | None:
+    def named(self, name: str) -> OpenSession | None:
         """Return the session of that name, if there is one."""
         return self._open.get(name)
 
@@ -114,14 +120,14 @@ class Sessions:
         stack = SliceStack.cut(volume, **vars(choice))
         window = parse_window(settings.window, volume)
         options = TrackerOptions(zoom=zoom_is_on(settings.zoom))
-        policy = memory_policy(settings.memory)
+        policy = settings.memory if settings.memory == "auto" else memory_policy(settings.memory)
         if text := check_memory(settings.model, choose_device(settings.device), volume.voxels_kji.nbytes):
             _log.warning("%s", text)
         self._send(job, {"type": "progress", "what": "loading", "done": 0, "total": None}, {})
         model = self.model(settings.model, settings.device, settings.precision)
         session = Session(
             volume, model, stack=stack, window=window, memory=policy, options=options,
-            cache=self._shared_cache(), undo_limit=0,
+            cache=self._shared_cache(), undo_limit=0, ordered=settings.ordered,
         )  # fmt: skip
         self._open[name] = OpenSession(name, volume_name, session, model)
         self._unload_unused(model)
@@ -177,9 +183,17 @@ class Sessions:
 
     def auto(self, job: Job) -> Answer:
         """Carry out `auto`. After Interrupted, a call with the same job continues."""
+        return self._predict(job, self._start_auto)
+
+    def find(self, job: Job) -> Answer:
+        """Carry out `find`. After Interrupted, a call with the same job continues."""
+        return self._predict(job, self._start_search)
+
+    def _predict(self, job: Job, start: Callable[[Job], _Running]) -> Answer:
+        """Carry out a request that changes nothing in its session."""
         if job.state is None:
-            job.state = self._start_auto(job)
-        running: _RunningAuto = job.state
+            job.state = start(job)
+        running: _Running = job.state
         self._check_open(running.opened)
         for mask in running.changes:
             fields, arrays = _masks_to_json([mask])
@@ -187,6 +201,14 @@ class Sessions:
             self._send(job, {"type": "slice", **fields, **counts}, arrays)
             self._check()
         return {"classes": [_prediction_to_json(one) for one in running.run.found()]}, {}
+
+    def compare(self, job: Job) -> Answer:
+        """Carry out `compare`."""
+        from medsam2_core.export.changes import changes, changes_to_json
+        from medsam2_core.export.measurements import measure
+
+        then, now = (segmentation_from_json(job.fields.get(part), job.arrays) for part in ("then", "now"))
+        return {"changes": changes_to_json(changes(measure(then), measure(now)))}, {}
 
     def close(self, job: Job) -> Answer:
         """Carry out `close_session`."""
@@ -270,7 +292,7 @@ class Sessions:
             outward=optional(fields, "outward", bool, False),
         )  # fmt: skip
 
-    def _start_auto(self, job: Job) -> _RunningAuto:
+    def _start_auto(self, job: Job) -> _Running:
         from medsam2_core.auto.library import find
         from medsam2_core.auto.volumes import VolumeOptions
         from medsam2_core.imaging.intensity import parse_window
@@ -292,7 +314,31 @@ class Sessions:
         window = parse_window(card.window, opened.session.volume)
         stack, tracker = opened.session.stack, opened.session.tracker
         run = AutoRun(stack, tracker, auto, wanted.classes, options, flips=wanted.flips, window=window)
-        return _RunningAuto(opened, run, run.run(wanted.first, wanted.last))
+        return _Running(opened, run, run.run(wanted.first, wanted.last))
+
+    def _start_search(self, job: Job) -> _Running:
+        from medsam2_core.export.resampling import on_grid_of
+        from medsam2_core.imaging.intensity import parse_window
+        from medsam2_core.session.examples import Example, ExampleSearch, PriorSearch, SearchRun
+
+        opened = self._of(job)
+        session = opened.session
+        first, last = (optional(job.fields, part, int) for part in ("first", "last"))
+        slices = range(len(session.stack))[first : None if last is None else last + 1]
+        if job.fields.get("prior") is not None:
+            given = [segmentation_from_json(job.fields["prior"], job.arrays)]
+            reached = on_grid_of(given[0], session.volume.geometry)
+            search: ObjectSearch = PriorSearch(session.tracker, session.stack, reached, slices)
+        else:
+            examples = []
+            for item in checked(job.fields, "examples", list):
+                volume, segmentation, window = example_from_json(item, job.arrays)
+                examples.append(Example(volume, segmentation, parse_window(window, volume)))
+            given = [one.segmentation for one in examples]
+            search = ExampleSearch(session.tracker, session.stack, examples, slices)
+        described = {one.name: (one.colour_rgb, one.tags[TERMINOLOGY]) for of in given for one in of}
+        run = SearchRun(session.stack, session.tracker, search, described)
+        return _Running(opened, run, run.run(first, last))
 
 
 class Prefetcher:
@@ -322,7 +368,7 @@ class Prefetcher:
     def step(self) -> None:
         """Encode one region, or record that none is left. May raise Interrupted."""
         focus, state = self.focus, (self.focus, self._round)
-        opened = None if focus is None else self._sessions.find(focus[0])
+        opened = None if focus is None else self._sessions.named(focus[0])
         if opened is not None and focus is not None:
             encoder = opened.session.tracker.encoder
             room = _PREFETCH_SHARE * encoder.cache.byte_limit
