@@ -225,11 +225,25 @@ def test_switches_are_sent_as_0_and_1(panel, actions, name):
 def test_the_volume_is_shown_where_there_is_one(panel, millilitres, text):
     panel.show(a_state(millilitres=millilitres))
     shown(panel.widget)
-    label = panel.widget.findChild(qt.QLabel, "volumeText")
+    label = panel.widget.findChild(qt.QLabel, "sizesText")
     assert label.visible
     assert label.text == f"Volume: {text}"
     panel.show(a_state(millilitres=None))
     assert not label.visible
+
+
+def test_diameters_stand_below_the_volume_and_the_drawn_ones_below_them(panel):
+    panel.show(a_state(millilitres=2.0, diameters=(21.04, 9.96), drawn=(20.0, 10.0)))
+    shown(panel.widget)
+    label = panel.widget.findChild(qt.QLabel, "sizesText")
+    assert label.text.splitlines() == [
+        "Volume: 2.00 ml",
+        "Diameters: 21.0 x 10.0 mm",
+        "Drawn: 20.0 x 10.0 mm",
+    ]
+    assert clipped(panel.widget) == []
+    panel.show(a_state(millilitres=None, drawn=(20.0,)))
+    assert label.visible and label.text == "Drawn: 20.0 mm"
 
 
 def prompts_table(panel):

@@ -5,9 +5,12 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
+from medsam2_core.export.measurements import measure  # noqa: E402
+from medsam2_core.imaging.segmentation import Segmentation  # noqa: E402
 from MedSAM2SegmentLib.Effect.Progress import durationText  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix  # noqa: E402
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from support.scene import a_matrix, a_volume  # noqa: E402
 from support.slicer_user import SlicerUser, a_noise  # noqa: E402
 
@@ -68,6 +71,67 @@ def test_a_segmentation_scaled_by_its_transform_is_measured_in_the_world(user):
     user.wait()
     user.wait()
     assert user.state.millilitres == pytest.approx(user.mask().sum() * 3.0 / 1000)
+
+
+def by_measuring(user, segmentID="A"):
+    """Diameters of a segment as the export has them."""
+    geometry = VolumeAdapter(user.volume).geometry
+    (one,) = measure(Segmentation.from_masks(geometry, {"it": user.mask(segmentID)}))
+    return pytest.approx((one.longest.length_mm, one.perpendicular.length_mm))
+
+
+def at_rest(user):
+    """Long enough for the segment to be sent, and for the answer."""
+    for _ in range(4):
+        user.wait()
+
+
+def test_diameters_are_measured_when_the_segment_has_come_to_rest(scene):
+    volume = a_volume(scene, a_matrix(spacing=(0.5, 2.0, 3.0)), voxels=a_noise())
+    user = SlicerUser(scene, volume=volume)
+    user.wait()
+    user.click((10, 10, 5))
+    user.controller.propagate()
+    user.worker.answer_all()
+    user.pass_time(0.1)
+    assert user.state.diameters == (), "not while it still changes"
+    at_rest(user)
+    assert user.state.diameters == by_measuring(user)
+    user.paint(slice(0, 20), slice(0, 5), slice(0, 2))
+    user.pass_time(0.1)
+    assert user.state.diameters == (), "those of before are not shown"
+    at_rest(user)
+    assert user.state.diameters == by_measuring(user)
+    asked = user.worker.answered
+    at_rest(user)
+    assert user.worker.answered == asked, "asked once"
+    user.select("B")
+    at_rest(user)
+    assert user.state.diameters == ()
+    user.controller.cleanup()
+
+
+def test_diameters_lie_within_the_slices_that_are_segmented(scene):
+    user = SlicerUser(scene)
+    user.controller.setValue("stack", "sagittal")
+    user.wait()
+    user.click((10, 10, 5))
+    user.controller.propagate()
+    at_rest(user)
+    geometry = VolumeAdapter(user.volume).geometry
+    (one,) = measure(Segmentation.from_masks(geometry, {"it": user.mask()}), 0)
+    assert user.state.diameters == pytest.approx((one.longest.length_mm, one.perpendicular.length_mm))
+    user.controller.cleanup()
+
+
+def test_a_worker_that_is_lost_measures_when_it_is_back(user):
+    user.controller.propagate()
+    user.wait()
+    user.worker.die()
+    at_rest_without_worker = user.state.diameters
+    user.worker.recover()
+    at_rest(user)
+    assert at_rest_without_worker == () and user.state.diameters == by_measuring(user)
 
 
 def test_writes_are_gathered(user):

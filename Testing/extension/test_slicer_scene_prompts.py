@@ -63,11 +63,30 @@ def test_a_line_is_the_box_of_an_ellipse_of_this_length(user):
     assert user.slices() == [5]
 
 
+def test_the_drawn_length_stands_beside_the_measured_one_until_its_box_is_gone(user):
+    ends = ((6, 12, 5), (16, 12, 5))
+    draw(user, "vtkMRMLMarkupsLineNode", *ends)
+    user.controller.useMarkups()
+    for _ in range(4):
+        user.wait()
+    length = float(np.linalg.norm(np.subtract(*(user.ras(end) for end in ends))))
+    assert user.state.drawn == pytest.approx((length,), abs=1e-3)
+    assert len(user.state.diameters) == 2 and user.state.millilitres is None
+    (state,) = user.prompts()
+    user.controller.clearSlice(5)
+    user.wait()
+    assert user.state.drawn == () and user.state.diameters == ()
+    user.undo()
+    assert user.prompts() == (state,) and user.state.drawn == pytest.approx((length,), abs=1e-3)
+
+
 def test_a_line_that_crosses_it_is_the_other_diameter_whichever_was_drawn_first(user):
     draw(user, "vtkMRMLMarkupsLineNode", (11, 10, 5), (11, 13, 5))
     draw(user, "vtkMRMLMarkupsLineNode", (6, 12, 5), (16, 12, 5))
     user.controller.useMarkups()
     user.wait()
+    spacing = user.volume.GetSpacing()
+    assert user.state.drawn == pytest.approx((10 * spacing[0], 3 * spacing[1]), abs=1e-3)
     n, ends = box_of(user)
     # 3 pixels across, half-way between both middles.
     assert n == 5 and np.allclose(ends, [(6, 10.25, 5), (16, 13.25, 5)], atol=1e-3)

@@ -59,6 +59,7 @@ class Check(Finding):
         yield "The table of prompts: jump, delete, undo", self.table
         yield "A box", self.box
         yield "Propagate; the window does not freeze", self.propagate
+        yield "Corrections spread by themselves", self.corrections
         yield "Train an Auto model on the scene", self.train
         yield "Auto on the volume, and undo", self.auto
         yield "The Auto model is removed", self.removeModel
@@ -271,13 +272,46 @@ class Check(Finding):
         counted = np.count_nonzero(self.voxels(self.segmentID)) * np.prod(self.volume.GetSpacing()) / 1000
         told = self.state.millilitres
         expect(told is not None and abs(told - counted) < 0.01, f"the panel says {told} ml, it is {counted}")
+        measured = waitFor(lambda: self.state.diameters, 30, lambda: f"no diameters: {self.status()}")
+        longest, across = self.state.diameters
+        widest = max(np.ptp(np.nonzero(one)[1]) for one in self.voxels(self.segmentID) if one.any())
+        spacing = self.volume.GetSpacing()[0]
+        expect(longest >= across > 0 and longest >= widest * spacing, f"diameters {longest} x {across} mm")
         return {
+            "diameters mm": f"{longest:.1f} x {across:.1f}, after {measured} s",
             "ml": round(told, 2),
             "s": round(seconds, 1),
             "slices": slices,
             "s a slice": round(seconds / slices, 3),
             "frozen s": frozen,
         }
+
+    def corrections(self):
+        """A click spreads outward by itself until the next, which begins around itself; each is one undo."""
+        points = self.controlPointCount()
+        other = self.segmentation.GetSegmentation().AddEmptySegment("spreading", "spreading")
+        self.widget.setCurrentSegmentID(other)
+        self.controller.setValue("autoPropagate", "1")
+        self.show("Red", self.centre())
+        press("Red", self.centre())
+        middle = int(self.middle()[0])
+        waitFor(lambda: self.voxels(other).any(axis=(1, 2)).sum() > 3, 60, self.status)
+        found = np.flatnonzero(self.voxels(other).any(axis=(1, 2)))
+        expect(abs(found.mean() - middle) < len(found), f"slices {found} are not around slice {middle}")
+        press("Red", self.ras(self.middle()[2] + 25, self.middle()[1], middle), control=True)
+        waitFor(self.quiet, 300, self.status)
+        after = np.flatnonzero(self.voxels(other).any(axis=(1, 2)))
+        self.controller.setValue("autoPropagate", "0")
+        self.widget.undo()
+        self.settle()
+        expect(self.controlPointCount() == points + 1, "undo did not take back the second click alone")
+        self.widget.undo()
+        self.settle()
+        expect(not self.voxels(other).any(), "undo did not take back the first click and what followed it")
+        self.segmentation.GetSegmentation().RemoveSegment(other)
+        self.widget.setCurrentSegmentID(self.segmentID)
+        self.settle()
+        return {"slices at the second click": len(found), "slices in the end": len(after)}
 
     def markups(self):
         """Slicer's own Markups, drawn on the middle slice, each instead of other prompts."""
@@ -303,6 +337,13 @@ class Check(Finding):
             self.controller.useMarkups()
             self.settle()
             counts[className[14:-4]] = self.promptCount()
+            length = (
+                np.linalg.norm(np.subtract(*(self.ras(*ijk) for ijk in points))) if len(points) == 2 else None
+            )
+            drawn = self.state.drawn
+            expect(
+                not drawn if length is None else abs(drawn[0] - length) < 0.01, f"drawn {drawn}, not {length}"
+            )
             expect(self.promptCount() == 1, f"{className}: {self.promptCount()} prompts, {self.status()}")
             expect(self.voxels(self.segmentID)[k].any(), f"{className} gave no mask: {self.status()}")
             if not points:

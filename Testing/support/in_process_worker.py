@@ -21,6 +21,7 @@ from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import SlicePrompts
 from medsam2_core.prompts.slice_prompts import resolve
 from medsam2_core.worker.client import WorkerState
+from medsam2_core.worker.measuring import measured
 from medsam2_core.worker.messages import ObjectSnapshot, segmentation_from_json
 from medsam2_core.worker.session_client import SessionInfo
 
@@ -136,6 +137,8 @@ class InProcessWorker:
             if kind == "compare":
                 then, now = (measure(segmentation_from_json(fields[one], arrays)) for one in ("then", "now"))
                 done({"changes": changes_to_json(changes(then, now))})
+            elif kind == "measure":
+                done(measured(fields, arrays))
             elif done is not None:
                 done({"models": self.autoModels if kind == "auto_models" else self.models})
 

@@ -30,7 +30,6 @@ from MedSAM2SegmentLib.Segments.AlgorithmTags import AlgorithmTags
 from MedSAM2SegmentLib.Segments.EditHistory import UNDONE, EditHistory
 from MedSAM2SegmentLib.Segments.Editors import SegmentError, transformToWorld
 from MedSAM2SegmentLib.Segments.ProvenanceStore import ProvenanceStore
-from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.SegmentWriter import SegmentWriter
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
@@ -187,7 +186,6 @@ class EditedSegmentation:
         self._volumeKey = ""
         self._pose: Any = None  # (4, 4) of the volume in the segmentation's own RAS
         self._agreedPose: Any = None
-        self._measured: tuple[object, float] = (None, 0.0)  # state and volume of a segment
         self._claim = 0
         self._writing = 0
         self._tags: list[tuple[Any, int]] = []
@@ -335,23 +333,6 @@ class EditedSegmentation:
         display = self.segmentation.GetDisplayNode()
         isVisible = display is None or bool(display.GetSegmentVisibility(segmentID))
         return isVisible and not self._isCompleted(segmentID)
-
-    def millilitres(self) -> float | None:
-        """Return the volume of the selected segment in the world; None where it has none.
-
-        Counted again only when the segment has changed.
-        """
-        voxels = SegmentVoxels(self.segmentation, np.eye(4))
-        state = voxels.state(self.segmentID)
-        if state is None:
-            return None
-        if state != self._measured[0]:
-            self._measured = state, voxels.millilitres(self.segmentID)
-        try:
-            toWorld = transformToWorld(self.segmentation)
-        except GeometryError:
-            return None  # under a transform that warps it
-        return self._measured[1] * float(abs(np.linalg.det(toWorld[:3, :3])))
 
     def saveProvenance(self) -> None:
         """Save to the scene what has changed; what another Segment Editor has saved since is not replaced."""

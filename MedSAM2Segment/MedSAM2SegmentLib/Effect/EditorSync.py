@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation
     from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
     from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
+    from MedSAM2SegmentLib.Effect.SegmentMeasurement import SegmentMeasurement
     from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
     from MedSAM2SegmentLib.Effect.WorkerSession import Answer, WorkerSession
 
@@ -32,7 +33,7 @@ class EditorSync:
 
     Parameters
     ----------
-    parameters, sync, edited, session, propagation, auto, navigation, notice
+    parameters, sync, edited, session, propagation, auto, navigation, notice, measurement
         The parts of the effect.
     publish
         Shows the state of the panel, if it has changed.
@@ -55,11 +56,12 @@ class EditorSync:
         auto: AutoSegmentation,
         navigation: SliceNavigation,
         notice: Notice,
+        measurement: SegmentMeasurement,
         publish: Callable[[], None],
     ) -> None:
         self._parameters, self._edited, self._session, self._sync = parameters, edited, session, sync
         self._propagation, self._auto, self._navigation = propagation, auto, navigation
-        self._notice, self._publish = notice, publish
+        self._notice, self._measurement, self._publish = notice, measurement, publish
         edited.onPrompts, edited.onClosing = self._onPrompts, self._onClosing
         session.onAnswer, session.onRefusal = self._onAnswer, self._onRefusal
         propagation.beforeWriting = auto.beforeWriting = self.followUndo
@@ -89,6 +91,7 @@ class EditorSync:
             self.mustSync = False
             self.syncPrompts()
         self._navigation.prefetch()
+        self._measurement.tick(isIdle=not self._isBusy())
         store = self._edited.store
         if store is not None and self._edited.isInCharge:
             store.tick(self._session.session, self._session.origin)
@@ -99,7 +102,7 @@ class EditorSync:
     def _isDue(self) -> bool:
         """Whether a tick has work to do."""
         edited = self._edited
-        if self.isDirty or edited.isTouched or self._isBusy():
+        if self.isDirty or edited.isTouched or self._isBusy() or self._measurement.isPending:
             return True
         if edited.markups is not None and (edited.markups.isMoved or edited.store.isPending):
             return True

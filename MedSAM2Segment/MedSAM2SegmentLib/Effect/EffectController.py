@@ -18,6 +18,7 @@ from MedSAM2SegmentLib.Effect.EditorSync import EditorSync
 from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
 from MedSAM2SegmentLib.Effect.PanelPresenter import PanelPresenter
 from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
+from MedSAM2SegmentLib.Effect.SegmentMeasurement import SegmentMeasurement
 from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
 from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 from MedSAM2SegmentLib.i18n import _
@@ -72,7 +73,8 @@ class EffectController:
         self._propagation = propagation = LivePropagation(edited, session, clock)
         self._auto = auto = AutoSegmentation(edited, session, parameters, clock)
         self._notice = notice = Notice()
-        parts = edited, session, propagation, auto, navigation, notice
+        measurement = SegmentMeasurement(edited, session, clock)
+        parts = edited, session, propagation, auto, navigation, notice, measurement
         self.panel = PanelPresenter(parameters, *parts)
         self._editor = EditorSync(parameters, sync, *parts, self.panel.publish)
         self._inactiveSince = 0.0

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation
     from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
     from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
+    from MedSAM2SegmentLib.Effect.SegmentMeasurement import SegmentMeasurement
     from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
     from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 
@@ -42,7 +43,7 @@ class PanelPresenter:
 
     Parameters
     ----------
-    parameters, edited, session, propagation, auto, navigation, notice
+    parameters, edited, session, propagation, auto, navigation, notice, measurement
         The parts of the effect.
 
     Attributes
@@ -62,10 +63,11 @@ class PanelPresenter:
         auto: AutoSegmentation,
         navigation: SliceNavigation,
         notice: Notice,
+        measurement: SegmentMeasurement,
     ) -> None:
         self._parameters, self._edited, self._session = parameters, edited, session
         self._propagation, self._auto, self._navigation = propagation, auto, navigation
-        self._notice = notice
+        self._notice, self._measurement = notice, measurement
         self.state = PanelState()
         self.onStateChanged: Callable[[PanelState], None] = lambda state: None
 
@@ -108,6 +110,7 @@ class PanelPresenter:
         parameters, auto, propagation = self._parameters, self._auto, self._propagation
         segmentID, stack, markups = self._edited.segmentID, self._session.stack, self._edited.markups
         confidences = self._confidences(segmentID)
+        drawn = markups.drawnLengths(segmentID) if markups is not None and segmentID else ()
         canJump = any(one.confidence is not None and not one.prompted for one in confidences)
         progress = auto.progress if auto.isRunning else propagation.progress
         isRunning = auto.isRunning or propagation.isRunning
@@ -123,7 +126,9 @@ class PanelPresenter:
             canClear=bool(segmentID) and markups is not None and segmentID in markups.segmentIDs(),
             confidences=confidences,
             slices=len(stack) if stack is not None else 0,
-            millilitres=self._edited.millilitres() if canJump and self._edited.isActive else None,
+            millilitres=self._measurement.millilitres if canJump and self._edited.isActive else None,
+            diameters=self._measurement.diameters if canJump or drawn else (),
+            drawn=drawn,
             current=self._navigation.current() if confidences else None,
             choices=parameters.choices(self._session.models),
             values=parameters.values(),

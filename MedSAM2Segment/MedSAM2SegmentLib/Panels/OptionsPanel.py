@@ -128,7 +128,7 @@ class OptionsPanel:
         self._bar = find(qt.QProgressBar, "progressBar")
         self._progressText = find(qt.QLabel, "progressText")
         self._stripHolder = find(qt.QWidget, "stripHolder")
-        self._volumeText = find(qt.QLabel, "volumeText")
+        self._sizesText = find(qt.QLabel, "sizesText")
         self._autoBar, self._autoModelBar = find(qt.QWidget, "autoBar"), find(qt.QWidget, "autoModelBar")
         self._autoModel, self._replaces = find(qt.QComboBox, "autoModelBox"), find(qt.QCheckBox, "replaceBox")
         self._autoText = find(qt.QLabel, "autoText")
@@ -242,8 +242,9 @@ class OptionsPanel:
         self._stripHolder.visible = bool(state.confidences)
         self._strip.display(state.confidences, state.current)
         self._prompts.show(state)
-        put(self._volumeText, "text", _volumeText(state.millilitres))
-        self._volumeText.visible = state.millilitres is not None
+        sizes = _sizesText(state)
+        put(self._sizesText, "text", sizes)
+        self._sizesText.visible = bool(sizes)
 
     def _showAuto(self, view: AutoView, before: AutoView | None) -> None:
         self._autoBar.visible = view.isShown
@@ -335,12 +336,19 @@ def _progressText(state: PanelState) -> str:
     return ", ".join(parts)
 
 
-def _volumeText(millilitres: float | None) -> str:
-    """Return a volume with about three digits, as text."""
-    if millilitres is None:
-        return ""
-    digits = 2 if millilitres < 10 else 1 if millilitres < 100 else 0
-    return _("Volume: {number} ml").format(number=f"{millilitres:.{digits}f}")
+def _sizesText(state: PanelState) -> str:
+    """Return volume, diameters and drawn diameters, as far as there are any; the volume in three digits."""
+    parts, volume = [], state.millilitres
+    if volume is not None:
+        digits = 2 if volume < 10 else 1 if volume < 100 else 0
+        parts.append(_("Volume: {number} ml").format(number=f"{volume:.{digits}f}"))
+    for text, lengths in (
+        (_("Diameters: {lengths} mm"), state.diameters),
+        (_("Drawn: {lengths} mm"), state.drawn),
+    ):
+        if lengths:
+            parts.append(text.format(lengths=" x ".join(f"{length:.1f}" for length in lengths)))
+    return "\n".join(parts)
 
 
 def _icon(status: Status) -> int:

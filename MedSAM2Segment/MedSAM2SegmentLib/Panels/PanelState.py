@@ -130,6 +130,9 @@ class PanelState:
         The slice of the stack that is shown; None when no slice is.
     millilitres
         Volume of the segment after a propagation; None hides it.
+    diameters, drawn
+        In mm: the longest diameter of the segment and the one across it, empty while they are not known; the
+        same of the line that was drawn as a prompt.
     choices
         By parameter name ("model", "window", "direction", "range", "stack", "keep"), what can be chosen:
         (value, label) pairs.
@@ -158,6 +161,8 @@ class PanelState:
     slices: int = 0
     current: int | None = None
     millilitres: float | None = None
+    diameters: tuple[float, ...] = ()
+    drawn: tuple[float, ...] = ()
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
     auto: AutoView = AutoView()

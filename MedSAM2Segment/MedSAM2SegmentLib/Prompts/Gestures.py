@@ -29,10 +29,12 @@ class BoxGesture:
 
     ``rasCorners`` (4, 3) in order round the rectangle, the first edge along the view's rows. ``thickness`` is
     the distance in mm between neighbouring slices of that view: how far from its plane the box is shown.
+    ``drawn`` are the lengths in mm of the lines it was made of.
     """
 
     rasCorners: NDArray[np.float64]
     thickness: float = 1.0
+    drawn: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         corners = _points(self.rasCorners, "a box")

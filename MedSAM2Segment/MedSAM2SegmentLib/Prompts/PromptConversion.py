@@ -82,7 +82,7 @@ def stateOfGesture(gesture: Gesture) -> PromptState:
         role = PromptNodes.SCRIBBLE if gesture.positive else PromptNodes.NEGATIVE_SCRIBBLE
         return PromptState("", role, points=tuple((0, *ras) for ras in gesture.ras.tolist()))
     frame, size = PromptNodes.frameOf(gesture)
-    return PromptState("", PromptNodes.BOX, frame=tuple(frame.ravel()), size=tuple(size))
+    return PromptState("", PromptNodes.BOX, frame=tuple(frame.ravel()), size=tuple(size), drawn=gesture.drawn)
 
 
 def placedPrompts(

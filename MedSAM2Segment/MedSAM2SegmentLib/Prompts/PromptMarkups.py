@@ -75,6 +75,11 @@ class PromptMarkups:
         """Whether a segment has no prompt."""
         return all(stateOf(node).isEmpty for node in self._nodes(segmentID))
 
+    def drawnLengths(self, segmentID: str) -> tuple[float, ...]:
+        """Return the lengths in mm of the lines that the last such box of a segment was made of."""
+        boxes = [node for node in self._nodes(segmentID, PromptNodes.BOX) if PromptNodes.drawnOf(node)]
+        return PromptNodes.drawnOf(max(boxes, key=PromptNodes.order)) if boxes else ()
+
     def slicePrompts(
         self, segmentID: str, adapter: VolumeAdapter, stack: SliceStack
     ) -> dict[int, SlicePrompts]:

@@ -2,7 +2,8 @@
 
 Every node carries ``MedSAM2.segmentID``, ``MedSAM2.role`` and a reference to its segmentation.
 ``MedSAM2.order`` (boxes, scribbles) or the description of each control point (points) tells
-which came first. ``MedSAM2.predicted`` marks a box that a model predicted and the user has not moved.
+which came first. ``MedSAM2.predicted`` marks a box that a model predicted and the user has not moved;
+``MedSAM2.drawn`` has the lengths in mm of the lines a box was made of.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SCRIBBLE_ROLES = (SCRIBBLE, NEGATIVE_SCRIBBLE)
 ROLES = (*POINT_ROLES, BOX, *SCRIBBLE_ROLES, NOTES)
 
 _SEGMENT, _ROLE, _ORDER = "MedSAM2.segmentID", "MedSAM2.role", "MedSAM2.order"
-_PREDICTED = "MedSAM2.predicted"
+_PREDICTED, _DRAWN = "MedSAM2.predicted", "MedSAM2.drawn"
 _PLACED = slicer.vtkMRMLMarkupsNode.PositionDefined
 _SEGMENTATION_REFERENCE, _VOLUME_REFERENCE = "MedSAM2.segmentation", "MedSAM2.volume"
 _CLASSES = {
@@ -243,6 +244,21 @@ def setPredicted(node: Any, predicted: bool) -> None:
     """Mark a box as drawn by a model, or as the user's own."""
     if predicted is not isPredicted(node):
         node.SetAttribute(_PREDICTED, "1" if predicted else None)
+
+
+def drawnOf(node: Any) -> tuple[float, ...]:
+    """Return the lengths in mm of the lines a box was made of; empty for other boxes."""
+    try:
+        return tuple(float(part) for part in (node.GetAttribute(_DRAWN) or "").split())
+    except ValueError:
+        return ()  # edited by hand
+
+
+def setDrawn(node: Any, lengths: Iterable[float]) -> None:
+    """Keep the lengths in mm of the lines a box was made of."""
+    text = " ".join(f"{length:.3f}" for length in lengths)
+    if text != (node.GetAttribute(_DRAWN) or ""):
+        node.SetAttribute(_DRAWN, text or None)
 
 
 def frameOf(gesture: BoxGesture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

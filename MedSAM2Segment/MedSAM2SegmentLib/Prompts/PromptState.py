@@ -44,6 +44,8 @@ class PromptState:
         Masks and final slices, see :class:`MaskNotes`.
     predicted
         Whether a model drew the box, and nobody has moved it.
+    drawn
+        Lengths in mm of the lines a box was made of, the longest first.
     """
 
     segmentID: str
@@ -54,6 +56,7 @@ class PromptState:
     size: tuple[float, ...] = ()
     text: str = ""
     predicted: bool = False
+    drawn: tuple[float, ...] = ()
 
     @property
     def isEmpty(self) -> bool:
@@ -101,6 +104,7 @@ def applyState(node: Any, state: PromptState) -> None:
     elif state.role == PromptNodes.BOX:
         PromptNodes.setOrder(node, state.order)
         PromptNodes.setPredicted(node, state.predicted)
+        PromptNodes.setDrawn(node, state.drawn)
         PromptNodes.setBoxFrame(node, np.reshape(state.frame, (4, 4)), state.size)
     elif state.role in PromptNodes.POINT_ROLES:
         PromptNodes.setPoints(node, [(number, ras) for number, *ras in state.points])
@@ -120,8 +124,8 @@ def _ownState(node: Any) -> PromptState:
         if node.GetNumberOfControlPoints() == 0:
             return PromptState(segmentID, role, order)
         frame, size = (tuple(values.ravel().tolist()) for values in PromptNodes.boxFrame(node, own=True))
-        predicted = PromptNodes.isPredicted(node)
-        return PromptState(segmentID, role, order, frame=frame, size=size, predicted=predicted)
+        predicted, drawn = PromptNodes.isPredicted(node), PromptNodes.drawnOf(node)
+        return PromptState(segmentID, role, order, frame=frame, size=size, predicted=predicted, drawn=drawn)
     return PromptState(segmentID, role, order, PromptNodes.ownPoints(node))
 
 

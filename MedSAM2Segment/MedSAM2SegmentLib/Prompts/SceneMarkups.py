@@ -79,7 +79,10 @@ def take(scene: Any, geometry: Geometry, stack: SliceStack) -> TakenMarkup:
         across, longest = sorted(
             lines[-2:], key=lambda line: float(np.linalg.norm(_direction(line, geometry)))
         )
-    return TakenMarkup(_gesture(of_line(longest, stack, across), geometry, stack))
+    drawn = tuple(
+        float(np.linalg.norm(_direction(line, geometry))) for line in (longest, across) if line is not None
+    )
+    return TakenMarkup(_gesture(of_line(longest, stack, across), geometry, stack, drawn))
 
 
 def axisOf(scene: Any, geometry: Geometry, stack: SliceStack) -> str:
@@ -148,9 +151,9 @@ def _cross(
     return bool(sides[0] * sides[1] <= 0 and sides[2] * sides[3] <= 0)
 
 
-def _gesture(box: Box, geometry: Geometry, stack: SliceStack) -> BoxGesture:
+def _gesture(box: Box, geometry: Geometry, stack: SliceStack, drawn: tuple[float, ...] = ()) -> BoxGesture:
     """Return a box on a slice as if it had been drawn there."""
     (x0, y0, n), (x1, y1, m) = stack.to_slice([box.first_ijk, box.last_ijk])
     n = round((n + m) / 2)
     corners = stack.to_ijk([[x0, y0, n], [x1, y0, n], [x1, y1, n], [x0, y1, n]])
-    return BoxGesture(geometry.to_ras(corners), stack.slice_mm)
+    return BoxGesture(geometry.to_ras(corners), stack.slice_mm, drawn)

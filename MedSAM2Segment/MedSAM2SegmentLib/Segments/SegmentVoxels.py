@@ -63,15 +63,28 @@ class SegmentVoxels:
         scalars = None if labelmap is None else labelmap.GetPointData().GetScalars()
         return scalars is not None and bool((vtk_to_numpy(scalars) == segment.GetLabelValue()).any())
 
-    def millilitres(self, segmentID: str) -> float:
-        """Return the volume of the segment in its segmentation's own RAS."""
+    def array(self, segmentID: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]] | None:
+        """Return the (K, J, I) mask of a segment on its labelmap, and (4, 4) from its indices to own RAS.
+
+        None for a segment without voxels.
+        """
         segment = self.segmentation.GetSegment(segmentID)
         labelmap = None if segment is None else segment.GetRepresentation(LABELMAP)
         scalars = None if labelmap is None else labelmap.GetPointData().GetScalars()
         if scalars is None:
+            return None
+        filled = Extent(*labelmap.GetExtent())
+        mask_kji = (vtk_to_numpy(scalars) == segment.GetLabelValue()).reshape(filled.shape)
+        matrix = imageToWorld(labelmap)
+        matrix[:3, 3] += matrix[:3, :3] @ labelmap.GetExtent()[::2]
+        return (mask_kji, matrix) if mask_kji.any() else None
+
+    def millilitres(self, segmentID: str) -> float:
+        """Return the volume of the segment in its segmentation's own RAS."""
+        read = self.array(segmentID)
+        if read is None:
             return 0.0
-        count = np.count_nonzero(vtk_to_numpy(scalars) == segment.GetLabelValue())
-        return float(count * abs(np.linalg.det(imageToWorld(labelmap)[:3, :3])) / 1000.0)
+        return float(np.count_nonzero(read[0]) * abs(np.linalg.det(read[1][:3, :3])) / 1000.0)
 
     def filled(self, segmentID: str) -> Extent:
         """Return a box round the voxels of the grid that the segment may have; empty when it is gone."""

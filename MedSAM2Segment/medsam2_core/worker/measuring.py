@@ -68,13 +68,14 @@ class Measurements:
 
     def _measure(self, job: Job) -> None:
         try:
-            answer: dict[str, Any] | BaseException = _measured(job.fields, job.arrays)
+            answer: dict[str, Any] | BaseException = measured(job.fields, job.arrays)
         except (MedSAM2Error, MemoryError, ValueError) as error:
             answer = error
         self._finish(job, answer)
 
 
-def _measured(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+def measured(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Carry out `measure`. ProtocolError, GeometryError or VolumeError for what cannot be measured."""
     from medsam2_core.export.measurements import measure
     from medsam2_core.imaging.segmentation import Segmentation
 
