@@ -20,7 +20,8 @@ LIGHT = [
     *("imaging.segmentation", "imaging.slice_mask", "imaging.terminology"),
     *("auto", "auto.model_file", "auto.library"),
     *("export", "export.metadata"),
-    *("worker", "worker.protocol", "worker.messages", "worker.job_messages", "worker.requests"),
+    *("worker", "worker.protocol", "worker.messages", "worker.job_messages", "worker.measuring"),
+    "worker.requests",
     *("worker.transports", "worker.uploads", "worker.connection", "worker.session_client", "worker.client"),
 ]
 
