@@ -11,7 +11,8 @@ from medsam2_core.version import __version__
 
 if TYPE_CHECKING:
     from medsam2_core.engine.catalogue import Catalogue
-    from medsam2_core.engine.model import SegmentationModel, load_model
+    from medsam2_core.engine.model import load_model
+    from medsam2_core.engine.segmentation_model import SegmentationModel
     from medsam2_core.errors import Cancelled, MedSAM2Error, PromptError
     from medsam2_core.imaging.image_set import ImageSet
     from medsam2_core.imaging.intensity import Window
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Catalogue": "engine.catalogue",
-    "SegmentationModel": "engine.model",
+    "SegmentationModel": "engine.segmentation_model",
     "load_model": "engine.model",
     "Cancelled": "errors",
     "MedSAM2Error": "errors",

@@ -31,8 +31,8 @@ from medsam2_core.engine.architecture import build_module, read_config
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import RecentMemory
-from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.engine.recipe import STOCK
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.engine.sources import ArrayImages
 from medsam2_core.engine.tracker import Tracker
 from support.model import prompt, some_slices, stir

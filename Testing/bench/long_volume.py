@@ -20,8 +20,9 @@ import torch
 from medsam2_core.cli.console import peak_memory_mb, print_table
 from medsam2_core.engine.architecture import build_module
 from medsam2_core.engine.cache import FeatureCache
-from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.model import load_model
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import MedSAM2Error
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session import Session

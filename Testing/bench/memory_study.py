@@ -36,8 +36,9 @@ from medsam2_core import atomic
 from medsam2_core.cli.console import print_table
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.memory import MemoryPolicy, PromptedMemory, RecentMemory, SelfSortingMemory
-from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.model import load_model
 from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of, read_table
 from medsam2_core.evaluation.metrics import dice
 from medsam2_core.evaluation.simulated_user import largest_piece, tight_box

@@ -10,7 +10,8 @@ import pytest
 import torch
 from medsam2_core.auto.model import AutoModel, check_base, load_auto, untrained_model
 from medsam2_core.auto.model_file import AutoCard, AutoClass, _sealed, read_card, read_tensors
-from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.model import load_model
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import CatalogueError, CheckpointError, ExportError, MedSAM2Error
 from safetensors.torch import load_file, save, save_file
 from support.auto_model import an_auto_model, classes_named, some_levels

@@ -11,8 +11,9 @@ from medsam2_core.auto.model import encode_levels, load_auto
 from medsam2_core.auto.sam2rad_import import import_reference
 from medsam2_core.engine.architecture import build_module
 from medsam2_core.engine.catalogue import Catalogue
-from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.model import load_model
 from medsam2_core.engine.recipe import PromptRecipe
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import CatalogueError, CheckpointError, ExportError
 from support.auto_model import stock_model
 from support.errors import raises

@@ -231,7 +231,7 @@ def test_a_model_that_is_not_there_or_damaged_is_refused(medsam2, base, trained,
 
 def test_a_reference_checkpoint_becomes_a_model_that_can_be_used(medsam2, tmp_path):
     from medsam2_core.engine.architecture import build_module
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
     from support.model import stir
     from support.reference_checkpoint import a_trained_model, lightning_file, reference_state
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from medsam2_core.engine.devices import Precision, choose_device, choose_precision
-from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.engine.recipe import STOCK
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import DeviceError
 from support.errors import raises
 

@@ -12,8 +12,9 @@ from medsam2_core.engine import architecture
 from medsam2_core.engine.architecture import build_module, config_path, read_config
 from medsam2_core.engine.catalogue import Catalogue, ModelEntry
 from medsam2_core.engine.devices import Precision
-from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.model import load_model
 from medsam2_core.engine.recipe import STOCK
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.engine.store import Store
 from medsam2_core.engine.trunk import ConvTrunk
 from medsam2_core.errors import CatalogueError, CheckpointError, DeviceError, MissingPackageError

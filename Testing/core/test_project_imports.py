@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from support.import_graph import cycles, import_graph
+from support.import_graph import cycles, import_graph, longest_chain
 from support.project import (
     CORE,
     LIGHT,
@@ -69,6 +69,11 @@ def test_the_table_of_packages_has_no_cycle():
 def test_modules_do_not_import_each_other():
     found = cycles(import_graph())
     assert not found, "import cycles:\n" + "\n".join(" <-> ".join(together) for together in found)
+
+
+def test_imports_are_few_levels_deep():
+    chain = longest_chain(import_graph())
+    assert len(chain) <= 15, " -> ".join(chain)
 
 
 def test_cycles_of_imports_are_found():

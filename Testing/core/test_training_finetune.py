@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from medsam2_core.engine.architecture import STOCK_CONFIGS, build_from, read_config
-from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.engine.recipe import STOCK
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.training import network
 from medsam2_core.training.augmentation import FINE_TUNING
 from medsam2_core.training.finetune import Division, FineTuner, FineTuning, changed_state, parse_prompts

@@ -15,7 +15,7 @@ from medsam2_core.auto.model_file import AutoCard, AutoClass
 from medsam2_core.auto.predictor import HEADS, FeatureLevels, PredictorSettings
 from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.engine.architecture import build_module
-from medsam2_core.engine.model import SegmentationModel
+from medsam2_core.engine.segmentation_model import SegmentationModel
 
 from support.model import a_disc, stir
 

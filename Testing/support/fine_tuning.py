@@ -11,7 +11,7 @@ import torch
 from medsam2_core.auto.fewshot.data import find_pairs
 from medsam2_core.auto.fewshot.images import ReadingOptions
 from medsam2_core.auto.fewshot.survey import Survey, survey
-from medsam2_core.engine.model import SegmentationModel
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.training.finetune import FineTuner, FineTuning
 from medsam2_core.training.processes import started_processes
 

@@ -11,7 +11,7 @@ import torch
 from medsam2_core.auto.adapters import trainable_parts
 from medsam2_core.auto.model import AutoModel
 from medsam2_core.auto.predictor import inverse_frequencies
-from medsam2_core.engine.model import SegmentationModel
+from medsam2_core.engine.segmentation_model import SegmentationModel
 
 from support.auto_model import an_auto_model
 

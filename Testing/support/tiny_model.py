@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import torch
 from medsam2_core.engine.architecture import build_from, read_config
-from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.engine.recipe import PromptRecipe
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.engine.states import ObjectState
 
 from support.model import DRAWN, stir

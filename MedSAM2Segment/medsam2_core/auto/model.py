@@ -25,7 +25,8 @@ from medsam2_core.auto.model_file import AutoCard, damaged, read_card, read_tens
 from medsam2_core.auto.network import AutoNetwork
 from medsam2_core.auto.predictor import FeatureLevels, PredictorSettings, PromptPredictor
 from medsam2_core.engine.catalogue import CHECKPOINT_SUFFIXES
-from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.model import load_model
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import CatalogueError, CheckpointError, MedSAM2Error
 
 if TYPE_CHECKING:

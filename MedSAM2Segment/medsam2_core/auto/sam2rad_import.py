@@ -26,7 +26,8 @@ from medsam2_core.auto.model_file import SUFFIX, AutoCard, AutoClass
 from medsam2_core.auto.predictor import PredictorSettings, inverse_frequencies
 from medsam2_core.engine.architecture import OWN_CONFIGS, STOCK_CONFIGS, build_from, read_config
 from medsam2_core.engine.checkpoint import load_strict, read_state_dict
-from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.model import load_model
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import CatalogueError, CheckpointError, ExportError
 from medsam2_core.imaging.segmentation import default_colour
 

@@ -22,7 +22,7 @@ from medsam2_core.auto.letterbox import Letterbox
 from medsam2_core.auto.model import AutoModel
 from medsam2_core.auto.network import NO_PROMPTS, DecoderOutput, UserPrompts, merged_labels
 from medsam2_core.auto.predictor import FeatureLevels, PredictedPrompts
-from medsam2_core.engine.sources import ImageSource
+from medsam2_core.engine.images import ImageSource
 from medsam2_core.imaging.slice_mask import MAXIMUM, PackedValues, SliceMask, agreeing
 from medsam2_core.prompts.types import PixelPrompts
 

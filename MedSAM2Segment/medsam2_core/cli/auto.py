@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
-    from medsam2_core.session import Session
-    from medsam2_core.session.automatic import AutoPrediction
+    from medsam2_core.session.predictions import AutoPrediction
+    from medsam2_core.session.session import Session
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Auto:
 
     def _segment(self, volume: Volume, auto: AutoModel) -> tuple[Session, list[AutoPrediction]]:
         from medsam2_core.auto.volumes import Method, VolumeOptions
-        from medsam2_core.session import Session
+        from medsam2_core.session.session import Session
 
         card = auto.card
         axis: str = self.axis or ("axial" if card.is_for_pictures else card.axis)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
     from medsam2_core.imaging.segmentation import Segmentation
-    from medsam2_core.session import Session
+    from medsam2_core.session.session import Session
 
 
 #: Stands beside every confidence: an object with one of .80 has had a Dice of .27.

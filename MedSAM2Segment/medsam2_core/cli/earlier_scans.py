@@ -13,7 +13,7 @@ from medsam2_core.errors import Note, PromptError
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
-    from medsam2_core.session import Session
+    from medsam2_core.session.session import Session
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from medsam2_core.imaging.image_set import ImageSet
     from medsam2_core.prompts import Prompt, PromptSet
-    from medsam2_core.session import Session
+    from medsam2_core.session.session import Session
     from medsam2_core.session.set_results import SetResults
 
 
@@ -146,7 +146,7 @@ class SegmentSet:
             raise ExportError(message, code="output-is-input", path=str(self.out))
 
     def _session(self, images: ImageSet, prompts: PromptSet) -> Session:
-        from medsam2_core.session import Session  # only now: torch takes seconds to load
+        from medsam2_core.session.session import Session  # only now: torch takes seconds to load
 
         session = Session.open(
             images, self.model, window=self.window, memory=self.memory, zoom=self.zoom, device=self.device,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.geometry import Geometry
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.prompts import PromptSet
-    from medsam2_core.session import Session
+    from medsam2_core.session.session import Session
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from medsam2_core.errors import Note, VolumeError
 if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
-    from medsam2_core.session import Session
     from medsam2_core.session.earlier import EarlierResult
+    from medsam2_core.session.session import Session
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Replay:
             raise typer.Exit(ExitCode.BAD_INPUT)
 
     def _segment(self, volume: Volume, earlier: EarlierResult) -> Session:
-        from medsam2_core.session import Session
+        from medsam2_core.session.session import Session
 
         settings = {**earlier.settings, **({} if self.model is None else {"model": self.model})}
         if self.model is not None:  # the stored size is that of the other model

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.slices import AxisStack
     from medsam2_core.imaging.volume import Volume
     from medsam2_core.prompts import PromptSet
-    from medsam2_core.session import Session
     from medsam2_core.session.earlier import EarlierResult
+    from medsam2_core.session.session import Session
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class Segment:
         others: OtherScans,
     ) -> tuple[Session, Segmentation, list[Note]]:
         from medsam2_core.engine.devices import choose_device
-        from medsam2_core.session import Session  # only now: torch takes seconds to load
+        from medsam2_core.session.session import Session  # only now: torch takes seconds to load
         from medsam2_core.worker.system import check_memory
 
         if self.image_size is None:  # else the catalogue's figure does not hold

@@ -18,10 +18,11 @@ from medsam2_core.errors import Cancelled
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from medsam2_core.auto.fewshot.data import Problem
     from medsam2_core.auto.fewshot.settings import FewShotSettings
-    from medsam2_core.auto.fewshot.survey import Problem, Survey
+    from medsam2_core.auto.fewshot.survey import Survey
     from medsam2_core.auto.fewshot.trainer import TrainingResult
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
 
 _FEW_STEPS = 100
 
@@ -171,7 +172,7 @@ class TrainAuto:
 
 def _shortcomings(training: Mapping[str, Any], minutes: float, folds: int | None) -> Iterator[Problem]:
     """Yield what there was too little time for."""
-    from medsam2_core.auto.fewshot.survey import Problem
+    from medsam2_core.auto.fewshot.data import Problem
 
     if training["steps"] < _FEW_STEPS:
         text = f"only {training['steps']} steps fitted into {minutes:g} minutes: more make a better model"

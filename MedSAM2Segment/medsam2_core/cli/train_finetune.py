@@ -18,7 +18,7 @@ from medsam2_core.errors import Cancelled, TrainingError
 
 if TYPE_CHECKING:
     from medsam2_core.auto.fewshot.survey import Survey
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
     from medsam2_core.training.finetune import FineTuner, FineTuning
     from medsam2_core.training.processes import Processes
 

@@ -102,7 +102,8 @@ def survey_of(
     keeps_cases: bool = False,
 ) -> Survey:
     """Read all pairs, list what is wrong with them and with `lonely` files; raise for what is fatal."""
-    from medsam2_core.auto.fewshot.survey import Problem, survey
+    from medsam2_core.auto.fewshot.data import Problem
+    from medsam2_core.auto.fewshot.survey import survey
 
     def show(done: int, total: int) -> None:
         progress.show("reading", done, total)

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from medsam2_core.engine.cache import FeatureCache, FeatureKey, SliceFeatures
-from medsam2_core.engine.sources import ImageSource
+from medsam2_core.engine.images import ImageSource
 from medsam2_core.engine.zoom import Region
 
 if TYPE_CHECKING:
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
 
 # ImageNet, as SAM 2 was trained with.
 MEAN = (0.485, 0.456, 0.406)

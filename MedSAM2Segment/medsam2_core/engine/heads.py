@@ -23,7 +23,7 @@ from medsam2_core.engine.states import Prediction
 from medsam2_core.engine.zoom import Region
 
 if TYPE_CHECKING:
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
     from medsam2_core.prompts.types import PixelPrompts
 
 # Stock clamps logits fed back with a click; training of models that carry masks clamps harder.

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from medsam2_core.engine.cache import SliceFeatures
 from medsam2_core.engine.encoder import SliceEncoder
+from medsam2_core.engine.images import UnorderedSource
 from medsam2_core.engine.maps import moved_logits
 from medsam2_core.engine.recipe import INSIDE, OUTSIDE
-from medsam2_core.engine.sources import UnorderedSource
 from medsam2_core.engine.zoom import Box, Region
 from medsam2_core.imaging.slice_mask import SliceMask
 

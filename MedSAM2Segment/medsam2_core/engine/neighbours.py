@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsam2_core.engine.maps import BEYOND, logits_in_slice, logits_of_mask
-from medsam2_core.engine.propagation import Step
-from medsam2_core.engine.states import ObjectState, Prediction
+from medsam2_core.engine.states import ObjectState, Prediction, Step
 from medsam2_core.engine.zoom import Region
 from medsam2_core.imaging.slice_mask import SliceMask
 

@@ -2,36 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from medsam2_core.engine.options import Direction, Order
-from medsam2_core.engine.states import ObjectState
+from medsam2_core.engine.states import ObjectState, Step
 from medsam2_core.errors import Cancelled, Interrupted
 from medsam2_core.imaging.slice_mask import SliceMask
 
 # The weight of a prompted slice never falls below this, however low its predicted IoU.
 _LEAST_TRUST = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One object on one slice.
-
-    Attributes
-    ----------
-    object_id, n
-        Which.
-    reverse
-        Whether it is reached from a higher slice.
-    seed
-        The prompted slice it is tracked from: itself for a prompted slice, None when the user's empty
-        slices cut it off from all that hold the object.
-    """
-
-    object_id: str
-    n: int
-    reverse: bool
-    seed: int | None
 
 
 def plan_steps(
@@ -125,25 +103,8 @@ class Propagation(Iterator[SliceMask]):
     """The masks of a propagation, as they come.
 
     Asking for the next one may raise :class:`~medsam2_core.errors.Interrupted` (see
-    :meth:`~medsam2_core.engine.model.SegmentationModel.interruptible_by`): ask again, and it goes on with the
-    same slice. After any other exception it is over. (Not a generator, which would be over after the first.)
-
-    Parameters
-    ----------
-    steps
-        What to do, in order.
-    take
-        Does one step, and returns its mask, if there is one, and those it changed on the same slice. When it
-        is interrupted, the same step is taken again.
-    should_cancel
-        Asked before every step.
-
-    Attributes
-    ----------
-    total
-        Steps. Fewer masks come when an object is gone, more when neighbours change.
-    done
-        Steps finished so far, with or without a mask.
+    ``SegmentationModel.interruptible_by``): ask again, and it goes on with the same slice. After any other
+    exception it is over. (Not a generator, which would be over after the first.)
     """
 
     def __init__(

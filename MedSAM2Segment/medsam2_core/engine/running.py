@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from medsam2_core.engine.cache import SliceFeatures
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads, Tokens
+from medsam2_core.engine.images import UnorderedSource
 from medsam2_core.engine.locating import Guess, Locator, agreement, by_similarity
 from medsam2_core.engine.maps import mask_of_logits, moved_logits, probabilities_of_logits
 from medsam2_core.engine.memory import Embedding, MemoryPolicy, Query, SliceMemory
 from medsam2_core.engine.neighbours import Neighbours
-from medsam2_core.engine.propagation import Step
-from medsam2_core.engine.sources import UnorderedSource
-from medsam2_core.engine.states import ObjectState, Prediction
+from medsam2_core.engine.states import ObjectState, Prediction, Step
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.prompts import PixelPrompts
 

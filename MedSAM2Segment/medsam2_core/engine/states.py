@@ -263,3 +263,24 @@ class ObjectState:
         banks = {id(bank): bank for bank in self.banks}.values()
         memories += [memory for bank in banks for memory in bank.memories()]
         return total + sum(memory.nbytes for memory in memories)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One object on one slice.
+
+    Attributes
+    ----------
+    object_id, n
+        Which.
+    reverse
+        Whether it is reached from a higher slice.
+    seed
+        The prompted slice it is tracked from: itself for a prompted slice, None when the user's empty
+        slices cut it off from all that hold the object.
+    """
+
+    object_id: str
+    n: int
+    reverse: bool
+    seed: int | None

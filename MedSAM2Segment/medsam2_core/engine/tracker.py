@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads
+from medsam2_core.engine.images import UnorderedSource
 from medsam2_core.engine.locating import Locator, by_similarity
 from medsam2_core.engine.maps import mask_of_logits, probabilities_of_logits
 from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
 from medsam2_core.engine.neighbours import Neighbours
 from medsam2_core.engine.options import Direction, TrackerOptions
 from medsam2_core.engine.prompting import Prompter, check_prompt, only_mask
-from medsam2_core.engine.propagation import Propagation, Step, plan_set, plan_steps
+from medsam2_core.engine.propagation import Propagation, plan_set, plan_steps
 from medsam2_core.engine.running import Run, Runner
-from medsam2_core.engine.sources import UnorderedSource
-from medsam2_core.engine.states import ConditioningSlice, ObjectState, Prediction
+from medsam2_core.engine.states import ConditioningSlice, ObjectState, Prediction, Step
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.errors import Interrupted, PromptError
 from medsam2_core.imaging.slice_mask import SliceMask, check_shape, check_slice
 from medsam2_core.prompts.types import PixelPrompts
 
 if TYPE_CHECKING:
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
 
 
 class Tracker:

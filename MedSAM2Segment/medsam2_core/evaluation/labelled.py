@@ -7,7 +7,7 @@ import numpy as np
 from medsam2_core.auto.fewshot.cases import LabelledCase
 from medsam2_core.auto.fewshot.data import ClassTable
 from medsam2_core.engine.cache import FeatureCache
-from medsam2_core.engine.model import SegmentationModel
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.evaluation.cases import Case, MeasuredObject
 from medsam2_core.evaluation.protocol import Measurement, Protocol, StandardProtocol, measure_object
 from medsam2_core.evaluation.simulated_user import largest_piece

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
 from medsam2_core.engine.cache import FeatureCache
-from medsam2_core.engine.model import SegmentationModel
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.evaluation.baselines import copied_key_mask, inscribed_ellipse
 from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of
 from medsam2_core.evaluation.metrics import Scores, dice, scores

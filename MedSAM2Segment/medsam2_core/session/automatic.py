@@ -1,77 +1,21 @@
-"""Segmentation without prompts in a session: what an Auto model predicts, with predicted prompts."""
+"""Segmentation without prompts in a session: an Auto model goes through its slices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.auto.volumes import AutoVolume, ClassVolume, VolumeOptions
 from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import Prompt, SlicePrompts
-from medsam2_core.session.objects import predicted_prompt
+from medsam2_core.session.predictions import AutoPrediction, predicted_prompt
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
     from medsam2_core.imaging.intensity import Window
     from medsam2_core.imaging.slices import SliceStack
-    from medsam2_core.imaging.terminology import Terminology
-
-
-@dataclass(frozen=True)
-class AutoPrediction:
-    """One class as an Auto model predicted it.
-
-    Attributes
-    ----------
-    name, colour_rgb, terminology
-        Of the class, as its model says.
-    confidence
-        0 to 1; 0 when it was not found.
-    model
-        The Auto model's name.
-    prompts
-        By slice, what was predicted there: a box, or a point where no box was.
-    slices
-        By slice, its mask.
-    """
-
-    name: str
-    colour_rgb: tuple[float, float, float]
-    terminology: str
-    confidence: float
-    model: str = ""
-    prompts: Mapping[int, tuple[Prompt, ...]] = field(default_factory=dict)
-    slices: Mapping[int, SliceMask] = field(default_factory=dict)
-
-    @property
-    def coded(self) -> Terminology | None:
-        """The terminology's codes; None where there are none."""
-        return AutoClass(self.name, 0, self.colour_rgb, self.terminology).coded
-
-    @property
-    def predicted(self) -> list[Prompt]:
-        """All predicted prompts."""
-        return [prompt for of_slice in self.prompts.values() for prompt in of_slice]
-
-    def is_source_of(self, prompts: Sequence[Prompt]) -> bool:
-        """Return whether an object with these prompts came from this prediction: an undone one has none of
-        them."""
-        return any(prompt in self.predicted for prompt in prompts) or not prompts
-
-    def tags(self, prompts: Sequence[Prompt]) -> dict[str, str]:
-        """Return what is stored with an object of these prompts: the model, whether the user took part."""
-        is_alone = all(prompt in self.predicted for prompt in prompts)
-        kind = "AUTOMATIC" if is_alone else "SEMIAUTOMATIC"
-        return {"DICOM.SegmentAlgorithmType": kind, "MedSAM2.auto": self.model}
-
-    def slice_prompts(self) -> dict[int, SlicePrompts]:
-        """Return the predicted prompts by slice, each with the mask found there."""
-        return {n: SlicePrompts(prompts, known=self.slices[n]) for n, prompts in self.prompts.items()}
 
 
 class AutoRun:

@@ -23,8 +23,7 @@ from medsam2_core.imaging.intensity import Window, parse_window, to_display
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import PixelPrompts, SlicePrompts
 from medsam2_core.prompts.slice_prompts import resolve
-from medsam2_core.session.automatic import AutoPrediction
-from medsam2_core.session.objects import predicted_prompt
+from medsam2_core.session.predictions import AutoPrediction, predicted_prompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

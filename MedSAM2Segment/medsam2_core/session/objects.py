@@ -321,22 +321,3 @@ def _on_first_slice(prompt: Prompt) -> Prompt:
     if isinstance(prompt, Box):
         return Box((*prompt.first_ijk[:2], 0), (*prompt.last_ijk[:2], 0), prompt.predicted)
     return MaskPrompt(prompt.mask_kji, (*prompt.offset_ijk[:2], 0))
-
-
-def predicted_prompt(
-    box: tuple[float, float, float, float] | None, found: SliceMask, n: int, stack: SliceStack
-) -> Prompt:
-    """Return the box predicted on a slice, or where there is none the tight box of its mask, in IJK.
-
-    A mask of a single row or column becomes a point in it.
-    """
-    if box is None:
-        rows, columns = (np.flatnonzero(found.mask_hw.any(axis)) for axis in (1, 0))
-        box = (columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5)
-    left, top, right, bottom = box
-    corners = stack.to_ijk([[left, top, n], [right, bottom, n]])
-    try:
-        return Box.between(corners[0], corners[1], predicted=True)
-    except PromptError:
-        middle = stack.to_ijk([[(left + right) / 2, (top + bottom) / 2, n]])[0]
-        return Point((float(middle[0]), float(middle[1]), float(middle[2])))

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from medsam2_core.engine.options import Direction
-from medsam2_core.engine.propagation import Propagation, Step
+from medsam2_core.engine.propagation import Propagation
 from medsam2_core.engine.propagation import outward as outward_steps
-from medsam2_core.engine.states import ObjectState
+from medsam2_core.engine.states import ObjectState, Step
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slice_mask import SliceMask

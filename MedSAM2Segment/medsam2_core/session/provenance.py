@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import MemoryPolicy
-from medsam2_core.engine.options import memory_name
-from medsam2_core.engine.tracker import Tracker
+from medsam2_core.engine.options import TrackerOptions, memory_name
 from medsam2_core.imaging.intensity import Window
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import PromptSet
@@ -17,7 +17,7 @@ class Provenance:
 
     Parameters
     ----------
-    tracker, stack, window, memory
+    encoder, options, stack, window, memory
         Of the session.
 
     Attributes
@@ -29,23 +29,30 @@ class Provenance:
         Whether masks were tracked, or could not be.
     """
 
-    def __init__(self, tracker: Tracker, stack: SliceStack, window: Window, memory: MemoryPolicy) -> None:
-        self._tracker, self._stack, self._window, self._memory = tracker, stack, window, memory
+    def __init__(
+        self,
+        encoder: SliceEncoder,
+        options: TrackerOptions,
+        stack: SliceStack,
+        window: Window,
+        memory: MemoryPolicy,
+    ) -> None:
+        self._encoder, self._options, self._stack = encoder, options, stack
+        self._window, self._memory = window, memory
         self.facts: dict[str, Any] = {}
         self.is_tracked = False
 
     def to_dict(self, prompts: PromptSet, spacing: str) -> dict[str, Any]:
         """Return all of it for JSON; ``spacing``: which spacings are known, as of a volume."""
-        model = self._tracker.model
         return {
             "prompts": prompts.to_json(),
-            **model.provenance(),
+            **self._encoder.model.provenance(),
             **({} if spacing == "all" else {"known_spacing": spacing}),
-            "image_size": model.image_size,
+            "image_size": self._encoder.model.image_size,
             "window": self._window.to_dict(),
             "slices": self._stack.key,
-            **({} if self._tracker.source.ordered else {"ordered": "no"}),
-            "zoom": "auto" if self._tracker.options.zoom else "off",
+            **({} if self._encoder.source.ordered else {"ordered": "no"}),
+            "zoom": "auto" if self._options.zoom else "off",
             "memory": memory_name(self._memory),
             "software": f"MedSAM2Segment {__version__}",
             **self.facts,

@@ -37,11 +37,13 @@ from numpy.typing import NDArray
 
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import SliceEncoder
+from medsam2_core.engine.images import ImageSource
 from medsam2_core.engine.memory import MemoryPolicy
-from medsam2_core.engine.model import SegmentationModel, load_model
+from medsam2_core.engine.model import load_model
 from medsam2_core.engine.options import Direction, TrackerOptions, memory_policy, zoom_is_on
 from medsam2_core.engine.propagation import Propagation
-from medsam2_core.engine.sources import ImageSource, SetImages, StackImages
+from medsam2_core.engine.segmentation_model import SegmentationModel
+from medsam2_core.engine.sources import SetImages, StackImages
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import Cancelled, PromptError
 from medsam2_core.imaging.image_set import ImageSet
@@ -65,8 +67,8 @@ from medsam2_core.session.provenance import Provenance
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
     from medsam2_core.auto.volumes import VolumeOptions
-    from medsam2_core.session.automatic import AutoPrediction
     from medsam2_core.session.examples import Example, ObjectSearch
+    from medsam2_core.session.predictions import AutoPrediction
 
 
 # What the provenance says when every image of a set has a window of its own.
@@ -131,7 +133,7 @@ class Session:
             memory = "recent" if source.ordered else "prompted"
         policy = memory_policy(memory)
         self.tracker = Tracker(model, encoder, policy, options)
-        self._provenance = Provenance(self.tracker, self.stack, self.window, policy)
+        self._provenance = Provenance(encoder, self.tracker.options, self.stack, self.window, policy)
         self._objects = SessionObjects(self.stack, self.tracker, self._provenance)
         self._output = SessionOutput(volume, self.stack, self.tracker, self._objects)
         self._history: History[ObjectsSnapshot] = History(

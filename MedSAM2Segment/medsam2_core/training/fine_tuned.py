@@ -23,7 +23,7 @@ from medsam2_core.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
 
 
 def write_checkpoint(

@@ -35,7 +35,7 @@ from medsam2_core.training.trainer import RunSettings, Trainer
 from medsam2_core.training.views import View
 
 if TYPE_CHECKING:
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
 
 #: With fewer groups (patients, volumes, pictures) all are needed for training.
 FEWEST_GROUPS = 5
@@ -298,7 +298,7 @@ class FineTuner(Trainer):
 
     def trained_model(self) -> SegmentationModel:
         """Return the model with the averaged weights, for measuring."""
-        from medsam2_core.engine.model import SegmentationModel
+        from medsam2_core.engine.segmentation_model import SegmentationModel
 
         module = copy.deepcopy(self.model.module)
         module.load_state_dict(self.state())

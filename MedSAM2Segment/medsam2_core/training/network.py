@@ -16,8 +16,8 @@ from medsam2_core.engine.devices import Precision
 from medsam2_core.engine.encoder import MEAN, STD
 from medsam2_core.engine.heads import Heads
 from medsam2_core.engine.memory import MemoryBank, MemoryPolicy, Query, SliceMemory
-from medsam2_core.engine.model import SegmentationModel
 from medsam2_core.engine.recipe import INSIDE, SURE, PromptRecipe, drawn_prompt
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.engine.states import Prediction
 from medsam2_core.engine.zoom import Region
 from medsam2_core.training.users import Prompts

@@ -34,11 +34,12 @@ from medsam2_core.worker.system import check_memory, memory
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
     from medsam2_core.engine.cache import FeatureCache
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
     from medsam2_core.engine.zoom import Region
-    from medsam2_core.session import Session
-    from medsam2_core.session.automatic import AutoPrediction, AutoRun
+    from medsam2_core.session.automatic import AutoRun
     from medsam2_core.session.examples import ObjectSearch, SearchRun
+    from medsam2_core.session.predictions import AutoPrediction
+    from medsam2_core.session.session import Session
 
 Send = Callable[[Job, dict[str, Any], Arrays], None]
 
@@ -106,7 +107,7 @@ class Sessions:
         from medsam2_core.engine.options import TrackerOptions, memory_policy, zoom_is_on
         from medsam2_core.imaging.intensity import parse_window
         from medsam2_core.imaging.slices import SliceStack
-        from medsam2_core.session import Session
+        from medsam2_core.session.session import Session
 
         fields = job.fields
         name, volume_name = checked(fields, "session", str), checked(fields, "volume", str)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,40 @@ _SLICES = (".jpg", ".jpeg", ".png", ".npy")
 #: What is between the name of an image and the rest in the name of a rater's mask: structure and rater.
 RATED = r"_seg_([A-Za-z]+)_(\d+)"
 _TERMINOLOGY = "TerminologyEntry"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about the data that the user should know.
+
+    Attributes
+    ----------
+    code
+        Stable identifier in kebab case.
+    message
+        The problem, with the value and the way out.
+    image
+        Name of the image; empty for the whole data set.
+    is_fatal
+        Whether the image (or the data set) cannot be used.
+    fields
+        The values the message is about, by name.
+    """
+
+    code: str
+    message: str
+    image: str = ""
+    is_fatal: bool = True
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return f"{self.image}: {self.message}" if self.image else self.message
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the problem as JSON-serialisable values, as :meth:`Note.to_dict` does for notes."""
+        fields = {**self.fields, **({"image": self.image} if self.image else {})}
+        severity = "error" if self.is_fatal else "warning"
+        return {"code": self.code, "message": str(self), "severity": severity, "fields": fields}
 
 
 @dataclass(frozen=True)

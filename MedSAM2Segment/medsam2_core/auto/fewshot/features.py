@@ -27,7 +27,7 @@ from medsam2_core.errors import TrainingError
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
 
 _NAMES = ("coarse", "middle", "fine")
 _ENCODED_TOGETHER = 8

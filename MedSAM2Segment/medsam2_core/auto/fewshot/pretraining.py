@@ -33,7 +33,7 @@ from medsam2_core.auto.fewshot.start import read_start
 from medsam2_core.auto.model import encode_levels, with_texture
 from medsam2_core.auto.network import AutoNetwork
 from medsam2_core.auto.predictor import FeatureLevels, PredictedPrompts, PredictorSettings, PromptPredictor
-from medsam2_core.engine.model import SegmentationModel
+from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import TrainingError
 
 _LEAST_PIXELS = 40

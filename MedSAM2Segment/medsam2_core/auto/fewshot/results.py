@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsam2_core import atomic
+from medsam2_core.auto.fewshot.data import Problem
 from medsam2_core.auto.fewshot.images import LabelledImage
-from medsam2_core.auto.fewshot.survey import Problem
 from medsam2_core.auto.model import AutoModel
 
 #: Dice of every class on one image; NaN for a class that is neither on the truth nor on the prediction.

@@ -20,7 +20,7 @@ from medsam2_core.errors import TrainingError
 
 if TYPE_CHECKING:
     from medsam2_core.auto.fewshot.features import FeatureBank
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
 
 _MOST_IMAGES = 24  # that weights are adapted on
 _LEAST_DICE = 0.1  # soft Dice from which on pretrained queries are used for a class

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.auto.fewshot.cases import LabelledCase, read_case, read_label_map
-from medsam2_core.auto.fewshot.data import ClassChoice, ClassTable, Pair
+from medsam2_core.auto.fewshot.data import ClassChoice, ClassTable, Pair, Problem
 from medsam2_core.auto.fewshot.images import LabelledImage, ReadingOptions, images_of
 from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.errors import MedSAM2Error, TrainingError
@@ -18,40 +18,6 @@ from medsam2_core.errors import MedSAM2Error, TrainingError
 _MOST_CLASSES = 60
 _MOST_BYTES = 4 << 30
 _ALIKE_BITS = 12  # of 256, that may differ between two pictures of the same moment
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something about the data that the user should know.
-
-    Attributes
-    ----------
-    code
-        Stable identifier in kebab case.
-    message
-        The problem, with the value and the way out.
-    image
-        Name of the image; empty for the whole data set.
-    is_fatal
-        Whether the image (or the data set) cannot be used.
-    fields
-        The values the message is about, by name.
-    """
-
-    code: str
-    message: str
-    image: str = ""
-    is_fatal: bool = True
-    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    def __str__(self) -> str:
-        return f"{self.image}: {self.message}" if self.image else self.message
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the problem as JSON-serialisable values, as :meth:`Note.to_dict` does for notes."""
-        fields = {**self.fields, **({"image": self.image} if self.image else {})}
-        severity = "error" if self.is_fatal else "warning"
-        return {"code": self.code, "message": str(self), "severity": severity, "fields": fields}
 
 
 @dataclass

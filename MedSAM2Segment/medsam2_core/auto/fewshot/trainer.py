@@ -32,7 +32,7 @@ from medsam2_core.errors import TrainingError
 from medsam2_core.version import __version__
 
 if TYPE_CHECKING:
-    from medsam2_core.engine.model import SegmentationModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
 
 _FEATURE_SHARE = 0.12  # of the time that goes into features
 _FOLD_SHARE = 0.45  # of the time that goes into folds

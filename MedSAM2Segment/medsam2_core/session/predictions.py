@@ -1,0 +1,89 @@
+"""What a model predicts without prompts: masks, and the prompts that stand for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medsam2_core.auto.model_file import AutoClass
+from medsam2_core.errors import PromptError
+from medsam2_core.imaging.slice_mask import SliceMask
+from medsam2_core.prompts import Box, Point, Prompt, SlicePrompts
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.slices import SliceStack
+    from medsam2_core.imaging.terminology import Terminology
+
+
+@dataclass(frozen=True)
+class AutoPrediction:
+    """One class as an Auto model predicted it.
+
+    Attributes
+    ----------
+    name, colour_rgb, terminology
+        Of the class, as its model says.
+    confidence
+        0 to 1; 0 when it was not found.
+    model
+        The Auto model's name.
+    prompts
+        By slice, what was predicted there: a box, or a point where no box was.
+    slices
+        By slice, its mask.
+    """
+
+    name: str
+    colour_rgb: tuple[float, float, float]
+    terminology: str
+    confidence: float
+    model: str = ""
+    prompts: Mapping[int, tuple[Prompt, ...]] = field(default_factory=dict)
+    slices: Mapping[int, SliceMask] = field(default_factory=dict)
+
+    @property
+    def coded(self) -> Terminology | None:
+        """The terminology's codes; None where there are none."""
+        return AutoClass(self.name, 0, self.colour_rgb, self.terminology).coded
+
+    @property
+    def predicted(self) -> list[Prompt]:
+        """All predicted prompts."""
+        return [prompt for of_slice in self.prompts.values() for prompt in of_slice]
+
+    def is_source_of(self, prompts: Sequence[Prompt]) -> bool:
+        """Return whether an object with these prompts came from this prediction: an undone one has none of
+        them."""
+        return any(prompt in self.predicted for prompt in prompts) or not prompts
+
+    def tags(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Return what is stored with an object of these prompts: the model, whether the user took part."""
+        is_alone = all(prompt in self.predicted for prompt in prompts)
+        kind = "AUTOMATIC" if is_alone else "SEMIAUTOMATIC"
+        return {"DICOM.SegmentAlgorithmType": kind, "MedSAM2.auto": self.model}
+
+    def slice_prompts(self) -> dict[int, SlicePrompts]:
+        """Return the predicted prompts by slice, each with the mask found there."""
+        return {n: SlicePrompts(prompts, known=self.slices[n]) for n, prompts in self.prompts.items()}
+
+
+def predicted_prompt(
+    box: tuple[float, float, float, float] | None, found: SliceMask, n: int, stack: SliceStack
+) -> Prompt:
+    """Return the box predicted on a slice, or where there is none the tight box of its mask, in IJK.
+
+    A mask of a single row or column becomes a point in it.
+    """
+    if box is None:
+        rows, columns = (np.flatnonzero(found.mask_hw.any(axis)) for axis in (1, 0))
+        box = (columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5)
+    left, top, right, bottom = box
+    corners = stack.to_ijk([[left, top, n], [right, bottom, n]])
+    try:
+        return Box.between(corners[0], corners[1], predicted=True)
+    except PromptError:
+        middle = stack.to_ijk([[(left + right) / 2, (top + bottom) / 2, n]])[0]
+        return Point((float(middle[0]), float(middle[1]), float(middle[2])))
