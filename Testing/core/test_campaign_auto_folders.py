@@ -14,7 +14,7 @@ from medsam2_core.errors import TrainingError
 from medsam2_core.training.finetune import Division, stacks_of
 from PIL import Image
 from support.labelled_images import write_pictures, write_volumes
-from support.reference_layouts import write_rated, write_slice_by_slice
+from support.reference_layouts import write_npz, write_rated, write_slice_by_slice
 
 FOLDERS = 50
 MUTATIONS = ["cut", "flip", "empty", "delete", "swap", "rename"]
@@ -28,6 +28,7 @@ def sound(tmp_path_factory):
     write_volumes(folder / "volumes", 2)
     write_slice_by_slice(folder / "slices", slices=4)
     write_rated(folder / "rated", raters=3)
+    write_npz(folder / "blocks")
     return folder
 
 
@@ -36,7 +37,7 @@ def test_mutated_training_folders_end_in_a_list_of_problems(sound, tmp_path, cam
     for number in range(FOLDERS * campaign):
         draw = random.Random(number)
         folder = tmp_path / "data"
-        shutil.copytree(sound / draw.choice(["pictures", "volumes", "slices", "rated"]), folder)
+        shutil.copytree(sound / draw.choice(["pictures", "volumes", "slices", "rated", "blocks"]), folder)
         did = [mutate(folder, draw) for _ in range(draw.randint(1, 4))]
         told[outcome(folder, draw, f"folder {number}: {did}")] += 1
         shutil.rmtree(folder)
