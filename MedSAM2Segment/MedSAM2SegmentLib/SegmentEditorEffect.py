@@ -86,9 +86,15 @@ The volume and its masks stay on this computer, unless you have set up a remote 
         from MedSAM2SegmentLib.Panels.OptionsPanel import OptionsPanel
         from MedSAM2SegmentLib.Prompts.SliceInteraction import SliceInteraction
         from MedSAM2SegmentLib.Segments.Editors import ScriptedEffectEditor
+        from MedSAM2SegmentLib.Worker.Corrections import Corrections
+        from MedSAM2SegmentLib.Worker.Settings import Settings
         from MedSAM2SegmentLib.Worker.WorkerAccess import WorkerAccess
 
-        self.controller = EffectController(ScriptedEffectEditor(self.scriptedEffect), WorkerAccess())
+        self.controller = EffectController(
+            ScriptedEffectEditor(self.scriptedEffect),
+            WorkerAccess(),
+            corrections=Corrections(settings=Settings()),
+        )
         self._panel = OptionsPanel(None, self.controller)
         self._interaction = SliceInteraction(self.controller.onGesture, self._onKey)
         self._timer = qt.QTimer(self._panel.widget)

@@ -9,6 +9,7 @@ from medsam2_core.training.anatomy import random_anatomy
 from support.command_line import CommandLine
 from support.labelled_images import write_pictures, write_volumes
 from support.project import ROOT
+from support.reference_layouts import write_npz
 from support.training_folder import write_training_folder
 
 PAGE = ROOT / "Resources" / "docs" / "finetune.md"
@@ -21,6 +22,7 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path, monkeypatch, capsy
     write_pictures(tmp_path / "cases", 6)
     write_volumes(tmp_path / "volumes", 2)
     write_training_folder(tmp_path / "sets")
+    write_npz(tmp_path / "corrections", 3)
     (tmp_path / "runs").mkdir()
     (tmp_path / "augmentation.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
     medsam2 = CommandLine(capsys)

@@ -122,13 +122,17 @@ def test_the_encoder_learns_more_slowly_the_deeper_it_lies():
 # Published models -------------------------------------------------------------------------------------------
 
 
-def test_the_recipe_of_medical_sam2_learns_two_organs(tmp_path):
-    """SAM 2.1 tiny at 128 px with random weights, clips of two slices, every second prompted."""
+@pytest.mark.parametrize("parts", ["decoder+memory", "all"])
+def test_the_recipe_of_medical_sam2_learns_two_organs(tmp_path, parts):
+    """SAM 2.1 tiny at 128 px with random weights, clips of two slices, every second prompted.
+
+    In its code decoder and memory learn: the image encoder stays as it was, byte for byte.
+    """
     data = write_slice_by_slice(tmp_path / "data", training=2, test=0, slices=12)
     torch.manual_seed(0)
     model = SegmentationModel.of(build_from(read_config("sam2.1_hiera_t", 128), "t"), "t", STOCK)
     settings = FineTuning(
-        steps=50, frames=2, batch=1, prompt_every=2, prompts=(0.5, 0.5, 0.0, 0.0), corrections=0, parts="all",
+        steps=50, frames=2, batch=1, prompt_every=2, prompts=(0.5, 0.5, 0.0, 0.0), corrections=0, parts=parts,
         learning_rate=5e-4, encoder_factor=1.0, layer_decay=1.0, clip=1.0, warm_up=5, report_every=1,
         loss=LossWeights(), save_every=1000, patience=0, axes=("axial",),
     )  # fmt: skip
@@ -136,6 +140,11 @@ def test_the_recipe_of_medical_sam2_learns_two_organs(tmp_path):
     assert tuner.run()
     losses = [line["mask"] for line in curve_of(tmp_path / "run") if "mask" in line]
     assert np.mean(losses[-8:]) < np.mean(losses[:4]) / 2, losses
+    before, after = model.module.state_dict(), tuner.state()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    for part in ("sam_mask_decoder", "sam_prompt_encoder", "memory_attention", "memory_encoder"):
+        assert any(name.startswith(part) for name in changed), part
+    assert any(name.startswith("image_encoder") for name in changed) is (parts == "all")
 
 
 @pytest.mark.parametrize("config", STOCK_CONFIGS)

@@ -12,7 +12,7 @@ from MedSAM2SegmentLib.Worker.Corrections import Corrections, defaultFolder
 from support.errors import raises
 
 VOXELS = np.random.default_rng(0).integers(0, 4000, (6, 40, 30)).astype(np.int16)
-PROMPTS = [{"kind": "point", "xy": [3.0, 4.0], "positive": True}]
+PROMPTS = {"points": [[3.0, 4.0, 1]], "box": None}
 
 
 def keep(corrections, n, value=0, voxels=VOXELS, segment="Segment_1 of Anna", colour=False):

@@ -270,7 +270,7 @@ def corrections(tmp_path):
 def keep(corrections, n):
     voxels = np.arange(4 * 8 * 8).reshape(4, 8, 8)
     image, mask = np.full((8, 8), 10 * n, np.uint8), np.eye(8, dtype=bool)
-    corrections.keep(voxels, ("axial", n), image, mask, (1, 1, 2), [])
+    corrections.keep(voxels, ("axial", n), image, mask, (1, 1, 2), {})
 
 
 def test_a_model_is_improved_on_the_corrections_that_are_kept(corrections):

@@ -44,6 +44,12 @@ def test_a_switch_comes_back_from_the_file(store, tmp_path, isOn):
     assert read_again(store, tmp_path).show3D is isOn
 
 
+def test_nothing_is_learnt_from_corrections_unless_asked_for(store, tmp_path):
+    assert Settings(store).learns is False
+    Settings(store).learns = True
+    assert read_again(store, tmp_path).learns is True
+
+
 def test_a_list_that_the_file_made_of_a_comma_is_a_text_again(tmp_path):
     path = tmp_path / "settings.ini"
     path.write_text("[MedSAM2Segment]\ndefaultWindow=400, 40\n", encoding="utf-8")

@@ -209,7 +209,7 @@ def test_ranges_are_read_as_people_write_them():
     assert parseRange("all") is parseRange("") is parseRange("7") is None
 
 
-@pytest.mark.parametrize("name", ["stopWhenGone", "autoPropagate", "show3D"])
+@pytest.mark.parametrize("name", ["stopWhenGone", "autoPropagate", "show3D", "learn"])
 def test_switches_are_sent_as_0_and_1(panel, actions, name):
     panel.show(a_state(values={**VALUES, name: "0"}))
     box = panel.widget.findChild(qt.QCheckBox, f"{name}Box")
@@ -387,7 +387,7 @@ def test_the_keyboard_goes_through_it_from_top_to_bottom(panel):
         is_in_row = abs(after.y() - before.y()) < 10
         assert after.x() > before.x() if is_in_row else after.y() > before.y(), known[place - 1 : place + 1]
     assert known[0] == "actionButton"
-    assert known[-1] == "show3DBox"
+    assert known[-1] == "learnBox"
 
 
 def test_everything_that_takes_the_focus_has_a_name_for_a_screen_reader(panel):

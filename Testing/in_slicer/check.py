@@ -34,6 +34,7 @@ MODULE, EFFECT = "MedSAM2Segment", "MedSAM2"
 SAMPLE_MIDDLE_SLICE = 24  # of the sample volume, along k
 # During the check:
 SETTINGS = {"remoteCommand": "", "defaultModel": "embedded", "defaultWindow": "auto", "show3D": True}
+SETTINGS["learns"] = False
 
 
 class Check(Finding):
@@ -60,6 +61,7 @@ class Check(Finding):
         yield "A box", self.box
         yield "Propagate; the window does not freeze", self.propagate
         yield "Corrections spread by themselves", self.corrections
+        yield "A model learns from corrections", self.learn
         yield "Train an Auto model on the scene", self.train
         yield "Auto on the volume, and undo", self.auto
         yield "The Auto model is removed", self.removeModel

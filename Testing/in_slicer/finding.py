@@ -1,4 +1,4 @@
-"""Auto in the click-through: a model is trained on the scene by the module's page, asked, and removed."""
+"""Models of the user in the click-through: improved on corrections, trained on the scene, asked, removed."""
 
 import numpy as np
 import qt
@@ -10,7 +10,50 @@ MODULE, EFFECT, MODEL = "MedSAM2Segment", "MedSAM2", "click-through"
 
 
 class Finding(Looking):
-    """Steps about Auto, for one that has a `widget`, a `controller` and a `segmentID`."""
+    """Steps about models of the user, for one that has a `widget`, a `controller` and a `segmentID`."""
+
+    def learn(self):
+        """Two slices marked as final are kept, a model is improved on them, and all of it is removed."""
+        from MedSAM2SegmentLib.Worker.Corrections import Corrections
+
+        folder = Corrections().folder
+        before = set(folder.glob("*"))  # of the user of this profile
+        k, j, i = self.middle()
+        self.controller.setValue("learn", "1")
+        for slice_ in (k - 2, k + 2):
+            self.show("Red", self.ras(i, j, slice_))
+            live(0.5)
+            self.controller.finaliseSlice()
+            self.settle()
+        self.widget.setActiveEffectByName("")
+        self.controller.setValue("learn", "0")
+        new = set(folder.glob("*")) - before
+        expect(len(new) == 2, f"2 slices are final, {len(new)} are kept")
+        slicer.util.selectModule(MODULE)
+        page = self.modulePage()
+        waitFor(lambda: page.controller.state.mine.canImprove, 180, lambda: self.told(page))
+        known = {row.file for row in page.controller.state.mine.rows}
+        self.heart.start()
+        page.controller.mine.improve(1)
+        expect(page.controller.state.mine.canCancel, self.told(page))
+        seconds = waitFor(lambda: not page.controller.state.mine.canCancel, 1800, lambda: self.told(page))
+        frozen, line = self.heart.stop(), page.controller.state.mine.line
+
+        def made():
+            return [row for row in page.controller.state.mine.rows if row.file not in known]
+
+        waitFor(made, 60, lambda: self.told(page))
+        for row in made():
+            page.controller.mine.remove(row.file, row.isPrompted)
+            waitFor(lambda: page.controller.state.mine.canChange, 20, lambda: self.told(page))
+        waitFor(lambda: not made(), 20, lambda: self.told(page))
+        for path in new:
+            path.unlink()
+        slicer.util.selectModule("SegmentEditor")
+        self.widget.setActiveEffectByName(EFFECT)
+        self.effect = self.widget.activeEffect()
+        self.settle(120)
+        return {"s": seconds, "window frozen s": frozen, "text": line.text}
 
     def train(self):
         """Two minutes on every fifth slice of the brain: what the model is worth is not looked at.

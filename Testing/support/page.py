@@ -105,6 +105,7 @@ class FakeSettings:
     def __init__(self, **values):
         self.remoteCommand = self.wheelFolder = ""
         self.defaultModel, self.defaultWindow = "embedded", "auto"
+        self.learns = False
         vars(self).update(values)
 
 

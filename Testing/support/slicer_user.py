@@ -21,7 +21,16 @@ class SlicerUser:
     """One Segment Editor with the effect active, on a small volume with two empty segments."""
 
     def __init__(
-        self, scene, *, source=None, volume=None, segments=("A", "B"), activate=True, segmentation=None, **how
+        self,
+        scene,
+        *,
+        source=None,
+        volume=None,
+        segments=("A", "B"),
+        activate=True,
+        segmentation=None,
+        corrections=None,
+        **how,
     ) -> None:
         self.scene = scene
         self.volume = a_volume(scene, voxels=a_noise()) if volume is None else volume
@@ -31,7 +40,7 @@ class SlicerUser:
         self.source = source or InProcessSource(InProcessWorker())
         self.time = 0.0
         self.states = []
-        self.controller = EffectController(self.editor, self.source, lambda: self.time)
+        self.controller = EffectController(self.editor, self.source, lambda: self.time, corrections)
         self.controller.panel.onStateChanged = self.states.append
         if activate:
             self.controller.activate()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation
 from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
 from MedSAM2SegmentLib.Effect.EditorSync import EditorSync
+from MedSAM2SegmentLib.Effect.Learning import Learning
 from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
 from MedSAM2SegmentLib.Effect.PanelPresenter import PanelPresenter
 from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
@@ -49,6 +50,8 @@ class EffectController:
         Where the worker comes from.
     clock
         Monotonic seconds.
+    corrections
+        Where corrected slices are kept (Corrections); None keeps none.
 
     Attributes
     ----------
@@ -61,7 +64,11 @@ class EffectController:
     """
 
     def __init__(
-        self, editor: SegmentEditor, source: WorkerSource, clock: Callable[[], float] = time.monotonic
+        self,
+        editor: SegmentEditor,
+        source: WorkerSource,
+        clock: Callable[[], float] = time.monotonic,
+        corrections: Any = None,
     ) -> None:
         self.onShow3D: Callable[[bool], None] = lambda isOn: None
         self._clock = clock
@@ -75,7 +82,8 @@ class EffectController:
         self._notice = notice = Notice()
         measurement = SegmentMeasurement(edited, session, clock)
         parts = edited, session, propagation, auto, navigation, notice, measurement
-        self.panel = PanelPresenter(parameters, *parts)
+        self._learning = learning = Learning(edited, session, corrections)
+        self.panel = PanelPresenter(parameters, *parts, learning)
         self._editor = EditorSync(parameters, sync, *parts, self.panel.publish)
         self._inactiveSince = 0.0
 
@@ -119,6 +127,8 @@ class EffectController:
         """Stop a propagation, keep its masks, and hide the prompts: another effect was chosen."""
         self._propagation.finish()
         self._auto.abort()
+        with self._notice.reported():
+            self._learning.keep()
         self._edited.isActive = False
         self._edited.saveProvenance()
         self._inactiveSince = self._clock()
@@ -253,6 +263,7 @@ class EffectController:
                 self._propagation.start(problem)
                 self._notice.show(problem)
                 self._navigation.clearVisited()
+                self._learning.keep()
         self.panel.publish()
 
     def cancel(self) -> None:
@@ -323,7 +334,14 @@ class EffectController:
     # The rest of the panel ----------------------------------------------------------------------------------
 
     def setValue(self, name: str, value: Any) -> None:
-        """Set a parameter. With another model, window or stack all prompts are sent to a new session."""
+        """Set a parameter. With another model, window or stack all prompts are sent to a new session.
+
+        "learn" is the user's own and not stored in the scene: another's scene must not switch it on.
+        """
+        if name == "learn":
+            self._learning.isOn = value in ("1", True)
+            self.panel.publish()
+            return
         with self._notice.reported():
             isChanged = self.parameters.put(name, value)
             if isChanged and name == "stack":

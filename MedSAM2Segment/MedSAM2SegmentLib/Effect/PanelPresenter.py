@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from MedSAM2SegmentLib.Effect.AutoSegmentation import AutoSegmentation
     from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
+    from MedSAM2SegmentLib.Effect.Learning import Learning
     from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
     from MedSAM2SegmentLib.Effect.SegmentMeasurement import SegmentMeasurement
     from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
@@ -64,10 +65,11 @@ class PanelPresenter:
         navigation: SliceNavigation,
         notice: Notice,
         measurement: SegmentMeasurement,
+        learning: Learning,
     ) -> None:
         self._parameters, self._edited, self._session = parameters, edited, session
         self._propagation, self._auto, self._navigation = propagation, auto, navigation
-        self._notice, self._measurement = notice, measurement
+        self._notice, self._measurement, self._learning = notice, measurement, learning
         self.state = PanelState()
         self.onStateChanged: Callable[[PanelState], None] = lambda state: None
 
@@ -131,7 +133,7 @@ class PanelPresenter:
             drawn=drawn,
             current=self._navigation.current() if confidences else None,
             choices=parameters.choices(self._session.models),
-            values=parameters.values(),
+            values={**parameters.values(), "learn": "1" if self._learning.isOn else "0"},
         )
 
     def _confidences(self, segmentID: str) -> tuple[SliceConfidence, ...]:

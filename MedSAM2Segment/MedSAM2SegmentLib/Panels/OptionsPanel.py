@@ -29,7 +29,10 @@ _ACTIONS = {
     "trainButton": "trainAuto",
 }
 _CHOICES = {"direction": "directionBox", "model": "modelBox", "stack": "stackBox", "keep": "keepBox"}
-_SWITCHES = {"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox", "show3D": "show3DBox"}
+_SWITCHES = {
+    **{"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox", "show3D": "show3DBox"},
+    "learn": "learnBox",
+}
 _SECTIONS = ("prompts", "advanced")  # folded at first
 _ALL = "all"
 _FROM_TO = "from..to"

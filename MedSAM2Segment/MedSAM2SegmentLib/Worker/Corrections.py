@@ -40,12 +40,23 @@ class Corrections:
     ----------
     folder
         It is made with the first slice; the user's own by default.
+    settings
+        The user's Settings; without them nothing is to be kept.
     largest
         Bytes that the folder may hold.
     """
 
-    def __init__(self, folder: Path | None = None, largest: int = LARGEST) -> None:
-        self.folder, self._largest = folder or defaultFolder(), largest
+    def __init__(self, folder: Path | None = None, settings: Any = None, largest: int = LARGEST) -> None:
+        self.folder, self._settings, self._largest = folder or defaultFolder(), settings, largest
+
+    @property
+    def isOn(self) -> bool:
+        """Whether the user wants corrections to be kept; of this computer, never of a scene."""
+        return self._settings is not None and self._settings.learns
+
+    @isOn.setter
+    def isOn(self, isOn: bool) -> None:
+        self._settings.learns = isOn
 
     def keep(
         self,
@@ -54,7 +65,7 @@ class Corrections:
         image_hw: NDArray[np.uint8],
         mask_hw: NDArray[np.bool_],
         spacing: tuple[float, float, float],
-        prompts: Sequence[Mapping[str, Any]],
+        prompts: Mapping[str, Any],
     ) -> None:
         """Keep a slice, in place of an earlier one of the same place.
 
@@ -87,7 +98,7 @@ class Corrections:
                 gts=mask_hw[np.newaxis].astype(np.uint8),
                 spacing=np.array(spacing, dtype=np.float64),
                 group=np.array(group),
-                prompts=np.array(json.dumps(list(prompts))),
+                prompts=np.array(json.dumps(prompts)),
             )
         self._makeRoom()
 

@@ -93,6 +93,15 @@ class Settings:
     def show3D(self, isOn: bool) -> None:
         self._put("show3D", "1" if isOn else "0")
 
+    @property
+    def learns(self) -> bool:
+        """Whether slices that the user corrects are kept on this computer to improve a model with."""
+        return self._text("learn", "0") == "1"
+
+    @learns.setter
+    def learns(self, isOn: bool) -> None:
+        self._put("learn", "1" if isOn else "0")
+
     def _text(self, name: str, default: str) -> str:
         value = self._store.value(_GROUP + name)
         if isinstance(value, tuple | list):  # "400,40" may come back as a list of two texts

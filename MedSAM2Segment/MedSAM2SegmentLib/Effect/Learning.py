@@ -1,0 +1,101 @@
+"""Keeps the slices that the user has corrected, if the user wants that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from medsam2_core.errors import PromptError
+from medsam2_core.imaging.intensity import Window, to_display
+from medsam2_core.prompts.slice_prompts import resolve
+
+if TYPE_CHECKING:
+    from medsam2_core.imaging.slices import SliceStack
+    from medsam2_core.prompts import SlicePrompts
+
+    from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
+    from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
+
+
+class Learning:
+    """Finds slices that were corrected or marked as final, and has them kept.
+
+    A slice counts as corrected when it has several prompts, or when it was prompted after a propagation had
+    found a mask there. It is kept as the segment shows it, with what the user painted.
+
+    Parameters
+    ----------
+    corrections
+        Where they are kept (Corrections), and whether the user wants that; None keeps nothing.
+    """
+
+    def __init__(self, edited: EditedSegmentation, session: WorkerSession, corrections: Any = None) -> None:
+        self._edited, self._session, self._corrections = edited, session, corrections
+        self._kept: dict[tuple[str, ...], Any] = {}  # by volume, stack, segment and slice: what was kept
+
+    @property
+    def isOn(self) -> bool:
+        """Whether the user wants corrections to be kept."""
+        return self._corrections is not None and self._corrections.isOn
+
+    @isOn.setter
+    def isOn(self, isOn: bool) -> None:
+        if self._corrections is not None:
+            self._corrections.isOn = isOn
+
+    def keep(self) -> None:
+        """Keep what has been corrected since the last time.
+
+        Raises
+        ------
+        ExportError
+            A file cannot be written.
+        """
+        session = self._session.session
+        isKnown = session is not None and session.info is not None and self._edited.adapter is not None
+        if not self.isOn or not isKnown:
+            return
+        for segmentID, prompts in self._edited.applied.items():
+            if self._edited.segment(segmentID) is not None:
+                found = session.snapshot(segmentID).propagated
+                slices = [n for n, one in prompts.items() if _isCorrected(one, n in found)]
+                self._keepSlices(segmentID, {n: prompts[n] for n in slices})
+
+    def _keepSlices(self, segmentID: str, prompts: dict[int, SlicePrompts]) -> None:
+        stack, adapter = self._session.stack, self._edited.adapter
+        masks = self._edited.writer.segmentMasks(segmentID, stack, prompts) if prompts else {}
+        shown = self._session.session.info.window
+        window = Window(float(shown["level"]), float(shown["width"]))
+        for n, mask_hw in masks.items():
+            key, state = (adapter.key, stack.key, segmentID, str(n)), np.packbits(mask_hw).tobytes()
+            if not mask_hw.any() or self._kept.get(key) == state:
+                continue
+            self._corrections.keep(
+                adapter.volume.voxels_kji,
+                (stack.key, n, segmentID),
+                to_display(stack.image_hw(n), window),
+                mask_hw,
+                (stack.pixel_mm[1], stack.pixel_mm[0], stack.slice_mm),
+                _inPixels(n, prompts[n], stack),
+            )
+            self._kept[key] = state
+
+
+def _isCorrected(prompts: SlicePrompts, wasPropagated: bool) -> bool:
+    return prompts.final or len(prompts.prompts) > (0 if wasPropagated else 1)
+
+
+def _inPixels(n: int, prompts: SlicePrompts, stack: SliceStack) -> dict[str, Any]:
+    """Return points and box of a slice in pixels, for JSON; mask prompts are in the mask that is kept."""
+    try:
+        pixels = resolve(prompts.prompts, stack).get(n)
+    except PromptError:  # a point between two slices that now lies on the other
+        pixels = None
+    if pixels is None:
+        return {"points": [], "box": None}
+    labelled = zip(pixels.points_xy.tolist(), pixels.labels.tolist(), strict=True)
+    box = pixels.box_xyxy
+    return {
+        "points": [[x, y, label] for (x, y), label in labelled],
+        "box": None if box is None else box.tolist(),
+    }
