@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command_line import CommandLine, write_photo, write_scan, write_untrained_model
+from medsam2_core.imaging.volume import Volume
+from support.command_line import CommandLine, a_scan, write_photo, write_scan, write_untrained_model
 
 
 @pytest.fixture
@@ -32,9 +33,15 @@ def auto_model(tmp_path_factory, model) -> Path:
     return folder / "m.medsam2auto"
 
 
+@pytest.fixture(scope="session")
+def volume() -> Volume:
+    """A bright ball in noise."""
+    return a_scan()
+
+
 @pytest.fixture
 def scan(tmp_path) -> Path:
-    """A bright ball in noise."""
+    """The same as a file."""
     return write_scan(tmp_path / "scan.nrrd")
 
 

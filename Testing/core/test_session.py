@@ -14,7 +14,7 @@ from medsam2_core.imaging.volume import canonical_view
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet
 from medsam2_core.session import Session
 from medsam2_core.session import session as session_module
-from support.command_line import a_scan, ball_kji, write_nrrd
+from support.command_line import ball_kji, write_nrrd
 from support.errors import raises
 from support.model import DRAWN, a_disc, stir
 from support.training_folder import tiny_config
@@ -30,11 +30,6 @@ def model(tmp_path_factory):
     module = build_module(tiny_config(tmp_path_factory.mktemp("config")))
     stir(module, score_bias=5.0)
     return SegmentationModel.of(module, "tiny", DRAWN)
-
-
-@pytest.fixture(scope="module")
-def volume():
-    return a_scan()
 
 
 @pytest.fixture

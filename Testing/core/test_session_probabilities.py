@@ -15,7 +15,7 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, SlicePrompts
 from medsam2_core.session import Session
 from support.auto_model import made_up
-from support.command_line import a_scan, ball_kji
+from support.command_line import ball_kji
 from support.errors import raises
 from support.model import a_disc, logits_on_slice
 from support.small_files import OBLIQUE_RAS
@@ -30,11 +30,6 @@ OTHER = Box((2, 4, 9), (20, 30, 9))
 def model():
     """A network of random weights: what it is sure of means nothing, but it is sure by degrees."""
     return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def volume():
-    return a_scan()
 
 
 @pytest.fixture

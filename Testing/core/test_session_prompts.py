@@ -9,7 +9,6 @@ from medsam2_core.errors import Cancelled, Interrupted, PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import Box, MaskPrompt, Point, SlicePrompts
 from medsam2_core.session import Session
-from support.command_line import a_scan
 from support.errors import raises
 from support.model import set_prompts
 from support.tiny_model import tiny_model
@@ -24,11 +23,6 @@ INSIDE, ASIDE, OUTSIDE = Point((20, 26, 12)), Point((16, 26, 12)), Point((5, 5, 
 def model(request):
     """A small network of random weights, and the one that ships."""
     return tiny_model() if request.param == "tiny" else load_model("embedded", "cpu")
-
-
-@pytest.fixture(scope="module")
-def volume():
-    return a_scan()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import Box, MaskPrompt, Point, PromptSet, SlicePrompts
 from medsam2_core.session import Session
-from support.command_line import a_scan, ball_kji
+from support.command_line import ball_kji
 from support.errors import raises
 from support.tiny_model import tiny_model
 
@@ -15,11 +15,6 @@ SHAPE_KJI = (24, 48, 40)
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def volume():
-    return a_scan()
 
 
 @pytest.fixture(params=["axial", "sagittal", "oblique"])

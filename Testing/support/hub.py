@@ -33,7 +33,7 @@ class Hub:
 
     @contextmanager
     def running(self) -> Iterator["Hub"]:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{server.server_port}"
         self.cdn = (
@@ -57,70 +57,70 @@ class Hub:
         ]
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    """Answers requests as a hub wants; made for each of them."""
 
-        def log_message(self, *_: object) -> None:
-            pass
+    hub: Hub
+    protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self) -> None:
-            self._note()
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._note()
+        self._resolve()
+
+    def do_GET(self) -> None:
+        self._note()
+        if self.path.startswith("/cdn"):
+            self._send_content()
+        else:
             self._resolve()
 
-        def do_GET(self) -> None:
-            self._note()
-            if self.path.startswith("/cdn"):
-                self._send_content()
-            else:
-                self._resolve()
+    def _note(self) -> None:
+        self.hub.requests.append((self.command, self.path, self.headers.get("Range")))
+        self.hub.credentials.append((self.path, self.headers.get("Authorization")))
 
-        def _note(self) -> None:
-            hub.requests.append((self.command, self.path, self.headers.get("Range")))
-            hub.credentials.append((self.path, self.headers.get("Authorization")))
+    def _resolve(self) -> None:
+        if self.hub.error is not None:
+            status, code = self.hub.error
+            self._answer(status, {"X-Error-Code": code} if code else {})
+        elif not self.path.split("?")[0].endswith(f"/{self.hub.file}"):
+            self._answer(404, {"X-Error-Code": "EntryNotFound"})
+        else:
+            headers = {
+                "X-Repo-Commit": self.hub.commit,
+                "X-Linked-Etag": f'"{self.hub.announced_etag}"',
+                "X-Linked-Size": str(self.hub.announced_size),
+                "Location": f"{self.hub.cdn}/{self.hub.announced_etag}",
+            }
+            self._answer(302, {name: value for name, value in headers.items() if value != "None"})
 
-        def _resolve(self) -> None:
-            if hub.error is not None:
-                status, code = hub.error
-                self._answer(status, {"X-Error-Code": code} if code else {})
-            elif not self.path.split("?")[0].endswith(f"/{hub.file}"):
-                self._answer(404, {"X-Error-Code": "EntryNotFound"})
-            else:
-                headers = {
-                    "X-Repo-Commit": hub.commit,
-                    "X-Linked-Etag": f'"{hub.announced_etag}"',
-                    "X-Linked-Size": str(hub.announced_size),
-                    "Location": f"{hub.cdn}/{hub.announced_etag}",
-                }
-                self._answer(302, {name: value for name, value in headers.items() if value != "None"})
+    def _answer(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-        def _answer(self, status: int, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def _send_content(self) -> None:
-            start = 0
-            wanted = self.headers.get("Range")
-            if wanted and not hub.ignores_ranges:
-                start = int(wanted.removeprefix("bytes=").split("-")[0])
-            body = hub.content[start:]
-            self.send_response(206 if start else 200)
-            if start:
-                last = len(hub.content) - 1
-                self.send_header("Content-Range", f"bytes {start}-{last}/{len(hub.content)}")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if hub.drop_after:
-                body = body[: hub.drop_after.pop(0)]
-                self.close_connection = True
-            if hub.stall_after is not None:
-                self.wfile.write(body[: hub.stall_after])
-                hub.stalled.set()
-                hub.go_on.wait(30)
-                return
-            self.wfile.write(body)
-
-    return Handler
+    def _send_content(self) -> None:
+        start = 0
+        wanted = self.headers.get("Range")
+        if wanted and not self.hub.ignores_ranges:
+            start = int(wanted.removeprefix("bytes=").split("-")[0])
+        body = self.hub.content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            last = len(self.hub.content) - 1
+            self.send_header("Content-Range", f"bytes {start}-{last}/{len(self.hub.content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.hub.drop_after:
+            body = body[: self.hub.drop_after.pop(0)]
+            self.close_connection = True
+        if self.hub.stall_after is not None:
+            self.wfile.write(body[: self.hub.stall_after])
+            self.hub.stalled.set()
+            self.hub.go_on.wait(30)
+            return
+        self.wfile.write(body)

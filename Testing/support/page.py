@@ -217,11 +217,14 @@ def export_views():
     }
 
 
-def page_states():
-    """The page as it looks in the course of things."""
-    choices = {"model": (("embedded", "Embedded"),), "window": (("auto", "Automatic"), ("lung", "Lung"))}
-    values = {"model": "embedded", "window": "auto"}
-    missing = StatusLine("The runtime is not installed yet: press Install", Level.WARNING)
+_CHOSEN = {
+    "choices": {"model": (("embedded", "Embedded"),), "window": (("auto", "Automatic"), ("lung", "Lung"))},
+    "values": {"model": "embedded", "window": "auto"},
+}
+
+
+def model_states():
+    """The page with a runtime and a worker, by what it has of the user's own models."""
     ready = RuntimeView(StatusLine("The runtime is ready: PyTorch 2.8 for CUDA 12.8, 7.4 GB", Level.OK))
     connected = WorkerView(
         StatusLine("Connected: worker 0.4 on gpu-host, answers in 3 ms", Level.OK),
@@ -254,27 +257,25 @@ def page_states():
         canImprove=True,
         canForget=True,
     )
-    exports = {f"export {name}": PageState(export=view) for name, view in export_views().items()}
+    mine = {"ready": no_model, "training": training, "trained": trained}
+    shown = {"models": ModelsView(MODELS), "worker": connected, **_CHOSEN}
+    return {name: PageState(ready, mine=view, **shown) for name, view in mine.items()}
+
+
+def page_states():
+    """The page as it looks in the course of things."""
+    missing = StatusLine("The runtime is not installed yet: press Install", Level.WARNING)
     lost = "srun: error: Unable to allocate resources: Invalid account or account/partition combination"
     return {
-        **exports,
-        "fresh": PageState(RuntimeView(missing, canInstall=True), choices=choices, values=values),
-        "asking": PageState(RuntimeView(missing, PLAN.text, "Install now"), choices=choices, values=values),
+        **{f"export {name}": PageState(export=view) for name, view in export_views().items()},
+        **model_states(),
+        "fresh": PageState(RuntimeView(missing, canInstall=True), **_CHOSEN),
+        "asking": PageState(RuntimeView(missing, PLAN.text, "Install now"), **_CHOSEN),
         "installing": PageState(
             RuntimeView(
                 StatusLine("Downloading torch", Level.BUSY), fraction=0.4, log="a\nb", canCancel=True
             ),
-            choices=choices,
-            values=values,
-        ),
-        "ready": PageState(
-            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, mine=no_model
-        ),
-        "training": PageState(
-            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, mine=training
-        ),
-        "trained": PageState(
-            ready, ModelsView(MODELS), worker=connected, choices=choices, values=values, mine=trained
+            **_CHOSEN,
         ),
         "failed": PageState(
             RuntimeView(
@@ -288,7 +289,6 @@ def page_states():
                 MODELS, StatusLine("large was not downloaded: no connection to the network", Level.ERROR)
             ),
             worker=WorkerView(StatusLine(lost, Level.ERROR), report="x", remoteCommand="srun medsam2 worker"),
-            choices=choices,
-            values=values,
+            **_CHOSEN,
         ),
     }

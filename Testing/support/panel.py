@@ -85,93 +85,83 @@ def a_state(status=Status.PROMPTED, **changes):
     return PanelState(status=status, **{**usual, **changes})
 
 
+_REPORT = "the worker was ended by signal SIGKILL\n" + "\n".join(f"line {n}" for n in range(30))
+_IDLE = {
+    **{"canPrompt": False, "canPropagate": False, "canFinalise": False, "canJump": False, "canClear": False},
+    **{"confidences": (), "current": None, "auto": AutoView(), "millilitres": None},
+}
+#: By status, what differs from the usual state; with words as long as they become.
+_CHANGES = {
+    Status.NO_VOLUME: dict(text="Choose a source volume above.", **_IDLE),
+    Status.VOLUME_REFUSED: dict(
+        text=f"{LONG_PATH} has 4 components: choose one frame of the sequence as the source volume.",
+        action="Harden transform",
+        **_IDLE,
+    ),
+    Status.NO_SEGMENT: dict(text="Add a segment, and choose it in the list.", **_IDLE),
+    Status.NO_RUNTIME: dict(
+        text="The network needs its own Python, which is not installed yet.",
+        action="Install…",
+        **_IDLE,
+    ),
+    Status.INSTALLING: dict(text="Installing PyTorch…", progress=(310, 1200), canCancel=True, **_IDLE),
+    Status.STARTING: dict(text="Starting the worker…", progress=(0, 0), **_IDLE),
+    Status.SENDING: dict(
+        text="Sending the volume…",
+        progress=(3 << 30, 5 << 30),
+        remaining="4 s",
+        **_IDLE,
+    ),
+    Status.DOWNLOADING: dict(
+        text="Downloading the model…",
+        progress=(40 << 20, 900 << 20),
+        remaining="2 min",
+        **{**_IDLE, "canCancel": True},
+    ),
+    Status.LOADING: dict(text="Loading the model…", progress=(0, 0), **_IDLE),
+    Status.READY: dict(
+        text="Click on what you want to segment.",
+        confidences=(),
+        millilitres=None,
+        auto=AutoView(
+            isShown=True, text="No Auto model yet: train one from 10 labelled images.", canTrain=True
+        ),
+    ),
+    Status.ENCODING: dict(text="Looking at slice 41…", progress=(0, 0)),
+    Status.PROMPTED: dict(),
+    Status.PROPAGATING: dict(
+        text="Following the segment through the volume; you may go on clicking.",
+        progress=(41, 120),
+        remaining="about 32 s left",
+        canCancel=True,
+        canPropagate=False,
+    ),
+    Status.FINDING: dict(
+        text="Auto: 41 of 120 slices. Cancel stops, and leaves everything as it is.",
+        progress=(41, 120),
+        remaining="about 32 s left",
+        canCancel=True,
+        canPropagate=False,
+        auto=dataclasses.replace(AUTO, canFindSlice=False, canFindVolume=False, text=""),
+    ),
+    Status.KEEP_OR_DISCARD: dict(text="Cancelled after 41 of 120 slices: keep them or not?", canKeep=True),
+    Status.WORKER_LOST: dict(
+        text="The worker was lost and is being started again; your prompts and segments are kept.",
+        action="Restart",
+        details=_REPORT,
+    ),
+    Status.FAILED: dict(
+        text="CUDA out of memory: tried to allocate 2.5 GB, 0.8 GB are free. Close other programs that "
+        f"use the card, or choose a smaller model. The log is {LONG_PATH}",
+        action="Try again",
+        details=_REPORT,
+    ),
+}
+
+
 def every_state():
-    """One state for every status, with words as long as they become."""
-    idle = {"canPrompt": False, "canPropagate": False, "canFinalise": False, "canJump": False}
-    idle |= {"canClear": False, "confidences": (), "current": None, "auto": AutoView()}
-    idle |= {"millilitres": None}
-    worker_report = "the worker was ended by signal SIGKILL\n" + "\n".join(f"line {n}" for n in range(30))
-    return {
-        Status.NO_VOLUME: a_state(Status.NO_VOLUME, text="Choose a source volume above.", **idle),
-        Status.VOLUME_REFUSED: a_state(
-            Status.VOLUME_REFUSED,
-            text=f"{LONG_PATH} has 4 components: choose one frame of the sequence as the source volume.",
-            action="Harden transform",
-            **idle,
-        ),
-        Status.NO_SEGMENT: a_state(
-            Status.NO_SEGMENT, text="Add a segment, and choose it in the list.", **idle
-        ),
-        Status.NO_RUNTIME: a_state(
-            Status.NO_RUNTIME,
-            text="The network needs its own Python, which is not installed yet.",
-            action="Install…",
-            **idle,
-        ),
-        Status.INSTALLING: a_state(
-            Status.INSTALLING, text="Installing PyTorch…", progress=(310, 1200), canCancel=True, **idle
-        ),
-        Status.STARTING: a_state(Status.STARTING, text="Starting the worker…", progress=(0, 0), **idle),
-        Status.SENDING: a_state(
-            Status.SENDING,
-            text="Sending the volume…",
-            progress=(3 << 30, 5 << 30),
-            remaining="4 s",
-            **idle,
-        ),
-        Status.DOWNLOADING: a_state(
-            Status.DOWNLOADING,
-            text="Downloading the model…",
-            progress=(40 << 20, 900 << 20),
-            remaining="2 min",
-            **{**idle, "canCancel": True},
-        ),
-        Status.LOADING: a_state(Status.LOADING, text="Loading the model…", progress=(0, 0), **idle),
-        Status.READY: a_state(
-            Status.READY,
-            text="Click on what you want to segment.",
-            confidences=(),
-            millilitres=None,
-            auto=AutoView(
-                isShown=True, text="No Auto model yet: train one from 10 labelled images.", canTrain=True
-            ),
-        ),
-        Status.ENCODING: a_state(Status.ENCODING, text="Looking at slice 41…", progress=(0, 0)),
-        Status.PROMPTED: a_state(Status.PROMPTED),
-        Status.PROPAGATING: a_state(
-            Status.PROPAGATING,
-            text="Following the segment through the volume; you may go on clicking.",
-            progress=(41, 120),
-            remaining="about 32 s left",
-            canCancel=True,
-            canPropagate=False,
-        ),
-        Status.FINDING: a_state(
-            Status.FINDING,
-            text="Auto: 41 of 120 slices. Cancel stops, and leaves everything as it is.",
-            progress=(41, 120),
-            remaining="about 32 s left",
-            canCancel=True,
-            canPropagate=False,
-            auto=dataclasses.replace(AUTO, canFindSlice=False, canFindVolume=False, text=""),
-        ),
-        Status.KEEP_OR_DISCARD: a_state(
-            Status.KEEP_OR_DISCARD, text="Cancelled after 41 of 120 slices: keep them or not?", canKeep=True
-        ),
-        Status.WORKER_LOST: a_state(
-            Status.WORKER_LOST,
-            text="The worker was lost and is being started again; your prompts and segments are kept.",
-            action="Restart",
-            details=worker_report,
-        ),
-        Status.FAILED: a_state(
-            Status.FAILED,
-            text="CUDA out of memory: tried to allocate 2.5 GB, 0.8 GB are free. Close other programs that "
-            f"use the card, or choose a smaller model. The log is {LONG_PATH}",
-            action="Try again",
-            details=worker_report,
-        ),
-    }
+    """One state for every status."""
+    return {status: a_state(status, **changes) for status, changes in _CHANGES.items()}
 
 
 def dark_palette():
