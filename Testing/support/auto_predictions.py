@@ -9,7 +9,7 @@ from medsam2_core.export.resampling import on_grid_of
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import Box
-from medsam2_core.session.objects import predicted_prompt
+from medsam2_core.session.predictions import predicted_prompt
 from medsam2_core.worker.job_messages import AutoPrediction
 
 KIDNEY = (
