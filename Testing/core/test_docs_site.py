@@ -1,5 +1,6 @@
 """The documentation: its site builds without a warning, and its examples in Python run."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -114,3 +115,32 @@ def test_the_site_builds_and_all_links_lead_somewhere(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "medsam2 segment" in (site / "reference" / "commands" / "index.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def make_figures():
+    """The script that puts measured figures into the pages."""
+    spec = importlib.util.spec_from_file_location("make_figures", ROOT / "Resources/docs/make_figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_repeats_the_figures_of_its_table(make_figures):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert make_figures.repeated(readme, {}) == readme
+
+
+def test_measured_figures_reach_every_place_of_the_readme(make_figures):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = (name for name in make_figures.table(readme) if name.startswith("spinal cord"))
+    means = {"row": row, "objects": 1, "baseline": 0.1, "click": 0.1251, "dice": (0.2349, 0.3, 0.4, 0.5)}
+    rest = {"surface_dice": (0.1,), "hd95_mm": (None,), "seconds": 1.0}
+    changed = make_figures.replaced(readme, [make_figures.RowMeans(**means, **rest)])
+    changed = make_figures.repeated(changed, {row: "0.067"})
+    assert f"| {row} | 1 | 0.100 | 0.125 | **0.235** | 0.300 |" in changed
+    about = changed[changed.index("**What to expect.**") :][:400]
+    assert ".24 for the spinal\ncord" in about and ", .13 and" in about
+    assert re.search(r"^\| `--zoom off` \|.* 0.067 \|$", changed, re.MULTILINE)
+    assert re.search(r"^\| `--zoom auto` \|.* 0.235 \|$", changed, re.MULTILINE)
+    assert len(changed.splitlines()) == len(readme.splitlines())

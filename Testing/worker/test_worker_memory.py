@@ -41,6 +41,17 @@ def test_more_than_there_is_is_refused(machine):
         system.check_memory("sam2.1-large", CPU, VOLUME)
 
 
+def test_the_need_grows_with_the_side_of_the_image(machine):
+    entry = Catalogue.load().find("sam2.1-tiny")
+    own, half, double = (entry.needed_bytes(VOLUME, size) for size in (1024, 512, 2048))
+    assert own == entry.needed_bytes(VOLUME) and half < own < double
+    assert half == pytest.approx(Catalogue.load().find("sam2.1-tiny-512").needed_bytes(VOLUME), rel=0.15)
+    machine(free=double - 1, total=double - 1)
+    assert system.check_memory("sam2.1-tiny", CPU, VOLUME) == ""
+    with raises("memory-too-small", needed_bytes=double):
+        system.check_memory("sam2.1-tiny", CPU, VOLUME, 2048)
+
+
 def test_nothing_is_known_of_a_file_of_the_users(machine, tmp_path):
     machine(free=1, total=1)
     (tmp_path / "mine.pt").write_bytes(b"")

@@ -237,10 +237,9 @@ class Segment:
         from medsam2_core.session.session import Session  # only now: torch takes seconds to load
         from medsam2_core.worker.system import check_memory
 
-        if self.image_size is None:  # else the catalogue's figure does not hold
-            size = volume.voxels_kji.nbytes
-            if text := check_memory(self.model, choose_device(self.device), size):
-                warn(text)
+        device, size = choose_device(self.device), volume.voxels_kji.nbytes
+        if text := check_memory(self.model, device, size, self.image_size):
+            warn(text)
         session = Session.open(
             volume, self.model, axis=self.axis, window=self.window, memory=self.memory, zoom=self.zoom,
             device=self.device, precision=self.precision, config=self.config, image_size=self.image_size,

@@ -26,6 +26,8 @@ STOCK_CONFIGS = tuple(
     f"{family}_hiera_{size}" for family in ("sam2", "sam2.1") for size in ("t", "s", "b+", "l")
 )
 OWN_CONFIGS = ("embedded",)
+#: Side of the largest input: twice as large as any scan is, and the memory grows with its square.
+LARGEST_IMAGE = 4096
 
 # The classes a configuration may name. It is a list of Python names to be called, so a file from elsewhere
 # could otherwise run anything.
@@ -123,8 +125,8 @@ def read_config(
     if image_size is not None:
         model["image_size"] = image_size
     size = model.get("image_size")
-    if type(size) is not int or size <= 0 or size % 32:
-        message = f"image size {size!r} cannot be used: it must be a positive multiple of 32"
+    if type(size) is not int or not 0 < size <= LARGEST_IMAGE or size % 32:
+        message = f"image size {size!r} cannot be used: it must be a multiple of 32 up to {LARGEST_IMAGE}"
         raise CatalogueError(message, code="image-size", image_size=repr(size))
     if model.get("_target_") != "sam2.modeling.sam2_base.SAM2Base":
         what = f"describes {model.get('_target_')!r}, not sam2.modeling.sam2_base.SAM2Base"

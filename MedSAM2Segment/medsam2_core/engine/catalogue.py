@@ -23,6 +23,7 @@ from medsam2_core.errors import CatalogueError
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 OWN_SUFFIX = ".safetensors"
 # Of PromptRecipe, which is not imported here: the catalogue is read without torch.
+_PROGRAM_BYTES = 350_000_000  # Python and PyTorch
 _RECIPE_FIELDS = (
     "draws_prompts", "disc_radius", "negative_radius", "cone_radius", "carries_mask", "least_iou",
     "least_score", "box_prior", "zoom",
@@ -99,9 +100,18 @@ class ModelEntry:
         """Whether it is a fine-tuned model in the folder of those, see :func:`own_folder`."""
         return self.path is not None and self.path.parent == own_folder()
 
-    def needed_bytes(self, volume_bytes: int) -> int | None:
-        """Return about how much memory segmenting a volume of this size needs; None when not known."""
-        return None if self.memory is None else self.memory + volume_bytes
+    def needed_bytes(self, volume_bytes: int, image_size: int | None = None) -> int | None:
+        """Return about how much memory segmenting a volume of this size needs; None when not known.
+
+        With another image size than the entry's own, what does not belong to the program and the weights
+        changes with its square.
+        """
+        if self.memory is None:
+            return None
+        if image_size is None or self.bytes is None:
+            return self.memory + volume_bytes
+        fixed = min(_PROGRAM_BYTES + self.bytes, self.memory)
+        return round(fixed + (self.memory - fixed) * (image_size / self.image_size) ** 2) + volume_bytes
 
     @property
     def filename(self) -> str:

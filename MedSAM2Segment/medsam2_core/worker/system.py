@@ -161,8 +161,15 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     return {"name": str(device), "title": title, "free_bytes": free, "total_bytes": total}
 
 
-def check_memory(model: str | Path, device: torch.device, volume_bytes: int) -> str:
+def check_memory(
+    model: str | Path, device: torch.device, volume_bytes: int, image_size: int | None = None
+) -> str:
     """Compare the memory that segmentation needs with what the device has.
+
+    Parameters
+    ----------
+    image_size
+        Another side of the model's input than its own.
 
     Returns
     -------
@@ -177,13 +184,15 @@ def check_memory(model: str | Path, device: torch.device, volume_bytes: int) -> 
     from medsam2_core.engine.catalogue import Catalogue
 
     entry, facts = Catalogue.load().find(model), device_facts(device)
-    needed = entry.needed_bytes(volume_bytes)
+    needed = entry.needed_bytes(volume_bytes, image_size)
     if needed is None or needed <= facts["free_bytes"]:
         return ""
     free_bytes, total_bytes = facts["free_bytes"], facts["total_bytes"]
     needs, free, total = (f"{size / 1e9:.1f} GB" for size in (needed, free_bytes, total_bytes))
     elsewhere = "another computer" if device.type == "cpu" else "the CPU"
-    way_out = f"take a smaller model or one for 512 px, crop the volume, or compute on {elsewhere}"
+    way_out = (
+        f"take a smaller model or a smaller image size (512 px), crop the volume, or compute on {elsewhere}"
+    )
     if needed > total_bytes:
         message = (
             f"{entry.name} needs about {needs} of memory for this volume, {device} has {total}: {way_out}"
