@@ -232,6 +232,19 @@ def test_the_volume_is_shown_where_there_is_one(panel, millilitres, text):
     assert not label.visible
 
 
+def test_the_methods_text_goes_to_the_clipboard(panel, actions):
+    panel.show(a_state())
+    panel.widget.findChild(qt.QToolButton, "promptsButton").click()
+    shown(panel.widget)
+    assert clipped(panel.widget) == []
+    actions.methodsText = lambda: "How it was made."
+    button(panel, "methodsButton").click()
+    assert qt.QApplication.clipboard().text() == "How it was made."
+    actions.methodsText = lambda: ""
+    button(panel, "methodsButton").click()
+    assert qt.QApplication.clipboard().text() == "How it was made."
+
+
 def test_diameters_stand_below_the_volume_and_the_drawn_ones_below_them(panel):
     panel.show(a_state(millilitres=2.0, diameters=(21.04, 9.96), drawn=(20.0, 10.0)))
     shown(panel.widget)

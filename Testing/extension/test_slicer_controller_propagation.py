@@ -73,6 +73,18 @@ def test_a_segmentation_scaled_by_its_transform_is_measured_in_the_world(user):
     assert user.state.millilitres == pytest.approx(user.mask().sum() * 3.0 / 1000)
 
 
+def test_the_methods_text_says_how_the_segment_was_made(user):
+    user.controller.propagate()
+    user.wait()
+    text = user.controller.methodsText()
+    assert text.startswith("A was segmented with MedSAM2Segment") and "SAM 2 model embedded" in text
+    assert "It was prompted with 1 point." in text and "axial slices" in text and "ICLR 2025" in text
+    assert "clipboard" in user.state.text
+    user.select("B")
+    assert user.controller.methodsText() == ""
+    assert "results of this program" in user.state.text
+
+
 def by_measuring(user, segmentID="A"):
     """Diameters of a segment as the export has them."""
     geometry = VolumeAdapter(user.volume).geometry

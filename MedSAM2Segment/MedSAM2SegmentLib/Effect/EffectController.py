@@ -25,6 +25,7 @@ from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.PanelState import Notice, PanelState, Parameters
 from MedSAM2SegmentLib.Prompts import SceneMarkups
+from MedSAM2SegmentLib.Segments.AlgorithmTags import methodsOf
 from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform, isWarped
 
 if TYPE_CHECKING:
@@ -330,6 +331,18 @@ class EffectController:
                 self._session.checkAlong(chosen.axis)
             self._auto.start(self._navigation.checkedCurrent() if oneSlice else None)
         self.panel.publish()
+
+    def methodsText(self) -> str:
+        """Return how the selected segment was made, for a paper; empty, with a notice, when unknown."""
+        text, segment, session = "", self._edited.segment(), self._session.session
+        with self._notice.reported():
+            if segment is not None:
+                slices = session.prompts(self._edited.segmentID) if session is not None else {}
+                prompts = [prompt for on in slices.values() for prompt in on.prompts]
+                text = methodsOf(segment, prompts, self._session.provenance)
+                self._notice.show(_("the methods text is on the clipboard"))
+        self.panel.publish()
+        return text
 
     # The rest of the panel ----------------------------------------------------------------------------------
 

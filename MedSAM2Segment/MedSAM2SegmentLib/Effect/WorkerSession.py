@@ -270,6 +270,15 @@ class WorkerSession:
         return known if info is None else {**known, **info.model}
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """How masks of this session are made, as far as it is known; as of a ``Segmentation``."""
+        if self._session is None or self.config is None or self.stack is None:
+            return {}
+        settings, info = self.config.settings, self._session.info
+        known = {"slices": self.stack.key, "zoom": settings.zoom, "memory": settings.memory}
+        return known if info is None else {**known, "window": info.window, "device": info.device}
+
+    @property
     def checkedStack(self) -> SliceStack:
         """The slices of the session; PromptError when there are none."""
         if self.stack is None:

@@ -114,6 +114,7 @@ class OptionsPanel:
         self._detailsBar = find(qt.QWidget, "detailsBar")
         self._detailsButton = find(qt.QPushButton, "detailsButton")
         self._copyButton = find(qt.QPushButton, "copyButton")
+        self._methodsButton = find(qt.QPushButton, "methodsButton")
         self._detailsText = find(qt.QPlainTextEdit, "detailsText")
         self._toolButtons = {tool: find(qt.QPushButton, name) for tool, name in _TOOL_BUTTONS.items()}
         self._styled = [find(qt.QWidget, name) for name in ("toolBar", "signBar")]
@@ -163,6 +164,7 @@ class OptionsPanel:
         connect(self._replaces, "clicked", self._onReplaces)
         connect(self._detailsButton, "clicked", self._onDetails)
         connect(self._copyButton, "clicked", self._onCopy)
+        connect(self._methodsButton, "clicked", self._onMethods)
         for button, bar in self._sections:
             connect(button, "clicked", lambda _=False, button=button, bar=bar: _fold(button, bar))
         connect(qt.QCoreApplication.instance(), "paletteChanged", self._onPalette)
@@ -307,6 +309,11 @@ class OptionsPanel:
 
     def _onDetails(self) -> None:
         self._detailsText.visible = self._detailsButton.checked
+
+    def _onMethods(self, _checked=False) -> None:
+        text = self._actions.methodsText() if self._actions is not None else ""
+        if text:
+            qt.QApplication.clipboard().setText(text)
 
     def _onCopy(self) -> None:
         qt.QApplication.clipboard().setText(f"{self._state.text}\n\n{self._state.details}")

@@ -8,13 +8,14 @@ and restores them on undo, so that a change of tags is no step of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import vtk
 from medsam2_core.export.metadata import algorithm_name, to_json, without_paths
-from medsam2_core.prompts import SlicePrompts
+from medsam2_core.export.methods import methods_of
+from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt, SlicePrompts
 
 #: What Slicer's own DICOM export reads: how a segment was made, and by what.
 ALGORITHM_TYPE, ALGORITHM_NAME = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
@@ -27,6 +28,7 @@ TERMINOLOGY = "TerminologyEntry"
 AUTOMATIC, SEMIAUTOMATIC = "AUTOMATIC", "SEMIAUTOMATIC"
 _NAMES = (ALGORITHM_TYPE, ALGORITHM_NAME, MODEL, WEIGHTS, AUTO)
 _PREFIX = "MedSAM2Segment "
+_KINDS = {Box: "box", Point: "point", MaskPrompt: "mask"}
 
 
 class AlgorithmTags:
@@ -160,6 +162,29 @@ class AlgorithmTags:
 
 def _isOurs(tags: Mapping[str, str]) -> bool:
     return bool(tags[MODEL] or tags[AUTO] or tags[ALGORITHM_NAME].startswith(_PREFIX))
+
+
+def methodsOf(segment: Any, prompts: Sequence[Prompt], session: Mapping[str, Any]) -> str:
+    """Return how a ``vtkSegment`` was made, as text for a paper.
+
+    Parameters
+    ----------
+    prompts
+        Those it has now.
+    session
+        What else is known of how its masks are made, as in the provenance of a segmentation.
+
+    Raises
+    ------
+    ExportError
+        ``no-provenance``: its tags do not say that this program made it.
+    """
+    kinds = [{"type": _KINDS[type(prompt)]} for prompt in prompts]
+    known = {"model": tagOf(segment, MODEL), "weights_sha256": tagOf(segment, WEIGHTS), **session}
+    if kinds:
+        known["prompts"] = {"objects": [{"prompts": kinds}]}
+    auto = tagOf(segment, AUTO)
+    return methods_of(known, [segment.GetName()], [auto] if auto else [])
 
 
 def tagOf(segment: Any, name: str) -> str:

@@ -108,7 +108,7 @@ class ModelEntry:
         """
         if self.memory is None:
             return None
-        if image_size is None or self.bytes is None:
+        if image_size is None or self.bytes is None or self.image_size is None:
             return self.memory + volume_bytes
         fixed = min(_PROGRAM_BYTES + self.bytes, self.memory)
         return round(fixed + (self.memory - fixed) * (image_size / self.image_size) ** 2) + volume_bytes

@@ -66,7 +66,9 @@ def methods_of(
     """
     known = metadata.without_paths(provenance)
     if not known.get("model"):
-        message = "nothing is stored of how it was made: methods text needs a .seg.nrrd of this program"
+        message = (
+            "nothing is stored of how it was made: there is a methods text of results of this program only"
+        )
         raise ExportError(message, code="no-provenance")
     model, sha256 = str(known["model"]), str(known.get("weights_sha256", ""))
     weights = f" (SHA-256 of the weights {sha256})" if sha256 else ""
