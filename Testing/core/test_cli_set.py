@@ -104,6 +104,10 @@ def test_methods_of_a_set_are_told_and_one_mask_is_not_replayed(run, medsam2, mo
         assert "slices" not in said and "width 255" not in said
     assert "1 box" in medsam2("methods", tmp_path / "masks").out
     assert medsam2("methods", folder).refused("no-provenance")
+    for damaged in ("nonsense", "{}", '{"prompts": 3}', "[]"):
+        (folder / "settings.json").write_text(damaged)
+        assert medsam2("methods", folder).refused("no-provenance")
+    (folder / "settings.json").unlink()
     assert medsam2("replay", one, folder / "a1.png", "--model", model).refused("result-of-a-set")
 
 

@@ -28,8 +28,13 @@ class Methods:
 
         path, settings = self.result, self.result / "settings.json"
         if settings.is_file():
-            known = json.loads(settings.read_text(encoding="utf-8"))
-            print(methods_of(known, PromptSet.from_json(known["prompts"]).names))
+            try:
+                known = json.loads(settings.read_text(encoding="utf-8"))
+                names = PromptSet.from_json(known["prompts"]).names
+            except (ValueError, KeyError, TypeError) as error:
+                message = f"{settings} is damaged, or not of `medsam2 set`: run `medsam2 set` again"
+                raise ExportError(message, code="no-provenance", path=str(settings)) from error
+            print(methods_of(known, names))
         elif path.is_dir() or (path.exists() and not is_segmentation(path)):
             message = f"{path} is no .seg.nrrd of this program, nor a folder of `medsam2 set`"
             raise ExportError(message, code="no-provenance", path=str(path))

@@ -209,9 +209,10 @@ class Catalogue:
         if path.suffix in CHECKPOINT_SUFFIXES or path.parent != Path("."):
             message = f"there is no checkpoint file {wanted!r}, and no model of that name"
             raise CatalogueError(message, code="no-such-checkpoint", path=wanted)
-        close = difflib.get_close_matches(wanted, self._entries, n=3, cutoff=0.5) or self._entries
-        message = f"no model {wanted!r} in the catalogue; choose one of {', '.join(close)}"
-        raise CatalogueError(message, code="unknown-model", model=wanted, closest=list(close))
+        close = difflib.get_close_matches(wanted, self._entries, n=3, cutoff=0.5) or list(self._entries)
+        listed = ", ".join([*close[:5], *(["…"] if len(close) > 5 else [])])
+        message = f"no model {wanted!r} in the catalogue; choose one of {listed} (`medsam2 models list`)"
+        raise CatalogueError(message, code="unknown-model", model=wanted, closest=close)
 
 
 def models_folder(environment: Mapping[str, str] = os.environ) -> Path:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from medsam2_core.atomic import new_file
+from medsam2_core.atomic import make_folder, new_file
 from medsam2_core.auto.adapters import AttachedAdapters, TextureAdapter, class_logits, encoder_adapters
 from medsam2_core.auto.fewshot.augmentation import Augmentation
 from medsam2_core.auto.fewshot.images import DataSet, read_data_sets
@@ -144,7 +144,7 @@ class Pretrainer:
     ) -> None:
         self.model, self.folder, self.settings = model, Path(folder), settings
         self._report = report
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         torch.manual_seed(settings.seed)
         self.training, self.validation = read_data_sets([Path(one) for one in data], model.image_size)
         queries = sum(len(one.classes) for one in self.training)
