@@ -237,6 +237,14 @@ def test_a_model_that_got_worse_is_a_warning():
     assert "Nothing was held aside" in page.view.line.text
 
 
+def test_a_full_memory_names_what_the_page_can_do():
+    page = MyModelsPage()
+    page.fine_tune().fail(TrainingError("train with --clip 4", code="training-memory", option="--clip"))
+    assert (
+        page.view.line.text == "The memory is full: choose a smaller default model, or close other programs"
+    )
+
+
 def test_a_stopped_fine_tuning_goes_on_and_never_as_the_other_kind():
     page = MyModelsPage()
     page.fine_tune().fail(Cancelled("stopped"))

@@ -335,6 +335,8 @@ class MyModelsSection:
 
     def _errorText(self, error: MedSAM2Error) -> str:
         text = problemsText(error.fields) if error.code in ("bad-data", "bad-images") else str(error)
+        if error.code == "training-memory":  # the page has no such options
+            text = _("The memory is full: choose a smaller default model, or close other programs")
         text = self._withVolumeNames(text)
         # Capitalized, unless it begins with the name of a file.
         return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
