@@ -87,6 +87,15 @@ def test_measurements_and_a_report_are_written_beside(medsam2, case):
     assert seg.SOPInstanceUID in str(report)
 
 
+def test_a_report_of_a_follow_up(medsam2, case):
+    words = ["--dicom", case / "series", "--out", case / "x.dcm", "--report", case / "sr.dcm"]
+    answer = medsam2("export", case / "x.seg.nrrd", *words, "--prior", case / "x.seg.nrrd")
+    assert answer.code == 0, answer.err
+    assert validator_errors(case / "sr.dcm") == []
+    report = str(pydicom.dcmread(case / "sr.dcm"))
+    assert report.count("'Baseline'") == 2 and report.count("'Fractional Change'") == 6
+
+
 def test_dcmqi_finds_the_voxels_where_they_were(medsam2, case):
     words = ("--dicom", case / "series", "--out", case / "x.dcm")
     assert medsam2("export", case / "x.seg.nrrd", *words).code == 0
@@ -124,6 +133,7 @@ def test_the_names_that_have_a_code_are_listed(medsam2):
     ("words", "code"),
     [
         (["--out", "x.dcm"], "source-missing"),
+        (["--out", "x.nrrd", "--prior", "x.seg.nrrd"], "prior-needs-report"),
         (["--out", "x.xyz"], "unknown-format"),
         (["--out", "x.nrrd", "--report", "r.dcm"], "option-needs-dicom"),
         (["--out", "x.nrrd", "--measurements", "m.xlsx"], "measurements-format"),

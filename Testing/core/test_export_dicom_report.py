@@ -324,3 +324,31 @@ def test_a_single_picture_with_a_scale_has_diameters_but_no_volume(tmp_path):
         assert set(values) == {"Long axis", "Short axis"}
         assert values["Long axis"][0] == pytest.approx(one.longest.length_mm)
     assert [note.code for note in written.notes] == ["volume-not-reported"]
+
+
+def test_a_follow_up_has_the_earlier_scan_as_baseline_and_the_change(tmp_path):
+    source = a_source(tmp_path)
+    given = three_objects(source.geometry)
+    written = write_seg(given, source, tmp_path / "seg.dcm", SegOptions())
+    measured = measure(written.segmentation)
+    liver, kidney, _ = given.segments
+    smaller = kidney.mask_kji.copy()
+    smaller[:, : np.flatnonzero(smaller.any((0, 2))).mean().round().astype(int)] = False
+    then = (liver, Segment("left kidney", (1, 0, 0), smaller), Segment("gone", (0, 1, 0), kidney.mask_kji))
+    prior = measure(Segmentation(source.geometry, then))
+    path = write_report(measured, written.header, source, tmp_path / "sr.dcm", prior=prior).path
+    assert validator_errors(path) == []
+    content = hd.sr.srread(str(path)).content
+    now = content.get_volumetric_roi_measurement_groups()
+    earlier = content.get_image_measurement_groups()
+    assert [one.tracking_identifier for one in earlier] == ["liver", "left kidney", "gone"]
+    assert [one.tracking_uid for one in earlier[:2]] == [one.tracking_uid for one in now[:2]]
+    for group, one in zip(earlier, prior, strict=True):
+        assert values_of(group)["Volume"] == (pytest.approx(one.volume_ml * 1000), "mm3")
+    changed = [
+        [one.value for one in group.get_measurements() if one.name == codes.DCM.FractionalChange]
+        for group in now
+    ]
+    assert changed[0] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert changed[1][0] == pytest.approx(100 * (measured[1].volume_ml / prior[1].volume_ml - 1))
+    assert changed[2] == [], "new in this scan"

@@ -148,11 +148,12 @@ def orders(count, size, rng):
     return [rng.permutation(size) for _ in range(count)]
 
 
-@pytest.mark.parametrize("memory", ["recent", "self-sorting"])
+@pytest.mark.parametrize("memory", ["prompted", "recent", "self-sorting"])
 def test_the_order_of_the_files_does_not_matter(pictures, model, memory, campaign):
     rng = np.random.default_rng(5)
+    pictures = [*pictures, a_picture(9, (70, 66))]
     expected = None
-    for order in [np.arange(5), *orders(2 * campaign, 5, rng)]:
+    for order in [np.arange(6), *orders(2 if campaign == 1 else 200, 6, rng)]:
         session = Session.open(ImageSet([pictures[n] for n in order]), model, memory=memory)
         for number, box in ((0, (25, 20, 52, 44)), (3, (20, 25, 60, 55))):
             n = list(order).index(number)

@@ -81,11 +81,11 @@ def test_without_a_segment_there_is_nothing_to_report(scene):
     assert user.state.details == ""
 
 
-def test_a_sequence_is_refused(scene):
+def test_a_frame_of_a_sequence_is_refused_with_the_way_out(scene):
     user = SlicerUser(scene, volume=a_sequence_proxy(scene))
     assert user.state.status is Status.VOLUME_REFUSED
     assert "sequence" in user.state.text
-    assert user.state.action == ""
+    assert user.state.action == "Copy this frame"
 
 
 def test_a_warped_volume_is_refused_until_its_transform_is_hardened(scene):

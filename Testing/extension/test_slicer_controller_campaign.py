@@ -15,7 +15,7 @@ from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from support.auto_predictions import a_model, a_prediction  # noqa: E402
 from support.in_process_worker import InProcessSource, InProcessWorker  # noqa: E402
-from support.scene import a_volume, an_empty_scene  # noqa: E402
+from support.scene import a_segmentation, a_volume, an_editor, an_empty_scene, paint  # noqa: E402
 from support.slicer_user import SHAPE_KJI, SlicerUser, a_noise  # noqa: E402
 
 SEQUENCES = 40
@@ -37,6 +37,11 @@ class ARandomUser:
         self.saved = []  # what every segment showed when a step of Slicer's undo began
         self.painted = {}  # voxels that only the user put there
         self.other = a_volume(self.scene, voxels=a_noise(seed=2), name="Other")
+        self.earlier = a_segmentation(self.scene, self.other, segments=FOUND)
+        for n, name in enumerate(FOUND):
+            mask = np.zeros(SHAPE_KJI, bool)
+            mask[2 + n : 6 + n, 5:12, 6 + 7 * n : 12 + 7 * n] = True
+            paint(an_editor(self.earlier, self.other, name), mask, name)
         node = self.user.editor.node
         self.isOverwriting = self.chance.random() < 0.5
         node.SetOverwriteMode(node.OverwriteAllSegments if self.isOverwriting else node.OverwriteNone)
@@ -64,6 +69,7 @@ class ARandomUser:
             self.finalise, self.use_segment, self.look, self.weakest, self.settings, self.modify_voxels,
             self.die, self.recover, self.refuse, self.remove_segment, self.add_segment, self.other_effect,
             self.change_volume, self.rename, *[self.auto] * 3, self.replacing, self.move_box,
+            self.other_scan, self.compare, self.images,
             *[self.answer] * 8, *[self.wait] * 6,
         ]  # fmt: skip
         action = self.chance.choice(actions)
@@ -174,6 +180,17 @@ class ARandomUser:
             self.user.controller.autoSlice()
         else:
             self.user.controller.autoVolume()
+
+    def other_scan(self):
+        """Another segmented scan, as example or as an earlier one of the patient."""
+        if len(self.segments()) <= 5:
+            self.chance.choice((self.user.controller.findLike, self.user.controller.followUp))()
+
+    def compare(self):
+        self.user.controller.compare()
+
+    def images(self):
+        self.user.controller.setValue("stack", self.chance.choice(("auto", "auto", "images")))
 
     def replacing(self):
         self.user.controller.setValue("replaceSegments", self.chance.choice("01"))

@@ -69,6 +69,8 @@ class Check(Finding):
         yield "Cancel and discard", self.cancel
         yield "A click in the sagittal view", self.sagittal
         yield "A turned view and a transformed volume", self.transformed
+        yield "A follow-up of an earlier scan, and undo", self.followUp
+        yield "The frames of a sequence", self.frames
         yield "The worker is killed", self.kill
         yield "Save and load the scene", self.scene
         yield "The module page", self.page
@@ -470,6 +472,67 @@ class Check(Finding):
         self.widget.setCurrentSegmentID(self.segmentID)
         self.settle()
         return {"voxels": int(mask.sum())}
+
+    def followUp(self):
+        """The segmentation, copied, as that of an earlier scan: its segments are found again."""
+        before = self.segmentation.GetSegmentation().GetNumberOfSegments()
+        earlier = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Earlier")
+        earlier.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
+        copied = earlier.GetSegmentation()
+        copied.CopySegmentFromSegmentation(self.segmentation.GetSegmentation(), self.segmentID)
+        copied.GetNthSegment(0).SetName("old place")
+        live(0.5)
+        self.controller.setValue("otherScan", earlier.GetID())
+        start = time.monotonic()
+        self.controller.followUp()
+        waitFor(lambda: self.state.other.text and self.quiet(), 300, self.status)
+        seconds = time.monotonic() - start
+        found = self.segmentation.GetSegmentation().GetSegmentIdBySegmentName("old place")
+        expect(found and self.voxels(found).any(), f"nothing was found at the old place: {self.status()}")
+        table = slicer.util.getNode("Changes since Earlier")
+        expect("old place" in self.state.other.text, f"the panel says {self.state.other.text!r}")
+        self.widget.undo()
+        self.settle()
+        expect(not self.voxels(found).any(), "undo did not take back what was found")
+        self.segmentation.GetSegmentation().RemoveSegment(found)
+        for node in (earlier, table):
+            slicer.mrmlScene.RemoveNode(node)
+        self.widget.setCurrentSegmentID(self.segmentID)
+        self.settle()
+        now = self.segmentation.GetSegmentation().GetNumberOfSegments()
+        expect(now == before, f"{now} segments, {before} before")
+        return {"s": round(seconds, 1)}
+
+    def frames(self):
+        """Three pictures as a sequence; its volume is refused, and the button opens them as slices."""
+        scene, sequence = slicer.mrmlScene, slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
+        picture = slicer.util.arrayFromVolume(self.volume)[SAMPLE_MIDDLE_SLICE][None]
+        for n in range(3):
+            frame = slicer.util.addVolumeFromArray(np.ascontiguousarray(picture))
+            sequence.SetDataNodeAtValue(frame, str(n))
+            scene.RemoveNode(frame)
+        browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Cine browser")
+        browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+        slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+        proxy = browser.GetProxyNode(sequence)
+        self.widget.setSourceVolumeNode(proxy)
+        live(0.5)
+        expect(self.state.action == "Open all frames", f"a frame is not recognised: {self.status()}")
+        self.controller.resolve()
+        self.settle(120)
+        editor = self.widget.mrmlSegmentEditorNode()
+        opened, made = editor.GetSourceVolumeNode(), editor.GetSegmentationNode()
+        slices = opened.GetImageData().GetDimensions()[2]
+        expect(slices == 3, f"the frames became {slices} slices")
+        expect(made is not self.segmentation, "the segmentation of the sample was taken for the frames")
+        self.widget.setSegmentationNode(self.segmentation)
+        self.widget.setSourceVolumeNode(self.volume)
+        self.widget.setCurrentSegmentID(self.segmentID)
+        for node in (made, opened, proxy, browser, sequence):
+            scene.RemoveNode(node)
+        slicer.util.setSliceViewerLayers(background=self.volume, fit=True)
+        self.settle()
+        return {"slices": slices}
 
     def kill(self):
         import signal

@@ -138,14 +138,15 @@ def a_warp(scene, name="Warp"):
     return node
 
 
-def a_sequence_proxy(scene, frames: int = 3):
-    """A volume node that shows one frame of a sequence."""
+def a_sequence_proxy(scene, frames: int = 3, pictures=None):
+    """A volume node that shows one frame of a sequence: of volumes, or of pictures (H, W) or (H, W, 3)."""
+    shown = [a_picture() + n for n in range(frames)] if pictures is None else [one[None] for one in pictures]
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
-    for n in range(frames):
-        sequence.SetDataNodeAtValue(a_volume(scene, voxels=a_picture() + n, name=f"Frame {n}"), str(n))
+    for n, voxels in enumerate(shown):
+        sequence.SetDataNodeAtValue(a_volume(scene, voxels=voxels, name=f"Frame {n}"), str(n))
     browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Cine browser")
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
-    proxy = a_volume(scene, name="Cine proxy")
+    proxy = a_volume(scene, voxels=shown[0], name="Cine proxy")
     browser.AddProxyNode(proxy, sequence, False)
     return proxy
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import Prompt
-    from medsam2_core.worker.job_messages import AutoModelInfo, AutoPrediction
+    from medsam2_core.worker.job_messages import AutoModelInfo, AutoPrediction, SearchRequest
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
@@ -127,10 +127,46 @@ class AutoSegmentation:
             There is no model, or no session.
         """
         self.abort()
-        entry, session = self.chosen, self._session.session
+        entry = self.chosen
         if entry is None:
             message = _("no Auto model suits this volume: train one from 10 labelled images")
             raise PromptError(message, code="no-auto-model")
+        where = _("any slice") if n is None else _("slice {n}").format(n=n)
+        nothing = _("{model!r} found nothing on {where}: is it the right model for this image?").format(
+            model=entry.name, where=where
+        )
+        wanted = AutoRequest(entry.path, first=n, last=n)
+        self._ask(lambda session, **calls: session.auto(wanted, **calls), entry.name, nothing, n)
+
+    def search(self, wanted: SearchRequest, found_by: str, finished: Callable[[], None]) -> None:
+        """Look for the objects of another scan; they become segments as what an Auto model finds does.
+
+        Parameters
+        ----------
+        found_by
+            "examples" or "prior", for the tags of the segments.
+        finished
+            Called when they are written.
+
+        Raises
+        ------
+        PromptError
+            There is no session.
+        """
+        self.abort()
+        nothing = _("no object of the other scan was found in this one")
+        self._ask(lambda session, **calls: session.find(wanted, **calls), found_by, nothing, None, finished)
+
+    def _ask(
+        self,
+        ask: Callable[..., Any],
+        name: str,
+        nothing: str,
+        n: int | None,
+        finished: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Send a request; what it finds is written as made by ``name``, or the user told of ``nothing``."""
+        session = self._session.session
         if session is None:
             message = self._session.problem or _("the worker is not there: restart it first")
             raise PromptError(message, code="no-session")
@@ -141,7 +177,8 @@ class AutoSegmentation:
         def done(predictions: list[AutoPrediction]) -> None:
             if request is self._request:
                 self._request = None
-                self._finish(predictions, entry, n, replaces=replaces)
+                self._finish(predictions, name, nothing, n, replaces=replaces)
+                finished()
 
         def failed(error: MedSAM2Error) -> None:
             if request is self._request:
@@ -150,9 +187,8 @@ class AutoSegmentation:
                     self.problem, self.details = str(error), getattr(error, "details", "")
                 self.afterWriting()
 
-        wanted = AutoRequest(entry.path, first=n, last=n)
         self._asked = session
-        self._request = request = session.auto(wanted, self._onSlices, done=done, failed=failed)
+        self._request = request = ask(session, slices=self._onSlices, done=done, failed=failed)
 
     def cancel(self) -> None:
         """Cancel the request. Nothing was written, so there is nothing to keep or discard."""
@@ -179,22 +215,19 @@ class AutoSegmentation:
             self.progress.update(done, total)
 
     def _finish(
-        self, predictions: list[AutoPrediction], entry: AutoModelInfo, n: int | None, *, replaces: bool
+        self, predictions: list[AutoPrediction], name: str, nothing: str, n: int | None, *, replaces: bool
     ) -> None:
         if self._edited.isOutOfDate:
             return
         self.beforeWriting()
         try:
-            self._write(predictions, entry.name, replaces=replaces, n=n)
+            self._write(predictions, name, replaces=replaces, n=n)
         except MedSAM2Error as error:
             self.problem = str(error)
         else:
             self.summary = summaryOf(predictions)
             if not any(one.is_found for one in predictions):
-                where = _("any slice") if n is None else _("slice {n}").format(n=n)
-                self.problem = _(
-                    "{model!r} found nothing on {where}: is it the right model for this image?"
-                ).format(model=entry.name, where=where)
+                self.problem = nothing
         self.afterWriting()
 
     # Writing ------------------------------------------------------------------------------------------------

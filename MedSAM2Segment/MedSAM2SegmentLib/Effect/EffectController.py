@@ -17,6 +17,7 @@ from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
 from MedSAM2SegmentLib.Effect.EditorSync import EditorSync
 from MedSAM2SegmentLib.Effect.Learning import Learning
 from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
+from MedSAM2SegmentLib.Effect.OtherScan import OtherScan
 from MedSAM2SegmentLib.Effect.PanelPresenter import PanelPresenter
 from MedSAM2SegmentLib.Effect.PromptSync import PromptSync
 from MedSAM2SegmentLib.Effect.SegmentMeasurement import SegmentMeasurement
@@ -25,6 +26,7 @@ from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.PanelState import Notice, PanelState, Parameters
 from MedSAM2SegmentLib.Prompts import SceneMarkups
+from MedSAM2SegmentLib.Segments import ImageStacks
 from MedSAM2SegmentLib.Segments.AlgorithmTags import methodsOf
 from MedSAM2SegmentLib.Segments.VolumeAdapter import hardenTransform, isWarped
 
@@ -82,9 +84,11 @@ class EffectController:
         self._auto = auto = AutoSegmentation(edited, session, parameters, clock)
         self._notice = notice = Notice()
         measurement = SegmentMeasurement(edited, session, clock)
+        self._other = other = OtherScan(edited, session, auto.search, parameters)
         parts = edited, session, propagation, auto, navigation, notice, measurement
         self._learning = learning = Learning(edited, session, corrections)
-        self.panel = PanelPresenter(parameters, *parts, learning)
+        self.panel = PanelPresenter(parameters, *parts, learning, other)
+        other.onCompared = self.panel.publish
         self._editor = EditorSync(parameters, sync, *parts, self.panel.publish)
         self._inactiveSince = 0.0
 
@@ -180,6 +184,7 @@ class EffectController:
             self._propagation.keep()
             with self._notice.reported():
                 self._editor.open(fromView=True)
+                self._session.checkView(sliceNode)
                 self._propagation.pause()
                 edited.markups.check(gesture, edited.adapter, self._session.checkedStack)
                 with edited.markups.silenced():
@@ -315,6 +320,19 @@ class EffectController:
         self._session.source.resolve("auto")
 
     def _startAuto(self, *, oneSlice: bool) -> None:
+        def start() -> None:
+            chosen = self._auto.chosen
+            if chosen is not None and not self._edited.isPrompted:
+                self._session.alignTo(self._edited.adapter, chosen.axis)
+            self._editor.open()
+            if chosen is not None and self._session.session is not None:
+                self._session.checkAlong(chosen.axis)
+            self._auto.start(self._navigation.checkedCurrent() if oneSlice else None)
+
+        self._find(start)
+
+    def _find(self, start: Callable[[], None]) -> None:
+        """Start what makes segments by itself; notifies the user why, when it cannot be done."""
         self._notice.show("")
         self._edited.takeCharge()
         self.update()
@@ -323,13 +341,7 @@ class EffectController:
         self._propagation.finish()
         self._edited.agreePose()
         with self._notice.reported():
-            chosen = self._auto.chosen
-            if chosen is not None and not self._edited.isPrompted:
-                self._session.alignTo(self._edited.adapter, chosen.axis)
-            self._editor.open()
-            if chosen is not None and self._session.session is not None:
-                self._session.checkAlong(chosen.axis)
-            self._auto.start(self._navigation.checkedCurrent() if oneSlice else None)
+            start()
         self.panel.publish()
 
     def methodsText(self) -> str:
@@ -343,6 +355,43 @@ class EffectController:
                 self._notice.show(_("the methods text is on the clipboard"))
         self.panel.publish()
         return text
+
+    # Other scans, sequences, folders ------------------------------------------------------------------------
+
+    def findLike(self) -> None:
+        """Look for the objects of the other segmentation in this scan, by examples."""
+        self._find(lambda: self._search(self._other.findLike))
+
+    def followUp(self) -> None:
+        """Look for the objects of the other segmentation near their old places, and compare."""
+        self._find(lambda: self._search(self._other.followUp))
+
+    def compare(self) -> None:
+        """Measure the objects of both segmentations."""
+        self._notice.show("")
+        with self._notice.reported():
+            self._other.compare()
+        self.panel.publish()
+
+    def _search(self, search: Callable[[], None]) -> None:
+        self._editor.open()
+        search()
+
+    def openImages(self, folder: str) -> None:
+        """Edit the pictures of a folder: one volume, whose slices are images of their own."""
+        text = ""
+        with self._notice.reported():
+            volume, bad = ImageStacks.openFolder(self._edited.editor.parameterSetNode().GetScene(), folder)
+            ImageStacks.choose(self._edited.editor, volume)
+            self.parameters.put("stack", "images")
+            if bad:
+                listed = ", ".join(list(bad)[:5]) + (" …" if len(bad) > 5 else "")
+                text = _("{count} files cannot be read and are left out: {names}")
+                text = text.format(count=len(bad), names=listed)
+        self.update()
+        if text:
+            self._notice.show(text)
+            self.panel.publish()
 
     # The rest of the panel ----------------------------------------------------------------------------------
 
@@ -365,9 +414,13 @@ class EffectController:
         self.panel.publish()
 
     def resolve(self) -> None:
-        """Do what the button beside the status line offers: install, harden, restart."""
+        """Do what the button beside the status line offers: install, open frames, harden, restart."""
         if self._session.source.problem():
             self._session.source.resolve()
+        elif self._edited.volumeProblem and ImageStacks.sequenceOf(self._edited.volumeNode) is not None:
+            with self._notice.reported():
+                volume = ImageStacks.openFrames(self._edited.volumeNode)
+                ImageStacks.choose(self._edited.editor, volume)
         elif self._edited.volumeProblem and isWarped(self._edited.volumeNode):
             with self._notice.reported():
                 hardenTransform(self._edited.volumeNode)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.PanelState import (
     AutoView,
     Notice,
+    OtherView,
     PanelState,
     Parameters,
     SliceConfidence,
@@ -19,6 +20,7 @@ from MedSAM2SegmentLib.Panels.PanelState import (
     kindsOf,
     sentence,
 )
+from MedSAM2SegmentLib.Segments.ImageStacks import hasPictures, sequenceOf
 from MedSAM2SegmentLib.Segments.VolumeAdapter import isWarped
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
     from MedSAM2SegmentLib.Effect.Learning import Learning
     from MedSAM2SegmentLib.Effect.LivePropagation import LivePropagation
+    from MedSAM2SegmentLib.Effect.OtherScan import OtherScan
     from MedSAM2SegmentLib.Effect.SegmentMeasurement import SegmentMeasurement
     from MedSAM2SegmentLib.Effect.SliceNavigation import SliceNavigation
     from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
@@ -44,7 +47,7 @@ class PanelPresenter:
 
     Parameters
     ----------
-    parameters, edited, session, propagation, auto, navigation, notice, measurement
+    parameters, edited, session, propagation, auto, navigation, notice, measurement, learning, other
         The parts of the effect.
 
     Attributes
@@ -66,10 +69,12 @@ class PanelPresenter:
         notice: Notice,
         measurement: SegmentMeasurement,
         learning: Learning,
+        other: OtherScan,
     ) -> None:
         self._parameters, self._edited, self._session = parameters, edited, session
         self._propagation, self._auto, self._navigation = propagation, auto, navigation
-        self._notice, self._measurement, self._learning = notice, measurement, learning
+        self._notice, self._measurement = notice, measurement
+        self._learning, self._other = learning, other
         self.state = PanelState()
         self.onStateChanged: Callable[[PanelState], None] = lambda state: None
 
@@ -105,6 +110,7 @@ class PanelPresenter:
             canPropagate=isFree and isPropagable,
             canFinalise=isFree and bool(self._edited.segmentID) and session.session is not None,
             auto=self._autoView(state.status),
+            other=self._otherView(state.status),
         )
 
     def _facts(self, details: str) -> PanelState:
@@ -189,6 +195,22 @@ class PanelPresenter:
             canTrain=known is not None and not entries,
         )
 
+    def _otherView(self, status: Status) -> OtherView:
+        """The section about another scan; it needs no segment."""
+        entries, chosen = self._other.entries, self._other.chosen
+        if chosen is None:
+            return OtherView()
+        isBlocked = status in _BLOCKED and status is not Status.NO_SEGMENT
+        isRunning = self._propagation.isRunning or self._auto.isRunning
+        isFree = not isBlocked and status is not Status.FAILED and not isRunning
+        return OtherView(
+            scans=tuple((one.GetID(), one.GetName() or "") for one in entries),
+            chosen=chosen.GetID(),
+            canFind=isFree,
+            canCompare=isFree,
+            text=self._other.text,
+        )
+
     # The status line ----------------------------------------------------------------------------------------
     # What blocks everything comes first, what is merely running last.
 
@@ -209,7 +231,7 @@ class PanelPresenter:
             return replace(facts, status=Status.NO_VOLUME, text=text, details="")
         if edited.volumeProblem:
             text, details = sentence(edited.volumeProblem), edited.volumeProblem
-            action = _("Harden transform") if isWarped(edited.volumeNode) else ""
+            action = _wayOut(edited.volumeNode)
             return replace(facts, status=Status.VOLUME_REFUSED, text=text, action=action, details=details)
         if session.phase is Status.FAILED:
             text = sentence(session.problem or _("the worker could not be started"))
@@ -267,6 +289,14 @@ class PanelPresenter:
         else:
             text = advice(facts)
         return replace(facts, status=status, text=notice or text)
+
+
+def _wayOut(volumeNode: Any) -> str:
+    """Return what the button offers for a volume that cannot be segmented as it is; empty for nothing."""
+    sequence = sequenceOf(volumeNode)
+    if sequence is not None:
+        return _("Open all frames") if hasPictures(sequence) else _("Copy this frame")
+    return _("Harden transform") if isWarped(volumeNode) else ""
 
 
 def _label(entry: AutoModelInfo) -> str:

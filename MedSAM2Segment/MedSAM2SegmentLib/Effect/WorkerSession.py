@@ -292,7 +292,8 @@ class WorkerSession:
         if self.config is None:
             return None
         stack, settings = self.config.seenAs
-        return {"stack": stack.to_json(), "model": settings.model, "window": settings.window}
+        known = {"stack": stack.to_json(), "model": settings.model, "window": settings.window}
+        return known if settings.ordered else {**known, "ordered": False}
 
     def open(self, adapter: VolumeAdapter, view: Any, *, isPrompted: bool, fromView: bool = False) -> bool:
         """Open a session that fits the user's choices, unless it is open; whether it is another than before.
@@ -375,6 +376,18 @@ class WorkerSession:
                 plane=plane,
             )
 
+    def checkView(self, view: Any) -> None:
+        """Raise PromptError where images of their own are prompted in a view across them."""
+        isAcross = view is not None and self.adapter.sliceOfView(view, self.checkedStack) is None
+        if isAcross and not self.config.settings.ordered:
+            raise PromptError(
+                _(
+                    "the slices are images of their own, a view across them shows none: prompt in the view "
+                    "along them, or choose another slice direction under Advanced"
+                ),
+                code="view-across-images",
+            )
+
     def decideAnew(self) -> None:
         """Let the next prompt decide about the stack."""
         self._parameters.put("stackFound", "")
@@ -408,6 +421,8 @@ class WorkerSession:
         wanted = self._parameters.text("stack")
         if wanted in _PLANES:
             return StackChoice(wanted)
+        if wanted == "images":
+            return StackChoice("k")
         found = self._storedChoice(adapter)
         if wanted == "auto" and found is not None and isPrompted:
             return found
@@ -443,7 +458,8 @@ class WorkerSession:
             window = self._displayed[1]
         else:
             self._displayed = None
-        return SessionSettings(model=self._parameters.text("model"), window=window)
+        ordered = self._parameters.text("stack") != "images"
+        return SessionSettings(model=self._parameters.text("model"), window=window, ordered=ordered)
 
     def forgetWindow(self) -> None:
         """Read the displayed window again: another segmentation is edited."""

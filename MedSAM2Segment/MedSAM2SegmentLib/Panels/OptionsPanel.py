@@ -8,7 +8,7 @@ import qt
 
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.ConfidenceStrip import ConfidenceStrip
-from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool
+from MedSAM2SegmentLib.Panels.PanelState import AutoView, OtherView, PanelState, Status, Tool
 from MedSAM2SegmentLib.Panels.PromptsTable import PromptsTable
 from MedSAM2SegmentLib.Panels.QtHelpers import Connections, breakable, choose, fill, loadUi, put
 
@@ -27,13 +27,16 @@ _ACTIONS = {
     "autoSliceButton": "autoSlice",
     "autoVolumeButton": "autoVolume",
     "trainButton": "trainAuto",
+    "likeButton": "findLike",
+    "followButton": "followUp",
+    "compareButton": "compare",
 }
 _CHOICES = {"direction": "directionBox", "model": "modelBox", "stack": "stackBox", "keep": "keepBox"}
 _SWITCHES = {
     **{"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox", "show3D": "show3DBox"},
     "learn": "learnBox",
 }
-_SECTIONS = ("prompts", "advanced")  # folded at first
+_SECTIONS = ("prompts", "other", "advanced")  # folded at first
 _ALL = "all"
 _FROM_TO = "from..to"
 _BETWEEN = "between"
@@ -65,7 +68,8 @@ class OptionsPanel:
         The controller: ``setTool(name)``, ``setNegative(bool)``, ``propagate()``, ``cancel()``, ``keep()``,
         ``discard()``, ``nextWeakest()``, ``jumpTo(n)``, ``finaliseSlice()``, ``useSegmentAsPrompt()``,
         ``useMarkups()``, ``clearPrompts()``, ``clearSlice(n)``, ``autoSlice()``, ``autoVolume()``,
-        ``trainAuto()``, ``setValue(name, value)``, ``resolve()``.
+        ``trainAuto()``, ``findLike()``, ``followUp()``, ``compare()``, ``openImages(folder)``,
+        ``setValue(name, value)``, ``resolve()``.
 
     Attributes
     ----------
@@ -98,6 +102,7 @@ class OptionsPanel:
         self._showChoices(state, before)
         self._showCorrections(state)
         self._showAuto(state.auto, before.auto if before is not None else None)
+        self._showOther(state.other, before.other if before is not None else None)
 
     def cleanup(self) -> None:
         """Disconnect everything; the widget itself belongs to Qt."""
@@ -136,6 +141,8 @@ class OptionsPanel:
         self._autoBar, self._autoModelBar = find(qt.QWidget, "autoBar"), find(qt.QWidget, "autoModelBar")
         self._autoModel, self._replaces = find(qt.QComboBox, "autoModelBox"), find(qt.QCheckBox, "replaceBox")
         self._autoText = find(qt.QLabel, "autoText")
+        self._otherBox, self._otherText = find(qt.QComboBox, "otherBox"), find(qt.QLabel, "otherText")
+        self._imagesButton = find(qt.QPushButton, "imagesButton")
         self._sections = [
             (find(qt.QToolButton, f"{name}Button"), find(qt.QWidget, f"{name}Bar")) for name in _SECTIONS
         ]
@@ -162,6 +169,8 @@ class OptionsPanel:
         connect(self._last, "valueChanged", self._onRange)
         connect(self._autoModel, "activated", self._onAutoModel)
         connect(self._replaces, "clicked", self._onReplaces)
+        connect(self._otherBox, "activated", self._onOther)
+        connect(self._imagesButton, "clicked", self._onImages)
         connect(self._detailsButton, "clicked", self._onDetails)
         connect(self._copyButton, "clicked", self._onCopy)
         connect(self._methodsButton, "clicked", self._onMethods)
@@ -265,6 +274,18 @@ class OptionsPanel:
         self._autoText.visible = bool(view.text)
         self._buttons["trainButton"].visible = view.canTrain
 
+    def _showOther(self, view: OtherView, before: OtherView | None) -> None:
+        if before is None or view.scans != before.scans:
+            fill(self._otherBox, view.scans)
+        if view.scans:
+            choose(self._otherBox, view.chosen)
+        put(self._otherBox, "enabled", bool(view.scans))
+        put(self._buttons["likeButton"], "enabled", view.canFind)
+        put(self._buttons["followButton"], "enabled", view.canFind)
+        put(self._buttons["compareButton"], "enabled", view.canCompare)
+        put(self._otherText, "text", breakable(view.text))
+        self._otherText.visible = bool(view.text)
+
     # What the user did
 
     def _do(self, name: str, *values) -> None:
@@ -290,6 +311,15 @@ class OptionsPanel:
 
     def _onAutoModel(self, _=0) -> None:
         self._do("setValue", "autoModel", self._autoModel.itemData(self._autoModel.currentIndex))
+
+    def _onOther(self, _=0) -> None:
+        self._do("setValue", "otherScan", self._otherBox.itemData(self._otherBox.currentIndex))
+
+    def _onImages(self, _=False) -> None:
+        title = self._imagesButton.toolTip
+        folder = qt.QFileDialog.getExistingDirectory(self.widget, title)
+        if folder:
+            self._do("openImages", folder)
 
     def _onReplaces(self, _=False) -> None:
         self._do("setValue", "replaceSegments", "1" if self._replaces.checked else "0")

@@ -107,6 +107,27 @@ class AutoView:
 
 
 @dataclass(frozen=True)
+class OtherView:
+    """The section about another scan of the scene.
+
+    Attributes
+    ----------
+    scans, chosen
+        Other segmentations: (value, label) pairs, and the value chosen.
+    canFind, canCompare
+        Whether its objects can be looked for, and be compared with those of this one.
+    text
+        What has changed since.
+    """
+
+    scans: tuple[tuple[str, str], ...] = ()
+    chosen: str = ""
+    canFind: bool = False
+    canCompare: bool = False
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class PanelState:
     """Everything the panel needs to draw itself.
 
@@ -138,8 +159,8 @@ class PanelState:
         (value, label) pairs.
     values
         By parameter name, the value chosen; strings, as in the scene.
-    auto
-        See AutoView.
+    auto, other
+        See AutoView and OtherView.
     """
 
     status: Status = Status.NO_VOLUME
@@ -166,6 +187,7 @@ class PanelState:
     choices: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
     auto: AutoView = AutoView()
+    other: OtherView = OtherView()
 
 
 class Notice:
@@ -258,6 +280,7 @@ DEFAULTS = {
     "keep": "slice",  # of a segment that is used as prompt: this slice, or see kept_slices
     "autoModel": "",  # the first that suits the volume
     "replaceSegments": "0",
+    "otherScan": "",  # the first other segmentation of the scene
     "show3D": "1",
     "stackFound": "",  # what "auto" was resolved to, so that a saved scene has the same slices
 }
@@ -273,6 +296,7 @@ _STACKS = (
     ("sagittal", _("Sagittal")),
     ("coronal", _("Coronal")),
     ("view", _("View last clicked, also oblique")),
+    ("images", _("Images of their own, in no order")),
 )
 _KEEPS = (
     ("slice", _("This slice")),

@@ -14,7 +14,8 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.worker.messages import StackChoice
 from vtk.util.numpy_support import vtk_to_numpy
 
-from MedSAM2SegmentLib.Segments.Editors import matrixToArray, nodesOf, transformToWorld
+from MedSAM2SegmentLib.Segments.Editors import matrixToArray, transformToWorld
+from MedSAM2SegmentLib.Segments.ImageStacks import hasPictures, sequenceOf
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -173,17 +174,14 @@ def _problemOfVoxels(node: Any) -> str:
 
 
 def _problemOfSequence(node: Any) -> str:
-    scene = node.GetScene()
-    if scene is None or not node.GetID():
+    sequence = sequenceOf(node)
+    if sequence is None:
         return ""
-    for browser in nodesOf(scene, "vtkMRMLSequenceBrowserNode"):
-        if browser.IsProxyNodeID(node.GetID()) and browser.GetNumberOfItems() > 1:
-            return (
-                f"{node.GetName()!r} shows one of {browser.GetNumberOfItems()} frames of the sequence "
-                f"{browser.GetName()!r}: sequences are not segmented; clone the volume (Data module, right "
-                "click) and choose the copy"
-            )
-    return ""
+    wayOut = "open all frames as one volume" if hasPictures(sequence) else "copy this frame"
+    return (
+        f"{node.GetName()!r} shows one of {sequence.GetNumberOfDataNodes()} frames of the sequence "
+        f"{sequence.GetName()!r}, and changes with it: {wayOut}"
+    )
 
 
 def _problemOfTransform(node: Any) -> str:

@@ -51,6 +51,8 @@ class Export:
     out: File to write: .dcm for DICOM SEG; .seg.nrrd (keeps everything), .nii.gz, .nrrd, .mha.
     measurements FILE: Also write volumes and diameters (RECIST): .json or .csv.
     report X_SR.dcm: Also write them as DICOM SR (TID 1500) that refers to the SEG.
+    prior SEGMENTATION: With --report: an earlier segmentation of the patient; its objects are reported beside
+        those of the same name, with the change in per cent.
 
     DICOM (--out X.dcm)
     -------------------
@@ -89,6 +91,7 @@ class Export:
     drawn_on: Path | None = None
     measurements: list[Path] | None = None
     report: Path | None = None
+    prior: Path | None = None
     overwrite: bool = False
     as_json: AsJson = False
 
@@ -103,7 +106,7 @@ class Export:
         from medsam2_core.imaging.segmentation_files import read_segmentation
 
         self._check(self.segmentation, self.out)
-        inputs = (self.segmentation, self.segments, self.probabilities, self.drawn_on, self.dicom)
+        inputs = (self.segmentation, self.segments, self.probabilities, self.drawn_on, self.dicom, self.prior)
         with atomic.protect(*inputs):
             check_targets(*self._targets, overwrite=self.overwrite)
             read = read_segmentation(self.segmentation)
@@ -143,6 +146,9 @@ class Export:
         if self.report is not None and self.report.suffix.lower() != ".dcm":
             message = f"--report {self.report}: a DICOM report is written as .dcm"
             raise ExportError(message, code="report-not-dcm", path=str(self.report))
+        if self.prior is not None and self.report is None:
+            message = f"--prior {self.prior} is of use with --report only"
+            raise ExportError(message, code="prior-needs-report", path=str(self.prior))
         for path in self.measurements or ():
             if path.suffix.lower() not in (".json", ".csv"):
                 message = f"--measurements {path}: they are written as .json or .csv"
@@ -232,10 +238,12 @@ class Export:
             notes += write_measurements(measured, written.segmentation, path, overwrite=self.overwrite).notes
         if self.report is not None:
             from medsam2_core.export.dicom.report import write_report
+            from medsam2_core.imaging.segmentation_files import read_segmentation
 
+            prior = measure(read_segmentation(self.prior)) if self.prior is not None else ()
             assert written.source is not None
             notes += write_report(
-                measured, written.header, written.source, self.report, overwrite=self.overwrite
+                measured, written.header, written.source, self.report, prior=prior, overwrite=self.overwrite
             ).notes
         return notes
 

@@ -2,8 +2,10 @@
 
 Each segment is a group of TID 1411, volumetric ROI measurements, with the segment's own tracking UID, codes
 and algorithm: volume (sum of its voxels), long axis and short axis (SNOMED CT, CID 7470). The two axes name
-the image they are in. Comprehensive SR (PS3.3 A.35.3) is written: it holds no positions that would need the
-3-D kind, and more archives know it.
+the image they are in. Of a follow-up, each object of the earlier scan is a group of TID 1501 with the same
+tracking identifier and the time point "Baseline", and the groups of this scan have the change in per cent.
+Comprehensive SR (PS3.3 A.35.3) is written: it holds no positions that would need the 3-D kind, and more
+archives know it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core import atomic
 from medsam2_core.errors import ExportError, Note
 from medsam2_core.export import metadata
+from medsam2_core.export.changes import Change, changes
 from medsam2_core.export.metadata import LARGEST_IS, LONGEST_LO, MANUFACTURER
 from medsam2_core.export.writing import Written
 from medsam2_core.version import __version__
@@ -44,11 +47,23 @@ _PROCEDURES = {
     "NM": "NMUnspecifiedBodyRegion",
     **dict.fromkeys(("CR", "DX", "RF", "XA"), "XRUnspecifiedBodyRegion"),
 }
+#: What changes are about, by name in :mod:`medsam2_core.export.changes`.
+_QUANTITIES = {
+    "volume_ml": "Volume",
+    "longest_diameter_mm": "Long axis",
+    "perpendicular_diameter_mm": "Short axis",
+}
 _SIDES = {"7771000", "24028007", "51440002", "66459002"}  # SNOMED CT: left, right, both, unilateral
 
 
 def write_report(
-    measured: Sequence[Measured], seg: Dataset, source: Source, path: str | Path, *, overwrite: bool = False
+    measured: Sequence[Measured],
+    seg: Dataset,
+    source: Source,
+    path: str | Path,
+    *,
+    prior: Sequence[Measured] = (),
+    overwrite: bool = False,
 ) -> Written:
     """Write what was measured as a DICOM structured report, whole or not at all.
 
@@ -65,6 +80,8 @@ def write_report(
         The data set of the SEG; its pixels are not needed.
     source
         The series the SEG refers to.
+    prior
+        The same objects, by name, in an earlier scan of the patient.
 
     Raises
     ------
@@ -83,7 +100,7 @@ def write_report(
     _check_slices(measured, source, path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the patient's name, which is the source's
-        document = _document(pairs, seg, source)
+        document = _document(pairs, seg, source, prior)
     # highdicom takes the maker of the first evidence, ours, for that of the images; the SEG names the true.
     document.ContributingEquipmentSequence = seg.get("ContributingEquipmentSequence") or []
     if not document.ContributingEquipmentSequence:
@@ -147,15 +164,21 @@ def _paired(
     return list(zip(measured, items, strict=True)), notes
 
 
-def _document(pairs: Sequence[tuple[Measured, Dataset]], seg: Dataset, source: Source) -> Any:
+def _document(
+    pairs: Sequence[tuple[Measured, Dataset]], seg: Dataset, source: Source, prior: Sequence[Measured]
+) -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     procedure = _PROCEDURES.get(str(source.header.get("Modality")), "ImagingProcedure")
+    changed = {one.name: one for one in changes(prior, [one for one, _ in pairs])} if prior else {}
+    groups = [_group(one, item, seg, source, changed.get(one.name)) for one, item in pairs]
+    trackers = {one.name: _tracker(one.name, item) for one, item in pairs}
+    groups += [_baseline(one, trackers.get(one.name), source) for one in prior if one.voxel_count]
     report = hd.sr.MeasurementReport(
         observation_context=_observers(seg),
         procedure_reported=getattr(codes.cid100, procedure),
-        imaging_measurements=[_group(one, item, seg, source) for one, item in pairs],
+        imaging_measurements=groups,
     )
     about = str(seg.get("SeriesDescription") or "")
     return hd.sr.ComprehensiveSR(
@@ -194,16 +217,38 @@ def _observers(seg: Dataset) -> hd.sr.ObservationContext:
     return hd.sr.ObservationContext(observer_person_context=person, observer_device_context=device)
 
 
-def _group(one: Measured, item: Dataset, seg: Dataset, source: Source) -> Any:
+def _tracker(name: str, item: Dataset) -> hd.sr.TrackingIdentifier:
+    import highdicom as hd
+
+    label = str(item.get("SegmentLabel") or name)
+    return hd.sr.TrackingIdentifier(
+        uid=str(item.get("TrackingUID") or hd.UID()), identifier=str(item.get("TrackingID") or label)
+    )
+
+
+def _baseline(one: Measured, tracker: hd.sr.TrackingIdentifier | None, source: Source) -> Any:
+    """Return the measurement group of an object of the earlier scan (TID 1501)."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    return hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=tracker or hd.sr.TrackingIdentifier(uid=hd.UID(), identifier=one.name),
+        time_point_context=hd.sr.TimePointContext("earlier scan", codes.cid6146.Baseline, 1),
+        measurements=list(_measurements(one, None, has_depth=source.has_depth)),
+    )
+
+
+def _group(one: Measured, item: Dataset, seg: Dataset, source: Source, change: Change | None) -> Any:
     """Return the measurement group of one segment (TID 1411)."""
     import highdicom as hd
 
     number = int(item.SegmentNumber)
-    label = str(item.get("SegmentLabel") or one.name)
+    measurements = list(_measurements(one, source, has_depth=source.has_depth))
+    if change is not None:
+        measurements += _changes(change, has_depth=source.has_depth)
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(
-            uid=str(item.get("TrackingUID") or hd.UID()), identifier=str(item.get("TrackingID") or label)
-        ),
+        tracking_identifier=_tracker(one.name, item),
+        time_point_context=None if change is None else hd.sr.TimePointContext("this scan", None, 2),
         referenced_segment=hd.sr.ReferencedSegment(
             sop_class_uid=seg.SOPClassUID,
             sop_instance_uid=seg.SOPInstanceUID,
@@ -214,15 +259,32 @@ def _group(one: Measured, item: Dataset, seg: Dataset, source: Source) -> Any:
         finding_type=_coded(item, "SegmentedPropertyTypeCodeSequence"),
         finding_sites=list(_sites(item)),
         algorithm_id=_algorithm(item),
-        measurements=list(_measurements(one, source)),
+        measurements=measurements,
     )
 
 
-def _measurements(one: Measured, source: Source) -> Iterator[hd.sr.Measurement]:
+def _changes(change: Change, *, has_depth: bool) -> Iterator[hd.sr.Measurement]:
+    """Yield by how many per cent volume and axes have grown; nothing for a new object."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    if source.has_depth and one.volume_ml is not None:
+    for quantity, name in _QUANTITIES.items():
+        percent = change.percent(quantity)
+        if percent is not None and (has_depth or quantity != "volume_ml"):
+            yield hd.sr.Measurement(
+                name=codes.DCM.FractionalChange,
+                value=percent,
+                unit=codes.UCUM.Percent,
+                tracking_identifier=hd.sr.TrackingIdentifier(uid=hd.UID(), identifier=f"{name}, change"),
+            )
+
+
+def _measurements(one: Measured, source: Source | None, *, has_depth: bool) -> Iterator[hd.sr.Measurement]:
+    """Yield volume and axes; without a source these refer to no image."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    if has_depth and one.volume_ml is not None:
         yield hd.sr.Measurement(
             name=codes.SCT.Volume,
             value=one.volume_ml * 1000,
@@ -235,7 +297,7 @@ def _measurements(one: Measured, source: Source) -> Iterator[hd.sr.Measurement]:
                 name=name,
                 value=diameter.length_mm,
                 unit=codes.UCUM.Millimeter,
-                referenced_images=[_image(diameter, source)],
+                referenced_images=None if source is None else [_image(diameter, source)],
             )
 
 
