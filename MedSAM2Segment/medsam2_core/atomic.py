@@ -68,6 +68,9 @@ def make_folder(path: Path) -> None:
     ExportError
         ``output-not-writable``.
     """
+    if path.exists() and not path.is_dir():
+        message = f"{path} is a file, a folder is needed: choose another name"
+        raise ExportError(message, code="output-not-writable", path=str(path))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -288,3 +288,16 @@ def test_without_docstrings_commands_have_no_help_but_run():
     )
     assert done.returncode == 0, done.stderr
     assert "--fill-between" in done.stdout
+
+
+@pytest.mark.parametrize("group", ["models", "train"])
+def test_a_group_without_a_command_says_what_is_missing(medsam2, group):
+    answer = medsam2(group)
+    assert answer.code == 2 and "name a command" in answer.err and "Usage" in answer.out
+
+
+def test_a_file_in_place_of_a_folder_is_named(medsam2, tmp_path):
+    (tmp_path / "file").write_text("x")
+    answer = medsam2("synth", "--count", "1", "--out", tmp_path / "file")
+    assert answer.refused("output-not-writable", path=str(tmp_path / "file"))
+    assert "is a file" in answer.err

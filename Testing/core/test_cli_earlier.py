@@ -233,3 +233,24 @@ def read_geometry():
     from medsam2_core.imaging.geometry import Geometry
 
     return Geometry(np.diag([-1.0, -1.0, 2.0, 1.0]), (40, 48, 24))
+
+
+def test_stored_prompts_that_are_damaged_name_their_file(medsam2, made, tmp_path):
+    damaged = tmp_path / "damaged.seg.nrrd"
+    damaged.write_bytes((made / "two.seg.nrrd").read_bytes().replace(b'"type"', b'"typo"'))
+    for words in (
+        ("replay", damaged, made / "scan.nrrd"),
+        (
+            "segment",
+            made / "scan.nrrd",
+            "--continue",
+            damaged,
+            "--point",
+            "1,1,1",
+            "--out",
+            tmp_path / "o.nrrd",
+        ),
+    ):
+        answer = medsam2(*words)
+        assert answer.code == 2 and answer.error.fields["path"] == str(damaged)
+        assert str(damaged) in answer.err

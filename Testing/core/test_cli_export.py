@@ -316,3 +316,13 @@ def test_the_result_and_the_notes_are_one_json_document(medsam2, case):
     assert error["fields"] == {"path": str(case / "x.dcm")}
     assert "--overwrite" in answer.err
     assert "--overwrite" not in error["message"]
+
+
+def test_labels_of_a_picture_have_no_millilitres(medsam2, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.pad(np.ones((8, 9), np.uint8), 4)).save(tmp_path / "labels.png")
+    answer = medsam2("export", tmp_path / "labels.png", "--out", tmp_path / "labels.seg.nrrd", "--json")
+    assert answer.code == 0, answer.err
+    (segment,) = answer.facts["segments"]
+    assert (segment["voxels"], segment["millilitres"]) == (72, None)

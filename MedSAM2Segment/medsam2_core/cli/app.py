@@ -116,6 +116,7 @@ def _report(error: BaseException, invocation: Invocation) -> ExitCode:
         command = error.ctx.command_path.split()[1:] if error.ctx else []
         help_line = " ".join(["medsam2", *command, "--help"])
         text = error.format_message().replace("Value error, ", "")  # pydantic's, in newer releases of typer
+        text = text or "name a command"  # after its help, where none was given
         known = MedSAM2Error(f"{text} (see `{help_line}`)", code="usage")
     elif isinstance(error, _ClickError):
         known = MedSAM2Error(error.format_message(), code="usage")

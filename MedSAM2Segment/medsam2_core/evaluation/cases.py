@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam2_core.atomic import reason
 from medsam2_core.errors import EvaluationError, GeometryError
 from medsam2_core.evaluation.simulated_user import largest_piece
 from medsam2_core.imaging.reading import read_segmentation
@@ -72,7 +73,7 @@ def read_table(path: str | Path, data: str | Path | None = None) -> list[Case]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        message = f"the table of cases {path} cannot be read: {error}"
+        message = f"the table of cases {path} cannot be read: {reason(error)}"
         raise EvaluationError(message, code="cases-unreadable", path=str(path)) from error
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     cases = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,10 @@ def _from_volume(path: Path, volume: Volume, named: tuple[Label, ...] = ()) -> S
     if volume.is_colour:
         message = "a colour picture is not a label map: save label numbers as grey values"
         raise files.error(path, message, "colour-label-map")
-    return _from_values(path, volume.voxels_kji, volume.geometry, named)
+    read = _from_values(path, volume.voxels_kji, volume.geometry, named)
+    if volume.known_spacing == "all":
+        return read
+    return replace(read, provenance={**read.provenance, "known_spacing": volume.known_spacing})
 
 
 def _from_values(

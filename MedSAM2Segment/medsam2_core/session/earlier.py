@@ -80,7 +80,11 @@ class EarlierResult:
         if stored is None:
             message = f"{path} has no prompts in its tags: use it with --mask instead"
             raise PromptError(message, code="no-stored-prompts", path=str(path))
-        return cls(path, segmentation, PromptSet.from_json(stored, geometry))
+        try:
+            return cls(path, segmentation, PromptSet.from_json(stored, geometry))
+        except PromptError as error:
+            problem = f"{path}: {error}"
+            raise PromptError(problem, code=error.code, **{"path": str(path), **error.fields}) from error
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -144,9 +144,9 @@ class Pretrainer:
     ) -> None:
         self.model, self.folder, self.settings = model, Path(folder), settings
         self._report = report
-        make_folder(self.folder)
         torch.manual_seed(settings.seed)
         self.training, self.validation = read_data_sets([Path(one) for one in data], model.image_size)
+        make_folder(self.folder)
         queries = sum(len(one.classes) for one in self.training)
         self.predictor = PromptPredictor(PredictorSettings.for_module(model.module, queries))
         self.adapters = encoder_adapters(model.module)
