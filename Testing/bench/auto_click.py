@@ -16,6 +16,7 @@ from few_shot import TEST_IMAGES
 from medsam2_core.auto.fewshot.data import ClassTable, find_pairs, parse_classes
 from medsam2_core.auto.fewshot.results import dice_by_class
 from medsam2_core.auto.model import AutoModel, load_auto
+from medsam2_core.auto.network import UserPrompts
 from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.evaluation.simulated_user import correction
 from medsam2_core.imaging.reading import read_segmentation, read_volume
@@ -76,15 +77,30 @@ def measured(auto, pair, classes) -> dict[str, list[float]]:
         words = [*one.prompts.get(0, ()), point]
         answer = session.set_prompts(one.name, {0: SlicePrompts(words)})[0]
         said = resolve([point], session.stack)[0]
-        semi, _ = segmenter.refine(0, number, said)
+        semi = semi_automatic(segmenter, number, said)
         side = auto.model.image_size // 4
         letterbox = segmenter.letterbox(0)
         marks = letterbox.resize_labels(mask.astype(np.int16)).float()[None, None]
         before = torch.nn.functional.adaptive_avg_pool2d(marks, side) * 8 - 4
-        fed, _ = segmenter.refine(0, number, said, before)
+        fed = semi_automatic(segmenter, number, said, before)
         for name, result in zip(out, (mask, answer.mask_hw, semi, fed), strict=True):
             out[name].append(dice_by_class(result.astype(int), truth.astype(int), 1)[0])
     return out
+
+
+def semi_automatic(segmenter, number, prompts, previous=None) -> np.ndarray:
+    """Mask (H, W) of one class, a user's prompts beside the predicted ones: Sam2Rad's semi-automatic mode.
+
+    ``previous``: (1, 1, S/4, S/4) logits to be corrected, instead of the predicted mask.
+    """
+    network, device = segmenter.auto.network, segmenter.auto.model.device
+    letterbox, levels = segmenter.letterbox(0), segmenter.levels(0)
+    points = torch.from_numpy(letterbox.points_to_units(prompts.points_xy))[None].to(device)
+    labels = torch.from_numpy(np.asarray(prompts.labels, dtype=np.int32))[None].to(device)
+    with segmenter.auto.model.computing():
+        predicted = network.predict(levels).of_class(number)
+        output = network.decode(levels, predicted, UserPrompts(None, points, labels, previous))
+        return (letterbox.to_image(output.logits[:, 0])[0] > 0).cpu().numpy()
 
 
 if __name__ == "__main__":

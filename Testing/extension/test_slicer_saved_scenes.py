@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("slicer")
-from MedSAM2SegmentLib.Segments.ProvenanceStore import ProvenanceStore, packed, unpacked
+from MedSAM2SegmentLib.Segments.ProvenanceStore import ProvenanceStore
 from MedSAM2SegmentLib.Segments.VoxelOwnership import VoxelOwnership
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent
 from support.in_process_worker import InProcessSource
@@ -256,11 +256,11 @@ def test_notes_of_any_kind_come_back(campaign):
                        for v in (low, low + n - 1)))  # fmt: skip
         notes = VoxelOwnership(np.diag([1.5, 2, 3, 1]), box)
         notes.write(box, chance.choice([0, 3, 4, 12], shape, p=[0.5, 0.4, 0.05, 0.05]).astype(np.uint8))
-        kept = packed(notes, np.eye(4))
+        kept = notes.toJson(np.eye(4))
         if kept is None:
             assert not notes.read(box).any()
             continue
-        again = unpacked(json.loads(json.dumps(kept)))
+        again, _ = VoxelOwnership.fromJson(json.loads(json.dumps(kept)))
         assert np.array_equal(again.read(box), notes.read(box)) and again.used == box
         assert np.array_equal(again.indexToRAS, notes.indexToRAS)
 
@@ -272,7 +272,7 @@ def test_a_brain_of_half_a_millimetre_takes_little():
     notes = VoxelOwnership(np.eye(4), Extent(0, 511, 0, 511, 0, 299))
     notes.write(notes.extent, brain * np.uint8(3))
     began = time.perf_counter()
-    kept = packed(notes, np.eye(4))
+    kept = notes.toJson(np.eye(4))
     seconds, size = time.perf_counter() - began, len(json.dumps(kept))
     print(f"{brain.sum() / 1e6:.1f} million voxels: {size / 1000:.0f} kB in {seconds * 1000:.0f} ms")
     assert size < 300_000 and seconds < 2

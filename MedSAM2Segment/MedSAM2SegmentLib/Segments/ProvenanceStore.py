@@ -7,7 +7,7 @@ saves, and a node with a file of its own might be saved before it is up to date.
 
     {"version": 1, "segments": {"Segment_1": {"notes": {…}, "found": {…}}}}
 
-``notes`` is a :class:`~MedSAM2SegmentLib.Segments.VoxelOwnership.VoxelOwnership` (see :func:`packed`),
+``notes`` is a :class:`~MedSAM2SegmentLib.Segments.VoxelOwnership.VoxelOwnership` (see ``toJson`` there),
 ``found`` anything else that JSON can represent. What cannot be read is left out, with a line in the log: it
 was edited by hand, or written by a later version.
 """
@@ -30,8 +30,7 @@ from medsam2_core.worker.messages import ObjectSnapshot
 
 from MedSAM2SegmentLib.Segments.Editors import nodesOf, transformToWorld
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
-from MedSAM2SegmentLib.Segments.VoxelOwnership import ALL_BITS, KNOWN, OURS, VoxelOwnership
-from MedSAM2SegmentLib.Segments.VoxelSets import Extent
+from MedSAM2SegmentLib.Segments.VoxelOwnership import KNOWN, OURS, VoxelOwnership
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
@@ -50,8 +49,6 @@ _FIGURES = {"iou": "predicted_iou", "score": "object_score", "confidence": "conf
 _VERSION = 1
 _ROLE, _IS_STORE, _TEXT = "MedSAM2.role", "memory", "MedSAM2.memory"
 _SEGMENTATION_REFERENCE = "MedSAM2.segmentation"
-_LARGEST = 1 << 30  # voxels of a box: more is damage
-_MOST_RUNS = 1 << 26
 _SAME_MM = 1e-5  # mm by which matrices of one lattice may differ after they were saved
 
 #: What damaged data raise, binascii.Error being a ValueError.
@@ -151,7 +148,7 @@ class ProvenanceStore:
                     world = transformToWorld(self.segmentationNode) @ ownership.indexToRAS
                 except GeometryError:
                     continue  # under a transform that warps nothing can be written, either
-                entry["notes"] = packed(ownership, world)
+                entry["notes"] = ownership.toJson(world)
             if session is not None and figures != before[1]:
                 known = session.snapshot(segmentID)
                 if known.masks:
@@ -220,7 +217,7 @@ class ProvenanceStore:
         if kept is None:
             return None
         try:
-            return unpacked(kept), _matrix(kept["world"])
+            return VoxelOwnership.fromJson(kept)
         except _BROKEN as error:
             self.logDamage(f"the ownership of {segmentID!r}", error)
             return None
@@ -253,8 +250,8 @@ class ProvenanceStore:
     def save(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
         """Replace parts of what is stored about some segments, and drop segments that are gone.
 
-        ``entries`` has, by segment, any of ``notes`` (from :func:`packed`) and ``found`` (anything for JSON);
-        a part that is None is dropped.
+        ``entries`` has, by segment, any of ``notes`` (from ``VoxelOwnership.toJson``) and ``found`` (anything
+        for JSON); a part that is None is dropped.
         """
         before = self._segments()
         kept = {}
@@ -331,72 +328,6 @@ class ProvenanceStore:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def packed(ownership: VoxelOwnership, indexToWorld: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Return ownership for JSON; None without bits.
-
-    Runs of equal bits in the box that is used, i fastest. Contours change little from row to row: what is
-    stored is how much longer a run is than the run before the last.
-    """
-    if ownership.used.isEmpty:
-        return None
-    bits = np.ascontiguousarray(ownership.read(ownership.used)).reshape(-1)
-    starts = np.concatenate([[0], np.flatnonzero(bits[1:] != bits[:-1]) + 1])
-    values = bits[starts]
-    if not values.any():
-        return None
-    lengths = np.diff(starts, append=bits.size)
-    steps = lengths.copy()
-    steps[2:] -= lengths[:-2]
-    steps = np.where(steps < 0, -2 * steps - 1, 2 * steps).astype("<u4")  # small ones have few bits, any sign
-    return {
-        "grid": ownership.indexToRAS.ravel().tolist(),
-        "world": indexToWorld.ravel().tolist(),
-        "box": list(ownership.used),
-        "runs": _asText(steps.view(np.uint8).reshape(-1, 4).T),  # bytes of one weight together
-        "values": _asText(values),
-    }
-
-
-def unpacked(kept: Mapping[str, Any]) -> VoxelOwnership:
-    """Return ownership from JSON, on its box alone. ValueError (and its like) when it was damaged."""
-    box = Extent(*(int(value) for value in kept["box"]))
-    size = int(np.prod(box.shape, dtype=np.int64))
-    if not 0 < size <= _LARGEST or max(map(abs, box)) > _LARGEST:
-        raise ValueError(f"a box of {size} voxels")
-    steps = _fromText(kept["runs"]).reshape(4, -1).T
-    lengths = np.ascontiguousarray(steps).reshape(-1).view("<u4").astype(np.int64)
-    lengths = np.where(lengths & 1, -(lengths + 1) // 2, lengths // 2)
-    for first in (0, 1):
-        lengths[first::2] = np.cumsum(lengths[first::2])
-    values = _fromText(kept["values"])
-    if values.size != lengths.size or lengths.size == 0 or lengths.min() < 1 or lengths.sum() != size:
-        raise ValueError("the runs do not fill the box")
-    if (values & ~np.uint8(ALL_BITS)).any():
-        raise ValueError("unknown bits")
-    ownership = VoxelOwnership(_matrix(kept["grid"]), box)
-    ownership.write(box, np.repeat(values, lengths).reshape(box.shape))
-    return ownership
-
-
-def _matrix(values: Any) -> NDArray[np.float64]:
-    matrix = np.array(values, dtype=np.float64).reshape(4, 4)
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
-        raise ValueError("the matrix of the grid is singular")
-    return matrix
-
-
-def _asText(values: NDArray[Any]) -> str:
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 6)).decode("ascii")
-
-
-def _fromText(text: str) -> NDArray[np.uint8]:
-    unpacking = zlib.decompressobj()
-    data = unpacking.decompress(base64.b64decode(text, validate=True), 4 * _MOST_RUNS)
-    if not unpacking.eof:
-        raise ValueError("the data are cut off, or too long")
-    return np.frombuffer(data, np.uint8)
 
 
 def _foundOf(known: ObjectSnapshot, origin: Any) -> dict[str, Any]:

@@ -20,9 +20,11 @@ was painted over is erased again when it goes, by the user's hand or by the undo
 
 from __future__ import annotations
 
+import base64
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+import zlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +50,8 @@ MaskOf = Callable[[Extent], "NDArray[np.bool_]"]
 _KNOWN_BIT, _ERASED_BIT = 1, 2
 _ERASURES = 10  # as many as Slicer's undo goes back
 _LARGEST_ERASURE = 1 << 21  # voxels
+_LARGEST = 1 << 30  # voxels of a stored box: more is damage
+_MOST_RUNS = 1 << 26
 
 
 class Erasure(NamedTuple):
@@ -167,6 +171,59 @@ class VoxelOwnership:
                 digest.update(plane.k0.to_bytes(8, "little", signed=True) + np.packbits(mask).tobytes())
         return digest.digest()
 
+    # Stored form --------------------------------------------------------------------------------------------
+
+    def toJson(self, indexToWorld: NDArray[np.float64]) -> dict[str, Any] | None:
+        """Return it for JSON, with where its grid is in the world (4, 4); None without bits.
+
+        Runs of equal bits in the box that is used, i fastest. Contours change little from row to row: what is
+        stored is how much longer a run is than the run before the last.
+        """
+        if self.used.isEmpty:
+            return None
+        bits = np.ascontiguousarray(self.read(self.used)).reshape(-1)
+        starts = np.concatenate([[0], np.flatnonzero(bits[1:] != bits[:-1]) + 1])
+        values = bits[starts]
+        if not values.any():
+            return None
+        lengths = np.diff(starts, append=bits.size)
+        steps = lengths.copy()
+        steps[2:] -= lengths[:-2]
+        steps = np.where(steps < 0, -2 * steps - 1, 2 * steps).astype(
+            "<u4"
+        )  # small ones have few bits, any sign
+        return {
+            "grid": self.indexToRAS.ravel().tolist(),
+            "world": indexToWorld.ravel().tolist(),
+            "box": list(self.used),
+            "runs": _asText(steps.view(np.uint8).reshape(-1, 4).T),  # bytes of one weight together
+            "values": _asText(values),
+        }
+
+    @classmethod
+    def fromJson(cls, kept: Mapping[str, Any]) -> tuple[VoxelOwnership, NDArray[np.float64]]:
+        """Create it from JSON, on its box alone; and where its grid was in the world (4, 4).
+
+        Raises ValueError, or its like, when it was damaged.
+        """
+        box = Extent(*(int(value) for value in kept["box"]))
+        size = int(np.prod(box.shape, dtype=np.int64))
+        if not 0 < size <= _LARGEST or max(map(abs, box)) > _LARGEST:
+            raise ValueError(f"a box of {size} voxels")
+        steps = _fromText(kept["runs"]).reshape(4, -1).T
+        lengths = np.ascontiguousarray(steps).reshape(-1).view("<u4").astype(np.int64)
+        lengths = np.where(lengths & 1, -(lengths + 1) // 2, lengths // 2)
+        for first in (0, 1):
+            lengths[first::2] = np.cumsum(lengths[first::2])
+        values = _fromText(kept["values"])
+        if values.size != lengths.size or lengths.size == 0 or lengths.min() < 1 or lengths.sum() != size:
+            raise ValueError("the runs do not fill the box")
+        if (values & ~np.uint8(ALL_BITS)).any():
+            raise ValueError("unknown bits")
+        ownership = cls(_matrix(kept["grid"]), box)
+        ownership.write(box, np.repeat(values, lengths).reshape(box.shape))
+        return ownership, _matrix(kept["world"])
+
 
 def bitsAfterEdit(
     bits: NDArray[np.uint8], add: NDArray[np.bool_], wanted: NDArray[np.bool_], after: NDArray[np.bool_]
@@ -188,3 +245,22 @@ def bitsAfterEdit(
 def _bit(bits: NDArray[np.uint8], which: int) -> NDArray[np.uint8]:
     """1 where a bit is set, else 0."""
     return (bits & which != 0).view(np.uint8)
+
+
+def _matrix(values: Any) -> NDArray[np.float64]:
+    matrix = np.array(values, dtype=np.float64).reshape(4, 4)
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        raise ValueError("the matrix of the grid is singular")
+    return matrix
+
+
+def _asText(values: NDArray[Any]) -> str:
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 6)).decode("ascii")
+
+
+def _fromText(text: str) -> NDArray[np.uint8]:
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(base64.b64decode(text, validate=True), 4 * _MOST_RUNS)
+    if not unpacking.eof:
+        raise ValueError("the data are cut off, or too long")
+    return np.frombuffer(data, np.uint8)

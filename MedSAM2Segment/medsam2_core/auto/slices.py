@@ -20,11 +20,10 @@ from scipy import ndimage
 
 from medsam2_core.auto.letterbox import Letterbox
 from medsam2_core.auto.model import AutoModel
-from medsam2_core.auto.network import NO_PROMPTS, DecoderOutput, UserPrompts, merged_labels
+from medsam2_core.auto.network import merged_labels
 from medsam2_core.auto.predictor import FeatureLevels, PredictedPrompts
 from medsam2_core.engine.images import ImageSource
 from medsam2_core.imaging.slice_mask import MAXIMUM, PackedValues, SliceMask, agreeing
-from medsam2_core.prompts.types import PixelPrompts
 
 _LEAST_SIDE = 2.0  # pixels of a predicted box that is worth showing
 
@@ -124,32 +123,6 @@ class AutoSegmenter:
                 logits, score = (logits + mirrored) / 2, (score + mirrored_score) / 2
         return self._prediction(n, letterbox, logits, score, prompts)
 
-    def refine(
-        self, n: int, number: int, prompts: PixelPrompts, previous: torch.Tensor | None = None
-    ) -> tuple[NDArray[np.bool_], DecoderOutput]:
-        """Predict one class with a user's prompts beside the predicted ones (Sam2Rad's semi-automatic mode).
-
-        Parameters
-        ----------
-        prompts
-            Box and points in slice pixels.
-        previous
-            (1, 1, S/4, S/4) logits to be corrected, instead of the predicted mask.
-
-        Returns
-        -------
-        tuple
-            (H, W) mask, and the decoder's output.
-        """
-        letterbox, levels = self.letterbox(n), self.levels(n)
-        with self.auto.model.computing():
-            predicted = self.auto.network.predict(levels)
-            # A user's box is used beside the predicted one, as in training.
-            user = _user_prompts(prompts, letterbox, self.auto.model.device, previous)
-            output = self.auto.network.decode(levels, predicted.of_class(number), user)
-            logits = letterbox.to_image(output.logits[:, 0])[0]
-        return logits.cpu().numpy() > 0, output
-
     def letterbox(self, n: int) -> Letterbox:
         """Return the mapping of slice `n` to the model's square."""
         return Letterbox(self.source.shape_of(n), self.auto.model.image_size, self.source.pixel_mm)
@@ -236,19 +209,3 @@ def _box_on_slice(box_units: NDArray, letterbox: Letterbox) -> tuple[float, floa
     if right - left < _LEAST_SIDE or bottom - top < _LEAST_SIDE:
         return None
     return float(left), float(top), float(right), float(bottom)
-
-
-def _user_prompts(
-    prompts: PixelPrompts, letterbox: Letterbox, device: torch.device, previous: torch.Tensor | None
-) -> UserPrompts:
-    """Convert prompts in slice pixels to units of the model's square."""
-    box = points = labels = None
-    if prompts.box_xyxy is not None:
-        corners = letterbox.points_to_units(np.asarray(prompts.box_xyxy).reshape(2, 2)).reshape(1, 4)
-        box = torch.from_numpy(corners).to(device)
-    if len(prompts.labels):
-        points = torch.from_numpy(letterbox.points_to_units(prompts.points_xy))[None].to(device)
-        labels = torch.from_numpy(np.asarray(prompts.labels, dtype=np.int32))[None].to(device)
-    if box is None and points is None and previous is None:
-        return NO_PROMPTS
-    return UserPrompts(box, points, labels, previous)
