@@ -139,6 +139,29 @@ def test_the_licence_of_the_base_goes_with_the_checkpoint(tmp_path):
     assert (entry.config, entry.image_size) == ("sam2.1_hiera_t", 512)
 
 
+def test_models_of_the_user_are_known_by_their_names(medsam2, tmp_path, monkeypatch):
+    folder = tmp_path / "models" / "own"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("MEDSAM2_MODELS", str(folder.parent))
+    card = a_card(licence="CC-BY-SA-4.0", classes=("liver",))
+    for name in ("liver 2", "embedded", ".hidden"):  # no name of the catalogue is taken over
+        with_metadata(folder / f"{name}.safetensors", card.metadata())
+    save_file({"a": torch.zeros(1)}, folder / "without a card.safetensors")
+    listed = {one["name"]: one for one in medsam2("models", "list", "--json").facts}
+    assert set(listed) == {*Catalogue.load().names} and "liver 2" in listed and len(listed) > 5
+    assert listed["liver 2"]["licence"] == "CC-BY-SA-4.0" and listed["embedded"]["licence"] == "Apache-2.0"
+    assert not {"without a card", ".hidden"} & set(listed)
+    assert medsam2("models", "card", "liver 2").facts["classes"] == ["liver"]
+    # Another file of that name is a file.
+    other = with_metadata(tmp_path / "liver 2.safetensors", a_card(base="x", image_size=64).metadata())
+    assert Catalogue.load().find(other).image_size == 64
+    (folder / "liver 2.safetensors-report").mkdir()
+    assert medsam2("models", "remove", "liver 2").code == 0
+    assert sorted(path.stem for path in folder.iterdir()) == [".hidden", "embedded", "without a card"]
+    assert medsam2("models", "remove", "liver 2").error.code == "unknown-model"
+    assert other.exists()
+
+
 @pytest.mark.parametrize(
     "change",
     [

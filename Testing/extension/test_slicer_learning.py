@@ -123,6 +123,22 @@ def test_segments_are_kept_apart(user, corrections):
     assert corrections.size()[0] == 2
 
 
+def test_many_slices_are_written_a_few_at_a_time(user, corrections):
+    user.paint(slice(4, 12), slice(5, 10), slice(0, 11))
+    for k in range(11):
+        user.look_at(k)
+        user.controller.viewUsed(user.view)
+        user.controller.finaliseSlice()
+        user.wait()
+    user.controller.deactivate()
+    counts = [corrections.size()[0]]
+    while counts[-1] < 11:
+        user.controller.tick()
+        counts.append(corrections.size()[0])
+        assert 0 < counts[-1] - counts[-2] <= 5, counts
+    assert len(counts) > 2
+
+
 def test_a_full_disk_is_a_notice_and_nothing_is_lost(user, corrections, monkeypatch):
     def full(stream, **arrays):
         raise OSError(28, "No space left on device")

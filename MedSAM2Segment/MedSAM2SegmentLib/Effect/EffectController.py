@@ -171,6 +171,8 @@ class EffectController:
         if isUnused and self._session.client is not None:
             self._session.release()
             self._editor.isDirty = True
+        with self._notice.reported():
+            self._learning.tick()
         self._editor.tick()
 
     # Prompts ------------------------------------------------------------------------------------------------

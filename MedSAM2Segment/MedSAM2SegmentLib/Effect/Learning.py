@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation
     from MedSAM2SegmentLib.Effect.WorkerSession import WorkerSession
 
+_AT_ONCE = 4  # slices written before the window is drawn again: each takes about 20 ms
+
 
 class Learning:
     """Finds slices that were corrected or marked as final, and has them kept.
@@ -31,7 +33,8 @@ class Learning:
 
     def __init__(self, edited: EditedSegmentation, session: WorkerSession, corrections: Any = None) -> None:
         self._edited, self._session, self._corrections = edited, session, corrections
-        self._kept: dict[tuple[str, ...], Any] = {}  # by volume, stack, segment and slice: what was kept
+        self._kept: dict[tuple[str, ...], bytes] = {}  # by volume, stack, segment and slice: what was kept
+        self._waiting: list[tuple[str, int]] = []  # segments and slices
 
     @property
     def isOn(self) -> bool:
@@ -44,41 +47,51 @@ class Learning:
             self._corrections.isOn = isOn
 
     def keep(self) -> None:
-        """Keep what has been corrected since the last time.
+        """Keep what has been corrected since the last time: some at once, the others in :meth:`tick`.
 
         Raises
         ------
         ExportError
             A file cannot be written.
         """
-        session = self._session.session
-        isKnown = session is not None and session.info is not None and self._edited.adapter is not None
-        if not self.isOn or not isKnown:
-            return
-        for segmentID, prompts in self._edited.applied.items():
-            if self._edited.segment(segmentID) is not None:
-                found = session.snapshot(segmentID).propagated
-                slices = [n for n, one in prompts.items() if _isCorrected(one, n in found)]
-                self._keepSlices(segmentID, {n: prompts[n] for n in slices})
+        self._waiting = []
+        if self.isOn and self._isReady:
+            for segmentID, prompts in self._edited.applied.items():
+                found = self._session.session.snapshot(segmentID).propagated
+                corrected = (n for n, one in prompts.items() if _isCorrected(one, n in found))
+                self._waiting += [(segmentID, n) for n in corrected]
+        self.tick()
 
-    def _keepSlices(self, segmentID: str, prompts: dict[int, SlicePrompts]) -> None:
+    def tick(self) -> None:
+        """Keep some of what is waiting. Raises as :meth:`keep`."""
+        chosen, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+        for segmentID, n in chosen:
+            prompts = self._edited.applied.get(segmentID, {}).get(n)
+            if self._isReady and prompts is not None and self._edited.segment(segmentID) is not None:
+                self._keepSlice(segmentID, n, prompts)
+
+    @property
+    def _isReady(self) -> bool:
+        session = self._session.session
+        return session is not None and session.info is not None and self._edited.adapter is not None
+
+    def _keepSlice(self, segmentID: str, n: int, prompts: SlicePrompts) -> None:
         stack, adapter = self._session.stack, self._edited.adapter
-        masks = self._edited.writer.segmentMasks(segmentID, stack, prompts) if prompts else {}
+        mask_hw = self._edited.writer.segmentMasks(segmentID, stack, [n])[n]
+        key, state = (adapter.key, stack.key, segmentID, str(n)), np.packbits(mask_hw).tobytes()
+        if not mask_hw.any() or self._kept.get(key) == state:
+            return
         shown = self._session.session.info.window
         window = Window(float(shown["level"]), float(shown["width"]))
-        for n, mask_hw in masks.items():
-            key, state = (adapter.key, stack.key, segmentID, str(n)), np.packbits(mask_hw).tobytes()
-            if not mask_hw.any() or self._kept.get(key) == state:
-                continue
-            self._corrections.keep(
-                adapter.volume.voxels_kji,
-                (stack.key, n, segmentID),
-                to_display(stack.image_hw(n), window),
-                mask_hw,
-                (stack.pixel_mm[1], stack.pixel_mm[0], stack.slice_mm),
-                _inPixels(n, prompts[n], stack),
-            )
-            self._kept[key] = state
+        self._corrections.keep(
+            adapter.volume.voxels_kji,
+            (stack.key, n, segmentID),
+            to_display(stack.image_hw(n), window),
+            mask_hw,
+            (stack.pixel_mm[1], stack.pixel_mm[0], stack.slice_mm),
+            _inPixels(n, prompts, stack),
+        )
+        self._kept[key] = state
 
 
 def _isCorrected(prompts: SlicePrompts, wasPropagated: bool) -> bool:
