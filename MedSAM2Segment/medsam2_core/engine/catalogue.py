@@ -26,7 +26,7 @@ OWN_SUFFIX = ".safetensors"
 _PROGRAM_BYTES = 350_000_000  # Python and PyTorch
 _RECIPE_FIELDS = (
     "draws_prompts", "disc_radius", "negative_radius", "cone_radius", "carries_mask", "least_iou",
-    "least_score", "box_prior", "zoom",
+    "least_score", "presence", "box_prior", "zoom",
 )  # fmt: skip
 
 

@@ -38,6 +38,10 @@ class PromptRecipe:
     least_iou, least_score
         While tracking, a lower predicted IoU or object score (a logit) is taken as "the object is not here".
         Calibrated on validation clips.
+    presence
+        While tracking, an object is absent, too, where the sum of these numbers times
+        :func:`~medsam2_core.engine.presence.evidence` is below 0; empty: not looked at. Calibrated on volumes
+        tracked from one box.
     box_prior
         How much the drawn box counts beside the answer: see :func:`box_prior_weight`.
     zoom
@@ -51,8 +55,12 @@ class PromptRecipe:
     carries_mask: bool = False
     least_iou: float = 0.0
     least_score: float = 0.0
+    presence: tuple[float, ...] = ()
     box_prior: float = 0.0
     zoom: float = 2.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "presence", tuple(self.presence))  # JSON knows lists only
 
     def to_dict(self) -> dict:
         """Return the recipe as JSON-ready values, as stored in the catalogue."""

@@ -15,6 +15,7 @@ from medsam2_core.engine.locating import Guess, Locator, agreement, by_similarit
 from medsam2_core.engine.maps import mask_of_logits, moved_logits, probabilities_of_logits
 from medsam2_core.engine.memory import Embedding, MemoryPolicy, Query, SliceMemory
 from medsam2_core.engine.neighbours import Neighbours
+from medsam2_core.engine.presence import Appearance, evidence
 from medsam2_core.engine.states import ObjectState, Prediction, Step
 from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.prompts import PixelPrompts
@@ -172,9 +173,27 @@ class Runner:
             return features, attended, prediction
         # What is predicted absent anyway keeps its object score.
         is_unlikely = float(prediction.object_score) < recipe.least_score and not prediction.is_absent
-        if prediction.predicted_iou < recipe.least_iou or is_unlikely:
+        if (
+            prediction.predicted_iou < recipe.least_iou
+            or is_unlikely
+            or self._looks_absent(state, step, prediction)
+        ):
             prediction = prediction.as_absent()
         return features, attended, prediction
+
+    def _looks_absent(self, state: ObjectState, step: Step, prediction: Prediction) -> bool:
+        """Return whether the image says that the object has ended."""
+        weights, source = self._encoder.model.recipe.presence, self._encoder.source
+        if not weights or not source.ordered or step.seed is None:
+            return False
+        given = state.conditioning[step.seed]
+        if given.appearance is None:
+            seen = given.prediction
+            given.appearance = Appearance.of(source.image(step.seed), seen.region, seen.logits)
+        here = Appearance.of(source.image(step.n), prediction.region, prediction.logits)
+        if given.appearance is None or here is None:
+            return False
+        return float(np.dot(weights, evidence(given.appearance, here, prediction.predicted_iou))) < 0
 
     def _previous(self, state: ObjectState, step: Step) -> tuple[torch.Tensor, Region]:
         """Return the logits of the slice this one is reached from; of the seed when nothing is known

@@ -19,6 +19,7 @@ from medsam2_core.engine.zoom import Region
 from medsam2_core.imaging.slice_mask import PackedValues, SliceMask
 
 if TYPE_CHECKING:
+    from medsam2_core.engine.presence import Appearance
     from medsam2_core.prompts.types import PixelPrompts
 
 
@@ -112,6 +113,8 @@ class ConditioningSlice:
     reproducible
         Whether the prediction follows from the slice's own prompts alone, one after the other, so that
         further prompts can refine it and the same prompts would give it again.
+    appearance
+        Of the prediction, once a slice was tracked from here; None also where it is empty.
     """
 
     n: int
@@ -121,6 +124,7 @@ class ConditioningSlice:
     is_remembered: bool = False
     tracked: TrackedSlice | None = None
     reproducible: bool = False
+    appearance: "Appearance | None" = None
 
     @property
     def says_absent(self) -> bool:

@@ -28,6 +28,7 @@ EMBEDDED_RECIPE = PromptRecipe(
     carries_mask=True,
     least_iou=0.35,
     least_score=0.5,
+    presence=(-2.61, 2.74, 0.48, 3.4, -1.77),
     box_prior=2.0,
 )
 
