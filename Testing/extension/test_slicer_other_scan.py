@@ -82,6 +82,7 @@ def test_each_segment_is_found_under_its_name_in_one_step_of_undo(user, action):
     saved = user.editor.savedStates
     getattr(user.controller, action)()
     assert user.state.status is Status.FINDING and user.state.canCancel
+    assert user.state.text.startswith("Other scan: ")
     user.wait()
     assert user.editor.savedStates == saved + 1
     segment = user.segmentation.GetSegmentation().GetSegment(named(user, "lesion"))

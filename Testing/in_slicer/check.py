@@ -493,8 +493,8 @@ class Check(Finding):
         expect("old place" in self.state.other.text, f"the panel says {self.state.other.text!r}")
         self.widget.undo()
         self.settle()
-        expect(not self.voxels(found).any(), "undo did not take back what was found")
-        self.segmentation.GetSegmentation().RemoveSegment(found)
+        known = self.segmentation.GetSegmentation()
+        expect(not known.GetSegmentIdBySegmentName("old place"), "undo did not take back what was found")
         for node in (earlier, table):
             slicer.mrmlScene.RemoveNode(node)
         self.widget.setCurrentSegmentID(self.segmentID)

@@ -74,6 +74,8 @@ class AutoSegmentation:
         Why the last request ended early; empty when all is well.
     summary
         The confidence of every class, after a run.
+    isSearch
+        Whether the last request was about another scan, not to an Auto model.
     beforeWriting, afterWriting
         Called before predictions become segments (the segmentation may have been undone), and after.
     """
@@ -91,6 +93,7 @@ class AutoSegmentation:
         self._asked: Any = None  # the session of the request
         self.progress = Progress(clock)
         self.problem = self.details = self.summary = ""
+        self.isSearch = False
         self.beforeWriting: Callable[[], None] = lambda: None
         self.afterWriting: Callable[[], None] = lambda: None
 
@@ -136,6 +139,7 @@ class AutoSegmentation:
             model=entry.name, where=where
         )
         wanted = AutoRequest(entry.path, first=n, last=n)
+        self.isSearch = False
         self._ask(lambda session, **calls: session.auto(wanted, **calls), entry.name, nothing, n)
 
     def search(self, wanted: SearchRequest, found_by: str, finished: Callable[[], None]) -> None:
@@ -154,6 +158,7 @@ class AutoSegmentation:
             There is no session.
         """
         self.abort()
+        self.isSearch = True
         nothing = _("no object of the other scan was found in this one")
         self._ask(lambda session, **calls: session.find(wanted, **calls), found_by, nothing, None, finished)
 

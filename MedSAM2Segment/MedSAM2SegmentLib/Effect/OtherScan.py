@@ -77,15 +77,17 @@ class OtherScan:
         return text if segmentation is self._edited.segmentation else ""
 
     def findLike(self) -> None:
-        """Look for the objects of the other segmentation; slices of its own volume are the examples."""
-        node = self._checked()
-        plane = getattr(self._session.checkedStack, "plane", "axial")
-        self._search(SearchRequest([exampleOf(node, plane)]), "examples", lambda: None)
+        """Look for the objects of the other segmentation within the range; slices of its volume are shown."""
+        node, stack = self._checked(), self._session.checkedStack
+        first, last = self._parameters.rangeOfSlices(len(stack))
+        examples = [exampleOf(node, getattr(stack, "plane", "axial"))]
+        self._search(SearchRequest(examples, first=first, last=last), "examples", lambda: None)
 
     def followUp(self) -> None:
-        """Look for the objects of the other segmentation near where it lies in the world."""
+        """Look for the objects of the other segmentation near where it lies, within the range of slices."""
         prior = segmentationOf(self._checked())
-        self._search(SearchRequest(prior=prior), "prior", self.compare)
+        first, last = self._parameters.rangeOfSlices(len(self._session.checkedStack))
+        self._search(SearchRequest(prior=prior, first=first, last=last), "prior", self.compare)
 
     def compare(self) -> None:
         """Measure both segmentations: a table in the scene, and :attr:`text`. MedSAM2Error if impossible."""

@@ -177,7 +177,7 @@ class PanelPresenter:
         entries, chosen, known = auto.entries, auto.chosen, self._session.autoModels
         isRunning = self._propagation.isRunning or auto.isRunning
         isFree = chosen is not None and status is not Status.FAILED and not isRunning
-        text = auto.summary
+        text = "" if auto.isSearch else auto.summary
         if known and not entries:
             text = _(
                 "None of {count} Auto models suits this volume: train one from 10 labelled images."
@@ -208,7 +208,7 @@ class PanelPresenter:
             chosen=chosen.GetID(),
             canFind=isFree,
             canCompare=isFree,
-            text=self._other.text,
+            text=self._other.text or (self._auto.summary if self._auto.isSearch else ""),
         )
 
     # The status line ----------------------------------------------------------------------------------------
@@ -281,6 +281,9 @@ class PanelPresenter:
         if self._auto.isRunning:
             status = Status.FINDING
             text = _("Auto: {counted}. Cancel stops, and leaves everything as it is.").format(counted=counted)
+            if self._auto.isSearch:
+                text = _("Other scan: {counted}. Cancel stops, and leaves everything as it is.")
+                text = text.format(counted=counted)
         elif self._propagation.isRunning:
             status = Status.PROPAGATING
             text = _("Propagating: {counted}. You can go on clicking; Cancel stops.").format(counted=counted)
