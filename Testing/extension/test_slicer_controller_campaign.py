@@ -65,7 +65,7 @@ class ARandomUser:
             self.clear_slice,
             *[self.propagate] * 3, self.cancel, self.cancel, self.keep, self.discard,
             *[self.undo] * 3, self.redo, self.redo, self.select, self.select, self.paint, self.erase,
-            self.use_segment_on_slices, self.use_markups,
+            self.use_segment_on_slices, self.use_markups, self.use_markups, self.describe,
             self.finalise, self.use_segment, self.look, self.weakest, self.settings, self.modify_voxels,
             self.die, self.recover, self.refuse, self.remove_segment, self.add_segment, self.other_effect,
             self.change_volume, self.rename, *[self.auto] * 3, self.replacing, self.move_box,
@@ -242,13 +242,24 @@ class ARandomUser:
         self.user.controller.useSegmentAsPrompt()
 
     def use_markups(self):
-        ends = [self.user.ras([self.chance.randrange(size) for size in SHAPE_KJI[::-1]]) for _ in range(2)]
-        ends[1][2] = ends[0][2]  # the axes of this volume are those of space
-        node = self.user.scene.AddNewNodeByClass("vtkMRMLMarkupsLineNode")
+        one, other = (np.array(self.user.ras(self.voxel())) for _ in range(2))
+        kind = self.chance.choice(["Line", "ROI", "ClosedCurve"])
+        node = self.user.scene.AddNewNodeByClass(f"vtkMRMLMarkups{kind}Node")
         node.CreateDefaultDisplayNodes()
-        for ras in ends:
-            node.AddControlPoint(ras)
+        if kind == "ROI":
+            node.SetCenter(*(one + other) / 2)
+            node.SetSize(*np.abs(one - other))
+        else:
+            other[2] = one[2]  # the axes of this volume are those of space
+            corners = [one, [other[0], one[1], one[2]], other, [one[0], other[1], one[2]]]
+            for ras in corners if kind == "ClosedCurve" else (one, other):
+                node.AddControlPoint(*ras)
         self.user.controller.useMarkups()
+
+    def describe(self):
+        before = self.masks()
+        self.user.controller.methodsText()
+        assert_equal(self.masks(), before)
 
     def look(self):
         self.user.look_at(self.chance.randrange(SHAPE_KJI[0]))
