@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -301,3 +302,16 @@ def test_a_file_in_place_of_a_folder_is_named(medsam2, tmp_path):
     answer = medsam2("synth", "--count", "1", "--out", tmp_path / "file")
     assert answer.refused("output-not-writable", path=str(tmp_path / "file"))
     assert "is a file" in answer.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_closed_pipe_is_no_error_and_a_full_disk_is_no_bug():
+    program = f"{sys.executable} -m medsam2_core.cli models list"
+    piped = f"{program} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+    full = subprocess.run(
+        ["bash", "-c", f"{program} > /dev/full"], capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 2
+    assert full.stderr.startswith("medsam2: the output cannot be written") and "bug" not in full.stderr

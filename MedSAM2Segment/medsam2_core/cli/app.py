@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -96,14 +99,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(code)
     except _Terminated:
         return ExitCode.TERMINATED
-    except BrokenPipeError:  # `medsam2 info … | head` is not an error
-        sys.stderr.close()
+    except (BrokenPipeError, SystemExit):  # `medsam2 info … | head` is no error; click ends with SystemExit
+        _drop_output()
         return ExitCode.DONE
     except (Exception, KeyboardInterrupt) as error:
         return _report(error, invocation)
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _drop_output() -> None:
+    """Write what is left in the buffer of stdout nowhere: writing it when Python ends would fail, too."""
+    with contextlib.suppress(OSError, ValueError):  # no such stream in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
 
 
 def _report(error: BaseException, invocation: Invocation) -> ExitCode:
@@ -120,6 +129,9 @@ def _report(error: BaseException, invocation: Invocation) -> ExitCode:
         known = MedSAM2Error(f"{text} (see `{help_line}`)", code="usage")
     elif isinstance(error, _ClickError):
         known = MedSAM2Error(error.format_message(), code="usage")
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _drop_output()
+        known = MedSAM2Error(f"the output cannot be written: {error.strerror}", code="no-space")
     elif isinstance(error, MemoryError):
         message = "not enough memory on this machine for a volume of this size"
         known = MedSAM2Error(message, code="out-of-memory")
