@@ -355,6 +355,16 @@ def test_a_correction_stops_what_followed_the_last_one_and_begins_around_itself(
     assert user.slices() == [5] and len(user.prompts()[0].points) == 1
 
 
+def test_what_follows_a_prompt_that_changed_no_voxel_is_a_step_of_its_own(user):
+    user.controller.setValue("autoPropagate", "1")
+    user.look_at(5)
+    user.controller.finaliseSlice()
+    user.wait()
+    assert user.slices() == list(range(1, 10))
+    user.undo()
+    assert user.slices() == [5]
+
+
 def test_a_click_on_another_segment_pauses_the_first_one_only_shortly(user):
     user.controller.setValue("autoPropagate", "1")
     user.click((20, 20, 5))

@@ -281,7 +281,7 @@ class EditorSync:
         isLast = self._session.session is not None and not self._session.isWaiting()
         if isLast and self._parameters.isOn("autoPropagate"):
             with self._notice.reported():
-                self._propagation.goOn(answer.segmentID)
+                self._propagation.goOn(answer.segmentID, newUndo=not isChanged)
 
     def _onPropagated(self) -> None:
         """Show the segmentation in 3D after its first propagation, if the user wants that."""

@@ -162,17 +162,18 @@ class LivePropagation:
             raise PromptError(_("nothing to propagate: there is only one slice"), code="single-slice")
         self._start(prompted)
 
-    def goOn(self, segmentID: str) -> None:
+    def goOn(self, segmentID: str, *, newUndo: bool) -> None:
         """Propagate a segment that was just prompted, from its prompt outward, until :meth:`pause`.
 
-        Segments being propagated, or paused, go on with it. One undo takes back the prompt with all masks.
+        Segments being propagated, or paused, go on with it. One undo takes back the prompt with all masks,
+        unless ``newUndo``: the prompt has changed no voxel, so that it has no step of its own.
         """
         running = self._run.segmentIDs if self.isRunning else ()
         together = tuple(dict.fromkeys([segmentID, *running, *self._paused]))
         known = self._session.session.prompts
         together = tuple(one for one in together if known(one) and self._edited.isEditable(one))
         if together and len(self._session.stack) > 1:
-            self._start(together, isLive=True)
+            self._start(together, isLive=True, newUndo=newUndo)
 
     def pause(self) -> None:
         """Stop what follows a correction by itself, and keep what was found: another correction follows."""
@@ -180,14 +181,14 @@ class LivePropagation:
             self._paused = self._run.segmentIDs
             self.finish()
 
-    def _start(self, segmentIDs: tuple[str, ...], *, isLive: bool = False) -> None:
+    def _start(self, segmentIDs: tuple[str, ...], *, isLive: bool = False, newUndo: bool = True) -> None:
         options = self._session.propagationOptions()
         self.finish()
         self._paused = ()
         self.problem = self.details = ""
         session, stack = self._session.session, self._session.stack
         before = {segmentID: session.snapshot(segmentID) for segmentID in segmentIDs}
-        run = _Run(segmentIDs, stack, before, Progress(self._clock), not isLive, isLive, self._clock())
+        run = _Run(segmentIDs, stack, before, Progress(self._clock), newUndo, isLive, self._clock())
         self._run = run
         run.request = session.propagate(
             list(segmentIDs),
