@@ -8,6 +8,7 @@ slicer = pytest.importorskip("slicer")
 from medsam2_core.errors import VolumeError  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Segments import ImageStacks  # noqa: E402
+from MedSAM2SegmentLib.Segments.Editors import nodesOf  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from PIL import Image  # noqa: E402
 from support.errors import raises  # noqa: E402
@@ -95,6 +96,18 @@ def test_frames_lie_where_the_first_one_lies(scene):
     assert np.allclose(VolumeAdapter(stacked).geometry.ijk_to_ras, matrix)
 
 
+def test_a_sequence_without_frames_shows_none_of_them(scene):
+    proxy = a_sequence_proxy(scene, pictures=PICTURES[:2])
+    (browser,) = nodesOf(scene, "vtkMRMLSequenceBrowserNode")
+    empty = scene.AddNewNodeByClass("vtkMRMLSequenceNode")
+    other = a_volume(scene, voxels=PICTURES)
+    browser.AddSynchronizedSequenceNode(empty)
+    browser.AddProxyNode(other, empty, False)
+    assert ImageStacks.sequenceOf(other) is None
+    assert ImageStacks.sequenceOf(proxy) is not None
+    assert np.array_equal(values_of(other), PICTURES)
+
+
 def test_pictures_and_volumes_do_not_mix(scene):
     proxy = a_sequence_proxy(scene, pictures=PICTURES[:2])
     ImageStacks.sequenceOf(proxy).SetDataNodeAtValue(a_volume(scene), "9")
@@ -135,6 +148,40 @@ def test_rows_run_down_and_colour_is_kept(scene, tmp_path):
     assert not bad
     assert values_of(volume)[0, 0, 1].tolist() == [200, 100, 50]
     assert values_of(volume)[1, 0, 1].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, "rgb"])
+def test_a_tiff_file_is_as_another_picture(scene, tmp_path, kind):
+    pixels = np.arange(30, dtype=np.uint8).reshape(6, 5)
+    pixels = np.stack([pixels, pixels + 9, 2 * pixels], -1) if kind == "rgb" else pixels.astype(kind)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    volume, bad = ImageStacks.openFolder(scene, tmp_path)
+    assert not bad
+    assert np.array_equal(values_of(volume)[0], pixels)
+
+
+def test_pictures_of_several_pages_and_damaged_ones_are_left_out(scene, tmp_path):
+    page = Image.fromarray(np.full((6, 5), 7, np.uint8))
+    page.save(tmp_path / "a.tif")
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page] * 3)
+    whole = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "strip.tif").write_bytes(whole.replace(b"\x07" * 30, b""))
+    volume, bad = ImageStacks.openFolder(scene, tmp_path)
+    assert values_of(volume).shape == (1, 6, 5)
+    assert set(bad) == {"pages.tif", "strip.tif"} and "several pages" in bad["pages.tif"]
+
+
+def test_pictures_that_fill_the_memory_are_refused(scene, tmp_path, monkeypatch):
+    for n, side in enumerate((10, 20, 10)):
+        Image.fromarray(np.zeros((side, side), np.uint8)).save(tmp_path / f"{n}.png")
+    monkeypatch.setattr(ImageStacks, "LARGEST", 3 * 400)
+    ImageStacks.openFolder(scene, tmp_path)
+    before = scene.GetNumberOfNodes()
+    for largest in (3 * 400 - 1, 550):  # of the volume, of the files
+        monkeypatch.setattr(ImageStacks, "LARGEST", largest)
+        with raises("pictures-too-large", VolumeError):
+            ImageStacks.openFolder(scene, tmp_path)
+    assert scene.GetNumberOfNodes() == before
 
 
 def test_a_folder_without_pictures_is_refused(images, tmp_path):

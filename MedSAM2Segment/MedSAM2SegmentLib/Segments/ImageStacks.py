@@ -5,6 +5,7 @@ Their positions say nothing about each other. Whether their order does, as in a 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # as Slicer places pictures
+_ROWS_FROM_BOTTOM = 4  # orientation of TIFF files, as VTK counts them
+#: Bytes of a volume made of pictures: all of it is in memory, more than once.
+LARGEST = 4 << 30
 
 
 def sequenceOf(node: Any) -> Any:
@@ -35,7 +39,8 @@ def sequenceOf(node: Any) -> Any:
         return None
     for browser in nodesOf(scene, "vtkMRMLSequenceBrowserNode"):
         if browser.IsProxyNodeID(node.GetID()) and browser.GetNumberOfItems() > 1:
-            return browser.GetSequenceNode(node)
+            sequence = browser.GetSequenceNode(node)
+            return sequence if sequence is not None and sequence.GetNumberOfDataNodes() else None
     return None
 
 
@@ -50,7 +55,7 @@ def openFrames(node: Any) -> Any:
     Raises
     ------
     VolumeError
-        ``mixed-frames`` for volumes among pictures.
+        ``mixed-frames`` for volumes among pictures; ``pictures-too-large``.
     """
     sequence, matrix = sequenceOf(node), vtk.vtkMatrix4x4()
     if not hasPictures(sequence):
@@ -75,16 +80,21 @@ def openFolder(scene: Any, folder: str | Path) -> tuple[Any, dict[str, str]]:
     Raises
     ------
     VolumeError
-        ``no-images``.
+        ``no-images``, ``pictures-too-large``.
     """
     folder = Path(folder)
-    found = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES] if folder.is_dir() else []
-    images, bad = [], {}
+    try:
+        found = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES]
+    except OSError:  # no folder, or one that may not be read
+        found = []
+    images: list[NDArray[Any]] = []
+    bad = {}
     for path in sorted(found, key=lambda path: _natural(path.name)):
         try:
             images.append(_read(path))
         except VolumeError as error:
             bad[path.name] = str(error)
+        _checkSize(sum(image.nbytes for image in images))
     if not images:
         message = f"{folder} has no picture that can be read: choose a folder of PNG, JPEG, TIFF or BMP files"
         raise VolumeError(message, code="no-images", folder=str(folder))
@@ -94,13 +104,15 @@ def openFolder(scene: Any, folder: str | Path) -> tuple[Any, dict[str, str]]:
 def stack(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Return images (H, W) or (H, W, 3) as one array (N, H, W) or (N, H, W, 3), smaller ones padded with 0.
 
-    With a colour image among them, all become 8-bit colour.
+    With a colour image among them, all become 8-bit colour. VolumeError ``pictures-too-large``.
     """
     if any(image.ndim == 3 for image in images):
         images = [_coloured(image) for image in images]
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     dtype = np.result_type(*(image.dtype for image in images))
-    stacked = np.zeros((len(images), height, width, *images[0].shape[2:]), dtype)
+    shape = (len(images), height, width, *images[0].shape[2:])
+    _checkSize(math.prod(shape) * dtype.itemsize)
+    stacked = np.zeros(shape, dtype)
     for n, image in enumerate(images):
         stacked[n, : image.shape[0], : image.shape[1]] = image
     return stacked
@@ -134,13 +146,26 @@ def _read(path: Path) -> NDArray[Any]:
     if reader is None or not reader.CanReadFile(str(path)):
         raise VolumeError("it is no picture of its kind", code="not-a-picture", path=str(path))
     reader.SetFileName(str(path))
+    if reader.IsA("vtkTIFFReader"):  # the others do so anyway
+        reader.SetOrientationType(_ROWS_FROM_BOTTOM)
+    errors: list[str] = []  # not all of them set an error code, and what they return then is anything
+    reader.AddObserver(vtk.vtkCommand.ErrorEvent, lambda _reader, event: errors.append(event))
     reader.Update()
     image = reader.GetOutput()
     scalars = image.GetPointData().GetScalars()
-    if reader.GetErrorCode() or scalars is None:
+    if errors or reader.GetErrorCode() or scalars is None:
         raise VolumeError("it cannot be read", code="picture-unreadable", path=str(path))
-    width, height, _ = image.GetDimensions()
+    width, height, pages = image.GetDimensions()
+    if pages != 1:
+        message = "it has several pages: save each as a picture of its own"
+        raise VolumeError(message, code="several-pages", path=str(path), pages=pages)
     return _components(vtk_to_numpy(scalars).reshape(height, width, -1))[::-1]
+
+
+def _checkSize(size: int) -> None:
+    if size > LARGEST:
+        message = f"the pictures take more than {LARGEST >> 30} GB as one volume: open fewer, or smaller ones"
+        raise VolumeError(message, code="pictures-too-large", bytes=size, most=LARGEST)
 
 
 def _components(values: NDArray[Any]) -> NDArray[Any]:
