@@ -94,6 +94,26 @@ def test_the_folder_is_bounded_and_the_oldest_go_first(corrections):
     assert np.array_equal(read_case(find_pairs(small.folder)[0]).volume.voxels_kji[0], newest)
 
 
+def test_files_of_the_user_are_neither_counted_nor_deleted_to_make_room(corrections):
+    corrections.folder.mkdir(parents=True)
+    own = corrections.folder / "CT_Abd_1.npz"
+    own.write_bytes(bytes(9000))
+    os.utime(own, (1e9, 1e9))
+    small = Corrections(corrections.folder, largest=1)
+    keep(small, 1)
+    keep(small, 2)
+    assert own.exists() and small.size()[0] == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_no_other_user_can_read_them(corrections):
+    keep(corrections, 1)
+    assert corrections.folder.stat().st_mode & 0o777 == 0o700
+    corrections.folder.chmod(0o750)  # the user's own choice
+    keep(corrections, 2)
+    assert corrections.folder.stat().st_mode & 0o777 == 0o750
+
+
 def test_nothing_is_left_half_written(corrections, monkeypatch):
     keep(corrections, 1)
     before = {path.name: path.read_bytes() for path in corrections.folder.iterdir()}
@@ -110,8 +130,12 @@ def test_nothing_is_left_half_written(corrections, monkeypatch):
 
 def test_all_are_deleted_and_nothing_else(corrections):
     keep(corrections, 1)
-    (corrections.folder / "notes.txt").write_text("mine")
+    (path,) = corrections.folder.iterdir()
+    path.with_name(f".{path.name}.0123abcd.part").write_bytes(b"half an image")
+    own = {"notes.txt", "CT_Abd_1.npz"}
+    for name in own:
+        (corrections.folder / name).write_text("mine")
     corrections.remove()
-    assert [path.name for path in corrections.folder.iterdir()] == ["notes.txt"]
+    assert {path.name for path in corrections.folder.iterdir()} == own
     assert corrections.size() == (0, 0)
     assert Corrections(corrections.folder / "none").size() == (0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,8 @@ class Learning:
 
     def __init__(self, edited: EditedSegmentation, session: WorkerSession, corrections: Any = None) -> None:
         self._edited, self._session, self._corrections = edited, session, corrections
-        self._kept: dict[tuple[str, ...], bytes] = {}  # by volume, stack, segment and slice: what was kept
+        # By volume, stack, segment and slice: hash of the mask that was kept.
+        self._kept: dict[tuple[str, ...], bytes] = {}
         self._waiting: list[tuple[str, int]] = []  # segments and slices
 
     @property
@@ -78,7 +80,8 @@ class Learning:
     def _keepSlice(self, segmentID: str, n: int, prompts: SlicePrompts) -> None:
         stack, adapter = self._session.stack, self._edited.adapter
         mask_hw = self._edited.writer.segmentMasks(segmentID, stack, [n])[n]
-        key, state = (adapter.key, stack.key, segmentID, str(n)), np.packbits(mask_hw).tobytes()
+        key = adapter.key, stack.key, segmentID, str(n)
+        state = hashlib.sha256(np.packbits(mask_hw).tobytes()).digest()
         if not mask_hw.any() or self._kept.get(key) == state:
             return
         shown = self._session.session.info.window

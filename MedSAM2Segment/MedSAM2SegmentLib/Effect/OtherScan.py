@@ -30,6 +30,7 @@ _QUANTITIES = (
     ("longest_diameter_mm", _("Longest diameter (mm)")),
     ("perpendicular_diameter_mm", _("Perpendicular diameter (mm)")),
 )
+_STATES = {"present": _("present"), "vanished": _("vanished"), "new": _("new")}
 
 
 class OtherScan:
@@ -143,7 +144,7 @@ def _fillTable(edited: Any, other: str, changes: Sequence[Mapping[str, Any]]) ->
     table.RemoveAllColumns()
     columns: list[tuple[str, list[Any]]] = [
         (_("Object"), [one["object"] for one in changes]),
-        (_("State"), [one["state"] for one in changes]),
+        (_("State"), [_STATES.get(one["state"], one["state"]) for one in changes]),
     ]
     for quantity, title in _QUANTITIES:
         for part, which in (("then", _("then")), ("now", _("now")), ("change_percent", _("change in %"))):

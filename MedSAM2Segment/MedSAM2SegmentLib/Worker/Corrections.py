@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 LARGEST = 500_000_000  # bytes of the folder
 _MOST = 4000  # slices
 _SUFFIX = ".npz"
+_OURS = re.compile(r"[0-9a-f]{32}\.npz")  # names of our files: the user's own may lie beside them
+_HALF = re.compile(r"\.[0-9a-f]{32}\.npz\.[0-9a-f]+\.part")  # a process that was killed leaves it
 _SAMPLE = 1 << 16  # voxels that tell volumes apart
 
 
@@ -90,7 +94,10 @@ class Corrections:
         group = _digest(voxels_kji)
         name = hashlib.sha256(repr((group, *place)).encode()).hexdigest()[:32]
         grey = image_hw if image_hw.ndim == 2 else np.rint(image_hw.mean(-1)).astype(np.uint8)
-        atomic.make_folder(self.folder)
+        if not self.folder.exists():
+            atomic.make_folder(self.folder)
+            with contextlib.suppress(OSError):  # the file system may know no permissions
+                self.folder.chmod(0o700)  # images of patients: for no other user of the computer
         with atomic.new_file(self.folder / (name + _SUFFIX), overwrite=True) as stream:
             np.savez_compressed(
                 stream,
@@ -109,7 +116,7 @@ class Corrections:
 
     def remove(self) -> None:
         """Delete all of them. OSError when a file cannot be deleted."""
-        for _, _, path in self._files():
+        for _, _, path in (*self._files(), *self._files(_HALF)):
             path.unlink(missing_ok=True)
 
     def _makeRoom(self) -> None:
@@ -120,10 +127,12 @@ class Corrections:
             path.unlink(missing_ok=True)
             total -= size
 
-    def _files(self) -> list[tuple[int, int, Path]]:
-        """Return time, size and path of every file."""
+    def _files(self, names: re.Pattern[str] = _OURS) -> list[tuple[int, int, Path]]:
+        """Return time, size and path of every file with such a name."""
         found = []
-        for path in self.folder.glob(f"*{_SUFFIX}"):
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if not names.fullmatch(path.name):
+                continue
             try:
                 facts = path.stat()
             except OSError:  # deleted by another Slicer
