@@ -315,3 +315,14 @@ def test_a_closed_pipe_is_no_error_and_a_full_disk_is_no_bug():
     )
     assert full.returncode == 2
     assert full.stderr.startswith("medsam2: the output cannot be written") and "bug" not in full.stderr
+
+
+def test_only_a_closed_pipe_ends_with_0(monkeypatch, tmp_path):
+    from medsam2_core.cli import app
+
+    def leave(*_arguments, **_options):
+        raise SystemExit(3)
+
+    monkeypatch.setattr(app, "app", leave)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where a bug is written down
+    assert app.main(["info"]) == 1

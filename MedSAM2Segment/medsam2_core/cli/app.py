@@ -99,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(code)
     except _Terminated:
         return ExitCode.TERMINATED
-    except (BrokenPipeError, SystemExit):  # `medsam2 info … | head` is no error; click ends with SystemExit
+    except (BrokenPipeError, SystemExit) as error:  # `medsam2 info … | head` is no error
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            return _report(error, invocation)  # only a closed pipe is what click ends with SystemExit for
         _drop_output()
         return ExitCode.DONE
     except (Exception, KeyboardInterrupt) as error:
