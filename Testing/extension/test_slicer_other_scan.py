@@ -140,6 +140,37 @@ def test_what_is_nowhere_has_vanished(user):
     assert "node: vanished" in user.state.other.text
 
 
+@pytest.mark.parametrize("isAlone", [True, False])
+def test_an_earlier_scan_removed_meanwhile_is_not_compared_with(user, other, isAlone):
+    if not isAlone:
+        an_earlier_scan(user.scene).SetName("Another patient")
+    user.controller.setValue("otherScan", other.GetID())
+    user.controller.followUp()
+    user.scene.RemoveNode(other)
+    user.wait()
+    assert named(user, "lesion")
+    assert "mm" not in user.state.other.text
+    assert table(user) is None
+
+
+def test_the_scan_that_was_followed_is_compared_with_whatever_is_chosen_now(user, other):
+    another = an_earlier_scan(user.scene)
+    another.SetName("Another patient")
+    user.controller.setValue("otherScan", other.GetID())
+    user.controller.followUp()
+    user.controller.setValue("otherScan", another.GetID())
+    user.wait()
+    assert table(user).GetName() == "Changes since Earlier lesions"
+
+
+def test_another_segmentation_chosen_meanwhile_is_not_compared(user):
+    user.controller.followUp()
+    another = a_segmentation(user.scene, user.volume, segments=("mine",))
+    user.editor.parameterSetNode().SetAndObserveSegmentationNode(another)
+    user.wait()
+    assert table(user) is None
+
+
 def test_a_registration_moves_the_earlier_scan(scene):
     """The earlier lesions are put under the transform under which they lie on the new scan."""
     move = a_linear_transform(scene, a_matrix(origin=(3.0, 2.0, 1.0)))

@@ -182,8 +182,8 @@ class AutoSegmentation:
         def done(predictions: list[AutoPrediction]) -> None:
             if request is self._request:
                 self._request = None
-                self._finish(predictions, name, nothing, n, replaces=replaces)
-                finished()
+                if self._finish(predictions, name, nothing, n, replaces=replaces):
+                    finished()
 
         def failed(error: MedSAM2Error) -> None:
             if request is self._request:
@@ -221,19 +221,23 @@ class AutoSegmentation:
 
     def _finish(
         self, predictions: list[AutoPrediction], name: str, nothing: str, n: int | None, *, replaces: bool
-    ) -> None:
+    ) -> bool:
+        """Write what was found; whether that was possible."""
         if self._edited.isOutOfDate:
-            return
+            return False
+        isWritten = False
         self.beforeWriting()
         try:
             self._write(predictions, name, replaces=replaces, n=n)
         except MedSAM2Error as error:
             self.problem = str(error)
         else:
+            isWritten = True
             self.summary = summaryOf(predictions)
             if not any(one.is_found for one in predictions):
                 self.problem = nothing
         self.afterWriting()
+        return isWritten
 
     # Writing ------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import vtk
@@ -86,13 +87,28 @@ class OtherScan:
 
     def followUp(self) -> None:
         """Look for the objects of the other segmentation near where it lies, within the range of slices."""
-        prior = segmentationOf(self._checked())
+        node = self._checked()
+        prior = segmentationOf(node)
         first, last = self._parameters.rangeOfSlices(len(self._session.checkedStack))
-        self._search(SearchRequest(prior=prior, first=first, last=last), "prior", self.compare)
+        wanted = SearchRequest(prior=prior, first=first, last=last)
+        self._search(wanted, "prior", partial(self._onFollowed, node))
 
     def compare(self) -> None:
         """Measure both segmentations: a table in the scene, and :attr:`text`. MedSAM2Error if impossible."""
-        node, edited, client = self._checked(), self._edited.segmentation, self._session.client
+        self._compareWith(self._checked())
+
+    def _onFollowed(self, node: Any) -> None:
+        """Compare with what was looked for, whatever is chosen now; it may be gone."""
+        if node.GetScene() is None:
+            return
+        try:
+            self._compareWith(node)
+        except MedSAM2Error as error:
+            self._compared = self._edited.segmentation, str(error)
+            self.onCompared()
+
+    def _compareWith(self, node: Any) -> None:
+        edited, client = self._edited.segmentation, self._session.client
         if client is None:
             raise PromptError(_("the worker is not there: restart it first"), code="no-session")
         arrays: dict[str, Any] = {}
