@@ -150,6 +150,21 @@ def test_rows_run_down_and_colour_is_kept(scene, tmp_path):
     assert values_of(volume)[1, 0, 1].tolist() == [1, 1, 1]
 
 
+def test_another_volume_is_not_taken_for_images(user, folder):
+    controller, node = user.controller, user.editor.parameterSetNode()
+    controller.openImages(str(folder))
+    opened = node.GetSourceVolumeNode()
+    for volume, stack in ((a_volume(user.scene, voxels=PICTURES), "auto"), (opened, "images")):
+        node.SetAndObserveSourceVolumeNode(volume)
+        user.wait()
+        assert controller.parameters.text("stack") == stack
+        assert user.worker.sessions[-1].settings.ordered == (stack == "auto")
+    controller.setValue("stack", "sagittal")  # the user's own choice stays
+    node.SetAndObserveSourceVolumeNode(a_volume(user.scene, voxels=PICTURES + 1))
+    user.wait()
+    assert controller.parameters.text("stack") == "sagittal"
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, "rgb"])
 def test_a_tiff_file_is_as_another_picture(scene, tmp_path, kind):
     pixels = np.arange(30, dtype=np.uint8).reshape(6, 5)

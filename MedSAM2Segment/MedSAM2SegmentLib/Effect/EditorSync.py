@@ -15,7 +15,7 @@ from medsam2_core.errors import Cancelled, MedSAM2Error
 from MedSAM2SegmentLib.Effect.EditedSegmentation import Change, EditedSegmentation
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Panels.PanelState import Notice, Parameters, Status
-from MedSAM2SegmentLib.Segments import ClosedSurface
+from MedSAM2SegmentLib.Segments import ClosedSurface, ImageStacks
 
 if TYPE_CHECKING:
     from medsam2_core.prompts import SlicePrompts
@@ -72,6 +72,7 @@ class EditorSync:
         self.isDirty = True
         self._isNew = True  # the segments show the answers of the prompts as they are
         self._isLoaded = True  # and the prompts were in the scene before
+        self._areImages = False  # the slices of the volume
         self._stamp: Any = None  # of everything a tick checks, at the end of the last one
 
     @property
@@ -144,6 +145,7 @@ class EditorSync:
             self._propagation.abort()
             self._auto.clear()
             self._session.closeVolume()
+            self._followImages()
         self._isNew |= bool(changed & {Change.SEGMENTATION, Change.VOLUME})
         if changed - {Change.MOVED_TOGETHER}:
             self._notice.show("")
@@ -152,6 +154,15 @@ class EditorSync:
         self.followUndo()
         if mayOpen and self._edited.isActive:
             self.openIfReady()
+
+    def _followImages(self) -> None:
+        """Take slices as images of their own where they were opened as such, and another volume's not."""
+        areImages = ImageStacks.areImages(self._edited.volumeNode)
+        before, now = ("auto", "images") if areImages else ("images", "auto")
+        if areImages != self._areImages and self._parameters.text("stack") == before:
+            self._parameters.put("stack", now)
+            self._session.decideAnew()
+        self._areImages = areImages
 
     def _onPose(self) -> None:
         """Keep masks as they are, whatever prompts mean now: the volume was moved on the segmentation."""

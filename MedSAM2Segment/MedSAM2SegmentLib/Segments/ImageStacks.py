@@ -30,6 +30,7 @@ _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # as Slicer places pictures
 _ROWS_FROM_BOTTOM = 4  # orientation of TIFF files, as VTK counts them
 #: Bytes of a volume made of pictures: all of it is in memory, more than once.
 LARGEST = 4 << 30
+_IMAGES = "MedSAM2.images"  # attribute of a volume whose slices are images of their own
 
 
 def sequenceOf(node: Any) -> Any:
@@ -98,7 +99,14 @@ def openFolder(scene: Any, folder: str | Path) -> tuple[Any, dict[str, str]]:
     if not images:
         message = f"{folder} has no picture that can be read: choose a folder of PNG, JPEG, TIFF or BMP files"
         raise VolumeError(message, code="no-images", folder=str(folder))
-    return _volumeNode(scene, stack(images), arrayToMatrix(_TO_RAS), folder.name), bad
+    node = _volumeNode(scene, stack(images), arrayToMatrix(_TO_RAS), folder.name)
+    node.SetAttribute(_IMAGES, "1")
+    return node, bad
+
+
+def areImages(node: Any) -> bool:
+    """Whether a volume node, or None, was opened as images of their own."""
+    return node is not None and node.GetAttribute(_IMAGES) == "1"
 
 
 def stack(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
