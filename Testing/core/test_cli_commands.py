@@ -12,6 +12,7 @@ from medsam2_core.engine.catalogue import Catalogue
 from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.version import __version__
 from support.command_line import ball_kji, write_nrrd, write_scan
+from support.errors import raises
 from support.project import run_python
 
 
@@ -185,6 +186,26 @@ def test_a_local_file_has_a_path_and_a_hash(medsam2, models_folder, tmp_path):
     path.write_bytes(b"0123456789")
     assert medsam2("models", "path", path).out.strip() == str(path)
     assert hashlib.sha256(b"0123456789").hexdigest() in medsam2("models", "verify", path).out
+
+
+def test_a_fine_tuned_model_in_use_is_said_to_be_that(models_folder, monkeypatch):
+    from medsam2_core.engine.catalogue import ModelEntry, own_folder
+    from medsam2_core.engine.store import Store
+
+    path, report = own_folder() / "mine.safetensors", own_folder() / "mine.safetensors-report"
+    report.mkdir(parents=True)
+    path.write_bytes(b"weights")
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError(13, "The file is used by another process")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        with raises("model-not-removed", path=str(path)):
+            Store.default().remove(ModelEntry.of_file(path))
+    assert report.is_dir()
+    Store.default().remove(ModelEntry.of_file(path))
+    assert not path.exists() and not report.exists()
 
 
 def test_removing_deletes_only_what_was_downloaded(medsam2, models_folder):

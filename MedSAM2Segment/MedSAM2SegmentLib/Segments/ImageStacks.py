@@ -17,6 +17,7 @@ import vtk
 from medsam2_core.errors import VolumeError
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
+from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix, nodesOf
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 
@@ -61,17 +62,18 @@ def openFrames(node: Any) -> Any:
     sequence, matrix = sequenceOf(node), vtk.vtkMatrix4x4()
     if not hasPictures(sequence):
         node.GetIJKToRASMatrix(matrix)
-        copy = _volumeNode(node.GetScene(), _voxelsOf(node), matrix, f"{node.GetName()} frame")
+        name = _("{name} frame").format(name=node.GetName())
+        copy = _volumeNode(node.GetScene(), _voxelsOf(node), matrix, name)
         copy.SetAndObserveTransformNodeID(node.GetTransformNodeID())
         return copy
     frames = [sequence.GetNthDataNode(n) for n in range(sequence.GetNumberOfDataNodes())]
     frames[0].GetIJKToRASMatrix(matrix)
     images = [_voxelsOf(frame) for frame in frames]
     if any(len(image) != 1 for image in images):
-        message = f"the frames of {sequence.GetName()!r} are pictures and volumes: take the volumes out"
-        raise VolumeError(message, code="mixed-frames")
+        message = _("the frames of {name!r} are pictures and volumes: take the volumes out")
+        raise VolumeError(message.format(name=sequence.GetName()), code="mixed-frames")
     stacked = stack([image[0] for image in images])
-    return _volumeNode(node.GetScene(), stacked, matrix, f"{sequence.GetName()} frames")
+    return _volumeNode(node.GetScene(), stacked, matrix, _("{name} frames").format(name=sequence.GetName()))
 
 
 def openFolder(scene: Any, folder: str | Path) -> tuple[Any, dict[str, str]]:
@@ -97,8 +99,10 @@ def openFolder(scene: Any, folder: str | Path) -> tuple[Any, dict[str, str]]:
             bad[path.name] = str(error)
         _checkSize(sum(image.nbytes for image in images))
     if not images:
-        message = f"{folder} has no picture that can be read: choose a folder of PNG, JPEG, TIFF or BMP files"
-        raise VolumeError(message, code="no-images", folder=str(folder))
+        message = _(
+            "{folder} has no picture that can be read: choose a folder of PNG, JPEG, TIFF or BMP files"
+        )
+        raise VolumeError(message.format(folder=folder), code="no-images", folder=str(folder))
     node = _volumeNode(scene, stack(images), arrayToMatrix(_TO_RAS), folder.name)
     node.SetAttribute(_IMAGES, "1")
     return node, bad
@@ -131,7 +135,7 @@ def choose(editor: SegmentEditor, volume: Any) -> None:
     node, segmentation = editor.parameterSetNode(), editor.segmentationNode()
     known = segmentation.GetSegmentation() if segmentation is not None else None
     if known is None or any(map(SegmentVoxels(segmentation, np.eye(4)).hasAny, known.GetSegmentIDs())):
-        name = f"{volume.GetName()} segmentation"
+        name = _("{name} segmentation").format(name=volume.GetName())
         segmentation = volume.GetScene().AddNewNodeByClass("vtkMRMLSegmentationNode", name)
         segmentation.CreateDefaultDisplayNodes()
         segmentation.GetSegmentation().AddEmptySegment()
@@ -172,8 +176,10 @@ def _read(path: Path) -> NDArray[Any]:
 
 def _checkSize(size: int) -> None:
     if size > LARGEST:
-        message = f"the pictures take more than {LARGEST >> 30} GB as one volume: open fewer, or smaller ones"
-        raise VolumeError(message, code="pictures-too-large", bytes=size, most=LARGEST)
+        message = _("the pictures take more than {count} GB as one volume: open fewer, or smaller ones")
+        raise VolumeError(
+            message.format(count=LARGEST >> 30), code="pictures-too-large", bytes=size, most=LARGEST
+        )
 
 
 def _components(values: NDArray[Any]) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from medsam2_core.imaging.slices import AxisStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.worker.messages import TERMINOLOGY
 
+from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Segments.AlgorithmTags import tagOf
 from MedSAM2SegmentLib.Segments.Editors import nodesOf, transformToWorld
 from MedSAM2SegmentLib.Segments.SegmentationLayers import gridOfVolume, layersOf, volumeOf
@@ -85,18 +86,19 @@ def exampleOf(node: Any, plane: str) -> tuple[Volume, Segmentation, str]:
     """
     volumeNode = volumeOf(node)
     if volumeNode is None:
-        message = f"{node.GetName()!r} lies on no volume: choose its source volume first"
-        raise PromptError(message, code="example-without-volume")
+        message = _("{name!r} lies on no volume: choose its source volume first")
+        raise PromptError(message.format(name=node.GetName()), code="example-without-volume")
     volume = VolumeAdapter(volumeNode).volume
     axis, names = AxisStack(volume, plane).array_axis, _uniqueNames(node.GetSegmentation())
     others = tuple(2 - one for one in range(3) if one != axis)
     most = max(1, min(_MOST_SLICES, _MOST_IN_ALL // max(len(names), 1)))
     chosen: set[int] = set()
-    for _, mask_kji in _masks(node, volumeNode):
+    for _segmentID, mask_kji in _masks(node, volumeNode):
         shown = np.flatnonzero(mask_kji.any(axis=others))
         chosen.update(_spread(shown, most))
     if not chosen:
-        message = f"{node.GetName()!r} shows nothing on {volumeNode.GetName()!r}: choose another segmentation"
+        message = _("{name!r} shows nothing on {volume!r}: choose another segmentation")
+        message = message.format(name=node.GetName(), volume=volumeNode.GetName())
         raise PromptError(message, code="empty-examples")
     kept = sorted(chosen)
     voxels = np.ascontiguousarray(np.take(volume.voxels_kji, kept, axis=2 - axis))

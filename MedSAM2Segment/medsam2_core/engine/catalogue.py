@@ -22,8 +22,8 @@ from medsam2_core.errors import CatalogueError
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 OWN_SUFFIX = ".safetensors"
-# Of PromptRecipe, which is not imported here: the catalogue is read without torch.
 _PROGRAM_BYTES = 350_000_000  # Python and PyTorch
+# Of PromptRecipe, which is not imported here: the catalogue is read without torch.
 _RECIPE_FIELDS = (
     "draws_prompts", "disc_radius", "negative_radius", "cone_radius", "carries_mask", "least_iou",
     "least_score", "presence", "box_prior", "zoom",

@@ -13,7 +13,6 @@ import threading
 import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,9 +24,6 @@ from medsam2_core.engine.recipe import PromptRecipe
 from medsam2_core.engine.segmentation_model import SegmentationModel, blocks
 from medsam2_core.engine.store import Store
 from medsam2_core.errors import CatalogueError, CheckpointError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SegmentationModel", "blocks", "build_module", "load_model"]
 

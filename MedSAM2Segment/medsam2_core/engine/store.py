@@ -221,10 +221,10 @@ class Store:
         Raises
         ------
         CatalogueError
-            The model is not in our folder.
+            The model is not in our folder, or in use.
         """
         if entry.path is not None and entry.is_own:
-            entry.path.unlink()
+            _unlink(entry.path)
             for ending in ("-report", ".run", ".run.old"):
                 shutil.rmtree(entry.path.with_name(entry.path.name + ending), ignore_errors=True)
             return entry.path
@@ -235,7 +235,7 @@ class Store:
             place = where.get(state, f"its file is {path}, remove that yourself")
             message = f"the model {entry.name!r} was not downloaded into {self.models_folder}: {place}"
             raise CatalogueError(message, code="not-downloaded", model=entry.name)
-        ours.unlink()
+        _unlink(ours)
         receipt_path(ours).unlink(missing_ok=True)
         self.remove_partial(entry)
         return ours
@@ -247,6 +247,14 @@ class Store:
         for path in found:
             path.unlink(missing_ok=True)
         return len(found)
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:  # Windows keeps a file that a worker has loaded
+        message = f"{path} could not be removed: {error.strerror or error}"
+        raise CatalogueError(message, code="model-not-removed", path=str(path)) from error
 
 
 def part_path(path: Path, etag: str) -> Path:
