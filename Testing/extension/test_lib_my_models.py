@@ -306,6 +306,22 @@ def test_a_model_is_improved_on_the_corrections_that_are_kept(corrections):
     assert (fields["base"], fields["name"]) == ("embedded improved 2", "embedded improved")
 
 
+def test_a_stopped_improvement_continues_only_on_the_same_corrections(corrections):
+    page = MyModelsPage(corrections=corrections)
+    keep(corrections, 1)
+    keep(corrections, 2)
+
+    def isResumed():
+        page.page.improve(5)
+        request = page.asked("train_finetune")
+        request.fail(Cancelled("stopped"))
+        return "resume" in request.fields
+
+    assert [isResumed(), isResumed()] == [False, True]
+    keep(corrections, 3)
+    assert [isResumed(), isResumed()] == [False, True]
+
+
 def test_corrections_are_deleted_on_request(corrections):
     page = MyModelsPage(corrections=corrections)
     keep(corrections, 1)

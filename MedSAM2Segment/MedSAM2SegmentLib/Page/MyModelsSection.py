@@ -59,6 +59,7 @@ class MyModelsSection:
         self._names: dict[str, str] = {}  # of the volumes, by file
         self._fraction = -1.0
         self._stopped: tuple[str, dict[str, Any]] | None = None  # request that can be continued
+        self._learned = 0, 0  # number and bytes of the corrections that were trained on last
 
     def view(self) -> MyModelsView:
         """Return what to show."""
@@ -158,6 +159,10 @@ class MyModelsSection:
         """Fine-tune low-rank updates of the default model on the user's corrections; it stays as it is."""
         if self._training is not None or self._corrections is None:
             return
+        corrections = self._corrections.size()
+        if corrections != self._learned:
+            self._stopped = None  # a stopped training does not continue on other data
+        self._learned = corrections
         base = self._settings.defaultModel
         fields = {
             "data": str(self._corrections.folder),
