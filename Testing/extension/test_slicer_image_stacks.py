@@ -240,3 +240,24 @@ def test_a_view_across_the_images_is_refused(images):
     images.wait()
     assert "images of their own" in images.state.text
     assert images.prompt_nodes() == []
+
+
+def test_the_methods_text_says_what_was_followed(images):
+    def text_of_click():
+        images.click((8, 9, 0))
+        images.wait()
+        return images.controller.methodsText()
+
+    assert "each image of a set" in text_of_click()
+    images.controller.setValue("stack", "auto")
+    images.wait()
+    assert "axial slices, and followed" in text_of_click()
+
+
+def test_in_a_picture_nothing_was_followed(scene):
+    user = SlicerUser(scene, volume=a_volume(scene, voxels=PICTURES[:1]))
+    user.click((8, 9, 0))
+    user.wait()
+    text = user.controller.methodsText()
+    assert "on a single image" in text and "memory" not in text
+    user.controller.cleanup()

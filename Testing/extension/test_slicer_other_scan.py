@@ -102,6 +102,18 @@ def test_each_segment_is_found_under_its_name_in_one_step_of_undo(user, action):
     assert user.prompt_nodes() == []
 
 
+@pytest.mark.parametrize(
+    ("action", "source"), [("findLike", "another segmented scan"), ("followUp", "an earlier segmentation")]
+)
+def test_the_methods_text_says_what_was_searched_and_names_no_auto_model(user, action, source):
+    getattr(user.controller, action)()
+    user.wait()
+    user.select(named(user, "lesion"))
+    text = user.controller.methodsText()
+    assert f"found from {source}" in text
+    assert "Auto model" not in text and "Sam2Rad" not in text
+
+
 def test_slices_of_the_other_scan_are_the_examples(user, other):
     asked = []
     user.worker.search = lambda session, wanted: asked.append(wanted) or []

@@ -353,7 +353,9 @@ class EffectController:
             if segment is not None:
                 slices = session.prompts(self._edited.segmentID) if session is not None else {}
                 prompts = [prompt for on in slices.values() for prompt in on.prompts]
-                text = methodsOf(segment, prompts, self._session.provenance)
+                adapter = self._edited.adapter
+                isPicture = adapter is not None and adapter.isPicture
+                text = methodsOf(segment, prompts, self._session.provenance, isPicture=isPicture)
                 self._notice.show(_("the methods text is on the clipboard"))
         self.panel.publish()
         return text

@@ -276,6 +276,8 @@ class WorkerSession:
             return {}
         settings, info = self.config.settings, self._session.info
         known = {"slices": self.stack.key, "zoom": settings.zoom, "memory": settings.memory}
+        if not settings.ordered:
+            known["ordered"] = "no"
         return known if info is None else {**known, "window": info.window, "device": info.device}
 
     @property

@@ -164,7 +164,7 @@ def _isOurs(tags: Mapping[str, str]) -> bool:
     return bool(tags[MODEL] or tags[AUTO] or tags[ALGORITHM_NAME].startswith(_PREFIX))
 
 
-def methodsOf(segment: Any, prompts: Sequence[Prompt], session: Mapping[str, Any]) -> str:
+def methodsOf(segment: Any, prompts: Sequence[Prompt], session: Mapping[str, Any], *, isPicture: bool) -> str:
     """Return how a ``vtkSegment`` was made, as text for a paper.
 
     Parameters
@@ -173,6 +173,8 @@ def methodsOf(segment: Any, prompts: Sequence[Prompt], session: Mapping[str, Any
         Those it has now.
     session
         What else is known of how its masks are made, as in the provenance of a segmentation.
+    isPicture
+        Whether the volume has one slice only.
 
     Raises
     ------
@@ -184,7 +186,7 @@ def methodsOf(segment: Any, prompts: Sequence[Prompt], session: Mapping[str, Any
     if kinds:
         known["prompts"] = {"objects": [{"prompts": kinds}]}
     auto = tagOf(segment, AUTO)
-    return methods_of(known, [segment.GetName()], [auto] if auto else [])
+    return methods_of(known, [segment.GetName()], [auto] if auto else [], is_single_image=isPicture)
 
 
 def tagOf(segment: Any, name: str) -> str:

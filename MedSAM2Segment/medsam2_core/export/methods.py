@@ -28,6 +28,8 @@ _DRAWN = {
     "box3d": "A 3-D box gave the box on its middle slice, and the first and last slice.",
     "fill-between": "Only slices between prompted ones were filled.",
 }
+#: Names in the place of an Auto model's, and what the provenance calls it.
+_SEARCHES = {"examples": "like", "prior": "prior"}
 _PLURALS = {"box": "boxes", "point": "points", "mask": "masks"}
 
 
@@ -60,11 +62,14 @@ def methods_of(
     provenance
         As of a segmentation, or the settings of an image set.
     auto
-        Names of Auto models that predicted prompts.
+        Names of Auto models that predicted prompts; "examples" or "prior" where another scan did, as the
+        tags of 3D Slicer's segments have it.
     is_single_image
         Whether there was one slice only, so that nothing was tracked.
     """
     known = metadata.without_paths(provenance)
+    found_by = [*(known.get("found_by") or ()), *(_SEARCHES[name] for name in auto if name in _SEARCHES)]
+    known["found_by"], auto = found_by, [name for name in auto if name not in _SEARCHES]
     if not known.get("model"):
         message = (
             "nothing is stored of how it was made: there is a methods text of results of this program only"
@@ -78,7 +83,6 @@ def methods_of(
         *_settings(known, is_single_image),
         *_restrictions(known),
     ]
-    found_by = known.get("found_by") or []
     if "like" in found_by:
         text.append("Objects were first found from another segmented scan, which predicted boxes for them.")
     if "prior" in found_by:
@@ -134,7 +138,7 @@ def _settings(known: Mapping[str, Any], is_single_image: bool) -> list[str]:
     text = []
     plane = str(known.get("slices", "")).partition(":")[0]
     region = " at a region around the object" if known.get("zoom") == "auto" else ""
-    if "images" in known or "prompted_images" in known:
+    if "images" in known or "prompted_images" in known or known.get("ordered") == "no":
         text.append(f"The model looked{region} on each image of a set, and compared it with prompted ones.")
     elif is_single_image:
         text.append(f"The model looked{region} on a single image.")
