@@ -33,8 +33,13 @@ from reporting import Heart, Report, expect, live, waitFor
 MODULE, EFFECT = "MedSAM2Segment", "MedSAM2"
 SAMPLE_MIDDLE_SLICE = 24  # of the sample volume, along k
 # During the check:
-SETTINGS = {"remoteCommand": "", "defaultModel": "embedded", "defaultWindow": "auto", "show3D": True}
-SETTINGS["learns"] = False
+SETTINGS = {
+    "remoteCommand": "",
+    "defaultModel": "embedded",
+    "defaultWindow": "auto",
+    "show3D": True,
+    "learns": False,
+}
 
 
 class Check(Finding):

@@ -33,7 +33,9 @@ _ACTIONS = {
 }
 _CHOICES = {"direction": "directionBox", "model": "modelBox", "stack": "stackBox", "keep": "keepBox"}
 _SWITCHES = {
-    **{"stopWhenGone": "stopWhenGoneBox", "autoPropagate": "autoPropagateBox", "show3D": "show3DBox"},
+    "stopWhenGone": "stopWhenGoneBox",
+    "autoPropagate": "autoPropagateBox",
+    "show3D": "show3DBox",
     "learn": "learnBox",
 }
 _SECTIONS = ("prompts", "other", "advanced")  # folded at first

@@ -189,9 +189,8 @@ class VoxelOwnership:
         lengths = np.diff(starts, append=bits.size)
         steps = lengths.copy()
         steps[2:] -= lengths[:-2]
-        steps = np.where(steps < 0, -2 * steps - 1, 2 * steps).astype(
-            "<u4"
-        )  # small ones have few bits, any sign
+        # Small ones have few bits, any sign.
+        steps = np.where(steps < 0, -2 * steps - 1, 2 * steps).astype("<u4")
         return {
             "grid": self.indexToRAS.ravel().tolist(),
             "world": indexToWorld.ravel().tolist(),
