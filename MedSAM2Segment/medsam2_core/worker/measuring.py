@@ -1,4 +1,4 @@
-"""Diameters of a segment, measured in the worker beside the computation: `measure`."""
+"""What is measured in the worker beside the computation: `measure`, `compare`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from medsam2_core.errors import MedSAM2Error, VolumeError
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.worker.jobs import Finish, Job
+from medsam2_core.worker.messages import segmentation_from_json
 from medsam2_core.worker.protocol import Arrays, add_array, checked, field_error, named_array
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Measurements:
         self._finish = finish
 
     def start(self, job: Job) -> None:
-        """Start `measure`."""
+        """Start `measure` or `compare`."""
         threading.Thread(target=self._measure, args=(job,), name="measure", daemon=True).start()
 
     def cancel(self, number: int | None) -> None:
@@ -68,7 +69,8 @@ class Measurements:
 
     def _measure(self, job: Job) -> None:
         try:
-            answer: dict[str, Any] | BaseException = measured(job.fields, job.arrays)
+            carry_out = compared if job.type == "compare" else measured
+            answer: dict[str, Any] | BaseException = carry_out(job.fields, job.arrays)
         except (MedSAM2Error, MemoryError, ValueError) as error:
             answer = error
         self._finish(job, answer)
@@ -98,3 +100,12 @@ def measured(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> d
         raise VolumeError("the segment to measure has no voxels", code="empty-segment")
     (one,) = measure(Segmentation.from_masks(geometry, {"segment": mask_kji}), _AXES.index(axis))
     return {"diameters_mm": [d.length_mm for d in (one.longest, one.perpendicular) if d is not None]}
+
+
+def compared(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Carry out `compare`. MedSAM2Error for what is no segmentation."""
+    from medsam2_core.export.changes import changes, changes_to_json
+    from medsam2_core.export.measurements import measure
+
+    then, now = (segmentation_from_json(fields.get(part), arrays) for part in ("then", "now"))
+    return {"changes": changes_to_json(changes(measure(then), measure(now)))}

@@ -32,7 +32,7 @@ IMMEDIATE = frozenset(
     {"hello", "bye", "ping", "cancel", "prefetch", "status", "close_session", "close_volume"}
 )
 #: Requests carried out in processes or threads of their own, beside the computation.
-SEPARATE = frozenset({"train_auto", "train_finetune", "export", "measure"})
+SEPARATE = frozenset({"train_auto", "train_finetune", "export", "measure", "compare"})
 #: Requests that yield to all others.
 PREEMPTIBLE = frozenset({"propagate", "auto", "find"})
 

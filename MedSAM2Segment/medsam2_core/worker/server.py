@@ -189,7 +189,7 @@ class RequestLoop:
         #: Requests carried out beside the computation, by type.
         self.separate: dict[str, Any] = {
             "install_model": downloads,
-            "measure": Measurements(self.finish),
+            **dict.fromkeys(("measure", "compare"), Measurements(self.finish)),
             "export": exports,
             **dict.fromkeys(subprocesses.Trainings.kinds, trainings),
         }
@@ -203,7 +203,6 @@ class RequestLoop:
             "propagate": self.sessions.propagate,
             "auto": self.sessions.auto,
             "find": self.sessions.find,
-            "compare": self.sessions.compare,
             "close_volume": self._close_volume,
             **{name: _plain(handle) for name, handle in model_requests.HANDLERS.items()},
         }

@@ -203,14 +203,6 @@ class Sessions:
             self._check()
         return {"classes": [_prediction_to_json(one) for one in running.run.found()]}, {}
 
-    def compare(self, job: Job) -> Answer:
-        """Carry out `compare`."""
-        from medsam2_core.export.changes import changes, changes_to_json
-        from medsam2_core.export.measurements import measure
-
-        then, now = (segmentation_from_json(job.fields.get(part), job.arrays) for part in ("then", "now"))
-        return {"changes": changes_to_json(changes(measure(then), measure(now)))}, {}
-
     def close(self, job: Job) -> Answer:
         """Carry out `close_session`."""
         self._close([checked(job.fields, "session", str)])
