@@ -215,6 +215,16 @@ def test_an_example_needs_a_volume_and_voxels(scene, other):
         exampleOf(other, "axial")
 
 
+def test_segments_that_are_surfaces_are_examples_too(scene, other):
+    known = other.GetSegmentation()
+    other.CreateClosedSurfaceRepresentation()
+    known.SetSourceRepresentationName("Closed surface")
+    known.RemoveRepresentation(LABELMAP)
+    _, segmentation, _ = exampleOf(other, "axial")
+    assert not any(segment.is_empty for segment in segmentation)
+    assert not known.ContainsRepresentation(LABELMAP)
+
+
 def test_segments_of_one_name_are_told_apart(scene, other):
     other.GetSegmentation().GetSegment("node").SetName("lesion")
     read = segmentationOf(other)

@@ -79,10 +79,10 @@ def take(scene: Any, geometry: Geometry, stack: SliceStack) -> TakenMarkup:
         across, longest = sorted(
             lines[-2:], key=lambda line: float(np.linalg.norm(_direction(line, geometry)))
         )
-    drawn = tuple(
+    lengths = tuple(
         float(np.linalg.norm(_direction(line, geometry))) for line in (longest, across) if line is not None
     )
-    return TakenMarkup(_gesture(of_line(longest, stack, across), geometry, stack, drawn))
+    return TakenMarkup(_gesture(of_line(longest, stack, across), geometry, stack, lengths))
 
 
 def axisOf(scene: Any, geometry: Geometry, stack: SliceStack) -> str:

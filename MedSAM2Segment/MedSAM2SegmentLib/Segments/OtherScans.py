@@ -17,7 +17,7 @@ from medsam2_core.worker.messages import TERMINOLOGY
 from MedSAM2SegmentLib.i18n import _
 from MedSAM2SegmentLib.Segments.AlgorithmTags import tagOf
 from MedSAM2SegmentLib.Segments.Editors import nodesOf, transformToWorld
-from MedSAM2SegmentLib.Segments.SegmentationLayers import gridOfVolume, layersOf, volumeOf
+from MedSAM2SegmentLib.Segments.SegmentationLayers import asLabelmaps, gridOfVolume, layersOf, volumeOf
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
@@ -118,7 +118,7 @@ def _masks(node: Any, volumeNode: Any) -> Iterator[tuple[str, NDArray[np.bool_]]
     """Yield every segment's ID, and its mask (K, J, I) on the grid of a volume."""
     ijkToRAS, extent = gridOfVolume(volumeNode)
     toOwn = np.linalg.inv(transformToWorld(node)) @ transformToWorld(volumeNode)
-    voxels = SegmentVoxels(node, toOwn @ ijkToRAS)
+    voxels = SegmentVoxels(asLabelmaps(node, volumeNode), toOwn @ ijkToRAS)
     for segmentID in node.GetSegmentation().GetSegmentIDs():
         yield segmentID, voxels.mask(segmentID, extent)
 

@@ -144,7 +144,8 @@ def free_path(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(
-            f"{place} cannot be made ({error.strerror or error}): name another folder in MEDSAM2_MODELS",
+            f"{place} cannot be made ({error.strerror or error}): name another folder in MEDSAM2_MODELS or "
+            "MEDSAM2_AUTO_MODELS",
             code="output-not-writable", path=str(place),
         ) from error  # fmt: skip
     path, number = place / (fit + suffix), 1
