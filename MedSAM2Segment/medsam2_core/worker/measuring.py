@@ -49,7 +49,7 @@ def measure_to_json(
 
 
 class Measurements:
-    """Measurements of segments, each in a thread of its own: a large segment takes seconds.
+    """Measurements of segments in threads, one at a time: a large segment takes seconds, and clicks go on.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Measurements:
     """
 
     def __init__(self, finish: Finish) -> None:
-        self._finish = finish
+        self._finish, self._turn = finish, threading.Lock()
 
     def start(self, job: Job) -> None:
         """Start `measure` or `compare`."""
@@ -70,7 +70,8 @@ class Measurements:
     def _measure(self, job: Job) -> None:
         try:
             carry_out = compared if job.type == "compare" else measured
-            answer: dict[str, Any] | BaseException = carry_out(job.fields, job.arrays)
+            with self._turn:
+                answer: dict[str, Any] | BaseException = carry_out(job.fields, job.arrays)
         except (MedSAM2Error, MemoryError, ValueError) as error:
             answer = error
         self._finish(job, answer)
