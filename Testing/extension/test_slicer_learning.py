@@ -10,7 +10,8 @@ slicer = pytest.importorskip("slicer")
 from medsam2_core.imaging.intensity import Window, to_display  # noqa: E402
 from MedSAM2SegmentLib.Worker.Corrections import Corrections  # noqa: E402
 from support.page import FakeSettings  # noqa: E402
-from support.slicer_user import SlicerUser  # noqa: E402
+from support.scene import a_volume  # noqa: E402
+from support.slicer_user import SlicerUser, a_noise  # noqa: E402
 
 
 @pytest.fixture
@@ -137,6 +138,27 @@ def test_many_slices_are_written_a_few_at_a_time(user, corrections):
         counts.append(corrections.size()[0])
         assert 0 < counts[-1] - counts[-2] <= 5, counts
     assert len(counts) > 2
+
+
+def test_slices_that_wait_are_not_taken_from_another_volume(user, corrections):
+    user.paint(slice(4, 12), slice(5, 10), slice(0, 11))
+    for k in range(11):
+        user.look_at(k)
+        user.controller.viewUsed(user.view)
+        user.controller.finaliseSlice()
+        user.wait()
+    user.controller.deactivate()
+    assert 0 < corrections.size()[0] < 11
+    other = a_volume(user.scene, voxels=a_noise(seed=5))
+    user.editor.parameterSetNode().SetAndObserveSourceVolumeNode(other)
+    user.controller.activate()
+    for _ in range(5):
+        user.wait()
+    volumes = set()
+    for path in corrections.folder.iterdir():
+        with np.load(path) as arrays:
+            volumes.add(str(arrays["group"]))
+    assert len(volumes) == 1
 
 
 def test_a_full_disk_is_a_notice_and_nothing_is_lost(user, corrections, monkeypatch):

@@ -37,6 +37,7 @@ class Learning:
         # By volume, stack, segment and slice: hash of the mask that was kept.
         self._kept: dict[tuple[str, ...], bytes] = {}
         self._waiting: list[tuple[str, int]] = []  # segments and slices
+        self._place: tuple[str, str] | None = None  # volume and stack of these
 
     @property
     def isOn(self) -> bool:
@@ -56,8 +57,8 @@ class Learning:
         ExportError
             A file cannot be written.
         """
-        self._waiting = []
-        if self.isOn and self._isReady:
+        self._waiting, self._place = [], self._currentPlace()
+        if self.isOn and self._place is not None:
             for segmentID, prompts in self._edited.applied.items():
                 found = self._session.session.snapshot(segmentID).propagated
                 corrected = (n for n, one in prompts.items() if _isCorrected(one, n in found))
@@ -65,17 +66,21 @@ class Learning:
         self.tick()
 
     def tick(self) -> None:
-        """Keep some of what is waiting. Raises as :meth:`keep`."""
+        """Keep some of what is waiting, unless the volume is another one now. Raises as :meth:`keep`."""
+        if self._waiting and self._currentPlace() != self._place:
+            self._waiting = []
         chosen, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
         for segmentID, n in chosen:
             prompts = self._edited.applied.get(segmentID, {}).get(n)
-            if self._isReady and prompts is not None and self._edited.segment(segmentID) is not None:
+            if prompts is not None and self._edited.segment(segmentID) is not None:
                 self._keepSlice(segmentID, n, prompts)
 
-    @property
-    def _isReady(self) -> bool:
-        session = self._session.session
-        return session is not None and session.info is not None and self._edited.adapter is not None
+    def _currentPlace(self) -> tuple[str, str] | None:
+        """Return volume and stack of the session; None while there is none."""
+        session, adapter, stack = self._session.session, self._edited.adapter, self._session.stack
+        if session is None or session.info is None or adapter is None or stack is None:
+            return None
+        return adapter.key, stack.key
 
     def _keepSlice(self, segmentID: str, n: int, prompts: SlicePrompts) -> None:
         stack, adapter = self._session.stack, self._edited.adapter
