@@ -355,6 +355,19 @@ def test_a_correction_stops_what_followed_the_last_one_and_begins_around_itself(
     assert user.slices() == [5] and len(user.prompts()[0].points) == 1
 
 
+def test_what_followed_a_correction_is_cancelled_and_discarded_without_it(user):
+    user.controller.setValue("autoPropagate", "1")
+    user.click((20, 20, 5))
+    steps(user, 4)
+    assert len(user.slices()) > 1
+    user.controller.cancel()
+    assert user.state.canKeep
+    user.controller.discard()
+    user.wait()
+    assert user.slices() == [5] and user.mask()[5, 20, 20]
+    assert len(user.prompts()[0].points) == 2
+
+
 def test_what_follows_a_prompt_that_changed_no_voxel_is_a_step_of_its_own(user):
     user.controller.setValue("autoPropagate", "1")
     user.look_at(5)

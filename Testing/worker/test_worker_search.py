@@ -85,7 +85,7 @@ def test_lesions_are_found_at_their_old_places(ready, here):
     assert ready.refused("propagate", session="s")["code"] == "nothing-to-propagate"
 
 
-def test_an_example_is_some_slices_of_a_segmented_scan(ready, here, monkeypatch):
+def test_an_example_is_some_slices_of_a_segmented_scan(ready, here):
     example = some_slices()
     number = ask(ready, SearchRequest([example], first=10, last=13))
     records = {(record.object, record.n): record for record in ready.records(number)}
@@ -159,7 +159,7 @@ def test_then_and_now_are_compared(ready):
     assert change["change_percent"]["volume_ml"] == pytest.approx(-52)
 
 
-def test_slices_without_an_order_are_an_image_set(ready, monkeypatch):
+def test_slices_without_an_order_are_an_image_set(ready):
     """Every image is searched for what the prompted one shows; none depends on its neighbours."""
     ready.open("set", ordered=False)
     ready.records(ready.set_prompts("it", 12, a_box((38, 28, 12), (62, 52, 12)), session="set"))
