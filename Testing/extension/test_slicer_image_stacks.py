@@ -8,7 +8,7 @@ slicer = pytest.importorskip("slicer")
 from medsam2_core.errors import VolumeError  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Segments import ImageStacks  # noqa: E402
-from MedSAM2SegmentLib.Segments.Editors import nodesOf  # noqa: E402
+from MedSAM2SegmentLib.Segments.Editors import LABELMAP, nodesOf  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from PIL import Image  # noqa: E402
 from support.errors import raises  # noqa: E402
@@ -75,6 +75,16 @@ def test_a_segmentation_that_has_voxels_is_left_as_it_is(user):
     assert user.segmentation is not before
     assert user.segmentation.GetSegmentation().GetNumberOfSegments() == 1
     assert before.GetSegmentation().GetNumberOfSegments() == 2
+
+
+def test_a_segmentation_of_surfaces_is_left_as_it_is(user):
+    user.paint(slice(5, 9), slice(5, 9), slice(0, 1))
+    before = user.segmentation
+    before.CreateClosedSurfaceRepresentation()
+    before.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    before.GetSegmentation().RemoveRepresentation(LABELMAP)
+    open_frames(user)
+    assert user.segmentation is not before
 
 
 def test_of_a_sequence_of_volumes_one_frame_is_copied(scene):

@@ -18,7 +18,7 @@ from medsam2_core.errors import VolumeError
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from MedSAM2SegmentLib.i18n import _
-from MedSAM2SegmentLib.Segments.Editors import arrayToMatrix, nodesOf
+from MedSAM2SegmentLib.Segments.Editors import LABELMAP, arrayToMatrix, nodesOf
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def stack(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def choose(editor: SegmentEditor, volume: Any) -> None:
     """Edit a volume in the Segment Editor: in its segmentation if that is empty, else in a new one."""
     node, segmentation = editor.parameterSetNode(), editor.segmentationNode()
-    known = segmentation.GetSegmentation() if segmentation is not None else None
-    if known is None or any(map(SegmentVoxels(segmentation, np.eye(4)).hasAny, known.GetSegmentIDs())):
+    if segmentation is None or not _isEmpty(segmentation):
         name = _("{name} segmentation").format(name=volume.GetName())
         segmentation = volume.GetScene().AddNewNodeByClass("vtkMRMLSegmentationNode", name)
         segmentation.CreateDefaultDisplayNodes()
@@ -146,6 +145,13 @@ def choose(editor: SegmentEditor, volume: Any) -> None:
     node.SetAndObserveSourceVolumeNode(volume)
     if getattr(slicer, "mrmlScene", None) is volume.GetScene():  # the scene of Slicer's window
         slicer.util.setSliceViewerLayers(background=volume, fit=True)
+
+
+def _isEmpty(segmentation: Any) -> bool:
+    known = segmentation.GetSegmentation()
+    if known.GetNumberOfSegments() and known.GetSourceRepresentationName() != LABELMAP:
+        return False  # of surfaces, for example
+    return not any(map(SegmentVoxels(segmentation, np.eye(4)).hasAny, known.GetSegmentIDs()))
 
 
 def _natural(name: str) -> list[Any]:
