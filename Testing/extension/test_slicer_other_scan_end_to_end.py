@@ -38,7 +38,7 @@ def test_a_lesion_is_found_at_its_old_place_and_compared(effect):
     effect.controller.followUp()
     effect.wait()
     assert dice(found(effect), BALL) > 0.8
-    while not effect.state.other.text:
+    while "%" not in effect.state.other.text:  # before that, what was found stands there
         effect.source.client.pump(0.02)
         effect.controller.tick()
     assert effect.state.other.text.startswith("lesion: ") and "%" in effect.state.other.text

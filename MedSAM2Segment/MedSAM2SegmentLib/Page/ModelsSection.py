@@ -130,7 +130,9 @@ class ModelsSection:
         self._changed()
 
     def refresh(self) -> None:
-        """List the models again: one was trained, or removed."""
+        """List the models again, if there is a worker: one was trained, or removed."""
+        if self.client is None:
+            return
 
         def done(result: Mapping[str, Any]) -> None:
             listed = result.get("models", ())
