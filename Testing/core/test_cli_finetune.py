@@ -167,6 +167,8 @@ def test_models_of_the_user_are_known_by_their_names(medsam2, tmp_path, monkeypa
     [
         {"image_size": 100}, {"image_size": "512"}, {"image_size": 10**9}, {"recipe": [1]}, {"base": 3},
         {"postprocessing": 1}, {"training": "much"}, {"licence": 4}, {"unknown": 1},
+        {"recipe": {"presence": [1.0, 2.0]}}, {"recipe": {"presence": ["1"] * 5}},
+        {"recipe": {"presence": 5}},
     ],
 )  # fmt: skip
 def test_a_card_that_is_not_sound_is_none(tmp_path, change):

@@ -86,4 +86,14 @@ def _is_sound(card: ModelCard) -> bool:
         and card.image_size % 32 == 0
         and type(card.postprocessing) is bool
         and all(isinstance(part, dict) for part in (card.recipe, card.training, card.figures))
+        and _is_weights(card.recipe.get("presence", ()))
+    )
+
+
+def _is_weights(presence: Any) -> bool:
+    """Return whether these are a recipe's weights of presence: none, or one for each piece of evidence."""
+    return (
+        isinstance(presence, list | tuple)
+        and len(presence) in (0, 5)
+        and all(type(one) in (int, float) for one in presence)
     )
