@@ -109,7 +109,7 @@ class SliceInteraction:
         Called with a gesture (:mod:`~MedSAM2SegmentLib.Prompts.Gestures`) and the slice node of the view it
         was drawn in.
     onKey
-        Called with the name of what the controller shall do (``"setNegative"``, ``"setTool"``,
+        Called with the name of a method of the controller (``"setNegative"``, ``"setTool"``,
         ``"nextWeakest"``, ``"propagate"``), and its values.
     markups
         The prompts that may be under the mouse; None for none.

@@ -1,8 +1,7 @@
 """Whether a tracked object is still there: what its mask covers, beside what it covers where it is prompted.
 
-A tracker that copies the mask of the slice before says so with high predicted IoU, also beyond the object's
-end. The image tells more: beyond it, the mask covers other tissue, or what is inside and around it no longer
-differs.
+A tracker that copies the mask of the previous slice past the object's end still predicts a high IoU. The
+image tells more: past the end, the mask covers other tissue, or its inside and surroundings no longer differ.
 """
 
 from dataclasses import dataclass
