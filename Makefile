@@ -2,7 +2,7 @@
 #
 #   make demo       segment the sample volume from one box; pictures and masks go to demo-output/
 #   make test       the tests, in parallel            make lint      ruff and mypy; `make format` repairs style
-#   make campaign   the tests, randomised ones ten times as long
+#   make campaign   the randomised tests ten times as long: two hours at most, continued by the next call
 #   make coverage   the tests, with a report of the lines they reach in build/coverage/
 #   make docs       the documentation as a site, in build/site/
 #   make bench      time and memory of the engine     make clean     remove everything made here
@@ -108,9 +108,8 @@ format: setup $(stamps)/dev
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
-campaign: export MEDSAM2_CAMPAIGN = 10
-campaign: export PYTEST_TIMEOUT = 9000
-campaign: test
+campaign: test-setup
+	$(python) Testing/campaign.py $(ARGS)
 
 docs: setup $(stamps)/docs
 	$(python) -m mkdocs build --strict --site-dir build/site

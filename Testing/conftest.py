@@ -34,6 +34,13 @@ def checkpoint_schemas() -> Path:
     return _folder_from_environment("MEDSAM2_TEST_SCHEMAS", "published checkpoint schemas")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `Testing/campaign.py` runs: every test whose length depends on the campaign."""
+    for item in items:
+        if "campaign" in getattr(item, "fixturenames", ()):
+            item.add_marker("campaign")
+
+
 @pytest.fixture(scope="session")
 def campaign() -> int:
     """Factor by which randomised tests repeat; 1 in `make test`, larger in `make campaign`."""

@@ -382,20 +382,22 @@ def test_files_that_lie_where_another_should_are_refused(model, path, tmp_path):
 # --- damage at random
 
 
-def test_cut_files_are_always_refused(path, model, tmp_path, campaign):
+def test_cut_files_are_always_refused(path, model, tmp_path, campaign, record_property):
     whole, chance = path.read_bytes(), random.Random(1)
     target = tmp_path / "cut.medsam2auto"
     places = [*range(0, 64, 7), *(chance.randrange(len(whole)) for _ in range(20 * campaign)), len(whole) - 1]
+    record_property("mutated inputs", len(places))
     for place in places:
         target.write_bytes(whole[:place])
         with pytest.raises(CheckpointError):
             load_auto(target, model)
 
 
-def test_every_wrong_bit_is_found(model, path, tmp_path, campaign):
+def test_every_wrong_bit_is_found(model, path, tmp_path, campaign, record_property):
     whole, chance = path.read_bytes(), random.Random(2)
     target = tmp_path / "flipped.medsam2auto"
     header = 8 + struct.unpack("<Q", whole[:8])[0]
+    record_property("mutated inputs", 25 * campaign)
     for _ in range(25 * campaign):
         place = chance.choice([chance.randrange(header), chance.randrange(len(whole))])
         flipped = bytearray(whole)
@@ -416,7 +418,7 @@ def test_tensors_that_have_changed_places_are_found(model, path, tmp_path):
         load_auto(tmp_path / "x", model)
 
 
-def test_forged_files_are_an_error_or_a_model_of_numbers(auto, model, tmp_path, campaign):
+def test_forged_files_are_an_error_or_a_model_of_numbers(auto, model, tmp_path, campaign, record_property):
     """Somebody who damages a file on purpose also mends its checksum. Half of the damage is done to the
     header, where most of what is believed stands."""
     small = full(untrained_model(replace(auto.card, decoder="frozen", encoder="frozen"), model))
@@ -425,6 +427,7 @@ def test_forged_files_are_an_error_or_a_model_of_numbers(auto, model, tmp_path, 
     header = 8 + struct.unpack("<Q", whole[:8])[0]
     seal = json.loads(_metadata(tmp_path / "small.medsam2auto")["medsam2_auto"])["sha256"].encode()
     whole, refused = whole.replace(seal, b"0" * 64, 1), 0
+    record_property("mutated inputs", 40 * campaign)
     for seed in range(40 * campaign):
         chance = random.Random(seed)
         split = header if seed % 2 else len(whole)
@@ -441,10 +444,11 @@ def test_forged_files_are_an_error_or_a_model_of_numbers(auto, model, tmp_path, 
     assert 10 * campaign < refused < 40 * campaign
 
 
-def test_damaged_headers_never_surprise_who_only_lists_models(path, tmp_path, campaign):
+def test_damaged_headers_never_surprise_who_only_lists_models(path, tmp_path, campaign, record_property):
     content = path.read_bytes()
     header = content[: 8 + struct.unpack("<Q", content[:8])[0]]
     target = tmp_path / "damaged.medsam2auto"
+    record_property("mutated inputs", 200 * campaign)
     for seed in range(200 * campaign):
         target.write_bytes(damaged(header, random.Random(seed)))
         try:

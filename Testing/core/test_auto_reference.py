@@ -409,8 +409,9 @@ def test_a_disk_that_refuses_the_second_file_leaves_no_first(state, tmp_path, mo
     assert os.listdir(tmp_path) == ["hip.ckpt"]
 
 
-def test_damaged_checkpoints_are_refused(state, tmp_path, campaign):
+def test_damaged_checkpoints_are_refused(state, tmp_path, campaign, record_property):
     whole = lightning_file(tmp_path / "whole.ckpt", state).read_bytes()
+    record_property("mutated inputs", 4 * campaign)
     for seed in range(4 * campaign):
         (tmp_path / "x.ckpt").write_bytes(damaged(whole, random.Random(seed)))
         try:
@@ -421,7 +422,8 @@ def test_damaged_checkpoints_are_refused(state, tmp_path, campaign):
             assert "\n" not in str(error)
 
 
-def test_states_that_were_changed_are_refused(state, attempted, campaign):
+def test_states_that_were_changed_are_refused(state, attempted, campaign, record_property):
+    record_property("mutated inputs", 12 * campaign)
     for seed in range(12 * campaign):
         chance = random.Random(seed)
         forged, names = dict(state), sorted(state)

@@ -32,8 +32,9 @@ def sound(tmp_path_factory):
     return folder
 
 
-def test_mutated_training_folders_end_in_a_list_of_problems(sound, tmp_path, campaign):
+def test_mutated_training_folders_end_in_a_list_of_problems(sound, tmp_path, campaign, record_property):
     told = {"refused": 0, "problems": 0, "sound": 0}
+    record_property("mutated inputs", FOLDERS * campaign)
     for number in range(FOLDERS * campaign):
         draw = random.Random(number)
         folder = tmp_path / "data"

@@ -88,10 +88,13 @@ def medsam2(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_run_ends_with_a_whole_result_or_one_clear_line(medsam2, sound, kind, campaign, tmp_path):
+def test_every_run_ends_with_a_whole_result_or_one_clear_line(
+    medsam2, sound, kind, campaign, tmp_path, record_property
+):
     folder, _held = sound
     rng = np.random.default_rng(list(KINDS).index(kind))
     done = 0
+    record_property("mutated inputs", KINDS[kind].runs * campaign)
     for run in range(KINDS[kind].runs * campaign):
         results = tmp_path / f"results{run}"
         results.mkdir()

@@ -163,8 +163,9 @@ def assert_right(written, given, source):
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_mutated_series_and_segmentations(sound, tmp_path, campaign, part):
+def test_mutated_series_and_segmentations(sound, tmp_path, campaign, part, record_property):
     written_count = 0
+    record_property("mutated inputs", 15 * campaign)
     for seed in range(15 * campaign):
         rng = random.Random(f"{part} {seed}")
         folder = tmp_path / str(seed)

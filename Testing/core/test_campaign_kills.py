@@ -31,7 +31,7 @@ def scan(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_no_half_result_at_any_moment(runs, scan, tmp_path, campaign, number):
+def test_no_half_result_at_any_moment(runs, scan, tmp_path, campaign, number, record_property):
     words = ["segment", scan, "--box", "30,30,120,120@30", "--range", "29:30"]
     wholes, seconds = {}, {}
     for name in OUTS:
@@ -42,6 +42,7 @@ def test_no_half_result_at_any_moment(runs, scan, tmp_path, campaign, number):
         (tmp_path / name).unlink()
     rng = np.random.default_rng(number)
     codes = []
+    record_property("kills", KILLS * campaign)
     for kill in range(KILLS * campaign):
         name = OUTS[kill % len(OUTS)]
         folder = tmp_path / f"kill{kill}"

@@ -43,7 +43,8 @@ def volume():
     return Volume(voxels, Geometry(np.diag([-1.0, -1.0, 1.0, 1.0]), (WIDTH, HEIGHT, DEPTH)))
 
 
-def test_no_prompt_and_no_final_slice_is_lost_whatever_is_done(models, volume, campaign):
+def test_no_prompt_and_no_final_slice_is_lost_whatever_is_done(models, volume, campaign, record_property):
+    record_property("random cases", SESSIONS * campaign)
     for seed in range(SESSIONS * campaign):
         rng = np.random.default_rng(seed)
         cache = FeatureCache(int(rng.choice([0, 20_000, 60_000, 2**24])))

@@ -32,8 +32,11 @@ def command(data, folder, **settings) -> list[str]:
     return ["-m", "support.fine_tuning", str(data), str(folder), json.dumps(settings)]
 
 
-def test_a_training_that_is_killed_at_random_moments_has_the_same_curve(data, tmp_path, campaign):
+def test_a_training_that_is_killed_at_random_moments_has_the_same_curve(
+    data, tmp_path, campaign, record_property
+):
     kills_wanted = KILLS if campaign == 1 else 5 * campaign
+    record_property("kills", kills_wanted)
     settings = {"steps": 30, "save_every": 4, "validate_every": 10}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     began = time.monotonic()

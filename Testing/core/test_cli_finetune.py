@@ -185,9 +185,10 @@ def test_a_card_names_no_file_and_no_unknown_recipe(tmp_path):
     assert ModelEntry.of_file(with_metadata(tmp_path / "n.safetensors", card.metadata())).recipe == {}
 
 
-def test_damaged_headers_have_no_card(tmp_path, campaign):
+def test_damaged_headers_have_no_card(tmp_path, campaign, record_property):
     content = with_metadata(tmp_path / "m.safetensors", a_card().metadata()).read_bytes()
     rng, path = np.random.default_rng(0), tmp_path / "x.safetensors"
+    record_property("mutated inputs", 200 * campaign)
     for _ in range(200 * campaign):
         changed = bytearray(content[: int(rng.integers(len(content)))] if rng.random() < 0.3 else content)
         for _ in range(int(rng.integers(1, 8))):

@@ -232,11 +232,12 @@ def test_no_prompt_is_refused():
         collect_prompts([], None, prompt_space())
 
 
-def test_whatever_is_typed_it_is_taken_or_refused_in_one_line(campaign):
+def test_whatever_is_typed_it_is_taken_or_refused_in_one_line(campaign, record_property):
     """Random words made of what prompts are made of never end in another error than ours."""
     rng = np.random.default_rng(5)
     letters = list("0123456789,,,,auto.-+eE:ninfa ")
     taken = 0
+    record_property("mutated inputs", 500 * campaign)
     for _ in range(500 * campaign):
         text = "".join(rng.choice(letters, size=rng.integers(1, 24)))
         option = str(rng.choice(["box", "point", "line", "box3d"]))

@@ -155,9 +155,10 @@ def test_a_name_given_twice_is_refused(tmp_path):
         catalogue_of(tmp_path, A_MODEL, A_MODEL)
 
 
-def test_a_broken_catalogue_is_an_error_and_nothing_else(tmp_path, campaign):
+def test_a_broken_catalogue_is_an_error_and_nothing_else(tmp_path, campaign, record_property):
     whole = json.dumps({"models": [A_MODEL, A_MODEL | {"name": "n", "sha256": "0" * 64}]}).encode()
     path = tmp_path / "catalogue.json"
+    record_property("mutated inputs", 200 * campaign)
     for seed in range(200 * campaign):
         chance = random.Random(seed)
         content = bytearray(whole[: chance.choice([len(whole), chance.randrange(len(whole))])])

@@ -321,10 +321,11 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
             return content[:where] + chance.randbytes(length) + content[where:]
 
 
-def test_damaged_archives_are_an_error_or_read_right(tmp_path, campaign):
+def test_damaged_archives_are_an_error_or_read_right(tmp_path, campaign, record_property):
     whole = file_of(tmp_path, {"model": a_small_state()}).read_bytes()
     path = tmp_path / "damaged.pt"
     refused = 0
+    record_property("mutated inputs", 150 * campaign)
     for seed in range(150 * campaign):
         path.write_bytes(damaged(whole, random.Random(seed)))
         try:
@@ -334,12 +335,13 @@ def test_damaged_archives_are_an_error_or_read_right(tmp_path, campaign):
     assert refused > 100 * campaign
 
 
-def test_damaged_pickles_with_right_checksums_are_an_error_or_a_state(tmp_path, campaign):
+def test_damaged_pickles_with_right_checksums_are_an_error_or_a_state(tmp_path, campaign, record_property):
     """Somebody who forges a file also forges its checksums: the restricted unpickler has to cope alone."""
     with zipfile.ZipFile(file_of(tmp_path, {"model": a_small_state()})) as archive:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     name = next(name for name in entries if name.endswith("data.pkl"))
     path = tmp_path / "forged.pt"
+    record_property("mutated inputs", 120 * campaign)
     for seed in range(120 * campaign):
         forged = entries | {name: damaged(entries[name], random.Random(seed))}
         with zipfile.ZipFile(path, "w") as archive:
@@ -355,11 +357,12 @@ def test_damaged_pickles_with_right_checksums_are_an_error_or_a_state(tmp_path, 
         }, f"seed {seed}"
 
 
-def test_damaged_safetensors_are_an_error_or_a_state(tmp_path, campaign):
+def test_damaged_safetensors_are_an_error_or_a_state(tmp_path, campaign, record_property):
     """The format has no checksum: values can change unseen, which is what the catalogue's SHA-256 is for."""
     save_file(a_small_state(), tmp_path / "file.safetensors")
     whole = (tmp_path / "file.safetensors").read_bytes()
     path = tmp_path / "damaged.safetensors"
+    record_property("mutated inputs", 150 * campaign)
     for seed in range(150 * campaign):
         path.write_bytes(damaged(whole, random.Random(seed)))
         module = a_small_module()

@@ -189,10 +189,11 @@ def test_a_qform_that_could_not_express_the_same_is_left_out(tmp_path):
     assert_same_place(a_geometry("oblique"), affine)
 
 
-def test_any_place_and_any_objects_survive_every_format(tmp_path, campaign):
+def test_any_place_and_any_objects_survive_every_format(tmp_path, campaign, record_property):
     rng = np.random.default_rng(11)
     import slicerio
 
+    record_property("random cases", 6 * campaign)
     for _ in range(6 * campaign):
         geometry, masks = random_geometry(rng), random_blobs(rng, int(rng.integers(1, 9)))
         segmentation = a_segmentation(geometry, masks)

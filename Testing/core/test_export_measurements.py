@@ -201,9 +201,10 @@ def test_the_way_voxels_are_stored_changes_nothing():
             assert one.perpendicular.length_mm == pytest.approx(expected.perpendicular.length_mm)
 
 
-def test_random_objects_on_random_grids_are_measured_as_by_trying_everything(campaign):
+def test_random_objects_on_random_grids_are_measured_as_by_trying_everything(campaign, record_property):
     rng = np.random.default_rng(11)
     shares = []
+    record_property("random cases", 25 * campaign)
     for _ in range(25 * campaign):
         mask = ndimage.gaussian_filter(rng.normal(size=(3, 24, 30)), (0, *rng.uniform(0.4, 4, 2))) > 0.02
         axes = random_geometry(rng).ijk_to_ras[:3, :3]

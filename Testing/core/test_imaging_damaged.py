@@ -191,7 +191,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, make, campaign, capfd):
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, make, campaign, capfd, record_property):
     rng = np.random.default_rng(KINDS.index(make))
     path = make(tmp_path)
     target = path if path.is_file() else sorted(path.iterdir())[1]
@@ -199,6 +199,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, make, campaign,
     read_volume(path, "1")  # sound before it is damaged
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
+    record_property("mutated inputs", CASES * campaign)
     for _ in range(CASES * campaign):
         target.write_bytes(damaged(whole, rng))
         started = time.perf_counter()

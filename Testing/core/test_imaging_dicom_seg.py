@@ -398,9 +398,12 @@ def test_segmentations_that_cannot_be_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "syntax"), [*ENCODINGS[::2], ("LABELMAP", JPEGLSLossless)])
-def test_a_damaged_segmentation_is_read_or_refused_in_one_line(tmp_path, kind, syntax, campaign, capfd):
+def test_a_damaged_segmentation_is_read_or_refused_in_one_line(
+    tmp_path, kind, syntax, campaign, capfd, record_property
+):
     path = write(tmp_path / "a.dcm", two_parts(), kind, transfer_syntax_uid=syntax)
     whole, rng, refused = path.read_bytes(), np.random.default_rng(len(kind)), 0
+    record_property("mutated inputs", 40 * campaign)
     for _ in range(40 * campaign):
         path.write_bytes(damaged(whole, rng))
         try:

@@ -136,12 +136,13 @@ def test_corners_in_millimetres_may_come_in_any_order():
     assert np.allclose((read.first_ijk, read.last_ijk), ((2, 3, 5), (9, 12, 5)))
 
 
-def test_damaged_prompt_files_end_in_one_clear_line(campaign):
+def test_damaged_prompt_files_end_in_one_clear_line(campaign, record_property):
     """Mutated text and mutated values: read and checked against a volume, or refused."""
     rng = np.random.default_rng(7)
     stack = SliceStack.along(a_volume((10, 20, 30), OBLIQUE_RAS), "axial")
     files = [some_prompts().to_json(space, GEOMETRY).encode() for space in ("ijk", "ras", "lps")]
     refused = 0
+    record_property("mutated inputs", 400 * campaign)
     for case in range(400 * campaign):
         text = files[case % 3]
         text = mutated_values(text, rng) if case % 2 else mutated_bytes(text, rng)

@@ -246,12 +246,15 @@ def test_a_damaged_run_is_refused_in_one_line(settings, run, kind):
     assert "\n" not in str(refusal.value)
 
 
-def test_mutated_runs_are_resumed_or_refused(settings, stopped, tmp_path, monkeypatch, campaign):
+def test_mutated_runs_are_resumed_or_refused(
+    settings, stopped, tmp_path, monkeypatch, campaign, record_property
+):
     import numpy as np
 
     rng = np.random.default_rng(1)
     content = (stopped / "last.pt").read_bytes()
     monkeypatch.setattr("medsam2_core.training.base.load_sources", lambda _: [])
+    record_property("mutated inputs", 12 * campaign)
     for _ in range(12 * campaign):
         changed = bytearray(content)
         for _ in range(int(rng.integers(1, 20))):

@@ -160,7 +160,7 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
         load_sources(tmp_path / "nowhere")
 
 
-def test_damaged_folders_are_read_or_refused(folder, tmp_path, campaign):
+def test_damaged_folders_are_read_or_refused(folder, tmp_path, campaign, record_property):
     rng = np.random.default_rng(8)
     small = tmp_path / "train"
     originals = {}
@@ -168,6 +168,7 @@ def test_damaged_folders_are_read_or_refused(folder, tmp_path, campaign):
         originals[path.relative_to(folder)] = path.read_bytes()
     names = sorted(originals)
     refused = 0
+    record_property("mutated inputs", 40 * campaign)
     for _ in range(40 * campaign):
         for name, content in originals.items():
             (small / name).parent.mkdir(parents=True, exist_ok=True)

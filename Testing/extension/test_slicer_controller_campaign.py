@@ -380,8 +380,10 @@ def raised(monkeypatch):
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_a_user_who_does_anything_at_all(part, campaign, raised):
-    for number in range(SEQUENCES * campaign * (3 if campaign > 1 else 1) // 4):
+def test_a_user_who_does_anything_at_all(part, campaign, raised, record_property):
+    count = SEQUENCES * campaign * (3 if campaign > 1 else 1) // 4
+    record_property("random cases", count)
+    for number in range(count):
         seed = part * 100_000 + number
         play(seed, raised)
 

@@ -381,13 +381,14 @@ class Memory:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_in_any_order_of_steps_strokes_undos_and_redos(scene, campaign, seed):
+def test_in_any_order_of_steps_strokes_undos_and_redos(scene, campaign, seed, record_property):
     """Strokes are painted beside the steps and erased in them, but never all that a step did."""
     rng = random.Random(seed)
     book = Book(scene)
     book.history = EditHistory(book.writer, limit=1000)
     book.editor.logic.SetMaximumNumberOfUndoStates(1000)
     memory = Memory(book)
+    record_property("random cases", 40 * campaign)
     for _ in range(40 * campaign):
         what = rng.choice(["step"] * 3 + ["stroke", "erase", "undo", "undo", "redo", "many undos"])
         rows, columns = (sorted(rng.choices(range(size), k=2)) for size in (14, 20))

@@ -334,11 +334,12 @@ def as_stored(snapshot):
     return {replace(one, **numbers) for one, numbers in zip(snapshot, rounded, strict=True)}
 
 
-def test_a_thousand_things_a_hand_may_do_leave_nothing_behind(at_work, campaign):
+def test_a_thousand_things_a_hand_may_do_leave_nothing_behind(at_work, campaign, record_property):
     random = np.random.default_rng(7)
     views = [at_work.view("Red"), at_work.view("Green")]
     segmentation = at_work.segmentation.GetSegmentation()
     snapshots = [at_work.markups.snapshot()]
+    record_property("random cases", 1000 * campaign)
     for _ in range(1000 * campaign):
         view = views[random.integers(2)]
         pixel = tuple(random.integers((10, 10), (390, 290)))

@@ -248,8 +248,9 @@ def test_the_memory_goes_with_its_segmentation(user):
     assert not any(node.GetAttribute(MEMORY) for node in nodes)
 
 
-def test_notes_of_any_kind_come_back(campaign):
+def test_notes_of_any_kind_come_back(campaign, record_property):
     chance = np.random.default_rng(3)
+    record_property("random cases", 20 * campaign)
     for _ in range(20 * campaign):
         shape = tuple(chance.integers(1, 9, 3))
         box = Extent(*(int(v) for n, low in zip(shape[::-1], chance.integers(-4, 4, 3), strict=True)

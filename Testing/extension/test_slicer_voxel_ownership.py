@@ -79,9 +79,10 @@ class User:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_users_voxels_are_the_users(scene, campaign, seed):
+def test_the_users_voxels_are_the_users(scene, campaign, seed, record_property):
     rng = random.Random(seed)
     user = User(scene)
+    record_property("random cases", 40 * campaign)
     for _ in range(40 * campaign):
         rows, columns = (tuple(sorted(rng.choices(range(size), k=2))) for size in (14, 20))
         action = rng.choice([user.write] * 4 + [user.paint, user.erase, user.undo])

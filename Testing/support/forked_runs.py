@@ -20,9 +20,16 @@ from pathlib import Path
 
 
 class ForkedRuns:
-    """Starts runs; see the module."""
+    """Starts runs; see the module.
+
+    Attributes
+    ----------
+    child
+        Number of the process that runs the last command line.
+    """
 
     def __init__(self, model: str) -> None:
+        self.child = 0
         self._process = subprocess.Popen(
             [sys.executable, __file__, model],
             stdin=subprocess.PIPE,
@@ -38,11 +45,11 @@ class ForkedRuns:
         """
         self._process.stdin.write(json.dumps([str(word) for word in words]) + "\n")
         self._process.stdin.flush()
-        child = int(self._process.stdout.readline())
+        self.child = int(self._process.stdout.readline())
         if moment is not None:
             moment()
             # Not reaped until we ask for it, so the number cannot belong to somebody else by now.
-            os.kill(child, number)
+            os.kill(self.child, number)
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())

@@ -107,7 +107,7 @@ def overlap(one, other):
 
 
 @pytest.mark.parametrize("kind", ["fake", "real"])
-def test_a_worker_killed_at_any_moment_is_not_missed(kind, campaign):
+def test_a_worker_killed_at_any_moment_is_not_missed(kind, campaign, record_property):
     real = [sys.executable, "-m", "medsam2_core.worker"]
     command = real if kind == "real" else fake_worker("--step", 0.01)
     few = 4 if kind == "real" else 12  # a real one takes seconds to come back
@@ -123,6 +123,7 @@ def test_a_worker_killed_at_any_moment_is_not_missed(kind, campaign):
             played = Playing(worker, scan, chance.uniform(0, 0.95 * undisturbed.seconds))
             overlaps.append(check(played, undisturbed))
             exact += played.final == undisturbed.final
+        record_property("kills", len(worker.transports) - 1)
         assert not worker.errors and len(worker.transports) > 0.6 * count
         print(
             f"{kind}: {len(worker.transports) - 1} kills, {exact} of {count} sessions equal to the last bit; "

@@ -68,8 +68,9 @@ def damaged(rng: random.Random) -> bytes:
 @pytest.mark.skipif(
     not hasattr(os, "fork"), reason="300 workers take minutes where processes cannot be forked"
 )
-def test_damaged_bytes_never_end_it_without_a_word(tmp_path, campaign):
+def test_damaged_bytes_never_end_it_without_a_word(tmp_path, campaign, record_property):
     rng = random.Random(3)
+    record_property("mutated inputs", 300 * campaign)
     streams = [b"".join(a_conversation()), *(damaged(rng) for _ in range(300 * campaign))]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve().parents[1] / "support" / "forking_worker.py")],
@@ -156,7 +157,7 @@ def with_nonsense(request: dict, rng: random.Random) -> dict:
     return request
 
 
-def test_nonsense_is_answered_and_the_session_goes_on(tmp_path, campaign):
+def test_nonsense_is_answered_and_the_session_goes_on(tmp_path, campaign, record_property):
     rng = random.Random(4)
     worker = RealWorker(tmp_path)
     worker.greet()
@@ -164,6 +165,7 @@ def test_nonsense_is_answered_and_the_session_goes_on(tmp_path, campaign):
     worker.open("s", "v")
     before = worker.records(worker.set_prompts("click", 12, a_point(50, 40, 12)))
     kinds = set()
+    record_property("mutated inputs", 300 * campaign)
     for _ in range(300 * campaign):
         request = with_nonsense(rng.choice(requests()), rng)
         if request["type"] == "open_volume":
