@@ -36,7 +36,7 @@ from support.slice_view import a_slice_view  # noqa: E402
 #: What is drawn in the sample, in voxels (i, j, k).
 BRAIN_BOX = ((10, 11, 24), (158, 194, 24))
 VENTRICLES_BOX, NO_VENTRICLE = ((58, 62, 28), (110, 138, 28)), (84, 71, 28)
-MIDDLE, HIGHER = (62, 102, 24), (62, 102, 31)
+MIDDLE = (62, 102, 24)
 SHOWN_AFTER = 15  # slices of the propagation
 
 BIG, SMALL = (420, 490), (232, 233)
@@ -200,19 +200,14 @@ def with_options(clinic: PictureEffect) -> Image.Image:
 def the_brain(clinic: PictureEffect, folder: Path) -> None:
     """From the sample to the brain in all slices."""
     clinic.look(MIDDLE)
-    clinic.wait(120)
-    keep(clinic.three(), folder / "tutorial-1-sample.png", VIEWS_ONLY)
     clinic.panel.widget.findChild(qt.QPushButton, "boxButton").click()
-    keep(clinic.options(), folder / "tutorial-2-options.png", OPTIONS_ONLY)
+    keep(clinic.options(), folder / "tutorial-1-options.png", OPTIONS_ONLY)
     clinic.box(*BRAIN_BOX)
-    keep(with_options(clinic), folder / "tutorial-3-box.png", NOTE)
+    keep(with_options(clinic), folder / "tutorial-2-box.png", NOTE)
     clinic.propagate_until(SHOWN_AFTER)
-    keep(with_options(clinic), folder / "tutorial-4-propagating.png", NOTE)
+    keep(with_options(clinic), folder / "tutorial-3-propagating.png", NOTE)
     clinic.wait(600)
     keep(with_options(clinic), folder / "effect.png", NOTE)
-    clinic.look(HIGHER)
-    clinic.controller.tick()
-    keep(with_options(clinic), folder / "tutorial-5-result.png", NOTE)
 
 
 def the_ventricles(clinic: PictureEffect, folder: Path) -> None:
@@ -225,7 +220,7 @@ def the_ventricles(clinic: PictureEffect, folder: Path) -> None:
     clinic.view.click(clinic.pixel(NO_VENTRICLE), ctrl=True)
     clinic.wait(120)
     after, smaller = clinic.seen(more=": after Ctrl+click behind it"), clinic.voxels()
-    keep(stacked([before, after], "right"), folder / "tutorial-6-correction.png", VIEWS_ONLY)
+    keep(stacked([before, after], "right"), folder / "tutorial-4-correction.png", VIEWS_ONLY)
     clinic.editor.undo()
     clinic.wait(120)
     undone = clinic.voxels()
@@ -237,7 +232,7 @@ def the_ventricles(clinic: PictureEffect, folder: Path) -> None:
         clinic.segmentation.GetDisplayNode().SetSegmentVisibility(segmentID, True)
     clinic.look((76, 102, 28))
     clinic.controller.tick()
-    keep(with_options(clinic), folder / "tutorial-7-both.png", NOTE)
+    keep(with_options(clinic), folder / "tutorial-5-both.png", NOTE)
 
 
 def main() -> int:
