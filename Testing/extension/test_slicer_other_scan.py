@@ -215,6 +215,14 @@ def test_an_example_needs_a_volume_and_voxels(scene, other):
         exampleOf(other, "axial")
 
 
+@pytest.mark.parametrize(("plane", "along"), [("axial", 0), ("coronal", 1), ("sagittal", 2)])
+def test_an_example_is_the_slices_that_show_its_objects(scene, other, plane, along):
+    volume, segmentation, _ = exampleOf(other, plane)
+    shown = np.flatnonzero(np.moveaxis(LESION | NODE, along, 0).any(axis=(1, 2)))
+    assert volume.voxels_kji.shape == segmentation["lesion"].mask_kji.shape
+    assert np.array_equal(segmentation["lesion"].mask_kji, np.take(LESION, shown, axis=along))
+
+
 def test_segments_that_are_surfaces_are_examples_too(scene, other):
     known = other.GetSegmentation()
     other.CreateClosedSurfaceRepresentation()

@@ -89,25 +89,30 @@ def exampleOf(node: Any, plane: str) -> tuple[Volume, Segmentation, str]:
         message = _("{name!r} lies on no volume: choose its source volume first")
         raise PromptError(message.format(name=node.GetName()), code="example-without-volume")
     volume = VolumeAdapter(volumeNode).volume
-    axis, names = AxisStack(volume, plane).array_axis, _uniqueNames(node.GetSegmentation())
-    others = tuple(2 - one for one in range(3) if one != axis)
+    along = (
+        2 - AxisStack(volume, plane).array_axis
+    )  # the axis of (K, J, I) that the slices follow one another on
+    names = _uniqueNames(node.GetSegmentation())
     most = max(1, min(_MOST_SLICES, _MOST_IN_ALL // max(len(names), 1)))
     chosen: set[int] = set()
-    for _segmentID, mask_kji in _masks(node, volumeNode):
-        shown = np.flatnonzero(mask_kji.any(axis=others))
-        chosen.update(_spread(shown, most))
+    packed: dict[str, NDArray[np.uint8]] = {}  # bits: resampled once, and many whole masks fit
+    for segmentID, mask_kji in _masks(node, volumeNode):
+        slices = np.moveaxis(mask_kji, along, 0)
+        chosen.update(_spread(np.flatnonzero(slices.any(axis=(1, 2))), most))
+        packed[segmentID] = np.packbits(slices, axis=2)
     if not chosen:
         message = _("{name!r} shows nothing on {volume!r}: choose another segmentation")
         message = message.format(name=node.GetName(), volume=volumeNode.GetName())
         raise PromptError(message, code="empty-examples")
     kept = sorted(chosen)
-    voxels = np.ascontiguousarray(np.take(volume.voxels_kji, kept, axis=2 - axis))
+    voxels = np.ascontiguousarray(np.take(volume.voxels_kji, kept, axis=along))
     grid = Geometry(volume.geometry.ijk_to_ras, voxels.shape[2::-1])
     segments = []
-    for segmentID, mask_kji in _masks(node, volumeNode):
+    width = np.moveaxis(volume.voxels_kji, along, 0).shape[2]
+    for segmentID, bits in packed.items():
         segment = node.GetSegmentation().GetSegment(segmentID)
         tags = {TERMINOLOGY: tagOf(segment, TERMINOLOGY)}
-        part = np.take(mask_kji, kept, axis=2 - axis)
+        part = np.moveaxis(np.unpackbits(bits[kept], axis=2, count=width).astype(bool), 0, along)
         segments.append(Segment(names[segmentID], segment.GetColor(), part, None, tags))
     window = parse_window("auto", volume)
     thin = Volume(voxels, grid, modality=volume.modality, name="example")
