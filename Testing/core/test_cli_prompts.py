@@ -4,11 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from medsam2_core.cli.prompts import (
+from medsam2_core.errors import MedSAM2Error, PromptError
+from medsam2_core.imaging.geometry import Geometry, Space
+from medsam2_core.imaging.segmentation import Segment, Segmentation
+from medsam2_core.imaging.slices import AxisStack
+from medsam2_core.imaging.volume import Volume
+from medsam2_core.prompts import Box, Point, PromptSet
+from medsam2_core.prompts.slice_prompts import resolve
+from medsam2_core.prompts.text import (
     UNNAMED,
     PromptSpace,
     collect_prompts,
-    diameter_facts,
     length_mm,
     parse_box,
     parse_box3d,
@@ -17,13 +23,7 @@ from medsam2_core.cli.prompts import (
     parse_range,
     read_mask,
 )
-from medsam2_core.errors import MedSAM2Error, PromptError
-from medsam2_core.imaging.geometry import Geometry, Space
-from medsam2_core.imaging.segmentation import Segment, Segmentation
-from medsam2_core.imaging.slices import AxisStack
-from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts import Box, Point, PromptSet
-from medsam2_core.prompts.slice_prompts import resolve
+from medsam2_core.session.object_facts import diameter_facts
 from support.command_line import ball_kji, write_nrrd
 from support.errors import raises
 

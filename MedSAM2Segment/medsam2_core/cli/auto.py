@@ -19,7 +19,7 @@ from medsam2_core.cli.console import (
     progress_bar,
     report,
 )
-from medsam2_core.cli.inputs import check_settings, read_scan
+from medsam2_core.cli.inputs import check_settings
 from medsam2_core.cli.options import AsJson, AxisName, Out, WhenIrregular
 from medsam2_core.cli.outputs import Outputs
 from medsam2_core.errors import ExportError, MedSAM2Error, Note, VolumeError
@@ -93,6 +93,7 @@ class Auto:
 
     def _segment_one(self, path: Path) -> tuple[dict[str, Any], list[Note]]:
         from medsam2_core.auto.library import fits
+        from medsam2_core.imaging.scans import read_scan
 
         outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
         outputs.check()
@@ -163,6 +164,7 @@ class Auto:
     def _segment_image(self, image: Path, target: Path, auto: AutoModel) -> dict[str, Any]:
         from medsam2_core import export
         from medsam2_core.imaging.nrrd import read_fields
+        from medsam2_core.imaging.scans import read_scan
 
         if target.exists() and not any("MedSAM2." in text for text in read_fields(target).values()):
             raise ExportError(

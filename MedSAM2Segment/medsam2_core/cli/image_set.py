@@ -173,10 +173,10 @@ def collect_prompts(given: list[tuple[str, str]], images: ImageSet) -> PromptSet
     VolumeError
         There is no such image.
     """
-    from medsam2_core.cli.prompts import assigned, check_complete
     from medsam2_core.imaging.set_stack import SetStack
     from medsam2_core.prompts import PromptSet
     from medsam2_core.prompts.slice_prompts import validate
+    from medsam2_core.prompts.text import assigned, check_complete
 
     prompts = PromptSet()
     for option, text in given:
@@ -198,10 +198,10 @@ def collect_prompts(given: list[tuple[str, str]], images: ImageSet) -> PromptSet
 
 def _prompt(option: str, text: str, object_name: str, images: ImageSet, n: int) -> Prompt:
     """Parse a prompt on image ``n``."""
-    from medsam2_core.cli.prompts import PromptSpace, parse_numbers, read_mask
     from medsam2_core.imaging.geometry import Space
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import Box, MaskPrompt, Point
+    from medsam2_core.prompts.text import PromptSpace, parse_numbers, read_mask
 
     if option == "box":
         x0, y0, x1, y1 = parse_numbers(text, f"--box {text}", 4, "write X0,Y0,X1,Y1")

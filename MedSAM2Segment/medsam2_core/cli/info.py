@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.cli.console import millilitres, print_table, report, volume_text
-from medsam2_core.cli.inputs import irregular_notes
 from medsam2_core.cli.options import AsJson, WhenIrregular
 from medsam2_core.errors import MedSAM2Error, Note
 
@@ -37,6 +36,7 @@ class Info:
     def run(self) -> None:
         """Read what is there, and describe it."""
         from medsam2_core.imaging.reading import list_series, pictures_in, read_volume
+        from medsam2_core.imaging.scans import irregular_notes
         from medsam2_core.imaging.segmentation_files import is_segmentation, label_counts, read_segmentation
 
         notes: list[Note] = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from medsam2_core.cli.console import ExitCode, peak_memory_mb, print_table, propagate, report
-from medsam2_core.cli.inputs import check_settings, read_scan
+from medsam2_core.cli.inputs import check_settings
 from medsam2_core.cli.options import AsJson, WhenIrregular
 from medsam2_core.errors import Note, VolumeError
 
@@ -47,6 +47,7 @@ class Replay:
     def run(self) -> None:
         """Segment again, and report how far the masks agree."""
         started = time.perf_counter()
+        from medsam2_core.imaging.scans import read_scan
         from medsam2_core.session.earlier import EarlierResult
 
         check_settings(self.model, self.device, "auto")

@@ -20,7 +20,7 @@ from medsam2_core.cli.console import (
     volume_text,
     warn,
 )
-from medsam2_core.cli.inputs import check_settings, read_scan
+from medsam2_core.cli.inputs import check_settings
 from medsam2_core.cli.options import (
     AsJson,
     AxisName,
@@ -35,12 +35,11 @@ from medsam2_core.errors import Note, PromptError
 
 if TYPE_CHECKING:
     from medsam2_core.cli.earlier_scans import OtherScans
-    from medsam2_core.cli.prompts import GivenPrompts
-    from medsam2_core.imaging.segmentation import Segment as SegmentMask
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.slices import AxisStack
     from medsam2_core.imaging.volume import Volume
     from medsam2_core.prompts import PromptSet
+    from medsam2_core.prompts.text import GivenPrompts
     from medsam2_core.session.earlier import EarlierResult
     from medsam2_core.session.session import Session
 
@@ -133,7 +132,8 @@ class Segment:
         """Check everything that is quick to check, segment, write the files, and report."""
         started = time.perf_counter()
         from medsam2_core import atomic
-        from medsam2_core.cli.prompts import diameter_facts, mask_file
+        from medsam2_core.imaging.scans import read_scan
+        from medsam2_core.prompts.text import mask_file
 
         outputs = Outputs(self.out, self.picture, self.probabilities, self.overwrite)
         # The values of box, point, mask and object are taken from here: in the order they were given.
@@ -152,6 +152,8 @@ class Segment:
             notes += of_scan
             notes += outputs.write(session, segmentation, session.prompts)
             changes = others.changes(segmentation)
+        from medsam2_core.session.object_facts import axis_stack, diameter_facts, object_facts
+
         facts = {
             "volume": str(self.volume),
             **outputs.facts,
@@ -159,8 +161,9 @@ class Segment:
             "slices": session.stack.key,
             "window": session.window.to_dict(),
             "objects": [
-                _object_facts(segmentation, name, session)
-                | diameter_facts(segmentation, name, prompts.lines, _axis_stack(session))
+                object_facts(segmentation, name, session)
+                | {"millilitres": millilitres(segmentation, name)}
+                | diameter_facts(segmentation, name, prompts.lines, axis_stack(session))
                 for name in session.object_names
             ],
             "confidence_is_calibrated": False,
@@ -192,10 +195,10 @@ class Segment:
         self, given: list[tuple[str, str]], volume: Volume, earlier: EarlierResult | None
     ) -> GivenPrompts:
         """Return the prompts, the range of slices, and the limits and diameters of objects."""
-        from medsam2_core.cli import prompts as words
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.imaging.slices import AxisStack
         from medsam2_core.prompts import PromptSet
+        from medsam2_core.prompts import text as words
         from medsam2_core.prompts.shapes import kept_slices
         from medsam2_core.prompts.slice_prompts import validate
 
@@ -312,43 +315,6 @@ def _spans(prompts: PromptSet, earlier: EarlierResult | None, stack: AxisStack) 
         for name, given in known:
             slices.setdefault(name, set()).update(by_slice(given, stack))
     return {name: (min(found), max(found)) for name, found in slices.items() if found}
-
-
-def _object_facts(segmentation: Segmentation, name: str, session: Session) -> dict[str, Any]:
-    segment = segmentation[name]
-    confidence = {result.n: result.confidence for result in session.results(name) if result.mask_hw.any()}
-    least = min(confidence, key=lambda n: confidence[n], default=None)
-    return {
-        "name": name,
-        "voxels": segment.voxel_count,
-        "millilitres": millilitres(segmentation, name),
-        "slices": [] if segment.is_empty else _extent(segment, session),
-        "confidence": round(sum(confidence.values()) / len(confidence), 3) if confidence else None,
-        "least_confident_slice": None if least is None else _array_index(least, session),
-    }
-
-
-def _extent(segment: SegmentMask, session: Session) -> list[int]:
-    """Return the first and last array index of an object along the stack."""
-    axis = _array_axis(session)
-    start = segment.offset_ijk[axis]
-    return [start, start + segment.part_kji.shape[2 - axis] - 1]
-
-
-def _array_index(n: int, session: Session) -> int:
-    """Return the array index of a slice of the stack: the K of ``--box``."""
-    return round(float(session.stack.to_ijk([[0, 0, n]])[0, _array_axis(session)]))
-
-
-def _array_axis(session: Session) -> int:
-    return _axis_stack(session).array_axis
-
-
-def _axis_stack(session: Session) -> AxisStack:
-    from medsam2_core.imaging.slices import AxisStack
-
-    assert isinstance(session.stack, AxisStack)  # oblique slices are not offered on the command line
-    return session.stack
 
 
 def _print(facts: dict[str, Any]) -> None:

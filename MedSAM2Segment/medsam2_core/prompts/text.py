@@ -1,4 +1,4 @@
-"""Parse the values of --box, --point, --mask, --line, --box3d, --object and --range.
+"""Parse prompts written as text: the values of --box, --point, --mask, --line, --box3d, --object and --range.
 
 Coordinates are in the space that ``--space`` names: ``ijk`` array indices (voxel centres at integers), or
 ``ras`` and ``lps`` millimetres. ``@K`` and ``--range`` count along the axis that slices are stacked along.
@@ -7,7 +7,7 @@ Coordinates are in the space that ``--space`` names: ``ijk`` array indices (voxe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +17,13 @@ import numpy as np
 from medsam2_core.errors import GeometryError, PromptError
 from medsam2_core.imaging.geometry import PLANE_NORMAL, Space
 from medsam2_core.imaging.slices import AxisStack
-from medsam2_core.prompts import Box, MaskPrompt, Point, Prompt, PromptSet
+from medsam2_core.prompts.prompt_set import PromptSet
 from medsam2_core.prompts.shapes import Line, Position, of_box, of_line, of_segment
 from medsam2_core.prompts.slice_prompts import resolve
-from medsam2_core.prompts.types import ROUNDING, position_text
+from medsam2_core.prompts.types import ROUNDING, Box, MaskPrompt, Point, Prompt, position_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from medsam2_core.imaging.segmentation import Segmentation
 
 #: Name of the object when none is given.
 UNNAMED = "object"
@@ -191,29 +189,6 @@ def length_mm(line: Line, space: PromptSpace) -> float:
     """Return the length of a line between two positions in IJK."""
     ends = space.stack.volume.geometry.to_ras(line)
     return float(np.linalg.norm(ends[1] - ends[0]))
-
-
-def diameter_facts(
-    segmentation: Segmentation, name: str, lines: Mapping[str, Sequence[float]], stack: AxisStack
-) -> dict[str, list[float] | None]:
-    """Return, of an object with a line, the drawn lengths and the diameters of its result in mm, both in the
-    plane of the slices; for others empty lists. Where nothing says how large a pixel is, they are in pixels,
-    and those in mm are None."""
-    if name not in lines:
-        return {"drawn_mm": [], "diameters_mm": []}
-    from medsam2_core.export.measurements import measure
-
-    (found,) = measure(replace(segmentation, segments=(segmentation[name],)), stack.array_axis)
-    diameters = [one.length_mm for one in (found.longest, found.perpendicular) if one is not None]
-    both = {
-        "drawn": [round(length, 2) for length in lines[name]],
-        "diameters": [round(length, 2) for length in diameters],
-    }
-    facts: dict[str, list[float] | None] = {}
-    for what, lengths in both.items():
-        in_pixels = segmentation.known_spacing == "none"
-        facts |= {f"{what}_mm": None, f"{what}_pixels": lengths} if in_pixels else {f"{what}_mm": lengths}
-    return facts
 
 
 def _inside(text: str, option: str, points: list[Position], space: PromptSpace) -> list[Line]:
@@ -473,6 +448,28 @@ def _runs_with(space: PromptSpace) -> bool:
     zero, step = np.zeros(3), np.eye(3)[space.across]
     n = space.stack.to_slice([space.to_ijk(zero), space.to_ijk(step)])[:, 2]
     return bool(n[1] > n[0])
+
+
+def check_syntax(option: str, text: str) -> None:
+    """Check a prompt as far as that is possible without the scan: how many numbers it has.
+
+    Raises
+    ------
+    PromptError
+        ``prompt-syntax``.
+    """
+    if option == "mask":
+        return
+    plane, at, slice_text = text.partition("@")
+    if option == "point":
+        position, _, sign = text.rpartition(",")
+        plane, at = (position, "") if sign.strip() in ("+", "-") else (text, "")
+    counts = {"box": (4,) if at else (4, 6), "point": (2, 3), "line": (4, 8), "box3d": (6,)}[option]
+    given = plane.count(",") + 1
+    how = f"write {' or '.join(map(str, counts))} numbers" + ("" if option == "point" else " and perhaps @K")
+    parse_numbers(plane, f"--{option} {text}", given if given in counts else counts[-1], how)
+    if at:
+        parse_numbers(slice_text, f"--{option} {text}", 1, "one number follows the @")
 
 
 def parse_numbers(text: str, what: str, count: int, how: str) -> list[float]:
