@@ -155,6 +155,12 @@ class EvaluationError(MedSAM2Error):
     default_code = "evaluation"
 
 
+class BatchError(MedSAM2Error):
+    """A cohort, its journal or one of its cases that cannot be processed."""
+
+    default_code = "batch"
+
+
 class WorkerError(MedSAM2Error):
     """The worker process could not be started, was lost, or does not answer."""
 

@@ -31,9 +31,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session")
     },
     "worker": {*("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session")},
+    "batch": {
+        *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
+        "worker",
+    },
     "cli": {
         *("atomic", "errors", "version", "imaging", "prompts", "export", "engine", "auto", "session"),
-        *("training", "evaluation", "worker"),
+        *("training", "evaluation", "worker", "batch"),
     },
 }
 

@@ -16,6 +16,7 @@ import typer
 
 from medsam2_core.cli import (
     auto,
+    batch,
     evaluate,
     export,
     image_set,
@@ -53,6 +54,7 @@ app = typer.Typer(
 register(app, "segment", segment.Segment, OrderedCommand)
 register(app, "set", image_set.SegmentSet, OrderedCommand)
 register(app, "auto", auto.Auto)
+register(app, "batch", batch.Batch, OrderedCommand)
 register(app, "export", export.Export)
 register(app, "import", import_seg.Import)
 register(app, "info", info.Info)

@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core.errors import MedSAM2Error, Note
+from medsam2_core.worker.system import peak_memory_mb  # noqa: F401
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -142,17 +143,6 @@ def millilitres(segmentation: Segmentation, name: str) -> float | None:
 def size_text(count: int | None) -> str:
     """Return a number of bytes as text."""
     return "size unknown" if count is None else f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count} bytes"
-
-
-def peak_memory_mb() -> float | None:
-    """Return the peak resident memory of this process in megabytes; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
 
 
 @contextmanager

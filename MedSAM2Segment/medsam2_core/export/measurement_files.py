@@ -148,11 +148,11 @@ def _columns() -> list[str]:
 def _cells(one: Measured, segment: Segment) -> Iterator[tuple[str, Any]]:
     """Yield column and value; a column that is not among them stays empty."""
     code = segment.terminology.type
-    yield "segment", _harmless(one.name)
+    yield "segment", harmless(one.name)
     for part in ("scheme", "value", "meaning"):
-        yield f"code_{part}", _harmless(getattr(code, part))
-    yield "modifier", _harmless(segment.terminology.type_modifier.meaning)
-    yield "region", _harmless(_place(segment))
+        yield f"code_{part}", harmless(getattr(code, part))
+    yield "modifier", harmless(segment.terminology.type_modifier.meaning)
+    yield "region", harmless(_place(segment))
     yield "voxels", one.voxel_count
     if one.volume_ml is not None:
         yield "volume_ml", _rounded(one.volume_ml)
@@ -173,7 +173,8 @@ def _place(segment: Segment) -> str:
     return ", ".join(code.meaning for code in (codes.region, codes.region_modifier) if code.meaning)
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
+    """Return a text for a cell of a CSV; what spreadsheets would take for a formula gets an apostrophe."""
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
 
 

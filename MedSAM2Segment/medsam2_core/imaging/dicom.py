@@ -75,10 +75,10 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def list_series(path: Path) -> list[SeriesInfo]:
-    """List the series in a DICOM file, or a folder with its subfolders."""
+def list_series(path: Path, *, deep: bool = True) -> list[SeriesInfo]:
+    """List the series in a DICOM file, or a folder; with its subfolders, if ``deep``."""
     with files.reading(path, "DICOM"):
-        return [_info(number, stack) for number, stack in enumerate(_stacks(path), start=1)]
+        return [_info(number, stack) for number, stack in enumerate(_stacks(path, deep), start=1)]
 
 
 def find_stack(path: Path, series: str | None = None) -> tuple[list[Frame], Geometry]:
@@ -155,11 +155,11 @@ def _interpolated(voxels: NDArray[Any], places: NDArray[np.float64]) -> NDArray[
     return result
 
 
-def _stacks(path: Path) -> list[Stack]:
+def _stacks(path: Path, deep: bool = True) -> list[Stack]:
     frames: list[Frame] = []
     others: list[str] = []
     seen: dict[str, Path] = {}
-    for file, header in _headers(path):
+    for file, header in _headers(path, deep):
         if "Rows" not in header or "Columns" not in header:
             others.append(str(header.get("Modality", "")) or "no image")
         elif header.get("SOPClassUID") in SEGMENTATION_STORAGE:
@@ -191,11 +191,11 @@ def _is_copy(file: Path, header: Any, seen: dict[str, Path]) -> bool:
     return first is not file and first.read_bytes() == file.read_bytes()
 
 
-def _headers(path: Path) -> Iterator[tuple[Path, Any]]:
+def _headers(path: Path, deep: bool) -> Iterator[tuple[Path, Any]]:
     """Yield headers of all DICOM files; other files in a folder are passed over, damaged DICOM is not."""
     import pydicom
 
-    for file in _files(path):
+    for file in _files(path, deep):
         if file.name.upper() == "DICOMDIR" or file.name.startswith("._"):  # a Mac's own notes on a file
             continue
         named = file.suffix.lower() in (".dcm", ".dicom", ".ima") or not path.is_dir()
@@ -209,8 +209,8 @@ def _headers(path: Path) -> Iterator[tuple[Path, Any]]:
             yield file, header
 
 
-def _files(path: Path) -> list[Path]:
-    """Return the file, those of a folder and its subfolders, or those a text file lists one a line."""
+def _files(path: Path, deep: bool) -> list[Path]:
+    """Return the file, those of a folder and, if deep, its subfolders, or those a text file lists."""
     if path.suffix.lower() == ".txt" and path.is_file() and not is_dicom(path):
         lines = (line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").split("\n"))
         listed = [Path(line) for line in lines if line]
@@ -219,7 +219,9 @@ def _files(path: Path) -> list[Path]:
                 message = f"{path}: lists {file}, which is not there"
                 raise VolumeError(message, code="no-such-file", path=str(file))
         return listed
-    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if path.is_file():
+        return [path]
+    return sorted(p for p in (path.rglob("*") if deep else path.iterdir()) if p.is_file())
 
 
 def _choose(path: Path, stacks: Sequence[Stack], series: str | None) -> Stack:

@@ -148,6 +148,17 @@ def memory() -> tuple[int, int]:
     return min(free, max(0, limit - used)), min(total, limit)
 
 
+def peak_memory_mb() -> float | None:
+    """Return the peak resident memory of this process in megabytes; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+
+
 def device_facts(device: torch.device) -> dict[str, Any]:
     """Return ``name``, ``title``, ``free_bytes`` and ``total_bytes`` of a device."""
     if device.type == "cuda":

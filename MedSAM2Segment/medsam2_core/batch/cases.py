@@ -1,0 +1,166 @@
+"""One case of a cohort and what holds for all: plain values that pass between processes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+#: Files of the folder of results.
+CASES, JOURNAL, TABLE, REPORT = "cases", "journal.sqlite", "results.csv", "report.html"
+#: Files of a case; those of :data:`FACTS` say from what it was made.
+SEGMENTATION, DICOM_SEG, MEASUREMENTS = "segmentation.seg.nrrd", "segmentation.dcm", "measurements.json"
+THUMBNAIL, FACTS = "thumbnail.jpg", "case.json"
+#: How a case ended, or that it was begun.
+DONE, FAILED, RUNNING = "done", "failed", "running"
+#: Endings of folders that a process was writing, or replacing, when it was killed.
+PART, OLD = ".part", ".old"
+
+_LONGEST = 80
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan and what is to be found in it.
+
+    Attributes
+    ----------
+    name
+        Unique in the cohort.
+    image
+        Path of a file or a DICOM folder, or a URL.
+    series
+        Number or UID, where the image holds several.
+    given
+        Prompts as (option of `medsam2 segment`, value), each after the ``object`` it belongs to.
+    prompts
+        A file of prompts, or empty.
+    auto, classes
+        An Auto model, or empty; its classes that are wanted, comma-separated, or empty for all.
+    like
+        Segmented scans as examples, as (scan, segmentation).
+    line
+        Where it stands in the CSV; 0 for a folder.
+    """
+
+    name: str
+    image: str
+    series: str = ""
+    given: tuple[tuple[str, str], ...] = ()
+    prompts: str = ""
+    auto: str = ""
+    classes: str = ""
+    like: tuple[tuple[str, str], ...] = ()
+    line: int = 0
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder of results."""
+        return folder_name(self.name)
+
+    @property
+    def masks(self) -> list[str]:
+        """The values of its ``mask`` prompts."""
+        return [text for option, text in self.given if option == "mask"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-serialisable values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Case:
+        """Return a case from what :meth:`to_dict` gave, also after JSON."""
+        pairs = {name: tuple((a, b) for a, b in values[name]) for name in ("given", "like")}
+        return cls(**{**values, **pairs})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What holds for all cases: the options of `medsam2 segment` of the same names.
+
+    Attributes
+    ----------
+    axis, window
+        None: of an Auto model its own, else ``axial`` and ``auto``.
+    dicom_seg
+        Also write a DICOM SEG of cases that are DICOM.
+    generic
+        Code objects without a code as tissue there.
+    threads
+        CPU threads of each process.
+    """
+
+    model: str = "embedded"
+    config: str | None = None
+    image_size: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    axis: str | None = None
+    window: str | None = None
+    memory: str = "recent"
+    zoom: str = "auto"
+    space: str = "ijk"
+    no_overlap: bool = False
+    irregular: str = "refuse"
+    dicom_seg: bool = False
+    generic: bool = False
+    threads: int = 1
+
+    #: These change how fast a mask is made, and not which.
+    _SPEED = ("device", "threads")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return those that a result depends on."""
+        return {name: value for name, value in asdict(self).items() if name not in self._SPEED}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A case to be done.
+
+    Attributes
+    ----------
+    signature
+        Of the request; it is kept beside the result.
+    attempt
+        From 0; more after a process was lost.
+    """
+
+    case: Case
+    signature: str
+    attempt: int = 0
+
+
+def folder_name(name: str) -> str:
+    """Return a file name for a case on any system: where letters had to be replaced, with a hash of the name.
+
+    Two names have one folder only when they differ in nothing but capitals.
+    """
+    text = unicodedata.normalize("NFC", name)
+    kept = re.sub(r"[^\w.+=@-]+", "_", text)[:_LONGEST].rstrip(".").lstrip(".-")
+    if kept != text or not kept or _RESERVED.fullmatch(kept):
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        return f"{kept or 'case'}-{digest}"
+    return kept
+
+
+def same_folder(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of names whose folders would be one where capitals do not count."""
+    seen: dict[str, str] = {}
+    found = []
+    for name in names:
+        folder = folder_name(name).casefold()
+        if folder in seen:
+            found.append((seen[folder], name))
+        seen.setdefault(folder, name)
+    return found
+
+
+def case_folder(results: str | Path, case: Case) -> Path:
+    """Return the folder of a case's results."""
+    return Path(results) / CASES / case.folder

@@ -1,0 +1,194 @@
+"""The files of a case: where they are, whether they have changed, and copies of those that are far away."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medsam2_core.batch.cases import Case
+from medsam2_core.errors import BatchError, MissingPackageError
+from medsam2_core.prompts.text import mask_file
+
+_BLOCK = 1 << 20
+_MOST_FILES = 20_000  # of one case
+
+
+def is_url(text: str) -> bool:
+    """Return whether it names a place that fsspec opens; a drive's letter on Windows is none."""
+    scheme, colon, _ = text.partition("://")
+    return bool(colon) and len(scheme) > 1
+
+
+def inputs_of(case: Case) -> list[str]:
+    """Return paths and URLs of all that a case is read from, without models."""
+    masks = [text if is_url(text) else str(mask_file(text)[0]) for text in case.masks]
+    examples = [path for pair in case.like for path in pair]
+    return [path for path in (case.image, case.prompts, *masks, *examples) if path]
+
+
+def states(paths: Iterable[str]) -> dict[str, Any]:
+    """Return what tells without reading whether files have changed: size and time, or what a store says.
+
+    Of a folder, those of all files in it. None for what is not there.
+    """
+    return {path: _state_of_url(path) if is_url(path) else _state(Path(path)) for path in paths}
+
+
+def fingerprint(paths: Iterable[str]) -> dict[str, Any]:
+    """Return state and content of files: by path, ``state`` and ``sha256`` (of URLs no hash)."""
+    known = states(paths)
+    return {
+        path: {"state": state, "sha256": None if is_url(path) else content(path, _frozen(state))}
+        for path, state in known.items()
+    }
+
+
+def changed(known: dict[str, Any], paths: Iterable[str]) -> bool:
+    """Return whether files differ from a fingerprint; they are read only where their state differs."""
+    now = states(paths)
+    if set(now) != set(known):
+        return True
+    for path, state in now.items():
+        if _frozen(state) == _frozen(known[path]["state"]):
+            continue
+        hashed = known[path]["sha256"]
+        if hashed is None or state is None or content(path, _frozen(state)) != hashed:
+            return True
+    return False
+
+
+@functools.lru_cache(maxsize=256)  # examples and prompts may be those of every case
+def content(path: str, _state: Any) -> str | None:
+    """Return the SHA-256 of a file, or of all files of a folder with their names; None if it is not there."""
+    try:
+        if not Path(path).is_dir():
+            return _hash(Path(path))
+        digest = hashlib.sha256()
+        for file in _files(Path(path)):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{_hash(file)}\n".encode(errors="replace"))
+        return digest.hexdigest()
+    except OSError:
+        return None
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _state(path: Path) -> Any:
+    try:
+        if path.is_dir():
+            return [[file.relative_to(path).as_posix(), *_stat(file)] for file in _files(path)]
+        return _stat(path)
+    except OSError:
+        return None
+
+
+def _stat(path: Path) -> list[int]:
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    if len(found) > _MOST_FILES:
+        message = f"{folder} holds {len(found)} files: name the folder of one series"
+        raise BatchError(message, code="too-many-files", path=str(folder), files=len(found))
+    return found
+
+
+def _frozen(state: Any) -> Any:
+    """Return a state as a value that can be compared and hashed, also after JSON."""
+    return tuple(map(_frozen, state)) if isinstance(state, list | tuple) else state
+
+
+def _state_of_url(url: str) -> str | None:
+    filesystem, path = _opened(url)
+    try:
+        return str(filesystem.ukey(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise _unreachable(url, error) from error
+
+
+@contextmanager
+def local_copies(case: Case) -> Iterator[Case]:
+    """Give a case whose files are all on this machine: what has a URL is copied to a temporary folder.
+
+    The folder is removed at the end of the block.
+
+    Raises
+    ------
+    BatchError
+        ``url-unreachable``.
+    MissingPackageError
+        For a kind of URL whose package is not installed.
+    """
+    if not any(map(is_url, inputs_of(case))):
+        yield case
+        return
+    with tempfile.TemporaryDirectory(prefix="medsam2-batch-") as folder:
+        copies: dict[str, str] = {}
+
+        def local(text: str) -> str:
+            if not is_url(text):
+                return text
+            if text not in copies:
+                place = Path(folder) / str(len(copies))
+                place.mkdir()
+                copies[text] = str(_copied(text, place))
+            return copies[text]
+
+        yield replace(
+            case,
+            image=local(case.image),
+            prompts=local(case.prompts),
+            given=tuple((option, local(text) if option == "mask" else text) for option, text in case.given),
+            like=tuple((local(scan), local(labels)) for scan, labels in case.like),
+        )
+
+
+def _copied(url: str, folder: Path) -> Path:
+    """Copy a file, or a folder, into a folder; return where it is."""
+    filesystem, path = _opened(url)
+    target = folder / (path.rstrip("/").rpartition("/")[2] or "image")
+    try:
+        if filesystem.isdir(path):
+            filesystem.get(path.rstrip("/") + "/", str(target) + "/", recursive=True)
+        else:
+            with filesystem.open(path, "rb") as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, _BLOCK)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise _unreachable(url, error) from error
+    return target
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it."""
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        message = f"{url}: {error}"
+        raise MissingPackageError(message, code="missing-package", url=url) from error
+    except (OSError, ValueError) as error:
+        raise _unreachable(url, error) from error
+    return filesystem, path
+
+
+def _unreachable(url: str, error: Exception) -> BatchError:
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+    return BatchError(f"{url} cannot be read: {text}", code="url-unreachable", url=url, reason=text)

@@ -1,0 +1,145 @@
+"""What became of every case, in one SQLite file: a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medsam2_core.batch.cases import RUNNING
+from medsam2_core.errors import BatchError
+
+_VERSION = 1
+_TABLE = """
+CREATE TABLE IF NOT EXISTS cases (
+    name TEXT PRIMARY KEY, state TEXT NOT NULL, signature TEXT NOT NULL, attempts INTEGER NOT NULL,
+    inputs TEXT NOT NULL, outcome TEXT NOT NULL
+) WITHOUT ROWID
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a case.
+
+    Attributes
+    ----------
+    state
+        ``done``, ``failed``, or ``running``: begun, and not ended when the run was stopped.
+    signature
+        Of the request: prompts, options, models.
+    attempts
+        How often it was begun.
+    inputs
+        Its files as :func:`medsam2_core.batch.inputs.fingerprint` gives them.
+    outcome
+        ``facts`` of what was made, or the ``error``.
+    """
+
+    name: str
+    state: str
+    signature: str
+    attempts: int = 0
+    inputs: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+
+class Journal:
+    """The journal of a folder of results. One process writes it; others may read it meanwhile.
+
+    Every change is on disk when the call returns (write-ahead log).
+
+    Parameters
+    ----------
+    path
+        Is made, unless ``read_only``.
+
+    Raises
+    ------
+    BatchError
+        ``journal-damaged``, ``journal-version``, or ``no-journal``.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        if read_only and not path.is_file():
+            message = f"{path.parent} has no {path.name}: name the folder of results of `medsam2 batch`"
+            raise BatchError(message, code="no-journal", path=str(path))
+        try:
+            self._database = sqlite3.connect(path, timeout=30)
+            self._check()
+            if not read_only:
+                self._database.execute("PRAGMA journal_mode=WAL")
+                self._database.execute("PRAGMA synchronous=FULL")
+                with self._database:
+                    self._database.execute(_TABLE)
+                    self._database.execute(f"PRAGMA user_version={_VERSION}")
+        except sqlite3.Error as error:
+            raise self._damaged(str(error)) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def begin(self, name: str, signature: str) -> None:
+        """Note that a case is begun."""
+        earlier = self.find(name)
+        self._write(Entry(name, RUNNING, signature, 1 + (earlier.attempts if earlier else 0)))
+
+    def end(self, name: str, signature: str, outcome: dict[str, Any]) -> None:
+        """Note how a case ended: ``state``, ``inputs``, and ``facts`` or ``error``."""
+        earlier = self.find(name)
+        rest = {key: value for key, value in outcome.items() if key not in ("state", "inputs")}
+        attempts = earlier.attempts if earlier else 0
+        inputs = outcome.get("inputs") or {}
+        self._write(Entry(name, outcome["state"], signature, attempts, inputs, rest))
+
+    def find(self, name: str) -> Entry | None:
+        """Return what is known of a case."""
+        return next(iter(list(self._read("WHERE name = ?", name))), None)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self._read("ORDER BY name")
+
+    def _read(self, which: str, *values: str) -> Iterator[Entry]:
+        columns = "name, state, signature, attempts, inputs, outcome"
+        try:
+            for row in self._database.execute(f"SELECT {columns} FROM cases {which}", values):
+                name, state, signature, attempts, inputs, outcome = row
+                yield Entry(name, state, signature, attempts, json.loads(inputs), json.loads(outcome))
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _write(self, entry: Entry) -> None:
+        row = (entry.name, entry.state, entry.signature, entry.attempts,
+               json.dumps(entry.inputs), json.dumps(entry.outcome, default=str))  # fmt: skip
+        try:
+            with self._database:
+                self._database.execute("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?)", row)
+        except sqlite3.Error as error:
+            message = f"{self.path} cannot be written: {error}"
+            raise BatchError(message, code="journal-not-writable", path=str(self.path)) from error
+
+    def _check(self) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version not in (0, _VERSION):
+            message = f"{self.path} was written by a newer release (version {version}): use that one"
+            raise BatchError(message, code="journal-version", path=str(self.path), version=version)
+        (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise self._damaged(verdict)
+
+    def _damaged(self, reason: str) -> BatchError:
+        self._close_quietly()
+        return BatchError(
+            f"{self.path} is damaged ({reason}): move it away, and run the same command again; results in "
+            "cases/ are taken over, only failed cases are done again",
+            code="journal-damaged", path=str(self.path), reason=reason,
+        )  # fmt: skip
+
+    def _close_quietly(self) -> None:
+        if hasattr(self, "_database"):
+            self._database.close()

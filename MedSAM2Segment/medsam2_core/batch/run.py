@@ -1,0 +1,263 @@
+"""A cohort from its cases to results: what is done already, what is to be done, what failed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from medsam2_core import atomic
+from medsam2_core.batch import cases as names
+from medsam2_core.batch.cases import DONE, FAILED, OLD, PART, RUNNING, Case, Options, Task, case_folder
+from medsam2_core.batch.inputs import changed, inputs_of
+from medsam2_core.batch.journal import Journal
+from medsam2_core.batch.pool import Pool
+from medsam2_core.engine.catalogue import Catalogue
+from medsam2_core.engine.store import Store, hash_file
+from medsam2_core.errors import BatchError, MedSAM2Error
+
+_FORM = 1  # of the files of a case: another number makes all of them anew
+_LOOK = 0.5  # seconds between two looks whether to stop
+
+
+@dataclass
+class Summary:
+    """How a run ended.
+
+    Attributes
+    ----------
+    done, failed
+        Names of the cases of this run.
+    kept
+        Names of those that were done before.
+    kept_failed
+        Names of those that had failed before, and were left so.
+    stopped
+        Whether it was stopped before its end.
+    """
+
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    kept_failed: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+
+@contextlib.contextmanager
+def opened(results: Path) -> Iterator[Journal]:
+    """Give the journal of a folder of results, which is made; no other run can have it meanwhile.
+
+    Raises
+    ------
+    BatchError
+        ``results-in-use``, ``results-of-others``, or those of :class:`Journal`.
+    ExportError
+        ``output-not-writable``.
+    """
+    from filelock import FileLock, Timeout
+
+    path = results / names.JOURNAL
+    if (
+        results.is_dir()
+        and any(results.iterdir())
+        and not path.exists()
+        and not (results / names.CASES).exists()
+    ):
+        message = f"{results} holds other files: name a new folder, or the results of an earlier run"
+        raise BatchError(message, code="results-of-others", path=str(results))
+    atomic.make_folder(results)
+    atomic.check_writable(path)
+    try:
+        with FileLock(results / ".lock", timeout=0):
+            _clean(results / names.CASES)
+            journal = Journal(path)
+            try:
+                yield journal
+            finally:
+                journal.close()
+    except Timeout as error:
+        message = f"another run is writing to {results}: wait for it, or name another folder"
+        raise BatchError(message, code="results-in-use", path=str(results)) from error
+
+
+def _clean(folder: Path) -> None:
+    """Remove what processes that were killed have left."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith(".") and path.name.endswith((PART, OLD)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class Run:
+    """Does the cases of a cohort that are not done yet.
+
+    Parameters
+    ----------
+    results
+        The folder; :func:`opened` gives its journal.
+    options
+        What holds for all cases.
+    retry_failed
+        Do failed cases again.
+    retries
+        How often a case that lost its process is tried again.
+    """
+
+    def __init__(
+        self,
+        results: Path,
+        journal: Journal,
+        options: Options,
+        *,
+        retry_failed: bool = False,
+        retries: int = 1,
+    ) -> None:
+        self._results, self._journal, self._options = results, journal, options
+        self._retry_failed, self._retries = retry_failed, retries
+        self.summary = Summary()
+
+    def signature(self, case: Case) -> str:
+        """Return a hash of all that a result depends on but its files: prompts, options, weights."""
+        request = {name: value for name, value in case.to_dict().items() if name not in ("name", "line")}
+        weights = [_weights_of_auto(case.auto)] if case.auto else []
+        if not case.auto or self._options.model != "embedded":
+            weights.append(_weights(self._options.model))
+        known = [_FORM, request, self._options.to_dict(), weights]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8", "replace")).hexdigest()
+
+    def run(
+        self,
+        cases: Sequence[Case],
+        pool: Pool,
+        should_stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, str], None] = lambda done, name: None,
+    ) -> Summary:
+        """Do them, and note in the journal what became of each.
+
+        Raises
+        ------
+        MedSAM2Error
+            The model cannot be loaded: no case could be done.
+        """
+        waiting = deque(cases)
+        again: deque[Task] = deque()
+        while True:
+            stopping = should_stop()
+            if not stopping:
+                self._submit(waiting, again, pool)
+            if not pool.in_flight and (stopping or not (waiting or again)):
+                break
+            for finished in pool.wait(_LOOK):
+                if finished.outcome is None:
+                    self._lost(finished.task, again)
+                else:
+                    self._end(finished.task, finished.outcome)
+            progress(self._ended, "")
+        self.summary.stopped = bool(waiting or again)
+        return self.summary
+
+    @property
+    def _ended(self) -> int:
+        one = self.summary
+        return sum(map(len, (one.done, one.failed, one.kept, one.kept_failed)))
+
+    def _submit(self, waiting: deque[Case], again: deque[Task], pool: Pool) -> None:
+        """Give cases away as long as a process takes one; no more are looked at than that."""
+        while again and pool.submit(again[0]):
+            again.popleft()
+        while waiting and not again:
+            case = waiting[0]
+            if not any(hand.takes(Task(case, "")) for hand in pool.hands):
+                return
+            try:
+                signature = self.signature(case)
+                state = self._known(case, signature)
+            except MedSAM2Error as error:  # of its Auto model, or of a store that does not answer
+                self._journal.end(case.name, "", {"state": FAILED, "error": error.to_dict()})
+                self.summary.failed.append(case.name)
+                waiting.popleft()
+                continue
+            waiting.popleft()
+            if state == DONE:
+                self.summary.kept.append(case.name)
+            elif state == FAILED:
+                self.summary.kept_failed.append(case.name)
+            else:
+                self._journal.begin(case.name, signature)
+                pool.submit(Task(case, signature))
+
+    def _known(self, case: Case, signature: str) -> str | None:
+        """Return ``done`` or ``failed`` for a case that need not be done again, else None."""
+        folder = case_folder(self._results, case)
+        entry = self._journal.find(case.name)
+        # The run was killed before it could note a result, or the journal was moved away.
+        if entry is None or entry.state == RUNNING:
+            return DONE if self._take_over(case, signature) else None
+        is_gone = entry.state == DONE and read_facts(folder) is None
+        if is_gone or entry.signature != signature or (entry.state == FAILED and self._retry_failed):
+            return None
+        if not entry.inputs:  # its process was lost before they were known
+            return entry.state
+        return None if changed(entry.inputs, inputs_of(case)) else entry.state
+
+    def _take_over(self, case: Case, signature: str) -> bool:
+        """Note a result that is there; return False when there is none, or it is of another request."""
+        written = read_facts(case_folder(self._results, case))
+        if written is None or written["signature"] != signature:
+            return False
+        if changed(written["inputs"], inputs_of(case)):
+            return False
+        outcome = {"state": DONE, "inputs": written["inputs"], "facts": written["facts"]}
+        self._journal.end(case.name, signature, outcome)
+        return True
+
+    def _end(self, task: Task, outcome: dict[str, Any]) -> None:
+        if outcome.get("fatal"):  # not this case's fault: it stays to be done
+            error = outcome["error"]
+            raise BatchError(error["message"], code=error["code"], **error["fields"])
+        self._journal.end(task.case.name, task.signature, outcome)
+        ended = self.summary.done if outcome["state"] == DONE else self.summary.failed
+        ended.append(task.case.name)
+
+    def _lost(self, task: Task, again: deque[Task]) -> None:
+        if task.attempt < self._retries:
+            self._journal.begin(task.case.name, task.signature)
+            again.append(replace(task, attempt=task.attempt + 1))
+            return
+        message = (
+            f"the process was lost {task.attempt + 1} times while it did this case: too little memory is the "
+            "usual reason; try fewer processes (--processes)"
+        )
+        error = {"code": "process-lost", "message": message, "severity": "error", "fields": {}}
+        self._end(task, {"state": FAILED, "error": error})
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """Return what stands beside the result of a case; None where there is no whole result."""
+    try:
+        known = json.loads((folder / names.FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_whole = isinstance(known, dict) and known.keys() >= {"signature", "inputs", "facts"}
+    return known if is_whole and (folder / names.SEGMENTATION).is_file() else None
+
+
+def _weights(model: str) -> str:
+    return _hash(str(Store.default().locate(Catalogue.load().find(model))))
+
+
+def _weights_of_auto(name: str) -> str:
+    from medsam2_core.auto.library import find
+
+    return _hash(str(find(name)[0]))
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(path: str) -> str:
+    return hash_file(Path(path))[0]

@@ -1,0 +1,288 @@
+"""Work on one case, the same in a local process and in a Ray actor: read, segment, measure, write."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam2_core import atomic
+from medsam2_core.batch import cases
+from medsam2_core.batch.cases import DONE, FAILED, OLD, PART, Case, Options, Task
+from medsam2_core.batch.inputs import fingerprint, inputs_of, local_copies
+from medsam2_core.errors import ExportError, MedSAM2Error, Note
+
+if TYPE_CHECKING:
+    from medsam2_core.auto.model import AutoModel
+    from medsam2_core.engine.segmentation_model import SegmentationModel
+    from medsam2_core.export.measurements import Measured
+    from medsam2_core.imaging.segmentation import Segmentation
+    from medsam2_core.imaging.volume import Volume
+    from medsam2_core.session.session import Session
+
+
+@dataclass
+class _Scan:
+    """What is read before the model is free."""
+
+    volume: Volume
+    notes: list[Note] = field(default_factory=list)
+
+
+class CaseWorker:
+    """Does cases, one model in memory. Called by two threads, the second reads while the first computes.
+
+    Parameters
+    ----------
+    results
+        Folder of results.
+    options
+        What holds for all cases.
+    """
+
+    def __init__(self, results: str | Path, options: Options) -> None:
+        self._results, self._options = Path(results), options
+        self._model: SegmentationModel | None = None
+        self._auto: tuple[tuple[str, str], AutoModel] | None = None
+        self._computing = threading.Lock()
+        self._model_error: MedSAM2Error | None = None
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """Do a case; its folder of results appears whole or not at all. Never raises.
+
+        Returns
+        -------
+        dict
+            JSON-serialisable: ``state``, ``inputs``, ``seconds``, and ``facts`` or ``error``; ``fatal`` where
+            the model could not be loaded, as for every other case.
+        """
+        started = time.perf_counter()
+        inputs: dict[str, Any] = {}
+        try:
+            inputs = fingerprint(inputs_of(task.case))
+            facts = self._segmented(task, inputs)
+            outcome: dict[str, Any] = {"state": DONE, "facts": facts}
+        except MedSAM2Error as error:
+            outcome = {"state": FAILED, "error": error.to_dict(), "fatal": error is self._model_error}
+        except MemoryError:
+            outcome = _failed("out-of-memory", "not enough memory on this machine for a volume of this size")
+        except Exception as error:  # whatever it is, it is one case's
+            text = f"{type(error).__name__}: {error}"
+            outcome = _failed("bug", text, traceback=traceback.format_exc()[-4000:])
+        return {**outcome, "inputs": inputs, "seconds": round(time.perf_counter() - started, 3)}
+
+    def _segmented(self, task: Task, inputs: dict[str, Any]) -> dict[str, Any]:
+        from medsam2_core.imaging.scans import read_scan
+
+        started = time.perf_counter()
+        with local_copies(task.case) as case:
+            image = Path(case.image)
+            scan = _Scan(*read_scan(image, case.series or None, self._options.irregular))
+            read = time.perf_counter()
+            with self._computing:
+                begun = time.perf_counter()
+                session = self._session(case, scan)
+                computed = time.perf_counter()
+            seconds = {"read": read - started, "compute": computed - begun}
+            return self._write(task, case, scan, session, inputs, seconds)
+
+    def _session(self, case: Case, scan: _Scan) -> Session:
+        """Return the session of a case with all masks."""
+        from medsam2_core.engine.devices import choose_device
+        from medsam2_core.session.session import Session
+        from medsam2_core.worker.system import check_memory
+
+        options, auto = self._options, self._auto_model(case)
+        model = auto.model if auto is not None else self._loaded()
+        if auto is None:
+            device, size = choose_device(options.device), scan.volume.voxels_kji.nbytes
+            check_memory(options.model, device, size, options.image_size)
+        axis, window = options.axis or "axial", options.window or "auto"
+        if auto is not None:
+            axis = options.axis or ("axial" if auto.card.is_for_pictures else auto.card.axis)
+            window = options.window or auto.card.window
+        if len(scan.volume.voxels_kji) == 1:
+            axis = "k"  # a picture has one slice, whatever the plane
+        session = Session.open(
+            scan.volume, model, axis=axis, window=window, memory=options.memory, zoom=options.zoom
+        )
+        if auto is not None:
+            session.auto(auto, _names(case.classes))
+        limits = self._prompted(session, case, scan)
+        if case.like:
+            scan.notes += self._found_like(session, case, window)
+        if session.tracker.prompted_ids and (case.given or case.prompts or case.like):
+            for _ in session.propagate(limits=limits, overlap=not options.no_overlap):
+                pass
+        return session
+
+    def _prompted(self, session: Session, case: Case, scan: _Scan) -> dict[str, tuple[int, int]]:
+        """Give a session the prompts of its case; return the limits of objects with a 3-D box."""
+        from medsam2_core.imaging.geometry import Space
+        from medsam2_core.prompts import text
+        from medsam2_core.prompts.slice_prompts import validate
+        from medsam2_core.session.earlier import prompts_in
+        from medsam2_core.session.object_facts import axis_stack
+
+        if not case.given and not case.prompts:
+            return {}
+        space = text.PromptSpace(axis_stack(session), Space.named(self._options.space))
+        stored = prompts_in(Path(case.prompts), scan.volume.geometry) if case.prompts else None
+        names = () if stored is None else stored.names
+        prompts = text.collect_prompts(case.given, stored, space, session.object_names)
+        validate(prompts, session.stack)
+        limits = text.limits_of(case.given, names, space)
+        text.check_in_range(prompts, (None, None), space.stack, limits)
+        session.apply(prompts)
+        return limits
+
+    def _found_like(self, session: Session, case: Case, window: str) -> list[Note]:
+        from medsam2_core.session.earlier import read_examples
+
+        pairs = [(Path(scan), Path(labels)) for scan, labels in case.like]
+        missing = session.find_like(read_examples(pairs, window))
+        return [
+            Note.warning("object-not-found", f"{name!r} was not found in this scan", object=name)
+            for name in missing
+        ]
+
+    def _loaded(self) -> SegmentationModel:
+        if self._model is None:
+            self._model = self._load(self._options.image_size)
+        return self._model
+
+    def _load(self, image_size: int | None) -> SegmentationModel:
+        from medsam2_core.engine.model import load_model
+
+        one = self._options
+        try:
+            return load_model(one.model, one.device, one.precision, config=one.config, image_size=image_size)
+        except MedSAM2Error as error:
+            self._model_error = error
+            raise
+
+    def _auto_model(self, case: Case) -> AutoModel | None:
+        """Return the case's Auto model; the one before is given up for another."""
+        if not case.auto:
+            return None
+        from medsam2_core.auto.library import find
+        from medsam2_core.auto.model import load_auto
+
+        path, card = find(case.auto)
+        key = str(path), str(path.stat().st_mtime_ns)
+        if self._auto is None or self._auto[0] != key:
+            self._auto = None
+            base = None if self._options.model == "embedded" else self._load(card.image_size)
+            self._auto = key, load_auto(path, base, self._options.device, self._options.precision)
+        return self._auto[1]
+
+    def _write(
+        self,
+        task: Task,
+        case: Case,
+        scan: _Scan,
+        session: Session,
+        inputs: dict[str, Any],
+        seconds: dict[str, float],
+    ) -> dict[str, Any]:
+        """Write all files of a case into a folder that takes its place at the end."""
+        from medsam2_core import export
+        from medsam2_core.batch.thumbnails import write_thumbnail
+        from medsam2_core.export.measurement_files import write_measurements
+        from medsam2_core.export.measurements import measure
+        from medsam2_core.worker.system import peak_memory_mb
+
+        started = time.perf_counter()
+        segmentation = session.segmentation()
+        target = cases.case_folder(self._results, task.case)
+        with new_folder(target) as folder:
+            notes = [*scan.notes, *export.write(segmentation, folder / cases.SEGMENTATION).notes]
+            notes += self._dicom_seg(case, segmentation, folder / cases.DICOM_SEG)
+            measured = measure(segmentation)
+            write_measurements(measured, segmentation, folder / cases.MEASUREMENTS)
+            write_thumbnail(session, segmentation, folder / cases.THUMBNAIL)
+            seconds["write"] = time.perf_counter() - started
+            facts = {
+                "objects": [_object_facts(one, segmentation, session) for one in measured],
+                "notes": [note.to_dict() for note in notes],
+                "dicom_seg": (folder / cases.DICOM_SEG).exists(),
+                "model": session.model.name,
+                "seconds": {name: round(value, 3) for name, value in seconds.items()},
+                "peak_memory_mb": peak_memory_mb(),
+            }
+            known = {"name": task.case.name, "signature": task.signature, "inputs": inputs, "facts": facts}
+            with atomic.new_file(folder / cases.FACTS, overwrite=False) as stream:
+                stream.write(json.dumps(known, indent=1, default=str).encode())
+        return facts
+
+    def _dicom_seg(self, case: Case, segmentation: Segmentation, path: Path) -> list[Note]:
+        """Write a DICOM SEG where that is wanted; a case without one is still done."""
+        if not self._options.dicom_seg:
+            return []
+        from medsam2_core.export.dicom.seg import SegOptions, write_seg
+        from medsam2_core.export.dicom.source import read_source
+
+        try:
+            source = read_source(case.image, case.series or None)
+            written = write_seg(segmentation, source, path, SegOptions(generic=self._options.generic))
+        except MedSAM2Error as error:
+            message = f"no DICOM SEG was written: {error}"
+            return [Note.warning("dicom-seg-not-written", message, error=error.to_dict())]
+        return list(written.notes)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to write into, which takes the place of ``target`` when the block ends well.
+
+    Between the removal of an earlier one and that there may be none, and never half of one.
+
+    Raises
+    ------
+    ExportError
+        ``output-not-writable``.
+    """
+    atomic.make_folder(target.parent)
+    made, old = (target.with_name(f".{target.name}.{secrets.token_hex(4)}{ending}") for ending in (PART, OLD))
+    try:
+        made.mkdir()
+        yield made
+        if target.exists():
+            target.rename(old)
+        made.rename(target)
+    except OSError as error:
+        message = f"{target} cannot be written: {atomic.reason(error)}"
+        raise ExportError(message, code="output-not-writable", path=str(target)) from error
+    finally:
+        for folder in (made, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _object_facts(measured: Measured, segmentation: Segmentation, session: Session) -> dict[str, Any]:
+    from medsam2_core.session.object_facts import object_facts
+
+    known = segmentation.known_spacing
+    diameters = {
+        f"{which}_diameter_mm": None if line is None or known == "none" else round(line.length_mm, 3)
+        for which, line in (("longest", measured.longest), ("perpendicular", measured.perpendicular))
+    }
+    volume = measured.volume_ml if known == "all" else None
+    facts = object_facts(segmentation, measured.name, session)
+    return {**facts, "volume_ml": None if volume is None else round(volume, 4), **diameters}
+
+
+def _names(classes: str) -> list[str] | None:
+    return [name.strip() for name in classes.split(",")] if classes.strip() else None
+
+
+def _failed(code: str, message: str, **fields: Any) -> dict[str, Any]:
+    error = {"code": code, "message": message, "severity": "error", "fields": fields}
+    return {"state": FAILED, "error": error}
