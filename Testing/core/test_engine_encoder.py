@@ -6,6 +6,7 @@ import torch
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.encoder import MEAN, STD, SliceEncoder, resized
 from medsam2_core.engine.options import TrackerOptions
+from medsam2_core.engine.presence import Appearance
 from medsam2_core.engine.sources import ArrayImages, SetImages, StackImages
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.engine.zoom import Region
@@ -88,6 +89,20 @@ def test_a_region_is_cropped_resized_and_normalised(model):
     assert np.allclose(given[0].permute(1, 2, 0), wanted, atol=1e-6)
     with pytest.raises(ValueError, match="uint8"):
         resized(image.astype(np.float32), region, 256)
+
+
+def test_grey_images_give_what_they_give_in_colour(model):
+    colour = some_slices(1)[0]
+    grey = SliceEncoder(model, ArrayImages(colour[None, ..., 0]))
+    region = Region(-5, 10, 60, 70)
+    assert grey.source.image(0).strides[2] == 0
+    assert torch.equal(
+        grey.model_input(0, region), SliceEncoder(model, ArrayImages([colour])).model_input(0, region)
+    )
+    whole = Region.whole(colour.shape[:2])
+    logits = torch.where(torch.arange(64) > 30, 1.0, -1.0).expand(1, 1, 64, 64)
+    one, other = (Appearance.of(image, whole, logits) for image in (grey.source.image(0), colour))
+    assert np.array_equal(one.inside, other.inside) and np.array_equal(one.around, other.around)
 
 
 def test_a_stack_is_shown_through_its_window():

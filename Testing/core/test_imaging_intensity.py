@@ -11,6 +11,7 @@ from medsam2_core.imaging.intensity import (
     is_hounsfield,
     parse_window,
     to_display,
+    to_grey,
 )
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.volume import Volume
@@ -132,6 +133,16 @@ def test_every_type_of_voxel_is_shown(dtype):
     shown = to_display(scan.voxels_kji[0], automatic_window(scan))
     assert shown.shape == (5, 6, 3)
     assert shown.min() < 100 < shown.max()
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "<i2", ">i2", "<u2"])
+@pytest.mark.parametrize("window", [Window(40, 400), Window(-3.3, 0.7), Window(30000, 70000)])
+def test_large_slices_of_integers_are_shown_as_small_ones_are(kind, window):
+    info = np.iinfo(kind)
+    values = np.random.default_rng(0).integers(info.min, info.max, (256, 256), endpoint=True).astype(kind)
+    rows = [to_grey(values[n : n + 1], window) for n in range(256)]  # too small for a table
+    assert np.array_equal(to_grey(values, window), np.concatenate(rows))
+    assert np.array_equal(to_display(values, window)[..., 1], to_grey(values, window))
 
 
 def test_a_window_maps_its_ends_to_black_and_white_and_missing_numbers_to_black():

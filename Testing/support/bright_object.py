@@ -89,8 +89,14 @@ def bright_tracker(
         num_feature_levels=1,
         backbone_stride=16,
         hidden_dim=3,
-        forward_image=lambda image: {"backbone_fpn": [image]},
-        image_encoder=SimpleNamespace(neck=SimpleNamespace(position_encoding=torch.zeros_like)),
+        use_high_res_features_in_sam=False,
+        image_encoder=SimpleNamespace(
+            trunk=lambda image: [image],
+            scalp=0,
+            neck=SimpleNamespace(
+                convs=[lambda image: image], fpn_top_down_levels=[], position_encoding=torch.zeros_like
+            ),
+        ),
         **MEMORY_RULES,
     )
     model = SimpleNamespace(

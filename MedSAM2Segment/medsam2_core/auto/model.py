@@ -25,6 +25,7 @@ from medsam2_core.auto.model_file import AutoCard, damaged, read_card, read_tens
 from medsam2_core.auto.network import AutoNetwork
 from medsam2_core.auto.predictor import FeatureLevels, PredictorSettings, PromptPredictor
 from medsam2_core.engine.catalogue import CHECKPOINT_SUFFIXES
+from medsam2_core.engine.encoder import image_features
 from medsam2_core.engine.model import load_model
 from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import CatalogueError, CheckpointError, MedSAM2Error
@@ -96,7 +97,7 @@ class AutoModel:
 def encode_levels(model: SegmentationModel, images: torch.Tensor) -> FeatureLevels:
     """Compute the encoder's features of (B, 3, S, S) normalised images; gradients depend on the context."""
     module = model.module
-    maps = module.forward_image(images)["backbone_fpn"]
+    maps = image_features(module, images)
     coarse = maps[2]
     if module.directly_add_no_mem_embed:
         coarse = coarse + module.no_mem_embed.view(1, -1, 1, 1)

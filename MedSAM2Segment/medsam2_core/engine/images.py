@@ -33,7 +33,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def image(self, n: int) -> NDArray[np.uint8]:
-        """Return slice `n` (H, W, 3), windowed."""
+        """Return slice `n` (H, W, 3), windowed; not to be changed."""
 
 
 class UnorderedSource(ImageSource):

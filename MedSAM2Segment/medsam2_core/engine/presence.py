@@ -42,7 +42,9 @@ class Appearance:
         if count == 0:
             return None
         side = len(mask)
-        crop = Image.fromarray(np.ascontiguousarray(region.crop(image))).convert("L")
+        # A grey image is the same in all three channels, which need not be mixed.
+        shown = image[..., 0] if image.strides[2] == 0 else image
+        crop = Image.fromarray(np.ascontiguousarray(region.crop(shown))).convert("L")
         grey = np.asarray(crop.resize((side, side), Image.Resampling.BOX))
         width = max(2, round(count**0.5 / 6))
         near = ndimage.binary_dilation(mask)  # pixels on the border belong to both

@@ -29,6 +29,8 @@ class StackImages(UnorderedSource):
         self.pixel_mm = stack.pixel_mm
         self.key = f"{stack.volume.content_key}|{stack.key}|{window.to_dict()}"
         self._known: dict[int, tuple[str, NDArray[np.float32]]] = {}
+        # Several objects on a slice, and several regions, are looked at one after the other.
+        self._shown: tuple[int, NDArray[np.uint8]] | None = None
 
     def __len__(self) -> int:
         return len(self._stack)
@@ -37,9 +39,9 @@ class StackImages(UnorderedSource):
         return self._stack.shape_hw
 
     def image(self, n: int) -> NDArray[np.uint8]:
-        from medsam2_core.imaging.intensity import to_display
-
-        return to_display(self._stack.image_hw(n), self._window)
+        if self._shown is None or self._shown[0] != n:
+            self._shown = n, _displayed(self._stack.image_hw(n), self._window)
+        return self._shown[1]
 
     def image_key(self, n: int) -> str:
         return self._facts(n)[0]
@@ -87,11 +89,9 @@ class SetImages(UnorderedSource):
         return self._images.facts[n].shape_hw
 
     def image(self, n: int) -> NDArray[np.uint8]:
-        from medsam2_core.imaging.intensity import to_display
-
         if self._shown is None or self._shown[0] != n:
             image = self._images[n]
-            self._shown = n, to_display(image.voxels_kji[0], self._window(n, image))
+            self._shown = n, _displayed(image.voxels_kji[0], self._window(n, image))
         return self._shown[1]
 
     def image_key(self, n: int) -> str:
@@ -135,7 +135,7 @@ class ArrayImages(UnorderedSource):
 
     def image(self, n: int) -> NDArray[np.uint8]:
         image = self._images[n]
-        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
+        return image if image.ndim == 3 else _as_colour(image)
 
     def image_key(self, n: int) -> str:
         return _content_key([self._images[n]])
@@ -144,6 +144,18 @@ class ArrayImages(UnorderedSource):
         from medsam2_core.imaging.image_set import thumbnail_of
 
         return thumbnail_of(self._images[n])
+
+
+def _displayed(values: NDArray, window: "Window") -> NDArray[np.uint8]:
+    """Return the (H, W, 3) image of (H, W) values or (H, W, 3) colour; read-only for grey values."""
+    from medsam2_core.imaging.intensity import to_display, to_grey
+
+    return to_display(values, window) if values.ndim == 3 else _as_colour(to_grey(values, window))
+
+
+def _as_colour(grey_hw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return grey (H, W) as (H, W, 3) without a copy: the encoder sees by the stride that it is grey."""
+    return np.broadcast_to(grey_hw[..., np.newaxis], (*grey_hw.shape, 3))
 
 
 def _content_key(images: Sequence[NDArray]) -> str:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from medsam2_core.engine.convolution import Conv3x3
+
 
 def _norm(channels: int) -> nn.GroupNorm:
     # Group norm, not batch norm: a slice is often encoded alone, and CT, MR and ultrasound share one model.
@@ -22,9 +24,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3(channels)
         self.norm1 = _norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3(channels)
         self.norm2 = _norm(channels)
         # The block starts as the identity, which lets a deep stack train from the first step.
         nn.init.zeros_(self.norm2.weight)
@@ -72,6 +74,8 @@ class ConvTrunk(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Map (N, 3, S, S) to four maps (N, C_i, S/s, S/s), s = 4, 8, 16, 32, finest first."""
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            x = x.contiguous(memory_format=torch.channels_last)  # saves turning every map for its convolution
         x = self.stem(x)
         maps = []
         for stage in self.stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,13 +167,33 @@ def to_display(image_hw: NDArray[Any], window: Window) -> NDArray[np.uint8]:
     """
     if image_hw.ndim == 3:
         return np.ascontiguousarray(image_hw, dtype=np.uint8)
-    scaled = image_hw.astype(np.float64)
+    return np.repeat(to_grey(image_hw, window)[..., np.newaxis], 3, axis=2)
+
+
+def to_grey(image_hw: NDArray[Any], window: Window) -> NDArray[np.uint8]:
+    """Map (H, W) values to (H, W) uint8 through the window; values that are not numbers become black."""
+    kind = image_hw.dtype
+    if kind.kind in "iu" and kind.itemsize <= 2 and image_hw.size >= 2 ** (8 * kind.itemsize):
+        name = kind.newbyteorder("=").name
+        indices = image_hw.astype(name, copy=False).view(f"u{kind.itemsize}")
+        return _grey_levels(name, window).take(indices)
+    return _windowed(image_hw, window)
+
+
+@lru_cache(maxsize=8)
+def _grey_levels(kind: str, window: Window) -> NDArray[np.uint8]:
+    """Return the grey of every value of an integer type of at most 16 bits, in the order of its bits."""
+    unsigned = np.arange(2 ** np.iinfo(kind).bits, dtype=f"u{np.dtype(kind).itemsize}")
+    return _windowed(unsigned.view(kind), window)
+
+
+def _windowed(values: NDArray[Any], window: Window) -> NDArray[np.uint8]:
+    scaled = values.astype(np.float64)
     scaled -= window.low
     scaled *= 255.0 / window.width
     np.nan_to_num(scaled, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
     np.clip(scaled, 0, 255, out=scaled)
-    grey = np.rint(scaled, out=scaled).astype(np.uint8)
-    return np.repeat(grey[..., np.newaxis], 3, axis=2)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def _ct_window(values: NDArray[np.float64]) -> Window:
