@@ -111,6 +111,16 @@ def test_methods_of_a_set_are_told_and_one_mask_is_not_replayed(run, medsam2, mo
     assert medsam2("replay", one, folder / "a1.png", "--model", model).refused("result-of-a-set")
 
 
+def test_a_review_may_be_one_picture(run, tmp_path):
+    review = tmp_path / "review.png"
+    assert run(*BOX, "--object", "disc · 圆", "--review", review).code == 0
+    sheet = np.asarray(Image.open(review))
+    assert sheet.shape[1] == 5 * 250 and sheet.shape[2] == 3
+    first, last = sheet[:250, :250], sheet[:250, 1000:]
+    assert first.max() > 200, "an image"
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > len(np.unique(last.reshape(-1, 3), axis=0))
+
+
 def test_a_review_page_replaces_nothing(run, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("mine")

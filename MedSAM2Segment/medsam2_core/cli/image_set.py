@@ -45,7 +45,7 @@ class SegmentSet:
     ------
     out: Folder for the masks, masks.csv (confidence, area) and settings.json; is made.
     format: png: 0 and 255, or labels 1, 2 …; seg.nrrd keeps all.
-    review HTML: Also write a page of all images, the least confident first.
+    review FILE: Also write a sheet of all images, the least confident first: .html, or .png for at most 250.
 
     Prompts (each applies to the --object before it)
     ------------------------------------------------

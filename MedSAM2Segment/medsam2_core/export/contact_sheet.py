@@ -1,4 +1,4 @@
-"""A page to look through a set of images: every image with the outlines of its objects."""
+"""A sheet to look through a set of images, as HTML or PNG: every image with the outlines of its objects."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import html
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ from medsam2_core import atomic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from medsam2_core.imaging.segmentation import Segmentation
 
 _SIDE = 240  # pixels
+# Of a PNG: images in a row, pixels of a line of text, and images in all, since it is made in memory.
+_COLUMNS, _LINE, _MOST = 5, 16, 250
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -56,14 +60,21 @@ class SheetEntry:
 def write_contact_sheet(
     entries: Iterable[SheetEntry], path: str | Path, title: str, *, overwrite: bool = False
 ) -> None:
-    """Write an HTML page with everything in it, in the order of the entries; they are asked for one by one.
+    """Write a sheet in the order of the entries, which are asked for one by one.
+
+    A path that ends in ``.png`` gets a picture of the first 250, any other a page in HTML with everything in
+    it.
 
     Raises
     ------
     ExportError
         The file cannot be written.
     """
-    write_page(map(_figure, entries), path, title, overwrite=overwrite)
+    if Path(path).suffix.lower() != ".png":
+        write_page(map(_figure, entries), path, title, overwrite=overwrite)
+        return
+    with atomic.new_file(Path(path), overwrite=overwrite) as stream:
+        _picture(list(islice(entries, _MOST))).save(stream, format="PNG")
 
 
 def write_page(
@@ -105,6 +116,16 @@ def thumbnail(
 
     ``aspect`` is the height of a pixel by its width.
     """
+    buffer = io.BytesIO()
+    _outlined(image_hw, outlines, aspect).save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _outlined(
+    image_hw: NDArray[np.uint8],
+    outlines: Iterable[tuple[NDArray[np.bool_], tuple[float, float, float]]],
+    aspect: float = 1.0,
+) -> Image:
     from PIL import Image
 
     height, width = image_hw.shape[0] * aspect, image_hw.shape[1]
@@ -116,18 +137,49 @@ def thumbnail(
         inside = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) >= 128
         padded = np.pad(inside, 1)
         inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        pixels[inside & ~inner] = [round(part * 255) for part in colour_rgb]
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=85)
-    return buffer.getvalue()
+        pixels[inside & ~inner] = _bytes(colour_rgb)
+    return Image.fromarray(pixels)
+
+
+def _outlines(entry: SheetEntry) -> list[tuple[NDArray[np.bool_], tuple[float, float, float]]]:
+    return [(one.mask_kji[0], one.colour_rgb) for one in entry.segmentation if not one.is_empty]
 
 
 def _figure(entry: SheetEntry) -> str:
-    shown = [segment for segment in entry.segmentation if not segment.is_empty]
-    jpeg = thumbnail(entry.image_hw, ((one.mask_kji[0], one.colour_rgb) for one in shown))
+    jpeg = thumbnail(entry.image_hw, _outlines(entry))
     lines = [(one.name, one.colour_rgb, entry.notes.get(one.name, "")) for one in entry.segmentation]
     return figure(entry.name, jpeg, lines)
 
 
+def _picture(entries: list[SheetEntry]) -> Image:
+    from PIL import Image, ImageDraw
+
+    lines = 1 + max((len(entry.segmentation.segments) for entry in entries), default=0)
+    width, height = _SIDE + 10, _SIDE + lines * _LINE + 14
+    rows = max(1, -(-len(entries) // _COLUMNS))
+    sheet = Image.new("RGB", (_COLUMNS * width, rows * height), (17, 17, 17))
+    draw = ImageDraw.Draw(sheet)
+    for n, entry in enumerate(entries):
+        left, top = n % _COLUMNS * width + 5, n // _COLUMNS * height + 5
+        outlined = _outlined(entry.image_hw, _outlines(entry))
+        sheet.paste(outlined, (left + (_SIDE - outlined.width) // 2, top))
+        texts = [(entry.name, (221, 221, 221))]
+        for segment in entry.segmentation:
+            note = entry.notes.get(segment.name, "")
+            texts.append((f"{segment.name} {note}", _bytes(segment.colour_rgb)))
+        for line, (text, colour) in enumerate(texts):
+            # Pillow's own font knows Latin-1 only.
+            known = text.encode("latin-1", "replace").decode("latin-1")
+            while draw.textlength(known) > _SIDE:
+                known = known[:-1]
+            draw.text((left, top + _SIDE + 4 + line * _LINE), known, fill=colour)
+    return sheet
+
+
 def _css(colour_rgb: tuple[float, float, float]) -> str:
-    return "#" + "".join(f"{round(part * 255):02x}" for part in colour_rgb)
+    return "#" + "".join(f"{part:02x}" for part in _bytes(colour_rgb))
+
+
+def _bytes(colour_rgb: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (round(part * 255) for part in colour_rgb)
+    return red, green, blue
