@@ -2,7 +2,7 @@
 
     python Testing/bench/fine_tune.py DATA --train 25 --test 30 --minutes 10 --cpu
     python Testing/bench/fine_tune.py cases.csv --minutes 10            # split of its own
-    python Testing/bench/fine_tune.py DATA --set parts=all --set learning_rate=1e-4
+    python Testing/bench/fine_tune.py DATA --clip 1 --set parts=all --set learning_rate=1e-4
 
 The minutes are of one core: with --cpu of processor time, so that other work on the machine does not count.
 """
@@ -23,7 +23,7 @@ from medsam2_core.engine.model import load_model
 from medsam2_core.evaluation.labelled import mean_figures, measure_labelled
 from medsam2_core.evaluation.protocol import StandardProtocol
 from medsam2_core.training.augmentation import Augmentation
-from medsam2_core.training.finetune import FineTuner, FineTuning
+from medsam2_core.training.finetune import FineTuner, FineTuning, suited_to
 
 
 def main() -> None:
@@ -36,8 +36,10 @@ def main() -> None:
     found.raise_for_problems(skip_bad=True)
     clock = time.process_time if options.cpu else time.monotonic
     changes = {name: value(text) for name, _, text in (one.partition("=") for one in options.set)}
-    settings = replace(
-        FineTuning(minutes=options.minutes, seed=options.seed, window=options.window), **changes
+    is_volume = any(len(case.volume.voxels_kji) > 1 for case in found.cases)
+    suited = suited_to(model, clip=options.clip if is_volume else 1)
+    settings = FineTuning(
+        **{"minutes": options.minutes, "seed": options.seed, "window": options.window, **suited, **changes}
     )
     lines: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -101,6 +103,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--base", default="embedded")
+    parser.add_argument("--clip", type=int, default=8, help="slices in a clip of a volume; 1: single slices")
     parser.add_argument("--window", default="auto")
     parser.add_argument("--corrections", type=int, default=0)
     parser.add_argument("--most", type=int)

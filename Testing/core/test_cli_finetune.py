@@ -26,7 +26,8 @@ def data(tmp_path_factory):
 
 def test_the_result_is_a_checkpoint_with_a_card(medsam2, data, tmp_path):
     out = tmp_path / "my.safetensors"
-    said = medsam2("train", "finetune", data, "--out", out, *QUICK, "--classes", "1=disc", "--json-progress")
+    words = ("--train", "decoder+memory", "--classes", "1=disc", "--json-progress")
+    said = medsam2("train", "finetune", data, "--out", out, *QUICK, *words)
     assert said.code == 0, said.err
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert lines[-1]["stage"] == "done" and lines[-1]["error"] is None

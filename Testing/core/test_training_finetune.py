@@ -10,7 +10,14 @@ from medsam2_core.engine.recipe import STOCK
 from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.training import network
 from medsam2_core.training.augmentation import FINE_TUNING
-from medsam2_core.training.finetune import Division, FineTuner, FineTuning, changed_state, parse_prompts
+from medsam2_core.training.finetune import (
+    Division,
+    FineTuner,
+    FineTuning,
+    changed_state,
+    parse_prompts,
+    suited_to,
+)
 from medsam2_core.training.loader import Batch
 from medsam2_core.training.losses import SAM2_LOSS, LossWeights, mask_loss
 from medsam2_core.training.objective import Objective, Stage
@@ -427,3 +434,14 @@ def test_a_full_memory_names_the_option_to_lower(model, organs, tmp_path, monkey
     monkeypatch.setattr(tuner.objective, "losses", full)
     with raises("training-memory", option=option):
         tuner.run()
+
+
+def test_what_is_trained_by_default_depends_on_the_model():
+    small, tiny = tiny_model(), tiny_model(STOCK)
+    assert (suited_to(small)["parts"], suited_to(small)["learning_rate"]) == ("all", 2e-4)
+    assert suited_to(tiny)["parts"] == "decoder+memory" and suited_to(tiny)["learning_rate"] == 5e-5
+    assert suited_to(tiny, parts="lora")["learning_rate"] == pytest.approx(2.5e-4)
+    assert suited_to(small, parts="decoder", learning_rate=1e-3)["learning_rate"] == 1e-3
+    assert (suited_to(small)["frames"], suited_to(small)["batch"]) == (1, 8)
+    assert (suited_to(small, clip=6)["frames"], suited_to(small, clip=6)["batch"]) == (6, 2)
+    assert suited_to(small, clip=6, batch=3)["batch"] == 3

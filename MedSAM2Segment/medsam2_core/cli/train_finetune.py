@@ -59,7 +59,7 @@ class TrainFinetune:
 
     Training
     --------
-    train: What is trained; the rest stays as it is.
+    train: What is trained; the rest stays as it is. Of the embedded model all, else decoder+memory.
     minutes: Minutes of training.
     epochs: Passes over the data, instead of --minutes.
     steps: Steps, instead of --minutes.
@@ -100,7 +100,7 @@ class TrainFinetune:
     corrections: Annotated[int, typer.Option(min=0)] = 2
     memory: Literal["recent", "self-sorting"] = "recent"
     memory_size: Annotated[int, typer.Option(min=1)] = 16
-    train: Literal["decoder", "memory", "decoder+memory", "lora", "all"] = "decoder+memory"
+    train: Literal["decoder", "memory", "decoder+memory", "lora", "all"] | None = None
     minutes: Annotated[float, typer.Option(min=0.05)] = 10.0
     epochs: float | None = None
     steps: Annotated[int | None, typer.Option(min=1)] = None
@@ -169,24 +169,21 @@ class TrainFinetune:
 
         from medsam2_core.engine.devices import choose_precision
         from medsam2_core.training.augmentation import FINE_TUNING, read_augmentation
-        from medsam2_core.training.finetune import FineTuning, parse_prompts
+        from medsam2_core.training.finetune import FineTuning, parse_prompts, suited_to
         from medsam2_core.training.losses import parse_loss
 
         is_volume = any(len(case.volume.voxels_kji) > 1 for case in found.cases)
         clips = self.dimension == "3d" or (self.dimension == "auto" and is_volume)
-        drawn = model.recipe.draws_prompts
+        suited = suited_to(
+            model, clip=self.clip if clips else 1, parts=self.train, batch=self.batch,
+            learning_rate=self.learning_rate,
+        )  # fmt: skip
         return FineTuning(
+            **suited,
             seed=self.seed,
             minutes=0.0 if self.epochs or self.steps else self.minutes,
             epochs=self.epochs or 0.0,
             steps=self.steps or 0,
-            frames=self.clip if clips else 1,
-            batch=self.batch or (2 if clips else 8),
-            slices=4 if clips else 0,
-            parts=self.train,
-            # The weights of an update move by the product of two small ones.
-            learning_rate=self.learning_rate
-            or (2e-4 if drawn else 5e-5) * (5 if self.train == "lora" else 1),
             encoder_factor=self.encoder_factor,
             layer_decay=self.layer_decay,
             prompts=parse_prompts(self.prompts),

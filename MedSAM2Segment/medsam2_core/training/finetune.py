@@ -113,6 +113,38 @@ class FineTuning(RunSettings):
                 raise TrainingError(message, code="bad-setting", setting=name, value=value)
 
 
+def suited_to(
+    model: SegmentationModel,
+    *,
+    clip: int = 1,
+    parts: str | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+) -> dict[str, Any]:
+    """Return settings of :class:`FineTuning` that depend on the model and the data; what is given, stays.
+
+    The embedded model is small enough to be trained whole at a high rate: that gained most on other images
+    of the same kind. Of published models, which have seen far more, less is changed, and slowly.
+
+    Parameters
+    ----------
+    clip
+        Slices in a clip; 1 for single slices.
+    """
+    is_small = model.recipe.draws_prompts
+    parts = parts or ("all" if is_small else "decoder+memory")
+    if learning_rate is None:
+        # The weights of an update move by the product of two small ones.
+        learning_rate = (2e-4 if is_small else 5e-5) * (5 if parts == "lora" else 1)
+    return {
+        "frames": clip,
+        "slices": 4 if clip > 1 else 0,
+        "batch": batch or (2 if clip > 1 else 8),
+        "parts": parts,
+        "learning_rate": learning_rate,
+    }
+
+
 def parse_prompts(text: str) -> tuple[float, float, float, float]:
     """Parse kinds of prompts, with shares or in equal ones: ``box,click`` or ``box=0.7,click=0.3``.
 
