@@ -50,7 +50,7 @@ class Entry:
 class Journal:
     """The journal of a folder of results. One process writes it; others may read it meanwhile.
 
-    Every change is on disk when the call returns (write-ahead log).
+    A change survives any process that is killed once the call returns (write-ahead log).
 
     Parameters
     ----------
@@ -73,7 +73,8 @@ class Journal:
             self._check()
             if not read_only:
                 self._database.execute("PRAGMA journal_mode=WAL")
-                self._database.execute("PRAGMA synchronous=FULL")
+                # Without power the last entries may be gone; the results they are about are taken over then.
+                self._database.execute("PRAGMA synchronous=NORMAL")
                 with self._database:
                     self._database.execute(_TABLE)
                     self._database.execute(f"PRAGMA user_version={_VERSION}")

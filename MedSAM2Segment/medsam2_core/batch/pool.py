@@ -39,10 +39,13 @@ class Finished:
     ----------
     outcome
         What :meth:`Worker.run` returned; None when the process was lost.
+    reason
+        How it was lost.
     """
 
     task: Task
     outcome: dict[str, Any] | None
+    reason: str = ""
 
 
 @dataclass(eq=False)
@@ -158,9 +161,10 @@ class LocalPool(Pool):
         """Give up a process that has ended; the next case starts another."""
         tasks, hand.tasks = hand.tasks, {}
         hand.process.join(5)
+        reason = f"exit code {hand.process.exitcode}"
         hand.connection.close()
         hand.process = hand.connection = None
-        return iter([Finished(task, None) for task in tasks.values()])
+        return iter([Finished(task, None, reason) for task in tasks.values()])
 
     def close(self, *, kill: bool = False) -> None:
         """End the processes."""

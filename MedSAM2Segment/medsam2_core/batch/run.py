@@ -155,7 +155,7 @@ class Run:
                 break
             for finished in pool.wait(_LOOK):
                 if finished.outcome is None:
-                    self._lost(finished.task, again)
+                    self._lost(finished.task, finished.reason, again)
                 else:
                     self._end(finished.task, finished.outcome)
             progress(self._ended, "")
@@ -225,16 +225,21 @@ class Run:
         ended = self.summary.done if outcome["state"] == DONE else self.summary.failed
         ended.append(task.case.name)
 
-    def _lost(self, task: Task, again: deque[Task]) -> None:
+    def _lost(self, task: Task, reason: str, again: deque[Task]) -> None:
         if task.attempt < self._retries:
             self._journal.begin(task.case.name, task.signature)
             again.append(replace(task, attempt=task.attempt + 1))
             return
         message = (
-            f"the process was lost {task.attempt + 1} times while it did this case: too little memory is the "
-            "usual reason; try fewer processes (--processes)"
+            f"the process was lost {task.attempt + 1} times while it did this case ({reason}): too little "
+            "memory is the usual reason; try fewer processes (--processes)"
         )
-        error = {"code": "process-lost", "message": message, "severity": "error", "fields": {}}
+        error = {
+            "code": "process-lost",
+            "message": message,
+            "severity": "error",
+            "fields": {"reason": reason},
+        }
         self._end(task, {"state": FAILED, "error": error})
 
 

@@ -63,6 +63,8 @@ class Batch:
     ----------
     retry_failed: Do failed cases again.
     processes: Processes, each with one model; by default as many as memory and processors allow.
+    ray ADDRESS: Processes are actors of a Ray cluster: its address, auto for the one this machine belongs to,
+        or local for one of this machine. All machines need the same files.
     threads: CPU threads of each process. Masks do not depend on the number of processes.
     """
 
@@ -89,6 +91,7 @@ class Batch:
     irregular: WhenIrregular = "refuse"
     retry_failed: bool = False
     processes: Annotated[int | None, typer.Option(min=1, max=256)] = None
+    ray: str | None = None
     threads: Annotated[int, typer.Option(min=1)] = 1
     as_json: AsJson = False
 
@@ -101,7 +104,8 @@ class Batch:
             print(as_csv(cohort.cases), end="")
             print_notes(cohort.notes)
             return
-        check_settings(self.model, self.device, self.precision, self.window)
+        here = (self.device, self.precision) if self.ray is None else ("auto", "auto")
+        check_settings(self.model, *here, self.window)
         started = time.perf_counter()
         summary, facts = self._run(cohort)
         seconds = time.perf_counter() - started
@@ -192,8 +196,13 @@ class Batch:
         from medsam2_core.batch.pool import LocalPool
         from medsam2_core.batch.work import CaseWorker
 
-        count = self.processes or processes_for(options, cohort.cases)
         make_worker = partial(CaseWorker, self.out.absolute(), options)
+        if self.ray is not None:
+            from medsam2_core.batch.ray_pool import RayPool
+
+            on_gpu = None if self.device == "auto" else self.device != "cpu"
+            return RayPool(self.ray, make_worker, options.threads, self.processes, on_gpu=on_gpu)
+        count = self.processes or processes_for(options, cohort.cases)
         return LocalPool(make_worker, options.threads, min(count, len(cohort.cases)))
 
 

@@ -1,0 +1,59 @@
+"""Cohorts on a Ray cluster of two workers on this machine: the same masks, and retries."""
+
+import os
+import signal
+from functools import partial
+
+import pytest
+from medsam2_core.batch.cases import Options
+from medsam2_core.batch.cohort import read_cohort
+from medsam2_core.batch.ray_pool import RayPool
+from medsam2_core.batch.run import Run, opened
+from support.cohorts import MortalWorker, entries, masks, run_here, write_cohort
+from support.errors import raises
+
+CASES = 4
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return write_cohort(tmp_path_factory.mktemp("cohort"), CASES)
+
+
+@pytest.fixture
+def code_on_the_path(monkeypatch):
+    pytest.importorskip("ray", reason="the extra cluster is not installed")
+    from support.project import CORE, ROOT
+
+    places = [str(CORE.parent), str(ROOT / "Testing"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+
+
+def test_two_actors_give_the_masks_of_one_process(cohort, model, tmp_path, code_on_the_path):
+    options = Options(model=str(model), image_size=64)
+    run_here(cohort, tmp_path / "one", options)
+    # The actor that does c1 first kills itself.
+    make_worker = partial(MortalWorker, tmp_path / "ray", options, "c1", tmp_path / "killed")
+    pool = RayPool("local", make_worker, 1, 2, on_gpu=False)
+    try:
+        with opened(tmp_path / "ray") as journal:
+            summary = Run(tmp_path / "ray", journal, options).run(read_cohort(cohort).cases, pool)
+    finally:
+        pool.close()
+    assert len(pool.hands) == 2
+    assert sorted(summary.done) == [f"c{n}" for n in range(CASES)] and summary.failed == []
+    assert (tmp_path / "killed").exists() and entries(tmp_path / "ray")["c1"].attempts == 2
+    for name in summary.done:
+        assert masks(tmp_path / "ray", name) == masks(tmp_path / "one", name)
+
+
+def test_without_ray_it_says_how_to_get_it(medsam2, cohort, model, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    answer = medsam2("batch", cohort, "--out", tmp_path / "out", "--model", model, "--ray", "local")
+    assert answer.refused("ray-missing", package="ray")
+
+
+def test_a_cluster_that_is_not_there(medsam2, cohort, model, tmp_path, code_on_the_path):
+    with raises("cluster-not-found", address="127.0.0.1:1"):
+        RayPool("127.0.0.1:1", partial(MortalWorker, tmp_path, Options(), "", tmp_path), 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
