@@ -63,6 +63,7 @@ class MedSAM2SegmentWidget(ScriptedLoadableModuleWidget):
     def setup(self):
         """Make the page: when the user comes to it for the first time, and when the module is reloaded."""
         ScriptedLoadableModuleWidget.setup(self)
+        from MedSAM2SegmentLib.Effect.ReviewCases import ReviewCases
         from MedSAM2SegmentLib.Panels.ModulePage import ModulePage
         from MedSAM2SegmentLib.Segments.SceneCases import SceneCases
         from MedSAM2SegmentLib.Segments.SceneSegmentations import SceneSegmentations
@@ -74,6 +75,7 @@ class MedSAM2SegmentWidget(ScriptedLoadableModuleWidget):
             installer=sharedInstaller(),
             cases=SceneCases(scene),
             segmentations=SceneSegmentations(scene),
+            reviewed=ReviewCases(scene),
         )
         self.layout.addWidget(self.page.widget)
         if self.parent.isEntered:  # a reloaded page is not entered once more

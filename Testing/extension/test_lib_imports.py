@@ -23,7 +23,7 @@ FOUNDATIONS = {"i18n.py", "Panels/PanelState.py", "Panels/QtHelpers.py"}
 WITH_QT = {
     *("SegmentEditorEffect.py", "Runtime/QProcessRunner.py"),
     *("Panels/ConfidenceStrip.py", "Panels/ModulePage.py", "Panels/ModulePanel.py", "Panels/OptionsPanel.py"),
-    *("Panels/MyModelsPanel.py", "Panels/ExportPanel.py", "Panels/PromptsTable.py"),
+    *("Panels/MyModelsPanel.py", "Panels/ExportPanel.py", "Panels/PromptsTable.py", "Panels/ReviewPanel.py"),
     *("Panels/QtHelpers.py", "Worker/Settings.py", "Worker/WorkerProcess.py"),
 }
 # Packages that do not use Slicer's scene.

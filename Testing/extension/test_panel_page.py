@@ -13,12 +13,21 @@ from MedSAM2SegmentLib.Page.PageState import (  # noqa: E402
     MyModelRow,
     MyModelsView,
     PageState,
+    ReviewView,
     RuntimeView,
     WorkerView,
     sizeText,
 )
 from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel  # noqa: E402
-from support.page import CORRECTIONS, MODELS, MY_MODELS, SOURCES, export_views, page_states  # noqa: E402
+from support.page import (  # noqa: E402
+    CORRECTIONS,
+    MODELS,
+    MY_MODELS,
+    REVIEW,
+    SOURCES,
+    export_views,
+    page_states,
+)
 from support.panel import clipped, dark_palette, keep_picture, shown  # noqa: E402
 
 WIDTH = 380
@@ -35,6 +44,11 @@ BUTTONS = {
     },
     **{"cancelModelButton": "models.cancel", "testButton": "worker.test"},
     **{"cancelTrainButton": "mine.cancel", "cancelExportButton": "export.cancel"},
+    **{
+        "acceptReviewButton": "review.accept",
+        "correctReviewButton": "review.correct",
+        "skipReviewButton": "review.skip",
+    },
 }
 
 
@@ -71,7 +85,7 @@ def everything_possible():
     )
     worker = WorkerView(report="x")
     models = ModelsView(MODELS, canChange=True, canCancel=True)
-    return PageState(view, models, worker=worker, mine=mine, export=export_views()["possible"])
+    return PageState(view, models, worker=worker, mine=mine, export=export_views()["possible"], review=REVIEW)
 
 
 def test_the_page_links_to_the_tutorial(panel):
@@ -361,3 +375,21 @@ def test_after_cleanup_nothing_is_called(panel, actions):
     for name in BUTTONS:
         button(panel, name).click()
     assert actions.calls == []
+
+
+def test_the_review_has_a_folder_and_a_key_for_each_decision_while_a_case_is_open(panel, actions):
+    keys = {"F6": "review.accept", "F7": "review.correct", "F8": "review.skip"}
+    panel.show(PageState(review=ReviewView(canOpen=True)))
+    edit(panel, "reviewFolderEdit").text = " /data/results "
+    button(panel, "openReviewButton").click()
+    assert actions.calls == [("review.open", "/data/results")]
+    assert not button(panel, "skipReviewButton").enabled
+    panel.show(PageState(review=REVIEW))
+    shortcuts = {one.key.toString(): one for one in panel.widget.window().findChildren(qt.QShortcut)}
+    assert shortcuts.keys() >= keys.keys()
+    actions.calls.clear()
+    for key in keys:
+        shortcuts[key].activated.emit()
+    assert actions.calls == [(action,) for action in keys.values()]
+    panel.show(PageState(review=ReviewView(canOpen=True)))
+    assert not any(one.enabled for one in shortcuts.values())

@@ -11,6 +11,7 @@ from MedSAM2SegmentLib.Page.PageState import (
     MyModelRow,
     MyModelsView,
     PageState,
+    ReviewView,
     RuntimeView,
     StatusLine,
     WorkerView,
@@ -58,6 +59,15 @@ MY_MODELS = (
 )
 CORRECTIONS = (
     "57 corrected slices, 12 MB, in /data/users/somebody/application-data/MedSAM2Segment/corrections"
+)
+REVIEW = ReviewView(
+    folder="/data/users/somebody/results",
+    case="p0417/CT_thorax_abdomen_1.25_mm/1.2.840.113619.2.55.3.2831868886, confidence 0.31 (not calibrated)",
+    counts="812 left, 160 accepted, 23 corrected, 5 skipped",
+    line=StatusLine("The segments have changed: press Corrected to keep that", Level.WARNING),
+    canOpen=True,
+    canAccept=True,
+    canSkip=True,
 )
 SOURCES = (("scene", "This scene (12 volumes with segments)"), ("folder", "A folder"))
 
@@ -269,6 +279,7 @@ def page_states():
     return {
         **{f"export {name}": PageState(export=view) for name, view in export_views().items()},
         **model_states(),
+        "reviewing": PageState(review=REVIEW),
         "fresh": PageState(RuntimeView(missing, canInstall=True), **_CHOSEN),
         "asking": PageState(RuntimeView(missing, PLAN.text, "Install now"), **_CHOSEN),
         "installing": PageState(

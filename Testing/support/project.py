@@ -19,7 +19,7 @@ LIGHT = [
     *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.intensity"),
     *("imaging.segmentation", "imaging.slice_mask", "imaging.terminology"),
     *("auto", "auto.model_file", "auto.library"),
-    *("export", "export.metadata", "export.methods"),
+    *("export", "export.metadata", "export.methods", "batch", "batch.review"),
     *("worker", "worker.protocol", "worker.messages", "worker.job_messages", "worker.measuring"),
     "worker.requests",
     *("worker.transports", "worker.uploads", "worker.connection", "worker.session_client", "worker.client"),

@@ -13,6 +13,7 @@ from MedSAM2SegmentLib.Page.ExportSection import ExportSection
 from MedSAM2SegmentLib.Page.ModelsSection import ModelsSection
 from MedSAM2SegmentLib.Page.MyModelsSection import MyModelsSection
 from MedSAM2SegmentLib.Page.PageState import PageState
+from MedSAM2SegmentLib.Page.ReviewSection import ReviewSection
 from MedSAM2SegmentLib.Page.RuntimeSection import RuntimeSection
 from MedSAM2SegmentLib.Page.WorkerSection import WorkerSection
 
@@ -39,12 +40,14 @@ class PageController:
         without a scene.
     corrections
         Slices kept to improve a model with (Corrections); None without.
+    reviewed
+        Opens cases of a cohort (ReviewCases); None without a scene.
     later
         Calls its argument once the page has been drawn.
 
     Attributes
     ----------
-    runtime, worker, models, mine, export
+    runtime, worker, models, mine, export, review
         The sections, with the methods that their buttons call.
     """
 
@@ -58,6 +61,7 @@ class PageController:
         cases=None,
         segmentations=None,
         corrections=None,
+        reviewed=None,
         later: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         self._settings = settings
@@ -69,6 +73,7 @@ class PageController:
         self.models = ModelsSection(changed)
         self.mine = MyModelsSection(settings, workers, cases, changed, self.models, corrections)
         self.export = ExportSection(settings, workers, segmentations, changed, later)
+        self.review = ReviewSection(reviewed, changed, clock)
         self.worker = WorkerSection(settings, workers, changed, self._onConnected, clock)
 
     def enter(self) -> None:
@@ -88,6 +93,7 @@ class PageController:
         self.runtime.cleanup()
         self.mine.cleanup()
         self.export.cleanup()
+        self.review.cleanup()
 
     def update(self) -> None:
         """Look for changes; to be called regularly while the page is shown."""
@@ -107,6 +113,7 @@ class PageController:
             values={"model": self._settings.defaultModel, "window": self._settings.defaultWindow},
             mine=self.mine.view(),
             export=self.export.view(),
+            review=self.review.view(),
         )
 
     def setDefault(self, name: str, value: str) -> None:

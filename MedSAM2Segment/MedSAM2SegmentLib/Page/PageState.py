@@ -205,6 +205,29 @@ class ExportView:
 
 
 @dataclass(frozen=True)
+class ReviewView:
+    """The section about the review queue.
+
+    Attributes
+    ----------
+    folder
+        Of the results that are gone through; empty for none.
+    case, counts
+        The case that is open, and how far the queue has got; empty for none.
+    canAccept
+        Whether a case is in the scene; without, it can only be skipped.
+    """
+
+    folder: str = ""
+    case: str = ""
+    counts: str = ""
+    line: StatusLine = StatusLine()
+    canOpen: bool = False
+    canAccept: bool = False
+    canSkip: bool = False
+
+
+@dataclass(frozen=True)
 class PageState:
     """Complete state of the page.
 
@@ -221,6 +244,7 @@ class PageState:
     values: dict[str, str] = field(default_factory=dict)
     mine: MyModelsView = MyModelsView()
     export: ExportView = ExportView()
+    review: ReviewView = ReviewView()
 
 
 def sizeText(size: int | None) -> str:

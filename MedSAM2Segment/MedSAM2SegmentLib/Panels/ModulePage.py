@@ -31,6 +31,8 @@ class ModulePage:
         (SceneSegmentations), to export; None where there is no scene.
     corrections
         The slices kept to improve a model with; the user's own (Corrections) by default.
+    reviewed
+        Opens cases of a cohort in the scene (ReviewCases); None where there is none.
 
     Attributes
     ----------
@@ -47,6 +49,7 @@ class ModulePage:
         cases=None,
         segmentations=None,
         corrections=None,
+        reviewed=None,
     ) -> None:
         self.settings = settings or Settings()
         self.installer = installer
@@ -61,6 +64,7 @@ class ModulePage:
             cases=cases,
             segmentations=segmentations,
             corrections=corrections or Corrections(),
+            reviewed=reviewed,
             later=self._waiting.append,
         )
         self.panel = ModulePanel(parent, self.controller)

@@ -28,6 +28,7 @@ from MedSAM2SegmentLib.Panels.QtHelpers import (
     put,
     setColumns,
 )
+from MedSAM2SegmentLib.Panels.ReviewPanel import ReviewPanel
 
 # In the source tree, which users have until the repository has an address; not in an installed extension.
 TUTORIAL = RESOURCES.parents[1] / "Resources" / "docs" / "tutorial.md"
@@ -77,6 +78,7 @@ class ModulePanel:
         self._findWidgets()
         self._mine = MyModelsPanel(self.widget, actions.mine)
         self._export = ExportPanel(self.widget, actions.export)
+        self._review = ReviewPanel(self.widget, actions.review)
         self._connect()
         self.show(PageState())
 
@@ -89,6 +91,7 @@ class ModulePanel:
         self._showModels(state.models)
         self._mine.show(state.mine)
         self._export.show(state.export)
+        self._review.show(state.review)
         self._showWorker(state.worker)
         for name, combo in self._combos.items():
             offered = state.choices.get(name, ())
@@ -113,6 +116,7 @@ class ModulePanel:
         self._connections.disconnectAll()
         self._mine.cleanup()
         self._export.cleanup()
+        self._review.cleanup()
         self._actions = None
 
     def _findWidgets(self) -> None:

@@ -69,7 +69,7 @@ def take(scene: Any, geometry: Geometry, stack: SliceStack) -> TakenMarkup:
     node = drawn[-1]
     if node.IsA(ROI):
         box, limits = of_corners(_extent(node, geometry, stack), stack)
-        return TakenMarkup(_gesture(box, geometry, stack), limits=limits)
+        return TakenMarkup(boxGesture(box, geometry, stack), limits=limits)
     if node.IsA(CURVE):
         outline = geometry.to_ijk(_curvePoints(node))
         return TakenMarkup(mask=of_outline(outline, stack))
@@ -82,7 +82,7 @@ def take(scene: Any, geometry: Geometry, stack: SliceStack) -> TakenMarkup:
     lengths = tuple(
         float(np.linalg.norm(_direction(line, geometry))) for line in (longest, across) if line is not None
     )
-    return TakenMarkup(_gesture(of_line(longest, stack, across), geometry, stack, lengths))
+    return TakenMarkup(boxGesture(of_line(longest, stack, across), geometry, stack, lengths))
 
 
 def axisOf(scene: Any, geometry: Geometry, stack: SliceStack) -> str:
@@ -151,7 +151,7 @@ def _cross(
     return bool(sides[0] * sides[1] <= 0 and sides[2] * sides[3] <= 0)
 
 
-def _gesture(box: Box, geometry: Geometry, stack: SliceStack, drawn: tuple[float, ...] = ()) -> BoxGesture:
+def boxGesture(box: Box, geometry: Geometry, stack: SliceStack, drawn: tuple[float, ...] = ()) -> BoxGesture:
     """Return a box on a slice as if it had been drawn there."""
     (x0, y0, n), (x1, y1, m) = stack.to_slice([box.first_ijk, box.last_ijk])
     n = round((n + m) / 2)

@@ -249,7 +249,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
         known = json.loads((folder / names.FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    is_whole = isinstance(known, dict) and known.keys() >= {"signature", "inputs", "facts"}
+    is_whole = isinstance(known, dict) and known.keys() >= {"case", "signature", "inputs", "facts"}
     return known if is_whole and (folder / names.SEGMENTATION).is_file() else None
 
 

@@ -218,7 +218,11 @@ class CaseWorker:
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "peak_memory_mb": peak_memory_mb(),
             }
-            known = {"name": task.case.name, "signature": task.signature, "inputs": inputs, "facts": facts}
+            known = {
+                "case": task.case.to_dict(), "signature": task.signature, "inputs": inputs, "facts": facts,
+                "prompts": session.prompts.to_json(),
+                "slice_files": [] if case is not task.case else scan.volume.metadata.get("slice_files", []),
+            }  # fmt: skip
             with atomic.new_file(folder / cases.FACTS, overwrite=False) as stream:
                 stream.write(json.dumps(known, indent=1, default=str).encode())
         return facts

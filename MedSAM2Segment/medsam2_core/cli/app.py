@@ -25,6 +25,7 @@ from medsam2_core.cli import (
     methods,
     models,
     replay,
+    review,
     segment,
     synth,
     train,
@@ -55,6 +56,7 @@ register(app, "segment", segment.Segment, OrderedCommand)
 register(app, "set", image_set.SegmentSet, OrderedCommand)
 register(app, "auto", auto.Auto)
 register(app, "batch", batch.Batch, OrderedCommand)
+register(app, "review", review.Review)
 register(app, "export", export.Export)
 register(app, "import", import_seg.Import)
 register(app, "info", info.Info)

@@ -104,8 +104,8 @@ def find_pairs(data: str | Path, every_rater: bool = False) -> list[Pair]:
     Parameters
     ----------
     data
-        A CSV with the columns ``image`` and ``label``, and perhaps ``split`` (``train``, ``test``) and
-        ``group``, paths relative to it; or a folder in one of these shapes:
+        A CSV with the columns ``image`` and ``label``, and perhaps ``split`` (``train``, ``test``), ``group``
+        and ``series``, paths relative to it; or a folder in one of these shapes:
 
         - ``NAME_img.png`` beside ``NAME_seg.png`` (also ``_image``, ``_label``, ``_mask``, ``_gt`` …);
         - ``NAME.nrrd`` beside ``NAME.seg.nrrd`` or ``NAME_seg.nii.gz``;
@@ -385,7 +385,8 @@ def _from_csv(path: Path) -> list[Pair]:
             message = f"{path}, line {number}: split {split!r}: use train or test"
             raise TrainingError(message, code="csv-unknown-split", path=str(path), line=number, split=split)
         held_out = split.lower() in ("test", "val", "validation")
-        pairs.append(Pair(path.parent / image, path.parent / labels, held_out, group))
+        series = (row.get("series") or "").strip()
+        pairs.append(Pair(path.parent / image, path.parent / labels, held_out, group, series))
     if not pairs:
         message = f"{path}: no line after the first: list your images"
         raise TrainingError(message, code="csv-empty", path=str(path))

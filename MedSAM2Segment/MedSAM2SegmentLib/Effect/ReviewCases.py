@@ -1,0 +1,183 @@
+"""Cases of a cohort in the scene: opened with their segments and prompts, saved, and taken out again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from medsam2_core.batch.review import ReviewFiles
+from medsam2_core.errors import BatchError, ExportError, MedSAM2Error
+from medsam2_core.imaging.slices import SliceStack
+from medsam2_core.prompts import Box, Point, PromptSet
+
+from MedSAM2SegmentLib.Prompts.Gestures import Gesture, PointGesture
+from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
+from MedSAM2SegmentLib.Prompts.SceneMarkups import boxGesture
+from MedSAM2SegmentLib.Segments.SceneCases import drawn, onVolume
+from MedSAM2SegmentLib.Segments.SegmentationLayers import writeNode
+from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
+
+
+@dataclass(frozen=True, eq=False)
+class OpenCase:
+    """The nodes of a case, and what the segments were like when it was opened."""
+
+    volume: Any
+    segmentation: Any
+    state: tuple[Any, ...]
+
+
+class ReviewCases:
+    """Opens cases in a scene, one at a time.
+
+    Parameters
+    ----------
+    scene
+        ``vtkMRMLScene``.
+    """
+
+    def __init__(self, scene: Any) -> None:
+        self._scene = scene
+
+    def open(self, name: str, files: ReviewFiles) -> OpenCase:
+        """Load a case: its image, segments and prompts.
+
+        Raises
+        ------
+        BatchError
+            ``image-elsewhere`` for a URL; ``case-unreadable``.
+        """
+        if files.image is None:
+            message = f"the image of {name!r} is a URL, which Slicer does not open: skip it"
+            raise BatchError(message, code="image-elsewhere", case=name)
+        volume = self._volume(name, files)
+        segmentation = None
+        try:
+            segmentation = self._segmentation(name, files.segmentation, volume)
+            self._addPrompts(volume, segmentation, files.prompts)
+        except MedSAM2Error:
+            self._remove(segmentation, volume)
+            raise
+        if getattr(slicer, "mrmlScene", None) is self._scene:  # that of Slicer's window
+            slicer.util.setSliceViewerLayers(background=volume, fit=True)
+        return OpenCase(volume, segmentation, _stateOf(segmentation))
+
+    def isInScene(self, case: OpenCase) -> bool:
+        """Return whether nobody has removed it."""
+        return all(self._scene.IsNodePresent(node) for node in (case.volume, case.segmentation))
+
+    def isChanged(self, case: OpenCase) -> bool:
+        """Return whether segments were changed since it was opened."""
+        return _stateOf(case.segmentation) != case.state
+
+    def promptCount(self, case: OpenCase) -> int:
+        """Return the number of points, boxes and scribbles that it has."""
+        markups = PromptMarkups(self._scene, case.segmentation)
+        try:
+            states = markups.snapshot()
+        finally:
+            markups.cleanup()
+        return sum(1 if state.frame or state.size else len(state.points) for state in states)
+
+    def save(self, case: OpenCase, path: Path) -> None:
+        """Write the segments on the grid of the image, as ``.seg.nrrd``, whole or not at all.
+
+        Raises
+        ------
+        MedSAM2Error
+            It cannot be written, or resampled to its image.
+        """
+        labels = onVolume(case.segmentation, case.volume, drawn(case.segmentation))
+        temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+        try:
+            writeNode(slicer.vtkMRMLSegmentationStorageNode(), labels, temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            message = f"{path} cannot be written: {error.strerror}"
+            raise ExportError(message, code="output-not-writable", path=str(path)) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def close(self, case: OpenCase) -> None:
+        """Take a case out of the scene, with its prompts."""
+        if self._scene.IsNodePresent(case.segmentation):
+            markups = PromptMarkups(self._scene, case.segmentation)
+            try:
+                for segmentID in markups.segmentIDs():
+                    markups.clear(segmentID)
+            finally:
+                markups.cleanup()
+        self._remove(case.segmentation, case.volume)
+
+    def _volume(self, name: str, files: ReviewFiles) -> Any:
+        logic = slicer.vtkSlicerVolumesLogic()
+        logic.SetMRMLScene(self._scene)
+        listed = vtk.vtkStringArray()
+        for path in files.slice_files:
+            listed.InsertNextValue(path)
+        first = files.slice_files[0] if files.slice_files else str(files.image)
+        volume = None
+        if Path(first).is_file():
+            volume = logic.AddArchetypeVolume(first, name, 0, listed if files.slice_files else None)
+        if volume is None:
+            message = f"the image of {name!r} cannot be opened: {first}"
+            raise BatchError(message, code="case-unreadable", case=name, path=first)
+        return volume
+
+    def _segmentation(self, name: str, path: Path, volume: Any) -> Any:
+        storage = slicer.vtkMRMLSegmentationStorageNode()
+        storage.SetFileName(str(path))
+        node = self._scene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{name} segmentation")
+        if not path.is_file() or not storage.ReadData(node):
+            self._scene.RemoveNode(node)
+            message = f"the segmentation of {name!r} cannot be opened: {path}"
+            raise BatchError(message, code="case-unreadable", case=name, path=str(path))
+        node.CreateDefaultDisplayNodes()
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+        return node
+
+    def _addPrompts(self, volume: Any, segmentation: Any, text: str) -> None:
+        """Add prompts as those of a model: they refine the masks only once somebody moves them."""
+        adapter = VolumeAdapter(volume)
+        prompts = PromptSet.from_json(text, adapter.geometry) if text else PromptSet()
+        stack = SliceStack.along(adapter.volume, prompts.implied_axis() or "axial")
+        markups = PromptMarkups(self._scene, segmentation)
+        try:
+            known = segmentation.GetSegmentation()
+            for name, given in prompts:
+                segmentID = known.GetSegmentIdBySegmentName(name)
+                if not segmentID:
+                    continue
+                gestures: list[Gesture] = []
+                for prompt in given:
+                    if isinstance(prompt, Box):
+                        gestures.append(boxGesture(prompt, adapter.geometry, stack))
+                    elif isinstance(prompt, Point):
+                        gestures.append(
+                            PointGesture(adapter.geometry.to_ras([prompt.ijk])[0], prompt.positive)
+                        )
+                markups.addPredicted(segmentID, gestures)
+        finally:
+            markups.cleanup()
+
+    def _remove(self, *nodes: Any) -> None:
+        for node in nodes:
+            if node is None or not self._scene.IsNodePresent(node):
+                continue
+            for beside in (node.GetDisplayNode(), node.GetStorageNode()):
+                if beside is not None:
+                    self._scene.RemoveNode(beside)
+            self._scene.RemoveNode(node)
+
+
+def _stateOf(segmentation: Any) -> tuple[Any, ...]:
+    """Return what changes when voxels, names or the number of segments do."""
+    known, voxels = segmentation.GetSegmentation(), SegmentVoxels(segmentation, np.eye(4))
+    return tuple((one, known.GetSegment(one).GetName(), voxels.state(one)) for one in known.GetSegmentIDs())

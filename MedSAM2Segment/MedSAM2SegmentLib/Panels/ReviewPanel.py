@@ -1,0 +1,79 @@
+"""The section of the module's page about the review queue: shows a ReviewView."""
+
+from __future__ import annotations
+
+import qt
+
+from MedSAM2SegmentLib.i18n import _
+from MedSAM2SegmentLib.Page.PageState import ReviewView
+from MedSAM2SegmentLib.Panels.QtHelpers import Connections, StatusLabel, breakable, put
+
+# By button: the method of the section, and a key that works in all of the window: segments are corrected in
+# the Segment Editor, where this page is not shown.
+_ACTIONS = {
+    "acceptReviewButton": ("accept", "F6"),
+    "correctReviewButton": ("correct", "F7"),
+    "skipReviewButton": ("skip", "F8"),
+}
+
+
+class ReviewPanel:
+    """The widgets of the section; they lie in ``widget``, and what is pressed calls ``actions``.
+
+    ``actions`` is ReviewSection.
+    """
+
+    def __init__(self, widget: qt.QWidget, actions) -> None:
+        find = widget.findChild
+        self._widget, self._actions, self._connections = widget, actions, Connections()
+        self._folder = find(qt.QLineEdit, "reviewFolderEdit")
+        self._browse, self._open = (
+            find(qt.QPushButton, name) for name in ("reviewBrowseButton", "openReviewButton")
+        )
+        self._buttons = {name: find(qt.QPushButton, name) for name in _ACTIONS}
+        self._case, self._counts = (find(qt.QLabel, name) for name in ("reviewCaseText", "reviewCountsText"))
+        self._line = StatusLabel(widget, "review")
+        self._shortcuts: list[qt.QShortcut] = []
+        connect = self._connections.connect
+        connect(self._browse, "clicked", self._onBrowse)
+        connect(self._open, "clicked", lambda _=False: self._actions.open(self._folder.text.strip()))
+        for name, button in self._buttons.items():
+            connect(button, "clicked", lambda _=False, name=name: self._call(name))
+
+    def show(self, view: ReviewView) -> None:
+        """Show this. Nothing is called: only the user's own doing is."""
+        for widget in (self._folder, self._browse, self._open):
+            put(widget, "enabled", view.canOpen)
+        put(self._buttons["acceptReviewButton"], "enabled", view.canAccept)
+        put(self._buttons["correctReviewButton"], "enabled", view.canAccept)
+        put(self._buttons["skipReviewButton"], "enabled", view.canSkip)
+        for label, text in ((self._case, view.case), (self._counts, view.counts)):
+            put(label, "text", breakable(text))
+            label.visible = bool(text)
+        self._line.show(view.line)
+        self._showShortcuts(view.canSkip)
+
+    def cleanup(self) -> None:
+        """Disconnect everything."""
+        self._showShortcuts(False)
+        self._connections.disconnectAll()
+
+    def _showShortcuts(self, areWanted: bool) -> None:
+        """Have the keys only while a case is open: other modules may use them at other times."""
+        if areWanted and not self._shortcuts:
+            for name, (_method, key) in _ACTIONS.items():
+                shortcut = qt.QShortcut(qt.QKeySequence(key), self._widget.window())
+                self._connections.connect(shortcut, "activated", lambda _=None, name=name: self._call(name))
+                self._shortcuts.append(shortcut)
+        for shortcut in self._shortcuts:
+            put(shortcut, "enabled", areWanted)
+
+    def _call(self, name: str) -> None:
+        if self._buttons[name].enabled:
+            getattr(self._actions, _ACTIONS[name][0])()
+
+    def _onBrowse(self) -> None:
+        path = qt.QFileDialog.getExistingDirectory(self._widget, _("Results of medsam2 batch"))
+        if path:
+            put(self._folder, "text", path)
+            self._actions.open(path)

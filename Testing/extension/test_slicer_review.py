@@ -1,0 +1,201 @@
+"""The review queue in a real scene: cases with their segments and prompts, decisions, corrections saved."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer")
+
+from medsam2_core.auto.fewshot.data import find_pairs  # noqa: E402
+from medsam2_core.imaging.reading import read_volume  # noqa: E402
+from medsam2_core.imaging.segmentation_files import read_segmentation  # noqa: E402
+from medsam2_core.imaging.slices import SliceStack  # noqa: E402
+from medsam2_core.prompts import Box, Point  # noqa: E402
+from MedSAM2SegmentLib.Effect.ReviewCases import ReviewCases  # noqa: E402
+from MedSAM2SegmentLib.Page.PageState import Level  # noqa: E402
+from MedSAM2SegmentLib.Page.ReviewSection import ReviewSection  # noqa: E402
+from MedSAM2SegmentLib.Prompts.Gestures import PointGesture  # noqa: E402
+from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups  # noqa: E402
+from MedSAM2SegmentLib.Segments.Editors import nodesOf  # noqa: E402
+from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels  # noqa: E402
+from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
+from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
+from support.review_results import SHAPE_KJI, the_mask, write_results  # noqa: E402
+from support.scene import an_editor, box_mask, paint  # noqa: E402
+
+
+class Reviewer:
+    """Goes through a queue, and can look at the scene."""
+
+    def __init__(self, scene):
+        self.scene, self.now, self.changes = scene, 100.0, 0
+        self.section = ReviewSection(ReviewCases(scene), self.count, lambda: self.now)
+
+    def count(self):
+        self.changes += 1
+
+    @property
+    def view(self):
+        return self.section.view()
+
+    @property
+    def volume(self):
+        (node,) = nodesOf(self.scene, "vtkMRMLScalarVolumeNode")
+        return node
+
+    @property
+    def segmentation(self):
+        (node,) = nodesOf(self.scene, "vtkMRMLSegmentationNode")
+        return node
+
+    def prompts(self):
+        """The prompts of the only segment, by slice."""
+        markups = PromptMarkups(self.scene, self.segmentation)
+        try:
+            adapter = VolumeAdapter(self.volume)
+            stack = SliceStack.along(adapter.volume, "axial")
+            (segmentID,) = markups.segmentIDs()
+            return {n: one.prompts for n, one in markups.slicePrompts(segmentID, adapter, stack).items()}
+        finally:
+            markups.cleanup()
+
+    def add_point(self, ras):
+        markups = PromptMarkups(self.scene, self.segmentation)
+        try:
+            segmentID = self.segmentation.GetSegmentation().GetNthSegmentID(0)
+            markups.add(segmentID, PointGesture(np.array(ras, float)))
+        finally:
+            markups.cleanup()
+
+    def paint(self, mask_kji):
+        editor = an_editor(self.segmentation, self.volume)
+        paint(editor, mask_kji, self.segmentation.GetSegmentation().GetNthSegmentID(0))
+
+
+@pytest.fixture
+def reviewer(scene):
+    return Reviewer(scene)
+
+
+def decisions(folder):
+    return {one["case"]: one for one in json.loads((folder / "review.json").read_text())["cases"]}
+
+
+def test_the_worst_case_is_opened_with_its_segments_and_prompts(reviewer, tmp_path):
+    out = write_results(tmp_path, a=0.9, b=0.2)
+    reviewer.section.open(f" {out} ")
+    assert reviewer.view.case == "b, confidence 0.20 (not calibrated)"
+    assert reviewer.view.counts == "2 left, 0 accepted, 0 corrected, 0 skipped"
+    assert reviewer.view.canAccept and reviewer.view.canSkip and reviewer.changes
+    adapter = VolumeAdapter(reviewer.volume)
+    assert np.array_equal(adapter.volume.voxels_kji, read_volume(out / "data" / "b.nrrd").voxels_kji)
+    (segmentID,) = reviewer.segmentation.GetSegmentation().GetSegmentIDs()
+    voxels = SegmentVoxels(reviewer.segmentation, adapter.geometry.ijk_to_ras)
+    k, j, i = SHAPE_KJI
+    assert np.array_equal(voxels.mask(segmentID, Extent(0, i - 1, 0, j - 1, 0, k - 1)), the_mask())
+    prompts = reviewer.prompts()
+    assert [type(one) for one in (*prompts[2], *prompts[3])] == [Box, Point]
+    (box,) = prompts[2]
+    assert np.allclose([box.first_ijk, box.last_ijk], [(6, 5, 2), (15, 14, 2)], atol=0.01)
+
+
+def test_accept_skip_and_the_end_of_the_queue(reviewer, tmp_path):
+    out, before = write_results(tmp_path, a=0.9, b=0.2), reviewer.scene.GetNumberOfNodes()
+    reviewer.section.open(str(out))
+    reviewer.now += 12.5
+    reviewer.section.accept()
+    assert reviewer.view.case.startswith("a,")
+    assert reviewer.volume.GetName() == "a", "the accepted case is gone from the scene"
+    reviewer.now += 3
+    reviewer.section.skip()
+    assert (reviewer.view.case, reviewer.view.line.level) == ("", Level.OK)
+    assert not reviewer.view.canSkip and not reviewer.view.canAccept
+    assert not list(nodesOf(reviewer.scene, "vtkMRMLVolumeNode"))
+    assert not list(nodesOf(reviewer.scene, "vtkMRMLMarkupsNode"))
+    assert reviewer.scene.GetNumberOfNodes() <= before + 4, "at most what a first case makes once"
+    kept = decisions(out)
+    assert {name: (one["decision"], one["seconds"]) for name, one in kept.items()} == {
+        "b": ("accepted", 12.5), "a": ("skipped", 3.0),
+    }  # fmt: skip
+    (pair,) = find_pairs(out / "accepted.csv")
+    assert (pair.image, pair.labels) == (
+        out / "data" / "b.nrrd",
+        out / "cases" / "b" / "segmentation.seg.nrrd",
+    )
+
+
+def test_a_correction_is_saved_beside_the_results(reviewer, tmp_path):
+    out = write_results(tmp_path, b=0.2)
+    reviewer.section.open(str(out))
+    added = box_mask((0, 1), (0, 3), (0, 4), SHAPE_KJI)
+    reviewer.paint(added)
+    reviewer.add_point(VolumeAdapter(reviewer.volume).geometry.to_ras([[9, 8, 4]])[0])
+    reviewer.section.accept()
+    assert reviewer.view.line.level is Level.WARNING and reviewer.view.case, "it would leave the changes out"
+    reviewer.section.correct()
+    geometry = read_volume(out / "data" / "b.nrrd").geometry
+    labels = read_segmentation(out / "review" / "b.seg.nrrd").on_grid(geometry)
+    assert np.array_equal(labels["ball"].mask_kji, the_mask() | added)
+    assert decisions(out)["b"]["decision"] == "corrected" and decisions(out)["b"]["clicks"] == 1
+    untouched = read_segmentation(out / "cases" / "b" / "segmentation.seg.nrrd")
+    assert np.array_equal(untouched["ball"].mask_kji, the_mask())
+    assert [path.name for path in (out / "review").iterdir()] == ["b.seg.nrrd"]
+    (pair,) = find_pairs(out / "accepted.csv")
+    assert pair.labels == out / "review" / "b.seg.nrrd"
+
+
+def test_the_same_button_again_leaves_changes_out(reviewer, tmp_path):
+    out = write_results(tmp_path, b=0.2)
+    reviewer.section.open(str(out))
+    reviewer.paint(~the_mask())
+    reviewer.section.skip()
+    assert decisions(out)["b"]["decision"] == ""
+    reviewer.section.skip()
+    assert decisions(out)["b"]["decision"] == "skipped"
+
+
+def test_a_dicom_series_is_opened_in_its_order(reviewer, tmp_path):
+    out = write_results(tmp_path, series=0.3)
+    reviewer.section.open(str(out))
+    assert reviewer.view.line.text == ""
+    ours = read_volume(out / "data" / "series")
+    adapter = VolumeAdapter(reviewer.volume)
+    for corner in ([0, 0, 0], [3, 4, 5]):
+        at = np.rint(adapter.geometry.to_ijk(ours.geometry.to_ras([corner])))[0].astype(int)
+        assert adapter.volume.voxels_kji[tuple(at[::-1])] == ours.voxels_kji[tuple(corner[::-1])]
+
+
+def test_a_case_that_cannot_be_opened_may_be_skipped(reviewer, tmp_path):
+    out = write_results(tmp_path, a=0.9, b=0.2)
+    (out / "data" / "b.nrrd").unlink()
+    reviewer.section.open(str(out))
+    assert reviewer.view.line.level is Level.ERROR and not reviewer.view.canAccept
+    reviewer.section.accept()
+    assert decisions(out)["b"]["decision"] == ""
+    reviewer.section.skip()
+    assert reviewer.view.case.startswith("a,") and reviewer.view.canAccept
+
+
+def test_a_case_that_was_taken_out_of_the_scene(reviewer, tmp_path):
+    out = write_results(tmp_path, a=0.9, b=0.2)
+    reviewer.section.open(str(out))
+    reviewer.scene.RemoveNode(reviewer.volume)
+    reviewer.section.correct()
+    assert reviewer.view.line.level is Level.ERROR and decisions(out)["b"]["decision"] == ""
+    reviewer.section.skip()
+    assert decisions(out)["b"]["decision"] == "skipped"
+
+
+def test_a_folder_without_results_and_no_scene(reviewer, tmp_path):
+    reviewer.section.open(str(tmp_path))
+    assert reviewer.view.line.level is Level.ERROR and not reviewer.view.canSkip
+    reviewer.section.accept()
+    out = write_results(tmp_path / "r", a=0.5)
+    shutil.rmtree(out / "cases" / "a")
+    reviewer.section.open(str(out))
+    assert reviewer.view.counts == "0 left, 0 accepted, 0 corrected, 0 skipped"
+    alone = ReviewSection(None, lambda: None)
+    alone.open(str(out))
+    assert not alone.view().canOpen
