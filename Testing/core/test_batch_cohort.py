@@ -143,6 +143,8 @@ def test_real_dicom_series_are_found(shared_data):
     names = {case.name for case in found}
     assert {"ct_body_j2k", "ct_liver_dcmqi", "mr_oblique_hitachi", "mr_enhanced_siemens"} <= names
     assert all(case.auto == "organs" for case in found)
+    listed = read_cohort(shared_data / "dicom", needs_prompts=False).cases
+    assert {case.name for case in listed} == names and not any(case.auto for case in listed)
     assert not any("SEG" in name for name in names)
 
 
@@ -183,3 +185,23 @@ def test_files_with_hostile_names(tmp_path):
     found = read_cohort(tmp_path, Defaults(auto="organs")).cases
     assert len({case.folder for case in found}) == 5
     assert Case.from_dict(found[0].to_dict()) == found[0]
+
+
+def test_the_command_line_lists_cases_and_names_every_problem(scans, medsam2):
+    path = write_rows(
+        scans / "c.csv", [{"image": "a.nrrd", "box": "1,2"}, {"image": "b.nrrd"}, {"image": "c.nrrd"}]
+    )
+    answer = medsam2("batch", path, "--out", scans / "out")
+    assert answer.refused("cohort-problems")
+    lines = answer.err.splitlines()[:-1]
+    assert [line.partition(":")[2].partition(":")[0].strip() for line in lines] == [
+        "line 2", "line 3", "line 4", "line 4",
+    ]  # fmt: skip
+    assert not (scans / "out").exists(), "nothing was begun"
+    write_rows(path, [{"image": "a.nrrd", "object": "liver", "box": "0,0,3,3@1"}, {"image": "b.nrrd"}])
+    rows = list(csv.DictReader(io.StringIO(medsam2("batch", path, "--out", scans / "out", "--list").out)))
+    assert [(row["case"], row["object"], row["box"]) for row in rows] == [
+        ("a", "liver", "0,0,3,3@1"), ("b", "", ""),
+    ]  # fmt: skip
+    assert medsam2("batch", scans, "--out", scans).refused("output-is-input")
+    assert medsam2("batch", scans / "no.csv", "--out", scans / "out").refused("cohort-not-found")

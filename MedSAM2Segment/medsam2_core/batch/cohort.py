@@ -61,7 +61,13 @@ class Defaults:
     like: tuple[tuple[str, str], ...] = ()
 
 
-def read_cohort(source: str | Path, defaults: Defaults | None = None, results: Path | None = None) -> Cohort:
+def read_cohort(
+    source: str | Path,
+    defaults: Defaults | None = None,
+    results: Path | None = None,
+    *,
+    needs_prompts: bool = True,
+) -> Cohort:
     """Read the cases of a CSV, or find those of a folder.
 
     Parameters
@@ -74,6 +80,8 @@ def read_cohort(source: str | Path, defaults: Defaults | None = None, results: P
         For cases without prompts.
     results
         Is passed over in a folder.
+    needs_prompts
+        Whether a case without any is a problem; it is none where cases are only listed.
 
     Raises
     ------
@@ -91,7 +99,8 @@ def read_cohort(source: str | Path, defaults: Defaults | None = None, results: P
         message = f"{source}: no such CSV or folder"
         raise BatchError(message, code="cohort-not-found", path=str(source))
     complete = [_with_defaults(case, defaults or Defaults()) for case in cohort.cases]
-    problems += [problem for case in complete for problem in _checked(case)]
+    found = [problem for case in complete for problem in _checked(case)]
+    problems += [one for one in found if needs_prompts or one.code != "no-prompt"]
     for first, second in same_folder([case.name for case in complete]):
         message = (
             f"the cases {first!r} and {second!r} cannot be told apart where capitals do not count: rename one"

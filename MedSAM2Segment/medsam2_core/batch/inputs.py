@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -116,7 +117,9 @@ def _frozen(state: Any) -> Any:
 def _state_of_url(url: str) -> str | None:
     filesystem, path = _opened(url)
     try:
-        return str(filesystem.ukey(path))
+        is_folder = filesystem.isdir(path)
+        found = filesystem.find(path, detail=True) if is_folder else {path: filesystem.info(path)}
+        return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
     except FileNotFoundError:
         return None
     except (OSError, ValueError, NotImplementedError) as error:

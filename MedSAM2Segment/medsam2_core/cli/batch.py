@@ -134,7 +134,8 @@ class Batch:
         if auto and Path(auto).is_file():
             auto = str(Path(auto).absolute())
         try:
-            cohort = read_cohort(self.cohort, Defaults(auto, self.classes or "", like), self.out)
+            defaults = Defaults(auto, self.classes or "", like)
+            cohort = read_cohort(self.cohort, defaults, self.out, needs_prompts=not self.list_cases)
             check_models(cohort.cases, find)
         except BatchError as error:
             problems = error.fields.get("problems", ())
