@@ -46,6 +46,7 @@ def test_starting_the_program_loads_nothing_heavy():
         ("evaluate",),
         ("synth",),
         ("train", "base"),
+        ("train", "presence"),
     ],
     ids=" ".join,
 )
@@ -80,6 +81,7 @@ def test_the_installed_program_prints_its_version():
         (("train", "base", "nowhere", "--out", "x", "--precision", "fp8"), "unknown-precision", "fp8"),
         (("train", "base", "nowhere", "--out", "x", "--device", "abacus"), "unknown-device", "abacus"),
         (("train", "base", "nowhere", "--out", "x", "--keep-encoder"), "no-start", "--start"),
+        (("train", "presence", "nowhere", "--out", "x"), "training-folder-missing", "nowhere"),
         (("evaluate", "a.nrrd", "b.nrrd", "--protocol", "cvpr24"), "unknown-protocol", "cvpr24"),
         (
             ("evaluate", "a.nrrd", "b.nrrd", "--protocol", "cvpr25", "--corrections", "3"),

@@ -1,0 +1,206 @@
+"""Where tracking ends: the weights of a recipe's ``presence``, fitted to tracked training data.
+
+The rule is fitted, and judged by the Dice of whole objects, on slices that were tracked without it
+(:mod:`~medsam2_core.training.tracked`). One kind of data at a time is left out of the fit and judged.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import rankdata
+
+from medsam2_core.atomic import make_folder, new_file
+from medsam2_core.engine.segmentation_model import SegmentationModel
+from medsam2_core.errors import TrainingError
+from medsam2_core.training.sources import load_sources
+from medsam2_core.training.tracked import FEWEST_SLICES, Tracked, queue, read_evidence, track, write_evidence
+
+_PENALTY = 1e-3
+_TRIES = 4  # cases for each object that is wanted: some hold none with enough slices
+
+
+def fit(tracked: Sequence[Tracked]) -> NDArray[np.float64]:
+    """Return the (5,) weights of a logistic regression of an object's presence on the evidence of a slice.
+
+    Every kind of data counts as much as any other, and every object of a kind. Weights of standardised
+    evidence are kept small, a little, where it agrees with the truth everywhere.
+
+    Raises
+    ------
+    TrainingError
+        ``presence-one-sided``: every tracked slice with a mask shows its object, or none does.
+    """
+    objects = Counter(one.kind for one in tracked if one.has_mask.any())
+    says = np.concatenate([one.evidence[one.has_mask] for one in tracked])
+    present = np.concatenate([one.present[one.has_mask] for one in tracked])
+    counts = np.concatenate(
+        [np.full(n, 1 / (n * objects[one.kind])) for one in tracked if (n := one.has_mask.sum())]
+    )
+    if present.all() or not present.any():
+        message = f"{len(present)} tracked slices show their object, or none does: track more objects"
+        raise TrainingError(message, code="presence-one-sided", slices=len(present))
+    counts /= counts.sum()
+    mean, spread = says[:, 1:].mean(0), says[:, 1:].std(0) + 1e-9
+    inputs = np.column_stack([np.ones(len(says)), (says[:, 1:] - mean) / spread])
+
+    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        logits, small = inputs @ weights, np.r_[0.0, weights[1:]]
+        value = counts @ np.logaddexp(0, np.where(present, -logits, logits)) + _PENALTY * small @ small
+        return float(value), inputs.T @ (counts * (expit(logits) - present)) + 2 * _PENALTY * small
+
+    found = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B").x
+    slopes = found[1:] / spread
+    return np.r_[found[0] - slopes @ mean, slopes]
+
+
+def kinds(tracked: Sequence[Tracked]) -> list[str]:
+    """Return the kinds of data in the order in which they first appear."""
+    return list(dict.fromkeys(one.kind for one in tracked))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the rule is worth on one kind of data.
+
+    Attributes
+    ----------
+    objects
+        How many.
+    auc
+        Area under the ROC curve of presence on slices; None where all or none show their object.
+    none, recipe, fitted, true
+        Mean Dice without the rule, with the recipe's weights (None if it has none), with the fitted ones, and
+        with the true ends.
+    """
+
+    objects: int
+    auc: float | None
+    none: float
+    recipe: float | None
+    fitted: float
+    true: float
+
+    @classmethod
+    def of(
+        cls, tracked: Sequence[Tracked], weights: NDArray[np.float64], recipe: Sequence[float]
+    ) -> "Figures":
+        """Return those of some objects."""
+        says = np.concatenate([one.evidence[one.has_mask] for one in tracked])
+        present = np.concatenate([one.present[one.has_mask] for one in tracked])
+
+        def dice(slices: Callable[[Tracked], NDArray[np.bool_]]) -> float:
+            return float(np.mean([one.dice(slices(one)) for one in tracked]))
+
+        return cls(
+            len(tracked), _auc(says @ weights, present), dice(lambda one: one.has_mask),
+            dice(lambda one: one.shown(recipe)) if len(recipe) else None,
+            dice(lambda one: one.shown(weights)), dice(lambda one: one.has_mask & one.present),
+        )  # fmt: skip
+
+
+def judge(tracked: Sequence[Tracked], recipe: Sequence[float] = ()) -> dict[str, Figures]:
+    """Return figures by kind of data, with weights fitted to the other kinds; of held-back cases, to all.
+
+    The latter have the names of their kinds with ``, held back``. `recipe` are the weights a model has.
+    """
+    training = [one for one in tracked if not one.held_back]
+    figures = {}
+    for kind in kinds(training):
+        weights = fit([one for one in training if one.kind != kind])
+        figures[kind] = Figures.of([one for one in training if one.kind == kind], weights, recipe)
+    held_back, weights = [one for one in tracked if one.held_back], fit(training)
+    for kind in kinds(held_back):
+        of_kind = [one for one in held_back if one.kind == kind]
+        figures[f"{kind}, held back"] = Figures.of(of_kind, weights, recipe)
+    return figures
+
+
+def _auc(values: NDArray[np.float64], present: NDArray[np.bool_]) -> float | None:
+    count = int(present.sum())
+    absent = len(present) - count
+    if not count or not absent:
+        return None
+    return float((rankdata(values)[present].sum() - count * (count + 1) / 2) / (count * absent))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted, and what it is worth.
+
+    Attributes
+    ----------
+    weights
+        Of a recipe's ``presence``.
+    figures
+        See :func:`judge`.
+    """
+
+    weights: tuple[float, ...]
+    figures: dict[str, Figures]
+
+
+def calibrate(
+    data: str | Path,
+    folder: str | Path,
+    model: SegmentationModel,
+    objects: int = 100,
+    seed: int = 1,
+    progress: Callable[[int, str], None] = lambda done, what: None,
+) -> Calibration:
+    """Track objects of a training folder, fit the rule and judge it.
+
+    The tracked evidence is kept in ``evidence.npz`` of the folder; the same call goes on with it. Weights and
+    figures are written to ``presence.json``.
+
+    Parameters
+    ----------
+    data
+        As for :func:`~medsam2_core.training.sources.load_sources`; pictures are left out.
+    objects
+        How many to track, shared equally between kinds of data; held-back cases of a kind are one, too.
+    progress
+        Called with objects tracked so far, and what comes next.
+
+    Raises
+    ------
+    TrainingError
+        The data cannot be used, the folder's evidence is damaged or of another model or seed, or nothing can
+        be fitted.
+    """
+    folder = Path(folder)
+    about = {"model": model.weights_key, "seed": seed}
+    tracked, tried = read_evidence(folder / "evidence.npz", about)
+    if len(tracked) < objects:
+        cases = islice(queue(load_sources(data), seed), tried, _TRIES * objects)
+        make_folder(folder)
+        for stack, held_back in cases:
+            progress(len(tracked), f"{stack.row} {stack.case}")
+            one = track(stack, held_back, model, np.random.default_rng([seed, tried]))
+            tried += 1
+            if one is not None:
+                tracked.append(one)
+                write_evidence(folder / "evidence.npz", tracked, about, tried)
+            if len(tracked) == objects:
+                break
+    tracked = tracked[:objects]
+    training = [one for one in tracked if not one.held_back]
+    if (found := len(kinds(training))) < 2:
+        message = (
+            f"{data}: objects of {found} kinds of data with {FEWEST_SLICES} slices or more, two are needed: "
+            "one at a time is left out to judge the fit to the others"
+        )
+        raise TrainingError(message, code="too-few-kinds", folder=str(data), found=found)
+    result = Calibration(
+        tuple(round(float(w), 2) for w in fit(training)), judge(tracked, model.recipe.presence)
+    )
+    with new_file(folder / "presence.json", overwrite=True) as stream:
+        stream.write((json.dumps({**about, **asdict(result)}, indent=1) + "\n").encode())
+    return result
