@@ -6,6 +6,7 @@
 #   make coverage   the tests, with a report of the lines they reach in build/coverage/
 #   make docs       the documentation as a site, in build/site/
 #   make bench      time and memory of the engine     make clean     remove everything made here
+#   make bench-gpu  the engine beside stock SAM 2 on a graphics card, in ten minutes, as gpu.json
 #
 # PYTHON  the interpreter the environment is made from
 # TORCH   what pip installs as PyTorch. Where a machine needs another build (CPU only, another CUDA), put it into
@@ -31,11 +32,11 @@ stamps := $(VENV)/.stamps
 pytest := $(python) -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test-setup demo test lint format campaign coverage docs bench clean
+.PHONY: help setup test-setup demo test lint format campaign coverage docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '3,8p' Makefile | cut -c3-
+	@sed -n '3,9p' Makefile | cut -c3-
 
 setup: $(stamps)/package $(stamps)/sam2
 test-setup: setup $(stamps)/dev $(stamps)/slicer $(stamps)/judges
@@ -115,9 +116,11 @@ docs: setup $(stamps)/docs
 	$(python) -m mkdocs build --strict --site-dir build/site
 
 bench: setup
-	$(python) Testing/bench/long_volume.py
-	$(python) Testing/bench/long_volume.py --config sam2.1_hiera_t --size 512 --slices 12
-	$(python) Testing/bench/against_stock.py
+	$(bin)/medsam2 bench
+	$(bin)/medsam2 bench --random sam2.1_hiera_t --image-size 512 --quick
+
+bench-gpu: setup
+	$(python) Testing/bench/gpu.py --out gpu.json
 
 clean:
 	rm -rf $(VENV) build dist demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage *.egg-info \

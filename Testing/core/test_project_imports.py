@@ -129,6 +129,14 @@ def test_a_torchvision_that_cannot_be_imported_does_no_harm(error, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_segmenting_a_picture_needs_neither_scipy_nor_auto():
+    """They take a third of a second to import."""
+    modules = "medsam2_core.session.session, medsam2_core.session.earlier"
+    shown = "[name in sys.modules for name in ('scipy', 'medsam2_core.auto.model')]"
+    done = run_python(f"import sys, {modules}; print({shown})")
+    assert done.stdout.strip() == "[False, False]", done.stderr
+
+
 def test_the_package_itself_imports_nothing_heavy():
     done = run_python("import sys, medsam2_core; print(sorted({m.partition('.')[0] for m in sys.modules}))")
     loaded = set(eval(done.stdout))

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medsam2_core.auto.letterbox import Letterbox
 from medsam2_core.auto.model import AutoModel
@@ -187,6 +186,8 @@ def without_small_pieces(mask_hw: NDArray[np.bool_], least: float) -> NDArray[np
     """Remove connected components of fewer than `least` pixels from a mask, but never the largest."""
     if least <= 1 or not mask_hw.any():
         return mask_hw
+    from scipy import ndimage
+
     pieces, count = ndimage.label(mask_hw)
     areas = np.bincount(pieces.ravel(), minlength=count + 1)
     kept = areas >= min(least, areas[1:].max())

@@ -17,6 +17,7 @@ import typer
 from medsam2_core.cli import (
     auto,
     batch,
+    bench,
     evaluate,
     export,
     image_set,
@@ -64,6 +65,7 @@ register(app, "replay", replay.Replay)
 register(app, "methods", methods.Methods)
 app.add_typer(models.app, name="models")
 register(app, "evaluate", evaluate.Evaluate)
+register(app, "bench", bench.Bench)
 register(app, "synth", synth.Synth)
 register(train.app, "auto", train_auto.TrainAuto)
 register(train.app, "finetune", train_finetune.TrainFinetune)

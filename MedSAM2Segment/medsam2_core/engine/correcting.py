@@ -7,7 +7,6 @@ the click's neighbourhood. Only for models that draw their prompts: published we
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 # A correction that takes away more of the mask than this has misunderstood the click …
 _LARGEST_LOSS = 0.5
@@ -41,6 +40,8 @@ def kept(
         return None
     if positive:
         return before_hw | after_hw
+    from scipy import ndimage  # only here: importing it takes longer than all the rest of this package
+
     height, width = before_hw.shape
     x = min(max(round(float(click_xy[0])), 0), width - 1)
     y = min(max(round(float(click_xy[1])), 0), height - 1)

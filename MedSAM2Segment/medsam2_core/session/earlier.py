@@ -19,9 +19,9 @@ from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.transforms import read_transform
 from medsam2_core.prompts import PromptSet, SlicePrompts
 from medsam2_core.prompts.slice_prompts import by_slice
-from medsam2_core.session.examples import Example
 
 if TYPE_CHECKING:
+    from medsam2_core.session.examples import Example
     from medsam2_core.session.session import Session
 
 
@@ -200,6 +200,8 @@ class EarlierResult:
 
 def read_examples(pairs: Sequence[tuple[Path, Path]], window: str) -> list[Example]:
     """Read scans with their segmentations."""
+    from medsam2_core.session.examples import Example  # with all of Auto, which prompts alone do not need
+
     examples = []
     for scan, segmentation in pairs:
         volume = read_volume(scan)

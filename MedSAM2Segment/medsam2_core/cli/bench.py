@@ -1,0 +1,157 @@
+"""`medsam2 bench`: seconds and memory of a model on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medsam2_core import atomic
+from medsam2_core.cli.console import print_table, progress_bar, report
+from medsam2_core.cli.options import AsJson
+from medsam2_core.cli.outputs import check_targets
+from medsam2_core.errors import MedSAM2Error, Note
+
+if TYPE_CHECKING:
+    from medsam2_core.engine.segmentation_model import SegmentationModel
+    from medsam2_core.evaluation.speed import ModelChoice, SpeedSettings
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast a model is on this machine, and how much memory it takes.
+
+    On a synthetic volume: clicks, propagation of one and more objects, a whole session, sam2's own video
+    predictor with the same weights in turns, and the model's matrix products alone, below which no time can
+    go. Warns when runs differ so much that the machine must be busy with something else.
+
+    Options
+    -------
+    random CONFIG: Random weights of this SAM 2 configuration instead of a model: sam2.1_hiera_t, …
+    compiled: sam2's predictor through torch.compile, which takes minutes first.
+    quick: Few slices and runs: about a minute with the embedded model.
+    plot FILE.png|FILE.svg: Draw the times.
+    """
+
+    model: str = "embedded"
+    random: str | None = None
+    quick: bool = False
+    compiled: bool = False
+    threads: Annotated[int | None, typer.Option(min=1)] = None
+    device: str = "auto"
+    precision: str = "auto"
+    config: str | None = None
+    image_size: int | None = None
+    plot: Path | None = None
+    as_json: AsJson = False
+
+    def run(self) -> None:
+        """Measure, and print a table or JSON."""
+        from medsam2_core.evaluation.speed import ModelChoice, SpeedSettings, draw
+
+        with atomic.protect(self.model, self.config):
+            check_targets(self.plot, overwrite=True)
+        choice = ModelChoice(
+            self.model, self.random, self.config, self.image_size, self.device, self.precision, self.threads
+        )
+        facts, notes = measured(
+            choice, SpeedSettings.quick() if self.quick else SpeedSettings(), self.compiled
+        )
+        if self.plot is not None:
+            draw(self.plot, facts)
+        report(facts, notes, _print, as_json=self.as_json)
+
+
+def measured(
+    choice: ModelChoice, settings: SpeedSettings, compiled: bool = False
+) -> tuple[dict[str, Any], list[Note]]:
+    """Return everything that is measured, as values for JSON, and warnings."""
+    from medsam2_core.evaluation.speed import machine, measure, peak_memory
+    from medsam2_core.evaluation.timings import NOISY
+
+    model = choice()
+    facts: dict[str, Any] = {
+        "machine": machine(model.device),
+        "model": {**model.provenance(), "image_size": model.image_size},
+    }
+    with progress_bar("measuring", settings.repeats) as update:
+        timings = measure(model, settings, update)
+    facts["timings"] = [timing.to_dict() for timing in timings]
+    noisy = timings.noisy()
+    notes: list[Note] = []
+    facts["floor"] = _floor(model)
+    with progress_bar("measuring", None) as update:
+        facts["beside_sam2"], differing = _beside_stock(model, settings, compiled, update, notes)
+        noisy += differing
+        facts["peak_memory"] = []
+        for depth in settings.depths:
+            update(0, f"memory, {depth} slices")
+            peak = peak_memory(choice, depth, settings.side)
+            facts["peak_memory"].append({"slices": depth, "side": settings.side, "mb": peak})
+    if noisy:
+        message = (
+            f"the runs of {len(noisy)} operations differ by more than {NOISY:.0%}: this machine is busy with "
+            "something else, or changes its clock; measure again, and trust ratios and processor seconds more"
+        )
+        notes.append(Note.warning("noisy-machine", message, operations=noisy))
+    return facts, notes
+
+
+def _floor(model: SegmentationModel) -> dict[str, float]:
+    """Return what a slice of a first propagation costs in sam2's own form, as matrix products alone."""
+    from medsam2_core.evaluation.matrix_floor import gigaflops, products_of_slice, seconds_of
+
+    products = products_of_slice(model)
+    seconds = seconds_of(products, model.device, model.precision.dtype)
+    return {"gigaflops": gigaflops(products), "seconds": seconds}
+
+
+def _beside_stock(
+    model: SegmentationModel,
+    settings: SpeedSettings,
+    compiled: bool,
+    update: Callable[[int, str], None],
+    notes: list[Note],
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return seconds a slice of sam2's predictor and ours, and which of them are not to be trusted."""
+    from medsam2_core.evaluation.stock_video import beside_stock
+
+    try:
+        timings, iou = beside_stock(
+            model, settings.slices, settings.side, max(2, settings.repeats - 1), update, compiled
+        )
+    except (MedSAM2Error, ImportError, RuntimeError) as error:
+        message = f"sam2's own predictor could not be measured: {error}"
+        notes.append(Note.warning("sam2-not-measured", message, reason=str(error)))
+        return None, []
+    found: dict[str, Any] = {"compiled": compiled, "least_iou": iou}
+    for phase in ("cold", "warm"):
+        stock, ours = timings[f"sam2, {phase}"], timings[f"ours, {phase}"]
+        found[phase] = {"sam2": stock.median, "ours": ours.median, "ratio": timings.ratio(stock, ours)}
+    return found, timings.noisy()
+
+
+def _print(facts: dict[str, Any]) -> None:
+    machine, model = facts["machine"], facts["model"]
+    where = machine["card"] or f"{machine['processor']}, {machine['threads']} threads"
+    print(f"{model['model']} at {model['image_size']} pixels, {model['precision']}, on {where}")
+    rows = [
+        (one["name"], f"{one['median']:.3f} {one['unit']}", f"{one['least']:.3f} to {one['most']:.3f}",
+         f"{one['cpu']:.3f}")
+        for one in facts["timings"]
+    ]  # fmt: skip
+    print_table(rows, ("OPERATION", "MEDIAN", "RANGE", "PROCESSOR s"))
+    floor, beside = facts["floor"], facts["beside_sam2"]
+    print(f"matrix products alone: {floor['seconds']:.3f} s/slice, {floor['gigaflops']:.1f} GFLOP")
+    if beside is not None:
+        found = [(phase, *(f"{value:.3f}" for value in beside[phase].values())) for phase in ("cold", "warm")]
+        title = "COMPILED SAM2 s/slice" if beside["compiled"] else "SAM2 s/slice"
+        print_table(found, ("PROPAGATION", title, "OURS s/slice", "SAM2/OURS"))
+        if beside["least_iou"] is not None:
+            print(f"smallest IoU of their masks: {beside['least_iou']:.4f}")
+    for one in facts["peak_memory"]:
+        peak = "not known" if one["mb"] is None else f"{one['mb']:.0f} MB"
+        print(f"peak memory, {one['slices']} slices of {one['side']} x {one['side']}: {peak}")

@@ -1,0 +1,130 @@
+"""`medsam2 bench`: what it measures is complete, whatever the machine."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from medsam2_core.engine.recipe import STOCK
+from medsam2_core.engine.segmentation_model import SegmentationModel
+from medsam2_core.evaluation import speed
+from medsam2_core.evaluation.matrix_floor import gigaflops, products_of
+from medsam2_core.evaluation.speed import SpeedSettings
+from medsam2_core.evaluation.stock_video import beside_stock
+from medsam2_core.evaluation.timings import Phantom, Timings
+from support.command_line import CommandLine
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+FEW = SpeedSettings(slices=6, side=48, repeats=1, objects=(1, 2), depths=(2,))
+
+
+@pytest.fixture
+def medsam2(capsys):
+    return CommandLine(capsys)
+
+
+def test_everything_is_measured(medsam2, tmp_path, monkeypatch):
+    monkeypatch.setattr(SpeedSettings, "quick", classmethod(lambda cls: FEW))
+    words = ("bench", "--random", "embedded", "--image-size", 64, "--quick", "--threads", 1)
+    answer = medsam2(*words, "--plot", tmp_path / "times.svg", "--json")
+    assert answer.code == 0, answer.err
+    facts = json.loads(answer.out)
+    names = [one["name"] for one in facts["timings"]]
+    assert names == [
+        "volume opened, and a first box",
+        "click on an encoded slice",
+        "click on a new slice",
+        *(f"propagation{again}, {n}" for n in ("1 object", "2 objects") for again in ("", " again")),
+        "a session",
+    ]
+    for one in facts["timings"]:
+        assert 0 < one["least"] <= one["median"] <= one["most"] and one["runs"] == 1
+    assert facts["floor"]["gigaflops"] > 0 and facts["floor"]["seconds"] > 0
+    for phase in ("cold", "warm"):
+        assert facts["beside_sam2"][phase]["ratio"] > 0
+    assert facts["beside_sam2"]["least_iou"] is None  # the embedded model also gets the mask before
+    assert [one["slices"] for one in facts["peak_memory"]] == [2]
+    assert facts["peak_memory"][0]["mb"] > 50
+    assert facts["machine"]["threads"] == 1 and facts["model"]["image_size"] == 64
+    assert b"<svg" in (tmp_path / "times.svg").read_bytes()
+
+
+def test_what_cannot_be_used_is_refused_before_anything_is_measured(medsam2, tmp_path):
+    assert medsam2("bench", "--plot", tmp_path).refused("output-is-folder")
+    assert medsam2("bench", "--random", "no-such").refused("unknown-configuration", config="no-such")
+    assert medsam2("bench", "--device", "tpu").refused("unknown-device")
+
+
+def test_sam2_and_ours_see_the_same_and_give_the_same():
+    model = speed.ModelChoice(random="sam2.1_hiera_t", image_size=128)()
+    assert isinstance(model, SegmentationModel) and model.recipe == STOCK
+    timings, least = beside_stock(model, 3, 48, 2, lambda done, what: None)
+    assert {timing.name: len(timing.wall) for timing in timings} == dict.fromkeys(
+        ("sam2, cold", "ours, cold", "sam2, warm", "ours, warm"), 2
+    )
+    assert least is not None and least > 0.999
+    assert timings.ratio(timings["sam2, warm"], timings["ours, warm"]) > 0
+
+
+def test_runs_that_differ_are_noticed():
+    timings = Timings(torch.device("cpu"))
+    timings.run("steady", lambda: None)
+    assert timings.noisy() == []
+    timings["steady"].wall[:] = [1.0, 1.1, 1.2]
+    timings.run("uneven", lambda: None, slices=2)
+    timings["uneven"].wall[:] = [1.0, 1.1, 1.5]
+    assert timings.noisy() == ["uneven"] and timings["uneven"].unit == "s/slice"
+
+
+def test_objects_of_the_phantom_lie_in_their_boxes():
+    phantom = Phantom.of(6, 60, 4)
+    middle = phantom.volume.voxels_kji[3] > 75
+    outside = middle.copy()
+    for x0, y0, x1, y1 in phantom.boxes:
+        box = np.s_[int(y0) : int(y1) + 2, int(x0) : int(x1) + 2]
+        assert middle[box].mean() > 0.5
+        outside[box] = False
+    assert not outside.any()
+    assert all((phantom.volume.voxels_kji[k] > 75).any() for k in (0, 5))
+
+
+def test_matrix_products_are_counted_as_torch_counts_them():
+    image, weight, deep = torch.randn(2, 6, 10, 12), torch.randn(8, 3, 3, 3), torch.randn(2, 4, 16, 8)
+    upward, linear = torch.randn(8, 5, 2, 2), torch.nn.Linear(12, 7)
+
+    def work():
+        maps = functional.conv2d(image, weight, padding=1, groups=2)
+        functional.conv_transpose2d(maps, upward, stride=2)
+        functional.scaled_dot_product_attention(deep, deep, deep)
+        linear(maps)
+        torch.bmm(deep[0], deep[0].transpose(1, 2))
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        work()
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            attention = 2 * 2 * (2 * 4) * 16 * 16 * 8  # on a CPU torch leaves it out
+            expected = (counted.get_total_flops() + attention) / 1e9
+            assert gigaflops(products_of(work)) == pytest.approx(expected)
+
+
+def test_the_benchmark_for_graphics_cards_runs_on_anything(tmp_path, monkeypatch):
+    script = Path(__file__).parents[1] / "bench" / "gpu.py"
+    words = "--device cpu --configs sam2.1_hiera_t no-such --sizes 64 --slices 2 --turns 1 --plain --out"
+    monkeypatch.setattr(sys, "argv", [str(script), *words.split(), str(tmp_path / "gpu.json")])
+    runpy.run_path(str(script), run_name="__main__")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    (pair,) = found["pairs"]
+    assert (pair["config"], pair["size"], pair["compiled"]) == ("sam2.1_hiera_t", 64, False)
+    assert [one["name"] for one in pair["timings"]] == [
+        "sam2, cold",
+        "ours, cold",
+        "sam2, warm",
+        "ours, warm",
+    ]
+    assert [one["config"] for one in found["left_out"]] == ["no-such"]
+    assert found["machine"]["device"] == "cpu"
