@@ -59,6 +59,11 @@ class BrightHeads:
         score = torch.tensor([[10.0 if bool((logits > 0).any()) else -10.0]])
         return Prediction(logits, self.sureness(region), score, torch.zeros(1, 256), region)
 
+    def decode_together(self, features, conditioned, regions, canvases):
+        canvases = canvases or [None] * len(regions)
+        parts = zip(features, conditioned, regions, canvases, strict=True)
+        return [self.decode(one, maps, region, canvas=canvas) for one, maps, region, canvas in parts]
+
     def take_mask(self, features, mask_hw, region):
         score = torch.tensor([[10.0 if mask_hw.any() else -10.0]])
         logits = logits_of_mask(mask_hw, region, self.mask_side, torch.device("cpu"))

@@ -5,6 +5,7 @@ arguments into its shapes. The calls into `SAM2Base` marked private there are st
 are pinned by parity tests.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -147,18 +148,46 @@ class Heads:
             Whether the slice is prompted without memory; decides, with the number of points and by the
             model's flags, whether the best of three masks is taken.
         """
+        canvases = None if canvas is None else [canvas]
+        return self._decode([features], [conditioned], [region], tokens, canvases, first)[0]
+
+    def decode_together(
+        self,
+        features: Sequence[SliceFeatures],
+        conditioned: Sequence[torch.Tensor],
+        regions: Sequence[Region],
+        canvases: Sequence[torch.Tensor] | None,
+    ) -> list[Prediction]:
+        """Run the mask decoder once for several objects that are tracked; arguments as of :meth:`decode`."""
+        return self._decode(features, conditioned, regions, None, canvases, False)
+
+    def _decode(
+        self,
+        features: Sequence[SliceFeatures],
+        conditioned: Sequence[torch.Tensor],
+        regions: Sequence[Region],
+        tokens: Tokens | None,
+        canvases: Sequence[torch.Tensor] | None,
+        first: bool,
+    ) -> list[Prediction]:
         module = self.model.module
         points = None if tokens is None else {"point_coords": tokens.coords, "point_labels": tokens.labels}
         with self.model.computing():
             multimask = module._use_multimask(first, points)
-            _, _, ious, logits, _, pointer, score = module._forward_sam_heads(
-                backbone_features=conditioned,
+            _, _, ious, logits, _, pointers, scores = module._forward_sam_heads(
+                backbone_features=_batch(conditioned),
                 point_inputs=points,
-                mask_inputs=canvas,
-                high_res_features=list(features.fine) or None,
+                mask_inputs=None if canvases is None else _batch(canvases),
+                high_res_features=[_batch(maps) for maps in zip(*(one.fine for one in features), strict=True)]
+                or None,
                 multimask_output=multimask,
             )
-        return Prediction(logits.float(), float(ious.float().max()), score.float(), pointer.float(), region)
+        best = ious.float().amax(1).tolist()
+        parts = zip(logits.float(), best, scores.float(), pointers.float(), regions, strict=True)
+        return [
+            Prediction(mask[None], iou, score[None], pointer[None], region)
+            for mask, iou, score, pointer, region in parts
+        ]
 
     def take_mask(self, features: SliceFeatures, mask_hw: NDArray[np.bool_], region: Region) -> Prediction:
         """Return a user's mask as a prediction: the mask itself, and the pointer the decoder makes of it.
@@ -303,6 +332,11 @@ class Heads:
             pointers = pointers.reshape(-1, 1, channels // width, width).permute(0, 2, 1, 3).flatten(0, 1)
             positions = positions.repeat_interleave(channels // width, dim=0)
         return pointers, positions
+
+
+def _batch(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return maps (1, ...) as (N, ...); a single one as it is."""
+    return maps[0] if len(maps) == 1 else torch.cat(list(maps))
 
 
 def _as_tokens(maps: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """One step of tracking: read memories, decode, encode a memory, and choose the region of the next slice."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -37,6 +38,39 @@ class Run:
     absent_for: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What one object on one slice is predicted from.
+
+    Attributes
+    ----------
+    known
+        Memories, and the logits of the slice before.
+    """
+
+    step: Step
+    region: Region
+    known: tuple[object, ...]
+
+    def are_those_of(self, other: "_Inputs") -> bool:
+        """Whether nothing has changed: the same objects in memory, as none of them is changed in place."""
+        return (
+            self.step == other.step
+            and self.region == other.region
+            and len(self.known) == len(other.known)
+            and all(one is another for one, another in zip(self.known, other.known, strict=True))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """One object on one slice before its prompts are decoded: features, those with memory, mask prompt."""
+
+    features: SliceFeatures
+    attended: torch.Tensor
+    canvas: torch.Tensor | None
+
+
 class Runner:
     """Tracks objects from slice to slice."""
 
@@ -50,6 +84,31 @@ class Runner:
     ) -> None:
         self._encoder, self._heads, self._policy = encoder, heads, policy
         self._keeps_probabilities, self._locator = keeps_probabilities, locator
+        self._ahead: dict[str, tuple[_Inputs, _Observed, Prediction]] = {}
+
+    def look_ahead(self, waiting: Sequence[tuple[ObjectState, Step, Run, Zoom | None]]) -> None:
+        """Predict several objects on one slice with one pass of the mask decoder.
+
+        For several objects that costs little more than for one. :meth:`track` takes a prediction from here if
+        it would be made of the same things.
+        """
+        self._ahead.clear()
+        inputs, observed = [], []
+        for state, step, run, zoom in waiting:
+            memories = self._conditioning(state, step.n)
+            region = self._region(state, step, run, zoom)
+            inputs.append(self._inputs(state, step, region, memories))
+            observed.append(self._observe(state, step, region, memories))
+        canvases = [one.canvas for one in observed if one.canvas is not None]
+        predictions = self._heads.decode_together(
+            [one.features for one in observed],
+            [one.attended for one in observed],
+            [one.region for one in inputs],
+            canvases or None,
+        )
+        names = [state.object_id for state, *_ in waiting]
+        found = zip(inputs, observed, predictions, strict=True)
+        self._ahead.update(zip(names, found, strict=True))
 
     def track(
         self,
@@ -65,9 +124,7 @@ class Runner:
             return
         memories = self._conditioning(state, step.n)
         shape = self._encoder.source.shape_of(step.n)
-        if run.region is None:
-            run.region = self._start_region(state, step, zoom)
-        region = Region.whole(shape) if zoom is None else run.region
+        region = self._region(state, step, run, zoom)
         features, attended, prediction = self._predict(state, step, region, memories)
         mask_hw = mask_of_logits(prediction.logits, region, shape)
         box = Box.of_mask(mask_hw)
@@ -154,21 +211,22 @@ class Runner:
         memories: dict[int, SliceMemory],
         guess: Guess | None = None,
     ) -> tuple[SliceFeatures, torch.Tensor, Prediction]:
-        encoder, heads, source = self._encoder, self._heads, self._encoder.source
-        features = encoder.features(step.n, region)
-        query = Query(step.n, len(source), step.reverse, source.ordered, features.coarse)
-        read = state.banks[step.reverse].read(query, memories)
-        attended = heads.with_memory(features, encoder.position(), read, len(source))
-        canvas = None
-        if source.ordered and encoder.model.recipe.carries_mask:
-            canvas = heads.carried(moved_logits(*self._previous(state, step), region))
-        tokens = None
-        if guess is not None:
-            canvas = heads.carried(moved_logits(guess.logits, Region.whole(source.shape_of(step.n)), region))
-            # A model that never saw a rough mask takes a box.
-            tokens = None if canvas is not None else self._box_tokens(guess.box, region)
-        prediction = heads.decode(features, attended, region, tokens=tokens, canvas=canvas)
-        recipe = encoder.model.recipe
+        heads, source, recipe = self._heads, self._encoder.source, self._encoder.model.recipe
+        ahead = self._ahead.pop(state.object_id, None)
+        if ahead is not None and ahead[0].are_those_of(self._inputs(state, step, region, memories)):
+            _, observed, prediction = ahead
+        else:
+            observed = self._observe(state, step, region, memories)
+            canvas, tokens = observed.canvas, None
+            if guess is not None:
+                whole = Region.whole(source.shape_of(step.n))
+                canvas = heads.carried(moved_logits(guess.logits, whole, region))
+                # A model that never saw a rough mask takes a box.
+                tokens = None if canvas is not None else self._box_tokens(guess.box, region)
+            prediction = heads.decode(
+                observed.features, observed.attended, region, tokens=tokens, canvas=canvas
+            )
+        features, attended = observed.features, observed.attended
         if guess is not None:  # these limits were calibrated on neighbouring slices
             return features, attended, prediction
         # What is predicted absent anyway keeps its object score.
@@ -180,6 +238,35 @@ class Runner:
         ):
             prediction = prediction.as_absent()
         return features, attended, prediction
+
+    def _observe(
+        self, state: ObjectState, step: Step, region: Region, memories: dict[int, SliceMemory]
+    ) -> _Observed:
+        """Encode a region of a slice, and let it attend to the object's memories."""
+        encoder, source = self._encoder, self._encoder.source
+        features = encoder.features(step.n, region)
+        query = Query(step.n, len(source), step.reverse, source.ordered, features.coarse)
+        read = state.banks[step.reverse].read(query, memories)
+        attended = self._heads.with_memory(features, encoder.position(), read, len(source))
+        canvas = None
+        if source.ordered and encoder.model.recipe.carries_mask:
+            canvas = self._heads.carried(moved_logits(*self._previous(state, step), region))
+        return _Observed(features, attended, canvas)
+
+    def _inputs(
+        self, state: ObjectState, step: Step, region: Region, memories: dict[int, SliceMemory]
+    ) -> _Inputs:
+        known: list[object] = [*memories.values(), *state.banks[step.reverse].memories()]
+        before = step.n + 1 if step.reverse else step.n - 1
+        kept = state.kept_logits(before)
+        known += [state.masks.get(before), None if kept is None else kept[0]]
+        return _Inputs(step, region, tuple(known))
+
+    def _region(self, state: ObjectState, step: Step, run: Run, zoom: Zoom | None) -> Region:
+        """Return the region in which an object is looked for first."""
+        if zoom is None:
+            return Region.whole(self._encoder.source.shape_of(step.n))
+        return run.region or self._start_region(state, step, zoom)
 
     def _looks_absent(self, state: ObjectState, step: Step, prediction: Prediction) -> bool:
         """Return whether the image says that the object has ended."""

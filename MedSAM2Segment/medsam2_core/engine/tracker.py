@@ -10,6 +10,7 @@ of propagations. A tracked mask is replaced by the next propagation.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -35,6 +36,9 @@ from medsam2_core.prompts.types import PixelPrompts
 
 if TYPE_CHECKING:
     from medsam2_core.engine.segmentation_model import SegmentationModel
+
+# Objects of a slice that are decoded in one pass.
+_TOGETHER = 8
 
 
 class Tracker:
@@ -340,16 +344,40 @@ class Tracker:
             neighbours = Neighbours(lambda: self._objects, self._mask_side, steps)
         runs: dict[tuple[str, bool, int], Run] = {}
         started: set[str] = set()
+        together = _by_first(steps) if self.source.ordered else {}
 
         def take(step: Step) -> list[SliceMask]:
-            if step.object_id not in started:
-                self._clear_memories(step.object_id)
+            same_slice = together.get(step, [step])
+            for one in same_slice:
+                if one.object_id not in started:
+                    self._clear_memories(one.object_id)
+            self._look_ahead(same_slice, runs, stop_after_absent)
             mask = self._step(step, runs, stop_after_absent, neighbours)
             started.add(step.object_id)
             changed = [] if neighbours is None else neighbours.finish(step)
             return changed if mask is None else [mask, *changed]
 
         return take
+
+    def _look_ahead(
+        self,
+        steps: Sequence[Step],
+        runs: dict[tuple[str, bool, int], Run],
+        stop_after_absent: int | None,
+    ) -> None:
+        """Predict those objects of a slice together that are tracked there."""
+        waiting = []
+        for step in steps if len(steps) > 1 else ():
+            state = self._objects.get(step.object_id)
+            if state is None or step.seed not in state.conditioning or step.n in state.conditioning:
+                continue
+            run = runs.get((step.object_id, step.reverse, step.seed), Run())
+            is_final = step.n in state.masks and state.masks[step.n].final
+            if is_final or (stop_after_absent is not None and run.absent_for >= stop_after_absent):
+                continue
+            waiting.append((state, step, run, self.zoom(step.n)))
+        if len(waiting) > 1:
+            self._runner.look_ahead(waiting)
 
     def _clear_memories(self, object_id: str) -> None:
         """Start a propagation from the prompted slices alone."""
@@ -438,6 +466,17 @@ class Tracker:
         if n in state.masks and state.masks[n].final:
             message = f"slice {n} of object {state.object_id!r} is final: release it first"
             raise PromptError(message, code="slice-final", object=state.object_id, n=n)
+
+
+def _by_first(steps: Sequence[Step]) -> dict[Step, list[Step]]:
+    """Return the steps that are taken one after the other on one slice in one direction, by the first of
+    them; at most so many that a click does not have to wait long."""
+    found = {}
+    for _, group in groupby(steps, key=lambda step: (step.n, step.reverse)):
+        same = list(group)
+        for start in range(0, len(same), _TOGETHER):
+            found[same[start]] = same[start : start + _TOGETHER]
+    return found
 
 
 def _expected_region(state: ObjectState, n: int, zoom: Zoom) -> Region | None:
