@@ -16,6 +16,7 @@ from medsam2_core.auto.adapters import class_logits
 from medsam2_core.auto.fewshot.images import LabelledImage
 from medsam2_core.auto.fewshot.objective import coverage_loss
 from medsam2_core.auto.model import AutoModel
+from medsam2_core.engine.eight_bits import from_eight_bits
 from medsam2_core.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def read_start(path: Path, model: SegmentationModel) -> PretrainedStart | None:
             notes = opened.metadata() or {}
             fits = model.has_encoder_of(notes.get("base_key", ""))
             data_sets = tuple(json.loads(notes.get("data_sets", "[]")))
-            tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+            tensors = from_eight_bits({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         message = f"{path} cannot be read as a start of training: {error}"
         raise TrainingError(message, code="start-unreadable", path=str(path)) from error
