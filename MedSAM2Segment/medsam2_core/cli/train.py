@@ -146,7 +146,7 @@ def presence(
     data: Path,
     out: Out,
     model: str = "embedded",
-    objects: Annotated[int, typer.Option(min=2)] = 92,
+    objects: Annotated[int, typer.Option(min=2)] = 69,
     seed: Annotated[int, typer.Option(min=0)] = 1,
     device: str = "auto",
     threads: Annotated[int, typer.Option(min=1)] = 1,
