@@ -9,7 +9,7 @@ from medsam2_core.batch.cases import Options
 from medsam2_core.batch.cohort import read_cohort
 from medsam2_core.batch.ray_pool import RayPool
 from medsam2_core.batch.run import Run, opened
-from support.cohorts import MortalWorker, entries, masks, run_here, write_cohort
+from support.cohorts import KilledWorker, entries, masks, run_here, write_cohort
 from support.errors import raises
 
 CASES = 4
@@ -33,14 +33,14 @@ def test_two_actors_give_the_masks_of_one_process(cohort, model, tmp_path, code_
     options = Options(model=str(model), image_size=64)
     run_here(cohort, tmp_path / "one", options)
     # The actor that does c1 first kills itself.
-    make_worker = partial(MortalWorker, tmp_path / "ray", options, "c1", tmp_path / "killed")
+    make_worker = partial(KilledWorker, tmp_path / "ray", options, "c1", tmp_path / "killed")
     pool = RayPool("local", make_worker, 1, 2, on_gpu=False)
     try:
         with opened(tmp_path / "ray") as journal:
             summary = Run(tmp_path / "ray", journal, options).run(read_cohort(cohort).cases, pool)
     finally:
         pool.close()
-    assert len(pool.hands) == 2
+    assert len(pool.processes) == 2
     assert sorted(summary.done) == [f"c{n}" for n in range(CASES)] and summary.failed == []
     assert (tmp_path / "killed").exists() and entries(tmp_path / "ray")["c1"].attempts == 2
     for name in summary.done:
@@ -55,5 +55,5 @@ def test_without_ray_it_says_how_to_get_it(medsam2, cohort, model, tmp_path, mon
 
 def test_a_cluster_that_is_not_there(medsam2, cohort, model, tmp_path, code_on_the_path):
     with raises("cluster-not-found", address="127.0.0.1:1"):
-        RayPool("127.0.0.1:1", partial(MortalWorker, tmp_path, Options(), "", tmp_path), 1)
+        RayPool("127.0.0.1:1", partial(KilledWorker, tmp_path, Options(), "", tmp_path), 1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -12,7 +12,7 @@ import numpy as np
 from medsam2_core.batch.cases import Case, Options, Task, case_folder
 from medsam2_core.batch.cohort import read_cohort
 from medsam2_core.batch.journal import Journal
-from medsam2_core.batch.pool import Finished, Hand, Pool
+from medsam2_core.batch.pool import Finished, Pool, PoolProcess
 from medsam2_core.batch.run import Run, Summary, opened
 from medsam2_core.batch.work import CaseWorker
 from medsam2_core.imaging.reading import read_segmentation
@@ -60,18 +60,18 @@ class InProcessPool(Pool):
     """Does each case at once, in this process; `losing` names cases that the first attempts lose."""
 
     def __init__(self, results: Path, options: Options, losing: dict[str, int] | None = None) -> None:
-        self._worker, self._hand = CaseWorker(results, options), Hand()
+        self._worker, self._process = CaseWorker(results, options), PoolProcess()
         self._losing, self.asked = losing or {}, []
 
     @property
-    def hands(self) -> list[Any]:
-        return [self._hand]
+    def processes(self) -> list[Any]:
+        return [self._process]
 
-    def _send(self, hand: Hand, task: Task) -> None:
+    def _send(self, process: PoolProcess, task: Task) -> None:
         self.asked.append((task.case.name, task.attempt))
 
     def wait(self, seconds: float) -> list[Finished]:
-        tasks, self._hand.tasks = self._hand.tasks, {}
+        tasks, self._process.tasks = self._process.tasks, {}
         lost = [task for task in tasks.values() if task.attempt < self._losing.get(task.case.name, 0)]
         if lost:
             return [Finished(task, None) for task in tasks.values()]
@@ -101,7 +101,7 @@ def entries(results: Path) -> dict[str, Any]:
         journal.close()
 
 
-class MortalWorker(CaseWorker):
+class KilledWorker(CaseWorker):
     """Kills its process when it gets a case for the first time."""
 
     def __init__(self, results: Path, options: Options, case: str, mark: Path) -> None:

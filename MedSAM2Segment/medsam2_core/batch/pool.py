@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 from medsam2_core.batch.cases import Task
 
-#: Cases in the hands of a process: one is computed, one is read.
-HANDS = 2
+#: Cases that a process has at a time: one is computed, one is read.
+CASES_EACH = 2
 
 
 class Worker(Protocol):
-    """Does cases, called by :data:`HANDS` threads; :class:`~medsam2_core.batch.work.CaseWorker` is one."""
+    """Does cases, called by two threads; :class:`~medsam2_core.batch.work.CaseWorker` is one."""
 
     def run(self, task: Task) -> dict[str, Any]:
         """Do a case, and return what became of it; never raises."""
@@ -49,7 +49,7 @@ class Finished:
 
 
 @dataclass(eq=False)
-class Hand:
+class PoolProcess:
     """One process of a pool, and the cases it has."""
 
     tasks: dict[str, Task] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Hand:
         if not self.tasks:
             return True
         alone = task.attempt or any(one.attempt for one in self.tasks.values())
-        return not alone and len(self.tasks) < HANDS
+        return not alone and len(self.tasks) < CASES_EACH
 
 
 class Pool(ABC):
@@ -68,7 +68,7 @@ class Pool(ABC):
 
     @property
     @abstractmethod
-    def hands(self) -> list[Any]:
+    def processes(self) -> list[Any]:
         """The processes."""
 
     @abstractmethod
@@ -80,27 +80,27 @@ class Pool(ABC):
         """End the processes: after their cases, or at once."""
 
     @abstractmethod
-    def _send(self, hand: Any, task: Task) -> None: ...
+    def _send(self, process: Any, task: Task) -> None: ...
 
     def submit(self, task: Task) -> bool:
         """Give a case to the process that has fewest; return False when none can take it now."""
-        able = [hand for hand in self.hands if hand.takes(task)]
+        able = [process for process in self.processes if process.takes(task)]
         if not able:
             return False
-        hand = min(able, key=lambda one: len(one.tasks))
-        hand.tasks[task.case.name] = task
-        self._send(hand, task)
+        process = min(able, key=lambda one: len(one.tasks))
+        process.tasks[task.case.name] = task
+        self._send(process, task)
         return True
 
     @property
     def in_flight(self) -> int:
         """Number of cases in the processes."""
-        return sum(len(hand.tasks) for hand in self.hands)
+        return sum(len(process.tasks) for process in self.processes)
 
 
 @dataclass(eq=False)
-class _Local(Hand):
-    process: Any = None
+class _Local(PoolProcess):
+    child: Any = None
     connection: Any = None
 
 
@@ -121,64 +121,59 @@ class LocalPool(Pool):
         self._make_worker, self._threads = make_worker, threads
         # A forked process would share torch's threads and the graphics card's state with this one.
         self._context = multiprocessing.get_context("spawn")
-        self._hands = [_Local() for _ in range(processes)]
+        self._processes = [_Local() for _ in range(processes)]
 
     @property
-    def hands(self) -> list[_Local]:
+    def processes(self) -> list[_Local]:
         """The processes; each starts with its first case."""
-        return self._hands
+        return self._processes
 
-    @property
-    def process_ids(self) -> list[int]:
-        """Numbers of the processes that run."""
-        return [hand.process.pid for hand in self._hands if hand.process is not None]
-
-    def _send(self, hand: _Local, task: Task) -> None:
-        if hand.process is None:
-            hand.connection, theirs = self._context.Pipe()
-            hand.process = self._context.Process(
+    def _send(self, process: _Local, task: Task) -> None:
+        if process.child is None:
+            process.connection, theirs = self._context.Pipe()
+            process.child = self._context.Process(
                 target=_serve, args=(theirs, self._make_worker, self._threads), daemon=True
             )
-            hand.process.start()
+            process.child.start()
             theirs.close()
         with contextlib.suppress(OSError):  # it has just been lost: wait() will tell
-            hand.connection.send(task)
+            process.connection.send(task)
 
     def wait(self, seconds: float) -> list[Finished]:
         """Return cases that have ended, and those of processes that were lost."""
-        running = {hand.connection: hand for hand in self._hands if hand.process is not None}
+        running = {process.connection: process for process in self._processes if process.child is not None}
         found: list[Finished] = []
         for connection in wait(list(running), seconds):
-            hand = running[connection]
+            process = running[connection]
             try:
-                name, outcome = hand.connection.recv()
-                found.append(Finished(hand.tasks.pop(name), outcome))
+                name, outcome = process.connection.recv()
+                found.append(Finished(process.tasks.pop(name), outcome))
             except (EOFError, OSError):
-                found += self._lost(hand)
+                found += self._lost(process)
         return found
 
-    def _lost(self, hand: _Local) -> Iterator[Finished]:
+    def _lost(self, process: _Local) -> Iterator[Finished]:
         """Give up a process that has ended; the next case starts another."""
-        tasks, hand.tasks = hand.tasks, {}
-        hand.process.join(5)
-        reason = f"exit code {hand.process.exitcode}"
-        hand.connection.close()
-        hand.process = hand.connection = None
+        tasks, process.tasks = process.tasks, {}
+        process.child.join(5)
+        reason = f"exit code {process.child.exitcode}"
+        process.connection.close()
+        process.child = process.connection = None
         return iter([Finished(task, None, reason) for task in tasks.values()])
 
     def close(self, *, kill: bool = False) -> None:
         """End the processes."""
-        running = [hand for hand in self._hands if hand.process is not None]
-        for hand in running:
+        running = [process for process in self._processes if process.child is not None]
+        for process in running:
             if kill:
-                hand.process.kill()
+                process.child.kill()
             else:
                 with contextlib.suppress(OSError):
-                    hand.connection.send(None)
-        for hand in running:
-            hand.process.join()
-            hand.connection.close()
-            hand.process = hand.connection = None
+                    process.connection.send(None)
+        for process in running:
+            process.child.join()
+            process.connection.close()
+            process.child = process.connection = None
 
 
 def _serve(connection: Connection, make_worker: MakeWorker, threads: int) -> None:
@@ -197,7 +192,7 @@ def _serve(connection: Connection, make_worker: MakeWorker, threads: int) -> Non
             with sending, contextlib.suppress(OSError):
                 connection.send((task.case.name, outcome))
 
-    running = [threading.Thread(target=work, daemon=True) for _ in range(HANDS)]
+    running = [threading.Thread(target=work, daemon=True) for _ in range(CASES_EACH)]
     for thread in running:
         thread.start()
     try:

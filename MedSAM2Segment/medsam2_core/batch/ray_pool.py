@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medsam2_core.batch.cases import Task
-from medsam2_core.batch.pool import HANDS, Finished, Hand, MakeWorker, Pool
+from medsam2_core.batch.pool import CASES_EACH, Finished, MakeWorker, Pool, PoolProcess
 from medsam2_core.errors import BatchError, MissingPackageError
 
 #: Bytes for the objects of a cluster on this machine; outcomes are some kilobytes.
@@ -23,7 +23,7 @@ _PATIENCE = 10.0  # seconds
 
 
 @dataclass(eq=False)
-class _Remote(Hand):
+class _Remote(PoolProcess):
     actor: Any = None
     # (name of the case, actor that has it) by the reference to its outcome.
     calls: dict[Any, tuple[str, Any]] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class RayPool(Pool):
             what = "graphics card" if self._gpus else f"machine with {threads} free CPU threads"
             message = f"the Ray cluster has no {what}: add nodes, or lower --threads"
             raise BatchError(message, code="cluster-too-small", resources=dict(has))
-        self._hands = [_Remote() for _ in range(min(processes or room, room))]
+        self._processes = [_Remote() for _ in range(min(processes or room, room))]
 
     @property
-    def hands(self) -> list[_Remote]:
+    def processes(self) -> list[_Remote]:
         """The actors; each starts with its first case."""
-        return self._hands
+        return self._processes
 
     def _connect(self, address: str, cores: int) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -91,17 +91,17 @@ class RayPool(Pool):
             message = f"no Ray cluster at {address}: start it with `ray start`, or use --ray local ({text})"
             raise BatchError(message, code="cluster-not-found", address=address, reason=text) from error
 
-    def _send(self, hand: _Remote, task: Task) -> None:
-        if hand.actor is None:
+    def _send(self, process: _Remote, task: Task) -> None:
+        if process.actor is None:
             remote = self._ray.remote(
-                num_cpus=self._threads, num_gpus=self._gpus, max_concurrency=HANDS, max_restarts=0,
+                num_cpus=self._threads, num_gpus=self._gpus, max_concurrency=CASES_EACH, max_restarts=0,
             )(_Actor)  # fmt: skip
-            hand.actor = remote.remote(self._make_worker, self._threads)
-        hand.calls[hand.actor.run.remote(task)] = (task.case.name, hand.actor)
+            process.actor = remote.remote(self._make_worker, self._threads)
+        process.calls[process.actor.run.remote(task)] = (task.case.name, process.actor)
 
     def wait(self, seconds: float) -> list[Finished]:
         """Return cases that have ended, and those of actors that were lost."""
-        calls = {call: hand for hand in self._hands for call in hand.calls}
+        calls = {call: process for process in self._processes for call in process.calls}
         if not calls:
             return []
         ready, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
@@ -109,22 +109,22 @@ class RayPool(Pool):
             ready, _ = self._ray.wait(list(calls), timeout=seconds)
         return [finished for call in ready for finished in self._finished(calls[call], call)]
 
-    def _finished(self, hand: _Remote, call: Any) -> Iterator[Finished]:
-        name, actor = hand.calls.pop(call)
-        task = hand.tasks.pop(name)
+    def _finished(self, process: _Remote, call: Any) -> Iterator[Finished]:
+        name, actor = process.calls.pop(call)
+        task = process.tasks.pop(name)
         try:
             yield Finished(task, self._ray.get(call))
         except self._ray.exceptions.RayError as error:
-            if hand.actor is actor:
-                hand.actor = None  # the next case starts another, perhaps elsewhere
+            if process.actor is actor:
+                process.actor = None  # the next case starts another, perhaps elsewhere
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             yield Finished(task, None, (lines or [type(error).__name__])[-1][:300])
 
     def close(self, *, kill: bool = False) -> None:
         """Give the actors up; a cluster that was started here ends."""
-        for hand in self._hands:
-            if hand.actor is not None:
-                self._ray.kill(hand.actor)
+        for process in self._processes:
+            if process.actor is not None:
+                self._ray.kill(process.actor)
         self._ray.shutdown()
 
 

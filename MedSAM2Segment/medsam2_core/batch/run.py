@@ -173,7 +173,7 @@ class Run:
             again.popleft()
         while waiting and not again:
             case = waiting[0]
-            if not any(hand.takes(Task(case, "")) for hand in pool.hands):
+            if not any(process.takes(Task(case, "")) for process in pool.processes):
                 return
             try:
                 signature = self.signature(case)

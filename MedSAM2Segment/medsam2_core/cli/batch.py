@@ -188,7 +188,7 @@ class Batch:
         return summary, {
             "out": str(self.out), "table": str(table), "report": str(page), "cases": len(cases),
             "done": len(summary.done), "failed": len(summary.failed), "kept": len(summary.kept),
-            "kept_failed": len(summary.kept_failed), "processes": len(pool.hands),
+            "kept_failed": len(summary.kept_failed), "processes": len(pool.processes),
             "confidence_is_calibrated": False,
         }  # fmt: skip
 
