@@ -1,7 +1,6 @@
 """Cohorts on a Ray cluster of two workers on this machine: the same masks, and retries."""
 
 import os
-import signal
 from functools import partial
 
 import pytest
@@ -56,4 +55,3 @@ def test_without_ray_it_says_how_to_get_it(medsam2, cohort, model, tmp_path, mon
 def test_a_cluster_that_is_not_there(medsam2, cohort, model, tmp_path, code_on_the_path):
     with raises("cluster-not-found", address="127.0.0.1:1"):
         RayPool("127.0.0.1:1", partial(KilledWorker, tmp_path, Options(), "", tmp_path), 1)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
