@@ -10,14 +10,17 @@ runs out is reported as not finished. Exit code 1 unless all passed.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -55,6 +58,7 @@ class Campaign:
         self._out, self._times = out, times
         self._end = time.monotonic() + 60 * minutes
         self._journal = out / "results.json"
+        self._processes: set[subprocess.Popen] = set()
         self.commit = _commit()
         self.results: dict[str, FileResult] = {}
         out.mkdir(parents=True, exist_ok=True)
@@ -68,10 +72,18 @@ class Campaign:
         ]
         waiting.sort(key=lambda file: -known.get(file, 1e9))
         with ThreadPoolExecutor(jobs) as pool:
-            for result in pool.map(self._run, waiting):
-                self.results[result.file] = result
-                self._save()
-                print(f"{result.outcome:13}{result.seconds:7.0f} s  {result.file}", flush=True)
+            running = [pool.submit(self._run, file) for file in waiting]
+            try:
+                for one in as_completed(running):
+                    result = one.result()
+                    self.results[result.file] = result
+                    self._save()
+                    print(f"{result.outcome:13}{result.seconds:7.0f} s  {result.file}", flush=True)
+            except BaseException:  # Ctrl-C: what has ended is kept, what runs is ended
+                self._end = 0.0
+                for process in list(self._processes):
+                    _kill(process)
+                raise
 
     def report(self, files: list[str]) -> str:
         """Return the results as a page of Markdown."""
@@ -114,12 +126,14 @@ class Campaign:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
             )
+            self._processes.add(process)
             try:
                 code = process.wait(timeout=left)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                process.wait()
+                _kill(process)
                 return FileResult(file, "not finished", time.monotonic() - started)
+            finally:
+                self._processes.discard(process)
         seconds = time.monotonic() - started
         if not junit.exists():
             return FileResult(file, "failed", seconds, failures=(f"exit code {code}",))
@@ -158,13 +172,22 @@ def _read(file: str, junit: Path, code: int, seconds: float) -> FileResult:
     return FileResult(file, outcome, round(seconds, 1), len(cases), skipped, dict(counts), failures)
 
 
+def _kill(process: subprocess.Popen) -> None:
+    """End a process and all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def _commit() -> str:
-    """Return the commit, with a mark where files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.stdout.strip() or "unknown"
+    """Return the commit, with a hash of what differs from it in files that git knows."""
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=False).stdout
+
+    commit = git("rev-parse", "HEAD").decode().strip() or "unknown"
+    changes = git("diff", "HEAD")
+    return f"{commit}-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else commit
 
 
 def _files(only: str) -> list[str]:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from medsam2_core import atomic
 from medsam2_core.imaging.reading import read_segmentation
-from support.command_line import BALL_BOX, CommandLine, write_scan, write_untrained_model
+from support.command_line import BALL_BOX, CommandLine, write_photo, write_scan, write_untrained_model
+from support.errors import raises
 from support.forked_runs import ForkedRuns, after, once_writing
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, mounts and links")
@@ -171,25 +172,31 @@ def test_nothing_opens_a_connection_or_a_port(words, scan, tmp_path):
         assert done.returncode == 0, (line, done.stderr)
 
 
-@pytest.mark.parametrize("name", ["../../out", "/etc/out", "a/b", "..", "CON", "a" * 300, "a\nb", "~"])
-def test_the_name_of_an_object_never_leads_out_of_the_folder(medsam2, scan, model, tmp_path, name):
-    results = tmp_path / "deep" / "results"
-    results.mkdir(parents=True)
-    words = ["segment", scan, "--model", model, "--range", "12:12", "--object", name, "--box", BALL_BOX]
-    answer = medsam2(*words, "--out", results / "m.seg.nrrd")
+@pytest.mark.parametrize("name", ["../../out", "a/b", "..", "CON", "a" * 300, "a\nb", "圆" * 90])
+def test_the_name_of_an_object_never_leads_out_of_the_folder(medsam2, tmp_path, model, name):
+    # Masks of a set are files that bear the names of objects.
+    images, results = tmp_path / "images", tmp_path / "deep" / "results"
+    images.mkdir()
+    results.parent.mkdir()
+    write_photo(images / "one.png")
+    write_photo(images / "two.png")
+    words = ["set", images, "--prompt", "one.png", "--model", model, "--zoom", "off"]
+    objects = ["--object", name, "--box", "13,19,27,33", "--object", "other", "--box", "3,9,17,13"]
+    answer = medsam2(*words, *objects, "--out", results)
     assert answer.code in (0, 2), answer
     outside = [path for path in tmp_path.rglob("*") if path.is_file() and results not in path.parents]
-    assert outside == []
+    assert sorted(path.name for path in outside) == ["one.png", "two.png"]
 
 
-def test_what_is_written_through_a_link_goes_where_the_link_leads(tmp_path):
-    # A link that the user made on purpose is followed, as `cp` does; one that leads to what is read is not.
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path):
     target, link = tmp_path / "real.nrrd", tmp_path / "link.nrrd"
     target.write_bytes(b"old")
     link.symlink_to(target)
-    with atomic.protect(target), pytest.raises(Exception) as refused:
+    with atomic.protect(target), raises("output-is-input"):
         atomic.check_target(link, overwrite=True)
-    assert refused.value.code == "output-is-input"
+    with atomic.new_file(link, overwrite=True) as stream:
+        stream.write(b"new")
+    assert not link.is_symlink() and link.read_bytes() == b"new"
     assert target.read_bytes() == b"old"
 
 
