@@ -37,7 +37,7 @@ def main() -> None:
     clock = time.process_time if options.cpu else time.monotonic
     changes = {name: value(text) for name, _, text in (one.partition("=") for one in options.set)}
     is_volume = any(len(case.volume.voxels_kji) > 1 for case in found.cases)
-    suited = suited_to(model, clip=options.clip if is_volume else 1)
+    suited = suited_to(model, clip=options.clip if is_volume else 1, parts=changes.get("parts"))
     settings = FineTuning(
         **{"minutes": options.minutes, "seed": options.seed, "window": options.window, **suited, **changes}
     )

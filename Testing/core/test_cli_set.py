@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 from medsam2_core.cli import image_set
+from medsam2_core.export import contact_sheet
 from medsam2_core.imaging.reading import read_segmentation
+from medsam2_core.session import set_results
 from medsam2_core.session.set_results import SETTINGS, TABLE, SetResults
 from PIL import Image
 from support.model import a_disc
@@ -119,6 +121,13 @@ def test_a_review_may_be_one_picture(run, tmp_path):
     first, last = sheet[:250, :250], sheet[:250, 1000:]
     assert first.max() > 200, "an image"
     assert len(np.unique(first.reshape(-1, 3), axis=0)) > len(np.unique(last.reshape(-1, 3), axis=0))
+
+
+def test_a_picture_that_cannot_show_all_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(contact_sheet, "MOST_IN_PICTURE", 2)
+    monkeypatch.setattr(set_results, "MOST_IN_PICTURE", 2)
+    answer = run(*BOX, "--review", tmp_path / "review.png", "--json")
+    assert [note["code"] for note in answer.facts["notes"]] == ["review-cut"]
 
 
 def test_a_review_page_replaces_nothing(run, tmp_path):

@@ -39,7 +39,7 @@ def test_it_is_half_as_large_as_half_precision_and_stable():
 
 
 def test_other_states_only_become_float():
-    half = {"weight": torch.ones(3, 3).half(), "x.scale": torch.ones(2)}
+    half = {"weight": torch.ones(3, 3).half(), "norm": torch.ones(3), "norm.scale": torch.ones(2)}
     back = from_eight_bits(half)
     assert back.keys() == half.keys() and back["weight"].dtype == torch.float32
 

@@ -37,15 +37,14 @@ def to_eight_bits(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def from_eight_bits(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the float32 state of what :func:`to_eight_bits` returned; other states only become float32."""
+    small = {name for name, value in stored.items() if value.dtype == torch.int8 and name + _SCALE in stored}
     state: dict[str, torch.Tensor] = {}
     for name, value in stored.items():
-        if name.endswith(_SCALE) and name.removesuffix(_SCALE) in stored:
-            continue
-        scale = stored.get(name + _SCALE)
-        if scale is None or value.dtype != torch.int8:
+        if name in small:
+            scale = stored[name + _SCALE].float()
+            state[name] = value.float() * scale.view(-1, *[1] * (value.ndim - 1))
+        elif name.removesuffix(_SCALE) not in small:
             state[name] = value.float()
-        else:
-            state[name] = value.float() * scale.float().view(-1, *[1] * (value.ndim - 1))
     return state
 
 

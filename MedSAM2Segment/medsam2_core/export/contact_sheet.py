@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
 
 _SIDE = 240  # pixels
-# Of a PNG: images in a row, pixels of a line of text, and images in all, since it is made in memory.
-_COLUMNS, _LINE, _MOST = 5, 16, 250
+_COLUMNS, _LINE = 5, 16  # of a PNG: images in a row, pixels of a line of text
+#: Images that a PNG shows at most, since it is made in memory.
+MOST_IN_PICTURE = 250
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -74,7 +75,7 @@ def write_contact_sheet(
         write_page(map(_figure, entries), path, title, overwrite=overwrite)
         return
     with atomic.new_file(Path(path), overwrite=overwrite) as stream:
-        _picture(list(islice(entries, _MOST))).save(stream, format="PNG")
+        _picture([_tile(entry) for entry in islice(entries, MOST_IN_PICTURE)]).save(stream, format="PNG")
 
 
 def write_page(
@@ -151,22 +152,29 @@ def _figure(entry: SheetEntry) -> str:
     return figure(entry.name, jpeg, lines)
 
 
-def _picture(entries: list[SheetEntry]) -> Image:
+_Tile = tuple["Image", list[tuple[str, tuple[int, int, int]]]]
+
+
+def _tile(entry: SheetEntry) -> _Tile:
+    """Return the small image, and lines of text with their colours."""
+    texts = [(entry.name, (221, 221, 221))]
+    for segment in entry.segmentation:
+        note = entry.notes.get(segment.name, "")
+        texts.append((f"{segment.name} {note}", _bytes(segment.colour_rgb)))
+    return _outlined(entry.image_hw, _outlines(entry)), texts
+
+
+def _picture(tiles: list[_Tile]) -> Image:
     from PIL import Image, ImageDraw
 
-    lines = 1 + max((len(entry.segmentation.segments) for entry in entries), default=0)
+    lines = max((len(texts) for _, texts in tiles), default=0)
     width, height = _SIDE + 10, _SIDE + lines * _LINE + 14
-    rows = max(1, -(-len(entries) // _COLUMNS))
+    rows = max(1, -(-len(tiles) // _COLUMNS))
     sheet = Image.new("RGB", (_COLUMNS * width, rows * height), (17, 17, 17))
     draw = ImageDraw.Draw(sheet)
-    for n, entry in enumerate(entries):
+    for n, (outlined, texts) in enumerate(tiles):
         left, top = n % _COLUMNS * width + 5, n // _COLUMNS * height + 5
-        outlined = _outlined(entry.image_hw, _outlines(entry))
         sheet.paste(outlined, (left + (_SIDE - outlined.width) // 2, top))
-        texts = [(entry.name, (221, 221, 221))]
-        for segment in entry.segmentation:
-            note = entry.notes.get(segment.name, "")
-            texts.append((f"{segment.name} {note}", _bytes(segment.colour_rgb)))
         for line, (text, colour) in enumerate(texts):
             # Pillow's own font knows Latin-1 only.
             known = text.encode("latin-1", "replace").decode("latin-1")

@@ -14,7 +14,7 @@ import numpy as np
 
 from medsam2_core import atomic, export
 from medsam2_core.errors import ExportError, Note
-from medsam2_core.export.contact_sheet import SheetEntry, write_contact_sheet
+from medsam2_core.export.contact_sheet import MOST_IN_PICTURE, SheetEntry, write_contact_sheet
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
 
@@ -117,8 +117,11 @@ class SetResults:
             stream.write(buffer.getvalue().encode())
 
     def write_review(self, path: Path, title: str) -> None:
-        """Write the page of all images, the least confident first."""
+        """Write the sheet of all images, the least confident first; a note when a picture cannot show all."""
         write_contact_sheet(self._entries(), path, title, overwrite=self.overwrites)
+        if path.suffix.lower() == ".png" and len(self._facts) > MOST_IN_PICTURE:
+            text = f"{path} shows {MOST_IN_PICTURE} of {len(self._facts)} images: an .html page shows all"
+            self.notes.append(Note.info("review-cut", text, path=str(path), images=len(self._facts)))
 
     def _entries(self) -> Iterator[SheetEntry]:
         session = self._session
