@@ -55,12 +55,10 @@ def main(source: str, target: str) -> None:
     from safetensors import safe_open
     from safetensors.torch import save
 
-    from medsam2_core.atomic import new_file
-
     with safe_open(source, "pt") as opened:
         state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         metadata = opened.metadata()
-    with new_file(Path(target), overwrite=False) as stream:
+    with Path(target).open("xb") as stream:
         stream.write(save(to_eight_bits(state), metadata=metadata))
 
 
