@@ -90,9 +90,11 @@ class Runner:
         """Predict several objects on one slice with one pass of the mask decoder.
 
         For several objects that costs little more than for one. :meth:`track` takes a prediction from here if
-        it would be made of the same things.
+        it would be made of the same things. Without objects, those of the last pass are forgotten.
         """
         self._ahead.clear()
+        if not waiting:
+            return
         inputs, observed = [], []
         for state, step, run, zoom in waiting:
             memories = self._conditioning(state, step.n)
@@ -212,7 +214,7 @@ class Runner:
         guess: Guess | None = None,
     ) -> tuple[SliceFeatures, torch.Tensor, Prediction]:
         heads, source, recipe = self._heads, self._encoder.source, self._encoder.model.recipe
-        ahead = self._ahead.pop(state.object_id, None)
+        ahead = self._ahead.get(state.object_id)  # stays: an interrupted step must find it again
         if ahead is not None and ahead[0].are_those_of(self._inputs(state, step, region, memories)):
             _, observed, prediction = ahead
         else:

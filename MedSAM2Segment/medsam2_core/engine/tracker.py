@@ -345,6 +345,7 @@ class Tracker:
         runs: dict[tuple[str, bool, int], Run] = {}
         started: set[str] = set()
         together = _by_first(steps) if self.source.ordered else {}
+        last = {same_slice[-1] for same_slice in together.values()}
 
         def take(step: Step) -> list[SliceMask]:
             same_slice = together.get(step, [step])
@@ -354,6 +355,8 @@ class Tracker:
             self._look_ahead(same_slice, runs, stop_after_absent)
             mask = self._step(step, runs, stop_after_absent, neighbours)
             started.add(step.object_id)
+            if step in last:
+                self._runner.look_ahead(())
             changed = [] if neighbours is None else neighbours.finish(step)
             return changed if mask is None else [mask, *changed]
 
