@@ -8,7 +8,8 @@ from medsam2_core.engine.model import load_model
 from medsam2_core.errors import TrainingError
 from medsam2_core.training import presence
 from medsam2_core.training.presence import calibrate, fit, judge
-from medsam2_core.training.sources import load_sources
+from medsam2_core.training.sources import data_key, load_sources, split
+from medsam2_core.training.stacks import LabelledStack
 from medsam2_core.training.tracked import Tracked, drawn_object, queue, read_evidence, write_evidence
 from support.errors import raises
 from support.training_folder import shapes, write_nifti, write_training_folder
@@ -59,6 +60,20 @@ def test_the_fit_finds_what_tells_slices_with_the_object_from_others():
     assert judge(kinds)["a"].recipe is None
     with raises("presence-one-sided", TrainingError, slices=4):
         fit([an_object([0.9, 0.8], [True, True])])
+
+
+def test_without_a_mask_nothing_is_fitted():
+    for nothing in ([], [an_object([np.nan], [True])]):
+        with raises("presence-one-sided", TrainingError, slices=0):
+            fit(nothing)
+
+
+def test_a_kind_without_which_nothing_can_be_fitted_has_other_figures():
+    both, always = an_object([0.9, 0.2], [True, False], "both"), an_object([0.9], [True], "always")
+    figures = judge([both, always], WEIGHTS)
+    assert figures["both"].fitted is figures["both"].auc is None, "the other kind has no slices without it"
+    assert figures["both"].recipe == figures["both"].true == 1.0
+    assert figures["always"].fitted == 1.0
 
 
 def test_evidence_comes_back_from_its_file(tmp_path):
@@ -113,6 +128,30 @@ def test_an_object_is_drawn_with_slices_beyond_its_ends(data):
     assert rows[:4] == rows[4:] and ("spinegeneric_cord", True) in rows and ("discs", False) not in rows
 
 
+def test_held_back_is_what_training_holds_back():
+    labels = np.zeros((4, 8, 8), np.int16)
+    stacks = [LabelledStack("a", f"picture {n}", labels[:1], labels[:1], (1.0,) * 3, False) for n in range(4)]
+    stacks += [LabelledStack("a", f"scan {n}", labels, labels, (1.0,) * 3, False) for n in range(4)]
+    _, held_back = split(stacks)
+    turns = queue(stacks, seed=1)
+    found = {(stack.case, held) for stack, held in (next(turns) for _ in range(20))}
+    assert {case for case, held in found if held} == {one.case for one in held_back} == {"scan 1"}
+    assert {case for case, held in found if not held} == {"scan 0", "scan 2", "scan 3"}
+
+
+def test_the_key_of_data_is_of_its_files(tmp_path):
+    for copy in ("one", "two"):
+        write_nifti(tmp_path / copy / "row" / "a_seg.nii.gz", shapes())
+    keys = [data_key(tmp_path / copy) for copy in ("one", "two")]
+    assert keys[0] == keys[1]
+    write_nifti(tmp_path / "two" / "row" / "a_img.nii.gz", shapes())
+    assert data_key(tmp_path / "two") != keys[0], "a scan is no longer painted"
+    (tmp_path / "one" / "row" / "a_seg.nii.gz").rename(tmp_path / "one" / "row" / "b_seg.nii.gz")
+    assert data_key(tmp_path / "one") != keys[0]
+    with raises("training-folder-missing", TrainingError):
+        data_key(tmp_path / "none")
+
+
 def test_tracked_objects_are_kept_and_fitted_again(data, tmp_path, monkeypatch, medsam2):
     model = load_model("embedded", "cpu", image_size=64)
     first = calibrate(data, tmp_path, model, objects=5)
@@ -124,9 +163,12 @@ def test_tracked_objects_are_kept_and_fitted_again(data, tmp_path, monkeypatch, 
     assert calibrate(data, tmp_path, model, objects=5) == first
     with raises("run-differs", TrainingError, setting="seed"):
         calibrate(data, tmp_path, model, objects=5, seed=2)
+    other = write_nifti(tmp_path / "other" / "shapes" / "one_seg.nii.gz", shapes()).parents[1]
+    with raises("run-differs", TrainingError, setting="data"):
+        calibrate(other, tmp_path, model, objects=5)
     # The command has the model at its full size.
     kept, tried = read_evidence(tmp_path / "evidence.npz", {})
-    about = {"model": load_model("embedded", "cpu").weights_key, "seed": 1}
+    about = {"model": load_model("embedded", "cpu").weights_key, "seed": 1, "data": data_key(data)}
     write_evidence(tmp_path / "evidence.npz", kept, about, tried)
     answer = medsam2("train", "presence", data, "--out", tmp_path, "--objects", "5")
     assert answer.code == 0

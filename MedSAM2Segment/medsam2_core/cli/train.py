@@ -155,7 +155,8 @@ def presence(
 
     Prints mean Dice by data set: without the rule, with the weights in the model's recipe, with weights
     fitted to the other data sets, and with the true ends; then weights fitted to all (`presence` of a
-    recipe). What was tracked is kept: the same command goes on with it.
+    recipe): they are printed and noted in presence.json, no model is changed. What was tracked is kept: the
+    same command goes on with it.
 
     Options
     -------

@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 from medsam2_core.atomic import make_folder, new_file
 from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import TrainingError
-from medsam2_core.training.sources import load_sources
+from medsam2_core.training.sources import data_key, load_sources
 from medsam2_core.training.tracked import FEWEST_SLICES, Tracked, queue, read_evidence, track, write_evidence
 
 _PENALTY = 1e-3
@@ -41,15 +41,16 @@ def fit(tracked: Sequence[Tracked]) -> NDArray[np.float64]:
     TrainingError
         ``presence-one-sided``: every tracked slice with a mask shows its object, or none does.
     """
-    objects = Counter(one.kind for one in tracked if one.has_mask.any())
-    says = np.concatenate([one.evidence[one.has_mask] for one in tracked])
-    present = np.concatenate([one.present[one.has_mask] for one in tracked])
-    counts = np.concatenate(
-        [np.full(n, 1 / (n * objects[one.kind])) for one in tracked if (n := one.has_mask.sum())]
-    )
+    with_mask = [one for one in tracked if one.has_mask.any()]
+    present = np.concatenate([np.zeros(0, bool), *(one.present[one.has_mask] for one in with_mask)])
     if present.all() or not present.any():
-        message = f"{len(present)} tracked slices show their object, or none does: track more objects"
+        message = f"all of {len(present)} tracked slices show their object, or none does: track more objects"
         raise TrainingError(message, code="presence-one-sided", slices=len(present))
+    objects = Counter(one.kind for one in with_mask)
+    says = np.concatenate([one.evidence[one.has_mask] for one in with_mask])
+    counts = np.concatenate(
+        [np.full(n, 1 / (n * objects[one.kind])) for one in with_mask if (n := one.has_mask.sum())]
+    )
     counts *= np.where(present, 1 / counts[present].sum(), _ABSENT / counts[~present].sum())
     mean, spread = says[:, 1:].mean(0), says[:, 1:].std(0) + 1e-9
     inputs = np.column_stack([np.ones(len(says)), (says[:, 1:] - mean) / spread])
@@ -78,22 +79,23 @@ class Figures:
     objects
         How many.
     auc
-        Area under the ROC curve of presence on slices; None where all or none show their object.
+        Area under the ROC curve of presence on slices; None where all or none show their object, or nothing
+        was fitted.
     none, recipe, fitted, true
-        Mean Dice without the rule, with the recipe's weights (None if it has none), with the fitted ones, and
-        with the true ends.
+        Mean Dice without the rule, with the recipe's weights (None if it has none), with the fitted ones
+        (None if the other data cannot be fitted), and with the true ends.
     """
 
     objects: int
     auc: float | None
     none: float
     recipe: float | None
-    fitted: float
+    fitted: float | None
     true: float
 
     @classmethod
     def of(
-        cls, tracked: Sequence[Tracked], weights: NDArray[np.float64], recipe: Sequence[float]
+        cls, tracked: Sequence[Tracked], weights: NDArray[np.float64] | None, recipe: Sequence[float]
     ) -> "Figures":
         """Return those of some objects."""
         says = np.concatenate([one.evidence[one.has_mask] for one in tracked])
@@ -103,9 +105,12 @@ class Figures:
             return float(np.mean([one.dice(slices(one)) for one in tracked]))
 
         return cls(
-            len(tracked), _auc(says @ weights, present), dice(lambda one: one.has_mask),
+            len(tracked),
+            None if weights is None else _auc(says @ weights, present),
+            dice(lambda one: one.has_mask),
             dice(lambda one: one.shown(recipe)) if len(recipe) else None,
-            dice(lambda one: one.shown(weights)), dice(lambda one: one.has_mask & one.present),
+            None if weights is None else dice(lambda one: one.shown(weights)),
+            dice(lambda one: one.has_mask & one.present),
         )  # fmt: skip
 
 
@@ -113,17 +118,30 @@ def judge(tracked: Sequence[Tracked], recipe: Sequence[float] = ()) -> dict[str,
     """Return figures by kind of data, with weights fitted to the other kinds; of held-back cases, to all.
 
     The latter have the names of their kinds with ``, held back``. `recipe` are the weights a model has.
+
+    Raises
+    ------
+    TrainingError
+        ``presence-one-sided``: nothing can be fitted to all kinds. Where only the others cannot be fitted,
+        a kind has no figures of a fit.
     """
     training = [one for one in tracked if not one.held_back]
     figures = {}
     for kind in kinds(training):
-        weights = fit([one for one in training if one.kind != kind])
+        weights = _fit_or_none([one for one in training if one.kind != kind])
         figures[kind] = Figures.of([one for one in training if one.kind == kind], weights, recipe)
     held_back, weights = [one for one in tracked if one.held_back], fit(training)
     for kind in kinds(held_back):
         of_kind = [one for one in held_back if one.kind == kind]
         figures[f"{kind}, held back"] = Figures.of(of_kind, weights, recipe)
     return figures
+
+
+def _fit_or_none(tracked: Sequence[Tracked]) -> NDArray[np.float64] | None:
+    try:
+        return fit(tracked)
+    except TrainingError:  # every slice shows its object, or none does
+        return None
 
 
 def _auc(values: NDArray[np.float64], present: NDArray[np.bool_]) -> float | None:
@@ -161,7 +179,7 @@ def calibrate(
     """Track objects of a training folder, fit the rule and judge it.
 
     The tracked evidence is kept in ``evidence.npz`` of the folder; the same call goes on with it. Weights and
-    figures are written to ``presence.json``.
+    figures are written to ``presence.json``; the model stays as it is.
 
     Parameters
     ----------
@@ -175,11 +193,11 @@ def calibrate(
     Raises
     ------
     TrainingError
-        The data cannot be used, the folder's evidence is damaged or of another model or seed, or nothing can
-        be fitted.
+        The data cannot be used, the folder's evidence is damaged or of another model, seed or data, or
+        nothing can be fitted.
     """
     folder = Path(folder)
-    about = {"model": model.weights_key, "seed": seed}
+    about = {"model": model.weights_key, "seed": seed, "data": data_key(data)}
     tracked, tried = read_evidence(folder / "evidence.npz", about)
     if len(tracked) < objects:
         cases = islice(queue(load_sources(data), seed), tried, _TRIES * objects)

@@ -5,6 +5,8 @@ A training folder holds one folder a data set: ``*_img.png`` with ``*_seg.png`` 
 labels), and ``*_seg.nii.gz`` (label volumes, with ``*_img.nii.gz`` when the scan itself may be used).
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.training.stacks import LabelledStack
 
 _SHAPE_SIDE = 48
+_FILES = ("*_img.png", "*_seg.png", "*_img.nii.gz", "*_seg.nii.gz")
 # In int16.
 MOST_LABELS = 32_766
 
@@ -54,12 +57,8 @@ def load_sources(folder: str | Path) -> list[LabelledStack]:
     TrainingError
         If the folder does not exist, holds no case, or a case cannot be used: which, and why.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        message = f"training folder {folder} does not exist: name the folder that holds the data sets"
-        raise TrainingError(message, code="training-folder-missing", folder=str(folder))
     stacks: list[LabelledStack] = []
-    for row in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for row in _rows(folder):
         if row.name in SHAPE_SETS:
             continue
         stacks += [_read_picture(row.name, path) for path in sorted(row.glob("*_seg.png"))]
@@ -68,6 +67,29 @@ def load_sources(folder: str | Path) -> list[LabelledStack]:
         message = f"no *_seg.png or *_seg.nii.gz below {folder}: nothing to train on"
         raise TrainingError(message, code="training-folder-empty", folder=str(folder))
     return stacks
+
+
+def data_key(folder: str | Path) -> str:
+    """Return what tells the cases of a training folder from others, without reading them.
+
+    It is the same for a copy, and another one when a file is added, removed, renamed or has another size.
+
+    Raises
+    ------
+    TrainingError
+        If the folder does not exist.
+    """
+    files = (path for row in _rows(folder) for pattern in _FILES for path in sorted(row.glob(pattern)))
+    found = [[path.parent.name, path.name, path.stat().st_size] for path in files]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def _rows(folder: str | Path) -> list[Path]:
+    folder = Path(folder)
+    if not folder.is_dir():
+        message = f"training folder {folder} does not exist: name the folder that holds the data sets"
+        raise TrainingError(message, code="training-folder-missing", folder=str(folder))
+    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def split(stacks: list[LabelledStack]) -> tuple[list[LabelledStack], list[LabelledStack]]:

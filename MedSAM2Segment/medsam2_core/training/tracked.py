@@ -202,12 +202,19 @@ def _box(mask_hw: NDArray[np.bool_], rng: np.random.Generator) -> PixelPrompts:
 
 
 def queue(stacks: Sequence[LabelledStack], seed: int) -> Iterator[tuple[LabelledStack, bool]]:
-    """Yield cases to draw an object from, and whether they are held back: kinds by turns, for ever."""
-    training, held_back = split([stack for stack in stacks if stack.labels_kji.shape[0] > 1])
+    """Yield volumes to draw an object from, and whether they are held back: kinds by turns, for ever.
+
+    Parameters
+    ----------
+    stacks
+        All cases of a training folder, pictures as well: which are held back depends on all of them.
+    """
+    training, held_back = split(list(stacks))
     rows: dict[tuple[bool, str], list[LabelledStack]] = {}
     for held, part in ((False, training), (True, held_back)):
         for stack in part:
-            rows.setdefault((held, stack.row), []).append(stack)
+            if stack.labels_kji.shape[0] > 1:  # a picture has no ends
+                rows.setdefault((held, stack.row), []).append(stack)
     order = {key: np.random.default_rng([seed, n]).permutation(len(rows[key])) for n, key in enumerate(rows)}
     turn = 0
     while rows:
