@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import sys
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -14,6 +17,8 @@ from medsam2_core.errors import ExportError
 
 _DICOM_AT = 128  # bytes before the magic of a DICOM file
 _PROBE = 1 << 20  # bytes; a mask is rarely larger once it is compressed
+_LOCK_SECONDS = 10.0
+_IN_USE = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # what systems say of a lock that somebody has
 
 
 #: Files and folders that are read, and that nothing may be written over.
@@ -182,6 +187,48 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     finally:
         if not done:
             _remove(temporary)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file in the block; others wait for it. The file stays, the lock ends with its process.
+
+    Where a file system has no locks, as on some clusters, nothing is locked.
+
+    Raises
+    ------
+    ExportError
+        ``in-use`` when somebody else has it for ten seconds; ``output-not-writable``.
+    """
+    try:
+        stream = path.open("ab")
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    with stream:
+        last = time.monotonic() + _LOCK_SECONDS
+        while not _lock(stream):
+            if time.monotonic() > last:
+                message = f"another program is changing files in {path.parent}: wait for it, and try again"
+                raise ExportError(message, code="in-use", path=str(path))
+            time.sleep(0.02)
+        yield
+
+
+def _lock(stream: BinaryIO) -> bool:
+    """Lock an open file until it is closed; return whether that succeeded, or no file can be locked there."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            stream.seek(0)
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _IN_USE
+    return True
 
 
 def reason(error: BaseException) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import threading
 
 import pytest
+from medsam2_core import atomic
 from medsam2_core.auto.fewshot.data import find_pairs
 from medsam2_core.batch.cases import Options
 from medsam2_core.batch.review import ACCEPTED_TABLE, QUEUE, ReviewQueue
@@ -35,10 +37,13 @@ def set_confidence(out, **values):
         path.write_text(json.dumps(known))
 
 
-def correct(out, queue, name):
-    """Put a file where a correction belongs."""
-    case = next(one for one in queue.cases if one.case == name)
-    shutil.copy(out / "cases" / name / "segmentation.seg.nrrd", queue.corrected_path(case))
+def correct(out, queue, name, content=None, **how):
+    """Decide for a correction: the result itself, or other bytes."""
+
+    def write(path):
+        path.write_bytes(content or (out / "cases" / name / "segmentation.seg.nrrd").read_bytes())
+
+    queue.decide(name, "corrected", write=write, **how)
 
 
 def test_the_worst_comes_first_and_decisions_are_kept(out, medsam2):
@@ -60,12 +65,14 @@ def test_accepted_and_corrected_cases_can_be_trained_on(out):
     queue = ReviewQueue(out)
     with raises("no-correction", case="c0"):
         queue.decide("c0", "corrected")
-    correct(out, queue, "c0")
-    queue.decide("c0", "corrected", 5, 1)
+    correct(out, queue, "c0", seconds=5, clicks=1)
     queue.decide("c1", "accepted")
     queue.decide("c2", "skipped")
     pairs = find_pairs(out / ACCEPTED_TABLE)
-    assert sorted((pair.group, pair.labels.parent.name) for pair in pairs) == [("c0", "review"), ("c1", "c1")]
+    assert sorted((pair.group, pair.labels.parent.name) for pair in pairs) == [
+        ("c0", "review"),
+        ("c1", "review"),
+    ]
     for pair in pairs:
         labels = read_segmentation(pair.labels)
         assert labels.geometry.same_grid(read_volume(pair.image).geometry)
@@ -84,8 +91,8 @@ def test_what_a_viewer_opens(out):
 def test_a_case_that_was_done_again_is_looked_at_again(out, finished, model):
     queue = ReviewQueue(out)
     correct(out, queue, "c0")
-    for name, decision in (("c0", "corrected"), ("c1", "accepted"), ("c2", "accepted")):
-        queue.decide(name, decision)
+    for name in ("c1", "c2"):
+        queue.decide(name, "accepted")
     cohort = finished.parent / "data" / "cohort.csv"
     run_here(cohort, out, Options(model=str(model), image_size=64, window="400,200"))
     assert ReviewQueue(out).counts() == {"waiting": 2, "accepted": 0, "corrected": 1, "skipped": 0}
@@ -95,6 +102,131 @@ def test_a_case_that_was_done_again_is_looked_at_again(out, finished, model):
     path.write_text(json.dumps(known))
     assert ReviewQueue(out).counts()["corrected"] == 0
     assert (out / "review" / "c0.seg.nrrd").exists(), "nobody's work is deleted"
+
+
+def entry(queue, name):
+    return next(one for one in queue.cases if one.case == name)
+
+
+def labels(out):
+    """What the table lists, by case."""
+    return {pair.group: pair.labels.name for pair in find_pairs(out / ACCEPTED_TABLE)}
+
+
+def test_a_case_that_cannot_be_read_for_a_while_keeps_its_decision(out):
+    queue = ReviewQueue(out)
+    correct(out, queue, "c0")
+    queue.decide("c1", "accepted")
+    (out / "cases" / "c0").rename(out / "cases" / ".away")
+    meanwhile = ReviewQueue(out)
+    meanwhile.decide("c2", "skipped")
+    assert [one.case for one in meanwhile.cases] == ["c1", "c2"] and labels(out) == {"c1": "c1.seg.nrrd"}
+    (out / "cases" / ".away").rename(out / "cases" / "c0")
+    again = ReviewQueue(out)
+    again.save()
+    assert again.counts() == {"waiting": 0, "accepted": 1, "corrected": 1, "skipped": 1}
+    assert labels(out) == {"c0": "c0.seg.nrrd", "c1": "c1.seg.nrrd"}
+
+
+def test_no_correction_is_replaced(out):
+    queue = ReviewQueue(out)
+    correct(out, queue, "c0", b"first")
+    (out / QUEUE).unlink()
+    correct(out, ReviewQueue(out), "c0", b"second")
+    assert (out / "review" / "c0.seg.nrrd").read_bytes() == b"first"
+    assert (out / "review" / "c0.2.seg.nrrd").read_bytes() == b"second"
+    queue = ReviewQueue(out)
+    assert queue.files(entry(queue, "c0")).segmentation.read_bytes() == b"second"
+    queue.decide("c0", "accepted")
+    assert entry(queue, "c0").labels == "review/c0.3.seg.nrrd"
+
+
+def test_two_people_go_through_one_queue(out):
+    one, other = ReviewQueue(out), ReviewQueue(out)
+    one.decide("c0", "accepted", 2, 1)
+    correct(out, one, "c1", b"of one", clicks=1)
+    one.decide("c2", "skipped")
+    assert other.next().case == "c0"
+    other.decide("c0", "skipped", 3, 1)
+    assert other.next() is None and other.counts()["corrected"] == 1
+    kept = entry(other, "c0")
+    assert (kept.decision, kept.seconds, kept.clicks) == ("accepted", 5, 2)
+    correct(out, one, "c1", b"of one again")
+    correct(out, other, "c1", b"of other")
+    other.decide("c2", "accepted")
+    ReviewQueue(out).save()
+    assert labels(out) == {"c0": "c0.seg.nrrd", "c1": "c1.3.seg.nrrd", "c2": "c2.seg.nrrd"}
+    assert (out / "review" / "c1.seg.nrrd").read_bytes() == b"of one"
+
+
+def test_many_decisions_at_once_are_all_kept(out):
+    queues = [ReviewQueue(out) for _ in range(3)]
+
+    def decide(n):
+        for _ in range(5):
+            queues[n].decide(f"c{n}", "skipped", seconds=1, clicks=1)
+
+    threads = [threading.Thread(target=decide, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(one.decision, one.seconds, one.clicks) for one in ReviewQueue(out).cases] == [
+        ("skipped", 5, 5)
+    ] * 3
+
+
+def test_a_lock_that_somebody_keeps_is_named(out, monkeypatch):
+    monkeypatch.setattr(atomic, "_LOCK_SECONDS", 0.05)
+    queue = ReviewQueue(out)
+    with atomic.locked(out / ".review.lock"), raises("in-use", path=str(out / ".review.lock")):
+        queue.decide("c0", "accepted")
+    assert entry(queue, "c0").decision == "" and not (out / "review").exists()
+    queue.decide("c0", "accepted")
+
+
+def change_facts(out, name, change):
+    path = out / "cases" / name / "case.json"
+    known = json.loads(path.read_text())
+    change(known)
+    path.write_text(json.dumps(known))
+
+
+def test_other_files_of_a_case_count_but_not_for_a_correction(out):
+    queue = ReviewQueue(out)
+    correct(out, queue, "c0")
+    queue.decide("c1", "accepted")
+    for name in ("c0", "c1"):
+        change_facts(out, name, lambda known: known["inputs"].update({"p.json": {"state": 1, "sha256": "2"}}))
+    assert ReviewQueue(out).counts() == {"waiting": 2, "accepted": 0, "corrected": 1, "skipped": 0}
+
+
+def test_what_is_accepted_is_what_was_looked_at(out):
+    queue = ReviewQueue(out)
+    seen = queue.files(entry(queue, "c0")).segmentation.read_bytes()
+    queue.decide("c0", "accepted")
+    for name in ("c0", "c1"):
+        (out / "cases" / name / "segmentation.seg.nrrd").write_bytes(b"of a later run")
+        change_facts(out, name, lambda known: known.update(signature="later"))
+    assert (out / "review" / "c0.seg.nrrd").read_bytes() == seen
+    with raises("case-changed", case="c1"):
+        queue.decide("c1", "accepted")
+    assert entry(queue, "c1").decision == "" and labels(out) == {"c0": "c0.seg.nrrd"}
+    correct(out, queue, "c1")
+    ReviewQueue(out).save()
+    assert labels(out) == {"c1": "c1.seg.nrrd"}
+
+
+def test_a_decision_that_cannot_be_written_changes_nothing(out):
+    queue = ReviewQueue(out)
+    queue.decide("c1", "skipped")
+    before = (out / QUEUE).read_bytes()
+    (out / ACCEPTED_TABLE).unlink()
+    (out / ACCEPTED_TABLE).mkdir()
+    with raises("output-is-folder"):
+        queue.decide("c0", "accepted")
+    assert (out / QUEUE).read_bytes() == before and entry(queue, "c0").decision == ""
+    assert not list((out / "review").iterdir())
 
 
 def test_what_is_no_queue(out, tmp_path, medsam2):

@@ -120,10 +120,7 @@ def test_accept_skip_and_the_end_of_the_queue(reviewer, tmp_path):
         "b": ("accepted", 12.5), "a": ("skipped", 3.0),
     }  # fmt: skip
     (pair,) = find_pairs(out / "accepted.csv")
-    assert (pair.image, pair.labels) == (
-        out / "data" / "b.nrrd",
-        out / "cases" / "b" / "segmentation.seg.nrrd",
-    )
+    assert (pair.image, pair.labels) == (out / "data" / "b.nrrd", out / "review" / "b.seg.nrrd")
 
 
 def test_a_correction_is_saved_beside_the_results(reviewer, tmp_path):

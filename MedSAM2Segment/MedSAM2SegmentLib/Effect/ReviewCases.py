@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import secrets
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from medsam2_core import atomic
 from medsam2_core.batch.review import ReviewFiles
-from medsam2_core.errors import BatchError, ExportError, MedSAM2Error
+from medsam2_core.errors import BatchError, MedSAM2Error
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import Box, Point, PromptSet
 
@@ -87,7 +88,7 @@ class ReviewCases:
         return sum(1 if state.frame or state.size else len(state.points) for state in states)
 
     def save(self, case: OpenCase, path: Path) -> None:
-        """Write the segments on the grid of the image, as ``.seg.nrrd``, whole or not at all.
+        """Write the segments on the grid of the image to a new ``.seg.nrrd``, whole or not at all.
 
         Raises
         ------
@@ -95,15 +96,11 @@ class ReviewCases:
             It cannot be written, or resampled to its image.
         """
         labels = onVolume(case.segmentation, case.volume, drawn(case.segmentation))
-        temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-        try:
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
             writeNode(slicer.vtkMRMLSegmentationStorageNode(), labels, temporary)
-            os.replace(temporary, path)
-        except OSError as error:
-            message = f"{path} cannot be written: {error.strerror}"
-            raise ExportError(message, code="output-not-writable", path=str(path)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            with temporary.open("rb") as source, atomic.new_file(path, overwrite=False) as stream:
+                shutil.copyfileobj(source, stream)
 
     def close(self, case: OpenCase) -> None:
         """Take a case out of the scene, with its prompts."""

@@ -94,12 +94,11 @@ class ReviewSection:
             self._setLine(text, Level.WARNING)
             return
         try:
-            if decision == CORRECTED:
-                self._cases.save(self._opened, self._queue.corrected_path(self._case))
             clicks = 0
             if self._opened is not None:
                 clicks = self._cases.promptCount(self._opened) - self._prompts
-            self._queue.decide(self._case.case, decision, self._clock() - self._since, clicks)
+            save = None if decision != CORRECTED else lambda path: self._cases.save(self._opened, path)
+            self._queue.decide(self._case.case, decision, self._clock() - self._since, clicks, save)
         except (MedSAM2Error, OSError) as error:
             self._setLine(str(error), Level.ERROR)
             return
