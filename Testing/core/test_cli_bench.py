@@ -11,7 +11,7 @@ import torch
 from medsam2_core.engine.recipe import STOCK
 from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.evaluation import speed
-from medsam2_core.evaluation.matrix_floor import gigaflops, products_of
+from medsam2_core.evaluation.matrix_products import gigaflops, products_of
 from medsam2_core.evaluation.speed import SpeedSettings
 from medsam2_core.evaluation.stock_video import beside_stock
 from medsam2_core.evaluation.timings import Phantom, Timings
@@ -43,7 +43,7 @@ def test_everything_is_measured(medsam2, tmp_path, monkeypatch):
     ]
     for one in facts["timings"]:
         assert 0 < one["least"] <= one["median"] <= one["most"] and one["runs"] == 1
-    assert facts["floor"]["gigaflops"] > 0 and facts["floor"]["seconds"] > 0
+    assert facts["matrix_products"]["gigaflops"] > 0 and facts["matrix_products"]["seconds"] > 0
     for phase in ("cold", "warm"):
         assert facts["beside_sam2"][phase]["ratio"] > 0
     assert facts["beside_sam2"]["least_iou"] is None  # the embedded model also gets the mask before
@@ -78,6 +78,15 @@ def test_runs_that_differ_are_noticed():
     timings.run("uneven", lambda: None, slices=2)
     timings["uneven"].wall[:] = [1.0, 1.1, 1.5]
     assert timings.noisy() == ["uneven"] and timings["uneven"].unit == "s/slice"
+
+
+def test_every_kind_of_device_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    for name in ("cpu", "cuda:0", "mps"):
+        Timings(torch.device(name)).run("nothing", lambda: None)
+    assert waited == [torch.device("cuda:0")] * 2 + ["mps"] * 2
 
 
 def test_objects_of_the_phantom_lie_in_their_boxes():

@@ -25,8 +25,8 @@ class Bench:
     """Measure how fast a model is on this machine, and how much memory it takes.
 
     On a synthetic volume: clicks, propagation of one and more objects, a whole session, sam2's own video
-    predictor with the same weights in turns, and the model's matrix products alone, below which no time can
-    go. Warns when runs differ so much that the machine must be busy with something else.
+    predictor with the same weights in turns, and, for comparison, the matrix products of a slice alone. Warns
+    when runs differ so much that the machine must be busy with something else.
 
     Options
     -------
@@ -82,7 +82,7 @@ def measured(
     facts["timings"] = [timing.to_dict() for timing in timings]
     noisy = timings.noisy()
     notes: list[Note] = []
-    facts["floor"] = _floor(model)
+    facts["matrix_products"] = _products(model)
     with progress_bar("measuring", None) as update:
         facts["beside_sam2"], differing = _beside_stock(model, settings, compiled, update, notes)
         noisy += differing
@@ -100,9 +100,9 @@ def measured(
     return facts, notes
 
 
-def _floor(model: SegmentationModel) -> dict[str, float]:
-    """Return what a slice of a first propagation costs in sam2's own form, as matrix products alone."""
-    from medsam2_core.evaluation.matrix_floor import gigaflops, products_of_slice, seconds_of
+def _products(model: SegmentationModel) -> dict[str, float]:
+    """Return what the matrix products of a slice of a first propagation cost alone."""
+    from medsam2_core.evaluation.matrix_products import gigaflops, products_of_slice, seconds_of
 
     products = products_of_slice(model)
     seconds = seconds_of(products, model.device, model.precision.dtype)
@@ -144,8 +144,8 @@ def _print(facts: dict[str, Any]) -> None:
         for one in facts["timings"]
     ]  # fmt: skip
     print_table(rows, ("OPERATION", "MEDIAN", "RANGE", "PROCESSOR s"))
-    floor, beside = facts["floor"], facts["beside_sam2"]
-    print(f"matrix products alone: {floor['seconds']:.3f} s/slice, {floor['gigaflops']:.1f} GFLOP")
+    products, beside = facts["matrix_products"], facts["beside_sam2"]
+    print(f"matrix products alone: {products['seconds']:.3f} s/slice, {products['gigaflops']:.1f} GFLOP")
     if beside is not None:
         found = [(phase, *(f"{value:.3f}" for value in beside[phase].values())) for phase in ("cold", "warm")]
         title = "COMPILED SAM2 s/slice" if beside["compiled"] else "SAM2 s/slice"

@@ -3,8 +3,10 @@
 Weights stay in fp32; a lower precision means autocast around the model's calls, as Meta's own examples do.
 """
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
+from pathlib import Path
 
 import torch
 
@@ -78,6 +80,25 @@ def _check_cuda(device: torch.device) -> None:
         last = f"cuda:{count - 1}"
         message = f"{device} was asked for, but this machine has {count} CUDA card(s), up to {last}"
         raise DeviceError(message, code="no-such-card", device=str(device), count=count)
+
+
+def processor_name() -> str:
+    """Return the processor's name; its architecture where the system does not say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a graphics card or Apple's GPU has computed what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def choose_precision(device: torch.device, name: str | Precision = "auto") -> Precision:

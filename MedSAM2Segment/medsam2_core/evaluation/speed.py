@@ -12,6 +12,7 @@ import torch
 
 from medsam2_core.atomic import new_file
 from medsam2_core.engine.architecture import OWN_CONFIGS, build_module
+from medsam2_core.engine.devices import processor_name
 from medsam2_core.engine.model import load_model
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
 from medsam2_core.engine.segmentation_model import SegmentationModel
@@ -51,7 +52,7 @@ def measure(model: SegmentationModel, settings: SpeedSettings, update: Callable[
     """Time clicks, propagations and a whole session; `update` gets the runs done, and what is run."""
     timings = Timings(model.device)
     phantom = Phantom.of(settings.slices, settings.side, max(settings.objects))
-    _first(model, phantom).propagate().__next__()  # buffers, kernels and clocks: nobody's fault
+    _first(model, phantom).propagate().__next__()  # warm-up, not timed
     for turn in range(settings.repeats):
         update(turn, "clicks")
         _clicks(model, phantom, timings)
@@ -174,7 +175,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return what the figures depend on: processor, threads, versions, graphics card."""
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -183,15 +184,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "card": card,
     }
-
-
-def _processor() -> str:
-    """Return the processor's name; its architecture where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def draw(path: Path, facts: Mapping[str, Any]) -> None:
@@ -206,7 +198,9 @@ def draw(path: Path, facts: Mapping[str, Any]) -> None:
     places = np.arange(len(rows))
     axes.hlines(places, [one["least"] for _, one in rows], [one["most"] for _, one in rows], color="0.7")
     axes.scatter([one["median"] for _, one in rows], places)
-    axes.axvline(facts["floor"]["seconds"], color="tab:orange", label="matrix products of a slice alone")
+    if facts["matrix_products"] is not None:
+        seconds = facts["matrix_products"]["seconds"]
+        axes.axvline(seconds, color="tab:orange", label="matrix products of a slice alone")
     axes.set_yticks(places, [name for name, _ in rows])
     axes.set_xscale("log")
     axes.set_xlabel("seconds")

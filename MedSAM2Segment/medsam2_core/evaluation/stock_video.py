@@ -149,7 +149,7 @@ def beside_stock(
         }
         if compiled:
             update(0, "compiling")
-        for one in pair.values():  # the first use of every buffer and kernel is nobody's fault
+        for one in pair.values():  # warm-up, not timed
             one.start()
             one.cold()
         for turn in range(turns):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsam2_core.engine.devices import wait_for
 from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
@@ -75,10 +76,10 @@ class Timings:
 
     def run(self, name: str, work: Callable[[], object], slices: int | None = None) -> None:
         """Time one run of an operation; per slice, where `slices` says how many there were."""
-        self._wait()
+        wait_for(self._device)
         started, computed = time.perf_counter(), time.process_time()
         work()
-        self._wait()
+        wait_for(self._device)
         wall, cpu = time.perf_counter() - started, time.process_time() - computed
         timing = self._found.setdefault(name, Timing(name, "s" if slices is None else "s/slice"))
         timing.wall.append(wall / (slices or 1))
@@ -100,10 +101,6 @@ class Timings:
     def noisy(self) -> list[str]:
         """Return the operations whose runs differ so much that their figures are not to be trusted."""
         return [timing.name for timing in self if len(timing.wall) > 1 and timing.spread > NOISY]
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,8 @@ def peak_memory_mb() -> float | None:
 
 def device_facts(device: torch.device) -> dict[str, Any]:
     """Return ``name``, ``title``, ``free_bytes`` and ``total_bytes`` of a device."""
+    from medsam2_core.engine.devices import processor_name
+
     if device.type == "cuda":
         import torch
 
@@ -168,7 +170,7 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         title = torch.cuda.get_device_name(device)
     else:
         free, total = memory()
-        title = _processor() if device.type == "cpu" else f"{platform.machine()} GPU"
+        title = processor_name() if device.type == "cpu" else f"{platform.machine()} GPU"
     return {"name": str(device), "title": title, "free_bytes": free, "total_bytes": total}
 
 
@@ -257,13 +259,3 @@ def _windows_rss() -> int:
     ask = kernel.K32GetProcessMemoryInfo
     ask.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong]
     return counters.rss if ask(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.size) else 0
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "CPU"

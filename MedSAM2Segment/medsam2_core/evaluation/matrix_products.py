@@ -1,4 +1,8 @@
-"""What the matrix products of a network would take alone: the time nothing can go below with these shapes."""
+"""What the matrix products of a slice take alone, to compare the time of a slice with.
+
+This is no lower bound: features that are cached are not computed again, and convolutions can be computed with
+fewer products than are counted here.
+"""
 
 import math
 import time
@@ -9,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from medsam2_core.engine.devices import wait_for
 from medsam2_core.engine.segmentation_model import SegmentationModel
 
 #: Products of (batch, rows, inner, columns), with how often they occur.
@@ -90,8 +95,8 @@ def products_of(work: Callable[[], object]) -> Products:
 
 
 def products_of_slice(model: SegmentationModel) -> Products:
-    """Return the matrix products of one slice that is encoded and tracked with a full memory, in sam2's own
-    form."""
+    """Return the matrix products of one slice that is encoded and tracked with a full memory, as the model's
+    module computes them."""
     module, side = model.module, model.image_size
     with model.computing():
         image = torch.zeros(1, 3, side, side, device=model.device)
@@ -125,7 +130,8 @@ def gigaflops(products: Products) -> float:
 
 
 def seconds_of(products: Products, device: torch.device, dtype: torch.dtype) -> float:
-    """Return the seconds these products take one after the other: the best of three runs of each shape."""
+    """Return the seconds these products take by the clock, one after the other: the best of three runs of
+    each shape."""
     total = 0.0
     with torch.inference_mode():
         for (batch, rows, inner, columns), count in products.items():
@@ -136,10 +142,8 @@ def seconds_of(products: Products, device: torch.device, dtype: torch.dtype) -> 
 
 
 def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
-    if a.device.type == "cuda":
-        torch.cuda.synchronize(a.device)
+    wait_for(a.device)
     started = time.perf_counter()
     torch.bmm(a, b)
-    if a.device.type == "cuda":
-        torch.cuda.synchronize(a.device)
+    wait_for(a.device)
     return time.perf_counter() - started
