@@ -6,7 +6,7 @@
 #   make coverage   the tests, with a report of the lines they reach in build/coverage/
 #   make docs       the documentation as a site, in build/site/
 #   make bench      time and memory of the engine     make clean     remove everything made here
-#   make bench-gpu  the engine beside stock SAM 2 on a graphics card, in ten minutes, as gpu.json
+#   make bench-gpu  the engine beside stock SAM 2 on a graphics card, as gpu.json; no pair begins after ten minutes
 #
 # PYTHON  the interpreter the environment is made from
 # TORCH   what pip installs as PyTorch. Where a machine needs another build (CPU only, another CUDA), put it into

@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--ways", default="1,2,ray")
     given = parser.parse_args()
+    if given.cases < 2:
+        parser.error("--cases: 2 or more; the time to the end of the first is not counted")
     head = "way", "work", "done", "failed", "start s", "cases/h", "ms/case", "own MB", "all MB"
     widths = 4, 8, 6, 6, 8, 10, 8, 8, 8
     print(" ".join(f"{name:>{width}}" for name, width in zip(head, widths, strict=True)))

@@ -1,7 +1,7 @@
-"""Stock SAM 2, compiled and not, beside ours on a graphics card: one command, ten minutes, one JSON file.
+"""Stock SAM 2, compiled and not, beside ours on a graphics card: one command, one JSON file.
 
 Random weights, so nothing is downloaded; bf16 autocast where the card has it. Compiled is sam2's own
-``vos_optimized``. What does not fit into the time is left out, and named.
+``vos_optimized``. No pair is started after ten minutes: those that are left out are named.
 
     python Testing/bench/gpu.py --out gpu.json
     python Testing/bench/gpu.py --out dry.json --device cpu --sizes 128 --slices 3 --plain
@@ -33,8 +33,19 @@ def compared(choice: ModelChoice, slices: int, turns: int, compiled: bool) -> di
     }
 
 
+def measure(pair: dict[str, Any], options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Add what is found of one pair, or why there is nothing."""
+    choice = ModelChoice(random=pair["config"], image_size=pair["size"], device=options.device)
+    try:
+        found["machine"] = found["machine"] or machine(choice().device)
+        measured = compared(choice, options.slices, options.turns, pair["compiled"])
+        found["pairs"].append({**pair, **measured})
+    except (MedSAM2Error, RuntimeError) as error:  # the card is too small, or nothing compiles here
+        found["left_out"].append({**pair, "why": str(error)})
+
+
 def main() -> None:
-    """Measure pair after pair, the small models first; the file is written anew after each."""
+    """Measure pair after pair, the small models first; the file is written anew after each of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
@@ -44,7 +55,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024])
     parser.add_argument("--slices", type=int, default=40)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=float, default=10, help="after these no pair is started")
     parser.add_argument("--plain", action="store_true", help="leave out torch.compile")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
@@ -58,14 +69,8 @@ def main() -> None:
     for pair in pairs:
         if time.monotonic() > end:
             found["left_out"].append({**pair, "why": "no time left"})
-            continue
-        choice = ModelChoice(random=pair["config"], image_size=pair["size"], device=options.device)
-        try:
-            found["machine"] = found["machine"] or machine(choice().device)
-            measured = compared(choice, options.slices, options.turns, pair["compiled"])
-            found["pairs"].append({**pair, **measured})
-        except (MedSAM2Error, RuntimeError) as error:  # the card is too small, or nothing compiles here
-            found["left_out"].append({**pair, "why": str(error)})
+        else:
+            measure(pair, options, found)
         with new_file(options.out, overwrite=True) as stream:
             stream.write((json.dumps(found, indent=1) + "\n").encode())
         print(

@@ -1,16 +1,21 @@
 """`medsam2 bench`: what it measures is complete, whatever the machine."""
 
+import errno
 import json
 import runpy
 import sys
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from medsam2_core.cli import bench
 from medsam2_core.engine.recipe import STOCK
 from medsam2_core.engine.segmentation_model import SegmentationModel
-from medsam2_core.evaluation import speed
+from medsam2_core.errors import DeviceError
+from medsam2_core.evaluation import matrix_products, speed, stock_video
 from medsam2_core.evaluation.matrix_products import gigaflops, products_of
 from medsam2_core.evaluation.speed import SpeedSettings
 from medsam2_core.evaluation.stock_video import beside_stock
@@ -53,8 +58,56 @@ def test_everything_is_measured(medsam2, tmp_path, monkeypatch):
     assert b"<svg" in (tmp_path / "times.svg").read_bytes()
 
 
+def test_what_fails_takes_no_other_measurement_with_it(medsam2, tmp_path, monkeypatch):
+    monkeypatch.setattr(SpeedSettings, "quick", classmethod(lambda cls: replace(FEW, depths=(2, 3))))
+
+    def fails(what):
+        def work(*_, **__):
+            raise what
+
+        return work
+
+    killed, full = BrokenProcessPool("killed"), DeviceError("no memory left", code="device-memory")
+    disk = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(speed, "peak_memory", lambda _, depth, __: fails(killed)() if depth == 2 else 60.0)
+    monkeypatch.setattr(stock_video, "beside_stock", fails(full))
+    monkeypatch.setattr(matrix_products, "seconds_of", fails(full))
+    monkeypatch.setattr(speed, "new_file", fails(disk))
+    words = ("bench", "--random", "embedded", "--image-size", 64, "--quick", "--threads", 1)
+    answer = medsam2(*words, "--plot", tmp_path / "times.png", "--json")
+    assert answer.code == 2
+    assert len(answer.facts["timings"]) == 8 and answer.facts["beside_sam2"] is None
+    assert answer.facts["matrix_products"] is None
+    assert [one["mb"] for one in answer.facts["peak_memory"]] == [None, 60.0]
+    failed = [note["code"] for note in answer.facts["notes"]]
+    assert failed.count("not-measured") == 3 and failed.count("plot-not-written") == 1
+    assert medsam2(*words).code == 0, "the table leaves out what is not known"
+
+
+@pytest.mark.parametrize("kept", [0, 2**29])
+def test_features_that_do_not_fit_into_the_cache_are_told(kept):
+    model = speed.ModelChoice(random="embedded", image_size=64)()
+    settings = replace(FEW, cache_bytes=kept)
+    timings = speed.measure(model, settings, lambda done, what: None)
+    notes = bench._not_kept(timings.encoded_again, settings)
+    if kept:
+        assert notes == []
+        return
+    (note,) = notes
+    names = [f"propagation again, {n}" for n in ("1 object", "2 objects")]
+    assert note.code == "features-not-kept" and list(note.fields["encoded_again"]) == names
+    assert note.fields["encoded_again"][names[0]] >= FEW.slices - 1
+
+
 def test_what_cannot_be_used_is_refused_before_anything_is_measured(medsam2, tmp_path):
-    assert medsam2("bench", "--plot", tmp_path).refused("output-is-folder")
+    (tmp_path / "folder.svg").mkdir()
+    assert medsam2("bench", "--plot", tmp_path / "folder.svg").refused("output-is-folder")
+    (tmp_path / "there.png").write_bytes(b"kept")
+    assert medsam2("bench", "--plot", tmp_path / "there.png").refused("output-exists")
+    assert medsam2("bench", "--plot", tmp_path / "times.pdf", "--overwrite").refused("unknown-format")
+    assert (tmp_path / "there.png").read_bytes() == b"kept" and not (tmp_path / "times.pdf").exists()
+    for option in ("--model", "--config"):
+        assert medsam2("bench", "--random", "embedded", option, "embedded").refused("random-and-model")
     assert medsam2("bench", "--random", "no-such").refused("unknown-configuration", config="no-such")
     assert medsam2("bench", "--device", "tpu").refused("unknown-device")
 
@@ -137,3 +190,21 @@ def test_the_benchmark_for_graphics_cards_runs_on_anything(tmp_path, monkeypatch
     ]
     assert [one["config"] for one in found["left_out"]] == ["no-such"]
     assert found["machine"]["device"] == "cpu"
+
+
+def test_pairs_that_are_not_started_in_time_are_named(tmp_path, monkeypatch):
+    script = Path(__file__).parents[1] / "bench" / "gpu.py"
+    words = "--device cpu --configs sam2.1_hiera_t --sizes 64 128 --plain --minutes -1 --out"
+    monkeypatch.setattr(sys, "argv", [str(script), *words.split(), str(tmp_path / "gpu.json")])
+    runpy.run_path(str(script), run_name="__main__")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["pairs"] == [] and [one["size"] for one in found["left_out"]] == [64, 128]
+    assert {one["why"] for one in found["left_out"]} == {"no time left"}
+
+
+def test_a_rate_of_cohorts_needs_two_cases(monkeypatch):
+    script = Path(__file__).parents[1] / "bench" / "cohort.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--cases", "1"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 2

@@ -12,6 +12,7 @@ import torch
 
 from medsam2_core.atomic import new_file
 from medsam2_core.engine.architecture import OWN_CONFIGS, build_module
+from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.devices import processor_name
 from medsam2_core.engine.model import load_model
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
@@ -34,6 +35,8 @@ class SpeedSettings:
         Numbers of objects propagated together.
     depths
         Slices of the volumes whose peak memory is measured.
+    cache_bytes
+        Most bytes of image features that a session keeps.
     """
 
     slices: int = 24
@@ -41,6 +44,7 @@ class SpeedSettings:
     repeats: int = 5
     objects: tuple[int, ...] = (1, 3, 10)
     depths: tuple[int, ...] = (50, 200, 1000)
+    cache_bytes: int = 512 * 2**20
 
     @classmethod
     def quick(cls) -> "SpeedSettings":
@@ -58,7 +62,7 @@ def measure(model: SegmentationModel, settings: SpeedSettings, update: Callable[
         _clicks(model, phantom, timings)
         for count in settings.objects:
             update(turn, f"{count} objects")
-            _propagations(model, phantom, count, timings)
+            _propagations(model, phantom, count, timings, settings.cache_bytes)
         update(turn, "a session")
         timings.run("a session", lambda: _session(model, phantom))
     update(settings.repeats, "")
@@ -78,14 +82,19 @@ def _clicks(model: SegmentationModel, phantom: Phantom, timings: Timings) -> Non
     timings.run("click on a new slice", lambda: session.prompt("1", phantom.click(0, 2)))
 
 
-def _propagations(model: SegmentationModel, phantom: Phantom, count: int, timings: Timings) -> None:
-    session = Session(phantom.volume, model)
+def _propagations(
+    model: SegmentationModel, phantom: Phantom, count: int, timings: Timings, cache_bytes: int
+) -> None:
+    cache = FeatureCache(cache_bytes)
+    session = Session(phantom.volume, model, cache=cache)
     for n in range(count):
         session.prompt(f"{n}", phantom.box(n))
     slices = len(phantom.volume.voxels_kji) - 1  # the prompted one is done
     what = "1 object" if count == 1 else f"{count} objects"
     timings.run(f"propagation, {what}", lambda: list(session.propagate(stop_after_absent=None)), slices)
-    timings.run(f"propagation again, {what}", lambda: list(session.tracker.propagate()), slices)
+    again, before = f"propagation again, {what}", cache.misses
+    timings.run(again, lambda: list(session.tracker.propagate()), slices)
+    timings.encoded_again[again] = cache.misses - before
 
 
 def _session(model: SegmentationModel, phantom: Phantom) -> None:
@@ -186,7 +195,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def draw(path: Path, facts: Mapping[str, Any]) -> None:
+def draw(path: Path, facts: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Draw the times of ``medsam2 bench``, from fastest run to slowest, as a PNG or SVG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -201,10 +210,10 @@ def draw(path: Path, facts: Mapping[str, Any]) -> None:
     if facts["matrix_products"] is not None:
         seconds = facts["matrix_products"]["seconds"]
         axes.axvline(seconds, color="tab:orange", label="matrix products of a slice alone")
+        figure.legend(loc="outside lower right", frameon=False)
     axes.set_yticks(places, [name for name, _ in rows])
     axes.set_xscale("log")
     axes.set_xlabel("seconds")
     axes.set_title(f"{facts['model']['model']}, {facts['machine']['card'] or facts['machine']['processor']}")
-    figure.legend(loc="outside lower right", frameon=False)
-    with new_file(path, overwrite=True) as stream:
+    with new_file(path, overwrite=overwrite) as stream:
         figure.savefig(stream, dpi=110, format="svg" if path.suffix.lower() == ".svg" else "png")

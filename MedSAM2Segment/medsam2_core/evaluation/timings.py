@@ -62,9 +62,16 @@ class Timing:
 
 
 class Timings:
-    """Collects the timings of operations, in the order they were first run."""
+    """Collects the timings of operations, in the order they were first run.
+
+    Attributes
+    ----------
+    encoded_again
+        By operation: regions of slices whose image features it needed and did not find in the cache.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.encoded_again: dict[str, int] = {}
         self._device = device
         self._found: dict[str, Timing] = {}
 
