@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pytest
 from medsam2_core.batch import cases
@@ -12,7 +13,8 @@ from medsam2_core.batch.cohort import read_cohort
 from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.report import results_of, write_report, write_table
 from medsam2_core.batch.run import opened
-from medsam2_core.batch.work import new_folder
+from medsam2_core.batch.work import clean, new_folder
+from medsam2_core.errors import BatchError
 from medsam2_core.imaging.reading import read_segmentation
 from support.cohorts import BOX, entries, few_slices, masks, run_here, write_cohort, write_rows
 from support.command_line import write_nrrd
@@ -178,6 +180,50 @@ def test_a_folder_of_results_appears_whole_or_not_at_all(tmp_path):
         (folder / "b").write_text("second")
     assert [path.name for path in (tmp_path / "case").iterdir()] == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["case"]
+
+
+def test_an_earlier_result_comes_back_when_its_place_cannot_be_taken(tmp_path, monkeypatch):
+    with new_folder(tmp_path / "case") as folder:
+        (folder / "a").write_text("first")
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path.suffix == cases.PART:
+            raise PermissionError(13, "open elsewhere")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with raises("output-not-writable"), new_folder(tmp_path / "case") as folder:
+        (folder / "a").write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+    assert (tmp_path / "case" / "a").read_text() == "first"
+
+
+def test_what_a_killed_process_left_is_put_right(tmp_path):
+    for name in (".a.b.0a1b2c3d.old", ".c.0a1b2c3d.old", "c", ".d.0a1b2c3d.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    clean(tmp_path)
+    assert {path.name: (path / "file").read_text() for path in tmp_path.iterdir()} == {
+        "a.b": ".a.b.0a1b2c3d.old", "c": "c",
+    }  # fmt: skip
+
+
+def test_a_store_that_does_not_answer_costs_no_result(finished, tmp_path, options, monkeypatch):
+    out, cohort = tmp_path / "out", finished / "data" / "cohort.csv"
+    shutil.copytree(finished / "out", out)
+
+    def no_answer(*_):
+        raise BatchError("no answer", code="url-unreachable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("medsam2_core.batch.run.changed", no_answer)
+        summary = run_here(cohort, out, options)
+    assert summary.kept == ["c0", "c1"] == list(summary.unchecked) and summary.failed == ["bad"]
+    with opened(out) as journal:  # as an earlier attempt to do it again may have left it
+        journal.end("c0", "", {"state": "failed", "error": {"code": "url-unreachable"}})
+    assert run_here(cohort, out, options).kept == ["c0", "c1"]
+    assert entries(out)["c0"].state == "done"
 
 
 def test_table_and_report(finished, tmp_path):

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +14,11 @@ from typing import Any
 
 from medsam2_core import atomic
 from medsam2_core.batch import cases as names
-from medsam2_core.batch.cases import DONE, FAILED, OLD, PART, RUNNING, Case, Options, Task, case_folder
+from medsam2_core.batch.cases import DONE, FAILED, RUNNING, Case, Options, Task, case_folder
 from medsam2_core.batch.inputs import changed, inputs_of
 from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.pool import Pool
+from medsam2_core.batch.work import clean
 from medsam2_core.engine.catalogue import Catalogue
 from medsam2_core.engine.store import Store, hash_file
 from medsam2_core.errors import BatchError, MedSAM2Error
@@ -39,6 +39,8 @@ class Summary:
         Names of those that were done before.
     kept_failed
         Names of those that had failed before, and were left so.
+    unchecked
+        Why it could not be told whether a case that was done before has changed, by name; it is kept.
     stopped
         Whether it was stopped before its end.
     """
@@ -47,6 +49,7 @@ class Summary:
     failed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     kept_failed: list[str] = field(default_factory=list)
+    unchecked: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
 
 
@@ -76,7 +79,7 @@ def opened(results: Path) -> Iterator[Journal]:
     atomic.check_writable(path)
     try:
         with FileLock(results / ".lock", timeout=0):
-            _clean(results / names.CASES)
+            clean(results / names.CASES)
             journal = Journal(path)
             try:
                 yield journal
@@ -85,13 +88,6 @@ def opened(results: Path) -> Iterator[Journal]:
     except Timeout as error:
         message = f"another run is writing to {results}: wait for it, or name another folder"
         raise BatchError(message, code="results-in-use", path=str(results)) from error
-
-
-def _clean(folder: Path) -> None:
-    """Remove what processes that were killed have left."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.startswith(".") and path.name.endswith((PART, OLD)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 class Run:
@@ -179,9 +175,8 @@ class Run:
                 signature = self.signature(case)
                 state = self._known(case, signature)
             except MedSAM2Error as error:  # of its Auto model, or of a store that does not answer
-                self._journal.end(case.name, "", {"state": FAILED, "error": error.to_dict()})
-                self.summary.failed.append(case.name)
                 waiting.popleft()
+                self._not_checked(case, error)
                 continue
             waiting.popleft()
             if state == DONE:
@@ -192,13 +187,26 @@ class Run:
                 self._journal.begin(case.name, signature)
                 pool.submit(Task(case, signature))
 
+    def _not_checked(self, case: Case, error: MedSAM2Error) -> None:
+        """Keep a result that is there; a case without one has failed."""
+        entry = self._journal.find(case.name)
+        if entry is not None and entry.state == DONE and read_facts(case_folder(self._results, case)):
+            self.summary.kept.append(case.name)
+            self.summary.unchecked[case.name] = str(error)
+            return
+        self._journal.end(case.name, "", {"state": FAILED, "error": error.to_dict()})
+        self.summary.failed.append(case.name)
+
     def _known(self, case: Case, signature: str) -> str | None:
         """Return ``done`` or ``failed`` for a case that need not be done again, else None."""
         folder = case_folder(self._results, case)
         entry = self._journal.find(case.name)
-        # The run was killed before it could note a result, or the journal was moved away.
+        # The run was killed before it could note a result, the journal was moved away, or the case failed
+        # for a reason that is gone, and its earlier result stayed.
+        if (entry is None or entry.state != DONE) and self._take_over(case, signature):
+            return DONE
         if entry is None or entry.state == RUNNING:
-            return DONE if self._take_over(case, signature) else None
+            return None
         is_gone = entry.state == DONE and read_facts(folder) is None
         if is_gone or entry.signature != signature or (entry.state == FAILED and self._retry_failed):
             return None

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,7 +247,7 @@ class CaseWorker:
 def new_folder(target: Path) -> Iterator[Path]:
     """Give a folder to write into, which takes the place of ``target`` when the block ends well.
 
-    Between the removal of an earlier one and that there may be none, and never half of one.
+    An earlier one is kept under another name until then, and comes back when its place cannot be taken.
 
     Raises
     ------
@@ -255,19 +255,46 @@ def new_folder(target: Path) -> Iterator[Path]:
         ``output-not-writable``.
     """
     atomic.make_folder(target.parent)
-    made, old = (target.with_name(f".{target.name}.{secrets.token_hex(4)}{ending}") for ending in (PART, OLD))
+    made = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PART}")
     try:
         made.mkdir()
         yield made
-        if target.exists():
-            target.rename(old)
-        made.rename(target)
+        _take_place(made, target)
     except OSError as error:
         message = f"{target} cannot be written: {atomic.reason(error)}"
         raise ExportError(message, code="output-not-writable", path=str(target)) from error
     finally:
-        for folder in (made, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _take_place(made: Path, target: Path) -> None:
+    if not target.exists():
+        made.rename(target)
+        return
+    old = made.with_suffix(OLD)
+    target.rename(old)
+    try:
+        made.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what processes that were killed have left in a folder of cases.
+
+    A result that was about to be replaced, and was not, gets its name back.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.name.startswith("."):
+            continue
+        target = path.with_name(Path(path.stem).stem[1:])
+        if path.suffix == OLD and not target.exists():
+            with suppress(OSError):
+                path.rename(target)
+        elif path.suffix in (OLD, PART):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _object_facts(measured: Measured, segmentation: Segmentation, session: Session) -> dict[str, Any]:

@@ -119,6 +119,10 @@ class Batch:
             count = "1 case" if len(failed) == 1 else f"{len(failed)} cases"
             text = f"{count} failed: report.html says why; --retry-failed does them again"
             notes.append(Note.warning("cases-failed", text, cases=failed))
+        if summary.unchecked:
+            name, why = next(iter(summary.unchecked.items()))
+            text = f"{len(summary.unchecked)} results were kept unchecked, as that of {name}: {why}"
+            notes.append(Note.warning("cases-not-checked", text, cases=list(summary.unchecked)))
         if summary.stopped:
             raise Cancelled(f"stopped: run the same command again to go on with {self.out}", **facts)
         report(facts, notes, _print, as_json=self.as_json)
