@@ -2,13 +2,17 @@
 
 import csv
 import io
+import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from medsam2_core.batch.cases import Case, folder_name
+from medsam2_core.batch.cases import JOURNAL, Case, folder_name
 from medsam2_core.batch.cohort import Defaults, as_csv, read_cohort
+from medsam2_core.batch.inputs import changed, fingerprint, states
 from medsam2_core.errors import BatchError
 from support.cohorts import write_rows
 from support.small_files import some_voxels, write_nifti, write_nrrd, write_series
@@ -47,7 +51,7 @@ def test_lines_of_one_image_are_objects_of_one_case(scans):
 
 
 def test_every_problem_is_listed_with_its_line(scans):
-    (scans / "p.json").write_text("{not json")
+    (scans / "p.prompts.json").write_text("{not json")
     path = write_rows(
         scans / "c.csv",
         [
@@ -57,7 +61,7 @@ def test_every_problem_is_listed_with_its_line(scans):
             {"image": "b.nrrd", "box": "0,0,three,3@1"},
             {"case": "x", "image": "b.nrrd", "box": "0,0,3@1"},
             {"case": "y", "image": "b.nrrd"},
-            {"case": "z", "image": "b.nrrd", "prompts": "p.json"},
+            {"case": "z", "image": "b.nrrd", "prompts": "p.prompts.json"},
             {"case": "x2", "image": "b.nrrd", "object": "liver"},
             {"case": "w", "image": "b.nrrd", "like_scan": "a.nrrd"},
             {"case": "A", "image": "b.nrrd", "point": "1,1,1"},
@@ -70,6 +74,17 @@ def test_every_problem_is_listed_with_its_line(scans):
         (8, "not-json"), (9, "object-without-prompt"), (10, "like-incomplete"), (11, "same-name"),
         (12, "no-such-file"), (13, "same-name"),
     ]  # fmt: skip
+
+
+def test_lines_without_object_are_not_joined(scans):
+    rows = [{"image": "a.nrrd", "box": "0,0,3,3@1"}, {"image": "a.nrrd", "box": "4,0,5,3@1"}]
+    assert problems(write_rows(scans / "c.csv", rows)) == [(3, "object-unnamed")]
+
+
+def test_a_case_s_own_classes_stay_with_the_model_of_all(scans):
+    path = write_rows(scans / "c.csv", [{"image": "a.nrrd", "classes": "spleen"}])
+    (case,) = read_cohort(path, Defaults(auto="organs", classes="liver")).cases
+    assert (case.auto, case.classes) == ("organs", "spleen")
 
 
 def test_a_case_without_prompts_takes_those_of_all(scans):
@@ -129,6 +144,53 @@ def test_a_folder_of_files_and_dicom_series(tmp_path):
     ]
 
 
+def test_what_is_no_scan_or_prompt_of_a_folder(tmp_path):
+    write_series(tmp_path / "ct", some_voxels())
+    for folder in (
+        tmp_path / "ct" / ".cache",
+        tmp_path / "ct" / "results" / "cases" / "a",
+        tmp_path / "bids",
+    ):
+        folder.mkdir(parents=True)
+    (tmp_path / "ct" / "results" / JOURNAL).touch()
+    write_nrrd(tmp_path / "ct" / "results" / "cases" / "a" / "r.nrrd", some_voxels())
+    write_nrrd(tmp_path / "bids" / "sub-01_T1w.nrrd", some_voxels())
+    (tmp_path / "bids" / "sub-01_T1w.json").write_text('{"EchoTime": 0.003}')
+    found = read_cohort(tmp_path, Defaults(auto="organs")).cases
+    assert [(case.name, case.series, case.prompts) for case in found] == [
+        ("bids/sub-01_T1w", "", ""), ("ct", "", ""),
+    ]  # fmt: skip
+
+
+def test_folders_that_cannot_be_read_are_named(scans, monkeypatch):
+    (scans / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    notes = read_cohort(scans, Defaults(auto="organs")).notes
+    assert [(note.code, note.fields["path"]) for note in notes] == [
+        ("folder-unreadable", str(scans / "closed"))
+    ]
+
+
+def test_only_the_files_of_its_own_series_change_a_case(tmp_path):
+    folder = write_series(tmp_path / "ct", some_voxels(), SeriesInstanceUID="1.2.3")
+    case = Case("ct", str(folder), "1.2.3")
+    known = json.loads(json.dumps(fingerprint(case)))
+    (folder / "results").mkdir()
+    (folder / "results" / JOURNAL).write_bytes(b"x")
+    assert states([case.image])[case.image] == known[case.image]["state"]
+    write_series(folder / "other", some_voxels((2, 5, 6)), SeriesInstanceUID="1.2.4")
+    assert not changed(known, case)
+    write_series(folder, some_voxels()[::-1], SeriesInstanceUID="1.2.3")
+    assert changed(known, case)
+
+
 def test_a_damaged_series_is_a_case_that_will_fail(tmp_path):
     write_series(tmp_path / "good", some_voxels())
     damaged = tmp_path / "damaged"
@@ -153,12 +215,13 @@ def test_prompts_survive_the_list(scans):
         {"image": "a.nrrd", "object": "l,r", "box": "0,0,3,3@1;1,1,3,3@2"},
         {"image": "a.nrrd", "object": '"quoted"', "point": "1,1,1"},
         {"image": "b.nrrd", "like_scan": "a.nrrd", "like_segmentation": "b.nrrd"},
+        {"image": "b.nrrd", "like_scan": "b.nrrd", "like_segmentation": "a.nrrd"},
     ]
     found = read_cohort(write_rows(scans / "c.csv", rows)).cases
     (scans / "again.csv").write_text(as_csv(found))
     again = read_cohort(scans / "again.csv").cases
     assert [(one.given, one.like) for one in again] == [(one.given, one.like) for one in found]
-    assert len(list(csv.DictReader(io.StringIO(as_csv(found))))) == 3
+    assert len(list(csv.DictReader(io.StringIO(as_csv(found))))) == 4
 
 
 @given(st.text(max_size=120))

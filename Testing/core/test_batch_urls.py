@@ -4,8 +4,11 @@ import tempfile
 
 import pytest
 from medsam2_core.batch.cases import Case, Options
-from medsam2_core.batch.inputs import inputs_of, is_url, local_copies
+from medsam2_core.batch.cohort import read_cohort
+from medsam2_core.batch.inputs import fingerprint, inputs_of, is_url, local_copies
+from medsam2_core.batch.report import Result, write_table
 from medsam2_core.imaging.reading import read_volume
+from medsam2_core.prompts.text import mask_file
 from support.cohorts import BOX, entries, few_slices, masks, run_here, write_cohort, write_rows
 from support.command_line import write_nrrd
 from support.errors import raises
@@ -52,6 +55,42 @@ def test_a_folder_of_a_store_is_copied_and_removed(store, tmp_path):
         assert read_volume(local.image).voxels_kji.shape == (4, 5, 6)
         assert read_volume(local.masks[0]).voxels_kji.shape == few_slices().shape
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_label_of_a_mask_is_no_part_of_its_url(store):
+    given = ("object", "x"), ("mask", "memory://data/far.nrrd:liver")
+    case = Case("x", "memory://data/far.nrrd", given=given)
+    assert inputs_of(case)[1] == "memory://data/far.nrrd"
+    with local_copies(case) as local:
+        path, label = mask_file(local.masks[0])
+    assert (path.name, label) == ("far.nrrd", "liver")
+
+
+def test_what_a_store_raises_is_that_case_s_error(store, monkeypatch):
+    class Refused(Exception):
+        """As of aiohttp or botocore: no OSError."""
+
+    def refuse(*_, **__):
+        raise Refused
+
+    monkeypatch.setattr(type(store), "isdir", refuse)
+    case = Case("x", "memory://data/far.nrrd")
+    with raises("url-unreachable"):
+        fingerprint(case)
+    with raises("url-unreachable"), local_copies(case):
+        pass
+
+
+def test_a_signed_url_gives_its_name_and_no_token(tmp_path):
+    url = "https://127.0.0.1:1/data/far%201.nii.gz?sig=a/b"
+    (case,) = read_cohort(write_rows(tmp_path / "c.csv", [{"image": url, "box": BOX}])).cases
+    assert (case.name, case.image) == ("far 1", url)
+    table = write_table([Result(case, "waiting", {}, {})], tmp_path).read_text(encoding="utf-8-sig")
+    assert "far%201.nii.gz" in table and "sig" not in table
+    pytest.importorskip("aiohttp")
+    with raises("url-unreachable", url=url.partition("?")[0]) as caught, local_copies(case):
+        pass
+    assert "sig" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["memory://data/none.nrrd", "nonsense://x/y.nrrd"])

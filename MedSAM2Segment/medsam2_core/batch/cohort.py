@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from medsam2_core.auto.fewshot.data import LABEL_ENDINGS, SUFFIXES, stem_of
 from medsam2_core.batch.cases import Case, folder_name, same_folder
-from medsam2_core.batch.inputs import is_url
+from medsam2_core.batch.inputs import is_results, is_url, mask_place, name_in_url
 from medsam2_core.errors import BatchError, MedSAM2Error, Note
 from medsam2_core.imaging import dicom, pictures
 from medsam2_core.imaging.segmentation_files import is_segmentation
@@ -28,7 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 _PROMPTS = ("box", "point", "mask", "line", "box3d")
 _SEVERAL = ";"  # between values of one cell
-_PROMPTS_ENDINGS = (".prompts.json", "_prompts.json", ".json")
+_PROMPTS_ENDINGS = (".prompts.json", "_prompts.json")  # a plain .json may be a sidecar of BIDS
 _VOLUMES = tuple(one for one in SUFFIXES if one != ".seg.nrrd" and one not in pictures.SUFFIXES)
 
 
@@ -75,7 +76,7 @@ def read_cohort(
     source
         A CSV with :data:`COLUMNS`, of which ``image`` is needed; paths are relative to it. Lines with one
         ``case``, or one ``image`` without it, are objects of one case. Or a folder: volumes, pictures and
-        DICOM series in it and below, with prompts beside them (``NAME.prompts.json`` or ``NAME.json``).
+        DICOM series in it and below, with prompts beside them (``NAME.prompts.json``).
     defaults
         For cases without prompts.
     results
@@ -125,10 +126,9 @@ def as_csv(cases: Iterable[Case]) -> str:
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for case in cases:
-        scan, labels = case.like[0] if case.like else ("", "")
         of_case = {
             "case": case.name, "image": case.image, "series": case.series, "prompts": case.prompts,
-            "auto": case.auto, "classes": case.classes, "like_scan": scan, "like_segmentation": labels,
+            "auto": case.auto, "classes": case.classes,
         }  # fmt: skip
         objects: list[dict[str, str]] = []
         for option, text in case.given:
@@ -137,14 +137,17 @@ def as_csv(cases: Iterable[Case]) -> str:
             else:
                 known = objects[-1].get(option)
                 objects[-1][option] = text if known is None else f"{known}{_SEVERAL}{text}"
-        writer.writerows({**of_case, **one} for one in objects or [{}])
+        examples = [{"like_scan": scan, "like_segmentation": labels} for scan, labels in case.like]
+        for prompts, example in zip_longest(objects or [{}], examples, fillvalue={}):
+            writer.writerow({**of_case, **prompts, **example})
     return stream.getvalue()
 
 
 def _with_defaults(case: Case, defaults: Defaults) -> Case:
     if case.given or case.prompts or case.auto or case.like:
         return case
-    return replace(case, auto=defaults.auto, classes=defaults.classes, like=defaults.like)
+    classes = case.classes or defaults.classes
+    return replace(case, auto=defaults.auto, classes=classes, like=defaults.like)
 
 
 def _line_of(cases: Iterable[Case], name: str) -> int:
@@ -255,9 +258,19 @@ def _joined(earlier: Case, other: Case, problems: list[Problem]) -> Case:
             message = f"case {earlier.name!r} has other {name} on line {earlier.line}: a case has one"
             problems.append(Problem(other.line, "two-values", message))
         merged[name] = next(iter(sorted(values)), "")
+    if _names_no_object(earlier) and _names_no_object(other):
+        message = (
+            f"case {earlier.name!r} has several lines without an object: fill the column object, with one "
+            "name where the prompts are those of one object"
+        )
+        problems.append(Problem(other.line, "object-unnamed", message))
     like = tuple(dict.fromkeys((*earlier.like, *other.like)))
     joined = replace(earlier, given=(*earlier.given, *other.given), like=like)
     return replace(joined, prompts=merged["prompts"], auto=merged["auto"], classes=merged["classes"])
+
+
+def _names_no_object(case: Case) -> bool:
+    return ("object", UNNAMED) in case.given
 
 
 def _place(csv_path: Path, text: str) -> str:
@@ -278,7 +291,7 @@ def _mask(csv_path: Path, text: str) -> str:
 def _name(csv_path: Path, image: str, series: str) -> str:
     """Return the name of a case without one: that of its image, with the folders between CSV and image."""
     if is_url(image):
-        text = stem_of(Path(image.rstrip("/").rpartition("/")[2]))
+        text = stem_of(Path(name_in_url(image)))
     else:
         place = Path(_place(csv_path, image))
         with suppress(ValueError):
@@ -296,7 +309,7 @@ def _from_folder(folder: Path, results: Path | None) -> Cohort:
     found: list[Case] = []
     series_of: dict[Path, list[dicom.SeriesInfo]] = {}
     notes: list[Note] = []
-    for path, names in _walk(folder, results):
+    for path, names in _walk(folder, results, notes):
         files = [path / name for name in names]
         scans = [one for one in files if _is_scan(one)]
         found += [_scan_case(folder, one) for one in scans]
@@ -309,7 +322,7 @@ def _from_folder(folder: Path, results: Path | None) -> Cohort:
                 notes.append(Note.info("no-images-in-folder", f"passed over: {error}", path=str(path)))
             else:  # to be reported as any other case that fails
                 found.append(Case(_below(folder, path), str(path)))
-    found += _series_cases(folder, series_of)
+    found += _series_cases(folder, series_of, results)
     counts = Counter(case.name for case in found)
     found = [
         case if counts[case.name] == 1 else replace(case, name=_below(folder, Path(case.image)))
@@ -318,7 +331,9 @@ def _from_folder(folder: Path, results: Path | None) -> Cohort:
     return Cohort(sorted(found, key=lambda case: case.name), notes)
 
 
-def _series_cases(folder: Path, series_of: dict[Path, list[dicom.SeriesInfo]]) -> Iterator[Case]:
+def _series_cases(
+    folder: Path, series_of: dict[Path, list[dicom.SeriesInfo]], results: Path | None
+) -> Iterator[Case]:
     """Yield the case of each series; one in several folders is read from the folder that they share."""
     places: dict[str, list[Path]] = {}
     for path, listed in series_of.items():
@@ -327,7 +342,8 @@ def _series_cases(folder: Path, series_of: dict[Path, list[dicom.SeriesInfo]]) -
     for key, paths in places.items():
         shared = Path(os.path.commonpath(paths))
         name = _below(folder, shared)
-        is_alone = len(series_of.get(shared, ())) == 1 and not any(one.is_dir() for one in shared.iterdir())
+        below = (one for one in shared.iterdir() if one.is_dir() and not _is_left_out(one, results))
+        is_alone = len(series_of.get(shared, ())) == 1 and not any(below)
         if is_alone:
             yield Case(name, str(shared), prompts=_beside(shared.parent, shared.name))
         else:
@@ -340,12 +356,22 @@ def _below(folder: Path, path: Path) -> str:
     return folder.name if relative == "." else relative
 
 
-def _walk(folder: Path, results: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    left_out = None if results is None else Path(os.path.abspath(results))
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(
-            one for one in folders if not one.startswith(".") and Path(place) / one != left_out
-        )
+def _is_left_out(folder: Path, results: Path | None) -> bool:
+    """Return whether no scan is looked for in a folder: it is hidden, or holds results."""
+    is_own = results is not None and folder == Path(os.path.abspath(results))
+    return folder.name.startswith(".") or is_own or is_results(folder)
+
+
+def _walk(folder: Path, results: Path | None, notes: list[Note]) -> Iterator[tuple[Path, list[str]]]:
+    def pass_over(error: OSError) -> None:
+        text = f"passed over, it cannot be read: {error.filename}: {error.strerror}"
+        notes.append(Note.warning("folder-unreadable", text, path=str(error.filename)))
+
+    for place, folders, names in os.walk(folder, onerror=pass_over):
+        folders[:] = sorted(one for one in folders if not _is_left_out(Path(place) / one, results))
+        if is_results(Path(place)):
+            folders.clear()
+            continue
         yield Path(place), sorted(name for name in names if not name.startswith("."))
 
 
@@ -401,7 +427,7 @@ def _files(case: Case) -> Iterator[tuple[str, str]]:
     if case.prompts:
         yield "prompts", case.prompts
     for text in case.masks:
-        yield "mask", text if is_url(text) else str(mask_file(text)[0])
+        yield "mask", mask_place(text)[0]
     for scan, labels in case.like:
         yield "like_scan", scan
         yield "like_segmentation", labels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from medsam2_core.batch.cases import Case
-from medsam2_core.errors import BatchError, MissingPackageError
+from medsam2_core.batch.cases import JOURNAL, Case
+from medsam2_core.errors import BatchError, MedSAM2Error, MissingPackageError
+from medsam2_core.imaging import dicom
 from medsam2_core.prompts.text import mask_file
 
 _BLOCK = 1 << 20
@@ -27,9 +30,31 @@ def is_url(text: str) -> bool:
     return bool(colon) and len(scheme) > 1
 
 
+def without_query(text: str) -> str:
+    """Return a URL without its query, which may hold a token; other text as it is."""
+    is_web = is_url(text) and text.partition("://")[0].endswith(("http", "https"))
+    return text.partition("?")[0] if is_web else text
+
+
+def name_in_url(url: str) -> str:
+    """Return the name of the file or folder that a URL is about."""
+    place = without_query(url).rstrip("/")
+    name = place.rpartition("/")[2]
+    return unquote(name) if place != url else name
+
+
+def mask_place(text: str) -> tuple[str, str]:
+    """Return path or URL, and label, of a mask; the label is empty when none is given."""
+    if not is_url(text):
+        path, label = mask_file(text)
+        return str(path), label
+    url, _, label = text.rpartition(":")
+    return (url, label) if label and "/" not in label and "=" not in label else (text, "")
+
+
 def inputs_of(case: Case) -> list[str]:
     """Return paths and URLs of all that a case is read from, without models."""
-    masks = [text if is_url(text) else str(mask_file(text)[0]) for text in case.masks]
+    masks = [mask_place(text)[0] for text in case.masks]
     examples = [path for pair in case.like for path in pair]
     return [path for path in (case.image, case.prompts, *masks, *examples) if path]
 
@@ -42,37 +67,45 @@ def states(paths: Iterable[str]) -> dict[str, Any]:
     return {path: _state_of_url(path) if is_url(path) else _state(Path(path)) for path in paths}
 
 
-def fingerprint(paths: Iterable[str]) -> dict[str, Any]:
-    """Return state and content of files: by path, ``state`` and ``sha256`` (of URLs no hash)."""
-    known = states(paths)
+def fingerprint(case: Case) -> dict[str, Any]:
+    """Return state and content of a case's files: by path, ``state`` and ``sha256`` (of URLs no hash)."""
+    known = states(inputs_of(case))
     return {
-        path: {"state": state, "sha256": None if is_url(path) else content(path, _frozen(state))}
+        path: {"state": state, "sha256": None if is_url(path) else _content(case, path, state)}
         for path, state in known.items()
     }
 
 
-def changed(known: dict[str, Any], paths: Iterable[str]) -> bool:
+def changed(known: dict[str, Any], case: Case) -> bool:
     """Return whether files differ from a fingerprint; they are read only where their state differs."""
-    now = states(paths)
+    now = states(inputs_of(case))
     if set(now) != set(known):
         return True
     for path, state in now.items():
         if _frozen(state) == _frozen(known[path]["state"]):
             continue
         hashed = known[path]["sha256"]
-        if hashed is None or state is None or content(path, _frozen(state)) != hashed:
+        if hashed is None or state is None or _content(case, path, state) != hashed:
             return True
     return False
 
 
+def _content(case: Case, path: str, state: Any) -> str | None:
+    return content(path, _frozen(state), case.series if path == case.image else "")
+
+
 @functools.lru_cache(maxsize=256)  # examples and prompts may be those of every case
-def content(path: str, _state: Any) -> str | None:
-    """Return the SHA-256 of a file, or of all files of a folder with their names; None if it is not there."""
+def content(path: str, _state: Any, series: str = "") -> str | None:
+    """Return the SHA-256 of a file, or of the files of a folder with their names; None if it is not there.
+
+    Of a folder, the files of the series count: its only one, if none is named. Where it cannot be told which
+    these are, all files count.
+    """
     try:
         if not Path(path).is_dir():
             return _hash(Path(path))
         digest = hashlib.sha256()
-        for file in _files(Path(path)):
+        for file in _of_series(Path(path), series):
             digest.update(f"{file.relative_to(path).as_posix()}\0{_hash(file)}\n".encode(errors="replace"))
         return digest.hexdigest()
     except OSError:
@@ -101,8 +134,25 @@ def _stat(path: Path) -> list[int]:
     return [facts.st_size, facts.st_mtime_ns]
 
 
+def _of_series(folder: Path, series: str) -> list[Path]:
+    try:
+        return dicom.series_files(folder, series or None)
+    except MedSAM2Error:
+        return _files(folder)
+
+
+def is_results(folder: Path) -> bool:
+    """Return whether a folder holds results of `medsam2 batch`."""
+    return (folder / JOURNAL).is_file()
+
+
 def _files(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Return the files of a folder and those below; none that are hidden, and no results."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [one for one in folders if not one.startswith(".") and not is_results(Path(place) / one)]
+        found += [Path(place) / name for name in names if not name.startswith(".")]
+    found.sort()
     if len(found) > _MOST_FILES:
         message = f"{folder} holds {len(found)} files: name the folder of one series"
         raise BatchError(message, code="too-many-files", path=str(folder), files=len(found))
@@ -122,7 +172,7 @@ def _state_of_url(url: str) -> str | None:
         return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # stores have kinds of their own, which are no OSError
         raise _unreachable(url, error) from error
 
 
@@ -145,6 +195,10 @@ def local_copies(case: Case) -> Iterator[Case]:
     with tempfile.TemporaryDirectory(prefix="medsam2-batch-") as folder:
         copies: dict[str, str] = {}
 
+        def local_mask(text: str) -> str:
+            url, label = mask_place(text)
+            return f"{local(url)}:{label}" if is_url(url) and label else local(text)
+
         def local(text: str) -> str:
             if not is_url(text):
                 return text
@@ -158,7 +212,9 @@ def local_copies(case: Case) -> Iterator[Case]:
             case,
             image=local(case.image),
             prompts=local(case.prompts),
-            given=tuple((option, local(text) if option == "mask" else text) for option, text in case.given),
+            given=tuple(
+                (option, local_mask(text) if option == "mask" else text) for option, text in case.given
+            ),
             like=tuple((local(scan), local(labels)) for scan, labels in case.like),
         )
 
@@ -166,14 +222,14 @@ def local_copies(case: Case) -> Iterator[Case]:
 def _copied(url: str, folder: Path) -> Path:
     """Copy a file, or a folder, into a folder; return where it is."""
     filesystem, path = _opened(url)
-    target = folder / (path.rstrip("/").rpartition("/")[2] or "image")
+    target = folder / (name_in_url(url) or "image")
     try:
         if filesystem.isdir(path):
             filesystem.get(path.rstrip("/") + "/", str(target) + "/", recursive=True)
         else:
             with filesystem.open(path, "rb") as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy, _BLOCK)
-    except (OSError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # stores have kinds of their own, which are no OSError
         raise _unreachable(url, error) from error
     return target
 
@@ -185,13 +241,15 @@ def _opened(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        message = f"{url}: {error}"
-        raise MissingPackageError(message, code="missing-package", url=url) from error
-    except (OSError, ValueError) as error:
+        shown = without_query(url)
+        message = f"{shown}: {error}"
+        raise MissingPackageError(message, code="missing-package", url=shown) from error
+    except Exception as error:
         raise _unreachable(url, error) from error
     return filesystem, path
 
 
 def _unreachable(url: str, error: Exception) -> BatchError:
-    text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-    return BatchError(f"{url} cannot be read: {text}", code="url-unreachable", url=url, reason=text)
+    shown = without_query(url)
+    text = f"{type(error).__name__}: {error}".replace(url, shown).strip().splitlines()[0][:200]
+    return BatchError(f"{shown} cannot be read: {text}", code="url-unreachable", url=shown, reason=text)

@@ -13,6 +13,7 @@ from typing import Any
 from medsam2_core import atomic
 from medsam2_core.batch import cases as names
 from medsam2_core.batch.cases import DONE, FAILED, Case, case_folder
+from medsam2_core.batch.inputs import without_query
 from medsam2_core.batch.journal import Journal
 from medsam2_core.export.contact_sheet import figure, write_page
 from medsam2_core.export.measurement_files import harmless
@@ -90,7 +91,8 @@ def write_table(results: Sequence[Result], folder: Path) -> Path:
 def _lines(result: Result) -> Iterator[dict[str, Any]]:
     case, error = result.case, result.error
     line: dict[str, Any] = {
-        "case": harmless(case.name), "image": harmless(case.image), "series": harmless(case.series),
+        "case": harmless(case.name), "image": harmless(without_query(case.image)),
+        "series": harmless(case.series),
         "state": result.state, "seconds": "" if result.seconds is None else result.seconds,
         "error_code": error.get("code", ""), "error": harmless(error.get("message", "")),
     }  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 from medsam2_core import atomic
 from medsam2_core.batch import cases as names
 from medsam2_core.batch.cases import DONE, FAILED, RUNNING, Case, Options, Task, case_folder
-from medsam2_core.batch.inputs import changed, inputs_of
+from medsam2_core.batch.inputs import changed
 from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.pool import Pool
 from medsam2_core.batch.work import clean
@@ -212,14 +212,14 @@ class Run:
             return None
         if not entry.inputs:  # its process was lost before they were known
             return entry.state
-        return None if changed(entry.inputs, inputs_of(case)) else entry.state
+        return None if changed(entry.inputs, case) else entry.state
 
     def _take_over(self, case: Case, signature: str) -> bool:
         """Note a result that is there; return False when there is none, or it is of another request."""
         written = read_facts(case_folder(self._results, case))
         if written is None or written["signature"] != signature:
             return False
-        if changed(written["inputs"], inputs_of(case)):
+        if changed(written["inputs"], case):
             return False
         outcome = {"state": DONE, "inputs": written["inputs"], "facts": written["facts"]}
         self._journal.end(case.name, signature, outcome)

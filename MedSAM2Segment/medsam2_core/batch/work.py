@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from medsam2_core import atomic
 from medsam2_core.batch import cases
 from medsam2_core.batch.cases import DONE, FAILED, OLD, PART, Case, Options, Task
-from medsam2_core.batch.inputs import fingerprint, inputs_of, local_copies
+from medsam2_core.batch.inputs import fingerprint, local_copies
 from medsam2_core.errors import ExportError, MedSAM2Error, Note
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class CaseWorker:
         started = time.perf_counter()
         inputs: dict[str, Any] = {}
         try:
-            inputs = fingerprint(inputs_of(task.case))
+            inputs = fingerprint(task.case)
             facts = self._segmented(task, inputs)
             outcome: dict[str, Any] = {"state": DONE, "facts": facts}
         except MedSAM2Error as error:

@@ -95,6 +95,12 @@ def find_stack(path: Path, series: str | None = None) -> tuple[list[Frame], Geom
         return ordered(_choose(path, _stacks(path), series))
 
 
+def series_files(path: Path, series: str | None = None) -> list[Path]:
+    """Return the files of one series in the order of their names; errors are those of :func:`find_stack`."""
+    with files.reading(path, "DICOM"):
+        return sorted({frame.path for frame in _choose(path, _stacks(path), series).frames})
+
+
 def read_volume(
     path: Path, series: str | None = None, irregular: Irregular | str = Irregular.REFUSE
 ) -> Volume:
