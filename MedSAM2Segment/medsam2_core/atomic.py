@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from typing import BinaryIO
 from medsam2_core.errors import ExportError
 
 _DICOM_AT = 128  # bytes before the magic of a DICOM file
+_LONGEST = 120  # bytes of a name that temporary ones begin with; systems allow 255 in all
 _PROBE = 1 << 20  # bytes; a mask is rarely larger once it is compressed
 _LOCK_SECONDS = 10.0
 _IN_USE = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # what systems say of a lock that somebody has
+_PART, _OLD = ".part", ".old"  # endings of what is being written, and of what it replaces
 
 
 #: Files and folders that are read, and that nothing may be written over.
@@ -106,7 +109,8 @@ def check_writable(path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     """Return an unused name beside a file."""
-    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
+    shown = path.name.encode("utf-8", "surrogateescape")[:_LONGEST].decode("utf-8", "ignore")
+    return path.with_name(f".{shown}.{secrets.token_hex(4)}{_PART}")
 
 
 def _not_writable(path: Path, error: BaseException) -> ExportError:
@@ -229,6 +233,59 @@ def _lock(stream: BinaryIO) -> bool:
     except OSError as error:
         return error.errno not in _IN_USE
     return True
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to write into, which takes the place of ``target`` when the block ends well.
+
+    An earlier one is kept under another name until then, and comes back when its place cannot be taken.
+
+    Raises
+    ------
+    ExportError
+        ``output-not-writable``.
+    """
+    make_folder(target.parent)
+    made = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PART}")
+    try:
+        made.mkdir()
+        yield made
+        _replace_folder(made, target)
+    except OSError as error:
+        raise _not_writable(target, error) from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _replace_folder(made: Path, target: Path) -> None:
+    if not target.exists():
+        made.rename(target)
+        return
+    old = made.with_suffix(_OLD)
+    target.rename(old)
+    try:
+        made.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clean_folders(folder: Path) -> None:
+    """Remove what processes that were killed have left among the folders in a folder.
+
+    A result that was about to be replaced, and was not, gets its name back.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.name.startswith("."):
+            continue
+        target = path.with_name(Path(path.stem).stem[1:])
+        if path.suffix == _OLD and not target.exists():
+            with contextlib.suppress(OSError):
+                path.rename(target)
+        elif path.suffix in (_OLD, _PART):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def reason(error: BaseException) -> str:

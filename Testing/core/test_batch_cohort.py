@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from medsam2_core.atomic import new_file, new_folder
 from medsam2_core.batch.cases import JOURNAL, Case, folder_name
 from medsam2_core.batch.cohort import Defaults, as_csv, read_cohort
 from medsam2_core.batch.inputs import changed, fingerprint, states
@@ -227,10 +228,19 @@ def test_prompts_survive_the_list(scans):
 @given(st.text(max_size=120))
 def test_any_name_gives_a_harmless_folder(name):
     made = folder_name(name)
-    assert made and len(made.encode("utf-8")) < 400 and "/" not in made and "\\" not in made
+    assert made and len(f".{made}.12345678.part".encode()) <= 255 and "/" not in made and "\\" not in made
     assert made[0] not in ".-" and made[-1] not in ". " and "\0" not in made
     assert made.isprintable()
     assert folder_name(name) == made
+
+
+def test_long_names_of_any_script_can_be_written(tmp_path):
+    for name in ("𠀀" * 200, "ä" * 300, "a" * 300):
+        with new_folder(tmp_path / folder_name(name)):
+            pass
+    with new_file(tmp_path / f"{folder_name('𠀀' * 200)}.seg.nrrd", overwrite=False):
+        pass
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from medsam2_core.atomic import clean_folders, new_folder
 from medsam2_core.batch import cases
 from medsam2_core.batch.cases import Case, Options, case_folder
 from medsam2_core.batch.cohort import read_cohort
 from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.report import results_of, write_report, write_table
 from medsam2_core.batch.run import opened
-from medsam2_core.batch.work import clean, new_folder
 from medsam2_core.errors import BatchError
 from medsam2_core.imaging.reading import read_segmentation
 from support.cohorts import BOX, entries, few_slices, masks, run_here, write_cohort, write_rows
@@ -188,7 +188,7 @@ def test_an_earlier_result_comes_back_when_its_place_cannot_be_taken(tmp_path, m
     rename = Path.rename
 
     def refuse(path, target):
-        if path.suffix == cases.PART:
+        if path.suffix == ".part":
             raise PermissionError(13, "open elsewhere")
         return rename(path, target)
 
@@ -203,7 +203,7 @@ def test_what_a_killed_process_left_is_put_right(tmp_path):
     for name in (".a.b.0a1b2c3d.old", ".c.0a1b2c3d.old", "c", ".d.0a1b2c3d.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    clean(tmp_path)
+    clean_folders(tmp_path)
     assert {path.name: (path / "file").read_text() for path in tmp_path.iterdir()} == {
         "a.b": ".a.b.0a1b2c3d.old", "c": "c",
     }  # fmt: skip

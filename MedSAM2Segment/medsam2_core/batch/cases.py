@@ -17,10 +17,8 @@ SEGMENTATION, DICOM_SEG, MEASUREMENTS = "segmentation.seg.nrrd", "segmentation.d
 THUMBNAIL, FACTS = "thumbnail.jpg", "case.json"
 #: How a case ended, or that it was begun.
 DONE, FAILED, RUNNING = "done", "failed", "running"
-#: Endings of folders that a process was writing, or replacing, when it was killed.
-PART, OLD = ".part", ".old"
 
-_LONGEST = 80
+_LONGEST = 120  # bytes; systems allow 255, endings and temporary names included
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows
 
 
@@ -142,7 +140,8 @@ def folder_name(name: str) -> str:
     Two names have one folder only when they differ in nothing but capitals.
     """
     text = unicodedata.normalize("NFC", name)
-    kept = re.sub(r"[^\w.+=@-]+", "_", text)[:_LONGEST].rstrip(".").lstrip(".-")
+    kept = re.sub(r"[^\w.+=@-]+", "_", text).encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
+    kept = kept.rstrip(".").lstrip(".-")
     if kept != text or not kept or _RESERVED.fullmatch(kept):
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
         return f"{kept or 'case'}-{digest}"

@@ -138,7 +138,8 @@ def as_csv(cases: Iterable[Case]) -> str:
                 known = objects[-1].get(option)
                 objects[-1][option] = text if known is None else f"{known}{_SEVERAL}{text}"
         examples = [{"like_scan": scan, "like_segmentation": labels} for scan, labels in case.like]
-        for prompts, example in zip_longest(objects or [{}], examples, fillvalue={}):
+        no_more: dict[str, str] = {}
+        for prompts, example in zip_longest(objects or [no_more], examples, fillvalue=no_more):
             writer.writerow({**of_case, **prompts, **example})
     return stream.getvalue()
 

@@ -165,15 +165,13 @@ def _frozen(state: Any) -> Any:
 
 
 def _state_of_url(url: str) -> str | None:
-    filesystem, path = _opened(url)
-    try:
-        is_folder = filesystem.isdir(path)
-        found = filesystem.find(path, detail=True) if is_folder else {path: filesystem.info(path)}
+    with _opened(url) as (filesystem, path):
+        try:
+            is_folder = filesystem.isdir(path)
+            found = filesystem.find(path, detail=True) if is_folder else {path: filesystem.info(path)}
+        except FileNotFoundError:
+            return None
         return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # stores have kinds of their own, which are no OSError
-        raise _unreachable(url, error) from error
 
 
 @contextmanager
@@ -221,35 +219,28 @@ def local_copies(case: Case) -> Iterator[Case]:
 
 def _copied(url: str, folder: Path) -> Path:
     """Copy a file, or a folder, into a folder; return where it is."""
-    filesystem, path = _opened(url)
     target = folder / (name_in_url(url) or "image")
-    try:
+    with _opened(url) as (filesystem, path):
         if filesystem.isdir(path):
             filesystem.get(path.rstrip("/") + "/", str(target) + "/", recursive=True)
         else:
             with filesystem.open(path, "rb") as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy, _BLOCK)
-    except Exception as error:  # stores have kinds of their own, which are no OSError
-        raise _unreachable(url, error) from error
     return target
 
 
-def _opened(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path in it."""
+@contextmanager
+def _opened(url: str) -> Iterator[tuple[Any, str]]:
+    """Give the file system of a URL, and the path in it; errors of the block are those of the store."""
     import fsspec
 
+    shown = without_query(url)
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        yield fsspec.core.url_to_fs(url)
     except ImportError as error:
-        shown = without_query(url)
         message = f"{shown}: {error}"
         raise MissingPackageError(message, code="missing-package", url=shown) from error
-    except Exception as error:
-        raise _unreachable(url, error) from error
-    return filesystem, path
-
-
-def _unreachable(url: str, error: Exception) -> BatchError:
-    shown = without_query(url)
-    text = f"{type(error).__name__}: {error}".replace(url, shown).strip().splitlines()[0][:200]
-    return BatchError(f"{shown} cannot be read: {text}", code="url-unreachable", url=shown, reason=text)
+    except Exception as error:  # stores raise errors of their own, which are no OSError
+        text = f"{type(error).__name__}: {error}".replace(url, shown).strip().splitlines()[0][:200]
+        message = f"{shown} cannot be read: {text}"
+        raise BatchError(message, code="url-unreachable", url=shown, reason=text) from error

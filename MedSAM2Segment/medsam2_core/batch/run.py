@@ -18,7 +18,6 @@ from medsam2_core.batch.cases import DONE, FAILED, RUNNING, Case, Options, Task,
 from medsam2_core.batch.inputs import changed
 from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.pool import Pool
-from medsam2_core.batch.work import clean
 from medsam2_core.engine.catalogue import Catalogue
 from medsam2_core.engine.store import Store, hash_file
 from medsam2_core.errors import BatchError, MedSAM2Error
@@ -79,7 +78,7 @@ def opened(results: Path) -> Iterator[Journal]:
     atomic.check_writable(path)
     try:
         with FileLock(results / ".lock", timeout=0):
-            clean(results / names.CASES)
+            atomic.clean_folders(results / names.CASES)
             journal = Journal(path)
             try:
                 yield journal

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam2_core import atomic
 from medsam2_core.batch import cases
-from medsam2_core.batch.cases import DONE, FAILED, OLD, PART, Case, Options, Task
+from medsam2_core.batch.cases import DONE, FAILED, Case, Options, Task
 from medsam2_core.batch.inputs import fingerprint, local_copies
-from medsam2_core.errors import ExportError, MedSAM2Error, Note
+from medsam2_core.errors import MedSAM2Error, Note
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
@@ -203,7 +199,7 @@ class CaseWorker:
         started = time.perf_counter()
         segmentation = session.segmentation()
         target = cases.case_folder(self._results, task.case)
-        with new_folder(target) as folder:
+        with atomic.new_folder(target) as folder:
             notes = [*scan.notes, *export.write(segmentation, folder / cases.SEGMENTATION).notes]
             notes += self._dicom_seg(case, segmentation, folder / cases.DICOM_SEG)
             measured = measure(segmentation)
@@ -241,60 +237,6 @@ class CaseWorker:
             message = f"no DICOM SEG was written: {error}"
             return [Note.warning("dicom-seg-not-written", message, error=error.to_dict())]
         return list(written.notes)
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to write into, which takes the place of ``target`` when the block ends well.
-
-    An earlier one is kept under another name until then, and comes back when its place cannot be taken.
-
-    Raises
-    ------
-    ExportError
-        ``output-not-writable``.
-    """
-    atomic.make_folder(target.parent)
-    made = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PART}")
-    try:
-        made.mkdir()
-        yield made
-        _take_place(made, target)
-    except OSError as error:
-        message = f"{target} cannot be written: {atomic.reason(error)}"
-        raise ExportError(message, code="output-not-writable", path=str(target)) from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _take_place(made: Path, target: Path) -> None:
-    if not target.exists():
-        made.rename(target)
-        return
-    old = made.with_suffix(OLD)
-    target.rename(old)
-    try:
-        made.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def clean(folder: Path) -> None:
-    """Remove what processes that were killed have left in a folder of cases.
-
-    A result that was about to be replaced, and was not, gets its name back.
-    """
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not path.name.startswith("."):
-            continue
-        target = path.with_name(Path(path.stem).stem[1:])
-        if path.suffix == OLD and not target.exists():
-            with suppress(OSError):
-                path.rename(target)
-        elif path.suffix in (OLD, PART):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _object_facts(measured: Measured, segmentation: Segmentation, session: Session) -> dict[str, Any]:
