@@ -40,11 +40,14 @@ class Bench:
 
     Options
     -------
-    model: A name from `medsam2 models list`, or a checkpoint file; embedded by default.
     random CONFIG: Random weights of this SAM 2 configuration instead of a model: sam2.1_hiera_t, …
     compiled: sam2's predictor through torch.compile, which takes minutes first.
     quick: Few slices and runs: about a minute with the embedded model.
     plot FILE.png|FILE.svg: Draw the times.
+
+    Processing
+    ----------
+    model: A name from `medsam2 models list`, or a checkpoint file; embedded by default.
     """
 
     model: str | None = None
