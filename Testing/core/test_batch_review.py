@@ -1,6 +1,7 @@
 """The review queue: worst first, decisions kept, and accepted cases as training data."""
 
 import json
+import os
 import shutil
 import threading
 
@@ -8,11 +9,13 @@ import pytest
 from medsam2_core import atomic
 from medsam2_core.auto.fewshot.data import find_pairs
 from medsam2_core.batch.cases import Options
+from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.review import ACCEPTED_TABLE, QUEUE, ReviewQueue
 from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.prompts import Box, PromptSet
 from support.cohorts import run_here, write_cohort
 from support.errors import raises
+from support.review_results import known_input, write_results
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +230,62 @@ def test_a_decision_that_cannot_be_written_changes_nothing(out):
         queue.decide("c0", "accepted")
     assert (out / QUEUE).read_bytes() == before and entry(queue, "c0").decision == ""
     assert not list((out / "review").iterdir())
+
+
+def test_a_case_whose_last_attempt_failed_is_not_in_the_queue(out):
+    queue = ReviewQueue(out)
+    queue.decide("c0", "accepted")
+    queue.decide("c1", "accepted")
+    journal = Journal(out / "journal.sqlite")
+    journal.end("c0", "s", {"state": "failed", "error": {"code": "x", "message": "y"}})
+    journal.begin("c2", "s")
+    journal.close()
+    again = ReviewQueue(out)
+    again.save()
+    assert [one.case for one in again.cases] == ["c1"] and labels(out) == {"c1": "c1.seg.nrrd"}
+    (out / "journal.sqlite").unlink()
+    assert ReviewQueue(out).counts() == {"waiting": 1, "accepted": 2, "corrected": 0, "skipped": 0}
+
+
+def test_a_result_is_not_shown_on_another_image(out, tmp_path):
+    queue = ReviewQueue(out)
+    image = shutil.copy(entry(queue, "c0").image, tmp_path / "own.nrrd")
+    state = known_input(image)
+    change_facts(
+        out, "c0", lambda known: (known["case"].update(image=str(image)), known.update(inputs=state))
+    )
+    queue = ReviewQueue(out)
+    os.utime(image, (1, 1))
+    assert queue.files(entry(queue, "c0")).image == image, "the same bytes"
+    image.write_bytes(image.read_bytes()[:-1] + b"x")
+    with raises("image-changed", case="c0", path=str(image)):
+        queue.files(entry(queue, "c0"))
+    with raises("image-changed", case="c0"):
+        queue.decide("c0", "accepted")
+    image.unlink()
+    with raises("image-changed", case="c0"):
+        queue.files(entry(queue, "c0"))
+    queue.decide("c0", "skipped")
+
+
+def test_slices_of_a_series_that_have_changed(tmp_path):
+    queue = ReviewQueue(write_results(tmp_path, series=0.3))
+    files = queue.files(queue.cases[0])
+    (files.image / "beside.txt").write_text("no slice")
+    os.utime(files.slice_files[0], (1, 1))
+    assert queue.files(queue.cases[0]) == files and len(files.slice_files) == 6
+    with open(files.slice_files[2], "ab") as stream:
+        stream.write(b"x")
+    with raises("image-changed", case="series"):
+        queue.files(queue.cases[0])
+
+
+def test_a_file_of_many_frames_is_opened_once(tmp_path):
+    out = write_results(tmp_path, a=0.3)
+    image = str(out / "data" / "a.nrrd")
+    change_facts(out, "a", lambda known: known.update(slice_files=[image] * 6))
+    queue = ReviewQueue(out)
+    assert queue.files(queue.cases[0]).slice_files == (image,)
 
 
 def test_what_is_no_queue(out, tmp_path, medsam2):

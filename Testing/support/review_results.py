@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from medsam2_core import export
@@ -25,6 +27,14 @@ def the_mask() -> np.ndarray:
     return mask_kji
 
 
+def known_input(image: Path) -> dict[str, Any]:
+    """What `medsam2 batch` notes of an image."""
+    files = sorted(image.iterdir()) if image.is_dir() else [image]
+    state: list[Any] = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
+    digest = hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()
+    return {str(image): {"state": state if image.is_dir() else state[0][1:], "sha256": digest}}
+
+
 def write_results(folder: Path, **confidence: float) -> Path:
     """Results of cases with these confidences; `series` is one of DICOM."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -42,7 +52,7 @@ def write_results(folder: Path, **confidence: float) -> Path:
         known = {
             "case": {"name": name, "image": str(image), "series": ""},
             "signature": "s",
-            "inputs": {str(image): {"state": [1, 2], "sha256": name}},
+            "inputs": known_input(image),
             "facts": {"objects": [{"name": "ball", "confidence": value}]},
             "prompts": PROMPTS.to_json(),
             "slice_files": volume.metadata.get("slice_files", []),

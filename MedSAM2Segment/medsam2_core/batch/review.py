@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from medsam2_core import atomic
-from medsam2_core.batch.cases import CASES, FACTS, SEGMENTATION
+from medsam2_core.batch.cases import CASES, DONE, FACTS, JOURNAL, SEGMENTATION
+from medsam2_core.batch.journal import Journal
 from medsam2_core.errors import BatchError
 
 _VERSION = 2
@@ -96,7 +97,7 @@ class ReviewQueue:
     Raises
     ------
     BatchError
-        ``no-results``; ``review-damaged``.
+        ``no-results``; ``review-damaged``; those of :class:`Journal`.
     """
 
     def __init__(self, results: str | Path) -> None:
@@ -119,15 +120,25 @@ class ReviewQueue:
         return {"waiting": counted[""], **{name: counted[name] for name in _DECISIONS[1:]}}
 
     def files(self, case: ReviewCase) -> ReviewFiles:
-        """Return what is to be opened for a case. BatchError ``case-damaged`` when its facts are gone."""
+        """Return what is to be opened for a case.
+
+        Raises
+        ------
+        BatchError
+            ``case-damaged`` when its facts are gone; ``image-changed`` when its image is gone, or another.
+        """
         known = self._facts(self.results / CASES / case.folder)
         if known is None:
             message = f"the result of {case.case!r} is gone or damaged: run `medsam2 batch` again"
             raise BatchError(message, code="case-damaged", case=case.case)
+        slices = tuple(dict.fromkeys(map(str, known.get("slice_files") or ())))
+        if "://" not in case.image and not _is_unchanged(case.image, slices, known["inputs"].get(case.image)):
+            message = f"{case.image} is gone, or not the image that was segmented: run `medsam2 batch` again"
+            raise BatchError(message, code="image-changed", case=case.case, path=case.image)
         own, kept = self.results / CASES / case.folder / SEGMENTATION, self.results / case.labels
         return ReviewFiles(
             None if "://" in case.image else Path(case.image),
-            tuple(map(str, known.get("slice_files") or ())),
+            slices,
             kept if case.labels and kept.is_file() else own,
             str(known.get("prompts") or ""),
         )
@@ -266,10 +277,21 @@ class ReviewQueue:
         return {one.case: one for one in found}
 
     def _done(self) -> Iterator[ReviewCase]:
+        without = self._not_done()
         for folder in sorted((self.results / CASES).iterdir()):
             known = None if folder.name.startswith(".") else self._facts(folder)
-            if known is not None:
+            if known is not None and known["case"]["name"] not in without:
                 yield _case_of(folder.name, known)
+
+    def _not_done(self) -> set[str]:
+        """Return the cases that failed or were begun since their result was written, by the journal."""
+        if not (self.results / JOURNAL).is_file():
+            return set()
+        journal = Journal(self.results / JOURNAL, read_only=True)
+        try:
+            return {entry.name for entry in journal if entry.state != DONE}
+        finally:
+            journal.close()
 
     @staticmethod
     def _facts(folder: Path) -> dict[str, Any] | None:
@@ -292,6 +314,25 @@ def _case_of(folder: str, known: dict[str, Any]) -> ReviewCase:
         case["name"], folder, case["image"], case["series"], confidence,
         hashlib.sha256(request).hexdigest(), str(files.get(case["image"]) or ""),
     )  # fmt: skip
+
+
+def _is_unchanged(image: str, slices: tuple[str, ...], known: dict[str, Any] | None) -> bool:
+    """Return whether an image is still that of its state and hash; of a folder, sizes of the slices tell."""
+    state, path = (known or {}).get("state"), Path(image)
+    try:
+        if path.is_dir():
+            sizes = {path / name: size for name, size, *_ in state or ()}
+            return all(Path(one).stat().st_size == sizes.get(Path(one)) for one in slices)
+        facts = path.stat()
+        if state is None or [facts.st_size, facts.st_mtime_ns] == list(state):
+            return state is not None
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest() == (known or {}).get("sha256")
+    except OSError:
+        return False
 
 
 def _worst_first(cases: Iterable[ReviewCase]) -> list[ReviewCase]:
