@@ -387,6 +387,7 @@ def test_the_review_has_a_folder_and_a_key_for_each_decision_while_a_case_is_ope
     panel.show(PageState(review=REVIEW))
     shortcuts = {one.key.toString(): one for one in panel.widget.window().findChildren(qt.QShortcut)}
     assert shortcuts.keys() >= keys.keys()
+    assert not any(shortcuts[key].autoRepeat for key in keys), "a key that is held decides once"
     actions.calls.clear()
     for key in keys:
         shortcuts[key].activated.emit()

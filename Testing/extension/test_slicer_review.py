@@ -8,8 +8,12 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
+from medsam2_core import export  # noqa: E402
 from medsam2_core.auto.fewshot.data import find_pairs  # noqa: E402
+from medsam2_core.batch.review import ReviewQueue  # noqa: E402
+from medsam2_core.imaging.geometry import Geometry  # noqa: E402
 from medsam2_core.imaging.reading import read_volume  # noqa: E402
+from medsam2_core.imaging.segmentation import Segment, Segmentation  # noqa: E402
 from medsam2_core.imaging.segmentation_files import read_segmentation  # noqa: E402
 from medsam2_core.imaging.slices import SliceStack  # noqa: E402
 from medsam2_core.prompts import Box, Point  # noqa: E402
@@ -22,7 +26,8 @@ from MedSAM2SegmentLib.Segments.Editors import nodesOf  # noqa: E402
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
-from support.review_results import SHAPE_KJI, the_mask, write_results  # noqa: E402
+from support.errors import raises  # noqa: E402
+from support.review_results import MATRIX, SHAPE_KJI, the_mask, write_results  # noqa: E402
 from support.scene import an_editor, box_mask, paint  # noqa: E402
 
 
@@ -151,6 +156,74 @@ def test_the_same_button_again_leaves_changes_out(reviewer, tmp_path):
     assert decisions(out)["b"]["decision"] == ""
     reviewer.section.skip()
     assert decisions(out)["b"]["decision"] == "skipped"
+
+
+def test_another_change_after_the_warning_is_warned_of_again(reviewer, tmp_path):
+    out = write_results(tmp_path, a=0.9, b=0.2)
+    reviewer.section.open(str(out))
+    reviewer.paint(~the_mask())
+    reviewer.section.accept()
+    reviewer.paint(the_mask())
+    reviewer.section.accept()
+    assert reviewer.view.line.level is Level.WARNING and decisions(out)["b"]["decision"] == ""
+    reviewer.section.skip()
+    assert decisions(out)["b"]["decision"] == "", "another button"
+    reviewer.section.skip()
+    assert decisions(out)["b"]["decision"] == "skipped"
+
+
+def test_to_open_a_queue_does_not_discard_changes_silently(reviewer, tmp_path):
+    out, other = write_results(tmp_path, b=0.2), write_results(tmp_path / "other", c=0.2)
+    reviewer.section.open(str(out))
+    reviewer.paint(~the_mask())
+    reviewer.section.open(str(other))
+    assert reviewer.view.line.level is Level.WARNING and reviewer.view.case.startswith("b,")
+    reviewer.section.open(str(other))
+    assert reviewer.view.case.startswith("c,") and reviewer.view.line.text == ""
+
+
+def geometry_changed(out, name, matrix, shape_kji=SHAPE_KJI):
+    """Write the result of a case on another grid."""
+    mask_kji = np.zeros(shape_kji, bool)
+    mask_kji[1:3, 6:14, 7:16] = True
+    path = out / "cases" / name / "segmentation.seg.nrrd"
+    path.unlink()
+    segmentation = Segmentation(Geometry(matrix, shape_kji[::-1]), (Segment("ball", (0, 1, 0), mask_kji),))
+    export.write(segmentation, path)
+
+
+def translation(*by_mm):
+    matrix = np.eye(4)
+    matrix[:3, 3] = by_mm
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shape"),
+    [
+        (np.diag([-1.0, -1.0, 2.2, 1.0]), SHAPE_KJI),  # slices of another spacing
+        (MATRIX, (5, 20, 24)),
+        (translation(0, 0, 0.6) @ MATRIX, SHAPE_KJI),
+    ],
+)
+def test_a_result_on_another_grid_than_slicers_is_refused(reviewer, tmp_path, matrix, shape):
+    out = write_results(tmp_path, b=0.2)
+    geometry_changed(out, "b", matrix, shape)
+    queue = ReviewQueue(out)
+    with raises("grid-differs", case="b"):
+        ReviewCases(reviewer.scene).open("b", queue.files(queue.next()))
+    assert not list(nodesOf(reviewer.scene, "vtkMRMLVolumeNode"))
+    reviewer.section.open(str(out))
+    assert reviewer.view.line.level is Level.ERROR and not reviewer.view.canAccept and reviewer.view.canSkip
+
+
+def test_an_uneven_series_that_was_resampled_is_refused(reviewer, tmp_path):
+    out = write_results(tmp_path, series=0.2)
+    path = out / "cases" / "series" / "case.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "slice_files": []}))
+    queue = ReviewQueue(out)
+    with raises("grid-differs", case="series"):
+        ReviewCases(reviewer.scene).open("series", queue.files(queue.next()))
 
 
 def test_a_dicom_series_is_opened_in_its_order(reviewer, tmp_path):

@@ -14,12 +14,14 @@ import vtk
 from medsam2_core import atomic
 from medsam2_core.batch.review import ReviewFiles
 from medsam2_core.errors import BatchError, MedSAM2Error
+from medsam2_core.imaging.geometry import Geometry
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import Box, Point, PromptSet
 
 from MedSAM2SegmentLib.Prompts.Gestures import Gesture, PointGesture
 from MedSAM2SegmentLib.Prompts.PromptMarkups import PromptMarkups
 from MedSAM2SegmentLib.Prompts.SceneMarkups import boxGesture
+from MedSAM2SegmentLib.Segments.Editors import ownGrid
 from MedSAM2SegmentLib.Segments.SceneCases import drawn, onVolume
 from MedSAM2SegmentLib.Segments.SegmentationLayers import writeNode
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
@@ -53,7 +55,8 @@ class ReviewCases:
         Raises
         ------
         BatchError
-            ``image-elsewhere`` for a URL; ``case-unreadable``.
+            ``image-elsewhere`` for a URL; ``case-unreadable``; ``grid-differs`` where Slicer's volume has its
+            voxels elsewhere.
         """
         if files.image is None:
             message = f"the image of {name!r} is a URL, which Slicer does not open: skip it"
@@ -62,6 +65,8 @@ class ReviewCases:
         segmentation = None
         try:
             segmentation = self._segmentation(name, files.segmentation, volume)
+            _checkGrid(name, segmentation, volume)
+            segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
             self._addPrompts(volume, segmentation, files.prompts)
         except MedSAM2Error:
             self._remove(segmentation, volume)
@@ -76,7 +81,11 @@ class ReviewCases:
 
     def isChanged(self, case: OpenCase) -> bool:
         """Return whether segments were changed since it was opened."""
-        return _stateOf(case.segmentation) != case.state
+        return self.state(case) != case.state
+
+    def state(self, case: OpenCase) -> tuple[Any, ...]:
+        """Return what changes when its segments do."""
+        return _stateOf(case.segmentation)
 
     def promptCount(self, case: OpenCase) -> int:
         """Return the number of points, boxes and scribbles that it has."""
@@ -120,6 +129,9 @@ class ReviewCases:
         for path in files.slice_files:
             listed.InsertNextValue(path)
         first = files.slice_files[0] if files.slice_files else str(files.image)
+        if files.image is not None and files.image.is_dir() and not files.slice_files:
+            message = f"{name!r} was resampled (--irregular resample), and Slicer has no such image: skip it"
+            raise BatchError(message, code="grid-differs", case=name)
         volume = None
         if Path(first).is_file():
             volume = logic.AddArchetypeVolume(first, name, 0, listed if files.slice_files else None)
@@ -137,7 +149,6 @@ class ReviewCases:
             message = f"the segmentation of {name!r} cannot be opened: {path}"
             raise BatchError(message, code="case-unreadable", case=name, path=str(path))
         node.CreateDefaultDisplayNodes()
-        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
         return node
 
     def _addPrompts(self, volume: Any, segmentation: Any, text: str) -> None:
@@ -172,6 +183,21 @@ class ReviewCases:
                 if beside is not None:
                     self._scene.RemoveNode(beside)
             self._scene.RemoveNode(node)
+
+
+def _checkGrid(name: str, segmentation: Any, volume: Any) -> None:
+    """Refuse a volume whose voxels are not where those of the segmentation are, to a quarter of one."""
+    own, adapter = ownGrid(segmentation), VolumeAdapter(volume)
+    if own is None:
+        return
+    ijkToRAS, extent = own
+    grid = Geometry(ijkToRAS, extent.shape[::-1])
+    if not grid.same_positions(adapter.geometry, min(grid.spacing) / 4):
+        message = (
+            f"Slicer does not open the image of {name!r} on the grid that was segmented (its slices are "
+            "uneven or tilted, or it was resampled), so masks would be in other places: skip it"
+        )
+        raise BatchError(message, code="grid-differs", case=name)
 
 
 def _stateOf(segmentation: Any) -> tuple[Any, ...]:

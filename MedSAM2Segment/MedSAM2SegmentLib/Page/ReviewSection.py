@@ -35,7 +35,7 @@ class ReviewSection:
         self._opened: Any = None  # its nodes; None where they could not be opened
         self._since, self._prompts = 0.0, 0
         self._line = StatusLine()
-        self._warned = ""  # the decision that would leave changes out, and was pressed once
+        self._warned: Any = None  # what was pressed once and would leave changes out, and the segments then
 
     def view(self) -> ReviewView:
         """Return what to show."""
@@ -51,7 +51,7 @@ class ReviewSection:
 
     def open(self, folder: str) -> None:
         """Open the queue of a folder of results, and its first case."""
-        if self._cases is None:
+        if self._cases is None or self._mustWarn("open"):
             return
         self._close()
         self._line = StatusLine()
@@ -88,10 +88,7 @@ class ReviewSection:
         if self._opened is None and decision != SKIPPED:
             self._setLine(_("The case is not in the scene: skip it, or open the queue again."), Level.ERROR)
             return
-        if decision != CORRECTED and self._wouldLose() and self._warned != decision:
-            self._warned = decision
-            text = _("The segments have changed: press Corrected to keep that, or the same button again.")
-            self._setLine(text, Level.WARNING)
+        if decision != CORRECTED and self._mustWarn(decision):
             return
         try:
             clicks = 0
@@ -106,8 +103,17 @@ class ReviewSection:
         self._line = StatusLine()
         self._next()
 
-    def _wouldLose(self) -> bool:
-        return self._opened is not None and self._cases.isChanged(self._opened)
+    def _mustWarn(self, action: str) -> bool:
+        """Warn before an action that would leave changes out, once for each state; return whether it did."""
+        if self._opened is None or not self._cases.isInScene(self._opened):
+            return False
+        pressed = action, self._cases.state(self._opened)
+        if not self._cases.isChanged(self._opened) or self._warned == pressed:
+            return False
+        self._warned = pressed
+        text = _("The segments have changed: press Corrected to keep that, or the same button again.")
+        self._setLine(text, Level.WARNING)
+        return True
 
     def _next(self) -> None:
         """Open the next case; one that cannot be opened may be skipped."""
@@ -122,7 +128,7 @@ class ReviewSection:
             self._line = StatusLine(
                 _("No case is left: train on accepted.csv, or look at skipped ones."), Level.OK
             )
-        self._since, self._warned = self._clock(), ""
+        self._since, self._warned = self._clock(), None
         self._changed()
 
     def _close(self) -> None:

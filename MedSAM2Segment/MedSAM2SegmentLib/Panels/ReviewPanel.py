@@ -63,6 +63,7 @@ class ReviewPanel:
         if areWanted and not self._shortcuts:
             for name, (_method, key) in _ACTIONS.items():
                 shortcut = qt.QShortcut(qt.QKeySequence(key), self._widget.window())
+                shortcut.autoRepeat = False  # a key that is held would warn, and decide about the next cases
                 self._connections.connect(shortcut, "activated", lambda _=None, name=name: self._call(name))
                 self._shortcuts.append(shortcut)
         for shortcut in self._shortcuts:
