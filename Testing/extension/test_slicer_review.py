@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
 from support.errors import raises  # noqa: E402
-from support.review_results import MATRIX, SHAPE_KJI, the_mask, write_results  # noqa: E402
+from support.review_results import MATRIX, SHAPE_KJI, known_input, the_mask, write_results  # noqa: E402
 from support.scene import an_editor, box_mask, paint  # noqa: E402
 
 
@@ -185,7 +186,7 @@ def test_to_open_a_queue_does_not_discard_changes_silently(reviewer, tmp_path):
 def geometry_changed(out, name, matrix, shape_kji=SHAPE_KJI):
     """Write the result of a case on another grid."""
     mask_kji = np.zeros(shape_kji, bool)
-    mask_kji[1:3, 6:14, 7:16] = True
+    mask_kji[:3, 6:14, 7:16] = True
     path = out / "cases" / name / "segmentation.seg.nrrd"
     path.unlink()
     segmentation = Segmentation(Geometry(matrix, shape_kji[::-1]), (Segment("ball", (0, 1, 0), mask_kji),))
@@ -215,6 +216,19 @@ def test_a_result_on_another_grid_than_slicers_is_refused(reviewer, tmp_path, ma
     assert not list(nodesOf(reviewer.scene, "vtkMRMLVolumeNode"))
     reviewer.section.open(str(out))
     assert reviewer.view.line.level is Level.ERROR and not reviewer.view.canAccept and reviewer.view.canSkip
+
+
+def test_a_single_slice_may_have_another_thickness_in_slicer(reviewer, tmp_path):
+    out = write_results(tmp_path, series=0.2)
+    folder, path = out / "data" / "series", out / "cases" / "series" / "case.json"
+    known = json.loads(path.read_text())
+    for one in known["slice_files"][1:]:
+        Path(one).unlink()
+    known = {**known, "slice_files": known["slice_files"][:1], "inputs": known_input(folder)}
+    path.write_text(json.dumps(known))
+    geometry_changed(out, "series", read_volume(folder).geometry.ijk_to_ras, (1, *SHAPE_KJI[1:]))
+    reviewer.section.open(str(out))
+    assert reviewer.view.line.text == "" and reviewer.view.canAccept
 
 
 def test_an_uneven_series_that_was_resampled_is_refused(reviewer, tmp_path):

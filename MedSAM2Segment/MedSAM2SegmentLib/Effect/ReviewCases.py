@@ -187,17 +187,24 @@ class ReviewCases:
 
 def _checkGrid(name: str, segmentation: Any, volume: Any) -> None:
     """Refuse a volume whose voxels are not where those of the segmentation are, to a quarter of one."""
-    own, adapter = ownGrid(segmentation), VolumeAdapter(volume)
+    own, shown = ownGrid(segmentation), VolumeAdapter(volume).geometry
     if own is None:
         return
-    ijkToRAS, extent = own
-    grid = Geometry(ijkToRAS, extent.shape[::-1])
-    if not grid.same_positions(adapter.geometry, min(grid.spacing) / 4):
+    grid = Geometry(own[0], own[1].shape[::-1])
+    # Corners in any order: Slicer turns axes round, and gives a single slice another thickness.
+    ours_ras, theirs_ras = _corners(grid), _corners(shown)
+    off_mm = np.linalg.norm(ours_ras[:, None] - theirs_ras, axis=2).min(axis=1).max()
+    if grid.shape_ijk != shown.shape_ijk or off_mm > min(grid.spacing) / 4:
         message = (
             f"Slicer does not open the image of {name!r} on the grid that was segmented (its slices are "
             "uneven or tilted, or it was resampled), so masks would be in other places: skip it"
         )
         raise BatchError(message, code="grid-differs", case=name)
+
+
+def _corners(grid: Geometry) -> Any:
+    """Return (8, 3) RAS of the voxels at the corners."""
+    return grid.to_ras(np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape_ijk) - 1))
 
 
 def _stateOf(segmentation: Any) -> tuple[Any, ...]:
