@@ -40,7 +40,7 @@ def test_the_same_prompts_and_weights_give_the_same_masks(medsam2, made, tmp_pat
     result, scan, model, _ = files(made, tmp_path)
     answer = medsam2("replay", result, scan, "--model", model, "--json")
     assert answer.code == 0, answer.err
-    assert answer.facts["identical"]
+    assert answer.facts["identical"] and answer.facts["same"]
     assert [one["name"] for one in answer.facts["objects"]] == ["ball", "corner"]
     assert all(one["voxels"] > 0 and one["dice"] == 1 for one in answer.facts["objects"])
     assert answer.facts["notes"] == []
@@ -59,8 +59,27 @@ def test_a_mask_that_was_changed_is_not_the_same(medsam2, made, tmp_path):
     answer = medsam2("replay", changed, scan, "--model", model, "--json")
     assert answer.code == 2
     ball, corner = answer.facts["objects"]
-    assert (ball["identical"], corner["identical"]) == (False, True)
+    assert (ball["same"], ball["identical"]) == (False, False)
+    assert (corner["same"], corner["identical"]) == (True, True)
     assert 0 < ball["dice"] < 1
+
+
+def test_a_voxel_of_many_is_rounding(medsam2, made, tmp_path):
+    from medsam2_core import export
+
+    result, scan, model, changed = files(made, tmp_path)
+    given = read_segmentation(result)
+    largest = max(given.segments, key=lambda one: one.mask_kji.sum())
+    mask_kji = largest.mask_kji.copy()
+    mask_kji[tuple(np.argwhere(mask_kji)[0])] = False
+    assert mask_kji.sum() > 1000
+    segments = [replace_mask(one, mask_kji) if one is largest else one for one in given.segments]
+    export.write(replace(given, segments=tuple(segments)), changed)
+    answer = medsam2("replay", changed, scan, "--model", model, "--json")
+    assert (answer.code, answer.facts["same"], answer.facts["identical"]) == (0, True, False)
+    found = {one["name"]: (one["same"], one["identical"]) for one in answer.facts["objects"]}
+    assert found.pop(largest.name) == (True, False)
+    assert list(found.values()) == [(True, True)]
 
 
 def replace_mask(segment, mask_kji):
