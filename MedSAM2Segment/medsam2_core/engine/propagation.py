@@ -131,6 +131,7 @@ class Propagation(Iterator[SliceMask]):
                 raise
             except BaseException:
                 self._has_failed = True
+                del self._take  # with what it keeps of slices that come next
                 raise
             self.done += 1
             self._ready.extend(masks)

@@ -22,22 +22,6 @@ from medsam2_core.engine.zoom import Box, Region, Zoom
 from medsam2_core.prompts import PixelPrompts
 
 
-@dataclass(slots=True)
-class Run:
-    """One object on its way from one prompted slice in one direction.
-
-    Attributes
-    ----------
-    region
-        Region of the next slice; None before the first step.
-    absent_for
-        Slices since the object was last seen.
-    """
-
-    region: Region | None = None
-    absent_for: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Inputs:
     """What one object on one slice is predicted from.
@@ -53,7 +37,11 @@ class _Inputs:
     known: tuple[object, ...]
 
     def are_those_of(self, other: "_Inputs") -> bool:
-        """Whether nothing has changed: the same objects in memory, as none of them is changed in place."""
+        """Whether nothing has changed: the same objects in memory.
+
+        A bank drops the features of a memory in place, but only when it gets another one, which is then among
+        them.
+        """
         return (
             self.step == other.step
             and self.region == other.region
@@ -71,6 +59,34 @@ class _Observed:
     canvas: torch.Tensor | None
 
 
+@dataclass(slots=True)
+class _Ahead:
+    """What is known of one object on one slice before it is tracked there; `prediction` comes last."""
+
+    inputs: _Inputs
+    observed: _Observed
+    prediction: Prediction | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """One object on its way from one prompted slice in one direction.
+
+    Attributes
+    ----------
+    region
+        Region of the next slice; None before the first step.
+    absent_for
+        Slices since the object was last seen.
+    ahead
+        What :meth:`Runner.look_ahead` made of the next slice; no longer needed when that is tracked.
+    """
+
+    region: Region | None = None
+    absent_for: int = 0
+    ahead: _Ahead | None = None
+
+
 class Runner:
     """Tracks objects from slice to slice."""
 
@@ -84,33 +100,33 @@ class Runner:
     ) -> None:
         self._encoder, self._heads, self._policy = encoder, heads, policy
         self._keeps_probabilities, self._locator = keeps_probabilities, locator
-        self._ahead: dict[str, tuple[_Inputs, _Observed, Prediction]] = {}
 
     def look_ahead(self, waiting: Sequence[tuple[ObjectState, Step, Run, Zoom | None]]) -> None:
         """Predict several objects on one slice with one pass of the mask decoder.
 
-        For several objects that costs little more than for one. :meth:`track` takes a prediction from here if
-        it would be made of the same things. Without objects, those of the last pass are forgotten.
+        For several objects that costs little more than for one. :meth:`track` takes a prediction from the run
+        if it would be made of the same things, and so does a second call, after an interruption.
         """
-        self._ahead.clear()
-        if not waiting:
-            return
-        inputs, observed = [], []
+        found = []
         for state, step, run, zoom in waiting:
             memories = self._conditioning(state, step.n)
             region = self._region(state, step, run, zoom)
-            inputs.append(self._inputs(state, step, region, memories))
-            observed.append(self._observe(state, step, region, memories))
+            inputs = self._inputs(state, step, region, memories)
+            if run.ahead is None or not run.ahead.inputs.are_those_of(inputs):
+                run.ahead = _Ahead(inputs, self._observe(state, step, region, memories))
+            found.append(run.ahead)
+        if all(one.prediction is not None for one in found):
+            return
+        observed = [one.observed for one in found]
         canvases = [one.canvas for one in observed if one.canvas is not None]
         predictions = self._heads.decode_together(
             [one.features for one in observed],
             [one.attended for one in observed],
-            [one.region for one in inputs],
+            [one.inputs.region for one in found],
             canvases or None,
         )
-        names = [state.object_id for state, *_ in waiting]
-        found = zip(inputs, observed, predictions, strict=True)
-        self._ahead.update(zip(names, found, strict=True))
+        for one, prediction in zip(found, predictions, strict=True):
+            one.prediction = prediction
 
     def track(
         self,
@@ -127,13 +143,13 @@ class Runner:
         memories = self._conditioning(state, step.n)
         shape = self._encoder.source.shape_of(step.n)
         region = self._region(state, step, run, zoom)
-        features, attended, prediction = self._predict(state, step, region, memories)
+        features, attended, prediction = self._predict(state, step, run, region, memories)
         mask_hw = mask_of_logits(prediction.logits, region, shape)
         box = Box.of_mask(mask_hw)
         if zoom is not None and box is not None and zoom.is_cut(region, box):
             larger = zoom.grown(region, box)
             if larger != region:
-                again = self._predict(state, step, larger, memories)
+                again = self._predict(state, step, run, larger, memories)
                 if again[2].predicted_iou >= prediction.predicted_iou and not again[2].is_absent:
                     region, (features, attended, prediction) = larger, again
                     mask_hw = mask_of_logits(prediction.logits, region, shape)
@@ -158,14 +174,14 @@ class Runner:
         best, best_score, agreed = None, -1.0, 1.0
         for guess in self._locator.guesses(step.n, likeness, masks, self._heads.mask_side):
             region = zoom.around(guess.box)
-            found = self._predict(state, step, region, memories, guess)
+            found = self._predict(state, step, run, region, memories, guess)
             prediction = found[2]
             present = float(prediction.object_score.sigmoid())
             agrees = agreement(prediction.logits, region, whole, likeness)
             score = agrees * prediction.predicted_iou * present
             if score > best_score:
                 best, best_score, agreed = found, score, agrees
-        features, attended, prediction = best or self._predict(state, step, whole, memories)
+        features, attended, prediction = best or self._predict(state, step, run, whole, memories)
         mask_hw = mask_of_logits(prediction.logits, prediction.region, zoom.shape_hw)
         run.region = prediction.region
         self._keep(state, step, features, attended, prediction, mask_hw, agreed)
@@ -209,16 +225,18 @@ class Runner:
         self,
         state: ObjectState,
         step: Step,
+        run: Run,
         region: Region,
         memories: dict[int, SliceMemory],
         guess: Guess | None = None,
     ) -> tuple[SliceFeatures, torch.Tensor, Prediction]:
         heads, source, recipe = self._heads, self._encoder.source, self._encoder.model.recipe
-        ahead = self._ahead.get(state.object_id)  # stays: an interrupted step must find it again
-        if ahead is not None and ahead[0].are_those_of(self._inputs(state, step, region, memories)):
-            _, observed, prediction = ahead
+        ahead, prediction = run.ahead, None
+        if ahead is not None and ahead.inputs.are_those_of(self._inputs(state, step, region, memories)):
+            observed, prediction = ahead.observed, ahead.prediction
         else:
             observed = self._observe(state, step, region, memories)
+        if prediction is None:
             canvas, tokens = observed.canvas, None
             if guess is not None:
                 whole = Region.whole(source.shape_of(step.n))

@@ -11,7 +11,7 @@ of propagations. A tracked mask is replaced by the next propagation.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -30,15 +30,19 @@ from medsam2_core.engine.propagation import Propagation, plan_set, plan_steps
 from medsam2_core.engine.running import Run, Runner
 from medsam2_core.engine.states import ConditioningSlice, ObjectState, Prediction, Step
 from medsam2_core.engine.zoom import Box, Region, Zoom
-from medsam2_core.errors import Interrupted, PromptError
+from medsam2_core.errors import DeviceError, Interrupted, PromptError
 from medsam2_core.imaging.slice_mask import SliceMask, check_shape, check_slice
 from medsam2_core.prompts.types import PixelPrompts
 
 if TYPE_CHECKING:
     from medsam2_core.engine.segmentation_model import SegmentationModel
 
-# Objects of a slice that are decoded in one pass.
-_TOGETHER = 8
+# Objects of a slice that are decoded in one pass, at most, and for all of them pixels of the model's images:
+# the pass needs memory in proportion (340 MB for eight at 1024 px).
+_TOGETHER, _PIXELS_TOGETHER = 8, 8 * 512 * 512
+
+# Object, whether in reverse, and prompted slice of a run.
+_Key: TypeAlias = tuple[str, bool, int | None]
 
 
 class Tracker:
@@ -342,21 +346,25 @@ class Tracker:
         neighbours = None
         if not overlap and self.source.ordered:
             neighbours = Neighbours(lambda: self._objects, self._mask_side, steps)
-        runs: dict[tuple[str, bool, int], Run] = {}
+        runs: dict[_Key, Run] = {}
         started: set[str] = set()
-        together = _by_first(steps) if self.source.ordered else {}
-        last = {same_slice[-1] for same_slice in together.values()}
+        most = min(_TOGETHER, max(_PIXELS_TOGETHER // self.model.image_size**2, 1))
+        together = _by_first(steps, most) if self.source.ordered else {}
 
         def take(step: Step) -> list[SliceMask]:
             same_slice = together.get(step, [step])
             for one in same_slice:
                 if one.object_id not in started:
                     self._clear_memories(one.object_id)
-            self._look_ahead(same_slice, runs, stop_after_absent)
+            try:
+                self._look_ahead(same_slice, runs, stop_after_absent)
+            except DeviceError:  # no memory for several: from here on one after the other
+                together.clear()
+                for run in runs.values():
+                    run.ahead = None
             mask = self._step(step, runs, stop_after_absent, neighbours)
             started.add(step.object_id)
-            if step in last:
-                self._runner.look_ahead(())
+            runs.setdefault(_key(step), Run()).ahead = None
             changed = [] if neighbours is None else neighbours.finish(step)
             return changed if mask is None else [mask, *changed]
 
@@ -365,7 +373,7 @@ class Tracker:
     def _look_ahead(
         self,
         steps: Sequence[Step],
-        runs: dict[tuple[str, bool, int], Run],
+        runs: dict[_Key, Run],
         stop_after_absent: int | None,
     ) -> None:
         """Predict those objects of a slice together that are tracked there."""
@@ -374,7 +382,7 @@ class Tracker:
             state = self._objects.get(step.object_id)
             if state is None or step.seed not in state.conditioning or step.n in state.conditioning:
                 continue
-            run = runs.get((step.object_id, step.reverse, step.seed), Run())
+            run = runs.setdefault(_key(step), Run())
             is_final = step.n in state.masks and state.masks[step.n].final
             if is_final or (stop_after_absent is not None and run.absent_for >= stop_after_absent):
                 continue
@@ -391,7 +399,7 @@ class Tracker:
     def _step(
         self,
         step: Step,
-        runs: dict[tuple[str, bool, int], Run],
+        runs: dict[_Key, Run],
         stop_after_absent: int | None,
         neighbours: Neighbours | None = None,
     ) -> SliceMask | None:
@@ -406,7 +414,7 @@ class Tracker:
         if step.seed not in state.conditioning:  # taken back meanwhile: the next propagation has another plan
             return None
         zoom = self.zoom(step.n)
-        run = runs.setdefault((step.object_id, step.reverse, step.seed), Run())
+        run = runs.setdefault(_key(step), Run())
         is_final = step.n in state.masks and state.masks[step.n].final
         ordered = self.source.ordered
         given_up = ordered and stop_after_absent is not None and run.absent_for >= stop_after_absent
@@ -471,14 +479,18 @@ class Tracker:
             raise PromptError(message, code="slice-final", object=state.object_id, n=n)
 
 
-def _by_first(steps: Sequence[Step]) -> dict[Step, list[Step]]:
+def _key(step: Step) -> _Key:
+    return step.object_id, step.reverse, step.seed
+
+
+def _by_first(steps: Sequence[Step], most: int) -> dict[Step, list[Step]]:
     """Return the steps that are taken one after the other on one slice in one direction, by the first of
-    them; at most so many that a click does not have to wait long."""
+    them; at most `most`."""
     found = {}
     for _, group in groupby(steps, key=lambda step: (step.n, step.reverse)):
         same = list(group)
-        for start in range(0, len(same), _TOGETHER):
-            found[same[start]] = same[start : start + _TOGETHER]
+        for start in range(0, len(same), most):
+            found[same[start]] = same[start : start + most]
     return found
 
 
