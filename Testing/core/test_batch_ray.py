@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 from medsam2_core.batch.cases import Options
 from medsam2_core.batch.cohort import read_cohort
-from medsam2_core.batch.ray_pool import RayPool
+from medsam2_core.batch.ray_pool import RayPool, room_of
 from medsam2_core.batch.run import Run, opened
 from support.cohorts import KilledWorker, entries, masks, run_here, write_cohort
 from support.errors import raises
 
-CASES = 4
+CASES = 3
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,12 @@ def test_two_actors_give_the_masks_of_one_process(cohort, model, tmp_path, code_
     assert (tmp_path / "killed").exists() and entries(tmp_path / "ray")["c1"].attempts == 2
     for name in summary.done:
         assert masks(tmp_path / "ray", name) == masks(tmp_path / "one", name)
+
+
+def test_actors_are_not_divided_between_nodes():
+    nodes = [{"Alive": True, "Resources": {"CPU": 6.0, "GPU": 2.0}} for _ in range(2)]
+    nodes.append({"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}})
+    assert (room_of(nodes, 4, 0), room_of(nodes, 2, 1), room_of(nodes, 4, 1)) == (2, 4, 2)
 
 
 def test_without_ray_it_says_how_to_get_it(medsam2, cohort, model, tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def run_here(
 
 def entries(results: Path) -> dict[str, Any]:
     """What the journal says, by case."""
-    journal = Journal(results / "journal.sqlite", read_only=True)
+    journal = Journal(results / "journal.sqlite")
     try:
         return {entry.name: entry for entry in journal}
     finally:

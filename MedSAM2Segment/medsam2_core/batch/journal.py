@@ -13,6 +13,8 @@ from medsam2_core.batch.cases import RUNNING
 from medsam2_core.errors import BatchError
 
 _VERSION = 1
+_LOCK_SECONDS = 30.0  # to wait for another program that has the file
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _TABLE = """
 CREATE TABLE IF NOT EXISTS cases (
     name TEXT PRIMARY KEY, state TEXT NOT NULL, signature TEXT NOT NULL, attempts INTEGER NOT NULL,
@@ -50,36 +52,34 @@ class Entry:
 class Journal:
     """The journal of a folder of results. One process writes it; others may read it meanwhile.
 
-    A change survives any process that is killed once the call returns (write-ahead log).
+    A change survives any process that is killed once the call returns. There is no write-ahead log: it needs
+    memory that is shared, which network file systems do not have.
 
     Parameters
     ----------
     path
-        Is made, unless ``read_only``.
+        Is made, unless it is there.
 
     Raises
     ------
     BatchError
-        ``journal-damaged``, ``journal-version``, or ``no-journal``.
+        ``journal-damaged``, ``journal-version``; ``journal-unreadable`` for a file that another program has
+        locked, that may not be written, or whose disk is full.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        if read_only and not path.is_file():
-            message = f"{path.parent} has no {path.name}: name the folder of results of `medsam2 batch`"
-            raise BatchError(message, code="no-journal", path=str(path))
         try:
-            self._database = sqlite3.connect(path, timeout=30)
+            self._database = sqlite3.connect(path, timeout=_LOCK_SECONDS)
             self._check()
-            if not read_only:
-                self._database.execute("PRAGMA journal_mode=WAL")
-                # Without power the last entries may be gone; the results they are about are taken over then.
-                self._database.execute("PRAGMA synchronous=NORMAL")
-                with self._database:
-                    self._database.execute(_TABLE)
-                    self._database.execute(f"PRAGMA user_version={_VERSION}")
+            self._database.execute("PRAGMA journal_mode=DELETE")
+            # Without power the last entries may be gone; the results they are about are taken over then.
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            with self._database:
+                self._database.execute(_TABLE)
+                self._database.execute(f"PRAGMA user_version={_VERSION}")
         except sqlite3.Error as error:
-            raise self._damaged(str(error)) from error
+            raise self._unreadable(error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -111,8 +111,8 @@ class Journal:
             for row in self._database.execute(f"SELECT {columns} FROM cases {which}", values):
                 name, state, signature, attempts, inputs, outcome = row
                 yield Entry(name, state, signature, attempts, json.loads(inputs), json.loads(outcome))
-        except (sqlite3.DatabaseError, ValueError) as error:
-            raise self._damaged(str(error)) from error
+        except (sqlite3.Error, ValueError) as error:
+            raise self._unreadable(error) from error
 
     def _write(self, entry: Entry) -> None:
         row = (entry.name, entry.state, entry.signature, entry.attempts,
@@ -132,6 +132,13 @@ class Journal:
         (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise self._damaged(verdict)
+
+    def _unreadable(self, error: Exception) -> BatchError:
+        if isinstance(error, ValueError) or getattr(error, "sqlite_errorname", "").startswith(_DAMAGE):
+            return self._damaged(str(error))
+        self._close_quietly()
+        message = f"{self.path} cannot be opened: {error}; it is left as it is, try again when that is mended"
+        return BatchError(message, code="journal-unreadable", path=str(self.path), reason=str(error))
 
     def _damaged(self, reason: str) -> BatchError:
         self._close_quietly()

@@ -8,7 +8,7 @@ retries and back-pressure are those of :class:`~medsam2_core.batch.run.Run`.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from medsam2_core.errors import BatchError, MissingPackageError
 #: Bytes for the objects of a cluster on this machine; outcomes are some kilobytes.
 _STORE_BYTES = 100 << 20
 LOCAL = "local"
-_PATIENCE = 10.0  # seconds
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(eq=False)
@@ -66,7 +66,7 @@ class RayPool(Pool):
         self._connect(address, threads * (processes or 1))
         has = self._ray.cluster_resources()
         self._gpus = int(on_gpu if on_gpu is not None else has.get("GPU", 0) > 0)
-        room = int(has.get("GPU", 0)) if self._gpus else int(has.get("CPU", 0) // threads)
+        room = room_of(self._ray.nodes(), threads, self._gpus)
         if room < 1:
             self._ray.shutdown()
             what = "graphics card" if self._gpus else f"machine with {threads} free CPU threads"
@@ -142,11 +142,22 @@ class _Actor:
         return self._worker.run(task)
 
 
+def room_of(nodes: Iterable[dict[str, Any]], threads: int, gpus: int) -> int:
+    """Return how many actors fit into the nodes of a cluster; none is divided between two."""
+    room = 0
+    for node in nodes:
+        if node["Alive"]:
+            has = node["Resources"]
+            by_cpu = int(has.get("CPU", 0) // threads)
+            room += min(by_cpu, int(has.get("GPU", 0) // gpus)) if gpus else by_cpu
+    return room
+
+
 def _check_reachable(address: str) -> None:
     """Raise OSError when nothing answers at host:port: Ray itself would try for minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
 
 
 def _imported() -> Any:

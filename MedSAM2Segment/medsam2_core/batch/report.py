@@ -126,7 +126,10 @@ def _figure(result: Result, folder: Path) -> str:
         jpeg = (case_folder(folder, result.case) / names.THUMBNAIL).read_bytes()
     except OSError:
         jpeg = b""
-    lines = [(one["name"], default_colour(number), _note(one)) for number, one in enumerate(result.objects)]
+    lines = [
+        (one["name"], tuple(one.get("colour_rgb") or default_colour(number)), _note(one))
+        for number, one in enumerate(result.objects)
+    ]
     return figure(result.case.name, jpeg, lines)
 
 

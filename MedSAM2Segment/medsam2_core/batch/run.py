@@ -15,15 +15,15 @@ from typing import Any
 from medsam2_core import atomic
 from medsam2_core.batch import cases as names
 from medsam2_core.batch.cases import DONE, FAILED, RUNNING, Case, Options, Task, case_folder
-from medsam2_core.batch.inputs import changed
+from medsam2_core.batch.inputs import changed, fingerprint
 from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.pool import Pool
 from medsam2_core.engine.catalogue import Catalogue
 from medsam2_core.engine.store import Store, hash_file
 from medsam2_core.errors import BatchError, MedSAM2Error
 
-_FORM = 1  # of the files of a case: another number makes all of them anew
-_LOOK = 0.5  # seconds between two looks whether to stop
+_RESULT_VERSION = 1  # of the files of a case: another number makes all of them anew
+_POLL_SECONDS = 0.5  # seconds between two looks whether to stop
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Run:
         weights = [_weights_of_auto(case.auto)] if case.auto else []
         if not case.auto or self._options.model != "embedded":
             weights.append(_weights(self._options.model))
-        known = [_FORM, request, self._options.to_dict(), weights]
+        known = [_RESULT_VERSION, request, self._options.to_dict(), weights]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8", "replace")).hexdigest()
 
     def run(
@@ -148,7 +148,7 @@ class Run:
                 self._submit(waiting, again, pool)
             if not pool.in_flight and (stopping or not (waiting or again)):
                 break
-            for finished in pool.wait(_LOOK):
+            for finished in pool.wait(_POLL_SECONDS):
                 if finished.outcome is None:
                     self._lost(finished.task, finished.reason, again)
                 else:
@@ -209,7 +209,7 @@ class Run:
         is_gone = entry.state == DONE and read_facts(folder) is None
         if is_gone or entry.signature != signature or (entry.state == FAILED and self._retry_failed):
             return None
-        if not entry.inputs:  # its process was lost before they were known
+        if not entry.inputs:  # they could not be read when its process was lost
             return entry.state
         return None if changed(entry.inputs, case) else entry.state
 
@@ -247,7 +247,10 @@ class Run:
             "severity": "error",
             "fields": {"reason": reason},
         }
-        self._end(task, {"state": FAILED, "error": error})
+        inputs: dict[str, Any] = {}
+        with contextlib.suppress(MedSAM2Error):  # another image is another attempt
+            inputs = fingerprint(task.case)
+        self._end(task, {"state": FAILED, "error": error, "inputs": inputs})
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:

@@ -249,6 +249,7 @@ def _object_facts(measured: Measured, segmentation: Segmentation, session: Sessi
     }
     volume = measured.volume_ml if known == "all" else None
     facts = object_facts(segmentation, measured.name, session)
+    facts["colour_rgb"] = [float(one) for one in segmentation[measured.name].colour_rgb]
     return {**facts, "volume_ml": None if volume is None else round(volume, 4), **diameters}
 
 

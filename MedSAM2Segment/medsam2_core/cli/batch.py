@@ -125,6 +125,9 @@ class Batch:
             notes.append(Note.warning("cases-not-checked", text, cases=list(summary.unchecked)))
         if summary.stopped:
             raise Cancelled(f"stopped: run the same command again to go on with {self.out}", **facts)
+        if failed and not (summary.done or summary.kept):
+            message = f"every case failed: {self.out / 'report.html'} says why"
+            raise BatchError(message, code="every-case-failed", **{**facts, "cases": failed})
         report(facts, notes, _print, as_json=self.as_json)
 
     def _cohort(self) -> Cohort:
@@ -168,7 +171,11 @@ class Batch:
 
         from medsam2_core.batch.cases import Options
 
-        return Options(**{one.name: getattr(self, one.name) for one in fields(Options)})
+        values = {one.name: getattr(self, one.name) for one in fields(Options)}
+        for name in ("model", "config"):  # other machines have other working folders
+            if values[name] and Path(values[name]).is_file():
+                values[name] = str(Path(values[name]).absolute())
+        return Options(**values)
 
     def _run(self, cohort: Cohort) -> tuple[Summary, dict[str, Any]]:
         from medsam2_core.batch.report import results_of, write_report, write_table
