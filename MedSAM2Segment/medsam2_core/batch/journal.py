@@ -58,7 +58,7 @@ class Journal:
     Parameters
     ----------
     path
-        Is made, unless it is there.
+        Is made, unless it is there or ``read_only``.
 
     Raises
     ------
@@ -67,11 +67,15 @@ class Journal:
         locked, that may not be written, or whose disk is full.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        # A reader may be one who may not write there.
+        name, is_uri = (f"{path.absolute().as_uri()}?mode=ro", True) if read_only else (path, False)
         try:
-            self._database = sqlite3.connect(path, timeout=_LOCK_SECONDS)
+            self._database = sqlite3.connect(name, timeout=_LOCK_SECONDS, uri=is_uri)
             self._check()
+            if read_only:
+                return
             self._database.execute("PRAGMA journal_mode=DELETE")
             # Without power the last entries may be gone; the results they are about are taken over then.
             self._database.execute("PRAGMA synchronous=NORMAL")
