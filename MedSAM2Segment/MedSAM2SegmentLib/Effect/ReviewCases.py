@@ -76,7 +76,7 @@ class ReviewCases:
         return OpenCase(volume, segmentation, _stateOf(segmentation))
 
     def isInScene(self, case: OpenCase) -> bool:
-        """Return whether nobody has removed it."""
+        """Return whether its nodes are still in the scene."""
         return all(self._scene.IsNodePresent(node) for node in (case.volume, case.segmentation))
 
     def isChanged(self, case: OpenCase) -> bool:

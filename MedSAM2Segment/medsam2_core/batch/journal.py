@@ -141,7 +141,7 @@ class Journal:
         if isinstance(error, ValueError) or getattr(error, "sqlite_errorname", "").startswith(_DAMAGE):
             return self._damaged(str(error))
         self._close_quietly()
-        message = f"{self.path} cannot be opened: {error}; it is left as it is, try again when that is mended"
+        message = f"{self.path} cannot be opened: {error}. It was not changed; remove the cause and try again"
         return BatchError(message, code="journal-unreadable", path=str(self.path), reason=str(error))
 
     def _damaged(self, reason: str) -> BatchError:

@@ -208,7 +208,7 @@ class ReviewQueue:
             entries = self._stored()
             for one in self.cases:
                 if one.case not in entries or entries[one.case] == self._known.get(one.case):
-                    entries[one.case] = one  # nobody else has changed it
+                    entries[one.case] = one  # unchanged on disk since it was read
             yield entries
             content = {"version": _VERSION, "cases": [asdict(one) for one in _worst_first(entries.values())]}
             with atomic.new_file(self.results / QUEUE, overwrite=True) as stream:

@@ -202,7 +202,7 @@ def _box(mask_hw: NDArray[np.bool_], rng: np.random.Generator) -> PixelPrompts:
 
 
 def queue(stacks: Sequence[LabelledStack], seed: int) -> Iterator[tuple[LabelledStack, bool]]:
-    """Yield volumes to draw an object from, and whether they are held back: kinds by turns, for ever.
+    """Yield volumes to draw an object from, and whether they are held back: the kinds in turn, without end.
 
     Parameters
     ----------
