@@ -22,10 +22,6 @@ class Letterbox:
 
     Attributes
     ----------
-    shape_hw
-        Shape of the image.
-    side
-        Side S of the square.
     pixel_hw
         Height and width of a pixel in any unit: anatomy keeps its proportions where pixels are not square.
     """

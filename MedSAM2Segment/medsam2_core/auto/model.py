@@ -42,10 +42,6 @@ class AutoModel:
 
     Attributes
     ----------
-    card
-        Its description.
-    model
-        The SAM 2 it is based on.
     network
         Predictor and decoder, in eval mode, on the model's device.
     adapters

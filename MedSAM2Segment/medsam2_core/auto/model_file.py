@@ -38,8 +38,6 @@ class AutoClass:
 
     Attributes
     ----------
-    name
-        Name of the segment.
     value
         Label value in the label maps of the training.
     colour_rgb
@@ -71,14 +69,10 @@ class AutoCard:
 
     Attributes
     ----------
-    name
-        Name of the model.
     classes
         In the order of the queries.
     base, base_key
         Name of the SAM 2 it was trained for, and the key of its weights.
-    image_size
-        Side S of the model's input.
     window
         Intensity window: a preset, ``"WIDTH,LEVEL"`` or ``auto``.
     axis

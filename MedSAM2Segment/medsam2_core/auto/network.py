@@ -70,8 +70,6 @@ class AutoNetwork(nn.Module):
     ----------
     module
         A SAM 2; its prompt encoder is used unchanged.
-    predictor
-        A predictor of the same width.
     recipe
         Whether and how prompts are also drawn into the mask prompt.
     decoder

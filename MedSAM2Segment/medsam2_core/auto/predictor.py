@@ -200,11 +200,6 @@ class MaskHead(nn.Module):
 class PromptPredictor(nn.Module):
     """The Prompt Predictor Network: two-way attention between queries and features, then three heads.
 
-    Parameters
-    ----------
-    settings
-        See :class:`PredictorSettings`.
-
     Attributes
     ----------
     queries

@@ -83,10 +83,6 @@ class AutoSegmenter:
 
     Parameters
     ----------
-    auto
-        A loaded model.
-    source
-        The slices, or pictures.
     classes
         Numbers of the requested classes; None for all. The others still compete for pixels.
     flips

@@ -73,8 +73,6 @@ class ClassVolume:
     ----------
     number
         Number of the class, from 0.
-    slices
-        Mask of each slice.
     boxes
         Conditioning slices, each with the predicted box (xyxy, slice pixels) or None.
     """
@@ -146,12 +144,8 @@ class AutoVolume:
 
     Parameters
     ----------
-    segmenter
-        Predicts single slices.
     tracker
         Tracker of the same SAM 2 and the same slices, used for this only.
-    options
-        See :class:`VolumeOptions`.
 
     Attributes
     ----------

@@ -23,12 +23,8 @@ class FeatureKey:
     ----------
     source
         The images' key: volume content, how it is cut into slices, and window.
-    n
-        Slice.
     region
         The part of the slice the model saw.
-    image_size, weights, precision
-        Of the model.
     """
 
     source: str

@@ -38,8 +38,6 @@ class ModelEntry:
     ----------
     name
         What the user types, e.g. ``sam2.1-tiny``.
-    title
-        One line for people.
     config
         Configuration of the architecture, see :func:`medsam2_core.engine.architecture.config_path`; None only
         for a local file, whose configuration is then guessed from its tensors.

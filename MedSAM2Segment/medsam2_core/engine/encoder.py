@@ -31,10 +31,6 @@ class SliceEncoder:
 
     Parameters
     ----------
-    model
-        The loaded model.
-    source
-        The slices.
     cache
         Shared with other encoders if wanted; None makes one of the default size.
     storage

@@ -27,8 +27,6 @@ class SliceMemory:
 
     Attributes
     ----------
-    n
-        Slice.
     features
         (1, 64, S/16, S/16), bf16 as in stock; None once only the pointer is still of use.
     pointer
@@ -84,10 +82,6 @@ class Query:
 
     Attributes
     ----------
-    n
-        Slice.
-    total
-        Slices in the volume.
     reverse
         Whether tracking runs towards lower numbers.
     ordered
@@ -325,8 +319,6 @@ class SelfSortingMemory(MemoryPolicy):
         PAPER: admit what is confident enough, keep the most dissimilar. REFERENCE: as the authors' code
         does it (its 2-D loop; it has no bank in 3-D): a full bank swaps an entry for a new one that is less
         alike.
-    capacity
-        Slices held.
     least_iou
         PAPER: predicted IoU a slice must exceed to be admitted.
     tolerance

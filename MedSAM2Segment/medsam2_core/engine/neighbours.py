@@ -30,8 +30,6 @@ class Neighbours:
         Returns all objects there are now, by name.
     mask_side
         Side of the low-resolution logits.
-    steps
-        What is propagated.
     """
 
     def __init__(

@@ -43,8 +43,6 @@ class TrackerOptions:
         (:mod:`~medsam2_core.engine.locating`). Off: at whole images, by memory alone, as Medical SAM 2.
     zoom_factor
         Side of the region in units of the object's box; None takes the model's recipe.
-    order
-        See :class:`Order`.
     fresh_reverse
         The reverse pass starts from the prompted slices alone, as MedSAM2's reset between its two passes.
         False, as stock: it also reads what the forward pass (and any earlier one) remembered.

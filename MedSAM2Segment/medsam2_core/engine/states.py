@@ -37,8 +37,6 @@ class Prediction:
         (1, 1) logit; 0 or less means absent.
     pointer
         (1, C) object pointer.
-    region
-        What the model saw.
     """
 
     logits: torch.Tensor
@@ -146,10 +144,6 @@ class ObjectState:
 
     Attributes
     ----------
-    conditioning
-        Prompted slices.
-    masks
-        Of all slices so far.
     regions
         What the model saw of these slices.
     tracked
@@ -275,8 +269,6 @@ class Step:
 
     Attributes
     ----------
-    object_id, n
-        Which.
     reverse
         Whether it is reached from a higher slice.
     seed

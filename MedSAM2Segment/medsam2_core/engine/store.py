@@ -51,8 +51,6 @@ class Verdict:
 
     Attributes
     ----------
-    path
-        The file that was hashed.
     sha256, bytes
         Of its content now.
     against
@@ -72,8 +70,6 @@ class Store:
     ----------
     models_folder
         Our own folder; made at the first download. Only files in it are ever written or removed.
-    offline_folders
-        Further folders to look in.
     """
 
     def __init__(self, models_folder: str | Path, offline_folders: Sequence[str | Path] = ()) -> None:

@@ -50,14 +50,10 @@ class Tracker:
 
     Parameters
     ----------
-    model
-        A loaded model.
     encoder
         For the same model and the slices to segment.
     memory
         Which slices are remembered; None is SAM 2's own rule.
-    options
-        See :class:`TrackerOptions`.
     heads
         What decodes and remembers; None is the model's own.
     """

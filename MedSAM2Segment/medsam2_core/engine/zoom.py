@@ -155,8 +155,6 @@ class Zoom:
 
     Attributes
     ----------
-    shape_hw
-        Of the slices.
     pixel_mm
         (between rows, between columns); a region is a square in millimetres.
     factor

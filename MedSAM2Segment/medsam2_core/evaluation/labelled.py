@@ -30,8 +30,6 @@ def measure_labelled(
 
     Parameters
     ----------
-    table
-        Which label is which class.
     most
         Most objects, evenly spread over all of them; None for all.
     progress

@@ -15,8 +15,6 @@ class Scores:
 
     Attributes
     ----------
-    dice
-        Dice similarity coefficient, 0 to 1.
     surface_dice
         Share of the surfaces within the tolerance (Nikolov et al. 2018), 0 to 1.
     hd95_mm

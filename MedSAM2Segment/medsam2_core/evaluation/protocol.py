@@ -43,8 +43,6 @@ class Measurement:
         correct.
     seconds
         For everything after reading the image: box, propagations and corrections.
-    slices
-        Of the volume.
     baseline
         Dice of the inscribed ellipse (2-D) or of the copied key mask (3-D); None where it is not measured.
     click
@@ -96,12 +94,8 @@ class Attempt:
 
     Attributes
     ----------
-    session, stack
-        The session, and the slices of the volume.
     areas
         Pixels of the object on each slice.
-    rng
-        Random numbers, see :func:`generator_for`.
     """
 
     def __init__(

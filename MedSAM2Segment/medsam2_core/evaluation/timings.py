@@ -25,8 +25,6 @@ class Timing:
 
     Attributes
     ----------
-    name
-        The operation.
     unit
         What the seconds are of: ``"s"`` for all of it, ``"s/slice"``.
     wall, cpu

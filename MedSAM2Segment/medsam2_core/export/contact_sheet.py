@@ -42,12 +42,8 @@ class SheetEntry:
 
     Attributes
     ----------
-    name
-        Of the image.
     image_hw
         (H, W, 3) uint8, as displayed.
-    segmentation
-        Its objects.
     notes
         By object, what to write beside its name, for example its confidence.
     """

@@ -62,8 +62,6 @@ class Diameter:
 
     Attributes
     ----------
-    length_mm
-        In millimetres.
     ends_ijk
         Where it begins and ends, as continuous indices on the segmentation's grid, both in the same slice.
     ends_ras
@@ -81,8 +79,6 @@ class Measured:
 
     Attributes
     ----------
-    name
-        Of the segment.
     voxel_count, volume_ml
         Its voxels, and their volume in millilitres; None where the spacing is not known.
     k

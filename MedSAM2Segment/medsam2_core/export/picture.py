@@ -54,8 +54,6 @@ def montage(
     ----------
     stack : SliceStack
         Of the volume the segmentation belongs to.
-    window : Window
-        How values become grey.
     prompts : PromptSet, optional
         Their slices are always among those shown, as far as ``max_slices`` allows.
     max_slices : int

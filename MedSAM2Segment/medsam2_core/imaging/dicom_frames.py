@@ -160,8 +160,6 @@ class EvenGrid:
     ----------
     frames
         In the order of their positions.
-    geometry
-        Of the volume.
     places
         (K,) which frame each slice of the volume lies on; between two for one that is interpolated.
     off_mm

@@ -30,8 +30,6 @@ class ImageFacts:
     ----------
     name
         Its own within the set.
-    shape_hw
-        (H, W).
     content_key
         See :attr:`Volume.content_key`.
     thumbnail

@@ -30,12 +30,8 @@ class Probabilities:
 
     Attributes
     ----------
-    geometry
-        The grid.
     slices
         By name, in order, and by index along k: (J, I) values. Slices that are left out are 0 everywhere.
-    provenance
-        What made them.
 
     Raises
     ------

@@ -90,8 +90,6 @@ class PackedValues:
         The box's rows; empty when all values are 0.
     box
         First row, first column, rows, columns.
-    shape_hw
-        Of the slice.
     """
 
     deflated: bytes
@@ -147,18 +145,12 @@ class SliceMask:
 
     Attributes
     ----------
-    object
-        Name of the object.
-    n
-        Slice number in the stack.
     shape_hw, box, bits
         The mask, see :func:`pack`.
     predicted_iou
         The model's estimate of the mask's quality, 0 to 1; 1 for a user's own mask.
     object_score
         Logit; 0 or less means that the model thinks the object is not on this slice.
-    prompted
-        Whether there are prompts on this slice.
     final
         Whether neither tracking nor prompts may change it.
     probabilities

@@ -76,8 +76,6 @@ class GivenPrompts:
 
     Attributes
     ----------
-    prompts
-        Of all objects.
     slices
         First and last slice of ``--range``.
     limits

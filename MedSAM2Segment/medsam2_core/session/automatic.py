@@ -29,10 +29,6 @@ class AutoRun:
         An Auto model of the session's SAM 2.
     classes
         Names of the classes wanted; None all.
-    options
-        How a volume is gone through.
-    flips
-        Average with mirror images.
     window
         What the Auto model sees of the intensities; None: what the session sees. Tracking sees that anyway.
 

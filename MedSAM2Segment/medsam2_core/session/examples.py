@@ -82,13 +82,7 @@ class Example:
 
 
 class ObjectSearch(ABC):
-    """Looks for objects of other scans on slices of a new one, one slice at a time.
-
-    Attributes
-    ----------
-    names
-        Of the objects.
-    """
+    """Looks for objects of other scans on slices of a new one, one slice at a time."""
 
     names: Sequence[str]
 
@@ -282,8 +276,6 @@ class SearchRun:
     ----------
     stack, tracker
         Of the session: its slices, window, model and features are used.
-    search
-        What is looked for.
     described
         By object: colour (0 to 1) and terminology, to be returned with it.
 

@@ -18,8 +18,6 @@ class UndoStep(Generic[State]):
     ----------
     name
         Of the step, for a menu: "prompt liver".
-    state
-        What ``snapshot`` returned.
     """
 
     name: str

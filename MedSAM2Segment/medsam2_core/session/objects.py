@@ -127,12 +127,8 @@ class SessionObjects:
 
     Attributes
     ----------
-    prompts
-        All prompts by object, in IJK.
     changes
         Slices that the next propagation has to follow.
-    provenance
-        What was done to them.
     """
 
     def __init__(self, stack: SliceStack, tracker: Tracker, provenance: Provenance) -> None:

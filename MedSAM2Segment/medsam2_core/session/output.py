@@ -25,11 +25,6 @@ _CONFIDENCE = "MedSAM2.confidence"
 class SessionOutput:
     """The objects of a session on the grid of its volume or images; see the methods of the session.
 
-    Parameters
-    ----------
-    volume, stack, tracker, objects
-        Of the session.
-
     Attributes
     ----------
     auto_predictions

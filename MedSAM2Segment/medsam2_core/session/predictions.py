@@ -32,8 +32,6 @@ class AutoPrediction:
         The Auto model's name.
     prompts
         By slice, what was predicted there: a box, or a point where no box was.
-    slices
-        By slice, its mask.
     """
 
     name: str

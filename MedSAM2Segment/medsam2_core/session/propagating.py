@@ -18,8 +18,6 @@ class PropagationPlan:
 
     Parameters
     ----------
-    tracker, objects
-        Of the session.
     names
         Objects; None for all that are prompted.
     first, last, direction, patience, limits, outward
@@ -27,12 +25,8 @@ class PropagationPlan:
 
     Attributes
     ----------
-    steps
-        What has to be done, in order.
     names
         The objects that are followed.
-    limits
-        Ranges of single objects.
     patience
         After how many slices without the object a direction is given up; None never.
     """

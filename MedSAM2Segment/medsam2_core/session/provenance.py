@@ -15,11 +15,6 @@ from medsam2_core.version import __version__
 class Provenance:
     """Model and settings of a session, and what was done in it.
 
-    Parameters
-    ----------
-    encoder, options, stack, window, memory
-        Of the session.
-
     Attributes
     ----------
     facts

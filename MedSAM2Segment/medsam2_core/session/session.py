@@ -82,8 +82,6 @@ class Session:
     ----------
     volume
         The scan, or the images.
-    model
-        A loaded model.
     stack
         How the volume is cut into slices; axial by default.
     window

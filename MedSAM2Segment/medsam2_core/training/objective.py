@@ -54,8 +54,6 @@ class Stage:
     prompt_every
         Every n-th slice of a clip is prompted; an object that is not there is given as an empty mask.
         0: only the first.
-    loss
-        Weights of the terms of the loss.
     memory, memory_size
         Memory policy, ``recent`` or ``self-sorting``, and the slices the latter holds.
     slices
@@ -102,8 +100,6 @@ class Objective:
 
     Parameters
     ----------
-    module
-        The network.
     heads
         Affinity heads for the network's maps; None trains without.
     recipe

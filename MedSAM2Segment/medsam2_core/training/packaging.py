@@ -30,8 +30,6 @@ def package(run: str | Path, target: str | Path, config: str = "embedded") -> Pa
 
     Parameters
     ----------
-    run
-        The run's folder.
     target
         The ``.safetensors`` file to write; replaced if it exists, never half written.
 

@@ -76,8 +76,6 @@ class Figures:
 
     Attributes
     ----------
-    objects
-        How many.
     auc
         Area under the ROC curve of presence on slices; None where all or none show their object, or nothing
         was fitted.

@@ -91,20 +91,14 @@ class Trainer:
 
     Parameters
     ----------
-    settings
-        How to train.
     folder
         The run's folder; an existing run is resumed.
     module
         The network, with the weights to start from. It is trained in place.
-    recipe
-        How prompts are drawn for it.
     report
         Called with one dict a log line.
     processes
         The processes that train together; only the first writes.
-    clock
-        Monotonic clock in seconds.
 
     Raises
     ------

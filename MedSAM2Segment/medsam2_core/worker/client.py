@@ -63,15 +63,9 @@ class WorkerClient:
     ----------
     make_transport
         Called for every start; returns a new transport.
-    clock
-        Monotonic clock, in seconds.
-    timing
-        Time-outs.
 
     Attributes
     ----------
-    state
-        The present state.
     problem
         One line for the user: why the worker is not READY; empty when nothing is wrong.
     welcome

@@ -91,14 +91,6 @@ class Connection:
     ----------
     transport
         Transport of a worker that is not started yet.
-    owner
-        Receives the events of the connection.
-    ids
-        Source of request numbers.
-    calls
-        Queue for callbacks.
-    clock, timing
-        Monotonic clock in seconds, and the time-outs.
     patience
         Factor for the time-outs of hanging workers; above 1 after earlier workers seemed to hang.
 

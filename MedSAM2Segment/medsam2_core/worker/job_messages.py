@@ -92,8 +92,6 @@ class TrainRequest(_JobRequest):
     ----------
     data
         A folder or CSV of images and labels on the worker's machine.
-    name
-        Name of the model.
     resume
         Whether to continue an earlier training of this name, if there is one.
     """
@@ -196,10 +194,6 @@ class AutoPrediction:
         Of the class: colours from 0 to 1, terminology as 3D Slicer's TerminologyEntry tag, or empty.
     confidence
         0 to 1; 0 when the class was not found.
-    prompts
-        Predicted prompts by slice.
-    masks
-        Masks by slice.
     """
 
     name: str

@@ -20,8 +20,6 @@ class Job:
 
     Attributes
     ----------
-    id, type, fields, arrays
-        The message.
     is_cancelled
         Whether it was cancelled; set by the reading thread.
     state

@@ -49,13 +49,7 @@ def measure_to_json(
 
 
 class Measurements:
-    """Measurements of segments in threads, one at a time: a large segment takes seconds, and clicks go on.
-
-    Parameters
-    ----------
-    finish
-        See `jobs`.
-    """
+    """Measurements of segments in threads, one at a time: a large segment takes seconds, and clicks go on."""
 
     def __init__(self, finish: Finish) -> None:
         self._finish, self._turn = finish, threading.Lock()

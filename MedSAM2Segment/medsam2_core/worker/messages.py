@@ -49,8 +49,6 @@ class ObjectSnapshot:
 
     Attributes
     ----------
-    prompts
-        By slice.
     masks
         By slice: answers to prompts, and propagated masks.
     propagated

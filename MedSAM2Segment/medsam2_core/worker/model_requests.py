@@ -106,13 +106,7 @@ HANDLERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 
 
 class Downloads:
-    """Downloads of models, each in a thread of its own.
-
-    Parameters
-    ----------
-    finish, send
-        See `jobs`.
-    """
+    """Downloads of models, each in a thread of its own."""
 
     def __init__(self, finish: Finish, send: Send) -> None:
         self._finish, self._send = finish, send

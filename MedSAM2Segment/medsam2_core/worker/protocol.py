@@ -60,8 +60,6 @@ class Frame:
         Its JSON object, without the list of arrays.
     arrays
         By name; read-only and C-contiguous.
-    nbytes
-        Length on the stream.
     """
 
     header: dict[str, Any]

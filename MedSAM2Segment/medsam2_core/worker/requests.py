@@ -41,24 +41,18 @@ class Request:
 
     Attributes
     ----------
-    type, fields, arrays
-        The message.
     done
         Gets the result: the answer as returned by `parse`.
     failed
         Gets a MedSAM2Error; :class:`~medsam2_core.errors.Cancelled` after :meth:`cancel`.
     progress
         Gets the activity, the amount done, and the total or None.
-    note
-        Receives remarks as text.
     slices
         Gets masks as they arrive, the number of slices done, and the total or None.
     parse
         Converts the answer to the result, and updates the client's state. ProtocolError when it is invalid.
     on_slices, on_progress, on_end
         Update the client's state; called immediately, before the callbacks above.
-    canceller
-        Carries out :meth:`cancel`.
     is_replayed
         Whether it is sent again when a worker is lost.
     crashes

@@ -42,13 +42,7 @@ _DAMAGED, _BUG = 76, 70  # exit codes: invalid input; a bug in the reading or wr
 
 
 class RequestQueue:
-    """Queue of requests between the reading and the computing thread.
-
-    Attributes
-    ----------
-    current
-        The request being computed.
-    """
+    """Queue of requests between the reading and the computing thread."""
 
     def __init__(self) -> None:
         self._jobs: list[Job] = []
@@ -163,12 +157,6 @@ class RequestLoop:
 
     Parameters
     ----------
-    queue
-        Source of requests.
-    volumes
-        The volumes that have been received.
-    outbox
-        Destination of answers.
     preload
         Model to load before it is requested; empty for none.
     """
@@ -342,8 +330,6 @@ class Server:
     ----------
     frames_in, frames_out
         File descriptors.
-    log
-        Path of the log file, for `status`.
     """
 
     def __init__(self, frames_in: int, frames_out: int, log: str | None = None) -> None:

@@ -47,8 +47,6 @@ class SessionInfo:
         ``{"width", "level"}`` of the intensities the model sees.
     model
         ``{"name", "title", "weights_sha256", "weights_key"}``.
-    device
-        Where it computes.
     """
 
     slices: int

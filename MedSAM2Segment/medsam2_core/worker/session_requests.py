@@ -74,8 +74,6 @@ class Sessions:
 
     Parameters
     ----------
-    volumes
-        The volumes that have been received.
     check
         Called between the blocks of every network; may raise Cancelled or Interrupted.
     send

@@ -50,8 +50,6 @@ class CommandRunner:
 
     Parameters
     ----------
-    finish, send
-        See `jobs`.
     command
         What is run, before the arguments; by default, the command of the class.
     """

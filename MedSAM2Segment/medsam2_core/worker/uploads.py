@@ -28,16 +28,10 @@ class RemoteVolume:
 
     Attributes
     ----------
-    name
-        Name of the volume in messages.
-    volume
-        The volume.
     received, total
         Bytes of voxels that the present worker has, and in total.
     is_there
         Whether the present worker has the whole volume.
-    users
-        Number of users that have opened it.
     crashes
         Number of workers lost while receiving it.
     """
@@ -190,8 +184,6 @@ class Upload:
 
     Parameters
     ----------
-    remote
-        The volume.
     window
         Shared by all uploads of the connection.
     send

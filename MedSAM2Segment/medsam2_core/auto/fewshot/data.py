@@ -73,8 +73,6 @@ class Pair:
 
     Attributes
     ----------
-    image, labels
-        The files.
     held_out
         Whether it is for testing only: in a folder ``Test``, or so marked in a CSV.
     group

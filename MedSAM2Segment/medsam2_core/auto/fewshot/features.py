@@ -41,10 +41,6 @@ class VariantPlan:
     ----------
     variants
         Variants of an image; the first is the image itself.
-    augmentation
-        How the others are made.
-    seed
-        Seed of the augmentation.
     """
 
     variants: int
@@ -70,15 +66,6 @@ class FeatureBank:
         Where the files are; files of other images, another model or plan are deleted.
     images
         The images; variant v of image n has the index ``n * variants + v``.
-    auto
-        The model whose encoder is used.
-    plan
-        How variants are made.
-
-    Attributes
-    ----------
-    variants
-        Number of variants of an image.
     """
 
     def __init__(

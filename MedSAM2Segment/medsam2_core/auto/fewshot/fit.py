@@ -39,8 +39,6 @@ class Progress:
 
     Attributes
     ----------
-    step, total
-        Steps done, and in all.
     alone
         Number of the first steps, in which the texture adapter is trained alone.
     history
@@ -89,14 +87,8 @@ class Fit:
     ----------
     auto
         The model; its SAM 2 is not changed.
-    bank, images
-        Features of the images, and the images.
     training, validation
         Indices into `images`; without validation there is no early stopping.
-    settings
-        See :class:`FitSettings`.
-    seed
-        Seed of everything random.
     has_start
         Whether the texture adapter is pretrained.
     """
@@ -150,8 +142,6 @@ class Fit:
 
         Parameters
         ----------
-        total
-            Number of steps.
         report
             Called after every step.
         should_stop

@@ -38,20 +38,12 @@ class LabelledImage:
         (S, S, 3) uint8, letterboxed.
     labels_hw
         (H, W) int16 in the image's own pixels: 0 background, k + 1 for class k.
-    letterbox
-        Mapping between the image and the square.
     name
         For messages; never stored with a model.
     group
         Images of one group stay together when data is split.
-    held_out
-        Whether it is for testing only.
-    is_slice
-        Whether it is a slice of a volume.
     modality
         DICOM modality; empty if unknown.
-    case
-        Number of the pair it comes from.
     """
 
     square: NDArray[np.uint8]
@@ -80,14 +72,10 @@ class ReadingOptions:
 
     Attributes
     ----------
-    side
-        Side S of the model's square.
     axis
         Axis or plane of the slices of volumes.
     window
         Intensity window: a preset, ``"WIDTH,LEVEL"`` or ``auto``.
-    most_slices
-        Most slices of one volume.
     """
 
     side: int

@@ -111,14 +111,10 @@ class Pretrainer:
 
     Parameters
     ----------
-    model
-        The SAM 2 to train for.
     data
         Folders of data sets: folders of ``*_img.png`` and ``*_seg.png``.
     folder
         Folder of the run; a run in it is resumed.
-    settings
-        See :class:`Pretraining`.
     report
         Called with a dict for each line of the log.
     start

@@ -28,8 +28,6 @@ class TrainingResult:
 
     Attributes
     ----------
-    auto
-        The trained model.
     dice
         By class name, :func:`spread` of Dice on images that were not trained on; empty without such images.
     histories

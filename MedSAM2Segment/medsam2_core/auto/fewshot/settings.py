@@ -62,8 +62,6 @@ class FewShotSettings:
 
     Attributes
     ----------
-    name
-        Name of the model.
     minutes
         Time for everything, features included.
     steps
@@ -72,14 +70,10 @@ class FewShotSettings:
         Cross-validation folds; None for three if there are few images and none is held out; 0 for none.
     decoder
         ``frozen`` or ``lora``.
-    texture
-        Whether a texture adapter is trained.
     kind, heads
         See :class:`~medsam2_core.auto.predictor.PredictorSettings`.
     window, axis, modality
         See :class:`~medsam2_core.auto.model_file.AutoCard`.
-    seed
-        Seed of everything random.
     """
 
     name: str
@@ -119,8 +113,6 @@ class StageProgress:
     ----------
     stage
         ``features``, ``fold 1``, …, ``training``.
-    done, total
-        Steps of that stage.
     dice
         Dice of the last validation; None before the first.
     """

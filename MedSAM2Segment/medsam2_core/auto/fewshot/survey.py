@@ -26,18 +26,8 @@ class Survey:
 
     Attributes
     ----------
-    classes
-        The classes, in order.
-    images
-        The images that can be used.
-    problems
-        Problems, in the order they were found.
     cases
         The cases that can be used, as they were read, if they were asked for.
-    groups_of_cases
-        The group of each.
-    table
-        Which label is which class.
     """
 
     classes: tuple[AutoClass, ...] = ()
@@ -98,8 +88,6 @@ def survey(
 
     Parameters
     ----------
-    pairs
-        See :func:`find_pairs`.
     choices
         Classes to use; None for all.
     progress

@@ -48,20 +48,10 @@ class FewShotTrainer:
 
     Parameters
     ----------
-    settings
-        See :class:`FewShotSettings`.
     survey
         The data, without fatal problems (see :meth:`Survey.raise_for_problems`).
-    model
-        The SAM 2 to train for.
-    work
-        The work folder.
     start
         Pretrained weights; None for random ones.
-    report
-        Called with the progress.
-    clock
-        Monotonic clock in seconds.
     started
         When the time began to count, by that clock; now by default.
     """

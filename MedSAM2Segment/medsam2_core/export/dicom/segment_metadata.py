@@ -74,8 +74,6 @@ class SegmentMetadata:
     ----------
     name, number
         Which segment it is about: its name, its label value in the file that is described.
-    terminology
-        Its codes.
     label, description
         Segment Label and Segment Description of the SEG.
     colour
