@@ -95,7 +95,9 @@ def semi_automatic(segmenter, number, prompts, previous=None) -> np.ndarray:
     """
     network, device = segmenter.auto.network, segmenter.auto.model.device
     letterbox, levels = segmenter.letterbox(0), segmenter.levels(0)
-    points = torch.from_numpy(letterbox.points_to_units(prompts.points_xy))[None].to(device)
+    (height, width), shape_hw = letterbox.content_hw, letterbox.shape_hw
+    scale_xy = np.array([width / shape_hw[1], height / shape_hw[0]]) / letterbox.side
+    points = torch.from_numpy(((prompts.points_xy + 0.5) * scale_xy).astype(np.float32))[None].to(device)
     labels = torch.from_numpy(np.asarray(prompts.labels, dtype=np.int32))[None].to(device)
     with segmenter.auto.model.computing():
         predicted = network.predict(levels).of_class(number)

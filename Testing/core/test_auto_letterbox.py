@@ -118,21 +118,19 @@ def test_an_image_and_its_labels_lie_on_each_other():
 # --- positions
 
 
-def test_positions_come_back_from_where_they_went(campaign):
-    rng = np.random.default_rng(2)
+def test_corners_of_what_the_image_fills_are_its_own(campaign):
     for letterbox in some_frames(200 * campaign):
-        points = rng.uniform(-0.5, [letterbox.shape_hw[1] - 0.5, letterbox.shape_hw[0] - 0.5], (5, 2))
-        units = letterbox.points_to_units(points)
-        assert units.dtype == np.float32 and units.min() >= 0 and units.max() <= 1 + 1e-6
-        assert np.allclose(letterbox.points_from_units(units), points, atol=1e-3)
+        (height, width), (rows, columns) = letterbox.content_hw, letterbox.shape_hw
+        units = np.array([[0, 0], [width, height]], np.float32) / letterbox.side
+        expected = [[-0.5, -0.5], [columns - 0.5, rows - 0.5]]
+        assert np.allclose(letterbox.points_from_units(units), expected, atol=1e-3)
 
 
 def test_corners_of_the_image_are_corners_of_what_it_fills():
     letterbox = Letterbox((50, 100), 64)
-    corners = letterbox.points_to_units(np.array([[-0.5, -0.5], [99.5, 49.5]]))
-    assert np.allclose(corners, [[0, 0], [1, 0.5]])
+    assert np.allclose(letterbox.points_from_units([[0, 0], [1, 0.5]]), [[-0.5, -0.5], [99.5, 49.5]])
     oblong = Letterbox((100, 100), 96, (3.0, 1.0))
-    assert np.allclose(oblong.points_to_units(np.array([[99.5, 99.5]])), [[1 / 3, 1]])
+    assert np.allclose(oblong.points_from_units([[1 / 3, 1]]), [[99.5, 99.5]])
 
 
 def test_a_position_lies_on_the_pixel_that_shows_it():
@@ -142,8 +140,8 @@ def test_a_position_lies_on_the_pixel_that_shows_it():
     image[13, 22] = 255
     square = letterbox.resize(image)[0].numpy()
     row, column = ndimage.center_of_mass(square.clip(0.2) - 0.2)
-    x, y = letterbox.points_to_units(np.array([22.0, 13.0])) * 120 - 0.5
-    assert (x, y) == pytest.approx((column, row), abs=0.6)
+    x, y = letterbox.points_from_units((np.array([column, row]) + 0.5) / 120)
+    assert (x, y) == pytest.approx((22, 13), abs=0.6 * 20 / 80)
 
 
 # --- and back

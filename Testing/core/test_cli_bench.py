@@ -16,7 +16,7 @@ from medsam2_core.engine.recipe import STOCK
 from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import DeviceError
 from medsam2_core.evaluation import matrix_products, speed, stock_video
-from medsam2_core.evaluation.matrix_products import gigaflops, products_of
+from medsam2_core.evaluation.matrix_products import gigaflops_of
 from medsam2_core.evaluation.speed import SpeedSettings
 from medsam2_core.evaluation.stock_video import beside_stock
 from medsam2_core.evaluation.timings import Phantom, Timings
@@ -171,7 +171,7 @@ def test_matrix_products_are_counted_as_torch_counts_them():
         with context:
             attention = 2 * 2 * (2 * 4) * 16 * 16 * 8  # on a CPU torch leaves it out
             expected = (counted.get_total_flops() + attention) / 1e9
-            assert gigaflops(products_of(work)) == pytest.approx(expected)
+            assert gigaflops_of(work) == pytest.approx(expected)
 
 
 def test_the_benchmark_for_graphics_cards_runs_on_anything(tmp_path, monkeypatch):

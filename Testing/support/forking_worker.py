@@ -35,7 +35,7 @@ def serve(data: bytes) -> dict:
         os.close(ours)
         os.close(back)
         server = Server(theirs, out)
-        server.loop.skip_preload()  # takes seconds, and these bytes do not need it
+        server.loop._preload = ""  # takes seconds, and these bytes do not need it
         server.run()
     os.close(theirs)
     os.close(out)

@@ -77,15 +77,8 @@ class Letterbox:
         inner = full[:, :, :height, :width]
         return functional.interpolate(inner, size=self.shape_hw, mode="bilinear", align_corners=False)[:, 0]
 
-    def points_to_units(self, points_xy: NDArray) -> NDArray[np.float32]:
-        """Convert image positions (..., 2), pixel centres at integers, to units of the square's side."""
-        return ((np.asarray(points_xy, dtype=np.float64) + 0.5) * self._scale_xy).astype(np.float32)
-
     def points_from_units(self, points_xy: NDArray) -> NDArray[np.float64]:
-        """Invert :meth:`points_to_units`."""
-        return np.asarray(points_xy, dtype=np.float64) / self._scale_xy - 0.5
-
-    @property
-    def _scale_xy(self) -> NDArray[np.float64]:
+        """Convert positions (..., 2) in units of the square's side to pixels of the image."""
         height, width = self.content_hw
-        return np.array([width / self.shape_hw[1], height / self.shape_hw[0]]) / self.side
+        scale_xy = np.array([width / self.shape_hw[1], height / self.shape_hw[0]]) / self.side
+        return np.asarray(points_xy, dtype=np.float64) / scale_xy - 0.5

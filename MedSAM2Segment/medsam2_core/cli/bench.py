@@ -159,11 +159,10 @@ def _not_kept(encoded_again: dict[str, int], settings: SpeedSettings) -> list[No
 
 def _products(model: SegmentationModel) -> dict[str, float]:
     """Return what the matrix products of a slice of a first propagation cost alone."""
-    from medsam2_core.evaluation.matrix_products import gigaflops, products_of_slice, seconds_of
+    from medsam2_core.evaluation.matrix_products import gigaflops_of_slice, seconds_of
 
-    products = products_of_slice(model)
-    seconds = seconds_of(products, model.device, model.precision.dtype)
-    return {"gigaflops": gigaflops(products), "seconds": seconds}
+    gigaflops = gigaflops_of_slice(model)
+    return {"gigaflops": gigaflops, "seconds": seconds_of(gigaflops, model.device, model.precision.dtype)}
 
 
 def _beside_stock(

@@ -67,11 +67,9 @@ def write_json(path: str | Path, measurements: Sequence[Measurement], about: dic
 
 def plot(path: str | Path, rows: Sequence[RowMeans]) -> None:
     """Dice by row as a PNG: baseline, one click, one box, corrections."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 0.55 * len(rows) + 1.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     places = np.arange(len(rows))[::-1]
     axes.hlines(places, 0, 1, color="0.9", zorder=0)

@@ -197,12 +197,10 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def draw(path: Path, facts: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Draw the times of ``medsam2 bench``, from fastest run to slowest, as a PNG or SVG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [(f"{one['name']} ({one['unit']})", one) for one in facts["timings"]][::-1]
     figure = Figure(figsize=(9, 0.35 * len(rows) + 1.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     places = np.arange(len(rows))
     axes.hlines(places, [one["least"] for _, one in rows], [one["most"] for _, one in rows], color="0.7")

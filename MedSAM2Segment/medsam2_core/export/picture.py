@@ -143,7 +143,6 @@ def _view(
 
 
 def _drawn(stack: SliceStack, segmentation: Segmentation, tiles: list[Tile], view: View) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     longest = next(
@@ -158,7 +157,6 @@ def _drawn(stack: SliceStack, segmentation: Segmentation, tiles: list[Tile], vie
     legend = _legend_lines(segmentation, stack, width)
     height = rows * (tile_height + _GAP) + _GAP + len(legend) * _LEGEND_LINE + 0.08
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)  # draws without a screen, and without pyplot's global state
     for place, tile in enumerate(tiles):
         row, column = divmod(place, columns)
         left = _GAP + column * (tile_width + _GAP)

@@ -271,10 +271,6 @@ class RequestLoop:
         except (MedSAM2Error, MemoryError, OSError, RuntimeError) as error:
             _log.info("no model preloaded: %s", type(error).__name__)  # reported when it is requested
 
-    def skip_preload(self) -> None:
-        """Load no model before one is requested."""
-        self._preload = ""
-
     def _prefetch(self) -> None:
         try:
             self.prefetcher.step()
