@@ -129,6 +129,20 @@ def test_accept_skip_and_the_end_of_the_queue(reviewer, tmp_path):
     assert (pair.image, pair.labels) == (out / "data" / "b.nrrd", out / "review" / "b.seg.nrrd")
 
 
+def test_the_segment_editor_follows_from_case_to_case(reviewer, tmp_path):
+    other = reviewer.scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+    reviewer.section.open(str(write_results(tmp_path, a=0.9, b=0.2)))
+    node = reviewer.scene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
+    assert node is not other and other.GetSegmentationNode() is None, "that of another module"
+    for _ in range(2):
+        assert (node.GetSegmentationNode(), node.GetSourceVolumeNode()) == (
+            reviewer.segmentation, reviewer.volume
+        )  # fmt: skip
+        assert node.GetSelectedSegmentID() == reviewer.segmentation.GetSegmentation().GetNthSegmentID(0)
+        reviewer.section.skip()
+    assert node.GetSegmentationNode() is None
+
+
 def test_a_correction_is_saved_beside_the_results(reviewer, tmp_path):
     out = write_results(tmp_path, b=0.2)
     reviewer.section.open(str(out))

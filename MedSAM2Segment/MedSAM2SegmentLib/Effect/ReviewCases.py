@@ -27,6 +27,8 @@ from MedSAM2SegmentLib.Segments.SegmentationLayers import writeNode
 from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter
 
+_EDITOR = "SegmentEditor"  # the tag of its node
+
 
 @dataclass(frozen=True, eq=False)
 class OpenCase:
@@ -71,6 +73,7 @@ class ReviewCases:
         except MedSAM2Error:
             self._remove(segmentation, volume)
             raise
+        self._edit(volume, segmentation)
         if getattr(slicer, "mrmlScene", None) is self._scene:  # that of Slicer's window
             slicer.util.setSliceViewerLayers(background=volume, fit=True)
         return OpenCase(volume, segmentation, _stateOf(segmentation))
@@ -174,6 +177,17 @@ class ReviewCases:
                 markups.addPredicted(segmentID, gestures)
         finally:
             markups.cleanup()
+
+    def _edit(self, volume: Any, segmentation: Any) -> None:
+        """Choose them in the module Segment Editor, which has lost the case before with its nodes."""
+        editor = self._scene.GetSingletonNode(_EDITOR, "vtkMRMLSegmentEditorNode")
+        if editor is None:  # as the module makes it when it is shown for the first time
+            editor = slicer.vtkMRMLSegmentEditorNode()
+            editor.SetSingletonTag(_EDITOR)
+            editor = self._scene.AddNode(editor)
+        editor.SetAndObserveSegmentationNode(segmentation)
+        editor.SetSelectedSegmentID(next(iter(segmentation.GetSegmentation().GetSegmentIDs()), ""))
+        editor.SetAndObserveSourceVolumeNode(volume)
 
     def _remove(self, *nodes: Any) -> None:
         for node in nodes:
