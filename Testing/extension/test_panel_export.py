@@ -381,3 +381,13 @@ def test_slicer_closing_forgets_what_has_not_begun(whole, tmp_path):
     press_export(page, tmp_path / "liver.dcm")
     page.cleanup()
     assert scene.paths == []
+
+
+def test_a_change_is_drawn_while_the_page_is_not_shown(whole, tmp_path):
+    page, _, _ = whole
+    page.controller.review._cases = object()
+    page.exit()
+    page.controller.review.open(str(tmp_path))  # as a key of the review may bring a warning
+    text = page.widget.findChild(qt.QLabel, "reviewText")
+    assert a_qt.wait_for(lambda: text.text)
+    assert not page._timer.active

@@ -1,5 +1,6 @@
 """The page of the module: everything readable, everything told to the controller, nothing told by showing."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from MedSAM2SegmentLib.Page.PageState import (  # noqa: E402
     PageState,
     ReviewView,
     RuntimeView,
+    StatusLine,
     WorkerView,
     sizeText,
 )
@@ -394,3 +396,26 @@ def test_the_review_has_a_folder_and_a_key_for_each_decision_while_a_case_is_ope
     assert actions.calls == [(action,) for action in keys.values()]
     panel.show(PageState(review=ReviewView(canOpen=True)))
     assert not any(one.enabled for one in shortcuts.values())
+
+
+def test_the_keys_of_the_review_belong_to_the_main_window_which_tells_what_they_did(actions):
+    a_qt.application()
+    window, panel = qt.QMainWindow(), ModulePanel(None, actions)
+    dock = qt.QDockWidget(window)
+    dock.setWidget(panel.widget)
+    dock.floating = True  # its panel is a window of its own
+    window.show()
+    panel.show(PageState(review=REVIEW))
+    keys = window.findChildren(qt.QShortcut)
+    assert {one.parent() for one in keys} == {window} and len(keys) == 3
+    assert window.statusBar().currentMessage() == "", "it is seen on the page"
+    dock.hide()
+    panel.show(PageState(review=dataclasses.replace(REVIEW, line=StatusLine())))
+    assert window.statusBar().currentMessage() == f"{REVIEW.case}; {REVIEW.counts}"
+    panel.show(PageState(review=REVIEW))
+    assert window.statusBar().currentMessage() == REVIEW.line.text
+    panel.widget.setParent(None)
+    window.deleteLater()
+    qt.QCoreApplication.sendPostedEvents(window, qt.QEvent.DeferredDelete)
+    panel.cleanup()  # Slicer ends its window before its modules
+    panel.widget.deleteLater()

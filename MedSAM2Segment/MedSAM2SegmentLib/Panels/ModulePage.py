@@ -56,6 +56,7 @@ class ModulePage:
         self._waiting: list[Callable[[], None]] = []  # until the next drawing
         self._due: list[Callable[[], None]] = []
         self._isOutdated = True
+        self._isShown = False
         self.controller = PageController(
             self.installer,
             self.settings,
@@ -76,13 +77,15 @@ class ModulePage:
 
     def enter(self) -> None:
         """Start updating: the user has come to the page."""
+        self._isShown = True
         self.controller.enter()
         self._isOutdated = True  # much may have happened elsewhere meanwhile
         self._onTimeout()
         self._timer.start()
 
     def exit(self) -> None:
-        """Stop updating: the user has left the page. An installation continues."""
+        """Stop updating: the user has left the page. An installation and a review continue."""
+        self._isShown = False
         self._timer.stop()
         due, self._due = [*self._due, *self._waiting], []
         self._waiting.clear()
@@ -105,12 +108,17 @@ class ModulePage:
 
     def _onChanged(self) -> None:
         self._isOutdated = True
+        if not self._isShown:  # the keys of the review work elsewhere, too
+            self._timer.start()
 
     def _onTimeout(self) -> None:
         due, self._due = self._due, []
         for work in due:
             work()
-        self.controller.update()
+        if self._isShown:
+            self.controller.update()
+        else:
+            self._timer.stop()
         if self._isOutdated:
             self._isOutdated = False
             self.panel.show(self.controller.state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import qt
 
 from MedSAM2SegmentLib.i18n import _
@@ -15,6 +17,7 @@ _ACTIONS = {
     "correctReviewButton": ("correct", "F7"),
     "skipReviewButton": ("skip", "F8"),
 }
+_TOLD_MS = 10_000
 
 
 class ReviewPanel:
@@ -34,6 +37,8 @@ class ReviewPanel:
         self._case, self._counts = (find(qt.QLabel, name) for name in ("reviewCaseText", "reviewCountsText"))
         self._line = StatusLabel(widget, "review")
         self._shortcuts: list[qt.QShortcut] = []
+        self._window: qt.QWidget | None = None  # that has them
+        self._view: ReviewView | None = None
         connect = self._connections.connect
         connect(self._browse, "clicked", self._onBrowse)
         connect(self._open, "clicked", lambda _=False: self._actions.open(self._folder.text.strip()))
@@ -42,6 +47,7 @@ class ReviewPanel:
 
     def show(self, view: ReviewView) -> None:
         """Show this. Nothing is called: only the user's own doing is."""
+        before, self._view = self._view, view
         for widget in (self._folder, self._browse, self._open):
             put(widget, "enabled", view.canOpen)
         put(self._buttons["acceptReviewButton"], "enabled", view.canAccept)
@@ -51,23 +57,35 @@ class ReviewPanel:
             put(label, "text", breakable(text))
             label.visible = bool(text)
         self._line.show(view.line)
+        if view != before and not self._widget.visible:
+            self._tell(view)
         self._showShortcuts(view.canSkip)
 
     def cleanup(self) -> None:
         """Disconnect everything."""
-        self._showShortcuts(False)
         self._connections.disconnectAll()
+        for shortcut in self._shortcuts:
+            with contextlib.suppress(ValueError, RuntimeError):  # when Slicer ends, its window is gone before
+                shortcut.deleteLater()
+        self._shortcuts, self._window = [], None
 
     def _showShortcuts(self, areWanted: bool) -> None:
         """Have the keys only while a case is open: other modules may use them at other times."""
         if areWanted and not self._shortcuts:
+            self._window = _mainWindow(self._widget)
             for name, (_method, key) in _ACTIONS.items():
-                shortcut = qt.QShortcut(qt.QKeySequence(key), self._widget.window())
+                shortcut = qt.QShortcut(qt.QKeySequence(key), self._window)
                 shortcut.autoRepeat = False  # a key that is held would warn, and decide about the next cases
                 self._connections.connect(shortcut, "activated", lambda _=None, name=name: self._call(name))
                 self._shortcuts.append(shortcut)
         for shortcut in self._shortcuts:
             put(shortcut, "enabled", areWanted)
+
+    def _tell(self, view: ReviewView) -> None:
+        """Say in the status bar what a key has done while another module is shown."""
+        if self._window is not None and self._window.inherits("QMainWindow"):
+            text = view.line.text or "; ".join(filter(None, (view.case, view.counts)))
+            self._window.statusBar().showMessage(text, _TOLD_MS)
 
     def _call(self, name: str) -> None:
         if self._buttons[name].enabled:
@@ -78,3 +96,11 @@ class ReviewPanel:
         if path:
             put(self._folder, "text", path)
             self._actions.open(path)
+
+
+def _mainWindow(widget: qt.QWidget) -> qt.QWidget:
+    """Return the window that the others belong to: a panel that floats is a window, too."""
+    window = widget.window()
+    while window.parentWidget() is not None:
+        window = window.parentWidget().window()
+    return window
