@@ -182,5 +182,5 @@ class Connections:
         for sender, signal, slot in made:
             try:
                 getattr(sender, signal).disconnect(slot)
-            except (ValueError, RuntimeError):
+            except (ValueError, RuntimeError, SystemError):  # PythonQt has one of each
                 continue  # Qt has deleted the sender, and its connections with it
