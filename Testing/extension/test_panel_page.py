@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import qt_shim as a_qt
@@ -21,6 +22,7 @@ from MedSAM2SegmentLib.Page.PageState import (  # noqa: E402
     sizeText,
 )
 from MedSAM2SegmentLib.Panels.ModulePanel import ModulePanel  # noqa: E402
+from MedSAM2SegmentLib.Panels.QtHelpers import Connections  # noqa: E402
 from support.page import (  # noqa: E402
     CORRECTIONS,
     MODELS,
@@ -419,3 +421,22 @@ def test_the_keys_of_the_review_belong_to_the_main_window_which_tells_what_they_
     qt.QCoreApplication.sendPostedEvents(window, qt.QEvent.DeferredDelete)
     panel.cleanup()  # Slicer ends its window before its modules
     panel.widget.deleteLater()
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, SystemError])  # PythonQt: the first and the last
+def test_a_sender_that_is_gone_does_not_end_the_disconnecting(error):
+    gone, left = [], []
+
+    def sender(made, problem=None):
+        def disconnect(slot):
+            made.append(slot)
+            if problem is not None:
+                raise problem
+
+        return SimpleNamespace(changed=SimpleNamespace(connect=made.append, disconnect=disconnect))
+
+    connections = Connections()
+    connections.connect(sender(gone, error("destroyed")), "changed", print)
+    connections.connect(sender(left), "changed", print)
+    connections.disconnectAll()
+    assert len(gone) == len(left) == 2

@@ -18,7 +18,13 @@ from medsam2_core.worker.client import WorkerClient, WorkerState  # noqa: E402
 from MedSAM2SegmentLib.Effect.EffectController import EffectController  # noqa: E402
 from MedSAM2SegmentLib.Page.MyModelsSection import MyModelsSection  # noqa: E402
 from MedSAM2SegmentLib.Page.PageController import PageController  # noqa: E402
-from MedSAM2SegmentLib.Page.PageState import MyModelsView, PageState  # noqa: E402
+from MedSAM2SegmentLib.Page.PageState import (  # noqa: E402
+    ExportView,
+    MyModelsView,
+    PageState,
+    ReviewView,
+    StatusLine,
+)
 from MedSAM2SegmentLib.Panels.PanelState import AutoView, PanelState, Status, Tool  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeInstaller import RuntimeInstaller  # noqa: E402
 from MedSAM2SegmentLib.Runtime.RuntimeStatus import RuntimeState, RuntimeStatus  # noqa: E402
@@ -39,6 +45,9 @@ OURS = {
     "page.controller.mine": MyModelsSection,
     "page.controller.state": PageState,
     "page.controller.state.mine": MyModelsView,
+    "page.controller.state.export": ExportView,
+    "line()": StatusLine,
+    "view()": ReviewView,
     "installer": RuntimeInstaller,
     "sharedInstaller()": RuntimeInstaller,
     "status": RuntimeStatus,

@@ -15,7 +15,9 @@ the first failure is the one to look at.
 """
 
 import argparse
+import json
 import os
+import shutil
 import sys
 import time
 
@@ -79,6 +81,8 @@ class Check(Finding):
         yield "The worker is killed", self.kill
         yield "Save and load the scene", self.scene
         yield "The module page", self.page
+        yield "Export", self.export
+        yield "The review queue of a cohort", self.review
         yield "Leaving no trace", self.leave
 
     @property
@@ -587,6 +591,97 @@ class Check(Finding):
         expect(widget.self().page is not None, "the page was not made: see the log")
         expect(widget.isEntered, "the page is not shown")
         return {"runtime": widget.self().page.installer.status().text}
+
+    def export(self):
+        """The segmentation as a file of the worker's, with measurements beside it."""
+        page, path = self.modulePage(), os.path.join(self.report.folder, "exported.nrrd")
+        line = lambda: page.controller.state.export.line  # noqa: E731
+        find, combo = page.widget.findChild, page.widget.findChild(qt.QComboBox, "exportFormatBox")
+        waitFor(lambda: page.controller.state.export.canExport and combo.enabled, 120, lambda: line().text)
+        for name, value in (("Format", "nrrd"), ("Measurements", "csv")):
+            box = find(qt.QComboBox, f"export{name}Box")
+            box.currentIndex = box.findData(value)
+        find(qt.QLineEdit, "exportPathEdit").text = path
+        find(qt.QCheckBox, "exportOverwriteBox").checked = True
+        find(qt.QPushButton, "exportButton").click()
+        seconds = waitFor(lambda: page.controller.state.export.canExport, 120, lambda: line().text)
+        expect(line().level.value in ("ok", "warning") and os.path.getsize(path) > 0, line().text)
+        return {"s": seconds, "text": line().text}
+
+    def review(self):
+        """Two cases, by buttons and keys: skipped, corrected in the Segment Editor, and then accepted."""
+        from medsam2_core.batch.review import ReviewQueue
+
+        folder, page = self.results(), self.modulePage()
+        view = lambda: page.controller.state.review  # noqa: E731
+        window, find = slicer.util.mainWindow(), page.widget.findChild
+
+        def click(button):
+            find(qt.QPushButton, button).click()
+            live(0.5)
+
+        def key(name):
+            for one in window.findChildren(qt.QShortcut):
+                if one.key.toString() == name and one.enabled:
+                    one.activated()
+            live(0.5)
+
+        prompts = self.promptCount()
+        find(qt.QLineEdit, "reviewFolderEdit").text = folder
+        click("openReviewButton")
+        expect(view().case.startswith("first,") and view().canAccept, f"opened {view()}")
+        expect(self.promptCount() == prompts + 1, "the box of the case is not in the scene")
+        click("skipReviewButton")
+        slicer.util.selectModule("SegmentEditor")
+        live(0.5)
+        (k, j, i), chosen = self.middle(), self.widget.mrmlSegmentEditorNode()
+        case, volume = chosen.GetSegmentationNode(), chosen.GetSourceVolumeNode()
+        names = [node and node.GetName() for node in (case, volume)]
+        expect(all(name and name.startswith("second") for name in names), f"the Segment Editor has {names}")
+        array = np.zeros(slicer.util.arrayFromVolume(self.volume).shape, np.uint8)
+        array[k - 2 : k + 3, j - 10 : j + 10, i - 10 : i + 10] = 1
+        segmentID = case.GetSegmentation().GetNthSegmentID(0)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, case, segmentID, volume)
+        key("F6")
+        expect(view().line.level.value == "warning" and view().case, f"changes are left out: {view()}")
+        told = window.statusBar().currentMessage()
+        expect(told == view().line.text, f"the status bar says {told!r}")
+        key("F7")
+        expect(not view().case and not view().canSkip, f"after both cases: {view()}")
+        ReviewQueue(folder).reset_skipped()
+        slicer.util.selectModule(MODULE)
+        click("openReviewButton")
+        click("acceptReviewButton")
+        counts, kept = ReviewQueue(folder).counts(), sorted(os.listdir(os.path.join(folder, "review")))
+        expect(counts == {"waiting": 0, "accepted": 1, "corrected": 1, "skipped": 0}, f"{counts}: {view()}")
+        expect(kept == ["first.seg.nrrd", "second.seg.nrrd"], f"kept {kept}")
+        expect(self.promptCount() == prompts, "prompts of a case are left")
+        return counts
+
+    def results(self):
+        """A folder as `medsam2 batch` leaves it: the volume and its segmentation, as two cases."""
+        from medsam2_core.prompts import Box, PromptSet
+
+        folder, (k, j, i) = os.path.join(self.report.folder, "results"), self.middle()
+        shutil.rmtree(folder, ignore_errors=True)
+        name = self.segmentation.GetSegmentation().GetNthSegment(0).GetName()
+        prompts = PromptSet({name: [Box((i - 20, j - 20, k), (i + 20, j + 20, k))]}).to_json()
+        for case, confidence in (("first", 0.2), ("second", 0.6)):
+            place = os.path.join(folder, "cases", case)
+            os.makedirs(place)
+            image, masks = os.path.join(place, "image.nrrd"), os.path.join(place, "segmentation.seg.nrrd")
+            for node, path in ((self.volume, image), (self.segmentation, masks)):
+                expect(slicer.util.saveNode(node, path), f"{path} was not saved")
+            about = os.stat(image)
+            known = {
+                "case": {"name": case, "image": image, "series": ""},
+                **{"signature": "", "prompts": prompts},
+                "inputs": {image: {"state": [about.st_size, about.st_mtime_ns]}},
+                "facts": {"objects": [{"name": name, "confidence": confidence}]},
+            }
+            with open(os.path.join(place, "case.json"), "w", encoding="utf-8") as file:
+                json.dump(known, file)
+        return folder
 
     def leave(self):
         from MedSAM2SegmentLib.Runtime.RuntimeTask import InstallListener
