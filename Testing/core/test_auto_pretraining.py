@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from medsam2_core.auto.fewshot import pretraining
 from medsam2_core.auto.fewshot.pretraining import Pretrainer, Pretraining
 from medsam2_core.auto.fewshot.start import packaged_start, read_start
 from medsam2_core.engine.model import load_model
@@ -43,12 +44,18 @@ def test_a_start_is_trained_and_the_model_below_stays(tmp_path, model):
     assert set(other.texture) == {name for name in start.texture if not name.startswith("out.")}
 
 
-def test_the_texture_adapter_learns_first_and_alone(tmp_path, model):
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_texture_adapter_learns_first_and_alone(tmp_path, model, monkeypatch, fast):
+    """In bf16, where the device is fast in it."""
+    monkeypatch.setattr(pretraining, "has_fast_bf16", lambda _: fast)
     write_pictures(tmp_path / "data" / "one", 9)
-    settings = Pretraining(minutes=9, texture_share=1.0, mixed=False)
+    settings = Pretraining(minutes=9, texture_share=1.0, texture_images=2)
     trainer = Pretrainer(model, [tmp_path / "data"], tmp_path / "run", settings)
+    kinds = []
+    trainer.texture.register_forward_hook(lambda *seen: kinds.append(seen[-1].pixels.dtype))
     before = {name: value.clone() for name, value in trainer.trained.state_dict().items()}
     some_steps(trainer, 2)
+    assert kinds[:2] == [torch.bfloat16 if fast else torch.float32] * 2
     changed = {n for n, value in trainer.trained.state_dict().items() if not torch.equal(before[n], value)}
     assert {name.partition(".")[0] for name in changed} == {"texture"}
     assert "texture.looks" in changed

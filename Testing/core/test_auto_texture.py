@@ -23,7 +23,6 @@ from medsam2_core.auto.fewshot.trainer import FewShotTrainer
 from medsam2_core.auto.model import load_auto
 from medsam2_core.auto.model_file import read_card, read_tensors, write_file
 from medsam2_core.auto.predictor import HEADS, FeatureLevels
-from medsam2_core.engine.model import load_model
 from medsam2_core.errors import CheckpointError, TrainingError
 from support.auto_model import an_auto_model
 from support.command_line import CommandLine
@@ -128,22 +127,21 @@ def test_it_learns_alone_at_first_and_then_the_predictor_while_its_body_rests(tm
     assert of_texture == {"out", "looks"}
 
 
-@pytest.mark.parametrize("stopped_at", [5, 17])
-def test_a_fit_that_was_stopped_in_either_phase_goes_on_to_the_same_weights(
-    tmp_path, model, found, stopped_at
-):
+def test_a_fit_that_was_stopped_in_either_phase_goes_on_to_the_same_weights(tmp_path, model, found):
     bank = a_bank(tmp_path, a_textured(model), found)
 
     def a_fit():
         return Fit(a_textured(model), bank, found.images, [0, 1, 2, 3], [4], QUICK, 0)
 
-    whole, first, second = a_fit(), a_fit(), a_fit()
+    whole, fit = a_fit(), a_fit()
     whole.run(20)
-    assert not first.run(20, should_stop=lambda: first.progress.step >= stopped_at)
-    torch.save(first.state(), tmp_path / "fit.pt")
-    second.restore(torch.load(tmp_path / "fit.pt", weights_only=True))
-    assert second.run(20)
-    assert not changed(weights_of(whole.auto), weights_of(second.auto))
+    for stopped_at in (5, 17):
+        assert not fit.run(20, should_stop=lambda fit=fit, n=stopped_at: fit.progress.step >= n)
+        torch.save(fit.state(), tmp_path / "fit.pt")
+        fit = a_fit()
+        fit.restore(torch.load(tmp_path / "fit.pt", weights_only=True))
+    assert fit.run(20)
+    assert not changed(weights_of(whole.auto), weights_of(fit.auto))
 
 
 def test_what_it_began_with_is_mixed_into_what_it_learned(tmp_path, model, found):
@@ -282,7 +280,10 @@ def test_a_start_of_another_version_is_refused(model, found):
         initialise(a_textured(model), PretrainedStart({}, torch.empty(0), {}, texture))
 
 
-def test_a_start_is_trained_from_the_command_line_on_two_folders_and_from_an_earlier_one(tmp_path, capsys):
+def test_a_start_is_trained_from_the_command_line_on_two_folders_and_from_an_earlier_one(
+    tmp_path, capsys, model, monkeypatch
+):
+    monkeypatch.setattr("medsam2_core.engine.model.load_model", lambda *_: model)
     write_pictures(tmp_path / "data" / "one", 9)
     write_pictures(tmp_path / "more" / "another", 9, first=20)
     medsam2 = CommandLine(capsys)
@@ -291,7 +292,7 @@ def test_a_start_is_trained_from_the_command_line_on_two_folders_and_from_an_ear
     earlier = tmp_path / "first" / "start.safetensors"
     both = (tmp_path / "data", tmp_path / "more")
     assert medsam2(*words, *both, "--out", tmp_path / "second", "--from", earlier).code == 0
-    start = read_start(tmp_path / "second" / "start.safetensors", load_model("embedded", "cpu"))
+    start = read_start(tmp_path / "second" / "start.safetensors", model)
     assert start.data_sets == ("one", "another")
     assert len(start.queries) == 4
     answer = medsam2(*words, *both[::-1], "--out", tmp_path / "third", "--from", earlier)

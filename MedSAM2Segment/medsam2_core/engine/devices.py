@@ -143,6 +143,16 @@ def _cuda_has_bf16(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether a device computes bf16 itself: emulated, it takes ten times as long as fp32."""
+    if device.type == "cuda":
+        return _cuda_has_bf16(device)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which earlier releases lack
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def out_of_memory(device: torch.device) -> DeviceError:
     """Return the error for a graphics card without free memory."""
     message = (

@@ -33,6 +33,7 @@ from medsam2_core.auto.fewshot.start import read_start
 from medsam2_core.auto.model import encode_levels, with_texture
 from medsam2_core.auto.network import AutoNetwork
 from medsam2_core.auto.predictor import FeatureLevels, PredictedPrompts, PredictorSettings, PromptPredictor
+from medsam2_core.engine.devices import has_fast_bf16
 from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.errors import TrainingError
 
@@ -55,7 +56,7 @@ class Pretraining:
     texture_images
         Images a step while the texture adapter is trained alone, on all classes.
     mixed
-        Whether the texture adapter is computed in bfloat16 then.
+        Whether the texture adapter is computed in bfloat16 then, where the device does that itself.
     calm
         Factor of the texture adapter's learning rate afterwards.
     averaging
@@ -233,10 +234,12 @@ class Pretrainer:
     def _texture_step(self) -> dict[str, float]:
         data, rng = self._drawn()
         pictures, labels = zip(*self._pictures(data, rng, self.settings.texture_images), strict=True)
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.settings.mixed):
-            pixels = self.texture(torch.stack(pictures).to(self.model.device)).pixels
+        device = self.model.device
+        mixed = self.settings.mixed and has_fast_bf16(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            pixels = self.texture(torch.stack(pictures).to(device)).pixels
         numbers = torch.tensor(data.classes)[None, :, None, None]
-        masks = (torch.stack(labels)[:, None] == numbers).flatten(0, 1).to(self.model.device)
+        masks = (torch.stack(labels)[:, None] == numbers).flatten(0, 1).to(device)
         return self._learn(
             {"sketch": coverage_loss(self._class_logits(pixels.float(), data).flatten(0, 1), masks)}
         )
