@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -52,8 +51,6 @@ def main(data: str, folder: str, settings: str) -> None:
         tuner = FineTuner(
             quick(**json.loads(settings)), folder, model, cases_of(Path(data)), processes=processes
         )
-        if processes.is_first:
-            print(f"ready {os.getpid()}", flush=True)
         tuner.run()
 
 

@@ -1,6 +1,7 @@
 """The project's files, and what their code contains without running it: for tests of imports and style."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,7 @@ def imported_names(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, module
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     """Return the syntax tree of a file."""
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
