@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,6 +128,22 @@ def test_accept_skip_and_the_end_of_the_queue(reviewer, tmp_path):
     }  # fmt: skip
     (pair,) = find_pairs(out / "accepted.csv")
     assert (pair.image, pair.labels) == (out / "data" / "b.nrrd", out / "review" / "b.seg.nrrd")
+
+
+def test_a_volume_has_colours_in_slicer(reviewer, tmp_path, monkeypatch):
+    """Without a colour table, nothing is drawn; the logic of Slicer's module gives it."""
+    app, colours = slicer.vtkMRMLApplicationLogic(), slicer.vtkMRMLColorLogic()
+    logic = slicer.vtkSlicerVolumesLogic()
+    app.SetModuleLogic("Colors", colours)
+    for one in (app, colours, logic):
+        one.SetMRMLScene(reviewer.scene)
+    logic.SetMRMLApplicationLogic(app)
+    modules = SimpleNamespace(volumes=SimpleNamespace(logic=lambda: logic))
+    monkeypatch.setattr(slicer, "modules", modules, raising=False)
+    monkeypatch.setattr(slicer, "mrmlScene", reviewer.scene, raising=False)
+    monkeypatch.setattr(slicer.util, "setSliceViewerLayers", lambda **layers: None)
+    reviewer.section.open(str(write_results(tmp_path, b=0.2)))
+    assert reviewer.volume.GetDisplayNode().GetColorNodeID() == "vtkMRMLColorTableNodeGrey"
 
 
 def test_the_segment_editor_follows_from_case_to_case(reviewer, tmp_path):

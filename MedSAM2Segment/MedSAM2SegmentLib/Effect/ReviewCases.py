@@ -126,8 +126,6 @@ class ReviewCases:
         self._remove(case.segmentation, case.volume)
 
     def _volume(self, name: str, files: ReviewFiles) -> Any:
-        logic = slicer.vtkSlicerVolumesLogic()
-        logic.SetMRMLScene(self._scene)
         listed = vtk.vtkStringArray()
         for path in files.slice_files:
             listed.InsertNextValue(path)
@@ -137,11 +135,20 @@ class ReviewCases:
             raise BatchError(message, code="grid-differs", case=name)
         volume = None
         if Path(first).is_file():
-            volume = logic.AddArchetypeVolume(first, name, 0, listed if files.slice_files else None)
+            others = listed if files.slice_files else None
+            volume = self._volumesLogic().AddArchetypeVolume(first, name, 0, others)
         if volume is None:
             message = f"the image of {name!r} cannot be opened: {first}"
             raise BatchError(message, code="case-unreadable", case=name, path=first)
         return volume
+
+    def _volumesLogic(self) -> Any:
+        """Return that of Slicer's module: a new one has no colours, and cannot have volumes drawn."""
+        if getattr(slicer, "mrmlScene", None) is self._scene:
+            return slicer.modules.volumes.logic()
+        logic = slicer.vtkSlicerVolumesLogic()
+        logic.SetMRMLScene(self._scene)
+        return logic
 
     def _segmentation(self, name: str, path: Path, volume: Any) -> Any:
         storage = slicer.vtkMRMLSegmentationStorageNode()
