@@ -27,10 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "MedSAM2Segment"))
 
 from medsam2_core.batch.cases import Options, Task
 from medsam2_core.batch.cohort import read_cohort
-from medsam2_core.batch.pool import LocalPool, Pool
-from medsam2_core.batch.ray_pool import RayPool
+from medsam2_core.batch.pool import LocalPool, Pool, RayPool
 from medsam2_core.batch.run import Run, opened
-from medsam2_core.batch.work import CaseWorker
+from medsam2_core.batch.work import CaseRunner
 from support.cohorts import BOX, few_slices
 from support.command_line import write_nrrd, write_untrained_model
 
@@ -85,16 +84,16 @@ def write_cases(folder: Path, count: int) -> Path:
     return folder / "cohort.csv"
 
 
-def pool_of(way: str, make_worker: Any) -> Pool:
+def pool_of(way: str, make_runner: Any) -> Pool:
     """One of `1`, `2`, `ray`."""
     if way == "ray":
-        return RayPool("local", make_worker, 1, 2, on_gpu=False)
-    return LocalPool(make_worker, 1, int(way))
+        return RayPool("local", make_runner, 2, on_gpu=False)
+    return LocalPool(make_runner, int(way))
 
 
 def measure(way: str, cohort: Path, results: Path, options: Options, nothing: bool) -> None:
     """Do all cases, and print a row of the table."""
-    make_worker = Nothing if nothing else partial(CaseWorker, results, options)
+    make_runner = Nothing if nothing else partial(CaseRunner, results, options)
     cases, memory = read_cohort(cohort).cases, Memory()
     started = time.perf_counter()
     first: list[float] = []
@@ -104,7 +103,7 @@ def measure(way: str, cohort: Path, results: Path, options: Options, nothing: bo
             first.append(time.perf_counter())
 
     with opened(results) as journal:
-        pool = pool_of(way, make_worker)
+        pool = pool_of(way, make_runner)
         try:
             summary = Run(results, journal, options).run(cases, pool, progress=progress)
         finally:

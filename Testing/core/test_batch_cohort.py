@@ -257,7 +257,6 @@ def test_files_with_hostile_names(tmp_path):
         write_nrrd(tmp_path / f"{name}.nrrd", some_voxels())
     found = read_cohort(tmp_path, Defaults(auto="organs")).cases
     assert len({case.folder for case in found}) == 5
-    assert Case.from_dict(found[0].to_dict()) == found[0]
 
 
 def test_the_command_line_lists_cases_and_names_every_problem(scans, medsam2):

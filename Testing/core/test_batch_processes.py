@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import psutil
 import pytest
-from medsam2_core.batch.cases import Options
-from medsam2_core.batch.run import read_facts
+from medsam2_core.batch.cases import Case, Options, Task, read_facts
+from medsam2_core.batch.pool import LocalPool
 from support.cohorts import entries, masks, run_here, write_cohort
+from support.errors import raises
 from support.project import CORE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -50,17 +52,32 @@ def finished(out):
     return [path.name for path in (out / "cases").glob("c*") if read_facts(path)]
 
 
-def workers(process):
+def children(process):
     """The processes that do its cases, once there are any."""
     found = []
 
     def are_there():
-        children = psutil.Process(process.pid).children()
-        found[:] = [one for one in children if "spawn_main" in " ".join(one.cmdline())]
+        started = psutil.Process(process.pid).children()
+        found[:] = [one for one in started if "spawn_main" in " ".join(one.cmdline())]
         return bool(found)
 
     wait_for(are_there, process)
     return found
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"), [(partial(int, "rubbish"), "rubbish"), (partial(os._exit, 3), "3")]
+)
+def test_processes_that_cannot_start_end_the_run(make, reason):
+    pool = LocalPool(make, 1)
+    pool.submit(Task(Case("c", "c.nrrd"), ""))
+    try:
+        with raises("process-not-started") as caught:
+            while pool.in_flight:
+                pool.wait(1.0)
+    finally:
+        pool.close()
+    assert reason in caught.value.fields["reason"]
 
 
 def test_killed_at_any_moment_it_goes_on_and_gives_the_same_masks(cohort, model, in_one, tmp_path, campaign):
@@ -76,7 +93,7 @@ def test_killed_at_any_moment_it_goes_on_and_gives_the_same_masks(cohort, model,
         running = [name for name, one in entries(out).items() if one.state == "running"]
         assert len([name for name in running if name not in before]) <= 4, "two cases a process at most"
         process = start(cohort, out, model)
-        one = workers(process)[0]
+        one = children(process)[0]
         time.sleep(rng.uniform(0, 5.0))
         one.kill()
         said = json.loads(process.communicate()[0])

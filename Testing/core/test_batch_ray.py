@@ -4,11 +4,11 @@ import os
 from functools import partial
 
 import pytest
-from medsam2_core.batch.cases import Options
+from medsam2_core.batch.cases import Case, Options, Task
 from medsam2_core.batch.cohort import read_cohort
-from medsam2_core.batch.ray_pool import RayPool, room_of
+from medsam2_core.batch.pool import RayPool, room_of
 from medsam2_core.batch.run import Run, opened
-from support.cohorts import KilledWorker, entries, masks, run_here, write_cohort
+from support.cohorts import KilledRunner, entries, masks, run_here, write_cohort
 from support.errors import raises
 
 CASES = 3
@@ -32,8 +32,8 @@ def test_two_actors_give_the_masks_of_one_process(cohort, model, tmp_path, code_
     options = Options(model=str(model), image_size=64)
     run_here(cohort, tmp_path / "one", options)
     # The actor that does c1 first kills itself.
-    make_worker = partial(KilledWorker, tmp_path / "ray", options, "c1", tmp_path / "killed")
-    pool = RayPool("local", make_worker, 1, 2, on_gpu=False)
+    make_runner = partial(KilledRunner, tmp_path / "ray", options, "c1", tmp_path / "killed")
+    pool = RayPool("local", make_runner, 2, memory=1 << 20, on_gpu=False)
     try:
         with opened(tmp_path / "ray") as journal:
             summary = Run(tmp_path / "ray", journal, options).run(read_cohort(cohort).cases, pool)
@@ -46,10 +46,24 @@ def test_two_actors_give_the_masks_of_one_process(cohort, model, tmp_path, code_
         assert masks(tmp_path / "ray", name) == masks(tmp_path / "one", name)
 
 
+def test_actors_that_cannot_start_end_the_run(code_on_the_path):
+    pool = RayPool("local", partial(int, "rubbish"), 1, on_gpu=False)
+    try:
+        pool.submit(Task(Case("c", "c.nrrd"), ""))
+        with raises("process-not-started") as caught:
+            while pool.in_flight:
+                pool.wait(1.0)
+    finally:
+        pool.close()
+    assert "rubbish" in caught.value.fields["reason"]
+
+
 def test_actors_are_not_divided_between_nodes():
-    nodes = [{"Alive": True, "Resources": {"CPU": 6.0, "GPU": 2.0}} for _ in range(2)]
-    nodes.append({"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}})
-    assert (room_of(nodes, 4, 0), room_of(nodes, 2, 1), room_of(nodes, 4, 1)) == (2, 4, 2)
+    nodes = [{"Alive": True, "Resources": {"CPU": 6.0, "GPU": 2.0, "memory": 9.0}} for _ in range(2)]
+    nodes.append({"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0, "memory": 99.0}})
+    needs = [(4, 0, 0), (2, 1, 0), (4, 1, 0), (2, 0, 4), (2, 0, 10)]
+    rooms = [room_of(nodes, {"CPU": cpu, "GPU": gpu, "memory": memory}) for cpu, gpu, memory in needs]
+    assert rooms == [2, 4, 2, 4, 0]
 
 
 def test_without_ray_it_says_how_to_get_it(medsam2, cohort, model, tmp_path, monkeypatch):
@@ -60,4 +74,4 @@ def test_without_ray_it_says_how_to_get_it(medsam2, cohort, model, tmp_path, mon
 
 def test_a_cluster_that_is_not_there(medsam2, cohort, model, tmp_path, code_on_the_path):
     with raises("cluster-not-found", address="127.0.0.1:1"):
-        RayPool("127.0.0.1:1", partial(KilledWorker, tmp_path, Options(), "", tmp_path), 1)
+        RayPool("127.0.0.1:1", partial(KilledRunner, tmp_path, Options(), "", tmp_path))

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from medsam2_core.atomic import clean_folders, new_folder
 from medsam2_core.batch import cases
-from medsam2_core.batch.cases import Case, Options, case_folder
+from medsam2_core.batch.cases import Case, Options, case_folder, least_confidence
 from medsam2_core.batch.cohort import read_cohort
 from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.report import results_of, write_report, write_table
@@ -65,7 +65,7 @@ def test_what_a_case_gives(finished):
 
 
 def test_the_same_again_does_nothing(finished, options, monkeypatch):
-    monkeypatch.setattr("medsam2_core.batch.work.CaseWorker.run", None)
+    monkeypatch.setattr("medsam2_core.batch.work.CaseRunner.run", None)
     summary = run_here(finished / "data" / "cohort.csv", finished / "out", options)
     assert (summary.kept, summary.kept_failed, summary.done) == (["c0", "c1"], ["bad"], [])
 
@@ -264,8 +264,8 @@ def test_table_and_report(finished, tmp_path):
     page = write_report(results, tmp_path, "<cohort>").read_text()
     assert "&lt;cohort&gt;" in page and "<cohort>" not in page and "http" not in page
     assert page.count("<figure>") == 2 and page.index("unreadable-file") < page.index("<figure>")
-    worst = min(results[:2], key=lambda one: one.rank)
-    assert page.index(f"<figcaption>{worst.case.name}") == page.index("<figcaption>")
+    worst, _ = min(results[:2], key=lambda one: least_confidence(one[1].objects))
+    assert page.index(f"<figcaption>{worst.name}") == page.index("<figcaption>")
 
 
 def test_an_auto_model_and_prompts_for_other_cases(tmp_path, auto_model, model, options):

@@ -6,7 +6,8 @@ import pytest
 from medsam2_core.batch.cases import Case, Options
 from medsam2_core.batch.cohort import read_cohort
 from medsam2_core.batch.inputs import fingerprint, inputs_of, is_url, local_copies
-from medsam2_core.batch.report import Result, write_table
+from medsam2_core.batch.journal import Entry
+from medsam2_core.batch.report import write_table
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.prompts.text import mask_file
 from support.cohorts import BOX, entries, few_slices, masks, run_here, write_cohort, write_rows
@@ -85,7 +86,7 @@ def test_a_signed_url_gives_its_name_and_no_token(tmp_path):
     url = "https://127.0.0.1:1/data/far%201.nii.gz?sig=a/b"
     (case,) = read_cohort(write_rows(tmp_path / "c.csv", [{"image": url, "box": BOX}])).cases
     assert (case.name, case.image) == ("far 1", url)
-    table = write_table([Result(case, "waiting", {}, {})], tmp_path).read_text(encoding="utf-8-sig")
+    table = write_table([(case, Entry(case.name))], tmp_path).read_text(encoding="utf-8-sig")
     assert "far%201.nii.gz" in table and "sig" not in table
     pytest.importorskip("aiohttp")
     with raises("url-unreachable", url=url.partition("?")[0]) as caught, local_copies(case):

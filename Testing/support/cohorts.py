@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 from medsam2_core.batch.cases import Case, Options, Task, case_folder
 from medsam2_core.batch.cohort import read_cohort
 from medsam2_core.batch.journal import Journal
-from medsam2_core.batch.pool import Finished, Pool, PoolProcess
+from medsam2_core.batch.pool import Pool, Process, ProcessLost
 from medsam2_core.batch.run import Run, Summary, opened
-from medsam2_core.batch.work import CaseWorker
+from medsam2_core.batch.work import CaseRunner
 from medsam2_core.imaging.reading import read_segmentation
 
 from support.command_line import ball_in_noise, write_nrrd
@@ -57,27 +58,27 @@ def masks(results: Path, case: str) -> dict[str, bytes]:
 
 
 class InProcessPool(Pool):
-    """Does each case at once, in this process; `losing` names cases that the first attempts lose."""
+    """Does each case in this process; `losing` names cases that the first attempts lose."""
 
     def __init__(self, results: Path, options: Options, losing: dict[str, int] | None = None) -> None:
-        self._worker, self._process = CaseWorker(results, options), PoolProcess()
-        self._losing, self.asked = losing or {}, []
+        super().__init__(1)
+        self._runner, self._losing = CaseRunner(results, options), losing or {}
 
-    @property
-    def processes(self) -> list[Any]:
-        return [self._process]
+    def _start(self) -> Any:
+        return self
 
-    def _send(self, process: PoolProcess, task: Task) -> None:
-        self.asked.append((task.case.name, task.attempt))
+    def _send(self, process: Process, task: Task) -> Any:
+        return task
 
-    def wait(self, seconds: float) -> list[Finished]:
-        tasks, self._process.tasks = self._process.tasks, {}
-        lost = [task for task in tasks.values() if task.attempt < self._losing.get(task.case.name, 0)]
-        if lost:
-            return [Finished(task, None) for task in tasks.values()]
-        return [Finished(task, self._worker.run(task)) for task in tasks.values()]
+    def _ready(self, calls: Sequence[Any], seconds: float) -> Iterable[Any]:
+        return calls
 
-    def close(self, *, kill: bool = False) -> None:
+    def _outcome(self, process: Process, call: Any) -> dict[str, Any] | None:
+        if any(task.attempt < self._losing.get(task.case.name, 0) for task in process.tasks.values()):
+            raise ProcessLost("lost on purpose")
+        return self._runner.run(call)
+
+    def close(self) -> None:
         pass
 
 
@@ -101,7 +102,7 @@ def entries(results: Path) -> dict[str, Any]:
         journal.close()
 
 
-class KilledWorker(CaseWorker):
+class KilledRunner(CaseRunner):
     """Kills its process when it gets a case for the first time."""
 
     def __init__(self, results: Path, options: Options, case: str, mark: Path) -> None:

@@ -1,11 +1,12 @@
-"""One case of a cohort and what holds for all: plain values that pass between processes."""
+"""One case of a cohort, what holds for all, and the files of a result. Standard library only."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ CASES, JOURNAL, TABLE, REPORT = "cases", "journal.sqlite", "results.csv", "repor
 #: Files of a case; those of :data:`FACTS` say from what it was made.
 SEGMENTATION, DICOM_SEG, MEASUREMENTS = "segmentation.seg.nrrd", "segmentation.dcm", "measurements.json"
 THUMBNAIL, FACTS = "thumbnail.jpg", "case.json"
-#: How a case ended, or that it was begun.
-DONE, FAILED, RUNNING = "done", "failed", "running"
+#: How a case ended; that it was begun, or not yet.
+DONE, FAILED, RUNNING, WAITING = "done", "failed", "running", "waiting"
 
 _LONGEST = 120  # bytes; systems allow 255, endings and temporary names included
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows
@@ -69,12 +70,6 @@ class Case:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-serialisable values."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Case:
-        """Return a case from what :meth:`to_dict` gave, also after JSON."""
-        pairs = {name: tuple((a, b) for a, b in values[name]) for name in ("given", "like")}
-        return cls(**{**values, **pairs})
 
 
 @dataclass(frozen=True)
@@ -163,3 +158,18 @@ def same_folder(names: Sequence[str]) -> list[tuple[str, str]]:
 def case_folder(results: str | Path, case: Case) -> Path:
     """Return the folder of a case's results."""
     return Path(results) / CASES / case.folder
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """Return what stands beside the result of a case; None where there is no whole result."""
+    try:
+        known = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_whole = isinstance(known, dict) and known.keys() >= {"case", "signature", "inputs", "facts"}
+    return known if is_whole and (folder / SEGMENTATION).is_file() else None
+
+
+def least_confidence(objects: Iterable[Mapping[str, Any]]) -> float:
+    """Return that of the object with the least; 0 where one was not found, or there is none."""
+    return min((one["confidence"] or 0.0 for one in objects), default=0.0)

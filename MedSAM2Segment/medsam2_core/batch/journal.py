@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medsam2_core.batch.cases import RUNNING
+from medsam2_core.batch.cases import RUNNING, WAITING
 from medsam2_core.errors import BatchError
 
 _VERSION = 1
@@ -30,7 +30,7 @@ class Entry:
     Attributes
     ----------
     state
-        ``done``, ``failed``, or ``running``: begun, and not ended when the run was stopped.
+        ``done``, ``failed``, ``waiting``, or ``running``: begun, and not ended when the run was stopped.
     signature
         Of the request: prompts, options, models.
     attempts
@@ -38,15 +38,25 @@ class Entry:
     inputs
         Its files as :func:`medsam2_core.batch.inputs.fingerprint` gives them.
     outcome
-        ``facts`` of what was made, or the ``error``.
+        ``facts`` of what was made, or the ``error``; and the ``seconds`` that it took.
     """
 
     name: str
-    state: str
-    signature: str
+    state: str = WAITING
+    signature: str = ""
     attempts: int = 0
     inputs: dict[str, Any] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """What was found, of a case that is done."""
+        return list((self.outcome.get("facts") or {}).get("objects", ()))
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """Why it failed, if it did."""
+        return self.outcome.get("error") or {}
 
 
 class Journal:
@@ -91,20 +101,22 @@ class Journal:
 
     def begin(self, name: str, signature: str) -> None:
         """Note that a case is begun."""
-        earlier = self.find(name)
-        self._write(Entry(name, RUNNING, signature, 1 + (earlier.attempts if earlier else 0)))
+        self._write(Entry(name, RUNNING, signature, self.find(name).attempts + 1))
 
     def end(self, name: str, signature: str, outcome: dict[str, Any]) -> None:
         """Note how a case ended: ``state``, ``inputs``, and ``facts`` or ``error``."""
-        earlier = self.find(name)
         rest = {key: value for key, value in outcome.items() if key not in ("state", "inputs")}
-        attempts = earlier.attempts if earlier else 0
-        inputs = outcome.get("inputs") or {}
+        attempts, inputs = self.find(name).attempts, outcome.get("inputs") or {}
         self._write(Entry(name, outcome["state"], signature, attempts, inputs, rest))
 
-    def find(self, name: str) -> Entry | None:
+    def forget_others(self, names: Iterable[str]) -> None:
+        """Forget all cases but these; their results stay, and are found there when they come back."""
+        gone = {entry.name for entry in self} - set(names)
+        self._change("DELETE FROM cases WHERE name = ?", [(name,) for name in gone])
+
+    def find(self, name: str) -> Entry:
         """Return what is known of a case."""
-        return next(iter(list(self._read("WHERE name = ?", name))), None)
+        return next(iter(list(self._read("WHERE name = ?", name))), Entry(name))
 
     def __iter__(self) -> Iterator[Entry]:
         return self._read("ORDER BY name")
@@ -121,9 +133,12 @@ class Journal:
     def _write(self, entry: Entry) -> None:
         row = (entry.name, entry.state, entry.signature, entry.attempts,
                json.dumps(entry.inputs), json.dumps(entry.outcome, default=str))  # fmt: skip
+        self._change("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?)", [row])
+
+    def _change(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         try:
             with self._database:
-                self._database.execute("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?)", row)
+                self._database.executemany(statement, rows)
         except sqlite3.Error as error:
             message = f"{self.path} cannot be written: {error}"
             raise BatchError(message, code="journal-not-writable", path=str(self.path)) from error

@@ -5,19 +5,18 @@ from __future__ import annotations
 import csv
 import html
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medsam2_core import atomic
 from medsam2_core.batch import cases as names
-from medsam2_core.batch.cases import DONE, FAILED, Case, case_folder
+from medsam2_core.batch.cases import DONE, FAILED, WAITING, Case, case_folder, least_confidence
 from medsam2_core.batch.inputs import without_query
-from medsam2_core.batch.journal import Journal
-from medsam2_core.export.contact_sheet import figure, write_page
+from medsam2_core.batch.journal import Entry, Journal
+from medsam2_core.export.contact_sheet import SheetEntry, write_contact_sheet
 from medsam2_core.export.measurement_files import harmless
-from medsam2_core.imaging.segmentation import default_colour
 
 _COLUMNS = (
     "case", "image", "series", "state", "object", "voxels", "volume_ml", "longest_diameter_mm",
@@ -27,53 +26,14 @@ _COLUMNS = (
 _OF_OBJECTS = _COLUMNS[5:11]
 
 
-@dataclass(frozen=True)
-class Result:
-    """What became of a case.
-
-    Attributes
-    ----------
-    state
-        ``done``, ``failed``, or ``waiting``.
-    facts, error
-        Of a case that is done, or that failed.
-    seconds
-        From the beginning of its reading to the end of its writing.
-    """
-
-    case: Case
-    state: str
-    facts: dict[str, Any]
-    error: dict[str, Any]
-    seconds: float | None = None
-
-    @property
-    def objects(self) -> list[dict[str, Any]]:
-        """What is known of its objects."""
-        return list(self.facts.get("objects", ()))
-
-    @property
-    def confidence(self) -> float:
-        """That of the object with the least; 0 where one was not found, or there is none."""
-        return min((one["confidence"] or 0.0 for one in self.objects), default=0.0)
-
-    @property
-    def rank(self) -> tuple[float, str]:
-        """Sorts the worst first."""
-        return self.confidence, self.case.name
+#: A case, and what is known of it.
+Result = tuple[Case, Entry]
 
 
 def results_of(journal: Journal, cases: Sequence[Case]) -> list[Result]:
     """Return what became of cases, in their order."""
     known = {entry.name: entry for entry in journal}
-    found = []
-    for case in cases:
-        entry = known.get(case.name)
-        state = entry.state if entry is not None and entry.state in (DONE, FAILED) else "waiting"
-        outcome = entry.outcome if entry is not None else {}
-        facts, error = (outcome.get(name) or {} for name in ("facts", "error"))
-        found.append(Result(case, state, facts, error, outcome.get("seconds")))
-    return found
+    return [(case, known.get(case.name, Entry(case.name))) for case in cases]
 
 
 def write_table(results: Sequence[Result], folder: Path) -> Path:
@@ -81,56 +41,59 @@ def write_table(results: Sequence[Result], folder: Path) -> Path:
     stream = io.StringIO(newline="")
     writer = csv.DictWriter(stream, _COLUMNS, restval="")
     writer.writeheader()
-    for result in results:
-        writer.writerows(_lines(result))
+    for case, entry in results:
+        writer.writerows(_lines(case, entry))
     with atomic.new_file(folder / names.TABLE, overwrite=True) as file:
         file.write(stream.getvalue().encode("utf-8-sig", "replace"))
     return folder / names.TABLE
 
 
-def _lines(result: Result) -> Iterator[dict[str, Any]]:
-    case, error = result.case, result.error
+def _lines(case: Case, entry: Entry) -> Iterator[dict[str, Any]]:
     line: dict[str, Any] = {
         "case": harmless(case.name), "image": harmless(without_query(case.image)),
-        "series": harmless(case.series),
-        "state": result.state, "seconds": "" if result.seconds is None else result.seconds,
-        "error_code": error.get("code", ""), "error": harmless(error.get("message", "")),
+        "series": harmless(case.series), "state": _state(entry), "seconds": entry.outcome.get("seconds"),
+        "error_code": entry.error.get("code", ""), "error": harmless(entry.error.get("message", "")),
     }  # fmt: skip
-    if result.state == DONE:
+    if entry.state == DONE:
         line["segmentation"] = f"{names.CASES}/{case.folder}/{names.SEGMENTATION}"
-    for one in result.objects or [{}]:
-        known = {name: "" if one.get(name) is None else one[name] for name in _OF_OBJECTS}
+    for one in entry.objects or [{}]:
+        known = {name: one.get(name) for name in _OF_OBJECTS}  # an empty cell for None
         yield {**line, **known, "object": harmless(one.get("name", ""))}
+
+
+def _state(entry: Entry) -> str:
+    return entry.state if entry.state in (DONE, FAILED) else WAITING
 
 
 def write_report(results: Sequence[Result], folder: Path, title: str) -> Path:
     """Write the page, with everything in it; pictures are read one by one."""
-    done = sorted((one for one in results if one.state == DONE), key=lambda one: one.rank)
-    failed = [one for one in results if one.state == FAILED]
-    waiting = sum(one.state not in (DONE, FAILED) for one in results)
-    told = f"{len(done)} done, {len(failed)} failed" + (f", {waiting} not done yet" if waiting else "")
+    counts = Counter(_state(entry) for _, entry in results)
+    told = f"{counts[DONE]} done, {counts[FAILED]} failed"
+    told += f", {counts[WAITING]} not done yet" if counts[WAITING] else ""
     above = f"<p>{told}. The least confident first; confidence is not calibrated: check.</p>"
-    if failed:
-        lines = "".join(
-            f"<tr><td>{html.escape(one.case.name)}</td><td>{html.escape(one.error.get('message', ''))}"
-            f"</td><td>{html.escape(one.error.get('code', ''))}</td></tr>"
-            for one in failed
-        )
+    lines = "".join(
+        f"<tr><td>{html.escape(case.name)}</td><td>{html.escape(entry.error.get('message', ''))}"
+        f"</td><td>{html.escape(entry.error.get('code', ''))}</td></tr>"
+        for case, entry in results
+        if entry.state == FAILED
+    )
+    if lines:
         above += f"<h2>Failed</h2><table>{lines}</table>"
-    write_page((_figure(one, folder) for one in done), folder / names.REPORT, title, above, overwrite=True)
+    done = [(case, entry) for case, entry in results if entry.state == DONE]
+    done.sort(key=lambda one: (least_confidence(one[1].objects), one[0].name))
+    entries = (_entry(case, entry, folder) for case, entry in done)
+    write_contact_sheet(entries, folder / names.REPORT, title, above, overwrite=True)
     return folder / names.REPORT
 
 
-def _figure(result: Result, folder: Path) -> str:
+def _entry(case: Case, entry: Entry, folder: Path) -> SheetEntry:
     try:
-        jpeg = (case_folder(folder, result.case) / names.THUMBNAIL).read_bytes()
+        jpeg = (case_folder(folder, case) / names.THUMBNAIL).read_bytes()
     except OSError:
         jpeg = b""
-    lines = [
-        (one["name"], tuple(one.get("colour_rgb") or default_colour(number)), _note(one))
-        for number, one in enumerate(result.objects)
-    ]
-    return figure(result.case.name, jpeg, lines)
+    return SheetEntry(
+        case.name, jpeg, [(one["name"], tuple(one["colour_rgb"]), _note(one)) for one in entry.objects]
+    )
 
 
 def _note(one: dict[str, Any]) -> str:

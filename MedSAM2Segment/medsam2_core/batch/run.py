@@ -14,7 +14,7 @@ from typing import Any
 
 from medsam2_core import atomic
 from medsam2_core.batch import cases as names
-from medsam2_core.batch.cases import DONE, FAILED, RUNNING, Case, Options, Task, case_folder
+from medsam2_core.batch.cases import DONE, FAILED, Case, Options, Task, case_folder, read_facts
 from medsam2_core.batch.inputs import changed, fingerprint
 from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.pool import Pool
@@ -138,8 +138,9 @@ class Run:
         Raises
         ------
         MedSAM2Error
-            The model cannot be loaded: no case could be done.
+            The model cannot be loaded, or no process started: no case could be done.
         """
+        self._journal.forget_others(case.name for case in cases)
         waiting = deque(cases)
         again: deque[Task] = deque()
         while True:
@@ -148,19 +149,15 @@ class Run:
                 self._submit(waiting, again, pool)
             if not pool.in_flight and (stopping or not (waiting or again)):
                 break
-            for finished in pool.wait(_POLL_SECONDS):
-                if finished.outcome is None:
-                    self._lost(finished.task, finished.reason, again)
+            for task, outcome in pool.wait(_POLL_SECONDS):
+                if "lost" in outcome:
+                    self._lost(task, outcome["lost"], again)
                 else:
-                    self._end(finished.task, finished.outcome)
-            progress(self._ended, "")
+                    self._end(task, outcome)
+            ended = self.summary
+            progress(sum(map(len, (ended.done, ended.failed, ended.kept, ended.kept_failed))), "")
         self.summary.stopped = bool(waiting or again)
         return self.summary
-
-    @property
-    def _ended(self) -> int:
-        one = self.summary
-        return sum(map(len, (one.done, one.failed, one.kept, one.kept_failed)))
 
     def _submit(self, waiting: deque[Case], again: deque[Task], pool: Pool) -> None:
         """Give cases away as long as a process takes one; no more are looked at than that."""
@@ -188,8 +185,7 @@ class Run:
 
     def _not_checked(self, case: Case, error: MedSAM2Error) -> None:
         """Keep a result that is there; a case without one has failed."""
-        entry = self._journal.find(case.name)
-        if entry is not None and entry.state == DONE and read_facts(case_folder(self._results, case)):
+        if self._journal.find(case.name).state == DONE and read_facts(case_folder(self._results, case)):
             self.summary.kept.append(case.name)
             self.summary.unchecked[case.name] = str(error)
             return
@@ -198,31 +194,18 @@ class Run:
 
     def _known(self, case: Case, signature: str) -> str | None:
         """Return ``done`` or ``failed`` for a case that need not be done again, else None."""
-        folder = case_folder(self._results, case)
-        entry = self._journal.find(case.name)
-        # The run was killed before it could note a result, the journal was moved away, or the case failed
-        # for a reason that is gone, and its earlier result stayed.
-        if (entry is None or entry.state != DONE) and self._take_over(case, signature):
+        entry, written = self._journal.find(case.name), read_facts(case_folder(self._results, case))
+        if written and written["signature"] == signature and not changed(written["inputs"], case):
+            # The run was killed before it could note a result, the journal was moved away, or the case failed
+            # for a reason that is gone, and its earlier result stayed.
+            if (entry.state, entry.signature) != (DONE, signature):
+                outcome = {"state": DONE, "inputs": written["inputs"], "facts": written["facts"]}
+                self._journal.end(case.name, signature, outcome)
             return DONE
-        if entry is None or entry.state == RUNNING:
+        if (entry.state, entry.signature) != (FAILED, signature) or self._retry_failed:
             return None
-        is_gone = entry.state == DONE and read_facts(folder) is None
-        if is_gone or entry.signature != signature or (entry.state == FAILED and self._retry_failed):
-            return None
-        if not entry.inputs:  # they could not be read when its process was lost
-            return entry.state
-        return None if changed(entry.inputs, case) else entry.state
-
-    def _take_over(self, case: Case, signature: str) -> bool:
-        """Note a result that is there; return False when there is none, or it is of another request."""
-        written = read_facts(case_folder(self._results, case))
-        if written is None or written["signature"] != signature:
-            return False
-        if changed(written["inputs"], case):
-            return False
-        outcome = {"state": DONE, "inputs": written["inputs"], "facts": written["facts"]}
-        self._journal.end(case.name, signature, outcome)
-        return True
+        # There are no inputs where they could not be read when its process was lost.
+        return None if entry.inputs and changed(entry.inputs, case) else FAILED
 
     def _end(self, task: Task, outcome: dict[str, Any]) -> None:
         if outcome.get("fatal"):  # not this case's fault: it stays to be done
@@ -241,26 +224,11 @@ class Run:
             f"the process was lost {task.attempt + 1} times while it did this case ({reason}): too little "
             "memory is the usual reason; try fewer processes (--processes)"
         )
-        error = {
-            "code": "process-lost",
-            "message": message,
-            "severity": "error",
-            "fields": {"reason": reason},
-        }
+        error = BatchError(message, code="process-lost", reason=reason).to_dict()
         inputs: dict[str, Any] = {}
         with contextlib.suppress(MedSAM2Error):  # another image is another attempt
             inputs = fingerprint(task.case)
         self._end(task, {"state": FAILED, "error": error, "inputs": inputs})
-
-
-def read_facts(folder: Path) -> dict[str, Any] | None:
-    """Return what stands beside the result of a case; None where there is no whole result."""
-    try:
-        known = json.loads((folder / names.FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    is_whole = isinstance(known, dict) and known.keys() >= {"case", "signature", "inputs", "facts"}
-    return known if is_whole and (folder / names.SEGMENTATION).is_file() else None
 
 
 def _weights(model: str) -> str:

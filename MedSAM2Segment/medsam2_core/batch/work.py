@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import traceback
-from dataclasses import dataclass, field
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from medsam2_core import atomic
 from medsam2_core.batch import cases
 from medsam2_core.batch.cases import DONE, FAILED, Case, Options, Task
 from medsam2_core.batch.inputs import fingerprint, local_copies
-from medsam2_core.errors import MedSAM2Error, Note
+from medsam2_core.errors import BatchError, MedSAM2Error, Note
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
@@ -25,15 +25,7 @@ if TYPE_CHECKING:
     from medsam2_core.session.session import Session
 
 
-@dataclass
-class _Scan:
-    """What is read before the model is free."""
-
-    volume: Volume
-    notes: list[Note] = field(default_factory=list)
-
-
-class CaseWorker:
+class CaseRunner:
     """Does cases, one model in memory. Called by two threads, the second reads while the first computes.
 
     Parameters
@@ -45,6 +37,9 @@ class CaseWorker:
     """
 
     def __init__(self, results: str | Path, options: Options) -> None:
+        import torch  # what a process cannot start without
+
+        torch.set_num_threads(options.threads)
         self._results, self._options = Path(results), options
         self._model: SegmentationModel | None = None
         self._auto: tuple[tuple[str, str], AutoModel] | None = None
@@ -69,29 +64,28 @@ class CaseWorker:
         except MedSAM2Error as error:
             outcome = {"state": FAILED, "error": error.to_dict(), "fatal": error is self._model_error}
         except MemoryError:
-            outcome = _failed("out-of-memory", "not enough memory on this machine for a volume of this size")
+            message = "not enough memory on this machine for a volume of this size"
+            outcome = {"state": FAILED, "error": BatchError(message, code="out-of-memory").to_dict()}
         except Exception as error:  # whatever it is, it is one case's
-            text = f"{type(error).__name__}: {error}"
-            outcome = _failed("bug", text, traceback=traceback.format_exc()[-4000:])
+            text, where = f"{type(error).__name__}: {error}", traceback.format_exc()[-4000:]
+            outcome = {"state": FAILED, "error": BatchError(text, code="bug", traceback=where).to_dict()}
         return {**outcome, "inputs": inputs, "seconds": round(time.perf_counter() - started, 3)}
 
     def _segmented(self, task: Task, inputs: dict[str, Any]) -> dict[str, Any]:
         from medsam2_core.imaging.scans import read_scan
 
-        started = time.perf_counter()
+        seconds, started = {}, time.perf_counter()
         with local_copies(task.case) as case:
-            image = Path(case.image)
-            scan = _Scan(*read_scan(image, case.series or None, self._options.irregular))
-            read = time.perf_counter()
+            volume, notes = read_scan(Path(case.image), case.series or None, self._options.irregular)
+            seconds["read"] = time.perf_counter() - started
             with self._computing:
-                begun = time.perf_counter()
-                session = self._session(case, scan)
-                computed = time.perf_counter()
-            seconds = {"read": read - started, "compute": computed - begun}
-            return self._write(task, case, scan, session, inputs, seconds)
+                started = time.perf_counter()
+                session = self._session(case, volume, notes)
+                seconds["compute"] = time.perf_counter() - started
+            return self._write(task, case, session, notes, inputs, seconds)
 
-    def _session(self, case: Case, scan: _Scan) -> Session:
-        """Return the session of a case with all masks."""
+    def _session(self, case: Case, volume: Volume, notes: list[Note]) -> Session:
+        """Return the session of a case with all masks; add what should be known of them to ``notes``."""
         from medsam2_core.engine.devices import choose_device
         from medsam2_core.session.session import Session
         from medsam2_core.worker.system import check_memory
@@ -99,28 +93,28 @@ class CaseWorker:
         options, auto = self._options, self._auto_model(case)
         model = auto.model if auto is not None else self._loaded()
         if auto is None:
-            device, size = choose_device(options.device), scan.volume.voxels_kji.nbytes
-            check_memory(options.model, device, size, options.image_size)
+            size = volume.voxels_kji.nbytes
+            check_memory(options.model, choose_device(options.device), size, options.image_size)
         axis, window = options.axis or "axial", options.window or "auto"
         if auto is not None:
             axis = options.axis or ("axial" if auto.card.is_for_pictures else auto.card.axis)
             window = options.window or auto.card.window
-        if len(scan.volume.voxels_kji) == 1:
+        if len(volume.voxels_kji) == 1:
             axis = "k"  # a picture has one slice, whatever the plane
         session = Session.open(
-            scan.volume, model, axis=axis, window=window, memory=options.memory, zoom=options.zoom
+            volume, model, axis=axis, window=window, memory=options.memory, zoom=options.zoom
         )
         if auto is not None:
             session.auto(auto, _names(case.classes))
-        limits = self._prompted(session, case, scan)
+        limits = self._prompted(session, case)
         if case.like:
-            scan.notes += self._found_like(session, case, window)
+            notes += self._found_like(session, case, window)
         if session.tracker.prompted_ids and (case.given or case.prompts or case.like):
             for _ in session.propagate(limits=limits, overlap=not options.no_overlap):
                 pass
         return session
 
-    def _prompted(self, session: Session, case: Case, scan: _Scan) -> dict[str, tuple[int, int]]:
+    def _prompted(self, session: Session, case: Case) -> dict[str, tuple[int, int]]:
         """Give a session the prompts of its case; return the limits of objects with a 3-D box."""
         from medsam2_core.imaging.geometry import Space
         from medsam2_core.prompts import text
@@ -131,7 +125,7 @@ class CaseWorker:
         if not case.given and not case.prompts:
             return {}
         space = text.PromptSpace(axis_stack(session), Space.named(self._options.space))
-        stored = prompts_in(Path(case.prompts), scan.volume.geometry) if case.prompts else None
+        stored = prompts_in(Path(case.prompts), session.stack.volume.geometry) if case.prompts else None
         names = () if stored is None else stored.names
         prompts = text.collect_prompts(case.given, stored, space, session.object_names)
         validate(prompts, session.stack)
@@ -184,40 +178,41 @@ class CaseWorker:
         self,
         task: Task,
         case: Case,
-        scan: _Scan,
         session: Session,
+        notes: list[Note],
         inputs: dict[str, Any],
         seconds: dict[str, float],
     ) -> dict[str, Any]:
         """Write all files of a case into a folder that takes its place at the end."""
         from medsam2_core import export
-        from medsam2_core.batch.thumbnails import write_thumbnail
-        from medsam2_core.export.measurement_files import write_measurements
+        from medsam2_core.export.measurement_files import in_mm, write_measurements
         from medsam2_core.export.measurements import measure
         from medsam2_core.worker.system import peak_memory_mb
 
         started = time.perf_counter()
         segmentation = session.segmentation()
-        target = cases.case_folder(self._results, task.case)
-        with atomic.new_folder(target) as folder:
-            notes = [*scan.notes, *export.write(segmentation, folder / cases.SEGMENTATION).notes]
+        with atomic.new_folder(cases.case_folder(self._results, task.case)) as folder:
+            notes += export.write(segmentation, folder / cases.SEGMENTATION).notes
             notes += self._dicom_seg(case, segmentation, folder / cases.DICOM_SEG)
             measured = measure(segmentation)
             write_measurements(measured, segmentation, folder / cases.MEASUREMENTS)
-            write_thumbnail(session, segmentation, folder / cases.THUMBNAIL)
+            with atomic.new_file(folder / cases.THUMBNAIL, overwrite=False) as stream:
+                stream.write(_thumbnail(session, segmentation))
             seconds["write"] = time.perf_counter() - started
             facts = {
-                "objects": [_object_facts(one, segmentation, session) for one in measured],
+                "objects": [
+                    _object_facts(one, segmentation, session) for one in in_mm(measured, segmentation)
+                ],
                 "notes": [note.to_dict() for note in notes],
                 "dicom_seg": (folder / cases.DICOM_SEG).exists(),
                 "model": session.model.name,
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "peak_memory_mb": peak_memory_mb(),
             }
+            of_scan = session.stack.volume.metadata if case is task.case else {}  # not of a copy
             known = {
                 "case": task.case.to_dict(), "signature": task.signature, "inputs": inputs, "facts": facts,
-                "prompts": session.prompts.to_json(),
-                "slice_files": [] if case is not task.case else scan.volume.metadata.get("slice_files", []),
+                "prompts": session.prompts.to_json(), "slice_files": of_scan.get("slice_files", []),
             }  # fmt: skip
             with atomic.new_file(folder / cases.FACTS, overwrite=False) as stream:
                 stream.write(json.dumps(known, indent=1, default=str).encode())
@@ -232,31 +227,51 @@ class CaseWorker:
 
         try:
             source = read_source(case.image, case.series or None)
-            written = write_seg(segmentation, source, path, SegOptions(generic=self._options.generic))
+            return list(
+                write_seg(segmentation, source, path, SegOptions(generic=self._options.generic)).notes
+            )
         except MedSAM2Error as error:
             message = f"no DICOM SEG was written: {error}"
             return [Note.warning("dicom-seg-not-written", message, error=error.to_dict())]
-        return list(written.notes)
 
 
 def _object_facts(measured: Measured, segmentation: Segmentation, session: Session) -> dict[str, Any]:
     from medsam2_core.session.object_facts import object_facts
 
-    known = segmentation.known_spacing
-    diameters = {
-        f"{which}_diameter_mm": None if line is None or known == "none" else round(line.length_mm, 3)
-        for which, line in (("longest", measured.longest), ("perpendicular", measured.perpendicular))
+    return {
+        **object_facts(segmentation, measured.name, session),
+        "colour_rgb": [float(one) for one in segmentation[measured.name].colour_rgb],
+        "volume_ml": None if measured.volume_ml is None else round(measured.volume_ml, 4),
+        **{
+            f"{which}_diameter_mm": None if line is None else round(line.length_mm, 3)
+            for which, line in (("longest", measured.longest), ("perpendicular", measured.perpendicular))
+        },
     }
-    volume = measured.volume_ml if known == "all" else None
-    facts = object_facts(segmentation, measured.name, session)
-    facts["colour_rgb"] = [float(one) for one in segmentation[measured.name].colour_rgb]
-    return {**facts, "volume_ml": None if volume is None else round(volume, 4), **diameters}
+
+
+def _thumbnail(session: Session, segmentation: Segmentation) -> bytes:
+    """Return the slice that shows most of the objects, with their outlines, as a JPEG; the middle slice where
+    nothing was found."""
+    import numpy as np
+
+    from medsam2_core.export.contact_sheet import thumbnail
+    from medsam2_core.imaging.intensity import to_display
+
+    stack, areas = session.stack, Counter[int]()
+    for name in session.object_names:
+        areas.update({mask.n: int(mask.mask_hw.sum()) for mask in session.results(name)})
+    n = max(sorted(areas), key=areas.__getitem__) if any(areas.values()) else len(stack) // 2
+    outlines = [
+        (stack.mask_of(segment.part_kji, n, segment.offset_ijk), segment.colour_rgb)
+        for segment in segmentation
+        if not segment.is_empty
+    ]
+    corner, right, below = stack.to_ijk([[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    matrix = stack.volume.geometry.ijk_to_ras[:3, :3]
+    width, height = (np.linalg.norm(matrix @ (one - corner)) for one in (right, below))  # of a pixel, in mm
+    aspect = float(np.clip(height / width, 0.1, 10))
+    return thumbnail(to_display(stack.image_hw(n), session.window), outlines, aspect)
 
 
 def _names(classes: str) -> list[str] | None:
     return [name.strip() for name in classes.split(",")] if classes.strip() else None
-
-
-def _failed(code: str, message: str, **fields: Any) -> dict[str, Any]:
-    error = {"code": code, "message": message, "severity": "error", "fields": fields}
-    return {"state": FAILED, "error": error}

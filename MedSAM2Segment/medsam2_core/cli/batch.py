@@ -185,13 +185,11 @@ class Batch:
         with opened(self.out) as journal:
             run = Run(self.out, journal, options, retry_failed=self.retry_failed)
             pool = self._pool(options, cohort)
-            done = False
             try:
                 with progress_bar("segmenting", len(cases)) as update:
                     run.run(cases, pool, stop_on_request(), update)
-                done = True
             finally:
-                pool.close(kill=not done)
+                pool.close()
                 results = results_of(journal, cases)
                 table = write_table(results, self.out)
                 page = write_report(results, self.out, self.cohort.name)
@@ -204,18 +202,18 @@ class Batch:
         }  # fmt: skip
 
     def _pool(self, options: Options, cohort: Cohort) -> Pool:
-        from medsam2_core.batch.capacity import processes_for
-        from medsam2_core.batch.pool import LocalPool
-        from medsam2_core.batch.work import CaseWorker
+        from medsam2_core.batch.pool import LocalPool, RayPool, memory_of_process, processes_for
+        from medsam2_core.batch.work import CaseRunner
 
-        make_worker = partial(CaseWorker, self.out.absolute(), options)
+        make_runner = partial(CaseRunner, self.out.absolute(), options)
         if self.ray is not None:
-            from medsam2_core.batch.ray_pool import RayPool
-
+            memory = memory_of_process(options, cohort.cases)
             on_gpu = None if self.device == "auto" else self.device != "cpu"
-            return RayPool(self.ray, make_worker, options.threads, self.processes, on_gpu=on_gpu)
+            return RayPool(
+                self.ray, make_runner, self.processes, threads=options.threads, memory=memory, on_gpu=on_gpu
+            )
         count = self.processes or processes_for(options, cohort.cases)
-        return LocalPool(make_worker, options.threads, min(count, len(cohort.cases)))
+        return LocalPool(make_runner, min(count, len(cohort.cases)))
 
 
 def _print(facts: dict[str, Any]) -> None:

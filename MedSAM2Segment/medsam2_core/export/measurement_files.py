@@ -85,12 +85,12 @@ def _as_json(measured: Sequence[Measured], segmentation: Segmentation) -> str:
         "software": metadata.SOFTWARE,
         **known,
         "definition": _DEFINITION,
-        "segments": [_described(one, segmentation[one.name]) for one in _in_mm(measured, segmentation)],
+        "segments": [_described(one, segmentation[one.name]) for one in in_mm(measured, segmentation)],
     }
     return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False, default=str) + "\n"
 
 
-def _in_mm(measured: Sequence[Measured], segmentation: Segmentation) -> list[Measured]:
+def in_mm(measured: Sequence[Measured], segmentation: Segmentation) -> list[Measured]:
     """Return what was measured, without volumes and lengths that a spacing which is not known would give."""
     known = segmentation.known_spacing
     if known == "in-plane":
@@ -126,7 +126,7 @@ def _line(diameter: Diameter | None) -> dict[str, Any] | None:
 
 
 def _as_csv(measured: Sequence[Measured], segmentation: Segmentation) -> str:
-    rows = [dict(_cells(one, segmentation[one.name])) for one in _in_mm(measured, segmentation)]
+    rows = [dict(_cells(one, segmentation[one.name])) for one in in_mm(measured, segmentation)]
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)  # lines end with CR LF
     writer.writerow(_columns())

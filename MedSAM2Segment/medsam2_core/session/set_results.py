@@ -14,7 +14,7 @@ import numpy as np
 
 from medsam2_core import atomic, export
 from medsam2_core.errors import ExportError, Note
-from medsam2_core.export.contact_sheet import MOST_IN_PICTURE, SheetEntry, write_contact_sheet
+from medsam2_core.export.contact_sheet import MOST_IN_PICTURE, SheetEntry, thumbnail, write_contact_sheet
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
 
@@ -129,9 +129,11 @@ class SetResults:
             n: min(self.masks[n, name].confidence for name in session.object_names) for n, _ in self.masks
         }
         for n in sorted(worst, key=lambda n: (worst[n], self._facts[n].name)):
-            notes = {name: self._note(self.masks[n, name]) for name in session.object_names}
-            image = session.tracker.source.image(n)
-            yield SheetEntry(self._facts[n].name, image, session.segmentation(n), notes)
+            found = session.segmentation(n)
+            outlines = [(one.mask_kji[0], one.colour_rgb) for one in found if not one.is_empty]
+            objects = [(one.name, one.colour_rgb, self._note(self.masks[n, one.name])) for one in found]
+            jpeg = thumbnail(session.tracker.source.image(n), outlines)
+            yield SheetEntry(self._facts[n].name, jpeg, objects)
 
     @staticmethod
     def _note(mask: SliceMask) -> str:
