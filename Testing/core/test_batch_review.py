@@ -8,14 +8,15 @@ import threading
 import pytest
 from medsam2_core import atomic
 from medsam2_core.auto.fewshot.data import find_pairs
-from medsam2_core.batch.cases import Options
+from medsam2_core.batch.cases import Case, Options
+from medsam2_core.batch.inputs import fingerprint
 from medsam2_core.batch.journal import Journal
 from medsam2_core.batch.review import ACCEPTED_TABLE, QUEUE, ReviewQueue
 from medsam2_core.imaging.reading import read_segmentation, read_volume
 from medsam2_core.prompts import Box, PromptSet
 from support.cohorts import run_here, write_cohort
 from support.errors import raises
-from support.review_results import known_input, write_results
+from support.review_results import write_results
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +248,25 @@ def test_a_case_whose_last_attempt_failed_is_not_in_the_queue(out):
     assert ReviewQueue(out).counts() == {"waiting": 1, "accepted": 2, "corrected": 0, "skipped": 0}
 
 
+def test_a_case_that_was_taken_out_of_the_cohort_is_not_in_the_queue(out, finished, model):
+    queue = ReviewQueue(out)
+    for name in ("c0", "c1"):
+        queue.decide(name, "accepted")
+    cohort, options = finished.parent / "data" / "cohort.csv", Options(model=str(model), image_size=64)
+    lines = cohort.read_text().splitlines(keepends=True)
+    (cohort.parent / "without.csv").write_text("".join(lines[:1] + lines[2:]))
+    assert run_here(cohort.parent / "without.csv", out, options).kept == ["c1", "c2"]
+    without = ReviewQueue(out)
+    without.save()
+    assert [one.case for one in without.cases] == ["c1", "c2"] and labels(out) == {"c1": "c1.seg.nrrd"}
+    assert run_here(cohort, out, options).kept == ["c0", "c1", "c2"]
+    assert ReviewQueue(out).counts() == {"waiting": 1, "accepted": 2, "corrected": 0, "skipped": 0}
+
+
 def test_a_result_is_not_shown_on_another_image(out, tmp_path):
     queue = ReviewQueue(out)
     image = shutil.copy(entry(queue, "c0").image, tmp_path / "own.nrrd")
-    state = known_input(image)
+    state = fingerprint(Case("c0", str(image)))
     change_facts(
         out, "c0", lambda known: (known["case"].update(image=str(image)), known.update(inputs=state))
     )
@@ -274,7 +290,8 @@ def test_slices_of_a_series_that_have_changed(tmp_path):
     (files.image / "beside.txt").write_text("no slice")
     os.utime(files.slice_files[0], (1, 1))
     assert queue.files(queue.cases[0]) == files and len(files.slice_files) == 6
-    with open(files.slice_files[2], "ab") as stream:
+    with open(files.slice_files[2], "r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
         stream.write(b"x")
     with raises("image-changed", case="series"):
         queue.files(queue.cases[0])

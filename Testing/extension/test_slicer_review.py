@@ -12,6 +12,8 @@ slicer = pytest.importorskip("slicer")
 
 from medsam2_core import export  # noqa: E402
 from medsam2_core.auto.fewshot.data import find_pairs  # noqa: E402
+from medsam2_core.batch.cases import Case  # noqa: E402
+from medsam2_core.batch.inputs import fingerprint  # noqa: E402
 from medsam2_core.batch.review import ReviewQueue  # noqa: E402
 from medsam2_core.imaging.geometry import Geometry  # noqa: E402
 from medsam2_core.imaging.reading import read_volume  # noqa: E402
@@ -29,7 +31,7 @@ from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels  # noqa: E402
 from MedSAM2SegmentLib.Segments.VolumeAdapter import VolumeAdapter  # noqa: E402
 from MedSAM2SegmentLib.Segments.VoxelSets import Extent  # noqa: E402
 from support.errors import raises  # noqa: E402
-from support.review_results import MATRIX, SHAPE_KJI, known_input, the_mask, write_results  # noqa: E402
+from support.review_results import MATRIX, SHAPE_KJI, the_mask, write_results  # noqa: E402
 from support.scene import an_editor, box_mask, paint  # noqa: E402
 
 
@@ -255,7 +257,11 @@ def test_a_single_slice_may_have_another_thickness_in_slicer(reviewer, tmp_path)
     known = json.loads(path.read_text())
     for one in known["slice_files"][1:]:
         Path(one).unlink()
-    known = {**known, "slice_files": known["slice_files"][:1], "inputs": known_input(folder)}
+    known = {
+        **known,
+        "slice_files": known["slice_files"][:1],
+        "inputs": fingerprint(Case("series", str(folder))),
+    }
     path.write_text(json.dumps(known))
     geometry_changed(out, "series", read_volume(folder).geometry.ijk_to_ras, (1, *SHAPE_KJI[1:]))
     reviewer.section.open(str(out))

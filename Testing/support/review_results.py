@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from medsam2_core import export
+from medsam2_core.batch.cases import Case
+from medsam2_core.batch.inputs import fingerprint
 from medsam2_core.imaging.reading import read_volume
 from medsam2_core.imaging.segmentation import Segment, Segmentation
 from medsam2_core.prompts import Box, Point, PromptSet
@@ -25,14 +25,6 @@ def the_mask() -> np.ndarray:
     mask_kji = np.zeros(SHAPE_KJI, bool)
     mask_kji[1:5, 6:14, 7:16] = True
     return mask_kji
-
-
-def known_input(image: Path) -> dict[str, Any]:
-    """What `medsam2 batch` notes of an image."""
-    files = sorted(image.iterdir()) if image.is_dir() else [image]
-    state: list[Any] = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
-    digest = hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()
-    return {str(image): {"state": state if image.is_dir() else state[0][1:], "sha256": digest}}
 
 
 def write_results(folder: Path, **confidence: float) -> Path:
@@ -52,7 +44,7 @@ def write_results(folder: Path, **confidence: float) -> Path:
         known = {
             "case": {"name": name, "image": str(image), "series": ""},
             "signature": "s",
-            "inputs": known_input(image),
+            "inputs": fingerprint(Case(name, str(image))),
             "facts": {"objects": [{"name": "ball", "confidence": value}]},
             "prompts": PROMPTS.to_json(),
             "slice_files": volume.metadata.get("slice_files", []),

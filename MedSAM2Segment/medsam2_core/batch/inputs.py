@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,6 @@ from urllib.parse import unquote
 
 from medsam2_core.batch.cases import JOURNAL, Case
 from medsam2_core.errors import BatchError, MedSAM2Error, MissingPackageError
-from medsam2_core.imaging import dicom
 from medsam2_core.prompts.text import mask_file
 
 _BLOCK = 1 << 20
@@ -69,33 +68,45 @@ def states(paths: Iterable[str]) -> dict[str, Any]:
 
 def fingerprint(case: Case) -> dict[str, Any]:
     """Return state and content of a case's files: by path, ``state`` and ``sha256`` (of URLs no hash)."""
-    known = states(inputs_of(case))
     return {
         path: {"state": state, "sha256": None if is_url(path) else _content(case, path, state)}
-        for path, state in known.items()
+        for path, state in states(inputs_of(case)).items()
     }
 
 
-def changed(known: dict[str, Any], case: Case) -> bool:
+def changed(known: Mapping[str, Any], case: Case) -> bool:
     """Return whether files differ from a fingerprint; they are read only where their state differs."""
     now = states(inputs_of(case))
-    if set(now) != set(known):
+    return set(now) != set(known) or any(
+        _frozen(state) != _frozen(known[path]["state"])
+        and (None in (state, known[path]["sha256"]) or _content(case, path, state) != known[path]["sha256"])
+        for path, state in now.items()
+    )
+
+
+def image_changed(known: Mapping[str, Any], image: str, slice_files: Iterable[str]) -> bool:
+    """Return whether an image of this machine differs from what a fingerprint has of it.
+
+    Of a DICOM folder the files of its slices count. Needs no DICOM library.
+    """
+    folder = Path(image)
+    if not folder.is_dir():
+        return image not in known or changed({image: known[image]}, Case("", image))
+    try:
+        state = {folder / name: facts for name, *facts in known[image]["state"]}
+        files = sorted(set(map(Path, slice_files)))
+        is_same = all(_stat(file) == state.get(file) for file in files)
+        return not is_same and _hash_of_files(folder, files) != known[image]["sha256"]
+    except (OSError, KeyError):
         return True
-    for path, state in now.items():
-        if _frozen(state) == _frozen(known[path]["state"]):
-            continue
-        hashed = known[path]["sha256"]
-        if hashed is None or state is None or _content(case, path, state) != hashed:
-            return True
-    return False
 
 
 def _content(case: Case, path: str, state: Any) -> str | None:
-    return content(path, _frozen(state), case.series if path == case.image else "")
+    return _hash_of(path, _frozen(state), case.series if path == case.image else "")
 
 
 @functools.lru_cache(maxsize=256)  # examples and prompts may be those of every case
-def content(path: str, _state: Any, series: str = "") -> str | None:
+def _hash_of(path: str, _state: Any, series: str) -> str | None:
     """Return the SHA-256 of a file, or of the files of a folder with their names; None if it is not there.
 
     Of a folder, the files of the series count: its only one, if none is named. Where it cannot be told which
@@ -104,12 +115,20 @@ def content(path: str, _state: Any, series: str = "") -> str | None:
     try:
         if not Path(path).is_dir():
             return _hash(Path(path))
-        digest = hashlib.sha256()
-        for file in _of_series(Path(path), series):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{_hash(file)}\n".encode(errors="replace"))
-        return digest.hexdigest()
+        from medsam2_core.imaging import dicom
+
+        try:
+            files = dicom.series_files(Path(path), series or None)
+        except MedSAM2Error:
+            files = _files(Path(path))
+        return _hash_of_files(Path(path), files)
     except OSError:
         return None
+
+
+def _hash_of_files(folder: Path, files: Iterable[Path]) -> str:
+    lines = (f"{file.relative_to(folder).as_posix()}\0{_hash(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode(errors="replace")).hexdigest()
 
 
 def _hash(path: Path) -> str:
@@ -132,13 +151,6 @@ def _state(path: Path) -> Any:
 def _stat(path: Path) -> list[int]:
     facts = path.stat()
     return [facts.st_size, facts.st_mtime_ns]
-
-
-def _of_series(folder: Path, series: str) -> list[Path]:
-    try:
-        return dicom.series_files(folder, series or None)
-    except MedSAM2Error:
-        return _files(folder)
 
 
 def is_results(folder: Path) -> bool:

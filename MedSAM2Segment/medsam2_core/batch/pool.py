@@ -203,15 +203,16 @@ def _serve(connections: Sequence[Connection], make_runner: MakeRunner) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal or a scheduler: the other side decides
         signal.signal(number, signal.SIG_IGN)
-    start_error = ""
     try:
         runner = make_runner()
     except Exception as error:
-        start_error = f"{type(error).__name__}: {error}"[:300]
+        for connection in connections:
+            connection.send((None, f"{type(error).__name__}: {error}"[:300]))
+        raise
 
     def work(connection: Connection) -> None:
-        connection.send((None, start_error))
-        while not start_error:
+        connection.send((None, ""))
+        while True:
             connection.send((runner.run(connection.recv()), ""))
 
     for connection in connections:

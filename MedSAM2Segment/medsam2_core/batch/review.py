@@ -1,4 +1,4 @@
-"""The queue of a cohort's cases to look at, the worst first, and what was decided. Standard library only.
+"""The queue of a cohort's cases to look at, the worst first, and what was decided. Needs no torch.
 
 ``review.json`` lies beside the results; accepted and corrected segmentations in ``review/``, where no later
 run of `medsam2 batch` reaches them; ``accepted.csv`` lists what models can be trained on. Several people may
@@ -14,13 +14,14 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medsam2_core import atomic
-from medsam2_core.batch.cases import CASES, DONE, FACTS, JOURNAL, SEGMENTATION
+from medsam2_core.batch.cases import CASES, DONE, JOURNAL, SEGMENTATION, least_confidence, read_facts
+from medsam2_core.batch.inputs import image_changed, is_url
 from medsam2_core.batch.journal import Journal
 from medsam2_core.errors import BatchError
 
@@ -127,19 +128,20 @@ class ReviewQueue:
         BatchError
             ``case-damaged`` when its facts are gone; ``image-changed`` when its image is gone, or another.
         """
-        known = self._facts(self.results / CASES / case.folder)
+        own = self.results / CASES / case.folder
+        known = read_facts(own)
         if known is None:
             message = f"the result of {case.case!r} is gone or damaged: run `medsam2 batch` again"
             raise BatchError(message, code="case-damaged", case=case.case)
         slices = tuple(dict.fromkeys(map(str, known.get("slice_files") or ())))
-        if "://" not in case.image and not _is_unchanged(case.image, slices, known["inputs"].get(case.image)):
+        if not is_url(case.image) and image_changed(known["inputs"], case.image, slices):
             message = f"{case.image} is gone, or not the image that was segmented: run `medsam2 batch` again"
             raise BatchError(message, code="image-changed", case=case.case, path=case.image)
-        own, kept = self.results / CASES / case.folder / SEGMENTATION, self.results / case.labels
+        kept = self.results / case.labels
         return ReviewFiles(
-            None if "://" in case.image else Path(case.image),
+            None if is_url(case.image) else Path(case.image),
             slices,
-            kept if case.labels and kept.is_file() else own,
+            kept if case.labels and kept.is_file() else own / SEGMENTATION,
             str(known.get("prompts") or ""),
         )
 
@@ -239,7 +241,7 @@ class ReviewQueue:
 
     def _check_unchanged(self, case: ReviewCase, decision: str) -> None:
         """Refuse to accept what was not looked at; a correction need only be of the same image."""
-        known = self._facts(self.results / CASES / case.folder)
+        known = read_facts(self.results / CASES / case.folder)
         now = None if known is None else _case_of(case.folder, known)
         if now is not None and (
             now.content != case.content or (decision == ACCEPTED and now.signature != case.signature)
@@ -255,7 +257,7 @@ class ReviewQueue:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("image", "label", "series", "group"))
         for one in _worst_first(cases):
-            if one.labels and one.case not in self._absent and "://" not in one.image:
+            if one.labels and one.case not in self._absent and not is_url(one.image):
                 table.writerow((one.image, one.labels, one.series, one.case))
         return stream.getvalue()
 
@@ -277,62 +279,27 @@ class ReviewQueue:
         return {one.case: one for one in found}
 
     def _done(self) -> Iterator[ReviewCase]:
-        without = self._not_done()
+        """Yield the cases with a result; by its journal, those that have not failed since."""
+        done: set[str] | None = None
+        if (self.results / JOURNAL).is_file():
+            with closing(Journal(self.results / JOURNAL, read_only=True)) as journal:
+                done = {entry.name for entry in journal if entry.state == DONE}
         for folder in sorted((self.results / CASES).iterdir()):
-            known = None if folder.name.startswith(".") else self._facts(folder)
-            if known is not None and known["case"]["name"] not in without:
+            known = None if folder.name.startswith(".") else read_facts(folder)
+            if known is not None and (done is None or known["case"]["name"] in done):
                 yield _case_of(folder.name, known)
-
-    def _not_done(self) -> set[str]:
-        """Return the cases that failed or were begun since their result was written, by the journal."""
-        if not (self.results / JOURNAL).is_file():
-            return set()
-        journal = Journal(self.results / JOURNAL, read_only=True)
-        try:
-            return {entry.name for entry in journal if entry.state != DONE}
-        finally:
-            journal.close()
-
-    @staticmethod
-    def _facts(folder: Path) -> dict[str, Any] | None:
-        try:
-            known = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            is_whole = known.keys() >= {"case", "facts", "inputs", "signature"}
-        except (OSError, ValueError, AttributeError):
-            return None
-        return known if is_whole and (folder / SEGMENTATION).is_file() else None
 
 
 def _case_of(folder: str, known: dict[str, Any]) -> ReviewCase:
     """Return the case of a folder from its facts, undecided."""
-    case, objects = known["case"], known["facts"]["objects"]
+    case = known["case"]
     # The hash, or of a URL what its store says: a file that was only copied has another time.
     files = {path: one.get("sha256") or one.get("state") for path, one in known["inputs"].items()}
     request = json.dumps([known["signature"], files], sort_keys=True, default=str).encode()
-    confidence = min((one["confidence"] or 0.0 for one in objects), default=0.0)
     return ReviewCase(
-        case["name"], folder, case["image"], case["series"], confidence,
+        case["name"], folder, case["image"], case["series"], least_confidence(known["facts"]["objects"]),
         hashlib.sha256(request).hexdigest(), str(files.get(case["image"]) or ""),
     )  # fmt: skip
-
-
-def _is_unchanged(image: str, slices: tuple[str, ...], known: dict[str, Any] | None) -> bool:
-    """Return whether an image is still that of its state and hash; of a folder, sizes of the slices tell."""
-    state, path = (known or {}).get("state"), Path(image)
-    try:
-        if path.is_dir():
-            sizes = {path / name: size for name, size, *_ in state or ()}
-            return all(Path(one).stat().st_size == sizes.get(Path(one)) for one in slices)
-        facts = path.stat()
-        if state is None or [facts.st_size, facts.st_mtime_ns] == list(state):
-            return state is not None
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest() == (known or {}).get("sha256")
-    except OSError:
-        return False
 
 
 def _worst_first(cases: Iterable[ReviewCase]) -> list[ReviewCase]:
