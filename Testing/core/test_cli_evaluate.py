@@ -39,6 +39,20 @@ def test_one_picture_is_measured_beside_the_ellipse_in_its_box(medsam2, model, p
     assert (pictures / "figures.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_earlier_figures_are_replaced_on_request_only(medsam2, model, pictures):
+    out, plot = pictures / "figures.json", pictures / "plot.svg"
+    words = ("evaluate", pictures / "1_img.png", pictures / "1_seg.png", "--model", model, "--corrections", 0)
+    for option, path in (("--out", out), ("--plot", plot)):
+        path.write_text("earlier")
+        assert medsam2(*words, option, path).refused("output-exists", path=str(path))
+        assert path.read_text() == "earlier"
+    assert medsam2(*words, "--out", out, "--plot", plot, "--overwrite").code == 0
+    assert json.loads(out.read_text())["objects"] and "<svg" in plot.read_text()
+    assert medsam2(*words, "--plot", pictures / "plot.jpg").refused(
+        "unknown-format", suffixes=[".png", ".svg"]
+    )
+
+
 def test_a_table_is_averaged_by_row(medsam2, model, pictures):
     words = ("evaluate", "--cases", pictures / "cases.tsv", "--model", model, "--corrections", 0)
     answer = medsam2(*words)

@@ -13,15 +13,14 @@ import typer
 from medsam2_core import atomic
 from medsam2_core.cli.console import ExitCode, print_table, progress_bar, report
 from medsam2_core.cli.options import AsJson
-from medsam2_core.cli.outputs import check_targets
-from medsam2_core.errors import EvaluationError, ExportError, MedSAM2Error, Note
+from medsam2_core.cli.outputs import check_plot, check_targets
+from medsam2_core.errors import EvaluationError, MedSAM2Error, Note
 
 if TYPE_CHECKING:
     from medsam2_core.engine.segmentation_model import SegmentationModel
     from medsam2_core.evaluation.speed import ModelChoice, SpeedSettings
 
 
-_PLOTS = (".png", ".svg")
 # What a part of the measurements may end with while the others stay: a full card or disk, a process that was
 # killed for its memory, a compiler that is missing.
 _FAILURES = (MedSAM2Error, ImportError, RuntimeError, OSError, MemoryError)
@@ -92,9 +91,7 @@ class Bench:
         if self.random is not None and (self.model is not None or self.config is not None):
             message = "--random takes random weights of its configuration: leave out --model and --config"
             raise EvaluationError(message, code="random-and-model", random=self.random)
-        if self.plot is not None and self.plot.suffix.lower() not in _PLOTS:
-            message = f"--plot {self.plot}: plots are written as {' or '.join(_PLOTS)}"
-            raise ExportError(message, code="unknown-format", path=str(self.plot), suffixes=list(_PLOTS))
+        check_plot(self.plot)
         with atomic.protect(self.model, self.config):
             check_targets(self.plot, overwrite=self.overwrite)
 

@@ -11,7 +11,7 @@ import typer
 from medsam2_core import atomic
 from medsam2_core.cli.console import print_json, progress_bar, warn
 from medsam2_core.cli.options import AsJson
-from medsam2_core.cli.outputs import check_targets
+from medsam2_core.cli.outputs import check_distinct, check_plot, check_targets
 from medsam2_core.errors import EvaluationError, VolumeError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class _Run:
 
     cases: list[Case]
     out: Path | None
+    overwrite: bool
     about: dict[str, Any]
     found: list[Any] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -53,7 +54,8 @@ class _Run:
         from medsam2_core.evaluation import report
 
         if self.out is not None and self.found:
-            report.write_json(self.out, self.found, self._described)
+            report.write_json(self.out, self.found, self._described, overwrite=self.overwrite)
+            self.overwrite = True  # from now on it is this run's
 
     @property
     def _described(self) -> dict[str, Any]:
@@ -68,7 +70,7 @@ class _Run:
             message = "no object to measure: every label is empty or too small"
             raise EvaluationError(message, code="nothing-to-measure")
 
-    def show(self, plot: Path | None, *, as_json: bool) -> None:
+    def show(self, plot: Path | None, *, overwrite: bool, as_json: bool) -> None:
         """Print the table of everything measured, or all of it as JSON, and draw it."""
         from medsam2_core.evaluation import cvpr25, report
 
@@ -81,7 +83,7 @@ class _Run:
         else:
             print(report.table(report.means(self.found)) if by_rows else cvpr25.table(self.found))
         if plot is not None and by_rows:
-            report.plot(plot, report.means(self.found))
+            report.plot(plot, report.means(self.found), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Evaluate:
     zoom: auto or off.
     memory: recent, self-sorting or prompted.
     out FILE.json: Write every figure, anew after every case.
-    plot PNG: Draw the means by row.
+    plot FILE.png|FILE.svg: Draw the means by row.
     """
 
     image: Annotated[Path | None, typer.Argument()] = None
@@ -132,6 +134,7 @@ class Evaluate:
     image_size: int | None = None
     out: Annotated[Path | None, typer.Option("--out", "-o")] = None
     plot: Path | None = None
+    overwrite: bool = False
     as_json: AsJson = False
 
     def run(self) -> None:
@@ -143,16 +146,19 @@ class Evaluate:
         settings, cases = self._settings(), self._chosen()
         read = [path for case in cases for path in (case.image, case.labels)]
         with atomic.protect(*read, self.cases, self.model, self.config):
-            check_targets(self.out, self.plot, overwrite=True)
+            check_targets(self.out, self.plot, overwrite=self.overwrite)
+        check_plot(self.plot)
+        check_distinct(("--out", self.out), ("--plot", self.plot))
         model = load_model(
             self.model, self.device, self.precision, config=self.config, image_size=self.image_size
         )
         about = {"protocol": self.protocol, **asdict(settings), **model.provenance()}
-        run, cache = _Run(cases, self.out, {**about, "image_size": model.image_size}), FeatureCache()
+        about["image_size"] = model.image_size
+        run, cache = _Run(cases, self.out, self.overwrite, about), FeatureCache()
         try:
             run.measure(lambda case: measure_case(case, model, settings, cache))
         finally:
-            run.show(self.plot, as_json=self.as_json)
+            run.show(self.plot, overwrite=self.overwrite, as_json=self.as_json)
         run.check()
 
     def _settings(self) -> Protocol:

@@ -1,4 +1,4 @@
-"""The files that `medsam2 segment` and `medsam2 auto` write."""
+"""The files that commands write: masks and what is beside them, tables, plots."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.prompts import PromptSet
     from medsam2_core.session.session import Session
+
+_PLOTS = (".png", ".svg")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,13 @@ def check_targets(*paths: Path | None, overwrite: bool) -> None:
             atomic.check_target(path, overwrite=overwrite)
     for path in {path.parent: path for path in paths if path is not None}.values():
         atomic.check_writable(path)
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise ExportError ``unknown-format`` for a plot that is neither PNG nor SVG."""
+    if path is not None and path.suffix.lower() not in _PLOTS:
+        message = f"--plot {path}: plots are written as {' or '.join(_PLOTS)}"
+        raise ExportError(message, code="unknown-format", path=str(path), suffixes=list(_PLOTS))
 
 
 def check_distinct(*outputs: tuple[str, Path | None]) -> None:

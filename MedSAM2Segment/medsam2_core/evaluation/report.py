@@ -59,14 +59,16 @@ def document(measurements: Sequence[Measurement], about: dict[str, Any]) -> dict
     return {**content, "objects": objects}
 
 
-def write_json(path: str | Path, measurements: Sequence[Measurement], about: dict[str, Any]) -> None:
+def write_json(
+    path: str | Path, measurements: Sequence[Measurement], about: dict[str, Any], *, overwrite: bool = False
+) -> None:
     """Write the :func:`document`, whole or not at all."""
-    with new_file(Path(path), overwrite=True) as stream:
+    with new_file(Path(path), overwrite=overwrite) as stream:
         stream.write((json.dumps(document(measurements, about), indent=1) + "\n").encode())
 
 
-def plot(path: str | Path, rows: Sequence[RowMeans]) -> None:
-    """Dice by row as a PNG: baseline, one click, one box, corrections."""
+def plot(path: str | Path, rows: Sequence[RowMeans], *, overwrite: bool = False) -> None:
+    """Dice by row as a PNG or SVG: baseline, one click, one box, corrections."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 0.55 * len(rows) + 1.6), layout="constrained")
@@ -85,8 +87,13 @@ def plot(path: str | Path, rows: Sequence[RowMeans]) -> None:
     axes.set_xlim(0, 1)
     axes.set_xlabel("mean Dice")
     figure.legend(loc="outside upper right", ncols=4, frameon=False)
-    with new_file(Path(path), overwrite=True) as stream:
-        figure.savefig(stream, dpi=110, format="png")
+    write_figure(figure, Path(path), overwrite=overwrite)
+
+
+def write_figure(figure: Any, path: Path, *, overwrite: bool) -> None:
+    """Write a figure of Matplotlib in the format that the ending names, whole or not at all."""
+    with new_file(path, overwrite=overwrite) as stream:
+        figure.savefig(stream, dpi=110, format=path.suffix[1:].lower())
 
 
 def _row_means(row: str, found: Sequence[Measurement]) -> RowMeans:
