@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -141,18 +141,6 @@ def folder_name(name: str) -> str:
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
         return f"{kept or 'case'}-{digest}"
     return kept
-
-
-def same_folder(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return pairs of names whose folders would be one where capitals do not count."""
-    seen: dict[str, str] = {}
-    found = []
-    for name in names:
-        folder = folder_name(name).casefold()
-        if folder in seen:
-            found.append((seen[folder], name))
-        seen.setdefault(folder, name)
-    return found
 
 
 def case_folder(results: str | Path, case: Case) -> Path:

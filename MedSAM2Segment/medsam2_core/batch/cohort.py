@@ -7,14 +7,13 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from medsam2_core.auto.fewshot.data import LABEL_ENDINGS, SUFFIXES, stem_of
-from medsam2_core.batch.cases import Case, folder_name, same_folder
+from medsam2_core.batch.cases import Case, folder_name
 from medsam2_core.batch.inputs import is_results, is_url, mask_place, name_in_url
 from medsam2_core.errors import BatchError, MedSAM2Error, Note
 from medsam2_core.imaging import dicom, pictures
@@ -68,6 +67,7 @@ def read_cohort(
     results: Path | None = None,
     *,
     needs_prompts: bool = True,
+    find_auto: Callable[[str], Any] | None = None,
 ) -> Cohort:
     """Read the cases of a CSV, or find those of a folder.
 
@@ -83,6 +83,8 @@ def read_cohort(
         Is passed over in a folder.
     needs_prompts
         Whether a case without any is a problem; it is none where cases are only listed.
+    find_auto
+        Raises MedSAM2Error for the name of an Auto model that there is not.
 
     Raises
     ------
@@ -102,11 +104,15 @@ def read_cohort(
     complete = [_with_defaults(case, defaults or Defaults()) for case in cohort.cases]
     found = [problem for case in complete for problem in _checked(case)]
     problems += [one for one in found if needs_prompts or one.code != "no-prompt"]
-    for first, second in same_folder([case.name for case in complete]):
-        message = (
-            f"the cases {first!r} and {second!r} cannot be told apart where capitals do not count: rename one"
-        )
-        problems.append(Problem(_line_of(complete, second), "same-name", message))
+    if find_auto is not None:
+        problems += _unknown_models(complete, find_auto)
+    of_folder: dict[str, Case] = {}
+    for case in complete:
+        other = of_folder.setdefault(case.folder.casefold(), case)
+        if other is not case:
+            names = f"{other.name!r} and {case.name!r}"
+            message = f"the cases {names} cannot be told apart where capitals do not count: rename one"
+            problems.append(Problem(case.line, "same-name", message))
     if problems:
         listed = sorted(set(problems), key=lambda one: (one.line, one.message))
         raise BatchError(
@@ -149,10 +155,6 @@ def _with_defaults(case: Case, defaults: Defaults) -> Case:
         return case
     classes = case.classes or defaults.classes
     return replace(case, auto=defaults.auto, classes=classes, like=defaults.like)
-
-
-def _line_of(cases: Iterable[Case], name: str) -> int:
-    return next(case.line for case in cases if case.name == name)
 
 
 # CSV -------------------------------------------------------------------------------------------------------
@@ -294,11 +296,10 @@ def _name(csv_path: Path, image: str, series: str) -> str:
     if is_url(image):
         text = stem_of(Path(name_in_url(image)))
     else:
-        place = Path(_place(csv_path, image))
-        with suppress(ValueError):
-            place = place.relative_to(Path(os.path.abspath(csv_path.parent)))
-        text = place.name if place.is_absolute() else place.as_posix()
-        text = text[: len(text) - len(place.name)] + stem_of(Path(place.name))
+        place, folder = Path(_place(csv_path, image)), Path(os.path.abspath(csv_path.parent))
+        text = stem_of(place)
+        if place.is_relative_to(folder):
+            text = (place.parent.relative_to(folder) / text).as_posix()
     return f"{text}/{series}" if series else text
 
 
@@ -434,17 +435,11 @@ def _files(case: Case) -> Iterator[tuple[str, str]]:
         yield "like_segmentation", labels
 
 
-def check_models(cases: Iterable[Case], find: Callable[[str], Any]) -> None:
-    """Look for every Auto model that cases name, once; BatchError ``cohort-problems`` for those not found."""
-    problems = []
-    for name in dict.fromkeys(case.auto for case in cases if case.auto):
-        line = next(case.line for case in cases if case.auto == name)
+def _unknown_models(cases: Iterable[Case], find_auto: Callable[[str], Any]) -> Iterator[Problem]:
+    """Yield the Auto models that cases name and that are not found, each once."""
+    first = {case.auto: case.line for case in reversed(list(cases)) if case.auto}
+    for name, line in first.items():
         try:
-            find(name)
+            find_auto(name)
         except MedSAM2Error as error:
-            problems.append(
-                {"line": line, "code": error.code, "message": str(Problem(line, error.code, str(error)))}
-            )
-    if problems:
-        message = f"{len(problems)} Auto models cannot be used, nothing was begun"
-        raise BatchError(message, code="cohort-problems", problems=problems)
+            yield Problem(line, error.code, str(error))

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -236,8 +235,7 @@ def _copied(url: str, folder: Path) -> Path:
         if filesystem.isdir(path):
             filesystem.get(path.rstrip("/") + "/", str(target) + "/", recursive=True)
         else:
-            with filesystem.open(path, "rb") as source, target.open("wb") as copy:
-                shutil.copyfileobj(source, copy, _BLOCK)
+            filesystem.get_file(path, str(target))
     return target
 
 

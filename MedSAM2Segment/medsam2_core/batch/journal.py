@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from medsam2_core.errors import BatchError
 
 _VERSION = 1
 _LOCK_SECONDS = 30.0  # to wait for another program that has the file
-_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _TABLE = """
 CREATE TABLE IF NOT EXISTS cases (
     name TEXT PRIMARY KEY, state TEXT NOT NULL, signature TEXT NOT NULL, attempts INTEGER NOT NULL,
@@ -81,9 +81,15 @@ class Journal:
         self.path = path
         # A reader may be one who may not write there.
         name, is_uri = (f"{path.absolute().as_uri()}?mode=ro", True) if read_only else (path, False)
-        try:
+        with self._errors("journal-unreadable", "opened"):
             self._database = sqlite3.connect(name, timeout=_LOCK_SECONDS, uri=is_uri)
-            self._check()
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _VERSION):
+                message = f"{path} was written by a newer release (version {version}): use that one"
+                raise BatchError(message, code="journal-version", path=str(path), version=version)
+            (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
             if read_only:
                 return
             self._database.execute("PRAGMA journal_mode=DELETE")
@@ -92,8 +98,6 @@ class Journal:
             with self._database:
                 self._database.execute(_TABLE)
                 self._database.execute(f"PRAGMA user_version={_VERSION}")
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -123,12 +127,10 @@ class Journal:
 
     def _read(self, which: str, *values: str) -> Iterator[Entry]:
         columns = "name, state, signature, attempts, inputs, outcome"
-        try:
+        with self._errors("journal-unreadable", "read"):
             for row in self._database.execute(f"SELECT {columns} FROM cases {which}", values):
                 name, state, signature, attempts, inputs, outcome = row
                 yield Entry(name, state, signature, attempts, json.loads(inputs), json.loads(outcome))
-        except (sqlite3.Error, ValueError) as error:
-            raise self._unreadable(error) from error
 
     def _write(self, entry: Entry) -> None:
         row = (entry.name, entry.state, entry.signature, entry.attempts,
@@ -136,37 +138,22 @@ class Journal:
         self._change("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?)", [row])
 
     def _change(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        with self._errors("journal-not-writable", "written"), self._database:
+            self._database.executemany(statement, rows)
+
+    @contextmanager
+    def _errors(self, code: str, what: str) -> Iterator[None]:
+        """Raise the errors of SQLite, and of entries that are no JSON, as a BatchError."""
         try:
-            with self._database:
-                self._database.executemany(statement, rows)
-        except sqlite3.Error as error:
-            message = f"{self.path} cannot be written: {error}"
-            raise BatchError(message, code="journal-not-writable", path=str(self.path)) from error
-
-    def _check(self) -> None:
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _VERSION):
-            message = f"{self.path} was written by a newer release (version {version}): use that one"
-            raise BatchError(message, code="journal-version", path=str(self.path), version=version)
-        (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise self._damaged(verdict)
-
-    def _unreadable(self, error: Exception) -> BatchError:
-        if isinstance(error, ValueError) or getattr(error, "sqlite_errorname", "").startswith(_DAMAGE):
-            return self._damaged(str(error))
-        self._close_quietly()
-        message = f"{self.path} cannot be opened: {error}. It was not changed; remove the cause and try again"
-        return BatchError(message, code="journal-unreadable", path=str(self.path), reason=str(error))
-
-    def _damaged(self, reason: str) -> BatchError:
-        self._close_quietly()
-        return BatchError(
-            f"{self.path} is damaged ({reason}): move it away, and run the same command again; results in "
-            "cases/ are taken over, only failed cases are done again",
-            code="journal-damaged", path=str(self.path), reason=reason,
-        )  # fmt: skip
-
-    def _close_quietly(self) -> None:
-        if hasattr(self, "_database"):
-            self._database.close()
+            yield
+        except (sqlite3.Error, ValueError) as error:
+            path, reason = str(self.path), str(error)
+            text = f"cannot be {what}: {reason}. It was not changed; remove the cause and try again"
+            # What is locked, full or forbidden is an OperationalError.
+            if isinstance(error, ValueError) or type(error) is sqlite3.DatabaseError:
+                code = "journal-damaged"
+                text = (
+                    f"is damaged ({reason}): move it away, and run the same command again; results in cases/ "
+                    "are taken over, only failed cases are done again"
+                )
+            raise BatchError(f"{path} {text}", code=code, path=path, reason=reason) from error

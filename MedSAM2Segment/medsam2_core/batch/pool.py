@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from medsam2_core.batch.cases import Case, Options, Task
-from medsam2_core.batch.inputs import is_url
 from medsam2_core.errors import BatchError, MissingPackageError
 
 #: Cases that a process has at a time: one is computed, one is read.
@@ -183,7 +182,7 @@ class LocalPool(Pool):
 
     def _outcome(self, process: Process, call: Any) -> dict[str, Any] | None:
         try:
-            outcome, start_error = call.recv()
+            outcome = call.recv()
         except (EOFError, OSError) as error:
             child, _ = process.handle
             child.join(5)
@@ -191,15 +190,15 @@ class LocalPool(Pool):
             if code > 0 and not process.is_ready:  # it ended by itself: no signal did it
                 raise _not_started(f"exit code {code}") from error
             raise ProcessLost(f"exit code {code}") from error
-        if start_error:
-            raise _not_started(start_error)
+        if isinstance(outcome, str):
+            raise _not_started(outcome)
         return outcome
 
 
 def _serve(connections: Sequence[Connection], make_runner: MakeRunner) -> None:
     """Do the cases that come, in a thread for each connection; end at once when the other side is gone.
 
-    What is sent is a pair: an outcome, and why the process cannot start. The first says that it has started.
+    What is sent first is None when the process has started, or a text that says why it cannot.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal or a scheduler: the other side decides
         signal.signal(number, signal.SIG_IGN)
@@ -207,13 +206,13 @@ def _serve(connections: Sequence[Connection], make_runner: MakeRunner) -> None:
         runner = make_runner()
     except Exception as error:
         for connection in connections:
-            connection.send((None, f"{type(error).__name__}: {error}"[:300]))
+            connection.send(f"{type(error).__name__}: {error}"[:300])
         raise
 
     def work(connection: Connection) -> None:
-        connection.send((None, ""))
+        connection.send(None)
         while True:
-            connection.send((runner.run(connection.recv()), ""))
+            connection.send(runner.run(connection.recv()))
 
     for connection in connections:
         threading.Thread(target=work, args=(connection,), daemon=True).start()
@@ -232,41 +231,33 @@ def processes_for(options: Options, cases: Sequence[Case]) -> int:
     from medsam2_core.worker.system import device_facts, memory
 
     device = choose_device(options.device)
+    model, scans = bytes_needed(options, cases)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rooms = [cores // options.threads, memory()[0] // memory_of_process(options, cases, device.type)]
-    if device.type != "cpu":
-        in_card = _model_bytes(options) + _largest_scan(cases)
-        rooms.append(device_facts(device)["free_bytes"] // in_card)
-    return max(1, min(rooms))
+    if device.type == "cpu":
+        room = memory()[0] // (model + scans)
+    else:
+        room = device_facts(device)["free_bytes"] // (model + scans // _SCANS)
+        room = min(room, memory()[0] // (_PROGRAM_BYTES + scans))
+    return max(1, min(cores // options.threads, room))
 
 
-def memory_of_process(options: Options, cases: Sequence[Case], device_type: str = "cpu") -> int:
-    """Return about how many bytes of main memory a process needs with the largest scan."""
-    program = _model_bytes(options) if device_type == "cpu" else _PROGRAM_BYTES
-    return program + _SCANS * _largest_scan(cases)
-
-
-def _model_bytes(options: Options) -> int:
+def bytes_needed(options: Options, cases: Sequence[Case]) -> tuple[int, int]:
+    """Return about how much memory a process needs for the model, and for the largest scans."""
     from medsam2_core.engine.catalogue import Catalogue
 
-    return Catalogue.load().find(options.model).needed_bytes(0, options.image_size) or _PROGRAM_BYTES
+    model = Catalogue.load().find(options.model).needed_bytes(0, options.image_size) or _PROGRAM_BYTES
+    return model, _SCANS * max(map(_scan_bytes, cases), default=_UNKNOWN_SCAN)
 
 
-def _largest_scan(cases: Sequence[Case]) -> int:
-    """Return about how large the largest scan is in memory, by the size of its files."""
-
-    def size(case: Case) -> int:
-        path = Path(case.image)
-        if is_url(case.image):
-            return _UNKNOWN_SCAN
-        try:
-            if path.is_dir():
-                return sum(one.stat().st_size for one in path.iterdir() if one.is_file()) * 2
-            return path.stat().st_size * _GROWTH.get(path.suffix.lower(), 2)
-        except OSError:
-            return _UNKNOWN_SCAN
-
-    return max(map(size, cases), default=_UNKNOWN_SCAN)
+def _scan_bytes(case: Case) -> int:
+    """Return about how large a scan is in memory, by the size of its files."""
+    path = Path(case.image)
+    try:
+        if path.is_dir():
+            return sum(one.stat().st_size for one in path.iterdir() if one.is_file()) * 2
+        return path.stat().st_size * _GROWTH.get(path.suffix.lower(), 2)
+    except OSError:  # as of a URL
+        return _UNKNOWN_SCAN
 
 
 # Ray -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medsam2_core import atomic
+from medsam2_core.auto.library import find
 from medsam2_core.batch import cases as names
 from medsam2_core.batch.cases import DONE, FAILED, Case, Options, Task, case_folder, read_facts
 from medsam2_core.batch.inputs import changed, fingerprint
@@ -66,12 +67,8 @@ def opened(results: Path) -> Iterator[Journal]:
     from filelock import FileLock, Timeout
 
     path = results / names.JOURNAL
-    if (
-        results.is_dir()
-        and any(results.iterdir())
-        and not path.exists()
-        and not (results / names.CASES).exists()
-    ):
+    is_ours = path.exists() or (results / names.CASES).exists()
+    if not is_ours and results.is_dir() and any(results.iterdir()):
         message = f"{results} holds other files: name a new folder, or the results of an earlier run"
         raise BatchError(message, code="results-of-others", path=str(results))
     atomic.make_folder(results)
@@ -79,11 +76,8 @@ def opened(results: Path) -> Iterator[Journal]:
     try:
         with FileLock(results / ".lock", timeout=0):
             atomic.clean_folders(results / names.CASES)
-            journal = Journal(path)
-            try:
+            with contextlib.closing(Journal(path)) as journal:
                 yield journal
-            finally:
-                journal.close()
     except Timeout as error:
         message = f"another run is writing to {results}: wait for it, or name another folder"
         raise BatchError(message, code="results-in-use", path=str(results)) from error
@@ -120,10 +114,10 @@ class Run:
     def signature(self, case: Case) -> str:
         """Return a hash of all that a result depends on but its files: prompts, options, weights."""
         request = {name: value for name, value in case.to_dict().items() if name not in ("name", "line")}
-        weights = [_weights_of_auto(case.auto)] if case.auto else []
+        files = [find(case.auto)[0]] if case.auto else []
         if not case.auto or self._options.model != "embedded":
-            weights.append(_weights(self._options.model))
-        known = [_RESULT_VERSION, request, self._options.to_dict(), weights]
+            files.append(Store.default().locate(Catalogue.load().find(self._options.model)))
+        known = [_RESULT_VERSION, request, self._options.to_dict(), [_hash(str(file)) for file in files]]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8", "replace")).hexdigest()
 
     def run(
@@ -229,16 +223,6 @@ class Run:
         with contextlib.suppress(MedSAM2Error):  # another image is another attempt
             inputs = fingerprint(task.case)
         self._end(task, {"state": FAILED, "error": error, "inputs": inputs})
-
-
-def _weights(model: str) -> str:
-    return _hash(str(Store.default().locate(Catalogue.load().find(model))))
-
-
-def _weights_of_auto(name: str) -> str:
-    from medsam2_core.auto.library import find
-
-    return _hash(str(find(name)[0]))
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ from medsam2_core.cli.options import AsJson, AxisName, Out, WhenIrregular, pairs
 from medsam2_core.errors import BatchError, Cancelled, ExportError, Note
 
 if TYPE_CHECKING:
-    from medsam2_core.batch.cases import Options
+    from medsam2_core.batch.cases import Case, Options
     from medsam2_core.batch.cohort import Cohort
     from medsam2_core.batch.pool import Pool
     from medsam2_core.batch.run import Summary
@@ -107,7 +107,7 @@ class Batch:
         here = (self.device, self.precision) if self.ray is None else ("auto", "auto")
         check_settings(self.model, *here, self.window)
         started = time.perf_counter()
-        summary, facts = self._run(cohort)
+        summary, facts = self._run(cohort.cases)
         seconds = time.perf_counter() - started
         new = len(summary.done) + len(summary.failed)
         facts |= {
@@ -133,17 +133,16 @@ class Batch:
     def _cohort(self) -> Cohort:
         """Read the cohort; print every problem with its line before the error that ends the command."""
         from medsam2_core.auto.library import find
-        from medsam2_core.batch.cohort import Defaults, check_models, read_cohort
+        from medsam2_core.batch.cohort import Defaults, read_cohort
 
         self._check_out()
-        like = tuple((str(Path(a).absolute()), str(Path(b).absolute())) for a, b in self._like())
-        auto = self.auto or ""
-        if auto and Path(auto).is_file():
-            auto = str(Path(auto).absolute())
+        pairs = pairs_given(self.context, "like")
+        like = tuple((str(Path(scan).absolute()), str(Path(labels).absolute())) for scan, labels in pairs)
+        defaults = Defaults(_absolute(self.auto) or "", self.classes or "", like)
         try:
-            defaults = Defaults(auto, self.classes or "", like)
-            cohort = read_cohort(self.cohort, defaults, self.out, needs_prompts=not self.list_cases)
-            check_models(cohort.cases, find)
+            return read_cohort(
+                self.cohort, defaults, self.out, needs_prompts=not self.list_cases, find_auto=find
+            )
         except BatchError as error:
             problems = error.fields.get("problems", ())
             for one in problems[:_MOST_PROBLEMS]:
@@ -151,10 +150,6 @@ class Batch:
             if len(problems) > _MOST_PROBLEMS:
                 warn(f"… and {len(problems) - _MOST_PROBLEMS} more (--json lists all)")
             raise
-        return cohort
-
-    def _like(self) -> list[tuple[str, str]]:
-        return pairs_given(self.context, "like")
 
     def _check_out(self) -> None:
         out, cohort = self.out.resolve(), self.cohort.resolve()
@@ -172,28 +167,24 @@ class Batch:
         from medsam2_core.batch.cases import Options
 
         values = {one.name: getattr(self, one.name) for one in fields(Options)}
-        for name in ("model", "config"):  # other machines have other working folders
-            if values[name] and Path(values[name]).is_file():
-                values[name] = str(Path(values[name]).absolute())
-        return Options(**values)
+        return Options(**{**values, "model": _absolute(self.model), "config": _absolute(self.config)})
 
-    def _run(self, cohort: Cohort) -> tuple[Summary, dict[str, Any]]:
+    def _run(self, cases: list[Case]) -> tuple[Summary, dict[str, Any]]:
         from medsam2_core.batch.report import results_of, write_report, write_table
         from medsam2_core.batch.run import Run, opened
 
-        cases, options = cohort.cases, self._options
+        options = self._options
         with opened(self.out) as journal:
             run = Run(self.out, journal, options, retry_failed=self.retry_failed)
-            pool = self._pool(options, cohort)
+            pool = self._pool(options, cases)
             try:
                 with progress_bar("segmenting", len(cases)) as update:
-                    run.run(cases, pool, stop_on_request(), update)
+                    summary = run.run(cases, pool, stop_on_request(), update)
             finally:
                 pool.close()
                 results = results_of(journal, cases)
                 table = write_table(results, self.out)
                 page = write_report(results, self.out, self.cohort.name)
-        summary = run.summary
         return summary, {
             "out": str(self.out), "table": str(table), "report": str(page), "cases": len(cases),
             "done": len(summary.done), "failed": len(summary.failed), "kept": len(summary.kept),
@@ -201,19 +192,23 @@ class Batch:
             "confidence_is_calibrated": False,
         }  # fmt: skip
 
-    def _pool(self, options: Options, cohort: Cohort) -> Pool:
-        from medsam2_core.batch.pool import LocalPool, RayPool, memory_of_process, processes_for
+    def _pool(self, options: Options, cases: list[Case]) -> Pool:
+        from medsam2_core.batch.pool import LocalPool, RayPool, bytes_needed, processes_for
         from medsam2_core.batch.work import CaseRunner
 
         make_runner = partial(CaseRunner, self.out.absolute(), options)
         if self.ray is not None:
-            memory = memory_of_process(options, cohort.cases)
+            memory = sum(bytes_needed(options, cases))
             on_gpu = None if self.device == "auto" else self.device != "cpu"
             return RayPool(
                 self.ray, make_runner, self.processes, threads=options.threads, memory=memory, on_gpu=on_gpu
             )
-        count = self.processes or processes_for(options, cohort.cases)
-        return LocalPool(make_runner, min(count, len(cohort.cases)))
+        return LocalPool(make_runner, min(self.processes or processes_for(options, cases), len(cases)))
+
+
+def _absolute(file: str | None) -> str | None:
+    """Return the absolute path of a file, as other machines have other working folders; a name as it is."""
+    return str(Path(file).absolute()) if file and Path(file).is_file() else file
 
 
 def _print(facts: dict[str, Any]) -> None:
