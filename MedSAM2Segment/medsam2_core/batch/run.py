@@ -158,17 +158,15 @@ class Run:
         while again and pool.submit(again[0]):
             again.popleft()
         while waiting and not again:
-            case = waiting[0]
-            if not any(process.takes(Task(case, "")) for process in pool.processes):
+            if not any(process.takes(Task(waiting[0], "")) for process in pool.processes):
                 return
+            case = waiting.popleft()
             try:
                 signature = self.signature(case)
                 state = self._known(case, signature)
             except MedSAM2Error as error:  # of its Auto model, or of a store that does not answer
-                waiting.popleft()
                 self._not_checked(case, error)
                 continue
-            waiting.popleft()
             if state == DONE:
                 self.summary.kept.append(case.name)
             elif state == FAILED:
