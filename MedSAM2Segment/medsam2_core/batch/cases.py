@@ -74,18 +74,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for all cases: the options of `medsam2 segment` of the same names.
+    """What holds for all cases: the options of `medsam2 batch` of the same names.
 
-    Attributes
-    ----------
-    axis, window
-        None: of an Auto model its own, else ``axial`` and ``auto``.
-    dicom_seg
-        Also write a DICOM SEG of cases that are DICOM.
-    generic
-        Code objects without a code as tissue there.
-    threads
-        CPU threads of each process.
+    Without ``axis`` and ``window``, those of an Auto model are its own, else ``axial`` and ``auto``.
     """
 
     model: str = "embedded"
@@ -114,15 +105,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Task:
-    """A case to be done.
-
-    Attributes
-    ----------
-    signature
-        Of the request; it is kept beside the result.
-    attempt
-        From 0; more after a process was lost.
-    """
+    """A case to be done; the signature of the request is kept beside the result, attempts count from 0."""
 
     case: Case
     signature: str

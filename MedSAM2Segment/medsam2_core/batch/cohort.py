@@ -77,8 +77,6 @@ def read_cohort(
         A CSV with :data:`COLUMNS`, of which ``image`` is needed; paths are relative to it. Lines with one
         ``case``, or one ``image`` without it, are objects of one case. Or a folder: volumes, pictures and
         DICOM series in it and below, with prompts beside them (``NAME.prompts.json``).
-    defaults
-        For cases without prompts.
     results
         Is passed over in a folder.
     needs_prompts

@@ -33,8 +33,6 @@ class Entry:
         ``done``, ``failed``, ``waiting``, or ``running``: begun, and not ended when the run was stopped.
     signature
         Of the request: prompts, options, models.
-    attempts
-        How often it was begun.
     inputs
         Its files as :func:`medsam2_core.batch.inputs.fingerprint` gives them.
     outcome

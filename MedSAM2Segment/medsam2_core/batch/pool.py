@@ -51,7 +51,7 @@ class Process:
     is_ready
         Whether it is known to have started.
     tasks
-        The cases it has, each by that from which its outcome will come.
+        The cases it has, by their calls.
     """
 
     handle: Any = None
@@ -68,7 +68,11 @@ class Process:
 
 
 class Pool(ABC):
-    """Does cases in several processes, each of which starts with its first case."""
+    """Does cases in several processes, each of which starts with its first case.
+
+    The methods that kinds of pools define are about a process and ``calls``: what a case was sent with, and
+    its outcome comes from.
+    """
 
     def __init__(self, count: int) -> None:
         self.processes = [Process() for _ in range(count)]
@@ -126,11 +130,11 @@ class Pool(ABC):
 
     @abstractmethod
     def _send(self, process: Process, task: Task) -> Any:
-        """Give a process a case, and return that from which its outcome will come."""
+        """Give a process a case, and return the call."""
 
     @abstractmethod
     def _ready(self, calls: Sequence[Any], seconds: float) -> Iterable[Any]:
-        """Return those of what :meth:`_send` returned that have something, or whose process was lost."""
+        """Return the calls that have something, or whose process was lost."""
 
     @abstractmethod
     def _outcome(self, process: Process, call: Any) -> dict[str, Any] | None:
@@ -210,9 +214,12 @@ def _serve(connections: Sequence[Connection], make_runner: MakeRunner) -> None:
         raise
 
     def work(connection: Connection) -> None:
-        connection.send(None)
-        while True:
-            connection.send(runner.run(connection.recv()))
+        try:
+            connection.send(None)
+            while True:
+                connection.send(runner.run(connection.recv()))
+        finally:
+            os._exit(1)
 
     for connection in connections:
         threading.Thread(target=work, args=(connection,), daemon=True).start()

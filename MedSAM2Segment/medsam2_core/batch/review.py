@@ -88,12 +88,7 @@ class ReviewFiles:
 
 
 class ReviewQueue:
-    """The queue of a folder of results.
-
-    Parameters
-    ----------
-    results
-        Folder of `medsam2 batch`.
+    """The queue of a folder of results of `medsam2 batch`.
 
     Raises
     ------

@@ -29,20 +29,14 @@ _POLL_SECONDS = 0.5  # seconds between two looks whether to stop
 
 @dataclass
 class Summary:
-    """How a run ended.
+    """How a run ended: names of cases.
 
     Attributes
     ----------
-    done, failed
-        Names of the cases of this run.
-    kept
-        Names of those that were done before.
-    kept_failed
-        Names of those that had failed before, and were left so.
+    kept, kept_failed
+        Those that were done, or had failed, before, and were left so.
     unchecked
         Why it could not be told whether a case that was done before has changed, by name; it is kept.
-    stopped
-        Whether it was stopped before its end.
     """
 
     done: list[str] = field(default_factory=list)
@@ -84,18 +78,9 @@ def opened(results: Path) -> Iterator[Journal]:
 
 
 class Run:
-    """Does the cases of a cohort that are not done yet.
+    """Does the cases of a cohort that are not done yet; :func:`opened` gives the journal.
 
-    Parameters
-    ----------
-    results
-        The folder; :func:`opened` gives its journal.
-    options
-        What holds for all cases.
-    retry_failed
-        Do failed cases again.
-    retries
-        How often a case that lost its process is tried again.
+    A case that lost its process is tried again ``retries`` times.
     """
 
     def __init__(

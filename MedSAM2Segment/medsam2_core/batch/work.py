@@ -26,15 +26,7 @@ if TYPE_CHECKING:
 
 
 class CaseRunner:
-    """Does cases, one model in memory. Called by two threads, the second reads while the first computes.
-
-    Parameters
-    ----------
-    results
-        Folder of results.
-    options
-        What holds for all cases.
-    """
+    """Does cases, one model in memory. Called by two threads, the second reads while the first computes."""
 
     def __init__(self, results: str | Path, options: Options) -> None:
         import torch  # what a process cannot start without
