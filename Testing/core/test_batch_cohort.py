@@ -270,6 +270,12 @@ def test_the_command_line_lists_cases_and_names_every_problem(scans, medsam2):
         "line 2", "line 3", "line 4", "line 4",
     ]  # fmt: skip
     assert not (scans / "out").exists(), "nothing was begun"
+    write_rows(path, [{"image": "a.nrrd", "auto": "nosuch"}, {"image": "c.nrrd", "auto": "nosuch"}])
+    answer = medsam2("batch", path, "--out", scans / "out")
+    assert answer.refused("cohort-problems")
+    assert [(one["line"], one["code"]) for one in answer.error.fields["problems"]] == [
+        (2, "unknown-auto-model"), (3, "no-such-file"),
+    ]  # fmt: skip
     write_rows(path, [{"image": "a.nrrd", "object": "liver", "box": "0,0,3,3@1"}, {"image": "b.nrrd"}])
     rows = list(csv.DictReader(io.StringIO(medsam2("batch", path, "--out", scans / "out", "--list").out)))
     assert [(row["case"], row["object"], row["box"]) for row in rows] == [
