@@ -96,7 +96,7 @@ def image_changed(known: Mapping[str, Any], image: str, slice_files: Iterable[st
         files = sorted(set(map(Path, slice_files)))
         is_same = all(_stat(file) == state.get(file) for file in files)
         return not is_same and _hash_of_files(folder, files) != known[image]["sha256"]
-    except (OSError, KeyError):
+    except (OSError, KeyError, TypeError, ValueError):  # slices that are gone, or of another folder
         return True
 
 
