@@ -87,13 +87,8 @@ def plot(path: str | Path, rows: Sequence[RowMeans], *, overwrite: bool = False)
     axes.set_xlim(0, 1)
     axes.set_xlabel("mean Dice")
     figure.legend(loc="outside upper right", ncols=4, frameon=False)
-    write_figure(figure, Path(path), overwrite=overwrite)
-
-
-def write_figure(figure: Any, path: Path, *, overwrite: bool) -> None:
-    """Write a figure of Matplotlib in the format that the ending names, whole or not at all."""
-    with new_file(path, overwrite=overwrite) as stream:
-        figure.savefig(stream, dpi=110, format=path.suffix[1:].lower())
+    with new_file(Path(path), overwrite=overwrite) as stream:
+        figure.savefig(stream, dpi=110, format=Path(path).suffix[1:].lower())
 
 
 def _row_means(row: str, found: Sequence[Measurement]) -> RowMeans:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from medsam2_core.atomic import new_file
 from medsam2_core.engine.architecture import OWN_CONFIGS, build_module
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.devices import processor_name
 from medsam2_core.engine.model import load_model
 from medsam2_core.engine.recipe import STOCK, PromptRecipe
 from medsam2_core.engine.segmentation_model import SegmentationModel
-from medsam2_core.evaluation.report import write_figure
 from medsam2_core.evaluation.timings import Phantom, Timings
 from medsam2_core.session import Session
 
@@ -213,4 +213,5 @@ def draw(path: Path, facts: Mapping[str, Any], *, overwrite: bool = False) -> No
     axes.set_xscale("log")
     axes.set_xlabel("seconds")
     axes.set_title(f"{facts['model']['model']}, {facts['machine']['card'] or facts['machine']['processor']}")
-    write_figure(figure, path, overwrite=overwrite)
+    with new_file(path, overwrite=overwrite) as stream:
+        figure.savefig(stream, dpi=110, format="svg" if path.suffix.lower() == ".svg" else "png")
