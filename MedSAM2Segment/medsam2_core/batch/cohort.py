@@ -259,7 +259,7 @@ def _joined(earlier: Case, other: Case, problems: list[Problem]) -> Case:
             message = f"case {earlier.name!r} has other {name} on line {earlier.line}: a case has one"
             problems.append(Problem(other.line, "two-values", message))
         merged[name] = next(iter(sorted(values)), "")
-    if _names_no_object(earlier) and _names_no_object(other):
+    if all(("object", UNNAMED) in case.given for case in (earlier, other)):
         message = (
             f"case {earlier.name!r} has several lines without an object: fill the column object, with one "
             "name where the prompts are those of one object"
@@ -268,10 +268,6 @@ def _joined(earlier: Case, other: Case, problems: list[Problem]) -> Case:
     like = tuple(dict.fromkeys((*earlier.like, *other.like)))
     joined = replace(earlier, given=(*earlier.given, *other.given), like=like)
     return replace(joined, prompts=merged["prompts"], auto=merged["auto"], classes=merged["classes"])
-
-
-def _names_no_object(case: Case) -> bool:
-    return ("object", UNNAMED) in case.given
 
 
 def _place(csv_path: Path, text: str) -> str:

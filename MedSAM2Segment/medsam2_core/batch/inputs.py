@@ -60,7 +60,7 @@ def inputs_of(case: Case) -> list[str]:
 def states(paths: Iterable[str]) -> dict[str, Any]:
     """Return what tells without reading whether files have changed: size and time, or what a store says.
 
-    Of a folder, those of all files in it. None for what is not there.
+    Of a folder, those of all files in it. None for what is not there. JSON keeps these values as they are.
     """
     return {path: _state_of_url(path) if is_url(path) else _state(Path(path)) for path in paths}
 
@@ -77,7 +77,7 @@ def changed(known: Mapping[str, Any], case: Case) -> bool:
     """Return whether files differ from a fingerprint; they are read only where their state differs."""
     now = states(inputs_of(case))
     return set(now) != set(known) or any(
-        _frozen(state) != _frozen(known[path]["state"])
+        state != known[path]["state"]
         and (None in (state, known[path]["sha256"]) or _content(case, path, state) != known[path]["sha256"])
         for path, state in now.items()
     )
@@ -101,11 +101,11 @@ def image_changed(known: Mapping[str, Any], image: str, slice_files: Iterable[st
 
 
 def _content(case: Case, path: str, state: Any) -> str | None:
-    return _hash_of(path, _frozen(state), case.series if path == case.image else "")
+    return _hash_of(path, repr(state), case.series if path == case.image else "")
 
 
 @functools.lru_cache(maxsize=256)  # examples and prompts may be those of every case
-def _hash_of(path: str, _state: Any, series: str) -> str | None:
+def _hash_of(path: str, _state: str, series: str) -> str | None:
     """Return the SHA-256 of a file, or of the files of a folder with their names; None if it is not there.
 
     Of a folder, the files of the series count: its only one, if none is named. Where it cannot be told which
@@ -168,11 +168,6 @@ def _files(folder: Path) -> list[Path]:
         message = f"{folder} holds {len(found)} files: name the folder of one series"
         raise BatchError(message, code="too-many-files", path=str(folder), files=len(found))
     return found
-
-
-def _frozen(state: Any) -> Any:
-    """Return a state as a value that can be compared and hashed, also after JSON."""
-    return tuple(map(_frozen, state)) if isinstance(state, list | tuple) else state
 
 
 def _state_of_url(url: str) -> str | None:

@@ -25,6 +25,7 @@ from medsam2_core.errors import BatchError, MedSAM2Error
 
 _RESULT_VERSION = 1  # of the files of a case: another number makes all of them anew
 _POLL_SECONDS = 0.5  # seconds between two looks whether to stop
+_hash = functools.lru_cache(maxsize=64)(hash_file)  # weights are those of every case
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Run:
         files = [find(case.auto)[0]] if case.auto else []
         if not case.auto or self._options.model != "embedded":
             files.append(Store.default().locate(Catalogue.load().find(self._options.model)))
-        known = [_RESULT_VERSION, request, self._options.to_dict(), [_hash(str(file)) for file in files]]
+        known = [_RESULT_VERSION, request, self._options.to_dict(), [_hash(file)[0] for file in files]]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8", "replace")).hexdigest()
 
     def run(
@@ -206,8 +207,3 @@ class Run:
         with contextlib.suppress(MedSAM2Error):  # another image is another attempt
             inputs = fingerprint(task.case)
         self._end(task, {"state": FAILED, "error": error, "inputs": inputs})
-
-
-@functools.lru_cache(maxsize=64)
-def _hash(path: str) -> str:
-    return hash_file(Path(path))[0]
