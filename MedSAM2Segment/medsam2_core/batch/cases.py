@@ -76,7 +76,7 @@ class Case:
 class Options:
     """What holds for all cases: the options of `medsam2 batch` of the same names.
 
-    Without ``axis`` and ``window``, those of an Auto model are its own, else ``axial`` and ``auto``.
+    Where ``axis`` and ``window`` are None, an Auto model takes its own; else they are ``axial`` and ``auto``.
     """
 
     model: str = "embedded"

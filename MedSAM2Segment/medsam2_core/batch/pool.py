@@ -70,8 +70,8 @@ class Process:
 class Pool(ABC):
     """Does cases in several processes, each of which starts with its first case.
 
-    The methods that kinds of pools define are about a process and ``calls``: what a case was sent with, and
-    its outcome comes from.
+    A kind of pool defines how a process is started, is given a case, and answers. A call is what
+    :meth:`_send` returns for a case; its outcome comes from there.
     """
 
     def __init__(self, count: int) -> None:
