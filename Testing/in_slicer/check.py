@@ -638,6 +638,7 @@ class Check(Finding):
         case, volume = chosen.GetSegmentationNode(), chosen.GetSourceVolumeNode()
         names = [node and node.GetName() for node in (case, volume)]
         expect(all(name and name.startswith("second") for name in names), f"the Segment Editor has {names}")
+        expect(volume.GetDisplayNode().GetColorNode(), "the image of a case has no colours, and is not drawn")
         array = np.zeros(slicer.util.arrayFromVolume(self.volume).shape, np.uint8)
         array[k - 2 : k + 3, j - 10 : j + 10, i - 10 : i + 10] = 1
         segmentID = case.GetSegmentation().GetNthSegmentID(0)
