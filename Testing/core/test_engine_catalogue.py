@@ -196,9 +196,8 @@ def test_for_a_missing_model_the_way_to_get_it_is_given(tmp_path):
     assert not store.models_folder.exists()
 
 
-def test_folders_come_from_arguments_then_environment_then_the_system(tmp_path):
+def test_folders_come_from_the_environment_else_from_the_system(tmp_path):
     environment = {"MEDSAM2_MODELS": str(tmp_path / "a"), "MEDSAM2_OFFLINE_MODELS": str(tmp_path / "b")}
-    assert Store.default(tmp_path / "c", environment=environment).models_folder == tmp_path / "c"
     assert Store.default(environment=environment).models_folder == tmp_path / "a"
     assert Store.default(environment=environment).offline_folders == (tmp_path / "b",)
     assert "MedSAM2Segment" in Store.default(environment={}).models_folder.parts

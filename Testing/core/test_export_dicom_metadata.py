@@ -12,7 +12,7 @@ from medsam2_core.errors import ExportError
 from medsam2_core.export.dicom.coding import code_item, term_for
 from medsam2_core.export.dicom.segment_metadata import ExportMetadata, read_metadata
 from medsam2_core.imaging.geometry import Geometry
-from medsam2_core.imaging.segmentation import Segmentation
+from medsam2_core.imaging.segmentation import Label, Segment, Segmentation
 from medsam2_core.imaging.segmentation_files import read_segmentation
 from medsam2_core.imaging.terminology import Code
 from support.dicom_seg import Part, a_seg, two_masks
@@ -138,6 +138,11 @@ def test_a_colour_may_be_in_cielab(written):
     assert entry.colour == pytest.approx((1, 1, 1), abs=0.01)
 
 
+def segments_called(*names):
+    grid = Geometry(np.eye(4), (2, 2, 2))
+    return Segmentation.from_masks(grid, dict.fromkeys(names, np.ones((2, 2, 2), bool)))
+
+
 def test_numbers_count_only_where_no_name_fits(written):
     requested = read_metadata(written(DCMQI))
     assert requested.of("Segment_1", 1).name == "Liver"
@@ -147,13 +152,13 @@ def test_numbers_count_only_where_no_name_fits(written):
 
 def test_a_list_in_another_order_does_not_call_the_spleen_a_liver(written):
     content = changed()  # label value 1 is the liver
-    bound = read_metadata(written(content)).matched_to(["spleen", "liver"])
+    bound = read_metadata(written(content)).matched_to(segments_called("spleen", "liver"))
     assert bound.of("spleen", 1) is None
     assert bound.of("liver", 2).terminology == term_for("liver")
 
 
 def test_entries_without_a_fitting_name_go_by_number(written):
-    bound = read_metadata(written(DCMQI)).matched_to(["Segment_1", "Segment_2"])
+    bound = read_metadata(written(DCMQI)).matched_to(segments_called("Segment_1", "Segment_2"))
     assert bound.of("Segment_1").terminology == term_for("liver")
     assert bound.of("Segment_2").terminology == term_for("left kidney cyst")
 
@@ -161,21 +166,21 @@ def test_entries_without_a_fitting_name_go_by_number(written):
 def test_segments_of_one_label_are_distinguished_by_number(written):
     entry = changed()["segmentAttributes"][0][0]
     content = {"segmentAttributes": [[entry, {**entry, "labelID": 2, "SegmentAlgorithmType": "MANUAL"}]]}
-    bound = read_metadata(written(content)).matched_to(["a", "b"])
+    bound = read_metadata(written(content)).matched_to(segments_called("a", "b"))
     assert [entry.algorithm_type for entry in bound.segments] == ["SEMIAUTOMATIC", "MANUAL"]
     assert [entry.label for entry in bound.segments] == ["Liver", "Liver"]
 
 
 def test_one_file_may_serve_segmentations_that_have_not_all_it_describes(written):
-    bound = read_metadata(written(SHORT)).matched_to(["liver", "left one"])
+    bound = read_metadata(written(SHORT)).matched_to(segments_called("liver", "left one"))
     assert [note.code for note in bound.notes] == ["metadata-unmatched"]
-    bound = read_metadata(written(DCMQI)).matched_to(["liver"])
+    bound = read_metadata(written(DCMQI)).matched_to(segments_called("liver"))
     assert [entry.name for entry in bound.segments] == ["liver"]
 
 
 def test_a_file_that_describes_nothing_there_is_refused(written):
     with raises("metadata-for-no-segment", ExportError, segments={"a": 1, "b": 2}):
-        read_metadata(written(SHORT)).matched_to(["a", "b"])
+        read_metadata(written(SHORT)).matched_to(segments_called("a", "b"))
 
 
 def test_a_plain_label_map_gets_names_from_a_list_by_value(written, tmp_path):
@@ -218,14 +223,21 @@ def test_numbers_of_a_dicom_segmentation_may_have_gaps(written, tmp_path):
 
 
 def test_a_value_that_is_on_two_layers_names_nobody(written):
+    def with_values(values):
+        segments = (
+            Segment(name, (1, 0, 0), np.ones((2, 2, 2), bool), label=value and Label(name, value, layer))
+            for layer, (name, value) in enumerate(values.items())
+        )
+        return Segmentation(Geometry(np.eye(4), (2, 2, 2)), tuple(segments))
+
     requested = read_metadata(written(DCMQI))
     several = {"a": 1, "b": 1, "c": 2}
     with raises("metadata-ambiguous", ExportError, name="Liver", number=1, segments=several):
-        requested.matched_to(several)
-    bound = requested.matched_to({"liver": 1, "b": 1, "c": 2})
+        requested.matched_to(with_values(several))
+    bound = requested.matched_to(with_values({"liver": 1, "b": 1, "c": 2}))
     assert [entry.name for entry in bound.segments] == ["liver", "c"]
     with raises("metadata-duplicate", ExportError, number=2):
-        requested.matched_to({"liver": 2, "b": None})
+        requested.matched_to(with_values({"liver": 2, "b": None}))
 
 
 def test_segments_from_no_file_are_counted(written):
@@ -236,7 +248,7 @@ def test_segments_from_no_file_are_counted(written):
 
 def test_of_very_many_segments_a_message_names_some(written):
     with raises("metadata-for-no-segment", ExportError) as error:
-        read_metadata(written(SHORT)).matched_to([f"n{number}" for number in range(300)])
+        read_metadata(written(SHORT)).matched_to(segments_called(*(f"n{number}" for number in range(300))))
     assert str(error.value).endswith("'n29' (30), 270 more")
 
 
@@ -346,7 +358,7 @@ def test_files_that_are_no_lists_of_segments_are_refused(tmp_path):
 
 def test_an_empty_list_asks_for_nothing(written):
     assert read_metadata(written({})) == ExportMetadata()
-    assert ExportMetadata().matched_to(["a"]) == ExportMetadata()
+    assert ExportMetadata().matched_to(segments_called("a")) == ExportMetadata()
 
 
 ANY_JSON = st.recursive(
@@ -385,7 +397,7 @@ def test_whatever_is_in_the_file_is_read_or_refused(written, base, data):
         place = data.draw(st.sampled_from(list(_places(base))))
         base = _with(base, place, data.draw(ANY_JSON))
     try:
-        requested = read_metadata(written(base)).matched_to(["Liver", "left one", "thing"])
+        requested = read_metadata(written(base)).matched_to(segments_called("Liver", "left one", "thing"))
     except ExportError as error:
         assert str(error)
     else:

@@ -24,15 +24,7 @@ _UNFIT = re.compile(r"[^\w .+()-]+")  # for the name of a file, on any system
 
 @dataclass(frozen=True)
 class Listing:
-    """The Auto models of a folder.
-
-    Attributes
-    ----------
-    models
-        Paths and cards, by name of the file.
-    damaged
-        Paths of files that cannot be used, and the reasons.
-    """
+    """The Auto models of a folder."""
 
     models: tuple[tuple[Path, AutoCard], ...] = ()
     damaged: tuple[tuple[Path, str], ...] = ()

@@ -38,17 +38,7 @@ _PREDICTOR, _DECODER, _ENCODER, _TEXTURE = "predictor.", "decoder.", "encoder.",
 
 @dataclass(frozen=True, eq=False)
 class AutoModel:
-    """A network that segments without prompts.
-
-    Attributes
-    ----------
-    network
-        Predictor and decoder, in eval mode, on the model's device.
-    adapters
-        Adapters of the image encoder; None when that is frozen.
-    texture
-        Texture adapter beside the image encoder; None without one.
-    """
+    """A network that segments without prompts."""
 
     card: AutoCard
     model: SegmentationModel

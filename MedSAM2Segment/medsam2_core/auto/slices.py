@@ -44,8 +44,6 @@ class ClassPrediction:
     box_xyxy
         Predicted box in slice pixels (pixel centres at integers), clipped to the slice; None if the class is
         absent or the predictor has no box head.
-    probabilities
-        Probability of each pixel; None when they are not kept.
     """
 
     number: int

@@ -22,6 +22,10 @@ from medsam2_core.errors import Cancelled, Interrupted, PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts.types import PixelPrompts
 
+# Of conditioning slices of a class: least distance in slices, least confidence as a share of the highest.
+APART, _SHARE = 4, 0.7
+_MARGIN = 2  # slices that propagation goes beyond the outermost slice on which the class is predicted
+
 
 class Method(str, Enum):
     """How a volume is segmented: with propagation, or slice by slice."""
@@ -41,28 +45,15 @@ class VolumeOptions:
         the memory of the SAM 2 is not trained.
     every
         Prompts are predicted on every n-th slice; the others are reached by propagation only.
-    apart
-        Least distance between conditioning slices of a class, in slices.
-    share
-        Least confidence of a conditioning slice, as a share of the highest.
-    margin
-        How many slices propagation goes beyond the outermost slice on which the class is predicted.
     """
 
     method: Method = Method.MEMORY
     every: int = 1
-    apart: int = 4
-    share: float = 0.7
-    margin: int = 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", Method(self.method))
-        if self.every < 1 or self.apart < 1 or self.margin < 0 or not 0 <= self.share <= 1:
-            raise PromptError(
-                f"every {self.every}, apart {self.apart}, share {self.share}, margin {self.margin}: use 1 or "
-                "more, a share of 0 to 1, and a margin of 0 or more",
-                code="bad-volume-options",
-            )
+        if self.every < 1:
+            raise PromptError(f"every {self.every}: use 1 or more", code="bad-volume-options")
 
 
 @dataclass
@@ -208,7 +199,7 @@ class AutoVolume:
         """Choose the conditioning slices of every class."""
         for number, one in self.classes.items():
             of_class = {n: _of_class(found, number) for n, found in predictions.items()}
-            chosen = conditioning(of_class, self._options)
+            chosen = conditioning(of_class)
             one.boxes = {n: of_class[n].box_xyxy for n in chosen}
         return []
 
@@ -263,7 +254,7 @@ class AutoVolume:
         a margin.
         """
         present = {n for n, found in one.slices.items() if found.mask_hw.any()}
-        gap = self._options.margin + self._options.every
+        gap = _MARGIN + self._options.every
         low, high = min(one.boxes), max(one.boxes)
         for n in sorted((n for n in present if n < low), reverse=True):
             if low - n <= gap:
@@ -271,7 +262,7 @@ class AutoVolume:
         for n in sorted(n for n in present if n > high):
             if n - high <= gap:
                 high = n
-        return max(first, low - self._options.margin), min(last, high + self._options.margin)
+        return max(first, low - _MARGIN), min(last, high + _MARGIN)
 
     def _resolve_overlaps(self, predictions: Mapping[int, SlicePrediction]) -> Iterator[Change]:
         """Assign pixels of overlapping classes to one of them."""
@@ -305,7 +296,7 @@ class AutoVolume:
         return found
 
 
-def conditioning(slices: Mapping[int, ClassPrediction], options: VolumeOptions) -> list[int]:
+def conditioning(slices: Mapping[int, ClassPrediction]) -> list[int]:
     """Choose conditioning slices of a class: slices of high confidence and area, spread over the object."""
     worth = {
         n: one.confidence * float(np.sqrt(one.mask_hw.sum()))
@@ -317,8 +308,8 @@ def conditioning(slices: Mapping[int, ClassPrediction], options: VolumeOptions) 
     highest = max(slices[n].confidence for n in worth)
     chosen: list[int] = []
     for n in sorted(worth, key=lambda n: (-worth[n], n)):
-        is_confident = slices[n].confidence >= options.share * highest
-        if is_confident and all(abs(n - m) >= options.apart for m in chosen):
+        is_confident = slices[n].confidence >= _SHARE * highest
+        if is_confident and all(abs(n - m) >= APART for m in chosen):
             chosen.append(n)
     return sorted(chosen or [max(worth, key=lambda n: worth[n])])
 

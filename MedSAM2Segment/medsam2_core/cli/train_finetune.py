@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 _AXES = ("axial", "sagittal", "coronal", "i", "j", "k")
+_SAME_IN_SETTINGS = (
+    "seed", "encoder_factor", "layer_decay", "prompt_every", "corrections", "memory", "memory_size", "window",
+    "warm_up", "last_rate", "weight_decay", "averaging", "patience", "workers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,32 +184,19 @@ class TrainFinetune:
         )  # fmt: skip
         return FineTuning(
             **suited,
-            seed=self.seed,
             minutes=0.0 if self.epochs or self.steps else self.minutes,
             epochs=self.epochs or 0.0,
             steps=self.steps or 0,
-            encoder_factor=self.encoder_factor,
-            layer_decay=self.layer_decay,
             prompts=parse_prompts(self.prompts),
-            prompt_every=self.prompt_every,
-            corrections=self.corrections,
             loss=None if self.loss is None else parse_loss(self.loss),
-            memory=self.memory,
-            memory_size=self.memory_size,
             augmentation=FINE_TUNING if self.augmentation is None else read_augmentation(self.augmentation),
-            window=self.window,
             axes=axes,
-            warm_up=self.warm_up,
-            last_rate=self.last_rate,
-            weight_decay=self.weight_decay,
             clip=self.max_norm,
-            averaging=self.averaging,
-            patience=self.patience,
             # fp16 would need scaled losses.
             precision="bf16" if choose_precision(model.device, self.precision).value == "bf16" else "fp32",
             device=str(model.device),
             threads=self.threads or torch.get_num_threads(),
-            workers=self.workers,
+            **{name: getattr(self, name) for name in _SAME_IN_SETTINGS},
         )
 
     def _train(

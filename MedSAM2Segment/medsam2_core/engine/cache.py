@@ -23,8 +23,6 @@ class FeatureKey:
     ----------
     source
         The images' key: volume content, how it is cut into slices, and window.
-    region
-        The part of the slice the model saw.
     """
 
     source: str

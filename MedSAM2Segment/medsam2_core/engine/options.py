@@ -41,14 +41,9 @@ class TrackerOptions:
     locates
         On unordered images, look for the object's place by the likeness of image features
         (:mod:`~medsam2_core.engine.locating`). Off: at whole images, by memory alone, as Medical SAM 2.
-    zoom_factor
-        Side of the region in units of the object's box; None takes the model's recipe.
     fresh_reverse
         The reverse pass starts from the prompted slices alone, as MedSAM2's reset between its two passes.
         False, as stock: it also reads what the forward pass (and any earlier one) remembered.
-    correct_with_memory
-        A click on a tracked slice is decoded with memories of other slices, as stock; else from the slice
-        alone.
     feeds_back_always
         As stock, a click always feeds back what was predicted on its slice. Otherwise not when that is of no
         use any more: for a box, for prompts of which some were removed, and for a positive click where the
@@ -62,10 +57,8 @@ class TrackerOptions:
 
     zoom: bool = True
     locates: bool = False
-    zoom_factor: float | None = None
     order: Order = Order.NEAREST
     fresh_reverse: bool = True
-    correct_with_memory: bool = True
     feeds_back_always: bool = False
     recent_logits: int | None = 32
     keeps_probabilities: bool = False

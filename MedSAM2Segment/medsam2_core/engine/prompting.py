@@ -193,7 +193,7 @@ class Prompter:
 
     def _memories(self, state: ObjectState, n: int) -> Mapping[int, SliceMemory]:
         """Return the memories for a prompt on slice `n`: none unless tracking has been there, as in stock."""
-        if n not in state.tracked or not self._options.correct_with_memory:
+        if n not in state.tracked:
             return {}
         return {m: given.memory for m, given in state.conditioning.items() if given.memory is not None}
 

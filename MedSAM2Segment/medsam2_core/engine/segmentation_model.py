@@ -32,16 +32,12 @@ class SegmentationModel:
     module
         In eval mode, without gradients, fp32 weights on `device`. Shared by everybody who loaded the same
         model: never change it.
-    image_size
-        Side S of the square image the model sees.
     recipe
         What the model receives besides stock prompts.
     weights_key
         SHA-256 over weights and configuration: equal keys give equal features for equal images.
     weights_sha256
         SHA-256 of the file they are from; empty for a module that was not loaded from one.
-    device, precision
-        Where and in which number format the model computes.
     succeeds
         Keys of earlier weights with the same image encoder.
     """

@@ -77,8 +77,6 @@ class TrackedSlice:
 
     Attributes
     ----------
-    mask, region
-        The mask, and what the model had seen of the slice.
     reverse
         Whether tracking came from a higher slice; None where it had given the object up.
     logits

@@ -77,21 +77,14 @@ class Store:
         self.offline_folders = tuple(Path(folder).expanduser() for folder in offline_folders)
 
     @classmethod
-    def default(
-        cls,
-        models_folder: str | Path | None = None,
-        offline_folders: Sequence[str | Path] = (),
-        environment: Mapping[str, str] = os.environ,
-    ) -> "Store":
+    def default(cls, environment: Mapping[str, str] = os.environ) -> "Store":
         """Return the user's store.
 
-        Arguments win over the environment: ``MEDSAM2_MODELS`` names our folder (default: ``models`` in the
-        user's application data), ``MEDSAM2_OFFLINE_MODELS`` further folders, separated as in ``PATH``.
+        ``MEDSAM2_MODELS`` names our folder (default: ``models`` in the user's application data),
+        ``MEDSAM2_OFFLINE_MODELS`` further folders, separated as in ``PATH``.
         """
-        if models_folder is None:
-            models_folder = default_folder(environment)
         listed = environment.get("MEDSAM2_OFFLINE_MODELS", "").split(os.pathsep)
-        return cls(models_folder, [*offline_folders, *filter(None, listed)])
+        return cls(default_folder(environment), list(filter(None, listed)))
 
     def download_path(self, entry: ModelEntry) -> Path:
         """Return the path a download of this model goes to."""

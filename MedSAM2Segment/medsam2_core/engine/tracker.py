@@ -454,8 +454,7 @@ class Tracker:
         """Return how regions of slice `n` are chosen; None when the model sees whole slices."""
         if not self.options.zoom or not (self.source.ordered or self.options.locates):
             return None
-        factor = self.options.zoom_factor or self.model.recipe.zoom
-        return Zoom(self.source.shape_of(n), self.source.pixel_mm, factor)
+        return Zoom(self.source.shape_of(n), self.source.pixel_mm, self.model.recipe.zoom)
 
     def expected_regions(self, n: int) -> list[Region]:
         """Return the regions a click, or tracking, would probably need on slice `n`, the likeliest first.

@@ -25,10 +25,6 @@ class AutoRun:
     ----------
     stack, tracker
         Of the session: its slices, window, SAM 2 and features are used.
-    auto
-        An Auto model of the session's SAM 2.
-    classes
-        Names of the classes wanted; None all.
     window
         What the Auto model sees of the intensities; None: what the session sees. Tracking sees that anyway.
 

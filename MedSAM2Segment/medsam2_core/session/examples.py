@@ -278,11 +278,6 @@ class SearchRun:
         Of the session: its slices, window, model and features are used.
     described
         By object: colour (0 to 1) and terminology, to be returned with it.
-
-    Attributes
-    ----------
-    done, total
-        Steps done, and to do as far as is known.
     """
 
     def __init__(

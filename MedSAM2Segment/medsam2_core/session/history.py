@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from medsam2_core.errors import PromptError
 
 State = TypeVar("State")
+_UNCOMPACTED = 4  # steps
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,18 @@ class History(Generic[State]):
     limit
         Steps that can be undone.
     compact
-        Makes a state smaller, for steps longer ago than the last `uncompacted`; must keep what the owner
-        promises to restore exactly.
+        Makes a state smaller, for steps longer ago than the last four; must keep what the owner promises to
+        restore exactly.
     """
 
     def __init__(
         self,
         snapshot: Callable[[], State],
         restore: Callable[[State], None],
-        limit: int = 50,
-        *,
-        compact: Callable[[State], State] = lambda state: state,
-        uncompacted: int = 4,
+        limit: int,
+        compact: Callable[[State], State],
     ) -> None:
-        self._snapshot, self._restore, self._limit = snapshot, restore, limit
-        self._compact, self._uncompacted = compact, uncompacted
+        self._snapshot, self._restore, self._limit, self._compact = snapshot, restore, limit, compact
         self._past: list[UndoStep[State]] = []
 
     @property
@@ -77,9 +75,9 @@ class History(Generic[State]):
         """Make a step undoable."""
         self._past.append(before)
         del self._past[: max(len(self._past) - self._limit, 0)]
-        if len(self._past) > self._uncompacted:
-            old = self._past[-self._uncompacted - 1]
-            self._past[-self._uncompacted - 1] = UndoStep(old.name, self._compact(old.state))
+        if len(self._past) > _UNCOMPACTED:
+            old = self._past[-_UNCOMPACTED - 1]
+            self._past[-_UNCOMPACTED - 1] = UndoStep(old.name, self._compact(old.state))
 
     def undo(self) -> str:
         """Undo the last step and return its name.

@@ -125,11 +125,6 @@ def suited_to(
 
     The embedded model is small enough to be trained whole at a high rate: that gained most on other images
     of the same kind. Of published models, which have seen far more, less is changed, and slowly.
-
-    Parameters
-    ----------
-    clip
-        Slices in a clip; 1 for single slices.
     """
     is_small = model.recipe.draws_prompts
     parts = parts or ("all" if is_small else "decoder+memory")

@@ -102,8 +102,6 @@ class Objective:
     ----------
     heads
         Affinity heads for the network's maps; None trains without.
-    recipe
-        How prompts are drawn for this model.
     """
 
     def __init__(self, module: SAM2Base, heads: AffinityHeads | None, recipe: PromptRecipe) -> None:

@@ -7,7 +7,6 @@ what a correction adds, and what the predicted IoU is worth.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
@@ -19,40 +18,8 @@ from medsam2_core.training.users import Prompts, corrected
 from medsam2_core.training.views import View
 
 KINDS = ("box", "click", "mask")
-
-
-@dataclass
-class Tracked:
-    """What was seen on tracked slices, one entry an object and slice.
-
-    Attributes
-    ----------
-    distance
-        Slices from the key slice.
-    present, score
-        Whether the object is there, and the object score (a logit).
-    iou, predicted_iou
-        Of the decoder's mask, whatever the object score.
-    dice
-        Of the mask shown.
-    gain
-        What one click where the error is largest adds to the Dice.
-    kind
-        Place in :data:`KINDS` of the first prompt.
-    """
-
-    distance: list[torch.Tensor] = field(default_factory=list)
-    present: list[torch.Tensor] = field(default_factory=list)
-    score: list[torch.Tensor] = field(default_factory=list)
-    iou: list[torch.Tensor] = field(default_factory=list)
-    predicted_iou: list[torch.Tensor] = field(default_factory=list)
-    dice: list[torch.Tensor] = field(default_factory=list)
-    gain: list[torch.Tensor] = field(default_factory=list)
-    kind: list[torch.Tensor] = field(default_factory=list)
-
-    def joined(self) -> dict[str, torch.Tensor]:
-        """Every list as one tensor (N,)."""
-        return {name: torch.cat(values) for name, values in self.__dict__.items() if values}
+#: What is seen on a tracked slice: tensors (B,), one entry an object.
+Seen = dict[str, torch.Tensor]
 
 
 @torch.inference_mode()
@@ -61,7 +28,7 @@ def validate(
 ) -> dict[str, dict[str, float]]:
     """Figures by row, their ``mean``, and of clips those of all ``tracked`` slices."""
     table: dict[str, dict[str, float]] = {}
-    seen = Tracked()
+    seen: list[Seen] = []
     for row, kept in views.items():
         found: dict[str, list[torch.Tensor]] = {}
         for view in kept:
@@ -75,14 +42,25 @@ def validate(
         name: _rounded(torch.tensor([row[name] for row in table.values() if name in row]).mean())
         for name in names
     }
-    if seen.dice:
-        table["tracked"] = tracked_figures(seen.joined())
+    if seen:
+        joined = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
+        table["tracked"] = tracked_figures(joined)
     return table
 
 
 def tracked_figures(seen: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Figures of tracked slices: see :class:`Tracked` for what goes in.
+    """Figures of tracked slices.
 
+    Parameters
+    ----------
+    seen
+        (N,) each, one entry an object and slice: ``distance`` in slices from the key slice; whether the
+        object is ``present``; its ``score`` (a logit); ``iou`` and ``predicted_iou`` of the decoder's mask,
+        whatever the score; ``dice`` of the mask shown; the ``gain`` in Dice of a click where the error is
+        largest; ``kind``, the place in :data:`KINDS` of the first prompt.
+
+    Notes
+    -----
     ``box 1``, ``box 2-3``, ``box 4+``: Dice by distance where the object is. ``absent precision`` and
     ``absent recall``: of the slices without the object. ``iou rank`` (Spearman) and ``iou gap`` (predicted
     less true): of the slices with it. ``gain`` and ``worse``: mean of what a correction adds, and how often
@@ -117,7 +95,7 @@ def spearman(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def _scores(
-    objective: Objective, view: View, stage: Stage, seen: Tracked
+    objective: Objective, view: View, stage: Stage, seen: list[Seen]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Names of figures and their values (B,), one an object of the view."""
     module, batch = objective.module, Batch.of([view])
@@ -132,13 +110,12 @@ def _scores(
         yield kind, values[0]
         yield f"{kind}+{stage.corrections}", values[-1]
         if frames > 1:
-            before = len(seen.dice)
-            _track(objective, stage, batch, slices, targets, answers[0], place, seen)
-            tracked = torch.cat(seen.dice[before:])[torch.cat(seen.present[before:]).bool()]
-            yield f"{kind} tracked", tracked
+            found = list(_tracked(objective, stage, batch, slices, targets, answers[0], place))
+            seen += found
+            yield f"{kind} tracked", torch.cat([one["dice"][one["present"]] for one in found])
 
 
-def _track(
+def _tracked(
     objective: Objective,
     stage: Stage,
     batch: Batch,
@@ -146,9 +123,8 @@ def _track(
     targets: torch.Tensor,
     answer: network.Answer,
     place: int,
-    seen: Tracked,
-) -> None:
-    """Track objects through a clip from an answer on its first slice."""
+) -> Iterator[Seen]:
+    """Track objects through a clip from an answer on its first slice; yield what is seen on the others."""
     memory = objective.memory(stage, len(slices))
     squares, carried = batch.squares[batch.image_of], answer.shown
     generator = torch.Generator().manual_seed(13)
@@ -161,14 +137,16 @@ def _track(
         clicked = corrected(Prompts.only(carried.cpu()), carried.cpu(), target, generator)
         again = objective.decode(embedding, here, clicked).shown
         here_dice = dice(carried, target)
-        seen.distance.append(torch.full((len(target),), n))
-        seen.present.append((target > 0.5).flatten(1).any(1))
-        seen.score.append(answer.presence[:, 0].float().cpu())
-        seen.iou.append(true_iou(answer.best_logits[:, 0].cpu(), target))
-        seen.predicted_iou.append(answer.best_iou.float().cpu())
-        seen.dice.append(here_dice)
-        seen.gain.append(dice(again, target) - here_dice)
-        seen.kind.append(torch.full((len(target),), place))
+        yield {
+            "distance": torch.full((len(target),), n),
+            "present": (target > 0.5).flatten(1).any(1),
+            "score": answer.presence[:, 0].float().cpu(),
+            "iou": true_iou(answer.best_logits[:, 0].cpu(), target),
+            "predicted_iou": answer.best_iou.float().cpu(),
+            "dice": here_dice,
+            "gain": dice(again, target) - here_dice,
+            "kind": torch.full((len(target),), place),
+        }
 
 
 def dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -66,8 +66,6 @@ def make_view(
         Number of slices T.
     shapes
         Shapes of lesions to put in, see :func:`medsam2_core.training.lesions.load_shapes`.
-    augmentation
-        How much the view differs from what was acquired.
     """
     plane = draw_plane(stack, rng, frames, augmentation)
     if plane is None:

@@ -157,8 +157,6 @@ class ExportRequest(_JobRequest):
 
     Attributes
     ----------
-    segmentation, out
-        The file to read and the file to write.
     dicom
         The files of the series; for DICOM SEG.
     measurements, report

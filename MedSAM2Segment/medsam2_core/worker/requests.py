@@ -53,8 +53,6 @@ class Request:
         Converts the answer to the result, and updates the client's state. ProtocolError when it is invalid.
     on_slices, on_progress, on_end
         Update the client's state; called immediately, before the callbacks above.
-    is_replayed
-        Whether it is sent again when a worker is lost.
     crashes
         Number of workers lost at it.
     id

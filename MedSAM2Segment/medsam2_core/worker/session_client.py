@@ -41,8 +41,6 @@ class SessionInfo:
 
     Attributes
     ----------
-    slices, shape_hw
-        Number of slices, and their rows and columns.
     window
         ``{"width", "level"}`` of the intensities the model sees.
     model

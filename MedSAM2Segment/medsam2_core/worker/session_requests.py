@@ -76,8 +76,6 @@ class Sessions:
     ----------
     check
         Called between the blocks of every network; may raise Cancelled or Interrupted.
-    send
-        Sends a message before the answer to a request.
     cache_limit
         Bytes of features to keep; None for a quarter of the memory free at first use.
     """

@@ -30,8 +30,6 @@ class RemoteVolume:
     ----------
     received, total
         Bytes of voxels that the present worker has, and in total.
-    is_there
-        Whether the present worker has the whole volume.
     crashes
         Number of workers lost while receiving it.
     """

@@ -25,8 +25,6 @@ class Augmentation:
         Probability of rotation, translation and scaling.
     degrees, translate, scale
         Their limits: degrees, share of the side, factor (and its inverse).
-    flip_x, flip_y
-        Probabilities of a horizontal and a vertical flip.
     photometric
         Probability of changes of brightness, contrast, gamma, sharpness and noise.
     """

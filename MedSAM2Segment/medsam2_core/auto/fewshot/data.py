@@ -39,16 +39,10 @@ class Problem:
 
     Attributes
     ----------
-    code
-        Stable identifier in kebab case.
-    message
-        The problem, with the value and the way out.
     image
         Name of the image; empty for the whole data set.
     is_fatal
         Whether the image (or the data set) cannot be used.
-    fields
-        The values the message is about, by name.
     """
 
     code: str

@@ -45,8 +45,6 @@ class Progress:
         Dicts of ``step``, the parts of the loss, and ``dice`` (mean of the classes) if validated.
     best_step, best_dice
         Of the validation; 0 and -1 before the first.
-    skipped
-        Steps that were skipped because their loss was not finite.
     is_over
         Whether the last step was done, or validation stopped to improve.
     """

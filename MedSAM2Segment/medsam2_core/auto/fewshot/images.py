@@ -146,8 +146,6 @@ def read_data_sets(folders: Sequence[Path], side: int) -> tuple[list[DataSet], l
     ----------
     folders
         Folders of data sets, each a folder of ``NAME_img.png`` and ``NAME_seg.png``.
-    side
-        Side S of the model's square.
 
     Raises
     ------

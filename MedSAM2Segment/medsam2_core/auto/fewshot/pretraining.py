@@ -59,8 +59,6 @@ class Pretraining:
         Whether the texture adapter is computed in bfloat16 then, where the device does that itself.
     calm
         Factor of the texture adapter's learning rate afterwards.
-    averaging
-        Decay of the exponential moving average of the weights.
     """
 
     minutes: float = 60.0

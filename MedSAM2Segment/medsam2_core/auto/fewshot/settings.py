@@ -37,8 +37,6 @@ class FitSettings:
         2022).
     texture_factor
         Rate of the projections of the texture adapter relative to the predictor's, afterwards.
-    averaging
-        Decay of the exponential moving average of the weights.
     """
 
     batch: int = 4

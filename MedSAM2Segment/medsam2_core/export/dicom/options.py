@@ -37,8 +37,6 @@ class SegOptions:
     ----------
     kind, compression
         Bits are never compressed: a BINARY segmentation takes NONE only.
-    metadata
-        Names, codes and colours the user gives for segments.
     generic
         Allow segments without a code: they are written as "Tissue".
     series_description, series_number

@@ -66,8 +66,6 @@ class WrittenSeg:
         What is in it, on the series' grid, with the names and codes it was written with.
     header
         Its data set without pixels, for what refers to it.
-    notes
-        What the user should know: one sentence each.
     """
 
     path: Path

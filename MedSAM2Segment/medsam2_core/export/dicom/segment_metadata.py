@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,6 @@ class SegmentMetadata:
     ----------
     name, number
         Which segment it is about: its name, its label value in the file that is described.
-    label, description
-        Segment Label and Segment Description of the SEG.
     colour
         Red, green and blue from 0 to 1.
     algorithm_type, algorithm_name
@@ -120,24 +118,19 @@ class ExportMetadata:
         found += [entry for entry in self.segments if number is not None and entry.number == number]
         return found[0] if found else None
 
-    def matched_to(self, segments: Segmentation | Mapping[str, int | None] | Iterable[str]) -> ExportMetadata:
+    def matched_to(self, segmentation: Segmentation) -> ExportMetadata:
         """Return the same with each entry matched to one segment, by that segment's name.
 
         Names come first, whatever the order; only entries that fit none go by their label value. So a list
-        made for another order does not call the spleen a liver.
-
-        Parameters
-        ----------
-        segments
-            A segmentation, whose segments have the values of the file they were read from, or 1, 2, … when
-            they are from none; label values by name; or names alone, of values 1, 2, …
+        made for another order does not call the spleen a liver. Segments that were read from no file have
+        the values 1, 2, ….
 
         Raises
         ------
         ExportError
             No entry is for a segment that is there, or one is for a label value that several have.
         """
-        value_of = _label_values(segments)
+        value_of = _label_values(segmentation)
         by_name = {_plain(name): name for name in value_of}
         matched: dict[str, SegmentMetadata] = {}
         left: list[SegmentMetadata] = []
@@ -160,15 +153,11 @@ class ExportMetadata:
         return replace(self, segments=tuple(ordered), notes=tuple(notes))
 
 
-def _label_values(segments: Segmentation | Mapping[str, int | None] | Iterable[str]) -> dict[str, int | None]:
+def _label_values(segmentation: Segmentation) -> dict[str, int | None]:
     """Return label values by name, in order."""
-    if isinstance(segments, Mapping):
-        return dict(segments)
-    if not isinstance(segments, Segmentation):
-        return {name: number for number, name in enumerate(segments, start=1)}
-    if all(segment.value is None for segment in segments):
-        return _label_values(segments.names)
-    return {segment.name: segment.value for segment in segments}
+    if all(segment.value is None for segment in segmentation):
+        return {name: number for number, name in enumerate(segmentation.names, start=1)}
+    return {segment.name: segment.value for segment in segmentation}
 
 
 def _has_value(entry: SegmentMetadata, value_of: Mapping[str, int | None]) -> bool:

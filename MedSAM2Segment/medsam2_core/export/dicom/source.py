@@ -26,8 +26,6 @@ class Source:
 
     Attributes
     ----------
-    folder
-        Where it was read from.
     geometry
         Its grid; slice k is what ``reference(k)`` names.
     datasets
@@ -41,8 +39,6 @@ class Source:
         Whether a volume can be determined: slices have a distance, or a single one its thickness.
     files
         The files of the series: nothing may be written over them.
-    notes
-        What was missing and put in, a sentence each.
     """
 
     folder: Path
