@@ -17,6 +17,7 @@ from medsam2_core.auto.fewshot.data import ClassTable, find_pairs, parse_classes
 from medsam2_core.auto.fewshot.results import dice_by_class
 from medsam2_core.auto.model import AutoModel, load_auto
 from medsam2_core.auto.network import UserPrompts
+from medsam2_core.auto.predictor import PredictedPrompts
 from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.evaluation.simulated_user import correction
 from medsam2_core.imaging.reading import read_segmentation, read_volume
@@ -100,7 +101,9 @@ def semi_automatic(segmenter, number, prompts, previous=None) -> np.ndarray:
     points = torch.from_numpy(((prompts.points_xy + 0.5) * scale_xy).astype(np.float32))[None].to(device)
     labels = torch.from_numpy(np.asarray(prompts.labels, dtype=np.int32))[None].to(device)
     with segmenter.auto.model.computing():
-        predicted = network.predict(levels).of_class(number)
+        found = vars(network.predict(levels))
+        one = {name: None if value is None else value[number : number + 1] for name, value in found.items()}
+        predicted = PredictedPrompts(**one)
         output = network.decode(levels, predicted, UserPrompts(None, points, labels, previous))
         return (letterbox.to_image(output.logits[:, 0])[0] > 0).cpu().numpy()
 

@@ -18,7 +18,9 @@ from medsam2_core.auto.fewshot.results import dice_by_class
 from medsam2_core.auto.fewshot.survey import survey
 from medsam2_core.auto.model import AutoModel
 from medsam2_core.auto.network import merged_labels
-from medsam2_core.auto.predictor import HEADS
+from medsam2_core.auto.predictor import PredictedPrompts
+
+_OF = {"box": "boxes_xyxy", "mask": "mask_logits", "embedding": "tokens"}
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def labels_by_part(auto: AutoModel, image: LabelledImage) -> dict[str, np.ndarra
         logits["mask prompt, undecoded"] = prompts.mask_logits[:, 0]
     repeated = levels.repeated(auto.network.classes)
     for head in auto.network.predictor.settings.heads:
-        alone = prompts.without(*(other for other in HEADS if other != head))
+        alone = PredictedPrompts(**{_OF[head]: getattr(prompts, _OF[head])})
         logits[head] = auto.network.decode(repeated, alone).logits[:, 0]
     return {
         name: merged_labels(image.letterbox.to_image(value)[None], score)[0].cpu().numpy()

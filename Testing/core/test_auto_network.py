@@ -1,5 +1,7 @@
 """Predicted prompts reach prompt encoder and mask decoder as SAM 2's own do; classes become labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,7 +82,7 @@ def test_the_predicted_mask_is_embedded_as_a_mask_prompt(auto, monkeypatch):
 @torch.no_grad()
 def test_without_a_predicted_mask_the_dense_prompt_is_no_mask(auto, monkeypatch):
     heard, levels = Heard(auto.network, monkeypatch), some_levels(1)
-    prompts = auto.network.predict(levels).without("mask")
+    prompts = replace(auto.network.predict(levels), mask_logits=None)
     auto.network.decode(levels.repeated(2), prompts)
     nothing = auto.network.prompt_encoder.no_mask_embed.weight[0]
     assert torch.equal(heard.dense, nothing[None, :, None, None].expand(2, -1, 4, 4))
@@ -129,12 +131,15 @@ def test_the_answer_is_the_single_mask_also_when_it_is_unstable(auto, monkeypatc
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("off", [("box",), ("mask",), ("embedding",), ("box", "embedding"), ("box", "mask")])
+@pytest.mark.parametrize(
+    "off",
+    [("boxes_xyxy",), ("mask_logits",), ("tokens",), ("boxes_xyxy", "tokens"), ("boxes_xyxy", "mask_logits")],
+)
 def test_the_decoder_answers_whichever_heads_are_on(auto, monkeypatch, off):
     heard, levels = Heard(auto.network, monkeypatch), some_levels(1)
-    prompts = auto.network.predict(levels).without(*off)
+    prompts = replace(auto.network.predict(levels), **dict.fromkeys(off))
     answer = auto.network.decode(levels.repeated(2), prompts)
-    assert heard.sparse.shape[1] == 2 * ("box" not in off) + 8 * ("embedding" not in off)
+    assert heard.sparse.shape[1] == 2 * ("boxes_xyxy" not in off) + 8 * ("tokens" not in off)
     assert answer.logits.shape == (2, 1, 16, 16) and torch.isfinite(answer.logits).all()
 
 
@@ -174,7 +179,7 @@ def test_a_predicted_mask_is_the_canvas_of_a_model_that_draws(drawing, monkeypat
 @torch.no_grad()
 def test_without_a_predicted_mask_the_predicted_box_is_drawn(drawing, monkeypatch):
     heard, levels = Heard(drawing.network, monkeypatch), some_levels(1, width=128)
-    prompts = drawing.network.predict(levels).without("mask")
+    prompts = replace(drawing.network.predict(levels), mask_logits=None)
     drawing.network.decode(levels.repeated(2), prompts)
     ellipse = draw_box(prompts.boxes_xyxy, 16)
     assert float(ellipse.max()) == pytest.approx(INSIDE, abs=1.5)

@@ -58,7 +58,7 @@ class Session:
             covered[n] = masks[n]
         if prompts.known is not None:
             masks[n] = prompts.known.mask_hw
-        elif earlier is not None and prompts.extends(earlier):
+        elif earlier is not None and prompts.prompts[: len(earlier.prompts)] == earlier.prompts:
             masks[n] = self.fold(masks[n], prompts.prompts[len(earlier.prompts) :])
         else:
             masks[n] = self.fold(covered.get(n), prompts.prompts)

@@ -67,11 +67,6 @@ def listing(place: Path | None = None) -> Listing:
     return Listing(tuple(models), tuple(damaged))
 
 
-def list_models(place: Path | None = None) -> list[tuple[Path, AutoCard]]:
-    """Return paths and cards of the models that can be used."""
-    return list(listing(place).models)
-
-
 def find(name: str | Path, place: Path | None = None) -> tuple[Path, AutoCard]:
     """Find a model by its path, by the name of its file (with or without suffix), or by the name on its card.
 

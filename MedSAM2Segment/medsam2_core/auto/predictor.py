@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -155,17 +155,6 @@ class PredictedPrompts:
     boxes_xyxy: torch.Tensor | None = None
     mask_logits: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
-
-    def of_class(self, number: int) -> PredictedPrompts:
-        """Return the prompts of one of N pairs of image and class."""
-        values = (self.boxes_xyxy, self.mask_logits, self.tokens)
-        boxes, masks, tokens = (None if value is None else value[number : number + 1] for value in values)
-        return PredictedPrompts(boxes, masks, tokens)
-
-    def without(self, *heads: str) -> PredictedPrompts:
-        """Return the prompts without those of these heads."""
-        names = {"box": "boxes_xyxy", "mask": "mask_logits", "embedding": "tokens"}
-        return replace(self, **{names[head]: None for head in heads})
 
 
 class BoxHead(nn.Module):

@@ -138,8 +138,8 @@ def package(
 
     with protect(run / "weights.safetensors"):
         check_target(out, overwrite=overwrite)
-    packed = pack(run, out)
-    print(f"{packed.path}: {packed.size} bytes, sha256 {packed.sha256}")
+    size, sha256 = pack(run, out)
+    print(f"{out}: {size} bytes, sha256 {sha256}")
 
 
 def presence(

@@ -42,11 +42,6 @@ class Window:
         """Value shown black."""
         return self.level - self.width / 2
 
-    @property
-    def high(self) -> float:
-        """Value shown white."""
-        return self.level + self.width / 2
-
     def to_dict(self) -> dict[str, Any]:
         """Return values for JSON, to be stored with a result."""
         return {"width": self.width, "level": self.level, "name": self.name}

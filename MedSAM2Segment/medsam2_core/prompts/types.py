@@ -172,10 +172,6 @@ class SlicePrompts:
         """Return whether there is anything; if not, the slice's earlier prompts are removed."""
         return bool(self.prompts) or self.final or self.known is not None
 
-    def extends(self, earlier: SlicePrompts) -> bool:
-        """Return whether these prompts begin with all of the earlier ones."""
-        return self.prompts[: len(earlier.prompts)] == earlier.prompts
-
     def asks_same(self, other: SlicePrompts) -> bool:
         """Return whether prompts and `final` are those of another; known masks are not compared."""
         return (self.prompts, self.final) == (other.prompts, other.final)

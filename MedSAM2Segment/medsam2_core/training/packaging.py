@@ -1,7 +1,6 @@
 """From a finished run to the weights that ship: half precision, checked, with a hash for the catalogue."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,17 +15,8 @@ from medsam2_core.errors import TrainingError
 _LARGEST = 25_000_000
 
 
-@dataclass(frozen=True)
-class Packaged:
-    """A weights file with its size and hash for the catalogue."""
-
-    path: Path
-    size: int
-    sha256: str
-
-
-def package(run: str | Path, target: str | Path, config: str = "embedded") -> Packaged:
-    """Store a run's averaged weights in half precision.
+def package(run: str | Path, target: str | Path, config: str = "embedded") -> tuple[int, str]:
+    """Store a run's averaged weights in half precision; return size and SHA-256 of the file.
 
     Parameters
     ----------
@@ -61,4 +51,4 @@ def package(run: str | Path, target: str | Path, config: str = "embedded") -> Pa
         raise TrainingError(message, code="weights-too-large", size=size, most=_LARGEST)
     with new_file(target, overwrite=True) as stream:
         stream.write(content)
-    return Packaged(target, size, hashlib.sha256(content).hexdigest())
+    return size, hashlib.sha256(content).hexdigest()
