@@ -32,9 +32,9 @@ def model():
     return tiny_model()
 
 
-def a_tracker(model, policy=None, cache=None, count=DEPTH, storage=None, **options) -> Tracker:
+def a_tracker(model, policy=None, cache=None, count=DEPTH, **options) -> Tracker:
     images = ArrayImages(some_slices(count, SHAPE_HW))
-    encoder = SliceEncoder(model, images, FeatureCache(2**20) if cache is None else cache, storage)
+    encoder = SliceEncoder(model, images, FeatureCache(2**20) if cache is None else cache)
     return Tracker(model, encoder, policy, TrackerOptions(**options))
 
 
@@ -76,20 +76,19 @@ def test_a_second_object_costs_as_much_as_the_first_and_the_features_nothing(mod
     assert max(tensors) == min(tensors)
 
 
-def one_slice(model, storage=None) -> int:
+def one_slice(model) -> int:
     """Bytes of the features of a slice."""
-    tracker = a_tracker(model, storage=storage)
+    tracker = a_tracker(model)
     tracker.prompt("it", 0, prompt(box=(18, 14, 40, 34)))
     return next(iter(tracker.encoder.cache._entries.values())).nbytes
 
 
-@pytest.mark.parametrize("storage", [None, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("slices", [0, 1, 4.5, 12])
-def test_the_cache_stays_within_its_limit_whatever_is_pinned(model, slices, storage):
+def test_the_cache_stays_within_its_limit_whatever_is_pinned(model, slices):
     """Prompted slices of three objects, regions that move and grow, more slices than there is room for."""
-    limit = int(slices * one_slice(model, storage))
+    limit = int(slices * one_slice(model))
     cache = FeatureCache(limit)
-    tracker = a_tracker(model, cache=cache, count=30, storage=storage)
+    tracker = a_tracker(model, cache=cache, count=30)
     for n in (0, 7, 14, 21, 28):  # more pinned slices than fit
         tracker.prompt("one", n, prompt(box=(18 + n / 2, 14, 40, 34)))
         tracker.prompt("two", n, prompt([(28, 24)], [1]))
@@ -108,11 +107,10 @@ def check_limit(cache, limit):
     assert storage_bytes(kept) <= cache.nbytes <= limit
 
 
-@pytest.mark.parametrize("storage", [None, torch.float16], ids=["fp32", "fp16"])
-def test_masks_do_not_depend_on_what_the_cache_could_hold(model, storage):
+def test_masks_do_not_depend_on_what_the_cache_could_hold(model):
     masks = []
     for limit in (0, 3 * one_slice(model), 2**24):
-        tracker = a_tracker(model, cache=FeatureCache(limit), count=12, storage=storage)
+        tracker = a_tracker(model, cache=FeatureCache(limit), count=12)
         tracker.prompt("it", 5, prompt(box=(18, 14, 40, 34)))
         list(tracker.propagate())
         tracker.prompt("it", 8, prompt([(20, 20)], [0]))

@@ -53,10 +53,6 @@ class SliceFeatures:
         """Bytes held."""
         return sum(x.numel() * x.element_size() for x in (self.coarse, *self.fine))
 
-    def to(self, dtype: torch.dtype) -> "SliceFeatures":
-        """Return the same features in another number format."""
-        return SliceFeatures(self.coarse.to(dtype), tuple(x.to(dtype) for x in self.fine))
-
 
 class FeatureCache:
     """Least-recently-used features within `byte_limit` bytes; may be shared by sessions and threads.

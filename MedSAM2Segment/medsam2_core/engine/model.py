@@ -40,7 +40,6 @@ def load_model(
     *,
     config: str | Path | None = None,
     image_size: int | None = None,
-    apply_postprocessing: bool | None = None,
     catalogue: Catalogue | None = None,
     store: Store | None = None,
 ) -> SegmentationModel:
@@ -56,8 +55,6 @@ def load_model(
         For a path: the name of its configuration or a ``.yaml`` file; None guesses from the tensors.
     image_size
         Another side S than the catalogue's (a positive multiple of 32).
-    apply_postprocessing
-        See :func:`read_config`; None takes the catalogue's choice, which is on for sam2's own configurations.
     catalogue, store
         Others than the default ones.
 
@@ -81,8 +78,6 @@ def load_model(
         raise CatalogueError(message, code="configuration-given", model=entry.name)
     if image_size is not None and image_size != entry.image_size:
         entry = replace(entry, image_size=image_size, succeeds=())  # those keys are of the model's own size
-    if apply_postprocessing is not None:
-        entry = replace(entry, postprocessing=apply_postprocessing)
     path = store.locate(entry)
     file = [str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size]
     key = json.dumps([*file, str(where), how, asdict(entry)], default=str)
