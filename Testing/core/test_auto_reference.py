@@ -188,8 +188,9 @@ def test_volumes_are_then_segmented_slice_by_slice(auto, tmp_path):
     images = ArrayImages(some_slices(3, (40, 50)))
     tracker = Tracker(again.model, SliceEncoder(again.model, images))
     volume = AutoVolume(AutoSegmenter(again, images), tracker, VolumeOptions())
-    told = [(number, n) for number, n, _ in volume.run()]
-    assert told == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
+    first, second = again.card.class_names
+    told = [(mask.object, mask.n) for mask in volume.run()]
+    assert told == [(first, 0), (second, 0), (first, 1), (second, 1), (first, 2), (second, 2)]
     assert volume.total == volume.done == 3
 
 

@@ -80,13 +80,11 @@ class ClassVolume:
         return sum(self.slices[n].predicted_iou * area for n, area in areas.items()) / total if total else 0.0
 
 
-#: Class number, slice, and the mask there now.
-Change = tuple[int, int, SliceMask]
-Task = Callable[[], list[Change]]
+Task = Callable[[], Iterable[SliceMask]]
 
 
-class TaskQueue(Iterator[Change]):
-    """Runs tasks in order and yields their changes; a task may add further tasks.
+class TaskQueue(Iterator[SliceMask]):
+    """Runs tasks in order and yields the masks they change; a task may add further tasks.
 
     Unlike a generator it can be continued after an exception: a task that raises
     :class:`~medsam2_core.errors.Interrupted` runs again.
@@ -102,7 +100,7 @@ class TaskQueue(Iterator[Change]):
     def __init__(self, tasks: Iterable[Task], should_cancel: Callable[[], bool]) -> None:
         self.should_cancel = should_cancel
         self._tasks: deque[Task] = deque(tasks)
-        self._changes: deque[Change] = deque()
+        self._changes: deque[SliceMask] = deque()
 
     def add(self, task: Task) -> None:
         """Add a task behind all others."""
@@ -112,7 +110,7 @@ class TaskQueue(Iterator[Change]):
         """Add a task before all others."""
         self._tasks.appendleft(task)
 
-    def __next__(self) -> Change:
+    def __next__(self) -> SliceMask:
         while not self._changes:
             if not self._tasks:
                 raise StopIteration
@@ -156,8 +154,8 @@ class AutoVolume:
         first: int | None = None,
         last: int | None = None,
         should_cancel: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[int, int, SliceMask]]:
-        """Segment slices `first` to `last`, inclusive; yield (class number, slice, mask) one by one.
+    ) -> Iterator[SliceMask]:
+        """Segment slices `first` to `last`, inclusive; yield masks as they become known.
 
         A later mask replaces an earlier one of the same class and slice. ``next`` may raise
         :class:`~medsam2_core.errors.Interrupted`; call it again to continue.
@@ -186,16 +184,16 @@ class AutoVolume:
             tasks.add(partial(self._add_propagation, tasks, predictions, first, last))
         return tasks
 
-    def _predict(self, n: int, predictions: dict[int, SlicePrediction]) -> list[Change]:
+    def _predict(self, n: int, predictions: dict[int, SlicePrediction]) -> list[SliceMask]:
         """Predict a slice."""
         predictions[n] = self._segmenter.segment(n)
         self.done += 1
         return [
-            (one.number, n, self._store(one.number, n, one.slice_mask(self._name(one.number), n)))
+            self._store(one.number, one.slice_mask(self._name(one.number), n))
             for one in predictions[n].classes
         ]
 
-    def _choose_conditioning(self, predictions: Mapping[int, SlicePrediction]) -> list[Change]:
+    def _choose_conditioning(self, predictions: Mapping[int, SlicePrediction]) -> list[SliceMask]:
         """Choose the conditioning slices of every class."""
         for number, one in self.classes.items():
             of_class = {n: _of_class(found, number) for n, found in predictions.items()}
@@ -205,7 +203,7 @@ class AutoVolume:
 
     def _add_propagation(
         self, tasks: TaskQueue, predictions: Mapping[int, SlicePrediction], first: int, last: int
-    ) -> list[Change]:
+    ) -> list[SliceMask]:
         """Add the tasks of propagation from the conditioning slices."""
         todo = {number: one for number, one in self.classes.items() if one.boxes}
         for number, one in todo.items():
@@ -218,24 +216,22 @@ class AutoVolume:
         tasks.add(lambda: list(self._resolve_overlaps(predictions)))
         return []
 
-    def _condition(self, number: int, n: int, box: tuple[float, float, float, float] | None) -> list[Change]:
+    def _condition(
+        self, number: int, n: int, box: tuple[float, float, float, float] | None
+    ) -> list[SliceMask]:
         self._tracker.accept(str(number), n, _box_prompt(box), self.classes[number].slices[n])
         return []
 
-    def _start_propagation(self, tasks: TaskQueue, number: int, low: int, high: int) -> list[Change]:
+    def _start_propagation(self, tasks: TaskQueue, number: int, low: int, high: int) -> list[SliceMask]:
         """Clear the class beyond its extent, then start to propagate."""
-        beyond = {n: found for n, found in self.classes[number].slices.items() if not low <= n <= high}
+        beyond = [found for n, found in self.classes[number].slices.items() if not low <= n <= high]
         progress = self._tracker.propagate([str(number)], low, high, should_cancel=tasks.should_cancel)
         tasks.add_next(partial(self._propagate_one, tasks, number, progress, self.done))
-        return [
-            (number, n, self._store(number, n, _cleared(found)))
-            for n, found in beyond.items()
-            if found.mask_hw.any()
-        ]
+        return [self._store(number, _cleared(found)) for found in beyond if found.mask_hw.any()]
 
     def _propagate_one(
         self, tasks: TaskQueue, number: int, progress: Propagation, before: int
-    ) -> list[Change]:
+    ) -> list[SliceMask]:
         """Propagate to one more slice."""
         result = next(progress, None)
         if result is None:
@@ -244,8 +240,7 @@ class AutoVolume:
             return []
         self.done = before + progress.done
         tasks.add_next(partial(self._propagate_one, tasks, number, progress, before))
-        found = replace(result, object=self._name(number), prompted=False)
-        return [(number, result.n, self._store(number, result.n, found))]
+        return [self._store(number, replace(result, object=self._name(number), prompted=False))]
 
     def _extent(self, one: ClassVolume, first: int, last: int) -> tuple[int, int]:
         """Return the first and last slice to propagate to.
@@ -264,7 +259,7 @@ class AutoVolume:
                 high = n
         return max(first, low - _MARGIN), min(last, high + _MARGIN)
 
-    def _resolve_overlaps(self, predictions: Mapping[int, SlicePrediction]) -> Iterator[Change]:
+    def _resolve_overlaps(self, predictions: Mapping[int, SlicePrediction]) -> Iterator[SliceMask]:
         """Assign pixels of overlapping classes to one of them."""
         slices = sorted({n for one in self.classes.values() for n in one.slices})
         for n in slices:
@@ -286,13 +281,13 @@ class AutoVolume:
                 if (mask != before.mask_hw).any():
                     kept = before.probabilities
                     kept = None if kept is None else kept.agreeing(mask)
-                    yield number, n, self._store(number, n, before.with_mask(mask, probabilities=kept))
+                    yield self._store(number, before.with_mask(mask, probabilities=kept))
 
     def _name(self, number: int) -> str:
         return self._segmenter.auto.card.class_names[number]
 
-    def _store(self, number: int, n: int, found: SliceMask) -> SliceMask:
-        self.classes[number].slices[n] = found
+    def _store(self, number: int, found: SliceMask) -> SliceMask:
+        self.classes[number].slices[found.n] = found
         return found
 
 

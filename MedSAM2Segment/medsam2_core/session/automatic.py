@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.auto.volumes import AutoVolume, ClassVolume, VolumeOptions
 from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.tracker import Tracker
-from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.session.predictions import AutoPrediction, predicted_prompt
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
 
 
-class AutoRun:
+class AutoRun(AutoVolume):
     """An Auto model going through a session's slices; the session itself stays as it is.
 
     Parameters
@@ -54,36 +53,11 @@ class AutoRun:
         keeps = tracker.options.keeps_probabilities
         segmenter = AutoSegmenter(auto, source, wanted, flips=flips, keeps_probabilities=keeps)
         own_tracker = Tracker(tracker.model, tracker.encoder, None, tracker.options)
-        self._volume = AutoVolume(segmenter, own_tracker, options or VolumeOptions())
-
-    @property
-    def done(self) -> int:
-        """Slices gone through."""
-        return self._volume.done
-
-    @property
-    def total(self) -> int:
-        """Slices to go through, as far as is known."""
-        return self._volume.total
-
-    def run(
-        self,
-        first: int | None = None,
-        last: int | None = None,
-        should_cancel: Callable[[], bool] = lambda: False,
-    ) -> Iterator[SliceMask]:
-        """Return the masks as they become known; a later one replaces an earlier one of its class and slice.
-
-        Asking for the next one may raise :class:`~medsam2_core.errors.Interrupted`: ask again, and it goes
-        on.
-        See :meth:`AutoVolume.run`.
-        """
-        # Not a generator: one would be over after an interruption.
-        return map(lambda change: change[2], self._volume.run(first, last, should_cancel))
+        super().__init__(segmenter, own_tracker, options or VolumeOptions())
 
     def found(self) -> list[AutoPrediction]:
         """Return every wanted class, once the run is over; also those that are nowhere."""
-        return [self._of(one) for one in self._volume.classes.values()]
+        return [self._of(one) for one in self.classes.values()]
 
     def _of(self, one: ClassVolume) -> AutoPrediction:
         known = self.card.classes[one.number]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsam2_core.auto.volumes import Change, TaskQueue
+from medsam2_core.auto.volumes import TaskQueue
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import PromptedMemory
 from medsam2_core.engine.options import TrackerOptions
@@ -309,26 +309,26 @@ class SearchRun:
         self._tasks = TaskQueue([], should_cancel)
         for name in self._search.names:
             self._tasks.add(partial(self._begin, name, first, last))
-        return map(lambda change: change[2], self._tasks)
+        return self._tasks
 
     def found(self) -> list[AutoPrediction]:
         """Return every object described, once the run is over; also those that are nowhere."""
         return [self._prediction(name) for name in self._described]
 
-    def _begin(self, name: str, first: int | None, last: int | None) -> list[Change]:
+    def _begin(self, name: str, first: int | None, last: int | None) -> list[SliceMask]:
         looks = self._search.looks(name)
         self._tasks.add_next(partial(self._follow, name, first, last))
         for look in reversed(looks):
             self._tasks.add_next(partial(self._look, name, look))
         return []
 
-    def _look(self, name: str, look: Callable[[], SliceMask]) -> list[Change]:
+    def _look(self, name: str, look: Callable[[], SliceMask]) -> list[SliceMask]:
         mask = look()
         self._looked[name].append(mask)
         self.done += 1
-        return [(0, mask.n, mask)]
+        return [mask]
 
-    def _follow(self, name: str, first: int | None, last: int | None) -> list[Change]:
+    def _follow(self, name: str, first: int | None, last: int | None) -> list[SliceMask]:
         self._prompts[name] = self._search.chosen(name, self._looked[name])
         for n, given in self._prompts[name].items():
             assert given.known is not None  # they come with their masks
@@ -340,14 +340,14 @@ class SearchRun:
             self._tasks.add_next(partial(self._step, name, progress, self.done))
         return []
 
-    def _step(self, name: str, progress: Propagation, before: int) -> list[Change]:
+    def _step(self, name: str, progress: Propagation, before: int) -> list[SliceMask]:
         mask = next(progress, None)
         self.done = before + progress.done
         if mask is None:
             return []
         self._tasks.add_next(partial(self._step, name, progress, before))
         self._masks[name][mask.n] = mask
-        return [(0, mask.n, mask)]
+        return [mask]
 
     def _prediction(self, name: str) -> AutoPrediction:
         colour, terminology = self._described[name]
