@@ -69,7 +69,7 @@ def measured(auto, pair, classes) -> dict[str, list[float]]:
         truth = labels.labels_kji()[0] == values[0][1]
         if not truth.any():
             continue
-        mask = one.slices[0].mask_hw if 0 in one.slices else np.zeros_like(truth)
+        mask = one.masks[0].mask_hw if 0 in one.masks else np.zeros_like(truth)
         click = correction(mask, truth)
         if click is None:
             continue

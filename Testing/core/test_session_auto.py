@@ -77,14 +77,14 @@ def test_with_memory_sure_slices_lead_and_stay_as_they_are(session, auto):
     for n in chosen:
         result = session.tracker.result("ball", n)
         assert result.prompted
-        assert np.array_equal(result.mask_hw, ball.slices[n].mask_hw)
-    assert {n for n in ball.slices if ball.slices[n].mask_hw.any()} <= set(range(3, 17))
+        assert np.array_equal(result.mask_hw, ball.masks[n].mask_hw)
+    assert {n for n in ball.masks if ball.masks[n].mask_hw.any()} <= set(range(3, 17))
 
 
 def test_the_tracker_fills_in_where_the_predictor_did_not_look(session, auto):
     (ball, _) = session.auto(auto, options=VolumeOptions("memory", every=4))
     assert {8, 12} & set(ball.prompts)
-    assert {9, 10, 11} <= set(ball.slices), "slices between are tracked"
+    assert {9, 10, 11} <= set(ball.masks), "slices between are tracked"
 
 
 def test_a_predicted_box_lies_on_its_slice_and_is_marked_as_predicted(session, auto):
@@ -209,9 +209,9 @@ def test_another_sam2_below_is_refused_by_name(auto):
 
 def test_overlap_goes_to_the_class_the_predictor_saw_there(session, auto, monkeypatch):
     found = session.auto(auto, options=VolumeOptions("memory"))
-    both = [set(one.slices) for one in found]
+    both = [set(one.masks) for one in found]
     for n in both[0] & both[1]:
-        assert not (found[0].slices[n].mask_hw & found[1].slices[n].mask_hw).any()
+        assert not (found[0].masks[n].mask_hw & found[1].masks[n].mask_hw).any()
 
 
 def test_sure_slices_are_chosen_apart_from_each_other():

@@ -5,10 +5,10 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
+from medsam2_core.auto.predictions import AutoPrediction  # noqa: E402
 from medsam2_core.errors import CheckpointError  # noqa: E402
 from medsam2_core.imaging.slice_mask import SliceMask  # noqa: E402
 from medsam2_core.prompts import Box  # noqa: E402
-from medsam2_core.worker.job_messages import AutoPrediction  # noqa: E402
 from MedSAM2SegmentLib.Panels.PanelState import Status  # noqa: E402
 from MedSAM2SegmentLib.Prompts import PromptNodes  # noqa: E402
 from support.auto_predictions import KIDNEY, a_model, a_prediction, kidney_and_cyst  # noqa: E402

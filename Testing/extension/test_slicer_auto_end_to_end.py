@@ -144,10 +144,10 @@ def found_here(one, path, n=None):
         pass
     return {
         found.name: by_plain_matrices(
-            one.segmentation, np.eye(4), stack, {n: record.mask_hw for n, record in found.slices.items()}
+            one.segmentation, np.eye(4), stack, {n: record.mask_hw for n, record in found.masks.items()}
         )
         for found in run.found()
-        if any(record.mask_hw.any() for record in found.slices.values())
+        if any(record.mask_hw.any() for record in found.masks.values())
     }
 
 

@@ -114,12 +114,12 @@ def test_a_volume_is_segmented_as_here(ready, here, folder, method):
     assert [one["name"] for one in result["classes"]] == ["kidney", "cyst"]
     for told, one in zip(result["classes"], expected, strict=True):
         assert told["confidence"] == pytest.approx(one.confidence)
-        assert told["slices"] == sorted(one.slices)
+        assert told["slices"] == sorted(one.masks)
         assert sorted(map(int, told["prompts"])) == sorted(one.prompts)
-        for n, found in one.slices.items():
+        for n, found in one.masks.items():
             assert (records[one.name, n].mask_hw == found.mask_hw).all()
             assert records[one.name, n].predicted_iou == pytest.approx(found.predicted_iou)
-    assert any(one.slices for one in expected), "the untrained model finds nothing: take another seed"
+    assert any(one.masks for one in expected), "the untrained model finds nothing: take another seed"
     counts = [frame.header for frame in ready.about(number, "slice")]
     assert [one["done"] for one in counts] == sorted(one["done"] for one in counts)
     assert counts[-1]["done"] <= counts[-1]["total"]
@@ -158,7 +158,7 @@ def test_clicks_are_answered_while_auto_waits(ready, here, folder):
     assert not ready.about(number, "result"), "it was done before the click"
     records = last_of(ready.records(number))
     for one in found_here(here, folder):
-        for n, found in one.slices.items():
+        for n, found in one.masks.items():
             assert (records[one.name, n].mask_hw == found.mask_hw).all(), "the pause changes nothing"
 
 

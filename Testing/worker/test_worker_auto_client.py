@@ -8,7 +8,7 @@ from medsam2_core.errors import Cancelled, ProtocolError
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import Box, Point, SlicePrompts
 from medsam2_core.worker.client import WorkerState
-from medsam2_core.worker.job_messages import AutoModelInfo, AutoPrediction, AutoRequest
+from medsam2_core.worker.job_messages import AutoModelInfo, AutoRequest, prediction_from_json
 from medsam2_core.worker.messages import ObjectSnapshot
 from medsam2_core.worker.protocol import dataclass_from_json, encode
 from medsam2_core.worker.requests import Request
@@ -121,9 +121,9 @@ CLASS = {
 )
 def test_an_answer_that_makes_no_sense_is_a_protocol_error(wrong):
     received = {("a", 1): RECORD}
-    assert AutoPrediction.from_json(CLASS, {}, received).masks == {1: replace(RECORD, prompted=True)}
+    assert prediction_from_json(CLASS, {}, received).masks == {1: replace(RECORD, prompted=True)}
     with pytest.raises(ProtocolError):
-        AutoPrediction.from_json(None if wrong is None else {**CLASS, **wrong}, {}, received)
+        prediction_from_json(None if wrong is None else {**CLASS, **wrong}, {}, received)
 
 
 def test_models_of_a_later_version_may_have_more_fields_and_damaged_ones_are_refused():

@@ -67,9 +67,9 @@ def run_here(session, search, first, last, names):
 
 def same(told, found, records):
     assert told["name"] == found.name
-    assert told["slices"] == sorted(found.slices)
+    assert told["slices"] == sorted(found.masks)
     assert sorted(map(int, told["prompts"])) == sorted(found.prompts)
-    return all((records[found.name, n].mask_hw == mask.mask_hw).all() for n, mask in found.slices.items())
+    return all((records[found.name, n].mask_hw == mask.mask_hw).all() for n, mask in found.masks.items())
 
 
 def test_lesions_are_found_at_their_old_places(ready, here):

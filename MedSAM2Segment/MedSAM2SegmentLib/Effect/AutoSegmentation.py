@@ -21,10 +21,11 @@ from MedSAM2SegmentLib.Segments.SegmentVoxels import SegmentVoxels
 from MedSAM2SegmentLib.Segments.VoxelOwnership import KNOWN
 
 if TYPE_CHECKING:
+    from medsam2_core.auto.predictions import AutoPrediction
     from medsam2_core.imaging.slice_mask import SliceMask
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import Prompt
-    from medsam2_core.worker.job_messages import AutoModelInfo, AutoPrediction, SearchRequest
+    from medsam2_core.worker.job_messages import AutoModelInfo, SearchRequest
     from numpy.typing import NDArray
 
     from MedSAM2SegmentLib.Effect.EditedSegmentation import EditedSegmentation

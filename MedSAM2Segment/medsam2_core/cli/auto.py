@@ -26,9 +26,9 @@ from medsam2_core.errors import ExportError, MedSAM2Error, Note, VolumeError
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
+    from medsam2_core.auto.predictions import AutoPrediction
     from medsam2_core.imaging.segmentation import Segmentation
     from medsam2_core.imaging.volume import Volume
-    from medsam2_core.session.predictions import AutoPrediction
     from medsam2_core.session.session import Session
 
 

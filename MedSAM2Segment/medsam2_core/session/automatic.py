@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from medsam2_core.auto.predictions import AutoPrediction, predicted_prompt
 from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.auto.volumes import AutoVolume, ClassVolume, VolumeOptions
 from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.tracker import Tracker
-from medsam2_core.session.predictions import AutoPrediction, predicted_prompt
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
@@ -68,5 +68,5 @@ class AutoRun(AutoVolume):
             if one.slices[n].mask_hw.any()
         }
         return AutoPrediction(
-            known.name, known.colour_rgb, known.terminology, one.confidence, self.card.name, prompts, slices
+            known.name, known.colour_rgb, known.terminology, one.confidence, prompts, slices, self.card.name
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medsam2_core.auto.predictions import AutoPrediction, predicted_prompt
 from medsam2_core.auto.volumes import TaskQueue
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import PromptedMemory
@@ -23,7 +24,6 @@ from medsam2_core.imaging.intensity import Window, parse_window, to_display
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import PixelPrompts, SlicePrompts
 from medsam2_core.prompts.slice_prompts import resolve
-from medsam2_core.session.predictions import AutoPrediction, predicted_prompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -356,4 +356,4 @@ class SearchRun:
         masks = {n: mask for n, mask in found.items() if not mask.is_empty or n in given}
         confidence = float(np.mean([one.confidence for one in masks.values()])) if masks else 0.0
         prompts = {n: one.prompts for n, one in given.items()}
-        return AutoPrediction(name, colour, terminology, confidence, "", prompts, masks)
+        return AutoPrediction(name, colour, terminology, confidence, prompts, masks)

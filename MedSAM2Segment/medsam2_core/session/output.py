@@ -17,7 +17,7 @@ from medsam2_core.imaging.volume import Volume
 from medsam2_core.session.objects import SessionObjects
 
 if TYPE_CHECKING:
-    from medsam2_core.session.predictions import AutoPrediction
+    from medsam2_core.auto.predictions import AutoPrediction
 
 _CONFIDENCE = "MedSAM2.confidence"
 

@@ -66,9 +66,9 @@ from medsam2_core.session.provenance import Provenance
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
+    from medsam2_core.auto.predictions import AutoPrediction
     from medsam2_core.auto.volumes import VolumeOptions
     from medsam2_core.session.examples import Example, ObjectSearch
-    from medsam2_core.session.predictions import AutoPrediction
 
 
 # What the provenance says when every image of a set has a window of its own.
@@ -472,11 +472,11 @@ class Session:
             progress(run.done, run.total)
         found = run.found()
         # What was there before is not emptied by a class that is nowhere.
-        present = {one.name: one for one in found if one.slices or one.name not in self.object_names}
+        present = {one.name: one for one in found if one.masks or one.name not in self.object_names}
         with self._history.step(f"find {', '.join(present) or 'nothing'}"):
             for name, one in present.items():
                 prompts = one.slice_prompts()
-                tracked = {n: mask for n, mask in one.slices.items() if n not in prompts}
+                tracked = {n: mask for n, mask in one.masks.items() if n not in prompts}
                 self._objects.restore(name, prompts, tracked)
             # What tracking would find is known, or was not wanted: only later changes have to be propagated.
             changes = self._objects.changes

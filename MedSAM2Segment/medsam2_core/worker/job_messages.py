@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
 from medsam2_core.auto import library
+from medsam2_core.auto.predictions import AutoPrediction
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.volume import Volume
-from medsam2_core.prompts.types import Prompt
 from medsam2_core.worker.messages import example_to_json, prompt_from_json, segmentation_to_json
 from medsam2_core.worker.protocol import Arrays, checked, field_error
 
@@ -182,60 +182,32 @@ class ExportRequest(_JobRequest):
     scratch: str | None = None
 
 
-@dataclass(frozen=True)
-class AutoPrediction:
-    """Prediction of an Auto model for one class.
-
-    Attributes
-    ----------
-    name, colour_rgb, terminology
-        Of the class: colours from 0 to 1, terminology as 3D Slicer's TerminologyEntry tag, or empty.
-    confidence
-        0 to 1; 0 when the class was not found.
-    """
-
-    name: str
-    colour_rgb: tuple[float, float, float]
-    terminology: str = ""
-    confidence: float = 0.0
-    prompts: Mapping[int, tuple[Prompt, ...]] = field(default_factory=dict)
-    masks: Mapping[int, SliceMask] = field(default_factory=dict)
-
-    @property
-    def is_found(self) -> bool:
-        """Whether the class was found on any slice."""
-        return any(not mask.is_empty for mask in self.masks.values())
-
-    @classmethod
-    def from_json(
-        cls,
-        item: Any,
-        arrays: Mapping[str, NDArray[Any]],
-        received: Mapping[tuple[str, int], SliceMask],
-    ) -> AutoPrediction:
-        """Read an item of ``classes``, whose masks were received before. ProtocolError when it is invalid."""
-        if not isinstance(item, dict):
-            raise field_error("classes", item, "must be a list of JSON objects")
-        name, slices = checked(item, "name", str), checked(item, "slices", list)
-        for n in slices:
-            if type(n) is not int or (name, n) not in received:
-                raise field_error("slices", n, f"must be slices of {name[:60]!r} that came before")
-        prompts = {}
-        for n, listed in checked(item, "prompts", dict).items():
-            if not n.isdecimal() or not isinstance(listed, list):
-                raise field_error("prompts", n, "must be lists by slice number")
-            prompts[int(n)] = tuple(prompt_from_json(one, arrays) for one in listed)
-        colour = checked(item, "colour_rgb", list)
-        if len(colour) != 3 or not all(isinstance(part, int | float) and 0 <= part <= 1 for part in colour):
-            raise field_error("colour_rgb", colour, "must be three numbers from 0 to 1")
-        return cls(
-            name,
-            (float(colour[0]), float(colour[1]), float(colour[2])),
-            checked(item, "terminology", str),
-            checked(item, "confidence", float),
-            prompts,
-            {n: dataclasses.replace(received[name, n], prompted=n in prompts) for n in slices},
-        )
+def prediction_from_json(
+    item: Any, arrays: Mapping[str, NDArray[Any]], received: Mapping[tuple[str, int], SliceMask]
+) -> AutoPrediction:
+    """Read an item of ``classes``, whose masks were received before. ProtocolError when it is invalid."""
+    if not isinstance(item, dict):
+        raise field_error("classes", item, "must be a list of JSON objects")
+    name, slices = checked(item, "name", str), checked(item, "slices", list)
+    for n in slices:
+        if type(n) is not int or (name, n) not in received:
+            raise field_error("slices", n, f"must be slices of {name[:60]!r} that came before")
+    prompts = {}
+    for n, listed in checked(item, "prompts", dict).items():
+        if not n.isdecimal() or not isinstance(listed, list):
+            raise field_error("prompts", n, "must be lists by slice number")
+        prompts[int(n)] = tuple(prompt_from_json(one, arrays) for one in listed)
+    colour = checked(item, "colour_rgb", list)
+    if len(colour) != 3 or not all(isinstance(part, int | float) and 0 <= part <= 1 for part in colour):
+        raise field_error("colour_rgb", colour, "must be three numbers from 0 to 1")
+    return AutoPrediction(
+        name,
+        (float(colour[0]), float(colour[1]), float(colour[2])),
+        checked(item, "terminology", str),
+        checked(item, "confidence", float),
+        prompts,
+        {n: dataclasses.replace(received[name, n], prompted=n in prompts) for n in slices},
+    )
 
 
 @dataclass(frozen=True)

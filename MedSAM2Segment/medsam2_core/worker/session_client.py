@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from medsam2_core.auto.predictions import AutoPrediction
 from medsam2_core.errors import MedSAM2Error, ProtocolError, WorkerError
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts.types import SlicePrompts
-from medsam2_core.worker.job_messages import AutoPrediction, AutoRequest, SearchRequest
+from medsam2_core.worker.job_messages import AutoRequest, SearchRequest, prediction_from_json
 from medsam2_core.worker.messages import (
     ObjectSnapshot,
     SessionSettings,
@@ -258,7 +259,7 @@ class SessionClient:
 
         def parse(frame: Frame) -> list[AutoPrediction]:
             items = checked(frame.header, "classes", list)
-            return [AutoPrediction.from_json(item, frame.arrays, predicted) for item in items]
+            return [prediction_from_json(item, frame.arrays, predicted) for item in items]
 
         request.on_slices, request.parse = on_slices, parse
         return self._ask(request)

@@ -33,12 +33,12 @@ from medsam2_core.worker.system import check_memory, memory
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel
+    from medsam2_core.auto.predictions import AutoPrediction
     from medsam2_core.engine.cache import FeatureCache
     from medsam2_core.engine.segmentation_model import SegmentationModel
     from medsam2_core.engine.zoom import Region
     from medsam2_core.session.automatic import AutoRun
     from medsam2_core.session.examples import ObjectSearch, SearchRun
-    from medsam2_core.session.predictions import AutoPrediction
     from medsam2_core.session.session import Session
 
 Send = Callable[[Job, dict[str, Any], Arrays], None]
@@ -400,7 +400,7 @@ def _prediction_to_json(one: AutoPrediction) -> dict[str, Any]:
         "colour_rgb": [float(part) for part in one.colour_rgb],
         "terminology": one.terminology,
         "confidence": float(one.confidence),
-        "slices": sorted(int(n) for n in one.slices),
+        "slices": sorted(int(n) for n in one.masks),
         "prompts": prompts,
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 from medsam2_core.auto.model_file import AutoClass
 from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts import Box, Point, Prompt, SlicePrompts
+from medsam2_core.prompts.types import Box, Point, Prompt, SlicePrompts
 
 if TYPE_CHECKING:
     from medsam2_core.imaging.slices import SliceStack
@@ -25,22 +25,27 @@ class AutoPrediction:
     Attributes
     ----------
     name, colour_rgb, terminology
-        Of the class, as its model says.
+        Of the class: colours from 0 to 1, terminology as 3D Slicer's TerminologyEntry tag, or empty.
     confidence
         0 to 1; 0 when it was not found.
-    model
-        The Auto model's name.
     prompts
         By slice, what was predicted there: a box, or a point where no box was.
+    model
+        The Auto model's name.
     """
 
     name: str
     colour_rgb: tuple[float, float, float]
-    terminology: str
-    confidence: float
-    model: str = ""
+    terminology: str = ""
+    confidence: float = 0.0
     prompts: Mapping[int, tuple[Prompt, ...]] = field(default_factory=dict)
-    slices: Mapping[int, SliceMask] = field(default_factory=dict)
+    masks: Mapping[int, SliceMask] = field(default_factory=dict)
+    model: str = ""
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the class was found on any slice."""
+        return any(not mask.is_empty for mask in self.masks.values())
 
     @property
     def coded(self) -> Terminology | None:
@@ -65,7 +70,7 @@ class AutoPrediction:
 
     def slice_prompts(self) -> dict[int, SlicePrompts]:
         """Return the predicted prompts by slice, each with the mask found there."""
-        return {n: SlicePrompts(prompts, known=self.slices[n]) for n, prompts in self.prompts.items()}
+        return {n: SlicePrompts(prompts, known=self.masks[n]) for n, prompts in self.prompts.items()}
 
 
 def predicted_prompt(
