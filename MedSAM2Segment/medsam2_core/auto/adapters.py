@@ -182,8 +182,6 @@ class TextureAdapter(nn.Module):
         C, channels of the coarse map.
     fine_widths
         Channels of the maps at S/8 and S/4.
-    classes
-        K.
 
     Attributes
     ----------

@@ -130,8 +130,6 @@ def load_auto(
     model
         The SAM 2 it was trained for; None loads the one its card names: a model of the catalogue, or the
         checkpoint of that name beside an imported Auto model.
-    device, precision
-        Of the SAM 2 that is loaded.
 
     Raises
     ------

@@ -40,10 +40,6 @@ class PredictorSettings:
 
     Attributes
     ----------
-    classes
-        K.
-    width
-        C of the SAM 2.
     fine_widths
         Channels of the decoder's features at S/8 and S/4.
     tokens

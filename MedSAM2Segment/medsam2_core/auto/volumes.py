@@ -62,8 +62,6 @@ class ClassVolume:
 
     Attributes
     ----------
-    number
-        Number of the class, from 0.
     boxes
         Conditioning slices, each with the predicted box (xyxy, slice pixels) or None.
     """
@@ -93,8 +91,6 @@ class TaskQueue(Iterator[SliceMask]):
     ----------
     tasks
         The tasks; one that is interrupted must have changed nothing.
-    should_cancel
-        Called before every task.
     """
 
     def __init__(self, tasks: Iterable[Task], should_cancel: Callable[[], bool]) -> None:

@@ -48,11 +48,6 @@ def attend(
         (N, 1, C) tokens of the slice, N a square.
     memory, memory_position
         (M, 1, 64) tokens of memories; the last ``pointer_tokens`` have no place in the image.
-
-    Returns
-    -------
-    torch.Tensor
-        (N, 1, C)
     """
     x = current[:, 0]
     if attention.pos_enc_at_input:

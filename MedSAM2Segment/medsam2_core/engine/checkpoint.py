@@ -192,10 +192,6 @@ def load_strict(
         The receiving module. Its own precision (fp32) is kept: bf16 and fp16 values are widened.
     state
         Tensors by name, of any floating type.
-    config
-        Name of the module's configuration, for the message when another one would fit.
-    source
-        Where the tensors come from, for the message.
 
     Raises
     ------

@@ -64,19 +64,12 @@ def fetch(
         The model. Show its `notice` to the user first.
     progress
         Called with (bytes here, bytes in all or None), from the calling thread.
-    store
-        Where to; the default store if None.
     should_cancel
         Asked after every few kilobytes. What arrived is kept, and the next call goes on from there.
     endpoint
         Address of the Hub or of a mirror; None means huggingface_hub's (``HF_ENDPOINT``).
     retry_wait_s
         Seconds before a broken connection is tried again.
-
-    Returns
-    -------
-    Path
-        The complete, checked file.
 
     Raises
     ------

@@ -82,8 +82,6 @@ class Query:
 
     Attributes
     ----------
-    reverse
-        Whether tracking runs towards lower numbers.
     ordered
         Whether numbers mean neighbourhood.
     embedding

@@ -23,13 +23,6 @@ class Neighbours:
     The mask of a prompted or final slice is not changed, nor that of an object that is not propagated: what
     it holds is taken from the others. So are the logits, before they become a memory or are carried to the
     next slice: what belongs to a neighbour counts as background from there on.
-
-    Parameters
-    ----------
-    objects
-        Returns all objects there are now, by name.
-    mask_side
-        Side of the low-resolution logits.
     """
 
     def __init__(

@@ -144,11 +144,6 @@ def draw_cones(points_xy: torch.Tensor, labels: torch.Tensor, size: int, radius:
     ----------
     points_xy, labels
         (B, P, 2) in units of the image side and (B, P).
-
-    Returns
-    -------
-    torch.Tensor
-        (B, 1, size, size) logits.
     """
     grid = _pixel_centres(size, points_xy)
     distance = (grid[:, None] - points_xy[:, :, None]).square().sum(-1).sqrt()  # (B, P, size * size)
@@ -182,11 +177,6 @@ def drawn_prompt(
         (B, P) 1 positive, 0 negative, other values padding.
     previous_logits
         (B, 1, size, size).
-
-    Returns
-    -------
-    torch.Tensor or None
-        (B, 1, size, size) logits.
     """
     if not recipe.draws_prompts:
         return previous_logits

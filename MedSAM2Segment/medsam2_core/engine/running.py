@@ -74,10 +74,6 @@ class Run:
 
     Attributes
     ----------
-    region
-        Region of the next slice; None before the first step.
-    absent_for
-        Slices since the object was last seen.
     ahead
         What :meth:`Runner.look_ahead` made of the next slice; no longer needed when that is tracked.
     """

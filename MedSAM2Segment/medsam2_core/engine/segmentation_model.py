@@ -27,13 +27,9 @@ class SegmentationModel:
 
     Attributes
     ----------
-    name
-        The catalogue's name, or the file's.
     module
         In eval mode, without gradients, fp32 weights on `device`. Shared by everybody who loaded the same
         model: never change it.
-    recipe
-        What the model receives besides stock prompts.
     weights_key
         SHA-256 over weights and configuration: equal keys give equal features for equal images.
     weights_sha256

@@ -51,8 +51,6 @@ class Verdict:
 
     Attributes
     ----------
-    sha256, bytes
-        Of its content now.
     against
         What it was compared with: ``catalogue``, ``receipt``, or None when there was nothing to compare with.
     """

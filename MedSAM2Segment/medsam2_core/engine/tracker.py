@@ -295,8 +295,6 @@ class Tracker:
             Which objects; None all.
         stop_after_absent
             Give an object up, in one direction, after so many slices without it; None never.
-        should_cancel
-            Asked before every step.
 
         Raises
         ------

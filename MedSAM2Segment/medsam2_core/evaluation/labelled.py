@@ -32,8 +32,6 @@ def measure_labelled(
     ----------
     most
         Most objects, evenly spread over all of them; None for all.
-    progress
-        Called with (objects measured, objects).
     """
     objects = [(case, number) for case in cases for number in sorted(_numbers(case, table))]
     if most is not None and len(objects) > most:

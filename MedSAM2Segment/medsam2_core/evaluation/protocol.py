@@ -142,8 +142,6 @@ class Protocol(ABC):
 
     Attributes
     ----------
-    corrections
-        Clicks after the box, at most.
     zoom, memory
         As in :meth:`Session.open`.
     tolerance_mm

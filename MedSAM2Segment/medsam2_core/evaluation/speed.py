@@ -152,8 +152,6 @@ class ModelChoice:
         As in :func:`~medsam2_core.engine.model.load_model`.
     random
         A configuration, whose random weights are taken instead.
-    threads
-        CPU threads; None leaves torch's choice.
     """
 
     name: str = "embedded"

@@ -114,8 +114,6 @@ class Phantom:
 
     Attributes
     ----------
-    volume
-        int16.
     boxes
         (x0, y0, x1, y1) in voxels.
     """

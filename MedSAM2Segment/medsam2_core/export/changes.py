@@ -25,8 +25,6 @@ class Change:
 
     Attributes
     ----------
-    name
-        The same in both.
     state
         ``present`` in both, ``vanished`` (no voxel now), or ``new`` (no voxel then).
     then, now

@@ -30,8 +30,6 @@ class ImageFacts:
     ----------
     name
         Its own within the set.
-    content_key
-        See :attr:`Volume.content_key`.
     thumbnail
         (256,) float32 of mean 0 and length 1: the image at 16 x 16 pixels, to compare images by.
     """

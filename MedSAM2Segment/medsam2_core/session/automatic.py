@@ -22,8 +22,6 @@ class AutoRun(AutoVolume):
 
     Parameters
     ----------
-    stack, tracker
-        Of the session: its slices, window, SAM 2 and features are used.
     window
         What the Auto model sees of the intensities; None: what the session sees. Tracking sees that anyway.
 

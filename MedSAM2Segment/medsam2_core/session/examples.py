@@ -106,15 +106,6 @@ class ExampleSearch(ObjectSearch):
     The slices of the examples and those of the scan are taken as an unordered set of images of which the
     former are prompted by masks (see :mod:`medsam2_core.engine.locating`).
 
-    Parameters
-    ----------
-    tracker
-        Of the new scan.
-    stack
-        Its slices.
-    slices
-        Numbers of those that are looked at.
-
     Raises
     ------
     PromptError
@@ -202,12 +193,8 @@ class PriorSearch(ObjectSearch):
 
     Parameters
     ----------
-    tracker, stack
-        Of the new scan.
     prior
         On the new scan's grid.
-    slices
-        Numbers of the slices that are looked at.
 
     Raises
     ------
@@ -274,8 +261,6 @@ class SearchRun:
 
     Parameters
     ----------
-    stack, tracker
-        Of the session: its slices, window, model and features are used.
     described
         By object: colour (0 to 1) and terminology, to be returned with it.
     """

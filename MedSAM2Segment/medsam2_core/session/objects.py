@@ -123,13 +123,7 @@ class ObjectsSnapshot:
 
 
 class SessionObjects:
-    """Keeps prompts, tracker and changes of a session in step. Its methods are no undo steps by themselves.
-
-    Attributes
-    ----------
-    changes
-        Slices that the next propagation has to follow.
-    """
+    """Keeps prompts, tracker and changes of a session in step. Its methods are no undo steps themselves."""
 
     def __init__(self, stack: SliceStack, tracker: Tracker, provenance: Provenance) -> None:
         self._stack, self._tracker, self.provenance = stack, tracker, provenance

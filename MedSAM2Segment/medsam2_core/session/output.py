@@ -23,13 +23,7 @@ _CONFIDENCE = "MedSAM2.confidence"
 
 
 class SessionOutput:
-    """The objects of a session on the grid of its volume or images; see the methods of the session.
-
-    Attributes
-    ----------
-    auto_predictions
-        By object, what an Auto model predicted for it.
-    """
+    """The objects of a session on the grid of its volume or images; see the methods of the session."""
 
     def __init__(
         self, volume: Volume | ImageSet, stack: SliceStack, tracker: Tracker, objects: SessionObjects

@@ -18,15 +18,11 @@ class PropagationPlan:
 
     Parameters
     ----------
-    names
-        Objects; None for all that are prompted.
     first, last, direction, patience, limits, outward
         As for :meth:`Session.propagate`.
 
     Attributes
     ----------
-    names
-        The objects that are followed.
     patience
         After how many slices without the object a direction is given up; None never.
     """
@@ -96,15 +92,7 @@ class PropagationPlan:
 
 
 class RecordedPropagation(Propagation):
-    """A propagation that is one undo step from its first result on.
-
-    Parameters
-    ----------
-    begin
-        Called before the first step.
-    finish
-        Called after the last result.
-    """
+    """A propagation that is one undo step from its first result on."""
 
     def __init__(
         self,

@@ -80,8 +80,6 @@ class Session:
 
     Parameters
     ----------
-    volume
-        The scan, or the images.
     stack
         How the volume is cut into slices; axial by default.
     window
@@ -441,16 +439,8 @@ class Session:
         """Segment every class of an Auto model; each that is found becomes an object of its name.
 
         The slices the model is surest of get a predicted box, which may be moved; clicks correct the mask
-        found with it. One undo takes back all of it.
-
-        Parameters
-        ----------
-        classes
-            Names; None all.
-        first, last
-            Slices, inclusive.
-        replace
-            Replace objects of these names.
+        found with it. One undo takes back all of it. ``classes`` are names (None: all), ``first`` and
+        ``last`` are both included, and ``replace`` replaces objects of these names.
 
         Raises
         ------
@@ -497,12 +487,8 @@ class Session:
         """Look for the objects of segmented scans in this one; :meth:`propagate` then follows what is found.
 
         Every object becomes one of this session, with predicted boxes on the slices it was found on most
-        surely, which may be moved or corrected by clicks. One undo takes back all of them.
-
-        Parameters
-        ----------
-        first, last
-            Slices to look at, both included; None: to the end.
+        surely, which may be moved or corrected by clicks. One undo takes back all of them. ``first`` and
+        ``last`` are both looked at.
 
         Returns
         -------

@@ -36,8 +36,6 @@ class SetResults:
 
     Parameters
     ----------
-    folder
-        Is made.
     file_format
         ``png`` or ``seg.nrrd``: a file of masks an image.
     overwrite
@@ -45,12 +43,8 @@ class SetResults:
 
     Attributes
     ----------
-    masks
-        By number of the image and name of the object.
     overwrites
         Whether files may be replaced: when allowed, or when they are of the same settings.
-    restored
-        Number of images taken over.
 
     Raises
     ------

@@ -16,13 +16,6 @@ MAX_LABELS = 60
 def random_anatomy(rng: np.random.Generator, side: int = 96) -> np.ndarray:
     """Draw one random label volume.
 
-    Parameters
-    ----------
-    rng
-        Source of all randomness: the same state gives the same volume.
-    side
-        Voxels along each axis.
-
     Returns
     -------
     numpy.ndarray

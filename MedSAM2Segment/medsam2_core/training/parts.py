@@ -47,8 +47,6 @@ class LowRankUpdate(nn.Module):
 
     Parameters
     ----------
-    weight
-        (O, I, ...) the weight.
     rank
         Of the update, which is zero at first.
     """

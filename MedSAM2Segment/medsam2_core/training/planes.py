@@ -30,15 +30,7 @@ _THICKEST_MM = 9.0
 
 @dataclass(frozen=True)
 class Piece:
-    """One connected object of a stack.
-
-    Attributes
-    ----------
-    start_kji
-        First voxel of its bounding box.
-    mask_kji
-        Its voxels within the box.
-    """
+    """One connected object of a stack."""
 
     label: int
     start_kji: tuple[int, ...]

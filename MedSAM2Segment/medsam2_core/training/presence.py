@@ -152,15 +152,7 @@ def _auc(values: NDArray[np.float64], present: NDArray[np.bool_]) -> float | Non
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted, and what it is worth.
-
-    Attributes
-    ----------
-    weights
-        Of a recipe's ``presence``.
-    figures
-        See :func:`judge`.
-    """
+    """What was fitted, and what it is worth."""
 
     weights: tuple[float, ...]
     figures: dict[str, Figures]

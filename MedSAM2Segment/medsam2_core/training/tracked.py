@@ -52,8 +52,6 @@ class Tracked:
 
     Attributes
     ----------
-    kind, case
-        Data set and case.
     held_back
         Whether the network was not trained on the case.
     given

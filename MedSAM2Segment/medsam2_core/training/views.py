@@ -60,10 +60,6 @@ def make_view(
 
     Parameters
     ----------
-    size
-        Side S of the view in pixels.
-    frames
-        Number of slices T.
     shapes
         Shapes of lesions to put in, see :func:`medsam2_core.training.lesions.load_shapes`.
     """

@@ -89,8 +89,6 @@ class Connection:
 
     Parameters
     ----------
-    transport
-        Transport of a worker that is not started yet.
     patience
         Factor for the time-outs of hanging workers; above 1 after earlier workers seemed to hang.
 
@@ -98,8 +96,6 @@ class Connection:
     ----------
     open
         Requests without an answer, by id, in the order they were sent.
-    welcome
-        What the worker reported about itself; empty until then.
     is_lost, is_hung
         Whether the connection has ended, and whether because the worker seemed to hang.
     stray

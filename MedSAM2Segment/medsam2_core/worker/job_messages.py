@@ -45,8 +45,6 @@ class AutoRequest(_JobRequest):
         Slices, inclusive; None for the first or last of the volume.
     method
         ``memory`` or ``slices``; None for the default.
-    flips
-        Whether to average over mirror images.
     """
 
     model: str
@@ -218,12 +216,8 @@ class AutoModelInfo:
     ----------
     file
         Name of its file without suffix, which requests use.
-    path
-        Its path on the worker's machine.
     name, classes, base, axis, modality
         As on its card; `classes` are names.
-    images
-        Number of training images; 0 if unknown.
     dice
         Mean Dice over classes, as measured during training; None if unknown.
     """

@@ -320,13 +320,7 @@ def _plain(handle: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Callable[[J
 
 
 class Server:
-    """Server for one client: reads in a thread of its own, computes in the caller's.
-
-    Parameters
-    ----------
-    frames_in, frames_out
-        File descriptors.
-    """
+    """Server for one client: reads in a thread of its own, computes in the caller's."""
 
     def __init__(self, frames_in: int, frames_out: int, log: str | None = None) -> None:
         self._frames_in, self._log_path = frames_in, log

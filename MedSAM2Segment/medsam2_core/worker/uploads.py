@@ -182,8 +182,6 @@ class Upload:
 
     Parameters
     ----------
-    window
-        Shared by all uploads of the connection.
     send
         Writes one ``volume_data`` message (fields, arrays, whether to compress) and returns its bytes.
     """

@@ -140,10 +140,6 @@ class Fit:
 
         Parameters
         ----------
-        report
-            Called after every step.
-        should_stop
-            Called before every step.
         alone
             See :class:`Progress`; None for the share in the settings.
         seconds_left

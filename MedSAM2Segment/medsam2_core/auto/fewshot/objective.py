@@ -166,13 +166,7 @@ class PromptMix:
     def draw(
         self, predicted: PredictedPrompts, masks: torch.Tensor, generator: torch.Generator
     ) -> tuple[PredictedPrompts, UserPrompts]:
-        """Draw the prompts of a batch: the predicted prompts that are used, and a user's.
-
-        Parameters
-        ----------
-        masks
-            (N, S, S) bool.
-        """
+        """Draw the prompts of a batch: the predicted prompts that are used, and a user's."""
         draw = float(torch.rand(1, generator=generator))
         rare = self.only_box + self.box_and_mask
         if draw >= self.with_box + rare or not bool(masks.any()):

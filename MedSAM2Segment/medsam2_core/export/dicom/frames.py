@@ -100,14 +100,8 @@ class PixelDataWriter:
     ----------
     stream
         Empty, to be written and read.
-    bits
-        Of a pixel.
     compression
         NONE: native pixel data (PS3.5 8.2); else one fragment a frame (PS3.5 A.4).
-    count
-        How many frames there will be.
-    pixels
-        In each of them.
     """
 
     def __init__(

@@ -78,8 +78,6 @@ def write_report(
         among them whether or not the SEG has them.
     seg
         The data set of the SEG; its pixels are not needed.
-    source
-        The series the SEG refers to.
     prior
         The same objects, by name, in an earlier scan of the patient.
 
