@@ -104,7 +104,27 @@ class PromptSet:
 
     def to_json(self, space: Space | str = "ijk", geometry: Geometry | None = None) -> str:
         """Return the prompts as JSON, positions in ``space``; RAS and LPS need the geometry."""
-        return _to_json(self, space, geometry)
+        space = _space(space, geometry)
+
+        def position(ijk: Iterable[float]) -> list[float]:
+            if space is Space.IJK or geometry is None:
+                return [float(value) for value in ijk]
+            return [round(float(value), 6) for value in geometry.ijk_to([list(ijk)], space)[0]]
+
+        def entry(prompt: Prompt) -> dict[str, Any]:
+            if isinstance(prompt, Point):
+                return {"type": "point", "at": position(prompt.ijk), "positive": prompt.positive}
+            if isinstance(prompt, Box):
+                return {"type": "box", "first": position(prompt.first_ijk), "last": position(prompt.last_ijk)}
+            return {
+                "type": "mask",
+                "offset": list(prompt.offset_ijk),
+                "shape": list(prompt.mask_kji.shape[::-1]),
+                "runs": _to_runs(prompt.mask_kji),
+            }
+
+        objects = [{"name": name, "prompts": [entry(p) for p in prompts]} for name, prompts in self]
+        return json.dumps({"version": VERSION, "space": space.value, "objects": objects})
 
     @classmethod
     def from_json(cls, text: str | bytes, geometry: Geometry | None = None) -> PromptSet:
@@ -115,62 +135,28 @@ class PromptSet:
         PromptError
             When the text is not JSON, or a part is missing or wrong; the message names the place.
         """
-        return _from_json(text, geometry)
-
-
-def _to_json(prompt_set: PromptSet, space: Space | str = "ijk", geometry: Geometry | None = None) -> str:
-    """Return a prompt set as JSON text."""
-    space = _space(space, geometry)
-
-    def position(ijk: Iterable[float]) -> list[float]:
-        if space is Space.IJK or geometry is None:
-            return [float(value) for value in ijk]
-        return [round(float(value), 6) for value in geometry.ijk_to([list(ijk)], space)[0]]
-
-    def entry(prompt: Prompt) -> dict[str, Any]:
-        if isinstance(prompt, Point):
-            return {"type": "point", "at": position(prompt.ijk), "positive": prompt.positive}
-        if isinstance(prompt, Box):
-            return {"type": "box", "first": position(prompt.first_ijk), "last": position(prompt.last_ijk)}
-        return {
-            "type": "mask",
-            "offset": list(prompt.offset_ijk),
-            "shape": list(prompt.mask_kji.shape[::-1]),
-            "runs": _to_runs(prompt.mask_kji),
-        }
-
-    objects = [{"name": name, "prompts": [entry(p) for p in prompts]} for name, prompts in prompt_set]
-    return json.dumps({"version": VERSION, "space": space.value, "objects": objects})
-
-
-def _from_json(text: str | bytes, geometry: Geometry | None = None) -> PromptSet:
-    """Return a prompt set from JSON text.
-
-    Raises
-    ------
-    PromptError
-        When the text is not JSON, or a part is missing or wrong; the message names the place.
-    """
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError covers JSONDecodeError and wrong UTF-8
-        raise PromptError(f"prompts are not valid JSON: {error}", code="not-json") from error
-    if not isinstance(data, dict):
-        raise PromptError(f"prompts must be a JSON object, not {type(data).__name__}", code="bad-prompt-file")
-    if data.get("version") != VERSION or isinstance(data.get("version"), bool):
-        version = _short(data.get("version"))
-        message = f"prompts of version {version}: this program reads version {VERSION}"
-        raise PromptError(message, code="prompt-file-version", version=version)
-    space = _space(data.get("space", "ijk"), geometry)
-    prompt_set = PromptSet()
-    for where, item in _items(data, "objects", "prompts"):
-        name = _part(item, "name", str, where)
-        if name in prompt_set.objects:
-            raise _wrong(where, f"a second object named {name!r}", "duplicate-object", object=name)
-        prompt_set.add_object(name)
-        for at, prompt in _items(item, "prompts", f"object {name!r}"):
-            prompt_set.add(name, _prompt(prompt, at, space, geometry))
-    return prompt_set
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:  # ValueError covers JSONDecodeError and wrong UTF-8
+            raise PromptError(f"prompts are not valid JSON: {error}", code="not-json") from error
+        if not isinstance(data, dict):
+            raise PromptError(
+                f"prompts must be a JSON object, not {type(data).__name__}", code="bad-prompt-file"
+            )
+        if data.get("version") != VERSION or isinstance(data.get("version"), bool):
+            version = _short(data.get("version"))
+            message = f"prompts of version {version}: this program reads version {VERSION}"
+            raise PromptError(message, code="prompt-file-version", version=version)
+        space = _space(data.get("space", "ijk"), geometry)
+        prompt_set = cls()
+        for where, item in _items(data, "objects", "prompts"):
+            name = _part(item, "name", str, where)
+            if name in prompt_set.objects:
+                raise _wrong(where, f"a second object named {name!r}", "duplicate-object", object=name)
+            prompt_set.add_object(name)
+            for at, prompt in _items(item, "prompts", f"object {name!r}"):
+                prompt_set.add(name, _prompt(prompt, at, space, geometry))
+        return prompt_set
 
 
 def _prompt(item: dict[str, Any], where: str, space: Space, geometry: Geometry | None) -> Prompt:

@@ -46,11 +46,12 @@ from medsam2_core.engine.segmentation_model import SegmentationModel
 from medsam2_core.engine.sources import SetImages, StackImages
 from medsam2_core.engine.tracker import Tracker
 from medsam2_core.errors import Cancelled, PromptError
+from medsam2_core.export.dicom.coding import coded_by_name
 from medsam2_core.imaging.image_set import ImageSet
 from medsam2_core.imaging.intensity import Window, parse_window
 from medsam2_core.imaging.probabilities import Probabilities
 from medsam2_core.imaging.reading import read_volume
-from medsam2_core.imaging.segmentation import Segmentation
+from medsam2_core.imaging.segmentation import Segment, Segmentation, default_colour
 from medsam2_core.imaging.set_stack import SetStack
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.imaging.slices import SliceStack
@@ -60,7 +61,6 @@ from medsam2_core.prompts.shapes import kept_slices
 from medsam2_core.prompts.slice_prompts import by_slice, resolve, validate
 from medsam2_core.session.history import History
 from medsam2_core.session.objects import ObjectsSnapshot, SessionObjects
-from medsam2_core.session.output import SessionOutput
 from medsam2_core.session.propagating import PropagationPlan, RecordedPropagation
 from medsam2_core.session.provenance import Provenance
 
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from medsam2_core.session.examples import Example, ObjectSearch
 
 
+_CONFIDENCE = "MedSAM2.confidence"  # tag of a segment
 # What the provenance says when every image of a set has a window of its own.
 _WINDOW_OF_EACH = Window(127.5, 255, "auto, for each image")
 
@@ -131,7 +132,7 @@ class Session:
         self.tracker = Tracker(model, encoder, policy, options)
         self._provenance = Provenance(encoder, self.tracker.options, self.stack, self.window, policy)
         self._objects = SessionObjects(self.stack, self.tracker, self._provenance)
-        self._output = SessionOutput(volume, self.stack, self.tracker, self._objects)
+        self._auto_predictions: dict[str, AutoPrediction] = {}
         self._history: History[ObjectsSnapshot] = History(
             self._objects.snapshot,
             self._objects.restore_snapshot,
@@ -471,7 +472,7 @@ class Session:
             # What tracking would find is known, or was not wanted: only later changes have to be propagated.
             changes = self._objects.changes
             changes.mark_synced(present, None, changes.copied())
-        self._output.auto_predictions |= present
+        self._auto_predictions |= present
         self._provenance.is_tracked |= bool(present)
         return found
 
@@ -627,7 +628,7 @@ class Session:
 
         PromptError ``no-volume`` for an image set: use :meth:`results`, or the segmentation of an image.
         """
-        return self._output.mask_kji(name)
+        return self.stack.volume_mask({one.n: one.mask_hw for one in self.results(name)})
 
     def results(self, name: str) -> Iterator[SliceMask]:
         """Return the masks of an object's slices segmented so far, ascending."""
@@ -643,20 +644,52 @@ class Session:
         n
             Of a set of images: which image.
         """
+        objects = enumerate(self.object_names)
         if n is None:
-            return self._output.segmentation(self.volume.geometry)
-        return self._output.segmentation_of_image(self.images, n)
+            segments = tuple(self._segment(*one) for one in objects)
+            return coded_by_name(Segmentation(self.volume.geometry, segments, self.provenance()))
+        image = self.images[self.stack.checked(n)]
+        facts = self._provenance.to_dict(self._objects.prompts_of_image(n), image.known_spacing)
+        others = [m for m in self._objects.prompted_slices() if m != n]
+        facts["prompted_images"] = [self.images.facts[m].name for m in others]
+        segments = tuple(self._segment_of_image(*one, n) for one in objects)
+        return coded_by_name(Segmentation(image.geometry, segments, facts))
+
+    def _segment_of_image(self, number: int, name: str, n: int) -> Segment:
+        mask = self._objects.mask(name, n)
+        mask_kji = np.zeros((1, *self.stack.shape_of(n)), bool) if mask is None else mask.mask_hw[None]
+        confidence = "0" if mask is None else f"{mask.confidence:.3f}"
+        return Segment(name, default_colour(number), mask_kji, tags={_CONFIDENCE: confidence})
+
+    def _segment(self, number: int, name: str) -> Segment:
+        values = [mask.confidence for mask in self.results(name) if not mask.is_empty]
+        tags = {_CONFIDENCE: f"{np.mean(values):.3f}" if values else "0"}
+        known, prompts = self._auto_predictions.get(name), self._objects.prompts.of(name)
+        if known is None or not known.is_source_of(prompts):
+            return Segment(name, default_colour(number), self.mask_kji(name), tags=tags)
+        tags |= known.tags(prompts)
+        return Segment(name, known.colour_rgb, self.mask_kji(name), known.coded, tags)
 
     def probabilities(self) -> Probabilities:
         """Return the probability of every voxel of every object, on the volume's grid; 8 bits, packed.
 
         A user's own masks are certain. PromptError when the session does not keep them.
         """
-        return self._output.probabilities()
+        if not self.tracker.options.keeps_probabilities:
+            message = "no probabilities were kept: open the session with probabilities=True"
+            raise PromptError(message, code="no-probabilities")
+        names = self.object_names
+        maps = {name: {one.n: one.certainty for one in self.results(name)} for name in names}
+        facts = self.provenance()
+        present = [one.model for name, one in self._auto_predictions.items() if name in names]
+        if present:
+            facts["auto"] = ", ".join(sorted(set(present)))
+        return Probabilities.of_stack(self.stack, maps, facts)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the masks came about: prompts, model, window, software."""
-        return self._output.provenance()
+        spacing = "all" if isinstance(self._volume, ImageSet) else self._volume.known_spacing
+        return self._provenance.to_dict(self._objects.prompts, spacing)
 
     @property
     def undo_steps(self) -> list[str]:
