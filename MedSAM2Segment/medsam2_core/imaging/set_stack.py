@@ -1,12 +1,12 @@
 """An image set as slices to be prompted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from medsam2_core.errors import GeometryError, PromptError
+from medsam2_core.errors import PromptError
 from medsam2_core.imaging.image_set import ImageSet
 from medsam2_core.imaging.slices import SliceStack
 
@@ -61,14 +61,8 @@ class SetStack(SliceStack):
         """Return the (1, H, W) mask of an image, and where it begins."""
         return mask_hw[np.newaxis], (0, 0, self.checked(n))
 
-    def volume_mask(self, masks: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
+    def volume_values(
+        self, values: Iterable[tuple[int, NDArray[Any]]], dtype: DTypeLike = np.uint8
+    ) -> NDArray[Any]:
         """Raise PromptError: there is no volume."""
         raise PromptError("a set of images has no volume: use the masks of its images", code="no-volume")
-
-    def put(self, mask_hw: NDArray[Any], n: int, volume_mask_kji: NDArray[np.bool_]) -> None:
-        """Raise GeometryError: there is no common grid."""
-        raise GeometryError("images of a set have no common grid: use their masks", code="no-common-grid")
-
-    def volume_values(self, values: Iterable[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-        """Raise GeometryError: there is no common grid."""
-        raise GeometryError("images of a set have no common grid: use their masks", code="no-common-grid")

@@ -32,7 +32,7 @@ from medsam2_core.imaging.geometry import AXES, Geometry, inverse, transform
 from medsam2_core.imaging.volume import Volume, canonical_view
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 #: Directions of x, y, n for each plane.
 _DISPLAY = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
@@ -111,19 +111,14 @@ class SliceStack(ABC):
         ``mask_kji`` may be the whole grid or a part of it whose first voxel is ``offset_ijk``.
         """
 
-    @abstractmethod
-    def put(self, mask_hw: NDArray[Any], n: int, volume_mask_kji: NDArray[np.bool_]) -> None:
-        """Replace slice ``n`` of a (K, J, I) mask, in place; voxels of other slices stay."""
-
     def volume_mask(self, masks: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
         """Return the (K, J, I) mask from masks of slices; slices that are not given stay empty."""
-        volume_mask_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype=bool)
-        for n, mask_hw in masks.items():
-            self.put(mask_hw, n, volume_mask_kji)
-        return volume_mask_kji
+        return self.volume_values(masks.items(), bool)
 
     @abstractmethod
-    def volume_values(self, values: Iterable[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+    def volume_values(
+        self, values: Iterable[tuple[int, NDArray[Any]]], dtype: DTypeLike = np.uint8
+    ) -> NDArray[Any]:
         """Return (K, J, I) from slices ``n`` and their values (H, W); voxels of other slices are 0.
 
         Every voxel has the value of the pixel that :meth:`volume_mask` takes its mask from.
@@ -241,12 +236,10 @@ class AxisStack(SliceStack):
             flat_kji[tuple(slice(s, s + n) for s, n in zip(start, part.shape, strict=True))] = part
         return np.array(self._slice(flat_kji, 0), order="C")
 
-    def put(self, mask_hw: NDArray[Any], n: int, volume_mask_kji: NDArray[np.bool_]) -> None:
-        self.check_grid(volume_mask_kji)
-        self._slice(volume_mask_kji, self.checked(n))[...] = self.checked_mask(mask_hw)
-
-    def volume_values(self, values: Iterable[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-        volume_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype=np.uint8)
+    def volume_values(
+        self, values: Iterable[tuple[int, NDArray[Any]]], dtype: DTypeLike = np.uint8
+    ) -> NDArray[Any]:
+        volume_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype)
         for n, values_hw in values:
             self._slice(volume_kji, self.checked(n))[...] = self.checked_values(values_hw)
         return volume_kji
@@ -355,43 +348,30 @@ class ObliqueStack(SliceStack):
         mask[inside] = mask_kji[k, j, i]
         return mask.reshape(self.shape_hw)
 
-    def put(self, mask_hw: NDArray[Any], n: int, volume_mask_kji: NDArray[np.bool_]) -> None:
-        n = self.checked(n)
-        self._map_back({n: self.checked_mask(mask_hw)}, np.array([[0, 0], self.shape_hw]), volume_mask_kji)
-
-    def volume_mask(self, masks: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
-        volume_mask_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype=bool)
-        self._fill({self.checked(n): self.checked_mask(m) for n, m in masks.items()}, volume_mask_kji)
-        return volume_mask_kji
-
-    def volume_values(self, values: Iterable[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-        volume_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype=np.uint8)
-        self._fill({self.checked(n): self.checked_values(one) for n, one in values}, volume_kji)
+    def volume_values(
+        self, values: Iterable[tuple[int, NDArray[Any]]], dtype: DTypeLike = np.uint8
+    ) -> NDArray[Any]:
+        volume_kji = np.zeros(self.volume.voxels_kji.shape[:3], dtype)
+        slices = {self.checked(n): self.checked_values(one) for n, one in values}
+        filled = {n: values_hw for n, values_hw in slices.items() if values_hw.any()}
+        if filled:
+            self._map_back(filled, volume_kji)
         return volume_kji
 
-    def _fill(self, slices: dict[int, NDArray[Any]], volume_mask_kji: NDArray[Any]) -> None:
-        """Set the voxels of an empty volume from slices."""
-        filled = {n: mask_hw for n, mask_hw in slices.items() if mask_hw.any()}
-        if filled:
-            rows, columns = (
-                np.any([m.any(axis=1 - a) for m in filled.values()], axis=0).nonzero()[0] for a in (0, 1)
-            )
-            bounds = np.array([[rows[0], columns[0]], [rows[-1] + 1, columns[-1] + 1]])
-            self._map_back(filled, bounds, volume_mask_kji)
-
-    def _map_back(
-        self, masks: dict[int, NDArray[Any]], bounds: NDArray[Any], volume_mask_kji: NDArray[Any]
-    ) -> None:
-        """Set every voxel whose nearest pixel lies in one of the slices, looking only near ``bounds``."""
-        self.check_grid(volume_mask_kji)
-        order = np.array(sorted(masks))
-        (top, left), (bottom, right) = bounds
-        corners = itertools.product((left - 1, right), (top - 1, bottom), (order[0] - 1, order[-1] + 1))
+    def _map_back(self, slices: dict[int, NDArray[Any]], volume_kji: NDArray[Any]) -> None:
+        """Set every voxel whose nearest pixel lies in one of the slices, looking only near what they hold."""
+        order = np.array(sorted(slices))
+        rows, columns = (
+            np.any([one.any(axis=1 - a) for one in slices.values()], axis=0).nonzero()[0] for a in (0, 1)
+        )
+        corners = itertools.product(
+            (columns[0] - 1, columns[-1] + 1), (rows[0] - 1, rows[-1] + 1), (order[0] - 1, order[-1] + 1)
+        )
         reach = self.to_ijk(np.array(list(corners), dtype=np.float64))
-        shape_ijk = np.array(volume_mask_kji.shape[::-1])
+        shape_ijk = np.array(volume_kji.shape[::-1])
         start = np.clip(np.floor(reach.min(axis=0)), 0, shape_ijk).astype(int)
         stop = np.clip(np.ceil(reach.max(axis=0)) + 1, 0, shape_ijk).astype(int)
-        stacked = np.stack([masks[n] for n in order])  # (len(masks), H, W)
+        stacked = np.stack([slices[n] for n in order])  # (len(slices), H, W)
         position_of = np.full(len(self), -1)
         position_of[order] = np.arange(len(order))
         height, width = self.shape_hw
@@ -402,7 +382,7 @@ class ObliqueStack(SliceStack):
             inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (n >= 0) & (n < len(self))
             inside[inside] = position_of[n[inside]] >= 0
             values = stacked[position_of[n[inside]], y[inside], x[inside]]
-            volume_mask_kji[k, j.ravel()[inside], i.ravel()[inside]] = values
+            volume_kji[k, j.ravel()[inside], i.ravel()[inside]] = values
 
     def _pixel_positions(self, n: int) -> NDArray[np.float64]:
         """Return (H * W, 3) continuous IJK of the pixel centres of slice n, row by row."""
