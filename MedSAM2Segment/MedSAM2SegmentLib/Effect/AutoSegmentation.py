@@ -45,8 +45,6 @@ class _Target:
         Empty until the segment is created.
     slices
         The slices of it that are replaced; None for all.
-    isNew
-        Whether the segment was created for it.
     """
 
     prediction: AutoPrediction
@@ -58,23 +56,10 @@ class _Target:
 class AutoSegmentation:
     """At most one request to an Auto model at a time; what it predicts becomes segments with prompts.
 
-    Parameters
-    ----------
-    edited, session
-        The segments; the session in the worker.
-    parameters
-        The user's choices.
-    clock
-        Monotonic seconds.
-
     Attributes
     ----------
-    progress
-        Slices processed, of those to process.
     problem, details
         Why the last request ended early; empty when all is well.
-    summary
-        The confidence of every class, after a run.
     isSearch
         Whether the last request was about another scan, not to an Auto model.
     beforeWriting, afterWriting
@@ -150,8 +135,6 @@ class AutoSegmentation:
         ----------
         found_by
             "examples" or "prior", for the tags of the segments.
-        finished
-            Called when they are written.
 
         Raises
         ------

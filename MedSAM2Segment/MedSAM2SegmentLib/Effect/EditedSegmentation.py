@@ -127,10 +127,6 @@ class EditedSegmentation:
     ----------
     editor
         Slicer's edit functions.
-    session
-        The session in the worker.
-    clock
-        Monotonic seconds.
 
     Attributes
     ----------

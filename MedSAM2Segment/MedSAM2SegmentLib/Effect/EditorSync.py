@@ -31,13 +31,6 @@ if TYPE_CHECKING:
 class EditorSync:
     """Follows the Segment Editor, opens the session that fits, and writes what the worker answers.
 
-    Parameters
-    ----------
-    parameters, sync, edited, session, propagation, auto, navigation, notice, measurement
-        The parts of the effect.
-    publish
-        Shows the state of the panel, if it has changed.
-
     Attributes
     ----------
     mustSync

@@ -49,17 +49,11 @@ class EffectController:
     ----------
     editor
         Slicer's edit functions and the Segment Editor's parameters.
-    source
-        Where the worker comes from.
-    clock
-        Monotonic seconds.
     corrections
         Where corrected slices are kept (Corrections); None keeps none.
 
     Attributes
     ----------
-    parameters
-        The user's choices.
     panel
         The state of the panel, and who is called when it changes.
     onShow3D

@@ -38,8 +38,6 @@ class _Run:
         Seconds to the next write.
     before
         By segment, what the session knew of it at the beginning.
-    progress
-        Slices answered of those to answer.
     newUndo
         Whether the next masks begin a step of Slicer's undo.
     isLive
@@ -48,8 +46,6 @@ class _Run:
         By segment and slice, masks that are not written yet.
     written
         By segment and slice that was written, whether it shows the structure.
-    isOver
-        Whether nothing more will come.
     """
 
     segmentIDs: tuple[str, ...]
@@ -80,13 +76,6 @@ class _Run:
 
 class LivePropagation:
     """At most one propagation at a time, written a few times a second as one step of undo.
-
-    Parameters
-    ----------
-    edited, session
-        The segments; the session in the worker.
-    clock
-        Monotonic seconds.
 
     Attributes
     ----------

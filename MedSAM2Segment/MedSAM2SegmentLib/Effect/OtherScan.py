@@ -37,13 +37,6 @@ _STATES = {"present": _("present"), "vanished": _("vanished"), "new": _("new")}
 class OtherScan:
     """The segmentation the user has chosen beside the edited one.
 
-    Parameters
-    ----------
-    edited, session, parameters
-        The parts of the effect.
-    search
-        :meth:`~MedSAM2SegmentLib.Effect.AutoSegmentation.AutoSegmentation.search`.
-
     Attributes
     ----------
     onCompared

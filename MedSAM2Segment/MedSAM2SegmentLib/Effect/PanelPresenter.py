@@ -43,20 +43,7 @@ _WAITING = {Status.STARTING, *_OPENING, Status.WORKER_LOST, Status.FAILED}
 
 
 class PanelPresenter:
-    """Status line, and what the buttons offer; it reads the parts of the effect and changes none.
-
-    Parameters
-    ----------
-    parameters, edited, session, propagation, auto, navigation, notice, measurement, learning, other
-        The parts of the effect.
-
-    Attributes
-    ----------
-    state
-        The state of the panel.
-    onStateChanged
-        Called with a new state.
-    """
+    """Status line, and what the buttons offer; it reads the parts of the effect and changes none."""
 
     def __init__(
         self,

@@ -13,11 +13,6 @@ _RECENT = 20  # slices the estimate is made from
 class Progress:
     """How far a job of the worker is.
 
-    Parameters
-    ----------
-    clock
-        Monotonic seconds.
-
     Attributes
     ----------
     done, total

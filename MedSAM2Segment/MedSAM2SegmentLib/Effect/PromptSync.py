@@ -33,11 +33,6 @@ class PromptSync:
     The scene is the truth. Where the session has to be given prompts again whose answer the segment already
     shows (a scene was loaded, Slicer undid a step, the volume changed), the segment itself is sent as the
     answer, and not a voxel changes.
-
-    Parameters
-    ----------
-    edited, session
-        Prompts and segments; the session in the worker.
     """
 
     def __init__(self, edited: EditedSegmentation, session: WorkerSession) -> None:

@@ -40,13 +40,7 @@ class OpenCase:
 
 
 class ReviewCases:
-    """Opens cases in a scene, one at a time.
-
-    Parameters
-    ----------
-    scene
-        ``vtkMRMLScene``.
-    """
+    """Opens cases in a scene, one at a time."""
 
     def __init__(self, scene: Any) -> None:
         self._scene = scene

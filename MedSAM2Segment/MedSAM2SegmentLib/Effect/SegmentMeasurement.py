@@ -31,8 +31,6 @@ class SegmentMeasurement:
     ----------
     edited, session
         The segments; the session in the worker, whose slices the diameters lie in.
-    clock
-        Monotonic seconds.
     """
 
     def __init__(

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 class SliceNavigation:
     """Finds and shows slices of the session's stack in the slice views.
 
-    Parameters
-    ----------
-    session
-        The session in the worker.
-
     Attributes
     ----------
     view

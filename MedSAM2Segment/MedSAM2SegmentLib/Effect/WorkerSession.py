@@ -62,8 +62,6 @@ class Answer:
 
     Attributes
     ----------
-    segmentID
-        The segment.
     prompts
         By slice, the prompts that are answered; empty where the prompts were removed.
     masks
@@ -100,13 +98,6 @@ class SessionConfig:
 
 class WorkerSession:
     """One session at a time, opened again whenever volume, stack or settings change.
-
-    Parameters
-    ----------
-    source
-        Where the worker comes from.
-    parameters
-        The user's choices: model, window, slices.
 
     Attributes
     ----------

@@ -34,8 +34,6 @@ class PromptObserver:
 
     Parameters
     ----------
-    scene, segmentationNode
-        The scene, and the segmentation the prompts belong to.
     onChanged
         Called with the IDs of the segments whose prompts somebody else changed: once at the end of a drag,
         never in the middle of one.

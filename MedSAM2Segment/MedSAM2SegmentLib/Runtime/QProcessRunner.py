@@ -21,10 +21,6 @@ class QProcessTransport:
 
     Parameters
     ----------
-    command
-        Program and its arguments.
-    environment
-        Complete environment of the process.
     parent
         Qt object that owns the process; by default the application.
     isMerged

@@ -274,16 +274,12 @@ class Step:
         What the caller wants back when the step is undone or redone.
     done
         Whether the step stands.
-    patches
-        What it changed, in order.
     samples
         Of the voxels it changed, by segment and grid.
     values
         By the number of each earlier step, and of this one: values of its samples before and after this one.
     created
         Segments that were not there before it.
-    number
-        Its own.
     """
 
     payloadBefore: Any
@@ -379,8 +375,6 @@ def _areAll(steps: list[Step], which: int, writer: SegmentWriter, nearest: Step 
 
     Parameters
     ----------
-    steps
-        In the order in which they were done.
     which
         ``BEFORE`` or ``AFTER``.
     nearest

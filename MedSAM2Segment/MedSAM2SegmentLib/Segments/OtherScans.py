@@ -74,11 +74,6 @@ def segmentationOrNone(node: Any, grid: Geometry) -> Segmentation:
 def exampleOf(node: Any, plane: str) -> tuple[Volume, Segmentation, str]:
     """Return slices of the volume a segmentation was made on, spread through its objects, and the window.
 
-    Parameters
-    ----------
-    plane
-        Of the slices: ``axial``, ``sagittal`` or ``coronal``.
-
     Raises
     ------
     MedSAM2Error

@@ -73,8 +73,6 @@ class ProvenanceStore:
         ``vtkMRMLSegmentationNode`` in a scene.
     writer
         Has the ownership of its voxels.
-    clock
-        Monotonic seconds.
 
     Attributes
     ----------

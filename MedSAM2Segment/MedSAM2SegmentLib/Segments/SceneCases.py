@@ -28,13 +28,7 @@ if TYPE_CHECKING:
 
 
 class SceneCases:
-    """The labelled volumes of a scene: each with the segmentations that were made on it.
-
-    Parameters
-    ----------
-    scene
-        ``vtkMRMLScene``.
-    """
+    """The labelled volumes of a scene: each with the segmentations that were made on it."""
 
     def __init__(self, scene: Any) -> None:
         self._scene = scene

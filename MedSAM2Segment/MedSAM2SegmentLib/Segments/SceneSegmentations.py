@@ -22,15 +22,7 @@ def _database() -> Any:
 
 
 class SceneSegmentations:
-    """Segmentations by the IDs of their nodes.
-
-    Parameters
-    ----------
-    scene
-        ``vtkMRMLScene``.
-    database
-        Returns Slicer's DICOM database, or None.
-    """
+    """Segmentations by the IDs of their nodes."""
 
     def __init__(self, scene: Any, database: Callable[[], Any] = _database) -> None:
         self._scene, self._database = scene, database
@@ -83,11 +75,6 @@ class SceneSegmentations:
         ----------
         isWhole
             Whether the whole grid is written, not only the filled part.
-
-        Returns
-        -------
-        notes
-            What the user should know.
 
         Raises
         ------

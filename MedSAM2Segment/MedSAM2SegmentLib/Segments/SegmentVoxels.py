@@ -21,8 +21,6 @@ class SegmentVoxels:
 
     Parameters
     ----------
-    segmentationNode
-        ``vtkMRMLSegmentationNode``.
     indexToRAS : (4, 4)
         The grid: from voxel indices to the segmentation's own RAS.
     """

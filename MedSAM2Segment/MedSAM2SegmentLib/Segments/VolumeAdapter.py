@@ -29,11 +29,6 @@ class VolumeAdapter:
 
     The voxels are a view, not a copy: changes in the scene change them here, and :attr:`key`.
 
-    Parameters
-    ----------
-    volumeNode
-        ``vtkMRMLScalarVolumeNode`` or ``vtkMRMLVectorVolumeNode``.
-
     Raises
     ------
     VolumeError, GeometryError

@@ -239,8 +239,6 @@ def latticeShift(toOther: NDArray[np.float64], extent: Extent) -> tuple[int, int
 
     Parameters
     ----------
-    toOther : (4, 4)
-        Takes indices to the other lattice.
     extent
         Over which the two may differ by a small part of a voxel.
     """

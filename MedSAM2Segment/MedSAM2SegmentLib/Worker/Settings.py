@@ -17,11 +17,6 @@ class Settings:
     """Typed access to the settings of this extension.
 
     A settings file stores text only, and no empty text; the getters convert.
-
-    Parameters
-    ----------
-    store
-        Settings file; Slicer's own by default.
     """
 
     def __init__(self, store: qt.QSettings | None = None) -> None:

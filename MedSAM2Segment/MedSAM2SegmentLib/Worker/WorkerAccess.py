@@ -35,13 +35,7 @@ def sharedInstaller() -> RuntimeInstaller:
 
 
 class WorkerAccess:
-    """Gives effects and the module's page the worker that the settings ask for.
-
-    Parameters
-    ----------
-    settings, installer
-        Settings and RuntimeInstaller; Slicer's own by default.
-    """
+    """Gives effects and the module's page the worker that the settings ask for."""
 
     def __init__(
         self,

@@ -50,15 +50,7 @@ def withPriority(command: Sequence[str]) -> list[str]:
 
 
 class SharedWorker:
-    """One worker for all owners that use the same command; it runs while it has owners.
-
-    Parameters
-    ----------
-    command
-        Program and arguments that start the worker.
-    environment
-        Complete environment of the process.
-    """
+    """One worker for all owners that use the same command; it runs while it has owners."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._command = tuple(str(word) for word in command)
