@@ -108,7 +108,6 @@ def check_writable(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """Return an unused name beside a file."""
     shown = path.name.encode("utf-8", "surrogateescape")[:_LONGEST].decode("utf-8", "ignore")
     return path.with_name(f".{shown}.{secrets.token_hex(4)}{_PART}")
 

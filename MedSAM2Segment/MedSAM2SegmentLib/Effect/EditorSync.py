@@ -94,7 +94,6 @@ class EditorSync:
         self._stamp = self._currentStamp()
 
     def _isDue(self) -> bool:
-        """Whether a tick has work to do."""
         edited = self._edited
         if self.isDirty or edited.isTouched or self._isBusy() or self._measurement.isPending:
             return True

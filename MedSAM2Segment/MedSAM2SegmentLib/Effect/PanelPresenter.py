@@ -290,6 +290,5 @@ def _wayOut(volumeNode: Any) -> str:
 
 
 def _label(entry: AutoModelInfo) -> str:
-    """Return name and classes of an Auto model."""
     classes = ", ".join(entry.classes[:3]) + (", …" if len(entry.classes) > 3 else "")
     return f"{entry.name} ({classes})" if classes else entry.name

@@ -283,7 +283,6 @@ class PromptMarkups:
             raise PromptError(str(error), code=error.code, **error.fields) from error
 
     def _nodes(self, segmentID: str, role: str | None = None) -> list[Any]:
-        """The nodes of a segment (of one role)."""
         nodes = [node for node in self._observer.nodes if PromptNodes.segmentOf(node) == segmentID]
         return nodes if role is None else [node for node in nodes if PromptNodes.roleOf(node) == role]
 

@@ -148,7 +148,6 @@ class AlgorithmTags:
         return {str(name): str(value) for name, value in kept.items()} if isinstance(kept, dict) else {}
 
     def _modelTags(self) -> dict[str, str]:
-        """What is known of the session's model."""
         info = self._modelInfo()
         known = {MODEL: info.get("name"), WEIGHTS: info.get("weights_sha256")}
         return without_paths({tag: str(value) for tag, value in known.items() if value})

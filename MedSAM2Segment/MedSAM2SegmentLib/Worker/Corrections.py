@@ -142,7 +142,6 @@ class Corrections:
 
 
 def _digest(voxels_kji: NDArray[Any]) -> str:
-    """Return a hash of a sample of the voxels."""
     flat = voxels_kji.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLE)]
     about = f"{voxels_kji.shape}{voxels_kji.dtype}".encode()

@@ -181,7 +181,6 @@ class AutoVolume:
         return tasks
 
     def _predict(self, n: int, predictions: dict[int, SlicePrediction]) -> list[SliceMask]:
-        """Predict a slice."""
         predictions[n] = self._segmenter.segment(n)
         self.done += 1
         return [
@@ -190,7 +189,6 @@ class AutoVolume:
         ]
 
     def _choose_conditioning(self, predictions: Mapping[int, SlicePrediction]) -> list[SliceMask]:
-        """Choose the conditioning slices of every class."""
         for number, one in self.classes.items():
             of_class = {n: _of_class(found, number) for n, found in predictions.items()}
             chosen = conditioning(of_class)
@@ -200,7 +198,6 @@ class AutoVolume:
     def _add_propagation(
         self, tasks: TaskQueue, predictions: Mapping[int, SlicePrediction], first: int, last: int
     ) -> list[SliceMask]:
-        """Add the tasks of propagation from the conditioning slices."""
         todo = {number: one for number, one in self.classes.items() if one.boxes}
         for number, one in todo.items():
             for n, box in one.boxes.items():
@@ -228,7 +225,6 @@ class AutoVolume:
     def _propagate_one(
         self, tasks: TaskQueue, number: int, progress: Propagation, before: int
     ) -> list[SliceMask]:
-        """Propagate to one more slice."""
         result = next(progress, None)
         if result is None:
             self.done = before + progress.total

@@ -197,7 +197,6 @@ def collect_prompts(given: list[tuple[str, str]], images: ImageSet) -> PromptSet
 
 
 def _prompt(option: str, text: str, object_name: str, images: ImageSet, n: int) -> Prompt:
-    """Parse a prompt on image ``n``."""
     from medsam2_core.imaging.geometry import Space
     from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.prompts import Box, MaskPrompt, Point

@@ -85,7 +85,6 @@ class Synth:
         print(f"{self.out}: {self.count} volumes of {shape} voxels with their labels")
 
     def _make_pictures(self) -> None:
-        """Make pictures 256 pixels wide, of different heights."""
         import numpy as np
 
         from medsam2_core.training.synth import write_picture

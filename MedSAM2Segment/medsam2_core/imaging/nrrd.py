@@ -263,7 +263,6 @@ def _stored(path: Path, header: dict[str, Any], sizes: list[int], data_start: in
 
 
 def _data_location(path: Path, header: dict[str, Any], data_start: int) -> tuple[Path, int]:
-    """Return the file that holds the voxels, and where they begin in it."""
     detached = header.get("data file", header.get("datafile"))
     return (path, data_start) if detached is None else (_data_path(path, detached), 0)
 

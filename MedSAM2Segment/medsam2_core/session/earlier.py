@@ -230,7 +230,6 @@ def _is_within(n: int, limits: tuple[int, int] | None) -> bool:
 
 
 def _shared(limits: tuple[int, int] | None, others: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return the slices within both limits."""
     if limits is None or others is None:
         return limits or others
     return max(limits[0], others[0]), min(limits[1], others[1])

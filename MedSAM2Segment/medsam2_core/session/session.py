@@ -559,7 +559,6 @@ class Session:
 
     @contextmanager
     def _edit(self, step: str) -> Iterator[None]:
-        """Begin a step of the user."""
         with self._history.step(step):
             self._provenance.note_edit()
             yield

@@ -345,7 +345,6 @@ class Trainer:
         return sums
 
     def _of_all(self, sums: dict[str, float]) -> dict[str, float]:
-        """Return the sums over all processes."""
         if self.processes.count == 1:
             return sums
         names = ("mask", "iou", "presence", "worse", "affinity", "skipped")
@@ -378,7 +377,6 @@ class Trainer:
         return torch.autocast(self.device.type, kind, enabled=self.settings.precision != "fp32")
 
     def _parameters(self) -> dict[str, torch.Tensor]:
-        """Return what is trained, by name."""
         return {n: p.detach() for n, p in self.module.named_parameters() if n in self._trained}
 
     def _put_in(self, values: dict[str, torch.Tensor]) -> None:
@@ -558,7 +556,6 @@ class _Meter:
 
 
 def _seed_of(*numbers: int) -> int:
-    """Return one seed for several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

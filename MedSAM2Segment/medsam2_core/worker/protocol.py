@@ -258,7 +258,6 @@ def _read_arrays(listed: Any, body: bytes | memoryview) -> Arrays:
 
 
 def _description(item: Any, known: Arrays) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
-    """Return name, dtype and shape of an array."""
     if not isinstance(item, dict):
         raise _array_error(None, f"{_short(item)} does not describe an array")
     name, dtype, shape = item.get("name"), item.get("dtype"), item.get("shape")

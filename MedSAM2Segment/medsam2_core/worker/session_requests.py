@@ -62,8 +62,6 @@ class OpenSession:
 
 @dataclass(eq=False)
 class _Running:
-    """A run of an Auto model, or a search."""
-
     opened: OpenSession
     run: AutoRun | SearchRun
     changes: Iterator[SliceMask]

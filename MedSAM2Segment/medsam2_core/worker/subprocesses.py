@@ -343,7 +343,6 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process and return its exit code."""
     if process.stdout is not None:
         process.stdout.close()
     code = process.wait()

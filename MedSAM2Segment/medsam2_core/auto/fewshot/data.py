@@ -327,7 +327,6 @@ def _is_test(parts: Sequence[str]) -> bool:
 
 
 def _by_names(files: Sequence[Path]) -> list[Pair]:
-    """Pair files by the endings of their names."""
     labels: dict[tuple[Path, str], Path] = {}
     images: dict[tuple[Path, str], Path] = {}
     for path in files:

@@ -198,7 +198,6 @@ class Pretrainer:
         self._log({"validation": self.validate()})
 
     def _load_start(self, path: Path) -> None:
-        """Load earlier pretrained weights."""
         start = read_start(path, self.model)
         if start is None or not start.predictor:
             message = f"{path} is a start for another model than {self.model.name!r}"

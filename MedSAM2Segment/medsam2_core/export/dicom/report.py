@@ -300,7 +300,6 @@ def _measurements(one: Measured, source: Source | None, *, has_depth: bool) -> I
 
 
 def _image(diameter: Diameter, source: Source) -> hd.sr.SourceImageForMeasurement:
-    """Return the reference to the image a diameter is in."""
     import highdicom as hd
 
     sop_class, instance, frame = source.reference(round(diameter.ends_ijk[0][2]))

@@ -154,7 +154,6 @@ class ExportMetadata:
 
 
 def _label_values(segmentation: Segmentation) -> dict[str, int | None]:
-    """Return label values by name, in order."""
     if all(segment.value is None for segment in segmentation):
         return {name: number for number, name in enumerate(segmentation.names, start=1)}
     return {segment.name: segment.value for segment in segmentation}
@@ -365,8 +364,6 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Location:
-    """Where in the file a value stands, for messages."""
-
     text: str
 
     def __str__(self) -> str:
@@ -436,7 +433,6 @@ def _three_integers(location: _Location, value: Any, largest: int) -> tuple[int,
 
 
 def _uid(location: _Location, value: Any) -> str:
-    """Return a UID (PS3.5 chapter 9)."""
     text = _text(location, value)
     if not re.fullmatch(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+", text):
         raise location.unexpected("a UID of numbers and dots", value)
