@@ -239,13 +239,6 @@ class TextureAdapter(nn.Module):
 def class_logits(pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Classify pixels: logits of each class against all other classes and the background.
 
-    Parameters
-    ----------
-    pixels
-        (B, D, h, w), see :class:`TextureFeatures`.
-    weights
-        (K, D + 1), see :class:`TextureAdapter`.
-
     Returns
     -------
     torch.Tensor

@@ -112,11 +112,6 @@ def free_path(
 
     The folder is created.
 
-    Parameters
-    ----------
-    taken
-        Names that it may not have.
-
     Raises
     ------
     ExportError

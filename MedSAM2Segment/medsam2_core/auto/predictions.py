@@ -24,14 +24,10 @@ class AutoPrediction:
 
     Attributes
     ----------
-    name, colour_rgb, terminology
-        Of the class: colours from 0 to 1, terminology as 3D Slicer's TerminologyEntry tag, or empty.
     confidence
         0 to 1; 0 when it was not found.
     prompts
         By slice, what was predicted there: a box, or a point where no box was.
-    model
-        The Auto model's name.
     """
 
     name: str

@@ -85,8 +85,6 @@ class AutoSegmenter:
         Numbers of the requested classes; None for all. The others still compete for pixels.
     flips
         Average the predictions for the image and its mirror image (left to right).
-    keeps_probabilities
-        As in :class:`~medsam2_core.engine.options.TrackerOptions`.
     """
 
     def __init__(

@@ -31,8 +31,6 @@ class SliceMemory:
         (1, 64, S/16, S/16), bf16 as in stock; None once only the pointer is still of use.
     pointer
         (1, C).
-    predicted_iou, object_score
-        Of the prediction that was remembered.
     region
         The features' grid lies over this region. When the region has moved since, the features are used as
         they are: they describe the object relative to its own neighbourhood, which the new region shows

@@ -77,8 +77,6 @@ def draw_box(boxes_xyxy: torch.Tensor, size: int) -> torch.Tensor:
     ----------
     boxes_xyxy
         (B, 4) corners in units of the image side (0 to 1).
-    size
-        Side of the drawing in pixels (S/4).
 
     Returns
     -------
@@ -169,8 +167,6 @@ def drawn_prompt(
 
     Parameters
     ----------
-    size
-        Side of the drawing (S/4).
     boxes_xyxy, points_xy
         (B, 4) and (B, P, 2), in units of the image side.
     labels

@@ -31,8 +31,6 @@ class Prediction:
     ----------
     logits
         (1, 1, S/4, S/4), fp32, over `region`; -1024 everywhere when the object is absent.
-    predicted_iou
-        The model's own estimate of the mask's quality, 0 to 1.
     object_score
         (1, 1) logit; 0 or less means absent.
     pointer
@@ -144,8 +142,6 @@ class ObjectState:
     ----------
     regions
         What the model saw of these slices.
-    tracked
-        Slices tracking has visited, and whether in reverse.
     recent
         Logits of the slices tracked last, to be corrected by clicks; at most `recent_limit`.
     banks

@@ -155,8 +155,6 @@ class Zoom:
 
     Attributes
     ----------
-    pixel_mm
-        (between rows, between columns); a region is a square in millimetres.
     factor
         Side of a region in units of the longer side of the object's box.
     smallest

@@ -25,10 +25,6 @@ class Case:
     ----------
     row
         Name under which results are averaged.
-    axis
-        Slicing direction, as in :class:`~medsam2_core.imaging.slices.SliceStack`.
-    window
-        As on the command line: ``auto``, a preset, or ``W,L``.
     """
 
     row: str

@@ -26,13 +26,7 @@ def measure_labelled(
     most: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Measurement]:
-    """Let the simulated user segment the objects of cases: rows are classes.
-
-    Parameters
-    ----------
-    most
-        Most objects, evenly spread over all of them; None for all.
-    """
+    """Let the simulated user segment the objects of cases: rows are classes."""
     objects = [(case, number) for case in cases for number in sorted(_numbers(case, table))]
     if most is not None and len(objects) > most:
         objects = [objects[round(n)] for n in np.linspace(0, len(objects) - 1, most)]

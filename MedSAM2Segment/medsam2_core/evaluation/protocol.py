@@ -142,8 +142,6 @@ class Protocol(ABC):
 
     Attributes
     ----------
-    zoom, memory
-        As in :meth:`Session.open`.
     tolerance_mm
         Of the surface Dice; None for a voxel.
     objects

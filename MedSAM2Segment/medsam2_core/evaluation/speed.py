@@ -148,8 +148,6 @@ class ModelChoice:
 
     Attributes
     ----------
-    name, config, image_size, device, precision
-        As in :func:`~medsam2_core.engine.model.load_model`.
     random
         A configuration, whose random weights are taken instead.
     """

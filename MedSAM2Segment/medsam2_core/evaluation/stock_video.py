@@ -33,8 +33,6 @@ class StockVideo:
     ----------
     folder
         The slices as JPEG files, which is what it reads.
-    box_xyxy
-        The prompt on the first slice, in pixels.
     compiled
         As sam2's ``vos_optimized``: all parts through ``torch.compile``. The first run takes minutes.
     """

@@ -64,8 +64,6 @@ def methods_of(
     auto
         Names of Auto models that predicted prompts; "examples" or "prior" where another scan did, as the
         tags of 3D Slicer's segments have it.
-    is_single_image
-        Whether there was one slice only, so that nothing was tracked.
     """
     known = metadata.without_paths(provenance)
     found_by = [*(known.get("found_by") or ()), *(_SEARCHES[name] for name in auto if name in _SEARCHES)]

@@ -108,8 +108,6 @@ def read_volume(
 
     Parameters
     ----------
-    series
-        A number or UID from :func:`list_series`.
     irregular
         What to do when slices are missing or not evenly spaced; what was done is in the metadata
         ``irregular``.

@@ -46,8 +46,6 @@ class ImageSet:
 
     Parameters
     ----------
-    images
-        Grey or colour, of any sizes.
     left_out
         Files that could not be used, by name, and why.
 

@@ -34,8 +34,6 @@ class History(Generic[State]):
         Returns the owner's state; must stay valid whatever the owner does later.
     restore
         Puts the owner back into such a state.
-    limit
-        Steps that can be undone.
     compact
         Makes a state smaller, for steps longer ago than the last four; must keep what the owner promises to
         restore exactly.

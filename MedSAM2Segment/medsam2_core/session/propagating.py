@@ -16,11 +16,6 @@ from medsam2_core.session.objects import Limits, ObjectsSnapshot, SessionObjects
 class PropagationPlan:
     """The slices of some objects that have to be segmented again; see :meth:`Session.propagate`.
 
-    Parameters
-    ----------
-    first, last, direction, patience, limits, outward
-        As for :meth:`Session.propagate`.
-
     Attributes
     ----------
     patience

@@ -20,8 +20,6 @@ class Provenance:
     facts
         What prompts and settings do not tell. Its values are replaced, never changed: undo goes back to a
         shallow copy.
-    is_tracked
-        Whether masks were tracked, or could not be.
     """
 
     def __init__(

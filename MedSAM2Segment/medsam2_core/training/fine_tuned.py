@@ -43,8 +43,6 @@ def write_checkpoint(
     ----------
     base
         Name or file of `model`, from which the training started.
-    figures
-        See :class:`~medsam2_core.engine.card.ModelCard`.
     config
         Configuration of the base; None is that of the catalogue, or found by its tensors.
     """

@@ -51,14 +51,10 @@ class FineTuning(RunSettings):
     ----------
     frames
         Slices in a clip; 1 trains on single slices.
-    parts
-        What is trained, see :data:`~medsam2_core.training.parts.PARTS`.
     prompts
         Shares of box, click, several clicks and mask as first prompts.
     loss
         Weights of the terms; None takes those the model was trained with.
-    slices
-        As a :class:`~medsam2_core.training.objective.Stage` has it.
     passes
         As a stage has it; 0 chooses by the size of the images: fewer are faster on small ones.
     epochs
@@ -205,10 +201,6 @@ def stacks_of(
 
     Parameters
     ----------
-    axes
-        Slice directions; a picture has one.
-    window
-        Intensity window, as on the command line.
     numbers
         Class number by (layer, value) of the case's labels; others are background.
     """

@@ -102,8 +102,6 @@ class Views(Dataset):
 
     Parameters
     ----------
-    batch
-        Views a step, over all processes.
     passes
         Parts in which a step is computed, one after another; each holds other views.
     process, processes

@@ -45,8 +45,6 @@ class Stage:
         slice's image matters.
     worse_weight
         Weight of what a correction adds to the mask loss.
-    parts
-        What is trained, see :data:`medsam2_core.training.parts.PARTS`.
     layer_decay
         Factor of the learning rate from each block of the image encoder to the one before it.
     passes

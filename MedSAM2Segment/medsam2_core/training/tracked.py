@@ -52,12 +52,8 @@ class Tracked:
 
     Attributes
     ----------
-    held_back
-        Whether the network was not trained on the case.
     given
         (2,) pixels on the prompted slice: common to mask and truth, and of the mask.
-    true
-        Pixels of the truth on all slices.
     reverse
         (N,) whether the slice lies below the prompted one.
     evidence

@@ -144,8 +144,6 @@ def corrected(
         (B, 1, s, s) the model's last answer, detached.
     targets
         (B, s, s) coverage.
-    draws
-        Whether the model's prompts are drawn, see :class:`~medsam2_core.engine.recipe.PromptRecipe`.
     """
     truth = targets > 0.5
     answer = logits[:, 0] > 0

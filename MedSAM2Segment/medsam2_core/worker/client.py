@@ -59,11 +59,6 @@ class WorkerClient:
     Everything runs in the caller's thread, and no callback is called after :meth:`stop`. An exception in a
     callback propagates to the caller of :meth:`tick`; the remaining callbacks are called the next time.
 
-    Parameters
-    ----------
-    make_transport
-        Called for every start; returns a new transport.
-
     Attributes
     ----------
     problem

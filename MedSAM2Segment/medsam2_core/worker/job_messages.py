@@ -65,8 +65,6 @@ class SearchRequest:
         Scans of the same kind, or some of their slices, with segmentations on the same grids, and windows.
     prior
         An earlier segmentation of the same patient, where it lies in the new scan.
-    first, last
-        Slices, inclusive; None for the first or last of the volume.
     """
 
     examples: Sequence[tuple[Volume, Segmentation, str]] = ()
@@ -216,8 +214,6 @@ class AutoModelInfo:
     ----------
     file
         Name of its file without suffix, which requests use.
-    name, classes, base, axis, modality
-        As on its card; `classes` are names.
     dice
         Mean Dice over classes, as measured during training; None if unknown.
     """

@@ -32,8 +32,6 @@ def measure_to_json(
         (K, J, I) with voxels.
     ijk_to_ras
         (4, 4) in mm.
-    axis
-        The array axis that slices are stacked along, 0 to 2 for i to k: diameters lie within slices.
     """
     box = []
     for others in ((1, 2), (0, 2), (0, 1)):  # k first: what it leaves is small

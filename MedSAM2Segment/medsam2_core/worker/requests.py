@@ -53,8 +53,6 @@ class Request:
         Converts the answer to the result, and updates the client's state. ProtocolError when it is invalid.
     on_slices, on_progress, on_end
         Update the client's state; called immediately, before the callbacks above.
-    crashes
-        Number of workers lost at it.
     id
         Its number on the present connection; None until it is sent.
     """

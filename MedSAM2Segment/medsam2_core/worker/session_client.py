@@ -105,8 +105,6 @@ class SessionClient:
 
     Attributes
     ----------
-    volume, stack, settings
-        As passed to :meth:`WorkerClient.open_session`.
     info
         SessionInfo; None until a worker has opened it.
     is_open

@@ -46,13 +46,7 @@ _MESSAGE_FIELDS = ("type", "id", "re", "arrays")
 
 
 class CommandRunner:
-    """Carries out requests of one type as child processes, one after the other.
-
-    Parameters
-    ----------
-    command
-        What is run, before the arguments; by default, the command of the class.
-    """
+    """Carries out requests of one type as child processes, one after the other."""
 
     command: tuple[str, ...]
     patience_s = 30.0  # time for a command to end once it was cancelled

@@ -30,8 +30,6 @@ class RemoteVolume:
     ----------
     received, total
         Bytes of voxels that the present worker has, and in total.
-    crashes
-        Number of workers lost while receiving it.
     """
 
     def __init__(self, name: str, volume: Volume) -> None:
@@ -123,8 +121,6 @@ class SendWindow:
 
     Attributes
     ----------
-    outstanding
-        Bytes sent and not acknowledged yet.
     delay
         Shortest round trip of a small message in seconds; 0 before the first.
     """

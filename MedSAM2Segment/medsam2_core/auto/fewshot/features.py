@@ -64,8 +64,6 @@ class FeatureBank:
     ----------
     folder
         Where the files are; files of other images, another model or plan are deleted.
-    images
-        The images; variant v of image n has the index ``n * variants + v``.
     """
 
     def __init__(

@@ -87,8 +87,6 @@ class Fit:
         The model; its SAM 2 is not changed.
     training, validation
         Indices into `images`; without validation there is no early stopping.
-    has_start
-        Whether the texture adapter is pretrained.
     """
 
     def __init__(

@@ -40,10 +40,6 @@ class LabelledImage:
         (H, W) int16 in the image's own pixels: 0 background, k + 1 for class k.
     name
         For messages; never stored with a model.
-    group
-        Images of one group stay together when data is split.
-    modality
-        DICOM modality; empty if unknown.
     """
 
     square: NDArray[np.uint8]
@@ -68,15 +64,7 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How files are read as images.
-
-    Attributes
-    ----------
-    axis
-        Axis or plane of the slices of volumes.
-    window
-        Intensity window: a preset, ``"WIDTH,LEVEL"`` or ``auto``.
-    """
+    """How files are read as images."""
 
     side: int
     axis: str = "axial"

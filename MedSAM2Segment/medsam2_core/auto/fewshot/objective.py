@@ -150,8 +150,6 @@ class PromptMix:
     ----------
     with_box
         Share with learned prompts and a true box.
-    only_box
-        Share with a true box only.
     box_and_mask
         Share with a true box and the true mask only.
     jitter

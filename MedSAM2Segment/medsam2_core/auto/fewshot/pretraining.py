@@ -110,12 +110,8 @@ class Pretrainer:
 
     Parameters
     ----------
-    data
-        Folders of data sets: folders of ``*_img.png`` and ``*_seg.png``.
     folder
         Folder of the run; a run in it is resumed.
-    report
-        Called with a dict for each line of the log.
     start
         Earlier pretrained weights to continue from; their encoder adapters are frozen. Their data sets must
         be the first ones, in the same order. With the same data sets the texture adapter is continued, too,

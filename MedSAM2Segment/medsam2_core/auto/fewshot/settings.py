@@ -66,12 +66,6 @@ class FewShotSettings:
         Steps of the final training, instead of as many as the time allows.
     folds
         Cross-validation folds; None for three if there are few images and none is held out; 0 for none.
-    decoder
-        ``frozen`` or ``lora``.
-    kind, heads
-        See :class:`~medsam2_core.auto.predictor.PredictorSettings`.
-    window, axis, modality
-        See :class:`~medsam2_core.auto.model_file.AutoCard`.
     """
 
     name: str

@@ -67,8 +67,6 @@ def describe(
     ----------
     requested
         What the user gives, before anything the segments have themselves.
-    generic
-        Write segments without a code as "Tissue" instead of refusing them.
 
     Raises
     ------

@@ -98,8 +98,6 @@ class PixelDataWriter:
 
     Parameters
     ----------
-    stream
-        Empty, to be written and read.
     compression
         NONE: native pixel data (PS3.5 8.2); else one fragment a frame (PS3.5 A.4).
     """

@@ -43,10 +43,6 @@ class SegOptions:
         Of the new series; None: "Segmentation", and 1000 more than the source's.
     creator
         Content creator; None leaves it empty. Nothing is taken from this computer's user.
-    most_lost
-        Part of a segment (0 to 1) that resampling to the series' grid may cost.
-    resample
-        Allow a segmentation on another grid than the series'.
 
     Raises
     ------

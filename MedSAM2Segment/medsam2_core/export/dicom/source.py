@@ -70,11 +70,6 @@ class Source:
 def read_source(folder: str | Path, series: str | None = None) -> Source:
     """Find a series in a DICOM file or folder, and read all that a SEG needs of it but the pixels.
 
-    Parameters
-    ----------
-    series
-        Number or UID, where there are several.
-
     Raises
     ------
     VolumeError
