@@ -160,8 +160,6 @@ class AutoVolume:
         ------
         PromptError
             At once, code ``bad-slice-range``.
-        Cancelled
-            While iterating.
         """
         count = len(self._segmenter.source)
         first, last = first or 0, count - 1 if last is None else last

@@ -184,11 +184,6 @@ def build_module(
 
     Parameters are those of :func:`read_config`. Building takes from half a second (tiny) to four seconds
     (large): do it once and keep the module.
-
-    Raises
-    ------
-    CatalogueError
-        As :func:`read_config`, or settings that do not fit each other.
     """
     return build_from(read_config(config, image_size, apply_postprocessing), str(config))
 

@@ -185,8 +185,6 @@ class Store:
 
         Raises
         ------
-        CatalogueError
-            The model is not on this machine.
         CheckpointError
             The content is not what it should be.
         """

@@ -70,13 +70,7 @@ def changes_to_json(found: Sequence[Change]) -> list[dict[str, Any]]:
 
 
 def write_changes(found: Sequence[Change], path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a table as CSV, one line an object.
-
-    Raises
-    ------
-    ExportError
-        The file cannot be written.
-    """
+    """Write a table as CSV, one line an object."""
     stream = io.StringIO(newline="")
     table = csv.writer(stream)  # lines end with CR LF, as those of the measurements
     named = [f"{quantity}_{what}" for quantity in _QUANTITIES for what in ("then", "now", "change_percent")]

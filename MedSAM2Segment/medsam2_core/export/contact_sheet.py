@@ -59,11 +59,6 @@ def write_contact_sheet(
 
     A path that ends in ``.png`` gets a picture of the first 250, any other a page in HTML with everything in
     it; ``above`` is HTML that stands before them there.
-
-    Raises
-    ------
-    ExportError
-        The file cannot be written.
     """
     with atomic.new_file(Path(path), overwrite=overwrite) as stream:
         if Path(path).suffix.lower() == ".png":

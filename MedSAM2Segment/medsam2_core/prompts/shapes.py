@@ -59,13 +59,7 @@ def kept_slices(slices: Sequence[int], keep: str) -> list[int]:
 
 
 def of_segment(segment: MaskPrompt, stack: AxisStack, keep: str = "all") -> list[Prompt]:
-    """Return the masks of a segment on the slices that :func:`kept_slices` chooses, one prompt a slice.
-
-    Raises
-    ------
-    PromptError
-        ``unknown-keep``; or what is wrong with the mask.
-    """
+    """Return the masks of a segment on the slices that :func:`kept_slices` chooses, one prompt a slice."""
     masks = by_slice([segment], stack)
     return [prompt for n in kept_slices(list(masks), keep) for prompt in masks[n]]
 
@@ -91,13 +85,7 @@ def of_box(corner_ijk: Position, other_ijk: Position, stack: SliceStack) -> tupl
 
 
 def of_corners(corners_ijk: ArrayLike, stack: SliceStack) -> tuple[Box, tuple[int, int]]:
-    """Return as :func:`of_box`, from the corners (N, 3) of a 3-D box that is turned in any way.
-
-    Raises
-    ------
-    PromptError
-        ``box-between-slices``.
-    """
+    """Return as :func:`of_box`, from the corners (N, 3) of a 3-D box that is turned in any way."""
     corners = np.asarray(corners_ijk, dtype=np.float64)
     xyn = stack.to_slice(corners)
     (left, top, low), (right, bottom, high) = xyn.min(axis=0), xyn.max(axis=0)

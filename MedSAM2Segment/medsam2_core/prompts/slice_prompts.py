@@ -148,11 +148,6 @@ def by_slice(prompts: Iterable[Prompt], stack: SliceStack) -> dict[int, list[Pro
 
     A mask of several slices becomes one mask a slice. Only on an oblique stack, whose slices cut through
     voxels, it stays whole and is listed under every slice it reaches.
-
-    Raises
-    ------
-    PromptError
-        As :func:`resolve`.
     """
     grouped: dict[int, list[Prompt]] = {}
     for prompt in prompts:

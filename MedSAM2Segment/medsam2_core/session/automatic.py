@@ -24,11 +24,6 @@ class AutoRun(AutoVolume):
     ----------
     window
         What the Auto model sees of the intensities; None: what the session sees. Tracking sees that anyway.
-
-    Raises
-    ------
-    CheckpointError
-        Another SAM 2, or an unknown class.
     """
 
     def __init__(

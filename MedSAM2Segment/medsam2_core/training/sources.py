@@ -73,11 +73,6 @@ def data_key(folder: str | Path) -> str:
     """Return what tells the cases of a training folder from others, without reading them.
 
     It is the same for a copy, and another one when a file is added, removed, renamed or has another size.
-
-    Raises
-    ------
-    TrainingError
-        If the folder does not exist.
     """
     files = (path for row in _rows(folder) for pattern in _FILES for path in sorted(row.glob(pattern)))
     found = [[path.parent.name, path.name, path.stat().st_size] for path in files]
@@ -138,13 +133,7 @@ def _read_volume(row: str, path: Path) -> LabelledStack:
 
 
 def load_shapes(folder: str | Path) -> list[torch.Tensor]:
-    """Shapes (48, 48, 48) float16 of the lesions in a training folder, each filling its cube.
-
-    Raises
-    ------
-    TrainingError
-        If a file cannot be read.
-    """
+    """Shapes (48, 48, 48) float16 of the lesions in a training folder, each filling its cube."""
     shapes = []
     for name in sorted(SHAPE_SETS):
         for path in sorted((Path(folder) / name).glob("*_seg.nii.gz")):

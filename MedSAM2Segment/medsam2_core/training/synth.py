@@ -23,11 +23,6 @@ def random_volume(rng: np.random.Generator, side: int = 96) -> tuple[NDArray[np.
     -------
     tuple
         Image and labels, both (side, side, side).
-
-    Raises
-    ------
-    TrainingError
-        If a side is shorter than 32 voxels.
     """
     if side < _SMALLEST:
         message = f"{side} voxels a side: at least {_SMALLEST} are needed to draw anatomy"

@@ -89,13 +89,7 @@ class FeatureBank:
         progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Compute the features that are missing; return False if that was stopped. It can be resumed.
-
-        Raises
-        ------
-        TrainingError
-            Code ``features-not-writable``, as when the disk is full.
-        """
+        """Compute the features that are missing; return False if that was stopped. It can be resumed."""
         try:
             done = self._open()
             for first in range(done, len(self), _ENCODED_TOGETHER):

@@ -100,11 +100,6 @@ def write_report(folder: str | Path, outcome: TrainingResult, problems: Sequence
     """Write ``report.json``, ``curves.png`` and, if there are samples, ``samples.png``.
 
     The report has names of files; the model has none.
-
-    Raises
-    ------
-    ExportError
-        Code ``output-not-writable``.
     """
     facts = {
         "model": outcome.auto.card.name,
