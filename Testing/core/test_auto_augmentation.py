@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def test_pictures_stay_between_black_and_white(campaign):
 
 
 def test_it_can_be_written_down():
-    assert Augmentation(**json.loads(json.dumps(MOVING.to_dict()))) == MOVING
+    assert Augmentation(**json.loads(json.dumps(asdict(MOVING)))) == MOVING
 
 
 # --- as training uses it

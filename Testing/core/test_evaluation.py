@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from medsam2_core.errors import EvaluationError
 from medsam2_core.evaluation import protocol as protocol_module
-from medsam2_core.evaluation.baselines import copied_key_mask, inscribed_ellipse
 from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of, read_table
 from medsam2_core.evaluation.metrics import Scores, dice, scores
-from medsam2_core.evaluation.protocol import Measurement, StandardProtocol, measure_case, measure_object
+from medsam2_core.evaluation.protocol import (
+    Measurement,
+    StandardProtocol,
+    copied_key_mask,
+    inscribed_ellipse,
+    measure_case,
+    measure_object,
+)
 from medsam2_core.evaluation.report import means, plot, table, write_json
 from medsam2_core.evaluation.simulated_user import (
     centre_of,

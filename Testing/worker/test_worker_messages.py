@@ -1,5 +1,6 @@
 """What the protocol's words say comes out at the other end as it went in."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,13 @@ from medsam2_core.worker.messages import (
     slice_mask_from_json,
     slice_mask_to_json,
 )
-from medsam2_core.worker.protocol import FrameReader, encode, error_from_json, error_to_json
+from medsam2_core.worker.protocol import (
+    FrameReader,
+    dataclass_from_json,
+    encode,
+    error_from_json,
+    error_to_json,
+)
 
 
 def through_a_frame(item, arrays):
@@ -180,12 +187,15 @@ def test_a_stack_that_is_none_is_refused(item):
 
 
 def test_settings_are_the_same_at_the_other_end_and_unknown_ones_are_refused():
+    def received(item):
+        return dataclass_from_json(SessionSettings, item, "settings")
+
     settings = SessionSettings(window="400,40", zoom="off")
-    assert SessionSettings.from_json(settings.to_json()) == settings
-    assert SessionSettings.from_json({}) == SessionSettings()
+    assert received(asdict(settings)) == settings
+    assert received({}) == SessionSettings()
     for wrong in ({"colour": "red"}, {"window": 3}, None):
         with pytest.raises(ProtocolError):
-            SessionSettings.from_json(wrong)
+            received(wrong)
 
 
 KINDS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, MedSAM2Error)]

@@ -7,7 +7,7 @@ mask prompt, logits of shape (B, 1, S/4, S/4). Training and inference share this
 cannot drift apart.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -61,10 +61,6 @@ class PromptRecipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "presence", tuple(self.presence))  # JSON knows lists only
-
-    def to_dict(self) -> dict:
-        """Return the recipe as JSON-ready values, as stored in the catalogue."""
-        return asdict(self)
 
 
 STOCK = PromptRecipe()

@@ -20,16 +20,32 @@ from scipy.integrate import trapezoid
 
 from medsam2_core.engine.cache import FeatureCache
 from medsam2_core.engine.segmentation_model import SegmentationModel
-from medsam2_core.evaluation.baselines import copied_key_mask, inscribed_ellipse
 from medsam2_core.evaluation.cases import Case, MeasuredObject, objects_of
 from medsam2_core.evaluation.metrics import Scores, dice, scores
 from medsam2_core.evaluation.simulated_user import centre_of, correction, jittered_box, tight_box
 from medsam2_core.imaging.reading import read_volume
+from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.imaging.volume import Volume
 from medsam2_core.prompts import Box, Point
 from medsam2_core.session.session import Session
 
 OBJECT = "object"
+
+
+def inscribed_ellipse(box_xyxy: tuple[float, ...], shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) the ellipse inscribed in a box given in pixel positions."""
+    left, top, right, bottom = box_xyxy
+    y, x = np.mgrid[: shape_hw[0], : shape_hw[1]]
+    across = (x - (left + right) / 2) / max((right - left) / 2, 1e-6)
+    down = (y - (top + bottom) / 2) / max((bottom - top) / 2, 1e-6)
+    return across**2 + down**2 <= 1
+
+
+def copied_key_mask(truth_kji: NDArray[np.bool_], stack: SliceStack, key: int) -> NDArray[np.bool_]:
+    """(K, J, I) the true mask of the key slice, copied through exactly the slices the object occupies."""
+    key_mask = stack.mask_of(truth_kji, key)
+    occupied = [n for n in range(len(stack)) if stack.mask_of(truth_kji, n).any()]
+    return stack.volume_mask({n: key_mask for n in occupied})
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def write_checkpoint(
     card = ModelCard(
         base=model.name, base_key=model.weights_key, base_sha256=model.weights_sha256 or "",
         config=config or entry.config or guess_config(weights),
-        image_size=model.image_size, recipe=model.recipe.to_dict(), postprocessing=entry.postprocessing,
+        image_size=model.image_size, recipe=asdict(model.recipe), postprocessing=entry.postprocessing,
         licence=entry.licence, attribution=entry.attribution, notice=entry.notice,
         classes=tuple(classes), training=tuner.facts(), figures=figures,
         software=f"MedSAM2Segment {__version__}",

@@ -22,7 +22,6 @@ from medsam2_core.worker.protocol import (
     Frame,
     add_array,
     checked,
-    dataclass_from_json,
     field_error,
     named_array,
     optional,
@@ -181,15 +180,6 @@ class SessionSettings:
     zoom: str = "auto"
     memory: str = "auto"
     ordered: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """Return them for a message."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, item: Any) -> SessionSettings:
-        """Read them from a message. ProtocolError for an unknown or invalid setting."""
-        return dataclass_from_json(cls, item, "settings")
 
 
 def prompt_to_json(prompt: Prompt, arrays: Arrays) -> dict[str, Any]:

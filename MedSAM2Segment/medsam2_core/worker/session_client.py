@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -361,7 +361,7 @@ class SessionClient:
     def start(self) -> None:
         """Open the session in a worker that has the volume, and restore its objects."""
         fields = {"session": self.name, "volume": self.volume.name, "stack": self.stack.to_json()}
-        fields["settings"] = self.settings.to_json()
+        fields["settings"] = asdict(self.settings)
         request = Request("open_session", fields, done=self._on_opened)
         request.parse, request.progress = self._parse_opened, self._on_progress
         self._post_opening(request)

@@ -110,7 +110,7 @@ class Sessions:
                 f"there is a session {name[:60]!r} already: close it first", code="session-exists"
             )
         volume = self._volumes.get(volume_name)
-        settings = SessionSettings.from_json(fields.get("settings") or {})
+        settings = dataclass_from_json(SessionSettings, fields.get("settings") or {}, "settings")
         choice = StackChoice.from_json(fields.get("stack") or {"axis": "axial"})
         stack = SliceStack.cut(volume, **vars(choice))
         window = parse_window(settings.window, volume)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,10 +35,6 @@ class Augmentation:
     flip_x: float = 0.5
     flip_y: float = 0.0
     photometric: float = 0.7
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the parameters as JSON values."""
-        return asdict(self)
 
     def apply(
         self,

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -243,6 +243,6 @@ def _key_of(images: Sequence[LabelledImage], auto: AutoModel, plan: VariantPlan)
     for image in images:
         digest.update(image.key.encode())
         digest.update(np.ascontiguousarray(image.labels_hw).tobytes())
-    how = [model.weights_key, model.precision.value, plan.variants, plan.augmentation.to_dict(), plan.seed]
+    how = [model.weights_key, model.precision.value, plan.variants, asdict(plan.augmentation), plan.seed]
     digest.update(json.dumps(how, sort_keys=True).encode())
     return digest.hexdigest()
