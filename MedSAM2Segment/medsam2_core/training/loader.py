@@ -188,12 +188,12 @@ class Views(Dataset):
         return self._anatomies[chosen]
 
 
-def stream(views: Views, first_step: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
-    """The passes of every step from a first one on, made by ``workers`` processes (0: in this one)."""
+def stream(views: Views, first: int = 0, workers: int = 0, distance: int = 1) -> Iterator[list[Batch]]:
+    """The passes of every n-th step from a first one on, made by ``workers`` processes (0: in this one)."""
     loader = DataLoader(
         views,
         batch_size=None,
-        sampler=itertools.count(first_step),
+        sampler=itertools.count(first, distance),
         num_workers=workers,
         prefetch_factor=6 if workers else None,
         # Its own numbers, which it draws from everybody's otherwise.

@@ -202,7 +202,7 @@ class Trainer:
         turns = stage.turns
         firsts = [self.step + (n - self.step) % len(turns) for n in range(len(turns))]
         batches = [
-            stream(_EveryNth(self.views(turn), first, len(turns)), 0, self.settings.workers)  # type: ignore[arg-type]
+            stream(self.views(turn), first, self.settings.workers, len(turns))
             for turn, first in zip(turns, firsts, strict=True)
         ]
         validation = self.validation_views(stage) if self.processes.is_first else {}
@@ -509,16 +509,6 @@ class Trainer:
             f"the memory of {self.device} is full: train with {option} {instead}, or close other programs",
             code="training-memory", device=str(self.device), option=option, value=instead,
         )  # fmt: skip
-
-
-class _EveryNth:
-    """Of views, every n-th step from a first one on."""
-
-    def __init__(self, views: Views, first: int, distance: int) -> None:
-        self._views, self._first, self._distance = views, first, distance
-
-    def __getitem__(self, number: int) -> list[Batch]:
-        return self._views[self._first + number * self._distance]
 
 
 class _Meter:
