@@ -42,6 +42,44 @@ def test_every_slice_is_tracked_from_the_nearest_prompted_one():
     assert slices_of(tracker.propagate()) == [1, 2, 3, 4, 8, 9, 7, 6, 5, 0]
 
 
+@pytest.mark.parametrize(("draws", "reach"), [(True, 2), (False, 4)])
+def test_a_corrected_slice_reaches_less_far_than_a_box_with_models_that_draw_prompts(draws, reach):
+    tracker, heads = bright_tracker(steady(11), recipe=PromptRecipe(draws_prompts=draws))
+    tracker.prompt("it", 0, prompt(box=BOX))
+    list(tracker.propagate())
+    tracker.prompt("it", 9, prompt([[60, 50]], [1]))
+    read: dict[int, list[int]] = {}
+    propagation = tracker.propagate()
+    for result in propagation:
+        read[result.n] = sorted(memory.n for place, memory in heads.read.spatial if place == 0)
+    state = tracker.state("it")
+    assert [n for n in range(1, 9) if state.tracked[n]] == list(range(9 - reach, 9))
+    # Only where a correction leads is it remembered.
+    for n in range(1, 9):
+        assert read[n] == ([0] if draws and n < 9 - reach else [0, 9])
+    tracker.prompt("it", 9, prompt(box=BOX))  # a box there counts as much as the other
+    list(tracker.propagate())
+    assert [n for n in range(1, 9) if state.tracked[n]] == [5, 6, 7, 8]
+
+
+def test_a_negative_click_in_the_middle_of_a_tracked_mask_ends_the_object_far_from_its_prompts():
+    tracker, _ = bright_tracker(steady(9), recipe=PromptRecipe(draws_prompts=True))
+    tracker.prompt("it", 1, prompt(box=BOX))
+    list(tracker.propagate())
+    here = tracker.snapshot()
+    # In the outer third of slices 2 to 8.
+    assert not tracker.prompt("it", 6, prompt([[60, 50]], [0])).mask_hw.any()
+    assert [r.n for r in tracker.propagate() if r.mask_hw.any()] == [1, 2, 3, 4, 5, 0]
+    # A positive click says that it is there.
+    assert tracker.prompt("it", 6, prompt([[60, 50], [58, 50]], [0, 1])).mask_hw.any()
+    assert len([r for r in tracker.propagate() if r.mask_hw.any()]) == 9
+    tracker.restore(here)
+    assert tracker.prompt("it", 5, prompt([[60, 50]], [0])).mask_hw.any()
+    tracker.restore(here)
+    tracker.prompt("it", 8, prompt(box=BOX))  # it goes on
+    assert tracker.prompt("it", 6, prompt([[60, 50]], [0])).mask_hw.any()
+
+
 def test_in_stock_order_the_first_prompted_slice_leads():
     tracker, _ = bright_tracker(steady(6), TrackerOptions(order=Order.EARLIEST))
     tracker.prompt("it", 2, prompt(box=BOX))

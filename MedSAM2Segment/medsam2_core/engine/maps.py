@@ -18,6 +18,8 @@ from medsam2_core.imaging.slice_mask import MAXIMUM, PackedValues, agreeing
 ABSENT = -1024.0
 #: Logits outside the region the model saw: surely not the object.
 BEYOND = -10.0
+# Of logits that are changed afterwards: for a mask the model never answered with, and at most.
+_WEAK, _SURE = 2.0, 32.0
 
 
 def mask_of_logits(logits: torch.Tensor, region: Region, shape_hw: Sequence[int]) -> NDArray[np.bool_]:
@@ -88,3 +90,28 @@ def moved_logits(logits: torch.Tensor, old: Region, new: Region) -> torch.Tensor
     # smear.
     shifted = logits.float().clamp(min=-32.0, max=32.0) - BEYOND
     return functional.grid_sample(shifted, grid, align_corners=False, padding_mode="zeros") + BEYOND
+
+
+def mixed_logits(
+    logits: torch.Tensor,
+    old: torch.Tensor,
+    region: Region,
+    mask_hw: NDArray[np.bool_],
+    wanted_hw: NDArray[np.bool_],
+) -> torch.Tensor:
+    """Return logits (1, 1, s, s) whose mask is `wanted_hw`, as far as s x s values can say it.
+
+    Parameters
+    ----------
+    logits, old
+        Those of `mask_hw`, and earlier ones that count where another mask is wanted; where these say the
+        same as `mask_hw`, a weak logit of the wanted sign stands for them. Both over `region`.
+    """
+    size = logits.shape[-1]
+    share = functional.interpolate(
+        torch.from_numpy(region.crop(mask_hw != wanted_hw).astype(np.float32))[None, None].to(logits.device),
+        size=(size, size), mode="area",
+    )  # fmt: skip
+    wanted = logits_of_mask(wanted_hw, region, size, logits.device, _WEAK)
+    replaced = torch.where((old > 0) == (wanted > 0), old.clamp(-_SURE, _SURE), wanted)
+    return torch.where(share > 0, replaced, logits)

@@ -10,7 +10,7 @@ import torch
 from medsam2_core.engine.correcting import kept
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.heads import Heads, Tokens
-from medsam2_core.engine.maps import logits_of_mask, mask_of_logits, moved_logits
+from medsam2_core.engine.maps import logits_of_mask, mask_of_logits, mixed_logits, moved_logits
 from medsam2_core.engine.memory import Query, SliceMemory
 from medsam2_core.engine.options import TrackerOptions
 from medsam2_core.engine.recipe import box_prior_weight
@@ -83,29 +83,56 @@ class Prompter:
         if previous is not None:
             region = self._first_region(prompt, previous, zoom, nearby)
             prediction = self._predict_at_best_scale(state, n, prompt, previous, zoom, region)
-            return self._limit_loss(n, prompt, previous, prediction)
+            return self._localised(state, n, prompt, previous, prediction)
         return self._predict_first(state, n, prompt, zoom, nearby)
 
-    def _limit_loss(
-        self, n: int, prompt: "PixelPrompts", previous: tuple[torch.Tensor, Region], prediction: Prediction
+    def _localised(
+        self,
+        state: ObjectState,
+        n: int,
+        prompt: "PixelPrompts",
+        previous: tuple[torch.Tensor, Region],
+        answer: Prediction,
     ) -> Prediction:
-        """Return the prediction of a correction, with what it loses beyond the last click's neighbourhood."""
-        if not self._encoder.model.recipe.draws_prompts or not len(prompt.labels):
-            return prediction
+        """Return the answer to a correction without the changes that its new clicks are not about."""
+        given = state.conditioning.get(n)
+        earlier = None if given is None else given.prompt
+        new = slice(0 if earlier is None or not extends(prompt, earlier) else len(earlier.labels), None)
+        if not self._encoder.model.recipe.draws_prompts or not len(prompt.labels[new]):
+            return answer
         shape_hw = self._encoder.source.shape_of(n)
         before, after = (
             mask_of_logits(logits, region, shape_hw)
-            for logits, region in (previous, (prediction.logits, prediction.region))
+            for logits, region in (previous, (answer.logits, answer.region))
         )
-        x, y = (float(value) for value in np.asarray(prompt.points_xy).reshape(-1, 2)[-1])
-        is_here = prompt.box_xyxy is not None or bool((prompt.labels == 1).any())
-        mask_hw = kept(before, after, (x, y), bool(prompt.labels[-1] == 1), may_vanish=not is_here)
-        if mask_hw is None:
-            return prediction
-        features = self._encoder.features(n, prediction.region)
-        return replace(
-            self._heads.take_mask(features, mask_hw, prediction.region),
-            predicted_iou=prediction.predicted_iou,
+        may_vanish = prompt.box_xyxy is None and not bool((prompt.labels == 1).any())
+        mask_hw = kept(
+            before,
+            after,
+            np.asarray(prompt.points_xy).reshape(-1, 2)[new],
+            np.asarray(prompt.labels[new]) == 1,
+            is_local=prompt.box_xyxy is not None or prompt.mask_hw is not None,
+            may_vanish=may_vanish,
+            may_end=may_vanish and self._encoder.source.ordered and state.is_near_end(n),
+        )
+        if np.array_equal(mask_hw, after):
+            return answer
+        if not mask_hw.any():
+            return answer.as_absent()
+        if answer.is_absent:
+            features = self._encoder.features(n, answer.region)
+            taken = self._heads.take_mask(features, mask_hw, answer.region)
+            return replace(taken, predicted_iou=answer.predicted_iou)
+        old = self._moved(previous, answer.region)
+        return replace(answer, logits=mixed_logits(answer.logits, old, answer.region, after, mask_hw))
+
+    def _moved(self, previous: tuple[torch.Tensor, Region], region: Region) -> torch.Tensor:
+        """Return logits of the decoder's size over another region."""
+        logits, size = moved_logits(*previous, region), (self._heads.mask_side, self._heads.mask_side)
+        if logits.shape[-2:] == size:
+            return logits
+        return torch.nn.functional.interpolate(
+            logits, size=size, mode="bilinear", align_corners=False, antialias=True
         )
 
     def _predict_first(
@@ -170,12 +197,7 @@ class Prompter:
         tokens = Tokens.of(prompt, region, model.image_size, model.device)
         logits = None
         if previous is not None:
-            logits = moved_logits(*previous, region)
-            size = (heads.mask_side, heads.mask_side)
-            if logits.shape[-2:] != size:
-                logits = torch.nn.functional.interpolate(
-                    logits, size=size, mode="bilinear", align_corners=False, antialias=True
-                )
+            logits = self._moved(previous, region)
         memories = self._memories(state, n)
         if memories:
             read = state.banks[state.tracked[n]].read(self._query(n, state, features.coarse), memories)

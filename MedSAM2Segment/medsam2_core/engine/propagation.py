@@ -10,23 +10,41 @@ from medsam2_core.imaging.slice_mask import SliceMask
 
 # The weight of a prompted slice never falls below this, however low its predicted IoU.
 _LEAST_TRUST = 0.05
+#: How far a correction of a tracked slice reaches towards other prompted slices, beside a box; measured with
+#: the embedded model on held-back training scans.
+CORRECTION_TRUST = 0.3
 
 
 def plan_steps(
-    states: Sequence[ObjectState], first: int, last: int, direction: Direction, order: Order
+    states: Sequence[ObjectState],
+    first: int,
+    last: int,
+    direction: Direction,
+    order: Order,
+    correction_trust: float = 1.0,
 ) -> list[Step]:
     """Return all steps from slice `first` to `last` inclusive: forward ascending, then reverse descending;
-    on one slice all objects after each other, so that they share its features."""
-    steps = [step for state in states for step in _steps_of(state, range(first, last + 1), direction, order)]
+    on one slice all objects after each other, so that they share its features.
+
+    `correction_trust`: how much nearer a correction of a tracked slice must be than another prompt.
+    """
+    slices = range(first, last + 1)
+    steps = [step for one in states for step in _steps_of(one, slices, direction, order, correction_trust)]
     rank = {state.object_id: index for index, state in enumerate(states)}
     return sorted(
         steps, key=lambda step: (step.reverse, -step.n if step.reverse else step.n, rank[step.object_id])
     )
 
 
-def _steps_of(state: ObjectState, slices: range, direction: Direction, order: Order) -> Iterable[Step]:
+def _steps_of(
+    state: ObjectState, slices: range, direction: Direction, order: Order, correction_trust: float
+) -> Iterable[Step]:
     seeds, walls = _anchors(state)
-    trust = {m: max(state.conditioning[m].prediction.predicted_iou, _LEAST_TRUST) for m in seeds}
+    trust = {
+        m: max(state.conditioning[m].prediction.predicted_iou, _LEAST_TRUST)
+        * (correction_trust if state.is_correction(m) else 1.0)
+        for m in seeds
+    }
     for n in slices:
         if n in state.conditioning:
             yield Step(state.object_id, n, direction is Direction.REVERSE, n)

@@ -105,7 +105,7 @@ class Runner:
         """
         found = []
         for state, step, run, zoom in waiting:
-            memories = self._conditioning(state, step.n)
+            memories = self._conditioning(state, step)
             region = self._region(state, step, run, zoom)
             inputs = self._inputs(state, step, region, memories)
             if run.ahead is None or not run.ahead.inputs.are_those_of(inputs):
@@ -136,7 +136,7 @@ class Runner:
         if zoom is not None and not self._encoder.source.ordered:
             self._find(state, step, run, zoom)
             return
-        memories = self._conditioning(state, step.n)
+        memories = self._conditioning(state, step)
         shape = self._encoder.source.shape_of(step.n)
         region = self._region(state, step, run, zoom)
         features, attended, prediction = self._predict(state, step, run, region, memories)
@@ -164,7 +164,7 @@ class Runner:
         to the object's, and that the model is surest of.
         """
         assert self._locator is not None  # made for all sets that are zoomed into
-        memories, whole = self._conditioning(state, step.n), Region.whole(zoom.shape_hw)
+        memories, whole = self._conditioning(state, step), Region.whole(zoom.shape_hw)
         masks = [state.masks[n] for n in memories]
         likeness = self._locator.likeness(step.n, masks)
         best, best_score, agreed = None, -1.0, 1.0
@@ -321,17 +321,24 @@ class Runner:
         model = self._encoder.model
         return Tokens.of(prompt, region, model.image_size, model.device)
 
-    def _conditioning(self, state: ObjectState, n: int) -> dict[int, SliceMemory]:
-        """Return the memories of all prompted slices, ascending, or of images by their similarity to `n`;
-        those not encoded yet are, now."""
-        for m, given in state.conditioning.items():
+    def _conditioning(self, state: ObjectState, step: Step) -> dict[int, SliceMemory]:
+        """Return the memories of prompted slices, ascending, or of images by their similarity to the step's;
+        those not encoded yet are, now.
+
+        A small model loses an object between a poor mask and a good one. So corrections of tracked slices
+        are remembered only on the slices tracked from them.
+        """
+        source, numbers = self._encoder.source, sorted(state.conditioning)
+        if not source.ordered:
+            numbers = by_similarity(cast("UnorderedSource", source), numbers, [step.n])
+        elif self._encoder.model.recipe.draws_prompts:
+            numbers = [m for m in numbers if m == step.seed or not state.is_correction(m)]
+        for m in numbers:
+            given = state.conditioning[m]
             if not given.is_remembered:
                 features = self._encoder.features(m, given.prediction.region)
                 given.memory = self._heads.remember(m, features, given.prediction, prompted=True)
                 given.is_remembered = True
-        numbers, source = sorted(state.conditioning), self._encoder.source
-        if not source.ordered:
-            numbers = by_similarity(cast("UnorderedSource", source), numbers, [n])
         memories = {m: state.conditioning[m].memory for m in numbers}
         return {n: memory for n, memory in memories.items() if memory is not None}
 

@@ -26,7 +26,7 @@ from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
 from medsam2_core.engine.neighbours import Neighbours
 from medsam2_core.engine.options import Direction, TrackerOptions
 from medsam2_core.engine.prompting import Prompter, check_prompt, only_mask
-from medsam2_core.engine.propagation import Propagation, plan_set, plan_steps
+from medsam2_core.engine.propagation import CORRECTION_TRUST, Propagation, plan_set, plan_steps
 from medsam2_core.engine.running import Run, Runner
 from medsam2_core.engine.states import ConditioningSlice, ObjectState, Prediction, Step
 from medsam2_core.engine.zoom import Box, Region, Zoom
@@ -325,7 +325,8 @@ class Tracker:
             message = f"the range {first} to {last} is empty: give the lower slice first"
             raise PromptError(message, code="empty-range", first=first, last=last)
         if self.source.ordered:
-            return plan_steps(states, first, last, direction, self.options.order)
+            trust = CORRECTION_TRUST if self.model.recipe.draws_prompts else 1.0
+            return plan_steps(states, first, last, direction, self.options.order, trust)
         prompted = sorted({n for state in states for n in state.conditioning})
         source = cast("UnorderedSource", self.source)
         return plan_set(states, by_similarity(source, range(first, last + 1), prompted))
