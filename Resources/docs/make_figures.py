@@ -112,7 +112,7 @@ def main(files: list[str]) -> None:
             f"dice.png and these rows are as before, of other weights perhaps: {', '.join(missing)}"
         )
     picture = ROOT / "Resources/docs/figures/dice.png"
-    plot(picture, [by_name[name] for name in names])
+    plot(picture, [by_name[name] for name in names], overwrite=True)
     # A third of the size: the history keeps every version.
     Image.open(picture).convert("RGB").quantize(32, dither=Image.Dither.NONE).save(picture, optimize=True)
 
