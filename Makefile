@@ -28,8 +28,8 @@ endif
 python := $(bin)/python
 pip := $(python) -m pip --disable-pip-version-check
 stamps := $(VENV)/.stamps
-# Tests of one file stay in one process: they share what is slow to make.
-pytest := $(python) -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
+# Tests of one file stay in one process: they share what is slow to make. Testing/conftest.py orders the files.
+pytest := $(python) -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test-setup demo test lint format campaign coverage docs bench bench-gpu clean

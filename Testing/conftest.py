@@ -34,8 +34,18 @@ def checkpoint_schemas() -> Path:
     return _folder_from_environment("MEDSAM2_TEST_SCHEMAS", "published checkpoint schemas")
 
 
+# Files that take half a minute or more. They begin first, so that no process waits at the end for another.
+_LONG = (
+    *("test_runtime_real", "test_worker_training", "test_training_finetune", "test_slicer_auto_end_to_end"),
+    *("test_auto_training", "test_session_prompts", "test_campaign_training", "test_campaign_kills"),
+    *("test_worker_campaign_kills", "test_runtime_faults", "test_project_style", "test_cli_segment"),
+    *("test_auto_texture", "test_slicer_fine_tuning_end_to_end", "test_docs_finetune", "test_worker_auto"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `Testing/campaign.py` runs: every test whose length depends on the campaign."""
+    """Order the files, and mark the tests whose length depends on the campaign, for `Testing/campaign.py`."""
+    items.sort(key=lambda item: item.path.stem not in _LONG)
     for item in items:
         if "campaign" in getattr(item, "fixturenames", ()):
             item.add_marker("campaign")

@@ -33,7 +33,12 @@ def made(tmp_path_factory):
 
 
 def files(made, tmp_path):
-    return made / "two.seg.nrrd", made / "scan.nrrd", made / "embedded.safetensors", tmp_path / "new.seg.nrrd"
+    return (
+        made / "two.seg.nrrd",
+        made / "scan.nrrd",
+        made / "small-embedded.safetensors",
+        tmp_path / "new.seg.nrrd",
+    )
 
 
 def test_the_same_prompts_and_weights_give_the_same_masks(medsam2, made, tmp_path):
@@ -218,7 +223,7 @@ def test_methods_text_says_what_is_stored(medsam2, made):
 
     answer = medsam2("methods", made / "two.seg.nrrd")
     assert answer.code == 0, answer.err
-    sha256 = hashlib.sha256((made / "embedded.safetensors").read_bytes()).hexdigest()
+    sha256 = hashlib.sha256((made / "small-embedded.safetensors").read_bytes()).hexdigest()
     for text in (
         "ball and corner were",
         sha256,

@@ -1,5 +1,6 @@
 """The real runtime with the real PyTorch: made without a network, started, damaged, repaired, removed."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -119,8 +120,6 @@ def startsAWorker(installer: RuntimeInstaller) -> str:
         client.stop()
 
 
-def listing() -> str:
+def listing() -> list[str]:
     """What is installed in the present Python."""
-    return subprocess.run(
-        [*PIP, "list", "--format=freeze"], capture_output=True, text=True, check=True
-    ).stdout
+    return sorted(f"{one.name}=={one.version}" for one in importlib.metadata.distributions())

@@ -101,19 +101,23 @@ def write_photo(path: Path) -> Path:
     return path
 
 
-def write_untrained_model(folder: Path) -> Path:
-    """A checkpoint with the embedded model's architecture and file name, never trained.
+def write_untrained_model(folder: Path, side: int = 96) -> Path:
+    """A checkpoint with the embedded model's architecture, never trained, for small images.
 
-    The name makes it prompted as the embedded model is. It predicts every object to be present, so that
-    tracking does not end at once.
+    It is prompted as the embedded model is. It predicts every object to be present, so that tracking does
+    not end at once.
     """
     import torch
+    from medsam2_core.engine.card import ModelCard
+    from medsam2_core.engine.catalogue import Catalogue
     from medsam2_core.engine.model import build_module
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    path = folder / "embedded.safetensors"
+    path = folder / "small-embedded.safetensors"
     state = build_module("embedded").state_dict()
     state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(5.0)
-    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    entry = Catalogue.load().find("embedded")
+    card = ModelCard("embedded", "", entry.config, side, entry.recipe, entry.postprocessing)
+    save_file({key: value.contiguous() for key, value in state.items()}, path, card.metadata())
     return path
