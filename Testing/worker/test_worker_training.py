@@ -238,7 +238,7 @@ def tuner(tmp_path):
     made.process.wait()
 
 
-QUICK = {"batch": 1, "measure": 1, "threads": 1}
+QUICK = {"batch": 1, "measure": 1, "threads": 1, "image_size": 64}
 
 
 def test_a_fine_tuned_model_is_listed_used_and_removed(tuner, data, tmp_path):
