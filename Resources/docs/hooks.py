@@ -25,7 +25,7 @@ PAGES = {
     f"{CORE}/auto/weights/embedded-start.md": "model-cards/embedded-start.md",
 }
 PICTURES = {
-    "Resources/model-card/results.png": "model-cards/results.png",
+    "Resources/model-card/results.webp": "model-cards/results.webp",
     "Resources/MedSAM2Segment.png": "icon.png",
 }
 #: Where links to other files lead instead.

@@ -178,10 +178,14 @@ def write(picture: Image.Image, place: tuple[int, int], text: str, colour, size:
 
 
 def keep(picture: Image.Image, path: Path, note: str) -> None:
-    """Save it with a note below, with as many colours as fit into the size allowed."""
+    """Save it with a note below; PNG with as many colours as fit into the size allowed."""
     whole = Image.new("RGB", (picture.width, picture.height + FOOT), PAPER)
     whole.paste(picture, (0, 0))
     write(whole, (PAD, picture.height + 4), note, INK, 11)
+    if path.suffix == ".webp":
+        whole.save(path, quality=65, method=6)
+        print(f"{path.name}: {whole.width} x {whole.height}, {path.stat().st_size / 1000:.0f} kB")
+        return
     for colours in ENOUGH:
         few = whole.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
         few.save(path, optimize=True)
@@ -203,9 +207,9 @@ def the_brain(clinic: PictureEffect, folder: Path) -> None:
     clinic.panel.widget.findChild(qt.QPushButton, "boxButton").click()
     keep(clinic.options(), folder / "tutorial-1-options.png", OPTIONS_ONLY)
     clinic.box(*BRAIN_BOX)
-    keep(with_options(clinic), folder / "tutorial-2-box.png", NOTE)
+    keep(with_options(clinic), folder / "tutorial-2-box.webp", NOTE)
     clinic.propagate_until(SHOWN_AFTER)
-    keep(with_options(clinic), folder / "tutorial-3-propagating.png", NOTE)
+    keep(with_options(clinic), folder / "tutorial-3-propagating.webp", NOTE)
     clinic.wait(600)
     keep(with_options(clinic), folder / "effect.png", NOTE)
 
@@ -220,7 +224,7 @@ def the_ventricles(clinic: PictureEffect, folder: Path) -> None:
     clinic.view.click(clinic.pixel(NO_VENTRICLE), ctrl=True)
     clinic.wait(120)
     after, smaller = clinic.seen(more=": after Ctrl+click behind it"), clinic.voxels()
-    keep(stacked([before, after], "right"), folder / "tutorial-4-correction.png", VIEWS_ONLY)
+    keep(stacked([before, after], "right"), folder / "tutorial-4-correction.webp", VIEWS_ONLY)
     clinic.editor.undo()
     clinic.wait(120)
     undone = clinic.voxels()
@@ -232,7 +236,7 @@ def the_ventricles(clinic: PictureEffect, folder: Path) -> None:
         clinic.segmentation.GetDisplayNode().SetSegmentVisibility(segmentID, True)
     clinic.look((76, 102, 28))
     clinic.controller.tick()
-    keep(with_options(clinic), folder / "tutorial-5-both.png", NOTE)
+    keep(with_options(clinic), folder / "tutorial-5-both.webp", NOTE)
 
 
 def main() -> int:

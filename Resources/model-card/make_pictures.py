@@ -121,14 +121,14 @@ def draw(path: Path, shown: list[Result]) -> None:
                 side.set_visible(False)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=80)
-    Image.open(drawn).convert("RGB").quantize(48).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").save(path, quality=65, method=6)
 
 
 def main() -> None:
     """Measure, sort, draw, and print the mean Dice."""
     found = sorted((one for one, _ in zip(results(), range(OBJECTS), strict=False)), key=lambda r: r.dice)
     print(f"mean Dice of {len(found)}: {np.mean([one.dice for one in found]):.3f}")
-    draw(Path(__file__).with_name("results.png"), found[OBJECTS // SHOWN // 2 :: OBJECTS // SHOWN])
+    draw(Path(__file__).with_name("results.webp"), found[OBJECTS // SHOWN // 2 :: OBJECTS // SHOWN])
 
 
 if __name__ == "__main__":
