@@ -51,37 +51,44 @@ def kept(
     may_end
         Whether a negative click in the middle of the mask says that the object is not here.
     """
-    area = int(before_hw.sum())
-    if not area or not len(positive):
+    if not before_hw.any() or not len(positive):
         return after_hw
-    height, width = before_hw.shape
-    x, y = np.clip(np.rint(clicks_xy[~positive]), 0, [width - 1, height - 1]).astype(int).T
+    lost, most = before_hw & ~after_hw, _LARGEST_LOSS * before_hw.sum()
+    counts = not is_local and lost.sum() <= most
+    if counts and (positive.all() or not may_end):
+        return after_hw
+    if positive.all():
+        return before_hw | after_hw
     from scipy import ndimage  # only here: importing it takes longer than all the rest of this package
 
+    height, width = before_hw.shape
+    x, y = np.clip(np.rint(clicks_xy[~positive]), 0, [width - 1, height - 1]).astype(int).T
+    rows, columns = np.flatnonzero(before_hw.any(1)), np.flatnonzero(before_hw.any(0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    depth, pieces = np.zeros(before_hw.shape), np.zeros(before_hw.shape, int)
     # Padded, so that the slice's edge counts as a border.
-    depth = ndimage.distance_transform_edt(np.pad(before_hw, 1))[1:-1, 1:-1]
+    depth[box] = ndimage.distance_transform_edt(np.pad(before_hw[box], 1))[1:-1, 1:-1]
     is_deep = depth[y, x] >= _DEEP * depth.max()
-    if may_end and (_is_central(before_hw, x, y) & is_deep).any():
+    if may_end and (is_deep & _is_middle(x, columns) & _is_middle(y, rows)).any():
         return np.zeros_like(before_hw)
-    lost = before_hw & ~after_hw
-    if not is_local and lost.sum() <= _LARGEST_LOSS * area:
+    if counts:
         return after_hw
     found = before_hw | after_hw if positive.any() else before_hw.copy()
-    pieces, _ = ndimage.label(lost, np.ones((3, 3)))
+    pieces[box], _ = ndimage.label(lost[box], np.ones((3, 3)))
     for column, row, may_be_whole in zip(x, y, may_vanish & is_deep, strict=True):
         near = pieces[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
         piece = pieces[row, column] or near.max()
         gone = (pieces == piece) & (piece > 0)
-        if gone.sum() > _LARGEST_LOSS * area and not may_be_whole:
+        if gone.sum() > most and not may_be_whole:
             gone = _disc(before_hw.shape, column, row, max(_REACH * float(depth[row, column]), 1.0))
         found &= ~gone
     return found
 
 
-def _is_central(mask_hw: NDArray[np.bool_], x: NDArray[np.intp], y: NDArray[np.intp]) -> NDArray[np.bool_]:
-    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-    across = 4 * abs(x - (columns[0] + columns[-1]) / 2) <= columns[-1] - columns[0] + 1
-    return across & (4 * abs(y - (rows[0] + rows[-1]) / 2) <= rows[-1] - rows[0] + 1)
+def _is_middle(clicks: NDArray[np.intp], places: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return which clicks are in the middle half of the rows, or columns, of a mask."""
+    first, last = places[0], places[-1]
+    return 4 * abs(clicks - (first + last) / 2) <= last - first + 1
 
 
 def _disc(shape_hw: tuple[int, ...], x: int, y: int, radius: float) -> NDArray[np.bool_]:
