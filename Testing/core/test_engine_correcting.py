@@ -75,7 +75,7 @@ def test_a_negative_click_in_the_middle_means_the_whole(bar, is_local):
     # Unless the user has said that it is here, tracking found it far beyond, or the click is at one side.
     assert np.array_equal(after_clicks(bar, answer, (30, 21, False), may_end=False), answer)
     assert np.array_equal(after_clicks(bar, answer, (30, 21, False), may_vanish=False), answer)
-    assert np.array_equal(after_clicks(bar, bar, (50, 21, False), is_local=is_local), bar)
+    assert np.array_equal(after_clicks(bar, answer, (50, 21, False), is_local=False), answer)
     found = after_clicks(bar, np.zeros_like(bar), (30, 21, False), may_vanish=False)
     assert not found[21, 30] and found.sum() > 120
 
@@ -90,10 +90,29 @@ def test_what_a_negative_click_removes_grows_with_its_depth():
     assert 100 < gone.sum() < 260
 
 
-def test_where_nothing_was_the_answer_counts(bar):
+def test_where_nothing_was_a_positive_click_adds_and_a_negative_one_does_not(bar):
     nothing = np.zeros_like(bar)
     assert np.array_equal(after_clicks(nothing, bar, (30, 21, True)), bar)
-    assert np.array_equal(after_clicks(nothing, bar, (30, 21, False)), bar)
+    assert not after_clicks(nothing, bar, (30, 21, False)).any()
+
+
+def test_a_negative_click_that_the_answer_ignores_takes_away_what_is_round_it(bar):
+    found = after_clicks(bar, bar, (50, 21, False))
+    assert not found[21, 50] and 100 < found.sum() < 150
+
+
+def test_clicks_that_together_would_take_most_of_the_mask_take_what_is_round_them(bar):
+    answer = np.zeros_like(bar)
+    answer[20:23, 29:31] = True
+    clicks = (10, 21, False), (50, 21, False)
+    found = after_clicks(bar, answer, *clicks, may_vanish=False)
+    assert not found[21, 10] and not found[21, 50] and found.sum() > 110
+
+
+def test_what_the_answer_keeps_stays_beside_a_click(bar):
+    answer = without(bar, (5, 32))
+    found = after_clicks(bar, answer, (30, 21, False), may_vanish=False)
+    assert not found[21, 30] and found[:, 32:].sum() == answer.sum()
 
 
 def test_a_click_outside_the_slice_is_at_its_edge(bar):

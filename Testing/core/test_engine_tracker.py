@@ -74,9 +74,15 @@ def test_a_negative_click_in_the_middle_of_a_tracked_mask_ends_the_object_far_fr
     assert tracker.prompt("it", 6, prompt([[60, 50], [58, 50]], [0, 1])).mask_hw.any()
     assert len([r for r in tracker.propagate() if r.mask_hw.any()]) == 9
     tracker.restore(here)
+    assert tracker.prompt("it", 6, prompt([[60, 50]], [0]), is_part=True).mask_hw.any()  # of a scribble
+    tracker.restore(here)
     assert tracker.prompt("it", 5, prompt([[60, 50]], [0])).mask_hw.any()
     tracker.restore(here)
     tracker.prompt("it", 8, prompt(box=BOX))  # it goes on
+    assert tracker.prompt("it", 6, prompt([[60, 50]], [0])).mask_hw.any()
+    tracker.remove_object("it")
+    tracker.prompt("it", 1, prompt(box=BOX))
+    list(tracker.propagate(last=6))  # where tracking stopped is no end
     assert tracker.prompt("it", 6, prompt([[60, 50]], [0])).mask_hw.any()
 
 

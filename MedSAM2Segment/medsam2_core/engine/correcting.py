@@ -33,9 +33,9 @@ def kept(
 ) -> NDArray[np.bool_]:
     """Return the mask (H, W) that stands after clicks.
 
-    Positive clicks take nothing away. Negative clicks add nothing, and take away only the connected pieces
-    they lie on, or next to, of what the answer takes away. If not `is_local`, so only for an answer that
-    takes away most of the mask.
+    Positive clicks take nothing away. Negative clicks add nothing, and of what the answer takes away only the
+    connected pieces they lie on, or next to, count. If not `is_local`, so only for an answer that takes away
+    most of the mask.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def kept(
     may_end
         Whether a negative click in the middle of the mask says that the object is not here.
     """
-    if not before_hw.any() or not len(positive):
-        return after_hw
+    if not before_hw.any():
+        return after_hw if positive.any() else before_hw
     lost, most = before_hw & ~after_hw, _LARGEST_LOSS * before_hw.sum()
     counts = not is_local and lost.sum() <= most
     if counts and (positive.all() or not may_end):
@@ -75,13 +75,17 @@ def kept(
         return after_hw
     found = before_hw | after_hw if positive.any() else before_hw.copy()
     pieces[box], _ = ndimage.label(lost[box], np.ones((3, 3)))
-    for column, row, may_be_whole in zip(x, y, may_vanish & is_deep, strict=True):
+    gone = []
+    for column, row in zip(x, y, strict=True):
         near = pieces[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
-        piece = pieces[row, column] or near.max()
-        gone = (pieces == piece) & (piece > 0)
-        if gone.sum() > most and not may_be_whole:
-            gone = _disc(before_hw.shape, column, row, max(_REACH * float(depth[row, column]), 1.0))
-        found &= ~gone
+        gone.append(np.isin(pieces, near[near > 0]))
+    is_too_much = np.logical_or.reduce(gone).sum() > most and not (may_vanish and is_deep.any())
+    for column, row, piece in zip(x, y, gone, strict=True):
+        disc = _disc(before_hw.shape, column, row, max(_REACH * float(depth[row, column]), 1.0))
+        if is_too_much:
+            found &= ~(piece & disc)
+        else:  # where the answer keeps what was clicked, that goes, too
+            found &= ~(disc if after_hw[row, column] else piece)
     return found
 
 

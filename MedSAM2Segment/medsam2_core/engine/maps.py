@@ -108,10 +108,9 @@ def mixed_logits(
         same as `mask_hw`, a weak logit of the wanted sign stands for them. Both over `region`.
     """
     size = logits.shape[-1]
-    share = functional.interpolate(
-        torch.from_numpy(region.crop(mask_hw != wanted_hw).astype(np.float32))[None, None].to(logits.device),
-        size=(size, size), mode="area",
-    )  # fmt: skip
+    differs = torch.from_numpy(region.crop(mask_hw != wanted_hw).astype(np.float32))[None, None]
+    # On the CPU: not every device does this for all sizes.
+    share = functional.interpolate(differs, size=(size, size), mode="area").to(logits.device)
     wanted = logits_of_mask(wanted_hw, region, size, logits.device, _WEAK)
     replaced = torch.where((old > 0) == (wanted > 0), old.clamp(-_SURE, _SURE), wanted)
     return torch.where(share > 0, replaced, logits)

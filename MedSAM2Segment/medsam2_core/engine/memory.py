@@ -3,7 +3,8 @@
 ``RecentMemory`` is SAM 2's own rule (Ravi et al., arXiv 2408.00714): all prompted slices, and the last few
 before the current one. ``SelfSortingMemory`` is the memory bank of Medical SAM 2 (Zhu et al.,
 arXiv 2408.00874): confident slices that differ most from each other, whatever their order, and of these the
-ones most like the current slice. Prompted slices are always attended to, by both.
+ones most like the current slice. Prompted slices are always attended to, by both, as far as they are given to
+them.
 """
 
 from abc import ABC, abstractmethod

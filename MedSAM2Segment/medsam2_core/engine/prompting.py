@@ -65,12 +65,18 @@ class Prompter:
         self._encoder, self._heads, self._options = encoder, heads, options
 
     def predict(
-        self, state: ObjectState, n: int, prompt: "PixelPrompts", zoom: Zoom | None, looks_around: bool = True
+        self,
+        state: ObjectState,
+        n: int,
+        prompt: "PixelPrompts",
+        zoom: Zoom | None,
+        looks_around: bool = True,
+        is_part: bool = False,
     ) -> Prediction:
         """Predict the object on slice `n`; with `zoom` None from the whole slice.
 
         `looks_around`: on a slice without a mask, the region of a click depends on where the object is on
-        other slices.
+        other slices. `is_part`: more prompts follow at once.
         """
         if prompt.mask_hw is not None and only_mask(prompt):
             region = self.region_of_mask(state, n, prompt.mask_hw, zoom)
@@ -83,7 +89,7 @@ class Prompter:
         if previous is not None:
             region = self._first_region(prompt, previous, zoom, nearby)
             prediction = self._predict_at_best_scale(state, n, prompt, previous, zoom, region)
-            return self._localised(state, n, prompt, previous, prediction)
+            return self._localised(state, n, prompt, previous, prediction, is_part)
         return self._predict_first(state, n, prompt, zoom, nearby)
 
     def _localised(
@@ -93,6 +99,7 @@ class Prompter:
         prompt: "PixelPrompts",
         previous: tuple[torch.Tensor, Region],
         answer: Prediction,
+        is_part: bool,
     ) -> Prediction:
         """Return the answer to a correction without the changes that its new clicks are not about."""
         given = state.conditioning.get(n)
@@ -113,18 +120,22 @@ class Prompter:
             np.asarray(prompt.labels[new]) == 1,
             is_local=prompt.box_xyxy is not None or prompt.mask_hw is not None,
             may_vanish=may_vanish,
-            may_end=may_vanish and self._encoder.source.ordered and state.is_near_end(n),
+            may_end=may_vanish and len(prompt.labels) == 1 and not is_part and self._is_near_end(state, n),
         )
         if np.array_equal(mask_hw, after):
             return answer
         if not mask_hw.any():
             return answer.as_absent()
-        if answer.is_absent:
+        if 2 * (mask_hw & after).sum() < (mask_hw | after).sum():  # what was answered was another object
             features = self._encoder.features(n, answer.region)
             taken = self._heads.take_mask(features, mask_hw, answer.region)
             return replace(taken, predicted_iou=answer.predicted_iou)
         old = self._moved(previous, answer.region)
         return replace(answer, logits=mixed_logits(answer.logits, old, answer.region, after, mask_hw))
+
+    def _is_near_end(self, state: ObjectState, n: int) -> bool:
+        source = self._encoder.source
+        return source.ordered and state.is_near_end(n, len(source))
 
     def _moved(self, previous: tuple[torch.Tensor, Region], region: Region) -> torch.Tensor:
         """Return logits of the decoder's size over another region."""
@@ -217,7 +228,12 @@ class Prompter:
         """Return the memories for a prompt on slice `n`: none unless tracking has been there, as in stock."""
         if n not in state.tracked:
             return {}
-        return {m: given.memory for m, given in state.conditioning.items() if given.memory is not None}
+        return {
+            m: given.memory
+            for m, given in state.conditioning.items()
+            # A correction is encoded anew only where it leads, and what it was before is no longer true.
+            if given.memory is not None and (given.is_remembered or not given.is_correction)
+        }
 
     def _query(self, n: int, state: ObjectState, embedding: torch.Tensor) -> Query:
         source = self._encoder.source

@@ -10,8 +10,8 @@ from medsam2_core.imaging.slice_mask import SliceMask
 
 # The weight of a prompted slice never falls below this, however low its predicted IoU.
 _LEAST_TRUST = 0.05
-#: How far a correction of a tracked slice reaches towards other prompted slices, beside a box; measured with
-#: the embedded model on held-back training scans.
+#: Weight of a correction of a tracked slice beside other prompts: it has to be more than three times nearer.
+#: Measured with the embedded model on held-back training scans.
 CORRECTION_TRUST = 0.3
 
 
@@ -26,7 +26,7 @@ def plan_steps(
     """Return all steps from slice `first` to `last` inclusive: forward ascending, then reverse descending;
     on one slice all objects after each other, so that they share its features.
 
-    `correction_trust`: how much nearer a correction of a tracked slice must be than another prompt.
+    `correction_trust`: weight of corrections of tracked slices beside other prompts.
     """
     slices = range(first, last + 1)
     steps = [step for one in states for step in _steps_of(one, slices, direction, order, correction_trust)]
@@ -42,7 +42,7 @@ def _steps_of(
     seeds, walls = _anchors(state)
     trust = {
         m: max(state.conditioning[m].prediction.predicted_iou, _LEAST_TRUST)
-        * (correction_trust if state.is_correction(m) else 1.0)
+        * (correction_trust if state.conditioning[m].is_correction else 1.0)
         for m in seeds
     }
     for n in slices:

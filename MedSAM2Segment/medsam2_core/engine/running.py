@@ -93,8 +93,10 @@ class Runner:
         policy: MemoryPolicy,
         keeps_probabilities: bool = False,
         locator: Locator | None = None,
+        remembers_corrections: bool = True,
     ) -> None:
         self._encoder, self._heads, self._policy = encoder, heads, policy
+        self._remembers_corrections = remembers_corrections
         self._keeps_probabilities, self._locator = keeps_probabilities, locator
 
     def look_ahead(self, waiting: Sequence[tuple[ObjectState, Step, Run, Zoom | None]]) -> None:
@@ -325,14 +327,15 @@ class Runner:
         """Return the memories of prompted slices, ascending, or of images by their similarity to the step's;
         those not encoded yet are, now.
 
-        A small model loses an object between a poor mask and a good one. So corrections of tracked slices
-        are remembered only on the slices tracked from them.
+        Unless corrections of tracked slices are to be remembered everywhere, they are only on the slices
+        tracked from them: a small model loses an object between a poor mask and a good one.
         """
         source, numbers = self._encoder.source, sorted(state.conditioning)
         if not source.ordered:
             numbers = by_similarity(cast("UnorderedSource", source), numbers, [step.n])
-        elif self._encoder.model.recipe.draws_prompts:
-            numbers = [m for m in numbers if m == step.seed or not state.is_correction(m)]
+        elif not self._remembers_corrections:
+            known = state.conditioning
+            numbers = [m for m in numbers if m == step.seed or not known[m].is_correction]
         for m in numbers:
             given = state.conditioning[m]
             if not given.is_remembered:

@@ -89,7 +89,7 @@ class TrackedSlice:
 
 @dataclass(slots=True)
 class ConditioningSlice:
-    """A prompted slice. All others attend to it, and tracking never replaces it.
+    """A prompted slice. Others attend to it, and tracking never replaces it.
 
     Attributes
     ----------
@@ -134,10 +134,12 @@ class ConditioningSlice:
         return self.prediction.is_absent and not is_wanted
 
     @property
-    def has_only_clicks(self) -> bool:
-        """Whether clicks are all that was given."""
+    def is_correction(self) -> bool:
+        """Whether clicks alone correct what tracking had found here. Their mask is often a poor one still,
+        and says less about other slices than one under a box."""
         prompt = self.prompt
-        return prompt is not None and prompt.box_xyxy is None and prompt.mask_hw is None
+        only_clicks = prompt is not None and prompt.box_xyxy is None and prompt.mask_hw is None
+        return only_clicks and self.tracked is not None
 
 
 @dataclass(slots=True)
@@ -163,23 +165,19 @@ class ObjectState:
     tracked: dict[int, bool] = field(default_factory=dict)
     recent: "OrderedDict[int, tuple[torch.Tensor, Region]]" = field(default_factory=OrderedDict)
 
-    def is_correction(self, n: int) -> bool:
-        """Return whether clicks on a prompted slice correct what tracking had found, or stand beside a box or
-        a mask on another slice. Their mask is often a poor one still, and says less about further slices."""
-        given = self.conditioning[n]
-        if not given.has_only_clicks:
-            return False
-        return given.tracked is not None or not all(one.has_only_clicks for one in self.conditioning.values())
-
-    def is_near_end(self, n: int) -> bool:
-        """Return whether a slice is in the outer third of where tracking found the object, from the last
-        prompted slice on."""
+    def is_near_end(self, n: int, count: int) -> bool:
+        """Return whether a slice, of so many, is in the outer third of where tracking found the object from
+        the nearest prompted slice on, and the object has an end there."""
         seeds = [m for m, one in self.conditioning.items() if m != n and not one.prediction.is_absent]
         if not seeds or min(seeds) < n < max(seeds):
             return False
-        last = min(seeds, key=lambda m: abs(m - n))
-        found = (m for m, mask in self.masks.items() if not mask.is_empty and (m > last) is (n > last))
-        return 3 * abs(n - last) > 2 * max((abs(m - last) for m in found), default=0)
+        nearest = min(seeds, key=lambda m: abs(m - n))
+        step = 1 if n > nearest else -1
+        found = (m for m, mask in self.masks.items() if not mask.is_empty and (m - nearest) * step > 0)
+        reach = max(((m - nearest) * step for m in found), default=0)
+        beyond = nearest + (reach + 1) * step
+        has_ended = beyond in self.masks or not 0 <= beyond < count
+        return has_ended and 3 * abs(n - nearest) > 2 * reach
 
     def remember_logits(self, n: int, logits: torch.Tensor, region: Region) -> None:
         """Keep the logits of a tracked slice for a while."""

@@ -24,7 +24,7 @@ from medsam2_core.engine.locating import Locator, by_similarity
 from medsam2_core.engine.maps import mask_of_logits, probabilities_of_logits
 from medsam2_core.engine.memory import MemoryPolicy, RecentMemory
 from medsam2_core.engine.neighbours import Neighbours
-from medsam2_core.engine.options import Direction, TrackerOptions
+from medsam2_core.engine.options import Direction, Order, TrackerOptions
 from medsam2_core.engine.prompting import Prompter, check_prompt, only_mask
 from medsam2_core.engine.propagation import CORRECTION_TRUST, Propagation, plan_set, plan_steps
 from medsam2_core.engine.running import Run, Runner
@@ -75,7 +75,11 @@ class Tracker:
         self._prompter = Prompter(encoder, heads, self.options)
         locates = self.options.locates and self.options.zoom and not self.source.ordered
         locator = Locator(encoder) if locates else None
-        self._runner = Runner(encoder, heads, self._policy, self.options.keeps_probabilities, locator)
+        # As Medical SAM 2 and stock do it; small models that draw their prompts do better otherwise.
+        self._trusts_corrections = not model.recipe.draws_prompts or self.options.order is Order.EARLIEST
+        self._runner = Runner(
+            encoder, heads, self._policy, self.options.keeps_probabilities, locator, self._trusts_corrections
+        )
 
     @classmethod
     def stock(cls, model: "SegmentationModel", encoder: SliceEncoder) -> "Tracker":
@@ -101,13 +105,20 @@ class Tracker:
         return self._objects[object_id]
 
     def prompt(
-        self, object_id: str, n: int, prompt: PixelPrompts, *, reproducible: bool = False
+        self,
+        object_id: str,
+        n: int,
+        prompt: PixelPrompts,
+        *,
+        reproducible: bool = False,
+        is_part: bool = False,
     ) -> SliceMask:
         """Set all prompts of an object on slice `n`, and predict its mask there.
 
         `prompt` replaces the slice's earlier prompts. A mask alone is taken as it is (an empty one says that
         the object is not here); with points or a box it is what they correct. `reproducible`: on a slice that
-        tracking did not reach, the region does not depend on where the object is on other slices.
+        tracking did not reach, the region does not depend on where the object is on other slices. `is_part`:
+        more was given at the same time, a scribble for example.
 
         Raises
         ------
@@ -119,7 +130,7 @@ class Tracker:
         state = self._objects.get(object_id) or self._new_state(object_id)
         self._check_not_final(state, n)
         looks_around = self.source.ordered and (not reproducible or state.tracked_slice(n) is not None)
-        prediction = self._prompter.predict(state, n, prompt, self.zoom(n), looks_around)
+        prediction = self._prompter.predict(state, n, prompt, self.zoom(n), looks_around, is_part)
         kept = None
         if only_mask(prompt):
             mask_hw = np.asarray(prompt.mask_hw, dtype=bool)
@@ -325,7 +336,7 @@ class Tracker:
             message = f"the range {first} to {last} is empty: give the lower slice first"
             raise PromptError(message, code="empty-range", first=first, last=last)
         if self.source.ordered:
-            trust = CORRECTION_TRUST if self.model.recipe.draws_prompts else 1.0
+            trust = 1.0 if self._trusts_corrections else CORRECTION_TRUST
             return plan_steps(states, first, last, direction, self.options.order, trust)
         prompted = sorted({n for state in states for n in state.conditioning})
         source = cast("UnorderedSource", self.source)

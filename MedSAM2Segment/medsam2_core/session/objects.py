@@ -275,7 +275,8 @@ class SessionObjects:
         else:
             for count in range(len(here) + 1 if refines else 1, len(prompts) + 1):
                 pixels = resolve(prompts[:count], self._stack)[n]
-                self._tracker.prompt(name, n, pixels, reproducible=True)
+                is_part = len(prompts) > count
+                self._tracker.prompt(name, n, pixels, reproducible=True, is_part=is_part)
         self.prompts.objects[name] = elsewhere + prompts
         return True
 
