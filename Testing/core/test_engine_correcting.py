@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from medsam2_core import Box, Point, Session
 from medsam2_core.engine.correcting import kept
 from medsam2_core.engine.maps import logits_of_mask, mask_of_logits, mixed_logits
 from medsam2_core.engine.zoom import Region
+from support.project import ROOT
 
 
 @pytest.fixture
@@ -117,6 +119,17 @@ def test_what_the_answer_keeps_stays_beside_a_click(bar):
 
 def test_a_click_outside_the_slice_is_at_its_edge(bar):
     assert np.array_equal(after_clicks(bar, np.zeros_like(bar), (-3, 99, False)), bar)
+
+
+def test_an_answer_that_is_much_surer_than_the_mask_before_counts_as_a_whole():
+    session = Session.open(ROOT / "Resources" / "demo" / "mni152_t1.nrrd")
+    sizes, sureness = [], []
+    for prompt in (Box((58, 62, 28), (110, 138, 28)), Point((84, 71, 28), positive=False)):
+        session.prompt("ventricles", prompt)
+        sizes.append(int(session.mask_kji("ventricles")[28].sum()))
+        sureness.append(session.tracker.state("ventricles").conditioning[28].prediction.predicted_iou)
+    # What lies behind the ventricles is a tenth of what is too much.
+    assert sureness[1] > sureness[0] + 0.2 and sizes[1] < 0.7 * sizes[0]
 
 
 @pytest.mark.parametrize("reach", [1, 4])  # pixels of the slice in one of the logits

@@ -44,7 +44,7 @@ def kept(
     clicks_xy, positive
         (N, 2) slice positions of the new clicks, pixel centres at integers; (N,) whether they are positive.
     is_local
-        Whether the object's place is known from more than clicks.
+        Whether the object is known from more than clicks, and the answer not much surer than the mask before.
     may_vanish
         Whether an answer may take all of the mask away; not where the user has said by a box or a positive
         click that the object is here.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Predict again at another scale only if the region really changes, and only so often.
 _WORTH_ZOOMING = 0.75
 _MOST_RESCALINGS = 2
+# A correction whose predicted IoU is higher by this much is a better answer to the whole prompt.
+_MUCH_SURER = 0.2
 # Sides of further regions for a first click, as shares of the slice's longer side.
 _OTHER_SHARES = (0.25, 1.0)
 
@@ -113,12 +115,14 @@ class Prompter:
             for logits, region in (previous, (answer.logits, answer.region))
         )
         may_vanish = prompt.box_xyxy is None and not bool((prompt.labels == 1).any())
+        is_drawn = prompt.box_xyxy is not None or prompt.mask_hw is not None
+        is_surer = given is not None and answer.predicted_iou > given.prediction.predicted_iou + _MUCH_SURER
         mask_hw = kept(
             before,
             after,
             np.asarray(prompt.points_xy).reshape(-1, 2)[new],
             np.asarray(prompt.labels[new]) == 1,
-            is_local=prompt.box_xyxy is not None or prompt.mask_hw is not None,
+            is_local=is_drawn and not is_surer,
             may_vanish=may_vanish,
             may_end=may_vanish and len(prompt.labels) == 1 and not is_part and self._is_near_end(state, n),
         )
