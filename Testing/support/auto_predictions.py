@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from medsam2_core.auto.predictions import AutoPrediction, predicted_prompt
+from medsam2_core.auto.predictions import AutoPrediction
 from medsam2_core.export.resampling import on_grid_of
 from medsam2_core.imaging.segmentation import Segmentation
 from medsam2_core.imaging.slice_mask import SliceMask
 from medsam2_core.prompts import Box
+from medsam2_core.prompts.slice_prompts import predicted_prompt
 
 KIDNEY = (
     "Segmentation category~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Anatomic codes~^^~^^"

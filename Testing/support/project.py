@@ -19,7 +19,7 @@ LIGHT = [
     *("prompts", "prompts.prompt_set", "prompts.slice_prompts", "prompts.types", "prompts.shapes"),
     *("imaging.geometry", "imaging.volume", "imaging.slices", "imaging.intensity"),
     *("imaging.segmentation", "imaging.slice_mask", "imaging.terminology"),
-    *("auto", "auto.model_file", "auto.library"),
+    *("auto", "auto.model_file", "auto.predictions", "auto.library"),
     *("export", "export.metadata", "export.methods", "batch", "batch.review"),
     *("worker", "worker.protocol", "worker.messages", "worker.job_messages", "worker.measuring"),
     "worker.requests",

@@ -6,15 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from medsam2_core.auto.model_file import AutoClass
-from medsam2_core.errors import PromptError
 from medsam2_core.imaging.slice_mask import SliceMask
-from medsam2_core.prompts.types import Box, Point, Prompt, SlicePrompts
+from medsam2_core.prompts.types import Prompt, SlicePrompts
 
 if TYPE_CHECKING:
-    from medsam2_core.imaging.slices import SliceStack
     from medsam2_core.imaging.terminology import Terminology
 
 
@@ -67,22 +63,3 @@ class AutoPrediction:
     def slice_prompts(self) -> dict[int, SlicePrompts]:
         """Return the predicted prompts by slice, each with the mask found there."""
         return {n: SlicePrompts(prompts, known=self.masks[n]) for n, prompts in self.prompts.items()}
-
-
-def predicted_prompt(
-    box: tuple[float, float, float, float] | None, found: SliceMask, n: int, stack: SliceStack
-) -> Prompt:
-    """Return the box predicted on a slice, or where there is none the tight box of its mask, in IJK.
-
-    A mask of a single row or column becomes a point in it.
-    """
-    if box is None:
-        rows, columns = (np.flatnonzero(found.mask_hw.any(axis)) for axis in (1, 0))
-        box = (columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5)
-    left, top, right, bottom = box
-    corners = stack.to_ijk([[left, top, n], [right, bottom, n]])
-    try:
-        return Box.between(corners[0], corners[1], predicted=True)
-    except PromptError:
-        middle = stack.to_ijk([[(left + right) / 2, (top + bottom) / 2, n]])[0]
-        return Point((float(middle[0]), float(middle[1]), float(middle[2])))

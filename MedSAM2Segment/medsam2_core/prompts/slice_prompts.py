@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_core.errors import PromptError
-from medsam2_core.imaging.slice_mask import check_shape, check_slice
+from medsam2_core.imaging.slice_mask import SliceMask, check_shape, check_slice
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts.types import (
     AXES,
@@ -205,3 +205,22 @@ def _cut(prompt: MaskPrompt, stack: SliceStack, array_axis: int) -> Iterable[tup
 
 def _number(voxel_ijk: tuple[int, int, int], stack: SliceStack) -> int:
     return round(float(stack.to_slice([voxel_ijk])[0, 2]))
+
+
+def predicted_prompt(
+    box: tuple[float, float, float, float] | None, found: SliceMask, n: int, stack: SliceStack
+) -> Prompt:
+    """Return the box predicted on a slice, or where there is none the tight box of its mask, in IJK.
+
+    A mask of a single row or column becomes a point in it.
+    """
+    if box is None:
+        rows, columns = (np.flatnonzero(found.mask_hw.any(axis)) for axis in (1, 0))
+        box = (columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5)
+    left, top, right, bottom = box
+    corners = stack.to_ijk([[left, top, n], [right, bottom, n]])
+    try:
+        return Box.between(corners[0], corners[1], predicted=True)
+    except PromptError:
+        middle = stack.to_ijk([[(left + right) / 2, (top + bottom) / 2, n]])[0]
+        return Point((float(middle[0]), float(middle[1]), float(middle[2])))

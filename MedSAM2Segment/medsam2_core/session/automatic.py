@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from medsam2_core.auto.predictions import AutoPrediction, predicted_prompt
+from medsam2_core.auto.predictions import AutoPrediction
 from medsam2_core.auto.slices import AutoSegmenter
 from medsam2_core.auto.volumes import AutoVolume, ClassVolume, VolumeOptions
 from medsam2_core.engine.sources import StackImages
 from medsam2_core.engine.tracker import Tracker
+from medsam2_core.prompts.slice_prompts import predicted_prompt
 
 if TYPE_CHECKING:
     from medsam2_core.auto.model import AutoModel

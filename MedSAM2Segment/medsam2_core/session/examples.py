@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsam2_core.auto.predictions import AutoPrediction, predicted_prompt
+from medsam2_core.auto.predictions import AutoPrediction
 from medsam2_core.auto.volumes import TaskQueue
 from medsam2_core.engine.encoder import SliceEncoder
 from medsam2_core.engine.memory import PromptedMemory
@@ -23,7 +23,7 @@ from medsam2_core.errors import PromptError
 from medsam2_core.imaging.intensity import Window, parse_window, to_display
 from medsam2_core.imaging.slices import SliceStack
 from medsam2_core.prompts import PixelPrompts, SlicePrompts
-from medsam2_core.prompts.slice_prompts import resolve
+from medsam2_core.prompts.slice_prompts import predicted_prompt, resolve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
