@@ -212,7 +212,8 @@ def test_a_found_object_is_restored_and_a_click_refines_it(ready, here, folder):
     arrays = {}
     known = slice_mask_to_json(record, arrays)
     slices = [{"n": 12, "prompts": [said], "final": False}]
-    slices[0] |= {part: known[part] for part in ("mask", "box", "shape_hw")}
+    parts = ("mask", "box", "shape_hw", "predicted_iou", "object_score")
+    slices[0] |= {part: known[part] for part in parts}
     answer = ready.send("restore", arrays, session="s", object="found", slices=slices, tracked=[])
     (restored,) = ready.records(answer)
     assert restored.bits == record.bits
