@@ -1,11 +1,11 @@
 """Keep what a correction is not about.
 
 A positive click says that something is missing, a negative one that something is too much where it was
-made. A small model often answers with changes elsewhere, too, and these undo what was right: on held-back
-training images, clicks after a box mended half of the error they were made on, and did as much harm at other
-places. Where there were only clicks, the whole mask may still be wrong, and an answer counts as it is unless
-most of the mask would go. Far from the prompts, a negative click in the middle of a tracked mask says that
-the object has ended: most of the largest errors of tracked scans lie on slices beyond its ends.
+made. A small model often changes other places as well, and makes them worse: on held-back training images,
+a click after a box fixed half of the error it was placed on, and introduced about as many wrong pixels
+elsewhere. Where there were only clicks, the whole mask may still be wrong, and an answer counts as it is
+unless most of the mask would go. Far from the prompts, a negative click in the middle of a tracked mask says
+that the object has ended: most of the largest errors of tracked scans lie on slices beyond its ends.
 Only for models that draw their prompts: published weights get what SAM 2 gives.
 """
 
@@ -59,26 +59,18 @@ def kept(
         return after_hw
     if positive.all():
         return before_hw | after_hw
-    from scipy import ndimage  # only here: importing it takes longer than all the rest of this package
-
     height, width = before_hw.shape
     x, y = np.clip(np.rint(clicks_xy[~positive]), 0, [width - 1, height - 1]).astype(int).T
     rows, columns = np.flatnonzero(before_hw.any(1)), np.flatnonzero(before_hw.any(0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    depth, pieces = np.zeros(before_hw.shape), np.zeros(before_hw.shape, int)
-    # Padded, so that the slice's edge counts as a border.
-    depth[box] = ndimage.distance_transform_edt(np.pad(before_hw[box], 1))[1:-1, 1:-1]
+    depth = _depth(before_hw, box)
     is_deep = depth[y, x] >= _DEEP * depth.max()
     if may_end and (is_deep & _is_middle(x, columns) & _is_middle(y, rows)).any():
         return np.zeros_like(before_hw)
     if counts:
         return after_hw
     found = before_hw | after_hw if positive.any() else before_hw.copy()
-    pieces[box], _ = ndimage.label(lost[box], np.ones((3, 3)))
-    gone = []
-    for column, row in zip(x, y, strict=True):
-        near = pieces[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
-        gone.append(np.isin(pieces, near[near > 0]))
+    gone = _pieces_at(lost, box, x, y)
     is_too_much = np.logical_or.reduce(gone).sum() > most and not (may_vanish and is_deep.any())
     for column, row, piece in zip(x, y, gone, strict=True):
         disc = _disc(before_hw.shape, column, row, max(_REACH * float(depth[row, column]), 1.0))
@@ -86,6 +78,31 @@ def kept(
             found &= ~(piece & disc)
         else:  # where the answer keeps what was clicked, that goes, too
             found &= ~(disc if after_hw[row, column] else piece)
+    return found
+
+
+def _depth(mask_hw: NDArray[np.bool_], box: tuple[slice, slice]) -> NDArray[np.float64]:
+    """Return the distance of each pixel of a mask, which lies in a box, to its border; 0 outside."""
+    from scipy import ndimage  # only here and below: importing it takes longer than the rest of this package
+
+    depth = np.zeros(mask_hw.shape)
+    # Padded, so that the slice's edge counts as a border.
+    depth[box] = ndimage.distance_transform_edt(np.pad(mask_hw[box], 1))[1:-1, 1:-1]
+    return depth
+
+
+def _pieces_at(
+    mask_hw: NDArray[np.bool_], box: tuple[slice, slice], x: NDArray[np.intp], y: NDArray[np.intp]
+) -> list[NDArray[np.bool_]]:
+    """Return for each click the connected pieces of a mask that it lies on or next to."""
+    from scipy import ndimage
+
+    pieces = np.zeros(mask_hw.shape, int)
+    pieces[box], _ = ndimage.label(mask_hw[box], np.ones((3, 3)))
+    found = []
+    for column, row in zip(x, y, strict=True):
+        near = pieces[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+        found.append(np.isin(pieces, near[near > 0]))
     return found
 
 
